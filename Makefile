@@ -1,0 +1,32 @@
+# `make demo` and `make test` do all the set-up on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TRITON_DEFAULT_FP_FUSION ?= 1
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	rm -rf dist/digits-demo && mkdir -p dist/digits-demo
+	$(BIN)/kdcompile init --example digits dist/digits-demo
+	$(BIN)/kdcompile build dist/digits-demo --target jetson -o dist/digits-jetson
+	$(BIN)/kdcompile report dist/digits-jetson
+
+test: $(VENV)/.installed
+	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=10 -n 2
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typecheck build/lib build/bdist*
+	$(BIN)/pip install -q --no-deps --target build/typecheck .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,rtx,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,135 @@
+"""Does distillation help? `skt` against `none` on the digits example, paired over seeds.
+
+Both arms of a seed start from the same student weights and see the same canvases in the same
+order for the same number of steps; the weights that validated best are judged on the test split.
+Each seed draws its own training canvases.
+
+    python benchmarks/digits.py [--seeds 8] [--first-seed 0] [--part test] [--jobs 1] [-o FILE]
+
+Seeds below 100 are the reported ones; others, with `--part val`, were for choosing the task.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
+RECIPES = ("none", "skt")
+STEPS, CANVASES = 800, 64
+# the 97.5 % quantile of Student's t by degrees of freedom
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 11: 2.201, 15: 2.131}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    seed: int
+    recipe: str
+    part: str
+    sets: tuple[str, ...]
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train one arm and judge it."""
+    import torch
+
+    from kdcompile.data.prepare import Preprocess
+    from kdcompile.data.splits import load_splits
+    from kdcompile.distill.counting import mae_rmse
+    from kdcompile.distill.evaluate import predict
+    from kdcompile.distill.train import Trainer
+    from kdcompile.models.factory import load_teacher
+    from kdcompile.models.shrunk import student_from_architecture
+    from kdcompile.search.shrink import architectures
+    from kdcompile.spec import load_spec
+    from kdcompile.targets import load
+
+    torch.set_num_threads(1)
+    canvases = next((s.partition("=")[2] for s in job.sets if s.startswith("canvases=")), CANVASES)
+    sets = [
+        f"seed={job.seed}",
+        f"distill.recipe={job.recipe}",
+        f"distill.steps={STEPS}",
+        f"data.train=train:{canvases}:{job.seed}",
+        *(s for s in job.sets if not s.startswith("canvases=")),
+    ]
+    spec = load_spec(EXAMPLE / "kdcompile.toml", sets)
+    teacher = load_teacher(spec)
+    tile = load(spec.target).channel_tile
+    shape = spec.export.profile[1]
+    ratio = spec.student.budget.width
+    assert ratio is not None, "the example fixes the width"
+    architecture = architectures(teacher, shape, tile, spec.seed, [ratio])[0]
+    student = student_from_architecture(teacher, architecture, EXAMPLE)
+    splits = load_splits(spec.data, EXAMPLE)
+    with tempfile.TemporaryDirectory() as work:
+        trainer = Trainer(spec, teacher, student, splits.train, splits.val, Path(work))
+        state = trainer.run()
+    trainer.student.load_state_dict(state.best)
+    photos = splits.test if job.part == "test" else splits.val
+    preprocess = Preprocess.of(spec.data, spec.export)
+    true = [float(p.count) for p in photos]
+    mae = mae_rmse(predict(trainer.student, photos, preprocess, trainer.device), true)[0]
+    own = mae_rmse(predict(teacher.to(trainer.device), photos, preprocess, trainer.device), true)[0]
+    return {"seed": job.seed, "recipe": job.recipe, "mae": mae, "teacher": own, "s": state.seconds}
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The paired difference skt - none with its 95 % interval (Student's t)."""
+    by = {(row["seed"], row["recipe"]): row["mae"] for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    differences = [by[seed, "skt"] - by[seed, "none"] for seed in seeds]
+    mean = statistics.mean(differences)
+    error = statistics.stdev(differences) / len(seeds) ** 0.5
+    half = T_975[len(seeds) - 1] * error
+    return {
+        "teacher": statistics.mean(row["teacher"] for row in rows),
+        **{name: statistics.mean(by[seed, name] for seed in seeds) for name in RECIPES},
+        "difference": mean,
+        "standard_error": error,
+        "interval": [mean - half, mean + half],
+        "lower_in": f"{sum(d < 0 for d in differences)} of {len(seeds)}",
+    }
+
+
+def main() -> None:
+    """Run the arms, print the table, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--part", choices=("val", "test"), default="test")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--set", dest="sets", action="append", default=[])
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    jobs = [Job(seed, name, args.part, tuple(args.sets)) for seed in seeds for name in RECIPES]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.jobs) as pool:
+        rows = pool.map(train, jobs, chunksize=1)
+    result = {
+        "rows": rows,
+        "summary": summary(rows),
+        "steps": STEPS,
+        "canvases": CANVASES,
+        "sets": args.sets,
+        "part": args.part,
+        "environment": {"machine": platform.machine(), "torch_version": version("torch")},
+    }
+    for row in rows:
+        print(f"seed {row['seed']:3d}  {row['recipe']:5s}  MAE {row['mae']:.4f}  {row['s']:.0f} s")
+    print(json.dumps(result["summary"], indent=1))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""From an ONNX file and images to its calibration table."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from kdcompile.calib.collect import collect, tensors_to_observe
+from kdcompile.calib.observers import CALIBRATORS
+from kdcompile.calib.table import CalibrationTable, tensor_range
+
+
+def calibrate(
+    model: ModelProto,
+    onnx_sha256: str,
+    images: Iterable[NDArray[np.float32]],
+    identities: Sequence[tuple[str, str]],
+    calibrator: str,
+) -> CalibrationTable:
+    """Ranges for the data inputs of every quantised layer.
+
+    Args:
+        model: the float32 network.
+        onnx_sha256: hash of its file.
+        images: float32 [1, C, H, W] each, read once and one at a time.
+        identities: name and SHA-256 of each image.
+        calibrator: a name in `observers.CALIBRATORS`.
+
+    Raises:
+        KDError: `calib-empty`, `calib-nonfinite` or `calib-nothing`.
+    """
+    choose = CALIBRATORS[calibrator]
+    tensors = {}
+    for name, histogram in collect(model, images, tensors_to_observe(model)).items():
+        amax = choose(histogram)
+        clipped = histogram.clipped(amax)
+        tensors[name] = tensor_range(amax, clipped, histogram.minimum, histogram.maximum)
+    return CalibrationTable(calibrator, onnx_sha256, tuple(identities), tensors)

@@ -1,0 +1,117 @@
+"""Calibrators: from the histogram of a tensor to the magnitude that int8 shall reach.
+
+Each takes a `Histogram` and returns `amax`; values beyond it are clipped, and the scale is
+`amax / 127`. Adding one is a function here and its line in `CALIBRATORS`.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.calib.histogram import Histogram
+
+LEVELS = 128  # magnitudes of symmetric int8: 0 to 127
+PERCENTILE = 99.99
+STRIDE = 8  # bins between the ranges that a search tries
+Floats = NDArray[np.float64]
+
+
+def minmax(histogram: Histogram) -> float:
+    """The largest magnitude: nothing is clipped."""
+    return histogram.amax
+
+
+def percentile(histogram: Histogram) -> float:
+    """The smallest range that clips at most 0.01 % of the values."""
+    if not histogram.span:
+        return histogram.amax
+    inside = np.cumsum(histogram.counts)
+    edge = int(np.searchsorted(inside, PERCENTILE / 100 * histogram.total)) + 1
+    return _edge(histogram, edge)
+
+
+def mse(histogram: Histogram) -> float:
+    """The range with the least squared error, rounding and clipping together.
+
+    Every bin counts as its centre; exact zeros and the like in the first bin have no part, since
+    they cost nothing at any range.
+    """
+    counts = _used(histogram)
+    if len(counts) <= LEVELS:
+        return histogram.amax
+    centres: Floats = (np.arange(len(counts), dtype=np.float64) + 0.5) * histogram.width
+    edges = _candidates(len(counts))
+    errors = [_squared_error(counts, centres, edge * histogram.width) for edge in edges]
+    return _edge(histogram, edges[int(np.argmin(errors))])
+
+
+def entropy(histogram: Histogram) -> float:
+    """The range whose 128 levels lose least information (Kullback-Leibler divergence).
+
+    Reference P: the histogram up to the range, what is beyond it added to its last bin. Candidate
+    Q: the same without what is beyond, its bins merged into 128 levels and spread again over the
+    bins that are in use. The first bin is left out: the zeros of a ReLU would outweigh all else,
+    and int8 represents them exactly.
+    """
+    counts = _used(histogram)
+    if len(counts) <= LEVELS:
+        return histogram.amax
+    edges = _candidates(len(counts))
+    losses = [divergence(counts, edge) for edge in edges]
+    return _edge(histogram, edges[int(np.argmin(losses))])
+
+
+CALIBRATORS: Mapping[str, Callable[[Histogram], float]] = {
+    "entropy": entropy,
+    "percentile": percentile,
+    "mse": mse,
+    "minmax": minmax,
+}
+
+
+def divergence(counts: Floats, edge: int) -> float:
+    """KL(P || Q) for the first `edge` bins in 128 levels; infinite where Q lacks what P has."""
+    inside = counts[:edge]
+    kept = float(inside.sum())
+    total = float(counts.sum())
+    if kept == 0.0:
+        return float("inf")
+    reference = inside.copy()
+    reference[-1] += total - kept
+    starts = (np.arange(LEVELS) * edge) // LEVELS
+    used = (inside > 0).astype(np.float64)
+    mass = np.add.reduceat(inside, starts)
+    share = mass / np.maximum(np.add.reduceat(used, starts), 1)
+    spread = np.repeat(share, np.diff(np.append(starts, edge))) * used
+    some = reference > 0
+    if not spread[some].all():
+        return float("inf")
+    p, q = reference[some] / total, spread[some] / kept
+    return float(np.sum(p * np.log(p / q)))
+
+
+def _used(histogram: Histogram) -> Floats:
+    """Counts up to the last bin in use, the first bin left out of them."""
+    if not histogram.span:
+        return np.zeros(0)
+    last = int(np.flatnonzero(histogram.counts)[-1]) + 1
+    counts = histogram.counts[:last].astype(np.float64)
+    counts[0] = 0.0
+    return counts
+
+
+def _candidates(bins: int) -> list[int]:
+    """Ranges to try, as numbers of bins; all of them is always one."""
+    return [*range(LEVELS, bins, STRIDE), bins]
+
+
+def _squared_error(counts: Floats, centres: Floats, amax: float) -> float:
+    scale = amax / (LEVELS - 1)
+    rounded = np.minimum(np.rint(centres / scale), LEVELS - 1) * scale
+    return float(counts @ np.square(centres - rounded))
+
+
+def _edge(histogram: Histogram, bins: int) -> float:
+    """The magnitude at a bin's upper edge, never over what was seen."""
+    return min(bins * histogram.width, histogram.amax)

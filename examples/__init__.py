@@ -1,0 +1,1 @@
+"""The examples that ship in the wheel: `kdcompile init --example NAME`."""

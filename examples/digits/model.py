@@ -1,0 +1,43 @@
+"""The example's teacher: a small density network at stride 4.
+
+Input [N, 1, H, W], grey in 0..1 normalised to mean 0 and deviation 1. Output [N, 1, H/4, W/4]:
+digits per 4x4-pixel cell; the sum over a map is the count.
+"""
+
+from torch import Tensor, nn
+
+
+class DigitCounter(nn.Module):
+    """Two pooled stages, one dilated stage, a 1x1 output."""
+
+    def __init__(self) -> None:
+        """Untrained weights."""
+        super().__init__()
+        self.features = nn.Sequential(
+            *_pair(1, 32),
+            nn.MaxPool2d(2),
+            *_pair(32, 64),
+            nn.MaxPool2d(2),
+            *_pair(64, 96, dilation=2),
+        )
+        self.output = nn.Conv2d(96, 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Digits per cell."""
+        density: Tensor = self.output(self.features(image))
+        return density
+
+
+def _pair(inputs: int, width: int, dilation: int = 1) -> list[nn.Module]:
+    shape = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
+    return [
+        nn.Conv2d(inputs, width, **shape),
+        nn.ReLU(),
+        nn.Conv2d(width, width, **shape),
+        nn.ReLU(),
+    ]
+
+
+def build() -> nn.Module:
+    """The untrained teacher; `teacher.safetensors` holds its weights."""
+    return DigitCounter()

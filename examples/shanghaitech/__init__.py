@@ -1,0 +1,1 @@
+"""Crowd counting on ShanghaiTech A."""

@@ -1,0 +1,126 @@
+"""The build kit: what a board needs to build its own engine and prove it."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile import __version__
+from kdcompile.artifact import write_json, write_text
+from kdcompile.backends.tensorrt_rtx_ import Profile
+from kdcompile.errors import KDError
+from kdcompile.targets import Target
+
+HERE = Path(__file__).parent
+TEMPLATES = HERE / "kit"
+INPUT, OUTPUT = "image", "density"
+MAX_REFERENCES = 4
+Reference = tuple[
+    Sequence[NDArray[np.float32]], Mapping[str, Sequence[NDArray[np.float32]]]
+]  # inputs, and outputs by precision
+
+
+def write_kit(
+    folder: Path,
+    target: Target,
+    onnx_by_precision: Mapping[str, Path],
+    calibration: Path,
+    preprocess: Path,
+    gates: Mapping[str, Any],
+    reference: Reference,
+    *,
+    profile: Profile,
+    predicted: str,
+) -> dict[str, Any]:
+    """Write `folder/kit/`; `kit.json` lists every other file with its SHA-256.
+
+    Args:
+        folder: where `kit/` is made.
+        target: the board.
+        onnx_by_precision: the student's files; fp32 must be among them.
+        calibration: the table of int8 ranges.
+        preprocess: how images become inputs.
+        gates: the `gates` section of the spec as JSON values.
+        reference: 1 to 4 inputs, and for each precision the outputs of ONNX Runtime for them.
+        profile: smallest, typical and largest input shape.
+        predicted: the precision that was chosen without the board.
+
+    Returns:
+        What `kit.json` says.
+
+    Raises:
+        KDError: `kit-reference`, the reference does not hold what the board compares with.
+    """
+    _check(onnx_by_precision, reference)
+    kit = folder / "kit"
+    kit.mkdir(parents=True)
+    for precision, path in onnx_by_precision.items():
+        shutil.copyfile(path, kit / f"student_{precision}.onnx")
+    shutil.copyfile(calibration, kit / "calibration.json")
+    shutil.copyfile(preprocess, kit / "preprocess.json")
+    write_json(kit / "gates.json", dict(gates))
+    inputs, outputs = reference
+    arrays = {f"input_{i}": image for i, image in enumerate(inputs)}
+    for precision, found in outputs.items():
+        arrays |= {f"output_{precision}_{i}": density for i, density in enumerate(found)}
+    np.savez_compressed(kit / "reference.npz", allow_pickle=False, **arrays)
+    shutil.copyfile(HERE / "worker.py", kit / "worker.py")
+    shutil.copyfile(TEMPLATES / "build_engine.py", kit / "build_engine.py")
+    about = _about(target, list(onnx_by_precision), profile, predicted)
+    write_text(kit / "README.md", _readme(target, about))
+    files = {path.name: _sha256(path) for path in sorted(kit.iterdir())}
+    meta = {**about, "files": files}
+    write_json(kit / "kit.json", meta)
+    return meta
+
+
+def _check(onnx_by_precision: Mapping[str, Path], reference: Reference) -> None:
+    inputs, outputs = reference
+    whole = all(len(found) == len(inputs) for found in outputs.values())
+    if not {"fp32"} <= set(onnx_by_precision) & set(outputs) or not whole:
+        raise KDError(
+            "kit-reference",
+            f"the kit needs fp32 and as many outputs as inputs; it has {sorted(onnx_by_precision)}"
+            f" and outputs { ({p: len(o) for p, o in outputs.items()}) } for {len(inputs)} inputs",
+            where="the build kit",
+            fix="report it: the compile stage makes both",
+        )
+    if not 1 <= len(inputs) <= MAX_REFERENCES:
+        raise ValueError(f"a kit takes 1 to {MAX_REFERENCES} reference inputs, got {len(inputs)}")
+
+
+def _about(
+    target: Target, precisions: Sequence[str], profile: Profile, predicted: str
+) -> dict[str, Any]:
+    board = ("name", "title", "compute_capability", "jetpack", "tensorrt", "power_mode", "python")
+    return {
+        "kdcompile_version": __version__,
+        "target": {name: getattr(target, name) for name in board},
+        "precisions": list(precisions),
+        "profile": [list(shape) for shape in profile],
+        "predicted": predicted,
+        "input": INPUT,
+        "output": OUTPUT,
+    }
+
+
+def _readme(target: Target, about: Mapping[str, Any]) -> str:
+    text = (TEMPLATES / "README.md").read_text(encoding="utf-8")
+    return Template(text).substitute(
+        title=target.title,
+        jetpack=target.jetpack,
+        tensorrt=target.tensorrt,
+        power_mode=target.power_mode,
+        precisions=", ".join(about["precisions"]),
+        predicted=about["predicted"],
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

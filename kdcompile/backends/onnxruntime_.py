@@ -1,0 +1,94 @@
+"""ONNX Runtime: the embedded default and the reference for parity."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.errors import KDError
+from kdcompile.lazy import need
+
+QUIET = 3  # errors only: a warning about a fallback is checked for instead
+
+
+@dataclass(frozen=True)
+class OrtRunner:
+    """A loaded ONNX network with one input; the runner knows what really executes it."""
+
+    session: Any
+    version: str
+    provider: str
+    name: str = "onnxruntime"
+
+    def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Float32 [N, C, H, W] to the network's first output.
+
+        Raises:
+            KDError: `input-refused`, the network does not take this shape or type.
+        """
+        spec = self.session.get_inputs()[0]
+        agrees = len(spec.shape) == image.ndim and all(
+            not isinstance(want, int) or want == have
+            for want, have in zip(spec.shape, image.shape, strict=True)
+        )
+        if image.dtype != np.float32 or not agrees:
+            raise KDError(
+                "input-refused",
+                f"{spec.name} takes float32 {spec.shape}, got {image.dtype} {list(image.shape)}",
+                where="the network's input",
+                fix="prepare images with the preprocessing that the network was exported with",
+            )
+        output: NDArray[np.float32] = self.session.run(None, {spec.name: image})[0]
+        return output
+
+
+def open_session(
+    path: Path,
+    threads: int | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> OrtRunner:
+    """Load an ONNX file.
+
+    Args:
+        path: the file.
+        threads: of one operator; None leaves the choice to the library.
+        providers: execution providers, the wanted one first; the first must be the one that runs.
+
+    Raises:
+        KDError: `onnx-missing`, `onnx-refused`, or `provider-fallback` where the first provider
+            is absent or declined.
+        ToolMissing: onnxruntime is not installed.
+    """
+    ort = need("onnxruntime", "cpu", "running ONNX")
+    if not path.is_file():
+        raise KDError("onnx-missing", f"{path.name} does not exist", str(path), "build it again")
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if providers[0] not in ort.get_available_providers():
+        raise _fallback(providers[0], f"this onnxruntime has {ort.get_available_providers()}", path)
+    try:
+        session = ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # its exceptions have no base of their own
+        raise KDError(
+            "onnx-refused",
+            f"ONNX Runtime {ort.__version__} does not load {path.name}: {error}",
+            where=str(path),
+            fix="export it again: kdcompile export",
+        ) from error
+    if session.get_providers()[0] != providers[0]:
+        raise _fallback(providers[0], f"the session runs on {session.get_providers()[0]}", path)
+    return OrtRunner(session, str(ort.__version__), providers[0])
+
+
+def _fallback(wanted: str, found: str, path: Path) -> KDError:
+    return KDError(
+        "provider-fallback",
+        f"{wanted} was asked for, but {found}",
+        where=str(path),
+        fix="install the onnxruntime that has the provider (kdcompile doctor), or ask for another",
+    )

@@ -1,0 +1,159 @@
+"""What the renderers of a report have in common: words for verdicts, numbers and tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdcompile.errors import EXIT_GATE, EXIT_OK
+from kdcompile.report import GateResult, Measurement, Report
+
+UNKNOWN = "not measured"
+MARKS: Mapping[str, str] = {
+    "passed": "✓",
+    "failed": "✗",
+    "inconclusive": "?",
+    "skipped": "-",
+    "pending": "…",
+}
+EVIDENCE: Mapping[str, str] = {
+    "device": "measured on the target itself",
+    "host": "measured on the machine of the build, teacher and student in one run",
+    "predicted": "from the target's latency model",
+}
+LONGEST_LIST = 8
+
+
+def tone(report: Report) -> str:
+    """`good`, `bad` or `unsure`, for colour; the words say the same."""
+    return {EXIT_OK: "good", EXIT_GATE: "bad"}.get(report.exit_code, "unsure")
+
+
+def meaning(report: Report) -> str:
+    """What the verdict allows the reader to do, in a sentence or two."""
+    pending = sum(gate.verdict == "pending" for gate in report.gates)
+    if report.exit_code == EXIT_GATE:
+        return "A required gate failed. This student is not proven fit to ship."
+    if report.exit_code != EXIT_OK:
+        waits = "Gates wait for the board. " if pending else ""
+        return (
+            f"{waits}The measurements do not decide every required gate: too few samples, too "
+            "much noise, or a gate that could not run. This is not a pass."
+        )
+    if pending:
+        return (
+            "Every required gate that can be decided on the machine of the build passed. The "
+            "pending gates are decided only on the board, by the build kit in kit/."
+        )
+    return "Every required gate passed, at the evidence that it accepts."
+
+
+def optional(gate: GateResult) -> str:
+    """The mark of a gate that does not decide the verdict."""
+    return "" if gate.required else " (optional)"
+
+
+def number(value: Any) -> str:
+    """A value for a person: four significant digits, thousands apart, yes or no, or its text."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+    return str(value)
+
+
+def amount(measurement: Measurement) -> str:
+    """The value, its unit, and its interval where it has one."""
+    unit = "" if measurement.unit == "1" else f" {measurement.unit}"
+    text = number(measurement.value) + unit
+    if measurement.low is None or measurement.high is None:
+        return text
+    what = "band" if measurement.evidence == "predicted" else "95 %"
+    return f"{text} ({what}: {number(measurement.low)} to {number(measurement.high)})"
+
+
+def backend(measurement: Measurement) -> str:
+    """The backend with its version."""
+    return f"{measurement.backend} {measurement.backend_version}".strip()
+
+
+def label(key: str) -> str:
+    """A JSON key as words."""
+    return key.replace("_", " ")
+
+
+def flat(value: Mapping[str, Any] | None, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as (name, text) rows; a long list is cut and says so."""
+    rows: list[tuple[str, str]] = []
+    for key, item in (value or {}).items():
+        name = f"{prefix}{label(str(key))}"
+        if isinstance(item, Mapping):
+            rows += flat(item, f"{name}: ")
+        elif isinstance(item, list | tuple):
+            rows.append((name, _listed(item)))
+        else:
+            rows.append((name, number(item)))
+    return rows
+
+
+def _listed(items: Sequence[Any]) -> str:
+    if not items:
+        return "none"
+    if any(isinstance(item, Mapping) for item in items):
+        texts = [", ".join(f"{k} {v}" for k, v in flat(item)) for item in items[:LONGEST_LIST]]
+    else:
+        texts = [number(item) for item in items[:LONGEST_LIST]]
+    more = len(items) - LONGEST_LIST
+    separator = "; " if isinstance(items[0], Mapping) else ", "
+    return separator.join(texts) + (f" and {more} more" if more > 0 else "")
+
+
+def density_rows(report: Report) -> list[tuple[str, int, float | None, float | None]]:
+    """Accuracy by crowd density: (range of true counts, images, teacher's MAE, student's MAE)."""
+    rows = []
+    for row in report.details.get("by_density") or []:
+        span = row.get("range")
+        if not isinstance(span, str):
+            low, high = span or (row["low"], row["high"])
+            span = f"{low:g} to {high:g}"
+        rows.append((span, row["n"], row.get("teacher_mae"), row.get("student_mae")))
+    return rows
+
+
+def candidates(report: Report) -> list[dict[str, str]]:
+    """The precisions that were weighed, as texts; `chosen` marks the one that ships."""
+    choice = report.details.get("choice") or {}
+    return [
+        {
+            "precision": row["precision"],
+            "latency": number(row.get("latency_ms")),
+            "evidence": row.get("evidence") or "",
+            "metric": number(row.get("val_metric")),
+            "passed": number(row["passed"]) if row.get("passed") is not None else "not judged",
+            "why": row.get("why") or "",
+            "chosen": "yes" if row["precision"] == choice.get("precision") else "",
+        }
+        for row in choice.get("candidates") or []
+    ]
+
+
+def predictions(report: Report) -> list[Mapping[str, Any]]:
+    """The test images for which both networks gave a count."""
+    rows = report.details.get("predictions") or []
+    return [
+        row for row in rows if row.get("teacher") is not None and row.get("student") is not None
+    ]
+
+
+def scope(report: Report) -> str:
+    """On how many test images the verdict rests."""
+    count = len(report.details.get("predictions") or [])
+    total, limit = report.details.get("test_photos"), report.details.get("max_test")
+    if not count:
+        return f"Accuracy: {UNKNOWN}."
+    if limit is None or total == count:
+        return f"Judged on all {count} test images."
+    whole = "" if total is None else f" of {total}"
+    return f"Judged on {count}{whole} test images only (data.max_test = {limit})."

@@ -1,0 +1,88 @@
+"""Counting with a bundle in photos that nobody has annotated."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.bundle.manifest import Bundle
+from kdcompile.bundle.overlay import overlay_png
+from kdcompile.errors import KDError
+
+
+def covered(preprocess: Mapping[str, Any], height: int, width: int) -> tuple[float, float]:
+    """The part of the plane, in the photo's pixels, that the network saw: photo and padding.
+
+    Args:
+        preprocess: `min_hw` and `max_hw` of `preprocess.json`.
+        height: of the photo.
+        width: of the photo.
+    """
+    (low_h, low_w), (high_h, high_w) = preprocess["min_hw"], preprocess["max_hw"]
+    scale = min(1.0, high_h / height, high_w / width)
+    seen_h, seen_w = max(1, int(height * scale)), max(1, int(width * scale))
+    return max(low_h, seen_h) * height / seen_h, max(low_w, seen_w) * width / seen_w
+
+
+def run_bundle(
+    bundle: Bundle,
+    photos: Sequence[Path],
+    pixels: Iterable[NDArray[np.uint8]],
+    preprocess: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    runner: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    out: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Count in each photo and draw what was counted.
+
+    Args:
+        bundle: gives the precision and the geometry of the preprocessing.
+        photos: image files, for the names.
+        pixels: what is in them, uint8 [H, W, C] each; a generator need hold only one.
+        preprocess: uint8 [H, W, C] to float32 [1, C, h, w].
+        runner: float32 [1, C, h, w] to the density, float32 [1, 1, h', w'].
+        out: the folder for the overlays; none are drawn if absent.
+
+    Returns:
+        For each photo {"photo", "count", "overlay"}; `overlay` is a path or None.
+
+    Raises:
+        KDError: `output-unwritable`.
+    """
+    results: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for photo, image in zip(photos, pixels, strict=True):
+        density = runner(preprocess(image))
+        count = float(density.sum(dtype=np.float64))
+        path = None
+        if out is not None:
+            extent = covered(bundle.preprocess, *image.shape[:2])
+            title = f"{photo.name}: {count:.1f} ({bundle.manifest['precision']})"
+            drawn = overlay_png(image, density[0, 0], title, extent)
+            path = _write(out, _free_name(photo.stem, taken), drawn)
+        results.append({"photo": str(photo), "count": count, "overlay": path and str(path)})
+    return results
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """A name that no other photo of this run has."""
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}-{number}", number + 1
+    taken.add(name)
+    return f"{name}_density.png"
+
+
+def _write(folder: Path, name: str, content: bytes) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    except OSError as error:
+        raise KDError(
+            "output-unwritable",
+            f"the overlay cannot be written: {error.strerror}",
+            where=str(folder / name),
+            fix="name a writable folder with -o",
+        ) from error
+    return folder / name

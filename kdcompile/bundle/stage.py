@@ -1,0 +1,145 @@
+"""The bundle stage: everything that ships, in one folder, and its copy into `dist/`."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcompile.artifact import Artifact, Step, Store, write_text
+from kdcompile.bundle import manifest
+from kdcompile.errors import KDError
+from kdcompile.report import Report
+
+if TYPE_CHECKING:
+    from kdcompile.targets import Target
+
+COPIED = (
+    ("compile", "model.onnx"),
+    ("export", "preprocess.json"),
+    ("calibrate", "calibration.json"),
+    ("verify", "report.json"),
+    ("distill", "metrics.jsonl"),
+)
+KIT = "kit/"
+
+
+def run(step: Step, store: Store, target: "Target") -> Artifact:
+    """Gather the bundle from the stages before it; `manifest.json` is written last.
+
+    Reads the `task` section of the spec. The report names the build and the target.
+    """
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        inputs = step.inputs
+        for stage, name in COPIED:
+            shutil.copyfile(inputs[stage].file(name), folder / name)
+        for name in inputs["compile"].files:
+            if name.startswith(KIT):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(inputs["compile"].file(name), folder / name)
+        report = Report.from_json(inputs["verify"].json("report.json"))
+        _write_reports(folder, report, inputs["verify"].path)
+        sample = files("kdcompile.bundle").joinpath("templates/infer.py")
+        write_text(folder / "infer.py", sample.read_text(encoding="utf-8"))
+        choice = inputs["compile"].json("choice.json")
+        manifest.write_manifest(folder, report, step.spec.task.kind, choice)
+        return {
+            "name": report.name,
+            "target": report.target,
+            "verdict": report.verdict,
+            "exit_code": report.exit_code,
+        }
+
+    return store.make(step.stage, step.key, build)
+
+
+def _write_reports(folder: Path, report: Report, examples: Path) -> None:
+    from kdcompile.bundle import render  # matplotlib: a build that is a cache hit needs none
+
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = [json.loads(line) for line in lines if line.strip()]
+    write_text(folder / "report.md", render.markdown(report))
+    write_text(folder / "report.html", render.html(report, examples, metrics))
+
+
+def install(artifact: Artifact, destination: Path) -> Path:
+    """Copy a bundle from the store to where the user wants it, whole or not at all.
+
+    A bundle that is there already and intact is left alone; an older one is replaced.
+
+    Args:
+        artifact: what `run` made.
+        destination: `dist/NAME-TARGET`, or the folder of `-o`.
+
+    Returns:
+        The destination, with links resolved.
+
+    Raises:
+        KDError: `output-not-bundle`, the folder holds something that no build put there;
+            `output-unwritable`.
+    """
+    destination = destination.resolve()
+    if _is_same(artifact, destination):
+        return destination
+    _refuse_foreign(destination)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{destination.name}.", dir=destination.parent
+        ) as temporary:
+            fresh = Path(temporary, "new")
+            for name in artifact.files:
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(artifact.file(name), fresh / name)
+            if destination.is_dir():
+                destination.rename(Path(temporary, "old"))
+            fresh.rename(destination)
+    except OSError as error:
+        raise KDError(
+            "output-unwritable",
+            f"the bundle cannot be written: {error.strerror}",
+            where=str(destination),
+            fix="free the disk or the folder's permissions, or name another place with -o",
+        ) from error
+    return destination
+
+
+def _is_same(artifact: Artifact, destination: Path) -> bool:
+    there = destination / manifest.NAME
+    return (
+        there.is_file()
+        and there.read_bytes() == artifact.file(manifest.NAME).read_bytes()
+        and manifest.is_intact(destination)
+    )
+
+
+def _refuse_foreign(destination: Path) -> None:
+    """Raise unless the destination is absent, empty, or holds nothing but an older bundle."""
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise _foreign(destination, "is a file")
+    present = {p.relative_to(destination).as_posix() for p in destination.rglob("*")}
+    if not present:
+        return
+    try:
+        known = {*manifest.read_manifest(destination)["files"], manifest.NAME}
+    except KDError as error:
+        raise _foreign(destination, f"is not empty and not a bundle ({error.message})") from error
+    for name in sorted(present):
+        path = destination / name
+        ours = name in known or manifest.IGNORED_FOLDER in path.parts
+        if not ours and (path.is_symlink() or not path.is_dir()):
+            raise _foreign(destination, f"holds {name}, which no build put there")
+
+
+def _foreign(destination: Path, what: str) -> KDError:
+    return KDError(
+        "output-not-bundle",
+        f"{destination.name} {what}; it will not be replaced",
+        where=str(destination),
+        fix="move it away, or name another folder with -o",
+    )

@@ -1,0 +1,31 @@
+"""A report for the terminal."""
+
+from kdcompile.bundle import facts
+from kdcompile.report import Report
+
+
+def text_summary(report: Report) -> str:
+    """The verdict and the gates for a terminal, without colour."""
+    lines = [
+        f"{report.name} for {report.target}: {report.verdict}",
+        facts.meaning(report),
+        facts.scope(report),
+        "",
+    ]
+    rows = [
+        (
+            f"{facts.MARKS[g.verdict]} {g.verdict}",
+            g.name + facts.optional(g),
+            g.evidence,
+            g.observed,
+            g.threshold,
+        )
+        for g in report.gates
+    ]
+    heads = ("  verdict", "gate", "evidence", "observed", "threshold")
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    for row in (heads, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    reasons = [f"  {g.name}: {g.reason}" for g in report.gates if g.reason]
+    return "\n".join([*lines, *(["", "reasons:", *reasons] if reasons else [])]) + "\n"

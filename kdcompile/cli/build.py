@@ -1,0 +1,134 @@
+"""`plan`, `build`, and each stage as its own command on the same store."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kdcompile.cli.options import as_json, echo_json, spec_options
+from kdcompile.errors import KDError
+
+if TYPE_CHECKING:
+    from kdcompile.artifact import Artifact
+    from kdcompile.pipeline.plan import Plan
+
+# the file of a stage's artifact that `-o FILE` asks for; the others go into a folder
+MAIN_FILE = {
+    "search": "architecture.json",
+    "distill": "student.safetensors",
+    "export": "student.onnx",
+    "calibrate": "student_int8.onnx",
+    "compile": "model.onnx",
+}
+
+
+def planned(spec: str | None, target: str | None, sets: tuple[str, ...]) -> "Plan":
+    """The plan of a spec named on the command line."""
+    from kdcompile.pipeline.plan import make_plan
+    from kdcompile.spec import find_spec, load_spec
+
+    return make_plan(load_spec(find_spec(spec), sets, target))
+
+
+@click.command()
+@spec_options
+@as_json
+def plan(spec: str | None, target: str | None, sets: tuple[str, ...], as_json: bool) -> None:
+    """Print the steps, cache hits and cost estimates of a build."""
+    from kdcompile.pipeline.show import describe, lines
+
+    found = describe(planned(spec, target, sets))
+    if as_json:
+        echo_json(found)
+    else:
+        click.echo("\n".join(lines(found)))
+
+
+@click.command()
+@spec_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder.")
+@click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
+@as_json
+def build(
+    spec: str | None,
+    target: str | None,
+    sets: tuple[str, ...],
+    output: Path | None,
+    require: str | None,
+    as_json: bool,
+) -> None:
+    """Run every stage and write the bundle to dist/NAME-TARGET/."""
+    from kdcompile.bundle.stage import install
+    from kdcompile.bundle.text import text_summary
+    from kdcompile.report import Report, overall
+
+    work = planned(spec, target, sets)
+    destination = output or Path("dist") / f"{work.spec.name}-{work.spec.target.replace('@', '-')}"
+    artifact = work.make("bundle")
+    install(artifact, destination)
+    report = Report.from_json(artifact.json("report.json"))
+    verdict, code = overall(report.gates, require_device=require == "device")
+    if as_json:
+        echo_json({"bundle": str(destination), **report.to_json(), "exit_code": code})
+    else:
+        click.echo(text_summary(report))
+        click.echo(f"bundle: {destination}")
+        click.echo(verdict)
+    sys.exit(code)
+
+
+def make_stage_command(name: str, text: str) -> click.Command:
+    """The command that runs one stage and whatever it needs."""
+
+    @click.command(name=name, help=f"{text[0].upper()}{text[1:]}.")
+    @spec_options
+    @click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        help="Copy the stage's files to this folder, or its main file to this file.",
+    )
+    @as_json
+    def command(
+        spec: str | None,
+        target: str | None,
+        sets: tuple[str, ...],
+        output: Path | None,
+        as_json: bool,
+    ) -> None:
+        artifact = planned(spec, target, sets).make(name)
+        written = str(artifact.path) if output is None else copy_out(artifact, output)
+        if as_json:
+            echo_json({"stage": name, "path": written, **artifact.meta})
+        else:
+            for key, value in artifact.meta.items():
+                click.echo(f"{key}: {value}")
+            click.echo(f"{name}: {written}")
+
+    return command
+
+
+def copy_out(artifact: "Artifact", output: Path) -> str:
+    """Copy the main file to a name with a suffix, or all files into a folder.
+
+    Raises:
+        KDError: `output-exists`, when the folder holds something else.
+    """
+    main = MAIN_FILE.get(artifact.stage)
+    if main is not None and output.suffix == Path(main).suffix:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = output.with_name(f".{output.name}.tmp")
+        shutil.copyfile(artifact.file(main), temporary)
+        temporary.replace(output)
+        return str(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise KDError(
+            "output-exists",
+            f"{output} is not an empty folder",
+            where=str(output.absolute()),
+            fix=f"name a new folder, or a {Path(main or 'x.json').suffix} file",
+        )
+    shutil.copytree(artifact.path, output, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    return str(output)

@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+
+
+def spec_options(command: F) -> F:
+    """SPEC, --target and --set."""
+    command = click.option(
+        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a field of the spec."
+    )(command)
+    command = click.option("--target", help="Device name; see `kdcompile targets`.")(command)
+    return click.argument("spec", required=False, metavar="[DIR_OR_SPEC]")(command)
+
+
+def echo_json(value: Any) -> None:
+    """Indented JSON on standard output."""
+    click.echo(json.dumps(value, indent=1, sort_keys=True, default=str))

@@ -1,0 +1,205 @@
+"""Commands around a build: examples, targets, recipes, reports, running a bundle, upkeep."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from kdcompile.cli.options import as_json, echo_json
+
+
+@click.command()
+@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.option("--example", help="Copy an example: digits or shanghaitech.")
+@as_json
+def init(folder: Path, example: str | None, as_json: bool) -> None:
+    """Write a commented kdcompile.toml, or copy an example, into FOLDER."""
+    from kdcompile.init import init_example, init_template
+
+    written = init_example(example, folder) if example else init_template(folder)
+    if as_json:
+        echo_json({"written": [str(path) for path in written]})
+    else:
+        click.echo("\n".join(f"wrote {path}" for path in written))
+
+
+@click.group(invoke_without_command=True)
+@as_json
+@click.pass_context
+def targets(context: click.Context, as_json: bool) -> None:
+    """List the devices that kdcompile knows."""
+    if context.invoked_subcommand is not None:
+        return
+    from kdcompile.targets import aliases, load, names
+
+    known = {name: load(name) for name in names()}
+    if as_json:
+        echo_json({"targets": {n: t.title for n, t in known.items()}, "aliases": aliases()})
+        return
+    alias_of = {module: alias for alias, module in aliases().items()}
+    for name, target in known.items():
+        note = f"  (alias {alias_of[name]})" if name in alias_of else ""
+        click.echo(f"{name:<22} {target.title}{note}")
+
+
+@targets.command()
+@click.argument("name")
+@as_json
+def show(name: str, as_json: bool) -> None:
+    """Print every value of a target with its source."""
+    from kdcompile.targets import load
+
+    target = load(name)
+    values = target.to_json()
+    if as_json:
+        echo_json(values)
+        return
+    sources = values.pop("sources")
+    peaks = values.pop("peak_tflops")
+    values |= {f"peak_tflops.{precision}": peak for precision, peak in peaks.items()}
+    fixtures = values.pop("fixtures")
+    for key, value in values.items():
+        source = f"   [{sources[key]}]" if key in sources else ""
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        click.echo(f"{key:<20} {text}{source}")
+    for fixture in fixtures:
+        click.echo(
+            f"fixture              {fixture['model']} {fixture['precision']} "
+            f"{fixture['p50_ms']} ms   [{fixture['source']}]"
+        )
+
+
+@click.group(invoke_without_command=True)
+@as_json
+@click.pass_context
+def recipes(context: click.Context, as_json: bool) -> None:
+    """List the distillation recipes."""
+    if context.invoked_subcommand is not None:
+        return
+    from kdcompile.distill.recipe import recipes as known
+
+    if as_json:
+        echo_json({name: recipe.about.summary for name, recipe in known().items()})
+        return
+    for name, recipe in known().items():
+        click.echo(f"{name:<8} {recipe.about.summary}")
+
+
+@recipes.command("show")
+@click.argument("name")
+@as_json
+def show_recipe(name: str, as_json: bool) -> None:
+    """Print what a recipe computes, needs and costs."""
+    from dataclasses import asdict
+
+    from kdcompile.distill.recipe import find_recipe
+
+    recipe = find_recipe(name)
+    facts = {**asdict(recipe.about), "weights": dict(recipe.default_weights)}
+    facts["needs"] = [
+        need
+        for need, used in (("teacher", recipe.needs_teacher), ("taps", recipe.needs_taps))
+        if used
+    ]
+    if as_json:
+        echo_json(facts)
+        return
+    for key, value in facts.items():
+        click.echo(f"{key:<9} {value}")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    default="overlays",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the overlays.",
+)
+@as_json
+def run(bundle: Path, photos: tuple[Path, ...], output: Path, as_json: bool) -> None:
+    """Count what is in PHOTOS with a BUNDLE's network, and draw the densities."""
+    from kdcompile.backends.onnxruntime_ import open_session
+    from kdcompile.bundle.manifest import read_bundle
+    from kdcompile.bundle.run import run_bundle
+    from kdcompile.data.photo import read_pixels
+    from kdcompile.data.prepare import Preprocess
+
+    found = read_bundle(bundle)
+    preprocess = Preprocess.from_json(found.preprocess)
+    pixels = (read_pixels(photo, preprocess.channels) for photo in photos)
+    rows = run_bundle(found, photos, pixels, preprocess, open_session(found.model), output)
+    if as_json:
+        echo_json(rows)
+        return
+    for row in rows:
+        click.echo(f"{row['count']:10.1f}  {row['photo']}  {row['overlay']}")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@as_json
+def report(bundle: Path, as_json: bool) -> None:
+    """Print the report of a BUNDLE; report.html lies in it."""
+    from kdcompile.bundle.manifest import read_bundle
+    from kdcompile.bundle.text import text_summary
+    from kdcompile.report import Report
+
+    found = read_bundle(bundle)
+    data = json.loads((found.folder / "report.json").read_text())
+    if as_json:
+        echo_json(data)
+        return
+    click.echo(text_summary(Report.from_json(data)))
+    click.echo(f"full report: {found.folder / 'report.html'}")
+
+
+@click.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what is missing and how to get it."""
+    from dataclasses import asdict
+
+    from kdcompile.doctor import examine, exit_code
+
+    checks = examine()
+    if as_json:
+        echo_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            click.echo(f"{check.status:<8} {check.name:<18} {check.detail}")
+            if check.fix:
+                click.echo(f"{'':<27} fix: {check.fix}")
+    sys.exit(exit_code(checks))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The schema is JSON either way.")
+def schema(as_json: bool) -> None:
+    """Print the spec's JSON Schema, for editors."""
+    from kdcompile.spec import Spec
+
+    echo_json(Spec.model_json_schema())
+
+
+@click.command()
+@click.argument("spec", required=False, metavar="[DIR_OR_SPEC]")
+@click.option("--all", "everything", is_flag=True, help="Also what the current spec needs.")
+@as_json
+def clean(spec: str | None, everything: bool, as_json: bool) -> None:
+    """Remove store entries that the current spec does not use."""
+    from kdcompile.artifact import Store
+    from kdcompile.cli.build import planned
+    from kdcompile.spec import find_spec
+
+    store = Store(find_spec(spec).parent / ".kdcompile")
+    keep = {} if everything else dict(planned(spec, None, ()).keys)
+    removed = store.prune(keep)
+    if as_json:
+        echo_json({"removed": [str(path) for path in removed]})
+    else:
+        click.echo(f"removed {len(removed)} entries of {store.root}")

@@ -1,0 +1,79 @@
+"""`verify`: the gates of a spec, or the integrity and parity of a bundle."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcompile.cli.build import planned
+from kdcompile.cli.options import as_json, echo_json, spec_options
+from kdcompile.errors import EXIT_GATE
+
+
+@click.command()
+@spec_options
+@click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
+@as_json
+def verify(
+    spec: str | None, target: str | None, sets: tuple[str, ...], require: str | None, as_json: bool
+) -> None:
+    """Measure a spec's gates, or check a BUNDLE: every hash, and its network's outputs here."""
+    if spec is not None and (Path(spec) / "manifest.json").is_file():
+        result = check_bundle(Path(spec))
+        if as_json:
+            echo_json(result)
+        else:
+            for key, value in result.items():
+                click.echo(f"{key}: {value}")
+        sys.exit(result["exit_code"])
+    from kdcompile.bundle.text import text_summary
+    from kdcompile.report import Report, overall
+
+    artifact = planned(spec, target, sets).make("verify")
+    report = Report.from_json(artifact.json("report.json"))
+    verdict, code = overall(report.gates, require_device=require == "device")
+    if as_json:
+        echo_json({**report.to_json(), "exit_code": code})
+    else:
+        click.echo(text_summary(report))
+        click.echo(verdict)
+    sys.exit(code)
+
+
+def check_bundle(folder: Path) -> dict[str, Any]:
+    """Hashes of every file, then the network's outputs here against the recorded ones.
+
+    The exit code is the bundle's own verdict, or 3 when the outputs differ more than the parity
+    gate allows.
+
+    Raises:
+        KDError: `bundle-corrupt` and its kin.
+    """
+    import numpy as np
+
+    from kdcompile.backends.onnxruntime_ import open_session
+    from kdcompile.bundle.manifest import read_bundle
+    from kdcompile.export.parity import agreement
+
+    bundle = read_bundle(folder)
+    result: dict[str, Any] = {
+        "bundle": str(folder),
+        "files": f"{len(bundle.manifest['files'])} intact",
+        "verdict": bundle.manifest["verdict"],
+        "exit_code": bundle.manifest["exit_code"],
+    }
+    reference = bundle.folder / "kit" / "reference.npz"
+    if not reference.is_file():
+        return result | {"parity": "not checked: this bundle carries no reference outputs"}
+    precision = bundle.manifest["precision"]
+    with np.load(reference) as arrays:
+        inputs = [arrays[name] for name in arrays.files if name.startswith("input_")]
+        expected = [arrays[n] for n in arrays.files if n.startswith(f"output_{precision}_")]
+    runner = open_session(bundle.model)
+    found = agreement(expected, [runner(image) for image in inputs])
+    least = json.loads((bundle.folder / "kit" / "gates.json").read_text())["parity"]["min_sqnr_db"]
+    if found["sqnr_db"] < least:
+        result["exit_code"] = EXIT_GATE
+    return result | {"parity": found}

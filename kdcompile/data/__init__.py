@@ -1,0 +1,1 @@
+"""Images with point annotations: formats, splits, densities, augmentation."""

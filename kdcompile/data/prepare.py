@@ -1,0 +1,58 @@
+"""From pixels to the network's input: one definition for training, verification and the bundle."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kdcompile.spec import Data, Export
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Normalisation and the sizes that the deployed network accepts.
+
+    An image larger than `max_hw` is scaled down to fit, keeping its aspect; one smaller than
+    `min_hw` is padded right and below with the mean colour. A fixed network has both equal.
+    """
+
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min_hw: tuple[int, int]
+    max_hw: tuple[int, int]
+
+    @classmethod
+    def of(cls, data: Data, export: Export) -> "Preprocess":
+        """The preprocessing that a spec describes."""
+        low, _, high = export.profile
+        return cls(
+            low[1], tuple(data.mean), tuple(data.std), (low[2], low[3]), (high[2], high[3])
+        )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Preprocess":
+        """The value that `to_json` gave."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values for the manifest."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [H, W, C] to normalised float32 [1, C, h, w]."""
+        height, width = pixels.shape[:2]
+        scale = min(1.0, self.max_hw[0] / height, self.max_hw[1] / width)
+        if scale < 1.0:
+            size = (max(1, int(width * scale)), max(1, int(height * scale)))
+            image = Image.fromarray(pixels.squeeze(2) if self.channels == 1 else pixels)
+            pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
+            pixels = pixels.reshape(*pixels.shape[:2], self.channels)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        image_chw = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+        pad = [max(0, low - have) for low, have in zip(self.min_hw, image_chw.shape[1:], strict=True)]
+        padded = np.pad(image_chw, ((0, 0), (0, pad[0]), (0, pad[1])))
+        return np.ascontiguousarray(padded[None], dtype=np.float32)

@@ -1,0 +1,74 @@
+"""Format `shanghaitech-mat`: the folders as published, one .mat of head points an image.
+
+    part_A/train_data/images/IMG_1.jpg
+    part_A/train_data/ground-truth/GT_IMG_1.mat     image_info{1,1}.location, [P, 2]
+
+A split is such a folder (`train = "train_data"`) or a list of image paths relative to the root;
+images that `val` lists by path are taken out of a training folder.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.data.entry import Entry, read_list, require_image
+from kdcompile.errors import KDError
+from kdcompile.spec import Data
+
+TRUTH_FOLDERS = ("ground-truth", "ground_truth")
+
+
+def entries(data: Data) -> dict[str, list[Entry]]:
+    """The entries of each split, by image number.
+
+    Raises:
+        KDError: `split-missing`, `image-missing` or `annotation-missing`.
+    """
+    images = {split: _images(data, split) for split in ("train", "val", "test")}
+    if (data.root / data.train).is_dir():
+        held_out = set(images["val"])
+        images["train"] = [path for path in images["train"] if path not in held_out]
+    return {split: [_entry(path, data.root) for path in paths] for split, paths in images.items()}
+
+
+def read_points(path: Path) -> NDArray[np.float32]:
+    """The head points of a ground-truth file, float32 [P, 2].
+
+    Raises:
+        KDError: `annotation-mat`.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        location = loadmat(str(path))["image_info"][0, 0][0, 0]["location"]
+        return np.asarray(location, np.float32).reshape(-1, 2)
+    except (MatReadError, OSError, KeyError, IndexError, ValueError, TypeError) as error:
+        raise KDError(
+            "annotation-mat",
+            f"not a ShanghaiTech ground truth: {error!r}",
+            where=str(path),
+            fix="use the .mat files as published (image_info{1,1}.location)",
+        ) from error
+
+
+def _images(data: Data, split: str) -> list[Path]:
+    given = data.root / getattr(data, split)
+    if given.is_dir():
+        folder = given / "images"
+        return sorted(folder.glob("*.jpg"), key=lambda p: (len(p.name), p.name))
+    return [require_image(data.root / line, split) for line in read_list(given)]
+
+
+def _entry(image: Path, root: Path) -> Entry:
+    for folder in TRUTH_FOLDERS:
+        truth = image.parent.parent / folder / f"GT_{image.stem}.mat"
+        if truth.is_file():
+            return Entry(image.relative_to(root).as_posix(), image, None, truth)
+    raise KDError(
+        "annotation-missing",
+        f"{image.name} has no ground truth",
+        where=str(image.parent.parent / TRUTH_FOLDERS[0] / f"GT_{image.stem}.mat"),
+        fix="put the .mat file there, as in the published archive",
+    )

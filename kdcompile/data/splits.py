@@ -1,0 +1,111 @@
+"""The three splits of a data set, without images that would leak from one into another."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcompile.artifact import Hasher, digest
+from kdcompile.data import points_jsonl, shanghaitech_mat
+from kdcompile.data.entry import Entry
+from kdcompile.data.photo import Photo
+from kdcompile.errors import KDError
+from kdcompile.factory import factory_sources, load_factory
+from kdcompile.spec import Data
+
+SPLITS = ("train", "val", "test")
+FORMATS: Mapping[str, Callable[[Data], dict[str, list[Entry]]]] = {
+    "points-jsonl": points_jsonl.entries,
+    "shanghaitech-mat": shanghaitech_mat.entries,
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What remains of each split, and what was dropped because another split holds its twin."""
+
+    train: list[Photo]
+    val: list[Photo]
+    test: list[Photo]
+    dropped: list[dict[str, str]]  # name, split, twin ("test/IMG_98.jpg")
+
+
+def load_splits(data: Data, folder: Path) -> Splits:
+    """Read a data set and drop byte-identical images across splits.
+
+    A twin of a test image leaves training and validation; a twin of a validation image leaves
+    training; a second copy within one split stays. The test split is never touched.
+
+    Args:
+        data: the spec's section.
+        folder: the spec's folder, where a factory's file lies.
+
+    Raises:
+        KDError: a split is missing, empty or names an absent image.
+    """
+    return drop_twins(_photos(data, folder))
+
+
+def drop_twins(photos: Mapping[str, list[Photo]]) -> Splits:
+    """`Splits` of the photos by split, each compared with the splits that are judged after it."""
+    held: dict[str, str] = {}
+    kept: dict[str, list[Photo]] = {}
+    dropped: list[dict[str, str]] = []
+    for split in reversed(SPLITS):
+        hashes = [(photo, photo.sha256()) for photo in photos[split]]
+        kept[split] = [photo for photo, sha in hashes if sha not in held]
+        dropped += [
+            {"name": photo.name, "split": split, "twin": held[sha]}
+            for photo, sha in hashes
+            if sha in held
+        ]
+        held |= {sha: f"{split}/{photo.name}" for photo, sha in hashes if sha not in held}
+        if not kept[split]:
+            raise KDError(
+                "split-empty",
+                f"the {split} split has no image of its own",
+                where=f"[data] {split}",
+                fix="list at least one image that no other split holds",
+            )
+    return Splits(kept["train"], kept["val"], kept["test"], dropped)
+
+
+def splits_digest(data: Data, folder: Path, hasher: Hasher) -> dict[str, str]:
+    """A hash of each split's images and annotations, by their content and not by their times."""
+    if data.format not in FORMATS:
+        code = hasher.files(factory_sources(data.format, folder), folder)
+        files = hasher.files(_files(data.root), data.root)
+        names = {split: getattr(data, split) for split in SPLITS}
+        return {split: digest([code, files, names[split]]) for split in SPLITS}
+    result = {}
+    for split, entries in FORMATS[data.format](data).items():
+        rows: list[Any] = []
+        for entry in entries:
+            mark = entry.points if entry.points is not None else hasher.file(entry.annotation)
+            rows.append([entry.name, hasher.file(entry.image), mark])
+        result[split] = digest(rows)
+    return result
+
+
+def _photos(data: Data, folder: Path) -> dict[str, list[Photo]]:
+    if data.format in FORMATS:
+        found = FORMATS[data.format](data)
+        return {split: [entry.photo() for entry in found[split]] for split in SPLITS}
+    factory = load_factory(data.format, folder)
+    made = {split: list(factory(data.root, getattr(data, split))) for split in SPLITS}
+    for photo in (p for photos in made.values() for p in photos):
+        if not isinstance(photo, Photo):
+            raise KDError(
+                "data-factory",
+                f"{data.format} gave a {type(photo).__name__}",
+                where="[data] format",
+                fix="return a list of kdcompile.data.photo.Photo",
+            )
+    return made
+
+
+def _files(root: Path) -> Iterable[Path]:
+    hidden = (".kdcompile", "dist", "__pycache__")
+    return (
+        p for p in root.rglob("*") if p.is_file() and not set(hidden) & set(p.relative_to(root).parts)
+    )

@@ -1,0 +1,31 @@
+"""Recipe `kd`: the labels and the teacher's output."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from kdcompile.distill.counting import density_loss
+from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.distill.recipes.none import Labels
+
+
+class OutputTransfer(Labels):
+    """The labels' terms and the squared error to the teacher's density."""
+
+    about = About(
+        name="kd",
+        summary="labels and the teacher's output (soft targets)",
+        formula="none + soft * |S - T|^2",
+        source="Hinton et al., 2015, for regression; SKT's soft ground truth (ACM MM 2020)",
+        cost="none + teacher forward",
+        evidence="the loss against a float64 computation",
+    )
+    default_weights: ClassVar[Mapping[str, float]] = {"hard": 1.0, "count": 1.0, "soft": 1.0}
+    needs_teacher = True
+
+    def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """`hard`, `count` and `soft`."""
+        assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
+        soft = density_loss(inputs.student, inputs.teacher, self.reduction, self.scales[0])
+        return {**super().terms(inputs), "soft": soft}

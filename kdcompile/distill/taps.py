@@ -1,0 +1,117 @@
+"""Feature maps by module name, from teacher and student, paired by stride."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdcompile.errors import KDError, nearest
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A pair of modules whose outputs are compared, and the channels of both."""
+
+    teacher: str
+    student: str
+    teacher_channels: int
+    student_channels: int
+
+
+@contextmanager
+def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of the named modules during a forward pass; the hooks leave no trace."""
+    features: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            features[name] = output
+
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    handles = [keep(name) for name in names]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()  # type: ignore[attr-defined]
+
+
+def feature_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, int, int]]:
+    """Channels, height and width of every leaf module's 4-D output, in order of execution."""
+    leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
+    with torch.no_grad(), captured(model, leaves) as features:
+        model(example)
+    return {
+        name: (value.shape[1], value.shape[2], value.shape[3])
+        for name, value in features.items()
+        if isinstance(value, Tensor) and value.ndim == 4
+    }
+
+
+def resolve_taps(
+    teacher: nn.Module, student: nn.Module, example: Tensor, asked: str | list[tuple[str, str]]
+) -> list[Tap]:
+    """The tap pairs, named by the spec or found by stride.
+
+    Raises:
+        KDError: `tap-missing` or `tap-stride`.
+    """
+    shapes_t, shapes_s = feature_shapes(teacher, example), feature_shapes(student, example)
+    names = _auto(shapes_t, shapes_s) if isinstance(asked, str) else asked
+    taps = []
+    for name_t, name_s in names:
+        for owner, name, known in (("teacher", name_t, shapes_t), ("student", name_s, shapes_s)):
+            if name not in known:
+                raise KDError(
+                    "tap-missing",
+                    f"the {owner} has no feature map {name!r}{nearest(name, known)}",
+                    where="[distill] taps",
+                    fix=f"one of {', '.join(known)}",
+                )
+        at, also = shapes_t[name_t], shapes_s[name_s]
+        if at[1:] != also[1:]:
+            raise KDError(
+                "tap-stride",
+                f"{name_t} is {at[1]}x{at[2]} where {name_s} is {also[1]}x{also[2]}",
+                where="[distill] taps",
+                fix="pair modules of equal stride",
+            )
+        taps.append(Tap(name_t, name_s, at[0], also[0]))
+    return taps
+
+
+def _auto(
+    teacher: dict[str, tuple[int, int, int]], student: dict[str, tuple[int, int, int]]
+) -> list[tuple[str, str]]:
+    """For each run of equal size the last map and, in long runs, the middle one, in order."""
+    runs_t, runs_s = _runs(teacher), _runs(student)
+    pairs = []
+    for size, of_teacher in runs_t:
+        match = next((names for s, names in runs_s if s == size), None)
+        if match is None:
+            continue
+        runs_s = [run for run in runs_s if run[1] is not match]
+        if min(len(of_teacher), len(match)) >= 8:
+            pairs.append((of_teacher[len(of_teacher) // 2], match[len(match) // 2]))
+        pairs.append((of_teacher[-1], match[-1]))
+    if not pairs:
+        raise KDError(
+            "tap-stride",
+            "teacher and student share no feature map size",
+            where='[distill] taps = "auto"',
+            fix="name the pairs, or give the student the teacher's strides",
+        )
+    return pairs
+
+
+def _runs(shapes: dict[str, tuple[int, int, int]]) -> list[tuple[tuple[int, int], list[str]]]:
+    """Consecutive maps of one size, without the network's output itself."""
+    found: list[tuple[tuple[int, int], list[str]]] = []
+    for name, (_, height, width) in list(shapes.items())[:-1]:
+        if not found or found[-1][0] != (height, width):
+            found.append(((height, width), []))
+        found[-1][1].append(name)
+    return found

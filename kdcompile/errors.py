@@ -1,0 +1,50 @@
+"""Every failure a user can meet, and the exit code that each ends with.
+
+    KDError          1  the user can fix it
+    └─ ToolMissing   4  a tool that the command needs is absent
+
+Exit 2 is click's (usage); 3 (a gate failed) and 5 (inconclusive) are verdicts, not errors.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK, EXIT_FIXABLE, EXIT_USAGE, EXIT_GATE, EXIT_MISSING, EXIT_INCONCLUSIVE = range(6)
+
+
+class KDError(Exception):
+    """A failure with its remedy.
+
+    Args:
+        code: short stable name, such as `spec-missing`.
+        message: what is wrong, in one sentence.
+        where: file, key or object at fault.
+        fix: what to do next; a command where there is one.
+    """
+
+    exit_code = EXIT_FIXABLE
+
+    def __init__(self, code: str, message: str, where: str = "", fix: str = "") -> None:
+        super().__init__(message)
+        self.code, self.message, self.where, self.fix = code, message, where, fix
+
+    def __str__(self) -> str:
+        """The error block as the command line prints it."""
+        lines = [f"error[{self.code}]: {self.message}"]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.fix:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+
+class ToolMissing(KDError):
+    """A library or program that this command needs is not installed."""
+
+    exit_code = EXIT_MISSING
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A ` (did you mean X?)` suffix, or nothing when no known name is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""

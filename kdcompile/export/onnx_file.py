@@ -1,0 +1,199 @@
+"""From a PyTorch module to a checked, simplified ONNX file."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxslim
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import nn
+
+from kdcompile.errors import KDError
+from kdcompile.export.leftovers import prove_clean
+from kdcompile.export.opset import EXPORTED_OPSET, at_opset
+from kdcompile.export.session import cpu_session, run_onnx
+
+INPUT, OUTPUT = "image", "density"
+SIMPLIFIED_TOLERANCE = 1e-4  # of the largest output: folding reorders float32 sums
+
+Shape = Sequence[int]
+
+
+def onnx_from_module(
+    module: nn.Module,
+    path: Path,
+    shapes: tuple[Shape, Shape, Shape],
+    max_opset: int = EXPORTED_OPSET,
+    ir_version: int = 10,
+) -> ModelProto:
+    """Write a module in inference mode as ONNX: one input `image`, one output `density`.
+
+    Height and width are symbols where smallest and largest differ; batch and channels are fixed.
+    The file is proven to hold nothing but the module (`prove_clean`), to be within the opset, and
+    to give the exporter's own output after conversion and simplification.
+
+    Args:
+        module: takes and gives one float32 tensor [N, C, H, W]; in eval mode, on the CPU.
+        path: the file to write.
+        shapes: smallest, typical and largest input.
+        max_opset: the newest opset that the target reads.
+        ir_version: the newest IR version that the target reads.
+
+    Returns:
+        The model as written.
+
+    Raises:
+        KDError: `export-failed`, `export-dynamic`, `export-opset`, `export-simplify` or
+            `export-leftover`.
+    """
+    raw = _exported(module, shapes)
+    x = np.random.default_rng(0).standard_normal(tuple(shapes[0]), dtype=np.float32)
+    if list(shapes[0]) != list(shapes[2]):
+        _prove_range(module, raw, shapes)
+    expected = run_onnx(raw, x)
+    model = at_opset(raw, max_opset, ir_version)
+    if max_opset < EXPORTED_OPSET and not np.array_equal(run_onnx(model, x), expected):
+        raise KDError(
+            "export-opset",
+            f"conversion to opset {max_opset} changed the network's output",
+            where=str(path),
+            fix="upgrade onnx: its version converter is at fault",
+        )
+    model = _simplified(model, x, expected)
+    at_opset(model, max_opset, ir_version)  # the simplifier must not have brought newer operators
+    prove_clean(model, module)
+    onnx.save(model, path)
+    return model
+
+
+def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape]) -> ModelProto:
+    low, _, high = shapes
+    names = {2: "height", 3: "width"}
+    dims = {
+        axis: torch.export.Dim(name, min=low[axis], max=high[axis])
+        for axis, name in names.items()
+        if low[axis] != high[axis]
+    }
+    # torch.export specialises a size of 0 or 1, so trace at the largest
+    sample = torch.zeros(tuple(high))
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                module,
+                (sample,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=EXPORTED_OPSET,
+                dynamic_shapes=(dims,) if dims else None,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise _explain(error, bool(dims)) from error
+    assert program is not None, "without a path the exporter returns its program"
+    model: ModelProto = program.model_proto
+    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
+        raise KDError(
+            "export-failed",
+            f"{len(model.graph.input)} inputs and {len(model.graph.output)} outputs, not one each",
+            where=type(module).__name__,
+            fix="use a network with one image in and one density out",
+        )
+    return model
+
+
+def _prove_range(module: nn.Module, model: ModelProto, shapes: tuple[Shape, Shape, Shape]) -> None:
+    """Run the smallest size and the next, which is odd where that is even.
+
+    torch.export turns some conditions on sizes, such as "even", into assertions that the ONNX
+    file does not carry, so a network may export and still not run at every size.
+    """
+    low, _, high = shapes
+    session = cpu_session(model)
+    for more in (0, 1):
+        size = tuple(min(a + more, b) for a, b in zip(low, high, strict=True))
+        x = np.random.default_rng(1).standard_normal(size, dtype=np.float32)
+        try:
+            with torch.inference_mode():
+                expected = module(torch.from_numpy(x)).numpy()
+            got = session.run(None, {INPUT: x})[0]
+        except Exception as error:  # ONNX Runtime's failures share no other base
+            raise _range_refused(size, str(error).strip().splitlines()[0]) from error
+        if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-4):
+            raise _range_refused(size, "the ONNX file gives another output than PyTorch")
+
+
+def _range_refused(size: tuple[int, ...], reason: str) -> KDError:
+    return KDError(
+        "export-dynamic",
+        f"the network does not take every size of the range: at {list(size)}, {reason}",
+        where="[export] shape",
+        fix="use a fixed shape, or a network whose sizes need not divide evenly",
+    )
+
+
+def _explain(error: Exception, dynamic: bool) -> KDError:
+    cause = error.__cause__ or error
+    text = str(cause).strip()
+    first = next((line for line in text.splitlines() if line.strip()), type(cause).__name__)
+    if dynamic and "onstraint" in text:
+        return KDError(
+            "export-dynamic",
+            f"the network does not take every size of the range: {first}",
+            where="[export] shape",
+            fix="use a fixed shape, or a network whose sizes need not divide evenly",
+        )
+    return KDError(
+        "export-failed",
+        f"torch.onnx cannot export the network: {first}",
+        where="the network's forward",
+        fix="write it in operators that torch.export traces (no control flow that reads values)",
+    )
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without what the exporter says about itself; anything about the network still shows."""
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registry.level
+    registry.setLevel(logging.ERROR)  # "torchvision is not installed", for operators of nobody here
+    try:
+        with warnings.catch_warnings():
+            # torch.export's deepcopy of its own tree specs, through copyreg (torch 2.13)
+            warnings.filterwarnings(
+                "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
+            )
+            yield
+    finally:
+        registry.setLevel(level)
+
+
+def _simplified(
+    model: ModelProto, x: NDArray[np.float32], expected: NDArray[np.float32]
+) -> ModelProto:
+    try:
+        slim: ModelProto = onnxslim.slim(model)
+        onnx.checker.check_model(slim, full_check=True)
+    except Exception as error:  # onnxslim raises whatever its passes meet
+        raise KDError(
+            "export-simplify",
+            f"onnxslim failed: {error}",
+            where="onnxslim",
+            fix="pip install -U onnxslim; if it stays, report the network's operators",
+        ) from error
+    got = run_onnx(slim, x)
+    off = float(np.abs(got - expected).max()) if got.shape == expected.shape else float("inf")
+    if not off <= SIMPLIFIED_TOLERANCE * max(float(np.abs(expected).max()), 1e-30):
+        raise KDError(
+            "export-simplify",
+            f"the simplified network differs by {off:.3g}",
+            where="onnxslim",
+            fix="pip install -U onnxslim; if it stays, report the network's operators",
+        )
+    return slim

@@ -1,0 +1,125 @@
+"""The export stage: student and teacher as ONNX files that the target reads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import nn
+
+from kdcompile.artifact import Artifact, Step, Store, write_json
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.splits import load_splits
+from kdcompile.errors import KDError
+from kdcompile.export.fp16 import to_fp16
+from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.export.opset import opset_of
+from kdcompile.export.parity import (
+    agreement,
+    half_outputs,
+    onnx_outputs,
+    parity,
+    torch_outputs,
+)
+from kdcompile.export.size import count_macs
+from kdcompile.models.factory import load_teacher, load_weights
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.targets import Target
+
+PARITY_IMAGES = 4
+MAX_REL_ERROR = 1e-3  # float32 sums in another order stay far below
+MAX_HALF_ERROR = 0.05  # of a file whose weights alone are rounded; a broken one is far beyond
+
+
+def run(step: Step, store: Store, target: Target) -> Artifact:
+    """Write `student.onnx`, `student_fp16.onnx`, `teacher.onnx`, `parity.json`, `preprocess.json`.
+
+    Raises:
+        KDError: the network cannot be exported for this target, or the file does not agree with
+            PyTorch (`export-parity`).
+    """
+    return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
+
+
+def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
+    spec, distilled = step.spec, step.inputs["distill"]
+    prepare = Preprocess.of(spec.data, spec.export)
+    images = prepared(load_splits(spec.data, spec.folder).val[:PARITY_IMAGES], prepare)
+    teacher = load_teacher(spec)
+    architecture = distilled.json("architecture.json")
+    student = student_from_architecture(teacher, architecture, spec.folder)
+    load_weights(student, distilled.file("student.safetensors"))
+    student = student.float().eval()
+
+    models: dict[str, ModelProto] = {}
+    report: dict[str, Any] = {}
+    for name, module in (("student", student), ("teacher", teacher)):
+        path = folder / f"{name}.onnx"
+        models[name] = onnx_from_module(
+            module, path, spec.export.profile, target.max_opset, target.ir_version
+        )
+        report[name] = _checked(name, module, path, images)
+    half = folder / "student_fp16.onnx"
+    onnx.save(to_fp16(models["student"]), half)
+    report["student_fp16"] = _half_agreement(student, half, images)
+    report |= {
+        "opset": opset_of(models["student"]),
+        "ir_version": models["student"].ir_version,
+        "params": sum(p.numel() for p in student.parameters()),
+        "macs": count_macs(models["student"], spec.export.profile[1]),
+    }
+    write_json(folder / "parity.json", report)
+    write_json(folder / "preprocess.json", prepare.to_json())
+    return {name: report[name] for name in ("opset", "ir_version", "params", "macs")} | {
+        f"{name}_sqnr_db": report[name]["sqnr_db"] for name in ("student", "teacher")
+    }
+
+
+def _half_agreement(
+    student: nn.Module, path: Path, images: list[NDArray[np.float32]]
+) -> dict[str, Any]:
+    """`agreement` of float16 with float32, `finite` false and no numbers where it overflows.
+
+    Overflow is recorded, not raised: the network may still be deployed in another precision. That
+    the file itself runs is checked with ONNX Runtime.
+    """
+    outputs = half_outputs(student, images)
+    finite = all(bool(np.isfinite(output).all()) for output in outputs)
+    if not finite:
+        return {"finite": False, "max_rel_error": None, "sqnr_db": None, "n": len(images)}
+    reference = torch_outputs(student, images)
+    file = agreement(reference, onnx_outputs(path, images))
+    found = agreement(reference, outputs)
+    if file["max_rel_error"] > MAX_HALF_ERROR:
+        raise KDError(
+            "export-parity",
+            f"the float16 file differs by {file['max_rel_error']:.2g} of the largest output "
+            f"(allowed {MAX_HALF_ERROR:g})",
+            where=path.name,
+            fix='set quantize.precision = "fp32" or "int8", and report the network',
+        )
+    return {"finite": True, **found}
+
+
+def prepared(photos: list[Photo], prepare: Preprocess) -> list[NDArray[np.float32]]:
+    """The photos as network inputs."""
+    return [prepare(photo.pixels(prepare.channels)) for photo in photos]
+
+
+def _checked(
+    name: str, module: nn.Module, path: Path, images: list[NDArray[np.float32]]
+) -> dict[str, float]:
+    found = parity(module, path, images)
+    if found["max_rel_error"] > MAX_REL_ERROR:
+        raise KDError(
+            "export-parity",
+            f"the {name}'s ONNX differs from PyTorch by {found['max_rel_error']:.2g} of the "
+            f"largest output (allowed {MAX_REL_ERROR:g})",
+            where=path.name,
+            fix="look for operators whose ONNX form differs, such as a custom autograd function",
+        )
+    return found

@@ -1,0 +1,152 @@
+"""What was measured of a build: the facts that every gate judges from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.bench.paired import PairedTimes
+from kdcompile.report import Evidence, Measurement
+from kdcompile.targets import Target
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Counts of every judged test photo; all arrays are float64 [N] in the order of `names`.
+
+    Args:
+        names: the photos.
+        true: annotated points.
+        teacher: the teacher, fp32.
+        student_fp32: the trained student.
+        student_int8: the calibrated student.
+        student: the deployed student, at the chosen precision.
+        available: photos in the whole test split; more than N when `data.max_test` cut it.
+    """
+
+    names: tuple[str, ...]
+    true: Floats
+    teacher: Floats
+    student_fp32: Floats
+    student_int8: Floats
+    student: Floats
+    available: int
+
+    @property
+    def scope(self) -> str:
+        """On how many photos a verdict rests, such as `24 of 182 test photos`."""
+        judged = len(self.names)
+        part = f"{judged} of {self.available}" if judged < self.available else f"{judged}"
+        return f"{part} test photos"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The deployed network's density against the trained one's.
+
+    Args:
+        sqnr_db: signal power over the power of the difference, pooled over images, in dB.
+        max_rel_error: largest over images of max |difference| / max |trained|.
+        n: images compared.
+        mode: what was compared with what.
+    """
+
+    sqnr_db: float
+    max_rel_error: float
+    n: int
+    mode: str
+
+
+@dataclass(frozen=True, eq=False)
+class Latency:
+    """Teacher (`a`) and student (`b`), timed alternately on this machine.
+
+    Args:
+        times: the samples, ms a call.
+        precision: of the student that was timed.
+        mode: shape, threads, and what else a reader must know to compare.
+    """
+
+    times: PairedTimes
+    precision: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The target's latency by its model at one precision, in ms.
+
+    Args:
+        teacher: of the teacher.
+        student: of the student.
+        band: factor by which either may be off, each way; 1.5 for 2/3 to 3/2 of the estimate.
+        validated: measured fixtures of this target back the estimates.
+    """
+
+    teacher: float
+    student: float
+    band: float
+    validated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class VerifyContext:
+    """All that `verify` measured, for the gates.
+
+    Args:
+        target: what the build is for.
+        precision: the chosen one, "fp32", "fp16" or "int8".
+        counts: on the test photos.
+        parity: of the deployed network.
+        latency: on this machine.
+        predictions: of the target, by precision.
+        files: bytes by name of every file that may be deployed.
+        seed: of the bootstrap.
+        machine: `fingerprint_id` of this machine.
+        backend: that ran here.
+        backend_version: its version.
+    """
+
+    target: Target
+    precision: str
+    counts: Counts
+    parity: Parity
+    latency: Latency
+    predictions: Mapping[str, Prediction]
+    files: Mapping[str, int]
+    seed: int
+    machine: str
+    backend: str
+    backend_version: str
+
+    def measurement(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        *,
+        evidence: Evidence = "host",
+        low: float | None = None,
+        high: float | None = None,
+        n: int | None = None,
+        precision: str = "",
+        mode: str = "",
+    ) -> Measurement:
+        """A number with this run's machine and backend; `precision` defaults to the chosen one."""
+        return Measurement(
+            name,
+            value,
+            unit,
+            evidence,
+            low=low,
+            high=high,
+            n=n,
+            machine=self.target.name if evidence == "predicted" else self.machine,
+            backend="latency model" if evidence == "predicted" else self.backend,
+            backend_version="" if evidence == "predicted" else self.backend_version,
+            precision=precision or self.precision,
+            mode=mode,
+        )

@@ -1,0 +1,126 @@
+"""The networks of a build, run over the test photos and timed on this machine."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.backends.predict import Runner
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.errors import KDError
+from kdcompile.gates.context import Parity
+
+Floats = NDArray[np.float64]
+Density = NDArray[np.float32]
+
+LIMIT_DB = 200.0  # stands for "equal": JSON has no infinity
+LOG_SECONDS = 10.0
+log = logging.getLogger("kdcompile")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Counts by network, float64 [N] each, and the agreement of two of the networks."""
+
+    counts: Mapping[str, Floats]
+    parity: Parity
+
+
+def evenly(photos: Sequence[Photo], limit: int | None) -> list[Photo]:
+    """At most `limit` photos, spread evenly over the split; always the same ones."""
+    if limit is None or limit >= len(photos):
+        return list(photos)
+    return [photos[index * len(photos) // limit] for index in range(limit)]
+
+
+def evaluate(
+    runners: Mapping[str, Runner],
+    compared: tuple[str, str],
+    photos: Sequence[Photo],
+    preprocess: Preprocess,
+) -> Evaluation:
+    """Run every network over every photo; each photo is read once.
+
+    Args:
+        runners: float32 [1, C, h, w] to density float32 [1, 1, h', w'], by name.
+        compared: names of the trained network and of the deployed one.
+        photos: at least one.
+        preprocess: pixels to input.
+
+    Raises:
+        KDError: `output-nonfinite`, a network gave NaN or infinity.
+    """
+    counts: dict[str, list[float]] = {name: [] for name in runners}
+    signal = noise = worst = 0.0
+    told = time.monotonic()
+    for index, photo in enumerate(photos, 1):
+        image = preprocess(photo.pixels(preprocess.channels))
+        maps = {name: _finite(runner(image), name, photo) for name, runner in runners.items()}
+        for name, density in maps.items():
+            counts[name].append(float(density.sum()))
+        trained, deployed = (maps[name] for name in compared)
+        difference = np.abs(trained - deployed)
+        signal += float(np.square(trained).sum())
+        noise += float(np.square(difference).sum())
+        peak = max(float(np.abs(trained).max()), 1e-30)
+        worst = max(worst, float(difference.max()) / peak)
+        if time.monotonic() - told >= LOG_SECONDS:
+            told = time.monotonic()
+            log.info("verify: %d of %d test photos", index, len(photos))
+    mode = f"{compared[1]} against {compared[0]} on test photos"
+    agreement = Parity(decibels(signal, noise), worst, len(photos), mode)
+    return Evaluation({name: np.array(values) for name, values in counts.items()}, agreement)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), kept within +-`LIMIT_DB`."""
+    if noise == 0:
+        return LIMIT_DB
+    if signal == 0:
+        return -LIMIT_DB
+    return float(np.clip(10 * np.log10(signal / noise), -LIMIT_DB, LIMIT_DB))
+
+
+def _finite(density: Density, name: str, photo: Photo) -> Floats:
+    if not np.isfinite(density).all():
+        raise KDError(
+            "output-nonfinite",
+            f"the {name} gave NaN or infinity",
+            where=photo.name,
+            fix="check its weights; in fp16, a value over 65504 overflows",
+        )
+    return density.astype(np.float64)
+
+
+def pick_examples(errors: Floats) -> dict[str, int]:
+    """The photos with the smallest, the median and the largest absolute error, by index."""
+    order = np.argsort(np.abs(errors), kind="stable")
+    return {
+        "best": int(order[0]),
+        "median": int(order[len(order) // 2]),
+        "worst": int(order[-1]),
+    }
+
+
+def example_arrays(
+    photo: Photo, preprocess: Preprocess, student: Runner, teacher: Runner
+) -> dict[str, NDArray[np.uint8] | Density]:
+    """What the report draws of a photo.
+
+    Returns:
+        `pixels`, uint8 [H, W, C]: the photo as the networks saw it, scaled and padded; `student`
+        and `teacher`, float32 [h, w]: densities over exactly that area.
+    """
+    image = preprocess(photo.pixels(preprocess.channels))
+    std, mean = np.array(preprocess.std, np.float32), np.array(preprocess.mean, np.float32)
+    colour = image[0].transpose(1, 2, 0) * std + mean
+    pixels = np.clip(np.rint(colour * 255), 0, 255).astype(np.uint8)
+    return {
+        "pixels": pixels,
+        "student": student(image)[0, 0].astype(np.float32),
+        "teacher": teacher(image)[0, 0].astype(np.float32),
+    }

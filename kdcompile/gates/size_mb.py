@@ -1,0 +1,28 @@
+"""Is the largest file that may be deployed small enough?"""
+
+from kdcompile.gates.context import VerifyContext
+from kdcompile.gates.registry import gate
+from kdcompile.report import GateResult
+from kdcompile.spec import SizeGate
+
+MB = 1e6
+
+
+def _threshold(settings: SizeGate) -> str:
+    return f"at most {settings.max:g} MB"
+
+
+@gate("size_mb", threshold=_threshold, on_board=False)
+def size_mb(settings: SizeGate, context: VerifyContext) -> GateResult:
+    """Passed when the largest deployable file is within the spec's, in units of 10^6 bytes."""
+    name, size = max(context.files.items(), key=lambda item: item[1])
+    return GateResult(
+        name="size_mb",
+        verdict="passed" if size / MB <= settings.max else "failed",
+        evidence="host",
+        required=settings.required,
+        threshold=_threshold(settings),
+        observed=f"{size / MB:.3g} MB",
+        reason=f"{name} is the largest of {len(context.files)} deployable files",
+        measurements=(context.measurement("largest file", size / MB, "MB", mode=name),),
+    )

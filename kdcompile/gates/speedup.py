@@ -1,0 +1,94 @@
+"""How many times faster than the teacher is the student?"""
+
+from kdcompile.bench.paired import ratio_interval
+from kdcompile.gates.context import VerifyContext
+from kdcompile.gates.registry import gate
+from kdcompile.report import Evidence, GateResult, Measurement, Verdict
+from kdcompile.spec import SpeedupGate
+
+
+def _threshold(settings: SpeedupGate) -> str:
+    return f"at least {settings.min:g}x"
+
+
+@gate("speedup", threshold=_threshold)
+def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:
+    """Passed when the whole 95 % interval reaches the minimum, failed when none of it does.
+
+    With `evidence = "predicted"` the interval is the band of the target's latency model instead,
+    and the gate is skipped where the model has no estimate at the chosen precision.
+    """
+    if settings.evidence == "predicted":
+        found = predicted_speedup(context)
+        if found is None:
+            reason = f"no latency estimate of {context.target.name} at {context.precision}"
+            return _result(settings, "skipped", "predicted", "none", reason, ())
+    else:
+        found = measured_speedup(context)
+    assert found.low is not None, "a speed-up has an interval"
+    assert found.high is not None, "a speed-up has an interval"
+    if found.low >= settings.min:
+        verdict: Verdict = "passed"
+    elif found.high < settings.min:
+        verdict = "failed"
+    else:
+        verdict = "inconclusive"
+    observed = f"{found.value:.2f}x ({found.low:.2f} to {found.high:.2f})"
+    return _result(settings, verdict, found.evidence, observed, found.mode, (found,))
+
+
+def measured_speedup(context: VerifyContext) -> Measurement:
+    """Teacher latency over student latency on this machine, with its 95 % interval."""
+    latency = context.latency
+    ratio, low, high = ratio_interval(latency.times, context.seed)
+    return context.measurement(
+        "speed-up",
+        ratio,
+        "x",
+        low=low,
+        high=high,
+        n=len(latency.times.a),
+        precision=latency.precision,
+        mode=latency.mode,
+    )
+
+
+def predicted_speedup(context: VerifyContext) -> Measurement | None:
+    """The latency model's speed-up at the chosen precision, or None without an estimate.
+
+    The band is that of one latency: what the model has wrong about a device touches teacher and
+    student alike, so the ratio is taken to be no worse than either.
+    """
+    found = context.predictions.get(context.precision)
+    if found is None:
+        return None
+    ratio = found.teacher / found.student
+    return context.measurement(
+        "speed-up",
+        ratio,
+        "x",
+        evidence="predicted",
+        low=ratio / found.band,
+        high=ratio * found.band,
+        mode=f"latency model, {'validated' if found.validated else 'unvalidated'}",
+    )
+
+
+def _result(
+    settings: SpeedupGate,
+    verdict: Verdict,
+    evidence: Evidence,
+    observed: str,
+    reason: str,
+    measurements: tuple[Measurement, ...],
+) -> GateResult:
+    return GateResult(
+        name="speedup",
+        verdict=verdict,
+        evidence=evidence,
+        required=settings.required,
+        threshold=_threshold(settings),
+        observed=observed,
+        reason=reason,
+        measurements=measurements,
+    )

@@ -1,0 +1,239 @@
+"""Stage `verify`: the networks of a build on the test split, which only this stage reads."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kdcompile
+from kdcompile.artifact import Artifact, Step, Store, write_json
+from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.backends.predict import Runner
+from kdcompile.bench.machine import fingerprint, fingerprint_id
+from kdcompile.bench.paired import alternate
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.splits import load_splits
+from kdcompile.gates.context import Counts, Latency, Parity, Prediction, VerifyContext
+from kdcompile.gates.evaluate import (
+    LIMIT_DB,
+    Evaluation,
+    evaluate,
+    evenly,
+    example_arrays,
+    pick_examples,
+)
+from kdcompile.gates.registry import judge
+from kdcompile.gates.summary import by_density, measurements, prediction_rows
+from kdcompile.report import GateResult, Report, overall
+from kdcompile.targets import Target
+
+DEPLOYABLE = (".onnx", ".ort", ".engine", ".plan")
+BLOCKS, WARMUP, TIMING_SECONDS = 30, 3, 30.0
+log = logging.getLogger("kdcompile")
+
+
+def run(step: Step, store: Store, target: Target) -> Artifact:
+    """Measure teacher and student, judge the gates; `report.json` and `example_*.npz`.
+
+    Takes the artifacts of teacher, search, distill, export, calibrate and compile.
+
+    Raises:
+        KDError: the data cannot be read, or a network gave no number.
+        ToolMissing: ONNX Runtime is not installed.
+    """
+    return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
+
+
+def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
+    spec, inputs = step.spec, step.inputs
+    splits = load_splits(spec.data, spec.folder)
+    photos = evenly(splits.test, spec.data.max_test)
+    log.info("verify: %d of %d test photos", len(photos), len(splits.test))
+    preprocess = Preprocess.from_json(inputs["export"].json("preprocess.json"))
+    threads = int(fingerprint()["usable_cores"])
+    paths = _networks(inputs)
+    runners = {name: open_session(path, threads) for name, path in paths.items()}
+    deployed = _deployed(inputs)
+    found = evaluate(runners, ("student_fp32", deployed), photos, preprocess)
+    context = VerifyContext(
+        target=target,
+        precision=inputs["compile"].json("choice.json")["precision"],
+        counts=_counts(photos, found, deployed, len(splits.test)),
+        parity=_parity(inputs, found, deployed),
+        latency=_time(step, runners, deployed, threads),
+        predictions=predictions(inputs["search"].json("estimate.json")),
+        files=deployable(inputs["compile"]),
+        seed=spec.seed,
+        machine=fingerprint_id(),
+        backend=runners["teacher"].name,
+        backend_version=runners["teacher"].version,
+    )
+    gates = judge(spec.gates, context)
+    for result in gates:
+        log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
+    examples = _examples(folder, photos, context.counts, preprocess, runners, deployed)
+    details = {
+        "predictions": prediction_rows(context.counts),
+        "by_density": by_density(context.counts),
+        "teacher": inputs["teacher"].json("teacher.json"),
+        "distill": inputs["distill"].json("result.json"),
+        "choice": inputs["compile"].json("choice.json"),
+        "calibration": dict(inputs["calibrate"].meta),
+        "parity": inputs["export"].json("parity.json"),
+        "examples": examples,
+        "dropped": splits.dropped,
+        "max_test": spec.data.max_test,
+        "test_photos": len(splits.test),
+    }
+    report = _report(step, target, context, gates, details)
+    write_json(folder / "report.json", report.to_json())
+    return {"verdict": report.verdict, "exit_code": report.exit_code}
+
+
+def _networks(inputs: Mapping[str, Artifact]) -> dict[str, Path]:
+    """The networks to run, by name; the deployed one only where it is a file of its own."""
+    paths = {
+        "teacher": inputs["export"].file("teacher.onnx"),
+        "student_fp32": inputs["export"].file("student.onnx"),
+        "student_int8": inputs["calibrate"].file("student_int8.onnx"),
+    }
+    if _deployed(inputs) == "student":
+        paths["student"] = inputs["compile"].file("model.onnx")
+    return paths
+
+
+def _deployed(inputs: Mapping[str, Artifact]) -> str:
+    """The name of the network that `model.onnx` is, by its hash: the judged file is the shipped."""
+    sha = inputs["compile"].files["model.onnx"]
+    if sha == inputs["export"].files["student.onnx"]:
+        return "student_fp32"
+    if sha == inputs["calibrate"].files["student_int8.onnx"]:
+        return "student_int8"
+    return "student"
+
+
+def _counts(photos: list[Photo], found: Evaluation, deployed: str, available: int) -> Counts:
+    return Counts(
+        names=tuple(photo.name for photo in photos),
+        true=np.array([photo.count for photo in photos], dtype=np.float64),
+        teacher=found.counts["teacher"],
+        student_fp32=found.counts["student_fp32"],
+        student_int8=found.counts["student_int8"],
+        student=found.counts[deployed],
+        available=available,
+    )
+
+
+def _parity(inputs: Mapping[str, Artifact], found: Evaluation, deployed: str) -> Parity:
+    """The deployed network's; where that is the fp32 export itself, export's against PyTorch."""
+    if deployed != "student_fp32":
+        return found.parity
+    known = inputs["export"].json("parity.json")["student"]
+    return Parity(
+        min(known["sqnr_db"], LIMIT_DB),
+        known["max_rel_error"],
+        known["n"],
+        "fp32 ONNX against PyTorch on validation photos",
+    )
+
+
+def _time(step: Step, runners: Mapping[str, Runner], deployed: str, threads: int) -> Latency:
+    """Teacher and deployed student at the typical input shape; fp16 is timed as fp32."""
+    precision = step.inputs["compile"].json("choice.json")["precision"]
+    shape = step.spec.export.profile[1]
+    mode = f"ONNX Runtime CPU, {'x'.join(map(str, shape))}, {threads} threads, alternating"
+    if precision == "fp16":
+        precision, deployed = "fp32", "student_fp32"
+        mode += ", the fp32 student: a CPU does not run fp16 natively"
+    image = np.random.default_rng(step.spec.seed).standard_normal(shape, dtype=np.float32)
+    teacher, student = runners["teacher"], runners[deployed]
+    log.info("verify: timing teacher and student, at most %.0f s", TIMING_SECONDS)
+    times = alternate(
+        lambda: teacher(image),
+        lambda: student(image),
+        blocks=BLOCKS,
+        warmup=WARMUP,
+        seconds=TIMING_SECONDS,
+    )
+    return Latency(times, precision, mode)
+
+
+def predictions(estimate: Mapping[str, Any]) -> dict[str, Prediction]:
+    """The latency model's numbers of `estimate.json`, by precision."""
+    found = {}
+    for precision, teacher in estimate["teacher"].items():
+        student = estimate["student"].get(precision)
+        if not isinstance(teacher, dict) or student is None:
+            continue  # MACs and parameters stand beside the precisions
+        band = max(side["high_ms"] / side["ms"] for side in (teacher, student))
+        validated = bool(teacher["validated"] and student["validated"])
+        found[precision] = Prediction(teacher["ms"], student["ms"], band, validated)
+    return found
+
+
+def deployable(compiled: Artifact) -> dict[str, int]:
+    """Bytes by name of the networks that `compile` made for deployment, the kit's included."""
+    return {
+        name: (compiled.path / name).stat().st_size
+        for name in sorted(compiled.files)
+        if name.endswith(DEPLOYABLE) and not Path(name).name.startswith("teacher")
+    }
+
+
+def _examples(
+    folder: Path,
+    photos: list[Photo],
+    counts: Counts,
+    preprocess: Preprocess,
+    runners: Mapping[str, Runner],
+    deployed: str,
+) -> list[dict[str, Any]]:
+    rows = []
+    for kind, index in pick_examples(counts.student - counts.true).items():
+        arrays = example_arrays(photos[index], preprocess, runners[deployed], runners["teacher"])
+        with (folder / f"example_{kind}.npz").open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
+        rows.append(
+            {
+                "name": counts.names[index],
+                "kind": kind,
+                "file": f"example_{kind}.npz",
+                "true": float(counts.true[index]),
+                "predicted": float(counts.student[index]),
+                "teacher": float(counts.teacher[index]),
+            }
+        )
+    return rows
+
+
+def _report(
+    step: Step,
+    target: Target,
+    context: VerifyContext,
+    gates: list[GateResult],
+    details: Mapping[str, Any],
+) -> Report:
+    export, calibrate = step.inputs["export"], step.inputs["calibrate"]
+    files = [export.file(n) for n in ("teacher.onnx", "student.onnx", "student_fp16.onnx")]
+    files.append(calibrate.file("student_int8.onnx"))
+    verdict, exit_code = overall(gates)
+    return Report(
+        name=step.spec.name,
+        target=target.name,
+        verdict=verdict,
+        exit_code=exit_code,
+        gates=tuple(gates),
+        measurements=measurements(context, {path.name: path.stat().st_size for path in files}),
+        environment={
+            "kdcompile": kdcompile.__version__,
+            "fingerprint": context.machine,
+            "machine": fingerprint(),
+            "backend": context.backend,
+            "backend_version": context.backend_version,
+            "target": target.full_name,
+        },
+        details=details,
+    )

@@ -1,0 +1,156 @@
+"""`kdcompile init`: a packed example, or a commented spec for the user's own teacher."""
+
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from kdcompile.errors import KDError, nearest
+
+EXAMPLES = "kdcompile.examples"
+NOT_COPIED = ("__init__.py", "__pycache__")
+TEMPLATE = """\
+# What kdcompile builds. `kdcompile schema` prints every field; `kdcompile plan` shows the steps.
+# Only [teacher] and [data] are needed; every other value below is the default.
+# Paths are relative to this file.
+
+target = "jetson"                # `kdcompile targets` lists them
+seed = 0
+
+[task]
+kind = "counting"                # counting: one density map, whose sum is the count
+
+[teacher]                        # your trained network
+model = "model.py:build"         # a function beside this file that returns the torch module,
+                                 # or an installed "package.module:function"
+weights = "weights.safetensors"  # its weights: safetensors, or a state_dict
+
+[data]                           # photos with the points to be counted
+format = "points-jsonl"          # points-jsonl, shanghaitech-mat, or "module.py:function"
+root = "data"
+train = "train.txt"              # one image name a line; the three splits share no image
+val = "val.txt"
+test = "test.txt"
+annotations = "annotations.jsonl"
+mean = [0.485, 0.456, 0.406]     # what the teacher was trained with, per channel
+std = [0.229, 0.224, 0.225]
+sigma = 1.0                      # width of a point in the training density, in output cells
+# max_test = 24                  # judge on fewer test images; the verdict says so
+
+[student]
+family = "shrink"                # the teacher with fewer channels, or "module.py:function"
+budget = { width = 0.25 }        # exactly one of: speedup, latency_ms, macs, width
+init = "random"                  # or "file", with weights = "student.safetensors"
+
+[distill]
+recipe = "skt"                   # none, kd, skt: `kdcompile recipes`
+taps = "auto"                    # or pairs of module names: [["frontend.1", "frontend.1"]]
+# steps = 6000                   # the length: one of steps, or epochs = 40, or minutes = 30
+batch = 16
+crop = 512                       # side of the square training crop, pixels
+scale = [0.7, 1.4]               # random zoom of a crop
+flip = true
+colour = 0.2                     # brightness and contrast jitter
+lr = 0.001
+weight_decay = 0.0001
+warmup = 0.05                    # share of the steps
+ema = 0.999
+clip = 1.0                       # largest gradient norm
+reduction = "mean"               # of the feature losses: mean, or as in the paper
+evaluations = 10                 # validations during training
+# weights = { soft = 0.5 }       # loss weights by term, over the recipe's own
+
+[export]
+shape = [1, 3, 576, 768]         # batch, channels, height, width of the deployed network; or:
+# shape = { min = [1, 3, 384, 512], opt = [1, 3, 576, 768], max = [1, 3, 1024, 1024] }
+
+[quantize]
+precision = "auto"               # auto keeps the fastest of fp32, fp16, int8 that passes
+calibrator = "entropy"           # entropy, percentile, mse, minmax
+images = 128                     # training photos that the ranges are found on
+qad = false
+
+[gates]                          # what must be proven; each may say required, evidence
+accuracy = { metric = "mae", max_increase = "5%", margin = "15%" }
+parity = { min_sqnr_db = 20.0 }  # deployed network against the trained one
+# speedup = { min = 3.0, evidence = "host" }
+# size_mb = { max = 8 }          # the largest deployable file, 10^6 bytes
+"""
+
+
+def example_names() -> list[str]:
+    """The examples that this installation carries."""
+    return sorted(
+        entry.name
+        for entry in files(EXAMPLES).iterdir()
+        if entry.is_dir() and entry.joinpath("kdcompile.toml").is_file()
+    )
+
+
+def init_example(name: str, folder: Path) -> list[Path]:
+    """Copy an example, ready for `kdcompile build`, into a folder.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        KDError: `example-unknown`, `init-exists` or `output-unwritable`; nothing was written
+            in the first two cases.
+    """
+    known = example_names()
+    if name not in known:
+        raise KDError(
+            "example-unknown",
+            f"there is no example {name!r}{nearest(name, known)}",
+            where="kdcompile init --example",
+            fix=f"use one of {', '.join(known)}",
+        )
+    content = dict(_walk(files(EXAMPLES).joinpath(name)))
+    return _write(folder, {path: source.read_bytes() for path, source in content.items()})
+
+
+def init_template(folder: Path) -> list[Path]:
+    """Write a commented `kdcompile.toml` for the user's own teacher.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        KDError: `init-exists` or `output-unwritable`.
+    """
+    return _write(folder, {"kdcompile.toml": TEMPLATE.encode()})
+
+
+def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    for entry in folder.iterdir():
+        if entry.name in NOT_COPIED or entry.name.startswith("."):  # a store of a build in place
+            continue
+        if entry.is_dir():
+            yield from _walk(entry, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name, entry
+
+
+def _write(folder: Path, content: dict[str, bytes]) -> list[Path]:
+    targets = {folder / name: data for name, data in sorted(content.items())}
+    for path in targets:
+        if path.exists() or path.is_symlink():
+            raise KDError(
+                "init-exists",
+                f"{path.name} is there already and is not overwritten",
+                where=str(path.absolute()),
+                fix="name an empty folder, or move the file away",
+            )
+    try:
+        for path, data in targets.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as stream:
+                stream.write(data)
+    except OSError as error:
+        raise KDError(
+            "output-unwritable",
+            f"the files cannot be written: {error.strerror}",
+            where=str(folder.absolute()),
+            fix="name a writable folder",
+        ) from error
+    return list(targets)

@@ -1,0 +1,1 @@
+"""Teacher architectures that ship, and how a spec's factory becomes a network."""

@@ -1,0 +1,1 @@
+"""The stages in order, their cache keys, the plan and its printer, and the run."""

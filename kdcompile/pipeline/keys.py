@@ -1,0 +1,92 @@
+"""The cache key of a step: everything that its result depends on, and nothing else."""
+
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kdcompile.artifact import Hasher, digest
+from kdcompile.bench.machine import fingerprint_id
+from kdcompile.data.splits import splits_digest
+from kdcompile.errors import KDError
+from kdcompile.factory import factory_sources
+from kdcompile.pipeline.stages import STAGES, Stage
+from kdcompile.spec import Spec
+from kdcompile.targets import Target
+
+# what the content of the data's files stands for, or what verification alone reads
+DATA_FIELDS_BY_CONTENT = {"root", "train", "val", "test", "annotations", "max_test"}
+
+
+def step_keys(spec: Spec, target: Target, hasher: Hasher) -> dict[str, str]:
+    """The key of every stage, in order.
+
+    Raises:
+        KDError: a file that the spec names is missing or unreadable.
+    """
+    splits = splits_digest(spec.data, spec.folder, hasher)
+    keys: dict[str, str] = {}
+    for stage in STAGES.values():
+        parts = {
+            "stage": stage.name,
+            "inputs": {name: keys[name] for name in stage.inputs},
+            "spec": {name: _section(spec, name, stage, hasher) for name in stage.sections},
+            "splits": {name: splits[name] for name in stage.splits},
+            "source": [_source(package, hasher) for package in stage.packages],
+            "libraries": {name: library_version(name) for name in stage.libraries},
+            "target": target.to_json() if stage.on_target else None,
+            "machine": fingerprint_id() if stage.on_machine else None,
+        }
+        keys[stage.name] = digest(parts)
+    return keys
+
+
+@cache
+def library_version(name: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher) -> Any:
+    """The values of a section, files by their content."""
+    value = getattr(spec, name)
+    if name == "data":
+        fields = value.model_dump(mode="json", exclude=DATA_FIELDS_BY_CONTENT)
+        limit = value.max_test if "test" in stage.splits else None
+        return [fields, limit, _code(value.format, spec, hasher) if ":" in value.format else None]
+    if name == "teacher":
+        return [value.model, _code(value.model, spec, hasher), _file(value.weights, hasher)]
+    if name == "student":
+        fields = value.model_dump(mode="json", exclude={"weights"})
+        code = _code(value.family, spec, hasher) if ":" in value.family else None
+        return [fields, code, None if value.weights is None else _file(value.weights, hasher)]
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _file(path: Path, hasher: Hasher) -> str:
+    if not path.is_file():
+        raise KDError(
+            "weights-missing",
+            "there is no such file",
+            where=str(path),
+            fix="correct the path, or pass it with --set teacher.weights=PATH",
+        )
+    return hasher.file(path)
+
+
+def _code(factory: str, spec: Spec, hasher: Hasher) -> dict[str, str]:
+    return {path.name: hasher.file(path) for path in factory_sources(factory, spec.folder)}
+
+
+def _source(package: str, hasher: Hasher) -> dict[str, str]:
+    """Hashes of a package's Python files, templates and tables."""
+    found = find_spec(f"kdcompile.{package}")
+    assert found is not None, f"kdcompile.{package} is part of kdcompile"
+    assert found.submodule_search_locations, f"kdcompile.{package} is a package"
+    folder = Path(found.submodule_search_locations[0])
+    files = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return hasher.files(files, folder)

@@ -1,0 +1,140 @@
+"""Each stage: what it runs, what it may read of the spec, and what its cache key covers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from kdcompile.artifact import Artifact, Step, Store
+from kdcompile.targets import Target
+
+Run = Callable[[Step, Store, Target], Artifact]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Args:
+        name: also the command that runs it alone.
+        module: where its `run(step, store, target)` is; imported when it runs.
+        inputs: the stages whose artifacts it takes.
+        sections: the parts of the spec that it may read; they are in its key.
+        splits: the splits of the data that it reads; their content is in its key.
+        packages: the parts of kdcompile whose source is in its key.
+        libraries: the distributions whose versions are in its key.
+        on_target: the target is in its key.
+        on_machine: the machine is in its key, since it measures.
+    """
+
+    name: str
+    module: str
+    inputs: tuple[str, ...]
+    sections: tuple[str, ...]
+    splits: tuple[str, ...]
+    packages: tuple[str, ...]
+    libraries: tuple[str, ...]
+    on_target: bool = False
+    on_machine: bool = False
+
+    def load(self) -> Run:
+        """The stage's function."""
+        run: Run = import_module(self.module).run
+        return run
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="teacher",
+            module="kdcompile.distill.teacher",
+            inputs=(),
+            sections=("task", "teacher", "data", "export"),
+            splits=("train", "val"),
+            packages=("data", "models", "distill"),
+            libraries=("torch", "numpy", "pillow"),
+        ),
+        Stage(
+            name="search",
+            module="kdcompile.search.stage",
+            inputs=(),
+            sections=("seed", "task", "teacher", "student", "export", "quantize"),
+            splits=(),
+            packages=("models", "search", "targets"),
+            libraries=("torch",),
+            on_target=True,
+        ),
+        Stage(
+            name="distill",
+            module="kdcompile.distill.stage",
+            inputs=("teacher", "search"),
+            sections=("seed", "task", "teacher", "data", "student", "distill", "export"),
+            splits=("train", "val"),
+            packages=("data", "models", "distill", "kernels"),
+            libraries=("torch", "numpy", "pillow"),
+        ),
+        Stage(
+            name="export",
+            module="kdcompile.export.stage",
+            inputs=("distill",),
+            sections=("task", "teacher", "data", "student", "export"),
+            splits=("val",),
+            packages=("data", "models", "export"),
+            libraries=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime"),
+            on_target=True,
+        ),
+        Stage(
+            name="calibrate",
+            module="kdcompile.calib.stage",
+            inputs=("export",),
+            sections=("task", "data", "quantize", "export"),
+            splits=("train", "val"),
+            packages=("data", "calib"),
+            libraries=("numpy", "onnx", "onnxruntime"),
+        ),
+        Stage(
+            name="compile",
+            module="kdcompile.backends.stage",
+            inputs=("teacher", "search", "export", "calibrate"),
+            sections=("task", "data", "quantize", "export", "gates"),
+            splits=("val",),
+            packages=("data", "backends", "targets"),
+            libraries=("onnx", "onnxruntime", "tensorrt-rtx"),
+            on_target=True,
+            on_machine=True,
+        ),
+        Stage(
+            name="verify",
+            module="kdcompile.gates.stage",
+            inputs=("teacher", "search", "distill", "export", "calibrate", "compile"),
+            sections=(
+                "target", "seed", "task", "teacher", "data", "student", "distill", "export",
+                "quantize", "gates",
+            ),
+            splits=("test",),
+            packages=("data", "backends", "bench", "gates"),
+            libraries=("numpy", "scipy", "onnxruntime"),
+            on_target=True,
+            on_machine=True,
+        ),
+        Stage(
+            name="bundle",
+            module="kdcompile.bundle.stage",
+            inputs=("teacher", "search", "distill", "export", "calibrate", "compile", "verify"),
+            sections=("target", "task", "data", "export", "quantize"),
+            splits=(),
+            packages=("bundle",),
+            libraries=("jinja2", "matplotlib"),
+            on_target=True,
+        ),
+    )
+}  # fmt: skip
+
+
+def upstream(name: str) -> list[str]:
+    """The stages that a stage needs, itself last, in order."""
+    needed = {name}
+    for stage in reversed(STAGES.values()):
+        if stage.name in needed:
+            needed |= set(stage.inputs)
+    return [stage for stage in STAGES if stage in needed]

@@ -1,0 +1,103 @@
+"""Numbers with their evidence, gates with their verdicts, and the report that holds both."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from kdcompile.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK
+
+Evidence = Literal["device", "host", "predicted"]
+Verdict = Literal["passed", "failed", "inconclusive", "skipped", "pending"]
+
+RANK: Mapping[str, int] = {"predicted": 0, "host": 1, "device": 2}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number and how it was obtained.
+
+    `low` and `high` bound it at 95 % where it has an interval; `n` counts samples.
+    """
+
+    name: str
+    value: float
+    unit: str
+    evidence: Evidence
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    machine: str = ""
+    backend: str = ""
+    backend_version: str = ""
+    precision: str = ""
+    mode: str = ""
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """A measured number against a threshold.
+
+    `evidence` is what the verdict rests on; a `pending` gate waits for the device.
+    """
+
+    name: str
+    verdict: Verdict
+    evidence: Evidence
+    required: bool
+    threshold: str
+    observed: str
+    reason: str
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured of one build. `details` holds what the renderers draw."""
+
+    name: str
+    target: str
+    verdict: str
+    exit_code: int
+    gates: tuple[GateResult, ...]
+    measurements: tuple[Measurement, ...]
+    environment: Mapping[str, Any]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Report":
+        """The report that `to_json` wrote."""
+        gates = tuple(
+            GateResult(**{**g, "measurements": tuple(Measurement(**m) for m in g["measurements"])})
+            for g in data["gates"]
+        )
+        measurements = tuple(Measurement(**m) for m in data["measurements"])
+        return cls(**{**data, "gates": gates, "measurements": measurements})
+
+
+def overall(gates: Iterable[GateResult], require_device: bool = False) -> tuple[str, int]:
+    """The verdict in words and its exit code.
+
+    A required gate that failed decides first, then one that is inconclusive or skipped; gates
+    that wait for the board leave the verdict at `passed on host`, and are exit 5 only when the
+    device is required.
+    """
+    gates = list(gates)
+    required = [g for g in gates if g.required]
+    pending = sum(g.verdict == "pending" for g in gates)
+    for verdict, code in (("failed", EXIT_GATE), ("inconclusive", EXIT_INCONCLUSIVE)):
+        names = [g.name for g in required if g.verdict == verdict]
+        if names:
+            return f"{verdict}: {', '.join(names)}", code
+    skipped = [g.name for g in required if g.verdict == "skipped"]
+    if skipped:
+        return f"inconclusive: {', '.join(skipped)} skipped", EXIT_INCONCLUSIVE
+    if not any(g.verdict == "passed" for g in gates):
+        return "inconclusive: no gate was decided", EXIT_INCONCLUSIVE
+    if pending:
+        text = f"passed on host, {pending} gates pending on the board"
+        return text, EXIT_INCONCLUSIVE if require_device else EXIT_OK
+    return "passed", EXIT_OK

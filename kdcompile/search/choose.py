@@ -1,0 +1,74 @@
+"""The widest student that meets the budget on a target."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcompile.errors import KDError
+from kdcompile.search.latency import Estimate
+from kdcompile.spec import Budget
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A student's architecture and what it costs. `latency` is at the budget's precision."""
+
+    architecture: dict[str, Any]
+    macs: float
+    params: int
+    latency: Estimate
+
+
+def met(budget: Budget, candidate: Candidate, teacher: Candidate) -> bool:
+    """True when the candidate's median estimate keeps the budget."""
+    if budget.macs is not None:
+        return candidate.macs <= budget.macs
+    if budget.latency_ms is not None:
+        return candidate.latency.ms <= budget.latency_ms
+    if budget.speedup is not None:
+        return teacher.latency.ms / candidate.latency.ms >= budget.speedup
+    return True
+
+
+def widest(
+    architectures: Sequence[dict[str, Any]],
+    price: Callable[[dict[str, Any]], Candidate],
+    budget: Budget,
+    teacher: Candidate,
+) -> Candidate:
+    """The first candidate in falling width that keeps the budget, found by bisection.
+
+    Cost falls with width but for the odd rounding, so the neighbours that bisection ends at are
+    both priced.
+
+    Raises:
+        KDError: `budget-impossible`, naming the smallest reachable cost.
+    """
+    low, high = 0, len(architectures) - 1
+    smallest = price(architectures[high])
+    if not met(budget, smallest, teacher):
+        raise _impossible(budget, smallest, teacher)
+    best = smallest
+    while low < high:
+        middle = (low + high) // 2
+        candidate = price(architectures[middle])
+        if met(budget, candidate, teacher):
+            best, high = candidate, middle
+        else:
+            low = middle + 1
+    return best
+
+
+def _impossible(budget: Budget, smallest: Candidate, teacher: Candidate) -> KDError:
+    asked = ", ".join(f"{k} = {v:g}" for k, v in budget.model_dump(exclude_none=True).items())
+    ratio = teacher.latency.ms / smallest.latency.ms
+    reach = (
+        f"speedup {ratio:.3g}, {smallest.latency.ms:.3g} ms, {smallest.macs:.3g} MACs "
+        f"at width {smallest.architecture['width']:.3g}"
+    )
+    return KDError(
+        "budget-impossible",
+        f"no student of this family reaches {asked}; the smallest one: {reach}",
+        where="[student] budget",
+        fix="relax the budget, lower export.shape, or name a student of your own",
+    )

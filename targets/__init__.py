@@ -1,0 +1,283 @@
+"""The devices that kdcompile knows: one TOML each, every value with its source.
+
+A name is `MODULE`, or `MODULE@POWER_MODE`, `MODULE@jpJETPACK`, or with both parts in either order;
+MODULE may be an alias. Peaks are dense (never the sparse headline), in TFLOP/s, for int8 in TOPS.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kdcompile.errors import KDError, nearest
+from kdcompile.targets.schema import invalid, validate
+
+FOLDER = Path(__file__).parent
+EXPORT_OPSET = 18
+ONNXRUNTIME_IR = 10  # ONNX Runtime 1.20, the oldest that the package accepts, reads IR version 10
+
+# First TensorRT of a generation, the highest ONNX opset and IR version that we give to its parser.
+# onnx-tensorrt's operators.md of 8.5 and of 8.6 say "up to opset 17", and the ONNX that they are
+# built with (1.12, 1.13) defines IR 8. 10.x reads 9..20 and more (10.15: 24), 11.x reads 25: capped
+# at the opset that kdcompile exports, and at IR 9 for 10.x, one below what ONNX 1.16 of 10.0 reads.
+TENSORRT_ONNX = (((8, 5), 17, 8), ((8, 6), 17, 8), ((10, 0), 18, 9), ((11, 0), 18, 10))
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """A measured latency that the latency model is held against."""
+
+    model: str
+    shape: tuple[int, ...]
+    precision: str
+    gmac: float
+    p50_ms: float
+    mode: str
+    software: str
+    conditions: str
+    kind: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One device in one power mode with one software generation.
+
+    `tensorrt` is a version for a Jetson, a range `MIN..MAX` for a workstation, None for a CPU;
+    `backend` is the version found on a workstation (`with_backend`). `sources` gives, for each
+    fact, `kind: where it is from`, with kind one of measured, derived, datasheet.
+    """
+
+    name: str
+    title: str
+    kind: str
+    compute_capability: str | None
+    power_mode: str
+    power_modes: tuple[str, ...]
+    jetpack: str | None
+    jetpacks: tuple[str, ...]
+    l4t: str | None
+    tensorrt: str | None
+    backend: str | None
+    cuda: str | None
+    python: str | None
+    precisions: tuple[str, ...]
+    channel_tile: int
+    sm_count: int
+    gpu_mhz: float | None
+    peak_tflops: Mapping[str, float]
+    bandwidth_gbs: float
+    launch_us: float
+    memory_gb: float
+    dla: int
+    max_opset: int
+    ir_version: int
+    fixtures: tuple[Fixture, ...]
+    sources: Mapping[str, str]
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the engine must be built on the board itself."""
+        return self.kind == "jetson"
+
+    @property
+    def full_name(self) -> str:
+        """The name with power mode and JetPack, which `load` reads back."""
+        parts = [self.name]
+        if len(self.power_modes) > 1:
+            parts.append(self.power_mode)
+        if self.jetpack:
+            parts.append(f"jp{self.jetpack}")
+        return "@".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as plain JSON values."""
+        plain = asdict(self)
+        for key in ("power_modes", "jetpacks", "precisions", "fixtures"):
+            plain[key] = list(plain[key])
+        for fixture in plain["fixtures"]:
+            fixture["shape"] = list(fixture["shape"])
+        return plain
+
+    def with_backend(self, version: str) -> "Target":
+        """This workstation with the TensorRT version found there; opset and IR follow from it.
+
+        Raises:
+            KDError: the target names no range of versions, or the version lies outside it.
+        """
+        if self.kind != "workstation" or self.tensorrt is None:
+            raise KDError(
+                "target-backend",
+                f"{self.name} has no range of TensorRT versions to choose from",
+                where=f"targets/{self.name}.toml",
+                fix="only workstation targets take the TensorRT that is found",
+            )
+        low, high = self.tensorrt.split("..")
+        if not _version(low) <= _version(version)[:2] <= _version(high):
+            raise KDError(
+                "target-backend",
+                f"TensorRT {version} is outside {self.tensorrt}, the range of {self.name}",
+                where=f"targets/{self.name}.toml [facts] tensorrt_min, tensorrt_max",
+                fix=f"install a TensorRT in {self.tensorrt}, or choose another target",
+            )
+        opset, ir = onnx_limits(version)
+        return replace(self, backend=version, max_opset=opset, ir_version=ir)
+
+
+def onnx_limits(tensorrt: str) -> tuple[int, int]:
+    """The highest ONNX opset and IR version given to this TensorRT, such as `10.3` or `8.6.2`.
+
+    Raises:
+        KDError: older than the oldest TensorRT that kdcompile writes for.
+    """
+    known = [(o, i) for first, o, i in TENSORRT_ONNX if first <= _version(tensorrt)[:2]]
+    if not known:
+        raise KDError(
+            "target-backend",
+            f"TensorRT {tensorrt} is older than 8.5, the oldest that kdcompile writes for",
+            fix="use a JetPack or TensorRT that is newer",
+        )
+    return known[-1]
+
+
+def names() -> list[str]:
+    """The modules, without their aliases, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def aliases() -> dict[str, str]:
+    """Alias to module."""
+    return {alias: name for name in names() for alias in _read(name).get("aliases", ())}
+
+
+def resolve(name: str) -> str:
+    """The module behind a name or an alias; what follows an `@` is dropped.
+
+    Raises:
+        KDError: no such target.
+    """
+    module = name.split("@", 1)[0]
+    if module in names():
+        return module
+    known = aliases()
+    if module not in known:
+        raise KDError(
+            "target-unknown",
+            f"there is no target {module!r}{nearest(module, [*names(), *known])}",
+            where=name,
+            fix="kdcompile targets lists the known ones",
+        )
+    return known[module]
+
+
+def load(name: str) -> Target:
+    """The target of this name (see the module's first lines for its form).
+
+    Without a power mode it is the module's default, or, where the JetPack asked for does not have
+    that mode, the fastest that it has; `power_mode` says which.
+
+    Raises:
+        KDError: no such target, power mode or JetPack, or a file that breaks the schema.
+    """
+    module = resolve(name)
+    table = _read(module)
+    mode, jetpack = _parts(table, name)
+    jetpack = jetpack or table.get("default_jetpack")
+    mode = mode or _usable_mode(table, jetpack)
+    minimum = table["modes"][mode].get("min_jetpack")
+    if minimum and jetpack and _version(jetpack) < _version(minimum["value"]):
+        raise KDError(
+            "target-mode",
+            f"power mode {mode} of {module} needs JetPack {minimum['value']}, not {jetpack}",
+            where=name,
+            fix=f"{module}@{mode}, or {module}@jp{jetpack} in another mode",
+        )
+    return _target(table, mode, jetpack)
+
+
+def _parts(table: Mapping[str, Any], name: str) -> tuple[str | None, str | None]:
+    """Power mode and JetPack written behind the `@`s of a name."""
+    mode = jetpack = None
+    for part in name.split("@")[1:]:
+        by_case = {key.lower(): key for key in table["modes"]}
+        if part.lower() in by_case and mode is None:
+            mode = by_case[part.lower()]
+        elif (
+            part.lower().startswith("jp") and part[2:] in table.get("jetpacks", {}) and not jetpack
+        ):
+            jetpack = part[2:]
+        else:
+            known = [*table["modes"], *(f"jp{key}" for key in table.get("jetpacks", {}))]
+            raise KDError(
+                "target-jetpack" if part.lower().startswith("jp") else "target-mode",
+                f"{table['name']} has no {part!r}{nearest(part, known)}",
+                where=name,
+                fix="one of " + ", ".join(f"{table['name']}@{key}" for key in known),
+            )
+    return mode, jetpack
+
+
+def _usable_mode(table: Mapping[str, Any], jetpack: str | None) -> str:
+    """The default power mode, or the first listed (fastest) that this JetPack has."""
+    for mode in (table["default_mode"], *table["modes"]):
+        minimum = table["modes"][mode].get("min_jetpack")
+        if not minimum or not jetpack or _version(jetpack) >= _version(minimum["value"]):
+            return str(mode)
+    raise invalid(table["name"], "modes", f"none can be used with JetPack {jetpack}")
+
+
+def _target(table: Mapping[str, Any], mode: str, jetpack: str | None) -> Target:
+    sheet = {**table["facts"], **table["modes"][mode]}
+    peaks = sheet.pop("peak_tflops")
+    software = table.get("jetpacks", {}).get(jetpack, {})
+    sheet.update(software)
+    value = {key: fact["value"] for key, fact in sheet.items()}
+    facts = {**sheet, **{f"peak_tflops.{p}": fact for p, fact in peaks.items()}}
+    tensorrt = value.get("tensorrt")
+    if table["kind"] == "workstation":
+        tensorrt = f"{value['tensorrt_min']}..{value['tensorrt_max']}"
+    opset, ir = EXPORT_OPSET, ONNXRUNTIME_IR
+    if tensorrt:
+        opset, ir = onnx_limits(tensorrt.split("..")[0])
+    return Target(
+        name=table["name"], title=table["title"], kind=table["kind"],
+        compute_capability=value.get("compute_capability"),
+        power_mode=mode, power_modes=tuple(table["modes"]),
+        jetpack=jetpack, jetpacks=tuple(table.get("jetpacks", {})), l4t=value.get("l4t"),
+        tensorrt=tensorrt, backend=None, cuda=value.get("cuda"), python=value.get("python"),
+        precisions=tuple(value["precisions"]), channel_tile=value["channel_tile"],
+        sm_count=value["sm_count"], gpu_mhz=value.get("gpu_mhz"),
+        peak_tflops={p: float(fact["value"]) for p, fact in peaks.items()},
+        bandwidth_gbs=float(value["bandwidth_gbs"]), launch_us=float(value["launch_us"]),
+        memory_gb=value["memory_gb"], dla=value["dla"], max_opset=opset, ir_version=ir,
+        fixtures=tuple(_fixture(f, table["sources"]) for f in table.get("fixtures", ())),
+        sources={k: f"{f['kind']}: {table['sources'][f['source']]}" for k, f in facts.items()},
+    )  # fmt: skip
+
+
+def _fixture(entry: Mapping[str, Any], sources: Mapping[str, str]) -> Fixture:
+    fields = {**entry, "shape": tuple(entry["shape"]), "source": sources[entry["source"]]}
+    return Fixture(**fields)
+
+
+@cache
+def _read(module: str) -> dict[str, Any]:
+    """One file, parsed and held against the schema."""
+    path = FOLDER / f"{module}.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise invalid(module, "file", str(error)) from error
+    validate(table, module)
+    return table
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: `10.3.0.post1` gives (10, 3, 0)."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    if found is None:
+        raise KDError("target-backend", f"{text!r} is not a version number", fix="such as 10.3")
+    return tuple(int(part) for part in found.group().split("."))

@@ -1,0 +1,239 @@
+"""The kit, built and run as on a board, with ONNX Runtime in TensorRT's place."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from kdcompile.backends import worker
+from kdcompile.backends.kit import write_kit
+from kdcompile.errors import KDError
+from kdcompile.targets import load
+
+
+def build(kit, *options, expect=0, backend="onnxruntime"):
+    command = [sys.executable, kit / "build_engine.py", "--backend", backend, *options]
+    done = subprocess.run(
+        [*command, "--iterations", "3"], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def record(kit):
+    return json.loads((kit / "out" / "device.json").read_text())
+
+
+@pytest.fixture
+def kit(onnx_files, make_kit):
+    return make_kit(onnx_files())
+
+
+def test_contents(kit):
+    about = json.loads((kit / "kit.json").read_text())
+    assert set(about["files"]) == {
+        "README.md", "build_engine.py", "calibration.json", "gates.json", "preprocess.json",
+        "reference.npz", "student_fp16.onnx", "student_fp32.onnx", "student_int8.onnx", "worker.py",
+    }  # fmt: skip
+    assert about["target"]["compute_capability"] == "8.7"
+    assert about["predicted"] == "int8"
+    text = (kit / "README.md").read_text()
+    assert "$" not in text.replace("$ ", "")
+    assert about["target"]["title"] in text
+    with np.load(kit / "reference.npz") as arrays:
+        assert set(arrays.files) == {
+            f"{side}_{i}"
+            for side in ("input", "output_fp32", "output_fp16", "output_int8")
+            for i in (0, 1)
+        }
+
+
+def test_builds_proves_and_chooses(kit):
+    done = build(kit)
+    found = record(kit)
+    assert found["evidence"] == "host"
+    assert found["not_the_target"] == ["the backend is onnxruntime, not TensorRT"]
+    assert done.stdout.startswith("NOT the target: the backend is onnxruntime")
+    by_precision = {c["precision"]: c for c in found["candidates"]}
+    assert set(by_precision) == {"fp32", "fp16", "int8"}
+    assert by_precision["fp32"]["sqnr_db"] > 100
+    assert 20 < by_precision["int8"]["sqnr_db"] < by_precision["fp16"]["sqnr_db"] < 100
+    assert by_precision["int8"]["count_difference"] > 0
+    fastest = min(found["candidates"], key=lambda c: c["wall_p50_ms"])
+    assert found["chosen"] == fastest["precision"]
+    assert (kit / "out" / found["engine"]).is_file()
+    verdicts = {g["name"]: g["verdict"] for g in found["gates"]}
+    assert verdicts == {
+        "parity": "passed", "size_mb": "passed", "accuracy": "skipped", "speedup": "skipped"
+    }  # fmt: skip
+
+
+def test_one_precision(kit):
+    build(kit, "--precision", "int8")
+    assert [c["precision"] for c in record(kit)["candidates"]] == ["int8"]
+
+
+def test_gate_that_nothing_passes(onnx_files, make_kit):
+    kit = make_kit(onnx_files(), min_sqnr_db=1000)
+    done = build(kit, expect=3)
+    assert record(kit)["chosen"] is None
+    assert "parity    failed: no candidate passed" in done.stdout
+
+
+def test_inaccurate_precision_is_not_chosen(onnx_files, make_kit):
+    files = onnx_files()
+    model = onnx.load(files["int8"])
+    scale = next(i for i in model.graph.initializer if i.name == "sw")
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.1), "sw"))  # a wrong range
+    onnx.save(model, files["int8"])
+    kit = make_kit(files)
+    build(kit)
+    verdicts = {c["precision"]: c["verdict"] for c in record(kit)["candidates"]}
+    assert verdicts == {"fp32": "passed", "fp16": "passed", "int8": "failed"}
+    assert record(kit)["chosen"] in ("fp32", "fp16")
+
+
+def test_nan_fails(onnx_files, make_kit):
+    files = onnx_files()
+    kit = make_kit(files)
+    model = onnx.load(files["fp32"])
+    model.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.full((1, 3, 3, 3), np.nan, np.float32), "w")
+    )
+    onnx.save(model, kit / "student_fp32.onnx")
+    forget_hashes(kit)
+    build(kit, "--precision", "fp32", expect=3)
+    assert record(kit)["candidates"][0]["sqnr_db"] == "-inf"
+
+
+def test_too_large_an_engine(onnx_files, make_kit):
+    kit = make_kit(onnx_files(), max_mb=1e-6)
+    build(kit, expect=3)
+    assert {g["name"]: g["verdict"] for g in record(kit)["gates"]}["size_mb"] == "failed"
+
+
+def test_candidate_that_does_not_build_is_recorded(kit):
+    (kit / "student_int8.onnx").write_bytes(b"no model")
+    forget_hashes(kit)
+    build(kit)
+    (broken,) = (c for c in record(kit)["candidates"] if c["precision"] == "int8")
+    assert broken["verdict"] == "failed"
+    assert broken["why"].startswith("onnx-refused")
+
+
+def forget_hashes(kit):
+    about = json.loads((kit / "kit.json").read_text())
+    (kit / "kit.json").write_text(json.dumps(about | {"files": {}}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "kit-corrupt"),
+        (lambda path: path.unlink(), "kit-incomplete"),
+    ],
+)
+def test_spoiled_kit(kit, spoil, code):
+    spoil(kit / "student_fp16.onnx")
+    done = build(kit, expect=1)
+    assert f"error[{code}]: student_fp16.onnx" in done.stderr
+    assert "fix:   copy the kit again" in done.stderr
+
+
+def test_without_tensorrt(kit, tmp_path, monkeypatch):
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "tensorrt.py").write_text("raise ImportError('no libnvinfer')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "absent"))
+    done = build(kit, expect=4, backend="tensorrt")
+    assert "error[tensorrt-missing]" in done.stderr
+    assert "apt install" in done.stderr
+
+
+def test_dynamic_network(onnx_files, make_kit):
+    kit = make_kit(onnx_files([1, 3, "height", "width"]), sides=((16, 24), (32, 16)))
+    build(kit)
+    assert record(kit)["mode"]["shape"] == [1, 3, 16, 24]
+    assert record(kit)["candidates"][0]["sqnr_db"] > 20
+
+
+def test_reference_must_be_whole(onnx_files, tmp_path):
+    files = onnx_files()
+    image = np.zeros((1, 3, 16, 24), np.float32)
+    for outputs in ({"int8": [image]}, {"fp32": []}):
+        with pytest.raises(KDError, match="as many outputs as inputs"):
+            write_kit(
+                tmp_path,
+                load("jetson"),
+                files,
+                tmp_path / "c.json",
+                tmp_path / "p.json",
+                {},
+                ([image], outputs),
+                profile=([1], [1], [1]),
+                predicted="fp32",
+            )
+
+
+@pytest.fixture
+def script(kit, monkeypatch):
+    """The kit's script as a module, with the package's worker."""
+    monkeypatch.setitem(sys.modules, "worker", worker)
+    found = importlib.util.spec_from_file_location("build_engine", kit / "build_engine.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "same"),
+    [
+        ("10.3.0", "10.3", True),
+        ("10.7.0.23", "10.3", True),
+        ("10.0.1", "10.3", False),
+        ("8.6.2", "10.3", False),
+        ("11.4.1", "10.3", False),
+        ("8.5.2", "8.5.2", True),
+        ("8.5.2", "8.6.2", False),
+    ],
+)
+def test_same_generation(script, found, wanted, same):
+    assert script.same_generation(found, wanted) is same
+
+
+def test_on_the_target_it_is_device_evidence(script, kit, played_tensorrt, capsys):
+    played_tensorrt("10.3.0")
+    doubled_reference(kit)
+    assert script.main([]) == 0
+    found = record(kit)
+    assert (found["evidence"], found["not_the_target"]) == ("device", [])
+    assert found["environment"]["gpu"] == {"name": "Played GPU", "compute_capability": "8.7"}
+    by_precision = {c["precision"]: c for c in found["candidates"]}
+    assert by_precision["fp16"]["onnx"] == "student_fp32.onnx"  # 10.3 takes the flag
+    assert by_precision["fp16"]["device_p50_ms"] == 2.0
+    assert (kit / "out" / found["engine"]).read_bytes() == b"an engine"
+    assert "NOT the target" not in capsys.readouterr().out
+
+
+def test_another_tensorrt_is_refused_unless_allowed(script, kit, played_tensorrt, capsys):
+    played_tensorrt("8.6.1")
+    doubled_reference(kit)
+    assert script.main([]) == 1
+    shown = capsys.readouterr().err
+    assert "error[not-the-target]: TensorRT 8.6.1, the target has 10.3" in shown
+    assert "--allow-version" in shown
+    assert script.main(["--allow-version"]) == 0
+    assert record(kit)["evidence"] == "host"
+
+
+def doubled_reference(kit):
+    """The played GPU doubles its input."""
+    with np.load(kit / "reference.npz") as arrays:
+        inputs = {k: v for k, v in arrays.items() if k.startswith("input_")}
+    outputs = {k.replace("input", "output_fp32"): v * 2 for k, v in inputs.items()}
+    np.savez(kit / "reference.npz", **inputs, **outputs)
+    forget_hashes(kit)

@@ -1,0 +1,158 @@
+"""The report says the verdict first, the same in text, Markdown and HTML, and needs no network."""
+
+import html as escaping
+import io
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdcompile.bundle import facts, figures, render
+from kdcompile.bundle.overlay import overlay_png
+from kdcompile.bundle.text import text_summary
+
+
+@pytest.fixture(scope="module")
+def page(a_report, metrics, write_examples, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    write_examples(folder, 3)
+    return render.html(a_report(), folder, metrics)
+
+
+def picture(png):
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def test_page_has_the_verdict_before_the_gates_before_the_numbers(page):
+    names = ["verdict", "gates", "numbers", "training", "accuracy", "examples", "precisions"]
+    places = [page.index(f'id="{name}"') for name in names]
+    assert places == sorted(places)
+    assert "passed on host, 1 gates pending on the board" in page[: page.index('id="gates"')]
+
+
+def test_page_needs_nothing_else(page):
+    assert re.findall(r"https?://|//cdn|@import|<script|<link|<iframe", page) == []
+    sources = re.findall(r'(?:src|srcset|href)="([^"]{0,40})', page)
+    assert len(sources) == 2 * 4 + 2 * 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+def test_page_escapes_what_it_shows(a_report, tmp_path):
+    hostile = replace(a_report(), details={}, name="<script>alert(1)</script>")
+    page = render.html(hostile, tmp_path, [])
+    assert "<script>" not in page
+    assert escaping.escape(hostile.name) in page
+
+
+def test_failure_is_said_in_words_too(a_report, tmp_path):
+    page = render.html(replace(a_report("failed"), details={}), tmp_path, [])
+    assert 'class="verdict bad"' in page
+    assert "A required gate failed" in page
+    assert "✗ failed" in page
+
+
+def test_absent_parts_say_not_measured(a_report, tmp_path):
+    bare = replace(a_report(), details={}, measurements=())
+    page = render.html(bare, tmp_path, [])
+    assert page.count("not measured") >= 7
+    assert "data:image" not in page
+    assert render.markdown(bare).count("not measured") >= 7
+
+
+def test_example_without_a_picture_says_so(a_report, tmp_path):
+    bare = a_report(predictions=[], by_density=[])
+    assert "no picture was kept" in render.html(bare, tmp_path, [])
+
+
+def test_markdown_has_the_facts_and_keeps_its_tables_whole(a_report):
+    text = render.markdown(a_report())
+    assert text.index("**passed on host") < text.index("## Gates") < text.index("## Numbers")
+    assert "why \\| so" in text
+    assert "a &lt;b>CPU" in text
+    assert "1.25 people (95 %: 1 to 1.5)" in text
+    assert "int8 (ships)" in text
+    rows = [line for line in text.splitlines() if line.startswith("| accuracy")]
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == len(render.GATE_HEADS) + 1
+
+
+def test_text_summary_is_aligned_and_complete(a_report):
+    text = text_summary(a_report())
+    first, *rest = text.splitlines()
+    assert first == "crowd for jetson: passed on host, 1 gates pending on the board"
+    table = [line for line in rest if re.match(r"  verdict|[✓…]", line)]
+    assert len({line.index(word) for line, word in
+                zip(table, ("gate", "accuracy", "speedup"), strict=True)}) == 1  # fmt: skip
+    assert "Judged on 3 of 20 test images only (data.max_test = 3)." in text
+    assert "speedup: no board" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "not measured"), (True, "yes"), (1234567, "1,234,567"), (0.00012347, "0.0001235"),
+     (12345.6, "12,346"), (1e20, "1e+20"), (float("nan"), "nan"), ("x", "x")],
+)  # fmt: skip
+def test_numbers_for_people(value, text):
+    assert facts.number(value) == text
+
+
+def test_scope_says_when_it_is_whole_or_unknown(a_report):
+    assert facts.scope(a_report(max_test=None)) == "Judged on all 3 test images."
+    assert facts.scope(a_report(max_test=9, test_photos=3)) == "Judged on all 3 test images."
+    assert facts.scope(a_report(predictions=[])) == "Accuracy: not measured."
+
+
+def test_long_lists_are_cut_and_say_so():
+    assert facts.flat({"a_b": {"c": list(range(10))}}) == [
+        ("a b: c", "0, 1, 2, 3, 4, 5, 6, 7 and 2 more")
+    ]
+    assert facts.flat({"a": [{"n": 1, "m": 2}]}) == [("a", "n 1, m 2")]
+
+
+def test_prediction_has_a_band_and_measurement_an_interval(a_report):
+    measured = a_report().measurements[0]
+    assert "95 %" in facts.amount(measured)
+    assert "band" in facts.amount(replace(measured, evidence="predicted"))
+    assert facts.amount(replace(measured, unit="1", low=None)) == "1.25"
+
+
+def test_figures_follow_the_theme_and_repeat_exactly(metrics, a_report):
+    points = facts.predictions(a_report())
+    for theme in (figures.LIGHT, figures.DARK):
+        corner = "#{:02x}{:02x}{:02x}".format(
+            *picture(figures.scatter(points, theme)).getpixel((0, 0))
+        )
+        assert corner == theme.paper
+    assert figures.loss_curves(metrics, figures.LIGHT) == figures.loss_curves(
+        metrics, figures.LIGHT
+    )
+
+
+def test_figures_take_odd_values(metrics):
+    negative = [{"step": 0, "loss": -1.0, "terms": {"$a_1$": -1.0, "损": 0.0}}, {"step": 5}]
+    assert picture(figures.loss_curves(negative, figures.LIGHT)).width > 100
+    assert picture(figures.validation_curve(metrics, None, figures.DARK)).width > 100
+
+
+@pytest.mark.parametrize(("size", "channels"), [((30, 40), 1), ((1200, 300), 3), ((8, 900), 3)])
+def test_overlay_keeps_the_aspect_and_takes_any_title(size, channels):
+    pixels = np.full((*size, channels), 90, np.uint8)
+    density = np.zeros((4, 5), np.float32)
+    image = picture(overlay_png(pixels, density, "人 $x$ 3.2"))
+    margin = (0.55 + 0.12) * figures.DPI, (0.32 + 0.06) * figures.DPI
+    width, height = max(image.width - margin[0], 1), image.height - margin[1]
+    assert image.width <= 640 + margin[0] + 2
+    assert width / height == pytest.approx(size[1] / size[0], rel=0.35) or width < 240
+
+
+def test_overlay_puts_the_density_where_it_was_seen():
+    pixels = np.full((40, 60, 1), 128, np.uint8)
+    density = np.zeros((4, 6), np.float32)
+    density[0, 5] = 1.0
+    image = np.asarray(picture(overlay_png(pixels, density, ""))).astype(int)
+    colourful = image.max(axis=2) - image.min(axis=2) > 40
+    photo = colourful[:, : round(image.shape[1] * 0.75)]
+    rows, columns = np.nonzero(photo)
+    assert rows.mean() < image.shape[0] * 0.35
+    assert columns.mean() > image.shape[1] * 0.5

@@ -1,0 +1,29 @@
+"""Shared fixtures. Nothing here needs a network or a GPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def _shared(*parts: str) -> Path:
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{'/'.join(('../shared', *parts))} is not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shanghaitech() -> Path:
+    """ShanghaiTech A beside the checkout."""
+    return _shared("data", "shanghaitech_a")
+
+
+@pytest.fixture(scope="session")
+def csrnet_weights() -> Path:
+    """The trained CSRNet teacher beside the checkout."""
+    return _shared("teachers", "csrnet_sha", "weights.safetensors")

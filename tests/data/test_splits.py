@@ -1,0 +1,156 @@
+"""Formats, split lists, and twins across splits."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from kdcompile.artifact import Hasher
+from kdcompile.data.splits import load_splits, splits_digest
+from kdcompile.errors import KDError
+from kdcompile.spec import Data
+
+
+def _image(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 10, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    for value, name in enumerate(names):
+        _image(tmp_path / "images" / name, 20 * value)
+    _image(tmp_path / "images" / "twin.png", 80)  # the bytes of e.png
+    rows = [{"image": f"images/{n}", "points": [[1.5, 2.5]] * i} for i, n in enumerate([*names, "twin.png"])]
+    (tmp_path / "annotations.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "train.txt").write_text("a.png\nimages/b.png\n\n")
+    (tmp_path / "val.txt").write_text("c.png\ntwin.png\n")
+    (tmp_path / "test.txt").write_text("d.png\ne.png\n")
+    return Data(format="points-jsonl", root=tmp_path)
+
+
+def test_points_jsonl_and_the_twin_of_a_test_image(jsonl):
+    splits = load_splits(jsonl, jsonl.root)
+    assert [p.name for p in splits.train] == ["a.png", "images/b.png"]
+    assert [p.name for p in splits.val] == ["c.png"]
+    assert [p.name for p in splits.test] == ["d.png", "e.png"]
+    assert splits.dropped == [{"name": "twin.png", "split": "val", "twin": "test/e.png"}]
+    assert splits.test[1].points.shape == (4, 2)
+    assert splits.train[0].points.shape == (0, 2)
+    assert splits.test[0].pixels(3).shape == (8, 10, 3)
+    assert splits.test[0].pixels(1).shape == (8, 10, 1)
+
+
+def _digest(data):
+    return splits_digest(data, data.root, Hasher(data.root / "hashes.json"))
+
+
+def test_digest_follows_content_and_not_time(jsonl):
+    before = _digest(jsonl)
+    (jsonl.root / "images" / "a.png").touch()
+    assert _digest(jsonl) == before
+    _image(jsonl.root / "images" / "a.png", 99)
+    after = _digest(jsonl)
+    assert after["train"] != before["train"]
+    assert after["test"] == before["test"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda root: (root / "train.txt").unlink(), "split-missing"),
+        (lambda root: (root / "train.txt").write_text(""), "split-empty"),
+        (lambda root: (root / "train.txt").write_text("aa.png"), "annotation-missing"),
+        (lambda root: (root / "images" / "a.png").unlink(), "image-missing"),
+        (lambda root: (root / "annotations.jsonl").unlink(), "annotations-missing"),
+        (lambda root: (root / "annotations.jsonl").write_text("{"), "annotations-syntax"),
+        (
+            lambda root: (root / "annotations.jsonl").write_text(
+                (root / "annotations.jsonl").read_text().replace("1.5", "NaN")
+            ),
+            "annotation-invalid",
+        ),
+    ],
+)
+def test_bad_input_has_a_code_and_a_fix(jsonl, spoil, code):
+    spoil(jsonl.root)
+    with pytest.raises(KDError) as error:
+        load_splits(jsonl, jsonl.root)
+    assert error.value.code == code
+    assert error.value.fix
+    assert error.value.where
+
+
+def test_an_unreadable_image(jsonl):
+    (jsonl.root / "images" / "a.png").write_bytes(b"not an image")
+    with pytest.raises(KDError) as error:
+        load_splits(jsonl, jsonl.root).train[0].pixels(3)
+    assert error.value.code == "image-unreadable"
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The folders of ShanghaiTech as published, with three photos a part."""
+    for part, value in (("train_data", 0), ("test_data", 100)):
+        for number in (1, 2, 10):
+            _image(tmp_path / part / "images" / f"IMG_{number}.jpg", value + number)
+            location = np.arange(2.0 * number).reshape(number, 2)
+            cell = np.empty((1, 1), object)
+            cell[0, 0] = np.array([[(location, float(number))]], [("location", "O"), ("number", "O")])
+            truth = tmp_path / part / "ground-truth" / f"GT_IMG_{number}.mat"
+            truth.parent.mkdir(exist_ok=True)
+            savemat(truth, {"image_info": cell})
+    (tmp_path / "val.txt").write_text("train_data/images/IMG_2.jpg\n")
+    return Data(
+        format="shanghaitech-mat", root=tmp_path, train="train_data", test="test_data", val="val.txt"
+    )
+
+
+def test_shanghaitech_mat(published):
+    splits = load_splits(published, published.root)
+    assert [p.count for p in splits.train] == [1, 10]
+    assert [p.count for p in splits.val] == [2]
+    assert [p.count for p in splits.test] == [1, 2, 10]
+    assert splits.test[1].points.tolist() == [[0.0, 1.0], [2.0, 3.0]]
+    assert set(_digest(published)) == {"train", "val", "test"}
+
+
+def test_a_broken_mat_file(published):
+    next((published.root / "test_data").rglob("*.mat")).write_bytes(b"x" * 200)
+    with pytest.raises(KDError) as error:
+        load_splits(published, published.root)
+    assert error.value.code == "annotation-mat"
+
+
+def test_data_factory(tmp_path):
+    code = (
+        "import numpy as np\n"
+        "from kdcompile.data.photo import Photo\n"
+        "def photos(root, split):\n"
+        "    value = len(split)\n"
+        "    return [Photo(split, np.zeros((0, 2), np.float32), array=np.full((4, 4, 1), value, np.uint8))]\n"
+        "def wrong(root, split):\n"
+        "    return [3]\n"
+    )
+    (tmp_path / "made.py").write_text(code)
+    data = Data(format="made.py:photos", root=tmp_path, train="t", val="vv", test="sss")
+    assert [p.name for p in load_splits(data, tmp_path).test] == ["sss"]
+    before = _digest(data)
+    (tmp_path / "made.py").write_text(code + "# changed\n")
+    assert _digest(data) != before
+    with pytest.raises(KDError) as error:
+        load_splits(data.model_copy(update={"format": "made.py:wrong"}), tmp_path)
+    assert error.value.code == "data-factory"
+
+
+def test_shanghaitech_a_has_one_twin(shanghaitech):
+    splits = load_splits(
+        Data(format="points-jsonl", root=shanghaitech, train="train_minus_val.txt"), shanghaitech
+    )
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (241, 58, 182)
+    assert splits.dropped == [
+        {"name": "train_IMG_121.jpg", "split": "val", "twin": "test/test_IMG_98.jpg"}
+    ]

@@ -1,0 +1,225 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kdcompile import targets
+from kdcompile.bench.paired import PairedTimes
+from kdcompile.gates import registry
+from kdcompile.gates.accuracy import accuracy
+from kdcompile.gates.bootstrap import interval
+from kdcompile.gates.context import Counts, Latency, Parity, Prediction, VerifyContext
+from kdcompile.gates.evaluate import decibels
+from kdcompile.gates.parity import parity
+from kdcompile.gates.size_mb import size_mb
+from kdcompile.gates.speedup import speedup
+from kdcompile.gates.summary import by_density, measurements
+from kdcompile.report import overall
+from kdcompile.spec import AccuracyGate, Gates, ParityGate, SizeGate, SpeedupGate
+
+
+def make_counts(n: int, bias: float = 0.0, noise: float = 1.0, available: int = 0) -> Counts:
+    """Photos whose teacher errs by about 10; the student errs as it does, `bias` more outwards."""
+    rng = np.random.default_rng(5)
+    true = rng.uniform(50, 500, n).round()
+    errors = rng.normal(0, 12, n)
+    student = true + errors + np.sign(errors) * bias + noise * rng.standard_normal(n)
+    names = tuple(f"{i}.jpg" for i in range(n))
+    return Counts(names, true, true + errors, student, student, student, max(available, n))
+
+
+def make_times(ratio: float, noise: float = 0.02) -> PairedTimes:
+    rng = np.random.default_rng(11)
+    b = 10 * (1 + noise * rng.standard_normal(30))
+    return PairedTimes(ratio * 10 * (1 + noise * rng.standard_normal(30)), b, 1)
+
+
+@pytest.fixture
+def context() -> VerifyContext:
+    return VerifyContext(
+        target=targets.load("cpu"),
+        precision="int8",
+        counts=make_counts(150),
+        parity=Parity(31.0, 0.04, 150, "int8 against fp32"),
+        latency=Latency(make_times(8.0), "int8", "here"),
+        predictions={"int8": Prediction(80.0, 8.0, 1.5, True)},
+        files={"model.onnx": 3_000_000, "kit/student_fp32.onnx": 7_500_000},
+        seed=0,
+        machine="here",
+        backend="onnxruntime",
+        backend_version="1",
+    )
+
+
+def test_an_equal_student_passes(context) -> None:
+    result = accuracy(AccuracyGate(), context)
+    assert result.verdict == "passed"
+    assert result.evidence == "host"
+    assert "on 150 test photos" in result.reason
+    (found,) = result.measurements
+    assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("metric", ["mae", "rmse"])
+def test_an_identical_student_passes_with_a_point_interval(context, metric) -> None:
+    counts = replace(context.counts, student=context.counts.teacher)
+    result = accuracy(AccuracyGate(metric=metric), replace(context, counts=counts))
+    assert result.verdict == "passed"
+    assert (result.measurements[0].low, result.measurements[0].high) == (0, 0)
+
+
+@pytest.mark.parametrize("metric", ["mae", "rmse"])
+def test_a_clearly_worse_student_fails(context, metric) -> None:
+    worse = replace(context, counts=make_counts(150, bias=6))
+    result = accuracy(AccuracyGate(metric=metric), worse)
+    assert result.verdict == "failed"
+    assert "over the limit" in result.reason
+
+
+def test_a_clearly_better_student_passes(context) -> None:
+    better = replace(context, counts=make_counts(150, bias=-4))
+    assert accuracy(AccuracyGate(), better).verdict == "passed"
+
+
+def test_few_noisy_photos_are_inconclusive_and_the_verdict_says_how_few(context) -> None:
+    counts = make_counts(12, noise=6, available=182)
+    result = accuracy(AccuracyGate(max_increase="60%"), replace(context, counts=counts))
+    assert result.verdict == "inconclusive"
+    assert "12 of 182 test photos" in result.reason
+
+
+def test_one_photo_is_never_a_pass(context) -> None:
+    alone = replace(context, counts=make_counts(1))
+    assert accuracy(AccuracyGate(max_increase="900%"), alone).verdict == "inconclusive"
+
+
+def test_worse_than_the_margin_fails_even_under_a_loose_limit(context) -> None:
+    worse = replace(context, counts=make_counts(150, bias=6))
+    result = accuracy(AccuracyGate(max_increase="300%"), worse)
+    assert result.verdict == "failed"
+    assert "at least" in result.reason
+
+
+def test_a_perfect_teacher_leaves_no_room_and_does_not_divide_by_zero(context) -> None:
+    counts = replace(context.counts, teacher=context.counts.true)
+    assert accuracy(AccuracyGate(), replace(context, counts=counts)).verdict == "failed"
+    counts = replace(counts, student=counts.true)
+    assert accuracy(AccuracyGate(), replace(context, counts=counts)).verdict == "passed"
+
+
+def test_bootstrap_bound_is_about_the_normal_one_and_seeded() -> None:
+    sample = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = interval((sample,), np.mean, confidence=0.9, seed=1)
+    half = 1.645 * sample.std(ddof=1) / 20
+    assert high - sample.mean() == pytest.approx(half, rel=0.08)
+    assert sample.mean() - low == pytest.approx(half, rel=0.08)
+    assert interval((sample,), np.mean, confidence=0.9, seed=1) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("minimum", "verdict"), [(6.5, "passed"), (9.5, "failed"), (8.0, "inconclusive")]
+)
+def test_speedup_is_judged_by_its_whole_interval(context, minimum, verdict) -> None:
+    result = speedup(SpeedupGate(min=minimum), context)
+    assert result.verdict == verdict
+    assert result.evidence == "host"
+
+
+@pytest.mark.parametrize(
+    ("minimum", "verdict"), [(6.5, "passed"), (16.0, "failed"), (9.0, "inconclusive")]
+)
+def test_predicted_speedup_is_judged_by_its_band(context, minimum, verdict) -> None:
+    result = speedup(SpeedupGate(min=minimum, evidence="predicted"), context)
+    assert (result.verdict, result.evidence) == (verdict, "predicted")
+    assert result.measurements[0].machine == "cpu"
+
+
+def test_a_speedup_without_an_estimate_is_skipped_and_skipped_is_not_passed(context) -> None:
+    bare = replace(context, predictions={})
+    result = speedup(SpeedupGate(min=1.5, evidence="predicted"), bare)
+    assert result.verdict == "skipped"
+    assert "no latency estimate" in result.reason
+    passed = accuracy(AccuracyGate(), context)
+    assert overall([result, passed])[1] == 5
+    assert overall([replace(result, required=False), passed]) == ("passed", 0)
+
+
+@pytest.mark.parametrize(("least", "verdict"), [(20, "passed"), (31, "passed"), (32, "failed")])
+def test_parity_compares_the_sqnr(context, least, verdict) -> None:
+    assert parity(ParityGate(min_sqnr_db=least), context).verdict == verdict
+
+
+@pytest.mark.parametrize(("most", "verdict"), [(7.5, "passed"), (7.4, "failed")])
+def test_size_is_that_of_the_largest_file_in_millions(context, most, verdict) -> None:
+    result = size_mb(SizeGate(max=most), context)
+    assert result.verdict == verdict
+    assert "kit/student_fp32.onnx" in result.reason
+
+
+ALL = Gates(speedup=SpeedupGate(min=6.5), size_mb=SizeGate(max=8))
+
+
+def test_every_gate_of_the_spec_is_registered() -> None:
+    assert registry.load_gates().keys() == Gates.model_fields.keys()
+
+
+def test_a_gate_name_is_taken_once() -> None:
+    registry.load_gates()
+    with pytest.raises(ValueError, match="defined in"):
+        registry.gate("parity", threshold=str)(lambda settings, context: None)
+
+
+def test_on_the_host_itself_nothing_is_pending(context) -> None:
+    results = registry.judge(ALL, context)
+    assert [r.name for r in results] == ["accuracy", "parity", "speedup", "size_mb"]
+    assert {r.verdict for r in results} == {"passed"}
+    assert overall(results) == ("passed", 0)
+
+
+def test_a_board_owes_a_twin_of_each_gate_but_the_size(context) -> None:
+    board = replace(context, target=targets.load("jetson"))
+    results = registry.judge(ALL, board)
+    pending = [r for r in results if r.verdict == "pending"]
+    assert [r.name for r in pending] == ["accuracy@device", "parity@device", "speedup@device"]
+    assert all(r.evidence == "device" and r.reason for r in pending)
+    assert pending[2].threshold == "at least 6.5x"
+    assert overall(results) == ("passed on host, 3 gates pending on the board", 0)
+    assert overall(results, require_device=True)[1] == 5
+
+
+@pytest.mark.parametrize("target", ["jetson", "t4"])
+def test_a_gate_that_wants_the_device_is_pending_only(context, target) -> None:
+    gates = Gates(speedup=SpeedupGate(min=6.5, evidence="device", required=False))
+    results = registry.judge(gates, replace(context, target=targets.load(target)))
+    (found,) = [r for r in results if r.name.startswith("speedup")]
+    assert (found.name, found.verdict, found.required) == ("speedup@device", "pending", False)
+
+
+def test_gates_left_out_are_not_judged(context) -> None:
+    assert [r.name for r in registry.judge(Gates(), context)] == ["accuracy", "parity"]
+
+
+def test_measurements_carry_where_they_are_from(context) -> None:
+    found = measurements(context, {"student_int8.onnx": 2_000_000})
+    names = [(m.name, m.precision, m.evidence) for m in found]
+    assert ("student mae", "int8", "host") in names
+    assert ("teacher latency", "fp32", "host") in names
+    assert ("student latency", "int8", "predicted") in names
+    assert names[-1] == ("size", "int8", "host")
+    assert all(m.machine and m.unit for m in found)
+    assert all(m.low <= m.value <= m.high for m in found if m.low is not None)
+
+
+def test_thirds_by_density_hold_every_photo(context) -> None:
+    rows = by_density(context.counts)
+    assert [r["n"] for r in rows] == [50, 50, 50]
+    assert rows[0]["high"] <= rows[1]["low"] <= rows[1]["high"] <= rows[2]["low"]
+    mean = np.mean([r["teacher_mae"] for r in rows])
+    assert mean == pytest.approx(np.abs(context.counts.teacher - context.counts.true).mean())
+    assert len(by_density(make_counts(2))) == 2
+
+
+def test_decibels_are_finite() -> None:
+    assert decibels(100.0, 1.0) == 20
+    assert decibels(1.0, 0.0) == 200
+    assert decibels(0.0, 1.0) == -200

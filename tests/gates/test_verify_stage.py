@@ -1,0 +1,208 @@
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from kdcompile import targets
+from kdcompile.artifact import Artifact, Step, Store
+from kdcompile.errors import KDError
+from kdcompile.gates import stage
+from kdcompile.report import Report
+from kdcompile.spec import load_spec
+
+SIDE = 24
+FACTORY = """
+import numpy as np
+from kdcompile.data.photo import Photo
+
+def photos(root, split):
+    rng = np.random.default_rng(len(split))
+    made = []
+    for index in range({"train": 3, "val": 2, "test": 9}[split]):
+        points = rng.choice(24 * 24, 10 + 5 * index, replace=False)
+        array = np.zeros((24, 24, 1), np.uint8)
+        array.flat[points] = 255
+        xy = np.stack([points % 24, points // 24], 1).astype(np.float32)
+        made.append(Photo(f"{split}{index}", xy, array=array))
+    return made
+"""
+SPEC = """
+target = "cpu"
+[teacher]
+model = "model.py:build"
+weights = "w.safetensors"
+[data]
+format = "data.py:photos"
+root = "."
+train = "train"
+val = "val"
+test = "test"
+mean = [0.0]
+std = [1.0]
+[export]
+shape = [1, 1, 24, 24]
+[gates]
+speedup = { min = 100000 }
+size_mb = { max = 1 }
+"""
+
+
+def save_counter(path: Path, factor: float, layers: int = 1) -> None:
+    """A network that counts white pixels times `factor`; more layers only cost time."""
+    nodes, weights, last = [], [], "image"
+    for index in range(layers):
+        final = index == layers - 1
+        kernel = np.full((1, 1, 2, 2), factor) if final else np.ones((1, 1, 1, 1))
+        name = "density" if final else f"x{index}"
+        weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"w{index}"))
+        strides = [2, 2] if final else [1, 1]
+        nodes.append(helper.make_node("Conv", [last, f"w{index}"], [name], strides=strides))
+        last = name
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, side, side])]
+        for name, side in (("image", SIDE), ("density", SIDE // 2))
+    ]
+    graph = helper.make_graph(nodes, "counter", *ends, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+
+
+def artifact(root: Path, name: str, files: dict[str, object]) -> Artifact:
+    """A stage's output; a number becomes a counting network, all else JSON."""
+
+    def build(folder: Path) -> dict[str, object]:
+        for file, content in files.items():
+            path = folder / file
+            path.parent.mkdir(exist_ok=True)
+            if isinstance(content, float):
+                save_counter(path, content, 3 if "teacher" in file else 1)
+            else:
+                path.write_text(json.dumps(content))
+        return {"stage": name}
+
+    return Store(root).make(name, "0" * 24, build)
+
+
+def estimate(ms: float) -> dict[str, object]:
+    one = {"ms": ms, "low_ms": ms / 1.5, "high_ms": ms * 1.5, "validated": True, "bounds": {}}
+    return {"macs": 9, "params": 4, "fp32": one, "int8": one}
+
+
+@pytest.fixture
+def step(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "TIMING_SECONDS", 0.05)
+    (tmp_path / "data.py").write_text(FACTORY)
+    (tmp_path / "kdcompile.toml").write_text(SPEC)
+    return make_step(tmp_path, "int8", 0.99)
+
+
+def make_step(root: Path, precision: str, deployed: float, sets: tuple[str, ...] = ()) -> Step:
+    preprocess = {"channels": 1, "mean": [0], "std": [1], "min_hw": [24, 24], "max_hw": [24, 24]}
+    agreed = {"sqnr_db": 120.0, "max_rel_error": 1e-6, "n": 2}
+    contents = {
+        "teacher": {"teacher.json": {"val_mae": 1.0}},
+        "search": {"estimate.json": {"teacher": estimate(8), "student": estimate(2)}},
+        "distill": {"result.json": {"val_mae": 1.1}},
+        "export": {
+            "teacher.onnx": 1.02,
+            "student.onnx": 1.01,
+            "student_fp16.onnx": 1.011,
+            "parity.json": {"student": agreed, "teacher": agreed},
+            "preprocess.json": preprocess,
+        },
+        "calibrate": {"student_int8.onnx": 0.99},
+        "compile": {
+            "choice.json": {"precision": precision},
+            "model.onnx": deployed,
+            "kit/student_fp16.onnx": 1.011,
+            "kit/teacher.onnx": 1.02,
+        },
+    }
+    inputs = {name: artifact(root / precision, name, files) for name, files in contents.items()}
+    return Step("verify", "1" * 24, load_spec(root / "kdcompile.toml", sets), inputs)
+
+
+def run(step: Step, root: Path, target: str = "cpu") -> tuple[Artifact, Report]:
+    made = stage.run(step, Store(root / "out"), targets.load(target))
+    return made, Report.from_json(made.json("report.json"))
+
+
+def test_verify_measures_judges_and_draws(step, tmp_path, caplog, capsys) -> None:
+    with caplog.at_level(logging.INFO, logger="kdcompile"):
+        made, report = run(step, tmp_path)
+    verdicts = {g.name: g.verdict for g in report.gates}
+    assert verdicts == {
+        "accuracy": "passed", "parity": "passed", "speedup": "failed", "size_mb": "passed",
+    }  # fmt: skip
+    assert (report.exit_code, made.meta["exit_code"]) == (3, 3)
+    assert made.meta["verdict"] == report.verdict == "failed: speedup"
+    rows = report.details["predictions"]
+    assert [row["name"] for row in rows] == [f"test{i}" for i in range(9)]
+    for row in rows:
+        assert row["teacher"] == pytest.approx(1.02 * row["true"], rel=1e-4)
+        assert row["student_fp32"] == pytest.approx(1.01 * row["true"], rel=1e-4)
+        assert row["student"] == row["student_int8"] == pytest.approx(0.99 * row["true"], rel=1e-4)
+    sqnr = next(m for g in report.gates for m in g.measurements if m.name == "sqnr")
+    assert sqnr.value == pytest.approx(20 * np.log10(1.01 / 0.02), abs=0.01)
+    assert sum(row["n"] for row in report.details["by_density"]) == 9
+    assert report.name == tmp_path.name
+    assert report.environment["backend"] == "onnxruntime"
+    assert report.environment["backend_version"][0].isdigit()
+    assert "verify: 9 of 9 test photos" in caplog.messages
+    assert capsys.readouterr().out == ""
+
+
+def test_examples_show_best_median_and_worst_where_the_density_lies(step, tmp_path) -> None:
+    made, report = run(step, tmp_path)
+    assert {e["kind"]: e["name"] for e in report.details["examples"]} == {
+        "best": "test0", "median": "test4", "worst": "test8",
+    }  # fmt: skip
+    for example in report.details["examples"]:
+        with np.load(made.file(f"example_{example['kind']}.npz"), allow_pickle=False) as arrays:
+            assert arrays["pixels"].shape == (24, 24, 1)
+            assert arrays["pixels"].dtype == np.uint8
+            cells = (arrays["pixels"] == 255).reshape(12, 2, 12, 2).sum((1, 3))
+            np.testing.assert_allclose(arrays["student"], 0.99 * cells, rtol=1e-5)
+            assert arrays["teacher"].sum() == pytest.approx(example["teacher"], rel=1e-5)
+
+
+def test_a_cut_test_split_is_named_and_spread(step, tmp_path) -> None:
+    cut = make_step(tmp_path, "int8", 0.99, ("data.max_test=3",))
+    _, report = run(cut, tmp_path)
+    assert [r["name"] for r in report.details["predictions"]] == ["test0", "test3", "test6"]
+    assert "3 of 9 test photos" in report.gates[0].reason
+    assert report.details["max_test"] == 3
+
+
+def test_fp32_is_held_against_pytorch_and_fp16_is_timed_as_fp32(step, tmp_path) -> None:
+    _, plain = run(make_step(tmp_path, "fp32", 1.01), tmp_path / "a")
+    parity = plain.gates[1]
+    assert parity.measurements[0].value == 120
+    assert "PyTorch" in parity.reason
+    _, half = run(make_step(tmp_path, "fp16", 1.011), tmp_path / "b")
+    speed = next(g for g in half.gates if g.name == "speedup").measurements[0]
+    assert speed.precision == "fp32"
+    assert "does not run fp16" in speed.mode
+    row = half.details["predictions"][0]
+    assert row["student"] == pytest.approx(1.011 * row["true"], rel=1e-4)
+
+
+def test_a_board_build_leaves_gates_pending_and_weighs_the_kit(step, tmp_path) -> None:
+    _, report = run(step, tmp_path, "jetson")
+    pending = [g.name for g in report.gates if g.verdict == "pending"]
+    assert pending == ["accuracy@device", "parity@device", "speedup@device"]
+    assert "of 2 deployable files" in report.gates[-1].reason
+
+
+def test_a_network_that_gives_nan_stops_the_stage(step, tmp_path) -> None:
+    broken = artifact(tmp_path / "nan", "calibrate", {"student_int8.onnx": float("nan")})
+    step = replace(step, inputs={**step.inputs, "calibrate": broken})
+    with pytest.raises(KDError, match="NaN") as caught:
+        run(step, tmp_path)
+    assert caught.value.where == "test0"
+    assert "student_int8" in caught.value.message

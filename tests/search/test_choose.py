@@ -1,0 +1,41 @@
+"""The budget picks the widest student that keeps it."""
+
+import pytest
+
+from kdcompile.errors import KDError
+from kdcompile.search.choose import Candidate, met, widest
+from kdcompile.search.latency import Estimate
+from kdcompile.spec import Budget
+
+
+def _candidate(width):
+    bounds = {"arithmetic": width, "memory": 0.0, "launch": 0.0}
+    latency = Estimate(10 * width**2 + 1, 1.0, 20.0, False, "fp16", bounds)
+    return Candidate({"width": width}, 1e9 * width**2, int(1e6 * width**2), latency)
+
+
+WIDTHS = [n / 16 for n in range(16, 0, -1)]
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [{"speedup": 3.0}, {"speedup": 9.0}, {"latency_ms": 5.0}, {"macs": 2e8}, {"latency_ms": 100.0}],
+)
+def test_widest_that_fits(budget):
+    budget, teacher = Budget(**budget), _candidate(1.0)
+    chosen = widest([{"width": w} for w in WIDTHS], lambda a: _candidate(a["width"]), budget, teacher)
+    fitting = [w for w in WIDTHS if met(budget, _candidate(w), teacher)]
+    assert chosen.architecture["width"] == max(fitting)
+
+
+def test_an_impossible_budget_names_the_smallest_reach():
+    with pytest.raises(KDError) as error:
+        widest(
+            [{"width": w} for w in WIDTHS],
+            lambda a: _candidate(a["width"]),
+            Budget(latency_ms=0.5),
+            _candidate(1.0),
+        )
+    assert error.value.code == "budget-impossible"
+    assert "1.04 ms" in error.value.message
+    assert "width 0.0625" in error.value.message

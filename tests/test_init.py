@@ -1,0 +1,92 @@
+"""`kdcompile init` writes examples and a template that loads, and overwrites nothing."""
+
+from pathlib import Path
+
+import pytest
+
+import kdcompile.examples
+from kdcompile.errors import KDError
+from kdcompile.init import example_names, init_example, init_template
+from kdcompile.spec import Spec, load_spec
+
+
+def test_digits_is_copied_whole(tmp_path):
+    written = init_example("digits", tmp_path / "new")
+    assert sorted(written) == sorted(p for p in (tmp_path / "new").rglob("*") if p.is_file())
+    names = {path.name for path in written}
+    assert "kdcompile.toml" in names
+    assert "__init__.py" not in names
+    assert not any("__pycache__" in path.parts for path in written)
+    source = Path(next(iter(kdcompile.examples.__path__)), "digits")
+    for path in written:
+        assert path.read_bytes() == (source / path.relative_to(tmp_path / "new")).read_bytes()
+
+
+@pytest.mark.parametrize("name", example_names())
+def test_every_example_loads(name, tmp_path):
+    init_example(name, tmp_path)
+    assert load_spec(tmp_path / "kdcompile.toml").folder == tmp_path
+
+
+def test_unknown_example_names_the_nearest(tmp_path):
+    with pytest.raises(KDError) as caught:
+        init_example("digit", tmp_path)
+    assert caught.value.code == "example-unknown"
+    assert "did you mean 'digits'" in caught.value.message
+
+
+def test_existing_file_stops_everything(tmp_path):
+    (tmp_path / "kdcompile.toml").write_text("mine")
+    for write in (lambda: init_example("digits", tmp_path), lambda: init_template(tmp_path)):
+        with pytest.raises(KDError) as caught:
+            write()
+        assert caught.value.code == "init-exists"
+        assert "kdcompile.toml" in caught.value.message
+    assert [p.name for p in tmp_path.iterdir()] == ["kdcompile.toml"]
+    assert (tmp_path / "kdcompile.toml").read_text() == "mine"
+
+
+def test_link_to_nowhere_is_not_followed(tmp_path):
+    (tmp_path / "kdcompile.toml").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(KDError, match="not overwritten"):
+        init_template(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_folder_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KDError) as caught:
+        init_template(tmp_path / "file")
+    assert caught.value.code == "output-unwritable"
+
+
+def test_template_is_the_defaults_said_aloud(tmp_path):
+    (path,) = init_template(tmp_path)
+    spec = load_spec(path)
+    plain = Spec(teacher=spec.teacher, data={"format": "points-jsonl", "root": tmp_path / "data"})
+    assert spec.model_dump() == plain.model_dump()
+
+
+def test_template_shows_every_section_and_field(tmp_path):
+    (path,) = init_template(tmp_path)
+    text = path.read_text()
+    for name, field in Spec.model_fields.items():
+        section = getattr(field.annotation, "model_fields", None)
+        assert (f"\n[{name}]" if section else f"\n{name} =") in text
+        for key in section or ():
+            assert f"{key} =" in text, f"{name}.{key}"
+
+
+def test_commented_alternatives_of_the_template_are_valid(tmp_path):
+    (path,) = init_template(tmp_path)
+    text = path.read_text()
+    replaced = "shape = [1, 3, 576, 768]"
+    text = text.replace(replaced, f"# {replaced}").replace("# shape = {", "shape = {")
+    for key in ("max_test", "steps", "weights = { soft", "speedup", "size_mb"):
+        assert f"# {key}" in text
+        text = text.replace(f"# {key}", key)
+    path.write_text(text)
+    spec = load_spec(path)
+    assert spec.export.is_dynamic
+    assert spec.gates.speedup is not None
+    assert spec.distill.weights == {"soft": 0.5}
