@@ -24,7 +24,17 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
 RECIPES = ("none", "skt")
 STEPS, CANVASES = 800, 64
 # the 97.5 % quantile of Student's t by degrees of freedom
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 11: 2.201, 15: 2.131}
+T_975 = {
+    1: 12.706,
+    2: 4.303,
+    3: 3.182,
+    4: 2.776,
+    5: 2.571,
+    6: 2.447,
+    7: 2.365,
+    11: 2.201,
+    15: 2.131,
+}
 
 
 @dataclass(frozen=True)

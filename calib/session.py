@@ -13,7 +13,7 @@ def cpu_session(model: ModelProto) -> Any:
     """An ONNX Runtime session of a model in memory.
 
     Raises:
-        ToolMissing: onnxruntime is not installed.
+        ToolMissingError: onnxruntime is not installed.
     """
     ort = need("onnxruntime", "cpu", "calibration")
     options = ort.SessionOptions()

@@ -179,9 +179,9 @@ class Store:
         """Remove the scratch folder of a finished step."""
         shutil.rmtree(self.root / "work" / f"{stage}-{key[:KEY_CHARS]}", ignore_errors=True)
 
-    def prune(self, keep: Mapping[str, str]) -> list[Path]:
-        """Remove every entry but those of the stages' keys in `keep`; says which went."""
-        kept = {self.entry(stage, key) for stage, key in keep.items()}
+    def prune(self, keep: Iterable[Artifact]) -> list[Path]:
+        """Remove every entry but those in `keep`; says which went."""
+        kept = {artifact.path for artifact in keep}
         entries = [
             path
             for path in sorted(self.root.glob("*/*"))

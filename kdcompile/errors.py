@@ -1,7 +1,7 @@
 """Every failure a user can meet, and the exit code that each ends with.
 
     KDError          1  the user can fix it
-    └─ ToolMissing   4  a tool that the command needs is absent
+    └─ ToolMissingError   4  a tool that the command needs is absent
 
 Exit 2 is click's (usage); 3 (a gate failed) and 5 (inconclusive) are verdicts, not errors.
 """
@@ -38,7 +38,7 @@ class KDError(Exception):
         return "\n".join(lines)
 
 
-class ToolMissing(KDError):
+class ToolMissingError(KDError):
     """A library or program that this command needs is not installed."""
 
     exit_code = EXIT_MISSING

@@ -1,8 +1,11 @@
 """`kdcompile.toml`: what the user asks for, as a closed schema (design section 3)."""
 
+import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -287,7 +290,7 @@ def find_spec(argument: str | None) -> Path:
             where=str(path.absolute()),
             fix="kdcompile init --example digits . && kdcompile build --target jetson",
         )
-    return path.absolute()
+    return Path(os.path.abspath(path))
 
 
 def parse_set(text: str) -> tuple[list[str], Any]:
@@ -295,7 +298,9 @@ def parse_set(text: str) -> tuple[list[str], Any]:
     key, mark, raw = text.partition("=")
     parts = key.strip().split(".")
     if not mark or not all(parts):
-        raise KDError("set-syntax", f"--set {text!r} is not key=value", fix="--set distill.steps=60")
+        raise KDError(
+            "set-syntax", f"--set {text!r} is not key=value", fix="--set distill.steps=60"
+        )
     try:
         return parts, tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -313,7 +318,7 @@ def load_spec(path: Path, sets: Sequence[str] = (), target: str | None = None) -
     Raises:
         KDError: `spec-syntax`, `spec-invalid` or `set-syntax`.
     """
-    path = path.absolute()
+    path = Path(os.path.abspath(path))
     try:
         raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -326,8 +331,7 @@ def load_spec(path: Path, sets: Sequence[str] = (), target: str | None = None) -
         override: dict[str, Any] = {}
         _put(override, keys, value, text)
         _absolute_paths(override, Path.cwd())
-        for leaf in _leaves(override, keys):
-            _put(raw, keys, leaf, text)
+        _put(raw, keys, reduce(getitem, keys, override), text)
     if target is not None:
         raw["target"] = target
     try:
@@ -336,13 +340,6 @@ def load_spec(path: Path, sets: Sequence[str] = (), target: str | None = None) -
         raise _explain(error, path) from error
     spec._path = path
     return spec
-
-
-def _leaves(tree: Mapping[str, Any], keys: Sequence[str]) -> list[Any]:
-    value: Any = tree
-    for key in keys:
-        value = value[key]
-    return [value]
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> None:

@@ -18,9 +18,7 @@ Reduction = Literal["mean", "paper"]
 EPS = 1e-6
 
 
-def adapt(
-    student: Tensor, teacher: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def adapt(student: Tensor, teacher: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """relu(W x + b) at every pixel in float32: [N, C_s, H, W] to the teacher's [N, C_t, H, W].
 
     Raises:

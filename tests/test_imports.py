@@ -105,9 +105,12 @@ def test_packages_are_listed():
     """Each folder with an __init__.py must be named in pyproject.toml."""
     import tomllib
 
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
     on_disk = {
-        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "kdcompile").rglob("__init__.py")
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "kdcompile").rglob("__init__.py")
     }
     for name in ("kernels", "targets", "calib", "examples"):
         on_disk |= {
@@ -115,5 +118,3 @@ def test_packages_are_listed():
             for path in (ROOT / name).rglob("__init__.py")
         }
     assert listed == on_disk
-
-

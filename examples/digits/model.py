@@ -29,11 +29,10 @@ class DigitCounter(nn.Module):
 
 
 def _pair(inputs: int, width: int, dilation: int = 1) -> list[nn.Module]:
-    shape = {"kernel_size": 3, "padding": dilation, "dilation": dilation}
     return [
-        nn.Conv2d(inputs, width, **shape),
+        nn.Conv2d(inputs, width, 3, padding=dilation, dilation=dilation),
         nn.ReLU(),
-        nn.Conv2d(width, width, **shape),
+        nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation),
         nn.ReLU(),
     ]
 

@@ -64,11 +64,7 @@ def write_kit(
     shutil.copyfile(calibration, kit / "calibration.json")
     shutil.copyfile(preprocess, kit / "preprocess.json")
     write_json(kit / "gates.json", dict(gates))
-    inputs, outputs = reference
-    arrays = {f"input_{i}": image for i, image in enumerate(inputs)}
-    for precision, found in outputs.items():
-        arrays |= {f"output_{precision}_{i}": density for i, density in enumerate(found)}
-    np.savez_compressed(kit / "reference.npz", allow_pickle=False, **arrays)
+    _save(kit / "reference.npz", reference)
     shutil.copyfile(HERE / "worker.py", kit / "worker.py")
     shutil.copyfile(TEMPLATES / "build_engine.py", kit / "build_engine.py")
     about = _about(target, list(onnx_by_precision), profile, predicted)
@@ -77,6 +73,15 @@ def write_kit(
     meta = {**about, "files": files}
     write_json(kit / "kit.json", meta)
     return meta
+
+
+def _save(path: Path, reference: Reference) -> None:
+    """`input_I`, and `output_PRECISION_I` for each precision."""
+    inputs, outputs = reference
+    arrays = {f"input_{i}": image for i, image in enumerate(inputs)}
+    for precision, found in outputs.items():
+        arrays |= {f"output_{precision}_{i}": density for i, density in enumerate(found)}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def _check(onnx_by_precision: Mapping[str, Path], reference: Reference) -> None:

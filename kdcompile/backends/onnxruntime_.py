@@ -60,7 +60,7 @@ def open_session(
     Raises:
         KDError: `onnx-missing`, `onnx-refused`, or `provider-fallback` where the first provider
             is absent or declined.
-        ToolMissing: onnxruntime is not installed.
+        ToolMissingError: onnxruntime is not installed.
     """
     ort = need("onnxruntime", "cpu", "running ONNX")
     if not path.is_file():

@@ -197,7 +197,7 @@ def clean(spec: str | None, everything: bool, as_json: bool) -> None:
     from kdcompile.spec import find_spec
 
     store = Store(find_spec(spec).parent / ".kdcompile")
-    keep = {} if everything else dict(planned(spec, None, ()).keys)
+    keep = [] if everything else list(planned(spec, None, ()).found().values())
     removed = store.prune(keep)
     if as_json:
         echo_json({"removed": [str(path) for path in removed]})

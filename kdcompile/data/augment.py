@@ -99,11 +99,13 @@ class CropSampler:
             part = resized[0]
         crop = torch.zeros(image.shape[0], side, side, device=self._device)
         crop[:, :height, :width] = part
-        factor = np.float32([width / window[1], height / window[0]])
+        factor = np.array([width / window[1], height / window[0]], np.float32)
         # a point on the far border belongs to the last pixel
-        held = np.clip(self._photos[index].points, 0, np.float32(image.shape[:0:-1]) - 0.01)
-        points = (held - np.float32([left, top])) * factor
-        inside = ((points >= 0) & (points < np.float32([width, height]))).all(1)
+        held = np.clip(
+            self._photos[index].points, 0, np.array(image.shape[:0:-1], np.float32) - 0.01
+        )
+        points = (held - np.array([left, top], np.float32)) * factor
+        inside = ((points >= 0) & (points < np.array([width, height], np.float32))).all(1)
         return crop, _Crop(points[inside], height, width)
 
     def _recolour(self, images: Tensor, random: NDArray[np.float64]) -> Tensor:

@@ -71,6 +71,4 @@ class Photo:
             assert self.path is not None, "a photo has a path or an array"
             with self.path.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
-        return hashlib.sha256(
-            repr(self.array.shape).encode() + self.array.tobytes()
-        ).hexdigest()
+        return hashlib.sha256(repr(self.array.shape).encode() + self.array.tobytes()).hexdigest()

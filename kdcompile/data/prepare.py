@@ -29,14 +29,13 @@ class Preprocess:
     def of(cls, data: Data, export: Export) -> "Preprocess":
         """The preprocessing that a spec describes."""
         low, _, high = export.profile
-        return cls(
-            low[1], tuple(data.mean), tuple(data.std), (low[2], low[3]), (high[2], high[3])
-        )
+        return cls(low[1], tuple(data.mean), tuple(data.std), (low[2], low[3]), (high[2], high[3]))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocess":
         """The value that `to_json` gave."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        plain: dict[str, Any] = dict(value)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for the manifest."""
@@ -53,6 +52,8 @@ class Preprocess:
             pixels = pixels.reshape(*pixels.shape[:2], self.channels)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         image_chw = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
-        pad = [max(0, low - have) for low, have in zip(self.min_hw, image_chw.shape[1:], strict=True)]
+        pad = [
+            max(0, low - have) for low, have in zip(self.min_hw, image_chw.shape[1:], strict=True)
+        ]
         padded = np.pad(image_chw, ((0, 0), (0, pad[0]), (0, pad[1])))
         return np.ascontiguousarray(padded[None], dtype=np.float32)

@@ -107,5 +107,7 @@ def _photos(data: Data, folder: Path) -> dict[str, list[Photo]]:
 def _files(root: Path) -> Iterable[Path]:
     hidden = (".kdcompile", "dist", "__pycache__")
     return (
-        p for p in root.rglob("*") if p.is_file() and not set(hidden) & set(p.relative_to(root).parts)
+        p
+        for p in root.rglob("*")
+        if p.is_file() and not set(hidden) & set(p.relative_to(root).parts)
     )

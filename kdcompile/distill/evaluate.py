@@ -22,4 +22,4 @@ def predict(
         image = torch.from_numpy(preprocess(photo.pixels(preprocess.channels)))
         found.append(counts(model(image.to(device))))
     model.train(was_training)
-    return torch.cat(found).tolist()  # type: ignore[no-any-return]
+    return torch.cat(found).tolist()

@@ -58,7 +58,8 @@ class Recipe(nn.Module, ABC):
             name = sorted(unknown)[0]
             raise KDError(
                 "recipe-term",
-                f"recipe {self.about.name} has no term {name!r}" + nearest(name, self.default_weights),
+                f"recipe {self.about.name} has no term {name!r}"
+                + nearest(name, self.default_weights),
                 where="[distill.weights]",
                 fix=f"one of {', '.join(self.default_weights)}",
             )
@@ -83,10 +84,10 @@ def recipes() -> dict[str, type[Recipe]]:
     """Every recipe by name: the one subclass that each file of `recipes/` defines."""
     for module in pkgutil.iter_modules(folder.__path__):
         importlib.import_module(f"{folder.__name__}.{module.name}")
-    known: list[type[Recipe]] = [Recipe]
+    known: list[type[Recipe]] = list(Recipe.__subclasses__())
     for kind in known:
         known += [sub for sub in kind.__subclasses__() if sub not in known]
-    return {k.about.name: k for k in sorted(known[1:], key=lambda k: k.about.name)}
+    return {kind.about.name: kind for kind in sorted(known, key=lambda k: k.about.name)}
 
 
 def find_recipe(name: str) -> type[Recipe]:

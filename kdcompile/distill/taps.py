@@ -41,7 +41,9 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
 def feature_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, int, int]]:
     """Channels, height and width of every leaf module's 4-D output, in order of execution."""
-    leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
+    leaves = [
+        name for name, module in model.named_modules() if name and not list(module.children())
+    ]
     with torch.no_grad(), captured(model, leaves) as features:
         model(example)
     return {

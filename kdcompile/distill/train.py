@@ -72,7 +72,13 @@ class Trainer:
         self.student = self._placed(student)
         self._stride = self._output_stride()
         self._sampler = CropSampler(
-            train, self._preprocess, self._options, self._stride, spec.data.sigma, spec.seed, self.device
+            train,
+            self._preprocess,
+            self._options,
+            self._stride,
+            spec.data.sigma,
+            spec.seed,
+            self.device,
         )
         self._recipe, self.taps = self._make_recipe()
         self._ema = copy.deepcopy(self.student).requires_grad_(False).eval()

@@ -16,7 +16,7 @@ def cpu_session(model: ModelProto | Path) -> Any:
     """An ONNX Runtime session of a model in memory or in a file.
 
     Raises:
-        ToolMissing: onnxruntime is not installed.
+        ToolMissingError: onnxruntime is not installed.
     """
     ort = need("onnxruntime", "cpu", "checking an exported network")
     options = ort.SessionOptions()

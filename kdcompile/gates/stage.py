@@ -42,7 +42,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
     Raises:
         KDError: the data cannot be read, or a network gave no number.
-        ToolMissing: ONNX Runtime is not installed.
+        ToolMissingError: ONNX Runtime is not installed.
     """
     return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
 

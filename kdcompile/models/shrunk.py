@@ -40,7 +40,9 @@ def student_from_architecture(
         student = copy.deepcopy(teacher).cpu()
         for name, widths in architecture["modules"].items():
             owner, _, leaf = name.rpartition(".")
-            setattr(student.get_submodule(owner), leaf, _resized(student.get_submodule(name), widths))
+            setattr(
+                student.get_submodule(owner), leaf, _resized(student.get_submodule(name), widths)
+            )
         initialise(student)
     return student.requires_grad_(True)
 
@@ -49,7 +51,9 @@ def _resized(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     """A module of the same kind with some of its widths replaced."""
     kind = type(module)
     arguments = {name: getattr(module, name) for name in _arguments(module)} | dict(widths)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear | nn.ConvTranspose1d | nn.ConvTranspose2d):
+    if isinstance(
+        module, nn.Conv1d | nn.Conv2d | nn.Linear | nn.ConvTranspose1d | nn.ConvTranspose2d
+    ):
         arguments["bias"] = module.bias is not None
     return kind(**arguments)
 

@@ -1,17 +1,18 @@
 """The cache key of a step: everything that its result depends on, and nothing else."""
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import Hasher, digest
+from kdcompile.artifact import Artifact, Hasher, digest
 from kdcompile.bench.machine import fingerprint_id
 from kdcompile.data.splits import splits_digest
 from kdcompile.errors import KDError
 from kdcompile.factory import factory_sources
-from kdcompile.pipeline.stages import STAGES, Stage
+from kdcompile.pipeline.stages import ALL, STAGES, Stage
 from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
@@ -19,18 +20,16 @@ from kdcompile.targets import Target
 DATA_FIELDS_BY_CONTENT = {"root", "train", "val", "test", "annotations", "max_test"}
 
 
-def step_keys(spec: Spec, target: Target, hasher: Hasher) -> dict[str, str]:
-    """The key of every stage, in order.
+def key_parts(spec: Spec, target: Target, hasher: Hasher) -> dict[str, dict[str, Any]]:
+    """What each stage's key covers beside the content of its inputs.
 
     Raises:
         KDError: a file that the spec names is missing or unreadable.
     """
     splits = splits_digest(spec.data, spec.folder, hasher)
-    keys: dict[str, str] = {}
-    for stage in STAGES.values():
-        parts = {
+    return {
+        stage.name: {
             "stage": stage.name,
-            "inputs": {name: keys[name] for name in stage.inputs},
             "spec": {name: _section(spec, name, stage, hasher) for name in stage.sections},
             "splits": {name: splits[name] for name in stage.splits},
             "source": [_source(package, hasher) for package in stage.packages],
@@ -38,8 +37,17 @@ def step_keys(spec: Spec, target: Target, hasher: Hasher) -> dict[str, str]:
             "target": target.to_json() if stage.on_target else None,
             "machine": fingerprint_id() if stage.on_machine else None,
         }
-        keys[stage.name] = digest(parts)
-    return keys
+        for stage in STAGES.values()
+    }
+
+
+def step_key(stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
+    """The key of a step whose inputs are made: by their content, so an equal result is a hit."""
+    content = {
+        name: {f: sha for f, sha in inputs[name].files.items() if files == ALL or f in files}
+        for name, files in stage.inputs.items()
+    }
+    return digest({**parts, "inputs": content})
 
 
 @cache

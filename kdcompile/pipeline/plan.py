@@ -3,9 +3,10 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kdcompile.artifact import Artifact, Step, Store
-from kdcompile.pipeline.keys import library_version, step_keys
+from kdcompile.pipeline.keys import key_parts, library_version, step_key
 from kdcompile.pipeline.stages import STAGES, upstream
 from kdcompile.spec import Spec
 from kdcompile.targets import Target, load
@@ -15,55 +16,60 @@ log = logging.getLogger("kdcompile")
 
 @dataclass(frozen=True)
 class Plan:
-    """A spec bound to a target, with the key of every step."""
+    """A spec bound to a target. A step's key is known once its inputs are made."""
 
     spec: Spec
     target: Target
     store: Store
-    keys: Mapping[str, str]
+    parts: Mapping[str, Mapping[str, Any]]
 
-    def find(self, stage: str) -> Artifact | None:
-        """The stage's finished artifact, if it is in the store."""
-        return self.store.find(stage, self.keys[stage])
+    def found(self) -> dict[str, Artifact]:
+        """Every finished artifact of this build, by stage."""
+        made: dict[str, Artifact] = {}
+        for name in STAGES:
+            key = self._key(name, made)
+            artifact = None if key is None else self.store.find(name, key)
+            if artifact is not None:
+                made[name] = artifact
+        return made
 
     def make(self, stage: str) -> Artifact:
-        """Run the stage, and first whatever it needs that is not in the store.
+        """The stage's artifact, made if it is not there, and before it whatever it needs.
 
         Raises:
             KDError: any stage's.
         """
-        found = self.find(stage)
-        if found is not None:
-            return found
-        made: dict[str, Artifact] = {}
-        for name in upstream(stage):
-            cached = self.find(name)
-            made[name] = cached if cached is not None else self._run(name, made)
+        made = self.found()
+        for name in upstream(stage) if stage not in made else []:
+            if name not in made:
+                made[name] = self._run(name, made)
         return made[stage]
 
-    def _run(self, name: str, made: Mapping[str, Artifact]) -> Artifact:
+    def _key(self, name: str, made: Mapping[str, Artifact]) -> str | None:
         stage = STAGES[name]
+        ready = all(needed in made for needed in stage.inputs)
+        return step_key(stage, self.parts[name], made) if ready else None
+
+    def _run(self, name: str, made: Mapping[str, Artifact]) -> Artifact:
         log.info("%s", name)
-        step = Step(
-            name,
-            self.keys[name],
-            self.spec.only(stage.sections),
-            {needed: made[needed] for needed in stage.inputs},
-        )
+        stage, key = STAGES[name], self._key(name, made)
+        assert key is not None, "upstream stages come first"
+        inputs = {needed: made[needed] for needed in stage.inputs}
+        step = Step(name, key, self.spec.only(stage.sections), inputs)
         return stage.load()(step, self.store, self.target)
 
 
 def make_plan(spec: Spec) -> Plan:
-    """Resolve the target, hash what the steps depend on, and name every step's key.
+    """Resolve the target and hash what the steps depend on.
 
     Raises:
         KDError: an unknown target, or a file that is missing.
     """
     store = Store(spec.folder / ".kdcompile")
     target = resolve_target(spec.target)
-    keys = step_keys(spec, target, store.hasher)
+    parts = key_parts(spec, target, store.hasher)
     store.hasher.save()
-    return Plan(spec, target, store, keys)
+    return Plan(spec, target, store, parts)
 
 
 def resolve_target(name: str) -> Target:

@@ -13,16 +13,15 @@ def describe(plan: Plan) -> dict[str, Any]:
     The search runs if it has not, since the costs are its result; nothing else does.
     """
     search = plan.make("search").json("estimate.json")
-    teacher = plan.find("teacher")
+    found = plan.found()
     return {
         "spec": str(plan.spec.path),
         "target": plan.target.to_json() | {"full_name": plan.target.full_name},
         "steps": [
-            {"stage": name, "key": plan.keys[name], "cached": plan.find(name) is not None}
-            for name in STAGES
+            {"stage": name, "key": found[name].key if name in found else None} for name in STAGES
         ],
         "estimate": search,
-        "margin": _margin(plan, teacher.meta) if teacher is not None else None,
+        "margin": _margin(plan, found["teacher"].meta) if "teacher" in found else None,
     }
 
 
@@ -46,8 +45,8 @@ def lines(plan: dict[str, Any]) -> list[str]:
         "step       state    key",
     ]
     for step in plan["steps"]:
-        state = "cached" if step["cached"] else "to do"
-        text.append(f"{step['stage']:<10} {state:<8} {step['key'][:12]}")
+        state = f"cached   {step['key'][:12]}" if step["key"] else "to do"
+        text.append(f"{step['stage']:<10} {state}")
     text += ["", "network    GMACs      Mparams    predicted latency"]
     precision = estimate["precision"]
     for name in ("teacher", "student"):
@@ -60,7 +59,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
             f"{latency['ms']:.3g} ms at {precision} ({band}{note})"
         )
     text += [f"predicted speed-up {estimate['speedup']:.3g} at {precision}", ""]
-    return text + [_margin_line(plan["margin"])]
+    return [*text, _margin_line(plan["margin"])]
 
 
 def _margin_line(margin: dict[str, Any] | None) -> str:

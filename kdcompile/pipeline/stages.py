@@ -1,12 +1,13 @@
 """Each stage: what it runs, what it may read of the spec, and what its cache key covers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
 from kdcompile.artifact import Artifact, Step, Store
 from kdcompile.targets import Target
 
+ALL = ("*",)
 Run = Callable[[Step, Store, Target], Artifact]
 
 
@@ -17,7 +18,8 @@ class Stage:
     Args:
         name: also the command that runs it alone.
         module: where its `run(step, store, target)` is; imported when it runs.
-        inputs: the stages whose artifacts it takes.
+        inputs: the stages whose artifacts it takes, each with the files whose content is in its
+            key: `ALL` of them, or none where only the order matters.
         sections: the parts of the spec that it may read; they are in its key.
         splits: the splits of the data that it reads; their content is in its key.
         packages: the parts of kdcompile whose source is in its key.
@@ -28,7 +30,7 @@ class Stage:
 
     name: str
     module: str
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, tuple[str, ...]]
     sections: tuple[str, ...]
     splits: tuple[str, ...]
     packages: tuple[str, ...]
@@ -48,7 +50,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="teacher",
             module="kdcompile.distill.teacher",
-            inputs=(),
+            inputs={},
             sections=("task", "teacher", "data", "export"),
             splits=("train", "val"),
             packages=("data", "models", "distill"),
@@ -57,7 +59,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="search",
             module="kdcompile.search.stage",
-            inputs=(),
+            inputs={},
             sections=("seed", "task", "teacher", "student", "export", "quantize"),
             splits=(),
             packages=("models", "search", "targets"),
@@ -67,7 +69,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="distill",
             module="kdcompile.distill.stage",
-            inputs=("teacher", "search"),
+            inputs={"teacher": (), "search": ("architecture.json",)},
             sections=("seed", "task", "teacher", "data", "student", "distill", "export"),
             splits=("train", "val"),
             packages=("data", "models", "distill", "kernels"),
@@ -76,7 +78,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="export",
             module="kdcompile.export.stage",
-            inputs=("distill",),
+            inputs={"distill": ("student.safetensors", "architecture.json")},
             sections=("task", "teacher", "data", "student", "export"),
             splits=("val",),
             packages=("data", "models", "export"),
@@ -86,7 +88,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="calibrate",
             module="kdcompile.calib.stage",
-            inputs=("export",),
+            inputs={"export": ("student.onnx", "preprocess.json")},
             sections=("task", "data", "quantize", "export"),
             splits=("train", "val"),
             packages=("data", "calib"),
@@ -95,7 +97,12 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="compile",
             module="kdcompile.backends.stage",
-            inputs=("teacher", "search", "export", "calibrate"),
+            inputs={
+                "teacher": ("teacher.json",),
+                "search": ("estimate.json",),
+                "export": ALL,
+                "calibrate": ALL,
+            },
             sections=("task", "data", "quantize", "export", "gates"),
             splits=("val",),
             packages=("data", "backends", "targets"),
@@ -106,7 +113,14 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="verify",
             module="kdcompile.gates.stage",
-            inputs=("teacher", "search", "distill", "export", "calibrate", "compile"),
+            inputs={
+                "teacher": ALL,
+                "search": ALL,
+                "distill": ALL,
+                "export": ALL,
+                "calibrate": ALL,
+                "compile": ALL,
+            },
             sections=(
                 "target", "seed", "task", "teacher", "data", "student", "distill", "export",
                 "quantize", "gates",
@@ -120,7 +134,13 @@ STAGES: dict[str, Stage] = {
         Stage(
             name="bundle",
             module="kdcompile.bundle.stage",
-            inputs=("teacher", "search", "distill", "export", "calibrate", "compile", "verify"),
+            inputs={
+                "distill": ("metrics.jsonl",),
+                "export": ("preprocess.json",),
+                "calibrate": ("calibration.json",),
+                "compile": ALL,
+                "verify": ALL,
+            },
             sections=("target", "task", "data", "export", "quantize"),
             splits=(),
             packages=("bundle",),

@@ -161,7 +161,11 @@ class _Walk:
         if name in CONVOLUTIONS or name == "linear":
             layer = self._module(node.args[1])
             if layer is not None and self._shape(node.args[0]):
-                return self._convolution(node, layer) if name != "linear" else self._linear(node, layer)
+                return (
+                    self._convolution(node, layer)
+                    if name != "linear"
+                    else self._linear(node, layer)
+                )
         elif name == "batch_norm":
             return self._batch_norm(node)
         elif name in PASS or (name == "mean" and self._spatial(node)):
@@ -169,7 +173,8 @@ class _Walk:
         elif name in MERGE:
             return self._merge(node)
         elif name == "cat" and (node.args[1] if len(node.args) > 1 else 0) == 1:
-            return tuple(run for part in node.args[0] for run in self._known(part))  # type: ignore[union-attr, arg-type]
+            parts: Any = node.args[0]
+            return tuple(run for part in parts for run in self._known(part))
         elif name in {"flatten", "view", "reshape"}:
             return self._flatten(node)
         return self._unknown(node)
@@ -269,7 +274,8 @@ class _Walk:
         return name if type(self._model.get_submodule(name)) in RESIZABLE else None
 
     def _spatial(self, node: Node) -> bool:
-        return all(d in (2, 3, -1, -2) for d in node.args[1]) and len(self._shape(node.args[0])) == 4  # type: ignore[union-attr]
+        axes: Any = node.args[1]
+        return all(d in (2, 3, -1, -2) for d in axes) and len(self._shape(node.args[0])) == 4
 
     def _shape(self, value: Any) -> list[int]:
         found = value.meta.get("val") if isinstance(value, Node) else None
@@ -284,4 +290,4 @@ def _name(node: Node) -> str:
     target = node.target
     if target is operator.getitem:
         return "getitem"
-    return str(getattr(target, "_schema", None) and target._schema.name or target).split("::")[-1]  # type: ignore[union-attr]
+    return str((getattr(target, "_schema", None) and target._schema.name) or target).split("::")[-1]  # type: ignore[union-attr]

@@ -28,7 +28,9 @@ def test_mass_is_the_number_of_points(points, stride, sigma):
 
 
 def test_a_point_peaks_in_its_own_cell_and_x_is_the_column():
-    maps = density_maps(torch.tensor([[[50.0, 9.0]]]), torch.ones(1, 1, dtype=torch.bool), (8, 8), 8, 1.0)
+    maps = density_maps(
+        torch.tensor([[[50.0, 9.0]]]), torch.ones(1, 1, dtype=torch.bool), (8, 8), 8, 1.0
+    )
     assert divmod(int(maps.argmax()), 8) == (1, 6)
 
 

@@ -24,7 +24,10 @@ def jsonl(tmp_path):
     for value, name in enumerate(names):
         _image(tmp_path / "images" / name, 20 * value)
     _image(tmp_path / "images" / "twin.png", 80)  # the bytes of e.png
-    rows = [{"image": f"images/{n}", "points": [[1.5, 2.5]] * i} for i, n in enumerate([*names, "twin.png"])]
+    rows = [
+        {"image": f"images/{n}", "points": [[1.5, 2.5]] * i}
+        for i, n in enumerate([*names, "twin.png"])
+    ]
     (tmp_path / "annotations.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "train.txt").write_text("a.png\nimages/b.png\n\n")
     (tmp_path / "val.txt").write_text("c.png\ntwin.png\n")
@@ -99,13 +102,19 @@ def published(tmp_path):
             _image(tmp_path / part / "images" / f"IMG_{number}.jpg", value + number)
             location = np.arange(2.0 * number).reshape(number, 2)
             cell = np.empty((1, 1), object)
-            cell[0, 0] = np.array([[(location, float(number))]], [("location", "O"), ("number", "O")])
+            cell[0, 0] = np.array(
+                [[(location, float(number))]], [("location", "O"), ("number", "O")]
+            )
             truth = tmp_path / part / "ground-truth" / f"GT_IMG_{number}.mat"
             truth.parent.mkdir(exist_ok=True)
             savemat(truth, {"image_info": cell})
     (tmp_path / "val.txt").write_text("train_data/images/IMG_2.jpg\n")
     return Data(
-        format="shanghaitech-mat", root=tmp_path, train="train_data", test="test_data", val="val.txt"
+        format="shanghaitech-mat",
+        root=tmp_path,
+        train="train_data",
+        test="test_data",
+        val="val.txt",
     )
 
 
@@ -131,7 +140,8 @@ def test_data_factory(tmp_path):
         "from kdcompile.data.photo import Photo\n"
         "def photos(root, split):\n"
         "    value = len(split)\n"
-        "    return [Photo(split, np.zeros((0, 2), np.float32), array=np.full((4, 4, 1), value, np.uint8))]\n"
+        "    pixels = np.full((4, 4, 1), value, np.uint8)\n"
+        "    return [Photo(split, np.zeros((0, 2), np.float32), array=pixels)]\n"
         "def wrong(root, split):\n"
         "    return [3]\n"
     )

@@ -57,7 +57,9 @@ def test_skt_is_its_kernels(reduction):
     total, terms = recipe(inputs)
     losses = [
         adapter_cosine(s, t, a.weight, a.bias, reduction)
-        for s, t, a in zip(inputs.student_features, inputs.teacher_features, recipe.adapters, strict=True)
+        for s, t, a in zip(
+            inputs.student_features, inputs.teacher_features, recipe.adapters, strict=True
+        )
     ]
     adapted = [
         torch.relu(torch.einsum("oc,nchw->nohw", a.weight, s) + a.bias.view(1, -1, 1, 1))

@@ -68,7 +68,9 @@ def test_equal_maps_have_no_loss_and_zero_maps_a_whole_one():
 def test_channels_last_gives_the_same():
     inputs = _inputs((2, 3, 5, 7, 4))
     last = [t.contiguous(memory_format=torch.channels_last) for t in inputs[:2]]
-    assert float(adapter_cosine(*last, *inputs[2:])) == pytest.approx(float(adapter_cosine(*inputs)))
+    assert float(adapter_cosine(*last, *inputs[2:])) == pytest.approx(
+        float(adapter_cosine(*inputs))
+    )
 
 
 def test_paper_reduction_is_the_mean_of_single_images():

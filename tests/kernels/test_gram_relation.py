@@ -65,7 +65,11 @@ def test_batch_is_the_mean_of_single_images():
     students, teachers = _maps(3, seed=1), _maps(3, seed=2)
     whole = float(gram_relation(students, teachers, "paper"))
     single = [
-        float(gram_relation([m[i : i + 1] for m in students], [m[i : i + 1] for m in teachers], "paper"))
+        float(
+            gram_relation(
+                [m[i : i + 1] for m in students], [m[i : i + 1] for m in teachers], "paper"
+            )
+        )
         for i in range(3)
     ]
     assert whole == pytest.approx(sum(single) / 3, rel=1e-5)

@@ -12,7 +12,13 @@ from kdcompile.factory import factory_sources, load_factory
 from kdcompile.models.csrnet import build
 from kdcompile.models.factory import build_model, load_weights
 
-CODE = "from torch import nn\ndef build():\n    return nn.Conv2d(1, 2, 3)\ndef wrong():\n    return 1\n"
+CODE = """
+from torch import nn
+def build():
+    return nn.Conv2d(1, 2, 3)
+def wrong():
+    return 1
+"""
 
 
 @pytest.fixture
@@ -27,7 +33,9 @@ def test_file_and_installed_factories(folder):
     assert isinstance(build_model("model.py:build", folder), nn.Conv2d)
     assert load_factory("kdcompile.models.csrnet:build", folder) is build
     assert [p.name for p in factory_sources("model.py:build", folder)] == ["model.py"]
-    assert [p.name for p in factory_sources("kdcompile.models.csrnet:build", folder)] == ["csrnet.py"]
+    assert [p.name for p in factory_sources("kdcompile.models.csrnet:build", folder)] == [
+        "csrnet.py"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +95,10 @@ def test_torch_files_load_without_running_code(tmp_path):
         def __reduce__(self):
             return (pytest.fail, ("the pickle ran code",))
 
-    for name, content in (("trap.pt", pickle.dumps(Trap(), protocol=2)), ("torn.pt", b"PK\x03\x04torn")):
+    for name, content in (
+        ("trap.pt", pickle.dumps(Trap(), protocol=2)),
+        ("torn.pt", b"PK\x03\x04torn"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(KDError) as error:
             load_weights(model, tmp_path / name)

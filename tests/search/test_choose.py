@@ -23,7 +23,9 @@ WIDTHS = [n / 16 for n in range(16, 0, -1)]
 )
 def test_widest_that_fits(budget):
     budget, teacher = Budget(**budget), _candidate(1.0)
-    chosen = widest([{"width": w} for w in WIDTHS], lambda a: _candidate(a["width"]), budget, teacher)
+    chosen = widest(
+        [{"width": w} for w in WIDTHS], lambda a: _candidate(a["width"]), budget, teacher
+    )
     fitting = [w for w in WIDTHS if met(budget, _candidate(w), teacher)]
     assert chosen.architecture["width"] == max(fitting)
 

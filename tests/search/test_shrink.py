@@ -77,7 +77,12 @@ def _shrunk(model, shape, ratio, tile, folder):
 @pytest.mark.parametrize("tile", [1, 8, 16])
 @pytest.mark.parametrize(
     ("kind", "shape"),
-    [(Residual, (2, 3, 16, 16)), (Grouped, (1, 1, 9, 9)), (Unknown, (1, 1, 4, 4)), (Twice, (1, 1, 4, 4))],
+    [
+        (Residual, (2, 3, 16, 16)),
+        (Grouped, (1, 1, 9, 9)),
+        (Unknown, (1, 1, 4, 4)),
+        (Twice, (1, 1, 4, 4)),
+    ],
 )
 def test_every_width_runs_with_the_same_output_shape(kind, shape, ratio, tile, tmp_path):
     teacher = kind()
@@ -118,10 +123,11 @@ def test_quarter_csrnet_is_the_published_student(tmp_path):
 
 def test_the_same_seed_gives_the_same_student(tmp_path):
     teacher = Twice().eval()
-    one, two = architectures(teacher, (1, 1, 4, 4), 8, 3, [0.5]), architectures(teacher, (1, 1, 4, 4), 8, 4, [0.5])
-    weights = [
-        student_from_architecture(teacher, a[0], tmp_path).b.weight for a in (one, one, two)
-    ]
+    one, two = (
+        architectures(teacher, (1, 1, 4, 4), 8, 3, [0.5]),
+        architectures(teacher, (1, 1, 4, 4), 8, 4, [0.5]),
+    )
+    weights = [student_from_architecture(teacher, a[0], tmp_path).b.weight for a in (one, one, two)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

@@ -213,7 +213,7 @@ def latency(candidate: dict[str, Any]) -> float:
 
 
 def table(candidates: list[dict[str, Any]], chosen: dict[str, Any] | None) -> str:
-    """The candidates, one a line."""
+    """The candidates, one a line, the chosen one marked."""
     lines = [f"{'':2}{'precision':<10}{'latency':>12}{'size':>11}{'SQNR':>10}  verdict"]
     for c in candidates:
         numbers = f"{'-':>12}{'-':>11}{'-':>10}"

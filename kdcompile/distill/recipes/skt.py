@@ -24,7 +24,8 @@ class StructuredTransfer(OutputTransfer):
     about = About(
         name="skt",
         summary="labels, soft targets, feature patterns and their relations across layers",
-        formula="kd + intra * sum_t (1 - cos(F_t(S), F_t(T))) + inter * sum_{i<j} |G_ij(S) - G_ij(T)|^2",
+        formula="kd + intra * sum_t (1 - cos(F_t(S), F_t(T)))"
+        " + inter * sum_{i<j} |G_ij(S) - G_ij(T)|^2",
         source="Chen et al., Efficient Crowd Counting via Structured Knowledge Transfer, 2020",
         cost="kd + one pass over the taps' maps forward and backward",
         evidence="benchmarks/digits.py: paired against `none`",
@@ -51,13 +52,12 @@ class StructuredTransfer(OutputTransfer):
         Without relations the adapted maps are needed by nothing else, so the fused loss serves.
         """
         terms = super().terms(inputs)
-        taps = list(
-            zip(inputs.student_features, inputs.teacher_features, self.adapters, strict=True)
-        )
+        adapters = [(a.weight, a.bias) for a in self.adapters if isinstance(a, nn.Linear)]
+        taps = list(zip(inputs.student_features, inputs.teacher_features, adapters, strict=True))
         if self.weights["inter"] == 0:
-            losses = [adapter_cosine(s, t, a.weight, a.bias, self.reduction) for s, t, a in taps]
+            losses = [adapter_cosine(s, t, *a, self.reduction) for s, t, a in taps]
         else:
-            adapted = [adapt(s, t, a.weight, a.bias) for s, t, a in taps]
+            adapted = [adapt(s, t, *a) for s, t, a in taps]
             losses = [
                 cosine_distance(f, t, self.reduction)
                 for f, t in zip(adapted, inputs.teacher_features, strict=True)
