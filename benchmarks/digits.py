@@ -113,7 +113,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     """Run the arms, print the table, keep the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=8, choices=[n + 1 for n in T_975])
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--part", choices=("val", "test"), default="test")
     parser.add_argument("--jobs", type=int, default=1)
@@ -124,7 +124,10 @@ def main() -> None:
     jobs = [Job(seed, name, args.part, tuple(args.sets)) for seed in seeds for name in RECIPES]
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.jobs) as pool:
-        rows = pool.map(train, jobs, chunksize=1)
+        rows = []
+        for row in pool.imap(train, jobs):
+            print(f"seed {row['seed']:3d}  {row['recipe']:5s}  MAE {row['mae']:.4f}  {row['s']:.0f} s")
+            rows.append(row)
     result = {
         "rows": rows,
         "summary": summary(rows),
@@ -134,8 +137,6 @@ def main() -> None:
         "part": args.part,
         "environment": {"machine": platform.machine(), "torch_version": version("torch")},
     }
-    for row in rows:
-        print(f"seed {row['seed']:3d}  {row['recipe']:5s}  MAE {row['mae']:.4f}  {row['s']:.0f} s")
     print(json.dumps(result["summary"], indent=1))
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,191 @@
+"""The whole way on the embedded example, made small: build, cache, bundle, run, verify."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from kdcompile.export.opset import opset_of
+
+SMALL = [
+    "distill.steps=24",
+    "distill.evaluations=2",
+    "data.train=train:32",
+    "data.val=val:16",
+    "data.test=test:40",
+    "quantize.images=8",
+    "gates.speedup.required=false",  # a busy machine decides no test
+]
+
+
+def _kdcompile(folder, *args, code=0):
+    command = [sys.executable, "-P", "-m", "kdcompile", *args]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert found.returncode == code, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+    return found
+
+
+def _sets():
+    return [word for value in SMALL for word in ("--set", value)]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with the example and its bundle; 24 steps cannot pass the accuracy gate."""
+    folder = tmp_path_factory.mktemp("build")
+    _kdcompile(folder, "init", "--example", "digits", "tiny")
+    _kdcompile(folder, "build", "tiny", "--target", "jetson", *_sets(), code=3)
+    return folder
+
+
+def test_the_bundle_holds_everything(built):
+    bundle = built / "dist" / "tiny-jetson"
+    names = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
+    assert {
+        "manifest.json", "report.json", "report.md", "report.html", "model.onnx", "infer.py",
+        "preprocess.json", "calibration.json", "metrics.jsonl", "kit/build_engine.py",
+        "kit/worker.py", "kit/student_fp32.onnx", "kit/student_fp16.onnx", "kit/student_int8.onnx",
+        "kit/reference.npz", "kit/gates.json",
+    } <= names  # fmt: skip
+    assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == names - {
+        "manifest.json"
+    }
+
+
+def test_the_verdict_names_what_failed_and_what_is_pending(built):
+    report = json.loads((built / "dist" / "tiny-jetson" / "report.json").read_text())
+    gates = {gate["name"]: gate for gate in report["gates"]}
+    assert report["verdict"] == "failed: accuracy"
+    assert report["exit_code"] == 3
+    assert gates["accuracy"]["verdict"] == "failed"
+    assert gates["parity"]["verdict"] == "passed"
+    assert {n for n, g in gates.items() if g["verdict"] == "pending"} == {
+        "accuracy@device",
+        "parity@device",
+        "speedup@device",
+    }
+    assert all(gate["evidence"] in ("host", "device", "predicted") for gate in gates.values())
+
+
+def test_a_second_build_runs_nothing(built):
+    found = _kdcompile(built, "build", "tiny", "--target", "jetson", *_sets(), code=3)
+    assert found.stderr == ""
+    plan = json.loads(_kdcompile(built, "plan", "tiny", *_sets(), "--json").stdout)
+    assert all(step["key"] for step in plan["steps"])
+    assert plan["margin"]["images"] == 40
+
+
+def test_a_cached_build_loads_no_heavy_library(built):
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom kdcompile.cli import cli\n"
+        f"r = CliRunner().invoke(cli, {['build', 'tiny', '--target', 'jetson', *_sets()]!r})\n"
+        "assert r.exit_code == 3, r.output\n"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'scipy'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    found = subprocess.run(command, cwd=built, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_change_reruns_what_depends_on_it(built):
+    def steps(*sets):
+        words = [w for value in sets for w in ("--set", value)]
+        plan = json.loads(_kdcompile(built, "plan", "tiny", *_sets(), *words, "--json").stdout)
+        return [step["stage"] for step in plan["steps"] if step["key"] is None]
+
+    assert steps("data.max_test=39") == ["verify", "bundle"]
+    assert steps("quantize.calibrator=minmax") == ["calibrate", "compile", "verify", "bundle"]
+    later = ["distill", "export", "calibrate", "compile", "verify", "bundle"]
+    assert steps("distill.lr=0.5") == later
+    assert steps("data.train=train:33") == ["teacher", *later]
+
+
+def test_another_power_mode_trains_nothing_again(built):
+    plan = json.loads(
+        _kdcompile(built, "plan", "tiny", *_sets(), "--target", "jetson@15W", "--json").stdout
+    )
+    keys = {step["stage"]: step["key"] for step in plan["steps"]}
+    assert keys["distill"]
+    assert keys["compile"] is None
+
+
+def test_run_and_infer_count_alike(built):
+    bundle = built / "dist" / "tiny-jetson"
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 99, (64, 64), np.uint8)).save(built / "photo.png")
+    rows = json.loads(_kdcompile(built, "run", str(bundle), "photo.png", "--json").stdout)
+    assert (built / rows[0]["overlay"]).is_file()
+    command = [sys.executable, str(bundle / "infer.py"), "photo.png"]
+    found = subprocess.run(command, cwd=built, capture_output=True, text=True, check=True)
+    assert any(
+        float(word) == pytest.approx(rows[0]["count"], abs=0.06)
+        for word in found.stdout.split()
+        if word.replace(".", "").replace("-", "").isdigit()
+    )
+
+
+def test_verify_and_report_read_the_bundle(built):
+    bundle = str(built / "dist" / "tiny-jetson")
+    checked = json.loads(_kdcompile(built, "verify", bundle, "--json", code=3).stdout)
+    assert checked["parity"]["sqnr_db"] > 100
+    assert "failed: accuracy" in _kdcompile(built, "report", bundle).stdout
+
+
+def test_a_flipped_byte_is_refused(built):
+    copy = built / "copy"
+    shutil.copytree(built / "dist" / "tiny-jetson", copy)
+    content = bytearray((copy / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "model.onnx").chmod(0o644)
+    (copy / "model.onnx").write_bytes(content)
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(built / "black.png")
+    for args in (("run", "copy", "black.png"), ("verify", "copy"), ("report", "copy")):
+        error = _kdcompile(built, *args, code=1).stderr
+        assert error.startswith("error[bundle-corrupt]")
+        assert "model.onnx" in error
+
+
+def test_a_stage_alone_writes_its_file(built):
+    found = _kdcompile(built, "export", "tiny", *_sets(), "-o", "student.onnx")
+    assert "student.onnx" in found.stdout
+    model = onnx.load(built / "student.onnx")
+    assert opset_of(model) == 18
+    assert model.ir_version == 9
+    _kdcompile(built, "calibrate", "tiny", *_sets(), "-o", "calibrated")
+    assert (built / "calibrated" / "calibration.json").is_file()
+
+
+def test_a_spoilt_store_entry_is_made_again(built):
+    entry = next((built / "tiny" / ".kdcompile" / "export").iterdir()) / "student.onnx"
+    entry.chmod(0o644)
+    entry.write_bytes(b"edited")
+    found = _kdcompile(built, "export", "tiny", *_sets(), "-o", "again.onnx")
+    assert "export" in found.stderr.splitlines()
+    assert (built / "again.onnx").read_bytes() == (built / "student.onnx").read_bytes()
+
+
+def test_clean_keeps_what_the_spec_needs(built):
+    found = json.loads(_kdcompile(built, "clean", "tiny", "--json").stdout)
+    assert any("distill" in path for path in found["removed"])
+    assert not any("search" in path for path in found["removed"])
+    _kdcompile(built, "clean", "tiny", "--all")
+    store = built / "tiny" / ".kdcompile"
+    assert [p for p in store.glob("*/*") if p.is_dir() and p.parent.name != "locks"] == []
+
+
+def test_a_useless_teacher_stops_the_build(built):
+    weights = Path(built / "tiny" / "teacher.safetensors")
+    from safetensors.torch import load_file, save_file
+
+    state = {name: tensor * 0 for name, tensor in load_file(weights).items()}
+    save_file(state, built / "zero.safetensors")
+    sets = [*_sets(), "--set", "teacher.weights=zero.safetensors"]
+    error = _kdcompile(built, "build", "tiny", *sets, code=1).stderr
+    assert "error[teacher-useless]" in error
