@@ -174,7 +174,8 @@ def test_a_spoilt_store_entry_is_made_again(built):
 def test_clean_keeps_what_the_spec_needs(built):
     found = json.loads(_kdcompile(built, "clean", "tiny", "--json").stdout)
     assert any("distill" in path for path in found["removed"])
-    assert not any("search" in path for path in found["removed"])
+    plan = json.loads(_kdcompile(built, "plan", "tiny", "--json").stdout)
+    assert [s["stage"] for s in plan["steps"] if s["key"]] == ["search"]
     _kdcompile(built, "clean", "tiny", "--all")
     store = built / "tiny" / ".kdcompile"
     assert [p for p in store.glob("*/*") if p.is_dir() and p.parent.name != "locks"] == []
