@@ -126,7 +126,9 @@ def main() -> None:
     with context.Pool(args.jobs) as pool:
         rows = []
         for row in pool.imap(train, jobs):
-            print(f"seed {row['seed']:3d}  {row['recipe']:5s}  MAE {row['mae']:.4f}  {row['s']:.0f} s")
+            print(
+                f"seed {row['seed']:3d}  {row['recipe']:5s}  MAE {row['mae']:.4f}  {row['s']:.0f} s"
+            )
             rows.append(row)
     result = {
         "rows": rows,

@@ -14,6 +14,7 @@ from kdcompile.artifact import Artifact, Step, Store
 from kdcompile.calib.calibrate import calibrate
 from kdcompile.calib.qdq import Storage, insert_qdq
 from kdcompile.calib.session import cpu_session
+from kdcompile.data.agreement import agreement
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from kdcompile.targets import Target
 
 CHECK_IMAGES = 4
-MAX_SQNR_DB = 200.0  # stands for "equal": JSON has no infinity
 
 
 def run(step: Step, store: Store, target: "Target") -> Artifact:
@@ -83,14 +83,8 @@ def worst_sqnr(
     """The lowest 20 log10(||a|| / ||a-b||) over the images, by ONNX Runtime; at most 200 dB."""
     sessions = [cpu_session(model) for model in (reference, quantised)]
     feed = reference.graph.input[0].name
-    worst = MAX_SQNR_DB
-    for image in images:
-        a, b = (s.run(None, {feed: image})[0].astype(np.float64) for s in sessions)
-        noise = float(np.linalg.norm(a - b))
-        if noise > 0:
-            signal = max(float(np.linalg.norm(a)), 1e-30)
-            worst = min(worst, 20 * float(np.log10(signal / noise)))
-    return worst
+    a, b = ([s.run(None, {feed: image})[0] for image in images] for s in sessions)
+    return agreement(a, b)["sqnr_db"]
 
 
 def _inputs(photos: Sequence[Photo], prepare: Preprocess) -> Iterator[NDArray[np.float32]]:

@@ -15,13 +15,15 @@ class Candidate:
     """One precision of the student, judged on the validation split.
 
     `latency_ms` is of one image at the typical shape, measured or predicted as `evidence` says;
-    `val_metric` is the error of the counts; `why` says how `passed` came about.
+    `val_metric` is the error of the counts; `sqnr_db` the agreement of its densities with fp32's;
+    `why` says how `passed` came about.
     """
 
     precision: str
     latency_ms: float
     evidence: Evidence
     val_metric: float
+    sqnr_db: float
     passed: bool
     why: str
 
@@ -35,19 +37,33 @@ class Choice:
     why: str
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate must keep to pass: the gates' thresholds, applied on validation."""
+
+    metric: str
+    highest: float
+    min_sqnr_db: float
+
+
 def judge(
     precision: str,
     latency_ms: float,
     evidence: Evidence,
     val_metric: float,
-    limit: float,
-    metric: str,
+    sqnr_db: float,
+    limits: Limits,
 ) -> Candidate:
-    """A candidate with its verdict: the metric is finite and no worse than `limit`."""
-    passed = math.isfinite(val_metric) and val_metric <= limit
-    relation = "within" if passed else "over"
-    why = f"validation {metric} {val_metric:.4g} is {relation} the limit {limit:.4g}"
-    return Candidate(precision, latency_ms, evidence, val_metric, passed, why)
+    """A candidate with its verdict; a value that is no number never passes."""
+    accurate = math.isfinite(val_metric) and val_metric <= limits.highest
+    alike = sqnr_db >= limits.min_sqnr_db
+    why = (
+        f"validation {limits.metric} {val_metric:.4g} is {'within' if accurate else 'over'} "
+        f"the limit {limits.highest:.4g}"
+    )
+    if not alike:
+        why += f", and its densities keep {sqnr_db:.1f} dB of {limits.min_sqnr_db:g}"
+    return Candidate(precision, latency_ms, evidence, val_metric, sqnr_db, accurate and alike, why)
 
 
 def choose(candidates: Sequence[Candidate], asked: str = "auto") -> Choice:

@@ -1,4 +1,4 @@
-"""Counts of photos by a deployed network."""
+"""Densities of photos by a deployed network."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,8 +12,8 @@ Floats = NDArray[np.float32]
 Runner = Callable[[Floats], Floats]
 
 
-def predict_counts(runner: Runner, photos: Iterable[Photo], preprocess: Preprocess) -> list[float]:
-    """People in each photo: the sum of its density.
+def predict_maps(runner: Runner, photos: Iterable[Photo], preprocess: Preprocess) -> list[Floats]:
+    """The density of each photo, [1, 1, h, w]; a photo's count is its sum.
 
     Args:
         runner: float32 [1, C, H, W] to density [1, 1, h, w].
@@ -23,8 +23,9 @@ def predict_counts(runner: Runner, photos: Iterable[Photo], preprocess: Preproce
     Raises:
         KDError: a photo cannot be read.
     """
-    counts = []
-    for photo in photos:
-        density = runner(preprocess(photo.pixels(preprocess.channels)))
-        counts.append(float(density.sum(dtype=np.float64)))
-    return counts
+    return [runner(preprocess(photo.pixels(preprocess.channels))) for photo in photos]
+
+
+def counts_of(maps: Iterable[Floats]) -> list[float]:
+    """The sum of each map, in float64."""
+    return [float(density.sum(dtype=np.float64)) for density in maps]

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.artifact import Artifact, Step, Store, write_json
-from kdcompile.backends.choose import Candidate, choose, judge
+from kdcompile.backends.choose import Limits, choose, judge
 from kdcompile.backends.kit import MAX_REFERENCES, write_kit
 from kdcompile.backends.onnxruntime_ import OrtRunner, open_session
-from kdcompile.backends.predict import predict_counts
+from kdcompile.backends.predict import counts_of, predict_maps
 from kdcompile.backends.tensorrt_rtx_ import compile_check
+from kdcompile.data.agreement import LIMIT_DB, pooled_sqnr
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits
@@ -65,9 +66,19 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         metric = spec.gates.accuracy.metric
         reference = float(step.inputs["teacher"].json("teacher.json")[f"val_{metric}"])
         limit = reference * (1 + fraction(spec.gates.accuracy.max_increase))
+        limits = Limits(metric, limit, spec.gates.parity.min_sqnr_db)
+        maps = {p: predict_maps(runner, photos, preprocess) for p, runner in runners.items()}
+        sqnr = _sqnr(maps, step.inputs["export"])
         candidates = [
-            _judged(precision, runner, photos, preprocess, latencies[precision], metric, limit)
-            for precision, runner in runners.items()
+            judge(
+                precision,
+                latencies[precision].ms,
+                latencies[precision].evidence,
+                _metric(counts_of(found), photos, metric),
+                sqnr[precision],
+                limits,
+            )
+            for precision, found in maps.items()
         ]
         choice = choose(candidates, spec.quantize.precision)
         (folder / "model.onnx").write_bytes(paths[choice.precision].read_bytes())
@@ -139,19 +150,22 @@ def candidate_paths(step: Step, target: Target) -> dict[str, Path]:
     return {p: step.inputs[FILES[p][0]].file(FILES[p][1]) for p in known}
 
 
-def _judged(
-    precision: str,
-    runner: OrtRunner,
-    photos: Sequence[Photo],
-    preprocess: Preprocess,
-    latency: Latency,
-    metric: str,
-    limit: float,
-) -> Candidate:
-    truth = np.array([photo.count for photo in photos], dtype=np.float64)
-    errors = np.array(predict_counts(runner, photos, preprocess)) - truth
-    value = float(np.abs(errors).mean() if metric == "mae" else np.sqrt(np.mean(errors**2)))
-    return judge(precision, latency.ms, latency.evidence, value, limit, metric)
+def _metric(counts: Sequence[float], photos: Sequence[Photo], metric: str) -> float:
+    errors = np.array(counts) - np.array([photo.count for photo in photos], dtype=np.float64)
+    return float(np.abs(errors).mean() if metric == "mae" else np.sqrt(np.mean(errors**2)))
+
+
+def _sqnr(maps: Mapping[str, Sequence[Floats]], export: Artifact) -> dict[str, float]:
+    """Agreement of each candidate's densities with fp32's, in dB.
+
+    A CPU computes an fp16 file in fp32, so that one is export's, with every layer rounded to half;
+    an overflow there is no agreement at all.
+    """
+    found = {p: pooled_sqnr(maps["fp32"], of_precision) for p, of_precision in maps.items()}
+    if "fp16" in found:
+        half = export.json("parity.json")["student_fp16"]
+        found["fp16"] = half["sqnr_db"] if half["finite"] else -LIMIT_DB
+    return found
 
 
 def _latencies(

@@ -55,7 +55,7 @@ def check_bundle(folder: Path) -> dict[str, Any]:
 
     from kdcompile.backends.onnxruntime_ import open_session
     from kdcompile.bundle.manifest import read_bundle
-    from kdcompile.export.parity import agreement
+    from kdcompile.data.agreement import agreement
 
     bundle = read_bundle(folder)
     result: dict[str, Any] = {

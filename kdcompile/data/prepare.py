@@ -34,7 +34,9 @@ class Preprocess:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocess":
         """The value that `to_json` gave."""
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
         return cls(**plain)
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from onnx import ModelProto
 from torch import nn
 
 from kdcompile.artifact import Artifact, Step, Store, write_json
+from kdcompile.data.agreement import agreement
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits
@@ -18,13 +19,7 @@ from kdcompile.errors import KDError
 from kdcompile.export.fp16 import to_fp16
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.export.opset import opset_of
-from kdcompile.export.parity import (
-    agreement,
-    half_outputs,
-    onnx_outputs,
-    parity,
-    torch_outputs,
-)
+from kdcompile.export.parity import half_outputs, onnx_outputs, parity, torch_outputs
 from kdcompile.export.size import count_macs
 from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.backends.predict import Runner
+from kdcompile.data.agreement import decibels, powers, relative_error
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.errors import KDError
@@ -17,7 +18,6 @@ from kdcompile.gates.context import Parity
 Floats = NDArray[np.float64]
 Density = NDArray[np.float32]
 
-LIMIT_DB = 200.0  # stands for "equal": JSON has no infinity
 LOG_SECONDS = 10.0
 log = logging.getLogger("kdcompile")
 
@@ -61,13 +61,11 @@ def evaluate(
         image = preprocess(photo.pixels(preprocess.channels))
         maps = {name: _finite(runner(image), name, photo) for name, runner in runners.items()}
         for name, density in maps.items():
-            counts[name].append(float(density.sum()))
-        trained, deployed = (maps[name] for name in compared)
-        difference = np.abs(trained - deployed)
-        signal += float(np.square(trained).sum())
-        noise += float(np.square(difference).sum())
-        peak = max(float(np.abs(trained).max()), 1e-30)
-        worst = max(worst, float(difference.max()) / peak)
+            counts[name].append(float(density.sum(dtype=np.float64)))
+        pair = maps[compared[0]], maps[compared[1]]
+        found = powers(*pair)
+        signal, noise = signal + found[0], noise + found[1]
+        worst = max(worst, relative_error(*pair))
         if time.monotonic() - told >= LOG_SECONDS:
             told = time.monotonic()
             log.info("verify: %d of %d test photos", index, len(photos))
@@ -76,16 +74,7 @@ def evaluate(
     return Evaluation({name: np.array(values) for name, values in counts.items()}, agreement)
 
 
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), kept within +-`LIMIT_DB`."""
-    if noise == 0:
-        return LIMIT_DB
-    if signal == 0:
-        return -LIMIT_DB
-    return float(np.clip(10 * np.log10(signal / noise), -LIMIT_DB, LIMIT_DB))
-
-
-def _finite(density: Density, name: str, photo: Photo) -> Floats:
+def _finite(density: Density, name: str, photo: Photo) -> Density:
     if not np.isfinite(density).all():
         raise KDError(
             "output-nonfinite",
@@ -93,7 +82,7 @@ def _finite(density: Density, name: str, photo: Photo) -> Floats:
             where=photo.name,
             fix="check its weights; in fp16, a value over 65504 overflows",
         )
-    return density.astype(np.float64)
+    return density
 
 
 def pick_examples(errors: Floats) -> dict[str, int]:

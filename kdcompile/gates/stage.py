@@ -13,12 +13,12 @@ from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import Runner
 from kdcompile.bench.machine import fingerprint, fingerprint_id
 from kdcompile.bench.paired import alternate
+from kdcompile.data.agreement import LIMIT_DB
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits
 from kdcompile.gates.context import Counts, Latency, Parity, Prediction, VerifyContext
 from kdcompile.gates.evaluate import (
-    LIMIT_DB,
     Evaluation,
     evaluate,
     evenly,
@@ -31,6 +31,7 @@ from kdcompile.report import GateResult, Report, overall
 from kdcompile.targets import Target
 
 DEPLOYABLE = (".onnx", ".ort", ".engine", ".plan")
+OVERFLOW = 1e30  # a relative error without bound: JSON has no infinity
 BLOCKS, WARMUP, TIMING_SECONDS = 30, 3, 30.0
 log = logging.getLogger("kdcompile")
 
@@ -128,15 +129,26 @@ def _counts(photos: list[Photo], found: Evaluation, deployed: str, available: in
 
 
 def _parity(inputs: Mapping[str, Artifact], found: Evaluation, deployed: str) -> Parity:
-    """The deployed network's; where that is the fp32 export itself, export's against PyTorch."""
-    if deployed != "student_fp32":
+    """The deployed network's.
+
+    Where that is the fp32 export itself, export's against PyTorch. Where it is fp16, export's with
+    every layer rounded to half: a CPU computes an fp16 file in fp32 and would show no difference.
+    """
+    precision = inputs["compile"].json("choice.json")["precision"]
+    if precision == "fp16":
+        name, mode = "student_fp16", "fp16 storage of every layer against fp32, in PyTorch"
+    elif deployed == "student_fp32":
+        name, mode = "student", "fp32 ONNX against PyTorch"
+    else:
         return found.parity
-    known = inputs["export"].json("parity.json")["student"]
+    known = inputs["export"].json("parity.json")[name]
+    if known["sqnr_db"] is None:
+        return Parity(-LIMIT_DB, OVERFLOW, known["n"], f"{mode}: it overflows")
     return Parity(
         min(known["sqnr_db"], LIMIT_DB),
         known["max_rel_error"],
         known["n"],
-        "fp32 ONNX against PyTorch on validation photos",
+        f"{mode}, on validation photos",
     )
 
 

@@ -93,6 +93,7 @@ STAGES: dict[str, Stage] = {
             splits=("train", "val"),
             packages=("data", "calib"),
             libraries=("numpy", "onnx", "onnxruntime"),
+            on_target=True,
         ),
         Stage(
             name="compile",

@@ -2,11 +2,13 @@ import math
 
 import pytest
 
-from kdcompile.backends.choose import choose, judge
+from kdcompile.backends.choose import Limits, choose, judge
+
+LIMITS = Limits("mae", 10.0, 20.0)
 
 
 def candidates(*rows):
-    return [judge(p, ms, "predicted", value, 10.0, "mae") for p, ms, value in rows]
+    return [judge(p, ms, "predicted", value, 40.0, LIMITS) for p, ms, value in rows]
 
 
 @pytest.mark.parametrize(
@@ -43,9 +45,17 @@ def test_asked_is_obeyed_and_called_so():
 
 @pytest.mark.parametrize(("evidence", "basis"), [("host", "measured"), ("predicted", "predicted")])
 def test_basis(evidence, basis):
-    assert choose([judge("fp32", 1, evidence, 1, 2, "mae")]).basis == basis
+    assert choose([judge("fp32", 1, evidence, 1, 40.0, LIMITS)]).basis == basis
 
 
 def test_the_losers_are_explained():
     rows = ("fp32", 3, 9), ("fp16", 0.238, 9), ("int8", 0.246, 9)
     assert "int8 0.246 ms is slower than fp16 0.238 ms" in choose(candidates(*rows)).why
+
+
+@pytest.mark.parametrize("sqnr", [19.9, -200.0, math.nan])
+def test_densities_that_differ_do_not_pass(sqnr):
+    found = judge("int8", 1, "predicted", 1.0, sqnr, LIMITS)
+    assert not found.passed
+    assert "within the limit" in found.why
+    assert "dB of 20" in found.why

@@ -52,7 +52,7 @@ def compiled(tmp_path, data, onnx_files):
 
         return store.make(stage, "0" * 24, build)
 
-    def make(target, precision="auto", teacher_mae=1000.0, spoiled=(), int8_ms=0.25):
+    def make(target, precision="auto", teacher_mae=1000.0, spoiled=(), int8_ms=0.25, half=True):
         files = onnx_files()
         for name in spoiled:
             files[name] = files["fp32"].with_name("torn.onnx")
@@ -78,6 +78,7 @@ def compiled(tmp_path, data, onnx_files):
                     "student.onnx": files["fp32"],
                     "student_fp16.onnx": files["fp16"],
                     "preprocess.json": preprocess.to_json(),
+                    "parity.json": {"student_fp16": {"finite": half, "sqnr_db": 60.0}},
                 },
             ),
             "calibrate": put(
@@ -146,6 +147,14 @@ def test_slower_int8_is_not_chosen(compiled):
     choice = compiled(load("jetson"), int8_ms=0.6).json("choice.json")
     assert choice["precision"] == "fp16"
     assert "int8 0.6 ms is slower than fp16 0.5 ms" in choice["why"]
+
+
+def test_a_half_that_overflows_does_not_pass(compiled):
+    choice = compiled(load("jetson"), half=False, int8_ms=0.6).json("choice.json")
+    rows = {row["precision"]: row for row in choice["candidates"]}
+    assert not rows["fp16"]["passed"]
+    assert rows["fp16"]["sqnr_db"] == -200
+    assert choice["precision"] != "fp16"
 
 
 def test_unsupported_precision(compiled):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.backends.predict import predict_counts
+from kdcompile.backends.predict import counts_of, predict_maps
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.errors import KDError
@@ -63,4 +63,4 @@ def test_broken_and_missing_files(tmp_path):
 def test_counts_are_the_sums_of_densities():
     preprocess = Preprocess(1, (0.0,), (1.0,), (1, 1), (64, 64))
     photos = [Photo(str(n), np.zeros((0, 2)), array=np.full((4, n, 1), 255)) for n in (2, 5)]
-    assert predict_counts(lambda image: image, photos, preprocess) == [8.0, 20.0]
+    assert counts_of(predict_maps(lambda image: image, photos, preprocess)) == [8.0, 20.0]

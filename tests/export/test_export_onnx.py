@@ -10,12 +10,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from kdcompile.data.agreement import agreement
 from kdcompile.errors import KDError
 from kdcompile.export.fp16 import to_fp16
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.export.opset import at_opset, opset_of
-from kdcompile.export.parity import agreement, half_outputs, parity, torch_outputs
+from kdcompile.export.parity import half_outputs, parity, torch_outputs
 from kdcompile.export.session import run_onnx
 from kdcompile.export.size import count_macs
 

@@ -5,11 +5,11 @@ import pytest
 
 from kdcompile import targets
 from kdcompile.bench.paired import PairedTimes
+from kdcompile.data.agreement import decibels
 from kdcompile.gates import registry
 from kdcompile.gates.accuracy import accuracy
 from kdcompile.gates.bootstrap import interval
 from kdcompile.gates.context import Counts, Latency, Parity, Prediction, VerifyContext
-from kdcompile.gates.evaluate import decibels
 from kdcompile.gates.parity import parity
 from kdcompile.gates.size_mb import size_mb
 from kdcompile.gates.speedup import speedup
