@@ -98,6 +98,6 @@ def overall(gates: Iterable[GateResult], require_device: bool = False) -> tuple[
     if not any(g.verdict == "passed" for g in gates):
         return "inconclusive: no gate was decided", EXIT_INCONCLUSIVE
     if pending:
-        text = f"passed on host, {pending} gates pending on the board"
+        text = f"passed on host, {pending} gate{'s'[: pending > 1]} pending on the board"
         return text, EXIT_INCONCLUSIVE if require_device else EXIT_OK
     return "passed", EXIT_OK

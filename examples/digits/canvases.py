@@ -2,7 +2,7 @@
 
 Each canvas is 64x64 grey pixels with 0 to 10 digits and 0 to 6 distractors (digits whose pixels
 were shuffled: the same ink, no digit). To be counted: the digits, at their centres. The splits
-are made of different people's scans: digits 0-999 train, 1000-1296 validate, the rest test.
+share no scan: digits 0 to 999 train, 1000 to 1296 validate, the rest test.
 
 A split is named `part:canvases` or `part:canvases:seed`, for example `train:256` or `test:400`.
 """

@@ -96,7 +96,7 @@ def show_recipe(name: str, as_json: bool) -> None:
     from kdcompile.distill.recipe import find_recipe
 
     recipe = find_recipe(name)
-    facts = {**asdict(recipe.about), "weights": dict(recipe.default_weights)}
+    facts = {**asdict(recipe.about), "weights": recipe.default_weights}
     facts["needs"] = [
         need
         for need, used in (("teacher", recipe.needs_teacher), ("taps", recipe.needs_taps))

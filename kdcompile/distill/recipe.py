@@ -46,24 +46,25 @@ class Recipe(nn.Module, ABC):
     """A weighted sum of loss terms. Adapters are its parameters, so they are never exported."""
 
     about: ClassVar[About]
-    default_weights: ClassVar[Mapping[str, float]]
+    default_weights: ClassVar[Mapping[str, Mapping[str, float]]]  # by reduction, by term
     needs_teacher: ClassVar[bool] = True
     needs_taps: ClassVar[bool] = False
 
     def __init__(self, taps: Sequence[Tap], options: Distill, scales: tuple[float, float]) -> None:
         """`scales`: mean squared density and mean block count of the labels."""
         super().__init__()
-        unknown = set(options.weights) - set(self.default_weights)
+        defaults = self.default_weights[options.reduction]
+        unknown = set(options.weights) - set(defaults)
         if unknown:
             name = sorted(unknown)[0]
             raise KDError(
                 "recipe-term",
                 f"recipe {self.about.name} has no term {name!r}"
-                + nearest(name, self.default_weights),
+                + nearest(name, defaults),
                 where="[distill.weights]",
-                fix=f"one of {', '.join(self.default_weights)}",
+                fix=f"one of {', '.join(defaults)}",
             )
-        self.weights = {**self.default_weights, **options.weights}
+        self.weights = {**defaults, **options.weights}
         self.reduction, self.scales = options.reduction, scales
 
     @abstractmethod

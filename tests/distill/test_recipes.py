@@ -81,6 +81,8 @@ def test_without_relations_the_term_is_not_computed():
 
 def test_weights_are_checked_by_term():
     assert _recipe("kd", weights={"soft": 3.0}).weights == {"hard": 1.0, "count": 1.0, "soft": 3.0}
+    paper = {"hard": 1.0, "count": 0.0, "soft": 1.0, "intra": 0.5, "inter": 0.5}
+    assert _recipe("skt", reduction="paper").weights == paper
     with pytest.raises(KDError) as error:
         _recipe("kd", weights={"sofd": 3.0})
     assert error.value.code == "recipe-term"

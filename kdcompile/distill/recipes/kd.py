@@ -21,7 +21,10 @@ class OutputTransfer(Labels):
         cost="none + teacher forward",
         evidence="the loss against a float64 computation",
     )
-    default_weights: ClassVar[Mapping[str, float]] = {"hard": 1.0, "count": 1.0, "soft": 1.0}
+    default_weights: ClassVar[Mapping[str, Mapping[str, float]]] = {
+        "mean": {"hard": 1.0, "count": 1.0, "soft": 4.0},
+        "paper": {"hard": 1.0, "count": 0.0, "soft": 1.0},
+    }
     needs_teacher = True
 
     def terms(self, inputs: LossInputs) -> dict[str, Tensor]:

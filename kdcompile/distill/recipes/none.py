@@ -20,7 +20,10 @@ class Labels(Recipe):
         cost="student forward and backward",
         evidence="the reference of benchmarks/digits.py",
     )
-    default_weights: ClassVar[Mapping[str, float]] = {"hard": 1.0, "count": 1.0}
+    default_weights: ClassVar[Mapping[str, Mapping[str, float]]] = {
+        "mean": {"hard": 1.0, "count": 1.0},
+        "paper": {"hard": 1.0, "count": 0.0},
+    }
     needs_teacher = False
 
     def terms(self, inputs: LossInputs) -> dict[str, Tensor]:

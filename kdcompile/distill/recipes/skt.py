@@ -30,12 +30,9 @@ class StructuredTransfer(OutputTransfer):
         cost="kd + one pass over the taps' maps forward and backward",
         evidence="benchmarks/digits.py: paired against `none`",
     )
-    default_weights: ClassVar[Mapping[str, float]] = {
-        "hard": 1.0,
-        "count": 1.0,
-        "soft": 1.0,
-        "intra": 0.5,
-        "inter": 0.5,
+    default_weights: ClassVar[Mapping[str, Mapping[str, float]]] = {
+        "mean": {"hard": 1.0, "count": 1.0, "soft": 4.0, "intra": 10.0, "inter": 10.0},
+        "paper": {"hard": 1.0, "count": 0.0, "soft": 1.0, "intra": 0.5, "inter": 0.5},
     }
     needs_taps = True
 

@@ -1,0 +1,45 @@
+"""The README's commands run as printed, and its links lead somewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/design.md", "CHANGELOG.md"]
+
+
+def test_commands_run_as_printed(tmp_path):
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+    assert len(blocks) >= 2
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for block in blocks:
+        command = ["bash", "-euo", "pipefail", "-c", block]
+        environment = {**os.environ, "PATH": path}
+        found = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, f"{block}\n{found.stdout}\n{found.stderr}"
+    bundle = tmp_path / "dist" / "crowd-jetson"
+    table = re.findall(r"^\| (`.*?) \|", (ROOT / "README.md").read_text(), re.M)
+    named = [n for cell in table for n in re.findall(r"`([a-z_]+\.[a-z]+|kit/)`", cell)]
+    assert {"report.html", "model.onnx", "manifest.json", "kit/"} <= set(named)
+    assert all((bundle / name).exists() for name in named)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text()
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert ((ROOT / document).parent / link).exists(), link
+
+
+def test_every_command_is_in_the_table():
+    from kdcompile.cli import cli
+
+    text = (ROOT / "README.md").read_text()
+    for name in cli.commands:
+        assert re.search(rf"^\|[^|]*`{name}[ `]", text, re.M), name
