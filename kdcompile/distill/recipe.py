@@ -59,8 +59,7 @@ class Recipe(nn.Module, ABC):
             name = sorted(unknown)[0]
             raise KDError(
                 "recipe-term",
-                f"recipe {self.about.name} has no term {name!r}"
-                + nearest(name, defaults),
+                f"recipe {self.about.name} has no term {name!r}" + nearest(name, defaults),
                 where="[distill.weights]",
                 fix=f"one of {', '.join(defaults)}",
             )
