@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/kdcompile report dist/digits-jetson
 
 test: $(VENV)/.installed
-	$(BIN)/pytest --cov --cov-report=term:skip-covered --durations=10 -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered --durations=10 -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

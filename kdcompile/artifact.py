@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,10 +79,11 @@ class Hasher:
         return {p.relative_to(base).as_posix(): self.file(p) for p in sorted(paths)}
 
     def save(self) -> None:
-        """Keep what was learnt for the next run."""
+        """Keep what was learnt for the next run; where that is not allowed, it starts slower."""
         if self._dirty:
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._cache, json.dumps(self._known))
+            with suppress(PermissionError):
+                self._cache.parent.mkdir(parents=True, exist_ok=True)
+                write_text(self._cache, json.dumps(self._known))
             self._dirty = False
 
 

@@ -41,7 +41,7 @@ def meaning(report: Report) -> str:
     if pending:
         return (
             "Every required gate that can be decided on the machine of the build passed. The "
-            "pending gates are decided only on the board, by the build kit in kit/."
+            "pending gates are for the board to decide; each says how."
         )
     return "Every required gate passed, at the evidence that it accepts."
 

@@ -47,7 +47,11 @@ def rmse(errors: Floats, axis: int = -1) -> Any:
 METRICS = {"mae": mae, "rmse": rmse}
 
 
-@gate("accuracy", threshold=_threshold)
+@gate(
+    "accuracy",
+    threshold=_threshold,
+    on_board="its engine must count the annotated test photos, which the kit does not carry",
+)
 def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
     """Judge the student's counting error by the rule that this module states."""
     counts = context.counts

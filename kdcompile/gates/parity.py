@@ -10,7 +10,11 @@ def _threshold(settings: ParityGate) -> str:
     return f"SQNR at least {settings.min_sqnr_db:g} dB"
 
 
-@gate("parity", threshold=_threshold)
+@gate(
+    "parity",
+    threshold=_threshold,
+    on_board="build_engine.py of the kit compares its engine with the reference outputs",
+)
 def parity(settings: ParityGate, context: VerifyContext) -> GateResult:
     """Passed when the signal-to-difference ratio reaches the spec's, else failed."""
     found = context.parity

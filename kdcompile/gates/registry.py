@@ -2,7 +2,7 @@
 
 A gate is one module of this package with one function:
 
-    @gate("size_mb", threshold=in_words, on_board=False)
+    @gate("size_mb", threshold=in_words)
     def size_mb(settings: SizeGate, context: VerifyContext) -> GateResult: ...
 
 Its name is that of its section in `[gates]`, which `kdcompile.spec.Gates` declares.
@@ -30,27 +30,28 @@ class Gate:
         name: its section's.
         decide: settings and measurements to one verdict.
         threshold: settings to the threshold in words.
-        on_board: a board must judge it too, when the target cannot be built here.
+        on_board: how a board judges it too, when the target cannot be built here; None where the
+            host's verdict is the board's.
     """
 
     name: str
     decide: Decide
     threshold: Callable[[Any], str]
-    on_board: bool
+    on_board: str | None
 
 
 GATES: dict[str, Gate] = {}
 
 
 def gate(
-    name: str, *, threshold: Callable[[Any], str], on_board: bool = True
+    name: str, *, threshold: Callable[[Any], str], on_board: str | None = None
 ) -> Callable[[Decide], Decide]:
     """Register the decorated function as the gate `name`.
 
     Args:
         name: its section's.
         threshold: settings to the threshold in words, for the gate that waits for a board.
-        on_board: a board must judge it too, when the target cannot be built here.
+        on_board: how a board judges it too, for the gate that waits for it.
 
     Raises:
         ValueError: the name is taken by another module.
@@ -87,7 +88,7 @@ def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
         if settings is None:
             continue
         found = known[name]
-        if not found.on_board:
+        if found.on_board is None:
             results.append(found.decide(settings, context))
             continue
         if settings.evidence != "device":
@@ -99,7 +100,7 @@ def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
 
 def _pending(found: Gate, settings: GateSpec, context: VerifyContext) -> GateResult:
     if context.target.is_foreign:
-        reason = "runs on the board: build kit"
+        reason = f"on the board: {found.on_board}"
     else:
         reason = f"must be measured on {context.target.title}; this build measured on its host"
     return GateResult(

@@ -12,7 +12,7 @@ def _threshold(settings: SizeGate) -> str:
     return f"at most {settings.max:g} MB"
 
 
-@gate("size_mb", threshold=_threshold, on_board=False)
+@gate("size_mb", threshold=_threshold)
 def size_mb(settings: SizeGate, context: VerifyContext) -> GateResult:
     """Passed when the largest deployable file is within the spec's, in units of 10^6 bytes."""
     name, size = max(context.files.items(), key=lambda item: item[1])

@@ -11,7 +11,11 @@ def _threshold(settings: SpeedupGate) -> str:
     return f"at least {settings.min:g}x"
 
 
-@gate("speedup", threshold=_threshold)
+@gate(
+    "speedup",
+    threshold=_threshold,
+    on_board="build_engine.py of the kit times the student; the teacher must be timed beside it",
+)
 def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:
     """Passed when the whole 95 % interval reaches the minimum, failed when none of it does.
 

@@ -29,7 +29,7 @@ def test_page_has_the_verdict_before_the_gates_before_the_numbers(page):
     names = ["verdict", "gates", "numbers", "training", "accuracy", "examples", "precisions"]
     places = [page.index(f'id="{name}"') for name in names]
     assert places == sorted(places)
-    assert "passed on host, 1 gates pending on the board" in page[: page.index('id="gates"')]
+    assert "passed on host, 1 gate pending on the board" in page[: page.index('id="gates"')]
 
 
 def test_page_needs_nothing_else(page):
@@ -80,7 +80,7 @@ def test_markdown_has_the_facts_and_keeps_its_tables_whole(a_report):
 def test_text_summary_is_aligned_and_complete(a_report):
     text = text_summary(a_report())
     first, *rest = text.splitlines()
-    assert first == "crowd for jetson: passed on host, 1 gates pending on the board"
+    assert first == "crowd for jetson: passed on host, 1 gate pending on the board"
     table = [line for line in rest if re.match(r"  verdict|[✓…]", line)]
     assert len({line.index(word) for line, word in
                 zip(table, ("gate", "accuracy", "speedup"), strict=True)}) == 1  # fmt: skip

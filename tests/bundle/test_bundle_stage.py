@@ -32,7 +32,7 @@ def test_bundle_holds_what_ships_and_checks_out(artifact, tmp_path):
     }  # fmt: skip
     assert bundle.manifest["precision"] == "int8"
     assert bundle.manifest["task"] == "counting"
-    assert artifact.meta["verdict"] == "passed on host, 1 gates pending on the board"
+    assert artifact.meta["verdict"] == "passed on host, 1 gate pending on the board"
     assert not (bundle.folder / "artifact.json").exists()
 
 

@@ -179,17 +179,23 @@ def test_a_cut_test_split_is_named_and_spread(step, tmp_path) -> None:
     assert report.details["max_test"] == 3
 
 
-def test_fp32_is_held_against_pytorch_and_fp16_is_timed_as_fp32(step, tmp_path) -> None:
+def test_fp32_is_held_against_pytorch_and_fp16_against_its_storage(step, tmp_path) -> None:
     _, plain = run(make_step(tmp_path, "fp32", 1.01), tmp_path / "a")
     parity = plain.gates[1]
     assert parity.measurements[0].value == 120
-    assert "PyTorch" in parity.reason
+    assert "fp32 ONNX against PyTorch" in parity.reason
     _, half = run(make_step(tmp_path, "fp16", 1.011), tmp_path / "b")
-    speed = next(g for g in half.gates if g.name == "speedup").measurements[0]
-    assert speed.precision == "fp32"
-    assert "does not run fp16" in speed.mode
+    assert "fp16 storage" in half.gates[1].reason
     row = half.details["predictions"][0]
     assert row["student"] == pytest.approx(1.011 * row["true"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("target", "timed"), [("cpu", "int8"), ("jetson", "fp32")])
+def test_the_deployed_file_is_timed_where_here_is_the_target(step, tmp_path, target, timed) -> None:
+    _, report = run(step, tmp_path, target)
+    speed = next(g for g in report.gates if g.name == "speedup").measurements[0]
+    assert speed.precision == timed
+    assert ("both in fp32; int8 is chosen for the device" in speed.mode) == (target == "jetson")
 
 
 def test_a_board_build_leaves_gates_pending_and_weighs_the_kit(step, tmp_path) -> None:

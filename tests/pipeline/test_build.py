@@ -116,6 +116,16 @@ def test_another_power_mode_trains_nothing_again(built):
     assert keys["compile"] is None
 
 
+def test_this_machine_as_the_target(built):
+    _kdcompile(built, "build", "tiny", "--target", "cpu", *_sets(), code=3)
+    bundle = built / "dist" / "tiny-cpu"
+    report = json.loads((bundle / "report.json").read_text())
+    assert not any(gate["verdict"] == "pending" for gate in report["gates"])
+    assert report["details"]["choice"]["basis"] == "measured"
+    assert {c["precision"] for c in report["details"]["choice"]["candidates"]} == {"fp32", "int8"}
+    assert not (bundle / "kit").exists()
+
+
 def test_run_and_infer_count_alike(built):
     bundle = built / "dist" / "tiny-jetson"
     random = np.random.default_rng(0)

@@ -1,0 +1,32 @@
+"""A missing tool is exit 4 with the way to get it."""
+
+import pytest
+
+from kdcompile.errors import EXIT_MISSING, KDError, nearest
+from kdcompile.lazy import need
+
+
+def test_a_module_that_is_there():
+    assert need("json", "cpu", "this test").loads("1") == 1
+
+
+def test_a_module_that_is_not():
+    with pytest.raises(KDError) as error:
+        need("no_such_module", "rtx", "the compile check")
+    assert error.value.exit_code == EXIT_MISSING
+    assert "the compile check needs no_such_module" in error.value.message
+    assert "pip install 'kdcompile[rtx]'" in error.value.fix
+
+
+def test_the_block_leaves_out_what_is_empty():
+    assert str(KDError("code", "message")) == "error[code]: message"
+    assert str(KDError("code", "message", "here", "do this")).splitlines() == [
+        "error[code]: message",
+        "  where: here",
+        "  fix:   do this",
+    ]
+
+
+def test_nearest():
+    assert nearest("stepz", ["steps", "epochs"]) == " (did you mean 'steps'?)"
+    assert nearest("zzz", ["steps"]) == ""
