@@ -17,7 +17,7 @@ from kdcompile.calib.session import cpu_session
 from kdcompile.data.agreement import agreement
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.data.splits import load_splits
+from kdcompile.data.splits import evenly, load_splits
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target
@@ -42,7 +42,7 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
     spec, exported = step.spec, step.inputs["export"]
     prepare = Preprocess.from_json(exported.json("preprocess.json"))
     splits = load_splits(spec.data, spec.folder)
-    chosen = spread(splits.train, spec.quantize.images)
+    chosen = evenly(splits.train, spec.quantize.images)
     model = onnx.load(exported.file("student.onnx"))
     table = calibrate(
         model,
@@ -61,12 +61,6 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
         "sqnr_db": worst_sqnr(model, quantised, checks),
         "seconds": round(time.monotonic() - start, 3),
     }
-
-
-def spread(photos: Sequence[Photo], count: int) -> list[Photo]:
-    """`count` photos at equal distances through the list; all of them if there are fewer."""
-    count = min(count, len(photos))
-    return [photos[i * len(photos) // count] for i in range(count)]
 
 
 def weight_storage(tensorrt: str | None) -> Storage:

@@ -1,6 +1,6 @@
 """The three splits of a data set, without images that would leak from one into another."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,13 @@ def load_splits(data: Data, folder: Path) -> Splits:
         KDError: a split is missing, empty or names an absent image.
     """
     return drop_twins(_photos(data, folder))
+
+
+def evenly(photos: Sequence[Photo], limit: int | None) -> list[Photo]:
+    """At most `limit` photos, spread evenly over the split; always the same ones."""
+    if limit is None or limit >= len(photos):
+        return list(photos)
+    return [photos[index * len(photos) // limit] for index in range(limit)]
 
 
 def drop_twins(photos: Mapping[str, list[Photo]]) -> Splits:

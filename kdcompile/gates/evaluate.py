@@ -30,13 +30,6 @@ class Evaluation:
     parity: Parity
 
 
-def evenly(photos: Sequence[Photo], limit: int | None) -> list[Photo]:
-    """At most `limit` photos, spread evenly over the split; always the same ones."""
-    if limit is None or limit >= len(photos):
-        return list(photos)
-    return [photos[index * len(photos) // limit] for index in range(limit)]
-
-
 def evaluate(
     runners: Mapping[str, Runner],
     compared: tuple[str, str],

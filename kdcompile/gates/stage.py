@@ -16,12 +16,11 @@ from kdcompile.bench.paired import alternate
 from kdcompile.data.agreement import LIMIT_DB
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.data.splits import load_splits
+from kdcompile.data.splits import evenly, load_splits
 from kdcompile.gates.context import Counts, Latency, Parity, Prediction, VerifyContext
 from kdcompile.gates.evaluate import (
     Evaluation,
     evaluate,
-    evenly,
     example_arrays,
     pick_examples,
 )

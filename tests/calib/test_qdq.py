@@ -14,9 +14,10 @@ from kdcompile.calib.layers import quantised_layers
 from kdcompile.calib.observers import CALIBRATORS
 from kdcompile.calib.qdq import insert_qdq, quantise, weight_scales
 from kdcompile.calib.session import cpu_session
-from kdcompile.calib.stage import spread, weight_storage, worst_sqnr
+from kdcompile.calib.stage import weight_storage, worst_sqnr
 from kdcompile.calib.table import CalibrationTable, tensor_range
 from kdcompile.data.photo import Photo
+from kdcompile.data.splits import evenly
 from kdcompile.errors import KDError
 
 Size = int | str
@@ -225,8 +226,8 @@ def test_a_dead_tensor_is_exact() -> None:
 def test_calibration_photos_are_spread_evenly() -> None:
     points = np.zeros((0, 2), np.float32)
     many = [Photo(str(i), points) for i in range(10)]
-    assert [p.name for p in spread(many, 4)] == ["0", "2", "5", "7"]
-    assert spread(many, 99) == many
+    assert [p.name for p in evenly(many, 4)] == ["0", "2", "5", "7"]
+    assert evenly(many, 99) == many
 
 
 @pytest.mark.parametrize(
