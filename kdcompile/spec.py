@@ -251,6 +251,17 @@ class Spec(Closed):
 
     _path: Path = PrivateAttr(default=Path(DEFAULT_NAME))
 
+    @model_validator(mode="after")
+    def _one_image_of_known_channels(self) -> Self:
+        batch, channels = self.export.profile[1][:2]
+        if batch != 1 or channels not in (1, 3):
+            raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
+        if len(self.data.mean) != channels:
+            raise ValueError(
+                f"data.mean has {len(self.data.mean)} numbers, export.shape {channels} channels"
+            )
+        return self
+
     @property
     def path(self) -> Path:
         """The spec file, absolute."""
@@ -364,7 +375,7 @@ def _explain(error: ValidationError, path: Path) -> KDError:
     location = [str(part) for part in first["loc"]]
     dotted = ".".join(location)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    where = f"{path} [{dotted}]"
+    where = f"{path} [{dotted}]" if dotted else str(path)
     if first["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         message = f"unknown key {dotted!r}{nearest(location[-1], known)}{more}"
@@ -374,7 +385,8 @@ def _explain(error: ValidationError, path: Path) -> KDError:
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
     fix = "kdcompile schema prints what each field takes"
-    return KDError("spec-invalid", f"{dotted}: {message}{got}{more}", where, fix)
+    named = f"{dotted}: {message}" if dotted else message
+    return KDError("spec-invalid", f"{named}{got}{more}", where, fix)
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:

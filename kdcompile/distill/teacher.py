@@ -71,8 +71,16 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
 
 def _check_output(model: torch.nn.Module, shape: list[int], device: torch.device) -> None:
-    with torch.no_grad():
-        output = model(torch.zeros(*shape, device=device))
+    try:
+        with torch.no_grad():
+            output = model(torch.zeros(*shape, device=device))
+    except Exception as error:  # whatever the user's forward raises
+        raise KDError(
+            "teacher-forward",
+            f"the teacher fails on an input of {shape}: {str(error).strip().splitlines()[0]}",
+            where="[teacher] model and [export] shape",
+            fix="give export.shape as the network takes it, [1, C, H, W]",
+        ) from error
     found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if not isinstance(output, torch.Tensor) or output.ndim != 4 or output.shape[1] != 1:
         raise KDError(

@@ -60,6 +60,8 @@ def test_spec_missing_in_an_empty_folder(tmp_path):
         (["export.shape=[1, 3, 0, 5]"], "spec-invalid", "export.shape"),
         (["student.init=file"], "spec-invalid", "weights"),
         (["data.format=csv"], "spec-invalid", "points-jsonl"),
+        (["export.shape=[1, 1, 64, 64]"], "spec-invalid", "data.mean has 3 numbers"),
+        (["export.shape=[2, 3, 64, 64]"], "spec-invalid", "2 x 3"),
     ],
 )
 def test_a_bad_spec_names_the_field(folder, sets, code, fragment):

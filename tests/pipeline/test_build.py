@@ -11,6 +11,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from kdcompile.artifact import KEY_CHARS
 from kdcompile.export.opset import opset_of
 
 SMALL = [
@@ -57,6 +58,14 @@ def test_the_bundle_holds_everything(built):
     assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == names - {
         "manifest.json"
     }
+
+
+def test_tensorrt_rtx_compiles_fp32_and_qdq(built):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    report = json.loads((built / "dist" / "tiny-jetson" / "report.json").read_text())
+    checks = report["details"]["choice"]["rtx_compile_check"]
+    found = {(check["precision"], check["capability"]): check["ok"] for check in checks}
+    assert found == {(p, c): True for p in ("fp32", "int8") for c in ("8.0", "8.6")}
 
 
 def test_the_verdict_names_what_failed_and_what_is_pending(built):
@@ -173,7 +182,9 @@ def test_a_stage_alone_writes_its_file(built):
 
 
 def test_a_spoilt_store_entry_is_made_again(built):
-    entry = next((built / "tiny" / ".kdcompile" / "export").iterdir()) / "student.onnx"
+    plan = json.loads(_kdcompile(built, "plan", "tiny", *_sets(), "--json").stdout)
+    key = next(step["key"] for step in plan["steps"] if step["stage"] == "export")
+    entry = built / "tiny" / ".kdcompile" / "export" / key[:KEY_CHARS] / "student.onnx"
     entry.chmod(0o644)
     entry.write_bytes(b"edited")
     found = _kdcompile(built, "export", "tiny", *_sets(), "-o", "again.onnx")
