@@ -70,6 +70,7 @@ class Data(Closed):
     val: str = "val.txt"
     test: str = "test.txt"
     annotations: str = "annotations.jsonl"
+    files: list[str] = Field(default=["**/*"], description="what a factory reads, globs under root")
     mean: list[float] = Field(default=list(IMAGENET_MEAN), description="per channel, of 0..1")
     std: list[Annotated[float, Field(gt=0)]] = Field(default=list(IMAGENET_STD))
     sigma: float = Field(default=1.0, gt=0, description="Gaussian of a point, in output cells")

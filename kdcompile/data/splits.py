@@ -1,6 +1,6 @@
 """The three splits of a data set, without images that would leak from one into another."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from kdcompile.factory import factory_sources, load_factory
 from kdcompile.spec import Data
 
 SPLITS = ("train", "val", "test")
+WRITTEN = {".kdcompile", "dist", "overlays", "__pycache__"}
 FORMATS: Mapping[str, Callable[[Data], dict[str, list[Entry]]]] = {
     "points-jsonl": points_jsonl.entries,
     "shanghaitech-mat": shanghaitech_mat.entries,
@@ -81,7 +82,7 @@ def splits_digest(data: Data, folder: Path, hasher: Hasher) -> dict[str, str]:
     """A hash of each split's images and annotations, by their content and not by their times."""
     if data.format not in FORMATS:
         code = hasher.files(factory_sources(data.format, folder), folder)
-        files = hasher.files(_files(data.root), data.root)
+        files = hasher.files(_files(data), data.root)
         names = {split: getattr(data, split) for split in SPLITS}
         return {split: digest([code, files, names[split]]) for split in SPLITS}
     result = {}
@@ -111,10 +112,7 @@ def _photos(data: Data, folder: Path) -> dict[str, list[Photo]]:
     return made
 
 
-def _files(root: Path) -> Iterable[Path]:
-    hidden = (".kdcompile", "dist", "__pycache__")
-    return (
-        p
-        for p in root.rglob("*")
-        if p.is_file() and not set(hidden) & set(p.relative_to(root).parts)
-    )
+def _files(data: Data) -> set[Path]:
+    """What a factory may read, without what a build or a run writes."""
+    found = (path for pattern in data.files for path in data.root.glob(pattern) if path.is_file())
+    return {path for path in found if not WRITTEN & set(path.relative_to(data.root).parts)}

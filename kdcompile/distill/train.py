@@ -90,7 +90,7 @@ class Trainer:
         """Train to the end; the state holds the best validated weights and the metrics.
 
         Raises:
-            KDError: `loss-nonfinite`.
+            KDError: `loss-nonfinite` or `student-nonfinite`.
         """
         total = self._total_steps()
         validate_at = evaluation_steps(total, self._options.evaluations)
@@ -112,6 +112,13 @@ class Trainer:
                 if time.perf_counter() - saved > CHECKPOINT_SECONDS or done == total:
                     self._save()
                     saved = time.perf_counter()
+        if not self._state.best:
+            raise KDError(
+                "student-nonfinite",
+                "the student's validation counts were never a number",
+                where="[distill]",
+                fix="lower distill.lr",
+            )
         return self._state
 
     def _placed(self, model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
 # what the content of the data's files stands for, or what verification alone reads
-DATA_FIELDS_BY_CONTENT = {"root", "train", "val", "test", "annotations", "max_test"}
+DATA_FIELDS_BY_CONTENT = {"root", "train", "val", "test", "annotations", "files", "max_test"}
 
 
 def key_parts(spec: Spec, target: Target, hasher: Hasher) -> dict[str, dict[str, Any]]:

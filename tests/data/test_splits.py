@@ -149,8 +149,17 @@ def test_data_factory(tmp_path):
     data = Data(format="made.py:photos", root=tmp_path, train="t", val="vv", test="sss")
     assert [p.name for p in load_splits(data, tmp_path).test] == ["sss"]
     before = _digest(data)
-    (tmp_path / "made.py").write_text(code + "# changed\n")
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "report.md").write_text("written by a build")
+    assert _digest(data) == before
+    (tmp_path / "more.npz").write_text("data")
     assert _digest(data) != before
+    named = data.model_copy(update={"files": ["*.png"]})
+    before = _digest(named)
+    (tmp_path / "more.npz").write_text("other data")
+    assert _digest(named) == before
+    (tmp_path / "made.py").write_text(code + "# changed\n")
+    assert _digest(named) != before
     with pytest.raises(KDError) as error:
         load_splits(data.model_copy(update={"format": "made.py:wrong"}), tmp_path)
     assert error.value.code == "data-factory"

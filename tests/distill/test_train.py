@@ -115,6 +115,13 @@ def test_a_diverging_loss_stops_with_its_terms(spec, tmp_path):
     assert "hard" in error.value.message
 
 
+def test_counts_that_are_no_number_stop_the_stage(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "predict", lambda *_: [float("nan")] * 6)
+    with pytest.raises(KDError) as error:
+        _trainer(spec("distill.steps=4"), tmp_path / "work").run()
+    assert error.value.code == "student-nonfinite"
+
+
 def test_minutes_become_steps_once(spec, tmp_path):
     trainer = _trainer(spec("distill.minutes=0.01", "distill.recipe=none"), tmp_path / "work")
     planned = trainer._total_steps()
