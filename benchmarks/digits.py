@@ -60,7 +60,7 @@ def train(job: Job) -> dict[str, Any]:
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture
     from kdcompile.search.shrink import architectures
-    from kdcompile.spec import load_spec
+    from kdcompile.spec_file import load_spec
     from kdcompile.targets import load
 
     torch.set_num_threads(1)

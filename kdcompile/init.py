@@ -32,6 +32,7 @@ train = "train.txt"              # one image name a line; the three splits share
 val = "val.txt"
 test = "test.txt"
 annotations = "annotations.jsonl"
+# files = ["*.npz"]             # what a data factory reads, globs under root; all of it by default
 mean = [0.485, 0.456, 0.406]     # what the teacher was trained with, per channel
 std = [0.229, 0.224, 0.225]
 sigma = 1.0                      # width of a point in the training density, in output cells

@@ -17,6 +17,7 @@ ALLOWED = {
     "factory": {"errors"},
     "targets": {"errors"},
     "spec": {"errors", "targets"},
+    "spec_file": {"errors", "targets", "spec"},
     "artifact": {"errors", "targets"},
     "report": {"errors", "targets"},
     "kernels": set(),
@@ -33,7 +34,7 @@ ALLOWED = {
     "bundle": BASE | CORE | {"targets"},
     "doctor": BASE | CORE | {"targets"},
     "init": BASE | CORE | {"targets", "examples"},
-    "examples": {"data", "distill", "models", "spec"},
+    "examples": {"data", "distill", "models", "spec", "spec_file"},
 }  # fmt: skip
 FREE = {"pipeline", "cli", "__main__", "__init__"}
 HEAVY = {"torch", "onnx", "onnxruntime", "scipy", "tensorrt", "tensorrt_rtx", "matplotlib"}

@@ -7,7 +7,8 @@ import pytest
 import kdcompile.examples
 from kdcompile.errors import KDError
 from kdcompile.init import example_names, init_example, init_template
-from kdcompile.spec import Spec, load_spec
+from kdcompile.spec import Spec
+from kdcompile.spec_file import load_spec
 
 
 def test_digits_is_copied_whole(tmp_path):

@@ -15,7 +15,7 @@ from kdcompile.data.splits import load_splits
 from kdcompile.distill.train import Trainer
 from kdcompile.models.factory import build_model
 from kdcompile.models.shrunk import initialise
-from kdcompile.spec import load_spec
+from kdcompile.spec_file import load_spec
 
 HERE = Path(__file__).parent
 OPTIONS = ("distill.recipe=none", "data.train=train:4000", "distill.lr=2e-3", "distill.batch=24")

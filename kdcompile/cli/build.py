@@ -27,7 +27,7 @@ MAIN_FILE = {
 def planned(spec: str | None, target: str | None, sets: tuple[str, ...]) -> "Plan":
     """The plan of a spec named on the command line."""
     from kdcompile.pipeline.plan import make_plan
-    from kdcompile.spec import find_spec, load_spec
+    from kdcompile.spec_file import find_spec, load_spec
 
     return make_plan(load_spec(find_spec(spec), sets, target))
 

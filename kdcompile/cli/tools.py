@@ -194,7 +194,7 @@ def clean(spec: str | None, everything: bool, as_json: bool) -> None:
     """Remove store entries that the current spec does not use."""
     from kdcompile.artifact import Store
     from kdcompile.cli.build import planned
-    from kdcompile.spec import find_spec
+    from kdcompile.spec_file import find_spec
 
     store = Store(find_spec(spec).parent / ".kdcompile")
     keep = [] if everything else list(planned(spec, None, ()).found().values())

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from kdcompile.cli import cli, main
 from kdcompile.errors import KDError
-from kdcompile.spec import find_spec, load_spec
+from kdcompile.spec_file import find_spec, load_spec
 
 SPEC = """
 [teacher]

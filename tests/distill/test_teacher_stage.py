@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from kdcompile.artifact import Step, Store
 from kdcompile.distill.teacher import run
 from kdcompile.errors import KDError
-from kdcompile.spec import load_spec
+from kdcompile.spec_file import load_spec
 from kdcompile.targets import load
 
 CODE = """

@@ -13,7 +13,8 @@ from kdcompile.distill.schedule import evaluation_steps, learning_rate, total_st
 from kdcompile.distill.taps import resolve_taps
 from kdcompile.distill.train import Trainer
 from kdcompile.errors import KDError
-from kdcompile.spec import Distill, load_spec
+from kdcompile.spec import Distill
+from kdcompile.spec_file import load_spec
 
 SPEC = """
 seed = 1

@@ -17,7 +17,8 @@ from kdcompile.errors import KDError
 from kdcompile.export import stage as export_stage
 from kdcompile.models.factory import build_model
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.spec import Spec, load_spec
+from kdcompile.spec import Spec
+from kdcompile.spec_file import load_spec
 
 SIZE = (24, 40)
 MODEL = """

@@ -13,7 +13,7 @@ from kdcompile.artifact import Artifact, Step, Store
 from kdcompile.errors import KDError
 from kdcompile.gates import stage
 from kdcompile.report import Report
-from kdcompile.spec import load_spec
+from kdcompile.spec_file import load_spec
 
 SIDE = 24
 FACTORY = """
