@@ -48,6 +48,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 class Hasher:
     """SHA-256 of files, remembered by size, modification time and inode in `cache`."""
 
@@ -68,8 +74,7 @@ class Hasher:
         known = self._known.get(str(path))
         if known is not None and known[:3] == mark:
             return str(known[3])
-        with path.open("rb") as stream:
-            value = hashlib.file_digest(stream, "sha256").hexdigest()
+        value = file_sha256(path)
         self._known[str(path)] = [*mark, value]
         self._dirty = True
         return value

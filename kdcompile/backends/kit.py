@@ -1,6 +1,5 @@
 """The build kit: what a board needs to build its own engine and prove it."""
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile import __version__
-from kdcompile.artifact import write_json, write_text
+from kdcompile.artifact import file_sha256, write_json, write_text
 from kdcompile.backends.tensorrt_rtx_ import Profile
 from kdcompile.errors import KDError
 from kdcompile.targets import Target
@@ -69,7 +68,7 @@ def write_kit(
     shutil.copyfile(TEMPLATES / "build_engine.py", kit / "build_engine.py")
     about = _about(target, list(onnx_by_precision), profile, predicted)
     write_text(kit / "README.md", _readme(target, about))
-    files = {path.name: _sha256(path) for path in sorted(kit.iterdir())}
+    files = {path.name: file_sha256(path) for path in sorted(kit.iterdir())}
     meta = {**about, "files": files}
     write_json(kit / "kit.json", meta)
     return meta
@@ -124,8 +123,3 @@ def _readme(target: Target, about: Mapping[str, Any]) -> str:
         precisions=", ".join(about["precisions"]),
         predicted=about["predicted"],
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

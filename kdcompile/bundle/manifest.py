@@ -1,6 +1,5 @@
 """`manifest.json`: what a bundle holds, with the SHA-256 of every file, and the check of it."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdcompile import __version__
-from kdcompile.artifact import write_json
+from kdcompile.artifact import file_sha256, write_json
 from kdcompile.errors import KDError
 from kdcompile.report import Report
 
@@ -92,7 +91,7 @@ def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str,
         choice: `choice.json` of the compile stage: precision, backend and its version.
     """
     files = {
-        name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
         for name in sorted(_walk(folder))
         if name != NAME
     }
@@ -177,7 +176,7 @@ def read_bundle(path: Path) -> Bundle:
         if name not in present:
             raise _corrupt(path / name, "it is missing", manifest)
         expected = record.get("sha256") if isinstance(record, dict) else None
-        if _sha256(path / name) != expected:
+        if file_sha256(path / name) != expected:
             raise _corrupt(path / name, "its SHA-256 is not the manifest's", manifest)
     for key in ("model", "preprocess"):
         if manifest[key] not in files:
@@ -219,11 +218,6 @@ def _is_inside(name: str) -> bool:
         and ":" not in name
         and name != NAME
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _corrupt(

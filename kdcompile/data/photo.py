@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from kdcompile.artifact import file_sha256
 from kdcompile.errors import KDError
 
 
@@ -69,6 +70,5 @@ class Photo:
         """Hash of the file's bytes, or of the array and its shape."""
         if self.array is None:
             assert self.path is not None, "a photo has a path or an array"
-            with self.path.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+            return file_sha256(self.path)
         return hashlib.sha256(repr(self.array.shape).encode() + self.array.tobytes()).hexdigest()

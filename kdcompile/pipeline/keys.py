@@ -1,8 +1,6 @@
 """The cache key of a step: everything that its result depends on, and nothing else."""
 
 from collections.abc import Mapping
-from functools import cache
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 from kdcompile.artifact import Artifact, Hasher, digest
 from kdcompile.bench.machine import fingerprint_id
 from kdcompile.data.splits import splits_digest
+from kdcompile.doctor import version
 from kdcompile.errors import KDError
 from kdcompile.factory import factory_sources
 from kdcompile.pipeline.stages import ALL, STAGES, Stage
@@ -33,7 +32,7 @@ def key_parts(spec: Spec, target: Target, hasher: Hasher) -> dict[str, dict[str,
             "spec": {name: _section(spec, name, stage, hasher) for name in stage.sections},
             "splits": {name: splits[name] for name in stage.splits},
             "source": [_source(package, hasher) for package in stage.packages],
-            "libraries": {name: library_version(name) for name in stage.libraries},
+            "libraries": {name: version(name) for name in stage.libraries},
             "target": target.to_json() if stage.on_target else None,
             "machine": fingerprint_id() if stage.on_machine else None,
         }
@@ -48,15 +47,6 @@ def step_key(stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifa
         for name, files in stage.inputs.items()
     }
     return digest({**parts, "inputs": content})
-
-
-@cache
-def library_version(name: str) -> str | None:
-    """The installed version of a distribution, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher) -> Any:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcompile.artifact import Artifact, Step, Store
-from kdcompile.pipeline.keys import key_parts, library_version, step_key
+from kdcompile.doctor import version
+from kdcompile.pipeline.keys import key_parts, step_key
 from kdcompile.pipeline.stages import STAGES, upstream
 from kdcompile.spec import Spec
 from kdcompile.targets import Target, load
@@ -75,7 +76,7 @@ def make_plan(spec: Spec) -> Plan:
 def resolve_target(name: str) -> Target:
     """The target; a workstation's with the TensorRT that is installed here, if one is."""
     target = load(name)
-    found = library_version("tensorrt")
+    found = version("tensorrt")
     if target.kind == "workstation" and found is not None:
         return target.with_backend(found)
     return target
