@@ -79,19 +79,26 @@ def drop_twins(photos: Mapping[str, list[Photo]]) -> Splits:
 
 
 def splits_digest(data: Data, folder: Path, hasher: Hasher) -> dict[str, str]:
-    """A hash of each split's images and annotations, by their content and not by their times."""
+    """A hash of what `load_splits` leaves of each split, by content and not by time.
+
+    Images that have a twin in a split that is judged later do not count. What a factory makes is
+    not known without running it, so there the names of the later splits count instead.
+    """
     if data.format not in FORMATS:
         code = hasher.files(factory_sources(data.format, folder), folder)
         files = hasher.files(_files(data), data.root)
-        names = {split: getattr(data, split) for split in SPLITS}
-        return {split: digest([code, files, names[split]]) for split in SPLITS}
-    result = {}
-    for split, entries in FORMATS[data.format](data).items():
+        names = [getattr(data, split) for split in SPLITS]
+        return {split: digest([code, files, names[n:]]) for n, split in enumerate(SPLITS)}
+    found = FORMATS[data.format](data)
+    result: dict[str, str] = {}
+    held: set[str] = set()
+    for split in reversed(SPLITS):
         rows: list[Any] = []
-        for entry in entries:
+        for entry in found[split]:
             mark = entry.points if entry.points is not None else hasher.file(entry.annotation)
             rows.append([entry.name, hasher.file(entry.image), mark])
-        result[split] = digest(rows)
+        result[split] = digest([row for row in rows if row[1] not in held])
+        held |= {row[1] for row in rows}
     return result
 
 

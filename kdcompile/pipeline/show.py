@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kdcompile.data.splits import evenly, load_splits
 from kdcompile.gates.margin import smallest_margin
 from kdcompile.pipeline.plan import Plan
 from kdcompile.pipeline.stages import STAGES
@@ -26,7 +27,8 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def _margin(plan: Plan, teacher: Any) -> dict[str, Any]:
-    images = min(teacher["n_test"], plan.spec.data.max_test or teacher["n_test"])
+    test = load_splits(plan.spec.data, plan.spec.folder).test
+    images = len(evenly(test, plan.spec.data.max_test))
     smallest = smallest_margin(images, teacher["val_mae"], teacher["val_abs_error_std"])
     return {"images": images, "smallest": smallest, "asked": plan.spec.gates.accuracy.margin}
 

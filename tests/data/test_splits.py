@@ -61,6 +61,15 @@ def test_digest_follows_content_and_not_time(jsonl):
     assert after["test"] == before["test"]
 
 
+def test_a_twin_that_appears_in_the_test_split_changes_what_it_leaves(jsonl):
+    before = _digest(jsonl)
+    _image(jsonl.root / "images" / "d.png", 0)  # now the bytes of a.png, a training photo
+    after = _digest(jsonl)
+    assert [p.name for p in load_splits(jsonl, jsonl.root).train] == ["images/b.png"]
+    assert after["train"] != before["train"]
+    assert after["val"] == before["val"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
