@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TRITON_DEFAULT_FP_FUSION ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint kernels-aot kernels-docs clean
 
 demo: $(VENV)/.installed
 	rm -rf dist/digits-demo && mkdir -p dist/digits-demo
@@ -21,6 +21,14 @@ lint: $(VENV)/.installed
 	rm -rf build/typecheck build/lib build/bdist*
 	$(BIN)/pip install -q --no-deps --target build/typecheck .
 	$(BIN)/mypy
+
+# every configuration of every kernel for every card: hours on two cores
+kernels-aot: $(VENV)/.installed
+	TRITON_INTERPRET=0 $(BIN)/python -m kdcompile.kernels._aot --all --table
+	TRITON_INTERPRET=0 $(BIN)/python -m kdcompile.kernels._aot --all --table --aligned
+
+kernels-docs: $(VENV)/.installed
+	$(BIN)/python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

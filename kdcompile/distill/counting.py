@@ -1,37 +1,12 @@
-"""The counting task: its supervised loss and its metrics."""
+"""The counting task: the scales of its loss, and its metrics."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-BLOCK = 8
-
-
-def density_loss(predicted: Tensor, target: Tensor, reduction: str, scale: float) -> Tensor:
-    """Squared error of a density map.
-
-    Args:
-        predicted: [N, 1, h, w].
-        target: the same shape, labels or the teacher's map.
-        reduction: "paper" is the sum over cells as released with SKT, "mean" the mean over cells
-            divided by `scale`; both average over the batch.
-        scale: mean squared density of the training labels, which makes the mean dimensionless.
-    """
-    error = (predicted.float() - target.float()).square()
-    return error.flatten(1).sum(1).mean() if reduction == "paper" else error.mean() / scale
-
-
-def block_loss(predicted: Tensor, target: Tensor, scale: float) -> Tensor:
-    """Mean absolute error of the counts in blocks of 8x8 cells over `scale`, their mean count.
-
-    Squared errors of single cells say little about a crowd's total; counts of blocks do.
-    """
-    difference = predicted.float() - target.float()
-    pooled = avg_pool2d(difference, BLOCK, ceil_mode=True, divisor_override=1)
-    return pooled.abs().mean() / scale
+BLOCK = 8  # cells a side of a block whose count is compared
 
 
 def label_scales(maps: Tensor) -> tuple[float, float]:

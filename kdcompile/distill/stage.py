@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from kdcompile.artifact import Artifact, Step, Store, write_json, write_text
 from kdcompile.data.splits import load_splits
 from kdcompile.distill.train import Trainer
+from kdcompile.kernels import ran
 from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
@@ -45,6 +46,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
             "device": _device_name(trainer.device),
             "seconds": state.seconds,
             "n_train": len(splits.train),
+            "losses": ran(),
             "dropped": splits.dropped,
         }
         write_json(folder / "result.json", result)

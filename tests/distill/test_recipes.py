@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdcompile.distill.counting import block_loss, constant_mae, density_loss, mae_rmse
+from kdcompile.distill.counting import constant_mae, mae_rmse
 from kdcompile.distill.recipe import LossInputs, find_recipe, recipes
 from kdcompile.distill.taps import Tap
 from kdcompile.errors import KDError
@@ -95,11 +95,18 @@ def test_adapters_are_the_recipes_and_learn():
     assert len(list(_recipe("kd").parameters())) == 0
 
 
-def test_density_and_block_losses():
+def test_labels_are_scaled_by_what_they_are():
     ones, zeros = torch.ones(2, 1, 8, 12), torch.zeros(2, 1, 8, 12)
-    assert density_loss(ones, zeros, "paper", 0.5).item() == 96
-    assert density_loss(ones, zeros, "mean", 0.5).item() == 2
-    assert block_loss(ones, zeros, 10.0).item() == pytest.approx((64 + 32) / 2 / 10)
+    inputs = LossInputs(ones, zeros, 2 * ones, [], [])
+    found = {
+        reduction: _recipe("kd", reduction=reduction).terms(inputs)
+        for reduction in ("mean", "paper")
+    }
+    assert found["mean"]["hard"].item() == found["mean"]["soft"].item() == 2
+    assert found["paper"]["hard"].item() == 96
+    for terms in found.values():
+        assert terms["count"].item() == pytest.approx((64 + 32) / 2 / 2.0)
+    assert set(_recipe("none").terms(inputs)) == {"hard", "count"}
 
 
 def test_metrics():

@@ -3,10 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from torch import Tensor
-
-from kdcompile.distill.counting import density_loss
-from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.distill.recipe import About
 from kdcompile.distill.recipes.none import Labels
 
 
@@ -26,9 +23,3 @@ class OutputTransfer(Labels):
         "paper": {"hard": 1.0, "count": 0.0, "soft": 1.0},
     }
     needs_teacher = True
-
-    def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """`hard`, `count` and `soft`."""
-        assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
-        soft = density_loss(inputs.student, inputs.teacher, self.reduction, self.scales[0])
-        return {**super().terms(inputs), "soft": soft}

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.distill.counting import block_loss, density_loss
 from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.kernels.density_loss import density_loss
 
 
 class Labels(Recipe):
@@ -27,9 +27,14 @@ class Labels(Recipe):
     needs_teacher = False
 
     def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """`hard` and `count`."""
+        """`hard` and `count`; and `soft` where the recipe has the teacher run.
+
+        Under "mean" the squared errors are divided by the labels' mean square, which makes them
+        dimensionless; counts always by the labels' mean count.
+        """
         squared, block = self.scales
-        return {
-            "hard": density_loss(inputs.student, inputs.target, self.reduction, squared),
-            "count": block_loss(inputs.student, inputs.target, block),
-        }
+        scale = squared if self.reduction == "mean" else 1.0
+        maps = (inputs.student, inputs.target, inputs.teacher)
+        hard, soft, count = density_loss(*maps, reduction=self.reduction)
+        terms = {"hard": hard / scale, "count": count / block}
+        return terms | {"soft": soft / scale} if self.needs_teacher else terms

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.distill.recipes.kd import OutputTransfer
 from kdcompile.distill.taps import Tap
-from kdcompile.kernels.adapter_cosine import adapt, adapter_cosine, cosine_distance
-from kdcompile.kernels.gram_relation import gram_relation
+from kdcompile.kernels.adapter_cosine import adapter_cosine
+from kdcompile.kernels.skt_tap import skt_tap
 from kdcompile.spec import Distill
 
 
@@ -46,25 +46,18 @@ class StructuredTransfer(OutputTransfer):
     def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`hard`, `count`, `soft`, `intra` (mean over taps under "mean") and `inter`.
 
-        Without relations the adapted maps are needed by nothing else, so the fused loss serves.
+        With relations one pass over the maps serves both transfers.
         """
         terms = super().terms(inputs)
-        adapters = [(a.weight, a.bias) for a in self.adapters if isinstance(a, nn.Linear)]
-        taps = list(zip(inputs.student_features, inputs.teacher_features, adapters, strict=True))
+        adapters = [a for a in self.adapters if isinstance(a, nn.Linear)]
+        weights, biases = [a.weight for a in adapters], [a.bias for a in adapters]
+        taps = (inputs.student_features, inputs.teacher_features, weights, biases)
         if self.weights["inter"] == 0:
-            losses = [adapter_cosine(s, t, *a, self.reduction) for s, t, a in taps]
+            pairs = zip(*taps, strict=True)
+            intra = torch.stack([adapter_cosine(*tap, self.reduction) for tap in pairs])
         else:
-            adapted = [adapt(s, t, *a) for s, t, a in taps]
-            losses = [
-                cosine_distance(f, t, self.reduction)
-                for f, t in zip(adapted, inputs.teacher_features, strict=True)
-            ]
             assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
-            terms["inter"] = gram_relation(
-                [*adapted, inputs.student],
-                [*inputs.teacher_features, inputs.teacher],
-                self.reduction,
-            )
-        total = torch.stack(losses)
-        terms["intra"] = total.mean() if self.reduction == "mean" else total.sum()
+            densities = (inputs.student, inputs.teacher)
+            intra, terms["inter"] = skt_tap(*taps, *densities, self.reduction)
+        terms["intra"] = intra.mean() if self.reduction == "mean" else intra.sum()
         return terms

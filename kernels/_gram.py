@@ -1,0 +1,290 @@
+"""The Triton kernels of `gram_relation`: pool, normalise, Grams, their backward pass, unpool.
+
+Z holds the pooled and normalised maps of one net, all layers behind each other: [N, C, Q], with Q
+the P pixels rounded up to `ALIGN`, zeros in between, so that the products need no pixel mask. For
+half precision maps of either kind Z is float16: |z| is at most sqrt(P), so nothing overflows, and
+float16 keeps three bits more than bfloat16. `layer` [2, C] says where the layer of a channel
+starts and how wide it is; gradients and arg-maxima lie layer by layer, each [N, C_i, P].
+"""
+
+from typing import no_type_check
+
+from kdcompile.kernels._maps import matmul
+from kdcompile.kernels._runtime import jit, tl
+
+ALIGN = 64  # pixels of a row of Z
+D_ALIGN = 16  # channels of a row of D
+D_SCALE = 4096.0  # |D| <= 2 is stored times this: small differences stay normal in float16
+EPS = 1e-5  # beside the variance of a channel, as in torch's instance_norm
+
+
+@jit
+@no_type_check
+def _windows(
+    C, P, OW, K: tl.constexpr, J: tl.constexpr, LAST: tl.constexpr,
+    CH: tl.constexpr, WIN: tl.constexpr,
+):  # fmt: skip
+    """Image, channels [CH], windows [WIN] with their first row and column, and columns [J]."""
+    blocks, groups = tl.cdiv(P, WIN), tl.cdiv(C, CH)
+    inside = tl.program_id(0) % (blocks * groups)
+    block, group = inside % blocks, inside // blocks
+    if LAST:  # neighbours in memory are neighbours in time
+        block, group = inside // groups, inside % groups
+    w = block * WIN + tl.arange(0, WIN)
+    c = group * CH + tl.arange(0, CH)
+    image = (tl.program_id(0) // (blocks * groups)).to(tl.int64)
+    return image, c, w, w // OW * K, w % OW * K, tl.arange(0, J)
+
+
+@jit
+@no_type_check
+def _element(
+    image, c, w, top, left, j, step, C, H, W, P,
+    K: tl.constexpr, LAST: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """Address [CH, WIN, J] of a step within the windows, mask, and index within a window.
+
+    A step is one row of each window, or one element of each where channels lie innermost.
+    """
+    i, column = step, j
+    if LAST:
+        i, column = step // K, step % K + j
+    y = (top + i)[None, :, None]
+    x = left[None, :, None] + column[None, None, :]
+    mask = (c < C)[:, None, None] & (w < P)[None, :, None]
+    if RAGGED:
+        mask = mask & (column < K)[None, None, :] & (y < H) & (x < W)
+    if LAST:
+        place = (image * H * W + y * W + x) * C + c[:, None, None]
+    else:
+        place = ((image * C + c) * H * W)[:, None, None] + (y * W + x)
+    return place, mask, (i * K + column)[None, None, :]
+
+
+@jit
+@no_type_check
+def pool_kernel(
+    x,  # [N, C, H, W] in either memory format
+    pooled,  # [N, C, P]
+    arg,  # [N, C, P] integers: row-major index of the maximum in its window, unless ARG is False
+    C, H, W, OW, P,
+    K: tl.constexpr, J: tl.constexpr, UNROLL: tl.constexpr, LAST: tl.constexpr,
+    RAGGED: tl.constexpr, ARG: tl.constexpr, CH: tl.constexpr, WIN: tl.constexpr,
+):  # fmt: skip
+    if not RAGGED:  # known multiples of K: wide accesses whatever the size
+        H, W = P // OW * K, OW * K
+    image, c, w, top, left, j = _windows(C, P, OW, K, J, LAST, CH, WIN)
+    most = tl.full([CH, WIN, J], float("-inf"), tl.float32)
+    where = tl.zeros([CH, WIN, J], tl.int32)
+    for start in range(0, K * K if LAST else K, UNROLL):
+        for u in tl.static_range(UNROLL):  # so many loads are under way together
+            place, mask, index = _element(
+                image, c, w, top, left, j, start + u, C, H, W, P, K, LAST, RAGGED
+            )
+            value = tl.load(x + place, mask, float("-inf")).to(tl.float32)
+            higher = (value > most) | (value != value)  # NaN stays, as in PyTorch
+            most = tl.where(higher, value, most)
+            if ARG:
+                where = tl.where(higher, index, where)
+    found = tl.max(most, 2)
+    lost = tl.max((most != most).to(tl.int32), 2) > 0
+    place = ((image * C + c) * P)[:, None] + w[None, :]
+    mask = (c < C)[:, None] & (w < P)[None, :]
+    tl.store(pooled + place, tl.where(lost, float("nan"), found).to(pooled.dtype.element_ty), mask)
+    if ARG:
+        first = tl.min(tl.where(most == found[:, :, None], where, K * K), 2)
+        tl.store(arg + place, first.to(arg.dtype.element_ty), mask)
+
+
+@jit
+@no_type_check
+def unpool_kernel(
+    pooled,  # [N, C, P]: gradient of the pooled map
+    arg,  # as `pool_kernel` wrote it, unless ARG is False
+    grad,  # [N, C, H, W] in either memory format; every element is written
+    C, H, W, OW, P,
+    K: tl.constexpr, J: tl.constexpr, UNROLL: tl.constexpr, LAST: tl.constexpr,
+    RAGGED: tl.constexpr, ARG: tl.constexpr, CH: tl.constexpr, WIN: tl.constexpr,
+):  # fmt: skip
+    if not RAGGED:  # known multiples of K: wide accesses whatever the size
+        H, W = P // OW * K, OW * K
+    image, c, w, top, left, j = _windows(C, P, OW, K, J, LAST, CH, WIN)
+    place = ((image * C + c) * P)[:, None] + w[None, :]
+    mask = (c < C)[:, None] & (w < P)[None, :]
+    value = tl.load(pooled + place, mask, 0.0)[:, :, None].to(grad.dtype.element_ty)
+    value = tl.broadcast_to(value, [CH, WIN, J])
+    where = tl.zeros([CH, WIN, 1], tl.int32)
+    if ARG:
+        where = tl.load(arg + place, mask, 0)[:, :, None].to(tl.int32)
+    for start in range(0, K * K if LAST else K, UNROLL):
+        for u in tl.static_range(UNROLL):
+            target, inside, index = _element(
+                image, c, w, top, left, j, start + u, C, H, W, P, K, LAST, RAGGED
+            )
+            tl.store(grad + target, tl.where(where == index, value, 0.0), inside)
+
+
+@jit
+@no_type_check
+def _gap(x, row, first, start, P, valid, BLOCK: tl.constexpr):
+    """Pixels of a block of rows, less the first pixel of each row; 0 beyond the last."""
+    p = start + tl.arange(0, BLOCK)
+    mask = valid[:, None] & (p < P)[None, :]
+    value = tl.load(x + (row * P)[:, None] + p[None, :], mask, 0.0).to(tl.float32)
+    return tl.where(mask, value - first[:, None], 0.0), mask, p
+
+
+@jit
+@no_type_check
+def normalize_kernel(
+    x,  # [N, OWN, P]: one layer
+    z,  # [N, C, Q]
+    rstd,  # [N, C] float32
+    layer,  # [2, C] int32
+    rows, OWN, begin, C, P, Q,
+    EPS: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid = row < rows
+    channel = begin + row % OWN
+    own = row // OWN * C + channel
+    # relative to the first pixel: a constant row is 0 exactly, a large mean costs no digits
+    first = tl.load(x + row * P, valid, 0.0).to(tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    square = tl.zeros([ROWS], tl.float32)
+    if WHOLE:  # a row is read once and stays in registers
+        gap, mask, p = _gap(x, row, first, 0, P, valid, BLOCK)
+        mean = tl.sum(gap, 1) / P
+        gap = tl.where(mask, gap - mean[:, None], 0.0)
+        scale = 1.0 / tl.sqrt(tl.sum(gap * gap, 1) / P + EPS)
+        value = (gap * scale[:, None]).to(z.dtype.element_ty)
+        tl.store(z + (own * Q)[:, None] + p[None, :], value, valid[:, None] & (p < Q)[None, :])
+    else:
+        for start in range(0, P, BLOCK):
+            gap, mask, p = _gap(x, row, first, start, P, valid, BLOCK)
+            total += tl.sum(gap, 1)
+        mean = total / P
+        for start in range(0, P, BLOCK):
+            gap, mask, p = _gap(x, row, first, start, P, valid, BLOCK)
+            gap = tl.where(mask, gap - mean[:, None], 0.0)
+            square += tl.sum(gap * gap, 1)
+        scale = 1.0 / tl.sqrt(square / P + EPS)
+        for start in range(0, Q, BLOCK):
+            gap, mask, p = _gap(x, row, first, start, P, valid, BLOCK)
+            value = tl.where(mask, gap - mean[:, None], 0.0) * scale[:, None]
+            target = z + (own * Q)[:, None] + p[None, :]
+            tl.store(target, value.to(z.dtype.element_ty), valid[:, None] & (p < Q)[None, :])
+    tl.store(rstd + own, scale, valid)
+    once = valid & (row < OWN)
+    tl.store(layer + channel, tl.zeros([ROWS], tl.int32) + begin, once)
+    tl.store(layer + C + channel, tl.zeros([ROWS], tl.int32) + OWN, once)
+
+
+@jit
+@no_type_check
+def _product(found, z, a, b, C, Q, steps, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
+    """`found` + Z_a Z_b^T over `steps` blocks of pixels."""
+    p = tl.arange(0, BLOCK)
+    ours = z + a.to(tl.int64)[:, None] * Q + p[None, :]
+    other = z + b.to(tl.int64)[:, None] * Q + p[None, :]
+    for step in range(steps):
+        u = tl.load(ours + step * BLOCK, (a < C)[:, None], 0.0)
+        v = tl.load(other + step * BLOCK, (b < C)[:, None], 0.0)
+        found = matmul(u, tl.trans(v), found, PRECISION)
+    return found
+
+
+@jit
+@no_type_check
+def gram_kernel(
+    student,  # Z [N, C, Q]
+    teacher,
+    layer,  # [2, C] int32
+    difference,  # D [N, C, W] times SCALE, both triangles; 0 within a layer and beyond C
+    cross,  # [N, tiles, C] float32: sum over the b of a tile of D_ab G_ab(student)
+    partial,  # [programs] float32
+    C, P, Q, W, factor,
+    SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(C, TILE)
+    image = (tl.program_id(0) // (tiles * tiles)).to(tl.int64)
+    i, j = tl.program_id(0) // tiles % tiles, tl.program_id(0) % tiles
+    loss = 0.0
+    if i <= j:
+        a, b = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
+        # nothing to do where the first row and the last column are of one layer
+        begin = tl.load(layer + i * TILE)
+        end = tl.load(layer + tl.minimum(j * TILE + TILE, C) - 1)
+        steps = tl.where(begin == end, 0, Q // BLOCK)
+        kind = difference.dtype.element_ty
+        rows = difference + image * C * W
+        place = a.to(tl.int64)[:, None] * W + b[None, :]
+        inside = (a < C)[:, None] & (b < W)[None, :]
+        zeros = tl.zeros([TILE, TILE], tl.float32)
+        goal = _product(zeros, teacher + image * C * Q, a, b, C, Q, steps, BLOCK, PRECISION)
+        # the teacher's Gram waits where D will be: both products need one set of registers
+        tl.store(rows + place, (goal * (SCALE / P)).to(kind), inside)
+        gap = _product(-goal, student + image * C * Q, a, b, C, Q, steps, BLOCK, PRECISION) / P
+        mine = tl.load(layer + a, a < C, -1)
+        theirs = tl.load(layer + b, b < C, -1)
+        used = (mine[:, None] != theirs[None, :]) & (a < C)[:, None] & (b < C)[None, :]
+        gap = tl.where(used, gap, 0.0)
+        loss = tl.sum(gap * gap) * factor
+        tl.debug_barrier()
+        own = tl.load(rows + place, inside, 0.0).to(tl.float32) * (1.0 / SCALE) + gap
+        tl.debug_barrier()
+        own = gap * own
+        slot = cross + image * tiles * C
+        tl.store(slot + j * C + a, tl.sum(own, 1), a < C)
+        stored = (gap * SCALE).to(kind)
+        tl.store(rows + place, stored, inside)
+        if i < j:
+            tl.store(slot + i * C + b, tl.sum(own, 0), b < C)
+            mirrored = b.to(tl.int64)[None, :] * W + a[:, None]
+            tl.store(rows + mirrored, stored, (b < C)[None, :])
+        else:
+            loss = loss * 0.5  # both triangles of a diagonal tile are in the sum
+    tl.store(partial + tl.program_id(0), loss)
+
+
+@jit
+@no_type_check
+def gram_bwd_kernel(
+    z,  # the student's [N, C, Q]
+    difference, layer, rstd,
+    cross,  # [N, C] float32: r_a = sum_b D_ab G_ab(student)
+    upstream,  # float32 scalar
+    grad,  # layer by layer, each [N, C_i, P]
+    N, C, P, Q, W, factor,
+    SCALE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(C, TILE)
+    tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    blocks = tl.cdiv(P, PIXELS)
+    image = (rest // blocks).to(tl.int64)
+    a, p = tile * TILE + tl.arange(0, TILE), rest % blocks * PIXELS + tl.arange(0, PIXELS)
+    valid = a < C
+    # the blocks of b that lie within the layer of this whole tile are zeros of D: left out
+    begin, width = tl.load(layer + tile * TILE), tl.load(layer + C + tile * TILE)
+    end = tl.load(layer + tl.minimum(tile * TILE + TILE, C) - 1)
+    low = tl.cdiv(begin, BLOCK)
+    left_out = tl.where(begin == end, tl.maximum((begin + width) // BLOCK - low, 0), 0)
+    rows = difference + (image * C + a)[:, None] * W
+    base = z + image * C * Q + p[None, :]
+    found = tl.zeros([TILE, PIXELS], tl.float32)
+    for step in range(tl.cdiv(C, BLOCK) - left_out):
+        b = tl.where(step < low, step, step + left_out) * BLOCK + tl.arange(0, BLOCK)
+        u = tl.load(rows + b[None, :], valid[:, None] & (b < W)[None, :], 0.0)
+        inside = (b < C)[:, None] & (p < Q)[None, :]
+        v = tl.load(base + b.to(tl.int64)[:, None] * Q, inside, 0.0)
+        found = matmul(u, v, found, PRECISION)
+    mask = valid[:, None] & (p < P)[None, :]
+    own = tl.load(base + a.to(tl.int64)[:, None] * Q, mask, 0.0).to(tl.float32)
+    pull = tl.load(cross + image * C + a, valid, 0.0)
+    scale = tl.load(rstd + image * C + a, valid, 0.0) * (tl.load(upstream) * factor)
+    found = (found * (1.0 / SCALE) - pull[:, None] * own) * scale[:, None]
+    begin_a = tl.load(layer + a, valid, 0).to(tl.int64)
+    width_a = tl.load(layer + C + a, valid, 0)
+    place = begin_a * N + image * width_a + (a - begin_a)
+    tl.store(grad + place[:, None] * P + p[None, :], found.to(grad.dtype.element_ty), mask)

@@ -1,0 +1,29 @@
+"""Kernel launches as PyTorch operators: opaque to `torch.compile`, safe in a CUDA graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY: Any = torch.library.Library("kdcompile", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def operator(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function of tensors and plain values as an operator.
+
+    Args:
+        fake: takes the same arguments and returns empty outputs of the right shapes, types and
+            strides, without looking at any value.
+
+    The function must be fully annotated, must not change or return its inputs, and has no
+    gradient: the caller's `torch.autograd.Function` provides that.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        name = function.__name__.strip("_")
+        _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"kdcompile::{name}", fake, lib=_LIBRARY)
+        return getattr(torch.ops.kdcompile, name).default
+
+    return register
