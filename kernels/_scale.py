@@ -33,9 +33,19 @@ def scaled(values: Tensor, upstream: Tensor, factor: float) -> Tensor:
     return out
 
 
+def is_last_use(saved: Tensor) -> bool:
+    """Within a backward pass: whether autograd frees a saved tensor right after, so that its
+    memory may be written to. Never while a graph is traced, of which that would be a side effect.
+    """
+    plain = type(saved) is Tensor and not saved.is_meta
+    if torch.compiler.is_compiling() or not plain:
+        return False
+    return not torch._C._autograd._get_current_graph_task_keep_graph()
+
+
 def consume(values: Tensor, upstream: Tensor, factor: float) -> Tensor:
-    """The same within a backward pass, in place where autograd frees `values` right after."""
-    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+    """The same within a backward pass, in place where nobody needs `values` any more."""
+    if not is_last_use(values):
         return scaled(values, upstream, factor)  # type: ignore[no-any-return]
     _launch(values, upstream, factor, values)
     return values

@@ -27,6 +27,7 @@ from kdcompile.kernels._gram_launch import (
 from kdcompile.kernels._maps import check_finite, check_shapes, dense
 from kdcompile.kernels._registry import Case, Kernel, Setting
 from kdcompile.kernels._runtime import full_precision, use_triton
+from kdcompile.kernels._scale import is_last_use
 from kdcompile.kernels._tap_backward import compilations, run_tap_backward, tap_backward
 from kdcompile.kernels.adapter_cosine import (
     LAYOUTS,
@@ -190,7 +191,7 @@ def _tap_gradients(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`tap_backward`, in place of `grad` where autograd frees that right after."""
     args: tuple[Any, ...] = (student, weight, pooled, arg, grad, sums, *rest)
-    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+    if not is_last_use(grad):
         return tap_backward(*args)  # type: ignore[no-any-return]
     return grad, run_tap_backward(*[*args, grad])
 

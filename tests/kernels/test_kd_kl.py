@@ -186,3 +186,6 @@ def test_types_gradients_and_values_that_do_not_fit():
         kd_kl(ones, ones.clone().requires_grad_())
     with pytest.raises(ValueError, match="student 0 of 6, teacher 1 of 6"):
         kd_kl(ones, torch.tensor([[1, 2, float("nan")], [1, 2, 3]]), check=True)
+    index = torch.tensor([0, 2])
+    with pytest.raises(ValueError, match="index leaves the 2 teachers"):
+        kd_kl(ones, torch.ones(2, 2, 3), index=index, check=True)

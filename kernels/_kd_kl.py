@@ -1,0 +1,202 @@
+"""Jitted code of `kd_kl`: rows of logits in blocks of ROWS, their classes CLASSES at a time."""
+
+from typing import no_type_check
+
+from kdcompile.kernels._runtime import jit, tl
+
+
+@jit
+@no_type_check
+def _address(pointer, image, first, lane, k, C: tl.constexpr, P, LAST: tl.constexpr):
+    """Addresses [rows, classes]: 64 bits to the block's corner, few from there."""
+    if LAST:
+        return pointer + (image * P + first) * C + (lane[:, None] * C + k[None, :])
+    return pointer + image * (C * P) + first + (k.to(tl.int64) * P)[None, :] + lane[:, None]
+
+
+@jit
+@no_type_check
+def _tile(
+    pointer, image, first, lane, valid, theirs, start, lo: tl.constexpr, width: tl.constexpr,
+    C: tl.constexpr, P, LAST: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    """Classes start, start + 1, ... of the range for a block of rows; -inf beyond it."""
+    k = start + tl.arange(0, CLASSES)
+    place = _address(pointer, image, first, lane, lo + k, C, P, LAST) + theirs
+    inside = ((k >= 0) & (k < width))[None, :]
+    x = tl.load(place, valid[:, None] & inside, 0.0).to(tl.float32)
+    return tl.where(inside, x, float("-inf")), inside  # rows beyond the last are zeros
+
+
+@jit
+@no_type_check
+def _scale(
+    pointer, image, first, lane, valid, theirs, lo: tl.constexpr, width: tl.constexpr,
+    C: tl.constexpr, P, T, LAST: tl.constexpr, STD: tl.constexpr, EPS: tl.constexpr,
+    CLASSES: tl.constexpr,
+):  # fmt: skip
+    """Mean of each row and its factor 1 / (T sigma); 0 and 1 / T unless STD."""
+    mean = tl.zeros_like(valid.to(tl.float32))
+    scale = mean + 1.0 / T
+    if STD:
+        for start in range(0, width, CLASSES):
+            x, mask = _tile(
+                pointer, image, first, lane, valid, theirs, start, lo, width, C, P, LAST, CLASSES
+            )
+            mean += tl.sum(tl.where(mask, x, 0.0), 1)
+        mean = mean / width
+        square = tl.zeros_like(mean)
+        for start in range(0, width, CLASSES):
+            x, mask = _tile(
+                pointer, image, first, lane, valid, theirs, start, lo, width, C, P, LAST, CLASSES
+            )
+            gap = tl.where(mask, x, mean[:, None]) - mean[:, None]
+            square += tl.sum(gap * gap, 1)
+        variance = square / tl.maximum(width - 1, 1)
+        scale = 1.0 / (T * tl.sqrt(tl.maximum(variance, EPS * EPS)))
+    return mean, scale
+
+
+@jit
+@no_type_check
+def _grow(top, total, u):
+    """One step of an online softmax: the new maximum (finite), sum, weights and correction."""
+    higher = tl.maximum(top, tl.max(u, 1))
+    safe = tl.where(higher == float("-inf"), 0.0, higher)
+    weights = tl.exp(u - safe[:, None])
+    shrink = tl.exp(top - safe)
+    return higher, total * shrink + tl.sum(weights, 1), weights, shrink
+
+
+@jit
+@no_type_check
+def kd_kl_fwd_kernel(
+    student,  # [N, C, P] in either memory format
+    teacher,  # [M, N, C, P]
+    index,  # [N * P] int64, or anything where INDEXED is False
+    weight,  # [N * P] float32, or anything where WEIGHTED is False
+    rows_out,  # [3, N * P] float32: log-sum-exp of u and of v, and the KL
+    partial,  # [programs] float32
+    P, T, factor, stride, rows,
+    C: tl.constexpr, lo: tl.constexpr, width: tl.constexpr,
+    LAST_S: tl.constexpr, LAST_T: tl.constexpr, INDEXED: tl.constexpr, WEIGHTED: tl.constexpr,
+    STD: tl.constexpr, REVERSE: tl.constexpr, EPS: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(P, ROWS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    first, lane = ((tl.program_id(0) % blocks) * ROWS).to(tl.int64), tl.arange(0, ROWS)
+    valid = first + lane < P
+    row = image * P + first + lane
+    ours = tl.zeros([1, 1], tl.int64)
+    theirs = tl.zeros([ROWS, 1], tl.int64)
+    if INDEXED:
+        theirs += (tl.load(index + row, valid, 0) * stride)[:, None]
+    mean_s, scale_s = _scale(
+        student, image, first, lane, valid, ours, lo, width, C, P, T, LAST_S, STD, EPS, CLASSES
+    )
+    mean_t, scale_t = _scale(
+        teacher, image, first, lane, valid, theirs, lo, width, C, P, T, LAST_T, STD, EPS, CLASSES
+    )
+    top_s = tl.full([ROWS], float("-inf"), tl.float32)
+    top_t = tl.full([ROWS], float("-inf"), tl.float32)
+    sum_s = tl.zeros([ROWS], tl.float32)
+    sum_t = tl.zeros([ROWS], tl.float32)
+    cross = tl.zeros([ROWS], tl.float32)  # sum of weight * (u - v), or of weight * (v - u)
+    for start in range(0, width, CLASSES):
+        s, _ = _tile(
+            student, image, first, lane, valid, ours, start, lo, width, C, P, LAST_S, CLASSES
+        )
+        t, _ = _tile(
+            teacher, image, first, lane, valid, theirs, start, lo, width, C, P, LAST_T, CLASSES
+        )
+        u, v = (s - mean_s[:, None]) * scale_s[:, None], (t - mean_t[:, None]) * scale_t[:, None]
+        top_s, sum_s, p, shrink_s = _grow(top_s, sum_s, u)
+        top_t, sum_t, q, shrink_t = _grow(top_t, sum_t, v)
+        used = (p if REVERSE else q) > 0
+        gap = tl.where(used, u, 0.0) - tl.where(used, v, 0.0)
+        if REVERSE:
+            cross = cross * shrink_s + tl.sum(p * gap, 1)
+        else:
+            cross = cross * shrink_t - tl.sum(q * gap, 1)
+    lse_s, lse_t = tl.log(sum_s) + top_s, tl.log(sum_t) + top_t
+    kl = cross / sum_s - lse_s + lse_t if REVERSE else cross / sum_t + lse_s - lse_t
+    tl.store(rows_out + row, lse_s, valid)
+    tl.store(rows_out + rows + row, lse_t, valid)
+    tl.store(rows_out + 2 * rows + row, kl, valid)
+    if WEIGHTED:
+        kl = kl * tl.load(weight + row, valid, 0.0)
+    tl.store(partial + tl.program_id(0), tl.sum(tl.where(valid, kl, 0.0), 0) * factor)
+
+
+@jit
+@no_type_check
+def _gradient(s, t, mean_s, scale_s, mean_t, scale_t, lse_s, lse_t, kl, REVERSE: tl.constexpr):
+    """d KL / d u at a tile."""
+    u, v = (s - mean_s[:, None]) * scale_s[:, None], (t - mean_t[:, None]) * scale_t[:, None]
+    p, q = tl.exp(u - lse_s[:, None]), tl.exp(v - lse_t[:, None])
+    if REVERSE:
+        gap = tl.where(p > 0, u, 0.0) - tl.where(p > 0, v, 0.0)
+        return p * (gap - (lse_s - lse_t + kl)[:, None])
+    return p - q
+
+
+@jit
+@no_type_check
+def kd_kl_bwd_kernel(
+    student, teacher, index, weight, rows_in, upstream, grad,
+    P, T, factor, stride, rows,
+    C: tl.constexpr, lo: tl.constexpr, width: tl.constexpr,
+    LAST_S: tl.constexpr, LAST_T: tl.constexpr, INDEXED: tl.constexpr, WEIGHTED: tl.constexpr,
+    STD: tl.constexpr, REVERSE: tl.constexpr, EPS: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(P, ROWS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    first, lane = ((tl.program_id(0) % blocks) * ROWS).to(tl.int64), tl.arange(0, ROWS)
+    valid = first + lane < P
+    row = image * P + first + lane
+    ours = tl.zeros([1, 1], tl.int64)
+    theirs = tl.zeros([ROWS, 1], tl.int64)
+    if INDEXED:
+        theirs += (tl.load(index + row, valid, 0) * stride)[:, None]
+    mean_s, scale_s = _scale(
+        student, image, first, lane, valid, ours, lo, width, C, P, T, LAST_S, STD, EPS, CLASSES
+    )
+    mean_t, scale_t = _scale(
+        teacher, image, first, lane, valid, theirs, lo, width, C, P, T, LAST_T, STD, EPS, CLASSES
+    )
+    lse_s = tl.load(rows_in + row, valid, 0.0)
+    lse_t = tl.load(rows_in + rows + row, valid, 0.0)
+    kl = tl.load(rows_in + 2 * rows + row, valid, 0.0)
+    outer = tl.load(upstream) * factor + tl.zeros([ROWS], tl.float32)
+    if WEIGHTED:
+        outer = outer * tl.load(weight + row, valid, 0.0)
+    pull = tl.zeros([ROWS], tl.float32)  # through sigma: sum of d KL / d u * (s - mean)
+    if STD:
+        for start in range(0, width, CLASSES):
+            s, mask = _tile(
+                student, image, first, lane, valid, ours, start, lo, width, C, P, LAST_S, CLASSES
+            )
+            t, _ = _tile(
+                teacher, image, first, lane, valid, theirs, start, lo, width, C, P, LAST_T, CLASSES
+            )
+            g = _gradient(s, t, mean_s, scale_s, mean_t, scale_t, lse_s, lse_t, kl, REVERSE)
+            pull += tl.sum(g * tl.where(mask, s - mean_s[:, None], 0.0), 1)
+        inverse = scale_s * T
+        pull = tl.where(inverse * EPS < 1, pull * inverse * inverse / tl.maximum(width - 1, 1), 0.0)
+    for start in range(0, C, CLASSES):
+        k = start + tl.arange(0, CLASSES)
+        s, _ = _tile(
+            student, image, first, lane, valid, ours, start - lo, lo, width, C, P, LAST_S, CLASSES
+        )
+        t, _ = _tile(
+            teacher, image, first, lane, valid, theirs, start - lo, lo, width, C, P, LAST_T, CLASSES
+        )
+        g = _gradient(s, t, mean_s, scale_s, mean_t, scale_t, lse_s, lse_t, kl, REVERSE)
+        inside = ((k >= lo) & (k < lo + width))[None, :]
+        if STD:
+            g = g - tl.where(inside, s - mean_s[:, None], 0.0) * pull[:, None]
+        g = tl.where(inside, g * (outer * scale_s)[:, None], 0.0)
+        place = _address(grad, image, first, lane, k, C, P, LAST_S)
+        tl.store(place, g.to(grad.dtype.element_ty), valid[:, None] & (k < C)[None, :])
