@@ -22,7 +22,7 @@ lint: $(VENV)/.installed
 	$(BIN)/pip install -q --no-deps --target build/typecheck .
 	$(BIN)/mypy
 
-# every configuration of every kernel for every card: hours on two cores
+# every configuration of every kernel for every card: most of an hour on two cores
 kernels-aot: $(VENV)/.installed
 	TRITON_INTERPRET=0 $(BIN)/python -m kdcompile.kernels._aot --all --table
 	TRITON_INTERPRET=0 $(BIN)/python -m kdcompile.kernels._aot --all --table --aligned
