@@ -51,10 +51,11 @@ def whole_configs(channels: int, adapt: bool, window: int) -> list[Config]:
 
 def chunked_configs(channels_s: int, window: int, dtype: torch.dtype) -> list[Config]:
     """Configurations of `chunked_kernel` and `weight_kernel`."""
-    shapes = [(64, 64, 8, 2), (32, 64, 8, 3), (32, 64, 4, 2), (32, 32, 4, 2)]
+    shapes = [(64, 64, 8, 2), (32, 64, 8, 3), (32, 32, 4, 2)]
     if dtype == torch.float32:
-        wide = channels_s > 64
-        shapes = [(16, 16, 4, 2), (32, 16, 8, 2)] if wide else [(16, 32, 4, 2), (32, 16, 8, 2)]
+        shapes = [(16, 16 if channels_s > 64 else 32, 4, 2), (32, 16, 8, 2)]
+    elif window > 1:  # the maxima of windows take registers too
+        shapes = shapes[1:]
     return [
         {
             "BT": max(min(teacher, 16384 // channels_s), 16),
@@ -211,8 +212,8 @@ def compilations(dtype: torch.dtype) -> list[Compilation]:
     names = dict.fromkeys(("student", "teacher", "grad", "pooled_s", "pooled_t"), POINTER[dtype])
     names |= dict.fromkeys(("weight", "bias", "partial", "stats"), "*fp32") | {"arg": "*u8"}
     types = names | dict.fromkeys(("images", "steps"), "i32") | {"factor": "fp32"}
-    taps = ((16, 64, True, 1), (32, 128, True, 4), (128, 512, True, 8), (512, 512, False, 8))
-    found = []
+    taps = ((128, 512, True, 8), (16, 64, True, 1), (32, 128, True, 4), (512, 512, False, 8))
+    found: list[Compilation] = []
     for label, last, window in (("NCHW", False, 0), ("NHWC", True, 0), ("pooled", False, 8)):
         for narrow_, wide, adapt, shrink in taps[: 3 if window else 4]:
             height, width, side = 576 // shrink, 768 // shrink, max(window // shrink, 1)
@@ -226,12 +227,11 @@ def compilations(dtype: torch.dtype) -> list[Compilation]:
             if not is_whole(wide, adapt, dtype):
                 jobs = [chunked_kernel] if window else [chunked_kernel, weight_kernel]
                 configs = chunked_configs(narrow_, side, dtype)
-            for i, config in enumerate(configs):
-                # float32 has its whole tiles without an adapter only
-                least = label == "NCHW" and shrink in (1, 8) and i == 0
-                quick = least and (adapt != (dtype == torch.float32) or wide == narrow_ * 4 == 512)
+            for config in configs:
                 name = f"{label} {wide}{'' if adapt else ' cosine'}"
-                found += [_compilation(k, types, common | dict(config), name, quick) for k in jobs]
+                for kernel in jobs:
+                    quick = all(c.kernel is not kernel for c in found)
+                    found.append(_compilation(kernel, types, common | dict(config), name, quick))
     return found
 
 
