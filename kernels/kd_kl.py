@@ -38,7 +38,6 @@ CONFIGS: Sequence[Config] = (
     {"ROWS": 4, "CLASSES": 256, "num_warps": 4, "num_stages": 2},
     {"ROWS": 8, "CLASSES": 256, "num_warps": 8, "num_stages": 1},
     {"ROWS": 32, "CLASSES": 32, "num_warps": 8, "num_stages": 2},
-    {"ROWS": 64, "CLASSES": 32, "num_warps": 8, "num_stages": 2},
     {"ROWS": 1, "CLASSES": 1024, "num_warps": 4, "num_stages": 1},
     {"ROWS": 1, "CLASSES": 2048, "num_warps": 8, "num_stages": 2},
 )
