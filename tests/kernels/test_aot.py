@@ -110,13 +110,13 @@ def test_exit_code_and_table(monkeypatch, capsys):
 
 def test_aligned_sizes_and_one_kernel(tmp_path):
     """Sizes that are multiples of 16 are another compilation."""
-    arguments = ["--arch", "90", "--dtype", "float16", "--kernel", "kd_kl", "--jobs", "1"]
+    arguments = ["--arch", "90", "--dtype", "float16", "--kernel", "channel_kl", "--jobs", "1"]
     found = []
     for more in ([], ["--aligned"]):
         done = _compile([*arguments, *more], tmp_path)
         assert done.returncode == 0, done.stderr
         found.append([json.loads(line) for line in done.stdout.splitlines()])
-    assert {row["public"] for rows in found for row in rows} == {"kd_kl"}
+    assert {row["public"] for rows in found for row in rows} == {"channel_kl"}
     assert [row["label"] for row in found[0]] == [row["label"] for row in found[1]]
     assert found[0] != found[1]
 
