@@ -51,7 +51,7 @@ def whole_configs(channels: int, adapt: bool, window: int) -> list[Config]:
 
 def chunked_configs(channels_s: int, window: int, dtype: torch.dtype) -> list[Config]:
     """Configurations of `chunked_kernel` and `weight_kernel`."""
-    shapes = [(64, 64, 8, 2), (32, 64, 8, 3), (32, 32, 4, 2)]
+    shapes = [(64, 64, 8, 2), (32, 32 if channels_s > 64 else 64, 8, 3), (32, 32, 4, 2)]
     if dtype == torch.float32:
         shapes = [(16, 16 if channels_s > 64 else 32, 4, 2), (32, 16, 8, 2)]
     elif window > 1:  # the maxima of windows take registers too
