@@ -34,7 +34,7 @@ from kdcompile.kernels._tune import Config, best, shape_class
 
 EPS = 1e-6  # least standard deviation of a row
 CONFIGS: Sequence[Config] = (
-    {"ROWS": 16, "CLASSES": 64, "num_warps": 8, "num_stages": 2},
+    {"ROWS": 8, "CLASSES": 64, "num_warps": 4, "num_stages": 2},
     {"ROWS": 4, "CLASSES": 256, "num_warps": 4, "num_stages": 2},
     {"ROWS": 8, "CLASSES": 256, "num_warps": 8, "num_stages": 1},
     {"ROWS": 32, "CLASSES": 32, "num_warps": 8, "num_stages": 2},
