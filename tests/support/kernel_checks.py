@@ -61,6 +61,7 @@ def check_kernel(
 
 def check_compiled(kernel: Loss, leaves: Sequence[Tensor]) -> None:
     """The kernel within one unbroken graph of `torch.compile`: the same, bit for bit."""
+    torch._dynamo.reset()  # all callers share one line of code, and so its recompilation limit
     with using("triton"), warnings.catch_warnings():
         # PyTorch 2.13 warns about what its own tracer does with autograd functions
         warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
