@@ -59,6 +59,33 @@ def _scale(
 
 @jit
 @no_type_check
+def _block(
+    student, teacher, index, P, T, stride,
+    C: tl.constexpr, lo: tl.constexpr, width: tl.constexpr, LAST_S: tl.constexpr,
+    LAST_T: tl.constexpr, INDEXED: tl.constexpr, STD: tl.constexpr, EPS: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    """This program's rows, where their teachers lie, and mean and factor of both sides."""
+    blocks = tl.cdiv(P, ROWS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    first, lane = ((tl.program_id(0) % blocks) * ROWS).to(tl.int64), tl.arange(0, ROWS)
+    valid = first + lane < P
+    row = image * P + first + lane
+    ours = tl.zeros([1, 1], tl.int64)
+    theirs = tl.zeros([ROWS, 1], tl.int64)
+    if INDEXED:
+        theirs += (tl.load(index + row, valid, 0) * stride)[:, None]
+    mean_s, scale_s = _scale(
+        student, image, first, lane, valid, ours, lo, width, C, P, T, LAST_S, STD, EPS, CLASSES
+    )
+    mean_t, scale_t = _scale(
+        teacher, image, first, lane, valid, theirs, lo, width, C, P, T, LAST_T, STD, EPS, CLASSES
+    )
+    return image, first, lane, valid, row, theirs, mean_s, scale_s, mean_t, scale_t
+
+
+@jit
+@no_type_check
 def _grow(top, total, u):
     """One step of an online softmax: the new maximum (finite), sum, weights and correction."""
     higher = tl.maximum(top, tl.max(u, 1))
@@ -83,21 +110,11 @@ def kd_kl_fwd_kernel(
     STD: tl.constexpr, REVERSE: tl.constexpr, EPS: tl.constexpr,
     ROWS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(P, ROWS)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    first, lane = ((tl.program_id(0) % blocks) * ROWS).to(tl.int64), tl.arange(0, ROWS)
-    valid = first + lane < P
-    row = image * P + first + lane
+    image, first, lane, valid, row, theirs, mean_s, scale_s, mean_t, scale_t = _block(
+        student, teacher, index, P, T, stride, C, lo, width, LAST_S, LAST_T, INDEXED, STD, EPS,
+        ROWS, CLASSES,
+    )  # fmt: skip
     ours = tl.zeros([1, 1], tl.int64)
-    theirs = tl.zeros([ROWS, 1], tl.int64)
-    if INDEXED:
-        theirs += (tl.load(index + row, valid, 0) * stride)[:, None]
-    mean_s, scale_s = _scale(
-        student, image, first, lane, valid, ours, lo, width, C, P, T, LAST_S, STD, EPS, CLASSES
-    )
-    mean_t, scale_t = _scale(
-        teacher, image, first, lane, valid, theirs, lo, width, C, P, T, LAST_T, STD, EPS, CLASSES
-    )
     top_s = tl.full([ROWS], float("-inf"), tl.float32)
     top_t = tl.full([ROWS], float("-inf"), tl.float32)
     sum_s = tl.zeros([ROWS], tl.float32)
@@ -151,21 +168,11 @@ def kd_kl_bwd_kernel(
     STD: tl.constexpr, REVERSE: tl.constexpr, EPS: tl.constexpr,
     ROWS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(P, ROWS)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    first, lane = ((tl.program_id(0) % blocks) * ROWS).to(tl.int64), tl.arange(0, ROWS)
-    valid = first + lane < P
-    row = image * P + first + lane
+    image, first, lane, valid, row, theirs, mean_s, scale_s, mean_t, scale_t = _block(
+        student, teacher, index, P, T, stride, C, lo, width, LAST_S, LAST_T, INDEXED, STD, EPS,
+        ROWS, CLASSES,
+    )  # fmt: skip
     ours = tl.zeros([1, 1], tl.int64)
-    theirs = tl.zeros([ROWS, 1], tl.int64)
-    if INDEXED:
-        theirs += (tl.load(index + row, valid, 0) * stride)[:, None]
-    mean_s, scale_s = _scale(
-        student, image, first, lane, valid, ours, lo, width, C, P, T, LAST_S, STD, EPS, CLASSES
-    )
-    mean_t, scale_t = _scale(
-        teacher, image, first, lane, valid, theirs, lo, width, C, P, T, LAST_T, STD, EPS, CLASSES
-    )
     lse_s = tl.load(rows_in + row, valid, 0.0)
     lse_t = tl.load(rows_in + rows + row, valid, 0.0)
     kl = tl.load(rows_in + 2 * rows + row, valid, 0.0)

@@ -39,13 +39,6 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """`tensor` in the memory format of the dense tensor `other`."""
-    if is_last(other) and other.dim() == 4:
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor.contiguous()
-
-
 def check_pair(student: Tensor, teacher: Tensor, what: str = "maps") -> None:
     """Raise ValueError unless student and teacher can be compared: device, type and gradient."""
     if student.device != teacher.device:

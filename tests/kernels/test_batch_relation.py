@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_checks import check_compiled, check_kernel, loss_and_gradients, upstream_like
+from kernel_checks import check_autocast, check_compiled, check_kernel, loss_and_gradients
 
 from kdcompile.kernels import _tune
 from kdcompile.kernels._runtime import using
@@ -215,15 +215,7 @@ def test_compiled_autocast_and_again(kind, device):
 
     if kind == "rkd":  # the kinds differ in a string alone
         check_compiled(loss, [student])
-    for choice in ("triton", "reference"):  # the backward pass belongs outside of autocast
-        with using(choice):
-            expected, (truth,) = loss_and_gradients(loss, [student])
-            own = student.clone().requires_grad_()
-            with torch.autocast(device.type, torch.bfloat16):
-                value = loss(own)
-            (found,) = torch.autograd.grad(value, own, upstream_like(value))
-        assert torch.equal(value.detach(), expected)
-        assert torch.equal(found, truth)
+    check_autocast(loss, [student])
     student, teacher = _draw((40, 300), device=device), _draw((40, 7), device=device, seed=1)
     with using("triton"):
         (first, grad), (second, again) = (loss_and_gradients(loss, [student]) for _ in range(2))
