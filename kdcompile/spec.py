@@ -3,16 +3,16 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     model_validator,
 )
+
+from kdcompile.spec_distill import Closed, Distill
 
 DEFAULT_NAME = "kdcompile.toml"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,16 +34,10 @@ def fraction(percent: str) -> float:
     return float(percent.rstrip("%")) / 100
 
 
-class Closed(BaseModel):
-    """A section that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class Task(Closed):
-    """What the network does. Later kinds add classification and regression."""
+    """What the network predicts of an image: a count, a class, or a number."""
 
-    kind: Literal["counting"] = "counting"
+    kind: Literal["counting", "classification", "regression"] = "counting"
 
 
 class Teacher(Closed):
@@ -54,7 +48,7 @@ class Teacher(Closed):
 
 
 class Data(Closed):
-    """Images with point annotations, in three splits."""
+    """Annotated images, in three splits."""
 
     format: str
     root: Path
@@ -70,7 +64,7 @@ class Data(Closed):
 
     @model_validator(mode="after")
     def _known_format(self) -> Self:
-        known = ("points-jsonl", "shanghaitech-mat")
+        known = ("points-jsonl", "shanghaitech-mat", "imagefolder", "npz")
         if self.format not in known and ":" not in self.format:
             raise ValueError(f'use one of {", ".join(known)} or "module:factory"')
         if len(self.mean) != len(self.std):
@@ -98,8 +92,20 @@ class Student(Closed):
 
     family: str = "shrink"
     budget: Budget = Budget(width=0.25)
-    init: Literal["random", "file"] = "random"
+    init: Literal["inherit", "random", "file"] = "inherit"
     weights: Path | None = None
+    importance: Literal["activation", "taylor"] = Field(
+        default="activation", description="how inherited channels are ranked"
+    )
+    crops: int = Field(default=32, ge=1, description="training crops that inheriting looks at")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_student_starts_by_itself(cls, given: Any) -> Any:
+        """A student of the user's own shares no channels with the teacher."""
+        if isinstance(given, dict) and ":" in str(given.get("family", "")):
+            return {"init": "file" if given.get("weights") else "random", **given}
+        return given
 
     @model_validator(mode="after")
     def _file_named(self) -> Self:
@@ -107,38 +113,8 @@ class Student(Closed):
             raise ValueError('init = "file" and weights = "..." go together')
         if self.family != "shrink" and ":" not in self.family:
             raise ValueError('use "shrink" or "module:factory"')
-        return self
-
-
-class Distill(Closed):
-    """The training of the student."""
-
-    recipe: str = "skt"
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    minutes: float | None = Field(default=None, gt=0)
-    taps: Literal["auto"] | list[tuple[str, str]] = "auto"
-    batch: int = Field(default=16, ge=1)
-    crop: int = Field(default=512, ge=8, description="side of the square training crop, pixels")
-    scale: tuple[float, float] = Field(default=(0.7, 1.4), description="random zoom of a crop")
-    flip: bool = True
-    colour: float = Field(default=0.2, ge=0, le=1, description="brightness and contrast jitter")
-    lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps")
-    ema: float = Field(default=0.999, ge=0, lt=1)
-    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    reduction: Literal["mean", "paper"] = "mean"
-    weights: dict[str, float] = Field(default={}, description="loss weights by term")
-    evaluations: int = Field(default=10, ge=1, description="validations during training")
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        given = [n for n in ("steps", "epochs", "minutes") if getattr(self, n) is not None]
-        if len(given) > 1:
-            raise ValueError(f"name one of steps, epochs, minutes, not {' and '.join(given)}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError("scale needs 0 < low <= high")
+        if self.family != "shrink" and self.init == "inherit":
+            raise ValueError('init = "inherit" needs family = "shrink"; use "random" or "file"')
         return self
 
 
@@ -194,9 +170,13 @@ class GateSpec(Closed):
 
 
 class AccuracyGate(GateSpec):
-    """Student against teacher, paired over the test images."""
+    """Student against teacher, paired over the test images.
 
-    metric: Literal["mae", "rmse"] = "mae"
+    Without a metric it is the task's first: mae, or top1 for classification. The limits of mae and
+    rmse are shares of the teacher's value, those of top1 percentage points.
+    """
+
+    metric: Literal["mae", "rmse", "top1"] | None = None
     max_increase: Percent = "5%"
     margin: Percent = "15%"
 
@@ -249,6 +229,9 @@ class Spec(Closed):
         batch, channels = self.export.profile[1][:2]
         if batch != 1 or channels not in (1, 3):
             raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
+        judged = self.gates.accuracy.metric
+        if judged is not None and (judged == "top1") != (self.task.kind == "classification"):
+            raise ValueError(f"gates.accuracy.metric {judged!r} is not one of {self.task.kind}")
         if len(self.data.mean) != channels:
             raise ValueError(
                 f"data.mean has {len(self.data.mean)} numbers, export.shape {channels} channels"

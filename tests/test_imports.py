@@ -10,18 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BASE = {"errors", "lazy", "factory"}
-CORE = {"spec", "artifact", "report"}
+CORE = {"spec", "spec_distill", "artifact", "report"}
 ALLOWED = {
     "errors": set(),
     "lazy": {"errors"},
     "factory": {"errors"},
     "targets": {"errors"},
-    "spec": {"errors", "targets"},
+    "spec_distill": set(),
+    "spec": {"errors", "targets", "spec_distill"},
     "spec_file": {"errors", "targets", "spec"},
     "artifact": {"errors", "targets"},
     "report": {"errors", "targets"},
     "kernels": set(),
-    "data": BASE | {"artifact", "spec"},
+    "data": BASE | {"artifact", "spec", "spec_distill", "kernels"},
     "models": BASE | {"artifact", "spec"},
     "calib": BASE | {"artifact", "data", "spec", "kernels", "targets"},
     "export": BASE | CORE | {"targets", "models", "data"},

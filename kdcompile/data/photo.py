@@ -31,26 +31,48 @@ def read_pixels(path: Path, channels: int) -> NDArray[np.uint8]:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
+def _no_points() -> NDArray[np.float32]:
+    return np.zeros((0, 2), np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """An image, on disk or in memory, and the points to be counted in it.
+    """An image, on disk or in memory, and what is to be predicted of it.
 
     Args:
         name: unique within its split.
-        points: float32 [P, 2], x right and y down in pixels, origin at the top left corner.
+        points: float32 [P, 2], x right and y down in pixels, origin at the top left corner; to be
+            counted. Empty for the other tasks.
         path: the file, for formats that have one.
         array: uint8 [H, W, C], for factories that make their images.
+        label: the class's index or the value to be predicted; None where points are counted.
     """
 
     name: str
-    points: NDArray[np.float32]
+    points: NDArray[np.float32] = field(default_factory=_no_points)
     path: Path | None = None
     array: NDArray[np.uint8] | None = field(default=None, repr=False)
+    label: float | None = None
 
     @property
     def count(self) -> int:
         """The number of annotated points."""
         return len(self.points)
+
+    def labelled(self) -> float:
+        """The label.
+
+        Raises:
+            KDError: `label-missing`.
+        """
+        if self.label is None:
+            raise KDError(
+                "label-missing",
+                f"{self.name} has no label",
+                where="[task] kind and [data] format",
+                fix="use a format with labels (imagefolder, npz), or set Photo.label in the factory",
+            )
+        return float(self.label)
 
     def pixels(self, channels: int) -> NDArray[np.uint8]:
         """The image as uint8 [H, W, channels]."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from kdcompile.search.channels import Channels, Layer, trace
+from kdcompile.models.channels import Channels, Layer, trace
 
 GRID = 64
 
