@@ -54,7 +54,7 @@ def train(job: Job) -> dict[str, Any]:
 
     from kdcompile.data.prepare import Preprocess
     from kdcompile.data.splits import load_splits
-    from kdcompile.distill.counting import mae_rmse
+    from kdcompile.data.task import find_task
     from kdcompile.distill.evaluate import predict
     from kdcompile.distill.train import Trainer
     from kdcompile.models.factory import load_teacher
@@ -87,9 +87,12 @@ def train(job: Job) -> dict[str, Any]:
     trainer.student.load_state_dict(state.best)
     photos = splits.test if job.part == "test" else splits.val
     preprocess = Preprocess.of(spec.data, spec.export)
-    true = [float(p.count) for p in photos]
-    mae = mae_rmse(predict(trainer.student, photos, preprocess, trainer.device), true)[0]
-    own = mae_rmse(predict(teacher.to(trainer.device), photos, preprocess, trainer.device), true)[0]
+    task = find_task("counting")
+    true = [task.truth(p) for p in photos]
+    mae, own = (
+        task.metric(task.errors(predict(n, photos, preprocess, trainer.device, task), true))
+        for n in (trainer.student, teacher.float())
+    )
     return {"seed": job.seed, "recipe": job.recipe, "mae": mae, "teacher": own, "s": state.seconds}
 
 

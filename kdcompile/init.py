@@ -18,19 +18,21 @@ target = "jetson"                # `kdcompile targets` lists them
 seed = 0
 
 [task]
-kind = "counting"                # counting: one density map, whose sum is the count
+kind = "counting"                # counting: a density map, whose sum is the count;
+                                 # classification: logits; regression: one value
 
 [teacher]                        # your trained network
 model = "model.py:build"         # a function beside this file that returns the torch module,
                                  # or an installed "package.module:function"
 weights = "weights.safetensors"  # its weights: safetensors, or a state_dict
 
-[data]                           # photos with the points to be counted
-format = "points-jsonl"          # points-jsonl, shanghaitech-mat, or "module.py:function"
+[data]                           # photos with points, classes or values
+format = "points-jsonl"          # points: points-jsonl, shanghaitech-mat; labels: imagefolder,
+                                 # npz; either: "module.py:function"
 root = "data"
 train = "train.txt"              # one image name a line; the three splits share no image
-val = "val.txt"
-test = "test.txt"
+val = "val.txt"                  # imagefolder: "val", a folder with a folder a class or a
+test = "test.txt"                # labels.csv; npz: "file.npz:train@0[:8000]"
 annotations = "annotations.jsonl"
 # files = ["*.npz"]             # what a data factory reads, globs under root; all of it by default
 mean = [0.485, 0.456, 0.406]     # what the teacher was trained with, per channel
@@ -41,25 +43,44 @@ sigma = 1.0                      # width of a point in the training density, in 
 [student]
 family = "shrink"                # the teacher with fewer channels, or "module.py:function"
 budget = { width = 0.25 }        # exactly one of: speedup, latency_ms, macs, width
-init = "random"                  # or "file", with weights = "student.safetensors"
+init = "inherit"                 # from the teacher's channels; or "random"; or
+                                 # "file", with weights = "student.safetensors"
+importance = "activation"        # how inherited channels are ranked; or "taylor"
+crops = 32                       # training crops that inheriting looks at
 
 [distill]
 recipe = "skt"                   # none, kd, skt: `kdcompile recipes`
 taps = "auto"                    # or pairs of module names: [["frontend.1", "frontend.1"]]
 # steps = 6000                   # the length: one of steps, or epochs = 40, or minutes = 30
-batch = 16
+batch = 16                       # images a step and process
 crop = 512                       # side of the square training crop, pixels
 scale = [0.7, 1.4]               # random zoom of a crop
 flip = true
 colour = 0.2                     # brightness and contrast jitter
+views = 0                        # crops an image that recur; 0: a new one each time
 lr = 0.001
 weight_decay = 0.0001
 warmup = 0.05                    # share of the steps
 ema = 0.999
 clip = 1.0                       # largest gradient norm
 reduction = "mean"               # of the feature losses: mean, or as in the paper
+balance = "fixed"                # of the terms; gradient: of equal gradient, times their weights
+temperature = 4.0                # softens logits
+hard = "l2"                      # label loss of regression; or "l1"
 evaluations = 10                 # validations during training
-# weights = { soft = 0.5 }       # loss weights by term, over the recipe's own
+execution = "auto"               # how a step runs on a GPU: eager, compile, graph; or the fastest
+teacher_cache_mb = 2048          # room for the teacher's outputs of recurring crops
+# weights = { soft = 0.5 }       # loss weights by term, over the recipe's own; or a ramp:
+                                 # { soft = { start = 4.0, end = 0.0, curve = "cosine" } }
+# A progressive schedule: what a stage does not name is as above.
+# [[distill.stages]]
+# name = "blocks"
+# share = 0.25                   # of the whole length; or steps, in every stage
+# blocks = true                  # gradients stop at the taps: each block learns from its own
+# [[distill.stages]]
+# name = "polish"
+# share = 0.75
+# lr = 0.0003
 
 [export]
 shape = [1, 3, 576, 768]         # batch, channels, height, width of the deployed network; or:
@@ -72,7 +93,7 @@ images = 128                     # training photos that the ranges are found on
 qad = false
 
 [gates]                          # what must be proven; each may say required, evidence
-accuracy = { metric = "mae", max_increase = "5%", margin = "15%" }
+accuracy = { max_increase = "5%", margin = "15%" }  # metric = "mae", "rmse" or "top1", if given
 parity = { min_sqnr_db = 20.0 }  # deployed network against the trained one
 # speedup = { min = 3.0, evidence = "host" }
 # size_mb = { max = 8 }          # the largest deployable file, 10^6 bytes

@@ -62,6 +62,14 @@ class Data(Closed):
     sigma: float = Field(default=1.0, gt=0, description="Gaussian of a point, in output cells")
     max_test: int | None = Field(default=None, ge=1, description="judge on this many test images")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _folders_are_splits(cls, given: Any) -> Any:
+        """An image folder's splits are folders unless the spec names lists."""
+        if isinstance(given, dict) and given.get("format") == "imagefolder":
+            return {"train": "train", "val": "val", "test": "test", **given}
+        return given
+
     @model_validator(mode="after")
     def _known_format(self) -> Self:
         known = ("points-jsonl", "shanghaitech-mat", "imagefolder", "npz")
@@ -137,7 +145,7 @@ class Shapes(Closed):
 class Export(Closed):
     """The input shape of the deployed network: fixed, or a range of heights and widths."""
 
-    shape: Shape | Shapes = [1, 3, 576, 768]
+    shape: Shape | Shapes = Field(default=[1, 3, 576, 768])
 
     @property
     def profile(self) -> tuple[list[int], list[int], list[int]]:

@@ -53,7 +53,7 @@ class Distill(Closed):
     """The training of the student."""
 
     recipe: str = "skt"
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=0, description="0: the student as it starts")
     epochs: float | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0)
     taps: Taps = "auto"

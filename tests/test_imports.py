@@ -28,7 +28,8 @@ ALLOWED = {
     "export": BASE | CORE | {"targets", "models", "data"},
     "backends": BASE | CORE | {"targets", "calib", "data"},
     "bench": BASE | {"artifact", "targets", "backends"},
-    "distill": BASE | CORE | {"targets", "data", "models", "calib", "kernels"},
+    "distributed": {"errors", "artifact"},
+    "distill": BASE | CORE | {"targets", "data", "models", "calib", "kernels", "distributed"},
     "search": BASE | CORE
     | {"targets", "data", "models", "export", "calib", "distill", "backends", "bench"},
     "gates": BASE | CORE | {"targets", "data", "models", "export", "calib", "backends", "bench"},

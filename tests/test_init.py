@@ -1,5 +1,6 @@
 """`kdcompile init` writes examples and a template that loads, and overwrites nothing."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_template_shows_every_section_and_field(tmp_path):
         section = getattr(field.annotation, "model_fields", None)
         assert (f"\n[{name}]" if section else f"\n{name} =") in text
         for key in section or ():
-            assert f"{key} =" in text, f"{name}.{key}"
+            assert f"{key} =" in text or f"[[{name}.{key}]]" in text, f"{name}.{key}"
 
 
 def test_commented_alternatives_of_the_template_are_valid(tmp_path):
@@ -86,8 +87,13 @@ def test_commented_alternatives_of_the_template_are_valid(tmp_path):
     for key in ("max_test", "steps", "weights = { soft", "speedup", "size_mb"):
         assert f"# {key}" in text
         text = text.replace(f"# {key}", key)
+    begin, end = text.index("# [[distill.stages]]"), text.index("\n[export]")
+    text = text[:begin] + re.sub(r"(?m)^# ", "", text[begin:end]) + text[end:]
+    text = text.replace("steps = 6000", "# steps = 6000")
     path.write_text(text)
     spec = load_spec(path)
+    assert [stage.name for stage in spec.distill.stages] == ["blocks", "polish"]
+    assert spec.distill.stages[0].blocks
     assert spec.export.is_dynamic
     assert spec.gates.speedup is not None
     assert spec.distill.weights == {"soft": 0.5}

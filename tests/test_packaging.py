@@ -41,6 +41,8 @@ def test_everything_ships_under_one_name(wheel):
         "kdcompile/examples/digits/digits.npz",
         "kdcompile/examples/digits/NOTICE.md",
         "kdcompile/examples/digits/kdcompile.toml",
+        "kdcompile/examples/cifar10/teacher.safetensors",
+        "kdcompile/examples/cifar10/kdcompile.toml",
         "kdcompile/examples/shanghaitech/kdcompile.toml",
     } <= set(names)
 

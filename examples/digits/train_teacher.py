@@ -37,7 +37,8 @@ def main() -> None:
     state = Trainer(spec, unused, network, splits.train, splits.val, work).run()
     halved = {name: tensor.half() for name, tensor in state.best.items()}
     save_file(halved, HERE / "teacher.safetensors")
-    print(f"validation MAE {state.best_mae:.4f}, RMSE {state.best_rmse:.4f} at {state.best_step}")
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in state.scores.items())
+    print(f"validation {scores} at step {state.best_step}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kdcompile.data.metric import Metric
 from kdcompile.report import Evidence
 
 Basis = Literal["measured", "predicted", "asked"]
@@ -15,7 +16,7 @@ class Candidate:
     """One precision of the student, judged on the validation split.
 
     `latency_ms` is of one image at the typical shape, measured or predicted as `evidence` says;
-    `val_metric` is the error of the counts; `sqnr_db` the agreement of its densities with fp32's;
+    `val_metric` is the task's metric; `sqnr_db` the agreement of its outputs with fp32's;
     `why` says how `passed` came about.
     """
 
@@ -41,8 +42,8 @@ class Choice:
 class Limits:
     """What a candidate must keep to pass: the gates' thresholds, applied on validation."""
 
-    metric: str
-    highest: float
+    metric: Metric
+    limit: float
     min_sqnr_db: float
 
 
@@ -55,22 +56,25 @@ def judge(
     limits: Limits,
 ) -> Candidate:
     """A candidate with its verdict; a value that is no number never passes."""
-    accurate = math.isfinite(val_metric) and val_metric <= limits.highest
+    metric = limits.metric
+    accurate = math.isfinite(val_metric) and not metric.is_better(limits.limit, val_metric)
     alike = sqnr_db >= limits.min_sqnr_db
+    beyond = "under" if metric.higher else "over"
     why = (
-        f"validation {limits.metric} {val_metric:.4g} is {'within' if accurate else 'over'} "
-        f"the limit {limits.highest:.4g}"
+        f"validation {metric.name} {metric.text(val_metric)} is "
+        f"{'within' if accurate else beyond} the limit {metric.text(limits.limit)}"
     )
     if not alike:
-        why += f", and its densities keep {sqnr_db:.1f} dB of {limits.min_sqnr_db:g}"
+        why += f", and its outputs keep {sqnr_db:.1f} dB of {limits.min_sqnr_db:g}"
     return Candidate(precision, latency_ms, evidence, val_metric, sqnr_db, accurate and alike, why)
 
 
-def choose(candidates: Sequence[Candidate], asked: str = "auto") -> Choice:
+def choose(candidates: Sequence[Candidate], metric: Metric, asked: str = "auto") -> Choice:
     """The asked precision; for `auto` the fastest that passes, else the most accurate.
 
     Args:
         candidates: at least one; equal latencies go to the more accurate one.
+        metric: what their accuracy is in.
         asked: `auto`, or the precision of one of the candidates.
     """
     if asked != "auto":
@@ -78,10 +82,10 @@ def choose(candidates: Sequence[Candidate], asked: str = "auto") -> Choice:
         return Choice(asked, "asked", f"the spec asks for {asked}; {given.why}")
     passing = [c for c in candidates if c.passed]
     if not passing:
-        best = min(candidates, key=_error)
+        best = min(candidates, key=lambda c: _loss(c, metric))
         reason = f"no precision passes; {best.precision} is the most accurate: {best.why}"
         return Choice(best.precision, _basis(best), reason)
-    best = min(passing, key=lambda c: (c.latency_ms, _error(c)))
+    best = min(passing, key=lambda c: (c.latency_ms, _loss(c, metric)))
     others = [_against(c, best) for c in candidates if c is not best]
     reason = "; ".join([f"{best.precision} is the fastest that passes", *others])
     return Choice(best.precision, _basis(best), reason)
@@ -91,8 +95,10 @@ def _basis(candidate: Candidate) -> Basis:
     return "predicted" if candidate.evidence == "predicted" else "measured"
 
 
-def _error(candidate: Candidate) -> float:
-    return candidate.val_metric if math.isfinite(candidate.val_metric) else math.inf
+def _loss(candidate: Candidate, metric: Metric) -> float:
+    """How bad the metric is, to be sorted by; no number is the worst."""
+    value = candidate.val_metric
+    return float(metric.worse_by(value, 0.0)) if math.isfinite(value) else math.inf
 
 
 def _against(other: Candidate, best: Candidate) -> str:

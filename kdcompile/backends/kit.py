@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from kdcompile import __version__
 from kdcompile.artifact import file_sha256, write_json, write_text
 from kdcompile.backends.tensorrt_rtx_ import Profile
+from kdcompile.data.task import Task
 from kdcompile.errors import KDError
 from kdcompile.targets import Target
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE / "kit"
-INPUT, OUTPUT = "image", "density"
+INPUT = "image"
 MAX_REFERENCES = 4
 Reference = tuple[
     Sequence[NDArray[np.float32]], Mapping[str, Sequence[NDArray[np.float32]]]
@@ -32,6 +33,7 @@ def write_kit(
     preprocess: Path,
     gates: Mapping[str, Any],
     reference: Reference,
+    task: Task,
     *,
     profile: Profile,
     predicted: str,
@@ -46,6 +48,7 @@ def write_kit(
         preprocess: how images become inputs.
         gates: the `gates` section of the spec as JSON values.
         reference: 1 to 4 inputs, and for each precision the outputs of ONNX Runtime for them.
+        task: what the outputs mean.
         profile: smallest, typical and largest input shape.
         predicted: the precision that was chosen without the board.
 
@@ -66,7 +69,7 @@ def write_kit(
     _save(kit / "reference.npz", reference)
     shutil.copyfile(HERE / "worker.py", kit / "worker.py")
     shutil.copyfile(TEMPLATES / "build_engine.py", kit / "build_engine.py")
-    about = _about(target, list(onnx_by_precision), profile, predicted)
+    about = _about(target, list(onnx_by_precision), task, profile, predicted)
     write_text(kit / "README.md", _readme(target, about))
     files = {path.name: file_sha256(path) for path in sorted(kit.iterdir())}
     meta = {**about, "files": files}
@@ -79,7 +82,7 @@ def _save(path: Path, reference: Reference) -> None:
     inputs, outputs = reference
     arrays = {f"input_{i}": image for i, image in enumerate(inputs)}
     for precision, found in outputs.items():
-        arrays |= {f"output_{precision}_{i}": density for i, density in enumerate(found)}
+        arrays |= {f"output_{precision}_{i}": output for i, output in enumerate(found)}
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
@@ -99,7 +102,7 @@ def _check(onnx_by_precision: Mapping[str, Path], reference: Reference) -> None:
 
 
 def _about(
-    target: Target, precisions: Sequence[str], profile: Profile, predicted: str
+    target: Target, precisions: Sequence[str], task: Task, profile: Profile, predicted: str
 ) -> dict[str, Any]:
     board = ("name", "title", "compute_capability", "jetpack", "tensorrt", "power_mode", "python")
     return {
@@ -109,7 +112,8 @@ def _about(
         "profile": [list(shape) for shape in profile],
         "predicted": predicted,
         "input": INPUT,
-        "output": OUTPUT,
+        "output": task.output,
+        "task": task.kind,
     }
 
 

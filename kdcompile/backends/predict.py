@@ -1,4 +1,4 @@
-"""Densities of photos by a deployed network."""
+"""Outputs for photos by a deployed network."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,11 +12,13 @@ Floats = NDArray[np.float32]
 Runner = Callable[[Floats], Floats]
 
 
-def predict_maps(runner: Runner, photos: Iterable[Photo], preprocess: Preprocess) -> list[Floats]:
-    """The density of each photo, [1, 1, h, w]; a photo's count is its sum.
+def predict_outputs(
+    runner: Runner, photos: Iterable[Photo], preprocess: Preprocess
+) -> list[Floats]:
+    """The network's output for each photo, [1, ...]; `Task.predictions` says what it means.
 
     Args:
-        runner: float32 [1, C, H, W] to density [1, 1, h, w].
+        runner: float32 [1, C, H, W] to the output.
         photos: read one at a time, so that a whole split never lies in memory.
         preprocess: the one that the network was exported with.
 
@@ -24,8 +26,3 @@ def predict_maps(runner: Runner, photos: Iterable[Photo], preprocess: Preprocess
         KDError: a photo cannot be read.
     """
     return [runner(preprocess(photo.pixels(preprocess.channels))) for photo in photos]
-
-
-def counts_of(maps: Iterable[Floats]) -> list[float]:
-    """The sum of each map, in float64."""
-    return [float(density.sum(dtype=np.float64)) for density in maps]

@@ -14,12 +14,14 @@ from kdcompile.artifact import Artifact, Step, Store, write_json
 from kdcompile.backends.choose import Limits, choose, judge
 from kdcompile.backends.kit import MAX_REFERENCES, write_kit
 from kdcompile.backends.onnxruntime_ import OrtRunner, open_session
-from kdcompile.backends.predict import counts_of, predict_maps
+from kdcompile.backends.predict import predict_outputs
 from kdcompile.backends.tensorrt_rtx_ import compile_check
 from kdcompile.data.agreement import LIMIT_DB, pooled_sqnr
+from kdcompile.data.metric import Metric
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits
+from kdcompile.data.task import Task, find_task
 from kdcompile.errors import KDError
 from kdcompile.report import Evidence
 from kdcompile.spec import fraction
@@ -55,54 +57,59 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
             sessions raise.
     """
 
-    def build(folder: Path) -> Mapping[str, Any]:
-        spec = step.spec
-        paths = candidate_paths(step, target)
-        preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
-        photos = load_splits(spec.data, spec.folder).val
-        runners = {precision: open_session(path) for precision, path in paths.items()}
-        typical = _typical(photos[0], preprocess, spec.export.profile[1])
-        latencies = _latencies(runners, typical, target, step.inputs["search"])
-        metric = spec.gates.accuracy.metric
-        reference = float(step.inputs["teacher"].json("teacher.json")[f"val_{metric}"])
-        limit = reference * (1 + fraction(spec.gates.accuracy.max_increase))
-        limits = Limits(metric, limit, spec.gates.parity.min_sqnr_db)
-        maps = {p: predict_maps(runner, photos, preprocess) for p, runner in runners.items()}
-        sqnr = _sqnr(maps, step.inputs["export"])
-        candidates = [
-            judge(
-                precision,
-                latencies[precision].ms,
-                latencies[precision].evidence,
-                _metric(counts_of(found), photos, metric),
-                sqnr[precision],
-                limits,
-            )
-            for precision, found in maps.items()
-        ]
-        choice = choose(candidates, spec.quantize.precision)
-        (folder / "model.onnx").write_bytes(paths[choice.precision].read_bytes())
-        record = {
-            **asdict(choice),
-            "backend": "onnxruntime",
-            "backend_version": runners["fp32"].version,
-            "target_backend": "tensorrt" if target.tensorrt else "onnxruntime",
-            "target_backend_version": target.backend or target.tensorrt,
-            "metric": metric,
-            "teacher_metric": reference,
-            "limit": limit,
-            "n_val": len(photos),
-            "candidates": [
-                asdict(c) | {"latency": latencies[c.precision].note} for c in candidates
-            ],
-            "rtx_compile_check": _rtx(paths, spec.export.profile),
-        }
-        write_json(folder / "choice.json", record)
-        if target.is_foreign:
-            _kit(step, target, folder, paths, runners, photos, choice.precision)
-        return _meta(record)
+    return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
 
-    return store.make(step.stage, step.key, build)
+
+def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
+    spec, task = step.spec, find_task(step.spec.task.kind)
+    paths = candidate_paths(step, target)
+    preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
+    photos = load_splits(spec.data, spec.folder).val
+    runners = {precision: open_session(path) for precision, path in paths.items()}
+    typical = _typical(photos[0], preprocess, spec.export.profile[1])
+    latencies = _latencies(runners, typical, target, step.inputs["search"])
+    reference, limits = _limits(step, task)
+    outputs = {p: predict_outputs(runner, photos, preprocess) for p, runner in runners.items()}
+    sqnr = _sqnr(outputs, step.inputs["export"])
+    candidates = [
+        judge(
+            precision,
+            latencies[precision].ms,
+            latencies[precision].evidence,
+            _metric(found, photos, task, limits.metric),
+            sqnr[precision],
+            limits,
+        )
+        for precision, found in outputs.items()
+    ]
+    choice = choose(candidates, limits.metric, spec.quantize.precision)
+    (folder / "model.onnx").write_bytes(paths[choice.precision].read_bytes())
+    record = {
+        **asdict(choice),
+        "backend": "onnxruntime",
+        "backend_version": runners["fp32"].version,
+        "target_backend": "tensorrt" if target.tensorrt else "onnxruntime",
+        "target_backend_version": target.backend or target.tensorrt,
+        "metric": limits.metric.name,
+        "teacher_metric": reference,
+        "limit": limits.limit,
+        "n_val": len(photos),
+        "candidates": [asdict(c) | {"latency": latencies[c.precision].note} for c in candidates],
+        "rtx_compile_check": _rtx(paths, spec.export.profile),
+    }
+    write_json(folder / "choice.json", record)
+    if target.is_foreign:
+        _kit(step, target, folder, paths, runners, photos, choice.precision)
+    return _meta(record)
+
+
+def _limits(step: Step, task: Task) -> tuple[float, Limits]:
+    """The teacher's metric on validation, and what the gates allow beside it."""
+    gates = step.spec.gates
+    metric = task.find_metric(gates.accuracy.metric)
+    teacher = float(step.inputs["teacher"].json("teacher.json")[f"val_{metric.name}"])
+    limit = metric.limit(teacher, fraction(gates.accuracy.max_increase))
+    return teacher, Limits(metric, limit, gates.parity.min_sqnr_db)
 
 
 def _kit(
@@ -119,14 +126,17 @@ def _kit(
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     images = [preprocess(p.pixels(preprocess.channels)) for p in photos[:MAX_REFERENCES]]
     outputs = {p: [runner(image) for image in images] for p, runner in runners.items()}
+    task, gates = find_task(step.spec.task.kind), step.spec.gates.model_dump(mode="json")
+    gates["accuracy"]["metric"] = task.find_metric(gates["accuracy"]["metric"]).name
     write_kit(
         folder,
         target,
         paths,
         step.inputs["calibrate"].file("calibration.json"),
         preprocess_file,
-        step.spec.gates.model_dump(mode="json"),
+        gates,
         (images, outputs),
+        task,
         profile=step.spec.export.profile,
         predicted=predicted,
     )
@@ -150,18 +160,20 @@ def candidate_paths(step: Step, target: Target) -> dict[str, Path]:
     return {p: step.inputs[FILES[p][0]].file(FILES[p][1]) for p in known}
 
 
-def _metric(counts: Sequence[float], photos: Sequence[Photo], metric: str) -> float:
-    errors = np.array(counts) - np.array([photo.count for photo in photos], dtype=np.float64)
-    return float(np.abs(errors).mean() if metric == "mae" else np.sqrt(np.mean(errors**2)))
+def _metric(
+    outputs: Sequence[Floats], photos: Sequence[Photo], task: Task, metric: Metric
+) -> float:
+    predicted = [float(task.predictions(output)[0]) for output in outputs]
+    return metric(task.errors(predicted, [task.truth(photo) for photo in photos]))
 
 
-def _sqnr(maps: Mapping[str, Sequence[Floats]], export: Artifact) -> dict[str, float]:
-    """Agreement of each candidate's densities with fp32's, in dB.
+def _sqnr(outputs: Mapping[str, Sequence[Floats]], export: Artifact) -> dict[str, float]:
+    """Agreement of each candidate's outputs with fp32's, in dB.
 
     A CPU computes an fp16 file in fp32, so that one is export's, with every layer rounded to half;
     an overflow there is no agreement at all.
     """
-    found = {p: pooled_sqnr(maps["fp32"], of_precision) for p, of_precision in maps.items()}
+    found = {p: pooled_sqnr(outputs["fp32"], of_precision) for p, of_precision in outputs.items()}
     if "fp16" in found:
         half = export.json("parity.json")["student_fp16"]
         found["fp16"] = half["sqnr_db"] if half["finite"] else -LIMIT_DB

@@ -1,6 +1,7 @@
 """What the renderers of a report have in common: words for verdicts, numbers and tables."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kdcompile.errors import EXIT_GATE, EXIT_OK
@@ -110,16 +111,89 @@ def _listed(items: Sequence[Any]) -> str:
     return separator.join(texts) + (f" and {more} more" if more > 0 else "")
 
 
-def density_rows(report: Report) -> list[tuple[str, int, float | None, float | None]]:
-    """Accuracy by crowd density: (range of true counts, images, teacher's MAE, student's MAE)."""
-    rows = []
-    for row in report.details.get("by_density") or []:
-        span = row.get("range")
-        if not isinstance(span, str):
-            low, high = span or (row["low"], row["high"])
-            span = f"{low:g} to {high:g}"
-        rows.append((span, row["n"], row.get("teacher_mae"), row.get("student_mae")))
+@dataclass(frozen=True)
+class Words:
+    """How a report speaks of a task.
+
+    prediction: what is predicted; parts: the key of the accuracy by parts, its title, and what a
+    part is; examples: how the best and the worst image are told.
+    """
+
+    prediction: str
+    parts: tuple[str, str, str]
+    examples: str
+
+
+WORDS: Mapping[str, Words] = {
+    "counting": Words(
+        "count",
+        ("by_density", "By crowd density", "true count"),
+        "By the student's absolute error. Colour is the density that each network saw, count per "
+        "cell; teacher and student share one scale.",
+    ),
+    "classification": Words(
+        "class",
+        ("by_class", "By class", "class"),
+        "By the probability that the student gives to the true class.",
+    ),
+    "regression": Words(
+        "value", ("by_value", "By true value", "true value"), "By the student's absolute error."
+    ),
+}
+METRICS: Mapping[str, str] = {
+    "mae": "mean absolute error",
+    "rmse": "root mean square error",
+    "top1": "top-1 accuracy",
+}
+COUNTING: Mapping[str, Any] = {
+    "kind": "counting", "metric": "mae", "is_rate": False, "classes": None,
+}  # fmt: skip
+
+
+def task(report: Report) -> Mapping[str, Any]:
+    """What the network predicts; reports from before there was a choice are of counting."""
+    return report.details.get("task") or COUNTING
+
+
+def words(report: Report) -> Words:
+    """The words for the report's task."""
+    return WORDS[task(report)["kind"]]
+
+
+def metric_text(report: Report, value: float | None) -> str:
+    """A value of the task's metric: a rate in per cent."""
+    if value is None or not task(report)["is_rate"]:
+        return number(value)
+    return f"{value:.2%}"
+
+
+def part_rows(report: Report) -> list[tuple[str, int, float | None, float | None]]:
+    """Accuracy by parts of the images: (part, images, the teacher's metric, the student's)."""
+    rows, metric = [], task(report)["metric"]
+    for row in report.details.get(words(report).parts[0]) or []:
+        name = row.get("class") or f"{number(row['low'])} to {number(row['high'])}"
+        values = (row.get(f"{who}_{metric}") for who in ("teacher", "student"))
+        rows.append((str(name), row["n"], *values))
     return rows
+
+
+def warnings(report: Report) -> list[str]:
+    """What the training warns of."""
+    return list((report.details.get("distill") or {}).get("warnings") or [])
+
+
+def progress(report: Report) -> str:
+    """From where to where the training went, in a sentence; empty where that is not known."""
+    distill, metric = report.details.get("distill") or {}, task(report)["metric"]
+    key = f"val_{metric}"
+    teacher = (report.details.get("teacher") or {}).get(key)
+    values = (
+        ((distill.get("initial") or {}).get(key), "{} before the first step"),
+        (distill.get(key), f"{{}} at best (step {number(distill.get('best_step'))})"),
+        (teacher, "the teacher's {}"),
+    )
+    known = [how.format(metric_text(report, v)) for v, how in values if v is not None]
+    return f"Validation {METRICS.get(metric, metric)}: {', '.join(known)}." if known else ""
 
 
 def candidates(report: Report) -> list[dict[str, str]]:
@@ -130,7 +204,7 @@ def candidates(report: Report) -> list[dict[str, str]]:
             "precision": row["precision"],
             "latency": number(row.get("latency_ms")),
             "evidence": row.get("evidence") or "",
-            "metric": number(row.get("val_metric")),
+            "metric": metric_text(report, row.get("val_metric")),
             "passed": number(row["passed"]) if row.get("passed") is not None else "not judged",
             "why": row.get("why") or "",
             "chosen": "yes" if row["precision"] == choice.get("precision") else "",
@@ -140,7 +214,7 @@ def candidates(report: Report) -> list[dict[str, str]]:
 
 
 def predictions(report: Report) -> list[Mapping[str, Any]]:
-    """The test images for which both networks gave a count."""
+    """The test images for which both networks gave a prediction."""
     rows = report.details.get("predictions") or []
     return [
         row for row in rows if row.get("teacher") is not None and row.get("student") is not None

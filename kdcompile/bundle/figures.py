@@ -14,11 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 DPI = 144
-POINTS_OF_A_CURVE = 300
+MOST_NAMES, FEW_PARTS = 20, 4  # classes named on an axis; parts named without turning
 FONT = "DejaVu Sans"  # matplotlib ships it, so that the report looks the same everywhere
 
 
@@ -89,75 +89,24 @@ def printable(text: str) -> str:
     return "".join(c if ord(c) in _drawable() else "?" for c in text)
 
 
-def loss_curves(metrics: Sequence[Mapping[str, Any]], theme: Theme) -> bytes:
-    """The loss and its terms over training steps.
-
-    Args:
-        metrics: the lines of `metrics.jsonl`.
-        theme: colours.
-    """
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in metrics:
-        terms = row.get("terms") or {}
-        named = {"total": row.get("loss"), **(terms if len(terms) > 1 else {})}
-        for name, value in named.items():
-            if value is not None:
-                series.setdefault(name, []).append((row["step"], value))
-    with style(theme):
-        figure, axes = _chart("step", "loss")
-        colours = [theme.ink, *theme.terms]
-        for index, (name, pairs) in enumerate(series.items()):
-            points = _thinned(np.asarray(pairs, dtype=np.float64))
-            colour = colours[index % len(colours)]
-            axes.plot(points[:, 0], points[:, 1], lw=1.2, c=colour, label=printable(name))
-        if all(value > 0 for pairs in series.values() for _, value in pairs):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        if series:
-            axes.legend(fontsize=8)
-        return png(figure)
-
-
-def validation_curve(
-    metrics: Sequence[Mapping[str, Any]], teacher_mae: float | None, theme: Theme
-) -> bytes:
-    """Validation MAE over training steps.
-
-    Args:
-        metrics: the lines of `metrics.jsonl`; those with `val_mae` count.
-        teacher_mae: the teacher's MAE on the same images, drawn as a line.
-        theme: colours.
-    """
-    rows = [row for row in metrics if row.get("val_mae") is not None]
-    with style(theme):
-        figure, axes = _chart("step", "mean absolute error")
-        steps, errors = [row["step"] for row in rows], [row["val_mae"] for row in rows]
-        axes.plot(steps, errors, "o-", ms=3, c=theme.student, label="student")
-        if teacher_mae is not None:
-            axes.axhline(teacher_mae, c=theme.teacher, ls="--", label="teacher")
-        axes.set_ylim(bottom=0)
-        axes.legend()
-        return png(figure)
-
-
-def _chart(x: str, y: str, height: float = 3.4) -> tuple[Figure, Axes]:
+def chart(x: str, y: str, height: float = 3.4) -> tuple[Figure, Axes]:
+    """An empty chart with named axes."""
     figure = Figure(figsize=(4.6, height), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     return figure, axes
 
 
-def _thinned(points: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, Any]:
-    """Means over neighbouring steps, so that a long training is a readable line."""
-    parts = np.array_split(points, min(len(points), POINTS_OF_A_CURVE))
-    return np.stack([part.mean(axis=0) for part in parts])
+def scatter(predictions: Sequence[Mapping[str, Any]], what: str, theme: Theme) -> bytes:
+    """Predicted against true values of the test images, for teacher and student.
 
-
-def scatter(predictions: Sequence[Mapping[str, Any]], theme: Theme) -> bytes:
-    """Predicted against true counts of the test images, for teacher and student."""
+    Args:
+        predictions: the report's rows.
+        what: is predicted, in a word, such as `count`.
+        theme: colours.
+    """
     with style(theme):
-        figure, axes = _chart("true count", "predicted count", 4.4)
+        figure, axes = chart(f"true {what}", f"predicted {what}", 4.4)
         true = [row["true"] for row in predictions]
         size = 26 if len(predictions) < 80 else 14
         for who, marker, colour, line in (
@@ -168,29 +117,63 @@ def scatter(predictions: Sequence[Mapping[str, Any]], theme: Theme) -> bytes:
             axes.scatter(
                 true, seen, size, c=colour, marker=marker, alpha=0.75, linewidths=line, label=who
             )
-        counts = [row[who] for row in predictions for who in ("true", "teacher", "student")]
-        reach = 1.05 * max([1.0, *counts])
-        axes.plot([0, reach], [0, reach], c=theme.ink, lw=0.8, ls="--")
-        axes.set(xlim=(0, reach), ylim=(0, reach))
+        values = [row[who] for row in predictions for who in ("true", "teacher", "student")]
+        low, high = min(0.0, *values), max(values)
+        room = 0.05 * max(high - low, 1e-9)
+        reach = (low - room if low < 0 else 0.0, high + room)
+        axes.plot(reach, reach, c=theme.ink, lw=0.8, ls="--")
+        axes.set(xlim=reach, ylim=reach)
         axes.set_aspect("equal")
         axes.legend(loc="upper left")
         return png(figure)
 
 
-def density_bars(rows: Sequence[tuple[str, float, float]], theme: Theme) -> bytes:
-    """Mean absolute error by crowd density.
+def confusion(
+    predictions: Sequence[Mapping[str, Any]], classes: Sequence[str] | None, theme: Theme
+) -> bytes:
+    """The share of each true class that the student takes for each class.
 
     Args:
-        rows: (label of the range, the teacher's MAE, the student's MAE).
+        predictions: the report's rows; classes by their indices, -1 for none.
+        classes: their names.
+        theme: colours.
+    """
+    pairs = [(int(row["true"]), int(row["student"])) for row in predictions]
+    size = len(classes) if classes is not None else 1 + max(max(pair) for pair in pairs)
+    counts = np.zeros((size, size))
+    for true, predicted in pairs:
+        if predicted >= 0:
+            counts[true, predicted] += 1
+    totals = np.bincount([true for true, _ in pairs], minlength=size)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    with style(theme):
+        figure, axes = chart("class that the student gives", "true class", 4.4)
+        image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
+        axes.grid(visible=False)
+        figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
+        if size <= MOST_NAMES:
+            names = [printable(name) for name in classes or map(str, range(size))]
+            axes.set_xticks(range(size), names, rotation=90, fontsize=7)
+            axes.set_yticks(range(size), names, fontsize=7)
+        return png(figure)
+
+
+def bars(rows: Sequence[tuple[str, float, float]], labels: tuple[str, str], theme: Theme) -> bytes:
+    """A metric of teacher and student in parts of the test images.
+
+    Args:
+        rows: (name of the part, the teacher's value, the student's).
+        labels: what the parts are, and the metric in words.
         theme: colours.
     """
     with style(theme):
-        figure, axes = _chart("true count of the image", "mean absolute error", 4.4)
+        figure, axes = chart(*labels, 4.4)
         place = np.arange(len(rows))
         axes.bar(place - 0.2, [r[1] for r in rows], 0.38, color=theme.teacher, label="teacher")
         axes.bar(place + 0.2, [r[2] for r in rows], 0.38, color=theme.student, label="student")
-        axes.set_xticks(place, [printable(r[0]) for r in rows])
+        turned = 90 if len(rows) > FEW_PARTS else 0
+        axes.set_xticks(place, [printable(r[0]) for r in rows], rotation=turned)
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.grid(axis="x", visible=False)
-        axes.legend()
+        figure.legend(loc="outside upper right", ncols=2)
         return png(figure)

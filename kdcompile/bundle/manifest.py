@@ -16,7 +16,7 @@ from kdcompile.report import Report
 SCHEMA = 1
 NAME = "manifest.json"
 IGNORED_FOLDER = "__pycache__"  # Python makes it beside the kit's scripts when they run
-REQUIRED = ("schema", "kdcompile_version", "name", "target", "model", "preprocess", "files")
+REQUIRED = ("schema", "kdcompile_version", "name", "target", "task", "model", "preprocess", "files")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str,
 
     Args:
         folder: the finished content of the bundle.
-        report: gives name, target, verdict and the evidence of each gate.
+        report: gives name, target, verdict, the names of the classes and the evidence of each gate.
         task: the task kind, such as `counting`.
         choice: `choice.json` of the compile stage: precision, backend and its version.
     """
@@ -104,6 +104,7 @@ def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str,
         "target": report.target,
         "created": created(),
         "task": task,
+        "classes": (report.details.get("task") or {}).get("classes"),
         "verdict": report.verdict,
         "exit_code": report.exit_code,
         "precision": choice["precision"],

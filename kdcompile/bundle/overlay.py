@@ -1,5 +1,7 @@
 """A photo under the density that a network saw in it."""
 
+import io
+
 import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -60,6 +62,14 @@ def overlay_png(
         strip.grid(visible=False)
         figure.text(edge / size[0], 1 - 0.1 / size[1], printable(title), fontsize=7, va="top")
         return png(figure)
+
+
+def photo_png(pixels: NDArray[np.uint8]) -> bytes:
+    """The photo alone, uint8 [H, W, C], at the size of the other pictures, as a PNG."""
+    longest = max(pixels.shape[:2])
+    buffer = io.BytesIO()
+    _small(pixels, min(LONGEST / longest, max(1.0, SMALLEST / longest))).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _small(pixels: NDArray[np.uint8], zoom: float) -> Image.Image:

@@ -1,7 +1,7 @@
 """A report as Markdown and as one self-contained HTML page."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,19 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdcompile import __version__
-from kdcompile.bundle import facts, figures
-from kdcompile.bundle.overlay import overlay_png
+from kdcompile.bundle import curves, facts, figures
+from kdcompile.bundle.overlay import overlay_png, photo_png
 from kdcompile.report import Report
 
 GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")
 NUMBER_HEADS = (
     "measurement", "value", "evidence", "machine", "backend", "precision", "mode", "n",
 )  # fmt: skip
-DENSITY_HEADS = ("true count", "images", "teacher MAE", "student MAE")
 CANDIDATE_HEADS = (
     "precision", "latency, ms", "evidence", "validation metric", "passed", "why",
 )  # fmt: skip
 DROPPED_HEADS = ("image", "split", "twin")
+MOST_BARS = 20
 
 
 def gate_rows(report: Report) -> list[tuple[str, ...]]:
@@ -41,6 +41,20 @@ def number_rows(report: Report) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
+def part_heads(report: Report) -> tuple[str, ...]:
+    """The heads of the accuracy by parts of the test images."""
+    metric = str(facts.task(report)["metric"]).upper().replace("TOP1", "top-1")
+    return (facts.words(report).parts[2], "images", f"teacher {metric}", f"student {metric}")
+
+
+def part_texts(report: Report) -> list[tuple[str, ...]]:
+    """The accuracy by parts as texts, in the order of `part_heads`."""
+    return [
+        (name, facts.number(n), *(facts.metric_text(report, v) for v in values))
+        for name, n, *values in facts.part_rows(report)
+    ]
+
+
 def markdown(report: Report) -> str:
     """The report as Markdown: the same facts as the page, without pictures."""
     details = report.details
@@ -49,19 +63,21 @@ def markdown(report: Report) -> str:
          *(c[k] for k in ("latency", "evidence", "metric", "passed", "why")))
         for c in facts.candidates(report)
     ]  # fmt: skip
-    density = [tuple(map(facts.number, row)) for row in facts.density_rows(report)]
     examples = [
         tuple(facts.number(row.get(k)) for k in ("kind", "name", "true", "predicted", "teacher"))
         for row in details.get("examples") or []
     ]
     dropped = [(d["name"], d["split"], d["twin"]) for d in details.get("dropped") or []]
+    title = facts.words(report).parts[1]
     parts = [
         f"# {_cell(report.name)} for {_cell(report.target)}",
         f"**{_cell(report.verdict)}** (exit {report.exit_code})",
         facts.meaning(report) + " " + facts.scope(report),
+        *(f"**Warning**: {_cell(text)}" for text in facts.warnings(report)),
         _section("Gates", GATE_HEADS, gate_rows(report)),
         _section("Numbers", NUMBER_HEADS, number_rows(report)),
-        _section("Accuracy by crowd density", DENSITY_HEADS, density),
+        f"## Training\n\n{facts.progress(report) or facts.UNKNOWN}",
+        _section(f"Accuracy {title[0].lower()}{title[1:]}", part_heads(report), part_texts(report)),
         _section("Best, median and worst image",
                  ("image", "name", "true", "student", "teacher"), examples),
         _section("Precisions", CANDIDATE_HEADS, candidates),
@@ -98,16 +114,16 @@ def _tables(report: Report) -> dict[str, list[tuple[str, str]]]:
     return {
         "Compilation": facts.flat(choice),
         "Teacher": facts.flat(details.get("teacher")),
-        "Distillation": facts.flat(_without_dropped(details.get("distill"))),
+        "Distillation": facts.flat(_without_shown(details.get("distill"))),
         "Parity": facts.flat(details.get("parity")),
         "Calibration": facts.flat(details.get("calibration")),
         "Environment": facts.flat(report.environment),
     }
 
 
-def _without_dropped(value: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The distillation's result without the duplicates, which have a table of their own."""
-    return {k: v for k, v in (value or {}).items() if k != "dropped"}
+def _without_shown(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The distillation's result without what the report has a place of its own for."""
+    return {k: v for k, v in (value or {}).items() if k not in ("dropped", "warnings")}
 
 
 def reproduction(report: Report) -> list[str]:
@@ -129,8 +145,8 @@ def html(
 
     Args:
         report: what to show.
-        examples: the folder of `example_KIND.npz`: `pixels`, uint8 [H, W, C], and over the same
-            area the densities `student` and `teacher`, float32 [h, w].
+        examples: the folder of `example_KIND.npz`: `pixels`, uint8 [H, W, C], and where the task
+            has them, over the same area, the densities `student` and `teacher`, float32 [h, w].
         metrics: the lines of `metrics.jsonl`.
     """
     environment = Environment(
@@ -154,8 +170,12 @@ def html(
         number_heads=NUMBER_HEADS,
         charts=_charts(report, metrics),
         examples=_examples(report, examples),
-        density=[tuple(map(facts.number, row)) for row in facts.density_rows(report)],
-        density_heads=DENSITY_HEADS,
+        warnings=facts.warnings(report),
+        progress=facts.progress(report),
+        words=facts.words(report),
+        metric=_metric_words(report),
+        parts=part_texts(report),
+        part_heads=part_heads(report),
         candidates=facts.candidates(report),
         candidate_heads=CANDIDATE_HEADS,
         tables=_tables(report),
@@ -165,47 +185,75 @@ def html(
     )
 
 
+def _metric_words(report: Report) -> str:
+    metric = facts.task(report)["metric"]
+    return facts.METRICS.get(metric, metric)
+
+
 def _charts(report: Report, metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """Each chart that there is data for, in a light and a dark drawing."""
-    teacher = report.details.get("teacher") or {}
-    points = facts.predictions(report)
-    bars = [
-        (span, teacher_mae, student_mae)
-        for span, _, teacher_mae, student_mae in facts.density_rows(report)
-        if teacher_mae is not None and student_mae is not None
-    ]
     charts: dict[str, dict[str, str]] = {}
     for name, theme in (("light", figures.LIGHT), ("dark", figures.DARK)):
-        if metrics:
-            charts.setdefault("loss", {})[name] = _data_uri(figures.loss_curves(metrics, theme))
-        if any(row.get("val_mae") is not None for row in metrics):
-            drawn = figures.validation_curve(metrics, teacher.get("val_mae"), theme)
-            charts.setdefault("validation", {})[name] = _data_uri(drawn)
-        if points:
-            charts.setdefault("scatter", {})[name] = _data_uri(figures.scatter(points, theme))
-        if bars:
-            drawn = figures.density_bars(bars, theme)
-            charts.setdefault("bars", {})[name] = _data_uri(drawn)
+        for key, png in (*_training(report, metrics, theme), *_accuracy(report, theme)):
+            charts.setdefault(key, {})[name] = _data_uri(png)
     return charts
 
 
+def _training(
+    report: Report, metrics: Sequence[Mapping[str, Any]], theme: figures.Theme
+) -> Iterator[tuple[str, bytes]]:
+    key = f"val_{facts.task(report)['metric']}"
+    teacher = (report.details.get("teacher") or {}).get(key)
+    if any(row.get("loss") is not None for row in metrics):
+        yield "loss", curves.loss_curves(metrics, theme)
+    if any(row.get(key) is not None for row in metrics):
+        named = (key, _metric_words(report))
+        yield "validation", curves.validation_curve(metrics, named, teacher, theme)
+
+
+def _accuracy(report: Report, theme: figures.Theme) -> Iterator[tuple[str, bytes]]:
+    points, words = facts.predictions(report), facts.words(report)
+    if points and facts.task(report)["kind"] == "classification":
+        yield "predictions", figures.confusion(points, facts.task(report)["classes"], theme)
+    elif points:
+        yield "predictions", figures.scatter(points, words.prediction, theme)
+    rows = [
+        (name, teacher, student)
+        for name, _, teacher, student in facts.part_rows(report)
+        if teacher is not None and student is not None
+    ]
+    if rows:
+        shown = sorted(rows, key=lambda row: row[2])[:MOST_BARS] if len(rows) > MOST_BARS else rows
+        what = words.parts[2]
+        what += f", the {MOST_BARS} of least accuracy" if len(rows) > MOST_BARS else ""
+        yield "bars", figures.bars(shown, (what, _metric_words(report)), theme)
+
+
 def _examples(report: Report, folder: Path) -> list[dict[str, Any]]:
-    """Best, median and worst image, each under the student's and the teacher's density."""
+    """Best, median and worst image; under each network's density where there is one."""
     shown = []
     for row in report.details.get("examples") or []:
-        pictures: dict[str, str] = {}
         path = folder / f"example_{row['kind']}.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as arrays:
-                pixels, maps = arrays["pixels"], {w: arrays[w] for w in ("student", "teacher")}
-            peak = max(float(density.max()) for density in maps.values())
-            for who, density in maps.items():
-                title = f"{who}: {facts.number(float(density.sum()))}"
-                drawn = overlay_png(pixels, density, title, peak=peak)
-                pictures[who] = _data_uri(drawn)
+        pictures = _pictures(path) if path.is_file() else {}
         texts = {k: facts.number(row.get(k)) for k in ("true", "predicted", "teacher")}
         shown.append({"kind": row["kind"], "name": row["name"], "pictures": pictures, **texts})
     return shown
+
+
+def _pictures(path: Path) -> dict[str, str]:
+    """What is drawn of an example, by the words for it."""
+    with np.load(path, allow_pickle=False) as arrays:
+        pixels = arrays["pixels"]
+        maps = {who: arrays[who] for who in ("student", "teacher") if who in arrays}
+    if not maps:
+        return {"photo alone": _data_uri(photo_png(pixels))}
+    peak = max(float(density.max()) for density in maps.values())
+    return {
+        f"density of the {who}": _data_uri(
+            overlay_png(pixels, density, f"{who}: {facts.number(float(density.sum()))}", peak=peak)
+        )
+        for who, density in maps.items()
+    }
 
 
 def _data_uri(png: bytes) -> str:

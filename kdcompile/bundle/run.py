@@ -1,4 +1,4 @@
-"""Counting with a bundle in photos that nobody has annotated."""
+"""Predictions of a bundle's network for photos that nobody has annotated."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,20 +32,22 @@ def run_bundle(
     pixels: Iterable[NDArray[np.uint8]],
     preprocess: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
     runner: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    describe: Callable[[NDArray[np.float32]], dict[str, Any]],
     out: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Count in each photo and draw what was counted.
+    """Say what the network predicts for each photo, and draw it where it is a density.
 
     Args:
         bundle: gives the precision and the geometry of the preprocessing.
         photos: image files, for the names.
         pixels: what is in them, uint8 [H, W, C] each; a generator need hold only one.
         preprocess: uint8 [H, W, C] to float32 [1, C, h, w].
-        runner: float32 [1, C, h, w] to the density, float32 [1, 1, h', w'].
-        out: the folder for the overlays; none are drawn if absent.
+        runner: float32 [1, C, h, w] to the output.
+        describe: the output to the task's words for it, such as {"count": 3.2}.
+        out: the folder for overlays of a density [1, 1, h', w']; none are drawn if absent.
 
     Returns:
-        For each photo {"photo", "count", "overlay"}; `overlay` is a path or None.
+        For each photo {"photo", **words, "overlay"}; `overlay` is a path or None.
 
     Raises:
         KDError: `output-unwritable`.
@@ -53,15 +55,15 @@ def run_bundle(
     results: list[dict[str, Any]] = []
     taken: set[str] = set()
     for photo, image in zip(photos, pixels, strict=True):
-        density = runner(preprocess(image))
-        count = float(density.sum(dtype=np.float64))
+        output = runner(preprocess(image))
+        words = describe(output)
         path = None
         if out is not None:
             extent = covered(bundle.preprocess, *image.shape[:2])
-            title = f"{photo.name}: {count:.1f} ({bundle.manifest['precision']})"
-            drawn = overlay_png(image, density[0, 0], title, extent)
+            title = f"{photo.name}: {words['count']:.1f} ({bundle.manifest['precision']})"
+            drawn = overlay_png(image, output[0, 0], title, extent)
             path = _write(out, _free_name(photo.stem, taken), drawn)
-        results.append({"photo": str(photo), "count": count, "overlay": path and str(path)})
+        results.append({"photo": str(photo), **words, "overlay": path and str(path)})
     return results
 
 

@@ -10,6 +10,7 @@ def text_summary(report: Report) -> str:
         f"{report.name} for {report.target}: {report.verdict}",
         facts.meaning(report),
         facts.scope(report),
+        *(f"warning: {text}" for text in facts.warnings(report)),
         "",
     ]
     rows = [

@@ -1,6 +1,7 @@
 """The command line. Commands parse, call and print; heavy libraries load inside them."""
 
 import logging
+import os
 import sys
 
 import click
@@ -32,6 +33,8 @@ for _command in (init, plan, build):
     cli.add_command(_command)
 for _name, _help in STAGE_COMMANDS.items():
     cli.add_command(make_stage_command(_name, _help))
+EXPLAIN = "Show stages, taps, shapes, adapters, terms and their weights; train nothing."
+cli.commands["distill"].params.append(click.Option(["--explain"], is_flag=True, help=EXPLAIN))
 for _command in (verify, run, targets, recipes, report, doctor, schema, clean):
     cli.add_command(_command)
 
@@ -39,7 +42,8 @@ for _command in (verify, run, targets, recipes, report, doctor, schema, clean):
 def main() -> None:
     """Entry point: errors become a block on standard error and their exit code."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    logging.getLogger("kdcompile").setLevel(logging.INFO)
+    follower = os.environ.get("RANK", "0") != "0"  # of torchrun; the first process talks for all
+    logging.getLogger("kdcompile").setLevel(logging.WARNING if follower else logging.INFO)
     try:
         cli(standalone_mode=False)
     except KDError as error:

@@ -97,7 +97,11 @@ def make_stage_command(name: str, text: str) -> click.Command:
         sets: tuple[str, ...],
         output: Path | None,
         as_json: bool,
+        explain: bool = False,
     ) -> None:
+        if explain:
+            show_explanation(planned(spec, target, sets), as_json)
+            return
         artifact = planned(spec, target, sets).make(name)
         written = str(artifact.path) if output is None else copy_out(artifact, output)
         if as_json:
@@ -108,6 +112,17 @@ def make_stage_command(name: str, text: str) -> click.Command:
             click.echo(f"{name}: {written}")
 
     return command
+
+
+def show_explanation(work: "Plan", as_json: bool) -> None:
+    """Print how a training would run; the search runs if it has not, nothing else does."""
+    from kdcompile.distill.explain import explain, lines
+
+    found = explain(work.spec, work.make("search").json("architecture.json"))
+    if as_json:
+        echo_json(found)
+    else:
+        click.echo("\n".join(lines(found)))
 
 
 def copy_out(artifact: "Artifact", output: Path) -> str:

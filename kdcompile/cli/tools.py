@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,7 +13,7 @@ from kdcompile.cli.options import as_json, echo_json
 
 @click.command()
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
-@click.option("--example", help="Copy an example: digits or shanghaitech.")
+@click.option("--example", help="Copy an example: digits, cifar10 or shanghaitech.")
 @as_json
 def init(folder: Path, example: str | None, as_json: bool) -> None:
     """Write a commented kdcompile.toml, or copy an example, into FOLDER."""
@@ -93,10 +95,17 @@ def show_recipe(name: str, as_json: bool) -> None:
     """Print what a recipe computes, needs and costs."""
     from dataclasses import asdict
 
+    from kdcompile.distill.objective import OBJECTIVES
     from kdcompile.distill.recipe import find_recipe
 
     recipe = find_recipe(name)
-    facts = {**asdict(recipe.about), "weights": recipe.default_weights}
+    facts: dict[str, Any] = asdict(recipe.about)
+    suited = {k: o for k, o in OBJECTIVES.items() if not recipe.tasks or k in recipe.tasks}
+    facts["objectives"] = {kind: objective.formula for kind, objective in suited.items()}
+    facts["weights"] = {
+        kind: {by: _plain(recipe.defaults(objective, by)) for by in objective.weights}
+        for kind, objective in suited.items()
+    }
     facts["needs"] = [
         need
         for need, used in (("teacher", recipe.needs_teacher), ("taps", recipe.needs_taps))
@@ -105,8 +114,19 @@ def show_recipe(name: str, as_json: bool) -> None:
     if as_json:
         echo_json(facts)
         return
+    objectives, weights = facts.pop("objectives"), facts.pop("weights")
     for key, value in facts.items():
-        click.echo(f"{key:<9} {value}")
+        click.echo(f"{key:<9} {', '.join(value) if isinstance(value, list) else value}")
+    for kind, formula in objectives.items():
+        click.echo(f"\n{kind}: {formula}")
+        for by, terms in weights[kind].items():
+            shown = ", ".join(f"{name} {weight}" for name, weight in terms.items())
+            click.echo(f"  weights, {by}: {shown}")
+
+
+def _plain(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights as JSON values: a number, or the fields of a ramp."""
+    return {n: w if isinstance(w, int | float) else w.model_dump() for n, w in weights.items()}
 
 
 @click.command()
@@ -122,22 +142,37 @@ def show_recipe(name: str, as_json: bool) -> None:
 )
 @as_json
 def run(bundle: Path, photos: tuple[Path, ...], output: Path, as_json: bool) -> None:
-    """Count what is in PHOTOS with a BUNDLE's network, and draw the densities."""
+    """Run a BUNDLE's network on PHOTOS: counts with drawn densities, classes, or values."""
     from kdcompile.backends.onnxruntime_ import open_session
     from kdcompile.bundle.manifest import read_bundle
     from kdcompile.bundle.run import run_bundle
     from kdcompile.data.photo import read_pixels
     from kdcompile.data.prepare import Preprocess
+    from kdcompile.data.task import find_task
 
     found = read_bundle(bundle)
+    task, classes = find_task(found.manifest["task"]), found.manifest.get("classes")
     preprocess = Preprocess.from_json(found.preprocess)
     pixels = (read_pixels(photo, preprocess.channels) for photo in photos)
-    rows = run_bundle(found, photos, pixels, preprocess, open_session(found.model), output)
+    rows = run_bundle(
+        found,
+        photos,
+        pixels,
+        preprocess,
+        open_session(found.model),
+        lambda result: task.describe(result, classes),
+        output if task.is_dense else None,
+    )
     if as_json:
         echo_json(rows)
         return
     for row in rows:
-        click.echo(f"{row['count']:10.1f}  {row['photo']}  {row['overlay']}")
+        if task.is_dense:
+            click.echo(f"{row['count']:10.1f}  {row['photo']}  {row['overlay']}")
+        elif "class" in row:
+            click.echo(f"{row['class']:<16} {row['probability']:6.1%}  {row['photo']}")
+        else:
+            click.echo(f"{row['value']:10.4g}  {row['photo']}")
 
 
 @click.command()

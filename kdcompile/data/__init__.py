@@ -1,1 +1,1 @@
-"""Images with point annotations: formats, splits, densities, augmentation."""
+"""Annotated images: what they say, formats, splits, training targets, augmentation."""

@@ -1,146 +1,236 @@
-"""Training crops: scaled, flipped and recoloured, with the density of exactly their points.
+"""Training crops: scaled, flipped and recoloured on the device, from one small table a step.
 
 All randomness of a step comes from (seed, step), so a resumed run sees the crops that an
-uninterrupted one would have seen.
+uninterrupted one would have seen. Where views recur, a crop's comes from (seed, photo, view).
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from kdcompile.data.density import density_maps
+from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.spec import Distill
+from kdcompile.data.targets import Extra, Targets
+from kdcompile.kernels._runtime import ran
+from kdcompile.kernels.crop_augment import SPLIT, Column, crop_augment
+from kdcompile.spec_distill import Distill
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+HEAD = 64  # bytes of a row's columns for each channel: pixels behind them start at a whole pixel
+IN_CACHE = 1 << 18  # values that a CPU makes at once: more would fall out of its cache
+DRAWS = 6  # random numbers a crop: zoom, top, left, flip, brightness, contrast
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: float32 [B, C, s, s], normalised. density: float32 [B, 1, s/stride, s/stride]."""
+    """images: [B, C, s, s], normalised, float32 unless the sampler's `dtype` says otherwise.
+
+    target: as the sampler's `Targets` make it.
+    """
 
     images: Tensor
-    density: Tensor
+    target: Tensor
 
 
 class CropSampler:
-    """Draws batches from photos that are decoded once and kept on the device as bytes."""
+    """Draws batches of square crops.
+
+    Args:
+        photos: to crop; each is drawn once an epoch.
+        preprocess: channels and normalisation.
+        options: batch, crop, scale, flip, colour, views.
+        targets: makes what is to be predicted.
+        seed: of all draws.
+        device: where crops are made.
+        shard: (rank, world). A step's crops are world * batch, of which rank takes its part: the
+            same crops as one process draws with the world-fold batch.
+        store: the decoded photos, to be shared between samplers; by default its own.
+
+    dtype: of the images; may be set.
+    """
 
     def __init__(
         self,
         photos: Sequence[Photo],
         preprocess: Preprocess,
         options: Distill,
-        stride: int,
-        sigma: float,
+        targets: Targets,
         seed: int,
         device: torch.device,
+        shard: tuple[int, int] = (0, 1),
+        store: ImageStore | None = None,
     ) -> None:
-        self._photos, self._options, self._seed, self._device = photos, options, seed, device
-        self._channels, self._stride, self._sigma = preprocess.channels, stride, sigma
-        self._mean = torch.tensor(preprocess.mean, device=device).view(1, -1, 1, 1)
-        self._std = torch.tensor(preprocess.std, device=device).view(1, -1, 1, 1)
-        self._decoded: dict[int, Tensor] = {}
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
+        self.dtype = torch.float32
+        self._options, self._targets, self._seed, self._device = options, targets, seed, device
+        self._preprocess, self._shard = preprocess, shard
+        self._names = [photo.name for photo in photos]
+        self._store = store or ImageStore(photos, preprocess.channels, device)
+        self._mean = torch.tensor(preprocess.mean, device=device)
+        self._std = torch.tensor(preprocess.std, device=device)
+        self._order: tuple[int, Ints] = (-1, np.zeros(0, np.int64))
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; the same for the same seed."""
-        size, side = self._options.batch, self._options.crop
-        random = np.random.default_rng((self._seed, step)).random((size, 6))
-        crops, points = zip(
-            *(self._crop(self._index(step * size + i), random[i]) for i in range(size)),
-            strict=True,
-        )
-        images = torch.stack(crops)
-        if self._options.colour:
-            images = self._recolour(images, random[:, 4:])
-        valid = torch.stack([_valid_mask(side, crop, self._device) for crop in points])
-        images = (images - self._mean) / self._std * valid
-        maps = self._density([crop.points for crop in points], side)
-        if self._options.flip:
-            mirrored = torch.from_numpy(random[:, 3] < 0.5).to(self._device).view(-1, 1, 1, 1)
-            images = torch.where(mirrored, images.flip(-1), images)
-            maps = torch.where(mirrored, maps.flip(-1), maps)
-        return Batch(images, maps)
+        return self.render(self.sent(self.draw(step)))
 
-    def _index(self, drawn: int) -> int:
-        epoch, place = divmod(drawn, len(self._photos))
-        if self._order[0] != epoch:
-            generator = np.random.default_rng((self._seed, epoch, len(self._photos)))
-            self._order = (epoch, generator.permutation(len(self._photos)))
-        return int(self._order[1][place])
+    def sent(self, table: Tensor) -> Tensor:
+        """A table on the device."""
+        return table.to(self._device, non_blocking=True)
 
-    def _image(self, index: int) -> Tensor:
-        if index not in self._decoded:
-            pixels = self._photos[index].pixels(self._channels)
-            image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-            self._decoded[index] = image.to(self._device)
-        return self._decoded[index]
+    def targets_of(self, step: int) -> Tensor:
+        """The targets of a step's batch alone."""
+        return self._targets(self.sent(self.draw(step)), self._options.crop)
 
-    def _crop(self, index: int, random: NDArray[np.float64]) -> tuple[Tensor, "_Crop"]:
-        """A [C, s, s] crop with values 0..1, zero where the photo does not reach."""
-        side, image = self._options.crop, self._image(index)
+    def draw(self, step: int) -> Tensor:
+        """The table [B, P] of a step's crops, float32 in host memory, pinned for a GPU.
+
+        The same shape at every step. Where the photos are not on the device the crops' bytes follow
+        their columns, in the same rows. On a CPU P may differ between steps then.
+        """
+        return self._tabled([photo for photo, _ in self._drawn(step)], self._random(step))
+
+    def draw_keys(self, keys: Sequence[tuple[int, int]]) -> Tensor:
+        """The table of some recurring crops, (photo, view) each; any number of them."""
+        return self._tabled([photo for photo, _ in keys], self._recurring(keys))
+
+    def _tabled(self, photos: Sequence[int], random: Floats) -> Tensor:
+        columns, corners = self._columns(np.array(photos, np.int64), random)
+        if self._store.bytes is not None:
+            table = self._table(len(photos), 0)
+        else:
+            table = self._table(len(photos), self._room(columns))
+            self._stage(table.numpy(), columns, corners)
+        table[:, : len(Column) + len(Extra)] = torch.from_numpy(columns)
+        return table
+
+    def render(self, table: Tensor) -> Batch:
+        """The batch of a table on the device; waits for nothing and can be captured there."""
+        source, side = self._store.bytes, self._options.crop
+        if source is None:
+            source = table.view(torch.uint8).view(-1)
+        values, at_once = side * side * self._store.channels, len(table)
+        if not table.is_cuda:
+            at_once = max(IN_CACHE // values, 1)
+        colour = self._options.colour > 0
+        parts = [
+            crop_augment(source, part, side, self._mean, self._std, colour=colour, dtype=self.dtype)
+            for part in (table[i : i + at_once] for i in range(0, len(table), at_once))
+        ]
+        images = parts[0] if len(parts) == 1 else torch.cat(parts)
+        layout = torch.channels_last if images.is_cuda else torch.contiguous_format
+        return Batch(images.contiguous(memory_format=layout), self._targets(table, side))
+
+    def keys(self, step: int) -> list[tuple[int, int]] | None:
+        """(photo, view) of each crop of a step where views recur, else None."""
+        if not self._options.views:
+            return None
+        return [(photo, epoch % self._options.views) for photo, epoch in self._drawn(step)]
+
+    @property
+    def augmentation(self) -> str:
+        """Hash of all that decides the crop of (photo, view) but the photos' files."""
+        names = ("crop", "scale", "flip", "colour", "views")
+        decides = {name: getattr(self._options, name) for name in names}
+        decides |= {"seed": self._seed, "dtype": str(self.dtype), "photos": self._names}
+        decides |= {"mean": self._preprocess.mean, "std": self._preprocess.std}
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Where the photos lie, their bytes, and which implementation made the last crops."""
+        return {**self._store.describe(), "crops": ran().get("crop_augment", "none yet")}
+
+    def _drawn(self, step: int) -> list[tuple[int, int]]:
+        """Photo and epoch of each of this process's crops."""
+        rank, world = self._shard
+        first = (step * world + rank) * self._options.batch
+        return [self._index(first + i) for i in range(self._options.batch)]
+
+    def _index(self, drawn: int) -> tuple[int, int]:
+        epoch, place = divmod(drawn, len(self._names))
+        order = self._order  # as one: another thread may draw ahead
+        if order[0] != epoch:
+            generator = np.random.default_rng((self._seed, epoch, len(self._names)))
+            order = self._order = (epoch, generator.permutation(len(self._names)))
+        return int(order[1][place]), epoch
+
+    def _random(self, step: int) -> Floats:
+        """Draws [B, DRAWS] in 0..1."""
+        keys = self.keys(step)
+        if keys is not None:
+            return self._recurring(keys)
+        (rank, world), size = self._shard, self._options.batch
+        every = np.random.default_rng((self._seed, step)).random((size * world, DRAWS))
+        return every[rank * size : (rank + 1) * size]
+
+    def _recurring(self, keys: Sequence[tuple[int, int]]) -> Floats:
+        """Draws of (photo, view) crops; the last number keeps them apart from an order's."""
+        own = [np.random.default_rng((self._seed, *key, 1)).random(DRAWS) for key in keys]
+        return np.stack(own)
+
+    def _columns(self, photos: Ints, random: Floats) -> tuple[NDArray[np.float32], Ints]:
+        """The rows' columns, and the windows' top left corners [B, 2]."""
+        side = self._options.crop
         low, high = self._options.scale
-        zoom = low * (high / low) ** random[0]
-        wanted = round(side / zoom)
-        window = [min(wanted, extent) for extent in image.shape[1:]]
-        top, left = (
-            int(draw * (extent - part + 1))
-            for draw, extent, part in zip(random[1:3], image.shape[1:], window, strict=True)
+        wanted = np.maximum(np.rint(side / (low * (high / low) ** random[:, :1])), 1)
+        extents = self._store.sizes(photos)
+        windows = np.minimum(wanted, extents).astype(np.int64)
+        corners = (random[:, 1:3] * (extents - windows + 1)).astype(np.int64)
+        shown = np.maximum(np.rint(side * windows / wanted), 1)
+        rows = np.zeros((len(photos), len(Column) + len(Extra)), np.float32)
+        first = self._store.starts(photos) + corners[:, 0] * extents[:, 1] + corners[:, 1]
+        rows[:, Column.HIGH], rows[:, Column.LOW] = first // SPLIT, first % SPLIT
+        rows[:, Column.PITCH] = extents[:, 1]
+        rows[:, Column.WINDOW_H : Column.WINDOW_W + 1] = windows
+        rows[:, Column.HEIGHT : Column.WIDTH + 1] = shown
+        rows[:, Column.FLIP] = self._options.flip & (random[:, 3] < 0.5)
+        rows[:, Column.BRIGHTNESS : Column.CONTRAST + 1] = (
+            1 + (2 * random[:, 4:] - 1) * self._options.colour
         )
-        height, width = (max(1, round(side * part / wanted)) for part in window)
-        part = image[:, top : top + window[0], left : left + window[1]].float().div(255)
-        if (height, width) != tuple(window):
-            resized = interpolate(part[None], (height, width), mode="bilinear", align_corners=False)
-            part = resized[0]
-        crop = torch.zeros(image.shape[0], side, side, device=self._device)
-        crop[:, :height, :width] = part
-        factor = np.array([width / window[1], height / window[0]], np.float32)
-        # a point on the far border belongs to the last pixel
-        held = np.clip(
-            self._photos[index].points, 0, np.array(image.shape[:0:-1], np.float32) - 0.01
-        )
-        points = (held - np.array([left, top], np.float32)) * factor
-        inside = ((points >= 0) & (points < np.array([width, height], np.float32))).all(1)
-        return crop, _Crop(points[inside], height, width)
+        rows[:, Extra.PHOTO] = photos
+        rows[:, Extra.TOP : Extra.LEFT + 1] = corners
+        rows[:, Extra.PHOTO_H : Extra.PHOTO_W + 1] = extents
+        return rows, corners
 
-    def _recolour(self, images: Tensor, random: NDArray[np.float64]) -> Tensor:
-        draws = torch.from_numpy((2 * random - 1) * self._options.colour).float().to(self._device)
-        brightness, contrast = (1 + draws).unbind(1)
-        images = images * brightness.view(-1, 1, 1, 1)
-        centre = images.mean((1, 2, 3), keepdim=True)
-        return ((images - centre) * contrast.view(-1, 1, 1, 1) + centre).clamp(0, 1)
+    def _room(self, columns: NDArray[np.float32]) -> int:
+        """Pixels of a window at most: on a GPU of any, for its tables have one shape."""
+        if self._device.type == "cuda":
+            widest = round(self._options.crop / self._options.scale[0])
+            return self._store.most_pixels(widest)
+        return int(columns[:, Column.WINDOW_H : Column.WINDOW_W + 1].prod(1).max())
 
-    def _density(self, points: Sequence[NDArray[np.float32]], side: int) -> Tensor:
-        longest = max([1, *(len(p) for p in points)])
-        padded = np.zeros((len(points), longest, 2), np.float32)
-        mask = np.zeros((len(points), longest), bool)
-        for row, found in enumerate(points):
-            padded[row, : len(found)] = found
-            mask[row, : len(found)] = True
-        cells = (side // self._stride, side // self._stride)
-        return density_maps(
-            torch.from_numpy(padded).to(self._device),
-            torch.from_numpy(mask).to(self._device),
-            cells,
-            self._stride,
-            self._sigma,
-        )
+    def _table(self, rows: int, pixels: int) -> Tensor:
+        """An unwritten table with room for so many pixels in each of its rows.
 
+        Its memory is new: PyTorch keeps pinned memory until the copies from it are done.
+        """
+        channels = self._preprocess.channels
+        width = (HEAD + -(-pixels // 4) * 4) * channels // 4
+        pinned = self._device.type == "cuda"
+        return torch.empty((rows, width), pin_memory=pinned)
 
-@dataclass(frozen=True)
-class _Crop:
-    points: NDArray[np.float32]
-    height: int
-    width: int
-
-
-def _valid_mask(side: int, crop: _Crop, device: torch.device) -> Tensor:
-    """1 where the photo is, 0 in the padding, so that padding is the mean colour."""
-    mask = torch.zeros(1, side, side, device=device)
-    mask[:, : crop.height, : crop.width] = 1
-    return mask
+    def _stage(
+        self, table: NDArray[np.float32], columns: NDArray[np.float32], corners: Ints
+    ) -> None:
+        """Put each window's bytes into its row, and where they lie into the columns."""
+        channels = self._preprocess.channels
+        rows = table.view(np.uint8)
+        pixels = rows.shape[1] // channels
+        sizes = columns[:, Column.WINDOW_H : Column.WINDOW_W + 1].astype(np.int64)
+        for i, ((top, left), (height, width)) in enumerate(zip(corners, sizes, strict=True)):
+            photo = self._store.pixels(int(columns[i, Extra.PHOTO]))
+            room = rows[i, HEAD * channels :][: height * width * channels]
+            room.reshape(height, width, channels)[:] = photo[
+                top : top + height, left : left + width
+            ]
+            first = i * pixels + HEAD
+            columns[i, Column.HIGH], columns[i, Column.LOW] = divmod(first, SPLIT)
+        columns[:, Column.PITCH] = sizes[:, 1]

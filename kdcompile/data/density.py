@@ -1,5 +1,8 @@
 """Density maps whose sum is exactly the number of points."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -29,4 +32,17 @@ def density_maps(
         away = (centres - cells[..., axis : axis + 1]) / sigma
         weights.append(torch.softmax(-0.5 * away.square(), dim=-1))
     rows = weights[0] * mask.unsqueeze(-1)
-    return torch.einsum("bph,bpw->bhw", rows, weights[1]).unsqueeze(1)
+    with _whole_float32(points.device):
+        return torch.einsum("bph,bpw->bhw", rows, weights[1]).unsqueeze(1)
+
+
+@contextmanager
+def _whole_float32(device: torch.device) -> Iterator[None]:
+    """Neither TF32 nor autocast: they would cost the points' mass its last digits."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

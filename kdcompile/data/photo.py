@@ -1,6 +1,7 @@
 """One annotated image."""
 
 import hashlib
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,14 +19,18 @@ def read_pixels(path: Path, channels: int) -> NDArray[np.uint8]:
     Raises:
         KDError: `image-unreadable`.
     """
+    return _decoded(path, channels, str(path))
+
+
+def _decoded(source: Path | io.BytesIO, channels: int, where: str) -> NDArray[np.uint8]:
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise KDError(
             "image-unreadable",
             f"the image cannot be decoded: {error}",
-            where=str(path),
+            where=where,
             fix="replace the file, or take its line out of the split",
         ) from error
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -44,7 +49,8 @@ class Photo:
         points: float32 [P, 2], x right and y down in pixels, origin at the top left corner; to be
             counted. Empty for the other tasks.
         path: the file, for formats that have one.
-        array: uint8 [H, W, C], for factories that make their images.
+        array: uint8 [H, W, C], for pixels in memory.
+        encoded: the bytes of an image file in memory.
         label: the class's index or the value to be predicted; None where points are counted.
     """
 
@@ -52,6 +58,7 @@ class Photo:
     points: NDArray[np.float32] = field(default_factory=_no_points)
     path: Path | None = None
     array: NDArray[np.uint8] | None = field(default=None, repr=False)
+    encoded: bytes | None = field(default=None, repr=False)
     label: float | None = None
 
     @property
@@ -70,27 +77,31 @@ class Photo:
                 "label-missing",
                 f"{self.name} has no label",
                 where="[task] kind and [data] format",
-                fix="use a format with labels (imagefolder, npz), or set Photo.label in the factory",
+                fix="use a format with labels (imagefolder, npz), or set Photo.label in a factory",
             )
         return float(self.label)
 
     def pixels(self, channels: int) -> NDArray[np.uint8]:
         """The image as uint8 [H, W, channels]."""
+        if self.encoded is not None:
+            return _decoded(io.BytesIO(self.encoded), channels, self.name)
         if self.array is None:
-            assert self.path is not None, "a photo has a path or an array"
+            assert self.path is not None, "a photo has a path, an array or encoded bytes"
             return read_pixels(self.path, channels)
         if self.array.ndim != 3 or self.array.shape[2] != channels:
             raise KDError(
                 "image-channels",
                 f"{self.name} has shape {self.array.shape}, the network takes {channels} channels",
-                where="the data factory",
-                fix="return uint8 [H, W, C] arrays with C = export.shape[1]",
+                where="[data] format and [export] shape",
+                fix="give uint8 [H, W, C] arrays with C = export.shape[1]",
             )
         return self.array
 
     def sha256(self) -> str:
         """Hash of the file's bytes, or of the array and its shape."""
+        if self.encoded is not None:
+            return hashlib.sha256(self.encoded).hexdigest()
         if self.array is None:
-            assert self.path is not None, "a photo has a path or an array"
+            assert self.path is not None, "a photo has a path, an array or encoded bytes"
             return file_sha256(self.path)
         return hashlib.sha256(repr(self.array.shape).encode() + self.array.tobytes()).hexdigest()

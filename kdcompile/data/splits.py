@@ -1,12 +1,12 @@
 """The three splits of a data set, without images that would leak from one into another."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdcompile.artifact import Hasher, digest
-from kdcompile.data import points_jsonl, shanghaitech_mat
+from kdcompile.data import imagefolder, npz, points_jsonl, shanghaitech_mat
 from kdcompile.data.entry import Entry
 from kdcompile.data.photo import Photo
 from kdcompile.errors import KDError
@@ -18,17 +18,22 @@ WRITTEN = {".kdcompile", "dist", "overlays", "__pycache__"}
 FORMATS: Mapping[str, Callable[[Data], dict[str, list[Entry]]]] = {
     "points-jsonl": points_jsonl.entries,
     "shanghaitech-mat": shanghaitech_mat.entries,
+    "imagefolder": imagefolder.entries,
 }
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What remains of each split, and what was dropped because another split holds its twin."""
+    """What remains of each split, and what was dropped because another split holds its twin.
+
+    `classes` are the names of the classes by index, where the format knows any.
+    """
 
     train: list[Photo]
     val: list[Photo]
     test: list[Photo]
     dropped: list[dict[str, str]]  # name, split, twin ("test/IMG_98.jpg")
+    classes: tuple[str, ...] | None = None
 
 
 def load_splits(data: Data, folder: Path) -> Splits:
@@ -44,7 +49,8 @@ def load_splits(data: Data, folder: Path) -> Splits:
     Raises:
         KDError: a split is missing, empty or names an absent image.
     """
-    return drop_twins(_photos(data, folder))
+    photos, classes = _photos(data, folder)
+    return replace(drop_twins(photos), classes=classes)
 
 
 def evenly(photos: Sequence[Photo], limit: int | None) -> list[Photo]:
@@ -82,30 +88,42 @@ def splits_digest(data: Data, folder: Path, hasher: Hasher) -> dict[str, str]:
     """A hash of what `load_splits` leaves of each split, by content and not by time.
 
     Images that have a twin in a split that is judged later do not count. What a factory makes is
-    not known without running it, so there the names of the later splits count instead.
+    not known without running it, nor what an archive holds without reading all of it, so there the
+    names of the later splits count instead.
     """
     if data.format not in FORMATS:
-        code = hasher.files(factory_sources(data.format, folder), folder)
-        files = hasher.files(_files(data), data.root)
         names = [getattr(data, split) for split in SPLITS]
+        code: Mapping[str, str] = {}
+        if data.format == "npz":
+            paths = {npz.archive_path(data.root, name) for name in names}
+        else:
+            code, paths = hasher.files(factory_sources(data.format, folder), folder), _files(data)
+        files = hasher.files(paths, data.root)
         return {split: digest([code, files, names[n:]]) for n, split in enumerate(SPLITS)}
     found = FORMATS[data.format](data)
     result: dict[str, str] = {}
     held: set[str] = set()
     for split in reversed(SPLITS):
-        rows: list[Any] = []
-        for entry in found[split]:
-            mark = entry.points if entry.points is not None else hasher.file(entry.annotation)
-            rows.append([entry.name, hasher.file(entry.image), mark])
+        rows: list[list[Any]] = [
+            [entry.name, hasher.file(entry.image), entry.mark(hasher)] for entry in found[split]
+        ]
         result[split] = digest([row for row in rows if row[1] not in held])
         held |= {row[1] for row in rows}
     return result
 
 
-def _photos(data: Data, folder: Path) -> dict[str, list[Photo]]:
+def _photos(data: Data, folder: Path) -> tuple[dict[str, list[Photo]], tuple[str, ...] | None]:
+    """The photos of each split, and the names of the classes."""
     if data.format in FORMATS:
         found = FORMATS[data.format](data)
-        return {split: [entry.photo() for entry in found[split]] for split in SPLITS}
+        labels = {entry.label for entry in found["train"]}
+        names = sorted(label for label in labels if isinstance(label, str))
+        numbers = {name: number for number, name in enumerate(names)}
+        photos = {split: [entry.photo(numbers) for entry in found[split]] for split in SPLITS}
+        return photos, tuple(names) or None
+    if data.format == "npz":
+        read = {split: npz.photos(data.root, getattr(data, split)) for split in SPLITS}
+        return {split: photos for split, (photos, _) in read.items()}, read["train"][1]
     factory = load_factory(data.format, folder)
     made = {split: list(factory(data.root, getattr(data, split))) for split in SPLITS}
     for photo in (p for photos in made.values() for p in photos):
@@ -116,7 +134,7 @@ def _photos(data: Data, folder: Path) -> dict[str, list[Photo]]:
                 where="[data] format",
                 fix="return a list of kdcompile.data.photo.Photo",
             )
-    return made
+    return made, None
 
 
 def _files(data: Data) -> set[Path]:

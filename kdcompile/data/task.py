@@ -5,87 +5,33 @@ the gates, the report) asks it and knows no task by name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.data.metric import MAE, RMSE, TOP1, Metric
 from kdcompile.data.photo import Photo
 from kdcompile.errors import KDError, nearest
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One number for the errors of many images.
-
-    Args:
-        name: as the spec and the reports write it.
-        of: `of(errors, axis)`, vectorised over the other axes, for the bootstrap.
-        higher: larger is better.
-        points: limits in per cent are percentage points of the metric, not a share of the
-            teacher's value; for metrics that are rates.
-    """
-
-    name: str
-    of: Callable[..., Any]
-    higher: bool = False
-    points: bool = False
-
-    def __call__(self, errors: Sequence[float] | Floats) -> float:
-        """The metric of some errors [N]."""
-        return float(self.of(np.asarray(errors, np.float64), axis=-1))
-
-    def worse_by(self, student: Any, teacher: Any) -> Any:
-        """How much worse the student is, negative where it is better; numbers or arrays."""
-        return teacher - student if self.higher else student - teacher
-
-    def is_better(self, value: float, than: float) -> bool:
-        """Whether a value beats another; NaN beats nothing, and everything beats NaN."""
-        if np.isnan(than):
-            return not np.isnan(value)
-        return value > than if self.higher else value < than
-
-    def allowance(self, teacher: float, share: float) -> float:
-        """What `share` of a per cent limit (0.05 of "5%") allows beside the teacher's value."""
-        return share if self.points else share * abs(teacher)
-
-    @property
-    def worst(self) -> float:
-        """The value that every measured one beats."""
-        return -np.inf if self.higher else np.inf
-
-
-def _mae(errors: Floats, axis: int = -1) -> Any:
-    return np.mean(np.abs(errors), axis=axis)
-
-
-def _rmse(errors: Floats, axis: int = -1) -> Any:
-    return np.sqrt(np.mean(np.square(errors), axis=axis))
-
-
-def _top1(errors: Floats, axis: int = -1) -> Any:
-    return 1.0 - np.mean(errors, axis=axis)
-
-
-MAE, RMSE = Metric("mae", _mae), Metric("rmse", _rmse)
-TOP1 = Metric("top1", _top1, higher=True, points=True)
-
-
 class Task(ABC):
     """What is predicted for an image.
 
     kind: as `[task] kind` names it; output: the name of the network's output in ONNX files;
-    unit: of a prediction, in words; metrics: the first one selects the student.
+    unit: of a prediction, "1" where it has none; metrics: the first one selects the student;
+    is_dense: the output is a map over the image; parts: the report's key for accuracy in `groups`.
     """
 
     kind: ClassVar[str]
     output: ClassVar[str]
     unit: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
+    is_dense: ClassVar[bool] = False
+    parts: ClassVar[str]
 
     @property
     def metric(self) -> Metric:
@@ -115,6 +61,23 @@ class Task(ABC):
         errors = self.errors(predicted, true)
         return {metric.name: metric(errors) for metric in self.metrics}
 
+    def unit_of(self, metric: Metric) -> str:
+        """The unit of a metric: the predictions', and "1" for a rate."""
+        return "1" if metric.points else self.unit
+
+    def facts(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
+        """What a report and a bundle must know of the task, as JSON values."""
+        return {
+            "kind": self.kind,
+            "output": self.output,
+            "unit": self.unit,
+            "metric": self.metric.name,
+            "metrics": [metric.name for metric in self.metrics],
+            "is_rate": self.metric.points,
+            "is_dense": self.is_dense,
+            "classes": None if classes is None else list(classes),
+        }
+
     @abstractmethod
     def truth(self, photo: Photo) -> float:
         """The annotated value of an image."""
@@ -126,6 +89,41 @@ class Task(ABC):
     def errors(self, predicted: Sequence[float] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
         return np.subtract(predicted, true, dtype=np.float64)
+
+    def difficulty(self, output: NDArray[Any], true: float) -> float:
+        """How far one image's output [1, ...] is from the truth, at least 0."""
+        return float(np.abs(self.errors(self.predictions(output), [true]))[0])
+
+    @abstractmethod
+    def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
+        """One image's output [1, ...] in words, as JSON values."""
+
+    def name_of(self, prediction: float, classes: Sequence[str] | None) -> str | float:
+        """A prediction, or a true value, as a report shows it."""
+        return prediction
+
+    def groups(
+        self, true: Floats, classes: Sequence[str] | None
+    ) -> list[tuple[dict[str, Any], NDArray[np.int64]]]:
+        """Parts of the images whose accuracy is worth telling apart, and what each is, as JSON.
+
+        Here thirds by true value, from `low` to `high`; fewer than three images give fewer parts.
+        """
+        order: NDArray[np.int64] = np.argsort(true, kind="stable")
+        return [
+            ({"low": float(true[part].min()), "high": float(true[part].max())}, part)
+            for part in np.array_split(order, 3)
+            if len(part)
+        ]
+
+    def check_labels(
+        self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
+    ) -> str | None:
+        """What is wrong with the labels of some images for a network of so many outputs, or None.
+
+        Classes are the names that the data has for them, if any.
+        """
+        return None
 
     def constant(self, train: Sequence[float]) -> float:
         """The constant prediction that does best on the training images."""
@@ -141,6 +139,7 @@ class Counting(Task):
 
     kind, output, unit = "counting", "density", "count"
     metrics = (MAE, RMSE)
+    is_dense, parts = True, "by_density"
 
     def truth(self, photo: Photo) -> float:
         """The number of annotated points."""
@@ -149,6 +148,10 @@ class Counting(Task):
     def predictions(self, output: NDArray[Any]) -> Floats:
         """The sum of each map."""
         return np.asarray(output.reshape(len(output), -1).sum(1, dtype=np.float64))
+
+    def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
+        """`count`."""
+        return {"count": float(self.predictions(output)[0])}
 
     def check_output(self, shape: tuple[int, ...]) -> str | None:
         """Four axes and one channel."""
@@ -160,7 +163,7 @@ class Classification(Task):
     """One class an image, by logits [N, K]."""
 
     kind, output, unit = "classification", "logits", "class"
-    metrics = (TOP1,)
+    metrics, parts = (TOP1,), "by_class"
 
     def truth(self, photo: Photo) -> float:
         """The class's index."""
@@ -174,6 +177,44 @@ class Classification(Task):
     def errors(self, predicted: Sequence[float] | Floats, true: Sequence[float] | Floats) -> Floats:
         """1 where the class is wrong, 0 where it is right."""
         return np.not_equal(predicted, true).astype(np.float64)
+
+    def difficulty(self, output: NDArray[Any], true: float) -> float:
+        """1 less the probability of the true class."""
+        return 1.0 - float(_softmax(output[0])[int(true)])
+
+    def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
+        """`class`, its name or else its index, and `probability`."""
+        chosen = self.predictions(output)[0]
+        return {
+            "class": self.name_of(chosen, classes),
+            "probability": float(_softmax(output[0])[int(chosen)]),
+        }
+
+    def name_of(self, prediction: float, classes: Sequence[str] | None) -> str | float:
+        """The name of a class, or its index where classes have none; `none` for no class."""
+        if prediction < 0:
+            return "none"
+        return str(int(prediction)) if classes is None else classes[int(prediction)]
+
+    def groups(
+        self, true: Floats, classes: Sequence[str] | None
+    ) -> list[tuple[dict[str, Any], NDArray[np.int64]]]:
+        """The images of each class, `class`, in the order of their indices."""
+        return [
+            ({"class": self.name_of(value, classes)}, np.flatnonzero(true == value))
+            for value in np.unique(true)
+        ]
+
+    def check_labels(
+        self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
+    ) -> str | None:
+        """Indices of the outputs, one output a class."""
+        if classes is not None and len(classes) != outputs:
+            return f"the data has {len(classes)} classes, the network {outputs} outputs"
+        wrong = [label for label in labels if label not in range(outputs)]
+        if wrong:
+            return f"a label of {wrong[0]:g} is no index of the network's {outputs} outputs"
+        return None
 
     def constant(self, train: Sequence[float]) -> float:
         """The most frequent class."""
@@ -189,8 +230,8 @@ class Classification(Task):
 class Regression(Task):
     """One number an image, by an output [N, 1]."""
 
-    kind, output, unit = "regression", "value", "value"
-    metrics = (MAE, RMSE)
+    kind, output, unit = "regression", "value", "1"
+    metrics, parts = (MAE, RMSE), "by_value"
 
     def truth(self, photo: Photo) -> float:
         """The annotated number."""
@@ -200,14 +241,41 @@ class Regression(Task):
         """The output itself."""
         return np.asarray(output.reshape(len(output)), np.float64)
 
+    def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
+        """`value`."""
+        return {"value": float(self.predictions(output)[0])}
+
+    def check_labels(
+        self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
+    ) -> str | None:
+        """Values, and not classes that have names."""
+        return None if classes is None else "the data has classes, not values to be predicted"
+
     def check_output(self, shape: tuple[int, ...]) -> str | None:
         """Two axes and one value."""
         return None if tuple(shape[1:]) == (1,) else "regression needs one value an image, [N, 1]"
+
+
+def _softmax(logits: NDArray[Any]) -> Floats:
+    """Probabilities of one image's logits [K]."""
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    return np.asarray(powers / powers.sum())
 
 
 TASKS: dict[str, Task] = {task.kind: task for task in (Counting(), Classification(), Regression())}
 
 
 def find_task(kind: str) -> Task:
-    """The task of `[task] kind`, which the schema has checked."""
+    """The task of `[task] kind`, or of a bundle's manifest.
+
+    Raises:
+        KDError: `task-unknown`.
+    """
+    if kind not in TASKS:
+        raise KDError(
+            "task-unknown",
+            f"there is no task {kind!r}{nearest(str(kind), TASKS)}",
+            where="[task] kind, or a bundle's manifest.json",
+            fix=f"use one of {', '.join(TASKS)}",
+        )
     return TASKS[kind]

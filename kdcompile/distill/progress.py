@@ -17,10 +17,12 @@ LINE_SECONDS = 15.0
 class Progress:
     """Shows the loss and the latest validation metric."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self._total, self._metric, self._last_line = total, "", time.monotonic()
+    def __init__(self, total: int, done: int, metric: str, quiet: bool = False) -> None:
+        """Show `metric`, as `val_METRIC` of the rows; nothing at all when `quiet`."""
+        self._total, self._name, self._quiet = total, metric, quiet
+        self._metric, self._last_line = "", time.monotonic()
         self._bar: Bar | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             self._bar = Bar(
                 TextColumn("distill"),
                 BarColumn(),
@@ -47,11 +49,14 @@ class Progress:
 
     def show(self, done: int, row: dict[str, Any]) -> None:
         """A row of metrics after `done` steps."""
-        if "val_mae" in row:
-            self._metric = f"val MAE {row['val_mae']:.4g}"
+        if self._quiet:
+            return
+        validated = f"val_{self._name}" in row
+        if validated:
+            self._metric = f"val {self._name} {row[f'val_{self._name}']:.4g}"
         note = f"loss {row['loss']:.4g} {self._metric}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
-        elif "val_mae" in row or time.monotonic() - self._last_line > LINE_SECONDS:
+        elif validated or time.monotonic() - self._last_line > LINE_SECONDS:
             log.info("distill: step %d/%d %s", done, self._total, note)
             self._last_line = time.monotonic()

@@ -6,55 +6,111 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from kdcompile.artifact import Artifact, Step, Store, write_json, write_text
-from kdcompile.data.splits import load_splits
-from kdcompile.distill.train import Trainer
+from kdcompile.data.splits import Splits, load_splits
+from kdcompile.data.task import find_task
+from kdcompile.distill.start import start_student
+from kdcompile.distill.train import Trainer, training_device
+from kdcompile.distributed import made_by_main, processes
 from kdcompile.kernels import ran
-from kdcompile.models.factory import load_teacher, load_weights
+from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
 
+INITIAL = "initial.safetensors"
+
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
-    """Train; `student.safetensors`, `architecture.json`, `metrics.jsonl`, `result.json`."""
+    """Train; `student.safetensors`, `architecture.json`, `metrics.jsonl`, `result.json`.
+
+    Of several processes all train and the first one makes the artifact.
+
+    Raises:
+        KDError: what the trainer raises; `store-not-shared`.
+    """
     work = store.work(step.stage, step.key)
-
-    def build(folder: Path) -> Mapping[str, Any]:
-        spec = step.spec
-        architecture = step.inputs["search"].json("architecture.json")
-        teacher = load_teacher(spec)
-        student = student_from_architecture(teacher, architecture, spec.folder)
-        if spec.student.weights is not None:
-            load_weights(student, spec.student.weights)
-        splits = load_splits(spec.data, spec.folder)
-        trainer = Trainer(spec, teacher, student, splits.train, splits.val, work)
-        state = trainer.run()
-        metadata = {"architecture": json.dumps(architecture)}
-        save_file(state.best, folder / "student.safetensors", metadata=metadata)
-        lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
-        write_text(folder / "metrics.jsonl", lines)
-        write_json(folder / "architecture.json", architecture)
-        result = {
-            "val_mae": state.best_mae,
-            "val_rmse": state.best_rmse,
-            "best_step": state.best_step,
-            "steps": state.step,
-            "recipe": spec.distill.recipe,
-            "taps": [[tap.teacher, tap.student] for tap in trainer.taps],
-            "device": _device_name(trainer.device),
-            "seconds": state.seconds,
-            "n_train": len(splits.train),
-            "losses": ran(),
-            "dropped": splits.dropped,
-        }
-        write_json(folder / "result.json", result)
-        return result
-
-    artifact = store.make(step.stage, step.key, build)
+    if not processes().is_main:
+        trainer, _, _ = make_trainer(step, work)
+        trainer.run()
+        trainer.conclude()
+        processes().barrier()
+        return made_by_main(store, step.stage, step.key)
+    artifact = store.make(step.stage, step.key, lambda folder: _build(step, work, folder))
+    processes().barrier()
     store.drop_work(step.stage, step.key)
     return artifact
+
+
+def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
+    trainer, splits, inherited = make_trainer(step, work)
+    state = trainer.run()
+    train_value, warnings = trainer.conclude()
+    architecture = step.inputs["search"].json("architecture.json")
+    metadata = {"architecture": json.dumps(architecture)}
+    save_file(state.best, folder / "student.safetensors", metadata=metadata)
+    lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
+    write_text(folder / "metrics.jsonl", lines)
+    write_json(folder / "architecture.json", architecture)
+    metric = find_task(step.spec.task.kind).metric.name
+    first = state.metrics[0]
+    result = {
+        **{f"val_{name}": value for name, value in state.scores.items()},
+        "metric": metric,
+        "initial": {name: first[name] for name in first if name.startswith("val_")},
+        f"train_{metric}": train_value,
+        "best_step": state.best_step,
+        "steps": state.step,
+        "recipe": step.spec.distill.recipe,
+        "taps": next((stage["taps"] for stage in state.stages.values()), []),
+        "stages": state.stages,
+        "device": _device_name(trainer.device),
+        "processes": processes().world,
+        "seconds": state.seconds,
+        "steps_per_s": state.step / state.seconds if state.seconds else None,
+        "n_train": len(splits.train),
+        "losses": ran(),
+        "inherit": inherited,
+        "warnings": warnings,
+        "dropped": splits.dropped,
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any] | None]:
+    """The trainer of a step, at rest; the data; and what inheriting the student gave."""
+    spec = step.spec
+    architecture = step.inputs["search"].json("architecture.json")
+    splits = load_splits(spec.data, spec.folder)
+    student, inherited = _initial(step, splits, architecture, work)
+    metric = find_task(spec.task.kind).metric.name
+    # what the teacher is worth follows from what this step's key covers
+    value = step.inputs["teacher"].json("teacher.json")[f"val_{metric}"]
+    trainer = Trainer(
+        spec, load_teacher(spec), student, splits.train, splits.val, work, teacher_value=value
+    )
+    return trainer, splits, inherited
+
+
+def _initial(
+    step: Step, splits: Splits, architecture: Mapping[str, Any], work: Path
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The student as it starts, made once: a resumed run reads it, and so do other processes."""
+    path, told = work / INITIAL, work / "inherit.json"
+    spec = step.spec
+    teacher = load_teacher(spec)
+    student = student_from_architecture(teacher, architecture, spec.folder)
+    if processes().is_main and not path.is_file():
+        device = training_device()
+        report = start_student(spec, teacher, student, architecture, splits.train, device)
+        write_json(told, report)
+        save_file({n: t.cpu().contiguous() for n, t in student.state_dict().items()}, path)
+    processes().barrier()
+    student.cpu().load_state_dict(load_file(path))
+    return student, json.loads(told.read_text())
 
 
 def _device_name(device: torch.device) -> str:

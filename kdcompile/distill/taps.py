@@ -1,6 +1,6 @@
 """Feature maps by module name, from teacher and student, paired by stride."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,6 +37,44 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     finally:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]
+
+
+class Tapped(nn.Module):
+    """A network that gives its output and the maps of some of its modules.
+
+    Hooks stay on the network until `release`, so that a compiled or captured forward pass holds
+    them. The network's parameters keep their own names: read its `state_dict`, not this one's.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], *, blocks: bool = False) -> None:
+        """Hook the named modules; with `blocks` no gradient flows from a tap to what follows."""
+        super().__init__()
+        self.network, self._names, self._blocks = network, tuple(names), blocks
+        self._maps: dict[str, Tensor] = {}
+        self._handles = [
+            network.get_submodule(name).register_forward_hook(self._hook(name))
+            for name in self._names
+        ]
+
+    def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
+        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
+            self._maps[name] = output
+            return output.detach() if self._blocks else None
+
+        return keep
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output, and the maps in the order of the names."""
+        output: Tensor = self.network(images)
+        maps = [self._maps[name] for name in self._names]
+        self._maps.clear()
+        return output, maps
+
+    def release(self) -> nn.Module:
+        """The network without the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        return self.network
 
 
 def feature_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, int, int]]:

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from kdcompile.artifact import Artifact, Step, Store, write_json
+from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.data.splits import load_splits
-from kdcompile.distill.counting import constant_mae, mae_rmse
+from kdcompile.data.splits import Splits, load_splits
+from kdcompile.data.task import Task, find_task
 from kdcompile.distill.evaluate import predict
 from kdcompile.errors import KDError
 from kdcompile.models.factory import load_teacher
+from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
 log = logging.getLogger("kdcompile")
@@ -24,53 +26,81 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
     """The teacher's validation metrics; `teacher.json`.
 
     Raises:
-        KDError: `teacher-useless`, when a constant predictor does as well; `teacher-output`.
+        KDError: `teacher-useless`, when a constant predictor does as well; `teacher-output`,
+            `teacher-forward` or `labels-invalid`.
     """
-
-    def build(folder: Path) -> Mapping[str, Any]:
-        spec = step.spec
-        splits = load_splits(spec.data, spec.folder)
-        preprocess = Preprocess.of(spec.data, spec.export)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_teacher(spec).to(device)
-        _check_output(model, spec.export.profile[1], device)
-        log.info("teacher: %d validation photos", len(splits.val))
-        predicted = predict(model, splits.val, preprocess, device)
-        if not np.isfinite(predicted).all():
-            raise KDError(
-                "teacher-output",
-                "the teacher's output is not finite on the validation photos",
-                where=spec.teacher.model,
-                fix="check data.mean and data.std against the teacher's training",
-            )
-        true = [float(photo.count) for photo in splits.val]
-        mae, rmse = mae_rmse(predicted, true)
-        constant = constant_mae([float(p.count) for p in splits.train], true)
-        if mae >= constant:
-            raise KDError(
-                "teacher-useless",
-                f"validation MAE {mae:.4g}, a constant predictor has {constant:.4g}",
-                where=str(spec.teacher.weights),
-                fix="train the teacher further, or check data.mean, data.std and the annotations",
-            )
-        result = {
-            "val_mae": mae,
-            "val_rmse": rmse,
-            "constant_mae": constant,
-            "val_abs_error_std": float(np.abs(np.subtract(predicted, true)).std()),
-            "n_val": len(true),
-            "n_train": len(splits.train),
-            "n_test": len(splits.test),
-            "params": sum(p.numel() for p in model.parameters()),
-            "dropped": splits.dropped,
-        }
-        write_json(folder / "teacher.json", result)
-        return result
-
-    return store.make(step.stage, step.key, build)
+    return store.make(step.stage, step.key, lambda folder: _build(step.spec, folder))
 
 
-def _check_output(model: torch.nn.Module, shape: list[int], device: torch.device) -> None:
+def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
+    task = find_task(spec.task.kind)
+    splits = load_splits(spec.data, spec.folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_teacher(spec).to(device)
+    shape = _output_shape(model, spec.export.profile[1], device, task)
+    known, true = (_labels(photos, task, shape, splits) for photos in (splits.train, splits.val))
+    log.info("teacher: %d validation photos", len(splits.val))
+    predicted = predict(model, splits.val, Preprocess.of(spec.data, spec.export), device, task)
+    if not np.isfinite(predicted).all():
+        raise KDError(
+            "teacher-output",
+            "the teacher's output is not finite on the validation photos",
+            where=spec.teacher.model,
+            fix="check data.mean and data.std against the teacher's training",
+        )
+    found = task.scores(predicted, true)
+    constant = task.scores([task.constant(known)] * len(true), true)
+    _refuse_useless(task, found, constant, spec)
+    result = {
+        **{f"val_{name}": value for name, value in found.items()},
+        **{f"constant_{name}": value for name, value in constant.items()},
+        "metric": task.metric.name,
+        "val_abs_error_std": float(np.abs(task.errors(predicted, true)).std()),
+        "n_val": len(true),
+        "n_train": len(splits.train),
+        "n_test": len(splits.test),
+        "params": sum(p.numel() for p in model.parameters()),
+        "output": list(shape[1:]),
+        "classes": None if splits.classes is None else list(splits.classes),
+        "dropped": splits.dropped,
+    }
+    write_json(folder / "teacher.json", result)
+    return result
+
+
+def _labels(photos: list[Photo], task: Task, shape: tuple[int, ...], splits: Splits) -> list[float]:
+    labels = [task.truth(photo) for photo in photos]
+    problem = task.check_labels(labels, shape[1], splits.classes)
+    if problem is not None:
+        raise KDError(
+            "labels-invalid",
+            problem,
+            where=f"[data], for {task.kind}",
+            fix="correct [task] kind, the labels, or the teacher's number of outputs",
+        )
+    return labels
+
+
+def _refuse_useless(
+    task: Task, found: Mapping[str, float], constant: Mapping[str, float], spec: Spec
+) -> None:
+    metric = task.metric
+    value, least = found[metric.name], constant[metric.name]
+    if metric.is_better(value, least):
+        return
+    raise KDError(
+        "teacher-useless",
+        f"validation {metric.name} {metric.text(value)}, "
+        f"a constant predictor has {metric.text(least)}",
+        where=str(spec.teacher.weights),
+        fix="train the teacher further, or check data.mean, data.std and the annotations",
+    )
+
+
+def _output_shape(
+    model: torch.nn.Module, shape: list[int], device: torch.device, task: Task
+) -> tuple[int, ...]:
+    """The shape of the teacher's output for one image, as its task needs it."""
     try:
         with torch.no_grad():
             output = model(torch.zeros(*shape, device=device))
@@ -81,11 +111,14 @@ def _check_output(model: torch.nn.Module, shape: list[int], device: torch.device
             where="[teacher] model and [export] shape",
             fix="give export.shape as the network takes it, [1, C, H, W]",
         ) from error
-    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if not isinstance(output, torch.Tensor) or output.ndim != 4 or output.shape[1] != 1:
+    is_tensor = isinstance(output, torch.Tensor)
+    found = tuple(output.shape) if is_tensor else type(output).__name__
+    problem = task.check_output(tuple(output.shape)) if is_tensor else "one tensor is needed"
+    if problem is not None:
         raise KDError(
             "teacher-output",
-            f"the teacher gives {found}; counting needs a density map [N, 1, h, w]",
-            where="[teacher] model",
-            fix="return the density map alone from forward()",
+            f"the teacher gives {found}; {problem}",
+            where="[teacher] model and [task] kind",
+            fix=f"return the {task.output} alone from forward()",
         )
+    return tuple(output.shape)

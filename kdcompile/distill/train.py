@@ -1,56 +1,64 @@
-"""The training loop: one student, one recipe, resumable at any step.
+"""The training loop: stages one after the other, resumable at any step.
 
 Everything random comes from (seed, step), so a run that is stopped and resumed is the run that
-was not stopped, bit for bit on a CPU.
+was not stopped, bit for bit on a CPU. Between two rows of the curve nothing waits for the device.
 """
 
 import copy
+import gc
 import json
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdcompile.artifact import write_text
-from kdcompile.data.augment import CropSampler
+from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.distill.counting import label_scales, mae_rmse
+from kdcompile.data.splits import evenly
+from kdcompile.data.task import find_task
 from kdcompile.distill.evaluate import predict
+from kdcompile.distill.findings import findings
 from kdcompile.distill.progress import Progress
-from kdcompile.distill.recipe import LossInputs, Recipe, find_recipe
-from kdcompile.distill.schedule import evaluation_steps, learning_rate, total_steps
-from kdcompile.distill.taps import Tap, captured, resolve_taps
+from kdcompile.distill.replay import nonfinite, save_replay
+from kdcompile.distill.schedule import (
+    StagePlan,
+    evaluation_steps,
+    seconds_per_step,
+    stage_plans,
+    stage_steps,
+)
+from kdcompile.distill.shapes import output_stride
+from kdcompile.distill.stage_run import Setting, StageRun
+from kdcompile.distill.state import Row, State, load_checkpoint, save_checkpoint
+from kdcompile.distributed import Processes, processes
 from kdcompile.errors import KDError
 from kdcompile.spec import Spec
 
 log = logging.getLogger("kdcompile")
 LOG_EVERY = 20
 CHECKPOINT_SECONDS = 30.0
-SCALE_BATCHES = 8
-
-
-@dataclass
-class State:
-    """What a checkpoint holds beside the weights."""
-
-    step: int = 0
-    best_mae: float = float("inf")
-    best_rmse: float = float("inf")
-    best_step: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
+NO_STEP = -1
 
 
 class Trainer:
-    """Distils `teacher` into `student` as the spec says."""
+    """Distils `teacher` into `student` as the spec says.
+
+    Args:
+        spec: its sections seed, task, data, distill and export.
+        teacher: frozen and, on a GPU, brought to bfloat16.
+        student: as it starts.
+        train, val: photos.
+        work: a folder that outlives an interruption.
+        teacher_value: the teacher's validation metric, if known.
+        on_validated: told of each validation: finished steps, seconds of training so far, and the
+            moving average that was judged.
+    """
 
     def __init__(
         self,
@@ -60,225 +68,266 @@ class Trainer:
         train: Sequence[Photo],
         val: Sequence[Photo],
         work: Path,
+        teacher_value: float | None = None,
+        on_validated: Callable[[int, float, nn.Module], None] | None = None,
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        fast = self.device.type == "cuda"
-        self._bf16 = fast and torch.cuda.is_bf16_supported()
-        self._format = torch.channels_last if fast else torch.contiguous_format
         self._spec, self._options, self._work = spec, spec.distill, work
-        self._train, self._val = train, val
-        self._preprocess = Preprocess.of(spec.data, spec.export)
-        self._teacher = self._placed(teacher).requires_grad_(False).eval()
-        self.student = self._placed(student)
-        self._stride = self._output_stride()
-        self._sampler = CropSampler(
-            train,
-            self._preprocess,
-            self._options,
-            self._stride,
-            spec.data.sigma,
-            spec.seed,
-            self.device,
-        )
-        self._recipe, self.taps = self._make_recipe()
-        self._ema = copy.deepcopy(self.student).requires_grad_(False).eval()
-        self._optimizer = self._make_optimizer(self.student, self._recipe)
+        self._train, self._val, self._teacher_value = train, val, teacher_value
+        self._on_validated = on_validated
+        self._task = find_task(spec.task.kind)
+        self._processes = processes()
+        self.device = training_device()
+        self.setting = self._make_setting(teacher, student)
+        self.student = self.setting.student
+        self._plans = stage_plans(self._options)
         self._state = State()
+        self._kept = load_checkpoint(work, self.device)
+        self._history: list[Tensor] = []
         self._resume()
 
     def run(self) -> State:
         """Train to the end; the state holds the best validated weights and the metrics.
 
         Raises:
-            KDError: `loss-nonfinite` or `student-nonfinite`.
+            KDError: `loss-nonfinite`, `student-nonfinite`, `execution-failed` or `rank-lost`.
         """
-        total = self._total_steps()
+        lengths = self._lengths()
+        total = sum(lengths)
+        if self._state.step == 0 and not self._state.metrics:
+            self._first_row(lengths)
+        self._saved = time.perf_counter()
+        self._began = time.perf_counter() - self._state.seconds
         validate_at = evaluation_steps(total, self._options.evaluations)
-        started, saved = time.perf_counter() - self._state.seconds, time.perf_counter()
-        with Progress(total, self._state.step) as progress:
-            for step in range(self._state.step, total):
-                begun = time.perf_counter()
-                terms, lr = self._step(self.student, self._recipe, self._optimizer, step, total)
-                self._average(step)
-                done = self._state.step = step + 1
-                validating = done in validate_at
-                if validating or done % LOG_EVERY == 0 or done == 1:
-                    row = self._row(done, terms, lr, begun)
-                    if validating:
-                        row |= self._validate(done)
-                    self._state.metrics.append(row)
-                    progress.show(done, row)
-                self._state.seconds = time.perf_counter() - started
-                if time.perf_counter() - saved > CHECKPOINT_SECONDS or done == total:
-                    self._save()
-                    saved = time.perf_counter()
+        with Progress(
+            total, self._state.step, self._task.metric.name, quiet=not self._processes.is_main
+        ) as progress:
+            before = 0
+            for number, (plan, length) in enumerate(zip(self._plans, lengths, strict=True)):
+                if self._state.step < before + length:
+                    self._train_stage(number, plan, length, before, validate_at, progress)
+                before += length
         if not self._state.best:
             raise KDError(
                 "student-nonfinite",
-                "the student's validation counts were never a number",
+                "the student's validation predictions were never numbers",
                 where="[distill]",
                 fix="lower distill.lr",
             )
         return self._state
 
-    def _placed(self, model: nn.Module) -> nn.Module:
-        return model.to(self.device).to(memory_format=self._format)  # type: ignore[call-overload, no-any-return]
-
-    def _example(self) -> Tensor:
-        side = self._options.crop
-        return torch.zeros(1, self._preprocess.channels, side, side, device=self.device)
-
-    def _output_stride(self) -> int:
-        with torch.no_grad():
-            height = self._teacher(self._example()).shape[2]
-            student_shape = self.student.eval()(self._example()).shape
-        stride, rest = divmod(self._options.crop, height)
-        if rest:
-            raise KDError(
-                "crop-stride",
-                f"a crop of {self._options.crop} gives {height} cells, not a whole stride",
-                where="[distill] crop",
-                fix=f"use a multiple of {stride + 1}",
-            )
-        if student_shape[1:] != (1, height, height):
-            raise KDError(
-                "student-output",
-                f"the student gives {tuple(student_shape)}, the teacher 1 x {height} x {height}",
-                where="[student] family",
-                fix="give the student the teacher's output stride and one channel",
-            )
-        return int(stride)
-
-    def _make_recipe(self) -> tuple[Recipe, list[Tap]]:
-        kind = find_recipe(self._options.recipe)
-        taps = (
-            resolve_taps(self._teacher, self.student, self._example(), self._options.taps)
-            if kind.needs_taps
-            else []
-        )
-        maps = torch.cat([self._sampler.batch(step).density for step in range(SCALE_BATCHES)])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._spec.seed)
-            recipe = kind(taps, self._options, label_scales(maps))
-        return recipe.to(self.device), taps
-
-    def _make_optimizer(self, student: nn.Module, recipe: nn.Module) -> torch.optim.Optimizer:
-        parameters = [*student.parameters(), *recipe.parameters()]
-        return torch.optim.AdamW(
-            parameters, lr=self._options.lr, weight_decay=self._options.weight_decay
-        )
-
-    def _step(
+    def _train_stage(
         self,
-        student: nn.Module,
-        recipe: Recipe,
-        optimizer: torch.optim.Optimizer,
-        step: int,
-        total: int,
-    ) -> tuple[dict[str, Tensor], float]:
-        """One update; returns the loss with its terms, still on the device."""
-        batch = self._sampler.batch(step)
-        images = batch.images.to(memory_format=self._format)
-        names_t, names_s = [t.teacher for t in self.taps], [t.student for t in self.taps]
-        half = torch.autocast("cuda", torch.bfloat16) if self._bf16 else nullcontext()
-        student.train()
-        with half:
-            with torch.no_grad(), captured(self._teacher, names_t) as of_teacher:
-                from_teacher = self._teacher(images) if recipe.needs_teacher else None
-            with captured(student, names_s) as of_student:
-                output = student(images)
-            inputs = LossInputs(
-                output,
-                batch.density,
-                from_teacher,
-                [of_student[n] for n in names_s],
-                [of_teacher[n] for n in names_t],
-            )
-        loss, terms = recipe(inputs)
-        lr = learning_rate(step, total, self._options)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self._options.clip)
-        optimizer.step()
-        return {"loss": loss.detach()} | {n: t.detach() for n, t in terms.items()}, lr
+        number: int,
+        plan: StagePlan,
+        length: int,
+        before: int,
+        validate_at: set[int],
+        progress: Progress,
+    ) -> None:
+        run = self._enter(number, plan, length, before)
+        ends = before + length
+        self._clock = (time.perf_counter(), self._state.step)
+        for step in range(self._state.step - before, length):
+            run.step(step)
+            self._history.append(run.values.clone())
+            done = self._state.step = before + step + 1
+            validating = done in validate_at
+            self._state.seconds = time.perf_counter() - self._began
+            if validating or done % LOG_EVERY == 0 or done in (1, ends):
+                row = self._row(run, done)
+                if validating:
+                    row |= self._validate(done)
+                self._state.metrics.append(row)
+                progress.show(done, row)
+                self._clock = (time.perf_counter(), done)
+            self._state.seconds = time.perf_counter() - self._began
+            if time.perf_counter() - self._saved > CHECKPOINT_SECONDS or done == ends:
+                self._save(number, run)
+        run.release()
+        del run
+        gc.collect()  # a captured graph holds its memory until its stage is gone
 
-    def _average(self, step: int) -> None:
-        """Exponential moving average whose memory grows with the steps taken so far."""
-        decay = min(self._options.ema, (1 + step) / (10 + step))
-        own, average = self.student.state_dict(), self._ema.state_dict()
-        for name, value in average.items():
-            if value.is_floating_point():
-                value.lerp_(own[name], 1 - decay)
-            else:
-                value.copy_(own[name])
+    def _make_setting(self, teacher: nn.Module, student: nn.Module) -> Setting:
+        fast = self.device.type == "cuda"
+        bf16 = fast and torch.cuda.is_bf16_supported()
+        torch.backends.cudnn.benchmark = fast  # crops of one size
+        layout = torch.channels_last if fast else torch.contiguous_format
+        preprocess = Preprocess.of(self._spec.data, self._spec.export)
+        teacher = _placed(teacher, self.device, layout).requires_grad_(False).eval()
+        if bf16:
+            teacher = teacher.bfloat16()
+        student = _placed(student, self.device, layout)
+        if fast and not self._processes.is_alone:
+            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
+        return Setting(
+            spec=self._spec,
+            teacher=teacher,
+            student=student,
+            ema=copy.deepcopy(student).requires_grad_(False).eval(),
+            photos=self._train,
+            store=ImageStore(self._train, preprocess.channels, self.device),
+            preprocess=preprocess,
+            stride=output_stride(teacher, student, self._spec),
+            device=self.device,
+            processes=self._processes,
+            work=self._work,
+            bf16=bf16,
+        )
 
-    def _row(self, done: int, terms: dict[str, Tensor], lr: float, begun: float) -> dict[str, Any]:
-        values = {name: float(value) for name, value in terms.items()}
-        if not all(torch.isfinite(value) for value in terms.values()):
-            raise KDError(
-                "loss-nonfinite",
-                f"step {done}: " + ", ".join(f"{n} = {v:.4g}" for n, v in values.items()),
-                where="[distill]",
-                fix="lower distill.lr, or the weight of the term that overflows",
-            )
-        loss = values.pop("loss")
-        milliseconds = (time.perf_counter() - begun) * 1e3
-        return {"step": done, "loss": loss, "terms": values, "lr": lr, "ms": milliseconds}
+    def _enter(self, number: int, plan: StagePlan, length: int, before: int) -> StageRun:
+        """The stage, its checkpoint loaded where it was left, and ready to run."""
+        run = StageRun(self.setting, plan, number, length, before)
+        kept, self._kept = self._kept, None
+        if kept is not None and kept["stage"] == number:
+            run.load_state_dict(kept["run"])
+        known = self._state.stages.get(plan.name)
+        run.start(known["execution"]["mode"] if known else None)
+        self._state.stages.setdefault(plan.name, run.describe())
+        if run.cache_note and plan.options.views:
+            log.info("distill: teacher outputs are not cached: %s", run.cache_note)
+        return run
 
-    def _validate(self, done: int) -> dict[str, float]:
-        true = [float(photo.count) for photo in self._val]
-        predicted = predict(self._ema, self._val, self._preprocess, self.device)
-        mae, rmse = mae_rmse(predicted, true)
-        state = self._state
-        if mae < state.best_mae:
-            state.best_mae, state.best_rmse, state.best_step = mae, rmse, done
-            state.best = {
-                n: v.detach().cpu().contiguous().clone() for n, v in self._ema.state_dict().items()
-            }
-        return {"val_mae": mae, "val_rmse": rmse}
+    def _row(self, run: StageRun, done: int) -> Row:
+        """Means since the last row; here the host waits for the device.
 
-    def _total_steps(self) -> int:
-        """The planned steps, decided once and kept beside the checkpoint."""
+        Raises:
+            KDError: `loss-nonfinite`, with the step at fault.
+        """
+        values = torch.stack(self._history)
+        first_bad = int(run.update.first_bad)
+        if first_bad != NO_STEP:
+            raise self._explain_bad(run, first_bad)
+        mean = self._processes.mean(values.double().mean(0).cpu()).tolist()
+        self._history = []
+        since, at = self._clock
+        ms = (time.perf_counter() - since) / max(1, done - at) * 1e3
+        row: Row = {"step": done, "loss": mean[0], "ms": ms, "stage": run.plan.name}
+        row["terms"] = dict(zip(run.trainable.names, mean[1:], strict=True))
+        row["weights"] = run.weights.shown()
+        return row | {"lr": run.learning_rate(done - 1 - run.before)}
+
+    def _explain_bad(self, run: StageRun, local: int) -> KDError:
+        """Keep the batch, and the weights from before it: no step after it changed them."""
+        back = self._state.step - (run.before + local)
+        values = self._history[-back].tolist() if back <= len(self._history) else []
+        terms = dict(zip(("loss", *run.trainable.names), values, strict=False))
+        networks = {"student": self.student.state_dict(), "recipe": run.recipe.state_dict()}
+        step = run.before + local + 1
+        kept = save_replay(
+            self._work, self._processes, step, run.sampler.batch(local), networks, terms
+        )
+        return nonfinite(step, terms, kept)
+
+    def _scores(self, network: nn.Module, photos: Sequence[Photo]) -> dict[str, float]:
+        """Every metric of a network, the photos shared out among the processes."""
+        rank, world = self._processes.rank, self._processes.world
+        own = list(photos[rank::world])
+        # photos of many sizes: to time convolutions for each would take longer than to run them
+        with torch.backends.cudnn.flags(benchmark=False):
+            found = predict(network, own, self.setting.preprocess, self.device, self._task)
+        padded = torch.full((-(-len(photos) // world),), float("nan"), dtype=torch.float64)
+        padded[: len(own)] = torch.tensor(found, dtype=torch.float64)
+        parts = self._processes.gather(padded)
+        predicted = torch.stack(parts, dim=1).flatten()[: len(photos)].tolist()
+        return self._task.scores(predicted, [self._task.truth(photo) for photo in photos])
+
+    def _validate(self, done: int) -> Row:
+        scores = self._scores(self.setting.ema, self._val)
+        value, state = scores[self._task.metric.name], self._state
+        if self._on_validated is not None:
+            self._on_validated(done, state.seconds, self.setting.ema)
+        if self._task.metric.is_better(value, state.value):
+            state.value, state.scores, state.best_step = value, scores, done
+            average = self.setting.ema.state_dict()
+            state.best = {n: v.detach().cpu().contiguous().clone() for n, v in average.items()}
+        return {f"val_{name}": score for name, score in scores.items()}
+
+    def _first_row(self, lengths: Sequence[int]) -> None:
+        """The student's validation before the first step."""
+        row = {"step": 0, **self._validate(0)}
+        self._state.metrics.append(row)
+        log.info("distill: before the first step %s", _words(row))
+        log.info("distill: %s steps", " + ".join(map(str, lengths)))
+
+    def conclude(self) -> tuple[float, list[str]]:
+        """After `run`: the best student's metric on training photos, and what to warn of.
+
+        It looks at as many training photos as there are validation ones. All processes call it.
+        """
+        state, metric = self._state, self._task.metric
+        self.setting.ema.load_state_dict(state.best)
+        train = self._scores(self.setting.ema, evenly(self._train, len(self._val)))[metric.name]
+        found = findings(metric, state.metrics, state.value, self._teacher_value, train)
+        batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in self.student.modules())
+        if batch_norm and not self._processes.is_alone and self.device.type == "cpu":
+            found.append("batch-norm statistics are of each process's own batch on a CPU")
+        return train, found
+
+    def _lengths(self) -> list[int]:
+        """The planned steps of each stage, decided once and kept beside the checkpoint."""
         kept = self._work / "steps.json"
-        if kept.is_file():
-            return int(json.loads(kept.read_text()))
-        student, recipe = copy.deepcopy((self.student, self._recipe))
-        optimizer = self._make_optimizer(student, recipe)
+        if not kept.is_file() and self._processes.is_main:
+            write_text(kept, json.dumps(self._planned()))
+        self._processes.barrier()
+        return list(json.loads(kept.read_text()))
+
+    def _planned(self) -> list[int]:
+        world = self._processes.world
+        return stage_steps(self._plans, self._options, len(self._train), world, self._seconds)
+
+    def _seconds(self, plan: StagePlan) -> float:
+        """Time some steps of a stage, and undo them."""
+        alone = replace(self.setting, processes=Processes())
+        networks = (alone.student, alone.ema)
+        before = [copy.deepcopy(network.state_dict()) for network in networks]
+        run = StageRun(alone, plan, 0, 1)
+        run.start(None)
 
         def timed_step() -> None:
-            terms, _ = self._step(student, recipe, optimizer, 0, 1000)
-            float(terms["loss"])
+            run.step(0)
+            float(run.values[0])
 
-        total = total_steps(self._options, len(self._train), timed_step)
-        write_text(kept, json.dumps(total))
-        return total
+        try:
+            return seconds_per_step(timed_step)
+        finally:
+            run.release()
+            for network, state in zip(networks, before, strict=True):
+                network.load_state_dict(state)
 
-    def _save(self) -> None:
-        path = self._work / "checkpoint.pt"
-        temporary = path.with_suffix(".tmp")
-        torch.save(
-            {
-                "student": self.student.state_dict(),
-                "ema": self._ema.state_dict(),
-                "recipe": self._recipe.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "state": vars(self._state),
-            },
-            temporary,
-        )
-        temporary.replace(path)
+    def _save(self, number: int, run: StageRun) -> None:
+        self._saved = time.perf_counter()
+        if not self._processes.is_main:
+            return
+        parts = {
+            "stage": number,
+            "student": self.student.state_dict(),
+            "ema": self.setting.ema.state_dict(),
+            "run": run.state_dict(),
+            "history": self._history,
+        }
+        save_checkpoint(self._work, self._state, parts)
 
     def _resume(self) -> None:
-        path = self._work / "checkpoint.pt"
-        if not path.is_file():
+        kept = self._kept
+        if kept is None:
             return
-        kept = torch.load(path, map_location=self.device, weights_only=True)
         self.student.load_state_dict(kept["student"])
-        self._ema.load_state_dict(kept["ema"])
-        self._recipe.load_state_dict(kept["recipe"])
-        self._optimizer.load_state_dict(kept["optimizer"])
+        self.setting.ema.load_state_dict(kept["ema"])
+        self._history = list(kept["history"])
         self._state = State(**kept["state"])
         log.info("distill: resumed after step %d", self._state.step)
+
+
+def training_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", processes().local_rank)
+
+
+def _placed(model: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    return model.to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def _words(row: Row) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")

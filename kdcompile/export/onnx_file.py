@@ -19,7 +19,7 @@ from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.opset import EXPORTED_OPSET, at_opset
 from kdcompile.export.session import cpu_session, run_onnx
 
-INPUT, OUTPUT = "image", "density"
+INPUT = "image"
 SIMPLIFIED_TOLERANCE = 1e-4  # of the largest output: folding reorders float32 sums
 
 Shape = Sequence[int]
@@ -31,19 +31,21 @@ def onnx_from_module(
     shapes: tuple[Shape, Shape, Shape],
     max_opset: int = EXPORTED_OPSET,
     ir_version: int = 10,
+    output: str = "density",
 ) -> ModelProto:
-    """Write a module in inference mode as ONNX: one input `image`, one output `density`.
+    """Write a module in inference mode as ONNX: one input `image`, one output of the given name.
 
     Height and width are symbols where smallest and largest differ; batch and channels are fixed.
     The file is proven to hold nothing but the module (`prove_clean`), to be within the opset, and
     to give the exporter's own output after conversion and simplification.
 
     Args:
-        module: takes and gives one float32 tensor [N, C, H, W]; in eval mode, on the CPU.
+        module: takes float32 [N, C, H, W] and gives one tensor; in eval mode, on the CPU.
         path: the file to write.
         shapes: smallest, typical and largest input.
         max_opset: the newest opset that the target reads.
         ir_version: the newest IR version that the target reads.
+        output: the name of the output, the task's.
 
     Returns:
         The model as written.
@@ -52,7 +54,7 @@ def onnx_from_module(
         KDError: `export-failed`, `export-dynamic`, `export-opset`, `export-simplify` or
             `export-leftover`.
     """
-    raw = _exported(module, shapes)
+    raw = _exported(module, shapes, output)
     x = np.random.default_rng(0).standard_normal(tuple(shapes[0]), dtype=np.float32)
     if list(shapes[0]) != list(shapes[2]):
         _prove_range(module, raw, shapes)
@@ -72,7 +74,7 @@ def onnx_from_module(
     return model
 
 
-def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape]) -> ModelProto:
+def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str) -> ModelProto:
     low, _, high = shapes
     names = {2: "height", 3: "width"}
     dims = {
@@ -88,7 +90,7 @@ def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape]) -> ModelPro
                 module,
                 (sample,),
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[output],
                 opset_version=EXPORTED_OPSET,
                 dynamic_shapes=(dims,) if dims else None,
                 dynamo=True,
@@ -103,7 +105,7 @@ def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape]) -> ModelPro
             "export-failed",
             f"{len(model.graph.input)} inputs and {len(model.graph.output)} outputs, not one each",
             where=type(module).__name__,
-            fix="use a network with one image in and one density out",
+            fix=f"use a network with one image in and one {output} out",
         )
     return model
 

@@ -15,6 +15,7 @@ from kdcompile.data.agreement import agreement
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits
+from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
 from kdcompile.export.fp16 import to_fp16
 from kdcompile.export.onnx_file import onnx_from_module
@@ -50,12 +51,13 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     load_weights(student, distilled.file("student.safetensors"))
     student = student.float().eval()
 
+    output = find_task(spec.task.kind).output
     models: dict[str, ModelProto] = {}
     report: dict[str, Any] = {}
     for name, module in (("student", student), ("teacher", teacher)):
         path = folder / f"{name}.onnx"
         models[name] = onnx_from_module(
-            module, path, spec.export.profile, target.max_opset, target.ir_version
+            module, path, spec.export.profile, target.max_opset, target.ir_version, output
         )
         report[name] = _checked(name, module, path, images)
     half = folder / "student_fp16.onnx"

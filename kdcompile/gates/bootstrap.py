@@ -32,13 +32,14 @@ def interval(
     Returns:
         `(low, high)`; both are the statistic itself when no resample changes it.
     """
+    batch = max(1, BATCH_VALUES // len(samples[0]))
     draw = stats.bootstrap(
         samples,
         statistic,
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=max(1, BATCH_VALUES // len(samples[0])),
+        batch=batch,
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),
@@ -54,6 +55,7 @@ def interval(
         paired=True,
         vectorized=True,
         n_resamples=0,
+        batch=batch,
         confidence_level=confidence,
         method="BCa",
         bootstrap_result=draw,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.bench.paired import PairedTimes
+from kdcompile.data.task import Task
 from kdcompile.report import Evidence, Measurement
 from kdcompile.targets import Target
 
@@ -14,12 +15,12 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
-    """Counts of every judged test photo; all arrays are float64 [N] in the order of `names`.
+class Outcomes:
+    """Predictions for every judged test photo; arrays are float64 [N] in the order of `names`.
 
     Args:
         names: the photos.
-        true: annotated points.
+        true: the annotated values.
         teacher: the teacher, fp32.
         student_fp32: the trained student.
         student_int8: the calibrated student.
@@ -45,7 +46,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Parity:
-    """The deployed network's density against the trained one's.
+    """The deployed network's output against the trained one's.
 
     Args:
         sqnr_db: signal power over the power of the difference, pooled over images, in dB.
@@ -99,7 +100,8 @@ class VerifyContext:
     Args:
         target: what the build is for.
         precision: the chosen one, "fp32", "fp16" or "int8".
-        counts: on the test photos.
+        task: what is predicted.
+        outcomes: on the test photos.
         parity: of the deployed network.
         latency: on this machine.
         predictions: of the target, by precision.
@@ -112,7 +114,8 @@ class VerifyContext:
 
     target: Target
     precision: str
-    counts: Counts
+    task: Task
+    outcomes: Outcomes
     parity: Parity
     latency: Latency
     predictions: Mapping[str, Prediction]

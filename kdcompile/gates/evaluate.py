@@ -12,11 +12,12 @@ from kdcompile.backends.predict import Runner
 from kdcompile.data.agreement import decibels, powers, relative_error
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
+from kdcompile.data.task import Task
 from kdcompile.errors import KDError
 from kdcompile.gates.context import Parity
 
 Floats = NDArray[np.float64]
-Density = NDArray[np.float32]
+Output = NDArray[np.float32]
 
 LOG_SECONDS = 10.0
 log = logging.getLogger("kdcompile")
@@ -24,9 +25,13 @@ log = logging.getLogger("kdcompile")
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Counts by network, float64 [N] each, and the agreement of two of the networks."""
+    """Predictions by network, float64 [N] each, and the agreement of two of the networks.
 
-    counts: Mapping[str, Floats]
+    `difficulty`, float64 [N]: how far the second of the two is from the truth on each photo.
+    """
+
+    predicted: Mapping[str, Floats]
+    difficulty: Floats
     parity: Parity
 
 
@@ -35,27 +40,33 @@ def evaluate(
     compared: tuple[str, str],
     photos: Sequence[Photo],
     preprocess: Preprocess,
+    task: Task,
+    classes: Sequence[str] | None = None,
 ) -> Evaluation:
     """Run every network over every photo; each photo is read once.
 
     Args:
-        runners: float32 [1, C, h, w] to density float32 [1, 1, h', w'], by name.
+        runners: float32 [1, C, h, w] to the output, float32 [1, ...], by name.
         compared: names of the trained network and of the deployed one.
         photos: at least one.
         preprocess: pixels to input.
+        task: what the outputs mean.
+        classes: the names that the data has for them.
 
     Raises:
-        KDError: `output-nonfinite`, a network gave NaN or infinity.
+        KDError: `output-nonfinite`, a network gave NaN or infinity; `labels-invalid`.
     """
-    counts: dict[str, list[float]] = {name: [] for name in runners}
+    predicted: dict[str, list[float]] = {name: [] for name in runners}
+    difficulty: list[float] = []
     signal = noise = worst = 0.0
     told = time.monotonic()
     for index, photo in enumerate(photos, 1):
         image = preprocess(photo.pixels(preprocess.channels))
-        maps = {name: _finite(runner(image), name, photo) for name, runner in runners.items()}
-        for name, density in maps.items():
-            counts[name].append(float(density.sum(dtype=np.float64)))
-        pair = maps[compared[0]], maps[compared[1]]
+        outputs = {name: _finite(runner(image), name, photo) for name, runner in runners.items()}
+        for name, output in outputs.items():
+            predicted[name].append(float(task.predictions(output)[0]))
+        pair = outputs[compared[0]], outputs[compared[1]]
+        difficulty.append(task.difficulty(pair[1], _truth(task, photo, pair[1], classes)))
         found = powers(*pair)
         signal, noise = signal + found[0], noise + found[1]
         worst = max(worst, relative_error(*pair))
@@ -64,23 +75,35 @@ def evaluate(
             log.info("verify: %d of %d test photos", index, len(photos))
     mode = f"{compared[1]} against {compared[0]} on test photos"
     agreement = Parity(decibels(signal, noise), worst, len(photos), mode)
-    return Evaluation({name: np.array(values) for name, values in counts.items()}, agreement)
+    return Evaluation(
+        {name: np.array(values) for name, values in predicted.items()},
+        np.array(difficulty),
+        agreement,
+    )
 
 
-def _finite(density: Density, name: str, photo: Photo) -> Density:
-    if not np.isfinite(density).all():
+def _truth(task: Task, photo: Photo, output: Output, classes: Sequence[str] | None) -> float:
+    true = task.truth(photo)
+    problem = task.check_labels([true], output.shape[1], classes)
+    if problem is not None:
+        raise KDError("labels-invalid", problem, photo.name, "correct the label of the test photo")
+    return true
+
+
+def _finite(output: Output, name: str, photo: Photo) -> Output:
+    if not np.isfinite(output).all():
         raise KDError(
             "output-nonfinite",
             f"the {name} gave NaN or infinity",
             where=photo.name,
             fix="check its weights; in fp16, a value over 65504 overflows",
         )
-    return density
+    return output
 
 
-def pick_examples(errors: Floats) -> dict[str, int]:
-    """The photos with the smallest, the median and the largest absolute error, by index."""
-    order = np.argsort(np.abs(errors), kind="stable")
+def pick_examples(difficulty: Floats) -> dict[str, int]:
+    """The photos with the smallest, the median and the largest difficulty, by index."""
+    order = np.argsort(difficulty, kind="stable")
     return {
         "best": int(order[0]),
         "median": int(order[len(order) // 2]),
@@ -89,13 +112,18 @@ def pick_examples(errors: Floats) -> dict[str, int]:
 
 
 def example_arrays(
-    photo: Photo, preprocess: Preprocess, student: Runner, teacher: Runner
-) -> dict[str, NDArray[np.uint8] | Density]:
+    photo: Photo, preprocess: Preprocess, networks: Mapping[str, Runner]
+) -> dict[str, NDArray[np.uint8] | Output]:
     """What the report draws of a photo.
 
+    Args:
+        photo: the photo.
+        preprocess: pixels to input.
+        networks: those whose densities are drawn, by name; none for outputs that are no maps.
+
     Returns:
-        `pixels`, uint8 [H, W, C]: the photo as the networks saw it, scaled and padded; `student`
-        and `teacher`, float32 [h, w]: densities over exactly that area.
+        `pixels`, uint8 [H, W, C]: the photo as the networks saw it, scaled and padded; and by the
+        name of each network, float32 [h, w]: its density over exactly that area.
     """
     image = preprocess(photo.pixels(preprocess.channels))
     std, mean = np.array(preprocess.std, np.float32), np.array(preprocess.mean, np.float32)
@@ -103,6 +131,5 @@ def example_arrays(
     pixels = np.clip(np.rint(colour * 255), 0, 255).astype(np.uint8)
     return {
         "pixels": pixels,
-        "student": student(image)[0, 0].astype(np.float32),
-        "teacher": teacher(image)[0, 0].astype(np.float32),
+        **{name: run(image)[0, 0].astype(np.float32) for name, run in networks.items()},
     }

@@ -1,7 +1,7 @@
 """Stage `verify`: the networks of a build on the test split, which only this stage reads."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from kdcompile.data.agreement import LIMIT_DB
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly, load_splits
-from kdcompile.gates.context import Counts, Latency, Parity, Prediction, VerifyContext
+from kdcompile.data.task import Task, find_task
+from kdcompile.gates.context import Latency, Outcomes, Parity, Prediction, VerifyContext
 from kdcompile.gates.evaluate import (
     Evaluation,
     evaluate,
@@ -25,8 +26,9 @@ from kdcompile.gates.evaluate import (
     pick_examples,
 )
 from kdcompile.gates.registry import judge
-from kdcompile.gates.summary import by_density, measurements, prediction_rows
+from kdcompile.gates.summary import measurements, part_rows, prediction_rows
 from kdcompile.report import GateResult, Report, overall
+from kdcompile.spec import Gates
 from kdcompile.targets import Target
 
 DEPLOYABLE = (".onnx", ".ort", ".engine", ".plan")
@@ -57,11 +59,14 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     paths = _networks(inputs)
     runners = {name: open_session(path, threads) for name, path in paths.items()}
     deployed = _deployed(inputs)
-    found = evaluate(runners, ("student_fp32", deployed), photos, preprocess)
+    task = find_task(spec.task.kind)
+    compared = ("student_fp32", deployed)
+    found = evaluate(runners, compared, photos, preprocess, task, splits.classes)
     context = VerifyContext(
         target=target,
         precision=inputs["compile"].json("choice.json")["precision"],
-        counts=_counts(photos, found, deployed, len(splits.test)),
+        task=task,
+        outcomes=_outcomes(task, photos, found, deployed, len(splits.test)),
         parity=_parity(inputs, found, deployed),
         latency=_time(step, target, runners, deployed, threads),
         predictions=predictions(inputs["search"].json("estimate.json")),
@@ -71,19 +76,23 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
         backend=runners["teacher"].name,
         backend_version=runners["teacher"].version,
     )
-    gates = judge(spec.gates, context)
+    gates = judge(_with_metric(spec.gates, task), context)
     for result in gates:
         log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
-    examples = _examples(folder, photos, context.counts, preprocess, runners, deployed)
+    drawn = {"student": runners[deployed], "teacher": runners["teacher"]} if task.is_dense else {}
+    chosen = pick_examples(found.difficulty)
+    for kind, index in chosen.items():
+        _save_example(folder / f"example_{kind}.npz", photos[index], preprocess, drawn)
     details = {
-        "predictions": prediction_rows(context.counts),
-        "by_density": by_density(context.counts),
+        "task": task.facts(splits.classes),
+        "predictions": prediction_rows(context.outcomes),
+        task.parts: part_rows(task, context.outcomes, splits.classes),
         "teacher": inputs["teacher"].json("teacher.json"),
         "distill": inputs["distill"].json("result.json"),
         "choice": inputs["compile"].json("choice.json"),
         "calibration": dict(inputs["calibrate"].meta),
         "parity": inputs["export"].json("parity.json"),
-        "examples": examples,
+        "examples": _examples(context, chosen, splits.classes),
         "dropped": splits.dropped,
         "max_test": spec.data.max_test,
         "test_photos": len(splits.test),
@@ -115,15 +124,25 @@ def _deployed(inputs: Mapping[str, Artifact]) -> str:
     return "student"
 
 
-def _counts(photos: list[Photo], found: Evaluation, deployed: str, available: int) -> Counts:
-    return Counts(
+def _outcomes(
+    task: Task, photos: list[Photo], found: Evaluation, deployed: str, available: int
+) -> Outcomes:
+    return Outcomes(
         names=tuple(photo.name for photo in photos),
-        true=np.array([photo.count for photo in photos], dtype=np.float64),
-        teacher=found.counts["teacher"],
-        student_fp32=found.counts["student_fp32"],
-        student_int8=found.counts["student_int8"],
-        student=found.counts[deployed],
+        true=np.array([task.truth(photo) for photo in photos], dtype=np.float64),
+        teacher=found.predicted["teacher"],
+        student_fp32=found.predicted["student_fp32"],
+        student_int8=found.predicted["student_int8"],
+        student=found.predicted[deployed],
         available=available,
+    )
+
+
+def _with_metric(gates: Gates, task: Task) -> Gates:
+    """The gates with the task's metric where the spec names none."""
+    metric = task.find_metric(gates.accuracy.metric).name
+    return gates.model_copy(
+        update={"accuracy": gates.accuracy.model_copy(update={"metric": metric})}
     )
 
 
@@ -200,30 +219,32 @@ def deployable(compiled: Artifact) -> dict[str, int]:
     }
 
 
+def _save_example(
+    path: Path, photo: Photo, preprocess: Preprocess, drawn: Mapping[str, Runner]
+) -> None:
+    with path.open("wb") as stream:
+        arrays = example_arrays(photo, preprocess, drawn)
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
 def _examples(
-    folder: Path,
-    photos: list[Photo],
-    counts: Counts,
-    preprocess: Preprocess,
-    runners: Mapping[str, Runner],
-    deployed: str,
+    context: VerifyContext, chosen: Mapping[str, int], classes: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    rows = []
-    for kind, index in pick_examples(counts.student - counts.true).items():
-        arrays = example_arrays(photos[index], preprocess, runners[deployed], runners["teacher"])
-        with (folder / f"example_{kind}.npz").open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **arrays)
-        rows.append(
-            {
-                "name": counts.names[index],
-                "kind": kind,
-                "file": f"example_{kind}.npz",
-                "true": float(counts.true[index]),
-                "predicted": float(counts.student[index]),
-                "teacher": float(counts.teacher[index]),
-            }
-        )
-    return rows
+    """What the report says of the best, the median and the worst photo."""
+    outcomes = context.outcomes
+    values = {"true": outcomes.true, "predicted": outcomes.student, "teacher": outcomes.teacher}
+    return [
+        {
+            "name": outcomes.names[index],
+            "kind": kind,
+            "file": f"example_{kind}.npz",
+            **{
+                name: context.task.name_of(float(value[index]), classes)
+                for name, value in values.items()
+            },
+        }
+        for kind, index in chosen.items()
+    ]
 
 
 def _report(

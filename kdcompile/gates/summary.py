@@ -1,15 +1,13 @@
 """The measurements and details of a verify report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kdcompile.bench.paired import median_interval
-from kdcompile.gates.accuracy import METRICS
+from kdcompile.data.task import Task
 from kdcompile.gates.bootstrap import interval
-from kdcompile.gates.context import Counts, VerifyContext
+from kdcompile.gates.context import Outcomes, VerifyContext
+from kdcompile.gates.rates import rate_interval
 from kdcompile.gates.speedup import measured_speedup
 from kdcompile.report import Measurement
 
@@ -40,28 +38,30 @@ def _precision(name: str) -> str:
 
 
 def _errors(context: VerifyContext) -> list[Measurement]:
-    counts = context.counts
-    rows = [("teacher", "fp32", counts.teacher), ("student", "fp32", counts.student_fp32)]
-    rows.append(("student", "int8", counts.student_int8))
+    task, outcomes = context.task, context.outcomes
+    rows = [("teacher", "fp32", outcomes.teacher), ("student", "fp32", outcomes.student_fp32)]
+    rows.append(("student", "int8", outcomes.student_int8))
     if context.precision not in ("fp32", "int8"):
-        rows.append(("student", context.precision, counts.student))
+        rows.append(("student", context.precision, outcomes.student))
     found = []
     for who, precision, predicted in rows:
-        errors = predicted - counts.true
-        for name, metric in METRICS.items():
+        errors = task.errors(predicted, outcomes.true)
+        for metric in task.metrics:
             low = high = None
-            if len(errors) > 1:
-                low, high = interval((errors,), metric, confidence=0.95, seed=context.seed)
+            if metric.points:
+                low, high = rate_interval(errors, confidence=0.95)
+            elif len(errors) > 1:
+                low, high = interval((errors,), metric.of, confidence=0.95, seed=context.seed)
             found.append(
                 context.measurement(
-                    f"{who} {name}",
-                    float(metric(errors)),
-                    "count",
+                    f"{who} {metric.name}",
+                    metric(errors),
+                    task.unit_of(metric),
                     low=low,
                     high=high,
                     n=len(errors),
                     precision=precision,
-                    mode=counts.scope,
+                    mode=outcomes.scope,
                 )
             )
     return found
@@ -109,36 +109,31 @@ def _predictions(context: VerifyContext) -> list[Measurement]:
     return found
 
 
-def prediction_rows(counts: Counts) -> list[dict[str, Any]]:
-    """One row a photo: its name, true count and what each network counted."""
+def prediction_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """One row a photo: its name, the true value and what each network predicted."""
+    networks = ("true", "teacher", "student_fp32", "student_int8", "student")
     return [
-        {
-            "name": name,
-            "true": float(counts.true[i]),
-            "teacher": float(counts.teacher[i]),
-            "student_fp32": float(counts.student_fp32[i]),
-            "student_int8": float(counts.student_int8[i]),
-            "student": float(counts.student[i]),
-        }
-        for i, name in enumerate(counts.names)
+        {"name": name, **{who: float(getattr(outcomes, who)[i]) for who in networks}}
+        for i, name in enumerate(outcomes.names)
     ]
 
 
-def by_density(counts: Counts) -> list[dict[str, Any]]:
-    """MAE of teacher and deployed student in thirds of the photos by true count, sparse first.
+def part_rows(
+    task: Task, outcomes: Outcomes, classes: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The task's metric of teacher and deployed student in each of its groups of photos.
 
-    `low` and `high` are the smallest and the largest true count of a third. Fewer than three
-    photos give fewer parts.
+    A row has what the group is, its `n` photos, `teacher_METRIC` and `student_METRIC`.
     """
-    order: NDArray[np.int64] = np.argsort(counts.true, kind="stable")
+    metric = task.metric
+    errors = {
+        who: task.errors(getattr(outcomes, who), outcomes.true) for who in ("teacher", "student")
+    }
     return [
         {
-            "low": float(counts.true[part].min()),
-            "high": float(counts.true[part].max()),
+            **about,
             "n": len(part),
-            "teacher_mae": float(np.abs(counts.teacher - counts.true)[part].mean()),
-            "student_mae": float(np.abs(counts.student - counts.true)[part].mean()),
+            **{f"{who}_{metric.name}": metric(found[part]) for who, found in errors.items()},
         }
-        for part in np.array_split(order, 3)
-        if len(part)
+        for about, part in task.groups(outcomes.true, classes)
     ]

@@ -53,6 +53,7 @@ class Channels:
     size: list[int] = field(default_factory=list)
     multiple: list[int] = field(default_factory=list)
     frozen: set[int] = field(default_factory=set)
+    nodes: dict[str, list[Node]] = field(default_factory=dict)  # where each layer runs
     _parent: list[int] = field(default_factory=list)
 
     def new(self, size: int, multiple: int = 1) -> Layout:
@@ -120,7 +121,8 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
         KDError: `trace-failed`, when the forward pass cannot be captured.
     """
     try:
-        exported = torch.export.export(model, (torch.zeros(*shape),))
+        device = next((p.device for p in model.parameters()), None)
+        exported = torch.export.export(model, (torch.zeros(*shape, device=device),))
     except Exception as error:
         raise KDError(
             "trace-failed",
@@ -157,7 +159,7 @@ class _Walk:
                 self._layout[node] = layout
 
     def _call(self, node: Node) -> Layout | None:
-        name = _name(node)
+        name = operator_name(node)
         if name in CONVOLUTIONS or name == "linear":
             layer = self._module(node.args[1])
             if layer is not None and self._shape(node.args[0]):
@@ -189,7 +191,7 @@ class _Walk:
             made = self.channels.new(outputs, groups)
             if groups > 1:
                 self.channels.divisible(source, groups)
-        return self._layer(name, Layer(type(module), source, made, groups))
+        return self._layer(node, name, Layer(type(module), source, made, groups))
 
     def _linear(self, node: Node, name: str) -> Layout:
         module = self._model.get_submodule(name)
@@ -199,10 +201,11 @@ class _Walk:
             source = self.channels.new(int(module.in_features))  # type: ignore[arg-type]
             self.channels.freeze(source)
         made = self.channels.new(int(module.out_features))  # type: ignore[arg-type]
-        return self._layer(name, Layer(type(module), source, made))
+        return self._layer(node, name, Layer(type(module), source, made))
 
-    def _layer(self, name: str, layer: Layer) -> Layout:
+    def _layer(self, node: Node, name: str, layer: Layer) -> Layout:
         """Register a layer; one that runs twice has its channels tied."""
+        self.channels.nodes.setdefault(name, []).append(node)
         before = self.channels.layers.setdefault(name, layer)
         if before is not layer:
             self.channels.unite(before.inputs, layer.inputs)
@@ -216,7 +219,7 @@ class _Walk:
             self.channels.freeze(source)
             return source
         kind = type(self._model.get_submodule(name))
-        return self._layer(name, Layer(kind, source, source))
+        return self._layer(node, name, Layer(kind, source, source))
 
     def _merge(self, node: Node) -> Layout | None:
         tensors = [a for a in node.args if isinstance(a, Node)]
@@ -286,7 +289,8 @@ class _Walk:
         return int(shape[1]) if len(shape) > 1 else 1
 
 
-def _name(node: Node) -> str:
+def operator_name(node: Node) -> str:
+    """The operator that a node calls, without its namespace: `conv2d`, `relu`."""
     target = node.target
     if target is operator.getitem:
         return "getitem"

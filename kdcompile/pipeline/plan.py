@@ -1,11 +1,13 @@
 """What a build would do, and the build itself."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kdcompile.artifact import Artifact, Step, Store
+from kdcompile.distributed import leave, made_by_main, processes
 from kdcompile.doctor import version
 from kdcompile.pipeline.keys import key_parts, step_key
 from kdcompile.pipeline.stages import STAGES, upstream
@@ -37,14 +39,37 @@ class Plan:
     def make(self, stage: str) -> Artifact:
         """The stage's artifact, made if it is not there, and before it whatever it needs.
 
+        Of several processes (torchrun) the first one runs every stage, and the others only take
+        part in those that run in parallel: for them this ends the program.
+
         Raises:
             KDError: any stage's.
         """
-        made = self.found()
-        for name in upstream(stage) if stage not in made else []:
-            if name not in made:
-                made[name] = self._run(name, made)
+        made, place = self.found(), processes()
+        place.barrier()  # all have seen the same store before anyone writes to it
+        todo = [n for n in upstream(stage) if n not in made] if stage not in made else []
+        last = max((n for n, name in enumerate(todo) if STAGES[name].parallel), default=-1)
+        for name in todo[: last + 1]:
+            made[name] = self._run_together(name, made)
+        if not place.is_main:
+            leave()
+            sys.exit(0)
+        for name in todo[last + 1 :]:
+            made[name] = self._run(name, made)
         return made[stage]
+
+    def _run_together(self, name: str, made: Mapping[str, Artifact]) -> Artifact:
+        """A stage while other processes follow."""
+        place = processes()
+        if place.is_main or STAGES[name].parallel:
+            artifact = self._run(name, made)
+        if not STAGES[name].parallel:
+            place.barrier()
+        if not place.is_main:
+            key = self._key(name, made)
+            assert key is not None, "upstream stages come first"
+            artifact = made_by_main(self.store, name, key)
+        return artifact
 
     def _key(self, name: str, made: Mapping[str, Artifact]) -> str | None:
         stage = STAGES[name]

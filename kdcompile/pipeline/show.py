@@ -3,6 +3,7 @@
 from typing import Any
 
 from kdcompile.data.splits import evenly, load_splits
+from kdcompile.data.task import find_task
 from kdcompile.gates.margin import smallest_margin
 from kdcompile.pipeline.plan import Plan
 from kdcompile.pipeline.stages import STAGES
@@ -29,8 +30,20 @@ def describe(plan: Plan) -> dict[str, Any]:
 def _margin(plan: Plan, teacher: Any) -> dict[str, Any]:
     test = load_splits(plan.spec.data, plan.spec.folder).test
     images = len(evenly(test, plan.spec.data.max_test))
-    smallest = smallest_margin(images, teacher["val_mae"], teacher["val_abs_error_std"])
-    return {"images": images, "smallest": smallest, "asked": plan.spec.gates.accuracy.margin}
+    metric = find_task(plan.spec.task.kind).metric
+    scale, std = teacher[f"val_{metric.name}"], teacher["val_abs_error_std"]
+    if metric.points:
+        # percentage points, not a share; by Laplace's rule, as no teacher is right for certain
+        rate = (scale * teacher["n_val"] + 1) / (teacher["n_val"] + 2)
+        scale, std = 1.0, (rate * (1 - rate)) ** 0.5
+    smallest = smallest_margin(images, scale, std)
+    asked = plan.spec.gates.accuracy.margin
+    return {
+        "images": images,
+        "smallest": smallest,
+        "asked": asked,
+        "unit": "percentage points" if metric.points else f"% of the teacher's {metric.name}",
+    }
 
 
 def lines(plan: dict[str, Any]) -> list[str]:
@@ -68,6 +81,7 @@ def _margin_line(margin: dict[str, Any] | None) -> str:
     if margin is None:
         return "the smallest margin that the test photos decide: known once `teacher` has run"
     return (
-        f"{margin['images']} test photos decide a margin of {margin['smallest']:.0%} or more "
-        f"(80 % power, error correlation 0.8); the spec asks {margin['asked']}"
+        f"{margin['images']} test photos decide a margin of {100 * margin['smallest']:.0f} "
+        f"{margin['unit']} or more (80 % power, error correlation 0.8); the spec asks "
+        f"{margin['asked'].rstrip('%')}"
     )

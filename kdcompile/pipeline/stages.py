@@ -26,6 +26,7 @@ class Stage:
         libraries: the distributions whose versions are in its key.
         on_target: the target is in its key.
         on_machine: the machine is in its key, since it measures.
+        parallel: all processes of a job run it together; the others are the first one's.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Stage:
     libraries: tuple[str, ...]
     on_target: bool = False
     on_machine: bool = False
+    parallel: bool = False
 
     def load(self) -> Run:
         """The stage's function."""
@@ -74,6 +76,7 @@ STAGES: dict[str, Stage] = {
             splits=("train", "val"),
             packages=("data", "models", "distill", "kernels"),
             libraries=("torch", "numpy", "pillow"),
+            parallel=True,
         ),
         Stage(
             name="export",

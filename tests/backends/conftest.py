@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kdcompile.backends import worker
 from kdcompile.backends.kit import write_kit
 from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.data.task import find_task
 from kdcompile.targets import load
 
 WEIGHT = (np.random.default_rng(0).standard_normal((1, 3, 3, 3)) * 0.1).astype(np.float32)
@@ -113,6 +114,7 @@ def make_kit(tmp_path):
             tmp_path / "preprocess.json",
             gates,
             (inputs, outputs),
+            find_task("counting"),
             profile=([1, 3, 16, 16], [1, 3, *sides[0]], [1, 3, 32, 32]),
             predicted="int8",
         )

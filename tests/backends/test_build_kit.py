@@ -11,6 +11,7 @@ import pytest
 
 from kdcompile.backends import worker
 from kdcompile.backends.kit import write_kit
+from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
 from kdcompile.targets import load
 
@@ -174,6 +175,7 @@ def test_reference_must_be_whole(onnx_files, tmp_path):
                 tmp_path / "p.json",
                 {},
                 ([image], outputs),
+                find_task("counting"),
                 profile=([1], [1], [1]),
                 predicted="fp32",
             )
@@ -228,6 +230,22 @@ def test_another_tensorrt_is_refused_unless_allowed(script, kit, played_tensorrt
     assert "--allow-version" in shown
     assert script.main(["--allow-version"]) == 0
     assert record(kit)["evidence"] == "host"
+
+
+def test_a_classifier_is_compared_by_its_classes(script):
+    logits = [np.float32([[1, 2]]), np.float32([[5, 4]])]
+    turned = [np.float32([[1, 2.1]]), np.float32([[4, 5]])]
+    assert script.compare(turned, logits, "classification")["top1_agreement"] == 0.5
+    broken = [np.float32([[1, np.nan]]), logits[1]]
+    assert script.compare(broken, logits, "classification")["top1_agreement"] == 0
+
+
+def test_a_value_is_compared_by_its_difference(script):
+    values, other = (
+        [np.float32([[1.0]]), np.float32([[5.0]])],
+        [np.float32([[1.5]]), np.float32([[3]])],
+    )
+    assert script.compare(list(other), list(values), "regression")["value_difference"] == 2
 
 
 def doubled_reference(kit):

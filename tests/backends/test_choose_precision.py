@@ -3,8 +3,9 @@ import math
 import pytest
 
 from kdcompile.backends.choose import Limits, choose, judge
+from kdcompile.data.metric import MAE, TOP1
 
-LIMITS = Limits("mae", 10.0, 20.0)
+LIMITS = Limits(MAE, 10.0, 20.0)
 
 
 def candidates(*rows):
@@ -25,11 +26,11 @@ def candidates(*rows):
     ],
 )
 def test_auto(rows, precision):
-    assert choose(candidates(*rows)).precision == precision
+    assert choose(candidates(*rows), MAE).precision == precision
 
 
 def test_none_passing_is_said():
-    choice = choose(candidates(("fp32", 3, 12), ("int8", 1, 13)))
+    choice = choose(candidates(("fp32", 3, 12), ("int8", 1, 13)), MAE)
     assert choice.why.startswith("no precision passes; fp32 is the most accurate")
 
 
@@ -38,24 +39,35 @@ def test_nan_never_passes():
 
 
 def test_asked_is_obeyed_and_called_so():
-    choice = choose(candidates(("fp32", 3, 9), ("int8", 1, 99)), "int8")
+    choice = choose(candidates(("fp32", 3, 9), ("int8", 1, 99)), MAE, "int8")
     assert (choice.precision, choice.basis) == ("int8", "asked")
     assert "over the limit" in choice.why
 
 
 @pytest.mark.parametrize(("evidence", "basis"), [("host", "measured"), ("predicted", "predicted")])
 def test_basis(evidence, basis):
-    assert choose([judge("fp32", 1, evidence, 1, 40.0, LIMITS)]).basis == basis
+    assert choose([judge("fp32", 1, evidence, 1, 40.0, LIMITS)], MAE).basis == basis
 
 
 def test_the_losers_are_explained():
     rows = ("fp32", 3, 9), ("fp16", 0.238, 9), ("int8", 0.246, 9)
-    assert "int8 0.246 ms is slower than fp16 0.238 ms" in choose(candidates(*rows)).why
+    assert "int8 0.246 ms is slower than fp16 0.238 ms" in choose(candidates(*rows), MAE).why
 
 
 @pytest.mark.parametrize("sqnr", [19.9, -200.0, math.nan])
-def test_densities_that_differ_do_not_pass(sqnr):
+def test_outputs_that_differ_do_not_pass(sqnr):
     found = judge("int8", 1, "predicted", 1.0, sqnr, LIMITS)
     assert not found.passed
     assert "within the limit" in found.why
     assert "dB of 20" in found.why
+
+
+def test_of_a_rate_more_is_better():
+    limits = Limits(TOP1, 0.9, 20.0)
+    rows = (("fp32", 3, 0.95), ("fp16", 2, 0.9), ("int8", 1, 0.89))
+    found = [judge(p, ms, "predicted", value, 40.0, limits) for p, ms, value in rows]
+    assert choose(found, TOP1).precision == "fp16"
+    assert found[2].why == "validation top1 89.00% is under the limit 90.00%"
+    strict = Limits(TOP1, 0.99, 20.0)
+    none = [judge(p, ms, "predicted", value, 40.0, strict) for p, ms, value in rows]
+    assert choose(none, TOP1).why.startswith("no precision passes; fp32 is the most accurate")

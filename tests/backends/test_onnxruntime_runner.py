@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.backends.predict import counts_of, predict_maps
+from kdcompile.backends.predict import predict_outputs
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.errors import KDError
@@ -60,7 +60,9 @@ def test_broken_and_missing_files(tmp_path):
         assert caught.value.code == code
 
 
-def test_counts_are_the_sums_of_densities():
+def test_each_photo_has_its_output():
     preprocess = Preprocess(1, (0.0,), (1.0,), (1, 1), (64, 64))
     photos = [Photo(str(n), np.zeros((0, 2)), array=np.full((4, n, 1), 255)) for n in (2, 5)]
-    assert counts_of(predict_maps(lambda image: image, photos, preprocess)) == [8.0, 20.0]
+    outputs = predict_outputs(lambda image: image, photos, preprocess)
+    assert [output.shape for output in outputs] == [(1, 1, 4, 2), (1, 1, 4, 5)]
+    assert [output.sum() for output in outputs] == [8, 20]

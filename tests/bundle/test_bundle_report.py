@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcompile.bundle import facts, figures, render
+from kdcompile.bundle import curves, facts, figures, render
 from kdcompile.bundle.overlay import overlay_png
 from kdcompile.bundle.text import text_summary
 
@@ -121,18 +121,17 @@ def test_figures_follow_the_theme_and_repeat_exactly(metrics, a_report):
     points = facts.predictions(a_report())
     for theme in (figures.LIGHT, figures.DARK):
         corner = "#{:02x}{:02x}{:02x}".format(
-            *picture(figures.scatter(points, theme)).getpixel((0, 0))
+            *picture(figures.scatter(points, "count", theme)).getpixel((0, 0))
         )
         assert corner == theme.paper
-    assert figures.loss_curves(metrics, figures.LIGHT) == figures.loss_curves(
-        metrics, figures.LIGHT
-    )
+    assert curves.loss_curves(metrics, figures.LIGHT) == curves.loss_curves(metrics, figures.LIGHT)
 
 
 def test_figures_take_odd_values(metrics):
     negative = [{"step": 0, "loss": -1.0, "terms": {"$a_1$": -1.0, "损": 0.0}}, {"step": 5}]
-    assert picture(figures.loss_curves(negative, figures.LIGHT)).width > 100
-    assert picture(figures.validation_curve(metrics, None, figures.DARK)).width > 100
+    assert picture(curves.loss_curves(negative, figures.LIGHT)).width > 100
+    drawn = curves.validation_curve(metrics, ("val_mae", "error"), None, figures.DARK)
+    assert picture(drawn).width > 100
 
 
 @pytest.mark.parametrize(("size", "channels"), [((30, 40), 1), ((1200, 300), 3), ((8, 900), 3)])
@@ -156,3 +155,67 @@ def test_overlay_puts_the_density_where_it_was_seen():
     rows, columns = np.nonzero(photo)
     assert rows.mean() < image.shape[0] * 0.35
     assert columns.mean() > image.shape[1] * 0.5
+
+
+CLASSIFIED = {
+    "task": {"kind": "classification", "metric": "top1", "is_rate": True, "classes": ["a", "b"]},
+    "predictions": [
+        {"name": "1", "true": 0.0, "teacher": 0.0, "student": 1.0},
+        {"name": "2", "true": 1.0, "teacher": 1.0, "student": -1.0},
+    ],
+    "by_density": None,
+    "by_class": [
+        {"class": name, "n": 1, "teacher_top1": 0.5, "student_top1": 0.25} for name in ("a", "b")
+    ],
+    "teacher": {"val_top1": 0.9},
+    "distill": {"val_top1": 0.8, "best_step": 20, "initial": {"val_top1": 0.125},
+                "warnings": ["overfitting: <badly>", "the teacher is worse"]},
+}  # fmt: skip
+
+
+def test_classes_have_words_of_their_own(a_report, tmp_path):
+    report = a_report(**CLASSIFIED)
+    rows = [{"step": 0, "val_top1": 0.125}, {"step": 20, "val_top1": 0.8, "loss": 1.0}]
+    page, text = render.html(report, tmp_path, rows), render.markdown(report)
+    assert "Predicted against true class" in page
+    assert "Accuracy by class" in text
+    assert "| a | 1 | 50.00% | 25.00% |" in text
+    assert "12.50% before the first step, 80.00% at best (step 20), the teacher's 90.00%" in text
+    assert page.count('srcset="data:image/png') == 4
+
+
+def test_warnings_come_before_the_gates(a_report, tmp_path):
+    report = a_report(**CLASSIFIED)
+    page = render.html(report, tmp_path, [])
+    assert page.index("overfitting: &lt;badly&gt;") < page.index('id="gates"')
+    assert render.markdown(report).index("**Warning**: the teacher") < page.index('id="gates"')
+    assert "warning: the teacher is worse" in text_summary(report)
+    assert 'id="warnings"' not in render.html(a_report(), tmp_path, [])
+
+
+def test_values_may_be_negative_and_classes_many(a_report):
+    points = [{"true": -3.0, "teacher": -2.0, "student": 5.0}]
+    assert picture(figures.scatter(points, "value", figures.LIGHT)).width > 100
+    many = [{"true": float(n), "student": float((7 * n) % 100)} for n in range(100)]
+    assert picture(figures.confusion(many, None, figures.DARK)).width > 100
+    rows = [(str(n), 0.5, 0.25) for n in range(20)]
+    assert picture(figures.bars(rows, ("class", "top-1"), figures.LIGHT)).width > 100
+
+
+def test_every_term_has_a_panel_and_a_moving_weight_its_axis(monkeypatch):
+    rows = [
+        {"step": n, "loss": 2.0, "terms": {"hard": 1.0, "soft": 10.0**-n, "count": -1.0},
+         "weights": {"hard": 1.0, "soft": 4.0 - n}, "stage": "ab"[n > 2]}
+        for n in range(1, 5)
+    ]  # fmt: skip
+    drawn = []
+    monkeypatch.setattr(curves, "png", lambda figure: drawn.append(figure) or b"")
+    curves.loss_curves(rows, figures.LIGHT)
+    axes = drawn[0].axes
+    titles = [a.get_title(loc="left") for a in axes if a.get_title(loc="left")]
+    assert titles == ["loss", "hard", "soft", "count"]
+    assert [a.get_ylabel() for a in axes].count("weight") == 1
+    soft = axes[titles.index("soft")]
+    assert soft.get_yscale() == "log"
+    assert axes[titles.index("hard")].get_yscale() == "linear"
+    assert [t.get_text() for t in soft.texts] == ["b"]

@@ -14,6 +14,7 @@ from kdcompile.bundle.manifest import read_bundle
 from kdcompile.bundle.run import covered, run_bundle
 from kdcompile.bundle.stage import install, run
 from kdcompile.data.photo import read_pixels
+from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
 
 
@@ -47,7 +48,13 @@ def count_with(bundle, preprocess, photos, out=None):
     session = onnxruntime.InferenceSession(bundle.model, providers=["CPUExecutionProvider"])
     pixels = (read_pixels(photo, preprocess.channels) for photo in photos)
     return run_bundle(
-        bundle, photos, pixels, preprocess, lambda x: session.run(None, {"image": x})[0], out
+        bundle,
+        photos,
+        pixels,
+        preprocess,
+        lambda x: session.run(None, {"image": x})[0],
+        lambda output: find_task("counting").describe(output, None),
+        out,
     )
 
 

@@ -39,3 +39,19 @@ def test_padding_of_a_batch_counts_nothing():
     mask = torch.tensor([[True, True, True], [True, False, False]])
     sums = density_maps(points, mask, (4, 5), 4, 0.7).flatten(1).sum(1)
     assert sums.tolist() == pytest.approx([3.0, 1.0])
+
+
+def test_lower_precision_around_costs_no_mass():
+    """Neither autocast nor a lower precision of products, which stays as the caller has it."""
+    points = torch.rand(2, 300, 2) * 64
+    mask = torch.ones(2, 300, dtype=torch.bool)
+    plain = density_maps(points, mask, (16, 16), 4, 1.0)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", torch.bfloat16):
+            found = density_maps(points, mask, (16, 16), 4, 1.0)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found, plain)

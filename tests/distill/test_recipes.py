@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdcompile.distill.counting import constant_mae, mae_rmse
+from kdcompile.distill.objective import OBJECTIVES, make_objective
 from kdcompile.distill.recipe import LossInputs, find_recipe, recipes
 from kdcompile.distill.taps import Tap
 from kdcompile.errors import KDError
@@ -31,7 +31,10 @@ def _inputs(seed=0):
 
 def _recipe(name, **options):
     torch.manual_seed(0)
-    return find_recipe(name)(TAPS, Distill(**options), (0.5, 2.0))
+    options = Distill(**options)
+    objective = make_objective("counting", options, torch.ones(1))
+    objective.squared, objective.block = 0.5, 2.0
+    return find_recipe(name)(TAPS, options, objective)
 
 
 def test_registry_finds_every_file():
@@ -54,7 +57,7 @@ def test_terms_grow_from_none_to_skt():
 @pytest.mark.parametrize("reduction", ["mean", "paper"])
 def test_skt_is_its_kernels(reduction):
     recipe, inputs = _recipe("skt", reduction=reduction), _inputs()
-    total, terms = recipe(inputs)
+    terms = recipe(inputs)
     losses = [
         adapter_cosine(s, t, a.weight, a.bias, reduction)
         for s, t, a in zip(
@@ -71,12 +74,33 @@ def test_skt_is_its_kernels(reduction):
     scale = 0.5 if reduction == "mean" else 1.0
     assert terms["intra"].item() == pytest.approx(sum(v.item() for v in losses) * scale, rel=1e-5)
     assert terms["inter"].item() == pytest.approx(inter.item(), rel=1e-5)
-    expected = sum(recipe.weights[n] * v.item() for n, v in terms.items())
-    assert total.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_without_relations_the_term_is_not_computed():
+def test_terms_that_are_off_are_not_computed():
     assert "inter" not in _recipe("skt", weights={"inter": 0.0}).terms(_inputs())
+    off = _recipe("skt", weights={"inter": 0.0, "intra": 0.0}).terms(_inputs())
+    assert set(off) == {"hard", "count", "soft"}
+
+
+def test_adapters_start_at_the_least_squares_fit():
+    """A teacher map that is a linear function of the student's is met exactly."""
+    recipe, inputs = _recipe("skt"), _inputs()
+    mix = torch.rand(6, 3)
+    inputs.teacher_features[0] = torch.einsum("oc,nchw->nohw", mix, inputs.student_features[0]) + 2
+    recipe.fit(inputs)
+    assert torch.allclose(recipe.adapters[0].weight, mix, atol=2e-2)
+    assert torch.allclose(recipe.adapters[0].bias, torch.full((6,), 2.0), atol=2e-2)
+    before = _recipe("skt").terms(inputs)["intra"]
+    assert recipe.terms(inputs)["intra"] < before
+
+
+def test_an_adapter_keeps_its_start_where_there_is_nothing_to_fit():
+    recipe, inputs = _recipe("skt"), _inputs()
+    inputs.student_features[0] = torch.zeros(2, 3, 8, 8)
+    inputs.teacher_features[1] = torch.full((2, 8, 4, 4), float("nan"))
+    before = [p.clone() for p in recipe.parameters()]
+    recipe.fit(inputs)
+    assert all(torch.equal(a, b) for a, b in zip(before, recipe.parameters(), strict=True))
 
 
 def test_weights_are_checked_by_term():
@@ -90,7 +114,7 @@ def test_weights_are_checked_by_term():
 
 def test_adapters_are_the_recipes_and_learn():
     recipe, inputs = _recipe("skt"), _inputs()
-    recipe(inputs)[0].backward()
+    sum(recipe(inputs).values()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in recipe.parameters())
     assert len(list(_recipe("kd").parameters())) == 0
 
@@ -109,6 +133,58 @@ def test_labels_are_scaled_by_what_they_are():
     assert set(_recipe("none").terms(inputs)) == {"hard", "count"}
 
 
-def test_metrics():
-    assert mae_rmse([1.0, 5.0], [2.0, 2.0]) == (2.0, pytest.approx(5**0.5))
-    assert constant_mae([0.0, 1.0, 50.0], [2.0, 0.0]) == 1.0
+def test_the_density_objective_measures_its_labels():
+    maps = torch.full((3, 1, 8, 8), 2.0)
+    objective = make_objective("counting", Distill(), maps)
+    assert (objective.squared, objective.block) == (4.0, 128.0)
+    empty = make_objective("counting", Distill(), torch.zeros(1, 1, 8, 8))
+    assert empty.squared > 0 < empty.block
+
+
+def test_classes_have_cross_entropy_and_softened_kl():
+    """Against float64 and the textbook's formula."""
+    torch.manual_seed(0)
+    student, teacher, target = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2])
+    options = Distill(temperature=3.0)
+    terms = make_objective("classification", options, target).terms(student, target, teacher)
+    log_p = (student.double() / 3).log_softmax(1)
+    q = (teacher.double() / 3).softmax(1)
+    soft = 9 * (q * (q.log() - log_p)).sum(1).mean()
+    hard = -student.double().log_softmax(1)[torch.arange(5), target].mean()
+    assert terms["soft"].item() == pytest.approx(soft.item(), rel=1e-5)
+    assert terms["hard"].item() == pytest.approx(hard.item(), rel=1e-5)
+    same = make_objective("classification", options, target).terms(teacher, target, teacher)
+    assert same["soft"].item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("hard", "power"), [("l1", 1), ("l2", 2)])
+def test_values_are_measured_in_deviations_of_the_labels(hard, power):
+    labels = torch.tensor([[10.0], [30.0]])  # deviation 10
+    objective = make_objective("regression", Distill(hard=hard), labels)
+    terms = objective.terms(labels + 20, labels, labels - 10)
+    assert terms["hard"].item() == pytest.approx(2.0**power)
+    assert terms["soft"].item() == pytest.approx(3.0**power)
+    constant = make_objective("regression", Distill(), torch.ones(4, 1))
+    assert constant.terms(torch.zeros(4, 1), torch.ones(4, 1), None)["hard"].item() == 1
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("name", ["none", "kd"])
+def test_every_task_has_the_weights_of_its_terms(kind, name):
+    output, target = {
+        "counting": (torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8)),
+        "classification": (torch.rand(2, 3), torch.tensor([0, 2])),
+        "regression": (torch.rand(2, 1), torch.rand(2, 1)),
+    }[kind]
+    recipe = find_recipe(name)([], Distill(), make_objective(kind, Distill(), target))
+    terms = recipe.terms(LossInputs(output, target, output + 1, [], []))
+    assert set(terms) == set(recipe.weights)
+    assert ("soft" in terms) == (name == "kd")
+
+
+def test_a_recipe_refuses_a_task_that_it_is_not_made_for():
+    objective = make_objective("regression", Distill(), torch.rand(4, 1))
+    with pytest.raises(KDError) as error:
+        find_recipe("skt")(TAPS, Distill(), objective)
+    assert error.value.code == "recipe-task"
+    assert "kd" in error.value.fix

@@ -93,3 +93,86 @@ def test_a_teacher_that_stops_the_build(stage, sets, options, code):
         stage(*sets, **options)
     assert error.value.code == code
     assert error.value.fix
+
+
+CLASSES = """
+[task]
+kind = "classification"
+[teacher]
+model = "classes.py:build"
+weights = "w.safetensors"
+[data]
+format = "classes.py:photos"
+root = "."
+train = "t"
+val = "vv"
+test = "sss"
+mean = [0.0]
+std = [1.0]
+[export]
+shape = [1, 1, 4, 4]
+"""
+CLASS_CODE = """
+import numpy as np
+from torch import nn
+from kdcompile.data.photo import Photo
+class Light(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(16, 3)
+    def forward(self, x):
+        return self.a(x.flatten(1))
+def build():
+    return Light()
+def photos(root, split):
+    grey = [10 * len(split) + 20 * label for label in (0, 1, 2, 2)]
+    return [
+        Photo(f"{split}{n}", array=np.full((4, 4, 1), g, np.uint8), label=float(max(0, n - 1)))
+        for n, g in enumerate(sorted(grey))
+    ]
+def wrong(root, split):
+    return [Photo(p.name, array=p.array, label=p.label + 1) for p in photos(root, split)]
+def bare(root, split):
+    return [Photo(p.name, array=p.array) for p in photos(root, split)]
+"""
+
+
+@pytest.fixture
+def classes(tmp_path):
+    (tmp_path / "classes.py").write_text(CLASS_CODE)
+    (tmp_path / "kdcompile.toml").write_text(CLASSES)
+
+    def call(*sets, bias=(0.0, 0.0, 0.0), slope=0.0):
+        weight = torch.outer(torch.tensor([-slope, 0.0, slope]), torch.ones(16))
+        save_file({"a.weight": weight, "a.bias": torch.tensor(bias)}, tmp_path / "w.safetensors")
+        spec = load_spec(tmp_path / "kdcompile.toml", sets)
+        return run(Step("teacher", f"{hash((sets, bias)):x}", spec), Store(tmp_path), load("cpu"))
+
+    return call
+
+
+def test_a_classifier_is_measured_by_top1(classes):
+    # classes 0, 0, 1, 2 at greys 20, 40, 60, 60: the last one alone is told wrong
+    found = classes(bias=(2.0, 0.5, -9.0), slope=0.5).json("teacher.json")
+    assert found["metric"] == "top1"
+    assert found["val_top1"] == 0.75
+    assert found["constant_top1"] == 0.5
+    assert found["output"] == [3]
+    assert found["classes"] is None
+    assert found["val_abs_error_std"] == pytest.approx((0.75 * 0.25) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("sets", "code", "text"),
+    [
+        ((), "teacher-useless", "validation top1 50.00%, a constant predictor has 50.00%"),
+        (("data.format=classes.py:wrong",), "labels-invalid", "a label of 3"),
+        (("data.format=classes.py:bare",), "label-missing", "t0 has no label"),
+        (("task.kind=regression",), "teacher-output", "one value"),
+    ],
+)
+def test_a_classifier_that_stops_the_build(classes, sets, code, text):
+    with pytest.raises(KDError, match=text) as error:
+        classes(*sets)
+    assert error.value.code == code
+    assert error.value.fix

@@ -1,90 +1,50 @@
-"""The trainer: taps, schedule, learning, and a resumed run that is the uninterrupted one."""
+"""The trainer: learning, selection, stages, and a resumed run that is the uninterrupted one."""
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from safetensors import safe_open
+from tiny_training import InterruptedError_, network, stopped_at, trainer
 
-from kdcompile.data.photo import Photo
 from kdcompile.distill import train as train_module
-from kdcompile.distill.schedule import evaluation_steps, learning_rate, total_steps
-from kdcompile.distill.taps import resolve_taps
-from kdcompile.distill.train import Trainer
 from kdcompile.errors import KDError
 from kdcompile.kernels import ran
 from kdcompile.kernels._runtime import using
-from kdcompile.spec import Distill
-from kdcompile.spec_file import load_spec
 
-SPEC = """
-seed = 1
-[teacher]
-model = "model.py:build"
-weights = "w.safetensors"
-[data]
-format = "points-jsonl"
-root = "."
-mean = [0.5]
-std = [0.5]
-[distill]
-batch = 4
-crop = 16
-scale = [1.0, 1.0]
-lr = 1e-2
-evaluations = 2
-taps = [["1", "1"], ["4", "4"]]
-[export]
-shape = [1, 1, 16, 16]
+STAGES = """
+[[distill.stages]]
+name = "blocks"
+steps = 6
+recipe = "skt"
+blocks = true
+lr = 5e-3
+[[distill.stages]]
+name = "whole"
+steps = 8
+recipe = "kd"
+weights = { soft = { start = 4.0, end = 0.0 } }
+[[distill.stages]]
+name = "polish"
+steps = 6
+recipe = "none"
+batch = 2
+crop = 32
+colour = 0.0
+lr = 1e-3
 """
-
-
-def _network(width, seed):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 1, 1),
-    )  # fmt: skip
-
-
-def _photos(number, seed):
-    random = np.random.default_rng(seed)
-    photos = []
-    for i in range(number):
-        points = random.uniform(2, 14, (random.integers(1, 5), 2)).astype(np.float32)
-        pixels = np.zeros((16, 16, 1), np.uint8)
-        for x, y in points.astype(int):
-            pixels[y - 1 : y + 2, x - 1 : x + 2] = 255
-        photos.append(Photo(str(i), points, array=pixels))
-    return photos
-
-
-@pytest.fixture
-def spec(tmp_path):
-    (tmp_path / "kdcompile.toml").write_text(SPEC)
-
-    def load(*sets):
-        return load_spec(tmp_path / "kdcompile.toml", sets)
-
-    return load
-
-
-def _trainer(spec, work):
-    work.mkdir(exist_ok=True)
-    return Trainer(spec, _network(8, 0), _network(4, 1), _photos(12, 0), _photos(6, 1), work)
 
 
 @pytest.mark.parametrize("recipe", ["none", "kd", "skt"])
 def test_training_lowers_the_loss_and_keeps_the_best(spec, tmp_path, recipe):
-    trainer = _trainer(spec(f"distill.recipe={recipe}", "distill.steps=60"), tmp_path / "work")
-    state = trainer.run()
-    losses = [row["loss"] for row in state.metrics]
+    state = trainer(spec(f"distill.recipe={recipe}", "distill.steps=60"), tmp_path / "work").run()
+    losses = [row["loss"] for row in state.metrics if "loss" in row]
     validated = [row["val_mae"] for row in state.metrics if "val_mae" in row]
     assert losses[-1] < losses[0]
-    assert len(validated) == 2
-    assert state.best_mae == min(validated)
-    assert set(state.best) == set(_network(4, 1).state_dict())
+    assert [row["step"] for row in state.metrics if "val_mae" in row] == [0, 30, 60]
+    assert state.value == min(validated)
+    assert state.scores["mae"] == state.value
+    assert set(state.best) == set(network(4, 1).state_dict())
 
 
 CURVE = 2e-3  # float32 sums in another order, their differences grown over the steps
@@ -96,11 +56,13 @@ def test_kernels_and_references_train_alike(spec, tmp_path, monkeypatch):
     states = {}
     for choice in ("triton", "reference"):
         with using(choice):
-            trainer = _trainer(spec("distill.recipe=skt", "distill.steps=8"), tmp_path / choice)
-            states[choice] = trainer.run()
-        kind = {ran()[name].split(":")[0] for name in ("density_loss", "skt_tap")}
+            training = trainer(spec("distill.recipe=skt", "distill.steps=8"), tmp_path / choice)
+            states[choice] = training.run()
+        kind = {ran()[name].split(":")[0] for name in ("density_loss", "skt_tap", "crop_augment")}
         assert kind == {choice}
-    kernels, references = (states[c].metrics for c in ("triton", "reference"))
+    kernels, references = (
+        [row for row in states[c].metrics if "terms" in row] for c in ("triton", "reference")
+    )
     assert len(kernels) == len(references) == 8
     for a, b in zip(kernels, references, strict=True):
         assert a["terms"] == pytest.approx(b["terms"], rel=CURVE)
@@ -109,85 +71,153 @@ def test_kernels_and_references_train_alike(spec, tmp_path, monkeypatch):
         assert torch.allclose(value, states["reference"].best[name], atol=CURVE)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(spec, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", 0.0)
-    whole = _trainer(spec("distill.steps=12"), tmp_path / "whole").run()
-    stopped = _trainer(spec("distill.steps=12"), tmp_path / "stopped")
-    original = stopped._step
-
-    def interrupted(student, recipe, optimizer, step, total):
-        if step == 7:
-            raise KeyboardInterrupt
-        return original(student, recipe, optimizer, step, total)
-
-    monkeypatch.setattr(stopped, "_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.run()
-    resumed = _trainer(spec("distill.steps=12"), tmp_path / "stopped")
-    assert resumed._state.step == 7
-    again = resumed.run()
+def _same(whole, again):
     assert all(torch.equal(whole.best[name], again.best[name]) for name in whole.best)
-    assert [r["loss"] for r in whole.metrics] == [r["loss"] for r in again.metrics]
+    kept = ("step", "stage", "loss", "terms", "weights", "lr", "val_mae")
+    rows = ([{k: row.get(k) for k in kept} for row in s.metrics] for s in (whole, again))
+    first, second = rows
+    assert first == second
 
 
-def test_a_diverging_loss_stops_with_its_terms(spec, tmp_path):
-    trainer = _trainer(spec("distill.steps=5"), tmp_path / "work")
-    with torch.no_grad():
-        trainer.student[0].weight.fill_(float("inf"))
+@pytest.mark.parametrize("stop", [1, 7, 11])
+def test_a_resumed_run_is_the_uninterrupted_one(spec, tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(train_module, "LOG_EVERY", 5)
+    whole = trainer(spec("distill.steps=12"), tmp_path / "whole").run()
+    with pytest.raises(InterruptedError_):
+        stopped_at(trainer(spec("distill.steps=12"), tmp_path / "cut"), stop).run()
+    resumed = trainer(spec("distill.steps=12"), tmp_path / "cut")
+    assert resumed._state.step == stop
+    _same(whole, resumed.run())
+
+
+@pytest.mark.parametrize("stop", [3, 6, 9, 16])
+@pytest.mark.parametrize("more", ["", "balance"])
+def test_stages_resume_exactly(spec, tmp_path, monkeypatch, stop, more):
+    monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", 0.0)
+    sets = ["distill.balance=gradient"] if more else ["distill.views=2"]
+    whole = trainer(spec(*sets, more=STAGES), tmp_path / "whole").run()
+    assert [row["stage"] for row in whole.metrics if "stage" in row] == [
+        "blocks", "blocks", "whole", "whole", "polish",
+    ]  # fmt: skip
+    with pytest.raises(InterruptedError_):
+        stopped_at(trainer(spec(*sets, more=STAGES), tmp_path / "cut"), stop).run()
+    _same(whole, trainer(spec(*sets, more=STAGES), tmp_path / "cut").run())
+
+
+def test_a_stage_has_its_own_recipe_crop_rate_and_weights(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "LOG_EVERY", 1)
+    state = trainer(spec(more=STAGES), tmp_path / "work").run()
+    rows = [row for row in state.metrics if "stage" in row]
+    terms = {row["stage"]: set(row["terms"]) for row in rows}
+    assert terms == {
+        "blocks": {"hard", "count", "soft", "intra", "inter"},
+        "whole": {"hard", "count", "soft"},
+        "polish": {"hard", "count"},
+    }
+    soft = [row["weights"]["soft"] for row in rows if row["stage"] == "whole"]
+    assert soft == pytest.approx([4 * (1 - n / 7) for n in range(8)])
+    assert max(row["lr"] for row in rows if row["stage"] == "polish") == pytest.approx(1e-3)
+    assert {name: s["crop"] for name, s in state.stages.items()} == {
+        "blocks": 16, "whole": 16, "polish": 32,
+    }  # fmt: skip
+    assert state.stages["blocks"]["taps"] == [["1", "1"], ["4", "4"]]
+
+
+def test_blocks_learn_from_their_own_tap_alone(spec, tmp_path):
+    """With blocks, the first layer's gradient knows nothing of the output's loss."""
+    more = STAGES.replace("lr = 5e-3", "weights = { intra = 0.0, inter = 0.0 }", 1)
+    training = trainer(spec(more=more), tmp_path / "work")
+    run = training._enter(0, training._plans[0], 6, 0)
+    run.step(0)
+    assert training.student[0].weight.grad is None
+    assert float(training.student[5].weight.grad.abs().sum()) > 0
+
+
+def test_a_loss_that_turns_non_finite_stops_with_the_batch(spec, tmp_path):
+    training = trainer(spec("distill.steps=30", "distill.recipe=kd"), tmp_path / "work")
+    training._lengths()
+    run = training._enter(0, training._plans[0], 30, 0)
+    objective, seen = run.objective.terms, []
+
+    def terms(student, target, teacher):
+        found = objective(student, target, teacher)
+        seen.append({n: p.detach().clone() for n, p in training.student.named_parameters()})
+        if len(seen) == 4:
+            found["soft"] = found["soft"] * float("inf")
+        return found
+
+    run.objective.terms = terms
+    training._enter = lambda *_: run
     with pytest.raises(KDError) as error:
-        trainer.run()
+        training.run()
     assert error.value.code == "loss-nonfinite"
-    assert "hard" in error.value.message
+    assert error.value.message.startswith("step 4: loss and soft not finite (loss = inf, hard = ")
+    kept = tmp_path / "work" / "replay-4.safetensors"
+    assert str(kept) in error.value.where
+    with safe_open(kept, framework="pt") as stream:
+        assert stream.metadata()["step"] == "4"
+        assert torch.equal(stream.get_tensor("images"), run.sampler.batch(3).images)
+        for name, value in seen[3].items():
+            assert torch.equal(stream.get_tensor(f"student.{name}"), value)
 
 
-def test_counts_that_are_no_number_stop_the_stage(spec, tmp_path, monkeypatch):
+def test_a_gradient_that_overflows_stops_too(spec, tmp_path):
+    training = trainer(spec("distill.steps=3", "distill.recipe=none"), tmp_path / "work")
+    training.student[0].weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(KDError) as error:
+        training.run()
+    assert error.value.message.startswith("step 1: the gradient is not finite (loss = ")
+
+
+def test_predictions_that_are_no_number_stop_the_stage(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "predict", lambda *_: [float("nan")] * 6)
     with pytest.raises(KDError) as error:
-        _trainer(spec("distill.steps=4"), tmp_path / "work").run()
+        trainer(spec("distill.steps=4"), tmp_path / "work").run()
     assert error.value.code == "student-nonfinite"
 
 
+def test_no_steps_keep_the_start(spec, tmp_path):
+    training = trainer(spec("distill.steps=0"), tmp_path / "work")
+    before = {n: p.clone() for n, p in training.student.state_dict().items()}
+    state = training.run()
+    assert (state.step, state.best_step, len(state.metrics)) == (0, 0, 1)
+    assert all(torch.equal(state.best[name], before[name]) for name in before)
+
+
 def test_minutes_become_steps_once(spec, tmp_path):
-    trainer = _trainer(spec("distill.minutes=0.01", "distill.recipe=none"), tmp_path / "work")
-    planned = trainer._total_steps()
-    assert planned >= 1
+    minutes = spec("distill.minutes=0.01", "distill.recipe=none")
+    training = trainer(minutes, tmp_path / "work")
+    before = {n: p.clone() for n, p in training.student.state_dict().items()}
+    planned = training._lengths()
+    assert planned[0] >= 1
     assert json.loads((tmp_path / "work" / "steps.json").read_text()) == planned
-    before = {n: p.clone() for n, p in trainer.student.state_dict().items()}
-    assert trainer._total_steps() == planned
-    assert all(torch.equal(p, before[n]) for n, p in trainer.student.state_dict().items())
+    assert training._lengths() == planned
+    assert all(torch.equal(p, before[n]) for n, p in training.student.state_dict().items())
 
 
-def test_crop_must_be_whole_cells(spec, tmp_path):
+def test_a_damaged_checkpoint_is_said(spec, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "checkpoint.pt").write_bytes(b"PK torn")
     with pytest.raises(KDError) as error:
-        _trainer(spec("distill.crop=15"), tmp_path / "work")
+        trainer(spec("distill.steps=4"), work)
+    assert error.value.code == "checkpoint-damaged"
+    (work / "checkpoint.pt").unlink()  # the fix
+    assert trainer(spec("distill.steps=4"), work).run().step == 4
+
+
+@pytest.mark.parametrize("sets", [("distill.crop=15",), ()])
+def test_every_stage_needs_whole_cells(spec, tmp_path, sets):
+    with pytest.raises(KDError) as error:
+        trainer(spec(*sets, more=STAGES.replace("32", "31")), tmp_path / "work")
     assert error.value.code == "crop-stride"
 
 
-def test_schedule():
-    options = Distill(warmup=0.1, lr=1.0)
-    rates = [learning_rate(step, 100, options) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
-    assert rates[10] == 1.0
-    assert rates == [*rates[:11], *sorted(rates[11:], reverse=True)]
-    assert 0 < rates[-1] < 0.01
-    assert evaluation_steps(10, 4) == {2, 5, 8, 10}
-    assert evaluation_steps(1, 10) == {1}
-    assert total_steps(Distill(epochs=2, batch=4), 10, lambda: None) == 5
-    assert total_steps(Distill(), 16, lambda: None) == 100
-
-
-def test_auto_taps_pair_equal_strides_in_order():
-    example = torch.zeros(1, 1, 16, 16)
-    taps = resolve_taps(_network(8, 0).eval(), _network(4, 0).eval(), example, "auto")
-    assert [(t.teacher, t.student) for t in taps] == [("1", "1"), ("4", "4")]
-    assert [(t.teacher_channels, t.student_channels) for t in taps] == [(8, 4), (8, 4)]
-
-
-@pytest.mark.parametrize(
-    ("asked", "code"), [([("1", "9")], "tap-missing"), ([("1", "4")], "tap-stride")]
-)
-def test_taps_that_cannot_be(asked, code):
-    example = torch.zeros(1, 1, 16, 16)
-    with pytest.raises(KDError) as error:
-        resolve_taps(_network(8, 0), _network(4, 0), example, asked)
-    assert error.value.code == code
+def test_what_it_says_of_overfitting_and_of_the_teacher(spec, tmp_path):
+    training = trainer(spec("distill.steps=20"), tmp_path / "work", teacher_value=1e9)
+    training.run()
+    assert [w for w in training.conclude()[1] if "the teacher is worse" in w]
+    again = trainer(spec("distill.steps=20"), tmp_path / "other", teacher_value=0.0)
+    again.run()
+    assert not [w for w in again.conclude()[1] if "the teacher is worse" in w]

@@ -6,26 +6,26 @@ import pytest
 from kdcompile import targets
 from kdcompile.bench.paired import PairedTimes
 from kdcompile.data.agreement import decibels
+from kdcompile.data.task import find_task
 from kdcompile.gates import registry
 from kdcompile.gates.accuracy import accuracy
-from kdcompile.gates.bootstrap import interval
-from kdcompile.gates.context import Counts, Latency, Parity, Prediction, VerifyContext
+from kdcompile.gates.context import Latency, Outcomes, Parity, Prediction, VerifyContext
 from kdcompile.gates.parity import parity
 from kdcompile.gates.size_mb import size_mb
 from kdcompile.gates.speedup import speedup
-from kdcompile.gates.summary import by_density, measurements
+from kdcompile.gates.summary import measurements, part_rows
 from kdcompile.report import overall
 from kdcompile.spec import AccuracyGate, Gates, ParityGate, SizeGate, SpeedupGate
 
 
-def make_counts(n: int, bias: float = 0.0, noise: float = 1.0, available: int = 0) -> Counts:
+def make_outcomes(n: int, bias: float = 0.0, noise: float = 1.0, available: int = 0) -> Outcomes:
     """Photos whose teacher errs by about 10; the student errs as it does, `bias` more outwards."""
     rng = np.random.default_rng(5)
     true = rng.uniform(50, 500, n).round()
     errors = rng.normal(0, 12, n)
     student = true + errors + np.sign(errors) * bias + noise * rng.standard_normal(n)
     names = tuple(f"{i}.jpg" for i in range(n))
-    return Counts(names, true, true + errors, student, student, student, max(available, n))
+    return Outcomes(names, true, true + errors, student, student, student, max(available, n))
 
 
 def make_times(ratio: float, noise: float = 0.02) -> PairedTimes:
@@ -39,7 +39,8 @@ def context() -> VerifyContext:
     return VerifyContext(
         target=targets.load("cpu"),
         precision="int8",
-        counts=make_counts(150),
+        task=find_task("counting"),
+        outcomes=make_outcomes(150),
         parity=Parity(31.0, 0.04, 150, "int8 against fp32"),
         latency=Latency(make_times(8.0), "int8", "here"),
         predictions={"int8": Prediction(80.0, 8.0, 1.5, True)},
@@ -62,58 +63,49 @@ def test_an_equal_student_passes(context) -> None:
 
 @pytest.mark.parametrize("metric", ["mae", "rmse"])
 def test_an_identical_student_passes_with_a_point_interval(context, metric) -> None:
-    counts = replace(context.counts, student=context.counts.teacher)
-    result = accuracy(AccuracyGate(metric=metric), replace(context, counts=counts))
+    outcomes = replace(context.outcomes, student=context.outcomes.teacher)
+    result = accuracy(AccuracyGate(metric=metric), replace(context, outcomes=outcomes))
     assert result.verdict == "passed"
     assert (result.measurements[0].low, result.measurements[0].high) == (0, 0)
 
 
 @pytest.mark.parametrize("metric", ["mae", "rmse"])
 def test_a_clearly_worse_student_fails(context, metric) -> None:
-    worse = replace(context, counts=make_counts(150, bias=6))
+    worse = replace(context, outcomes=make_outcomes(150, bias=6))
     result = accuracy(AccuracyGate(metric=metric), worse)
     assert result.verdict == "failed"
     assert "over the limit" in result.reason
 
 
 def test_a_clearly_better_student_passes(context) -> None:
-    better = replace(context, counts=make_counts(150, bias=-4))
+    better = replace(context, outcomes=make_outcomes(150, bias=-4))
     assert accuracy(AccuracyGate(), better).verdict == "passed"
 
 
 def test_few_noisy_photos_are_inconclusive_and_the_verdict_says_how_few(context) -> None:
-    counts = make_counts(12, noise=6, available=182)
-    result = accuracy(AccuracyGate(max_increase="60%"), replace(context, counts=counts))
+    outcomes = make_outcomes(12, noise=6, available=182)
+    result = accuracy(AccuracyGate(max_increase="60%"), replace(context, outcomes=outcomes))
     assert result.verdict == "inconclusive"
     assert "12 of 182 test photos" in result.reason
 
 
 def test_one_photo_is_never_a_pass(context) -> None:
-    alone = replace(context, counts=make_counts(1))
+    alone = replace(context, outcomes=make_outcomes(1))
     assert accuracy(AccuracyGate(max_increase="900%"), alone).verdict == "inconclusive"
 
 
 def test_worse_than_the_margin_fails_even_under_a_loose_limit(context) -> None:
-    worse = replace(context, counts=make_counts(150, bias=6))
+    worse = replace(context, outcomes=make_outcomes(150, bias=6))
     result = accuracy(AccuracyGate(max_increase="300%"), worse)
     assert result.verdict == "failed"
     assert "at least" in result.reason
 
 
 def test_a_perfect_teacher_leaves_no_room_and_does_not_divide_by_zero(context) -> None:
-    counts = replace(context.counts, teacher=context.counts.true)
-    assert accuracy(AccuracyGate(), replace(context, counts=counts)).verdict == "failed"
-    counts = replace(counts, student=counts.true)
-    assert accuracy(AccuracyGate(), replace(context, counts=counts)).verdict == "passed"
-
-
-def test_bootstrap_bound_is_about_the_normal_one_and_seeded() -> None:
-    sample = np.random.default_rng(0).normal(3, 2, 400)
-    low, high = interval((sample,), np.mean, confidence=0.9, seed=1)
-    half = 1.645 * sample.std(ddof=1) / 20
-    assert high - sample.mean() == pytest.approx(half, rel=0.08)
-    assert sample.mean() - low == pytest.approx(half, rel=0.08)
-    assert interval((sample,), np.mean, confidence=0.9, seed=1) == (low, high)
+    outcomes = replace(context.outcomes, teacher=context.outcomes.true)
+    assert accuracy(AccuracyGate(), replace(context, outcomes=outcomes)).verdict == "failed"
+    outcomes = replace(outcomes, student=outcomes.true)
+    assert accuracy(AccuracyGate(), replace(context, outcomes=outcomes)).verdict == "passed"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +148,8 @@ def test_size_is_that_of_the_largest_file_in_millions(context, most, verdict) ->
     assert "kit/student_fp32.onnx" in result.reason
 
 
-ALL = Gates(speedup=SpeedupGate(min=6.5), size_mb=SizeGate(max=8))
+MAE_GATE = AccuracyGate(metric="mae")  # as verify names it where the spec does not
+ALL = Gates(accuracy=MAE_GATE, speedup=SpeedupGate(min=6.5), size_mb=SizeGate(max=8))
 
 
 def test_every_gate_of_the_spec_is_registered() -> None:
@@ -189,7 +182,8 @@ def test_a_board_owes_a_twin_of_each_gate_but_the_size(context) -> None:
 
 @pytest.mark.parametrize("target", ["jetson", "t4"])
 def test_a_gate_that_wants_the_device_is_pending_only(context, target) -> None:
-    gates = Gates(speedup=SpeedupGate(min=6.5, evidence="device", required=False))
+    speed = SpeedupGate(min=6.5, evidence="device", required=False)
+    gates = Gates(accuracy=MAE_GATE, speedup=speed)
     results = registry.judge(gates, replace(context, target=targets.load(target)))
     (found,) = [r for r in results if r.name.startswith("speedup")]
     assert (found.name, found.verdict, found.required) == ("speedup@device", "pending", False)
@@ -211,15 +205,89 @@ def test_measurements_carry_where_they_are_from(context) -> None:
 
 
 def test_thirds_by_density_hold_every_photo(context) -> None:
-    rows = by_density(context.counts)
+    rows = part_rows(find_task("counting"), context.outcomes)
     assert [r["n"] for r in rows] == [50, 50, 50]
     assert rows[0]["high"] <= rows[1]["low"] <= rows[1]["high"] <= rows[2]["low"]
     mean = np.mean([r["teacher_mae"] for r in rows])
-    assert mean == pytest.approx(np.abs(context.counts.teacher - context.counts.true).mean())
-    assert len(by_density(make_counts(2))) == 2
+    assert mean == pytest.approx(np.abs(context.outcomes.teacher - context.outcomes.true).mean())
+    assert len(part_rows(find_task("counting"), make_outcomes(2))) == 2
 
 
 def test_decibels_are_finite() -> None:
     assert decibels(100.0, 1.0) == 20
     assert decibels(1.0, 0.0) == 200
     assert decibels(0.0, 1.0) == -200
+
+
+def make_classes(n: int, right_t: float, right_s: float) -> Outcomes:
+    """Photos of 4 classes, that share of them taken for the right one, mostly the same photos."""
+    true = np.arange(n) % 4.0
+    luck = np.random.default_rng(3).permutation(n) / n
+    teacher, student = (
+        np.where(luck < share, true, (true + 1) % 4) for share in (right_t, right_s)
+    )
+    names = tuple(map(str, range(n)))
+    return Outcomes(names, true, teacher, student, student, student, n)
+
+
+@pytest.fixture
+def classes(context) -> VerifyContext:
+    return replace(context, task=find_task("classification"))
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict", "reason"),
+    [
+        (0.90, "passed", "the decrease is at most 0.67 points"),  # z^2 / (n + z^2)
+        (0.93, "passed", "at most"),
+        (0.88, "passed", "at most 3."),
+        (0.84, "failed", "top1 84.00% is under the limit of 85.00%"),
+    ],
+)
+def test_a_rate_is_judged_in_percentage_points(classes, right, verdict, reason) -> None:
+    context = replace(classes, outcomes=make_classes(400, 0.9, right))
+    result = accuracy(AccuracyGate(margin="6%"), context)
+    assert result.verdict == verdict
+    assert reason in result.reason
+    assert result.threshold == (
+        "top1 at most 5 points under the teacher's, 95 % bound within 6 points"
+    )
+    assert result.observed.startswith(f"top1 {right:.2%} against 90.00%")
+    (found,) = result.measurements
+    assert (found.name, found.unit) == ("top1 decrease", "1")
+    assert found.value == pytest.approx(0.9 - right)
+
+
+def test_few_photos_of_classes_are_inconclusive(classes) -> None:
+    context = replace(classes, outcomes=make_classes(40, 0.9, 0.875))
+    result = accuracy(AccuracyGate(margin="3%"), context)
+    assert result.verdict == "inconclusive"
+    assert "the decrease may be" in result.reason
+
+
+def test_accuracy_of_each_class_and_of_thirds_of_values(classes) -> None:
+    outcomes = make_classes(8, 1.0, 0.5)
+    rows = part_rows(classes.task, outcomes, ["a", "b", "c", "d"])
+    assert [row["class"] for row in rows] == ["a", "b", "c", "d"]
+    assert [row["teacher_top1"] for row in rows] == [1, 1, 1, 1]
+    assert np.mean([row["student_top1"] for row in rows]) == 0.5
+    values = part_rows(find_task("regression"), outcomes)
+    assert [(row["low"], row["high"], row["n"]) for row in values] == [
+        (0, 1, 3),
+        (1, 2, 3),
+        (3, 3, 2),
+    ]
+
+
+def test_measurements_of_a_rate_have_no_unit(classes) -> None:
+    found = measurements(replace(classes, outcomes=make_classes(40, 0.9, 0.8)), {})
+    rates = {(m.name, m.precision): m for m in found if "top1" in m.name}
+    assert set(rates) == {
+        ("teacher top1", "fp32"),
+        ("student top1", "fp32"),
+        ("student top1", "int8"),
+    }
+    assert {m.unit for m in rates.values()} == {"1"}
+    teacher = rates["teacher top1", "fp32"]
+    assert teacher.value == pytest.approx(0.9)
+    assert teacher.low < teacher.value < teacher.high

@@ -88,18 +88,32 @@ def differences(target: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return found
 
 
-def compare(outputs: list[Any], reference: list[Any]) -> dict[str, float]:
-    """Largest relative error, signal over error in dB, and the largest difference of a count."""
-    worst, signal, noise, count = 0.0, 0.0, 0.0, 0.0
+def compare(outputs: list[Any], reference: list[Any], task: str) -> dict[str, float]:
+    """Largest relative error, signal over error in dB, and how far the predictions are apart."""
+    worst, signal, noise = 0.0, 0.0, 0.0
     for i, want in enumerate(reference):
         wide, error = want.astype(np.float64), outputs[i].astype(np.float64) - want
         worst = max(worst, float(np.abs(error).max() / max(np.abs(wide).max(), 1e-12)))
         signal, noise = signal + float((wide**2).sum()), noise + float((error**2).sum())
-        count = max(count, abs(float(error.sum())))
-    if not math.isfinite(noise):  # a NaN or an overflow is the worst there is
-        return {"max_rel_error": math.inf, "sqnr_db": -math.inf, "count_difference": math.inf}
+    is_finite = math.isfinite(noise)  # a NaN or an overflow is the worst there is
+    apart = predictions_apart(outputs, reference, task, is_finite)
+    if not is_finite:
+        return {"max_rel_error": math.inf, "sqnr_db": -math.inf, **apart}
     sqnr = 10 * math.log10(max(signal, 1e-300) / max(noise, 1e-30 * max(signal, 1e-270)))
-    return {"max_rel_error": worst, "sqnr_db": sqnr, "count_difference": count}
+    return {"max_rel_error": worst, "sqnr_db": sqnr, **apart}
+
+
+def predictions_apart(
+    outputs: list[Any], reference: list[Any], task: str, is_finite: bool
+) -> dict[str, float]:
+    """The share of equal classes, or the largest difference of a count or value."""
+    pairs = list(zip(outputs, reference))  # noqa: B905
+    if task == "classification":
+        equal = [float(is_finite and a.argmax() == b.argmax()) for a, b in pairs]
+        return {"top1_agreement": sum(equal) / len(equal)}
+    name = "count_difference" if task == "counting" else "value_difference"
+    gaps = [abs(float((a.astype(np.float64) - b).sum())) for a, b in pairs]
+    return {name: max(gaps) if is_finite else math.inf}
 
 
 class Build:
@@ -144,7 +158,8 @@ class Build:
             why = f"{error.code}: {error.message}"
             return {"precision": precision, "verdict": "failed", "why": why, "onnx": source}
         outputs = [self.run(precision, i) for i in range(self.count)]
-        parity = compare(outputs, [self.reference[f"output_fp32_{i}"] for i in range(self.count)])
+        wanted = [self.reference[f"output_fp32_{i}"] for i in range(self.count)]
+        parity = compare(outputs, wanted, self.kit["task"])
         limit = self.gates["parity"]["min_sqnr_db"]
         passed = parity["sqnr_db"] >= limit
         why = f"SQNR {parity['sqnr_db']:.1f} dB, at least {limit:g} dB wanted"

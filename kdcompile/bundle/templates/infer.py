@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # ruff: noqa: T201
-"""Count in images with this bundle: python3 infer.py photo.jpg ...
+"""Run this bundle's network on images: python3 infer.py photo.jpg ...
 
 Needs numpy, onnxruntime and Pillow; Python 3.8 or newer. Its only input is the bundle's folder.
 """
@@ -21,9 +21,8 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 
 
-def load(provider: str) -> Any:
+def load(manifest: dict[str, Any], provider: str) -> Any:
     """The session of model.onnx, if that is the file which the manifest names."""
-    manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
     data = (HERE / manifest["model"]).read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest["files"][manifest["model"]]["sha256"]:
         sys.exit("error: {} is not the file of the manifest".format(manifest["model"]))
@@ -55,22 +54,35 @@ def prepare(path: str, pre: dict[str, Any]) -> Any:
     return np.ascontiguousarray(padded[None], dtype=np.float32)
 
 
+def meaning(output: Any, manifest: dict[str, Any]) -> str:
+    """The count; or the class and its probability; or the value."""
+    if manifest["task"] == "counting":
+        return f"{float(output.sum(dtype=np.float64)):.3f}"
+    if manifest["task"] == "regression":
+        return f"{float(output[0, 0]):.6g}"
+    powers = np.exp(output[0].astype(np.float64) - output[0].max())
+    best = int(powers.argmax())
+    name = manifest["classes"][best] if manifest["classes"] else best
+    return f"{name}\t{powers[best] / powers.sum():.4f}"
+
+
 def main() -> None:
-    """Print each image and its count."""
-    parser = argparse.ArgumentParser(description="count in images with this bundle")
+    """Print each image and what the network says of it."""
+    parser = argparse.ArgumentParser(description="run this bundle's network on images")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--provider", default="CPUExecutionProvider", help="of onnxruntime")
     arguments = parser.parse_args()
     pre = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
-    session = load(arguments.provider)
+    manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
+    session = load(manifest, arguments.provider)
     name = session.get_inputs()[0].name
     for path in arguments.images:
         try:
             image = prepare(path, pre)
         except (OSError, Image.DecompressionBombError) as error:
             sys.exit(f"error: {path}: {error}")
-        density = session.run(None, {name: image})[0]
-        print(f"{path}\t{float(density.sum(dtype=np.float64)):.3f}")
+        output = session.run(None, {name: image})[0]
+        print(f"{path}\t{meaning(output, manifest)}")
 
 
 if __name__ == "__main__":

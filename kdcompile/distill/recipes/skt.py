@@ -1,17 +1,19 @@
 """Recipe `skt`: Structured Knowledge Transfer (Chen et al., ACM MM 2020, arXiv 2003.10120)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from kdcompile.distill.adapters import fit_adapter
+from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.distill.recipes.kd import OutputTransfer
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels.adapter_cosine import adapter_cosine
 from kdcompile.kernels.skt_tap import skt_tap
-from kdcompile.spec import Distill
+from kdcompile.spec_distill import Distill
 
 
 class StructuredTransfer(OutputTransfer):
@@ -30,18 +32,26 @@ class StructuredTransfer(OutputTransfer):
         cost="kd + one pass over the taps' maps forward and backward",
         evidence="benchmarks/digits.py: paired against `none`",
     )
-    default_weights: ClassVar[Mapping[str, Mapping[str, float]]] = {
-        "mean": {"hard": 1.0, "count": 1.0, "soft": 4.0, "intra": 10.0, "inter": 10.0},
-        "paper": {"hard": 1.0, "count": 0.0, "soft": 1.0, "intra": 0.5, "inter": 0.5},
+    extra_weights: ClassVar[ByReduction] = {
+        "mean": {"intra": 10.0, "inter": 10.0},
+        "paper": {"intra": 0.5, "inter": 0.5},
     }
     needs_taps = True
+    tasks = ("counting",)
 
-    def __init__(self, taps: Sequence[Tap], options: Distill, scales: tuple[float, float]) -> None:
+    def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
         """One adapter a tap."""
-        super().__init__(taps, options, scales)
+        super().__init__(taps, options, objective)
         self.adapters = nn.ModuleList(
             nn.Linear(tap.student_channels, tap.teacher_channels) for tap in taps
         )
+
+    def fit(self, inputs: LossInputs) -> None:
+        """Adapters by least squares, so that the transfers start from what the student has."""
+        pairs = zip(self.adapters, inputs.student_features, inputs.teacher_features, strict=True)
+        for adapter, student, teacher in pairs:
+            assert isinstance(adapter, nn.Linear)
+            fit_adapter(adapter, student, teacher)
 
     def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`hard`, `count`, `soft`, `intra` (mean over taps under "mean") and `inter`.
@@ -49,15 +59,18 @@ class StructuredTransfer(OutputTransfer):
         With relations one pass over the maps serves both transfers.
         """
         terms = super().terms(inputs)
+        reduction = self.options.reduction
         adapters = [a for a in self.adapters if isinstance(a, nn.Linear)]
         weights, biases = [a.weight for a in adapters], [a.bias for a in adapters]
         taps = (inputs.student_features, inputs.teacher_features, weights, biases)
-        if self.weights["inter"] == 0:
+        if self.is_off("intra") and self.is_off("inter"):
+            return terms
+        if self.is_off("inter"):
             pairs = zip(*taps, strict=True)
-            intra = torch.stack([adapter_cosine(*tap, self.reduction) for tap in pairs])
+            intra = torch.stack([adapter_cosine(*tap, reduction) for tap in pairs])
         else:
             assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
             densities = (inputs.student, inputs.teacher)
-            intra, terms["inter"] = skt_tap(*taps, *densities, self.reduction)
-        terms["intra"] = intra.mean() if self.reduction == "mean" else intra.sum()
+            intra, terms["inter"] = skt_tap(*taps, *densities, reduction)
+        terms["intra"] = intra.mean() if reduction == "mean" else intra.sum()
         return terms

@@ -1,0 +1,207 @@
+"""What the distillation benchmark trains: its arms, their schedule, their data and their start."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdcompile.artifact import digest, write_json
+from kdcompile.data.photo import Photo
+from kdcompile.data.splits import Splits, evenly, load_splits
+from kdcompile.distill.start import start_student
+from kdcompile.distill.train import training_device
+from kdcompile.models.factory import load_teacher
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.shrink import architectures
+from kdcompile.spec import Spec
+from kdcompile.spec_distill import Distill
+from kdcompile.spec_file import load_spec
+from kdcompile.targets import load
+
+# of every arm, before --set
+SETS = ("distill.batch=16", "distill.crop=512", "distill.evaluations=24")
+# `share` is of the arm's time; `crop` and `batch` are multiples of those of [distill]
+POLISH = {"name": "polish", "crop": 1.5, "batch": 0.5, "scale": (0.9, 1.1), "lr": 1e-4}
+SCHEDULE: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "skt": (
+        {"name": "blocks", "share": 0.1, "blocks": True, "lr": 5e-4},
+        {"name": "whole", "share": 0.65, "lr": 1e-3},
+        {"share": 0.25, **POLISH},
+    ),
+    "none": ({"name": "whole", "share": 0.75, "lr": 1e-3}, {"share": 0.25, **POLISH}),
+}
+ABLATION_EVALUATIONS = 10
+TERMS: Mapping[str, tuple[str, Mapping[str, float]]] = {
+    "none": ("none", {}),
+    "kd": ("kd", {}),
+    "intra": ("skt", {"inter": 0.0}),
+    "inter": ("skt", {"intra": 0.0}),
+    "skt": ("skt", {}),
+}
+STARTS = ("inherit", "random")
+CELLS = 8  # a crop's side is rounded to so many pixels, the stride of the networks
+TRACED = 128  # a side of the image that the widths are found on
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training: from which start, and with which `[distill]`.
+
+    seconds: the time that its stages share, where its steps follow from it; None where `distill`
+    has the steps. curve: its validated weights are kept, to be judged on the test split at the end.
+    """
+
+    name: str
+    seed: int
+    start: str
+    distill: Distill
+    seconds: float | None = None
+    curve: bool = False
+
+    @property
+    def slug(self) -> str:
+        """The name of its work folder."""
+        return f"{self.name.replace(' ', '-')}-{self.seed}"
+
+
+def progressive(base: Distill, recipe: str) -> Distill:
+    """`[distill]` with the progressive schedule of a recipe, `skt` or `none`."""
+    stages = []
+    for row in SCHEDULE[recipe]:
+        stage = dict(row)
+        if "crop" in stage:
+            stage["crop"] = CELLS * round(base.crop * stage["crop"] / CELLS)
+        if "batch" in stage:
+            stage["batch"] = max(1, round(base.batch * stage["batch"]))
+        stages.append(stage)
+    return changed(base, steps=None, epochs=None, minutes=None, recipe=recipe, stages=stages)
+
+
+def changed(base: Distill, **changes: Any) -> Distill:
+    """`[distill]` with other values, checked."""
+    return Distill.model_validate(base.model_dump() | changes)
+
+
+def with_steps(options: Distill, lengths: Sequence[int]) -> Distill:
+    """The same stages with so many steps each instead of shares."""
+    pairs = zip(options.stages, lengths, strict=True)
+    stages = [stage.model_dump() | {"share": None, "steps": steps} for stage, steps in pairs]
+    return changed(options, stages=stages)
+
+
+def ablation(base: Distill, seed: int, steps: int) -> list[Arm]:
+    """The arms of the ablation: both starts with each set of terms, one stage each."""
+    found = []
+    for start in STARTS:
+        for name, (recipe, weights) in TERMS.items():
+            length: dict[str, Any] = {"steps": steps, "epochs": None, "minutes": None, "stages": []}
+            options = changed(
+                base, recipe=recipe, weights=weights, evaluations=ABLATION_EVALUATIONS, **length
+            )
+            found.append(Arm(f"{start} {name}", seed, start, options))
+    return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """The spec, its photos, and the students as they start.
+
+    Args:
+        spec_path: of the spec file.
+        sets: `key=value` overrides.
+        limit: the most photos of each split.
+        work: where starts are kept.
+    """
+
+    spec_path: Path
+    sets: tuple[str, ...]
+    limit: int | None
+    work: Path
+
+    def spec(self, seed: int) -> Spec:
+        """The spec of a seed."""
+        return load_spec(self.spec_path, [*SETS, *self.sets, f"seed={seed}"])
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Photos by split; those that are judged lie decoded in memory."""
+        spec = self.spec(0)
+        whole = load_splits(spec.data, spec.folder)
+        channels = spec.export.profile[1][1]
+        train, val, test = (evenly(s, self.limit) for s in (whole.train, whole.val, whole.test))
+        return replace(whole, train=train, val=_held(val, channels), test=_held(test, channels))
+
+    def teacher(self) -> nn.Module:
+        """The teacher, float32, in host memory."""
+        return load_teacher(self.spec(0))
+
+    def architecture(self, seed: int) -> dict[str, Any]:
+        """The student's widths, as `kdcompile search` finds them for the spec's width."""
+        spec = self.spec(seed)
+        width = spec.student.budget.width
+        if width is None:
+            raise SystemExit("the spec must fix student.budget.width")
+        shape = spec.export.profile[1]
+        small = [*shape[:2], *(min(side, TRACED) for side in shape[2:])]
+        tile = load(spec.target).channel_tile
+        return architectures(self.teacher(), small, tile, seed, [width])[0]
+
+    def student(self, seed: int, start: str) -> nn.Module:
+        """The student before training, made once and then read by every arm that starts there."""
+        spec, architecture = self.spec(seed), self.architecture(seed)
+        teacher = self.teacher()
+        student = student_from_architecture(teacher, architecture, spec.folder)
+        seen = [
+            spec.student.model_dump(mode="json"),
+            spec.distill.model_dump(mode="json"),
+            self.limit,
+        ]
+        path = self.work / "starts" / f"{start}-{seed}-{digest(seen)[:8]}.safetensors"
+        if not path.is_file():
+            own = spec.student.model_copy(update={"init": start})
+            spec = spec.model_copy(update={"student": own})
+            photos = self.splits.train
+            told = start_student(spec, teacher, student, architecture, photos, training_device())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path.with_suffix(".json"), told)
+            temporary = path.with_suffix(".tmp")
+            save_file({n: t.cpu().contiguous() for n, t in student.state_dict().items()}, temporary)
+            temporary.replace(path)
+        student.cpu().load_state_dict(load_file(path))
+        return student
+
+
+def _held(photos: Sequence[Photo], channels: int) -> list[Photo]:
+    """Photos that need not be decoded each time that a student is validated."""
+    return [replace(photo, array=photo.pixels(channels), path=None) for photo in photos]
+
+
+def card() -> str:
+    """The GPU, or the processor and its cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    from kdcompile.bench.machine import fingerprint
+
+    found = fingerprint()
+    return f"{found['cpu']}, {found['usable_cores']} cores"
+
+
+def claim(folder: Path, arm: Arm, source: Source) -> None:
+    """Take a work folder for an arm, or go on in the one that it was begun in."""
+    options = arm.distill.model_dump(mode="json")
+    own = {
+        "distill": options, "start": arm.start, "seconds": arm.seconds, "limit": source.limit,
+        "card": card(),
+    }  # fmt: skip
+    path = folder / "arm.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, own)
+    elif json.loads(path.read_text()) != own:
+        raise SystemExit(f"{folder} was begun with other options or on another card; delete it")

@@ -1,0 +1,137 @@
+"""Format `imagefolder`: a folder a split, with a folder a class, or a table of values.
+
+    train/cat/a.jpg          classification: the folder's name is the class
+    train/labels.csv         regression: a line an image, `a.jpg,3.5`; a first line
+                             `image,value` is a heading
+
+A split is such a folder under the root (`train`, `val` and `test` unless the spec names others) or
+a list of paths relative to the root, `cat/a.jpg` a line, where the class is the folder that an
+image lies in. Classes are numbered in the order of their sorted names, those of the training split;
+another split may lack some of them, never have one more.
+"""
+
+import csv
+from os.path import normpath
+from pathlib import Path
+
+from kdcompile.data.entry import Entry, read_list, require_image
+from kdcompile.errors import KDError, nearest
+from kdcompile.spec import Data
+
+TABLE = "labels.csv"
+HEADING = ["image", "value"]
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def entries(data: Data) -> dict[str, list[Entry]]:
+    """The entries of each split: by class and name, or in the order of the list or table.
+
+    Raises:
+        KDError: `split-missing`, `image-missing`, `split-ambiguous`, `labels-syntax`,
+            `classes-missing`, `classes-differ` or `path-outside`.
+    """
+    found = {split: _split(data, split) for split in ("train", "val", "test")}
+    _check_classes(found)
+    return found
+
+
+def _split(data: Data, split: str) -> list[Entry]:
+    given = inside(data.root, getattr(data, split))
+    if not given.is_dir():
+        return [_listed(data.root, line, split) for line in read_list(given)]
+    classes = sorted(path for path in given.iterdir() if path.is_dir() and path.name[0] != ".")
+    table = given / TABLE
+    if table.is_file() and classes:
+        raise KDError(
+            "split-ambiguous",
+            f"the {split} split has folders of classes and a {TABLE}",
+            where=str(given),
+            fix=f"remove {TABLE} to classify, or move the images beside it to predict its values",
+        )
+    if table.is_file():
+        return _table(data.root, table, split)
+    if not classes:
+        raise KDError(
+            "classes-missing",
+            f"the {split} split has neither folders of classes nor a {TABLE}",
+            where=str(given),
+            fix=f"make a folder for each class, or write image,value lines into {TABLE}",
+        )
+    return [
+        Entry(image.relative_to(data.root).as_posix(), image, None, None, folder.name)
+        for folder in classes
+        for image in sorted(folder.rglob("*"))
+        if image.suffix.lower() in SUFFIXES and image.is_file()
+    ]
+
+
+def _listed(root: Path, line: str, split: str) -> Entry:
+    image = require_image(inside(root, line), split)
+    return Entry(line, image, None, None, image.parent.name)
+
+
+def _table(root: Path, table: Path, split: str) -> list[Entry]:
+    try:
+        rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _syntax(table, 1, str(error)) from error
+    found = []
+    for number, row in enumerate(rows, 1):
+        if not row or (number == 1 and [cell.strip().lower() for cell in row] == HEADING):
+            continue
+        try:
+            name, value = row
+            label = float(value)
+        except ValueError as error:
+            raise _syntax(table, number, str(error)) from error
+        if label != label or label in (float("inf"), -float("inf")):
+            raise _syntax(table, number, f"{value} is not finite")
+        image = require_image(inside(table.parent, name.strip()), split)
+        found.append(Entry(image.relative_to(root).as_posix(), image, None, table, label))
+    return found
+
+
+def _syntax(table: Path, line: int, problem: str) -> KDError:
+    return KDError(
+        "labels-syntax",
+        f"line {line} is not an image and its value: {problem}",
+        where=f"{table}:{line}",
+        fix="write a line an image, such as a.jpg,3.5",
+    )
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of a name relative to the root, which it must not leave (a link in it may).
+
+    Raises:
+        KDError: `path-outside`.
+    """
+    path = root / name
+    if not Path(normpath(path)).is_relative_to(normpath(root)):
+        raise KDError(
+            "path-outside",
+            f"{name!r} leads out of the data's folder",
+            where=str(root),
+            fix="name paths under data.root, or set data.root to a folder that holds them all",
+        )
+    return path
+
+
+def _check_classes(found: dict[str, list[Entry]]) -> None:
+    kinds = {split: {type(entry.label) for entry in rows} for split, rows in found.items()}
+    classes = {split: {str(entry.label) for entry in rows} for split, rows in found.items()}
+    for split in ("val", "test") if kinds["train"] else ():
+        if kinds[split] - kinds["train"]:
+            what, other = "classes", "values"
+            if kinds["train"] == {str}:
+                what, other = other, what
+            message = f"the {split} split has {what}, the training split has {other}"
+        elif kinds["train"] == {str} and classes[split] - classes["train"]:
+            name = min(classes[split] - classes["train"])
+            message = f"the {split} split has a class {name!r}, which the training split lacks"
+            message += nearest(name, classes["train"])
+        else:
+            continue
+        raise KDError(
+            "classes-differ", message, where=f"[data] {split}", fix="label every split alike"
+        )

@@ -1,0 +1,109 @@
+"""What a student shall predict of each crop, made on the device from the crops' table."""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcompile.data.density import density_maps
+from kdcompile.data.photo import Photo
+from kdcompile.kernels.crop_augment import Column
+
+
+class Extra(IntEnum):
+    """Columns of a crop's row behind those of `kernels.crop_augment.Column`.
+
+    PHOTO: its index. TOP, LEFT: of the window in the photo. PHOTO_H, PHOTO_W: the photo's size.
+    """
+
+    PHOTO = len(Column)
+    TOP = PHOTO + 1
+    LEFT = PHOTO + 2
+    PHOTO_H = PHOTO + 3
+    PHOTO_W = PHOTO + 4
+
+
+class Targets(Protocol):
+    """Labels of crops."""
+
+    def __call__(self, table: Tensor, side: int) -> Tensor:
+        """The labels of crops of side x side, from their table [B, P] on the device.
+
+        Waits for nothing there: shapes depend on no value.
+        """
+        ...
+
+
+class LabelTargets:
+    """The label of each crop's photo: int64 [B] of classes, or float32 [B, 1] of values."""
+
+    def __init__(self, photos: Sequence[Photo], device: torch.device, integer: bool) -> None:
+        labels = torch.tensor([photo.labelled() for photo in photos], dtype=torch.float64)
+        own = labels.long() if integer else labels.float().unsqueeze(1)
+        self._labels = own.to(device)
+
+    def __call__(self, table: Tensor, side: int) -> Tensor:
+        """The labels of the photos in `table` [B, P]."""
+        return self._labels.index_select(0, table[:, Extra.PHOTO].long())
+
+
+class DensityTargets:
+    """Density maps float32 [B, 1, s/stride, s/stride] of exactly the points within each crop.
+
+    Args:
+        photos: with their points.
+        stride: pixels per cell.
+        sigma: deviation of a point's Gaussian in cells.
+        device: where the points lie from now on.
+    """
+
+    def __init__(
+        self, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
+    ) -> None:
+        self._stride, self._sigma = stride, sigma
+        counts = np.array([photo.count for photo in photos], np.int64)
+        self._most = max(int(counts.max(initial=0)), 1)
+        nothing = np.zeros((1, 2), np.float32)  # so that there is a point to read in any case
+        packed = np.concatenate([*(photo.points for photo in photos), nothing])
+        self._points = torch.from_numpy(packed.astype(np.float32)).to(device)
+        self._counts = torch.from_numpy(counts).to(device)
+        self._starts = torch.from_numpy(np.cumsum(counts) - counts).to(device)
+
+    def __call__(self, table: Tensor, side: int) -> Tensor:
+        """The maps of the crops in `table` [B, P]."""
+        points, inside = self._within(table, side)
+        if not table.is_cuda:  # there nothing waits for a value: leave out the points outside
+            most = max(int(inside.sum(1).max()), 1)
+            order = inside.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+            points, inside = points.take_along_dim(order.unsqueeze(2), 1), inside.gather(1, order)
+        cells = side // self._stride
+        return density_maps(points, inside, (cells, cells), self._stride, self._sigma)
+
+    def _within(self, table: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Points [B, P, 2] in pixels of the crop, and which of them lie within it."""
+        photo = table[:, Extra.PHOTO].long()
+        counts = self._counts[photo].unsqueeze(1)
+        most = self._most if table.is_cuda else max(int(counts.max()), 1)
+        place = torch.arange(most, device=table.device).unsqueeze(0)
+        index = self._starts[photo].unsqueeze(1) + place * (place < counts)
+        x, y = self._points[index].unbind(2)
+        x, seen_x = _moved(x, table, _X)
+        y, seen_y = _moved(y, table, _Y)
+        x = torch.where(table[:, Column.FLIP].unsqueeze(1) > 0, side - x, x)
+        return torch.stack([x, y], 2), (place < counts) & seen_x & seen_y
+
+
+_X = (Extra.PHOTO_W, Extra.LEFT, Column.WINDOW_W, Column.WIDTH)
+_Y = (Extra.PHOTO_H, Extra.TOP, Column.WINDOW_H, Column.HEIGHT)
+
+
+def _moved(place: Tensor, table: Tensor, columns: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Coordinates [B, P] of a photo as those of the crop, and which of them it shows."""
+    extent, start, window, size = (table[:, column].unsqueeze(1) for column in columns)
+    # a point on the far border belongs to the last pixel
+    held = torch.minimum(place.clamp_min(0), extent - 0.01)
+    moved = (held - start) * (size / window)
+    return moved, (moved >= 0) & (moved < size)

@@ -1,0 +1,119 @@
+"""`kdcompile distill --explain`: what a training would do, before anything is spent."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kdcompile.data.splits import load_splits
+from kdcompile.distill.schedule import StagePlan, stage_plans, stage_steps
+from kdcompile.distill.stage_run import StageRun
+from kdcompile.distill.taps import feature_shapes
+from kdcompile.distill.train import Trainer
+from kdcompile.models.factory import load_teacher
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.spec import Spec
+from kdcompile.spec_distill import Ramp
+
+UNTIMED = 0.0
+
+
+def explain(spec: Spec, architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Every stage of the training, as JSON values.
+
+    One crop goes through both networks, so taps, recipes and crops that cannot be are refused
+    here as they would be in the training.
+
+    Raises:
+        KDError: what the trainer raises before its first step.
+    """
+    teacher = load_teacher(spec)
+    student = student_from_architecture(teacher, architecture, spec.folder)
+    splits = load_splits(spec.data, spec.folder)
+    plans = stage_plans(spec.distill)
+    steps: list[int | None] = [None] * len(plans)
+    if spec.distill.minutes is None:
+        steps = [*stage_steps(plans, spec.distill, len(splits.train), 1, lambda _: UNTIMED)]
+    with tempfile.TemporaryDirectory() as work:
+        trainer = Trainer(spec, teacher, student, splits.train, splits.val, Path(work))
+        found = []
+        for number, (plan, length) in enumerate(zip(plans, steps, strict=True)):
+            one = replace(plan, options=plan.options.model_copy(update={"batch": 1}))
+            run = StageRun(trainer.setting, one, number, 1)
+            found.append(_stage(plan, run, length))
+            run.release()
+    start = {"init": spec.student.init, "importance": spec.student.importance}
+    return {
+        "task": spec.task.kind,
+        "student": start if spec.student.init == "inherit" else {"init": spec.student.init},
+        "minutes": spec.distill.minutes,
+        "stages": found,
+    }
+
+
+def _stage(plan: StagePlan, run: StageRun, steps: int | None) -> dict[str, Any]:
+    options = plan.options
+    example = run.setting.example(options.crop)
+    with run.setting.autocast():
+        shapes_t = feature_shapes(run.setting.teacher, example)
+        shapes_s = feature_shapes(run.setting.student, example)
+    taps = [
+        {
+            "teacher": [tap.teacher, *shapes_t[tap.teacher]],
+            "student": [tap.student, *shapes_s[tap.student]],
+        }
+        for tap in run.taps
+    ]
+    adapters = {name: list(p.shape) for name, p in run.recipe.named_parameters()}
+    weights = {name: _plain(run.recipe.weights[name]) for name in run.trainable.names}
+    return {
+        "name": plan.name,
+        "steps": steps,
+        "recipe": options.recipe,
+        "blocks": plan.blocks,
+        "batch": options.batch,
+        "crop": options.crop,
+        "views": options.views,
+        "lr": options.lr,
+        "execution": options.execution,
+        "teacher_cache": "none: " + run.cache_note if run.cache_note else "recurring crops",
+        "taps": taps,
+        "adapters": adapters,
+        "balance": options.balance,
+        "weights": weights,
+    }
+
+
+def _plain(weight: float | Ramp) -> Any:
+    return weight.model_dump() if isinstance(weight, Ramp) else weight
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The explanation as text."""
+    start = " by ".join(str(value) for value in found["student"].values())
+    text = [f"task     {found['task']}", f"student  starts: {start}"]
+    for stage in found["stages"]:
+        steps = f"{stage['steps']} steps" if stage["steps"] else f"of {found['minutes']:g} minutes"
+        text += [
+            "",
+            f"stage {stage['name']}: recipe {stage['recipe']}, {steps}, batch {stage['batch']} of "
+            f"{stage['crop']}x{stage['crop']}, lr {stage['lr']:g}"
+            + (", gradients stop at the taps" if stage["blocks"] else ""),
+            f"  teacher outputs cached: {stage['teacher_cache']}",
+        ]
+        for tap in stage["taps"]:
+            text.append(f"  tap      {_map(tap['teacher'])} <- {_map(tap['student'])}")
+        for name, shape in stage["adapters"].items():
+            text.append(f"  adapter  {name} {'x'.join(map(str, shape))}")
+        balanced = " (times the balance of gradients)" if stage["balance"] == "gradient" else ""
+        for name, weight in stage["weights"].items():
+            shown = json.dumps(weight) if isinstance(weight, dict) else f"{weight:g}"
+            text.append(f"  term     {name:<8} weight {shown}{balanced}")
+    return text
+
+
+def _map(tap: list[Any]) -> str:
+    name, *shape = tap
+    return f"{name} [{'x'.join(map(str, shape))}]"

@@ -1,0 +1,108 @@
+"""A student that starts from the teacher's knowledge: selected channels, reconstructed layers."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcompile.distill.inherit.importance import Loss, places, readers, taylor
+from kdcompile.distill.inherit.plan import BATCH_NORMS, layer_plans, widths
+from kdcompile.distill.inherit.reconstruct import solve_layers
+from kdcompile.distill.inherit.select import explaining, most
+from kdcompile.distill.inherit.slicing import slice_weights
+from kdcompile.errors import KDError
+from kdcompile.models.channels import Channels, trace
+
+
+def inherit(
+    teacher: nn.Module,
+    student: nn.Module,
+    architecture: Mapping[str, Any],
+    crops: Sequence[Tensor],
+    importance: str = "activation",
+    loss: Loss | None = None,
+) -> dict[str, Any]:
+    """Set the student's weights in place from the teacher's.
+
+    Args:
+        teacher: in inference mode, float32.
+        student: of family `shrink`, on the teacher's device.
+        architecture: the student's.
+        crops: normalised input batches [B, C, h, w].
+        importance: `activation` or `taylor`, which needs `loss`.
+        loss: of the teacher's output for a batch, given its index.
+
+    Returns:
+        The report: `importance`, `images`, `layers` (name, kept, of, relative_error on held-out
+        positions), `sliced` (name, why), `seconds`.
+
+    Raises:
+        KDError: `inherit-family`, `inherit-mismatch`, `inherit-nonfinite`, `trace-failed`.
+    """
+    if architecture["family"] != "shrink":
+        raise KDError(
+            "inherit-family",
+            f"a student of family {architecture['family']!r} has no teacher channels to inherit",
+            where="student.init",
+            fix='set student.family = "shrink", or student.init = "random"',
+        )
+    start = time.perf_counter()
+    channels = trace(teacher, (1, *crops[0].shape[1:]))
+    kept = _kept(teacher, channels, widths(channels, student), crops, importance, loss)
+    plans = layer_plans(channels, kept, student)
+    was_training = student.training
+    student.eval()
+    left = slice_weights(teacher, student, plans)
+    errors, why = solve_layers(teacher, student, crops, plans)
+    student.train(was_training)
+    why |= dict.fromkeys(left, "another shape than the teacher's: it keeps its initial values")
+    layers = [
+        {
+            "name": plan.name,
+            "kept": len(plan.outputs),
+            "of": _outputs(channels, plan.name),
+            "relative_error": errors.get(plan.name),
+        }
+        for plan in plans
+        if not issubclass(channels.layers[plan.name].kind, BATCH_NORMS)
+    ]
+    return {
+        "importance": importance,
+        "images": sum(len(batch) for batch in crops),
+        "layers": layers,
+        "sliced": [{"name": name, "why": reason} for name, reason in why.items()],
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _outputs(channels: Channels, name: str) -> int:
+    return sum(size * each for _, size, each in channels.layers[name].outputs)
+
+
+def _kept(
+    teacher: nn.Module,
+    channels: Channels,
+    wanted: Mapping[int, int],
+    crops: Sequence[Tensor],
+    importance: str,
+    loss: Loss | None,
+) -> dict[int, Tensor]:
+    """Ascending indices of the kept channels of each group that loses some."""
+    narrowed = {root: keep for root, keep in wanted.items() if keep < channels.size[root]}
+    found = readers(channels, set(narrowed))
+    if importance == "taylor":
+        assert loss is not None, "first-order importance needs the loss"
+        scores = taylor(teacher, crops, found, loss)
+        return {
+            root: most(
+                scores.get(root, torch.zeros(channels.size[root])), keep, channels.multiple[root]
+            )
+            for root, keep in narrowed.items()
+        }
+    views = places(teacher, crops, found)
+    return {
+        root: explaining(views.get(root, ()), channels.size[root], keep, channels.multiple[root])
+        for root, keep in narrowed.items()
+    }

@@ -1,0 +1,147 @@
+"""What the layers behind a group of channels make of each channel, measured on crops.
+
+`activation`: the channels' covariance and the weights that read them; `select.explaining` picks the
+channels from which the rest can be predicted as far as the next layers need it. `taylor`: the
+change of the loss, to first order, when a channel is set to zero: |sum a dL/da|.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcompile.distill.inherit.plan import BATCH_NORMS
+from kdcompile.distill.inherit.rows import grouped_weight, sample
+from kdcompile.models.channels import Channels
+
+POSITIONS = 4096  # an image
+Loss = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that reads a group: `size` channels of its input from `offset`, `each` long."""
+
+    layer: str
+    group: int
+    offset: int
+    size: int
+    each: int
+
+    def part(self, x: Tensor) -> Tensor:
+        """The group's share of the layer's input [B, C, *space], as [B, size, places]."""
+        share = x[:, self.offset : self.offset + self.size * self.each]
+        return share.reshape(len(x), self.size, -1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One reader's view of a group: covariance [C, C] and `demand` [C, C], W W^T of its weights."""
+
+    covariance: Tensor
+    demand: Tensor
+
+
+def readers(channels: Channels, wanted: set[int]) -> list[Reader]:
+    """Who reads the wanted groups; depthwise and normalising layers only pass channels on."""
+    found = []
+    for name, layer in channels.layers.items():
+        if issubclass(layer.kind, BATCH_NORMS) or (
+            layer.groups > 1 and layer.inputs == layer.outputs
+        ):
+            continue
+        offset = 0
+        for group, size, each in layer.inputs:
+            root = channels.root(group)
+            if root in wanted:
+                found.append(Reader(name, root, offset, size, each))
+            offset += size * each
+    return found
+
+
+def places(
+    teacher: nn.Module, crops: Sequence[Tensor], found: Sequence[Reader]
+) -> dict[int, list[Place]]:
+    """The readers' views by group. Runs the teacher once over the crops."""
+    moments: dict[Reader, list[Tensor]] = {}
+
+    def look(reader: Reader, x: Tensor) -> None:
+        values = reader.part(x).transpose(0, 1).flatten(1)  # [C, B * places]
+        picks = sample(values.shape[1], POSITIONS * len(x), len(moments)).to(values.device)
+        values = values[:, picks].double()
+        count = values.new_tensor(float(len(picks)))
+        new = [count, values.sum(1), values @ values.T]
+        old = moments.get(reader)
+        moments[reader] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+
+    with torch.no_grad(), watched(teacher, found, look):
+        for batch in crops:
+            teacher(batch)
+    views: dict[int, list[Place]] = {}
+    for reader, (count, total, squares) in moments.items():
+        mean = total / count
+        covariance = (squares / count - torch.outer(mean, mean)).cpu()
+        demand = _demand(teacher.get_submodule(reader.layer), reader).cpu()
+        views.setdefault(reader.group, []).append(Place(covariance, demand))
+    return views
+
+
+def _demand(module: nn.Module, reader: Reader) -> Tensor:
+    """Inner products of the weights that read two channels; 0 between channels of two groups."""
+    weight = grouped_weight(module).double()  # [G, O/G, I/G, K]
+    rows = weight.transpose(1, 2).flatten(2)  # [G, I/G, O/G * K]
+    end = reader.offset + reader.size * reader.each
+    if len(rows) == 1:
+        share = rows[0, reader.offset : end].reshape(reader.size, -1)
+        return share @ share.T
+    blocks: Tensor = torch.block_diag(*(rows @ rows.transpose(1, 2)))  # type: ignore[no-untyped-call]
+    return blocks[reader.offset : end, reader.offset : end]
+
+
+def taylor(
+    teacher: nn.Module, crops: Sequence[Tensor], found: Sequence[Reader], loss: Loss
+) -> dict[int, Tensor]:
+    """Scores [C] by group: |sum over places of a dL/da|, summed over readers and images."""
+    scores: dict[int, Tensor] = {}
+    if not found:
+        return scores
+    seen: list[tuple[Reader, Tensor]] = []
+
+    def look(reader: Reader, x: Tensor) -> None:
+        seen.append((reader, x))
+
+    with torch.enable_grad(), watched(teacher, found, look):
+        for number, batch in enumerate(crops):
+            seen.clear()
+            value = loss(teacher(batch.clone().requires_grad_(True)), number)
+            inputs = [x for _, x in seen]
+            gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+            for (reader, x), gradient in zip(seen, gradients, strict=True):
+                if gradient is not None:
+                    change = reader.part((x * gradient).detach()).sum(2).abs().double().sum(0)
+                    scores[reader.group] = scores.get(reader.group, 0) + change.cpu()
+    return scores
+
+
+@contextmanager
+def watched(
+    teacher: nn.Module, found: Sequence[Reader], look: Callable[[Reader, Tensor], None]
+) -> Iterator[None]:
+    """Call `look(reader, input)` whenever a reader runs."""
+
+    def hook(reader: Reader, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        look(reader, inputs[0])
+
+    handles = [
+        teacher.get_submodule(reader.layer).register_forward_pre_hook(partial(hook, reader))
+        for reader in found
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

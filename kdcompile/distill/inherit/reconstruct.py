@@ -1,0 +1,216 @@
+"""The student's weights: sliced from the teacher, then solved layer by layer on crops."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcompile.distill.inherit.batch_norm import (
+    BatchNorm,
+    Moments,
+    absorbs,
+    correct,
+    gate_through,
+)
+from kdcompile.distill.inherit.plan import BATCH_NORMS, LayerPlan
+from kdcompile.distill.inherit.rows import (
+    grouped_weight,
+    groups,
+    input_rows,
+    output_rows,
+    sample,
+    set_weight,
+)
+from kdcompile.distill.inherit.solve import Gate, Solution, fit
+from kdcompile.errors import KDError
+
+ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system
+MOST_VALUES = 2**26  # in it, 256 MiB
+MOST_UNKNOWNS = 8192  # of an output; their second moments are 512 MiB in float64
+
+
+class _ReachedError(Exception):
+    """The layer that was waited for is about to run."""
+
+
+@dataclass
+class Target:
+    """What the teacher makes at the sampled positions: picks, output space and rows by batch."""
+
+    picks: list[Tensor] = field(default_factory=list)
+    spaces: list[torch.Size] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+
+
+def teacher_targets(
+    teacher: nn.Module, crops: Sequence[Tensor], plans: Sequence[LayerPlan]
+) -> tuple[dict[str, Target], dict[str, Moments]]:
+    """One pass of the teacher: outputs at sampled positions, and inputs' moments of batch norms."""
+    targets: dict[str, Target] = {}
+    moments: dict[str, Moments] = {}
+    images = sum(len(batch) for batch in crops)
+
+    def output(place: int, plan: LayerPlan, module: nn.Module, _: Any, y: Tensor) -> None:
+        target = targets.setdefault(plan.name, Target())
+        linear = isinstance(module, nn.Linear)
+        total = y.shape[:-1].numel() if linear else len(y) * y.shape[2:].numel()
+        count = max(1, _rows(module, len(plan.inputs)) // images) * len(y)
+        picks = sample(total, count, 100003 * place + len(target.picks)).to(y.device)
+        target.picks.append(picks)
+        target.spaces.append(y.shape[2:])
+        target.rows.append(output_rows(y, picks, linear)[:, plan.outputs.to(y.device)])
+
+    def normalised(plan: LayerPlan, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        kept = inputs[0].index_select(1, plan.outputs.to(inputs[0].device))
+        moments.setdefault(plan.name, Moments()).add(kept)
+
+    handles = []
+    for place, plan in enumerate(plans):
+        module = teacher.get_submodule(plan.name)
+        if isinstance(module, BATCH_NORMS):
+            handles.append(module.register_forward_pre_hook(partial(normalised, plan)))
+        else:
+            handles.append(module.register_forward_hook(partial(output, place, plan)))
+    try:
+        with torch.no_grad():
+            for batch in crops:
+                teacher(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return targets, moments
+
+
+def _rows(module: nn.Module, inputs: int) -> int:
+    """How many positions a layer that keeps so many inputs is solved at."""
+    values = inputs * grouped_weight(module).shape[-1]  # of a row
+    wanted = max(FEWEST_ROWS, ROWS_PER_UNKNOWN * values // groups(module))
+    return min(wanted, MOST_ROWS, MOST_VALUES // values)
+
+
+def solve_layers(
+    teacher: nn.Module, student: nn.Module, crops: Sequence[Tensor], plans: Sequence[LayerPlan]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Solve the student's layers from first to last, each from what the student gives it.
+
+    Args:
+        teacher: in inference mode.
+        student: in inference mode, its weights sliced.
+        crops: input batches [B, C, h, w].
+        plans: in order of execution.
+
+    Returns:
+        The relative error of each solved layer on held-out rows, and why others were only sliced.
+
+    Raises:
+        KDError: `inherit-nonfinite`.
+    """
+    targets, moments = teacher_targets(teacher, crops, plans)
+    shifts: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    only_sliced: dict[str, str] = {}
+    for plan in plans:
+        module = student.get_submodule(plan.name)
+        why = _why_only_sliced(module, plan, plan.name in targets or plan.name in moments)
+        if why is not None:
+            only_sliced[plan.name] = why
+        elif isinstance(module, BATCH_NORMS):
+            if module.running_var is not None:
+                own = Moments()
+                for batch in crops:
+                    own.add(input_at(student, plan.name, batch))
+                correct(module, moments[plan.name], own, shifts.get(plan.name))
+        else:
+            if plan.batch_norm is not None and plan.batch_norm not in moments:
+                # it is used without being called, so nothing will correct it
+                plan = replace(plan, batch_norm=None, rectified=False)
+            behind = teacher.get_submodule(plan.batch_norm) if plan.batch_norm else None
+            assert behind is None or isinstance(behind, BATCH_NORMS)
+            solution, errors[plan.name] = _solve(student, crops, plan, targets[plan.name], behind)
+            if behind is not None and module.bias is None:
+                shifts[str(plan.batch_norm)] = solution.bias.flatten()
+    return errors, only_sliced
+
+
+def _why_only_sliced(module: nn.Module, plan: LayerPlan, called: bool) -> str | None:
+    if plan.runs > 1:
+        return f"it runs {plan.runs} times"
+    if not called:
+        return "its parameters are used without calling it"
+    if not isinstance(module, BATCH_NORMS):
+        unknowns = grouped_weight(module)[0, 0].numel()
+        if unknowns > MOST_UNKNOWNS:
+            return f"an output reads {unknowns} values, more than {MOST_UNKNOWNS}"
+    return None
+
+
+def _solve(
+    student: nn.Module,
+    crops: Sequence[Tensor],
+    plan: LayerPlan,
+    target: Target,
+    behind: BatchNorm | None,
+) -> tuple[Solution, float]:
+    """Set one layer's weights.
+
+    Args:
+        student: everything before the layer is set.
+        crops: input batches.
+        plan: the layer's.
+        target: the teacher's outputs.
+        behind: the teacher's batch norm that alone reads the layer.
+
+    Returns:
+        The solution, with the bias that a layer without one would have, and its relative error.
+    """
+    module = student.get_submodule(plan.name)
+    inputs = (input_at(student, plan.name, batch) for batch in crops)
+    parts = zip(inputs, target.picks, target.spaces, strict=True)
+    x = torch.cat([input_rows(module, *part) for part in parts], 1)
+    y = torch.cat(target.rows).reshape(x.shape[1], len(x), -1).transpose(0, 1)
+    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise nonfinite(plan.name)
+    shiftable = behind is not None and absorbs(behind)
+    gate = None
+    if plan.rectified and behind is None:
+        gate = Gate(y.new_ones(len(y), 1, y.shape[2]), y.new_zeros(len(y), 1, y.shape[2]))
+    elif plan.rectified and behind is not None and shiftable:
+        gate = gate_through(behind, plan.outputs.to(y.device).reshape(len(y), 1, -1))
+    weight = grouped_weight(module)
+    prior = weight.flatten(2).transpose(1, 2)
+    solution, error = fit(x, y, prior, module.bias is not None or shiftable, gate)
+    set_weight(module, solution.weight.float().transpose(1, 2).reshape(weight.shape))
+    if isinstance(module.bias, Tensor):
+        module.bias.data.copy_(solution.bias.flatten())
+    return solution, error
+
+
+def nonfinite(where: str) -> KDError:
+    """The error for activations that are not numbers."""
+    return KDError(
+        "inherit-nonfinite",
+        "activations are not finite on the crops",
+        where=where,
+        fix='check data.mean and data.std, or set student.init = "random"',
+    )
+
+
+def input_at(student: nn.Module, name: str, batch: Tensor) -> Tensor:
+    """What reaches a layer for a batch; nothing behind it is run."""
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0])
+        raise _ReachedError
+
+    handle = student.get_submodule(name).register_forward_pre_hook(stop)
+    try:
+        with torch.no_grad(), suppress(_ReachedError):
+            student(batch)
+    finally:
+        handle.remove()
+    return found[0]

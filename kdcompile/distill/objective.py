@@ -1,0 +1,126 @@
+"""What every recipe starts from: a task's label terms and its soft term.
+
+An objective knows the losses of one task; recipes weigh its terms and add their own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdcompile.kernels.density_loss import density_loss
+from kdcompile.kernels.kd_kl import kd_kl
+from kdcompile.spec_distill import Distill
+
+ByReduction = Mapping[str, Mapping[str, float]]
+BLOCK = 8  # cells a side of a block whose count is compared
+
+
+class Objective(ABC):
+    """The terms of a task, float32 scalars.
+
+    `weights` has the default weight of each term by reduction, those against the teacher
+    (`soft`) included; `formula` is what `kdcompile recipes show` prints.
+    """
+
+    kind: ClassVar[str]
+    weights: ClassVar[ByReduction]
+    formula: ClassVar[str]
+
+    def __init__(self, options: Distill, targets: Tensor) -> None:
+        """Read the options and scale by some batches of targets."""
+        self.options = options
+
+    @abstractmethod
+    def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+        """The label terms, and `soft` where a teacher's output is given."""
+
+    def hard(self, output: Tensor, target: Tensor) -> Tensor:
+        """The label loss alone, for any network's output."""
+        return self.terms(output, target, None)["hard"]
+
+
+class DensityObjective(Objective):
+    """Squared error of densities [N, 1, h, w] and absolute error of block counts.
+
+    Under "mean" the squared errors are divided by the labels' mean square, which makes them
+    dimensionless; counts always by the labels' mean count of a block.
+    """
+
+    kind = "counting"
+    weights: ClassVar[ByReduction] = {
+        "mean": {"hard": 1.0, "count": 1.0, "soft": 4.0},
+        "paper": {"hard": 1.0, "count": 0.0, "soft": 1.0},
+    }
+    formula = "hard |S - Y|^2 + count |block counts of S - Y| + soft |S - T|^2"
+
+    def __init__(self, options: Distill, targets: Tensor) -> None:
+        """Mean square and mean block count of some label maps, at least tiny."""
+        super().__init__(options, targets)
+        self.squared = max(float(targets.square().mean()), 1e-8)
+        self.block = max(float(targets.mean()) * BLOCK**2, 1e-6)
+
+    def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+        """`hard`, `count` and `soft` in one pass over the maps."""
+        reduction = self.options.reduction
+        scale = self.squared if reduction == "mean" else 1.0
+        hard, soft, count = density_loss(student, target, teacher, reduction=reduction)
+        terms = {"hard": hard / scale, "count": count / self.block}
+        return terms if teacher is None else terms | {"soft": soft / scale}
+
+
+class ClassObjective(Objective):
+    """Cross-entropy of logits [N, K] with class indices, and Hinton's softened KL with its T^2."""
+
+    kind = "classification"
+    weights: ClassVar[ByReduction] = {
+        "mean": {"hard": 0.1, "soft": 0.9},
+        "paper": {"hard": 0.1, "soft": 0.9},
+    }
+    formula = "hard CE(S, Y) + soft T^2 KL(softmax(T/temperature), softmax(S/temperature))"
+
+    def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+        """`hard` and `soft`."""
+        terms = {"hard": functional.cross_entropy(student.float(), target)}
+        if teacher is not None:
+            terms["soft"] = kd_kl(student, teacher, self.options.temperature)
+        return terms
+
+
+class ValueObjective(Objective):
+    """L1 or L2 error of values [N, 1], in units of the labels' deviation."""
+
+    kind = "regression"
+    weights: ClassVar[ByReduction] = {
+        "mean": {"hard": 1.0, "soft": 1.0},
+        "paper": {"hard": 1.0, "soft": 1.0},
+    }
+    formula = "hard |S - Y|^p + soft |S - T|^p, p of distill.hard, in deviations of the labels"
+
+    def __init__(self, options: Distill, targets: Tensor) -> None:
+        """The deviation of some labels; 1 where they do not vary."""
+        super().__init__(options, targets)
+        spread = float(targets.float().std(correction=0))
+        self.scale = spread if spread > 0 else 1.0
+
+    def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+        """`hard` and `soft`."""
+        terms = {"hard": self._error(student, target)}
+        return terms if teacher is None else terms | {"soft": self._error(student, teacher)}
+
+    def _error(self, student: Tensor, other: Tensor) -> Tensor:
+        gap = (student.float() - other.float()) / self.scale
+        return gap.abs().mean() if self.options.hard == "l1" else gap.square().mean()
+
+
+OBJECTIVES: Mapping[str, type[Objective]] = {
+    objective.kind: objective for objective in (DensityObjective, ClassObjective, ValueObjective)
+}
+
+
+def make_objective(kind: str, options: Distill, targets: Tensor) -> Objective:
+    """The objective of `[task] kind`, scaled by some batches of targets."""
+    return OBJECTIVES[kind](options, torch.as_tensor(targets))

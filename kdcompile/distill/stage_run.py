@@ -1,0 +1,326 @@
+"""One stage of a training, ready to step: crops, taps, recipe, weights, optimizer."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcompile.data.augment import CropSampler
+from kdcompile.data.images import ImageStore
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.distill.execution import Execution, Mode, prepare
+from kdcompile.distill.objective import Objective, make_objective
+from kdcompile.distill.recipe import LossInputs, Recipe, find_recipe
+from kdcompile.distill.schedule import StagePlan, learning_rate
+from kdcompile.distill.start import task_targets
+from kdcompile.distill.taps import Tap, Tapped, resolve_taps
+from kdcompile.distill.teacher_cache import (
+    TeacherCache,
+    cache_problem,
+    make_cache,
+    network_digest,
+)
+from kdcompile.distill.update import Update
+from kdcompile.distill.weights import TermWeights, gradient_norms
+from kdcompile.distributed import Processes
+from kdcompile.spec import Spec
+from kdcompile.spec_distill import Distill
+
+SCALE_BATCHES = 8
+FIT_CROPS = 4
+SEED_STRIDE = 1_000_003
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the stages of a training share.
+
+    teacher: frozen, on the device, in the type that it runs in. student, ema: float32, on the
+    device. stride: pixels per output cell of a dense task, 1 for others. work: the folder of the
+    checkpoint.
+    """
+
+    spec: Spec
+    teacher: nn.Module
+    student: nn.Module
+    ema: nn.Module
+    photos: Sequence[Photo]
+    store: ImageStore
+    preprocess: Preprocess
+    stride: int
+    device: torch.device
+    processes: Processes
+    work: Path
+    bf16: bool
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 where the GPU has it; its weight cache would not survive a captured graph."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+
+    def example(self, side: int) -> Tensor:
+        """An empty input of one image."""
+        kind = next(self.teacher.parameters()).dtype
+        return torch.zeros(1, self.preprocess.channels, side, side, device=self.device, dtype=kind)
+
+
+class Trainable(nn.Module):
+    """Student and recipe in one module: from images and the teacher's view to the loss terms."""
+
+    def __init__(self, student: Tapped, recipe: Recipe) -> None:
+        super().__init__()
+        self.student, self.recipe = student, recipe
+        self.names: tuple[str, ...] = ()
+
+    def inputs(
+        self, images: Tensor, target: Tensor, teacher: Tensor | None, maps: Sequence[Tensor]
+    ) -> LossInputs:
+        """The student's forward pass beside the teacher's result."""
+        output, own = self.student(images)
+        return LossInputs(output, target, teacher, own, maps)
+
+    def forward(
+        self, images: Tensor, target: Tensor, teacher: Tensor | None, maps: Sequence[Tensor]
+    ) -> Tensor:
+        """float32 [terms], in the order of `names`."""
+        terms = self.recipe(self.inputs(images, target, teacher, maps))
+        return torch.stack([terms[name].float() for name in self.names])
+
+
+class StageRun:
+    """A stage from its first step to its last; `release` gives the student back without hooks.
+
+    Args:
+        setting: shared by the stages.
+        plan: this stage.
+        number: its place among them, which gives its crops other random numbers.
+        total: its steps.
+        before: steps of the stages before it.
+    """
+
+    def __init__(
+        self, setting: Setting, plan: StagePlan, number: int, total: int, before: int = 0
+    ) -> None:
+        self.setting, self.plan, self.total, self.before = setting, plan, total, before
+        self.device, options = setting.device, plan.options
+        self._seed = setting.spec.seed + SEED_STRIDE * number
+        place = (setting.processes.rank, setting.processes.world)
+        self.sampler = self._make_sampler(options, place)
+        self.objective = self._make_objective()
+        kind = find_recipe(options.recipe)
+        self.taps = self._find_taps(kind)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(setting.spec.seed + number)
+            recipe = kind(self.taps, options, self.objective).to(self.device)
+        self._teacher = Tapped(setting.teacher, [tap.teacher for tap in self.taps])
+        student = Tapped(setting.student, [tap.student for tap in self.taps], blocks=plan.blocks)
+        self.trainable = Trainable(student, recipe)
+        self._look: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = self._teacher
+        self._fit()
+        self._plain = self._parallel()
+        self._forward: Callable[..., Tensor] = self._plain
+        self.cache: TeacherCache | None = None
+        self.cache_note = cache_problem(kind, options)
+        self._table = torch.empty_like(self.sampler.draw(0), device=self.device)
+        self._index = torch.zeros(options.batch, dtype=torch.int64, device=self.device)
+        names = self.trainable.names
+        self.weights = TermWeights(names, recipe.weights, options, self.device)
+        self.update = Update(setting.student, recipe, setting.ema, options, setting.processes)
+        self.values = torch.zeros(1 + len(names), device=self.device)
+        self.execution = Execution("eager", why="not started")
+        self._run: Callable[[], None] = self.body
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe with its adapters."""
+        return self.trainable.recipe
+
+    def _make_sampler(self, options: Distill, place: tuple[int, int]) -> CropSampler:
+        setting = self.setting
+        targets = task_targets(setting.spec, setting.photos, setting.stride, self.device)
+        sampler = CropSampler(
+            setting.photos, setting.preprocess, options, targets, self._seed, self.device,
+            shard=place, store=setting.store,
+        )  # fmt: skip
+        if setting.bf16:
+            sampler.dtype = torch.bfloat16
+        return sampler
+
+    def _make_objective(self) -> Objective:
+        """The task's losses, scaled by the first targets of all processes."""
+        own = torch.cat([self.sampler.targets_of(step) for step in range(SCALE_BATCHES)])
+        everyone = torch.cat(self.setting.processes.gather(own))
+        return make_objective(self.setting.spec.task.kind, self.plan.options, everyone)
+
+    def _find_taps(self, kind: type[Recipe]) -> list[Tap]:
+        if not kind.needs_taps:
+            return []
+        setting, options = self.setting, self.plan.options
+        example = setting.example(options.crop)
+        was_training = setting.student.training
+        setting.student.eval()
+        with setting.autocast():
+            taps = resolve_taps(setting.teacher, setting.student, example, options.taps)
+        setting.student.train(was_training)
+        return taps
+
+    @torch.no_grad()
+    def _fit(self) -> None:
+        """Let the recipe set its adapters on the first crops, and learn the names of its terms.
+
+        They are the same crops in every process and for every size of a batch.
+        """
+        few = self.plan.options.model_copy(update={"batch": FIT_CROPS})
+        batch = self._make_sampler(few, (0, 1)).batch(0)
+        self.setting.student.eval()
+        with self.setting.autocast():
+            teacher = self.look(batch.images) if self.recipe.needs_teacher else (None, [])
+            inputs = self.trainable.inputs(batch.images, batch.target, *teacher)
+        self.recipe.fit(inputs)
+        self.trainable.names = tuple(self.recipe.terms(inputs))
+        self.setting.student.train()
+
+    def _parallel(self) -> nn.Module:
+        if self.setting.processes.is_alone:
+            return self.trainable
+        from torch.nn.parallel import DistributedDataParallel
+
+        own = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.trainable, device_ids=own, find_unused_parameters=True)
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The teacher's output and maps."""
+        output, maps = self._look(images.to(next(self.setting.teacher.parameters()).dtype))
+        return output, maps
+
+    def start(self, known: Mode | None) -> None:
+        """Fill the cache, choose how a step runs; the weights stay as they are.
+
+        Raises:
+            KDError: `execution-failed`.
+        """
+        if self.cache_note is None:
+            names = [tap.teacher for tap in self.taps]
+            self.cache, self.cache_note = make_cache(
+                self.look,
+                self.sampler,
+                self.total,
+                self.plan.options.batch,
+                self.plan.options.teacher_cache_mb * 10**6,
+                self.setting.work,
+                f"{network_digest(self.setting.teacher)} {names}",
+            )
+        self.load(0)
+        asked, alone = self.plan.options.execution, self.setting.processes.is_alone
+        self._run, self.execution = prepare(self, asked, known, alone=alone)
+
+    def load(self, step: int) -> None:
+        """Send what a step needs to its static places; the copies are not waited for."""
+        table = self.sampler.draw(step)
+        if table.shape == self._table.shape:
+            self._table.copy_(table, non_blocking=True)
+        else:  # on a CPU, where nothing was captured, a table is as large as its windows
+            self._table = table
+        keys = self.sampler.keys(step)
+        if self.cache is not None and keys is not None:
+            self._index.copy_(self.cache.rows(keys), non_blocking=True)
+        self.weights.set(step, self.total)
+        self.update.set(step, self.learning_rate(step), self.before + step)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step of this stage."""
+        return learning_rate(step, self.total, self.plan.options)
+
+    def step(self, step: int) -> None:
+        """Run one step; its loss and terms are then in `values`, on the device."""
+        place = self.setting.spec.seed * SEED_STRIDE + self.before + step
+        torch.manual_seed(place * self.setting.processes.world + self.setting.processes.rank)
+        if self.weights.is_due(step):
+            self._balance(step)
+        self.load(step)
+        self._run()
+
+    def describe(self) -> dict[str, Any]:
+        """How the stage runs, for the report."""
+        size = None if self.cache is None else f"{self.cache.bytes / 1e6:.1f} MB"
+        options = self.plan.options
+        return {
+            "steps": self.total,
+            "recipe": options.recipe,
+            "blocks": self.plan.blocks,
+            "batch": options.batch * self.setting.processes.world,
+            "crop": options.crop,
+            "lr": options.lr,
+            "taps": [[tap.teacher, tap.student] for tap in self.taps],
+            "execution": self.execution.to_json(),
+            "sampler": self.sampler.describe(),
+            "teacher_cache": size or f"none: {self.cache_note}",
+        }
+
+    def body(self) -> None:
+        """One step on what `load` sent; device work only."""
+        batch = self.sampler.render(self._table)
+        values = self._terms(batch.images, batch.target, self._forward)
+        loss = (self.weights.value * values).sum()
+        self.update.apply(loss, values.detach())
+        self.values[0].copy_(loss.detach())
+        self.values[1:].copy_(values.detach())
+
+    def _terms(self, images: Tensor, target: Tensor, forward: Callable[..., Tensor]) -> Tensor:
+        with self.setting.autocast():
+            output, maps = self._teacher_view(images)
+            return forward(images, target, output, maps)
+
+    def _teacher_view(self, images: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        if not self.recipe.needs_teacher:
+            return None, []
+        if self.cache is not None:
+            return self.cache.read(self._index)
+        return self.look(images)
+
+    def _balance(self, step: int) -> None:
+        """Measure the gradient of each term; waits for the device, but rarely."""
+        self.load(step)
+        batch = self.sampler.render(self._table)
+        values = self._terms(batch.images, batch.target, self.trainable)
+        parameters = list(self.setting.student.parameters())
+        norms = gradient_norms(list(values), parameters, self.setting.processes.mean)
+        self.weights.balance(norms, first=step == 0)
+
+    def compile(self, on: bool) -> None:
+        """Take compiled networks for the body, or the plain ones."""
+        self._forward = torch.compile(self._plain, dynamic=False) if on else self._plain
+        self._look = torch.compile(self._teacher, dynamic=False) if on else self._teacher
+
+    def persistent(self) -> list[Tensor]:
+        """Every tensor that a step changes and the next one reads."""
+        setting = self.setting
+        networks = (setting.student, setting.ema, self.recipe)
+        own = [t for network in networks for t in network.state_dict(keep_vars=True).values()]
+        return [*own, *self.update.tensors()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside student and moving average."""
+        return {
+            "recipe": self.recipe.state_dict(),
+            "optimizer": self.update.state_dict(),
+            "weights": self.weights.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        self.recipe.load_state_dict(state["recipe"])
+        self.update.load_state_dict(state["optimizer"])
+        self.weights.load_state_dict(state["weights"])
+
+    def release(self) -> None:
+        """Take the hooks off teacher and student."""
+        self._teacher.release()
+        self.trainable.student.release()

@@ -1,0 +1,81 @@
+"""Where the student starts: from the teacher's knowledge, from a file, or at random."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcompile.data.augment import Batch, CropSampler
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
+from kdcompile.distill.inherit import inherit
+from kdcompile.distill.objective import make_objective
+from kdcompile.distill.schedule import stage_plans
+from kdcompile.distill.shapes import output_stride
+from kdcompile.models.factory import load_weights
+from kdcompile.spec import Spec
+
+log = logging.getLogger("kdcompile")
+CROPS_AT_ONCE = 4
+
+
+def start_student(
+    spec: Spec,
+    teacher: nn.Module,
+    student: nn.Module,
+    architecture: Mapping[str, Any],
+    photos: Sequence[Photo],
+    device: torch.device,
+) -> dict[str, Any] | None:
+    """Give the student its first weights, in place.
+
+    Returns:
+        What inheriting found, layer by layer; None for the other ways to start.
+
+    Raises:
+        KDError: those of `load_weights` and of `inherit`.
+    """
+    if spec.student.weights is not None:
+        load_weights(student, spec.student.weights)
+    if spec.student.init != "inherit":
+        return None
+    teacher, student = teacher.to(device).eval(), student.to(device)
+    batches = _batches(spec, teacher, student, photos, device)
+    options = stage_plans(spec.distill)[0].options
+    labels = torch.cat([batch.target for batch in batches])
+    objective = make_objective(spec.task.kind, options, labels)
+
+    def loss(output: Tensor, index: int) -> Tensor:
+        return objective.hard(output, batches[index].target)
+
+    images = [batch.images for batch in batches]
+    report = inherit(teacher, student, architecture, images, spec.student.importance, loss)
+    log.info("distill: inherited the teacher's channels in %.1f s", report["seconds"])
+    return report
+
+
+def _batches(
+    spec: Spec,
+    teacher: nn.Module,
+    student: nn.Module,
+    photos: Sequence[Photo],
+    device: torch.device,
+) -> list[Batch]:
+    """Real training crops of the first stage, without flips or colour."""
+    first = stage_plans(spec.distill)[0].options
+    plain = {"batch": min(CROPS_AT_ONCE, spec.student.crops), "colour": 0.0, "views": 0}
+    options = first.model_copy(update=plain)
+    preprocess = Preprocess.of(spec.data, spec.export)
+    targets = task_targets(spec, photos, output_stride(teacher, student, spec), device)
+    sampler = CropSampler(photos, preprocess, options, targets, spec.seed, device)
+    return [sampler.batch(step) for step in range(-(-spec.student.crops // options.batch))]
+
+
+def task_targets(spec: Spec, photos: Sequence[Photo], stride: int, device: torch.device) -> Targets:
+    """What the task's crops are labelled with; `stride` in pixels per output cell."""
+    if spec.task.kind == "counting":
+        return DensityTargets(photos, stride, spec.data.sigma, device)
+    return LabelTargets(photos, device, integer=spec.task.kind == "classification")

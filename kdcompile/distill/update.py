@@ -1,0 +1,127 @@
+"""One update of the weights without a word to the host: clip, guard, AdamW, moving average.
+
+Nothing here waits for the device, and all that changes from step to step lies in tensors, so the
+whole can be captured in a CUDA graph.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcompile.distributed import Processes
+from kdcompile.spec_distill import Distill
+
+NEVER = -1
+
+
+class Update:
+    """Optimizer and moving average of one stage.
+
+    A step whose loss, terms or gradient are not finite changes nothing, and neither does any after
+    it: `first_bad` latches, and the weights stay those that met the bad batch.
+
+    Args:
+        student: the network that is trained.
+        recipe: its parameters (adapters) are trained with it.
+        ema: the student's moving average, changed in place.
+        options: of the stage.
+        processes: all of them skip a step that is bad on one.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        recipe: nn.Module,
+        ema: nn.Module,
+        options: Distill,
+        processes: Processes,
+    ) -> None:
+        self._processes = processes
+        self.parameters = [*student.parameters(), *recipe.parameters()]
+        device = self.parameters[0].device
+        self._options = options
+        self._lr = torch.tensor(options.lr, device=device)
+        self._decay = torch.tensor(0.0, device=device)
+        self._step = torch.tensor(NEVER, device=device)
+        self.first_bad = torch.tensor(NEVER, device=device)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=self._lr,
+            weight_decay=options.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        # PyTorch warns of a capturable optimizer that is not captured: here that is the plan
+        self.optimizer._warned_capturable_if_run_uncaptured = True
+        self._found_inf = torch.tensor(1.0, device=device)
+        # read by PyTorch's fused optimizers, as its GradScaler does
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
+        self._create_state()
+        own, average = student.state_dict(), ema.state_dict()
+        self._pairs = [(average[n], own[n]) for n in own if own[n].is_floating_point()]
+        self._copied = [(average[n], own[n]) for n in own if not own[n].is_floating_point()]
+
+    def _create_state(self) -> None:
+        """Let the optimizer make its moments: a skipped step creates them and changes nothing."""
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def set(self, step: int, lr: float, averaged: int) -> None:
+        """The numbers of the coming step.
+
+        Args:
+            step: of the stage; what `first_bad` will say.
+            lr: learning rate.
+            averaged: steps that the moving average has seen; its memory grows with them.
+        """
+        self._lr.fill_(lr)
+        self._step.fill_(step)
+        self._decay.fill_(1 - min(self._options.ema, (1 + averaged) / (10 + averaged)))
+
+    def apply(self, loss: Tensor, values: Tensor) -> None:
+        """Backward pass and update.
+
+        Args:
+            loss: the weighted sum.
+            values: float32 [terms], checked with it.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.parameters, self._options.clip)
+        fine = loss.isfinite() & values.isfinite().all() & norm.isfinite()
+        if not self._processes.is_alone:
+            fine = self._processes.mean(fine.float()) == 1
+        bad_now = ~fine & (self.first_bad == NEVER)
+        self.first_bad.copy_(torch.where(bad_now, self._step, self.first_bad))
+        self._found_inf.copy_(self.first_bad != NEVER)
+        self.optimizer.step()
+        self._follow()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        averages, owns = [a for a, _ in self._pairs], [o for _, o in self._pairs]
+        gaps = torch._foreach_sub(owns, averages)
+        torch._foreach_mul_(gaps, self._decay)
+        torch._foreach_add_(averages, gaps)
+        for average, own in self._copied:
+            average.copy_(own)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that `apply` changes beside the networks."""
+        moments = [t for state in self.optimizer.state.values() for t in state.values()]
+        return [*moments, self.first_bad, self._found_inf]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave; the learning rate stays this object's tensor."""
+        self.optimizer.load_state_dict(dict(state))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr

@@ -1,0 +1,111 @@
+"""What outputs mean: predictions, errors, metrics and what is better."""
+
+import numpy as np
+import pytest
+
+from kdcompile.data.metric import MAE, RMSE, TOP1
+from kdcompile.data.photo import Photo
+from kdcompile.data.task import TASKS, find_task
+from kdcompile.errors import KDError
+
+LOGITS = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [np.nan, 1.0, 0.0]], np.float32)
+COUNTING, CLASSES, VALUES = (find_task(k) for k in ("counting", "classification", "regression"))
+
+
+def test_a_count_is_the_sum_of_the_map_in_float64():
+    maps = np.full((2, 1, 300, 300), 0.1, np.float32)
+    maps[1] = 0
+    assert COUNTING.predictions(maps).tolist() == pytest.approx([9000, 0], rel=1e-7)
+    assert COUNTING.describe(maps[:1], None)["count"] == pytest.approx(9000)
+
+
+def test_a_class_is_the_largest_logit_and_none_where_one_is_no_number():
+    assert CLASSES.predictions(LOGITS).tolist() == [1, 0, -1]
+    assert CLASSES.errors([1, 0, -1], [1, 1, 0]).tolist() == [0, 1, 1]
+    found = CLASSES.describe(LOGITS[:1], ["a", "b", "c"])
+    powers = np.exp([0, 2, 1])
+    assert found == {"class": "b", "probability": pytest.approx(powers[1] / powers.sum())}
+    assert CLASSES.describe(LOGITS[:1], None)["class"] == "1"
+    assert CLASSES.name_of(-1, ["a"]) == "none"
+    large = CLASSES.describe(np.float32([[1000, 0]]), None)
+    assert large["probability"] == 1
+
+
+def test_a_value_is_the_output():
+    assert VALUES.predictions(np.float32([[1.5], [-2]])).tolist() == [1.5, -2]
+    assert VALUES.describe(np.float32([[1.5]]), None) == {"value": 1.5}
+
+
+def test_scores_and_the_best_constant():
+    assert COUNTING.scores([1, 5], [2, 2]) == {"mae": 2, "rmse": pytest.approx(5**0.5)}
+    assert CLASSES.scores([0, 1, 2, 2], [0, 1, 2, 0]) == {"top1": 0.75}
+    assert VALUES.constant([1, 2, 9]) == 2
+    assert CLASSES.constant([2, 0, 2]) == 2
+
+
+def test_difficulty_grows_with_the_error():
+    assert COUNTING.difficulty(np.ones((1, 1, 2, 2), np.float32), 7) == 3
+    easy, hard = (CLASSES.difficulty(LOGITS[:1], true) for true in (1, 0))
+    assert 0 < easy < 0.5 < hard < 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "student", "worse", "limit"),
+    [(MAE, 11.0, 1.0, 10.5), (RMSE, 9.0, -1.0, 10.5), (TOP1, 0.8, 0.1, 0.85)],
+)
+def test_metrics_know_what_is_worse(metric, student, worse, limit):
+    teacher = 0.9 if metric.points else 10.0
+    assert metric.worse_by(student, teacher) == pytest.approx(worse)
+    assert metric.is_better(student, teacher) == (worse < 0)
+    assert metric.limit(teacher, 0.05) == pytest.approx(limit)
+    assert metric.is_better(teacher, float("nan"))
+    assert not metric.is_better(float("nan"), teacher)
+    assert metric.is_better(teacher, metric.worst)
+
+
+@pytest.mark.parametrize(
+    ("task", "good", "bad"),
+    [
+        (COUNTING, (1, 1, 4, 4), (1, 2, 4, 4)),
+        (CLASSES, (1, 2), (1, 1)),
+        (VALUES, (1, 1), (1, 2)),
+        (VALUES, (1, 1), (1,)),
+    ],
+)
+def test_shapes_of_outputs(task, good, bad):
+    assert task.check_output(good) is None
+    assert "needs" in task.check_output(bad)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "classes", "problem"),
+    [
+        (CLASSES, [0, 2], None, None),
+        (CLASSES, [0, 2], ["a", "b", "c"], None),
+        (CLASSES, [3], None, "a label of 3 is no index"),
+        (CLASSES, [0.5], None, "0.5"),
+        (CLASSES, [-1], None, "-1"),
+        (CLASSES, [0], ["a", "b"], "2 classes, the network 3 outputs"),
+        (VALUES, [0.5], None, None),
+        (VALUES, [0.5], ["a"], "classes, not values"),
+        (COUNTING, [7], None, None),
+    ],
+)
+def test_labels_must_suit_the_network(task, labels, classes, problem):
+    found = task.check_labels(labels, 3, classes)
+    assert found is None if problem is None else problem in found
+
+
+def test_a_photo_without_a_label_is_named():
+    with pytest.raises(KDError, match="bare has no label") as caught:
+        CLASSES.truth(Photo("bare"))
+    assert caught.value.code == "label-missing"
+    assert COUNTING.truth(Photo("bare")) == 0
+
+
+def test_an_unknown_task_or_metric_names_the_nearest():
+    with pytest.raises(KDError, match="did you mean 'counting'"):
+        find_task("countin")
+    with pytest.raises(KDError, match="has no metric 'top1'"):
+        COUNTING.find_metric("top1")
+    assert {task.find_metric(None).name for task in TASKS.values()} == {"mae", "top1"}

@@ -1,0 +1,174 @@
+"""Two processes by torchrun: the result of one with twice the batch, and what a lost one does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kdcompile.distributed import Processes, lost_rank
+from kdcompile.errors import KDError
+
+SPEC = """
+target = "cpu"
+[teacher]
+model = "net.py:build"
+weights = "teacher.safetensors"
+[data]
+format = "net.py:photos"
+root = "."
+files = ["none"]
+mean = [0.5]
+std = [0.5]
+[student]
+budget = { width = 0.5 }
+crops = 4
+[distill]
+recipe = "skt"
+steps = 12
+batch = 2
+crop = 16
+lr = 1e-2
+evaluations = 3
+[export]
+shape = [1, 1, 16, 16]
+[quantize]
+images = 4
+[gates]
+accuracy = { max_increase = "900%", margin = "999%" }
+parity = { min_sqnr_db = 0 }
+"""
+CODE = """
+import os
+from pathlib import Path
+import numpy as np
+from torch import nn
+from kdcompile.data.photo import Photo
+
+
+class Net(nn.Sequential):
+    # one process is lost in the middle of its training, once
+    def forward(self, image):
+        fatal = Path(__file__).with_name("fatal")
+        if os.environ.get("RANK") == "1" and self.training and fatal.exists():
+            left = int(fatal.read_text())
+            fatal.write_text(str(left - 1))
+            if left == 0:
+                fatal.unlink()
+                os.kill(os.getpid(), 9)
+        return super().forward(image)
+
+
+def build():
+    return Net(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1),
+    )
+
+
+def photos(root, split):
+    random = np.random.default_rng({"train.txt": 0, "val.txt": 1, "test.txt": 2}[split])
+    made = []
+    for i in range(12):
+        points = random.uniform(2, 14, (random.integers(1, 5), 2)).astype(np.float32)
+        pixels = np.full((16, 16, 1), i, np.uint8)
+        for x, y in points.astype(int):
+            pixels[y - 1 : y + 2, x - 1 : x + 2] = 255
+        made.append(Photo(f"{split}{i}", points, array=pixels))
+    return made
+"""
+
+
+def _teacher():
+    """Counts bright pixels: nine of them are a point."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1),
+    )  # fmt: skip
+    with torch.no_grad():
+        net[0].weight[0], net[0].bias[0] = torch.eye(3)[1].outer(torch.eye(3)[1]), 0.0
+        net[3].weight[0], net[3].bias[0] = 0.0, 0.0
+        net[3].weight[0, 0, 1, 1] = 1.0
+        net[5].weight.mul_(0.0)
+        net[5].weight[0, 0], net[5].bias[:] = 0.3, 0.0
+    return net
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "kdcompile.toml").write_text(SPEC)
+    (tmp_path / "net.py").write_text(CODE)
+    save_file(_teacher().state_dict(), tmp_path / "teacher.safetensors")
+    return tmp_path
+
+
+def _kdcompile(folder, *args, processes=0):
+    command = [sys.executable, "-P"]
+    if processes:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes), "--max-restarts", "0"]
+    command += ["-m", "kdcompile", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env=environment,
+        timeout=90,
+    )  # fmt: skip
+
+
+def _curve(path):
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [
+        [row[name] for name in ("step", "loss", "lr", "val_mae") if name in row] for row in rows
+    ]
+
+
+def test_two_processes_build_what_one_builds_with_twice_the_batch(folder):
+    two = _kdcompile(folder, "build", "-o", "two", processes=2)
+    assert two.returncode == 0, two.stdout + two.stderr
+    assert two.stdout.count("bundle: two") == 1
+    report = json.loads((folder / "two" / "report.json").read_text())
+    assert report["details"]["distill"]["processes"] == 2
+    batch = report["details"]["distill"]["stages"]["distill"]["batch"]
+    one = _kdcompile(folder, "build", "-o", "one", "--set", f"distill.batch={batch}")
+    assert one.returncode == 0, one.stderr
+    for a, b in zip(_curve(folder / "two"), _curve(folder / "one"), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    entries = sorted((folder / ".kdcompile" / "distill").glob("*/student.safetensors"))
+    first, second = (load_file(path) for path in entries)
+    for name, value in first.items():
+        assert torch.allclose(value, second[name], atol=2e-3), name
+
+
+def test_a_lost_process_ends_the_job_and_the_next_one_goes_on(folder):
+    (folder / "fatal").write_text("8")
+    sets = ("--set", "distill.steps=24", "--set", "distill.recipe=kd")
+    lost = _kdcompile(folder, "distill", *sets, processes=2)
+    assert lost.returncode != 0
+    assert not (folder / "fatal").exists()
+    assert not list((folder / ".kdcompile" / "distill").glob("*/student.safetensors"))
+    again = _kdcompile(folder, "distill", *sets, processes=2)
+    assert again.returncode == 0, again.stderr
+    assert len(list((folder / ".kdcompile" / "distill").glob("*/student.safetensors"))) == 1
+    assert not list((folder / ".kdcompile" / "work").glob("distill-*"))
+
+
+def test_a_failed_collective_says_what_to_do():
+    with pytest.raises(KDError) as error, lost_rank():
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1234\ndetails")
+    assert error.value.code == "rank-lost"
+    assert "Connection closed by peer" in error.value.message
+    assert "again" in error.value.fix
+
+
+def test_one_process_needs_no_group():
+    alone = Processes()
+    value = torch.ones(2)
+    alone.barrier()
+    assert alone.is_main
+    assert alone.mean(value) is value
+    assert alone.gather(value) == [value]

@@ -1,0 +1,130 @@
+"""The pieces of inheriting: patches, the selection of channels, the regression behind a ReLU."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdcompile.distill.inherit.importance import Place
+from kdcompile.distill.inherit.rows import (
+    grouped_weight,
+    input_rows,
+    output_rows,
+    sample,
+    set_weight,
+)
+from kdcompile.distill.inherit.select import explaining, most
+from kdcompile.distill.inherit.solve import Gate, fit
+
+MODULES = [
+    (nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 3), groups=2), (9, 11)),
+    (nn.Conv2d(4, 4, 3, padding="same", groups=4, padding_mode="replicate"), (5, 7)),
+    (nn.Conv1d(4, 6, 3, stride=2, padding=1, padding_mode="circular"), (11,)),
+    (nn.Conv1d(4, 6, 2, padding="valid"), (11,)),
+    (
+        nn.ConvTranspose2d(6, 4, (4, 3), stride=(2, 3), padding=(1, 0), output_padding=(0, 1)),
+        (5, 4),
+    ),
+    (nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, dilation=2, groups=2), (5, 4)),
+    (nn.ConvTranspose1d(6, 4, 5, stride=3, padding=2), (7,)),
+    (nn.Linear(6, 5), ()),
+]
+
+
+@pytest.mark.parametrize(("module", "space"), MODULES, ids=lambda v: str(v))
+def test_rows_times_weight_is_the_layer(module, space):
+    torch.manual_seed(0)
+    linear = isinstance(module, nn.Linear)
+    x = torch.randn(3, module.in_features if linear else module.in_channels, *space)
+    with torch.no_grad():
+        y = module(x)
+    total = 3 if linear else 3 * y.shape[2:].numel()
+    picks = sample(total, max(2, total // 2), seed=1)
+    rows = input_rows(module, x, picks, y.shape[2:])
+    weight = grouped_weight(module).flatten(2).transpose(1, 2)
+    made = (rows @ weight).transpose(0, 1).flatten(1) + module.bias.detach()
+    assert torch.allclose(made, output_rows(y, picks, linear), atol=1e-5)
+    before = module.weight.detach().clone()
+    set_weight(module, 2 * grouped_weight(module))
+    assert torch.equal(module.weight.detach(), 2 * before)
+
+
+def test_positions_differ_and_repeat():
+    assert torch.equal(sample(100, 30, 5), sample(100, 30, 5))
+    assert len(set(sample(100, 30, 5).tolist())) == 30
+    assert sorted(sample(7, 30, 5).tolist()) == list(range(7))
+
+
+def test_one_of_two_twins_is_enough():
+    """The loudest channels are one signal three times; one of it and the quiet one say all."""
+    torch.manual_seed(0)
+    loud, quiet = torch.randn(2, 1000, dtype=torch.double)
+    values = torch.stack([3 * loud, 3.1 * loud, 2.9 * loud, quiet])
+    place = Place(torch.cov(values), torch.eye(4, dtype=torch.double))
+    assert explaining([place], 4, keep=2, blocks=1).tolist() == [1, 3]
+
+
+def test_a_channel_that_nobody_reads_is_not_kept():
+    values = torch.eye(4, dtype=torch.double)
+    demand = torch.diag(torch.tensor([0.0, 1.0, 0.0, 2.0], dtype=torch.double))
+    assert explaining([Place(values, demand)], 4, keep=2, blocks=1).tolist() == [1, 3]
+
+
+def test_every_block_gives_as_many():
+    place = Place(torch.diag(torch.arange(6.0).double()), torch.eye(6, dtype=torch.double))
+    assert explaining([place], 6, keep=4, blocks=2).tolist() == [1, 2, 4, 5]
+    assert most(torch.arange(6.0), keep=4, blocks=2).tolist() == [1, 2, 4, 5]
+
+
+def test_no_readers_keeps_the_first():
+    assert explaining([], 5, keep=2, blocks=1).tolist() == [0, 1]
+
+
+def _problem(rows=2000, width=12, outputs=5, hidden=8):
+    """Outputs of a wider layer, of whose inputs only some are seen."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, rows, width + hidden, generator=generator)
+    mix = torch.randn(1, width + hidden, outputs, generator=generator)
+    return x[:, :, :width], x @ mix - 4, mix[:, :width]
+
+
+def _ones_gate(outputs):
+    return Gate(torch.ones(1, 1, outputs), torch.zeros(1, 1, outputs))
+
+
+def test_the_gated_solution_is_better_behind_the_relu():
+    x, y, prior = _problem()
+    gate = _ones_gate(5)
+    plain, _ = fit(x, y, prior, intercept=True, gate=None)
+    gated, error = fit(x, y, prior, intercept=True, gate=gate)
+    assert error == gated.error(x[:, -250:], y[:, -250:], gate)
+    assert gated.error(x, y, gate) < 0.97 * plain.error(x, y, gate)
+    assert plain.error(x, y, None) < gated.error(x, y, None)
+
+
+def test_a_gate_can_be_turned_moved_or_open():
+    sign, threshold = torch.tensor([[[-1.0, 1.0, 0.0]]]), torch.tensor([[[0.5, 1.0, 0.0]]])
+    gate = Gate(sign, threshold)
+    y = torch.tensor([[[0.0, 0.0, -3.0], [2.0, 2.0, 3.0]]])
+    assert gate(y).tolist() == [[[0.5, 0.0, -3.0], [0.0, 1.0, 3.0]]]
+    predicted = torch.tensor([[[1.0, 5.0, 1.0], [3.0, 5.0, 1.0]]])
+    assert gate.target(y, predicted).tolist() == [[[0.0, 1.0, -3.0], [3.0, 2.0, 3.0]]]
+
+
+def test_fewer_rows_than_unknowns_stay_near_the_prior():
+    x, y, prior = _problem()
+    few, _ = fit(x[:, :8], y[:, :8], prior, intercept=True, gate=None)
+    assert few.error(x, y, None) < 1.3
+    assert torch.isfinite(few.weight).all()
+
+
+def test_without_an_intercept_nothing_is_shifted():
+    x, y, prior = _problem()
+    solution, _ = fit(x, y, prior, intercept=False, gate=None)
+    assert not solution.bias.any()
+
+
+def test_constant_inputs_and_outputs():
+    x, y = torch.ones(2, 50, 3), torch.full((2, 50, 4), 7.0)
+    solution, error = fit(x, y, torch.zeros(2, 3, 4), intercept=True, gate=None)
+    assert torch.allclose(solution(x), y)
+    assert error < 1e-3

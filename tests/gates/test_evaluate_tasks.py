@@ -1,0 +1,50 @@
+"""Networks run over labelled photos: predictions, difficulty, and labels that cannot be."""
+
+import numpy as np
+import pytest
+
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.task import find_task
+from kdcompile.errors import KDError
+from kdcompile.gates.evaluate import evaluate, example_arrays, pick_examples
+
+PREPROCESS = Preprocess(1, (0.0,), (1.0,), (4, 4), (4, 4))
+COMPARED = ("student_fp32", "student")
+
+
+def photo(name: str, grey: int, label: float) -> Photo:
+    return Photo(name, array=np.full((4, 4, 1), grey, np.uint8), label=label)
+
+
+def logits(image: np.ndarray) -> np.ndarray:
+    """Surely class 1 for white, class 0 for black, undecided for grey."""
+    return np.float32([[0, 20 * (image.mean() - 0.5)]])
+
+
+def test_classes_are_told_and_the_hardest_photo_is_known() -> None:
+    photos = [photo("white", 255, 1), photo("black", 0, 0), photo("wrong", 0, 1)]
+    runners = {"student_fp32": logits, "student": lambda image: 2 * logits(image)}
+    found = evaluate(runners, COMPARED, photos, PREPROCESS, find_task("classification"))
+    assert found.predicted["student"].tolist() == [1, 0, 0]
+    assert found.difficulty == pytest.approx([0, 0, 1], abs=1e-6)
+    assert found.parity.sqnr_db == pytest.approx(0)
+    assert pick_examples(found.difficulty)["worst"] == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "text"), [(2, None, "a label of 2"), (1, ["a"], "1 classes")]
+)
+def test_a_label_without_an_output_names_its_photo(label, classes, text) -> None:
+    runners = dict.fromkeys(COMPARED, logits)
+    task = find_task("classification")
+    with pytest.raises(KDError, match=text) as caught:
+        evaluate(runners, COMPARED, [photo("odd", 9, label)], PREPROCESS, task, classes)
+    assert (caught.value.code, caught.value.where) == ("labels-invalid", "odd")
+    assert caught.value.fix
+
+
+def test_an_example_without_a_density_is_its_pixels() -> None:
+    arrays = example_arrays(photo("white", 255, 1), PREPROCESS, {})
+    assert set(arrays) == {"pixels"}
+    assert arrays["pixels"].shape == (4, 4, 1)
