@@ -55,6 +55,18 @@ class Processes:
             with lost_rank():
                 distributed.all_reduce(torch.zeros(1))
 
+    def told(self, value: bool) -> bool:
+        """What the first process says, on each of them.
+
+        Raises:
+            KDError: `rank-lost`.
+        """
+        if self.is_alone:
+            return value
+        import torch
+
+        return bool(self.gather(torch.tensor([float(value)]))[0])
+
     def mean(self, tensor: "Tensor") -> "Tensor":
         """The mean of a tensor over the processes, on each of them.
 

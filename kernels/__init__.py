@@ -1,8 +1,8 @@
-"""Distillation losses as Triton kernels, each beside its plain PyTorch reference.
+"""Losses, augmentation and calibration as Triton kernels, each beside its PyTorch reference.
 
 Depends on torch and Triton alone, so the folder can be lifted out. docs/kernels.md lists them.
 """
 
-from kdcompile.kernels._runtime import ran
+from kdcompile.kernels._runtime import forget, ran
 
-__all__ = ["ran"]
+__all__ = ["forget", "ran"]

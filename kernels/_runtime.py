@@ -74,8 +74,13 @@ def _reason(tensors: tuple[Tensor, ...]) -> str | None:
 
 
 def ran() -> dict[str, str]:
-    """What each kernel called so far in this process last ran as: "triton" or "reference: why"."""
+    """What each kernel called since `forget` last ran as: "triton" or "reference: why"."""
     return dict(_ran)
+
+
+def forget() -> None:
+    """Start `ran` anew."""
+    _ran.clear()
 
 
 @contextmanager

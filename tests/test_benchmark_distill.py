@@ -71,8 +71,8 @@ def task(tmp_path, monkeypatch, modules):
     save_file(network(32, 0).state_dict(), tmp_path / "w.safetensors")
 
     def planned(arm, source, folder):
-        """As if a step took a twentieth of the arm's time, whatever that is."""
-        timing = modules.train.Timing(0.0, arm.seconds / STEPS)
+        """As if STEPS and a half fitted into the arm's time, whatever that is."""
+        timing = modules.train.Timing(0.0, arm.seconds / (STEPS + 0.5))
         return [timing] * len(arm.distill.stages), 0.0
 
     monkeypatch.setattr(modules.train, "timings", planned)
@@ -171,7 +171,7 @@ def test_both_arms_of_a_seed_share_start_schedule_and_time(modules, task, tmp_pa
     assert list(skt["stages"]) == ["blocks", "whole", "polish"]
     assert list(none["stages"]) == ["whole", "polish"]
     assert (skt["stages"]["polish"]["crop"], skt["stages"]["polish"]["batch"]) == (24, 1)
-    assert none["plan"]["stages"][0]["step_s"] == pytest.approx(skt["seconds"] / STEPS)
+    assert none["plan"]["stages"][0]["step_s"] == pytest.approx(skt["seconds"] / (STEPS + 0.5))
     assert len(skt["test_errors"]) == SPLITS["test"]
     assert skt["test"]["mae"] == pytest.approx(np.mean(skt["test_errors"]), abs=1e-3)
 

@@ -15,7 +15,7 @@ from kdcompile.data.task import find_task
 from kdcompile.distill.start import start_student
 from kdcompile.distill.train import Trainer, training_device
 from kdcompile.distributed import made_by_main, processes
-from kdcompile.kernels import ran
+from kdcompile.kernels import forget, ran
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
@@ -31,20 +31,31 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
     Raises:
         KDError: what the trainer raises; `store-not-shared`.
     """
-    work = store.work(step.stage, step.key)
-    if not processes().is_main:
-        trainer, _, _ = make_trainer(step, work)
-        trainer.run()
-        trainer.conclude()
-        processes().barrier()
+    work, place = store.work(step.stage, step.key), processes()
+    if not place.is_main:
+        if place.told(True):
+            trainer, _, _ = make_trainer(step, work)
+            trainer.run()
+            trainer.conclude()
+        place.barrier()
         return made_by_main(store, step.stage, step.key)
-    artifact = store.make(step.stage, step.key, lambda folder: _build(step, work, folder))
-    processes().barrier()
+    trained = False
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        nonlocal trained
+        trained = place.told(True)
+        return _build(step, work, folder)
+
+    artifact = store.make(step.stage, step.key, build)
+    if not trained:  # another build has made it meanwhile
+        place.told(False)
+    place.barrier()
     store.drop_work(step.stage, step.key)
     return artifact
 
 
 def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
+    forget()  # the report is of this training
     trainer, splits, inherited = make_trainer(step, work)
     state = trainer.run()
     train_value, warnings = trainer.conclude()

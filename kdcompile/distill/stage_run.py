@@ -62,7 +62,7 @@ class Setting:
         """bfloat16 where the GPU has it; its weight cache would not survive a captured graph."""
         if not self.bf16:
             return nullcontext()
-        return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def example(self, side: int) -> Tensor:
         """An empty input of one image."""

@@ -1,6 +1,7 @@
 """The trainer: learning, selection, stages, and a resumed run that is the uninterrupted one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -175,6 +176,28 @@ def test_predictions_that_are_no_number_stop_the_stage(spec, tmp_path, monkeypat
     with pytest.raises(KDError) as error:
         trainer(spec("distill.steps=4"), tmp_path / "work").run()
     assert error.value.code == "student-nonfinite"
+
+
+@pytest.mark.parametrize("recipe", ["none", "kd", "skt"])
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_step_in_half_precision_is_near_the_whole_one(spec, tmp_path, recipe, views):
+    """What a GPU does: teacher in bfloat16, student under autocast, crops in bfloat16."""
+    losses = {}
+    for bf16 in (False, True):
+        sets = (f"distill.recipe={recipe}", "distill.steps=6", f"distill.views={views}")
+        training = trainer(spec(*sets), tmp_path / str(bf16))
+        if bf16:
+            halved = training.setting.teacher.bfloat16()
+            training.setting = replace(training.setting, teacher=halved, bf16=True)
+        run = training._enter(0, training._plans[0], 6, 0)
+        losses[bf16] = []
+        for step in range(6):
+            run.step(step)
+            losses[bf16].append(run.values.tolist())
+        assert all(p.dtype == torch.float32 for p in training.student.parameters())
+        assert int(run.update.first_bad) == -1
+    for whole, half in zip(losses[False], losses[True], strict=True):
+        assert half == pytest.approx(whole, rel=0.1, abs=0.02)
 
 
 def test_no_steps_keep_the_start(spec, tmp_path):

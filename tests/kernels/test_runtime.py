@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdcompile.kernels import _runtime
-from kdcompile.kernels._runtime import full_precision, ran, use_triton, using
+from kdcompile.kernels._runtime import forget, full_precision, ran, use_triton, using
 from kdcompile.kernels.kd_kl import kd_kl, kd_kl_reference
 
 WITHOUT_TRITON = """
@@ -138,3 +138,10 @@ def test_every_file_imports_and_works_without_triton():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "Triton is not installed"
+
+
+def test_what_ran_can_be_forgotten():
+    use_triton("mine", torch.zeros(1))
+    assert ran()["mine"] == "reference: tensors on the CPU"
+    forget()
+    assert ran() == {}
