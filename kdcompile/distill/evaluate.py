@@ -1,6 +1,7 @@
 """Predictions for whole photos by a PyTorch network."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -29,12 +30,23 @@ def predict(
     was_training = model.training
     model.eval()
     found: list[float] = []
-    for images in _batches(photos, preprocess):
-        with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False), _untimed_convolutions():
+        for images in _batches(photos, preprocess):
             output = model(torch.from_numpy(images).to(device))
-        found += task.predictions(output.float().cpu().numpy()).tolist()
+            found += task.predictions(output.float().cpu().numpy()).tolist()
     model.train(was_training)
     return found
+
+
+@contextmanager
+def _untimed_convolutions() -> Iterator[None]:
+    """cuDNN's own choice: photos have many sizes, and timing each takes longer than running it."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _batches(photos: Sequence[Photo], preprocess: Preprocess) -> Iterator[NDArray[np.float32]]:

@@ -222,9 +222,7 @@ class Trainer:
         """Every metric of a network, the photos shared out among the processes."""
         rank, world = self._processes.rank, self._processes.world
         own = list(photos[rank::world])
-        # photos of many sizes: to time convolutions for each would take longer than to run them
-        with torch.backends.cudnn.flags(benchmark=False):
-            found = predict(network, own, self.setting.preprocess, self.device, self._task)
+        found = predict(network, own, self.setting.preprocess, self.device, self._task)
         padded = torch.full((-(-len(photos) // world),), float("nan"), dtype=torch.float64)
         padded[: len(own)] = torch.tensor(found, dtype=torch.float64)
         parts = self._processes.gather(padded)

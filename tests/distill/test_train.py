@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_training import InterruptedError_, network, stopped_at, trainer
+from tiny_training import PowerCutError, network, stopped_at, trainer
 
 from kdcompile.distill import train as train_module
 from kdcompile.errors import KDError
@@ -85,7 +85,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(spec, tmp_path, monkeypatch, sto
     monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(train_module, "LOG_EVERY", 5)
     whole = trainer(spec("distill.steps=12"), tmp_path / "whole").run()
-    with pytest.raises(InterruptedError_):
+    with pytest.raises(PowerCutError):
         stopped_at(trainer(spec("distill.steps=12"), tmp_path / "cut"), stop).run()
     resumed = trainer(spec("distill.steps=12"), tmp_path / "cut")
     assert resumed._state.step == stop
@@ -101,7 +101,7 @@ def test_stages_resume_exactly(spec, tmp_path, monkeypatch, stop, more):
     assert [row["stage"] for row in whole.metrics if "stage" in row] == [
         "blocks", "blocks", "whole", "whole", "polish",
     ]  # fmt: skip
-    with pytest.raises(InterruptedError_):
+    with pytest.raises(PowerCutError):
         stopped_at(trainer(spec(*sets, more=STAGES), tmp_path / "cut"), stop).run()
     _same(whole, trainer(spec(*sets, more=STAGES), tmp_path / "cut").run())
 

@@ -54,7 +54,7 @@ def trainer(spec, work, **options):
     return Trainer(spec, network(8, 0), network(4, 1), photos(12, 0), photos(6, 1), work, **options)
 
 
-class InterruptedError_(Exception):
+class PowerCutError(Exception):
     """Stands for a power cut."""
 
 
@@ -68,7 +68,7 @@ def stopped_at(training, step):
 
         def cut(local):
             if run.before + local == step:
-                raise InterruptedError_
+                raise PowerCutError
             original(local)
 
         run.step = cut
