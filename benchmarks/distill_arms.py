@@ -14,8 +14,8 @@ from torch import nn
 from kdcompile.artifact import digest, write_json
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import Splits, evenly, load_splits
+from kdcompile.distill.setting import training_device
 from kdcompile.distill.start import start_student
-from kdcompile.distill.train import training_device
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.shrink import architectures

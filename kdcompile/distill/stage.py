@@ -12,8 +12,9 @@ from torch import nn
 from kdcompile.artifact import Artifact, Step, Store, write_json, write_text
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.data.task import find_task
+from kdcompile.distill.setting import training_device
 from kdcompile.distill.start import start_student
-from kdcompile.distill.train import Trainer, training_device
+from kdcompile.distill.train import Trainer
 from kdcompile.distributed import made_by_main, processes
 from kdcompile.kernels import forget, ran
 from kdcompile.models.factory import load_teacher

@@ -1,22 +1,17 @@
 """One stage of a training, ready to step: crops, taps, recipe, weights, optimizer."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdcompile.data.augment import CropSampler
-from kdcompile.data.images import ImageStore
-from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
 from kdcompile.distill.execution import Execution, Mode, prepare
 from kdcompile.distill.objective import Objective, make_objective
 from kdcompile.distill.recipe import LossInputs, Recipe, find_recipe
 from kdcompile.distill.schedule import StagePlan, learning_rate
+from kdcompile.distill.setting import Setting
 from kdcompile.distill.start import task_targets
 from kdcompile.distill.taps import Tap, Tapped, resolve_taps
 from kdcompile.distill.teacher_cache import (
@@ -27,47 +22,11 @@ from kdcompile.distill.teacher_cache import (
 )
 from kdcompile.distill.update import Update
 from kdcompile.distill.weights import TermWeights, gradient_norms
-from kdcompile.distributed import Processes
-from kdcompile.spec import Spec
 from kdcompile.spec_distill import Distill
 
 SCALE_BATCHES = 8
 FIT_CROPS = 4
 SEED_STRIDE = 1_000_003
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the stages of a training share.
-
-    teacher: frozen, on the device, in the type that it runs in. student, ema: float32, on the
-    device. stride: pixels per output cell of a dense task, 1 for others. work: the folder of the
-    checkpoint.
-    """
-
-    spec: Spec
-    teacher: nn.Module
-    student: nn.Module
-    ema: nn.Module
-    photos: Sequence[Photo]
-    store: ImageStore
-    preprocess: Preprocess
-    stride: int
-    device: torch.device
-    processes: Processes
-    work: Path
-    bf16: bool
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 where the GPU has it; its weight cache would not survive a captured graph."""
-        if not self.bf16:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
-
-    def example(self, side: int) -> Tensor:
-        """An empty input of one image."""
-        kind = next(self.teacher.parameters()).dtype
-        return torch.zeros(1, self.preprocess.channels, side, side, device=self.device, dtype=kind)
 
 
 class Trainable(nn.Module):

@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.artifact import write_text
-from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly
 from kdcompile.data.task import find_task
 from kdcompile.distill.evaluate import predict
@@ -33,8 +31,8 @@ from kdcompile.distill.schedule import (
     stage_plans,
     stage_steps,
 )
-from kdcompile.distill.shapes import output_stride
-from kdcompile.distill.stage_run import Setting, StageRun
+from kdcompile.distill.setting import make_setting
+from kdcompile.distill.stage_run import StageRun
 from kdcompile.distill.state import Row, State, load_checkpoint, save_checkpoint
 from kdcompile.distributed import Processes, processes
 from kdcompile.errors import KDError
@@ -76,8 +74,8 @@ class Trainer:
         self._on_validated = on_validated
         self._task = find_task(spec.task.kind)
         self._processes = processes()
-        self.device = training_device()
-        self.setting = self._make_setting(teacher, student)
+        self.setting = make_setting(spec, teacher, student, train, work)
+        self.device = self.setting.device
         self.student = self.setting.student
         self._plans = stage_plans(self._options)
         self._state = State()
@@ -146,33 +144,6 @@ class Trainer:
         run.release()
         del run
         gc.collect()  # a captured graph holds its memory until its stage is gone
-
-    def _make_setting(self, teacher: nn.Module, student: nn.Module) -> Setting:
-        fast = self.device.type == "cuda"
-        bf16 = fast and torch.cuda.is_bf16_supported()
-        torch.backends.cudnn.benchmark = fast  # crops of one size
-        layout = torch.channels_last if fast else torch.contiguous_format
-        preprocess = Preprocess.of(self._spec.data, self._spec.export)
-        teacher = _placed(teacher, self.device, layout).requires_grad_(False).eval()
-        if bf16:
-            teacher = teacher.bfloat16()
-        student = _placed(student, self.device, layout)
-        if fast and not self._processes.is_alone:
-            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
-        return Setting(
-            spec=self._spec,
-            teacher=teacher,
-            student=student,
-            ema=copy.deepcopy(student).requires_grad_(False).eval(),
-            photos=self._train,
-            store=ImageStore(self._train, preprocess.channels, self.device),
-            preprocess=preprocess,
-            stride=output_stride(teacher, student, self._spec),
-            device=self.device,
-            processes=self._processes,
-            work=self._work,
-            bf16=bf16,
-        )
 
     def _enter(self, number: int, plan: StagePlan, length: int, before: int) -> StageRun:
         """The stage, its checkpoint loaded where it was left, and ready to run."""
@@ -314,17 +285,6 @@ class Trainer:
         self._history = list(kept["history"])
         self._state = State(**kept["state"])
         log.info("distill: resumed after step %d", self._state.step)
-
-
-def training_device() -> torch.device:
-    """The GPU of this process, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", processes().local_rank)
-
-
-def _placed(model: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
-    return model.to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def _words(row: Row) -> str:

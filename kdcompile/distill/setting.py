@@ -1,0 +1,99 @@
+"""What the stages of a training share: networks, photos, device, and the precision they run in."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcompile.data.images import ImageStore
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.distill.shapes import output_stride
+from kdcompile.distributed import Processes, processes
+from kdcompile.spec import Spec
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the stages of a training share.
+
+    teacher: frozen, on the device, in the type that it runs in. student, ema: float32, on the
+    device. stride: pixels per output cell of a dense task, 1 for others. work: the folder of the
+    checkpoint.
+    """
+
+    spec: Spec
+    teacher: nn.Module
+    student: nn.Module
+    ema: nn.Module
+    photos: Sequence[Photo]
+    store: ImageStore
+    preprocess: Preprocess
+    stride: int
+    device: torch.device
+    processes: Processes
+    work: Path
+    bf16: bool
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 where the GPU has it; its weight cache would not survive a captured graph."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+    def example(self, side: int) -> Tensor:
+        """An empty input of one image."""
+        kind = next(self.teacher.parameters()).dtype
+        return torch.zeros(1, self.preprocess.channels, side, side, device=self.device, dtype=kind)
+
+
+def make_setting(
+    spec: Spec, teacher: nn.Module, student: nn.Module, photos: Sequence[Photo], work: Path
+) -> Setting:
+    """Bring networks and photos to the device of this process.
+
+    On a GPU the teacher runs in bfloat16 where the card has it, both networks in channels_last,
+    and of several processes all batch norms share their statistics.
+    """
+    device, place = training_device(), processes()
+    fast = device.type == "cuda"
+    bf16 = fast and torch.cuda.is_bf16_supported()
+    torch.backends.cudnn.benchmark = fast  # crops of one size
+    layout = torch.channels_last if fast else torch.contiguous_format
+    preprocess = Preprocess.of(spec.data, spec.export)
+    teacher = _placed(teacher, device, layout).requires_grad_(False).eval()
+    if bf16:
+        teacher = teacher.bfloat16()
+    student = _placed(student, device, layout)
+    if fast and not place.is_alone:
+        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
+    return Setting(
+        spec=spec,
+        teacher=teacher,
+        student=student,
+        ema=copy.deepcopy(student).requires_grad_(False).eval(),
+        photos=photos,
+        store=ImageStore(photos, preprocess.channels, device),
+        preprocess=preprocess,
+        stride=output_stride(teacher, student, spec),
+        device=device,
+        processes=place,
+        work=work,
+        bf16=bf16,
+    )
+
+
+def training_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", processes().local_rank)
+
+
+def _placed(model: nn.Module, device: torch.device, layout: torch.memory_format) -> nn.Module:
+    return model.to(device).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
