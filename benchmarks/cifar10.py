@@ -50,8 +50,8 @@ def train(job: Job) -> list[dict[str, Any]]:
     from kdcompile.data.splits import load_splits
     from kdcompile.data.task import find_task
     from kdcompile.distill.evaluate import predict
-    from kdcompile.distill.start import start_student
     from kdcompile.distill.setting import training_device
+    from kdcompile.distill.start import start_student
     from kdcompile.distill.train import Trainer
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture

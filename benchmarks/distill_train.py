@@ -24,9 +24,9 @@ from kdcompile.distill import train as training
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.execution import undone
 from kdcompile.distill.schedule import stage_plans
+from kdcompile.distill.setting import training_device
 from kdcompile.distill.stage_run import StageRun
 from kdcompile.distill.state import State
-from kdcompile.distill.setting import training_device
 from kdcompile.distill.train import Trainer
 from kdcompile.kernels import ran
 from kdcompile.search.cost import macs, operations, params
