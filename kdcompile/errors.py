@@ -8,6 +8,7 @@ Exit 2 is click's (usage); 3 (a gate failed) and 5 (inconclusive) are verdicts, 
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 EXIT_OK, EXIT_FIXABLE, EXIT_USAGE, EXIT_GATE, EXIT_MISSING, EXIT_INCONCLUSIVE = range(6)
 
@@ -27,6 +28,10 @@ class KDError(Exception):
     def __init__(self, code: str, message: str, where: str = "", fix: str = "") -> None:
         super().__init__(message)
         self.code, self.message, self.where, self.fix = code, message, where, fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its four parts, so that it crosses processes."""
+        return type(self), (self.code, self.message, self.where, self.fix)
 
     def __str__(self) -> str:
         """The error block as the command line prints it."""

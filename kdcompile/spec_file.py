@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from kdcompile.errors import KDError, nearest
 from kdcompile.spec import DEFAULT_NAME, Spec
 
+LENGTHS = ("steps", "epochs", "minutes")
 PATH_FIELDS = (("teacher", "weights"), ("student", "weights"), ("data", "root"))
 
 
@@ -72,6 +73,8 @@ def load_spec(path: Path, sets: Sequence[str] = (), target: str | None = None) -
         override: dict[str, Any] = {}
         _put(override, keys, value, text)
         _absolute_paths(override, Path.cwd())
+        if len(keys) == 2 and keys[0] == "distill" and keys[1] in LENGTHS:
+            _drop_lengths(raw)
         _put(raw, keys, reduce(getitem, keys, override), text)
     if target is not None:
         raw["target"] = target
@@ -80,6 +83,13 @@ def load_spec(path: Path, sets: Sequence[str] = (), target: str | None = None) -
     except ValidationError as error:
         raise _explain(error, path) from error
     return spec.at(path)
+
+
+def _drop_lengths(raw: dict[str, Any]) -> None:
+    """A length on the command line replaces whichever the file has."""
+    distill = raw.get("distill")
+    for key in LENGTHS if isinstance(distill, dict) else ():
+        distill.pop(key, None)
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> None:

@@ -1,8 +1,10 @@
 """A missing tool is exit 4 with the way to get it."""
 
+import pickle
+
 import pytest
 
-from kdcompile.errors import EXIT_MISSING, KDError, nearest
+from kdcompile.errors import EXIT_MISSING, KDError, ToolMissingError, nearest
 from kdcompile.lazy import need
 
 
@@ -30,3 +32,13 @@ def test_the_block_leaves_out_what_is_empty():
 def test_nearest():
     assert nearest("stepz", ["steps", "epochs"]) == " (did you mean 'steps'?)"
     assert nearest("zzz", ["steps"]) == ""
+
+
+@pytest.mark.parametrize("kind", [KDError, ToolMissingError])
+def test_errors_cross_processes(kind):
+    error = pickle.loads(pickle.dumps(kind("code", "message", "here", "do this")))
+    assert type(error) is kind
+    assert (error.code, error.message, error.where, error.fix) == (
+        "code", "message", "here", "do this",
+    )  # fmt: skip
+    assert error.exit_code == kind.exit_code
