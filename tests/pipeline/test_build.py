@@ -21,6 +21,7 @@ SMALL = [
     "data.val=val:16",
     "data.test=test:40",
     "quantize.images=8",
+    "gates.accuracy.max_increase=5%",  # which a few steps cannot reach
     "gates.speedup.required=false",  # a busy machine decides no test
 ]
 
