@@ -88,8 +88,9 @@ def load_spec(path: Path, sets: Sequence[str] = (), target: str | None = None) -
 def _drop_lengths(raw: dict[str, Any]) -> None:
     """A length on the command line replaces whichever the file has."""
     distill = raw.get("distill")
-    for key in LENGTHS if isinstance(distill, dict) else ():
-        distill.pop(key, None)
+    if isinstance(distill, dict):
+        for key in LENGTHS:
+            distill.pop(key, None)
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> None:
