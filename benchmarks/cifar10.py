@@ -12,20 +12,14 @@ FOLDER holds the archive that the example's spec names. Seeds 0 to 2 on the test
 reported ones.
 """
 
-import argparse
 import copy
-import json
-import multiprocessing
-import platform
 import statistics
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from paired import SEEDS, paired
+from paired import keep, paired, parser, run
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "cifar10"
 STARTS, RECIPES = ("inherit", "random"), ("none", "kd")
@@ -46,6 +40,7 @@ def train(job: Job) -> list[dict[str, Any]]:
     """Train both arms and judge them and the teacher."""
     import torch
 
+    from kdcompile.data.images import ImageStore
     from kdcompile.data.prepare import Preprocess
     from kdcompile.data.splits import load_splits
     from kdcompile.data.task import find_task
@@ -72,7 +67,8 @@ def train(job: Job) -> list[dict[str, Any]]:
     tile = load(spec.target).channel_tile
     architecture = architectures(teacher, spec.export.profile[1], tile, spec.seed, [ratio])[0]
     start = student_from_architecture(teacher, architecture, EXAMPLE)
-    start_student(spec, teacher, start, architecture, splits.train, device)
+    store = ImageStore(splits.train, spec.export.profile[1][1], device)
+    start_student(spec, teacher, start, architecture, store)
     photos = splits.test if job.part == "test" else splits.val
     preprocess, task = Preprocess.of(spec.data, spec.export), find_task(spec.task.kind)
     true = [task.truth(photo) for photo in photos]
@@ -112,40 +108,22 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the arms, print the table, keep the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3, choices=SEEDS)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--part", choices=("val", "test"), default="test")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--set", dest="sets", action="append", default=[])
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    options = parser(__doc__, seeds=3)
+    options.add_argument("--data", type=Path, required=True)
+    args = options.parse_args()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     sets = (f"data.root={args.data}", *args.sets)
     jobs = [Job(seed, start, args.part, sets) for seed in seeds for start in STARTS]
-    context = multiprocessing.get_context("spawn")
     rows = []
-    with ProcessPoolExecutor(args.jobs, context) as pool:
-        for pair in pool.map(train, jobs):
-            for row in pair:
-                print(
-                    f"seed {row['seed']:3d}  {row['start']:7s}  {row['recipe']:4s}"
-                    f"  top-1 {row['top1']:.4f}  {row['s']:.0f} s",
-                    flush=True,
-                )
-            rows += pair
-    result = {
-        "rows": rows,
-        "summary": summary(rows),
-        "epochs": EPOCHS,
-        "sets": args.sets,
-        "part": args.part,
-        "environment": {"machine": platform.machine(), "torch_version": version("torch")},
-    }
-    print(json.dumps(result["summary"], indent=1))
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    for pair in run(train, jobs, args.jobs):
+        for row in pair:
+            print(
+                f"seed {row['seed']:3d}  {row['start']:7s}  {row['recipe']:4s}"
+                f"  top-1 {row['top1']:.4f}  {row['s']:.0f} s",
+                flush=True,
+            )
+        rows += pair
+    keep({"rows": rows, "summary": summary(rows), "epochs": EPOCHS}, args)
 
 
 if __name__ == "__main__":

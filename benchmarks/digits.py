@@ -10,19 +10,13 @@ Seeds 0 to 7 on the test split are the reported ones. The number of canvases and
 recipe's default weights were fixed before, on seeds 100 and 101 and the validation split.
 """
 
-import argparse
-import json
-import multiprocessing
-import platform
 import statistics
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from paired import SEEDS, paired
+from paired import keep, paired, parser, run
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
 RECIPES = ("none", "skt")
@@ -99,36 +93,15 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the arms, print the table, keep the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=8, choices=SEEDS)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--part", choices=("val", "test"), default="test")
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--set", dest="sets", action="append", default=[])
-    parser.add_argument("-o", "--output", type=Path)
-    args = parser.parse_args()
+    args = parser(__doc__, seeds=8).parse_args()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     jobs = [Job(seed, name, args.part, tuple(args.sets)) for seed in seeds for name in RECIPES]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, context) as pool:
-        rows = []
-        for row in pool.map(train, jobs):
-            print(
-                f"seed {row['seed']:3d}  {row['recipe']:5s}  MAE {row['mae']:.4f}  {row['s']:.0f} s"
-            )
-            rows.append(row)
-    result = {
-        "rows": rows,
-        "summary": summary(rows),
-        "steps": STEPS,
-        "canvases": CANVASES,
-        "sets": args.sets,
-        "part": args.part,
-        "environment": {"machine": platform.machine(), "torch_version": version("torch")},
-    }
-    print(json.dumps(result["summary"], indent=1))
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    rows = []
+    for row in run(train, jobs, args.jobs):
+        print(f"seed {row['seed']:3d}  {row['recipe']:5s}  MAE {row['mae']:.4f}  {row['s']:.0f} s")
+        rows.append(row)
+    result = {"rows": rows, "summary": summary(rows), "steps": STEPS, "canvases": CANVASES}
+    keep(result, args)
 
 
 if __name__ == "__main__":

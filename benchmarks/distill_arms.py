@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdcompile.artifact import digest, write_json
+from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import Splits, evenly, load_splits
 from kdcompile.distill.setting import training_device
-from kdcompile.distill.start import start_student
-from kdcompile.models.factory import load_teacher
+from kdcompile.distill.start import kept_start
+from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.shrink import architectures
 from kdcompile.spec import Spec
@@ -163,17 +163,14 @@ class Source:
             self.limit,
         ]
         path = self.work / "starts" / f"{start}-{seed}-{digest(seen)[:8]}.safetensors"
-        if not path.is_file():
-            own = spec.student.model_copy(update={"init": start})
-            spec = spec.model_copy(update={"student": own})
-            photos = self.splits.train
-            told = start_student(spec, teacher, student, architecture, photos, training_device())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path.with_suffix(".json"), told)
-            temporary = path.with_suffix(".tmp")
-            save_file({n: t.cpu().contiguous() for n, t in student.state_dict().items()}, temporary)
-            temporary.replace(path)
-        student.cpu().load_state_dict(load_file(path))
+        if path.is_file():
+            load_weights(student, path)
+            return student
+        own = spec.student.model_copy(update={"init": start})
+        spec = spec.model_copy(update={"student": own})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store = ImageStore(self.splits.train, spec.export.profile[1][1], training_device())
+        kept_start(path, spec, teacher, student, architecture, store)
         return student
 
 

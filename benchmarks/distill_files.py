@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kdcompile.artifact import write_json, write_text
+from kdcompile.models.factory import write_weights
 
 COLUMNS = ("arm", "seed", "steps", "minutes", "steps_per_s", "val_mae", "test_mae", "card")
 STUDENT = "csrnet_quarter_sha"
@@ -66,9 +66,7 @@ class Results:
         if told.is_file() and json.loads(told.read_text())["val_mae"] <= report["val_mae"]:
             return False
         models.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_file(weights, temporary, metadata={"architecture": json.dumps(architecture)})
-        temporary.replace(path)
+        write_weights(path, weights, {"architecture": json.dumps(architecture)})
         write_json(told, dict(report))
         return True
 

@@ -33,14 +33,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; at the end the file is `path`, whole and on the disk.
+
+    Where the block fails, what was at `path` stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
+    yield temporary
+    with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the whole new one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kdcompile.artifact import Hasher, Store, digest, write_text
+from kdcompile.artifact import Hasher, Store, digest, replacing, write_text
 from kdcompile.errors import KDError
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -121,3 +121,21 @@ def test_write_text_replaces_whole(tmp_path):
     write_text(tmp_path / "f", json.dumps("new"))
     assert (tmp_path / "f").read_text() == '"new"'
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "kept"
+    path.write_text("old")
+
+    def torn():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        torn()
+    assert path.read_text() == "old"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"

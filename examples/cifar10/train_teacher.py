@@ -10,13 +10,7 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-from kdcompile.data.splits import load_splits
-from kdcompile.distill.train import Trainer
-from kdcompile.models.factory import build_model
-from kdcompile.models.shrunk import initialise
+from kdcompile.distill.teach import train_teacher
 from kdcompile.spec_file import load_spec
 
 HERE = Path(__file__).parent
@@ -33,16 +27,7 @@ def main() -> None:
     logging.getLogger("kdcompile").setLevel(logging.INFO)
     sets = [*OPTIONS, f"distill.epochs={asked.epochs}", f"data.root={asked.data}"]
     spec = load_spec(HERE / "kdcompile.toml", sets)
-    torch.manual_seed(0)
-    network = build_model(spec.teacher.model, HERE)
-    initialise(network)
-    splits = load_splits(spec.data, HERE)
-    work = HERE / ".teacher"
-    work.mkdir(exist_ok=True)
-    unused = build_model(spec.teacher.model, HERE)  # recipe none asks no teacher
-    state = Trainer(spec, unused, network, splits.train, splits.val, work).run()
-    halved = {n: t.half() if t.is_floating_point() else t for n, t in state.best.items()}
-    save_file(halved, HERE / "teacher.safetensors")
+    state = train_teacher(spec, HERE / ".teacher", HERE / "teacher.safetensors")
     print(f"validation top-1 {state.value:.4f} at step {state.best_step}")
 
 

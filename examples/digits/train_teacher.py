@@ -8,13 +8,7 @@ It sees 4,000 canvases of the training scans and is chosen by validation MAE.
 import argparse
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-from kdcompile.data.splits import load_splits
-from kdcompile.distill.train import Trainer
-from kdcompile.models.factory import build_model
-from kdcompile.models.shrunk import initialise
+from kdcompile.distill.teach import train_teacher
 from kdcompile.spec_file import load_spec
 
 HERE = Path(__file__).parent
@@ -27,16 +21,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2500)
     steps = parser.parse_args().steps
     spec = load_spec(HERE / "kdcompile.toml", [*OPTIONS, f"distill.steps={steps}"])
-    torch.manual_seed(0)
-    network = build_model(spec.teacher.model, HERE)
-    initialise(network)
-    splits = load_splits(spec.data, HERE)
-    work = HERE / ".teacher"
-    work.mkdir(exist_ok=True)
-    unused = build_model(spec.teacher.model, HERE)  # recipe none asks no teacher
-    state = Trainer(spec, unused, network, splits.train, splits.val, work).run()
-    halved = {name: tensor.half() for name, tensor in state.best.items()}
-    save_file(halved, HERE / "teacher.safetensors")
+    state = train_teacher(spec, HERE / ".teacher", HERE / "teacher.safetensors")
     scores = ", ".join(f"{name} {value:.4f}" for name, value in state.scores.items())
     print(f"validation {scores} at step {state.best_step}")
 

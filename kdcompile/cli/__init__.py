@@ -33,8 +33,6 @@ for _command in (init, plan, build):
     cli.add_command(_command)
 for _name, _help in STAGE_COMMANDS.items():
     cli.add_command(make_stage_command(_name, _help))
-EXPLAIN = "Show stages, taps, shapes, adapters, terms and their weights; train nothing."
-cli.commands["distill"].params.append(click.Option(["--explain"], is_flag=True, help=EXPLAIN))
 for _command in (verify, run, targets, recipes, report, doctor, schema, clean):
     cli.add_command(_command)
 

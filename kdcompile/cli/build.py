@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kdcompile.artifact import Artifact
     from kdcompile.pipeline.plan import Plan
 
+EXPLAIN = "Show stages, taps, shapes, adapters, terms and their weights; train nothing."
 # the file of a stage's artifact that `-o FILE` asks for; the others go into a folder
 MAIN_FILE = {
     "search": "architecture.json",
@@ -111,6 +112,8 @@ def make_stage_command(name: str, text: str) -> click.Command:
                 click.echo(f"{key}: {value}")
             click.echo(f"{name}: {written}")
 
+    if name == "distill":
+        command.params.append(click.Option(["--explain"], is_flag=True, help=EXPLAIN))
     return command
 
 

@@ -4,8 +4,6 @@ All randomness of a step comes from (seed, step), so a resumed run sees the crop
 uninterrupted one would have seen. Where views recur, a crop's comes from (seed, photo, view).
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdcompile.artifact import digest
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
@@ -142,7 +141,7 @@ class CropSampler:
         decides = {name: getattr(self._options, name) for name in names}
         decides |= {"seed": self._seed, "dtype": str(self.dtype), "photos": self._names}
         decides |= {"mean": self._preprocess.mean, "std": self._preprocess.std}
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return digest(decides)
 
     def describe(self) -> dict[str, Any]:
         """Where the photos lie, their bytes, and which implementation made the last crops."""

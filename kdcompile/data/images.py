@@ -28,7 +28,8 @@ class ImageStore:
         limit_bytes: the most that the photos may take there. By default half of a GPU's free
             memory, and 0 on a CPU, which reads host memory as fast.
 
-    bytes: uint8 [bytes] on the device, the photos as [H, W, C] one after the other; None where they
+    photos: what was given.
+    bytes: uint8 [bytes] on the device, photos as [H, W, C] one after the other; None where they
     are in host memory.
     """
 
@@ -41,7 +42,7 @@ class ImageStore:
     ) -> None:
         self.channels, self.device = channels, device
         self.bytes: Tensor | None = None
-        self._photos = photos
+        self.photos = photos
         self._decoded: dict[int, NDArray[np.uint8]] = {}
         self._sizes: Ints = np.zeros((len(photos), 2), np.int64)
         self._starts: Ints = np.zeros(len(photos), np.int64)
@@ -55,7 +56,7 @@ class ImageStore:
                 self._move()
 
     def __len__(self) -> int:
-        return len(self._photos)
+        return len(self.photos)
 
     def sizes(self, photos: Ints) -> Ints:
         """Height and width [N, 2] of some photos [N], decoding those that are not yet."""
@@ -96,7 +97,7 @@ class ImageStore:
                 self._sizes[i] = pixels.shape[:2]
 
     def _decode(self, photo: int) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(self._photos[photo].pixels(self.channels))
+        return np.ascontiguousarray(self.photos[photo].pixels(self.channels))
 
     def _move(self) -> None:
         extents = self._sizes.prod(1)

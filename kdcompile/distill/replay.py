@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kdcompile.data.augment import Batch
 from kdcompile.distributed import Processes
 from kdcompile.errors import KDError
+from kdcompile.models.factory import write_weights
 
 
 def save_replay(
@@ -29,10 +29,7 @@ def save_replay(
     for name, state in networks.items():
         tensors |= {f"{name}.{key}": value for key, value in state.items()}
     metadata = {"step": str(step), **{name: repr(value) for name, value in terms.items()}}
-    temporary = path.with_suffix(".tmp")
-    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    save_file(plain, temporary, metadata=metadata)
-    temporary.replace(path)
+    write_weights(path, tensors, metadata)
     return path
 
 

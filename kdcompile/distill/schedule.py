@@ -9,7 +9,6 @@ from kdcompile.spec_distill import Distill
 
 DEFAULT_EPOCHS = 100
 TIMED_STEPS = 5
-LENGTH = {"steps", "epochs", "minutes", "stages"}
 ONE_STAGE = "distill"
 
 

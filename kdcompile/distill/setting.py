@@ -53,9 +53,14 @@ class Setting:
 
 
 def make_setting(
-    spec: Spec, teacher: nn.Module, student: nn.Module, photos: Sequence[Photo], work: Path
+    spec: Spec,
+    teacher: nn.Module,
+    student: nn.Module,
+    photos: Sequence[Photo],
+    work: Path,
+    store: ImageStore | None = None,
 ) -> Setting:
-    """Bring networks and photos to the device of this process.
+    """Bring networks and photos to the device of this process, unless `store` holds them there.
 
     On a GPU the teacher runs in bfloat16 where the card has it, both networks in channels_last,
     and of several processes all batch norms share their statistics.
@@ -78,7 +83,7 @@ def make_setting(
         student=student,
         ema=copy.deepcopy(student).requires_grad_(False).eval(),
         photos=photos,
-        store=ImageStore(photos, preprocess.channels, device),
+        store=store or ImageStore(photos, preprocess.channels, device),
         preprocess=preprocess,
         stride=output_stride(teacher, student, spec),
         device=device,

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from kdcompile.artifact import Artifact, Step, Store, write_json, write_text
+from kdcompile.data.images import ImageStore
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.data.task import find_task
 from kdcompile.distill.setting import training_device
-from kdcompile.distill.start import start_student
+from kdcompile.distill.start import kept_start
 from kdcompile.distill.train import Trainer
 from kdcompile.distributed import made_by_main, processes
 from kdcompile.kernels import forget, ran
-from kdcompile.models.factory import load_teacher
+from kdcompile.models.factory import load_teacher, write_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
 
@@ -62,7 +61,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
     train_value, warnings = trainer.conclude()
     architecture = step.inputs["search"].json("architecture.json")
     metadata = {"architecture": json.dumps(architecture)}
-    save_file(state.best, folder / "student.safetensors", metadata=metadata)
+    write_weights(folder / "student.safetensors", state.best, metadata)
     lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
     write_text(folder / "metrics.jsonl", lines)
     write_json(folder / "architecture.json", architecture)
@@ -97,32 +96,18 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     spec = step.spec
     architecture = step.inputs["search"].json("architecture.json")
     splits = load_splits(spec.data, spec.folder)
-    student, inherited = _initial(step, splits, architecture, work)
+    teacher = load_teacher(spec)
+    student = student_from_architecture(teacher, architecture, spec.folder)
+    store = ImageStore(splits.train, spec.export.profile[1][1], training_device())
+    start = work / INITIAL
+    kept_start(start, spec, teacher, student, architecture, store)
     metric = find_task(spec.task.kind).metric.name
     # what the teacher is worth follows from what this step's key covers
     value = step.inputs["teacher"].json("teacher.json")[f"val_{metric}"]
     trainer = Trainer(
-        spec, load_teacher(spec), student, splits.train, splits.val, work, teacher_value=value
+        spec, teacher, student, splits.train, splits.val, work, teacher_value=value, store=store
     )
-    return trainer, splits, inherited
-
-
-def _initial(
-    step: Step, splits: Splits, architecture: Mapping[str, Any], work: Path
-) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The student as it starts, made once: a resumed run reads it, and so do other processes."""
-    path, told = work / INITIAL, work / "inherit.json"
-    spec = step.spec
-    teacher = load_teacher(spec)
-    student = student_from_architecture(teacher, architecture, spec.folder)
-    if processes().is_main and not path.is_file():
-        device = training_device()
-        report = start_student(spec, teacher, student, architecture, splits.train, device)
-        write_json(told, report)
-        save_file({n: t.cpu().contiguous() for n, t in student.state_dict().items()}, path)
-    processes().barrier()
-    student.cpu().load_state_dict(load_file(path))
-    return student, json.loads(told.read_text())
+    return trainer, splits, json.loads(start.with_suffix(".json").read_text())
 
 
 def _device_name(device: torch.device) -> str:

@@ -69,6 +69,7 @@ class StageRun:
         self.setting, self.plan, self.total, self.before = setting, plan, total, before
         self.device, options = setting.device, plan.options
         self._seed = setting.spec.seed + SEED_STRIDE * number
+        self._targets = task_targets(setting.spec, setting.photos, setting.stride, self.device)
         place = (setting.processes.rank, setting.processes.world)
         self.sampler = self._make_sampler(options, place)
         self.objective = self._make_objective()
@@ -102,9 +103,8 @@ class StageRun:
 
     def _make_sampler(self, options: Distill, place: tuple[int, int]) -> CropSampler:
         setting = self.setting
-        targets = task_targets(setting.spec, setting.photos, setting.stride, self.device)
         sampler = CropSampler(
-            setting.photos, setting.preprocess, options, targets, self._seed, self.device,
+            setting.photos, setting.preprocess, options, self._targets, self._seed, self.device,
             shard=place, store=setting.store,
         )  # fmt: skip
         if setting.bf16:

@@ -2,12 +2,15 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdcompile.artifact import write_json
 from kdcompile.data.augment import Batch, CropSampler
+from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
@@ -15,11 +18,33 @@ from kdcompile.distill.inherit import inherit
 from kdcompile.distill.objective import make_objective
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.shapes import output_stride
-from kdcompile.models.factory import load_weights
+from kdcompile.distributed import processes
+from kdcompile.models.factory import load_weights, write_weights
 from kdcompile.spec import Spec
 
 log = logging.getLogger("kdcompile")
 CROPS_AT_ONCE = 4
+
+
+def kept_start(
+    path: Path,
+    spec: Spec,
+    teacher: nn.Module,
+    student: nn.Module,
+    architecture: Mapping[str, Any],
+    store: ImageStore,
+) -> None:
+    """`start_student`, made once: kept at `path`, and what it found beside it as JSON.
+
+    Of several processes the first one makes it and the others read it.
+    """
+    place = processes()
+    if place.is_main and not path.is_file():
+        report = start_student(spec, teacher, student, architecture, store)
+        write_json(path.with_suffix(".json"), report)
+        write_weights(path, student.state_dict())
+    place.barrier()
+    load_weights(student.cpu(), path)
 
 
 def start_student(
@@ -27,10 +52,16 @@ def start_student(
     teacher: nn.Module,
     student: nn.Module,
     architecture: Mapping[str, Any],
-    photos: Sequence[Photo],
-    device: torch.device,
+    store: ImageStore,
 ) -> dict[str, Any] | None:
     """Give the student its first weights, in place.
+
+    Args:
+        spec: its sections seed, task, data, student, distill and export.
+        teacher: in inference mode.
+        student: of the architecture.
+        architecture: as the search wrote it.
+        store: the training photos, on the device where this is worked out.
 
     Returns:
         What inheriting found, layer by layer; None for the other ways to start.
@@ -42,8 +73,8 @@ def start_student(
         load_weights(student, spec.student.weights)
     if spec.student.init != "inherit":
         return None
-    teacher, student = teacher.to(device).eval(), student.to(device)
-    batches = _batches(spec, teacher, student, photos, device)
+    teacher, student = teacher.to(store.device).eval(), student.to(store.device)
+    batches = _batches(spec, teacher, student, store)
     options = stage_plans(spec.distill)[0].options
     labels = torch.cat([batch.target for batch in batches])
     objective = make_objective(spec.task.kind, options, labels)
@@ -57,20 +88,17 @@ def start_student(
     return report
 
 
-def _batches(
-    spec: Spec,
-    teacher: nn.Module,
-    student: nn.Module,
-    photos: Sequence[Photo],
-    device: torch.device,
-) -> list[Batch]:
+def _batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStore) -> list[Batch]:
     """Real training crops of the first stage, without flips or colour."""
     first = stage_plans(spec.distill)[0].options
     plain = {"batch": min(CROPS_AT_ONCE, spec.student.crops), "colour": 0.0, "views": 0}
     options = first.model_copy(update=plain)
     preprocess = Preprocess.of(spec.data, spec.export)
-    targets = task_targets(spec, photos, output_stride(teacher, student, spec), device)
-    sampler = CropSampler(photos, preprocess, options, targets, spec.seed, device)
+    stride = output_stride(teacher, student, spec)
+    targets = task_targets(spec, store.photos, stride, store.device)
+    sampler = CropSampler(
+        store.photos, preprocess, options, targets, spec.seed, store.device, store=store
+    )
     return [sampler.batch(step) for step in range(-(-spec.student.crops // options.batch))]
 
 

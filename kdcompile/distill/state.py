@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcompile.artifact import replacing
 from kdcompile.errors import KDError
 
 CHECKPOINT = "checkpoint.pt"
@@ -36,10 +37,8 @@ class State:
 
 def save_checkpoint(work: Path, state: State, parts: Mapping[str, Any]) -> None:
     """Write the whole of it, or leave the one before."""
-    path = work / CHECKPOINT
-    temporary = path.with_suffix(".tmp")
-    torch.save({"state": vars(state), **parts}, temporary)
-    temporary.replace(path)
+    with replacing(work / CHECKPOINT) as temporary:
+        torch.save({"state": vars(state), **parts}, temporary)
 
 
 def load_checkpoint(work: Path, device: torch.device) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kdcompile.artifact import digest, replacing
 from kdcompile.data.augment import CropSampler
 from kdcompile.distill.recipe import Recipe
 from kdcompile.errors import KDError
@@ -87,7 +88,7 @@ def make_cache(
         identity: of the teacher and its taps.
     """
     keys = list(dict.fromkeys(key for step in range(steps) for key in sampler.keys(step) or ()))
-    name = hashlib.sha256(f"{identity} {sampler.augmentation} {keys}".encode()).hexdigest()
+    name = digest([identity, sampler.augmentation, keys])
     path = work / f"teacher-{name[:16]}.safetensors"
     first = _filled(look, sampler, keys[:batch])
     needed = sum(tensor[0].nbytes for tensor in first) * len(keys)
@@ -124,10 +125,9 @@ def _read(path: Path, tensors: int, device: torch.device) -> list[Tensor] | None
 
 
 def _write(path: Path, tensors: Sequence[Tensor]) -> None:
-    temporary = path.with_suffix(".tmp")
-    plain = {str(place): t.contiguous().cpu() for place, t in enumerate(tensors)}
-    save_file(plain, temporary)
-    temporary.replace(path)
+    plain = {str(place): t.contiguous().cpu() for place, t in enumerate(tensors)}  # not copied
+    with replacing(path) as temporary:
+        save_file(plain, temporary)
 
 
 def network_digest(network: nn.Module) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.artifact import write_text
+from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
 from kdcompile.data.task import find_task
@@ -56,6 +57,7 @@ class Trainer:
         teacher_value: the teacher's validation metric, if known.
         on_validated: told of each validation: finished steps, seconds of training so far, and the
             moving average that was judged.
+        store: the training photos where they are decoded already.
     """
 
     def __init__(
@@ -68,13 +70,14 @@ class Trainer:
         work: Path,
         teacher_value: float | None = None,
         on_validated: Callable[[int, float, nn.Module], None] | None = None,
+        store: ImageStore | None = None,
     ) -> None:
         self._spec, self._options, self._work = spec, spec.distill, work
         self._train, self._val, self._teacher_value = train, val, teacher_value
         self._on_validated = on_validated
         self._task = find_task(spec.task.kind)
         self._processes = processes()
-        self.setting = make_setting(spec, teacher, student, train, work)
+        self.setting = make_setting(spec, teacher, student, train, work, store)
         self.device = self.setting.device
         self.student = self.setting.student
         self._plans = stage_plans(self._options)
@@ -138,7 +141,6 @@ class Trainer:
                 self._state.metrics.append(row)
                 progress.show(done, row)
                 self._clock = (time.perf_counter(), done)
-            self._state.seconds = time.perf_counter() - self._began
             if time.perf_counter() - self._saved > CHECKPOINT_SECONDS or done == ends:
                 self._save(number, run)
         run.release()
@@ -265,6 +267,7 @@ class Trainer:
 
     def _save(self, number: int, run: StageRun) -> None:
         self._saved = time.perf_counter()
+        self._state.seconds = self._saved - self._began
         if not self._processes.is_main:
             return
         parts = {

@@ -1,12 +1,15 @@
 """The teacher that a spec names, with its weights checked against its architecture."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kdcompile.artifact import replacing
 from kdcompile.errors import KDError
 from kdcompile.factory import load_factory
 from kdcompile.spec import Spec
@@ -70,6 +73,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             fix="torch.save(model.state_dict(), path), or safetensors",
         )
     return state, {}
+
+
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, of any device and even shared, as a whole safetensors file or not at all."""
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(own, temporary, metadata=None if metadata is None else dict(metadata))
 
 
 def load_weights(model: nn.Module, path: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch import nn
 from kdcompile.errors import KDError
 from kdcompile.factory import factory_sources, load_factory
 from kdcompile.models.csrnet import build
-from kdcompile.models.factory import build_model, load_weights
+from kdcompile.models.factory import build_model, load_weights, read_weights, write_weights
 
 CODE = """
 from torch import nn
@@ -123,3 +123,14 @@ def test_csrnet_takes_the_trained_weights(csrnet_weights):
     load_weights(model, csrnet_weights)
     assert torch.equal(model.output.weight, load_file(csrnet_weights)["output.weight"].float())
     assert model.eval()(torch.zeros(1, 3, 33, 41)).shape == (1, 1, 5, 6)
+
+
+def test_weights_that_share_memory_are_written_and_read_back(tmp_path):
+    shared = torch.arange(6.0).view(2, 3)
+    write_weights(tmp_path / "w.safetensors", {"a": shared, "b": shared, "c": shared.T}, {"k": "v"})
+    state, metadata = read_weights(tmp_path / "w.safetensors")
+    assert metadata == {"k": "v"}
+    assert torch.equal(state["a"], shared)
+    assert torch.equal(state["b"], shared)
+    assert torch.equal(state["c"], shared.T)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
