@@ -4,13 +4,15 @@ An objective knows the losses of one task; recipes weigh its terms and add their
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdcompile.data.photo import Photo
+from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
 from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
 from kdcompile.spec_distill import Distill
@@ -34,6 +36,13 @@ class Objective(ABC):
         """Read the options and scale by some batches of targets."""
         self.options = options
 
+    @classmethod
+    @abstractmethod
+    def targets(
+        cls, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
+    ) -> Targets:
+        """What crops are labelled with; `stride` and `sigma` are for dense tasks."""
+
     @abstractmethod
     def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
         """The label terms, and `soft` where a teacher's output is given."""
@@ -56,6 +65,13 @@ class DensityObjective(Objective):
         "paper": {"hard": 1.0, "count": 0.0, "soft": 1.0},
     }
     formula = "hard |S - Y|^2 + count |block counts of S - Y| + soft |S - T|^2"
+
+    @classmethod
+    def targets(
+        cls, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
+    ) -> Targets:
+        """Density maps."""
+        return DensityTargets(photos, stride, sigma, device)
 
     def __init__(self, options: Distill, targets: Tensor) -> None:
         """Mean square and mean block count of some label maps, at least tiny."""
@@ -82,6 +98,13 @@ class ClassObjective(Objective):
     }
     formula = "hard CE(S, Y) + soft T^2 KL(softmax(T/temperature), softmax(S/temperature))"
 
+    @classmethod
+    def targets(
+        cls, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
+    ) -> Targets:
+        """Class indices."""
+        return LabelTargets(photos, device, integer=True)
+
     def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
         """`hard` and `soft`."""
         terms = {"hard": functional.cross_entropy(student.float(), target)}
@@ -99,6 +122,13 @@ class ValueObjective(Objective):
         "paper": {"hard": 1.0, "soft": 1.0},
     }
     formula = "hard |S - Y|^p + soft |S - T|^p, p of distill.hard, in deviations of the labels"
+
+    @classmethod
+    def targets(
+        cls, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
+    ) -> Targets:
+        """Values."""
+        return LabelTargets(photos, device, integer=False)
 
     def __init__(self, options: Distill, targets: Tensor) -> None:
         """The deviation of some labels; 1 where they do not vary."""

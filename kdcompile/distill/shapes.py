@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from kdcompile.data.task import find_task
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.errors import KDError
 from kdcompile.spec import Spec
@@ -33,7 +34,7 @@ def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) ->
             where="[student] family",
             fix="give the student the teacher's output shape",
         )
-    if spec.task.kind != "counting":
+    if not find_task(spec.task.kind).is_dense:
         return 1
     stride, rest = divmod(crop, asked[2])
     if rest or asked[2] != asked[3]:

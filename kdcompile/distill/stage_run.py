@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from kdcompile.data.augment import CropSampler
 from kdcompile.distill.execution import Execution, Mode, prepare
-from kdcompile.distill.objective import Objective, make_objective
+from kdcompile.distill.objective import OBJECTIVES, Objective, make_objective
 from kdcompile.distill.recipe import LossInputs, Recipe, find_recipe
 from kdcompile.distill.schedule import StagePlan, learning_rate
 from kdcompile.distill.setting import Setting
-from kdcompile.distill.start import task_targets
 from kdcompile.distill.taps import Tap, Tapped, resolve_taps
 from kdcompile.distill.teacher_cache import (
     TeacherCache,
@@ -69,7 +68,10 @@ class StageRun:
         self.setting, self.plan, self.total, self.before = setting, plan, total, before
         self.device, options = setting.device, plan.options
         self._seed = setting.spec.seed + SEED_STRIDE * number
-        self._targets = task_targets(setting.spec, setting.photos, setting.stride, self.device)
+        spec = setting.spec
+        self._targets = OBJECTIVES[spec.task.kind].targets(
+            setting.photos, setting.stride, spec.data.sigma, self.device
+        )
         place = (setting.processes.rank, setting.processes.world)
         self.sampler = self._make_sampler(options, place)
         self.objective = self._make_objective()

@@ -1,7 +1,7 @@
 """Where the student starts: from the teacher's knowledge, from a file, or at random."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from kdcompile.artifact import write_json
 from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.data.images import ImageStore
-from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
 from kdcompile.distill.inherit import inherit
-from kdcompile.distill.objective import make_objective
+from kdcompile.distill.objective import OBJECTIVES, make_objective
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.shapes import output_stride
 from kdcompile.distributed import processes
@@ -95,15 +93,9 @@ def _batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageSto
     options = first.model_copy(update=plain)
     preprocess = Preprocess.of(spec.data, spec.export)
     stride = output_stride(teacher, student, spec)
-    targets = task_targets(spec, store.photos, stride, store.device)
+    kind = OBJECTIVES[spec.task.kind]
+    targets = kind.targets(store.photos, stride, spec.data.sigma, store.device)
     sampler = CropSampler(
         store.photos, preprocess, options, targets, spec.seed, store.device, store=store
     )
     return [sampler.batch(step) for step in range(-(-spec.student.crops // options.batch))]
-
-
-def task_targets(spec: Spec, photos: Sequence[Photo], stride: int, device: torch.device) -> Targets:
-    """What the task's crops are labelled with; `stride` in pixels per output cell."""
-    if spec.task.kind == "counting":
-        return DensityTargets(photos, stride, spec.data.sigma, device)
-    return LabelTargets(photos, device, integer=spec.task.kind == "classification")

@@ -14,6 +14,7 @@ from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.data.task import Task, find_task
 from kdcompile.distill.evaluate import predict
+from kdcompile.distill.setting import training_device
 from kdcompile.errors import KDError
 from kdcompile.models.factory import load_teacher
 from kdcompile.spec import Spec
@@ -35,7 +36,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     task = find_task(spec.task.kind)
     splits = load_splits(spec.data, spec.folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     model = load_teacher(spec).to(device)
     shape = _output_shape(model, spec.export.profile[1], device, task)
     known, true = (_labels(photos, task, shape, splits) for photos in (splits.train, splits.val))
