@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from kdcompile.spec_deploy import Compile, Quantize
 from kdcompile.spec_distill import Closed, Distill
 
 DEFAULT_NAME = "kdcompile.toml"
@@ -161,15 +162,6 @@ class Export(Closed):
         return low != high
 
 
-class Quantize(Closed):
-    """The precision of the deployed network and how its ranges are found."""
-
-    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
-    calibrator: Literal["entropy", "percentile", "mse", "minmax"] = "entropy"
-    images: int = Field(default=128, ge=1)
-    qad: Literal[False] = False
-
-
 class GateSpec(Closed):
     """What every gate may say."""
 
@@ -228,6 +220,7 @@ class Spec(Closed):
     distill: Distill = Distill()
     export: Export = Export()
     quantize: Quantize = Quantize()
+    compile: Compile = Compile()
     gates: Gates = Gates()
 
     _path: Path = PrivateAttr(default=Path(DEFAULT_NAME))

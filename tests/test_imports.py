@@ -10,19 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BASE = {"errors", "lazy", "factory"}
-CORE = {"spec", "spec_distill", "artifact", "report"}
+CORE = {"spec", "spec_distill", "spec_deploy", "artifact", "report"}
 ALLOWED = {
     "errors": set(),
     "lazy": {"errors"},
     "factory": {"errors"},
     "targets": {"errors"},
     "spec_distill": set(),
-    "spec": {"errors", "targets", "spec_distill"},
+    "spec_deploy": {"spec_distill"},
+    "spec": {"errors", "targets", "spec_distill", "spec_deploy"},
     "spec_file": {"errors", "targets", "spec"},
     "artifact": {"errors", "targets"},
     "report": {"errors", "targets"},
     "kernels": set(),
-    "data": BASE | {"artifact", "spec", "spec_distill", "kernels"},
+    "data": BASE | {"artifact", "spec", "spec_distill", "spec_deploy", "kernels"},
     "models": BASE | {"artifact", "spec"},
     "calib": BASE | {"artifact", "data", "spec", "kernels", "targets"},
     "export": BASE | CORE | {"targets", "models", "data"},

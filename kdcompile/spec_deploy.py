@@ -1,0 +1,53 @@
+"""`[quantize]` and `[compile]`: the precision of the deployed network and how it is built."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kdcompile.spec_distill import Closed
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
+Refinement = Literal["equalise", "bias", "rounding"]
+
+
+class Quantize(Closed):
+    """The precision of the deployed network and how its ranges are found."""
+
+    precision: Literal["auto"] | Precision = Field(
+        default="auto", description="auto keeps the fastest that passes; mixed is int8 and fp16"
+    )
+    calibrator: Literal["entropy", "percentile", "mse", "minmax"] = "entropy"
+    images: int = Field(default=128, ge=1)
+    select: Literal["even", "random", "pcoreset"] = Field(
+        default="even", description="which training images calibrate; pcoreset covers the outputs"
+    )
+    refine: list[Refinement] = Field(
+        default=[], description="each is kept only where it measurably helps"
+    )
+    qad: bool = Field(default=False, description="quantisation-aware distillation")
+    qad_scales: Literal["learnt", "observed"] = "learnt"
+    qad_start: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.5, description="share of the steps before the student is quantised"
+    )
+
+
+class Compile(Closed):
+    """How the engine is built and run."""
+
+    backend: Literal[
+        "auto", "tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"
+    ] = "auto"
+    workspace_mb: int = Field(default=1024, ge=16, description="builder's scratch memory")
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    deterministic: bool = Field(
+        default=False, description="rebuild from the timing cache only, so engines are equal"
+    )
+    dla: int | None = Field(default=None, ge=0, le=1, description="core; the GPU takes the rest")
+    sparsity: bool = Field(default=False, description="2:4 kernels where the weights are sparse")
+
+    @model_validator(mode="after")
+    def _tensorrt_only(self) -> Self:
+        asked = self.dla is not None or self.sparsity or self.deterministic
+        if asked and self.backend not in ("auto", "tensorrt"):
+            raise ValueError('dla, sparsity and deterministic need backend = "tensorrt"')
+        return self
