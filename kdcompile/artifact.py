@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kdcompile.errors import KDError
 
 if TYPE_CHECKING:
+    from kdcompile.backends.board import Board
     from kdcompile.spec import Spec
 
 KEY_CHARS = 24
@@ -128,12 +129,16 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Step:
-    """One planned stage: the parts of the spec that it may read, and the artifacts it takes."""
+    """One planned stage: the parts of the spec that it may read, and the artifacts it takes.
+
+    `board` is where an engine is built and timed; None where this machine is all there is.
+    """
 
     stage: str
     key: str
     spec: "Spec"
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    board: "Board | None" = None
 
 
 class Store:

@@ -9,6 +9,8 @@ from kdcompile.data.metric import Metric
 from kdcompile.report import Evidence
 
 Basis = Literal["measured", "predicted", "asked"]
+TIE = 0.02  # medians of two engines in turns differ by this much between runs of one build
+WIDEST = ("fp32", "bf16", "fp16", "mixed", "fp8", "int8")  # the safest first, in a tie
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def choose(candidates: Sequence[Candidate], metric: Metric, asked: str = "auto")
     """The asked precision; for `auto` the fastest that passes, else the most accurate.
 
     Args:
-        candidates: at least one; equal latencies go to the more accurate one.
+        candidates: at least one. Equal latencies go to the more accurate one; measured ones
+            within `TIE` of the fastest go to the wider precision.
         metric: what their accuracy is in.
         asked: `auto`, or the precision of one of the candidates.
     """
@@ -85,9 +88,13 @@ def choose(candidates: Sequence[Candidate], metric: Metric, asked: str = "auto")
         best = min(candidates, key=lambda c: _loss(c, metric))
         reason = f"no precision passes; {best.precision} is the most accurate: {best.why}"
         return Choice(best.precision, _basis(best), reason)
-    best = min(passing, key=lambda c: (c.latency_ms, _loss(c, metric)))
+    best = fastest = min(passing, key=lambda c: (c.latency_ms, _loss(c, metric)))
+    if _basis(best) == "measured":
+        level = [c for c in passing if c.latency_ms <= (1 + TIE) * best.latency_ms]
+        best = min(level, key=lambda c: WIDEST.index(c.precision))
+    place = "the fastest" if best is fastest else f"within {TIE:.0%} of the fastest"
     others = [_against(c, best) for c in candidates if c is not best]
-    reason = "; ".join([f"{best.precision} is the fastest that passes", *others])
+    reason = "; ".join([f"{best.precision} is {place} that passes", *others])
     return Choice(best.precision, _basis(best), reason)
 
 
@@ -104,7 +111,8 @@ def _loss(candidate: Candidate, metric: Metric) -> float:
 def _against(other: Candidate, best: Candidate) -> str:
     if not other.passed:
         return f"{other.precision} does not pass: {other.why}"
-    relation = "slower than" if other.latency_ms > best.latency_ms else "as fast as"
+    order = (other.latency_ms > best.latency_ms) - (other.latency_ms < best.latency_ms)
+    relation = (f"at most {TIE:.0%} faster than", "as fast as", "slower than")[order + 1]
     return (
         f"{other.precision} {other.latency_ms:.3g} ms is {relation} "
         f"{best.precision} {best.latency_ms:.3g} ms"

@@ -1,20 +1,22 @@
-"""Stage `compile`: the precision that ships, its file, and for a board the kit that builds it."""
+"""Stage `compile`: the precision that ships, its engine or file, and for a board the build kit."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.artifact import Artifact, Step, Store, write_json
-from kdcompile.backends.choose import Limits, choose, judge
+from kdcompile.backends.choose import Candidate, Limits, choose, judge
+from kdcompile.backends.engine import at
 from kdcompile.backends.kit import MAX_REFERENCES, write_kit
-from kdcompile.backends.onnxruntime_ import OrtRunner, open_session
+from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import predict_outputs
+from kdcompile.backends.rig import RUNS_HERE, BoardRig, HostRig, Rig
+from kdcompile.backends.teacher import keep_teacher
 from kdcompile.backends.tensorrt_rtx_ import compile_check
 from kdcompile.data.agreement import LIMIT_DB, pooled_sqnr
 from kdcompile.data.metric import Metric
@@ -23,7 +25,6 @@ from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits
 from kdcompile.data.task import Task, find_task
 from kdcompile.errors import KDError
-from kdcompile.report import Evidence
 from kdcompile.spec import fraction
 from kdcompile.targets import Target
 
@@ -31,32 +32,24 @@ Floats = NDArray[np.float32]
 FILES = {
     "fp32": ("export", "student.onnx"),
     "fp16": ("export", "student_fp16.onnx"),
+    "bf16": ("export", "student_bf16.onnx"),
     "int8": ("calibrate", "student_int8.onnx"),
+    "fp8": ("calibrate", "student_fp8.onnx"),
 }
-WARMUP, ROUNDS, SECONDS = 2, 15, 10.0
-MIN_ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one image at the typical shape, and where the number is from."""
-
-    ms: float
-    evidence: Evidence
-    note: str
+CHECKED = ("fp32", "int8", "mixed", "fp8")  # fp16 is the fp32 graph with casts
 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
-    """Choose the precision on validation; `choice.json`, `model.onnx`, for a board `kit/`.
+    """Choose the precision on validation; `choice.json`, `model.onnx`, and where there is a board
+    `model.engine`, `teacher.engine`, `timing.cache`, `engines.json`; for a Jetson `kit/`.
 
-    Reads the sections quantize, export, gates, data and task, and the artifacts of teacher,
-    search, export and calibrate. The test split is not touched.
+    Reads the sections quantize, compile, export, gates, data and task, and the artifacts of
+    teacher, search, export and calibrate. The test split is not touched.
 
     Raises:
-        KDError: `precision-unsupported`, the target has no such arithmetic; what data and
-            sessions raise.
+        KDError: `precision-unsupported`, the target has no such arithmetic; what data, sessions
+            and the board's worker raise.
     """
-
     return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
 
 
@@ -65,12 +58,77 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     paths = candidate_paths(step, target)
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     photos = load_splits(spec.data, spec.folder).val
-    runners = {precision: open_session(path) for precision, path in paths.items()}
-    typical = _typical(photos[0], preprocess, spec.export.profile[1])
-    latencies = _latencies(runners, typical, target, step.inputs["search"])
-    reference, limits = _limits(step, task)
-    outputs = {p: predict_outputs(runner, photos, preprocess) for p, runner in runners.items()}
-    sqnr = _sqnr(outputs, step.inputs["export"])
+    teacher_metric, limits = _limits(step, task)
+    with _rig(step, target) as rig:
+        for precision in paths:
+            rig.add(precision, paths)
+        _check_asked(spec.quantize.precision, rig)
+        image = _typical(photos[0], preprocess, spec.export.profile[1])
+        candidates, notes = _judge(step, rig, paths["fp32"], photos, image, task, limits)
+        choice = choose(candidates, limits.metric, spec.quantize.precision)
+        rig.keep(choice.precision, paths, folder)
+        if isinstance(rig, BoardRig):
+            keep_teacher(rig, step.inputs["export"], choice.precision, folder)
+    reference = open_session(paths["fp32"])
+    board = step.board
+    record = {
+        **asdict(choice),
+        "backend": reference.name if board is None else board.backend,
+        "backend_version": reference.version if board is None else board.version,
+        "board": None if board is None else {"label": board.label, **board.facts},
+        "target_backend": "tensorrt" if target.tensorrt else "onnxruntime",
+        "target_backend_version": target.backend or target.tensorrt,
+        "metric": limits.metric.name,
+        "teacher_metric": teacher_metric,
+        "limit": limits.limit,
+        "n_val": len(photos),
+        "candidates": [asdict(c) | {"latency": notes[c.precision]} for c in candidates],
+        "refused": rig.refused,
+        "rtx_compile_check": _rtx(paths, spec.export.profile),
+    }
+    write_json(folder / "choice.json", record)
+    if target.is_foreign:
+        _kit(step, target, folder, paths, photos, choice.precision)
+    return _meta(record)
+
+
+@contextmanager
+def _rig(step: Step, target: Target) -> Iterator[Rig]:
+    """The place where the candidates run."""
+    if step.board is None:
+        yield HostRig(target, step.inputs["search"].json("estimate.json")["student"])
+        return
+    with at(step.board) as place:
+        yield BoardRig(place, step.board, step.spec)
+
+
+def _check_asked(asked: str, rig: Rig) -> None:
+    if asked != "auto" and asked not in rig.runners:
+        raise KDError(
+            "precision-unsupported",
+            f"{asked} cannot be built: {rig.refused[asked]}",
+            where="[quantize] precision",
+            fix=f"--set quantize.precision=auto, or one of {', '.join(rig.runners)}",
+        )
+
+
+def _judge(
+    step: Step,
+    rig: Rig,
+    fp32: Path,
+    photos: Sequence[Photo],
+    image: Floats,
+    task: Task,
+    limits: Limits,
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Every candidate on the validation photos, and where its latency is from."""
+    preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
+    latencies = rig.latencies(image)
+    trained = predict_outputs(open_session(fp32), photos, preprocess)
+    outputs = {p: predict_outputs(runner, photos, preprocess) for p, runner in rig.runners.items()}
+    sqnr = {p: pooled_sqnr(trained, found) for p, found in outputs.items()}
+    if "fp16" in sqnr and step.board is None:
+        sqnr["fp16"] = _half_sqnr(step.inputs["export"])
     candidates = [
         judge(
             precision,
@@ -82,25 +140,17 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
         )
         for precision, found in outputs.items()
     ]
-    choice = choose(candidates, limits.metric, spec.quantize.precision)
-    (folder / "model.onnx").write_bytes(paths[choice.precision].read_bytes())
-    record = {
-        **asdict(choice),
-        "backend": "onnxruntime",
-        "backend_version": runners["fp32"].version,
-        "target_backend": "tensorrt" if target.tensorrt else "onnxruntime",
-        "target_backend_version": target.backend or target.tensorrt,
-        "metric": limits.metric.name,
-        "teacher_metric": reference,
-        "limit": limits.limit,
-        "n_val": len(photos),
-        "candidates": [asdict(c) | {"latency": latencies[c.precision].note} for c in candidates],
-        "rtx_compile_check": _rtx(paths, spec.export.profile),
-    }
-    write_json(folder / "choice.json", record)
-    if target.is_foreign:
-        _kit(step, target, folder, paths, runners, photos, choice.precision)
-    return _meta(record)
+    return candidates, {p: latency.note for p, latency in latencies.items()}
+
+
+def _half_sqnr(export: Artifact) -> float:
+    """Export's agreement of fp16 with fp32, dB, every layer rounded to half.
+
+    A CPU computes an fp16 file in fp32, so its outputs would show no difference; an overflow is no
+    agreement at all.
+    """
+    half = export.json("parity.json")["student_fp16"]
+    return float(half["sqnr_db"]) if half["finite"] else -LIMIT_DB
 
 
 def _limits(step: Step, task: Task) -> tuple[float, Limits]:
@@ -117,21 +167,22 @@ def _kit(
     target: Target,
     folder: Path,
     paths: Mapping[str, Path],
-    runners: Mapping[str, OrtRunner],
     photos: Sequence[Photo],
     predicted: str,
 ) -> None:
-    """The kit with the first validation photos as its reference."""
+    """The kit with the first validation photos as its reference, run by ONNX Runtime."""
     preprocess_file = step.inputs["export"].file("preprocess.json")
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     images = [preprocess(p.pixels(preprocess.channels)) for p in photos[:MAX_REFERENCES]]
+    carried = {p: path for p, path in paths.items() if p in RUNS_HERE}
+    runners = {p: open_session(path) for p, path in carried.items()}
     outputs = {p: [runner(image) for image in images] for p, runner in runners.items()}
     task, gates = find_task(step.spec.task.kind), step.spec.gates.model_dump(mode="json")
     gates["accuracy"]["metric"] = task.find_metric(gates["accuracy"]["metric"]).name
     write_kit(
         folder,
         target,
-        paths,
+        carried,
         step.inputs["calibrate"].file("calibration.json"),
         preprocess_file,
         gates,
@@ -148,7 +199,11 @@ def candidate_paths(step: Step, target: Target) -> dict[str, Path]:
     Raises:
         KDError: `precision-unsupported`.
     """
-    known = [precision for precision in FILES if precision in target.precisions]
+    known = [
+        precision
+        for precision, (stage, name) in FILES.items()
+        if precision in target.precisions and name in step.inputs[stage].files
+    ]
     asked = step.spec.quantize.precision
     if asked not in ("auto", *known):
         raise KDError(
@@ -167,57 +222,6 @@ def _metric(
     return metric(task.errors(predicted, [task.truth(photo) for photo in photos]))
 
 
-def _sqnr(outputs: Mapping[str, Sequence[Floats]], export: Artifact) -> dict[str, float]:
-    """Agreement of each candidate's outputs with fp32's, in dB.
-
-    A CPU computes an fp16 file in fp32, so that one is export's, with every layer rounded to half;
-    an overflow there is no agreement at all.
-    """
-    found = {p: pooled_sqnr(outputs["fp32"], of_precision) for p, of_precision in outputs.items()}
-    if "fp16" in found:
-        half = export.json("parity.json")["student_fp16"]
-        found["fp16"] = half["sqnr_db"] if half["finite"] else -LIMIT_DB
-    return found
-
-
-def _latencies(
-    runners: Mapping[str, OrtRunner], image: Floats, target: Target, search: Artifact
-) -> dict[str, Latency]:
-    """Measured here where here is the target, else what the latency model predicts."""
-    if target.kind == "cpu":
-        calls = {p: (lambda r=runner: r(image)) for p, runner in runners.items()}
-        times = alternate_ms(calls)
-        return {p: Latency(ms, "host", "median of alternated runs") for p, ms in times.items()}
-    estimates = search.json("estimate.json")["student"]
-    found = {}
-    for precision in runners:
-        e = estimates[precision]
-        state = "validated" if e["validated"] else "unvalidated"
-        note = f"{e['low_ms']:.3g} to {e['high_ms']:.3g} ms, {state} latency model"
-        found[precision] = Latency(float(e["ms"]), "predicted", note)
-    return found
-
-
-def alternate_ms(
-    calls: Mapping[str, Callable[[], object]],
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Median milliseconds of each call, the calls taking turns in an order that rotates."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for call in [*calls.values()] * WARMUP:
-        call()
-    begin = clock()
-    for turn in range(ROUNDS):
-        if turn >= MIN_ROUNDS and clock() - begin > SECONDS:
-            break
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = clock()
-            calls[name]()
-            times[name].append(1000 * (clock() - start))
-    return {name: median(values) for name, values in times.items()}
-
-
 def _typical(photo: Photo, preprocess: Preprocess, shape: Sequence[int]) -> Floats:
     """A real photo's values at the typical shape, repeated or cut where the sizes differ."""
     image = preprocess(photo.pixels(preprocess.channels))
@@ -229,10 +233,10 @@ def _typical(photo: Photo, preprocess: Preprocess, shape: Sequence[int]) -> Floa
 def _rtx(
     paths: Mapping[str, Path], profile: tuple[list[int], list[int], list[int]]
 ) -> list[dict[str, Any]]:
-    """The compile check of what ships: fp32 and int8 (fp16 is the fp32 graph with casts)."""
+    """The compile check of every kind of network that may ship."""
     return [
         {"precision": precision, **found}
-        for precision in ("fp32", "int8")
+        for precision in CHECKED
         if precision in paths
         for found in compile_check(paths[precision], profile=profile)
     ]

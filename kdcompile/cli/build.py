@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcompile.cli.options import as_json, echo_json, spec_options
+from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
 from kdcompile.errors import KDError
 
 if TYPE_CHECKING:
@@ -24,23 +24,30 @@ MAIN_FILE = {
     "compile": "model.onnx",
 }
 
+NEEDS_PLACE = ("compile", "bundle")  # the stages' commands that may need the board
 
-def planned(spec: str | None, target: str | None, sets: tuple[str, ...]) -> "Plan":
+
+def planned(
+    spec: str | None, target: str | None, sets: tuple[str, ...], via: str | None = None
+) -> "Plan":
     """The plan of a spec named on the command line."""
     from kdcompile.pipeline.plan import make_plan
     from kdcompile.spec_file import find_spec, load_spec
 
-    return make_plan(load_spec(find_spec(spec), sets, target))
+    return make_plan(load_spec(find_spec(spec), sets, target), via)
 
 
 @click.command()
 @spec_options
+@via_option
 @as_json
-def plan(spec: str | None, target: str | None, sets: tuple[str, ...], as_json: bool) -> None:
+def plan(
+    spec: str | None, target: str | None, sets: tuple[str, ...], via: str | None, as_json: bool
+) -> None:
     """Print the steps, cache hits and cost estimates of a build."""
     from kdcompile.pipeline.show import describe, lines
 
-    found = describe(planned(spec, target, sets))
+    found = describe(planned(spec, target, sets, via))
     if as_json:
         echo_json(found)
     else:
@@ -49,6 +56,7 @@ def plan(spec: str | None, target: str | None, sets: tuple[str, ...], as_json: b
 
 @click.command()
 @spec_options
+@via_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder.")
 @click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
 @as_json
@@ -56,6 +64,7 @@ def build(
     spec: str | None,
     target: str | None,
     sets: tuple[str, ...],
+    via: str | None,
     output: Path | None,
     require: str | None,
     as_json: bool,
@@ -65,7 +74,7 @@ def build(
     from kdcompile.bundle.text import text_summary
     from kdcompile.report import Report, overall
 
-    work = planned(spec, target, sets)
+    work = planned(spec, target, sets, via)
     destination = output or Path("dist") / f"{work.spec.name}-{work.spec.target.replace('@', '-')}"
     artifact = work.make("bundle")
     install(artifact, destination)
@@ -98,12 +107,13 @@ def make_stage_command(name: str, text: str) -> click.Command:
         sets: tuple[str, ...],
         output: Path | None,
         as_json: bool,
+        via: str | None = None,
         explain: bool = False,
     ) -> None:
         if explain:
             show_explanation(planned(spec, target, sets), as_json)
             return
-        artifact = planned(spec, target, sets).make(name)
+        artifact = planned(spec, target, sets, via).make(name)
         written = str(artifact.path) if output is None else copy_out(artifact, output)
         if as_json:
             echo_json({"stage": name, "path": written, **artifact.meta})
@@ -112,6 +122,8 @@ def make_stage_command(name: str, text: str) -> click.Command:
                 click.echo(f"{key}: {value}")
             click.echo(f"{name}: {written}")
 
+    if name in NEEDS_PLACE:
+        via_option(command)
     if name == "distill":
         command.params.append(click.Option(["--explain"], is_flag=True, help=EXPLAIN))
     return command

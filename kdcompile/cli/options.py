@@ -20,6 +20,13 @@ def spec_options(command: F) -> F:
     return click.argument("spec", required=False, metavar="[DIR_OR_SPEC]")(command)
 
 
+via_option = click.option(
+    "--via",
+    metavar="PLACE",
+    help="Where the engine is built and timed: python:PATH or ssh://[user@]host[:port].",
+)
+
+
 def echo_json(value: Any) -> None:
     """Indented JSON on standard output."""
     click.echo(json.dumps(value, indent=1, sort_keys=True, default=str))

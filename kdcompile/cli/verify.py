@@ -8,30 +8,42 @@ from typing import Any
 import click
 
 from kdcompile.cli.build import planned
-from kdcompile.cli.options import as_json, echo_json, spec_options
+from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
+from kdcompile.cli.trust import check_trust, trusted_option
 from kdcompile.errors import EXIT_GATE
 
 
 @click.command()
 @spec_options
+@via_option
 @click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
+@trusted_option
 @as_json
 def verify(
-    spec: str | None, target: str | None, sets: tuple[str, ...], require: str | None, as_json: bool
+    spec: str | None,
+    target: str | None,
+    sets: tuple[str, ...],
+    via: str | None,
+    require: str | None,
+    trusted: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure a spec's gates, or check a BUNDLE: every hash, and its network's outputs here."""
     if spec is not None and (Path(spec) / "manifest.json").is_file():
         result = check_bundle(Path(spec))
+        result["signature"] = check_trust(Path(spec), trusted)
         if as_json:
             echo_json(result)
         else:
             for key, value in result.items():
                 click.echo(f"{key}: {value}")
         sys.exit(result["exit_code"])
+    if trusted is not None:
+        raise click.UsageError("--trusted is of a BUNDLE: name its folder")
     from kdcompile.bundle.text import text_summary
     from kdcompile.report import Report, overall
 
-    artifact = planned(spec, target, sets).make("verify")
+    artifact = planned(spec, target, sets, via).make("verify")
     report = Report.from_json(artifact.json("report.json"))
     verdict, code = overall(report.gates, require_device=require == "device")
     if as_json:

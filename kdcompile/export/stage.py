@@ -1,6 +1,7 @@
 """The export stage: student and teacher as ONNX files that the target reads."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits
 from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
-from kdcompile.export.fp16 import to_fp16
+from kdcompile.export.fp16 import to_bf16, to_fp16
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.export.opset import opset_of
 from kdcompile.export.parity import half_outputs, onnx_outputs, parity, torch_outputs
@@ -32,7 +33,10 @@ MAX_HALF_ERROR = 0.05  # of a file whose weights alone are rounded; a broken one
 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
-    """Write `student.onnx`, `student_fp16.onnx`, `teacher.onnx`, `parity.json`, `preprocess.json`.
+    """Write student and teacher as ONNX with `parity.json` and `preprocess.json`.
+
+    `student.onnx`, `teacher.onnx` and both in fp16 as `*_fp16.onnx`; for a target that has bf16,
+    `student_bf16.onnx` too.
 
     Raises:
         KDError: the network cannot be exported for this target, or the file does not agree with
@@ -63,6 +67,10 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     half = folder / "student_fp16.onnx"
     onnx.save(to_fp16(models["student"]), half)
     report["student_fp16"] = _half_agreement(student, half, images)
+    with suppress(KDError):  # a teacher that overflows is timed in fp32
+        onnx.save(to_fp16(models["teacher"]), folder / "teacher_fp16.onnx")
+    if "bf16" in target.precisions:
+        onnx.save(to_bf16(models["student"]), folder / "student_bf16.onnx")
     report |= {
         "opset": opset_of(models["student"]),
         "ir_version": models["student"].ir_version,

@@ -54,7 +54,7 @@ def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
     return GateResult(
         name="accuracy",
         verdict=verdict,
-        evidence="host",
+        evidence=context.evidence,
         required=settings.required,
         threshold=_threshold(settings),
         observed=_observed(metric, teacher, student),

@@ -63,17 +63,29 @@ class Parity:
 
 @dataclass(frozen=True, eq=False)
 class Latency:
-    """Teacher (`a`) and student (`b`), timed alternately on this machine.
+    """Teacher (`a`) and student (`b`), timed alternately on one machine.
 
     Args:
         times: the samples, ms a call.
         precision: of the student that was timed.
         mode: shape, threads, and what else a reader must know to compare.
+        teacher_precision: of the teacher that was timed.
     """
 
     times: PairedTimes
     precision: str
     mode: str
+    teacher_precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network ran: the machine, the backend with its version, and what that proves."""
+
+    machine: str
+    backend: str
+    backend_version: str
+    evidence: Evidence
 
 
 @dataclass(frozen=True)
@@ -107,9 +119,9 @@ class VerifyContext:
         predictions: of the target, by precision.
         files: bytes by name of every file that may be deployed.
         seed: of the bootstrap.
-        machine: `fingerprint_id` of this machine.
-        backend: that ran here.
-        backend_version: its version.
+        deployed: where the deployed network ran and was timed.
+        host: where the networks that it is compared with ran: ONNX Runtime on this machine.
+        extra: further measurements for the report, such as end-to-end latencies.
     """
 
     target: Target
@@ -121,9 +133,19 @@ class VerifyContext:
     predictions: Mapping[str, Prediction]
     files: Mapping[str, int]
     seed: int
-    machine: str
-    backend: str
-    backend_version: str
+    deployed: Origin
+    host: Origin
+    extra: tuple[Measurement, ...] = ()
+
+    @property
+    def evidence(self) -> Evidence:
+        """What a measurement of the deployed network proves."""
+        return self.deployed.evidence
+
+    @property
+    def model(self) -> Origin:
+        """The origin of what the target's latency model says."""
+        return Origin(self.target.name, "latency model", "", "predicted")
 
     def measurement(
         self,
@@ -131,25 +153,26 @@ class VerifyContext:
         value: float,
         unit: str,
         *,
-        evidence: Evidence = "host",
+        origin: Origin | None = None,
         low: float | None = None,
         high: float | None = None,
         n: int | None = None,
         precision: str = "",
         mode: str = "",
     ) -> Measurement:
-        """A number with this run's machine and backend; `precision` defaults to the chosen one."""
+        """A number with its origin, the deployed network's by default, as `precision` is too."""
+        where = origin or self.deployed
         return Measurement(
             name,
             value,
             unit,
-            evidence,
+            where.evidence,
             low=low,
             high=high,
             n=n,
-            machine=self.target.name if evidence == "predicted" else self.machine,
-            backend="latency model" if evidence == "predicted" else self.backend,
-            backend_version="" if evidence == "predicted" else self.backend_version,
+            machine=where.machine,
+            backend=where.backend,
+            backend_version=where.backend_version,
             precision=precision or self.precision,
             mode=mode,
         )

@@ -22,7 +22,7 @@ def parity(settings: ParityGate, context: VerifyContext) -> GateResult:
     return GateResult(
         name="parity",
         verdict="passed" if enough else "failed",
-        evidence="host",
+        evidence=context.evidence,
         required=settings.required,
         threshold=_threshold(settings),
         observed=f"{found.sqnr_db:.1f} dB, largest relative error {found.max_rel_error:.2g}",

@@ -77,7 +77,8 @@ def load_gates() -> dict[str, Gate]:
 def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
     """The verdict of every gate that the spec names, in the spec's order.
 
-    A gate that accepts host evidence is decided here. For a target that cannot be built on this
+    A gate that accepts host evidence is decided here, and every gate where the engine ran on the
+    target itself. For a target that cannot be built on this
     machine it is followed by its twin `NAME@device`, pending until the board answers; a gate that
     asks for device evidence is that pending one only.
     """
@@ -91,9 +92,10 @@ def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
         if found.on_board is None:
             results.append(found.decide(settings, context))
             continue
-        if settings.evidence != "device":
+        on_device = context.evidence == "device"
+        if settings.evidence != "device" or on_device:
             results.append(found.decide(settings, context))
-        if settings.evidence == "device" or context.target.is_foreign:
+        if not on_device and (settings.evidence == "device" or context.target.is_foreign):
             results.append(_pending(found, settings, context))
     return results
 

@@ -19,7 +19,7 @@ def size_mb(settings: SizeGate, context: VerifyContext) -> GateResult:
     return GateResult(
         name="size_mb",
         verdict="passed" if size / MB <= settings.max else "failed",
-        evidence="host",
+        evidence=context.evidence,
         required=settings.required,
         threshold=_threshold(settings),
         observed=f"{size / MB:.3g} MB",

@@ -42,7 +42,7 @@ def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:
 
 
 def measured_speedup(context: VerifyContext) -> Measurement:
-    """Teacher latency over student latency on this machine, with its 95 % interval."""
+    """Teacher latency over student latency, as timed, with its 95 % interval."""
     latency = context.latency
     ratio, low, high = ratio_interval(latency.times, context.seed)
     return context.measurement(
@@ -71,7 +71,7 @@ def predicted_speedup(context: VerifyContext) -> Measurement | None:
         "speed-up",
         ratio,
         "x",
-        evidence="predicted",
+        origin=context.model,
         low=ratio / found.band,
         high=ratio * found.band,
         mode=f"latency model, {'validated' if found.validated else 'unvalidated'}",

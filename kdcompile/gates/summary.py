@@ -12,6 +12,7 @@ from kdcompile.gates.speedup import measured_speedup
 from kdcompile.report import Measurement
 
 MB = 1e6
+PRECISIONS = ("int8", "fp16", "bf16", "fp8", "mixed")
 
 
 def measurements(context: VerifyContext, sizes: Mapping[str, int]) -> tuple[Measurement, ...]:
@@ -29,22 +30,27 @@ def measurements(context: VerifyContext, sizes: Mapping[str, int]) -> tuple[Meas
             context.measurement("size", size / MB, "MB", precision=_precision(name), mode=name)
             for name, size in sizes.items()
         ),
+        *context.extra,
     )
 
 
 def _precision(name: str) -> str:
     """The precision that a file's name tells; a plain name is fp32."""
-    return next((p for p in ("int8", "fp16") if p in name), "fp32")
+    return next((p for p in PRECISIONS if p in name), "fp32")
 
 
 def _errors(context: VerifyContext) -> list[Measurement]:
     task, outcomes = context.task, context.outcomes
-    rows = [("teacher", "fp32", outcomes.teacher), ("student", "fp32", outcomes.student_fp32)]
-    rows.append(("student", "int8", outcomes.student_int8))
-    if context.precision not in ("fp32", "int8"):
-        rows.append(("student", context.precision, outcomes.student))
+    host, on_device = context.host, context.deployed != context.host
+    rows = [
+        ("teacher", "fp32", outcomes.teacher, host),
+        ("student", "fp32", outcomes.student_fp32, host),
+        ("student", "int8", outcomes.student_int8, host),
+    ]
+    if on_device or context.precision not in ("fp32", "int8"):
+        rows.append(("student", context.precision, outcomes.student, context.deployed))
     found = []
-    for who, precision, predicted in rows:
+    for who, precision, predicted, origin in rows:
         errors = task.errors(predicted, outcomes.true)
         for metric in task.metrics:
             low = high = None
@@ -57,6 +63,7 @@ def _errors(context: VerifyContext) -> list[Measurement]:
                     f"{who} {metric.name}",
                     metric(errors),
                     task.unit_of(metric),
+                    origin=origin,
                     low=low,
                     high=high,
                     n=len(errors),
@@ -71,7 +78,7 @@ def _latencies(context: VerifyContext) -> list[Measurement]:
     latency = context.latency
     found = []
     for who, precision, samples in (
-        ("teacher", "fp32", latency.times.a),
+        ("teacher", latency.teacher_precision, latency.times.a),
         ("student", latency.precision, latency.times.b),
     ):
         value, low, high = median_interval(samples, context.seed)
@@ -99,7 +106,7 @@ def _predictions(context: VerifyContext) -> list[Measurement]:
                     f"{who} latency",
                     value,
                     "ms",
-                    evidence="predicted",
+                    origin=context.model,
                     low=value / prediction.band,
                     high=value * prediction.band,
                     precision=precision,

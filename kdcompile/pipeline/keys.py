@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.artifact import Artifact, Hasher, digest
+from kdcompile.backends.board import Board
 from kdcompile.bench.machine import fingerprint_id
 from kdcompile.data.splits import splits_digest
 from kdcompile.doctor import version
@@ -13,13 +14,19 @@ from kdcompile.errors import KDError
 from kdcompile.factory import factory_sources
 from kdcompile.pipeline.stages import ALL, STAGES, Stage
 from kdcompile.spec import Spec
+from kdcompile.spec_deploy import Quantize
 from kdcompile.targets import Target
 
 # what the content of the data's files stands for, or what verification alone reads
 DATA_FIELDS_BY_CONTENT = {"root", "train", "val", "test", "annotations", "files", "max_test"}
 
+# what a training in int8 reads of [quantize]
+QAD_FIELDS = {"qad", "qad_scales", "qad_start", "calibrator"}
 
-def key_parts(spec: Spec, target: Target, hasher: Hasher) -> dict[str, dict[str, Any]]:
+
+def key_parts(
+    spec: Spec, target: Target, hasher: Hasher, board: Board | None = None
+) -> dict[str, dict[str, Any]]:
     """What each stage's key covers beside the content of its inputs.
 
     Raises:
@@ -35,6 +42,7 @@ def key_parts(spec: Spec, target: Target, hasher: Hasher) -> dict[str, dict[str,
             "libraries": {name: version(name) for name in stage.libraries},
             "target": target.to_json() if stage.on_target else None,
             "machine": fingerprint_id() if stage.on_machine else None,
+            "board": board.facts if board is not None and stage.on_machine else None,
         }
         for stage in STAGES.values()
     }
@@ -62,7 +70,17 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher) -> Any:
         fields = value.model_dump(mode="json", exclude={"weights"})
         code = _code(value.family, spec, hasher) if ":" in value.family else None
         return [fields, code, None if value.weights is None else _file(value.weights, hasher)]
+    if name == "quantize" and stage.name == "distill":
+        return _trained_in_int8(value, hasher)
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _trained_in_int8(quantize: Quantize, hasher: Hasher) -> Any:
+    """What the training depends on of `[quantize]`: nothing where the student is not quantised."""
+    if not quantize.qad:
+        return None
+    fields = quantize.model_dump(mode="json", include=QAD_FIELDS)
+    return [fields, _source("calib", hasher)]  # the calibrators set the first scales
 
 
 def _file(path: Path, hasher: Hasher) -> str:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcompile.artifact import Artifact, Step, Store
+from kdcompile.backends.board import Board
 from kdcompile.distributed import leave, made_by_main, processes
 from kdcompile.doctor import version
+from kdcompile.pipeline.board import find_board
 from kdcompile.pipeline.keys import key_parts, step_key
 from kdcompile.pipeline.stages import STAGES, upstream
 from kdcompile.spec import Spec
@@ -25,6 +27,7 @@ class Plan:
     target: Target
     store: Store
     parts: Mapping[str, Mapping[str, Any]]
+    board: Board | None = None
 
     def found(self) -> dict[str, Artifact]:
         """Every finished artifact of this build, by stage."""
@@ -81,21 +84,26 @@ class Plan:
         stage, key = STAGES[name], self._key(name, made)
         assert key is not None, "upstream stages come first"
         inputs = {needed: made[needed] for needed in stage.inputs}
-        step = Step(name, key, self.spec.only(stage.sections), inputs)
+        board = self.board if stage.on_machine else None
+        step = Step(name, key, self.spec.only(stage.sections), inputs, board)
         return stage.load()(step, self.store, self.target)
 
 
-def make_plan(spec: Spec) -> Plan:
-    """Resolve the target and hash what the steps depend on.
+def make_plan(spec: Spec, via: str | None = None) -> Plan:
+    """Resolve the target, ask the board if there is one, and hash what the steps depend on.
+
+    Args:
+        spec: what is asked for.
+        via: where the engine is built; None for this machine.
 
     Raises:
-        KDError: an unknown target, or a file that is missing.
+        KDError: an unknown target, a file that is missing, or a board that does not answer.
     """
     store = Store(spec.folder / ".kdcompile")
-    target = resolve_target(spec.target)
-    parts = key_parts(spec, target, store.hasher)
+    board, target = find_board(spec, resolve_target(spec.target), via)
+    parts = key_parts(spec, target, store.hasher, board)
     store.hasher.save()
-    return Plan(spec, target, store, parts)
+    return Plan(spec, target, store, parts, board)
 
 
 def resolve_target(name: str) -> Target:

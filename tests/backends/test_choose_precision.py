@@ -54,6 +54,17 @@ def test_the_losers_are_explained():
     assert "int8 0.246 ms is slower than fp16 0.238 ms" in choose(candidates(*rows), MAE).why
 
 
+def test_measured_times_within_their_noise_go_to_the_wider():
+    def measured(int8_ms):
+        rows = (("fp32", 3.0), ("fp16", 1.0), ("mixed", 0.995), ("int8", int8_ms))
+        return choose([judge(p, ms, "device", 9.0, 40.0, LIMITS) for p, ms in rows], MAE)
+
+    assert measured(0.99).precision == "fp16"
+    assert "within 2% of the fastest" in measured(0.99).why
+    assert measured(0.97).precision == "int8"
+    assert "fp16 1 ms is slower than int8 0.97 ms" in measured(0.97).why
+
+
 @pytest.mark.parametrize("sqnr", [19.9, -200.0, math.nan])
 def test_outputs_that_differ_do_not_pass(sqnr):
     found = judge("int8", 1, "predicted", 1.0, sqnr, LIMITS)

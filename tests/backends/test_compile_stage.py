@@ -8,13 +8,14 @@ import pytest
 from PIL import Image
 
 from kdcompile.artifact import Step, Store, write_json
-from kdcompile.backends.stage import alternate_ms, run
+from kdcompile.backends.rig import alternate_ms
+from kdcompile.backends.stage import run
 from kdcompile.data.prepare import Preprocess
 from kdcompile.errors import KDError
-from kdcompile.spec import Data, Export, Gates, Quantize, Spec, Task
+from kdcompile.spec import Compile, Data, Export, Gates, Quantize, Spec, Task
 from kdcompile.targets import load
 
-SECTIONS = {"quantize", "export", "gates", "data", "task"}
+SECTIONS = {"quantize", "compile", "export", "gates", "data", "task"}
 
 
 @pytest.fixture
@@ -63,6 +64,7 @@ def compiled(tmp_path, data, onnx_files):
         export = Export(shape=[1, 3, 16, 24])
         spec = Spec.model_construct(
             quantize=Quantize(precision=precision),
+            compile=Compile(),
             export=export,
             gates=Gates(),
             task=Task(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcompile.data.agreement import agreement
 from kdcompile.errors import KDError
-from kdcompile.export.fp16 import to_fp16
+from kdcompile.export.fp16 import to_bf16, to_fp16
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.export.opset import at_opset, opset_of
@@ -256,6 +256,23 @@ def test_fp16_has_float32_ends_and_half_inside(net: nn.Module, dynamic: Path) ->
     (x,) = images((41, 57))
     found = agreement([run_onnx(model, x)], [run_onnx(half, x)])
     assert 50 < found["sqnr_db"] < 100  # float16 carries 11 bits
+
+
+def test_bf16_keeps_the_upper_bits_and_compiles(dynamic: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from kdcompile.backends.tensorrt_rtx_ import compile_check
+
+    model = to_bf16(onnx.load(dynamic))
+    weights = {t.name: t for t in onnx.load(dynamic).graph.initializer}
+    narrowed = [t for t in model.graph.initializer if t.data_type == TensorProto.BFLOAT16]
+    assert narrowed
+    for tensor in narrowed:
+        wide = numpy_helper.to_array(weights[tensor.name])
+        expected = torch.from_numpy(wide.copy()).bfloat16().float().numpy()
+        assert np.array_equal(numpy_helper.to_array(tensor).astype(np.float32), expected)
+    onnx.save(model, tmp_path / "bf16.onnx")
+    (found,) = compile_check(tmp_path / "bf16.onnx", ("8.6",), RANGE)
+    assert found["ok"], found["errors"]
 
 
 def test_fp16_refuses_a_weight_that_overflows() -> None:

@@ -104,7 +104,8 @@ def exported(spec: Spec, store: Store, distilled: Artifact) -> Artifact:
 
 
 def test_export_writes_its_files(exported: Artifact) -> None:
-    files = {"student.onnx", "student_fp16.onnx", "teacher.onnx", "parity.json", "preprocess.json"}
+    files = {"student.onnx", "student_fp16.onnx", "teacher.onnx", "teacher_fp16.onnx"}
+    files |= {"student_bf16.onnx", "parity.json", "preprocess.json"}
     assert set(exported.files) == files
     target = targets.load("jetson-orin-nano-8gb")
     report = exported.json("parity.json")
@@ -146,7 +147,10 @@ def test_export_that_disagrees_is_an_error(
 
 def test_calibrate_writes_its_files(spec: Spec, store: Store, exported: Artifact) -> None:
     step = Step(
-        "calibrate", "c" * 64, spec.only(("data", "quantize", "export")), {"export": exported}
+        "calibrate",
+        "c" * 64,
+        spec.only(("seed", "task", "data", "quantize", "export", "gates")),
+        {"export": exported},
     )
     made = calibrate_stage.run(step, store, targets.load("jetson-orin-nano-8gb"))
     assert set(made.files) == {"student_int8.onnx", "calibration.json"}

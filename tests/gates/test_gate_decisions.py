@@ -9,7 +9,7 @@ from kdcompile.data.agreement import decibels
 from kdcompile.data.task import find_task
 from kdcompile.gates import registry
 from kdcompile.gates.accuracy import accuracy
-from kdcompile.gates.context import Latency, Outcomes, Parity, Prediction, VerifyContext
+from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, Prediction, VerifyContext
 from kdcompile.gates.parity import parity
 from kdcompile.gates.size_mb import size_mb
 from kdcompile.gates.speedup import speedup
@@ -34,6 +34,9 @@ def make_times(ratio: float, noise: float = 0.02) -> PairedTimes:
     return PairedTimes(ratio * 10 * (1 + noise * rng.standard_normal(30)), b, 1)
 
 
+HERE = Origin("here", "onnxruntime", "1", "host")
+
+
 @pytest.fixture
 def context() -> VerifyContext:
     return VerifyContext(
@@ -46,9 +49,8 @@ def context() -> VerifyContext:
         predictions={"int8": Prediction(80.0, 8.0, 1.5, True)},
         files={"model.onnx": 3_000_000, "kit/student_fp32.onnx": 7_500_000},
         seed=0,
-        machine="here",
-        backend="onnxruntime",
-        backend_version="1",
+        deployed=HERE,
+        host=HERE,
     )
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kdcompile import targets
 from kdcompile.artifact import Artifact, Step, Store
 from kdcompile.errors import KDError
-from kdcompile.gates import stage
+from kdcompile.gates import measure, stage
 from kdcompile.report import Report
 from kdcompile.spec_file import load_spec
 
@@ -95,7 +95,7 @@ def estimate(ms: float) -> dict[str, object]:
 
 @pytest.fixture
 def step(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "TIMING_SECONDS", 0.05)
+    monkeypatch.setattr(measure, "TIMING_SECONDS", 0.05)
     (tmp_path / "data.py").write_text(FACTORY)
     (tmp_path / "kdcompile.toml").write_text(SPEC)
     return make_step(tmp_path, "int8", 0.99)

@@ -1,0 +1,194 @@
+"""Engines behind a transport: built once, loaded, run and timed by the worker there."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.artifact import digest, file_sha256
+from kdcompile.backends.board import Board
+from kdcompile.spec import Compile
+
+if TYPE_CHECKING:
+    from kdcompile.backends.via import Place
+
+Floats = NDArray[np.float32]
+Times = NDArray[np.float64]
+BUILD_SECONDS = 3600.0  # a board with little memory takes many minutes for one engine
+INPUT = "image"
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine at its place: where it lies there, and what the worker said of it."""
+
+    there: str
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class EngineRunner:
+    """A network that is loaded in a worker, called like one of this process."""
+
+    place: "Place"
+    network: str
+    name: str
+    version: str
+
+    def __call__(self, image: Floats) -> Floats:
+        """Float32 [N, C, H, W] to the network's first output, float32.
+
+        Raises:
+            KDError: what the worker says, such as `shape-refused`.
+        """
+        outputs = self.place.run({INPUT: image}, self.network)
+        return np.asarray(next(iter(outputs.values())), np.float32)
+
+
+@contextmanager
+def at(board: Board) -> Iterator["Place"]:
+    """The board's place, open."""
+    from kdcompile.backends.via import open_place
+
+    with open_place(board.via, board.backend) as place:
+        yield place
+
+
+def build(
+    place: "Place",
+    board: Board,
+    onnx: Path,
+    precision: str,
+    settings: Compile,
+    profile: Sequence[Sequence[int]],
+) -> Built:
+    """The engine of an ONNX file, built there, or the one that an earlier build left there.
+
+    Args:
+        place: where.
+        board: its lasting facts, which an engine is bound to.
+        onnx: with explicit Q/DQ or casts, as the worker's hello asks for this precision.
+        precision: what the engine computes in.
+        settings: how it is built.
+        profile: smallest, typical and largest input shape.
+
+    Raises:
+        KDError: the worker's, such as `onnx-refused` or `build-failed`.
+    """
+    wanted = [file_sha256(onnx), precision, settings.model_dump(), profile, board.facts]
+    stem = f"{onnx.stem.split('_')[0]}_{precision}-{digest(wanted)[:16]}"
+    there = place.path(f"{stem}.engine")
+    known = _sidecar(place, there)
+    if known is None:
+        options = settings.model_dump(exclude={"backend"})
+        place.call(
+            "build",
+            timeout_s=BUILD_SECONDS,
+            onnx=place.put(onnx),
+            engine=there,
+            precision=precision,
+            profile=[list(shape) for shape in profile],
+            timing_cache=place.path("timing.cache"),
+            **options,
+        )
+        known = _sidecar(place, there)
+        assert known is not None, "build writes the sidecar"
+    return Built(there, known)
+
+
+def _sidecar(place: "Place", there: str) -> dict[str, Any] | None:
+    """What is written beside a whole engine there."""
+    side = there + ".json"
+    if not all(place.call("stat", path=path)["exists"] for path in (there, side)):
+        return None
+    with TemporaryDirectory() as folder:
+        local = Path(folder) / "engine.json"
+        place.get(side, local)
+        about: dict[str, Any] = json.loads(local.read_text(encoding="utf-8"))
+    return about
+
+
+def bring(place: "Place", built: Built, path: Path) -> None:
+    """Fetch an engine and what is written beside it to `path` and `path.json`."""
+    place.get(built.there, path)
+    place.get(built.there + ".json", path.with_name(path.name + ".json"))
+
+
+def take(place: "Place", engine: Path, network: str) -> None:
+    """Load an engine of this machine under a name, after the worker's pre-flight."""
+    there = place.path(f"{network}.engine")
+    for suffix in ("", ".json"):
+        source = engine.with_name(engine.name + suffix)
+        place.call("copy", source=place.put(source), target=there + suffix)
+    place.call("load", path=there, name=network)
+
+
+def runner(place: "Place", board: Board, network: str) -> EngineRunner:
+    """The loaded network as a callable."""
+    return EngineRunner(place, network, board.backend, board.version)
+
+
+def modes(board: Board) -> tuple[str, ...]:
+    """How latency is measured there, the judged mode first."""
+    return ("graph", "device", "end_to_end") if board.backend == "tensorrt" else ("device",)
+
+
+def in_turns(
+    place: "Place",
+    networks: Sequence[str],
+    image: Floats,
+    *,
+    mode: str,
+    turns: int = 15,
+    iterations: int = 20,
+    warmup: int = 10,
+) -> dict[str, Times]:
+    """Milliseconds of each network, the networks taking turns in an order that rotates.
+
+    Args:
+        place: where they are loaded.
+        networks: their names.
+        image: float32 [N, C, H, W].
+        mode: of the worker's `time`.
+        turns: samples of each.
+        iterations: inferences that one sample is the median of.
+        warmup: of each turn, not counted: the other network has had the caches.
+
+    Returns:
+        Float64 [turns] by name, neighbours in time at the same index.
+    """
+    found: dict[str, list[float]] = {name: [] for name in networks}
+    inputs = _put_arrays(place, image)
+    names = list(networks)
+    for turn in range(turns):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            answer = place.call(
+                "time", inputs=inputs, iterations=iterations, warmup=warmup, name=name, mode=mode
+            )
+            found[name].append(median_of(answer, mode))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def median_of(answer: Mapping[str, Any], mode: str) -> float:
+    """The median of an answer of `time`: of the device's clock where there is one."""
+    wanted = ("end_to_end",) if mode == "end_to_end" else ("device", "wall")
+    return float(next(answer[name]["p50_ms"] for name in wanted if answer.get(name)))
+
+
+def _put_arrays(place: "Place", image: Floats) -> str:
+    """The place's path of the input as an npz file."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "input.npz"
+        np.savez(path, allow_pickle=False, **{INPUT: image})
+        return place.put(path)
+
+
+def profile(place: "Place", network: str, image: Floats) -> dict[str, Any]:
+    """Milliseconds of each layer of a loaded network: `layers` and `total_ms`."""
+    return place.call("profile", inputs=_put_arrays(place, image), name=network)

@@ -1,0 +1,197 @@
+"""Where the candidates of a build run and are timed: ONNX Runtime here, or engines at a board."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.artifact import write_json
+from kdcompile.backends import engine
+from kdcompile.backends.board import Board
+from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.backends.predict import Runner
+from kdcompile.errors import KDError
+from kdcompile.report import Evidence
+from kdcompile.spec import Spec
+from kdcompile.targets import Target
+
+if TYPE_CHECKING:
+    from kdcompile.backends.via import Place
+
+Floats = NDArray[np.float32]
+Paths = Mapping[str, Path]
+WARMUP, ROUNDS, SECONDS = 2, 15, 10.0
+MIN_ROUNDS = 5
+RUNS_HERE = ("fp32", "fp16", "int8", "mixed")  # ONNX Runtime's CPU kernels know no other
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one image at the typical shape, and where the number is from."""
+
+    ms: float
+    evidence: Evidence
+    note: str
+
+
+class Rig(Protocol):
+    """Candidates that can be run and timed.
+
+    `runners` are those that are ready, by precision; `refused` says why another is not.
+    """
+
+    runners: dict[str, Runner]
+    refused: dict[str, str]
+
+    def add(self, precision: str, paths: Paths) -> None:
+        """Make a precision ready, or say in `refused` why not."""
+
+    def latencies(self, image: Floats) -> dict[str, Latency]:
+        """Of every precision that is ready, at a float32 [1, C, H, W]."""
+
+    def node_ms(self, image: Floats) -> dict[str, dict[str, float]]:
+        """Milliseconds of each ONNX node, by precision; empty where nothing measures them."""
+
+    def keep(self, precision: str, paths: Paths, folder: Path) -> None:
+        """Leave in the stage's folder what the chosen precision and the report need."""
+
+
+class HostRig:
+    """ONNX Runtime on this CPU; another device's latencies are its model's."""
+
+    def __init__(self, target: Target, estimates: Mapping[str, Any]) -> None:
+        """`estimates`: of the student, by precision, as the search wrote them."""
+        self.target, self.estimates = target, estimates
+        self.runners: dict[str, Runner] = {}
+        self.refused: dict[str, str] = {}
+
+    def add(self, precision: str, paths: Paths) -> None:
+        """A session."""
+        if precision not in RUNS_HERE:
+            self.refused[precision] = f"ONNX Runtime's CPU kernels have no {precision}"
+        elif precision not in self.estimates and self.target.kind != "cpu":
+            self.refused[precision] = "the latency model has no estimate of it"
+        else:
+            self.runners[precision] = open_session(paths[precision])
+
+    def latencies(self, image: Floats) -> dict[str, Latency]:
+        """Measured here where here is the target, else what the latency model predicts."""
+        if self.target.kind == "cpu":
+            calls = {p: (lambda r=runner: r(image)) for p, runner in self.runners.items()}
+            times = alternate_ms(calls)
+            return {p: Latency(ms, "host", "median of alternated runs") for p, ms in times.items()}
+        found = {}
+        for precision in self.runners:
+            e = self.estimates[precision]
+            state = "validated" if e["validated"] else "unvalidated"
+            note = f"{e['low_ms']:.3g} to {e['high_ms']:.3g} ms, {state} latency model"
+            found[precision] = Latency(float(e["ms"]), "predicted", note)
+        return found
+
+    def node_ms(self, image: Floats) -> dict[str, dict[str, float]]:
+        """Nothing: a CPU's nodes say nothing of another device's."""
+        return {}
+
+    def keep(self, precision: str, paths: Paths, folder: Path) -> None:
+        """The chosen file."""
+        (folder / "model.onnx").write_bytes(paths[precision].read_bytes())
+
+
+class BoardRig:
+    """Engines, built and timed by the worker at a board."""
+
+    def __init__(self, place: "Place", board: Board, spec: Spec) -> None:
+        """`place`: the board's, open; `spec`: its sections compile and export."""
+        self.place, self.board, self.spec = place, board, spec
+        self.runners: dict[str, Runner] = {}
+        self.refused: dict[str, str] = {}
+        self.built: dict[str, engine.Built] = {}
+        self.profiles: dict[str, Any] = {}
+
+    def add(self, precision: str, paths: Paths) -> None:
+        """Build and load the engine; `refused` where the worker cannot, with its reason.
+
+        Raises:
+            KDError: the network itself is refused.
+        """
+        plan = self.place.about["precisions"].get(precision)
+        if plan is None:
+            self.refused[precision] = f"{self.board.backend} {self.board.version} does not build it"
+            return
+        onnx, profile = self.onnx(precision, paths), self.spec.export.profile
+        built = engine.build(self.place, self.board, onnx, precision, self.spec.compile, profile)
+        self.place.call("load", path=built.there, name=precision)
+        self.built[precision] = built
+        self.runners[precision] = engine.runner(self.place, self.board, precision)
+
+    def onnx(self, precision: str, paths: Paths) -> Path:
+        """The file that this worker builds a precision from."""
+        wanted = self.place.about["precisions"][precision]["onnx"]
+        if wanted not in paths:
+            raise KDError(
+                "precision-unsupported",
+                f"{self.board.backend} {self.board.version} builds {precision} from a {wanted} "
+                "network, which this build does not make",
+                where="[quantize] precision",
+                fix=f"--set quantize.precision=auto, or one of {', '.join(paths)}",
+            )
+        return paths[wanted]
+
+    def latencies(self, image: Floats) -> dict[str, Latency]:
+        """Medians of engines that took turns there, in the judged mode."""
+        mode = engine.modes(self.board)[0]
+        times = engine.in_turns(self.place, list(self.runners), image, mode=mode)
+        note = f"median of alternated runs at {self.board.label}, {mode}"
+        return {
+            p: Latency(float(np.median(samples)), self.board.evidence, note)
+            for p, samples in times.items()
+        }
+
+    def node_ms(self, image: Floats) -> dict[str, dict[str, float]]:
+        """From the profile of each engine; a fused kernel's time goes to its convolution."""
+        found = {}
+        for precision in self.runners:
+            profile = engine.profile(self.place, precision, image)
+            self.profiles[precision] = profile
+            found[precision] = {
+                node: layer["ms"] for layer in profile["layers"] for node in layer["onnx"] or ()
+            }
+        return found
+
+    def keep(self, precision: str, paths: Paths, folder: Path) -> None:
+        """The engine with its sidecar, the network it is of, the timing cache, the layers."""
+        onnx = self.onnx(precision, paths)
+        (folder / "model.onnx").write_bytes(onnx.read_bytes())
+        engine.bring(self.place, self.built[precision], folder / "model.engine")
+        cache = self.place.path("timing.cache")
+        if self.place.call("stat", path=cache)["exists"]:
+            self.place.get(cache, folder / "timing.cache")
+        record = {
+            p: {"build": b.about, "profile": self.profiles.get(p)} for p, b in self.built.items()
+        }
+        write_json(folder / "engines.json", record)
+
+
+def alternate_ms(
+    calls: Mapping[str, Callable[[], object]],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median milliseconds of each call, the calls taking turns in an order that rotates."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for call in [*calls.values()] * WARMUP:
+        call()
+    begin = clock()
+    for turn in range(ROUNDS):
+        if turn >= MIN_ROUNDS and clock() - begin > SECONDS:
+            break
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = clock()
+            calls[name]()
+            times[name].append(1000 * (clock() - start))
+    return {name: median(values) for name, values in times.items()}

@@ -1,0 +1,115 @@
+"""The engine at its board: run over the test photos, and timed beside the teacher's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.artifact import Step
+from kdcompile.backends import engine
+from kdcompile.backends.board import Board
+from kdcompile.bench.paired import PairedTimes, median_interval
+from kdcompile.gates.context import Latency, Origin
+from kdcompile.report import Measurement
+
+if TYPE_CHECKING:
+    from kdcompile.backends.via import Place
+
+TEACHER, STUDENT = "teacher", "student"
+BLOCKS, ITERATIONS = 30, 20
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """Teacher and student, loaded in the worker of a board.
+
+    Args:
+        place: the board's, open.
+        board: its facts.
+        precisions: of teacher and student, by name.
+        seed: of the intervals.
+    """
+
+    place: "Place"
+    board: Board
+    precisions: Mapping[str, str]
+    seed: int
+
+    @property
+    def origin(self) -> Origin:
+        """What its measurements prove."""
+        board = self.board
+        return Origin(board.machine, board.backend, board.version, board.evidence)
+
+    @property
+    def student(self) -> engine.EngineRunner:
+        """The deployed network."""
+        return engine.runner(self.place, self.board, STUDENT)
+
+    def times(self, shape: Sequence[int]) -> tuple[Latency, tuple[Measurement, ...]]:
+        """Teacher and student in turns, in the judged mode and in the others.
+
+        Args:
+            shape: of the input, [1, C, H, W].
+        """
+        image = np.random.default_rng(self.seed).standard_normal(tuple(shape), dtype=np.float32)
+        judged, *others = engine.modes(self.board)
+        found = self._turns(image, judged)
+        mode = self._mode(judged, shape)
+        latency = Latency(
+            PairedTimes(found[TEACHER], found[STUDENT], ITERATIONS),
+            self.precisions[STUDENT],
+            mode,
+            self.precisions[TEACHER],
+        )
+        extra = [
+            self._measurement(who, samples, self._mode(other, shape))
+            for other in others
+            for who, samples in self._turns(image, other).items()
+        ]
+        return latency, tuple(extra)
+
+    def _turns(self, image: NDArray[np.float32], mode: str) -> dict[str, NDArray[np.float64]]:
+        return engine.in_turns(
+            self.place, (TEACHER, STUDENT), image, mode=mode, turns=BLOCKS, iterations=ITERATIONS
+        )
+
+    def _mode(self, mode: str, shape: Sequence[int]) -> str:
+        words = {
+            "graph": "CUDA graph, inputs on the device",
+            "device": "inputs on the device",
+            "end_to_end": "end to end, copies from and to pinned memory",
+        }
+        size = "x".join(map(str, shape))
+        return f"{self.board.backend} at {self.board.label}, {size}, {words[mode]}, alternating"
+
+    def _measurement(self, who: str, samples: NDArray[np.float64], mode: str) -> Measurement:
+        value, low, high = median_interval(samples, self.seed)
+        origin = self.origin
+        return Measurement(
+            f"{who} latency", value, "ms", origin.evidence, low=low, high=high, n=len(samples),
+            machine=origin.machine, backend=origin.backend,
+            backend_version=origin.backend_version, precision=self.precisions[who], mode=mode,
+        )  # fmt: skip
+
+
+@contextmanager
+def deployed(step: Step) -> Iterator[Deployed | None]:
+    """The engines of `compile`, loaded at the board after its pre-flight; None without a board.
+
+    Raises:
+        KDError: the board does not answer, or refuses an engine: `engine-mismatch` and its kin.
+    """
+    if step.board is None:
+        yield None
+        return
+    compiled = step.inputs["compile"]
+    with engine.at(step.board) as place:
+        precisions = {
+            name: engine.take(place, compiled.file(file), name)
+            for name, file in ((TEACHER, "teacher.engine"), (STUDENT, "model.engine"))
+        }
+        yield Deployed(place, step.board, precisions, step.spec.seed)

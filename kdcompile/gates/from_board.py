@@ -1,0 +1,249 @@
+"""The pending gates of a report, judged from the raw numbers that a board sent home.
+
+The same functions decide as in `verify`: a board's own verdicts are not read. Photos, annotated
+values and the teacher's predictions are the report's; the board gives what its engine predicted.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kdcompile.backends.same_board import differences
+from kdcompile.backends.teacher import teacher_precision
+from kdcompile.bench.paired import PairedTimes, median_interval
+from kdcompile.data.task import find_task
+from kdcompile.errors import KDError
+from kdcompile.gates.board_record import BoardRecord, Candidate, Times, read_record
+from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, VerifyContext
+from kdcompile.gates.registry import load_gates
+from kdcompile.gates.summary import measurements
+from kdcompile.report import GateResult, Measurement, Report, overall
+from kdcompile.spec import Gates
+from kdcompile.targets import load
+
+DEVICE = "@device"
+NEEDS_TEST = ("accuracy", "speedup")
+NO_TEST = (
+    "the board ran without the test photos: kdcompile bundle --test-pack FOLDER, then on the "
+    "board build_engine.py --test FOLDER"
+)
+MODES = {
+    "graph": "CUDA graph, inputs on the device",
+    "device": "inputs on the device",
+    "end_to_end": "end to end, with copies",
+}
+
+
+def judge_board(
+    report: Report, kit: Mapping[str, Any], gates: Mapping[str, Any], value: Any, where: str
+) -> tuple[Report, Mapping[str, str]]:
+    """The report with the board's verdicts in place of the pending ones.
+
+    Args:
+        report: of the build, before any board.
+        kit: `kit.json` of the bundle.
+        gates: `gates.json` of the bundle.
+        value: `device.json`, parsed; nothing of it is trusted.
+        where: its name, for errors.
+
+    Returns:
+        The report, and the SHA-256 by file name of the engine that ships; empty where none does.
+
+    Raises:
+        KDError: `device-invalid`, `device-version`; `merge-mismatch`, it is of another machine,
+            worker, or set of photos.
+    """
+    record = read_record(value, where)
+    _refuse_others(report, kit, record, where)
+    candidate = record.winner or _closest(record.candidates)
+    settings = Gates.model_validate(gates)
+    context = None if candidate is None else _context(report, record, candidate)
+    found = _verdicts(report.gates, settings, record, context)
+    verdict, code = overall(found)
+    numbers = () if context is None else _numbers(context, record)
+    merged = replace(
+        report,
+        verdict=verdict,
+        exit_code=code,
+        gates=tuple(found),
+        measurements=(*report.measurements, *numbers),
+        environment={**report.environment, "device": _told(record)},
+    )
+    winner = record.winner
+    if winner is None or winner.build is None or winner.engine is None:
+        return merged, {}
+    return merged, {winner.engine: winner.build.sha256}
+
+
+def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, where: str) -> None:
+    wrong = []
+    if record.worker != kit["files"]["worker.py"]:
+        wrong.append("worker.py there is not the kit's")
+    wrong += differences(kit["target"], record.environment.model_dump())
+    if record.test is not None and record.test.digest != _digest(_rows(report)):
+        wrong.append("the test pack is of other photos or another teacher than the report")
+    if wrong:
+        raise KDError(
+            "merge-mismatch",
+            f"this is no evidence of {report.target}: {'; '.join(wrong)}",
+            where=where,
+            fix="run this bundle's own kit on the target, with a test pack of the same build",
+        )
+
+
+def _rows(report: Report) -> Sequence[Mapping[str, Any]]:
+    return report.details.get("predictions") or ()
+
+
+def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """As the kit's `pack.py` has it."""
+    numbers = ([float(row[key]) for row in rows] for key in ("true", "teacher"))
+    told = json.dumps([[str(row["name"]) for row in rows], *numbers])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _closest(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Where the board ships nothing, the engine that it came nearest with."""
+    built = [c for c in candidates if c.engine is not None and c.sqnr_db is not None]
+    return max(built, key=lambda c: c.sqnr_db or 0.0, default=None)
+
+
+def _context(report: Report, record: BoardRecord, candidate: Candidate) -> VerifyContext:
+    """What the board measured of one engine, as the gates take it."""
+    environment = record.environment
+    machine = environment.module or environment.platform
+    origin = Origin(machine, environment.backend, environment.backend_version, "device")
+    rows, predicted = _rows(report), candidate.predictions
+    student = np.array(predicted if predicted is not None else [], np.float64)
+    true, teacher = (np.array([float(row[k]) for row in rows]) for k in ("true", "teacher"))
+    task = find_task(report.details["task"]["kind"])
+    available = report.details.get("test_photos") or len(rows)
+    names = tuple(str(row["name"]) for row in rows)
+    assert candidate.sqnr_db is not None, "a judged candidate was compared"
+    assert candidate.max_rel_error is not None, "a judged candidate was compared"
+    assert candidate.build is not None, "a judged candidate was built"
+    assert candidate.engine is not None, "a judged candidate was built"
+    return VerifyContext(
+        target=load(report.environment["target"]),
+        precision=candidate.precision,
+        task=task,
+        outcomes=Outcomes(names, true, teacher, student, student, student, int(available)),
+        parity=Parity(
+            candidate.sqnr_db,
+            candidate.max_rel_error,
+            record.references,
+            f"{candidate.precision} engine against the fp32 reference outputs",
+        ),
+        latency=_latency(record, candidate.precision),
+        predictions={},
+        files={candidate.engine: candidate.build.bytes},
+        seed=0 if record.test is None else record.test.seed,
+        deployed=origin,
+        host=Origin("", "", "", "host"),
+    )
+
+
+def _latency(record: BoardRecord, precision: str) -> Latency:
+    """Teacher and student in the judged mode; without samples where one was not timed."""
+    times, beside = record.times(record.judged_mode), teacher_precision(precision)
+    teacher = record.teachers[beside].engine if beside in record.teachers else None
+    pair = [times[name].blocks if name in times else [] for name in (teacher or "", precision)]
+    if not all(pair):
+        pair = [[], []]
+    samples = [np.array(side, np.float64) for side in pair]
+    mode = f"{_mode(record, record.judged_mode)}, teacher in {beside} and student in {precision}"
+    return Latency(PairedTimes(*samples, 1), precision, mode, beside)
+
+
+def _mode(record: BoardRecord, mode: str) -> str:
+    shape = "x".join(map(str, record.shape))
+    power = f", {record.environment.power_mode}" if record.environment.power_mode else ""
+    return f"{shape}, {MODES.get(mode, mode)}, alternating{power}"
+
+
+def _verdicts(
+    gates: Sequence[GateResult],
+    settings: Gates,
+    record: BoardRecord,
+    context: VerifyContext | None,
+) -> list[GateResult]:
+    """The gates in their order, the pending ones decided; the size again, of the engine."""
+    found = []
+    for old in gates:
+        name = old.name.removesuffix(DEVICE)
+        if old.verdict == "pending":
+            found.append(_decided(old, name, settings, record, context))
+            continue
+        found.append(old)
+        if name == "size_mb" and context is not None:
+            found.append(_asked("size_mb", settings, context))
+    return found
+
+
+def _decided(
+    old: GateResult,
+    name: str,
+    settings: Gates,
+    record: BoardRecord,
+    context: VerifyContext | None,
+) -> GateResult:
+    """A pending gate's verdict, or the same gate with the reason why it is still pending."""
+    if context is None:
+        told = "; ".join(f"{c.precision}: {c.why}" for c in record.candidates)
+        reason = f"no engine was built on the board: {told}"
+        return replace(old, verdict="failed", observed="no engine", reason=reason)
+    if name in NEEDS_TEST and record.test is None:
+        return replace(old, reason=NO_TEST)
+    if name == "accuracy" and len(context.outcomes.student) != len(context.outcomes.names):
+        return replace(old, verdict="failed", observed="no number",
+                       reason=f"the {context.precision} engine did not give a number for each of "
+                       f"{len(context.outcomes.names)} photos")  # fmt: skip
+    if name == "speedup" and not len(context.latency.times.a):
+        teacher = record.teachers.get(teacher_precision(context.precision))  # type: ignore[call-overload]
+        reason = teacher.why if teacher is not None and teacher.why else "the teacher was not timed"
+        return replace(old, reason=f"on the board: {reason}")
+    return _asked(name, settings, context)
+
+
+def _asked(name: str, settings: Gates, context: VerifyContext) -> GateResult:
+    own = getattr(settings, name).model_copy(update={"evidence": "device"})
+    return replace(load_gates()[name].decide(own, context), name=name + DEVICE)
+
+
+def _numbers(context: VerifyContext, record: BoardRecord) -> tuple[Measurement, ...]:
+    """Errors, speed-up and every latency of the board; block medians with a 95 % interval."""
+    told: list[Measurement] = []
+    whole = len(context.outcomes.student) == len(context.outcomes.names) > 0
+    if record.test is not None and whole and len(context.latency.times.a):
+        told = [
+            m for m in measurements(context, {})
+            if m.evidence == "device" and not m.name.endswith("latency")
+        ]  # fmt: skip
+    for mode in record.latency:
+        for name, times in record.times(mode).items():
+            told.append(_latency_of(context, record, mode, name, times))
+    return tuple(told)
+
+
+def _latency_of(
+    context: VerifyContext, record: BoardRecord, mode: str, name: str, times: Times
+) -> Measurement:
+    value, low, high = median_interval(np.array(times.blocks, np.float64), context.seed)
+    who, _, precision = name.rpartition("_")
+    return context.measurement(
+        f"{who or 'student'} latency", value, "ms", low=low, high=high, n=times.n,
+        precision=precision, mode=_mode(record, mode),
+    )  # fmt: skip
+
+
+def _told(record: BoardRecord) -> dict[str, Any]:
+    """What the report's environment says of the board and of its choice."""
+    about = record.environment.model_dump()
+    choice = {"chosen": record.chosen, "why": record.why, "judged_mode": record.judged_mode}
+    return {**about, **choice, "candidates": [
+        {"precision": c.precision, "verdict": c.verdict, "why": c.why} for c in record.candidates
+    ]}  # fmt: skip

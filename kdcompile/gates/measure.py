@@ -1,0 +1,174 @@
+"""The networks of a build on the test photos: what each predicts, and how fast two of them are."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.artifact import Artifact, Step
+from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.backends.predict import Runner
+from kdcompile.bench.machine import fingerprint, fingerprint_id
+from kdcompile.bench.paired import alternate
+from kdcompile.data.agreement import LIMIT_DB
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.task import Task
+from kdcompile.gates.context import Floats, Latency, Origin, Parity
+from kdcompile.gates.deployed import STUDENT, deployed
+from kdcompile.gates.evaluate import Evaluation, evaluate, example_arrays, pick_examples
+from kdcompile.report import Measurement
+from kdcompile.targets import Target
+
+OVERFLOW = 1e30  # a relative error without bound: JSON has no infinity
+BLOCKS, WARMUP, TIMING_SECONDS = 30, 3, 30.0
+log = logging.getLogger("kdcompile")
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What ran, and where.
+
+    Args:
+        predicted: by network, float64 [N].
+        shipped: the name of the deployed network.
+        parity: of the deployed network.
+        latency: of teacher and student.
+        extra: further latencies.
+        deployed: where the deployed network ran.
+        host: where the others ran.
+        chosen: photos that the report draws, by kind.
+        examples: their arrays, by kind.
+    """
+
+    predicted: Mapping[str, Floats]
+    shipped: str
+    parity: Parity
+    latency: Latency
+    extra: tuple[Measurement, ...]
+    deployed: Origin
+    host: Origin
+    chosen: Mapping[str, int]
+    examples: Mapping[str, Mapping[str, NDArray[np.uint8] | NDArray[np.float32]]]
+
+
+def measure(
+    step: Step,
+    target: Target,
+    photos: Sequence[Photo],
+    preprocess: Preprocess,
+    task: Task,
+    classes: Sequence[str] | None,
+) -> Measured:
+    """Run the networks by ONNX Runtime here, and the engine, where there is one, at its board.
+
+    Raises:
+        KDError: a photo, a network or the board failed.
+    """
+    inputs, threads = step.inputs, int(fingerprint()["usable_cores"])
+    paths = networks(inputs, with_shipped=step.board is None)
+    here = {name: open_session(path, threads) for name, path in paths.items()}
+    host = Origin(fingerprint_id(), here["teacher"].name, here["teacher"].version, "host")
+    with deployed(step) as board:
+        runners: dict[str, Runner] = dict(here)
+        shipped = _shipped(inputs)
+        if board is not None:
+            shipped, runners[STUDENT] = STUDENT, board.student
+        found = evaluate(runners, ("student_fp32", shipped), photos, preprocess, task, classes)
+        extra: tuple[Measurement, ...] = ()
+        if board is None:
+            latency, parity = (
+                _time(step, target, here, shipped, threads),
+                _parity(inputs, found, shipped),
+            )
+        else:
+            latency, extra = board.times(step.spec.export.profile[1])
+            parity = found.parity
+        chosen = pick_examples(found.difficulty)
+        drawn = {"student": runners[shipped], "teacher": here["teacher"]} if task.is_dense else {}
+        examples = {
+            kind: example_arrays(photos[index], preprocess, drawn) for kind, index in chosen.items()
+        }
+        origin = host if board is None else board.origin
+    return Measured(
+        found.predicted, shipped, parity, latency, extra, origin, host, chosen, examples
+    )
+
+
+def networks(inputs: Mapping[str, Artifact], with_shipped: bool = True) -> dict[str, Path]:
+    """The networks to run here, by name.
+
+    The shipped one is among them only `with_shipped` and where it is a file of its own.
+    """
+    paths = {
+        "teacher": inputs["export"].file("teacher.onnx"),
+        "student_fp32": inputs["export"].file("student.onnx"),
+        "student_int8": inputs["calibrate"].file("student_int8.onnx"),
+    }
+    if with_shipped and _shipped(inputs) == STUDENT:
+        paths[STUDENT] = inputs["compile"].file("model.onnx")
+    return paths
+
+
+def _shipped(inputs: Mapping[str, Artifact]) -> str:
+    """The name of the network that `model.onnx` is, by its hash: the judged file is the shipped."""
+    sha = inputs["compile"].files["model.onnx"]
+    if sha == inputs["export"].files["student.onnx"]:
+        return "student_fp32"
+    if sha == inputs["calibrate"].files["student_int8.onnx"]:
+        return "student_int8"
+    return STUDENT
+
+
+def _parity(inputs: Mapping[str, Artifact], found: Evaluation, shipped: str) -> Parity:
+    """The deployed network's.
+
+    Where that is the fp32 export itself, export's against PyTorch. Where it is fp16, export's with
+    every layer rounded to half: a CPU computes an fp16 file in fp32 and would show no difference.
+    """
+    precision = inputs["compile"].json("choice.json")["precision"]
+    if precision == "fp16":
+        name, mode = "student_fp16", "fp16 storage of every layer against fp32, in PyTorch"
+    elif shipped == "student_fp32":
+        name, mode = "student", "fp32 ONNX against PyTorch"
+    else:
+        return found.parity
+    known = inputs["export"].json("parity.json")[name]
+    if known["sqnr_db"] is None:
+        return Parity(-LIMIT_DB, OVERFLOW, known["n"], f"{mode}: it overflows")
+    return Parity(
+        min(known["sqnr_db"], LIMIT_DB),
+        known["max_rel_error"],
+        known["n"],
+        f"{mode}, on validation photos",
+    )
+
+
+def _time(
+    step: Step, target: Target, runners: Mapping[str, Runner], shipped: str, threads: int
+) -> Latency:
+    """Teacher and student at the typical input shape.
+
+    Where this machine is the target the deployed file is timed. For another device both sides are
+    timed in fp32: how its int8 or fp16 compares is not for this CPU to say.
+    """
+    precision = step.inputs["compile"].json("choice.json")["precision"]
+    shape = step.spec.export.profile[1]
+    mode = f"ONNX Runtime CPU, {'x'.join(map(str, shape))}, {threads} threads, alternating"
+    if target.kind != "cpu" and precision != "fp32":
+        mode += f", both in fp32; {precision} is chosen for the device"
+        precision, shipped = "fp32", "student_fp32"
+    image = np.random.default_rng(step.spec.seed).standard_normal(shape, dtype=np.float32)
+    teacher, student = runners["teacher"], runners[shipped]
+    log.info("verify: timing teacher and student, at most %.0f s", TIMING_SECONDS)
+    times = alternate(
+        lambda: teacher(image),
+        lambda: student(image),
+        blocks=BLOCKS,
+        warmup=WARMUP,
+        seconds=TIMING_SECONDS,
+    )
+    return Latency(times, precision, mode)

@@ -1,0 +1,38 @@
+"""The board of a build: asked once, before anything is planned."""
+
+from kdcompile.backends.board import Board, evidence_of, facts_of
+from kdcompile.doctor import version
+from kdcompile.spec import Spec
+from kdcompile.targets import Target
+
+
+def find_board(spec: Spec, target: Target, via: str | None) -> tuple[Board | None, Target]:
+    """The place that builds the engine, or None where this build makes none, and the target.
+
+    A workstation's target takes the TensorRT that is found there.
+
+    Raises:
+        KDError: the place does not answer, or is another device than the target.
+        ToolMissingError: the backend is not installed there.
+    """
+    backend = backend_for(spec, target, via)
+    if backend is None:
+        return None, target
+    from kdcompile.backends.via import open_place  # loads numpy, which planning alone does not need
+
+    with open_place(via, backend) as place:
+        about, label = place.about, place.label
+    if target.kind == "workstation" and backend == "tensorrt":
+        target = target.with_backend(str(about["backend_version"]))
+    evidence = evidence_of(about, target, label)
+    return Board(via, backend, label, facts_of(about), evidence), target
+
+
+def backend_for(spec: Spec, target: Target, via: str | None) -> str | None:
+    """The worker's backend; None where ONNX Runtime of this process is all that a build runs."""
+    asked = spec.compile.backend
+    if asked == "auto":
+        if via is not None:
+            return "tensorrt" if target.tensorrt else "onnxruntime"
+        return "tensorrt" if target.kind == "workstation" and version("tensorrt") else None
+    return None if asked == "onnxruntime" and via is None else asked
