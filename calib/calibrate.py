@@ -1,12 +1,14 @@
 """From an ONNX file and images to its calibration table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from kdcompile.calib.collect import collect, tensors_to_observe
+from kdcompile.calib.counting import NUMPY
+from kdcompile.calib.histogram import Histogram
 from kdcompile.calib.observers import CALIBRATORS
 from kdcompile.calib.table import CalibrationTable, tensor_range
 
@@ -30,10 +32,26 @@ def calibrate(
     Raises:
         KDError: `calib-empty`, `calib-nonfinite` or `calib-nothing`.
     """
+    histograms = collect(model, images, tensors_to_observe(model))
+    return table_of(histograms, onnx_sha256, identities, calibrator)
+
+
+def table_of(
+    histograms: Mapping[str, Histogram],
+    onnx_sha256: str,
+    identities: Sequence[tuple[str, str]],
+    calibrator: str,
+    counted_by: str = NUMPY.name,
+) -> CalibrationTable:
+    """The table that a calibrator makes of histograms by tensor; the rest as in `calibrate`.
+
+    Raises:
+        KDError: `calib-empty` or `calib-nonfinite`.
+    """
     choose = CALIBRATORS[calibrator]
     tensors = {}
-    for name, histogram in collect(model, images, tensors_to_observe(model)).items():
+    for name, histogram in histograms.items():
         amax = choose(histogram)
         clipped = histogram.clipped(amax)
         tensors[name] = tensor_range(amax, clipped, histogram.minimum, histogram.maximum)
-    return CalibrationTable(calibrator, onnx_sha256, tuple(identities), tensors)
+    return CalibrationTable(calibrator, onnx_sha256, tuple(identities), tensors, counted_by)

@@ -1,15 +1,19 @@
 """Histograms of a network's activations over calibration images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
-from kdcompile.calib.histogram import Histogram
+from kdcompile.calib.counting import NUMPY, Counting
+from kdcompile.calib.histogram import Histogram, merged
 from kdcompile.calib.layers import quantised_layers
 from kdcompile.calib.session import cpu_session
 from kdcompile.errors import KDError
+
+Histograms = dict[str, Histogram]
 
 
 def tensors_to_observe(model: ModelProto) -> list[str]:
@@ -30,40 +34,49 @@ def tensors_to_observe(model: ModelProto) -> list[str]:
 
 
 def collect(
-    model: ModelProto, images: Iterable[NDArray[np.float32]], names: Sequence[str]
-) -> dict[str, Histogram]:
+    model: ModelProto,
+    images: Iterable[NDArray[np.float32]],
+    names: Sequence[str],
+    counting: Counting = NUMPY,
+) -> Histograms:
     """Run the images one at a time and count the values of the named tensors.
 
     Args:
         model: the float32 network, one input.
         images: float32 [1, C, H, W] each.
         names: tensors of the network, its input among them or not.
+        counting: what counts.
 
     Raises:
         KDError: `calib-empty` for no images, `calib-nonfinite` with the tensor at fault.
     """
-    watched = ModelProto()
-    watched.CopyFrom(model)
+    return pooled(collect_folds(model, images, names, 1, counting))
+
+
+def collect_folds(
+    model: ModelProto,
+    images: Iterable[NDArray[np.float32]],
+    names: Sequence[str],
+    folds: int,
+    counting: Counting = NUMPY,
+) -> list[Histograms]:
+    """`collect`, dealing the images out in turn to so many folds; none is without an image.
+
+    Memory holds one image's activations, and `BINS` counts for each tensor and fold.
+    """
+    session, inner = _watched(model, names)
     feed = model.graph.input[0].name
-    inner = [name for name in names if name != feed]
-    given = {v.name for v in watched.graph.output}
-    watched.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        for name in inner
-        if name not in given
-    )
-    session = cpu_session(watched)
-    histograms = {name: Histogram() for name in names}
+    found = [{name: Histogram() for name in names} for _ in range(folds)]
     count = 0
     for image in images:
-        count += 1
         values = dict(zip(inner, session.run(inner, {feed: image}), strict=True)) if inner else {}
-        for name, histogram in histograms.items():
+        for name, histogram in found[count % folds].items():
             try:
-                histogram.add(values.get(name, image))
+                histogram.add(values.get(name, image), counting.counter)
             except KDError as error:
-                error.where = f"tensor {name}, calibration image {count}"
+                error.where = f"tensor {name}, calibration image {count + 1}"
                 raise
+        count += 1
     if not count:
         raise KDError(
             "calib-empty",
@@ -71,4 +84,23 @@ def collect(
             where="[data] train",
             fix="list at least one training photo; 128 to 512 are usual",
         )
-    return histograms
+    return found[:count]
+
+
+def pooled(folds: Sequence[Mapping[str, Histogram]]) -> Histograms:
+    """The histograms of all folds together, by tensor."""
+    return {name: merged(fold[name] for fold in folds) for name in folds[0]}
+
+
+def _watched(model: ModelProto, names: Sequence[str]) -> tuple[Any, list[str]]:
+    """A session that gives the named tensors too, and those that are not the network's input."""
+    watched = ModelProto()
+    watched.CopyFrom(model)
+    inner = [name for name in names if name != model.graph.input[0].name]
+    given = {v.name for v in watched.graph.output}
+    watched.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in inner
+        if name not in given
+    )
+    return cpu_session(watched), inner

@@ -1,5 +1,6 @@
 """Which layers of a network are quantised."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto
@@ -12,13 +13,15 @@ class Layer:
     """A node with a constant weight, and the axis of that weight that is the output channel.
 
     `axis` is None where one scale must serve the whole weight (a grouped transposed convolution,
-    whose output channels lie on two axes).
+    whose output channels lie on two axes). `name` is the node's, or its output's where the node
+    has none or shares it: it is unique.
     """
 
     node: NodeProto
     data: str
     weight: str
     axis: int | None
+    name: str = ""
 
 
 def quantised_layers(model: ModelProto) -> list[Layer]:
@@ -27,7 +30,7 @@ def quantised_layers(model: ModelProto) -> list[Layer]:
     An output layer is one from which the network's output is reached without passing another:
     it computes the regression itself, so its rounding error would be the output's.
     """
-    layers = {layer.node.output[0]: layer for layer in _weighted(model)}
+    layers = {layer.node.output[0]: layer for layer in weighted_layers(model)}
     producers = {name: node for node in model.graph.node for name in node.output}
     waiting, seen, last = [v.name for v in model.graph.output], set[str](), set[str]()
     while waiting:
@@ -42,8 +45,10 @@ def quantised_layers(model: ModelProto) -> list[Layer]:
     return [layer for name, layer in layers.items() if name not in last]
 
 
-def _weighted(model: ModelProto) -> list[Layer]:
+def weighted_layers(model: ModelProto) -> list[Layer]:
+    """Every node with a constant weight and data that is none, in the graph's order."""
     weights = {t.name: t for t in model.graph.initializer}
+    names = Counter(node.name for node in model.graph.node)
     found = []
     for node in model.graph.node:
         if node.op_type not in WEIGHTED or node.input[1] not in weights:
@@ -58,5 +63,6 @@ def _weighted(model: ModelProto) -> list[Layer]:
             axis = 0 if attributes.get("transB", 0) else 1
         elif node.op_type == "MatMul":
             axis = len(weights[node.input[1]].dims) - 1
-        found.append(Layer(node, node.input[0], node.input[1], axis))
+        name = node.name if node.name and names[node.name] == 1 else node.output[0]
+        found.append(Layer(node, node.input[0], node.input[1], axis, name))
     return found

@@ -52,10 +52,11 @@ def entropy(histogram: Histogram) -> float:
     Reference P: the histogram up to the range, what is beyond it added to its last bin. Candidate
     Q: the same without what is beyond, its bins merged into 128 levels and spread again over the
     bins that are in use. The first bin is left out: the zeros of a ReLU would outweigh all else,
-    and int8 represents them exactly.
+    and int8 represents them exactly. Where most bins are empty, as for the pixels of an 8-bit
+    image, what a range loses hangs on how the values fall among the bins: nothing is clipped.
     """
     counts = _used(histogram)
-    if len(counts) <= LEVELS:
+    if len(counts) <= LEVELS or _is_gappy(counts):
         return histogram.amax
     edges = _candidates(len(counts))
     losses = [divergence(counts, edge) for edge in edges]
@@ -99,6 +100,13 @@ def _used(histogram: Histogram) -> Floats:
     counts = histogram.counts[:last].astype(np.float64)
     counts[0] = 0.0
     return counts
+
+
+def _is_gappy(counts: Floats) -> bool:
+    """Whether over half of the bins that 99 % of the values span are empty."""
+    inside = np.cumsum(counts)
+    bulk = counts[1 : int(np.searchsorted(inside, 0.99 * inside[-1])) + 1]
+    return bool(np.mean(bulk > 0) < 0.5)
 
 
 def _candidates(bins: int) -> list[int]:

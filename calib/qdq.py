@@ -6,6 +6,8 @@ float32. ONNX Runtime's own quantiser is not used: it wants to calibrate by itse
 bias to int32, which TensorRT refuses, and puts pairs on outputs and between fused nodes.
 """
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,26 +17,75 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from kdcompile.calib.layers import Layer, quantised_layers
 from kdcompile.calib.table import DEAD_SCALE, INT8_MAX, CalibrationTable
-from kdcompile.errors import KDError
+from kdcompile.errors import KDError, nearest
 
 Storage = Literal["int8", "float"]
 SMALLEST_SCALE = 2.0**-126  # the smallest normal float32
 
 
-def insert_qdq(model: ModelProto, table: CalibrationTable, storage: Storage = "int8") -> ModelProto:
+@dataclass(frozen=True)
+class Grid:
+    """What values are rounded to: an ONNX element type and its largest magnitude."""
+
+    element: int
+    maximum: float
+
+
+INT8 = Grid(TensorProto.INT8, INT8_MAX)
+
+
+def insert_qdq(
+    model: ModelProto,
+    table: CalibrationTable,
+    storage: Storage = "int8",
+    layers: Collection[str] | None = None,
+) -> ModelProto:
     """The network with Q/DQ pairs around its quantised layers (see `layers.quantised_layers`).
 
     Args:
         model: float32, of opset 13 or newer.
-        table: a range for the data input of each quantised layer.
+        table: a range for the data input of each layer that is quantised here.
         storage: `int8` stores the rounded weights and a DequantizeLinear, a quarter of the size;
             `float` stores float32 weights and a pair, the only form that older TensorRT 8 reads.
             Both give the same numbers.
+        layers: names of those to quantise (`Layer.name`); None for all, none for a plain copy.
 
     Raises:
-        KDError: `calib-table`: the table lacks a tensor, so it is of another network.
+        KDError: `calib-table`: the table lacks a tensor, so it is of another network;
+            `calib-layer`: no quantisable layer has such a name.
     """
-    layers = quantised_layers(model)
+    return insert_pairs(model, table, INT8, storage, choose_layers(model, layers))
+
+
+def choose_layers(model: ModelProto, names: Collection[str] | None) -> list[Layer]:
+    """The quantisable layers of these names, in the graph's order; None for all.
+
+    Raises:
+        KDError: `calib-layer`.
+    """
+    found = quantised_layers(model)
+    if names is None:
+        return found
+    known = {layer.name for layer in found}
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise KDError(
+            "calib-layer",
+            f"the network has no quantisable layer {unknown[0]!r}{nearest(unknown[0], known)}",
+            where="layers",
+            fix=f"name some of {', '.join(sorted(known)) or '(it has none)'}",
+        )
+    return [layer for layer in found if layer.name in names]
+
+
+def insert_pairs(
+    model: ModelProto, table: CalibrationTable, grid: Grid, storage: Storage, layers: list[Layer]
+) -> ModelProto:
+    """`insert_qdq` for layers of this model and any grid; stored weights only where it is int8.
+
+    Raises:
+        KDError: `calib-table`.
+    """
     missing = sorted({layer.data for layer in layers} - set(table.tensors))
     if missing:
         raise KDError(
@@ -50,11 +101,11 @@ def insert_qdq(model: ModelProto, table: CalibrationTable, storage: Storage = "i
     data_of, weight_of, before = {}, {}, {}
     for layer in layers:
         if layer.data not in data_of:
-            scale = np.float32(table.tensors[layer.data].scale)
-            data_of[layer.data], nodes = _pair(result, layer.data, np.asarray(scale), None)
+            scale = _data_scale(table.tensors[layer.data].scale, grid)
+            data_of[layer.data], nodes = _pair(result, layer.data, scale, None, grid)
             before[layer.node.output[0]] = nodes
         if (layer.weight, layer.axis) not in weight_of:
-            name, nodes = _weight(result, layer, weights[layer.weight], storage)
+            name, nodes = _weight(result, layer, weights[layer.weight], storage, grid)
             weight_of[layer.weight, layer.axis] = name
             before.setdefault(layer.node.output[0], []).extend(nodes)
     places = {layer.node.output[0]: layer for layer in layers}
@@ -70,13 +121,24 @@ def insert_qdq(model: ModelProto, table: CalibrationTable, storage: Storage = "i
     return result
 
 
-def weight_scales(weight: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
-    """max|w| / 127 for each index of `axis`, or one for the whole weight.
+def weight_scales(
+    weight: NDArray[np.float32], axis: int | None, grid: Grid = INT8
+) -> NDArray[np.float32]:
+    """max|w| over the grid's largest value for each index of `axis`, or one for the whole weight.
 
     A channel of zeros gets scale 1, since TensorRT refuses a scale of zero.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
-    scales = np.asarray(np.abs(weight).max(axis=others) / INT8_MAX, dtype=np.float32)
+    return _scales(np.abs(weight).max(axis=others), grid)
+
+
+def _data_scale(of_int8: float, grid: Grid) -> NDArray[np.float32]:
+    """The table's scale, to the last bit on the int8 grid, or that of the same range on another."""
+    return np.asarray(max(of_int8 * (INT8_MAX / grid.maximum), SMALLEST_SCALE), dtype=np.float32)
+
+
+def _scales(amax: NDArray[Any], grid: Grid) -> NDArray[np.float32]:
+    scales = np.asarray(amax / grid.maximum, dtype=np.float32)
     return np.where(scales >= SMALLEST_SCALE, scales, np.float32(DEAD_SCALE)).astype(np.float32)
 
 
@@ -91,22 +153,22 @@ def quantise(
 
 
 def _weight(
-    model: ModelProto, layer: Layer, weight: NDArray[np.float32], storage: Storage
+    model: ModelProto, layer: Layer, weight: NDArray[np.float32], storage: Storage, grid: Grid
 ) -> tuple[str, list[NodeProto]]:
-    scales = weight_scales(weight, layer.axis)
+    scales = weight_scales(weight, layer.axis, grid)
     if storage == "float":
-        return _pair(model, layer.weight, scales, layer.axis)
+        return _pair(model, layer.weight, scales, layer.axis, grid)
     stored = f"{layer.weight}_int8"
     rounded = quantise(weight, scales, layer.axis)
     model.graph.initializer.append(numpy_helper.from_array(rounded, stored))
-    scale, zero = _parameters(model, layer.weight, scales)
+    scale, zero = _parameters(model, layer.weight, scales, grid)
     return _dequantise(stored, layer.weight, scale, zero, layer.axis)
 
 
 def _pair(
-    model: ModelProto, name: str, scales: NDArray[np.float32], axis: int | None
+    model: ModelProto, name: str, scales: NDArray[np.float32], axis: int | None, grid: Grid
 ) -> tuple[str, list[NodeProto]]:
-    scale, zero = _parameters(model, name, scales)
+    scale, zero = _parameters(model, name, scales, grid)
     quantised = f"{name}_quantized"
     node = helper.make_node(
         "QuantizeLinear",
@@ -137,12 +199,14 @@ def _axis(axis: int | None) -> dict[str, Any]:
     return {} if axis is None else {"axis": axis}
 
 
-def _parameters(model: ModelProto, name: str, scales: NDArray[np.float32]) -> tuple[str, str]:
-    """Constants of a scale and of its zero points, all 0 and int8, which TensorRT asks for."""
+def _parameters(
+    model: ModelProto, name: str, scales: NDArray[np.float32], grid: Grid
+) -> tuple[str, str]:
+    """Constants of a scale and of its zero points, all 0: TensorRT asks for them."""
     scale, zero = f"{name}_scale", f"{name}_zero_point"
-    zeros = np.zeros(scales.shape, np.int8)
+    zeros = helper.make_tensor(zero, grid.element, scales.shape, bytes(scales.size), raw=True)
     model.graph.initializer.append(numpy_helper.from_array(scales, scale))
-    model.graph.initializer.append(numpy_helper.from_array(zeros, zero))
+    model.graph.initializer.append(zeros)
     return scale, zero
 
 

@@ -1,7 +1,8 @@
-"""The calibrate stage: a table of ranges and the int8 network that uses it."""
+"""The calibrate stage: a table of ranges, the int8 network that uses it, and an audit of both."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,57 +11,160 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from kdcompile.artifact import Artifact, Step, Store
-from kdcompile.calib.calibrate import calibrate
+from kdcompile.artifact import Artifact, Step, Store, write_json
+from kdcompile.calib import audit
+from kdcompile.calib.calibrate import table_of
+from kdcompile.calib.chosen import ChosenImages
+from kdcompile.calib.collect import Histograms, collect, collect_folds, pooled, tensors_to_observe
+from kdcompile.calib.counting import best_counting
 from kdcompile.calib.qdq import Storage, insert_qdq
+from kdcompile.calib.select import select_images
+from kdcompile.calib.sensitivity import Sensitivity, evaluator, measure_sensitivity
 from kdcompile.calib.session import cpu_session
+from kdcompile.calib.table import CalibrationTable
+from kdcompile.calib.trt_cache import cache_version, write_cache
 from kdcompile.data.agreement import agreement
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.data.splits import evenly, load_splits
+from kdcompile.data.splits import Splits, evenly, load_splits
+from kdcompile.data.task import find_task
 
 if TYPE_CHECKING:
+    from kdcompile.spec import Spec
     from kdcompile.targets import Target
 
 CHECK_IMAGES = 4
+SENSITIVITY_IMAGES = 8  # each runs through two networks a layer
 
 
 def run(step: Step, store: Store, target: "Target") -> Artifact:
-    """Write `student_int8.onnx` and `calibration.json`.
+    """Write `student_int8.onnx`, `calibration.json` and `audit.json`.
 
-    The meta record holds the calibrator, how many images it had, the seconds that it took, and
-    `sqnr_db`, the worst of int8 against fp32 over a few validation photos.
+    With them `calibration.cache`, if the target's TensorRT reads calibration caches. The meta
+    record holds the calibrator, how the images were chosen and how many there were, what counted
+    their activations, the seconds that it took, `sqnr_db`, the worst of int8 against fp32 over a
+    few validation photos, and the audit's summary with its warnings.
 
     Raises:
-        KDError: `calib-empty`, `calib-nonfinite` or `calib-nothing`.
+        KDError: `calib-empty`, `calib-duplicate`, `calib-constant`, `calib-nonfinite` or
+            `calib-nothing`.
     """
     return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the steps of a calibration share."""
+
+    spec: "Spec"
+    splits: Splits
+    prepare: Preprocess
+    model: ModelProto
+    onnx_sha256: str
+
+    def inputs(self, photos: Sequence[Photo]) -> Iterator[NDArray[np.float32]]:
+        """float32 [1, C, H, W] of each."""
+        return (self.prepare(photo.pixels(self.prepare.channels)) for photo in photos)
+
+    def outputs(self, photos: Sequence[Photo]) -> Iterator[NDArray[Any]]:
+        """The network's output for each, one at a time."""
+        session, feed = cpu_session(self.model), self.model.graph.input[0].name
+        return (session.run(None, {feed: image})[0] for image in self.inputs(photos))
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """The activations of the chosen images in `audit.FOLDS` parts, and of others, held out."""
+
+    chosen: ChosenImages
+    folds: Sequence[Histograms]
+    others: Sequence[Photo]
+    held: Histograms | None
+    counted_by: str
+
+
 def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
     start = time.monotonic()
-    spec, exported = step.spec, step.inputs["export"]
-    prepare = Preprocess.from_json(exported.json("preprocess.json"))
-    splits = load_splits(spec.data, spec.folder)
-    chosen = evenly(splits.train, spec.quantize.images)
-    model = onnx.load(exported.file("student.onnx"))
-    table = calibrate(
-        model,
-        exported.files["student.onnx"],
-        _inputs(chosen, prepare),
-        [(photo.name, photo.sha256()) for photo in chosen],
-        spec.quantize.calibrator,
+    exported = step.inputs["export"]
+    work = _Work(
+        spec=step.spec,
+        splits=load_splits(step.spec.data, step.spec.folder),
+        prepare=Preprocess.from_json(exported.json("preprocess.json")),
+        model=onnx.load(exported.file("student.onnx")),
+        onnx_sha256=exported.files["student.onnx"],
     )
+    seen = _observe(work)
+    table = table_of(
+        pooled(seen.folds),
+        work.onnx_sha256,
+        seen.chosen.identities,
+        work.spec.quantize.calibrator,
+        seen.counted_by,
+    )
+    record = _audited(work, seen, table)
     table.write(folder / "calibration.json")
-    quantised = insert_qdq(model, table, weight_storage(target.backend or target.tensorrt))
+    write_json(folder / "audit.json", record)
+    tensorrt = target.backend or target.tensorrt
+    version = cache_version(tensorrt)
+    if version is not None:
+        write_cache(table, folder / "calibration.cache", version)
+    quantised = insert_qdq(work.model, table, weight_storage(tensorrt))
     onnx.save(quantised, folder / "student_int8.onnx")
-    checks = list(_inputs(splits.val[:CHECK_IMAGES], prepare))
+    if _may_mix(work.spec.quantize.precision, target):
+        write_json(folder / "sensitivity.json", _sensitivity(work, table).to_json())
     return {
-        "calibrator": spec.quantize.calibrator,
-        "images": len(chosen),
-        "sqnr_db": worst_sqnr(model, quantised, checks),
+        "calibrator": table.calibrator,
+        "images": len(table.images),
+        "select": work.spec.quantize.select,
+        "counted_by": table.counted_by,
+        "sqnr_db": worst_sqnr(work.model, quantised, work.inputs(work.splits.val[:CHECK_IMAGES])),
+        **audit.summary(record),
         "seconds": round(time.monotonic() - start, 3),
     }
+
+
+def _may_mix(precision: str, target: "Target") -> bool:
+    """Whether a network of int8 and fp16 layers is a candidate."""
+    return precision in ("auto", "mixed") and {"int8", "fp16"} <= set(target.precisions)
+
+
+def _sensitivity(work: _Work, table: CalibrationTable) -> Sensitivity:
+    """Of each layer, by the accuracy gate's metric on some validation photos."""
+    photos, task = evenly(work.splits.val, SENSITIVITY_IMAGES), find_task(work.spec.task.kind)
+    metric = task.find_metric(work.spec.gates.accuracy.metric)
+    truths = [task.truth(photo) for photo in photos]
+
+    def judge(outputs: Sequence[NDArray[np.float32]]) -> float:
+        found = [float(task.predictions(output)[0]) for output in outputs]
+        return metric(task.errors(found, truths))
+
+    evaluate = evaluator(work.model, lambda: work.inputs(photos), judge)
+    shape = work.spec.export.profile[1]
+    return measure_sensitivity(work.model, table, evaluate, shape, len(photos))
+
+
+def _observe(work: _Work) -> _Observed:
+    """Run the images that the spec asks for through the network, and a few that it does not."""
+    asked, train = work.spec.quantize, work.splits.train
+    photos = select_images(train, asked.select, asked.images, work.spec.seed, work.outputs)
+    chosen, names = ChosenImages(photos, work.prepare), tensors_to_observe(work.model)
+    counting = best_counting()
+    folds = collect_folds(work.model, chosen.inputs(), names, audit.FOLDS, counting)
+    others = audit.held_out(train, chosen)
+    held = collect(work.model, work.inputs(others), names, counting) if others else None
+    return _Observed(chosen, folds, others, held, counting.name)
+
+
+def _audited(work: _Work, seen: _Observed, table: CalibrationTable) -> audit.Record:
+    asked, splits = work.spec.quantize, work.splits
+    return audit.record(
+        audit.about_images(seen.chosen, asked.select, asked.images, work.spec.seed),
+        audit.strata(
+            splits.train, seen.chosen.photos, find_task(work.spec.task.kind), splits.classes
+        ),
+        seen.others,
+        audit.about_tensors(table, seen.folds, seen.held),
+    )
 
 
 def weight_storage(tensorrt: str | None) -> Storage:
@@ -72,14 +176,10 @@ def weight_storage(tensorrt: str | None) -> Storage:
 
 
 def worst_sqnr(
-    reference: ModelProto, quantised: ModelProto, images: Sequence[NDArray[np.float32]]
+    reference: ModelProto, quantised: ModelProto, images: Iterable[NDArray[np.float32]]
 ) -> float:
     """The lowest 20 log10(||a|| / ||a-b||) over the images, by ONNX Runtime; at most 200 dB."""
     sessions = [cpu_session(model) for model in (reference, quantised)]
-    feed = reference.graph.input[0].name
-    a, b = ([s.run(None, {feed: image})[0] for image in images] for s in sessions)
+    feed, given = reference.graph.input[0].name, list(images)
+    a, b = ([s.run(None, {feed: image})[0] for image in given] for s in sessions)
     return agreement(a, b)["sqnr_db"]
-
-
-def _inputs(photos: Sequence[Photo], prepare: Preprocess) -> Iterator[NDArray[np.float32]]:
-    return (prepare(photo.pixels(prepare.channels)) for photo in photos)

@@ -30,12 +30,19 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class CalibrationTable:
-    """Ranges by tensor name of the ONNX file with this hash, and the images they rest on."""
+    """Ranges by tensor name of the ONNX file with this hash, and what they rest on.
+
+    images: name and SHA-256 of each; counted_by: what counted the values of the tensors, `numpy`
+    or `triton` with equal results, or `tensorrt` for a table that was read from a calibration
+    cache; cache_sha256: the hash of that cache. Such a table knows no images.
+    """
 
     calibrator: str
     onnx_sha256: str
-    images: tuple[tuple[str, str], ...]  # name, SHA-256
+    images: tuple[tuple[str, str], ...]
     tensors: Mapping[str, TensorRange]
+    counted_by: str = "numpy"
+    cache_sha256: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a table that cannot be used.
@@ -43,7 +50,7 @@ class CalibrationTable:
         Raises:
             KDError: `calib-empty` or `calib-nonfinite`.
         """
-        if not self.images or not self.tensors:
+        if not (self.images or self.cache_sha256) or not self.tensors:
             raise KDError(
                 "calib-empty",
                 f"the calibration covers {len(self.images)} images, {len(self.tensors)} tensors",
@@ -69,6 +76,8 @@ class CalibrationTable:
         return {
             "calibrator": self.calibrator,
             "onnx_sha256": self.onnx_sha256,
+            "counted_by": self.counted_by,
+            "cache_sha256": self.cache_sha256,
             "images": [{"name": name, "sha256": sha} for name, sha in self.images],
             "tensors": {name: asdict(entry) for name, entry in self.tensors.items()},
         }
@@ -88,6 +97,7 @@ class CalibrationTable:
             }
             images = tuple((image["name"], image["sha256"]) for image in data["images"])
             calibrator, sha = data["calibrator"], data["onnx_sha256"]
+            counted_by, cache = data.get("counted_by", "numpy"), data.get("cache_sha256")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise KDError(
                 "calib-table",
@@ -95,7 +105,7 @@ class CalibrationTable:
                 where=str(path),
                 fix="kdcompile calibrate writes one",
             ) from error
-        return cls(calibrator, sha, images, tensors)
+        return cls(calibrator, sha, images, tensors, counted_by, cache)
 
 
 def tensor_range(amax: float, saturation: float, minimum: float, maximum: float) -> TensorRange:

@@ -1,6 +1,7 @@
 """Shared fixtures. Nothing here needs a network or a GPU."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+os.environ.setdefault("KDCOMPILE_CACHE", tempfile.mkdtemp(prefix="kdcompile-tests-"))
 os.environ.setdefault("KDCOMPILE_TUNE", "0")  # tests measure nothing and leave no cache behind
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -36,6 +36,7 @@ ALLOWED = {
     "gates": BASE | CORE | {"targets", "data", "models", "export", "calib", "backends", "bench"},
     "bundle": BASE | CORE | {"targets"},
     "doctor": BASE | CORE | {"targets"},
+    "doctor_board": {"errors", "targets", "doctor"},
     "init": BASE | CORE | {"targets", "examples"},
     "examples": {"data", "distill", "models", "spec", "spec_file"},
 }  # fmt: skip

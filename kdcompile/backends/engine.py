@@ -6,22 +6,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.artifact import digest, file_sha256
 from kdcompile.backends.board import Board
+from kdcompile.backends.via import Place, open_place
 from kdcompile.spec import Compile
-
-if TYPE_CHECKING:
-    from kdcompile.backends.via import Place
 
 Floats = NDArray[np.float32]
 Times = NDArray[np.float64]
 BUILD_SECONDS = 3600.0  # a board with little memory takes many minutes for one engine
 INPUT = "image"
+MODES = ("graph", "device", "end_to_end")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Built:
 class EngineRunner:
     """A network that is loaded in a worker, called like one of this process."""
 
-    place: "Place"
+    place: Place
     network: str
     name: str
     version: str
@@ -52,16 +51,14 @@ class EngineRunner:
 
 
 @contextmanager
-def at(board: Board) -> Iterator["Place"]:
+def at(board: Board) -> Iterator[Place]:
     """The board's place, open."""
-    from kdcompile.backends.via import open_place
-
     with open_place(board.via, board.backend) as place:
         yield place
 
 
 def build(
-    place: "Place",
+    place: Place,
     board: Board,
     onnx: Path,
     precision: str,
@@ -102,7 +99,7 @@ def build(
     return Built(there, known)
 
 
-def _sidecar(place: "Place", there: str) -> dict[str, Any] | None:
+def _sidecar(place: Place, there: str) -> dict[str, Any] | None:
     """What is written beside a whole engine there."""
     side = there + ".json"
     if not all(place.call("stat", path=path)["exists"] for path in (there, side)):
@@ -114,33 +111,39 @@ def _sidecar(place: "Place", there: str) -> dict[str, Any] | None:
     return about
 
 
-def bring(place: "Place", built: Built, path: Path) -> None:
+def bring(place: Place, built: Built, path: Path) -> None:
     """Fetch an engine and what is written beside it to `path` and `path.json`."""
     place.get(built.there, path)
     place.get(built.there + ".json", path.with_name(path.name + ".json"))
 
 
-def take(place: "Place", engine: Path, network: str) -> None:
-    """Load an engine of this machine under a name, after the worker's pre-flight."""
+def take(place: Place, engine: Path, network: str) -> str:
+    """Load an engine of this machine under a name, after the worker's pre-flight.
+
+    Returns:
+        The precision that it was built in.
+    """
     there = place.path(f"{network}.engine")
     for suffix in ("", ".json"):
         source = engine.with_name(engine.name + suffix)
         place.call("copy", source=place.put(source), target=there + suffix)
     place.call("load", path=there, name=network)
+    about = json.loads(engine.with_name(engine.name + ".json").read_text(encoding="utf-8"))
+    return str(about["precision"])
 
 
-def runner(place: "Place", board: Board, network: str) -> EngineRunner:
+def runner(place: Place, board: Board, network: str) -> EngineRunner:
     """The loaded network as a callable."""
     return EngineRunner(place, network, board.backend, board.version)
 
 
-def modes(board: Board) -> tuple[str, ...]:
-    """How latency is measured there, the judged mode first."""
-    return ("graph", "device", "end_to_end") if board.backend == "tensorrt" else ("device",)
+def modes(place: Place) -> list[str]:
+    """How latency is measured there, the judged mode first: the leanest way to run one image."""
+    return [mode for mode in MODES if mode in place.about["modes"]]
 
 
 def in_turns(
-    place: "Place",
+    place: Place,
     networks: Sequence[str],
     image: Floats,
     *,
@@ -181,7 +184,7 @@ def median_of(answer: Mapping[str, Any], mode: str) -> float:
     return float(next(answer[name]["p50_ms"] for name in wanted if answer.get(name)))
 
 
-def _put_arrays(place: "Place", image: Floats) -> str:
+def _put_arrays(place: Place, image: Floats) -> str:
     """The place's path of the input as an npz file."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "input.npz"
@@ -189,6 +192,6 @@ def _put_arrays(place: "Place", image: Floats) -> str:
         return place.put(path)
 
 
-def profile(place: "Place", network: str, image: Floats) -> dict[str, Any]:
+def profile(place: Place, network: str, image: Floats) -> dict[str, Any]:
     """Milliseconds of each layer of a loaded network: `layers` and `total_ms`."""
     return place.call("profile", inputs=_put_arrays(place, image), name=network)

@@ -18,8 +18,10 @@ from kdcompile.targets import Target
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE / "kit"
+SCRIPTS = (HERE / "worker.py", HERE / "same_board.py", *sorted(TEMPLATES.glob("*.py")))
 INPUT = "image"
 MAX_REFERENCES = 4
+SETTINGS = ("workspace_mb", "optimization_level", "dla", "sparsity")  # of [compile]
 Reference = tuple[
     Sequence[NDArray[np.float32]], Mapping[str, Sequence[NDArray[np.float32]]]
 ]  # inputs, and outputs by precision
@@ -37,20 +39,25 @@ def write_kit(
     *,
     profile: Profile,
     predicted: str,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write `folder/kit/`; `kit.json` lists every other file with its SHA-256.
 
     Args:
         folder: where `kit/` is made.
         target: the board.
-        onnx_by_precision: the student's files; fp32 must be among them.
+        onnx_by_precision: the student's files; fp32 must be among them. Any precision that the
+            worker knows may be: fp16, bf16, int8, fp8, mixed.
         calibration: the table of int8 ranges.
         preprocess: how images become inputs.
         gates: the `gates` section of the spec as JSON values.
-        reference: 1 to 4 inputs, and for each precision the outputs of ONNX Runtime for them.
+        reference: 1 to 4 inputs, and the outputs of ONNX Runtime for them: fp32's, which the
+            board compares with, and those of other precisions that run here.
         task: what the outputs mean.
         profile: smallest, typical and largest input shape.
         predicted: the precision that was chosen without the board.
+        settings: the `compile` section of the spec: what `build_engine.py` does unless told
+            otherwise.
 
     Returns:
         What `kit.json` says.
@@ -67,9 +74,10 @@ def write_kit(
     shutil.copyfile(preprocess, kit / "preprocess.json")
     write_json(kit / "gates.json", dict(gates))
     _save(kit / "reference.npz", reference)
-    shutil.copyfile(HERE / "worker.py", kit / "worker.py")
-    shutil.copyfile(TEMPLATES / "build_engine.py", kit / "build_engine.py")
+    for script in SCRIPTS:
+        shutil.copyfile(script, kit / script.name)
     about = _about(target, list(onnx_by_precision), task, profile, predicted)
+    about["compile"] = {key: (settings or {}).get(key) for key in SETTINGS}
     write_text(kit / "README.md", _readme(target, about))
     files = {path.name: file_sha256(path) for path in sorted(kit.iterdir())}
     meta = {**about, "files": files}
@@ -104,7 +112,10 @@ def _check(onnx_by_precision: Mapping[str, Path], reference: Reference) -> None:
 def _about(
     target: Target, precisions: Sequence[str], task: Task, profile: Profile, predicted: str
 ) -> dict[str, Any]:
-    board = ("name", "title", "compute_capability", "jetpack", "tensorrt", "power_mode", "python")
+    board = (
+        "name", "title", "compute_capability", "jetpack", "tensorrt", "power_mode", "python",
+        "memory_gb",
+    )  # fmt: skip
     return {
         "kdcompile_version": __version__,
         "target": {name: getattr(target, name) for name in board},

@@ -1,11 +1,11 @@
 """Where the candidates of a build run and are timed: ONNX Runtime here, or engines at a board."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,15 @@ from kdcompile.backends import engine
 from kdcompile.backends.board import Board
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import Runner
+from kdcompile.backends.via import Place
 from kdcompile.errors import KDError
 from kdcompile.report import Evidence
 from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
-if TYPE_CHECKING:
-    from kdcompile.backends.via import Place
-
 Floats = NDArray[np.float32]
 Paths = Mapping[str, Path]
+Profiles = Mapping[str, Sequence[Mapping[str, Any]]]  # layers with `name`, `ms`, `onnx`
 WARMUP, ROUNDS, SECONDS = 2, 15, 10.0
 MIN_ROUNDS = 5
 RUNS_HERE = ("fp32", "fp16", "int8", "mixed")  # ONNX Runtime's CPU kernels know no other
@@ -54,8 +53,11 @@ class Rig(Protocol):
     def latencies(self, image: Floats) -> dict[str, Latency]:
         """Of every precision that is ready, at a float32 [1, C, H, W]."""
 
-    def node_ms(self, image: Floats) -> dict[str, dict[str, float]]:
-        """Milliseconds of each ONNX node, by precision; empty where nothing measures them."""
+    def profiles(self, image: Floats) -> Profiles:
+        """The layers of each engine with their times; empty where nothing measures them."""
+
+    def expect(self, precision: str, to_fp16: float) -> None:
+        """Tell how long a precision without an estimate takes, as a share of fp16."""
 
     def keep(self, precision: str, paths: Paths, folder: Path) -> None:
         """Leave in the stage's folder what the chosen precision and the report need."""
@@ -66,7 +68,7 @@ class HostRig:
 
     def __init__(self, target: Target, estimates: Mapping[str, Any]) -> None:
         """`estimates`: of the student, by precision, as the search wrote them."""
-        self.target, self.estimates = target, estimates
+        self.target, self.estimates = target, dict(estimates)
         self.runners: dict[str, Runner] = {}
         self.refused: dict[str, str] = {}
 
@@ -93,9 +95,15 @@ class HostRig:
             found[precision] = Latency(float(e["ms"]), "predicted", note)
         return found
 
-    def node_ms(self, image: Floats) -> dict[str, dict[str, float]]:
-        """Nothing: a CPU's nodes say nothing of another device's."""
+    def profiles(self, image: Floats) -> Profiles:
+        """None: a CPU's nodes say nothing of another device's."""
         return {}
+
+    def expect(self, precision: str, to_fp16: float) -> None:
+        """Add the estimate: fp16's, its band with it."""
+        half = self.estimates["fp16"]
+        scaled = {key: to_fp16 * half[key] for key in ("ms", "low_ms", "high_ms")}
+        self.estimates[precision] = {**half, **scaled}
 
     def keep(self, precision: str, paths: Paths, folder: Path) -> None:
         """The chosen file."""
@@ -105,13 +113,13 @@ class HostRig:
 class BoardRig:
     """Engines, built and timed by the worker at a board."""
 
-    def __init__(self, place: "Place", board: Board, spec: Spec) -> None:
+    def __init__(self, place: Place, board: Board, spec: Spec) -> None:
         """`place`: the board's, open; `spec`: its sections compile and export."""
         self.place, self.board, self.spec = place, board, spec
         self.runners: dict[str, Runner] = {}
         self.refused: dict[str, str] = {}
         self.built: dict[str, engine.Built] = {}
-        self.profiles: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}
 
     def add(self, precision: str, paths: Paths) -> None:
         """Build and load the engine; `refused` where the worker cannot, with its reason.
@@ -123,8 +131,16 @@ class BoardRig:
         if plan is None:
             self.refused[precision] = f"{self.board.backend} {self.board.version} does not build it"
             return
-        onnx, profile = self.onnx(precision, paths), self.spec.export.profile
-        built = engine.build(self.place, self.board, onnx, precision, self.spec.compile, profile)
+        onnx, settings = self.onnx(precision, paths), self.spec.compile
+        try:
+            built = engine.build(
+                self.place, self.board, onnx, precision, settings, self.spec.export.profile
+            )
+        except KDError as error:
+            if error.code not in ("precision-refused", "build-failed"):
+                raise
+            self.refused[precision] = error.message
+            return
         self.place.call("load", path=built.there, name=precision)
         self.built[precision] = built
         self.runners[precision] = engine.runner(self.place, self.board, precision)
@@ -144,7 +160,7 @@ class BoardRig:
 
     def latencies(self, image: Floats) -> dict[str, Latency]:
         """Medians of engines that took turns there, in the judged mode."""
-        mode = engine.modes(self.board)[0]
+        mode = engine.modes(self.place)[0]
         times = engine.in_turns(self.place, list(self.runners), image, mode=mode)
         note = f"median of alternated runs at {self.board.label}, {mode}"
         return {
@@ -152,16 +168,14 @@ class BoardRig:
             for p, samples in times.items()
         }
 
-    def node_ms(self, image: Floats) -> dict[str, dict[str, float]]:
-        """From the profile of each engine; a fused kernel's time goes to its convolution."""
-        found = {}
+    def profiles(self, image: Floats) -> Profiles:
+        """Of every engine that is ready, measured layer by layer; the report has them too."""
         for precision in self.runners:
-            profile = engine.profile(self.place, precision, image)
-            self.profiles[precision] = profile
-            found[precision] = {
-                node: layer["ms"] for layer in profile["layers"] for node in layer["onnx"] or ()
-            }
-        return found
+            self.measured[precision] = engine.profile(self.place, precision, image)
+        return {precision: found["layers"] for precision, found in self.measured.items()}
+
+    def expect(self, precision: str, to_fp16: float) -> None:
+        """Nothing: it will be measured."""
 
     def keep(self, precision: str, paths: Paths, folder: Path) -> None:
         """The engine with its sidecar, the network it is of, the timing cache, the layers."""
@@ -172,7 +186,7 @@ class BoardRig:
         if self.place.call("stat", path=cache)["exists"]:
             self.place.get(cache, folder / "timing.cache")
         record = {
-            p: {"build": b.about, "profile": self.profiles.get(p)} for p, b in self.built.items()
+            p: {"build": b.about, "profile": self.measured.get(p)} for p, b in self.built.items()
         }
         write_json(folder / "engines.json", record)
 

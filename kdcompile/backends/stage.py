@@ -13,6 +13,7 @@ from kdcompile.artifact import Artifact, Step, Store, write_json
 from kdcompile.backends.choose import Candidate, Limits, choose, judge
 from kdcompile.backends.engine import at
 from kdcompile.backends.kit import MAX_REFERENCES, write_kit
+from kdcompile.backends.mixed import NEEDS, add_mixed
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import predict_outputs
 from kdcompile.backends.rig import RUNS_HERE, BoardRig, HostRig, Rig
@@ -60,10 +61,13 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     photos = load_splits(spec.data, spec.folder).val
     teacher_metric, limits = _limits(step, task)
     with _rig(step, target) as rig:
-        for precision in paths:
+        for precision in _wanted(spec.quantize.precision, paths, step):
             rig.add(precision, paths)
-        _check_asked(spec.quantize.precision, rig)
         image = _typical(photos[0], preprocess, spec.export.profile[1])
+        if spec.quantize.precision in ("auto", "mixed"):
+            parts = photos, preprocess, task, limits
+            add_mixed(rig, paths, step.inputs["calibrate"], target, parts, image, folder)
+        _check_asked(spec.quantize.precision, rig)
         candidates, notes = _judge(step, rig, paths["fp32"], photos, image, task, limits)
         choice = choose(candidates, limits.metric, spec.quantize.precision)
         rig.keep(choice.precision, paths, folder)
@@ -102,14 +106,23 @@ def _rig(step: Step, target: Target) -> Iterator[Rig]:
         yield BoardRig(place, step.board, step.spec)
 
 
+def _wanted(asked: str, paths: Mapping[str, Path], step: Step) -> list[str]:
+    """The precisions to make ready: all, but no engine that the spec does not ask for."""
+    if step.board is None or asked == "auto":
+        return list(paths)
+    return list(NEEDS) if asked == "mixed" else [asked]
+
+
 def _check_asked(asked: str, rig: Rig) -> None:
-    if asked != "auto" and asked not in rig.runners:
-        raise KDError(
-            "precision-unsupported",
-            f"{asked} cannot be built: {rig.refused[asked]}",
-            where="[quantize] precision",
-            fix=f"--set quantize.precision=auto, or one of {', '.join(rig.runners)}",
-        )
+    if asked in rig.runners or (asked == "auto" and rig.runners):
+        return
+    reasons = "; ".join(f"{precision}: {why}" for precision, why in rig.refused.items())
+    raise KDError(
+        "precision-unsupported",
+        f"{asked} cannot be built: {reasons}",
+        where="[quantize] precision",
+        fix="--set quantize.precision=auto, or another that kdcompile doctor --via shows",
+    )
 
 
 def _judge(
@@ -205,12 +218,13 @@ def candidate_paths(step: Step, target: Target) -> dict[str, Path]:
         if precision in target.precisions and name in step.inputs[stage].files
     ]
     asked = step.spec.quantize.precision
-    if asked not in ("auto", *known):
+    possible = known + ["mixed"] * all(precision in known for precision in NEEDS)
+    if asked not in ("auto", *possible):
         raise KDError(
             "precision-unsupported",
-            f"{target.name} has no {asked}; it has {', '.join(known)}",
+            f"{target.name} has no {asked}; it has {', '.join(possible)}",
             where="[quantize] precision",
-            fix=f"--set quantize.precision=auto, or one of {', '.join(known)}",
+            fix=f"--set quantize.precision=auto, or one of {', '.join(possible)}",
         )
     return {p: step.inputs[FILES[p][0]].file(FILES[p][1]) for p in known}
 

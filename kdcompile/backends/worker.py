@@ -6,52 +6,75 @@ driver's own library. Requests are JSON lines on standard input, answers on stan
     {"id": 1, "op": "hello"}                   {"id": 1, "ok": {...}}
     {"id": 2, "op": "load", "path": "no"}      {"id": 2, "error": {"code", "message", "fix"}}
 
-Operations: hello, build, load, run, time, quit. `python3 worker.py [tensorrt|onnxruntime]`.
+`python3 worker.py [BACKEND]`, with BACKEND tensorrt (the default), onnxruntime, onnxruntime-cuda or
+onnxruntime-tensorrt. Operations are the public methods of `Worker`; sizes in `_mb` are MiB.
+
+In order below: errors, CUDA, ONNX files, the checks before an engine is opened, TensorRT, ONNX
+Runtime, the machine, the protocol.
 """
 
 from __future__ import annotations
 
+import ast
 import ctypes
+import glob
 import hashlib
 import inspect
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from typing import Any, Callable, Dict
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Callable, Dict, Iterator
 
 try:
     import numpy as np
 except ImportError:  # answered as `numpy-missing`
     np = None  # type: ignore[assignment]
 
-PROTOCOL = 1
+PROTOCOL = 2
 MIB = 1 << 20
+MODES = ("device", "graph", "end_to_end", "enqueue")
 CAST_ONNX_SINCE = (10, 12)  # weak typing, and with it the FP16 and INT8 flags, is deprecated here
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "mixed")
+NEEDS_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}
 NUMPY_NAME = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64",
               "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"}  # fmt: skip
 
 
 FIXES = {
-    "backend-unknown": "use tensorrt or onnxruntime",
+    "backend-unknown": "use tensorrt, onnxruntime, onnxruntime-cuda or onnxruntime-tensorrt",
     "build-failed": "raise the workspace, or free memory on the board",
+    "cache-incomplete": "delete the timing cache, build once, then rebuild from what that left",
     "cuda-error": "free memory, or lower the workspace; see dmesg",
     "cuda-missing": "run on the board, with its own NVIDIA driver",
+    "engine-damaged": "copy it again, or rebuild it here with build_engine.py",
     "engine-mismatch": "rebuild it here with build_engine.py",
     "engine-refused": "rebuild it here with build_engine.py",
+    "engine-unknown": "build it here with build_engine.py, which writes the record beside it",
     "file": "check the path and the free disk",
+    "graph-refused": "run it without a CUDA graph (mode device)",
     "input-missing": "name the arrays of the npz after the network's inputs",
+    "input-refused": "give arrays of the network's own types",
     "internal": "report it, with the request",
+    "mode-refused": "use one of hello's modes",
     "not-loaded": "send load first",
     "numpy-missing": "sudo apt install python3-numpy",
     "onnx-refused": "export again, with operators that this backend has",
-    "onnxruntime-missing": "pip install onnxruntime",
-    "profile-missing": "give min, opt and max shapes",
+    "onnxruntime-missing": "pip install onnxruntime (onnxruntime-gpu for cuda and tensorrt)",
+    "option-refused": "leave this option out for this board",
+    "precision-refused": "use one of hello's precisions",
+    "profile-missing": "give min, opt and max shapes, as {input: [min, opt, max]} for several",
     "profile-refused": "min <= opt <= max, with the ONNX's own fixed sizes",
-    "request-invalid": "send {id, op, ...} with op one of hello, build, load, run, time, quit",
+    "provider-fallback": "install the CUDA, cuDNN or TensorRT that this onnxruntime was built for",
+    "qdq-asymmetric": "quantise with symmetric int8 (zero points 0), as kdcompile calibrate does",
+    "request-invalid": "send {id, op, ...} with an op and its values as worker.py names them",
     "run-failed": "rebuild it here with build_engine.py",
     "shape-refused": "give a shape between the profile's min and max",
     "tensorrt-missing": "sudo apt install python3-libnvinfer (a part of JetPack)",
@@ -73,25 +96,38 @@ class WorkerError(Exception):
 
 
 class Cuda:
-    """The few calls of the CUDA driver API that running and timing an engine takes."""
+    """The few calls of the CUDA driver API that running and timing an engine takes.
+
+    What is handed out is held until `free`, so that nothing can be lost unseen.
+    """
 
     def __init__(self) -> None:
-        """Open the first GPU in its primary context, with a stream."""
+        """Open the first GPU in its primary context."""
         try:
             self.lib = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise WorkerError("cuda-missing", f"no CUDA driver: {error}") from error
+        self.held: dict[int, tuple[str, Any]] = {}
+        self._stream: Any = None
         self.call("cuInit", 0)
-        device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        device, context, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t()
         self.call("cuDeviceGet", ctypes.byref(device), 0)
         # the primary context is the one that TensorRT's runtime API uses
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self.call("cuCtxSetCurrent", context)
-        self.call("cuStreamCreate", ctypes.byref(stream), 1)
-        self.stream, name = stream, ctypes.create_string_buffer(256)
+        name = ctypes.create_string_buffer(256)
         self.call("cuDeviceGetName", name, 256, device)
         self.name = name.value.decode(errors="replace")
+        self.call("cuDeviceTotalMem_v2", ctypes.byref(total), device)
+        self.memory_mb = total.value // MIB
         self.capability = ".".join(str(self._attribute(n, device)) for n in (75, 76))
+
+    def about(self) -> dict[str, Any]:
+        """The GPU, as `hello` tells it."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return {"name": self.name, "compute_capability": self.capability,
+                "memory_mb": self.memory_mb, "free_mb": free.value // MIB}  # fmt: skip
 
     def _attribute(self, number: int, device: ctypes.c_int) -> int:
         value = ctypes.c_int()
@@ -100,28 +136,86 @@ class Cuda:
 
     def call(self, function: str, *arguments: Any) -> None:
         """Call a driver function; a status other than 0 is a `cuda-error`."""
-        status = getattr(self.lib, function)(*arguments)
+        self.check(function, getattr(self.lib, function)(*arguments))
+
+    def check(self, what: str, status: int) -> None:
+        """Raise the `cuda-error` that a status other than 0 names."""
         if status:
             text = ctypes.c_char_p()
             self.lib.cuGetErrorName(status, ctypes.byref(text))
             name = (text.value or b"unknown").decode()
-            raise WorkerError("cuda-error", f"{function} failed: {name} ({status})")
+            raise WorkerError("cuda-error", f"{what} failed: {name} ({status})")
 
-    def allocate(self, size: int) -> ctypes.c_uint64:
+    def _hold(self, free: str, handle: Any) -> Any:
+        self.held[id(handle)] = (free, handle)
+        return handle
+
+    def free(self, *handles: Any) -> None:
+        """Give back what was handed out; each exactly once."""
+        for handle in handles:
+            function, kept = self.held.pop(id(handle))
+            self.call(function, kept)
+
+    @property
+    def stream(self) -> Any:
+        """The one stream, made when it is first used."""
+        if self._stream is None:
+            made = ctypes.c_void_p()
+            self.call("cuStreamCreate", ctypes.byref(made), 1)  # not tied to the default stream
+            self._stream = self._hold("cuStreamDestroy_v2", made)
+        return self._stream
+
+    def close(self) -> None:
+        """Give back all that is still held."""
+        self._stream = None
+        self.free(*[handle for _, handle in list(self.held.values())])
+
+    def allocate(self, size: int) -> Any:
         """Device memory of `size` bytes."""
         pointer = ctypes.c_uint64()
         self.call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
-        return pointer
+        return self._hold("cuMemFree_v2", pointer)
 
-    def event(self) -> ctypes.c_void_p:
-        """A timing event."""
-        made = ctypes.c_void_p()
-        self.call("cuEventCreate", ctypes.byref(made), 0)
-        return made
+    def pinned(self, size: int) -> Any:
+        """Host memory of `size` bytes that the GPU reads and writes by itself."""
+        pointer = ctypes.c_void_p()
+        self.call("cuMemAllocHost_v2", ctypes.byref(pointer), ctypes.c_size_t(max(size, 1)))
+        return self._hold("cuMemFreeHost", pointer)
+
+    @contextmanager
+    def events(self, count: int) -> Iterator[list[Any]]:
+        """Timing events, given back afterwards."""
+        found: list[Any] = []
+        try:
+            for _ in range(count):
+                made = ctypes.c_void_p()
+                self.call("cuEventCreate", ctypes.byref(made), 0)
+                found.append(self._hold("cuEventDestroy_v2", made))
+            yield found
+        finally:
+            self.free(*found)
 
     def wait(self) -> None:
         """Wait for the stream."""
         self.call("cuStreamSynchronize", self.stream)
+
+    def capture(self, launch: Callable[[], None]) -> Any:
+        """What `launch` enqueues, as a CUDA graph to replay."""
+        graph, made = ctypes.c_void_p(), ctypes.c_void_p()
+        self.call("cuStreamBeginCapture_v2", self.stream, 1)  # 1: of this thread only
+        try:
+            try:
+                launch()
+            finally:  # a stream left in capture refuses everything after
+                status = self.lib.cuStreamEndCapture(self.stream, ctypes.byref(graph))
+            self.check("cuStreamEndCapture", status)
+            self.call("cuGraphInstantiateWithFlags", ctypes.byref(made), graph, ctypes.c_uint64(0))
+        except WorkerError as error:
+            raise WorkerError("graph-refused", error.message) from error
+        finally:
+            if graph.value:
+                self.call("cuGraphDestroy", graph)
+        return self._hold("cuGraphExecDestroy", made)
 
 
 def version_of(module: Any) -> tuple[int, int]:
@@ -130,25 +224,193 @@ def version_of(module: Any) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def typing_plan(trt: Any, precision: str) -> dict[str, Any]:
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        byte = data[at]
+        value, at = value | (byte & 127) << shift, at + 1
+        if byte < 128:
+            return value, at
+        shift += 7
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each field of a protobuf message: an int, or the bytes of the others."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            number, at = _varint(data, at)
+            yield key >> 3, number
+            continue
+        size = {1: 8, 5: 4}.get(kind, 0)
+        if kind == 2:
+            size, at = _varint(data, at)
+        elif not size:
+            raise ValueError(f"no protobuf: wire type {kind}")
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _text(value: Any) -> str:
+    return bytes(value).decode(errors="replace")
+
+
+class OnnxFile:
+    """Names of an ONNX file's nodes, read without the onnx package, which no board has.
+
+    `nodes` has `name`, `operator`, `inputs` and `module` (the path in the PyTorch model, where the
+    exporter left it) of each. A file that cannot be read has none: the parser says what is wrong.
+    """
+
+    def __init__(self, blob: bytes) -> None:
+        """Read what messages need: field numbers are those of onnx.proto."""
+        self.nodes: list[dict[str, Any]] = []
+        self._constants: dict[str, memoryview] = {}
+        try:
+            graphs = [v for number, v in _fields(memoryview(blob)) if number == 7]
+            for number, value in _fields(graphs[-1]):
+                if number == 1:
+                    self.nodes.append(self._node(value))
+                elif number == 5:
+                    named = [_text(v) for n, v in _fields(value) if n == 8]
+                    self._constants[named[0] if named else ""] = value
+        except (IndexError, ValueError, TypeError):
+            self.nodes = []
+
+    @staticmethod
+    def _node(message: memoryview) -> dict[str, Any]:
+        found: dict[str, Any] = {"name": "", "operator": "", "module": None, "inputs": []}
+        first = ""
+        for number, value in _fields(message):
+            if number == 1:
+                found["inputs"].append(_text(value))
+            elif number == 2 and not first:
+                first = _text(value)
+            elif number in (3, 4):
+                found["name" if number == 3 else "operator"] = _text(value)
+            elif number == 9:
+                key, text = ([_text(v) for n, v in _fields(value) if n == i] for i in (1, 2))
+                if key == ["pkg.torch.onnx.name_scopes"] and text:
+                    found["module"] = _module(text[0])
+        found["name"] = found["name"] or f"node_of_{first}"  # TensorRT's own name for it
+        return found
+
+    def describe(self, number: int, name: str = "", operator: str = "") -> str:
+        """Operator, name and module of a node by its number, or by the name it is known to have."""
+        by_name = {node["name"]: node for node in self.nodes}
+        by_number = dict(enumerate(self.nodes))
+        node = by_name.get(name, {}) if name else by_number.get(number, {})
+        words = [operator or node.get("operator", ""), name or node.get("name", "")]
+        if node.get("module"):
+            words.append(f"(module {node['module']})")
+        return " ".join(word for word in words if word) or f"node {number}"
+
+    def asymmetric(self) -> str | None:
+        """A Q/DQ node whose zero point is unsigned or not 0, described; else None."""
+        for i, node in enumerate(self.nodes):
+            if node["operator"] in ("QuantizeLinear", "DequantizeLinear"):
+                point = self._constants.get((node["inputs"] + ["", "", ""])[2])
+                fields = [] if point is None else list(_fields(point))
+                unsigned = (2, 2) in fields  # data_type: uint8
+                values = [v for n, v in fields if n in (5, 9)]  # int32_data, raw_data
+                if unsigned or any(any(v) if isinstance(v, memoryview) else v for v in values):
+                    kind = "unsigned" if unsigned else "not 0"
+                    return f"{self.describe(i)}: the zero point is {kind}"
+        return None
+
+
+def _module(scopes: str) -> str | None:
+    """The innermost module of the exporter's list of scopes, whose last entry is the node."""
+    try:
+        path = [str(part) for part in ast.literal_eval(scopes)]
+    except (ValueError, SyntaxError):
+        return None
+    return path[-2] or None if len(path) > 1 else None
+
+
+RECORD = ("sha256", "compute_capability", "platform")
+
+
+def write_record(engine: str, about: dict[str, Any]) -> dict[str, Any]:
+    """Write what `preflight` will ask for beside an engine, as ENGINE.json."""
+    _write(engine + ".json", json.dumps(about, sort_keys=True).encode())
+    return about
+
+
+def preflight(path: str, blob: bytes, here: dict[str, Any], expected: Any) -> dict[str, Any]:
+    """The record of an engine that is whole and of this machine, else an error that says why not.
+
+    Args:
+        path: of the engine; the record is beside it.
+        blob: the engine.
+        here: `backend`, its `version`, and the `compute_capability` and `platform` of here.
+        expected: stands in for the record; it must have what a record has.
+    """
+    built = _read_record(path) if expected is None else expected
+    named = built if isinstance(built, dict) else {}
+    known = [backend for backend in ("tensorrt", "onnxruntime") if backend in named]
+    if len(known) != 1 or any(key not in named for key in RECORD):
+        wanted = ", ".join(("tensorrt or onnxruntime", *RECORD))
+        raise WorkerError("engine-unknown", f"the record of {path} lacks one of {wanted}")
+    if hashlib.sha256(blob).hexdigest() != built["sha256"]:
+        size = built.get("bytes")
+        short = isinstance(size, int) and len(blob) < size
+        what = f"truncated: {len(blob)} of {size} bytes" if short else "its SHA-256 is another"
+        raise WorkerError("engine-damaged", f"{path} is not what was built: {what}")
+    backend, version = known[0], str(built[known[0]])
+    same = backend == here["backend"] and version.split(".")[:3] == here["version"].split(".")[:3]
+    if not same or any(built[k] != here[k] for k in RECORD[1:]):
+        there = _origin(backend, version, built)
+        now = _origin(here["backend"], here["version"], here)
+        raise WorkerError("engine-mismatch", f"built by {there}; here {now}")
+    return dict(built)
+
+
+def _origin(backend: str, version: str, facts: dict[str, Any]) -> str:
+    capability = facts["compute_capability"]
+    gpu = f" for sm_{str(capability).replace('.', '')}" if capability else ""
+    return f"{backend} {version}{gpu} on {facts['platform']}"
+
+
+def _read_record(path: str) -> Any:
+    if not os.path.isfile(path + ".json"):
+        raise WorkerError("engine-unknown", f"no {path}.json says what built {path}")
+    with open(path + ".json", "rb") as stream:
+        try:
+            return json.loads(stream.read().decode())
+        except ValueError as error:
+            raise WorkerError("engine-unknown", f"{path}.json is no record: {error}") from error
+
+
+def typing_plan(trt: Any, precision: str) -> dict[str, Any] | None:
     """How this TensorRT is told a precision: by flags where it has them, else by the ONNX.
 
     Returns:
         `onnx`: the precision of the ONNX file to parse; `flags`: builder flags, by name;
-        `network`: network creation flags, by name.
+        `network`: network creation flags, by name. None where this TensorRT has no such precision.
     """
     kinds, builder = trt.NetworkDefinitionCreationFlag, trt.BuilderFlag
     weak = hasattr(builder, "FP16") and version_of(trt) < CAST_ONNX_SINCE
     network = [name for name in ("EXPLICIT_BATCH",) if hasattr(kinds, name)]
+    # 8.6 has a flag FP8 and the type, but its parser ends before the opset that brought float 8
+    new = version_of(trt) >= (10, 0)
+    if precision not in PRECISIONS or (precision in ("bf16", "fp8") and not new):
+        return None
     if not weak:
         network += [name for name in ("STRONGLY_TYPED",) if hasattr(kinds, name)]
         return {"onnx": precision, "flags": [], "network": network}
-    flags = {"fp32": [], "fp16": ["FP16"], "int8": ["INT8", "FP16"]}[precision]
-    return {"onnx": "int8" if precision == "int8" else "fp32", "flags": flags, "network": network}
+    flags = {"fp32": [], "fp16": ["FP16"], "bf16": ["BF16"], "fp8": ["FP8", "FP16"],
+             "int8": ["INT8", "FP16"], "mixed": ["INT8", "FP16"]}[precision]  # fmt: skip
+    onnx = precision if precision in ("int8", "fp8", "mixed") else "fp32"
+    return {"onnx": onnx, "flags": flags, "network": network}
 
 
 class TensorRT:
     """TensorRT 8.5 to 11, by what the installed module has."""
+
+    modes = MODES
 
     def __init__(self) -> None:
         """Import the module and open the GPU."""
@@ -177,264 +439,769 @@ class TensorRT:
 
         return Log()
 
+    def why(self) -> str:
+        """What TensorRT logged last."""
+        return "; ".join(self.messages[-3:]) or "TensorRT gave no reason"
+
+    def precisions(self) -> dict[str, dict[str, Any]]:
+        """The plan of each precision that this TensorRT and this GPU have."""
+        capability = tuple(int(part) for part in self.cuda.capability.split("."))
+        able = [p for p in PRECISIONS if capability >= NEEDS_CAPABILITY.get(p, (0, 0))]
+        plans = {p: typing_plan(self.trt, p) for p in able}
+        return {p: plan for p, plan in plans.items() if plan is not None}
+
     def about(self) -> dict[str, Any]:
         """The GPU, and which ONNX each precision is built from."""
-        plans = {p: typing_plan(self.trt, p) for p in ("fp32", "fp16", "int8")}
-        gpu = {"name": self.cuda.name, "compute_capability": self.cuda.capability}
-        return {"gpu": gpu, "precisions": plans}
+        return {"gpu": self.cuda.about(), "precisions": self.precisions()}
+
+    def close(self) -> None:
+        """Give back what the driver handed out."""
+        self.cuda.close()
 
     def build(self, onnx: str, engine: str, precision: str, profile: Any = None,
-              workspace_mb: int = 1024, timing_cache: str = "") -> dict[str, Any]:  # fmt: skip
-        """Compile an ONNX file; `profile` is the min, opt and max input shape."""
-        trt, plan, start = self.trt, typing_plan(self.trt, precision), time.perf_counter()
+              workspace_mb: int = 1024, timing_cache: str = "", deterministic: bool = False,
+              optimization_level: int | None = None, dla: int | None = None,
+              sparsity: bool = False) -> dict[str, Any]:  # fmt: skip
+        """Compile an ONNX file to `engine`, with a record of how in `engine`.json.
+
+        Args:
+            onnx: the file that `hello` names for this precision.
+            engine: the file to write.
+            precision: one of `hello`'s.
+            profile: [min, opt, max] shapes of the input whose sizes are free, or those of each by
+                its name.
+            workspace_mb: scratch memory of a layer.
+            timing_cache: file of kernel timings, read where it fits and written.
+            deterministic: build from the cache alone where it fits, so that builds are equal.
+            optimization_level: of the builder, 0 to 5.
+            dla: core; the GPU takes the layers that it cannot run.
+            sparsity: consider 2:4 kernels.
+        """
+        plan = self.precisions().get(precision)
+        if plan is None:
+            here = f"TensorRT {self.version} on compute capability {self.cuda.capability}"
+            able = ", ".join(self.precisions())
+            raise WorkerError("precision-refused", f"{here} builds {able}, not {precision!r}")
+        if deterministic and not timing_cache:
+            raise WorkerError("request-invalid", "deterministic needs a timing_cache")
+        start = time.perf_counter()
         del self.messages[:]
-        builder = trt.Builder(self.logger)
-        bits = [1 << int(getattr(trt.NetworkDefinitionCreationFlag, n)) for n in plan["network"]]
-        network, config = builder.create_network(sum(bits)), builder.create_builder_config()
-        parser = trt.OnnxParser(network, self.logger)
         with open(onnx, "rb") as stream:
-            if not parser.parse(stream.read()):
-                raise WorkerError("onnx-refused", "; ".join(_parse_errors(parser)))
-        for name in plan["flags"]:
-            config.set_flag(getattr(trt.BuilderFlag, name))
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb * MIB)
-        if version_of(trt) < (10, 0):  # the others call cuBLAS and cuDNN, which 10 no longer needs
-            names = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
-            found = [1 << int(getattr(trt.TacticSource, n)) for n in names]
-            config.set_tactic_sources(sum(found))
-        self._add_profile(builder, network, config, profile)
-        cache, cache_state = self._open_cache(config, timing_cache)
+            source = stream.read()
+        graph = OnnxFile(source)
+        builder = self.trt.Builder(self.logger)
+        network, _parser = self._parse(builder, plan, source, onnx, graph)  # holds the weights
+        config = self._configure(builder, plan, workspace_mb, optimization_level, sparsity)
+        fallback = self._use_dla(builder, network, config, dla, precision)
+        _add_profile(builder, network, config, profile)
+        cache, cache_state = self._open_cache(config, timing_cache, deterministic)
+        bound = self._bind_to_cache(config, deterministic, cache_state)
         made = builder.build_serialized_network(network, config)
         if made is None:
-            raise WorkerError("build-failed", "; ".join(self.messages[-3:]) or "no reason given")
-        if cache is not None:
-            _write(timing_cache, bytes(config.get_timing_cache().serialize()))
+            missed = bound == "enforced" and re.search("timing.?cache", self.why(), re.IGNORECASE)
+            raise WorkerError("cache-incomplete" if missed else "build-failed", self.why())
         blob = bytes(made)
-        about = {"tensorrt": self.version, "compute_capability": self.cuda.capability,
-                 "platform": _platform(), "precision": precision, "flags": plan["flags"],
-                 "sha256": hashlib.sha256(blob).hexdigest()}  # fmt: skip
         _write(engine, blob)
-        _write(engine + ".json", json.dumps(about, sort_keys=True).encode())
-        seconds = time.perf_counter() - start
-        return dict(about, bytes=len(blob), seconds=seconds, timing_cache=cache_state)
+        if cache is not None and bound != "enforced":
+            _write(timing_cache, bytes(config.get_timing_cache().serialize()))
+        return write_record(engine, {
+            "tensorrt": self.version, "compute_capability": self.cuda.capability,
+            "gpu": self.cuda.name, "platform": _platform(), "precision": precision,
+            "flags": plan["flags"], "sha256": hashlib.sha256(blob).hexdigest(),
+            "onnx_sha256": hashlib.sha256(source).hexdigest(), "bytes": len(blob),
+            "timing_cache": cache_state, "deterministic": bound, "dla": dla,
+            "dla_fallback": fallback, "layers": self._layers_of(blob, graph),
+            "seconds": time.perf_counter() - start,
+        })  # fmt: skip
 
-    def _add_profile(self, builder: Any, network: Any, config: Any, shapes: Any) -> None:
-        image = network.get_input(0)
-        if -1 not in tuple(image.shape):
-            return
-        if not shapes:
-            raise WorkerError("profile-missing", f"input {image.name} is dynamic")
-        profile = builder.create_optimization_profile()
-        profile.set_shape(image.name, *[tuple(shape) for shape in shapes])
-        if config.add_optimization_profile(profile) < 0:
-            raise WorkerError("profile-refused", f"shapes {shapes} do not fit {image.shape}")
+    def _parse(self, builder: Any, plan: dict[str, Any], source: bytes, path: str,
+               graph: OnnxFile) -> tuple[Any, Any]:  # fmt: skip
+        trt, asymmetric = self.trt, graph.asymmetric()
+        if asymmetric:
+            raise WorkerError("qdq-asymmetric", asymmetric)
+        kinds = trt.NetworkDefinitionCreationFlag
+        network = builder.create_network(sum(1 << int(getattr(kinds, n)) for n in plan["network"]))
+        parser = trt.OnnxParser(network, self.logger)
+        if not parser.parse(source, path):
+            text = "; ".join(_parse_errors(parser, graph))
+            about_zero = re.search("zero.?point|symmetric quantization", text, re.IGNORECASE)
+            raise WorkerError("qdq-asymmetric" if about_zero else "onnx-refused", text)
+        return network, parser
 
-    def _open_cache(self, config: Any, path: str) -> tuple[Any, str]:
+    def _configure(self, builder: Any, plan: dict[str, Any], workspace_mb: int,
+                   level: int | None, sparsity: bool) -> Any:  # fmt: skip
+        trt, config = self.trt, builder.create_builder_config()
+        for name in plan["flags"] + (["SPARSE_WEIGHTS"] if sparsity else []):
+            config.set_flag(getattr(trt.BuilderFlag, name))
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb * MIB)
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
+        if version_of(trt) < (10, 0):  # the others call cuBLAS and cuDNN, which 10 no longer needs
+            names = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+            config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, n)) for n in names))
+        if level is not None:
+            if not hasattr(config, "builder_optimization_level"):
+                text = f"TensorRT {self.version} has no builder optimisation level; 8.6 has"
+                raise WorkerError("option-refused", text)
+            if level not in range(6):
+                raise WorkerError("request-invalid", f"optimization_level {level} is not 0 to 5")
+            config.builder_optimization_level = level
+        return config
+
+    def _use_dla(self, builder: Any, network: Any, config: Any, core: int | None,
+                 precision: str) -> list[str] | None:  # fmt: skip
+        """Prefer a DLA core; the names of the layers that stay on the GPU, None without a DLA."""
+        if core is None:
+            return None
+        if precision not in ("fp16", "int8", "mixed"):
+            raise WorkerError("option-refused", f"a DLA computes in fp16 and int8, not {precision}")
+        if core not in range(builder.num_DLA_cores):
+            there = builder.num_DLA_cores
+            raise WorkerError("option-refused", f"no DLA core {core}: this board has {there}")
+        trt = self.trt
+        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, core
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        return [str(layer.name) for layer in layers if not config.can_run_on_DLA(layer)]
+
+    def _open_cache(self, config: Any, path: str, deterministic: bool) -> tuple[Any, str]:
         """Give the builder the timings of an earlier build, where they are of this TensorRT.
 
         The caller holds the cache object while it builds: the configuration only points at it.
         """
         if not path:
             return None, "none"
+        flags = self.trt.BuilderFlag
+        if deterministic and hasattr(flags, "EDITABLE_TIMING_CACHE"):
+            config.set_flag(flags.EDITABLE_TIMING_CACHE)  # it changes the keys: from the first on
         old = b""
         if os.path.isfile(path):
             with open(path, "rb") as stream:
                 old = stream.read()
-        cache = config.create_timing_cache(old)
-        if old and cache is not None and config.set_timing_cache(cache, False):
-            return cache, "reused"
+        if old:
+            try:
+                cache = config.create_timing_cache(old)
+                if cache is not None and config.set_timing_cache(cache, False):
+                    return cache, "reused"
+            except Exception as error:  # pybind11 turns a refusal into whichever it likes
+                self.messages.append(f"timing cache {path}: {error}")
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
         return cache, "replaced" if old else "new"
 
-    def load(self, path: str) -> TensorRTSession:
-        """An engine that this TensorRT built on this kind of GPU."""
-        with open(path, "rb") as stream:
-            blob = stream.read()
-        if os.path.isfile(path + ".json"):
-            self._preflight(path, blob)
-        del self.messages[:]
+    def _bind_to_cache(self, config: Any, wanted: bool, state: str) -> str:
+        """Keep a deterministic build to the cache's kernels.
+
+        Returns:
+            `off`; `recorded`: the cache now holds this build's kernels, for the next one;
+            `enforced`: kernels are the cache's, or the build fails; `best-effort`: this TensorRT
+            cannot be bound, it takes the cache's timings where it finds them.
+        """
+        if not wanted:
+            return "off"
+        flags = self.trt.BuilderFlag
+        if not hasattr(flags, "ERROR_ON_TIMING_CACHE_MISS"):
+            return "best-effort"
+        if state != "reused":
+            return "recorded"
+        config.set_flag(flags.ERROR_ON_TIMING_CACHE_MISS)
+        return "enforced"
+
+    def _layers_of(self, blob: bytes, graph: OnnxFile) -> list[dict[str, Any]] | None:
+        """The engine's layers; None where the GPU that it is for is not this one."""
         runtime = self.trt.Runtime(self.logger)
         engine = runtime.deserialize_cuda_engine(blob)
         if engine is None:
-            raise WorkerError("engine-refused", "; ".join(self.messages[-2:]) or "not an engine")
-        return TensorRTSession(self.trt, self.cuda, runtime, engine)
+            return None
+        return layers_of(self.trt, engine, {node["name"] for node in graph.nodes})
 
-    def _preflight(self, path: str, blob: bytes) -> None:
-        with open(path + ".json", "rb") as stream:
-            built = json.loads(stream.read().decode())
-        here = {"tensorrt": self.version, "compute_capability": self.cuda.capability,
-                "platform": _platform(), "sha256": hashlib.sha256(blob).hexdigest()}  # fmt: skip
-        differing = [k for k in here if built.get(k) != here[k]]
-        wrong = [f"{k}: built {built.get(k)}, here {here[k]}" for k in differing]
-        if wrong:
-            raise WorkerError("engine-mismatch", "; ".join(wrong))
+    def load(self, path: str, graph: bool = False, expected: Any = None) -> TensorRTSession:
+        """An engine that this TensorRT built on this kind of GPU."""
+        with open(path, "rb") as stream:
+            blob = stream.read()
+        here = {"backend": "tensorrt", "version": self.version, "platform": _platform(),
+                "compute_capability": self.cuda.capability}  # fmt: skip
+        record = preflight(path, blob, here, expected)
+        self._check_header(path, blob)
+        del self.messages[:]
+        runtime = self.trt.Runtime(self.logger)
+        if record.get("dla") is not None:
+            runtime.DLA_core = record["dla"]
+        engine = runtime.deserialize_cuda_engine(blob)
+        if engine is None:
+            raise WorkerError("engine-refused", self.why())
+        return TensorRTSession(self, runtime, engine, graph, record.get("layers"))
+
+    def _check_header(self, path: str, blob: bytes) -> None:
+        """From 8.6 on a plan starts with a tag, and byte 24 on is the version that made it."""
+        if version_of(self.trt) < (8, 6):
+            return
+        if len(blob) < 28 or blob[:4] not in (b"ftrt", b"vtrt"):
+            raise WorkerError("engine-damaged", f"{path} is no TensorRT plan: {blob[:4]!r}")
+        made = ".".join(str(byte) for byte in blob[24:27])
+        here = ".".join(self.version.split(".")[:3])
+        if blob[4:8] == bytes(4) and made != here:  # the one layout of a plan that is known
+            text = f"{path} is a plan of TensorRT {made}; here {here}"
+            raise WorkerError("engine-mismatch", text)
+
+
+def _add_profile(builder: Any, network: Any, config: Any, asked: Any) -> None:
+    """One optimisation profile over every input that has a free size."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    free = {image.name: image for image in inputs if -1 in tuple(image.shape)}
+    if isinstance(asked, dict):
+        absent = [name for name in asked if name not in [image.name for image in inputs]]
+        if absent:
+            names = ", ".join(image.name for image in inputs)
+            raise WorkerError("profile-refused", f"no input {absent[0]!r}; there is {names}")
+    if not free:
+        return
+    if asked and not isinstance(asked, dict):
+        if len(free) > 1:
+            raise WorkerError("profile-missing", f"inputs {', '.join(free)} are dynamic")
+        asked = dict.fromkeys(free, asked)
+    profile = builder.create_optimization_profile()
+    for name, image in free.items():
+        if not asked or name not in asked:
+            raise WorkerError("profile-missing", f"input {name} is dynamic: {tuple(image.shape)}")
+        shapes = [tuple(shape) for shape in asked[name]]
+        if not _fits(shapes, tuple(image.shape)):
+            raise WorkerError("profile-refused", f"{name}: {shapes} for {tuple(image.shape)}")
+        profile.set_shape(name, *shapes)
+    if config.add_optimization_profile(profile) < 0:
+        raise WorkerError("profile-refused", f"TensorRT takes none of {asked}")
+
+
+def _fits(shapes: list[tuple[int, ...]], size: tuple[int, ...]) -> bool:
+    """Whether shapes are min <= opt <= max of a network's size, in which -1 is free."""
+    if len(shapes) != 3 or any(len(shape) != len(size) for shape in shapes):
+        return False
+    columns = zip(size, *shapes)  # noqa: B905  # Python 3.8
+    return all(0 < a <= b <= c and n in (-1, a) and n in (-1, c) for n, a, b, c in columns)
+
+
+def _parse_errors(parser: Any, graph: OnnxFile) -> list[str]:
+    """Each parser error with its node; 8.x knows only the number, 10 the name and the operator."""
+    found = []
+    for i in range(parser.num_errors):
+        error = parser.get_error(i)
+        named = [str(getattr(error, f)()) if hasattr(error, f) else ""
+                 for f in ("node_name", "node_operator")]  # fmt: skip
+        found.append(f"{graph.describe(error.node(), *named)}: {error.desc()}")
+    return found or ["the parser gave no reason"]
+
+
+NUMBER_TYPES = (("int8", "int8"), ("fp8", "fp8"), ("bf16", "bf16"), ("bfloat16", "bf16"),
+                ("fp16", "fp16"), ("half", "fp16"), ("fp32", "fp32"), ("float", "fp32"),
+                ("int32", "int32"), ("int64", "int64"), ("bool", "bool"))  # fmt: skip
+
+
+def _number_type(text: str) -> str | None:
+    """The precision that a type or format text names, such as "Row major Int8 format"."""
+    words = re.findall("[a-z0-9]+", text.lower())
+    return next((name for word, name in NUMBER_TYPES if word in words), None)
+
+
+def _layer(entry: Any, known: set[str]) -> dict[str, Any]:
+    """One layer of the inspector: its name, type, precision and the ONNX nodes that it came from.
+
+    A tensor's type is in `Format/Datatype` up to 10, in `Datatype` or `DataType` from 11. A layer
+    computes in the type of its weights, or else of its first input.
+    """
+    if isinstance(entry, str):  # an engine that was built without detailed verbosity
+        entry = {"Name": entry}
+    name = str(entry.get("Name", ""))
+    texts = [str((entry.get("Weights") or {}).get("Type", ""))]
+    for tensor in entry.get("Inputs") or []:
+        keys = sorted((k for k in tensor if "type" in k.lower()), key=len)
+        texts += [str(tensor[k]) for k in keys]
+    found = (_number_type(text) for text in texts)
+    precision = next((kind for kind in found if kind), None)
+    nodes = re.findall(r"\[ONNX Layer: (.*?)\]", str(entry.get("Metadata", "")))
+    if not nodes:  # 8.5 has only the name, which joins those of the fused nodes
+        nodes = [part for part in re.split(r" \+ |, |PWN\(|\)", name) if part in known]
+    nodes = sorted({n for n in nodes if n in known} or set(nodes), key=nodes.index)
+    return {"name": name, "type": entry.get("LayerType"), "precision": precision,
+            "onnx": nodes or None}  # fmt: skip
+
+
+def layers_of(trt: Any, engine: Any, known: set[str]) -> list[dict[str, Any]]:
+    """The layers of an engine; `known` are the names of the ONNX file's nodes."""
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return [_layer(entry, known) for entry in json.loads(text).get("Layers", [])]
+
+
+class HostArray:
+    """Pinned memory with the numpy array that lies in it."""
+
+    def __init__(self, cuda: Cuda, shape: tuple[int, ...], kind: Any) -> None:
+        """Room for an array of one shape and type."""
+        self.bytes = int(np.prod(shape)) * kind.itemsize
+        self.pointer = cuda.pinned(self.bytes)
+        raw = (ctypes.c_char * self.bytes).from_address(self.pointer.value)
+        self.array = np.frombuffer(raw, kind).reshape(shape)
 
 
 class TensorRTSession:
-    """An engine with its buffers on the device, remade when the input shapes change."""
+    """An engine with its buffers, remade when the input shapes change."""
 
-    def __init__(self, trt: Any, cuda: Cuda, runtime: Any, engine: Any) -> None:
+    def __init__(self, backend: TensorRT, runtime: Any, engine: Any, graph: bool,
+                 layers: Any) -> None:  # fmt: skip
         """Make a context; the buffers come with the first inputs."""
-        self.cuda, self.engine = cuda, engine
+        trt = backend.trt
+        self.backend, self.cuda, self.engine = backend, backend.cuda, engine
         self.runtime = runtime  # which must outlive its engine
-        self.context = engine.create_execution_context()
-        if self.context is None:
-            raise WorkerError("engine-refused", "no execution context")
+        self.wants_graph, self.graph = graph, None
+        self.layers = layers
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
         self.inputs = [n for n in names if is_input[n]]
         self.outputs = [n for n in names if not is_input[n]]
-        self.types = {n: np.dtype(NUMPY_NAME[engine.get_tensor_dtype(n).name]) for n in names}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.buffers: dict[str, ctypes.c_uint64] = {}
+        kinds = {n: str(engine.get_tensor_dtype(n).name) for n in names}
+        for name, kind in kinds.items():
+            if kind not in NUMPY_NAME:
+                raise WorkerError("engine-refused", f"{name} is {kind}, which numpy has not")
+        self.types = {n: np.dtype(NUMPY_NAME[kind]) for n, kind in kinds.items()}
+        self.bound: dict[str, tuple[int, ...]] = {}
+        self.device: dict[str, Any] = {}
+        self.host: dict[str, HostArray] = {}
+        self.context = self._new_context()
+
+    def _new_context(self) -> Any:
+        made = self.engine.create_execution_context()
+        if made is None:
+            raise WorkerError("engine-refused", f"no execution context: {self.backend.why()}")
+        return made
+
+    def about(self) -> dict[str, Any]:
+        """Inputs, outputs and the device memory that an inference takes."""
+        engine = self.engine
+        old = not hasattr(engine, "device_memory_size_v2")
+        size = engine.device_memory_size if old else engine.device_memory_size_v2
+
+        def tensors(names: list[str]) -> dict[str, Any]:
+            shapes = {n: [int(side) for side in engine.get_tensor_shape(n)] for n in names}
+            return {n: {"dtype": str(self.types[n]), "shape": shapes[n]} for n in names}
+
+        return {"device_memory_mb": size / MIB, "inputs": tensors(self.inputs),
+                "outputs": tensors(self.outputs)}  # fmt: skip
 
     def bind(self, arrays: dict[str, Any]) -> None:
-        """Copy the inputs to the device and point the context at its buffers."""
+        """Copy the inputs to the device, in buffers of their shapes."""
+        wanted = check_inputs(arrays, self.types, self.inputs)
+        if wanted != self.bound:
+            self._fit(wanted)
         for name in self.inputs:
-            if name not in arrays:
-                raise WorkerError("input-missing", f"no array for input {name}")
-            if not self.context.set_input_shape(name, arrays[name].shape):
-                raise WorkerError("shape-refused", f"{name} does not take {arrays[name].shape}")
-        shapes = {n: tuple(self.context.get_tensor_shape(n)) for n in self.inputs + self.outputs}
-        if shapes != self.shapes:
-            self.release()
-            for name, shape in shapes.items():
-                size = int(np.prod(shape)) * self.types[name].itemsize
-                self.buffers[name] = self.cuda.allocate(size)
-                self.context.set_tensor_address(name, self.buffers[name].value)
-            self.shapes = shapes
-        for name in self.inputs:
-            array = np.ascontiguousarray(arrays[name], self.types[name])
-            host = ctypes.c_void_p(array.ctypes.data)
-            self._copy("cuMemcpyHtoDAsync_v2", self.buffers[name], host, array.nbytes)
-            self.cuda.wait()  # the array must outlive the copy
+            self.host[name].array[...] = arrays[name]
+        for copy in self._copies(self.inputs):
+            self.cuda.call("cuMemcpyHtoDAsync_v2", *copy)
+        self.cuda.wait()
 
-    def _copy(self, function: str, to: Any, source: Any, size: int) -> None:
-        self.cuda.call(function, to, source, ctypes.c_size_t(size), self.cuda.stream)
+    def _fit(self, wanted: dict[str, tuple[int, ...]]) -> None:
+        """Make the buffers of these input shapes and point the context at them."""
+        self.release()
+        try:
+            for name, shape in wanted.items():
+                if not self.context.set_input_shape(name, shape):
+                    raise WorkerError("shape-refused", self._outside(name, shape))
+            for name in self.inputs + self.outputs:
+                shape = tuple(int(side) for side in self.context.get_tensor_shape(name))
+                if min(shape, default=0) < 0:
+                    raise WorkerError("engine-refused", f"the size of {name} depends on the data")
+                self.host[name] = HostArray(self.cuda, shape, self.types[name])
+                self.device[name] = self.cuda.allocate(self.host[name].bytes)
+                self.context.set_tensor_address(name, int(self.device[name].value))
+        except Exception:
+            self.release()
+            raise
+        self.bound = wanted
+
+    def _outside(self, name: str, shape: tuple[int, ...]) -> str:
+        low, _, high = (tuple(s) for s in self.engine.get_tensor_profile_shape(name, 0))
+        return f"{name} of {shape} is outside the engine's profile, {low} to {high}"
+
+    def _copies(self, names: list[str]) -> list[tuple[Any, ...]]:
+        """Arguments that copy tensors to the device, or outputs from it."""
+        found = []
+        for n in names:
+            ends = (self.device[n], self.host[n].pointer)
+            to, source = ends if n in self.inputs else ends[::-1]
+            found.append((to, source, ctypes.c_size_t(self.host[n].bytes), self.cuda.stream))
+        return found
 
     def launch(self) -> None:
         """Enqueue one inference."""
         if not self.context.execute_async_v3(self.cuda.stream.value):
-            raise WorkerError("run-failed", "TensorRT did not enqueue the engine")
+            raise WorkerError("run-failed", self.backend.why())
+
+    def _replay(self) -> Callable[[], None]:
+        """One inference as a CUDA graph, captured once for the bound shapes."""
+        if self.graph is None:
+            self.launch()  # TensorRT may still allocate in the first one, which no graph can hold
+            self.cuda.wait()
+            self.graph = self.cuda.capture(self.launch)
+        cuda, play = self.cuda, self.cuda.lib.cuGraphLaunch
+        graph, stream = self.graph, self.cuda.stream
+
+        def replay() -> None:
+            cuda.check("cuGraphLaunch", play(graph, stream))
+
+        return replay
+
+    def _usual(self) -> Callable[[], None]:
+        return self._replay() if self.wants_graph else self.launch
 
     def run(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """The outputs by name."""
         self.bind(arrays)
-        self.launch()
-        found = {}
-        for name in self.outputs:
-            found[name] = np.empty(self.shapes[name], self.types[name])
-            host = ctypes.c_void_p(found[name].ctypes.data)
-            self._copy("cuMemcpyDtoHAsync_v2", host, self.buffers[name], found[name].nbytes)
+        self._usual()()
+        for copy in self._copies(self.outputs):
+            self.cuda.call("cuMemcpyDtoHAsync_v2", *copy)
         self.cuda.wait()
-        return found
+        return {name: self.host[name].array.copy() for name in self.outputs}
 
-    def time(self, arrays: dict[str, Any], warmup: int, iterations: int) -> dict[str, list[float]]:
-        """Milliseconds of each inference: by CUDA events, and by the clock with its wait."""
+    def time(self, arrays: dict[str, Any], warmup: int, iterations: int,
+             mode: str) -> tuple[dict[str, list[float]], bool]:  # fmt: skip
+        """Milliseconds of each inference by clock, and whether a CUDA graph ran."""
         self.bind(arrays)
-        begin, end, elapsed = self.cuda.event(), self.cuda.event(), ctypes.c_float()
-        device, wall = [], []
-        for _ in range(warmup + iterations):
-            start = time.perf_counter()
-            self.cuda.call("cuEventRecord", begin, self.cuda.stream)
-            self.launch()
-            self.cuda.call("cuEventRecord", end, self.cuda.stream)
-            self.cuda.wait()
-            wall.append(1000 * (time.perf_counter() - start))
-            self.cuda.call("cuEventElapsedTime", ctypes.byref(elapsed), begin, end)
-            device.append(float(elapsed.value))
-        for event in (begin, end):
-            self.cuda.call("cuEventDestroy_v2", event)
-        return {"device": device[warmup:], "wall": wall[warmup:]}
+        graph = mode == "graph" or (mode != "device" and self.wants_graph)
+        go, count = (self._replay() if graph else self.launch), warmup + iterations
+        if mode == "end_to_end":
+            found = {"end_to_end": self._time_transfers(go, count)}
+        elif mode == "enqueue":
+            found = {"device": self._time_queue(go, count)}
+        else:
+            found = self._time_single(go, count)
+        return {clock: times[warmup:] for clock, times in found.items()}, graph
+
+    def _time_single(self, go: Callable[[], None], count: int) -> dict[str, list[float]]:
+        """By events around each inference, and by the clock with the wait for it."""
+        cuda, lib, stream, clock = self.cuda, self.cuda.lib, self.cuda.stream, time.perf_counter
+        device, wall, elapsed = [0.0] * count, [0.0] * count, ctypes.c_float()
+        ms = ctypes.byref(elapsed)
+        with cuda.events(2) as (begin, end):
+            for i in range(count):
+                start = clock()
+                failed = lib.cuEventRecord(begin, stream)
+                go()
+                failed = failed or lib.cuEventRecord(end, stream) or lib.cuStreamSynchronize(stream)
+                wall[i] = 1000 * (clock() - start)
+                cuda.check("timing", failed or lib.cuEventElapsedTime(ms, begin, end))
+                device[i] = elapsed.value
+        return {"device": device, "wall": wall}
+
+    def _time_transfers(self, go: Callable[[], None], count: int) -> list[float]:
+        """By the clock: inputs from pinned memory, the inference, outputs to pinned memory."""
+        lib, stream, clock = self.cuda.lib, self.cuda.stream, time.perf_counter
+        times = [0.0] * count
+        into, out = self._copies(self.inputs), self._copies(self.outputs)
+        for i in range(count):
+            failed, start = 0, clock()
+            for copy in into:
+                failed = failed or lib.cuMemcpyHtoDAsync_v2(*copy)
+            go()
+            for copy in out:
+                failed = failed or lib.cuMemcpyDtoHAsync_v2(*copy)
+            failed = failed or lib.cuStreamSynchronize(stream)
+            times[i] = 1000 * (clock() - start)
+            self.cuda.check("timing", failed)
+        return times
+
+    def _time_queue(self, go: Callable[[], None], count: int) -> list[float]:
+        """By events between inferences that are queued without a wait, as trtexec counts them."""
+        cuda, lib, stream = self.cuda, self.cuda.lib, self.cuda.stream
+        with cuda.events(count + 1) as events:
+            failed = lib.cuEventRecord(events[0], stream)
+            for event in events[1:]:
+                go()
+                failed = failed or lib.cuEventRecord(event, stream)
+            cuda.check("timing", failed or lib.cuStreamSynchronize(stream))
+            times, elapsed = [], ctypes.c_float()
+            for i in range(count):
+                cuda.call("cuEventElapsedTime", ctypes.byref(elapsed), events[i], events[i + 1])
+                times.append(float(elapsed.value))
+        return times
+
+    def profile(self, arrays: dict[str, Any], iterations: int) -> list[dict[str, Any]]:
+        """Mean milliseconds of each layer in one inference, in the engine's order.
+
+        The profiler stays with its context: a fresh one takes its place afterwards, as an engine
+        of 8.x with free sizes has room for one context per profile.
+        """
+        trt = self.backend.trt
+        total: dict[str, float] = {}
+
+        class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.IProfiler.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                total[layer_name] = total.get(layer_name, 0.0) + ms
+
+        self.bind(arrays)
+        self.launch()
+        self.cuda.wait()
+        profiler = Profiler()  # the context only points at it
+        try:
+            self.context.profiler = profiler
+            for _ in range(iterations):
+                self.launch()
+                self.cuda.wait()
+        finally:
+            self.release()
+            self.context = None
+            self.context = self._new_context()
+        layers = self.layers if self.layers else layers_of(trt, self.engine, set())
+        known = {layer["name"]: layer for layer in layers}
+        blank = {"precision": None, "onnx": None}
+        return [{"name": name, "ms": ms / iterations,
+                 **{key: known.get(name, blank)[key] for key in blank}}
+                for name, ms in total.items()]  # fmt: skip
 
     def release(self) -> None:
-        """Free the buffers."""
-        for pointer in self.buffers.values():
-            self.cuda.call("cuMemFree_v2", pointer)
-        self.buffers, self.shapes = {}, {}
+        """Free the buffers and the graph; the next inputs make them anew."""
+        handles = [*self.device.values(), *[host.pointer for host in self.host.values()]]
+        if self.graph is not None:
+            handles.append(self.graph)
+        self.device, self.host, self.bound, self.graph = {}, {}, {}, None
+        self.cuda.free(*handles)
+
+
+def check_inputs(arrays: dict[str, Any], types: dict[str, Any],
+                 names: list[str]) -> dict[str, tuple[int, ...]]:  # fmt: skip
+    """The shapes of a network's inputs, once all are there and of a type that it takes."""
+    for name in names:
+        if name not in arrays:
+            given = ", ".join(arrays) or "nothing"
+            raise WorkerError("input-missing", f"no array for input {name}; given {given}")
+        if not np.can_cast(arrays[name].dtype, types[name], "same_kind"):
+            text = f"{name} is {types[name]}, the array {arrays[name].dtype}"
+            raise WorkerError("input-refused", text)
+    return {name: tuple(arrays[name].shape) for name in names}
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU: plays a board where there is none, and proves nothing of one."""
+    """ONNX Runtime on one execution provider; on the CPU it plays a board where there is none."""
+
+    modes = ("device", "end_to_end")
+    provider = "CPUExecutionProvider"
+    precision_names: tuple[str, ...] = ("fp32", "fp16", "int8", "fp8", "mixed")
+    cuda: Any = None
 
     def __init__(self) -> None:
-        """Import the module."""
+        """Import the module, and see that it has the provider."""
         try:
             import onnxruntime
         except ImportError as error:
             raise WorkerError("onnxruntime-missing", str(error)) from error
         self.ort: Any = onnxruntime
         self.version = str(onnxruntime.__version__)
+        there = onnxruntime.get_available_providers()
+        if self.provider not in there:
+            text = f"onnxruntime {self.version} has {', '.join(there)}, not {self.provider}"
+            raise WorkerError("onnxruntime-missing", text)
+        if self.provider != "CPUExecutionProvider":
+            self.cuda = Cuda()
 
     def about(self) -> dict[str, Any]:
-        """No GPU; every precision is its own ONNX."""
-        return {"gpu": None, "precisions": {p: {"onnx": p} for p in ("fp32", "fp16", "int8")}}
+        """The GPU where there is one; every precision is its own ONNX."""
+        plans = {p: {"onnx": p, "flags": [], "network": []} for p in self.precision_names}
+        return {"gpu": self.cuda.about() if self.cuda else None, "precisions": plans}
 
-    def build(self, onnx: str, engine: str, precision: str, **unused: Any) -> dict[str, Any]:
-        """Nothing to compile: the model is checked and copied."""
+    def close(self) -> None:
+        """Give back what the driver handed out."""
+        if self.cuda:
+            self.cuda.close()
+
+    def settings(self, precision: str) -> dict[str, Any]:
+        """Options of the provider."""
+        return {}
+
+    def build(self, onnx: str, engine: str, precision: str, profile: Any = None,
+              workspace_mb: int = 1024, timing_cache: str = "", deterministic: bool = False,
+              optimization_level: int | None = None, dla: int | None = None,
+              sparsity: bool = False) -> dict[str, Any]:  # fmt: skip
+        """Nothing to compile: the model is checked and copied, with the record of an engine.
+
+        Profile, workspace and timing cache are TensorRT's and say nothing here; what would change
+        the result is refused.
+        """
         start = time.perf_counter()
-        self.load(onnx)
-        shutil.copyfile(onnx, engine)
-        about = {"onnxruntime": self.version, "precision": precision}
-        seconds = time.perf_counter() - start
-        return dict(about, bytes=os.path.getsize(engine), seconds=seconds)
-
-    def load(self, path: str) -> OnnxRuntimeSession:
-        """A session of an ONNX file."""
-        options = self.ort.SessionOptions()
-        options.log_severity_level = 3
-        with open(path, "rb") as stream:
+        if precision not in self.precision_names:
+            able = ", ".join(self.precision_names)
+            raise WorkerError("precision-refused", f"{self.provider} has {able}, not {precision!r}")
+        asked = {"deterministic": deterministic, "dla": dla is not None, "sparsity": sparsity,
+                 "optimization_level": optimization_level is not None}  # fmt: skip
+        for name, given in asked.items():
+            if given:
+                raise WorkerError("option-refused", f"ONNX Runtime has no {name}")
+        with open(onnx, "rb") as stream:
             blob = stream.read()
+        self._open(blob, precision)
+        _write(engine, blob)
+        sha256, nodes = hashlib.sha256(blob).hexdigest(), OnnxFile(blob).nodes
+        return write_record(engine, {
+            "onnxruntime": self.version, "compute_capability": self._capability(),
+            "gpu": self.cuda.name if self.cuda else None, "platform": _platform(),
+            "precision": precision, "flags": [], "sha256": sha256, "onnx_sha256": sha256,
+            "bytes": len(blob), "timing_cache": "none", "deterministic": "off", "dla": None,
+            "dla_fallback": None, "provider": self.provider,
+            "layers": [{"name": n["name"], "type": n["operator"], "precision": None,
+                        "onnx": [n["name"]]} for n in nodes],
+            "seconds": time.perf_counter() - start,
+        })  # fmt: skip
+
+    def _capability(self) -> str | None:
+        return str(self.cuda.capability) if self.cuda else None
+
+    def _open(self, blob: bytes, precision: str, trace: str = "") -> Any:
+        """A session of the provider asked for and no other."""
+        options = self.ort.SessionOptions()
+        options.log_severity_level = 4
+        if trace:
+            options.enable_profiling, options.profile_file_prefix = True, trace
+        chosen = [(self.provider, self.settings(precision))]
         try:
-            made = self.ort.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
+            made = self.ort.InferenceSession(blob, options, providers=chosen)
         except Exception as error:  # its exceptions share no other base
             raise WorkerError("onnx-refused", str(error)) from error
-        return OnnxRuntimeSession(made)
+        made.disable_fallback()  # or a failing run would silently go on elsewhere
+        if made.get_providers()[0] != self.provider:
+            text = f"asked for {self.provider}, onnxruntime took {made.get_providers()[0]}"
+            raise WorkerError("provider-fallback", text)
+        return made
+
+    def load(self, path: str, graph: bool = False, expected: Any = None) -> OnnxRuntimeSession:
+        """A session of what `build` copied."""
+        if graph:
+            raise WorkerError("mode-refused", f"{self.provider} runs no CUDA graph here")
+        with open(path, "rb") as stream:
+            blob = stream.read()
+        here = {"backend": "onnxruntime", "version": self.version, "platform": _platform(),
+                "compute_capability": self._capability()}  # fmt: skip
+        record = preflight(path, blob, here, expected)
+        precision = str(record.get("precision", "fp32"))
+        nodes = {node["name"] for node in OnnxFile(blob).nodes}
+        return OnnxRuntimeSession(self, partial(self._open, blob, precision), nodes)
+
+
+class OnnxRuntimeCuda(OnnxRuntime):
+    """On the GPU."""
+
+    provider = "CUDAExecutionProvider"
+
+
+class OnnxRuntimeTensorRT(OnnxRuntime):
+    """On the GPU by the TensorRT that ONNX Runtime was built for."""
+
+    provider = "TensorrtExecutionProvider"
+    precision_names = ("fp32", "fp16", "int8", "mixed")
+
+    def settings(self, precision: str) -> dict[str, Any]:
+        """Precision flags, which 1.27 lost with its TensorRT 11: there the ONNX alone decides."""
+        if version_of(self.ort) >= (1, 27) or precision == "fp32":
+            return {}
+        return {"trt_fp16_enable": True, "trt_int8_enable": precision != "fp16"}
+
+
+ORT_NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64",
+             "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8",
+             "tensor(double)": "float64", "tensor(bool)": "bool"}  # fmt: skip
 
 
 class OnnxRuntimeSession:
     """A session with the same calls as an engine."""
 
-    def __init__(self, session: Any) -> None:
-        """Hold a loaded session."""
-        self.session = session
+    def __init__(self, backend: OnnxRuntime, make: Callable[..., Any], nodes: set[str]) -> None:
+        """`make` opens the network, with a file prefix for the trace of a profile."""
+        self.backend, self.make, self.nodes = backend, make, nodes
+        self.session = make()
+        self.ports = {i.name: i for i in self.session.get_inputs()}
+        self.types = {n: np.dtype(ORT_NUMPY.get(i.type, "O")) for n, i in self.ports.items()}
+
+    def about(self) -> dict[str, Any]:
+        """Inputs and outputs; ONNX Runtime does not say what memory it will take."""
+        return {"device_memory_mb": None, "inputs": self._tensors(self.session.get_inputs()),
+                "outputs": self._tensors(self.session.get_outputs())}  # fmt: skip
+
+    @staticmethod
+    def _tensors(ports: list[Any]) -> dict[str, Any]:
+        shapes = {i.name: [n if isinstance(n, int) else -1 for n in i.shape] for i in ports}
+        return {i.name: {"dtype": ORT_NUMPY.get(i.type, i.type), "shape": shapes[i.name]}
+                for i in ports}  # fmt: skip
+
+    def _feeds(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        wanted = check_inputs(arrays, self.types, list(self.ports))
+        for name, shape in wanted.items():
+            size = tuple(n if isinstance(n, int) else -1 for n in self.ports[name].shape)
+            pairs = zip(shape, size)  # noqa: B905  # Python 3.8
+            if len(shape) != len(size) or any(n not in (-1, a) for a, n in pairs):
+                raise WorkerError("shape-refused", f"{name} of {shape}; the network has {size}")
+        return {n: np.ascontiguousarray(arrays[n], self.types[n]) for n in self.ports}
 
     def run(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """The outputs by name."""
-        wanted = [i.name for i in self.session.get_inputs()]
-        missing = [n for n in wanted if n not in arrays]
-        if missing:
-            raise WorkerError("input-missing", f"no array for input {missing[0]}")
-        found = self.session.run(None, {n: arrays[n] for n in wanted})
+        found = self.session.run(None, self._feeds(arrays))
         names = [o.name for o in self.session.get_outputs()]
         return {name: found[i] for i, name in enumerate(names)}
 
-    def time(self, arrays: dict[str, Any], warmup: int, iterations: int) -> dict[str, list[float]]:
-        """Milliseconds of each inference by the clock; there is no device to ask."""
-        wall = []
+    def time(self, arrays: dict[str, Any], warmup: int, iterations: int,
+             mode: str) -> tuple[dict[str, list[float]], bool]:  # fmt: skip
+        """Milliseconds of each inference by the clock; there is no device clock to ask."""
+        feeds, times, clock = self._feeds(arrays), [], time.perf_counter
+        go = partial(self.session.run_with_iobinding, self._bound(feeds))
+        if mode == "end_to_end":
+            go = partial(self.session.run, None, feeds)
         for _ in range(warmup + iterations):
-            start = time.perf_counter()
-            self.run(arrays)
-            wall.append(1000 * (time.perf_counter() - start))
-        return {"device": [], "wall": wall[warmup:]}
+            start = clock()
+            go()
+            times.append(1000 * (clock() - start))
+        return {"end_to_end" if mode == "end_to_end" else "wall": times[warmup:]}, False
+
+    def _bound(self, feeds: dict[str, Any]) -> Any:
+        """Inputs and outputs where the provider computes."""
+        place = "cuda" if self.backend.cuda else "cpu"
+        binding = self.session.io_binding()
+        for name, array in feeds.items():
+            value = self.backend.ort.OrtValue.ortvalue_from_numpy(array, place, 0)
+            binding.bind_ortvalue_input(name, value)
+        for port in self.session.get_outputs():
+            binding.bind_output(port.name, place)
+        return binding
+
+    def profile(self, arrays: dict[str, Any], iterations: int) -> list[dict[str, Any]]:
+        """Mean milliseconds of each node in one inference, from ONNX Runtime's own trace."""
+        feeds = self._feeds(arrays)
+        with tempfile.TemporaryDirectory() as folder:
+            session = self.make(os.path.join(folder, "trace"))
+            for _ in range(iterations + 1):
+                session.run(None, feeds)
+            with open(session.end_profiling(), encoding="utf-8") as stream:
+                events = json.load(stream)
+        found: dict[str, list[tuple[float, Any]]] = {}
+        for event in events:
+            name, kind, more = event["name"], "_kernel_time", event.get("args", {})
+            if event.get("cat") == "Node" and name.endswith(kind):
+                entry = (event["dur"] / 1000, more.get("provider"))
+                found.setdefault(name[: -len(kind)], []).append(entry)
+        # the first inference warms up
+        return [{"name": name, "ms": sum(ms for ms, _ in calls[1:]) / iterations,
+                 "precision": None, "onnx": self._nodes(name), "provider": calls[0][1]}
+                for name, calls in found.items()]  # fmt: skip
+
+    def _nodes(self, name: str) -> list[str] | None:
+        """The ONNX nodes in a fused or transformed node's name."""
+        parts = [re.sub("_nchwc$", "", part) for part in name.split(" ")]
+        return [part for part in parts if part in self.nodes] or None
 
     def release(self) -> None:
         """Nothing is held beside the session."""
 
 
-BACKENDS: Dict[str, Callable[[], Any]] = {"tensorrt": TensorRT, "onnxruntime": OnnxRuntime}
-
-
-def _parse_errors(parser: Any) -> list[str]:
-    """Each parser error with the node that it names; 8.x has a number where 10 has a name."""
-    found = []
-    for i in range(parser.num_errors):
-        error = parser.get_error(i)
-        fields = [f for f in ("node_operator", "node_name") if hasattr(error, f)]
-        named = [f"node {error.node()}"] + [str(getattr(error, f)()) for f in fields]
-        found.append(f"{' '.join(named)}: {error.desc()}")
-    return found or ["the parser gave no reason"]
+BACKENDS: Dict[str, Callable[[], Any]] = {
+    "tensorrt": TensorRT, "onnxruntime": OnnxRuntime, "onnxruntime-cuda": OnnxRuntimeCuda,
+    "onnxruntime-tensorrt": OnnxRuntimeTensorRT,
+}  # fmt: skip
 
 
 def _write(path: str, blob: bytes) -> None:
@@ -449,18 +1216,56 @@ def _platform() -> str:
 
 
 def _first_line(path: str) -> str | None:
-    if not os.path.isfile(path):
+    try:
+        with open(path, errors="replace") as stream:
+            return stream.readline().strip("\0\n ") or None
+    except OSError:  # absent, or not for this user
         return None
-    with open(path, errors="replace") as stream:
-        return stream.readline().strip("\0\n ") or None
 
 
 def _power_mode() -> str | None:
     """The Jetson's power mode, as nvpmodel words it; None where there is no nvpmodel."""
     if shutil.which("nvpmodel") is None:
         return None
-    asked = subprocess.run(["nvpmodel", "-q"], capture_output=True, check=False, timeout=20)
+    try:
+        asked = subprocess.run(["nvpmodel", "-q"], capture_output=True, check=False, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
     return " ".join((asked.stdout + asked.stderr).decode(errors="replace").split())
+
+
+def _clocks(root: str = "/sys") -> dict[str, int]:
+    """Frequencies in Hz by name: a Jetson's GPU and memory by devfreq, any machine's CPUs."""
+    found = {}
+    for pattern, name_at, unit in (
+        ("class/devfreq/*/cur_freq", -2, 1),
+        ("devices/system/cpu/cpufreq/policy*/scaling_cur_freq", -2, 1000),
+    ):
+        for path in sorted(glob.glob(os.path.join(root, pattern))):
+            text = _first_line(path) or ""
+            if text.isdigit():
+                found[path.split(os.sep)[name_at]] = int(text) * unit
+    return found
+
+
+def _memory(path: str = "/proc/meminfo") -> dict[str, int | None]:
+    """Total and free memory of the machine in MiB; a Jetson's GPU uses the same."""
+    found: dict[str, int | None] = {"total": None, "free": None}
+    try:
+        with open(path) as stream:
+            lines = dict(line.split(":", 1) for line in stream if ":" in line)
+        for name, key in (("total", "MemTotal"), ("free", "MemAvailable")):
+            found[name] = int(lines[key].split()[0]) // 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    return found
+
+
+def _disk() -> int | None:
+    try:
+        return shutil.disk_usage(os.getcwd()).free // MIB
+    except OSError:
+        return None
 
 
 class Worker:
@@ -475,8 +1280,9 @@ class Worker:
         self.name, self.backend = backend, BACKENDS[backend]()
         self.loaded: dict[str, Any] = {}
         self.operations: dict[str, Callable[..., dict[str, Any]]] = {
-            "hello": self.hello, "build": self.backend.build, "load": self.load, "run": self.run,
-            "time": self.time, "quit": self.quit,
+            "hello": self.hello, "stat": self.stat, "remove": self.remove, "copy": self.copy,
+            "build": self.backend.build, "load": self.load, "run": self.run, "time": self.time,
+            "profile": self.profile, "unload": self.unload, "quit": self.quit,
         }  # fmt: skip
 
     def hello(self) -> dict[str, Any]:
@@ -485,28 +1291,69 @@ class Worker:
             "protocol": PROTOCOL, "backend": self.name, "backend_version": self.backend.version,
             "python": platform.python_version(), "numpy": np.__version__, "platform": _platform(),
             "module": _first_line("/proc/device-tree/model"), "power_mode": _power_mode(),
-            "l4t": _first_line("/etc/nv_tegra_release"), **self.backend.about(),
+            "l4t": _first_line("/etc/nv_tegra_release"), "clocks": _clocks(),
+            "memory_mb": _memory(), "disk_mb": _disk(), "modes": list(self.backend.modes),
+            **self.backend.about(),
         }  # fmt: skip
 
-    def quit(self) -> dict[str, Any]:
-        """Free everything that is loaded."""
-        while self.loaded:
-            self.loaded.popitem()[1].release()
+    def stat(self, path: str) -> dict[str, Any]:
+        """Whether a file is there, its size and its SHA-256."""
+        if not os.path.isfile(path):
+            return {"exists": False, "bytes": 0, "sha256": None}
+        hashed = hashlib.sha256()
+        with open(path, "rb") as stream:
+            for block in iter(lambda: stream.read(MIB), b""):
+                hashed.update(block)
+            return {"exists": True, "bytes": stream.tell(), "sha256": hashed.hexdigest()}
+
+    def remove(self, path: str) -> dict[str, Any]:
+        """Delete a file, if it is there."""
+        if os.path.lexists(path):
+            os.remove(path)
         return {}
 
-    def load(self, path: str, name: str = "main") -> dict[str, Any]:
-        """Load a built network under a name, in place of one that had it."""
-        fresh = self.backend.load(path)
+    def copy(self, source: str, target: str) -> dict[str, Any]:
+        """Copy a file under another name."""
+        shutil.copyfile(source, target + ".tmp")
+        os.replace(target + ".tmp", target)
+        return {}
+
+    def unload(self, name: str) -> dict[str, Any]:
+        """Free a loaded network."""
+        self._network(name).release()
+        del self.loaded[name]
+        return {}
+
+    def quit(self) -> dict[str, Any]:
+        """Free everything."""
+        while self.loaded:
+            self.loaded.popitem()[1].release()
+        self.backend.close()
+        return {}
+
+    def load(self, path: str, name: str = "main", graph: bool = False,
+             expected: Any = None) -> dict[str, Any]:  # fmt: skip
+        """Load a built network under a name, in place of one that had it.
+
+        With `graph` it runs as a CUDA graph. `expected` stands in for a lost record: its `sha256`,
+        `tensorrt` or `onnxruntime`, `compute_capability` and `platform`.
+        """
+        fresh = self.backend.load(path, graph, expected)
         if name in self.loaded:
             self.loaded.pop(name).release()
         self.loaded[name] = fresh
-        return {"name": name}
+        return dict(fresh.about(), name=name)
+
+    def _network(self, name: str) -> Any:
+        if name not in self.loaded:
+            there = ", ".join(self.loaded) or "nothing"
+            raise WorkerError("not-loaded", f"no network is loaded as {name!r}; {there} is")
+        return self.loaded[name]
 
     def _ready(self, name: str, path: str) -> tuple[Any, dict[str, Any]]:
-        if name not in self.loaded:
-            raise WorkerError("not-loaded", f"no network is loaded as {name!r}")
-        with np.load(path) as arrays:
-            return self.loaded[name], {key: arrays[key] for key in arrays.files}
+        network = self._network(name)
+        with np.load(path, allow_pickle=False) as arrays:
+            return network, {key: arrays[key] for key in arrays.files}
 
     def run(self, inputs: str, outputs: str, name: str = "main") -> dict[str, Any]:
         """Arrays from one npz file, by input name, to another, by output name."""
@@ -515,15 +1362,42 @@ class Worker:
         np.savez(outputs, **found)
         return {"outputs": {key: list(value.shape) for key, value in found.items()}}
 
-    def time(
-        self, inputs: str, iterations: int = 50, warmup: int = 10, name: str = "main"
-    ) -> dict[str, Any]:
-        """Latency in milliseconds of single inferences, inputs already where they are read."""
+    def time(self, inputs: str, iterations: int = 50, warmup: int = 10, name: str = "main",
+             mode: str = "device", samples: bool = False) -> dict[str, Any]:  # fmt: skip
+        """Latency in milliseconds of single inferences.
+
+        Args:
+            inputs: npz file.
+            iterations: inferences that count.
+            warmup: inferences before them.
+            name: of the loaded network.
+            mode: device (inputs on the GPU, events around each), graph (the same as a CUDA graph),
+                end_to_end (copies from and to pinned memory, by the clock) or enqueue (queued one
+                after the other, events between them).
+            samples: answer with each inference too.
+
+        Returns:
+            `device`, `wall` and `end_to_end`, null where the mode has no such clock.
+        """
         if iterations < 1 or warmup < 0:
             raise WorkerError("request-invalid", "needs iterations >= 1 and warmup >= 0")
+        if mode not in self.backend.modes:
+            able = ", ".join(self.backend.modes)
+            raise WorkerError("mode-refused", f"{self.name} times by {able}, not {mode!r}")
         network, arrays = self._ready(name, inputs)
-        times = network.time(arrays, warmup, iterations)
-        return {key: _summary(value) for key, value in times.items()}
+        times, graph = network.time(arrays, warmup, iterations, mode)
+        clocks = ("device", "wall", "end_to_end")
+        answer = {clock: _summary(times.get(clock, [])) for clock in clocks}
+        more = {"samples": times} if samples else {}
+        return {"mode": mode, "graph": graph, **answer, **more}
+
+    def profile(self, inputs: str, iterations: int = 20, name: str = "main") -> dict[str, Any]:
+        """Mean milliseconds of each layer; the total is more than an unprofiled inference takes."""
+        if iterations < 1:
+            raise WorkerError("request-invalid", "needs iterations >= 1")
+        network, arrays = self._ready(name, inputs)
+        layers = network.profile(arrays, iterations)
+        return {"layers": layers, "total_ms": sum(layer["ms"] for layer in layers)}
 
     def answer(self, request: Any) -> dict[str, Any]:
         """One request to its answer; no failure of an operation leaves as an exception."""

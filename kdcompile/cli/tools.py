@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from kdcompile.cli.options import as_json, echo_json
+from kdcompile.cli.network import open_network
+from kdcompile.cli.options import as_json, echo_json, via_option
+from kdcompile.cli.trust import check_trust, trusted_option
 
 
 @click.command()
@@ -140,10 +142,23 @@ def _plain(weights: Mapping[str, Any]) -> dict[str, Any]:
     type=click.Path(path_type=Path),
     help="Folder for the overlays.",
 )
+@click.option("--onnx", is_flag=True, help="The ONNX file, even where the bundle has an engine.")
+@via_option
+@trusted_option
 @as_json
-def run(bundle: Path, photos: tuple[Path, ...], output: Path, as_json: bool) -> None:
-    """Run a BUNDLE's network on PHOTOS: counts with drawn densities, classes, or values."""
-    from kdcompile.backends.onnxruntime_ import open_session
+def run(
+    bundle: Path,
+    photos: tuple[Path, ...],
+    output: Path,
+    onnx: bool,
+    via: str | None,
+    trusted: Path | None,
+    as_json: bool,
+) -> None:
+    """Run a BUNDLE's network on PHOTOS: counts with drawn densities, classes, or values.
+
+    An engine that is in the bundle runs here, or at --via; otherwise the ONNX file runs.
+    """
     from kdcompile.bundle.manifest import read_bundle
     from kdcompile.bundle.run import run_bundle
     from kdcompile.data.photo import read_pixels
@@ -151,18 +166,20 @@ def run(bundle: Path, photos: tuple[Path, ...], output: Path, as_json: bool) -> 
     from kdcompile.data.task import find_task
 
     found = read_bundle(bundle)
+    check_trust(bundle, trusted)
     task, classes = find_task(found.manifest["task"]), found.manifest.get("classes")
     preprocess = Preprocess.from_json(found.preprocess)
     pixels = (read_pixels(photo, preprocess.channels) for photo in photos)
-    rows = run_bundle(
-        found,
-        photos,
-        pixels,
-        preprocess,
-        open_session(found.model),
-        lambda result: task.describe(result, classes),
-        output if task.is_dense else None,
-    )
+    with open_network(found, via, onnx) as network:
+        rows = run_bundle(
+            found,
+            photos,
+            pixels,
+            preprocess,
+            network,
+            lambda result: task.describe(result, classes),
+            output if task.is_dense else None,
+        )
     if as_json:
         echo_json(rows)
         return
@@ -194,14 +211,29 @@ def report(bundle: Path, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--via", metavar="PLACE", help="Look at python:PATH or ssh://[user@]host[:port].")
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"]),
+    help="What should run networks there; TensorRT by default.",
+)
 @as_json
-def doctor(as_json: bool) -> None:
-    """Say what is installed, what is missing and how to get it."""
+def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
+    """Say what is installed here, or on a board, what is missing and how to get it."""
     from dataclasses import asdict
 
     from kdcompile.doctor import examine, exit_code
 
-    checks = examine()
+    if backend and not via:
+        raise click.UsageError("--backend is of a place: give --via too")
+    if via:
+        from kdcompile.backends.via import open_place
+        from kdcompile.doctor_board import examine_board
+
+        wanted = backend or "tensorrt"
+        checks = examine_board(lambda: open_place(via, wanted), wanted)
+    else:
+        checks = examine()
     if as_json:
         echo_json([asdict(check) for check in checks])
     else:

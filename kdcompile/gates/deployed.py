@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +10,10 @@ from numpy.typing import NDArray
 from kdcompile.artifact import Step
 from kdcompile.backends import engine
 from kdcompile.backends.board import Board
+from kdcompile.backends.via import Place
 from kdcompile.bench.paired import PairedTimes, median_interval
 from kdcompile.gates.context import Latency, Origin
 from kdcompile.report import Measurement
-
-if TYPE_CHECKING:
-    from kdcompile.backends.via import Place
 
 TEACHER, STUDENT = "teacher", "student"
 BLOCKS, ITERATIONS = 30, 20
@@ -33,7 +30,7 @@ class Deployed:
         seed: of the intervals.
     """
 
-    place: "Place"
+    place: Place
     board: Board
     precisions: Mapping[str, str]
     seed: int
@@ -56,7 +53,7 @@ class Deployed:
             shape: of the input, [1, C, H, W].
         """
         image = np.random.default_rng(self.seed).standard_normal(tuple(shape), dtype=np.float32)
-        judged, *others = engine.modes(self.board)
+        judged, *others = engine.modes(self.place)
         found = self._turns(image, judged)
         mode = self._mode(judged, shape)
         latency = Latency(

@@ -63,6 +63,8 @@ def judge_board(
     settings = Gates.model_validate(gates)
     context = None if candidate is None else _context(report, record, candidate)
     found = _verdicts(report.gates, settings, record, context)
+    if record.winner is None:
+        found = _nothing_ships(found, record.why)
     verdict, code = overall(found)
     numbers = () if context is None else _numbers(context, record)
     merged = replace(
@@ -83,6 +85,8 @@ def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, 
     wrong = []
     if record.worker != kit["files"]["worker.py"]:
         wrong.append("worker.py there is not the kit's")
+    if record.shape != list(kit["profile"][1]):
+        wrong.append(f"it timed {record.shape}, the typical shape is {kit['profile'][1]}")
     wrong += differences(kit["target"], record.environment.model_dump())
     if record.test is not None and record.test.digest != _digest(_rows(report)):
         wrong.append("the test pack is of other photos or another teacher than the report")
@@ -151,12 +155,12 @@ def _latency(record: BoardRecord, precision: str) -> Latency:
     """Teacher and student in the judged mode; without samples where one was not timed."""
     times, beside = record.times(record.judged_mode), teacher_precision(precision)
     teacher = record.teachers[beside].engine if beside in record.teachers else None
-    pair = [times[name].blocks if name in times else [] for name in (teacher or "", precision)]
-    if not all(pair):
-        pair = [[], []]
-    samples = [np.array(side, np.float64) for side in pair]
+    a, b = (times[name].blocks if name in times else [] for name in (teacher or "", precision))
+    if not (a and b):
+        a = b = []
+    samples = PairedTimes(np.array(a, np.float64), np.array(b, np.float64), 1)
     mode = f"{_mode(record, record.judged_mode)}, teacher in {beside} and student in {precision}"
-    return Latency(PairedTimes(*samples, 1), precision, mode, beside)
+    return Latency(samples, precision, mode, beside)
 
 
 def _mode(record: BoardRecord, mode: str) -> str:
@@ -182,6 +186,17 @@ def _verdicts(
         if name == "size_mb" and context is not None:
             found.append(_asked("size_mb", settings, context))
     return found
+
+
+def _nothing_ships(gates: list[GateResult], why: str) -> list[GateResult]:
+    """Without an engine a gate fails: parity, where the closest candidate failed none."""
+    if any(g.verdict == "failed" for g in gates if g.name.endswith(DEVICE)):
+        return gates
+    reason = f"the board ships no engine: {why}"
+    return [
+        replace(g, verdict="failed", reason=reason) if g.name == f"parity{DEVICE}" else g
+        for g in gates
+    ]
 
 
 def _decided(

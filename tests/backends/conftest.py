@@ -2,11 +2,11 @@
 
 import ctypes
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import onnx
+import played_tensorrt as played
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -123,197 +123,45 @@ def make_kit(tmp_path):
     return make
 
 
-# The names of 8.6 were read from tensorrt_bindings 8.6.1, those of 11 from tensorrt_rtx 1.7 (the
-# same API); 10.x is 8.6 without what 10.0 removed and with what its documentation adds.
-COMMON = [
-    "DEBUG",
-    "DIRECT_IO",
-    "DISABLE_TIMING_CACHE",
-    "GPU_FALLBACK",
-    "REFIT",
-    "SPARSE_WEIGHTS",
-    "TF32",
-]
-OWN_TACTICS = ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
-TACTICS = ["CUBLAS", "CUBLAS_LT", "CUDNN", *OWN_TACTICS]
-SURFACES = {
-    "8.6.1": {
-        "BuilderFlag": [*COMMON, "FP16", "INT8", "FP8", "STRICT_TYPES"],
-        "NetworkDefinitionCreationFlag": ["EXPLICIT_BATCH", "EXPLICIT_PRECISION"],
-        "TacticSource": TACTICS,
-    },
-    "10.3.0": {
-        "BuilderFlag": [*COMMON, "FP16", "INT8", "FP8", "BF16", "INT4"],
-        "NetworkDefinitionCreationFlag": ["EXPLICIT_BATCH", "STRONGLY_TYPED"],
-        "TacticSource": TACTICS,
-    },
-    "10.13.3": {
-        "BuilderFlag": [*COMMON, "FP16", "INT8", "FP8", "BF16", "INT4"],
-        "NetworkDefinitionCreationFlag": ["EXPLICIT_BATCH", "STRONGLY_TYPED"],
-        "TacticSource": TACTICS,
-    },
-    "11.4.0": {
-        "BuilderFlag": [*COMMON, "ERROR_ON_TIMING_CACHE_MISS", "STRIP_PLAN"],
-        "NetworkDefinitionCreationFlag": ["STRONGLY_TYPED"],
-        "TacticSource": OWN_TACTICS,
-    },
-}
-
-
-class Cuda:
-    """The driver's calls on host memory; each launch takes 2 ms of the device's clock."""
-
-    name, capability = "Played GPU", "8.7"
-
-    def __init__(self):
-        self.stream = ctypes.c_void_p(7)
-        self.memory, self.freed = {}, []
-
-    def call(self, function, *arguments):
-        if function.startswith("cuMemcpy"):
-            to, source, size, _ = (getattr(a, "value", a) for a in arguments)
-            ctypes.memmove(to, source, size)
-        elif function == "cuMemFree_v2":
-            self.freed.append(arguments[0].value)
-        elif function == "cuEventElapsedTime":
-            ctypes.cast(arguments[0], ctypes.POINTER(ctypes.c_float))[0] = 2.0
-
-    def allocate(self, size):
-        block = ctypes.create_string_buffer(size)
-        self.memory[ctypes.addressof(block)] = block
-        return ctypes.c_uint64(ctypes.addressof(block))
-
-    def event(self):
-        return ctypes.c_void_p(1)
-
-    def wait(self):
-        pass
-
-
-class Context:
-    """Doubles its input; takes heights up to 64."""
-
-    stream = 7
-
-    def __init__(self, engine):
-        self.shape, self.addresses = None, {}
-
-    def set_input_shape(self, name, shape):
-        self.shape = tuple(shape)
-        return shape[2] <= 64
-
-    def get_tensor_shape(self, name):
-        return self.shape
-
-    def set_tensor_address(self, name, address):
-        assert isinstance(address, int)
-        self.addresses[name] = address
-
-    def execute_async_v3(self, stream):
-        assert stream == self.stream
-        size = int(np.prod(self.shape))
-        kind = ctypes.c_float * size
-        source = np.frombuffer(kind.from_address(self.addresses["image"]), np.float32)
-        np.frombuffer(kind.from_address(self.addresses["density"]), np.float32)[:] = source * 2
-        return True
-
-
-def fake(version, calls):  # noqa: C901
-    """A module with the attributes that this version has, and no others."""
-    trt = types.SimpleNamespace(__version__=version)
-    for name, members in SURFACES[version].items():
-        setattr(trt, name, types.SimpleNamespace(**{m: i for i, m in enumerate(members)}))
-
-    class ILogger:
-        INTERNAL_ERROR, ERROR = 0, 1
-
-    class Config:
-        def __getattr__(self, name):  # set_flag, set_memory_pool_limit, set_tactic_sources, ...
-            if name == "int8_calibrator":
-                raise AttributeError(name)
-            return lambda *a: calls.append((name, *a)) or 0
-
-        def create_timing_cache(self, blob):
-            return None if blob == b"damaged" else types.SimpleNamespace(blob=blob)
-
-        def set_timing_cache(self, cache, ignore_mismatch):
-            assert ignore_mismatch is False
-            return cache.blob != b"of another GPU"
-
-        def get_timing_cache(self):
-            return types.SimpleNamespace(serialize=lambda: b"timings")
-
-    image = types.SimpleNamespace(name="image", shape=(1, 3, -1, -1))
-
-    class Builder:
-        def __init__(self, logger):
-            self.logger = logger
-
-        def create_network(self, flags):
-            calls.append(("create_network", flags))
-            return types.SimpleNamespace(get_input=lambda i: image)
-
-        def create_builder_config(self):
-            return Config()
-
-        def create_optimization_profile(self):
-            return types.SimpleNamespace(set_shape=lambda *a: calls.append(("set_shape", *a)))
-
-        def build_serialized_network(self, network, config):
-            if image.name == "unbuildable":
-                self.logger.log(ILogger.ERROR, "no implementation for node 12")
-                return None
-            return b"an engine"
-
-    error = types.SimpleNamespace(node=lambda: 3, desc=lambda: "no importer for Mystery")
-    if version.startswith("1"):
-        error.node_name, error.node_operator = (lambda: "strange"), (lambda: "Mystery")
-
-    class OnnxParser:
-        num_errors = 1
-
-        def __init__(self, network, logger):
-            pass
-
-        def parse(self, blob):
-            calls.append(("parse", blob))
-            return blob != b"unsupported"
-
-        def get_error(self, index):
-            return error
-
-    class Runtime:
-        def __init__(self, logger):
-            self.logger = logger
-
-        def deserialize_cuda_engine(self, blob):
-            if blob != b"an engine":
-                self.logger.log(ILogger.ERROR, "magic tag does not match")
-                return None
-            names = ["image", "density"]
-            engine = types.SimpleNamespace(num_io_tensors=2, get_tensor_name=lambda i: names[i])
-            engine.get_tensor_mode = lambda n: "in" if n == "image" else "out"
-            engine.get_tensor_dtype = lambda n: types.SimpleNamespace(name="FLOAT")
-            engine.create_execution_context = lambda: Context(engine)
-            return engine
-
-    trt.ILogger, trt.Builder, trt.OnnxParser, trt.Runtime = ILogger, Builder, OnnxParser, Runtime
-    trt.IExecutionContext = Context
-    trt.TensorIOMode = types.SimpleNamespace(INPUT="in", OUTPUT="out")
-    trt.MemoryPoolType = types.SimpleNamespace(WORKSPACE="workspace")
-    trt.image = image
-    return trt
+@pytest.fixture
+def played_driver(monkeypatch):
+    """The CUDA driver that `worker` finds: `Driver` of tests/support/played_tensorrt.py."""
+    made = played.Driver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: made)
+    return made
 
 
 @pytest.fixture
-def played_tensorrt(monkeypatch):
+def played_tensorrt(monkeypatch, played_driver):
     """`played_tensorrt(version)` -> (the module that `import tensorrt` finds, its calls)."""
 
     def make(version):
         calls = []
-        module = fake(version, calls)
+        module = played.module(version, calls, played_driver)
         monkeypatch.setitem(sys.modules, "tensorrt", module)
-        monkeypatch.setattr(worker, "Cuda", Cuda)
         return module, calls
 
     return make
+
+
+@pytest.fixture
+def board(played_tensorrt, tmp_path):
+    """`board(version)` -> (ask, scene): a worker on a played TensorRT, and `m.onnx` to build."""
+
+    def make(version):
+        module, _ = played_tensorrt(version)
+        (tmp_path / "m.onnx").write_bytes(b"graph")
+        served = worker.Worker("tensorrt")
+        return (lambda op, **values: served.answer({"id": 1, "op": op, **values})), module.scene
+
+    return make
+
+
+@pytest.fixture
+def order(tmp_path):
+    """`order(precision, ...)` -> the values of a `build` of `m.onnx` to `e.plan`."""
+    shapes = [[1, 3, 8, 8], [1, 3, 16, 16], [1, 3, 64, 64]]
+    files = {"onnx": str(tmp_path / "m.onnx"), "engine": str(tmp_path / "e.plan")}
+    return lambda precision="int8", **more: {
+        **files, "precision": precision, "profile": shapes, **more
+    }  # fmt: skip

@@ -1,20 +1,23 @@
 """The worker as a process, as a board runs it, with ONNX Runtime in TensorRT's place."""
 
 import ast
+import hashlib
 import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from kdcompile.backends import worker
+from kdcompile.backends.kit import SCRIPTS
 from kdcompile.backends.onnxruntime_ import open_session
 
 FILE = Path(worker.__file__)
-KIT_SCRIPT = FILE.parent / "kit" / "build_engine.py"
 
 
 def talk(*requests, backend="onnxruntime", expect=0):
@@ -30,21 +33,17 @@ def talk(*requests, backend="onnxruntime", expect=0):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("path", [FILE, KIT_SCRIPT], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_is_python_38(path):
     tree = ast.parse(path.read_text(), feature_version=(3, 8))
-    imported = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        for name in (
-            [a.name for a in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    allowed = {"numpy", "tensorrt", "onnxruntime", "worker"}
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported.update(name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    beside = set() if path == FILE else {script.stem for script in SCRIPTS}
+    allowed = {"numpy", "tensorrt", "onnxruntime"} | beside
     assert imported - set(sys.stdlib_module_names) <= allowed
 
 
@@ -65,6 +64,11 @@ def test_conversation(onnx_files, tmp_path):
     assert [a["id"] for a in (hello, built, loaded, ran, timed, bye)] == list(range(6))
     assert hello["ok"]["protocol"] == worker.PROTOCOL
     assert (hello["ok"]["backend"], hello["ok"]["gpu"]) == ("onnxruntime", None)
+    assert hello["ok"]["memory_mb"]["total"] >= hello["ok"]["memory_mb"]["free"] > 0
+    assert hello["ok"]["disk_mb"] > 0
+    assert hello["ok"]["precisions"]["mixed"] == {"onnx": "mixed", "flags": [], "network": []}
+    port = {"dtype": "float32", "shape": [1, 3, 16, 24]}
+    assert loaded["ok"]["inputs"] == {"image": port}
     assert built["ok"]["bytes"] == files["fp32"].stat().st_size
     assert ran["ok"] == {"outputs": {"density": [1, 1, 8, 12]}}
     with np.load(outputs) as found:
@@ -80,7 +84,8 @@ def test_errors_are_answers(onnx_files, tmp_path):
     np.savez(tmp_path / "other.npz", picture=np.zeros((1, 3, 16, 24), np.float32))
     np.savez(tmp_path / "size.npz", image=np.zeros((1, 3, 16, 25), np.float32))
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04")
-    out = str(tmp_path / "out.npz")
+    out, engine = str(tmp_path / "out.npz"), str(tmp_path / "e.onnx")
+    order = {"op": "build", "engine": engine, "precision": "fp32"}
     answers = talk(
         "not json",
         {"op": "explode"},
@@ -88,19 +93,22 @@ def test_errors_are_answers(onnx_files, tmp_path):
         {"op": "load"},
         {"op": "load", "path": str(tmp_path / "absent.onnx")},
         {"op": "load", "path": str(tmp_path / "bad.onnx")},
+        {**order, "onnx": str(tmp_path / "bad.onnx")},
         {"op": "run", "inputs": "x", "outputs": out},
-        {"op": "load", "path": str(onnx_files()["fp32"])},
+        {**order, "onnx": str(onnx_files()["fp32"])},
+        {"op": "load", "path": engine},
         {"op": "run", "inputs": str(tmp_path / "other.npz"), "outputs": out},
         {"op": "run", "inputs": str(tmp_path / "size.npz"), "outputs": out},
         {"op": "run", "inputs": str(tmp_path / "torn.npz"), "outputs": out},
         {"op": "time", "inputs": str(tmp_path / "size.npz"), "iterations": 0},
+        {"op": "time", "inputs": str(tmp_path / "size.npz"), "mode": "graph"},
         {"op": "hello"},  # it still answers
     )
     codes = [a["error"]["code"] if "error" in a else "ok" for a in answers]
     assert codes == [
         "request-invalid", "request-invalid", "request-invalid", "request-invalid", "file",
-        "onnx-refused", "not-loaded", "ok", "input-missing", "internal", "internal",
-        "request-invalid", "ok",
+        "engine-unknown", "onnx-refused", "not-loaded", "ok", "ok", "input-missing",
+        "shape-refused", "internal", "request-invalid", "mode-refused", "ok",
     ]  # fmt: skip
     for answer in answers:
         if "error" in answer:
@@ -117,5 +125,159 @@ def test_absent_backend(tmp_path, monkeypatch, backend, code):
 
 
 def test_every_code_has_its_fix():
-    text = FILE.read_text() + KIT_SCRIPT.read_text()
-    assert set(re.findall(r'WorkerError\(\s*"([a-z-]+)"', text)) == set(worker.FIXES)
+    text = FILE.read_text()
+    assert set(re.findall(r'WorkerError\(\s*"([a-z-]+)"', text)) <= set(worker.FIXES)
+    for code in worker.FIXES:
+        assert text.count(f'"{code}"') >= 2, f"{code} is raised nowhere"
+
+
+def test_files(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    there, absent, copied, _, gone, again, none = talk(
+        {"op": "stat", "path": a},
+        {"op": "stat", "path": b},
+        {"op": "copy", "source": a, "target": b},
+        {"op": "remove", "path": a},
+        {"op": "stat", "path": a},
+        {"op": "stat", "path": b},
+        {"op": "remove", "path": a},
+    )
+    found = {"exists": True, "bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
+    assert there["ok"] == again["ok"] == found
+    assert absent["ok"] == gone["ok"] == {"exists": False, "bytes": 0, "sha256": None}
+    assert copied["ok"] == none["ok"] == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
+
+
+@pytest.fixture
+def served(onnx_files, tmp_path):
+    """A worker of this process with the int8 network as `main`, and its input's file."""
+    made = worker.Worker("onnxruntime")
+    made.backend.build(str(onnx_files()["int8"]), str(tmp_path / "e.onnx"), "int8")
+    made.load(str(tmp_path / "e.onnx"))
+    np.savez(tmp_path / "in.npz", image=np.ones((1, 3, 16, 24), np.float32))
+    return made, str(tmp_path / "in.npz")
+
+
+def test_modes_and_profile(served):
+    made, inputs = served
+    one = made.time(inputs, 3, 1, mode="end_to_end", samples=True)
+    assert [one["device"], one["wall"], one["end_to_end"]["n"]] == [None, None, 3]
+    assert len(one["samples"]["end_to_end"]) == 3
+    assert made.time(inputs, 3, 1)["wall"]["n"] == 3
+    found = made.profile(inputs, 5)
+    assert any(layer["onnx"] == ["head"] for layer in found["layers"])
+    assert found["total_ms"] == pytest.approx(sum(layer["ms"] for layer in found["layers"]))
+    assert {layer["provider"] for layer in found["layers"]} == {"CPUExecutionProvider"}
+    made.unload("main")
+    assert made.loaded == {}
+
+
+@pytest.mark.parametrize(
+    "option", [{"dla": 0}, {"sparsity": True}, {"deterministic": True}, {"optimization_level": 3}]
+)
+def test_options_of_tensorrt_are_refused(onnx_files, tmp_path, option):
+    made = worker.Worker("onnxruntime")
+    with pytest.raises(worker.WorkerError) as caught:
+        made.backend.build(str(onnx_files()["fp32"]), str(tmp_path / "e"), "fp32", **option)
+    assert caught.value.code == "option-refused"
+    assert next(iter(option)) in caught.value.message
+    with pytest.raises(worker.WorkerError) as caught:
+        made.backend.build(str(onnx_files()["fp32"]), str(tmp_path / "e"), "bf16")
+    assert caught.value.code == "precision-refused"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"onnxruntime": "1.0.0"}, "engine-mismatch"),
+        ({"platform": "linux abacus"}, "engine-mismatch"),
+        ({"sha256": "0"}, "engine-damaged"),
+        ({"tensorrt": "10.3.0"}, "engine-unknown"),  # of which backend is it?
+    ],
+)
+def test_preflight(served, tmp_path, change, code):
+    made, _ = served
+    side = tmp_path / "e.onnx.json"
+    side.write_text(json.dumps({**json.loads(side.read_text()), **change}))
+    with pytest.raises(worker.WorkerError) as caught:
+        made.load(str(tmp_path / "e.onnx"))
+    assert caught.value.code == code
+
+
+def test_an_engine_of_tensorrt_is_not_opened(served, tmp_path):
+    made, _ = served
+    side = tmp_path / "e.onnx.json"
+    record = json.loads(side.read_text())
+    version = record.pop("onnxruntime")
+    side.write_text(json.dumps({**record, "tensorrt": version}))
+    with pytest.raises(worker.WorkerError, match=r"built by tensorrt .* here onnxruntime"):
+        made.load(str(tmp_path / "e.onnx"))
+
+
+class PlayedSession:
+    """A session that took the providers that the installation could open."""
+
+    def __init__(self, blob, options, providers):
+        self.asked, self.fallback = providers, True
+
+    def disable_fallback(self):
+        self.fallback = False
+
+    def get_providers(self):
+        return PlayedSession.takes
+
+    get_inputs = get_outputs = lambda self: []
+
+
+@pytest.mark.parametrize(
+    ("backend", "provider"),
+    [
+        ("onnxruntime-cuda", "CUDAExecutionProvider"),
+        ("onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+    ],
+)
+def test_falling_back_is_an_error(
+    monkeypatch, played_driver, onnx_files, tmp_path, backend, provider
+):
+    with pytest.raises(worker.WorkerError, match=f"not {provider}") as caught:
+        worker.Worker(backend)  # the installed one has the CPU only
+    assert caught.value.code == "onnxruntime-missing"
+    played = types.SimpleNamespace(
+        __version__="1.26.0", InferenceSession=PlayedSession,
+        SessionOptions=onnxruntime.SessionOptions,
+        get_available_providers=lambda: [provider, "CPUExecutionProvider"],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "onnxruntime", played)
+    made = worker.Worker(backend)
+    assert made.hello()["gpu"]["compute_capability"] == "8.7"
+    order = (str(onnx_files()["int8"]), str(tmp_path / "e.onnx"), "int8")
+    PlayedSession.takes = ["CPUExecutionProvider"]
+    with pytest.raises(worker.WorkerError, match="took CPUExecutionProvider") as caught:
+        made.backend.build(*order)
+    assert caught.value.code == "provider-fallback"
+    PlayedSession.takes = [provider, "CPUExecutionProvider"]
+    made.backend.build(*order)
+    made.load(str(tmp_path / "e.onnx"))
+    session = made.loaded["main"].session
+    assert session.fallback is False
+    flags = {"trt_fp16_enable": True, "trt_int8_enable": True}
+    assert session.asked == [(provider, flags if "Tensorrt" in provider else {})]
+
+
+def test_machine_facts(tmp_path):
+    gpu = tmp_path / "class" / "devfreq" / "17000000.gpu"
+    cpu = tmp_path / "devices" / "system" / "cpu" / "cpufreq" / "policy0"
+    for folder, name, value in (
+        (gpu, "cur_freq", "930750000"),
+        (cpu, "scaling_cur_freq", "2201600"),
+    ):
+        folder.mkdir(parents=True)
+        (folder / name).write_text(value + "\n")
+    assert worker._clocks(str(tmp_path)) == {"17000000.gpu": 930750000, "policy0": 2201600000}
+    (gpu / "cur_freq").write_text("<unsupported>")
+    assert worker._clocks(str(tmp_path)) == {"policy0": 2201600000}
+    (tmp_path / "meminfo").write_text("MemTotal: 8192 kB\nMemAvailable: 2048 kB\n")
+    assert worker._memory(str(tmp_path / "meminfo")) == {"total": 8, "free": 2}
+    assert worker._memory(str(tmp_path / "absent")) == {"total": None, "free": None}

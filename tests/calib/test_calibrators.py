@@ -1,15 +1,18 @@
 """Calibrators against brute force, and the streaming histogram against numpy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kdcompile.calib.histogram import BINS, Histogram
+from kdcompile.calib.histogram import BINS, Histogram, merged
 from kdcompile.calib.observers import CALIBRATORS, divergence, entropy, minmax, mse, percentile
 from kdcompile.errors import KDError
 
+MODERATE = st.floats(-1e6, 1e6, width=32).map(lambda x: 0.0 if abs(x) < 1e-30 else x)
 FLOATS = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 
 
@@ -46,6 +49,39 @@ def test_streaming_equals_one_histogram(parts: list[np.ndarray]) -> None:
 def test_growth_keeps_at_least_half_of_the_bins() -> None:
     found = histogram(*(np.array([1.0 * 1.7**k], np.float32) for k in range(20)))
     assert BINS // 2 <= np.flatnonzero(found.counts)[-1] < BINS
+
+
+def test_the_span_is_a_power_of_two_over_every_value() -> None:
+    for amax, span in ((1.0, 2.0), (0.99, 1.0), (6.0, 8.0), (3e38, 2.0**127)):
+        found = histogram(np.array([amax, 0.5 * amax]))
+        assert found.span == span
+        assert found.counts.sum() == 2
+
+
+@given(
+    st.lists(arrays(np.float32, st.integers(1, 60), elements=MODERATE), min_size=1, max_size=6),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=60, deadline=None)
+def test_merging_equals_one_histogram_in_any_order(parts: list[np.ndarray], random: Any) -> None:
+    whole = histogram(*parts)
+    random.shuffle(parts)
+    half = len(parts) // 2
+    both = merged([histogram(*parts[:half]), histogram(*parts[half:])])
+    assert (both.total, both.span) == (whole.total, whole.span)
+    assert (both.minimum, both.maximum) == (whole.minimum, whole.maximum)
+    np.testing.assert_array_equal(both.counts, whole.counts)
+
+
+def test_merging_several_times_over() -> None:
+    a, b = half_normal(500), 3 * half_normal(700, 1)
+    found = histogram(a)
+    found.merge(histogram(b), 2)
+    found.merge(histogram(9 * b), 0)
+    found.merge(Histogram())
+    expected = histogram(a, b, b)
+    assert (found.total, found.maximum) == (expected.total, expected.maximum)
+    np.testing.assert_array_equal(found.counts, expected.counts)
 
 
 def test_chunks_do_not_lose_values() -> None:
@@ -139,6 +175,15 @@ def test_an_outlier_is_clipped(name: str) -> None:
     amax = CALIBRATORS[name](found)
     assert 1.0 < amax < 45.0
     assert found.clipped(amax) > 0
+
+
+def test_an_8_bit_image_is_not_clipped() -> None:
+    """255 values among 3000 bins: the divergence says how they fall there, not what is lost."""
+    rng = np.random.default_rng(0)
+    pixels = (255 * rng.random(50_000) ** 4).astype(np.uint8)
+    for mean, std in ((0.09, 0.155), (0.5, 0.25), (0.485, 0.229)):
+        found = histogram((pixels / np.float32(255) - np.float32(mean)) / np.float32(std))
+        assert entropy(found) == found.amax
 
 
 def test_an_outlier_is_kept_by_minmax() -> None:

@@ -1,0 +1,186 @@
+"""What a calibration rests on: `audit.json`.
+
+Which images, and what part of the training set they stand for; for each tensor how much is clipped,
+how much the scale depends on the sample, and how far training images that were not chosen lie from
+those that were. What looks wrong is a warning.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kdcompile.calib.chosen import ChosenImages
+from kdcompile.calib.drift import jensen_shannon, scale_spread, usual_drift
+from kdcompile.calib.histogram import Histogram, merged
+from kdcompile.calib.observers import CALIBRATORS
+from kdcompile.calib.table import CalibrationTable
+from kdcompile.data.photo import Photo
+from kdcompile.data.splits import evenly
+from kdcompile.data.task import Task
+
+Record = dict[str, Any]
+ByTensor = Mapping[str, Histogram]
+
+FOLDS = 8
+HELD_OUT = 16
+FEW = 32  # distinct images; 128 to 512 are usual
+DRIFT_FACTOR = 2.0  # over the largest that a part of the chosen images has
+LIMITS = (
+    ("calib-saturation", "saturation", 0.01, "{:.1%} of {} is clipped"),
+    (
+        "calib-unseen", "held_out_saturation", 0.01,
+        "on training images that do not calibrate, {:.1%} of {} is clipped",
+    ),
+    ("calib-spread", "scale_spread", 0.1, "with other images the scale varies by {:.0%}: {}"),
+    ("calib-drift", "drift", 0.01, "other training images differ by {:.3f} bits: {}"),
+)  # fmt: skip
+
+
+def held_out(train: Sequence[Photo], chosen: ChosenImages, n: int = HELD_OUT) -> list[Photo]:
+    """At most `n` training images, spread evenly, none of them chosen by itself or as a twin."""
+    taken, hashes = {id(photo) for photo in chosen.photos}, {sha for _, sha in chosen.identities}
+    others = [photo for photo in train if id(photo) not in taken]
+    return [photo for photo in evenly(others, n) if photo.sha256() not in hashes]
+
+
+def about_images(chosen: ChosenImages, how: str, asked: int, seed: int) -> Record:
+    """The chosen images: by which rule, how many, their names and hashes, twins and blanks."""
+    return {
+        "select": how,
+        "seed": seed,
+        "asked": asked,
+        "n": len(chosen.photos),
+        "distinct": chosen.distinct,
+        "duplicates": chosen.duplicates,
+        "constant": chosen.constant,
+        "images": [{"name": name, "sha256": sha} for name, sha in chosen.identities],
+    }
+
+
+def strata(
+    train: Sequence[Photo], chosen: Sequence[Photo], task: Task, classes: Sequence[str] | None
+) -> list[Record]:
+    """How many images each part of the training set has, and how many of them were chosen.
+
+    The parts are the task's: thirds of the images by their true count or value, or the classes.
+    """
+    truths = np.array([task.truth(photo) for photo in train], np.float64)
+    taken = {id(photo) for photo in chosen}
+    return [
+        {**what, "train": len(part), "chosen": sum(id(train[i]) in taken for i in part)}
+        for what, part in task.groups(truths, classes)
+    ]
+
+
+def about_tensors(
+    table: CalibrationTable, folds: Sequence[ByTensor], held: ByTensor | None
+) -> dict[str, Record]:
+    """For each tensor, None where it cannot be known:
+
+    `saturation`, the share of values that the scale clips; `scale_spread`, see `drift`;
+    `drift`, the Jensen-Shannon divergence in bits between the chosen images and those held out;
+    `usual_drift`, the largest that one of the folds has from the others; `held_out_saturation`.
+
+    Args:
+        table: the ranges; of those that no calibrator here chose the spread is not known.
+        folds: histograms of parts of the chosen images.
+        held: histograms of training images that were not chosen, if there were any.
+    """
+    choose = CALIBRATORS.get(table.calibrator)
+    found = {}
+    for name, entry in table.tensors.items():
+        parts = [fold[name] for fold in folds]
+        other = held[name] if held else None
+        found[name] = {
+            "scale": entry.scale,
+            "saturation": entry.saturation,
+            "is_zero": entry.amax == 0.0,
+            "scale_spread": scale_spread(parts, choose) if choose else None,
+            "usual_drift": usual_drift(parts),
+            "drift": jensen_shannon(merged(parts), other) if other else None,
+            "held_out_saturation": other.clipped(entry.amax) if other and entry.amax else None,
+        }
+    return found
+
+
+def record(
+    images: Record, parts: Sequence[Record], held: Sequence[Photo], tensors: Mapping[str, Record]
+) -> Record:
+    """The record: what the functions above gave, and the warnings that follow from it.
+
+    A warning is a `code` and a `message`.
+    """
+    found = [*_image_warnings(images), *_strata_warnings(parts, images["n"])]
+    found += _tensor_warnings(tensors)
+    return {
+        "images": images,
+        "strata": list(parts),
+        "held_out": [photo.name for photo in held],
+        "tensors": dict(tensors),
+        "warnings": [{"code": code, "message": message} for code, message in found],
+    }
+
+
+def summary(made: Record) -> Record:
+    """The record in a few values: the largest of each measure over the tensors, and warnings."""
+    worst = {}
+    for measure in ("saturation", "scale_spread", "drift"):
+        known = [t[measure] for t in made["tensors"].values() if t[measure] is not None]
+        worst[f"worst_{measure}"] = max(known, default=None)
+    return {
+        "distinct_images": made["images"]["distinct"],
+        **worst,
+        "warnings": [warning["message"] for warning in made["warnings"]],
+    }
+
+
+def _image_warnings(images: Record) -> list[tuple[str, str]]:
+    found = []
+    n, distinct, asked = images["n"], images["distinct"], images["asked"]
+    if distinct < n:
+        twins = n - distinct
+        found.append(("calib-duplicate", f"{twins} of {n} calibration images repeat another"))
+    if images["constant"]:
+        blank = len(images["constant"])
+        found.append(("calib-constant", f"{blank} of {n} calibration images are of one colour"))
+    if n < asked:
+        found.append(("calib-fewer", f"quantize.images is {asked}, the train split has {n}"))
+    if distinct < FEW:
+        found.append(("calib-few", f"{distinct} distinct images calibrate; 128 to 512 are usual"))
+    return found
+
+
+def _strata_warnings(parts: Sequence[Record], n: int) -> list[tuple[str, str]]:
+    """Parts of the training set with less than half of the images due to them."""
+    total = sum(part["train"] for part in parts)
+    found = []
+    for part in parts:
+        due = n * part["train"] / total
+        if due >= 2 and part["chosen"] < due / 2:
+            what = part["class"] if "class" in part else f"{part['low']:g} to {part['high']:g}"
+            message = f"calibration images of {what}: {part['chosen']}, where {due:.0f} are due"
+            found.append(("calib-strata", message))
+    return found
+
+
+def _tensor_warnings(tensors: Mapping[str, Record]) -> list[tuple[str, str]]:
+    """One warning for each measure over its limit, with the worst tensor."""
+    found = []
+    for code, measure, limit, text in LIMITS:
+        over = {n: t[measure] for n, t in tensors.items() if (t[measure] or 0.0) > limit}
+        if measure == "drift":
+            over = {n: v for n, v in over.items() if _is_unusual(v, tensors[n]["usual_drift"])}
+        if over:
+            worst = max(over, key=lambda name: float(over[name]))
+            others = f" ({len(over) - 1} more tensors)" if len(over) > 1 else ""
+            found.append((code, text.format(over[worst], worst) + others))
+    zero = [name for name, tensor in tensors.items() if tensor["is_zero"]]
+    if zero:
+        others = f" ({len(zero) - 1} more tensors)" if len(zero) > 1 else ""
+        found.append(("calib-zero", f"{zero[0]} is zero on every calibration image{others}"))
+    return found
+
+
+def _is_unusual(drift: float, usual: float | None) -> bool:
+    return usual is None or drift > DRIFT_FACTOR * usual

@@ -1,0 +1,61 @@
+"""Multiply-accumulates of each weighted layer, by name."""
+
+import math
+from collections.abc import Sequence
+
+from onnx import GraphProto, ModelProto, shape_inference
+
+from kdcompile.calib.layers import weighted_layers
+
+
+def layer_macs(model: ModelProto, shape: Sequence[int]) -> dict[str, int]:
+    """MACs of every weighted layer, the output layers too, for one input of this shape.
+
+    Each element of a weight is used once at each place where the weight is laid: the pixels of a
+    convolution's output, those of a transposed one's input, the rows of a matrix product.
+
+    Raises:
+        ValueError: the shape of a layer's data or output does not follow from the input's.
+    """
+    sizes = tensor_sizes(model, shape)
+    found = {}
+    for layer in weighted_layers(model):
+        data, weight = sizes[layer.data], sizes[layer.weight]
+        output = sizes[layer.node.output[0]]
+        if layer.node.op_type == "MatMul":  # a weight may be a batch of matrices
+            found[layer.name] = math.prod(output) * weight[-2]
+            continue
+        pixels = data if layer.node.op_type == "ConvTranspose" else output
+        found[layer.name] = math.prod(weight) * pixels[0] * math.prod(pixels[2:])
+    return found
+
+
+def tensor_sizes(model: ModelProto, shape: Sequence[int]) -> dict[str, list[int]]:
+    """The shape of every tensor whose shape is known, for an input of this shape.
+
+    Raises:
+        ValueError: the sizes of a weighted layer's tensors are not among them.
+    """
+    graph = _inferred(model, shape)
+    values = (*graph.value_info, *graph.input, *graph.output)
+    shapes = {
+        v.name: v.type.tensor_type.shape for v in values if v.type.tensor_type.HasField("shape")
+    }
+    sizes = {name: [d.dim_value for d in shape.dim] for name, shape in shapes.items()}
+    sizes = {name: size for name, size in sizes.items() if 0 not in size}
+    sizes |= {t.name: list(t.dims) for t in graph.initializer}
+    for layer in weighted_layers(model):
+        if not {layer.data, layer.node.output[0]} <= sizes.keys():
+            raise ValueError(f"{layer.node.op_type} {layer.name}: its shape is not known")
+    return sizes
+
+
+def _inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    del fixed.graph.value_info[:]
+    for dim, size in zip(fixed.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
+    for output in fixed.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph

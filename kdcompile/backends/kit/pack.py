@@ -1,0 +1,97 @@
+"""A test pack on the board: annotated photos, the teacher, and what it predicted for them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from stop import Stop
+
+FORMAT = 1
+
+
+def file_sha256(path: str) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for piece in iter(lambda: stream.read(1 << 20), b""):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def prepare(pixels: Any, constants: dict[str, Any]) -> Any:
+    """uint8 [H, W, C] that fits `max_hw` to the network's input, float32 [1, C, h, w].
+
+    The same values bit for bit as those of kdcompile's `Preprocess`.
+    """
+    height, width, channels = pixels.shape
+    shape = (constants["channels"], *constants["max_hw"])
+    if channels != shape[0] or height > shape[1] or width > shape[2]:
+        raise Stop(
+            "pack-mismatch", f"a photo of {pixels.shape} does not fit a network of {shape}",
+            "write the test pack again from the build that this kit is of",
+        )  # fmt: skip
+    mean, std = (np.array(constants[key], np.float32) for key in ("mean", "std"))
+    image = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+    low = constants["min_hw"]
+    pad = [max(0, low[axis] - image.shape[1 + axis]) for axis in (0, 1)]
+    padded = np.pad(image, ((0, 0), (0, pad[0]), (0, pad[1])))
+    return np.ascontiguousarray(padded[None], dtype=np.float32)
+
+
+class Pack:
+    """A test pack whose every file was found to be what `pack.json` says."""
+
+    def __init__(self, folder: str, kit: dict[str, Any]) -> None:
+        """Read and check the pack against its own hashes and the kit's preprocessing and task."""
+        self.folder = folder
+        again = "copy the test pack again, or write it: kdcompile bundle --test-pack FOLDER"
+        try:
+            with open(os.path.join(folder, "pack.json"), "rb") as stream:
+                blob = stream.read()
+            self.about: dict[str, Any] = json.loads(blob.decode("utf-8"))
+            files = self.about["files"]
+            found = {name: file_sha256(os.path.join(folder, name)) for name in files}
+        except OSError as error:
+            raise Stop("pack-incomplete", f"{error.filename}: {error.strerror}", again) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Stop("pack-corrupt", f"pack.json cannot be read: {error!r}", again) from error
+        wrong = sorted(name for name in files if found[name] != files[name])
+        if wrong:
+            raise Stop("pack-corrupt", f"{wrong[0]} is not what was written", again)
+        wanted = {"format": FORMAT, "task": kit["task"], "output": kit["output"],
+                  "preprocess": kit["files"]["preprocess.json"]}  # fmt: skip
+        differing = [key for key in wanted if self.about.get(key) != wanted[key]]
+        if differing:
+            raise Stop(
+                "pack-mismatch", f"the pack is of another build: {', '.join(differing)} differ",
+                "write the test pack again from the build that this kit is of",
+            )  # fmt: skip
+        self.sha256 = hashlib.sha256(blob).hexdigest()
+        self.names: list[str] = self.about["names"]
+        self.true, self.teacher = (
+            np.array(self.about[key], np.float64) for key in ("true", "teacher")
+        )
+
+    def photos(self, constants: dict[str, Any]) -> Iterator[Any]:
+        """Every photo as the network's input, in the order of `names`; one shard at a time."""
+        for shard in self.about["shards"]:
+            with np.load(os.path.join(self.folder, shard)) as arrays:
+                for key in sorted(arrays.files, key=int):
+                    yield prepare(arrays[key], constants)
+
+    def onnx(self, precision: str) -> str | None:
+        """The teacher as an ONNX of a precision, or None where the pack has none."""
+        path = os.path.join(self.folder, f"teacher_{precision}.onnx")
+        return path if os.path.basename(path) in self.about["files"] else None
+
+    def summary(self) -> dict[str, Any]:
+        """What `device.json` says of the pack; `digest` is of the names and the numbers."""
+        told = json.dumps([self.names, self.about["true"], self.about["teacher"]])
+        digest = hashlib.sha256(told.encode()).hexdigest()
+        counts = {key: self.about[key] for key in ("seed", "available")}
+        return dict(counts, pack=self.sha256, digest=digest, n=len(self.names))

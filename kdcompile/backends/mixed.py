@@ -1,0 +1,119 @@
+"""The mixed candidate: int8 where it pays and is accurate, by measured costs where there are."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from kdcompile.artifact import Artifact, write_json
+from kdcompile.backends.choose import Limits
+from kdcompile.backends.rig import Profiles, Rig
+from kdcompile.calib.costs import Costs, measured_costs, measured_reformat_ms, predicted_costs
+from kdcompile.calib.mixed import mix, mixed_model
+from kdcompile.calib.mixed_plan import MixedPlan
+from kdcompile.calib.sensitivity import Outcome, Sensitivity, evaluator
+from kdcompile.calib.stage import weight_storage
+from kdcompile.calib.table import CalibrationTable
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.splits import evenly
+from kdcompile.data.task import Task
+from kdcompile.errors import KDError
+from kdcompile.targets import Target
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Floats = NDArray[np.float32]
+NEEDS = ("int8", "fp16")
+
+
+def add_mixed(
+    rig: Rig,
+    paths: dict[str, Path],
+    calibrated: Artifact,
+    target: Target,
+    judge: tuple[Sequence[Photo], Preprocess, Task, Limits],
+    image: Floats,
+    folder: Path,
+) -> None:
+    """Plan the mixed network, write `student_mixed.onnx` and `mixed.json`, make it ready.
+
+    Where the target or the rig lacks int8 or fp16, or no layer is worth int8, it is refused.
+
+    Args:
+        rig: with int8 and fp16 ready, which are profiled where there is something to profile.
+        paths: the network's files by precision; the mixed one is put there.
+        calibrated: `calibration.json`, `sensitivity.json`.
+        target: what is built for.
+        judge: photos, how they become inputs, what outputs mean, and what must be kept.
+        image: float32 [1, C, H, W], of the typical shape.
+        folder: the stage's.
+
+    Raises:
+        KDError: what evaluating and building the network raise.
+    """
+    if "sensitivity.json" not in calibrated.files or not all(p in rig.runners for p in NEEDS):
+        if all(p in target.precisions for p in NEEDS):
+            rig.refused["mixed"] = "it needs int8, fp16 and the layers' sensitivity"
+        return
+    model = onnx.load(paths["fp32"])
+    table = CalibrationTable.read(calibrated.file("calibration.json"))
+    sensitivity = Sensitivity.from_json(calibrated.json("sensitivity.json"))
+    costs = _costs(model, rig.profiles(image), image.shape, target)
+    plan = _plan(model, table, sensitivity, costs, judge)
+    write_json(folder / "mixed.json", plan.to_json())
+    if not plan.quantised:
+        rig.refused["mixed"] = plan.summary
+        return
+    storage = weight_storage(target.backend or target.tensorrt)
+    path = folder / "student_mixed.onnx"
+    onnx.save(mixed_model(model, table, storage, plan.quantised), path)
+    paths["mixed"] = path
+    rig.expect("mixed", plan.latency_ms / plan.fp16_ms)
+    rig.add("mixed", paths)
+
+
+def _plan(
+    model: "ModelProto",
+    table: CalibrationTable,
+    sensitivity: Sensitivity,
+    costs: Costs,
+    judge: tuple[Sequence[Photo], Preprocess, Task, Limits],
+) -> MixedPlan:
+    photos, preprocess, task, limits = judge
+    some = evenly(list(photos), sensitivity.images)
+    truths = [task.truth(photo) for photo in some]
+
+    def metric(outputs: Sequence[Floats]) -> float:
+        predicted = [float(task.predictions(output)[0]) for output in outputs]
+        return limits.metric(task.errors(predicted, truths))
+
+    def keeps(found: Outcome) -> bool:
+        # some photos are not the whole split: what fp32 itself does on them is allowed too
+        worst = limits.metric.worse_by(limits.limit, 0.0)
+        allowed = max(worst, limits.metric.worse_by(sensitivity.fp32.metric, 0.0) * 1.01)
+        inside = limits.metric.worse_by(found.metric, 0.0) <= allowed
+        return bool(inside) and found.sqnr_db >= limits.min_sqnr_db
+
+    def images() -> Iterator[Floats]:
+        return (preprocess(p.pixels(preprocess.channels)) for p in some)
+
+    return mix(model, table, sensitivity, costs, (evaluator(model, images, metric), keeps))
+
+
+def _costs(model: "ModelProto", profiles: Profiles, shape: Sequence[int], target: Target) -> Costs:
+    """Measured where both engines were profiled and show every layer, else predicted."""
+    predicted = predicted_costs(model, shape, target)
+    if not all(p in profiles for p in NEEDS):
+        return predicted
+    reformat = measured_reformat_ms(model, profiles["int8"])
+    try:
+        return measured_costs(model, profiles["int8"], profiles["fp16"], reformat or 0.0)
+    except KDError as error:
+        if error.code != "mixed-profile":
+            raise
+        return predicted

@@ -1,0 +1,48 @@
+"""A worker in an interpreter of this machine."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from kdcompile.artifact import replacing
+from kdcompile.backends.via_errors import disk_full, no_python
+from kdcompile.backends.via_place import MIB, Place, boot_command
+
+
+class LocalPlace(Place):
+    """This interpreter or another one; files are copied within the machine."""
+
+    def __init__(self, label: str, python: str, backend: str) -> None:
+        program = shutil.which(os.path.expanduser(python))
+        if program is None:
+            raise no_python(python)
+        try:
+            super().__init__(label, [program, *boot_command(backend)])
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            raise no_python(python) from None
+
+    def _copy_in(self, local: Path, there: str, sha256: str) -> None:
+        self._check_room(local.stat().st_size)
+        self._send(local, there)
+        self._check_copy(Path(there), sha256, there)
+
+    def _copy_out(self, there: str, local: Path, sha256: str, size: int) -> None:
+        with replacing(local) as temporary:
+            shutil.copyfile(there, temporary)
+            self._check_copy(temporary, sha256, there)
+
+    def _send(self, local: Path, there: str) -> None:
+        try:
+            with replacing(Path(there)) as temporary:
+                shutil.copyfile(local, temporary)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            free = shutil.disk_usage(self.work).free / MIB
+            raise disk_full(self.label, self.work, free, local.stat().st_size / MIB) from None
+
+    def _fetch(self, there: str, local: Path) -> None:
+        shutil.copyfile(there, local)

@@ -1,0 +1,171 @@
+"""The calibrate stage on image files: its outputs, the choice of images, and sets it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from kdcompile import targets
+from kdcompile.artifact import Artifact, Step, Store, digest, write_json
+from kdcompile.calib import stage
+from kdcompile.calib.table import CalibrationTable
+from kdcompile.calib.trt_cache import read_cache
+from kdcompile.errors import KDError
+from kdcompile.spec_file import load_spec
+
+SIZE = (16, 24)
+SPEC = """
+target = "jetson-orin-nano-8gb"
+[teacher]
+model = "model.py:build"
+weights = "teacher.safetensors"
+[data]
+format = "points-jsonl"
+root = "."
+[export]
+shape = [1, 3, 16, 24]
+[quantize]
+calibrator = "minmax"
+images = 4
+"""
+PREPROCESS = {
+    "channels": 3, "mean": [0.1] * 3, "std": [0.25] * 3, "min_hw": SIZE, "max_hw": SIZE,
+}  # fmt: skip
+
+
+def student() -> onnx.ModelProto:
+    """Two convolutions and a density that grows with the image's brightness."""
+    rng = np.random.default_rng(0)
+    weights = {"w1": rng.random((8, 3, 3, 3)), "w2": rng.random((8, 8, 3, 3)) - 0.3}
+    weights["w3"] = rng.random((1, 8, 1, 1)) / 100
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["image", "w1"], ["c1"], "first", pads=[1, 1, 1, 1]),
+        node("Relu", ["c1"], ["r1"]),
+        node("Conv", ["r1", "w2"], ["c2"], "second", pads=[1, 1, 1, 1]),
+        node("Relu", ["c2"], ["r2"]),
+        node("Conv", ["r2", "w3"], ["density"], "output"),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("image", TensorProto.FLOAT, [1, 3, *SIZE])],
+        [value("density", TensorProto.FLOAT, [1, 1, *SIZE])],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def picture(index: int) -> np.ndarray:
+    """Noise, brighter from image to image."""
+    rng = np.random.default_rng(index)
+    return rng.integers(0, 30 + 20 * index, (*SIZE, 3), dtype=np.uint8)
+
+
+Run = Callable[..., Artifact]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs the stage with `--set` options on ten training images that `draw` makes."""
+
+    def build(folder: Path) -> dict[str, int]:
+        onnx.save(student(), folder / "student.onnx")
+        write_json(folder / "preprocess.json", PREPROCESS)
+        return {}
+
+    def calibrate(
+        *sets: str, draw: Callable[[int], np.ndarray] = picture, target: str = "jetson"
+    ) -> Artifact:
+        lines = []
+        for split, indices in (("train", range(10)), ("val", range(20, 22)), ("test", [30])):
+            names = [f"{split}{i}.png" for i in indices]
+            for name, i in zip(names, indices, strict=True):
+                pixels = draw(i) if split == "train" else picture(i % 11)[::-1]
+                Image.fromarray(pixels).save(tmp_path / name)
+                lines.append(json.dumps({"image": name, "points": [[3, 4]] * (i % 10)}))
+            (tmp_path / f"{split}.txt").write_text("\n".join(names))
+        (tmp_path / "annotations.jsonl").write_text("\n".join(lines))
+        (tmp_path / "kdcompile.toml").write_text(SPEC)
+        spec = load_spec(tmp_path / "kdcompile.toml", sets)
+        store = Store(tmp_path / ".kdcompile")
+        exported = store.make("export", "e" * 64, build)
+        sections = ("seed", "task", "data", "quantize", "export")
+        step = Step("calibrate", digest([*sets, target]), spec.only(sections), {"export": exported})
+        return stage.run(step, store, targets.load(target))
+
+    return calibrate
+
+
+def test_what_it_writes(run: Run) -> None:
+    made = run()
+    names = {"student_int8.onnx", "calibration.json", "calibration.cache", "audit.json"}
+    assert set(made.files) == names
+    table = CalibrationTable.read(made.file("calibration.json"))
+    assert [name for name, _ in table.images] == [f"train{i}.png" for i in (0, 2, 5, 7)]
+    assert table.counted_by in ("numpy", "triton")
+    cache = read_cache(made.file("calibration.cache"), student(), table.onnx_sha256)
+    assert set(cache.tensors) == set(table.tensors) == {"image", "r1"}
+    assert cache.tensors["r1"].scale == pytest.approx(table.tensors["r1"].scale)
+    record = made.json("audit.json")
+    hashes = [image["sha256"] for image in record["images"]["images"]]
+    assert hashes == [sha for _, sha in table.images]
+    assert record["held_out"] == [f"train{i}.png" for i in (1, 3, 4, 6, 8, 9)]
+    assert sum(part["chosen"] for part in record["strata"]) == made.meta["images"] == 4
+    assert record["tensors"]["r1"]["saturation"] == 0.0
+    assert record["tensors"]["r1"]["held_out_saturation"] > 0  # train9 is the brightest
+    assert record["tensors"]["r1"]["scale_spread"] > 0
+    assert made.meta["worst_drift"] > 0
+    assert any("4 distinct images" in warning for warning in made.meta["warnings"])
+    assert made.meta["select"] == "even"
+    assert made.meta["sqnr_db"] > 15
+
+
+def chosen(made: Artifact) -> list[str]:
+    return [image["name"] for image in made.json("audit.json")["images"]["images"]]
+
+
+def test_the_choice_of_images(run: Run) -> None:
+    """k-centre takes the image whose output is far from all others'."""
+
+    def one_is_bright(i: int) -> np.ndarray:
+        return picture(11 if i == 4 else i // 3)
+
+    for seed in range(3):
+        made = run(
+            "quantize.select=pcoreset", "quantize.images=3", f"seed={seed}", draw=one_is_bright
+        )
+        assert "train4.png" in chosen(made)
+    drawn = [chosen(run("quantize.select=random", f"seed={seed}")) for seed in range(4)]
+    assert len({tuple(names) for names in drawn}) > 1
+    assert all(len(names) == 4 for names in drawn)
+
+
+@pytest.mark.parametrize(
+    ("draw", "code"),
+    [
+        (lambda i: picture(3), "calib-duplicate"),
+        (lambda i: np.full((*SIZE, 3), 9 + i, np.uint8), "calib-constant"),
+    ],
+)
+def test_unusable_sets_are_refused(run: Run, draw: Callable[[int], np.ndarray], code: str) -> None:
+    with pytest.raises(KDError) as error:
+        run(draw=draw)
+    assert error.value.code == code
+
+
+def test_the_fix_for_one_image_many_times_works(run: Run) -> None:
+    made = run("quantize.images=1", draw=lambda i: picture(3))
+    assert made.meta["images"] == 1
+    assert made.meta["worst_scale_spread"] is None
+    assert made.json("audit.json")["held_out"] == []
+
+
+def test_no_cache_where_none_is_read(run: Run) -> None:
+    assert "calibration.cache" not in run(target="cpu").files
