@@ -17,6 +17,7 @@ from kdcompile.calib.calibrate import table_of
 from kdcompile.calib.chosen import ChosenImages
 from kdcompile.calib.collect import Histograms, collect, collect_folds, pooled, tensors_to_observe
 from kdcompile.calib.counting import best_counting
+from kdcompile.calib.fp8 import insert_fp8
 from kdcompile.calib.qdq import Storage, insert_qdq
 from kdcompile.calib.select import select_images
 from kdcompile.calib.sensitivity import Sensitivity, evaluator, measure_sensitivity
@@ -34,13 +35,15 @@ if TYPE_CHECKING:
     from kdcompile.targets import Target
 
 CHECK_IMAGES = 4
+FP8_SINCE = 10  # the first TensorRT whose parser reads fp8 pairs
 SENSITIVITY_IMAGES = 8  # each runs through two networks a layer
 
 
 def run(step: Step, store: Store, target: "Target") -> Artifact:
     """Write `student_int8.onnx`, `calibration.json` and `audit.json`.
 
-    With them `calibration.cache`, if the target's TensorRT reads calibration caches. The meta
+    With them `student_fp8.onnx` where the target has fp8, `sensitivity.json` where int8 and fp16
+    may be mixed, and `calibration.cache` where its TensorRT reads calibration caches. The meta
     record holds the calibrator, how the images were chosen and how many there were, what counted
     their activations, the seconds that it took, `sqnr_db`, the worst of int8 against fp32 over a
     few validation photos, and the audit's summary with its warnings.
@@ -110,6 +113,8 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
         write_cache(table, folder / "calibration.cache", version)
     quantised = insert_qdq(work.model, table, weight_storage(tensorrt))
     onnx.save(quantised, folder / "student_int8.onnx")
+    if "fp8" in target.precisions and tensorrt is not None and _generation(tensorrt) >= FP8_SINCE:
+        onnx.save(insert_fp8(work.model, table), folder / "student_fp8.onnx")
     if _may_mix(work.spec.quantize.precision, target):
         write_json(folder / "sensitivity.json", _sensitivity(work, table).to_json())
     return {
@@ -167,12 +172,17 @@ def _audited(work: _Work, seen: _Observed, table: CalibrationTable) -> audit.Rec
     )
 
 
+def _generation(tensorrt: str) -> int:
+    """The major version of "10.3" or, for a range, of its first."""
+    return int(tensorrt.split(".")[0])
+
+
 def weight_storage(tensorrt: str | None) -> Storage:
     """How weights are stored for a target's TensorRT ("10.3", "8.6..11", None for none).
 
     Int8 constants are read since TensorRT 10; an 8.x of the range asks for float32 and a pair.
     """
-    return "float" if tensorrt is not None and int(tensorrt.split(".")[0]) < 10 else "int8"
+    return "float" if tensorrt is not None and _generation(tensorrt) < 10 else "int8"
 
 
 def worst_sqnr(

@@ -26,7 +26,7 @@ Paths = Mapping[str, Path]
 Profiles = Mapping[str, Sequence[Mapping[str, Any]]]  # layers with `name`, `ms`, `onnx`
 WARMUP, ROUNDS, SECONDS = 2, 15, 10.0
 MIN_ROUNDS = 5
-RUNS_HERE = ("fp32", "fp16", "int8", "mixed")  # ONNX Runtime's CPU kernels know no other
+RUNS_HERE = ("fp32", "fp16", "int8", "mixed", "fp8")  # ONNX Runtime's CPU knows no bf16
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class HostRig:
         elif precision not in self.estimates and self.target.kind != "cpu":
             self.refused[precision] = "the latency model has no estimate of it"
         else:
-            self.runners[precision] = open_session(paths[precision])
+            self.runners[precision] = open_session(paths[precision], as_written=precision == "fp8")
 
     def latencies(self, image: Floats) -> dict[str, Latency]:
         """Measured here where here is the target, else what the latency model predicts."""

@@ -15,6 +15,9 @@ from kdcompile.report import Report
 
 SCHEMA = 1
 NAME = "manifest.json"
+SIGNATURE = "manifest.sig"
+UNLISTED = (NAME, SIGNATURE)  # what cannot have its hash in the manifest
+ENGINE = "model.engine"
 IGNORED_FOLDER = "__pycache__"  # Python makes it beside the kit's scripts when they run
 REQUIRED = ("schema", "kdcompile_version", "name", "target", "task", "model", "preprocess", "files")
 
@@ -40,6 +43,12 @@ class Bundle:
     def model(self) -> Path:
         """The deployed ONNX file."""
         return self.file(self.manifest["model"])
+
+    @property
+    def engine(self) -> Path | None:
+        """The TensorRT engine, where the build made one; its sidecar is `NAME.json`."""
+        name = self.manifest.get("engine")
+        return None if name is None else self.file(name)
 
     @property
     def preprocess(self) -> dict[str, Any]:
@@ -84,12 +93,15 @@ def created() -> str:
 def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str, Any]) -> None:
     """Write `manifest.json` over every other file of `folder`; call it last.
 
+    A signature that is there is of an older manifest, and goes.
+
     Args:
         folder: the finished content of the bundle.
         report: gives name, target, verdict, the names of the classes and the evidence of each gate.
         task: the task kind, such as `counting`.
         choice: `choice.json` of the compile stage: precision, backend and its version.
     """
+    (folder / SIGNATURE).unlink(missing_ok=True)
     files = {
         name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
         for name in sorted(_walk(folder))
@@ -109,6 +121,7 @@ def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str,
         "exit_code": report.exit_code,
         "precision": choice["precision"],
         "model": "model.onnx",
+        "engine": ENGINE if ENGINE in files else None,
         "preprocess": "preprocess.json",
         "backend": {"name": choice["backend"], "version": choice["backend_version"]},
         "evidence": evidence,
@@ -166,7 +179,7 @@ def read_bundle(path: Path) -> Bundle:
         if not _is_inside(name):
             raise _corrupt(path / NAME, f"it names {name!r}, which is not in the bundle", manifest)
     present = set(_walk(path))
-    for name in sorted(present - {*files, NAME}):
+    for name in sorted(present.difference(files, UNLISTED)):
         raise _corrupt(
             path / name,
             "no build put it there",
@@ -179,8 +192,8 @@ def read_bundle(path: Path) -> Bundle:
         expected = record.get("sha256") if isinstance(record, dict) else None
         if file_sha256(path / name) != expected:
             raise _corrupt(path / name, "its SHA-256 is not the manifest's", manifest)
-    for key in ("model", "preprocess"):
-        if manifest[key] not in files:
+    for key in ("model", "preprocess", "engine"):
+        if manifest.get(key) is not None and str(manifest[key]) not in files:
             raise _corrupt(path / NAME, f"its {key}, {manifest[key]!r}, is not listed", manifest)
     return Bundle(path, manifest)
 
@@ -217,7 +230,7 @@ def _is_inside(name: str) -> bool:
         and path.as_posix() == name
         and "\\" not in name
         and ":" not in name
-        and name != NAME
+        and name not in UNLISTED
     )
 
 

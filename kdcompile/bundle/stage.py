@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcompile.artifact import Artifact, Step, Store, write_text
-from kdcompile.bundle import manifest
+from kdcompile.bundle import manifest, product
 from kdcompile.errors import KDError
 from kdcompile.report import Report
 
@@ -40,10 +40,12 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
             if name.startswith(KIT):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(inputs["compile"].file(name), folder / name)
+        product.copy_engine(folder, inputs["compile"])
         report = Report.from_json(inputs["verify"].json("report.json"))
         _write_reports(folder, report, inputs["verify"].path)
         sample = files("kdcompile.bundle").joinpath("templates/infer.py")
         write_text(folder / "infer.py", sample.read_text(encoding="utf-8"))
+        product.write_product(folder, report)
         choice = inputs["compile"].json("choice.json")
         manifest.write_manifest(folder, report, step.spec.task.kind, choice)
         return {
@@ -126,7 +128,7 @@ def _refuse_foreign(destination: Path) -> None:
     if not present:
         return
     try:
-        known = {*manifest.read_manifest(destination)["files"], manifest.NAME}
+        known = {*manifest.read_manifest(destination)["files"], *manifest.UNLISTED}
     except KDError as error:
         raise _foreign(destination, f"is not empty and not a bundle ({error.message})") from error
     for name in sorted(present):

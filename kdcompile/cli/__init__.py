@@ -8,6 +8,7 @@ import click
 
 from kdcompile import __version__
 from kdcompile.cli.build import build, make_stage_command, plan
+from kdcompile.cli.bundle import bundle
 from kdcompile.cli.tools import clean, doctor, init, recipes, report, run, schema, targets
 from kdcompile.cli.verify import verify
 from kdcompile.errors import KDError
@@ -18,7 +19,6 @@ STAGE_COMMANDS = {
     "export": "write the student as ONNX",
     "calibrate": "find int8 ranges and insert Q/DQ",
     "compile": "choose the precision, build the engine or the board's build kit",
-    "bundle": "write the bundle's files",
 }
 
 
@@ -33,7 +33,7 @@ for _command in (init, plan, build):
     cli.add_command(_command)
 for _name, _help in STAGE_COMMANDS.items():
     cli.add_command(make_stage_command(_name, _help))
-for _command in (verify, run, targets, recipes, report, doctor, schema, clean):
+for _command in (bundle, verify, run, targets, recipes, report, doctor, schema, clean):
     cli.add_command(_command)
 
 

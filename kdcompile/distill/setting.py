@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
+from kdcompile.distill.qad import make_quantisable
+from kdcompile.distill.qad_layers import QadLayer
 from kdcompile.distill.shapes import output_stride
 from kdcompile.distributed import Processes, processes
 from kdcompile.spec import Spec
@@ -24,7 +26,8 @@ class Setting:
 
     teacher: frozen, on the device, in the type that it runs in. student, ema: float32, on the
     device. stride: pixels per output cell of a dense task, 1 for others. work: the folder of the
-    checkpoint.
+    checkpoint. layers: those that are quantised in the training; student and moving average have
+    a quantiser each where there are any.
     """
 
     spec: Spec
@@ -39,6 +42,7 @@ class Setting:
     processes: Processes
     work: Path
     bf16: bool
+    layers: Sequence[QadLayer] = ()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 where the GPU has it; its weight cache would not survive a captured graph."""
@@ -77,6 +81,7 @@ def make_setting(
     student = _placed(student, device, layout)
     if fast and not place.is_alone:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
+    layers = make_quantisable(spec, student, spec.distill.crop)
     return Setting(
         spec=spec,
         teacher=teacher,
@@ -90,6 +95,7 @@ def make_setting(
         processes=place,
         work=work,
         bf16=bf16,
+        layers=layers,
     )
 
 

@@ -11,6 +11,7 @@ from kdcompile.artifact import Artifact, Step, Store, write_json, write_text
 from kdcompile.data.images import ImageStore
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.data.task import find_task
+from kdcompile.distill.qad_modules import plain_weights
 from kdcompile.distill.setting import training_device
 from kdcompile.distill.start import kept_start
 from kdcompile.distill.train import Trainer
@@ -21,10 +22,13 @@ from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
 
 INITIAL = "initial.safetensors"
+QAD = "qad.json"
 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
     """Train; `student.safetensors`, `architecture.json`, `metrics.jsonl`, `result.json`.
+
+    With `quantize.qad` also `qad.json`: the scales that the student was trained with.
 
     Of several processes all train and the first one makes the artifact.
 
@@ -61,7 +65,9 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
     train_value, warnings = trainer.conclude()
     architecture = step.inputs["search"].json("architecture.json")
     metadata = {"architecture": json.dumps(architecture)}
-    write_weights(folder / "student.safetensors", state.best, metadata)
+    write_weights(folder / "student.safetensors", plain_weights(state.best), metadata)
+    if trainer.qad is not None:
+        write_json(folder / QAD, trainer.qad.record(splits.train))
     lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
     write_text(folder / "metrics.jsonl", lines)
     write_json(folder / "architecture.json", architecture)
@@ -84,6 +90,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
         "n_train": len(splits.train),
         "losses": ran(),
         "inherit": inherited,
+        "qad": None if trainer.qad is None else trainer.qad.describe(),
         "warnings": warnings,
         "dropped": splits.dropped,
     }

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcompile.data.augment import CropSampler
+from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.distill.execution import Execution, Mode, prepare
 from kdcompile.distill.objective import OBJECTIVES, Objective, make_objective
+from kdcompile.distill.qad_modules import trained
 from kdcompile.distill.recipe import LossInputs, Recipe, find_recipe
 from kdcompile.distill.schedule import StagePlan, learning_rate
 from kdcompile.distill.setting import Setting
@@ -133,12 +134,8 @@ class StageRun:
 
     @torch.no_grad()
     def _fit(self) -> None:
-        """Let the recipe set its adapters on the first crops, and learn the names of its terms.
-
-        They are the same crops in every process and for every size of a batch.
-        """
-        few = self.plan.options.model_copy(update={"batch": FIT_CROPS})
-        batch = self._make_sampler(few, (0, 1)).batch(0)
+        """Let the recipe set its adapters on the first crops, and learn the names of its terms."""
+        batch = self.shared_crops(FIT_CROPS, 0)
         self.setting.student.eval()
         with self.setting.autocast():
             teacher = self.look(batch.images) if self.recipe.needs_teacher else (None, [])
@@ -146,6 +143,11 @@ class StageRun:
         self.recipe.fit(inputs)
         self.trainable.names = tuple(self.recipe.terms(inputs))
         self.setting.student.train()
+
+    def shared_crops(self, number: int, step: int) -> Batch:
+        """Crops of a step that are the same in every process and for every size of a batch."""
+        few = self.plan.options.model_copy(update={"batch": number})
+        return self._make_sampler(few, (0, 1)).batch(step)
 
     def _parallel(self) -> nn.Module:
         if self.setting.processes.is_alone:
@@ -162,11 +164,7 @@ class StageRun:
         return output, maps
 
     def start(self, known: Mode | None) -> None:
-        """Fill the cache, choose how a step runs; the weights stay as they are.
-
-        Raises:
-            KDError: `execution-failed`.
-        """
+        """Fill the cache and `choose`."""
         if self.cache_note is None:
             names = [tap.teacher for tap in self.taps]
             self.cache, self.cache_note = make_cache(
@@ -178,6 +176,14 @@ class StageRun:
                 self.setting.work,
                 f"{network_digest(self.setting.teacher)} {names}",
             )
+        self.choose(known)
+
+    def choose(self, known: Mode | None) -> None:
+        """Choose how a step runs, anew where the student has changed; its weights stay.
+
+        Raises:
+            KDError: `execution-failed`.
+        """
         self.load(0)
         asked, alone = self.plan.options.execution, self.setting.processes.is_alone
         self._run, self.execution = prepare(self, asked, known, alone=alone)
@@ -251,7 +257,7 @@ class StageRun:
         self.load(step)
         batch = self.sampler.render(self._table)
         values = self._terms(batch.images, batch.target, self.trainable)
-        parameters = list(self.setting.student.parameters())
+        parameters, _ = trained(self.setting.student)
         norms = gradient_norms(list(values), parameters, self.setting.processes.mean)
         self.weights.balance(norms, first=step == 0)
 

@@ -10,6 +10,7 @@ from kdcompile.distill.train import Trainer
 from kdcompile.models.factory import build_model, write_weights
 from kdcompile.models.shrunk import initialise
 from kdcompile.spec import Spec
+from kdcompile.spec_deploy import Quantize
 
 
 def train_teacher(spec: Spec, work: Path, path: Path) -> State:
@@ -20,6 +21,7 @@ def train_teacher(spec: Spec, work: Path, path: Path) -> State:
         work: folder of the checkpoint, made if absent.
         path: the safetensors file.
     """
+    spec = spec.model_copy(update={"quantize": Quantize()})  # a teacher is never quantised
     torch.manual_seed(0)
     network = build_model(spec.teacher.model, spec.folder)
     initialise(network)

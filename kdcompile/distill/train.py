@@ -24,6 +24,7 @@ from kdcompile.data.task import find_task
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import findings
 from kdcompile.distill.progress import Progress
+from kdcompile.distill.qad import Qad, known_mode, make_qad, mean_seconds
 from kdcompile.distill.replay import nonfinite, save_replay
 from kdcompile.distill.schedule import (
     StagePlan,
@@ -84,6 +85,7 @@ class Trainer:
         self._state = State()
         self._kept = load_checkpoint(work, self.device)
         self._history: list[Tensor] = []
+        self.qad: Qad | None = None  # known once the length is
         self._resume()
 
     def run(self) -> State:
@@ -94,6 +96,7 @@ class Trainer:
         """
         lengths = self._lengths()
         total = sum(lengths)
+        self.qad = make_qad(self.setting, total, self._state.step)
         if self._state.step == 0 and not self._state.metrics:
             self._first_row(lengths)
         self._saved = time.perf_counter()
@@ -129,6 +132,8 @@ class Trainer:
         ends = before + length
         self._clock = (time.perf_counter(), self._state.step)
         for step in range(self._state.step - before, length):
+            if self.qad is not None:
+                self.qad.before(run, before + step, self._state)
             run.step(step)
             self._history.append(run.values.clone())
             done = self._state.step = before + step + 1
@@ -153,8 +158,7 @@ class Trainer:
         kept, self._kept = self._kept, None
         if kept is not None and kept["stage"] == number:
             run.load_state_dict(kept["run"])
-        known = self._state.stages.get(plan.name)
-        run.start(known["execution"]["mode"] if known else None)
+        run.start(known_mode(self._state.stages.get(plan.name)))
         self._state.stages.setdefault(plan.name, run.describe())
         if run.cache_note and plan.options.views:
             log.info("distill: teacher outputs are not cached: %s", run.cache_note)
@@ -259,7 +263,7 @@ class Trainer:
             float(run.values[0])
 
         try:
-            return seconds_per_step(timed_step)
+            return mean_seconds(run, lambda: seconds_per_step(timed_step))
         finally:
             run.release()
             for network, state in zip(networks, before, strict=True):

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcompile.distill.qad_modules import trained
 from kdcompile.distributed import Processes
 from kdcompile.spec_distill import Distill
 
 NEVER = -1
+SCALE_LR = 1e-2  # of a scale's logarithm: the largest change of a scale in a step is 1 %
 
 
 class Update:
@@ -23,7 +25,8 @@ class Update:
     it: `first_bad` latches, and the weights stay those that met the bad batch.
 
     Args:
-        student: the network that is trained.
+        student: the network that is trained; scales that are learnt have a rate of their own,
+            no decay and no part in the clipping.
         recipe: its parameters (adapters) are trained with it.
         ema: the student's moving average, changed in place.
         options: of the stage.
@@ -39,15 +42,21 @@ class Update:
         processes: Processes,
     ) -> None:
         self._processes = processes
-        self.parameters = [*student.parameters(), *recipe.parameters()]
+        weights, self.scales = trained(student)
+        self.parameters = [*weights, *recipe.parameters()]
         device = self.parameters[0].device
         self._options = options
         self._lr = torch.tensor(options.lr, device=device)
         self._decay = torch.tensor(0.0, device=device)
         self._step = torch.tensor(NEVER, device=device)
         self.first_bad = torch.tensor(NEVER, device=device)
+        self._rates = [self._lr]
+        groups: list[dict[str, Any]] = [{"params": self.parameters}]
+        if self.scales:
+            self._rates.append(torch.tensor(SCALE_LR, device=device))
+            groups.append({"params": self.scales, "lr": self._rates[1], "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            groups,
             lr=self._lr,
             weight_decay=options.weight_decay,
             fused=True,
@@ -66,7 +75,7 @@ class Update:
 
     def _create_state(self) -> None:
         """Let the optimizer make its moments: a skipped step creates them and changes nothing."""
-        for parameter in self.parameters:
+        for parameter in (*self.parameters, *self.scales):
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -80,6 +89,8 @@ class Update:
             averaged: steps that the moving average has seen; its memory grows with them.
         """
         self._lr.fill_(lr)
+        for rate in self._rates[1:]:
+            rate.fill_(SCALE_LR * lr / self._options.lr)
         self._step.fill_(step)
         self._decay.fill_(1 - min(self._options.ema, (1 + averaged) / (10 + averaged)))
 
@@ -94,6 +105,9 @@ class Update:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, self._options.clip)
         fine = loss.isfinite() & values.isfinite().all() & norm.isfinite()
+        for scale in self.scales:
+            if scale.grad is not None:  # before the student is quantised there is none
+                fine &= scale.grad.isfinite().all()
         if not self._processes.is_alone:
             fine = self._processes.mean(fine.float()) == 1
         bad_now = ~fine & (self.first_bad == NEVER)
@@ -123,5 +137,5 @@ class Update:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what `state_dict` gave; the learning rate stays this object's tensor."""
         self.optimizer.load_state_dict(dict(state))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate

@@ -42,7 +42,7 @@ def key_parts(
             "libraries": {name: version(name) for name in stage.libraries},
             "target": target.to_json() if stage.on_target else None,
             "machine": fingerprint_id() if stage.on_machine else None,
-            "board": board.facts if board is not None and stage.on_machine else None,
+            "board": [board.label, board.facts] if board is not None and stage.on_machine else None,
         }
         for stage in STAGES.values()
     }

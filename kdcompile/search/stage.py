@@ -20,6 +20,7 @@ from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
 ORDER = ("int8", "fp16", "fp32")
+ALSO = ("bf16", "fp8")  # priced for the report and for `compile`, never what a budget is judged at
 
 
 def precisions(target: Target) -> list[str]:
@@ -30,7 +31,9 @@ def precisions(target: Target) -> list[str]:
 def budget_precision(spec: Spec, target: Target) -> str:
     """The precision at which a latency budget is judged: the asked one, or the fastest."""
     asked = spec.quantize.precision
-    return precisions(target)[0] if asked == "auto" else asked
+    if asked == "auto":
+        return precisions(target)[0]
+    return "fp16" if asked == "mixed" else asked  # fp16 bounds it: mixed is no slower
 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
@@ -87,10 +90,11 @@ def _price(
 
 def _record(model: nn.Module, shape: list[int], target: Target) -> dict[str, Any]:
     found = operations(model, shape)
+    priced = [*precisions(target), *(p for p in ALSO if p in target.precisions)]
     return {
         "macs": macs(found),
         "params": params(model),
-        **{p: asdict(estimate(found, target, p)) for p in precisions(target)},
+        **{p: asdict(estimate(found, target, p)) for p in priced},
     }
 
 

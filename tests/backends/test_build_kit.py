@@ -1,6 +1,6 @@
 """The kit, built and run as on a board, with ONNX Runtime in TensorRT's place."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from kdcompile.artifact import file_sha256
 from kdcompile.backends import worker
 from kdcompile.backends.kit import write_kit
 from kdcompile.data.task import find_task
@@ -38,8 +39,10 @@ def kit(onnx_files, make_kit):
 def test_contents(kit):
     about = json.loads((kit / "kit.json").read_text())
     assert set(about["files"]) == {
-        "README.md", "build_engine.py", "calibration.json", "gates.json", "preprocess.json",
-        "reference.npz", "student_fp16.onnx", "student_fp32.onnx", "student_int8.onnx", "worker.py",
+        "README.md", "build_engine.py", "calibration.json", "gates.json", "judging.py",
+        "networks.py", "pack.py", "preprocess.json", "prove.py", "reference.npz", "same_board.py",
+        "stop.py", "student_fp16.onnx", "student_fp32.onnx", "student_int8.onnx", "verdict.py",
+        "worker.py",
     }  # fmt: skip
     assert about["target"]["compute_capability"] == "8.7"
     assert about["predicted"] == "int8"
@@ -65,8 +68,14 @@ def test_builds_proves_and_chooses(kit):
     assert by_precision["fp32"]["sqnr_db"] > 100
     assert 20 < by_precision["int8"]["sqnr_db"] < by_precision["fp16"]["sqnr_db"] < 100
     assert by_precision["int8"]["count_difference"] > 0
-    fastest = min(found["candidates"], key=lambda c: c["wall_p50_ms"])
-    assert found["chosen"] == fastest["precision"]
+    assert found["chosen"] in by_precision
+    least = min(c["ms"] for c in found["candidates"])
+    assert least <= by_precision[found["chosen"]]["ms"] <= 1.02 * least
+    assert f"{found['chosen']} is " in done.stdout
+    assert (found["judged_mode"], set(found["latency"])) == ("device", {"device", "end_to_end"})
+    times = found["latency"]["device"][found["chosen"]]
+    assert (times["clock"], times["n"], len(times["blocks"])) == ("wall", 36, 12)
+    assert json.loads((kit / "out" / "layers_int8.json").read_text())[0]["name"]
     assert (kit / "out" / found["engine"]).is_file()
     verdicts = {g["name"]: g["verdict"] for g in found["gates"]}
     assert verdicts == {
@@ -83,7 +92,7 @@ def test_gate_that_nothing_passes(onnx_files, make_kit):
     kit = make_kit(onnx_files(), min_sqnr_db=1000)
     done = build(kit, expect=3)
     assert record(kit)["chosen"] is None
-    assert "parity    failed: no candidate passed" in done.stdout
+    assert "parity    failed: fp32: SQNR 200.0 dB, at least 1000 dB wanted" in done.stdout
 
 
 def test_inaccurate_precision_is_not_chosen(onnx_files, make_kit):
@@ -107,9 +116,9 @@ def test_nan_fails(onnx_files, make_kit):
         onnx.numpy_helper.from_array(np.full((1, 3, 3, 3), np.nan, np.float32), "w")
     )
     onnx.save(model, kit / "student_fp32.onnx")
-    forget_hashes(kit)
+    rehash(kit)
     build(kit, "--precision", "fp32", expect=3)
-    assert record(kit)["candidates"][0]["sqnr_db"] == "-inf"
+    assert record(kit)["candidates"][0]["sqnr_db"] == -200
 
 
 def test_too_large_an_engine(onnx_files, make_kit):
@@ -120,16 +129,18 @@ def test_too_large_an_engine(onnx_files, make_kit):
 
 def test_candidate_that_does_not_build_is_recorded(kit):
     (kit / "student_int8.onnx").write_bytes(b"no model")
-    forget_hashes(kit)
+    rehash(kit)
     build(kit)
     (broken,) = (c for c in record(kit)["candidates"] if c["precision"] == "int8")
     assert broken["verdict"] == "failed"
     assert broken["why"].startswith("onnx-refused")
 
 
-def forget_hashes(kit):
+def rehash(kit):
+    """Make the kit whole again after a test has changed its files."""
     about = json.loads((kit / "kit.json").read_text())
-    (kit / "kit.json").write_text(json.dumps(about | {"files": {}}))
+    about["files"] = {name: file_sha256(kit / name) for name in about["files"]}
+    (kit / "kit.json").write_text(json.dumps(about))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +169,7 @@ def test_without_tensorrt(kit, tmp_path, monkeypatch):
 def test_dynamic_network(onnx_files, make_kit):
     kit = make_kit(onnx_files([1, 3, "height", "width"]), sides=((16, 24), (32, 16)))
     build(kit)
-    assert record(kit)["mode"]["shape"] == [1, 3, 16, 24]
+    assert record(kit)["shape"] == [1, 3, 16, 24]
     assert record(kit)["candidates"][0]["sqnr_db"] > 20
 
 
@@ -184,60 +195,64 @@ def test_reference_must_be_whole(onnx_files, tmp_path):
 @pytest.fixture
 def script(kit, monkeypatch):
     """The kit's script as a module, with the package's worker."""
+    own = {path.stem for path in kit.glob("*.py")} - {"worker"}
+    monkeypatch.syspath_prepend(str(kit))
     monkeypatch.setitem(sys.modules, "worker", worker)
-    found = importlib.util.spec_from_file_location("build_engine", kit / "build_engine.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    for name in own:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("build_engine")
+    for name in own:
+        sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize(
-    ("found", "wanted", "same"),
-    [
-        ("10.3.0", "10.3", True),
-        ("10.7.0.23", "10.3", True),
-        ("10.0.1", "10.3", False),
-        ("8.6.2", "10.3", False),
-        ("11.4.1", "10.3", False),
-        ("8.5.2", "8.5.2", True),
-        ("8.5.2", "8.6.2", False),
-    ],
-)
-def test_same_generation(script, found, wanted, same):
-    assert script.same_generation(found, wanted) is same
+@pytest.fixture
+def on_a_nano(monkeypatch):
+    """This machine says of itself what a Jetson Orin Nano says."""
+    monkeypatch.setattr(worker, "_first_line", lambda path: NANO if "model" in path else None)
+    monkeypatch.setattr(worker, "_memory", lambda *_: {"total": 7620, "free": 5000})
 
 
-def test_on_the_target_it_is_device_evidence(script, kit, played_tensorrt, capsys):
+NANO = "NVIDIA Jetson Orin Nano Developer Kit"
+
+
+def test_on_the_target_it_is_device_evidence(script, kit, played_tensorrt, on_a_nano, capsys):
     played_tensorrt("10.3.0")
     doubled_reference(kit)
     assert script.main([]) == 0
     found = record(kit)
     assert (found["evidence"], found["not_the_target"]) == ("device", [])
-    assert found["environment"]["gpu"] == {"name": "Played GPU", "compute_capability": "8.7"}
+    assert found["environment"]["gpu"]["name"] == "Played GPU"
     by_precision = {c["precision"]: c for c in found["candidates"]}
     assert by_precision["fp16"]["onnx"] == "student_fp32.onnx"  # 10.3 takes the flag
-    assert by_precision["fp16"]["device_p50_ms"] == 2.0
-    assert (kit / "out" / found["engine"]).read_bytes() == b"an engine"
+    assert found["judged_mode"] == "graph"
+    assert set(found["latency"]) == {"graph", "device", "end_to_end"}
+    assert {c["clock"] for c in found["latency"]["graph"].values()} == {"device"}
+    assert found["chosen"] == "fp32"  # the played GPU takes as long for each
+    assert (kit / "out" / found["engine"]).read_bytes().endswith(b"an engine")
     assert "NOT the target" not in capsys.readouterr().out
 
 
-def test_another_tensorrt_is_refused_unless_allowed(script, kit, played_tensorrt, capsys):
+def test_another_tensorrt_is_refused_unless_allowed(
+    script, kit, played_tensorrt, on_a_nano, capsys
+):
     played_tensorrt("8.6.1")
     doubled_reference(kit)
     assert script.main([]) == 1
     shown = capsys.readouterr().err
     assert "error[not-the-target]: TensorRT 8.6.1, the target has 10.3" in shown
     assert "--allow-version" in shown
-    assert script.main(["--allow-version"]) == 0
+    assert script.main(["--allow-version", "--no-graph"]) == 0
     assert record(kit)["evidence"] == "host"
+    assert record(kit)["judged_mode"] == "device"
 
 
 def test_a_classifier_is_compared_by_its_classes(script):
+    apart = importlib.import_module("prove").predictions_apart
     logits = [np.float32([[1, 2]]), np.float32([[5, 4]])]
     turned = [np.float32([[1, 2.1]]), np.float32([[4, 5]])]
-    assert script.compare(turned, logits, "classification")["top1_agreement"] == 0.5
+    assert apart(turned, logits, "classification") == {"top1_agreement": 0.5}
     broken = [np.float32([[1, np.nan]]), logits[1]]
-    assert script.compare(broken, logits, "classification")["top1_agreement"] == 0
+    assert apart(broken, logits, "classification") == {"top1_agreement": 0}
 
 
 def test_a_value_is_compared_by_its_difference(script):
@@ -245,7 +260,8 @@ def test_a_value_is_compared_by_its_difference(script):
         [np.float32([[1.0]]), np.float32([[5.0]])],
         [np.float32([[1.5]]), np.float32([[3]])],
     )
-    assert script.compare(list(other), list(values), "regression")["value_difference"] == 2
+    apart = importlib.import_module("prove").predictions_apart
+    assert apart(list(other), list(values), "regression") == {"value_difference": 2}
 
 
 def doubled_reference(kit):
@@ -254,4 +270,4 @@ def doubled_reference(kit):
         inputs = {k: v for k, v in arrays.items() if k.startswith("input_")}
     outputs = {k.replace("input", "output_fp32"): v * 2 for k, v in inputs.items()}
     np.savez(kit / "reference.npz", **inputs, **outputs)
-    forget_hashes(kit)
+    rehash(kit)

@@ -90,12 +90,12 @@ def recorded(
     teachers: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What was measured, as `device.json` holds it; the choice and the gates come to it."""
-    kept = ("precision", "workspace_mb", "dla", "optimization_level", "iterations", "no_graph")
+    kept = ("precision", "iterations", "no_graph")
     return {
         "format": FORMAT, "kit": kit["sha256"], "worker": kit["files"]["worker.py"],
         "target": kit["target"], "environment": run.here,
         "evidence": "host" if wrong else "device", "not_the_target": wrong,
-        "options": {key: getattr(run.options, key) for key in kept},
+        "options": dict(run.settings, **{key: getattr(run.options, key) for key in kept}),
         "shape": kit["profile"][1], "judged_mode": times[0], "latency": times[1],
         "candidates": candidates, "teachers": teachers, "references": run.count,
         "test": None if run.pack is None else run.pack.summary(), "predicted": kit["predicted"],

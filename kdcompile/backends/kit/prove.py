@@ -56,6 +56,9 @@ class Build:
         self.networks = Networks(backend, options.out, scratch, ports)
         self.here = self.networks.here
         self.gates = read_json("gates.json")
+        given = {key: getattr(options, key, None) for key in kit["compile"]}
+        told = {key: value for key, value in given.items() if value is not None}
+        self.settings = dict(kit["compile"], **told)
         self.pack = Pack(options.test, kit) if options.test else None
         with np.load(os.path.join(KIT, "reference.npz")) as arrays:
             self.reference = {key: arrays[key] for key in arrays.files}
@@ -64,10 +67,8 @@ class Build:
     def engine(self, name: str, precision: str, onnx: str) -> dict[str, Any]:
         """Build and load one engine."""
         say(f"engine {name}")
-        given = {key: getattr(self.options, key, None) for key in self.kit["compile"]}
-        asked = {key: value if given[key] is None else given[key]
-                 for key, value in self.kit["compile"].items()}  # fmt: skip
-        return self.networks.build(name, onnx, precision, dict(asked, profile=self.kit["profile"]))
+        settings = dict(self.settings, profile=self.kit["profile"])
+        return self.networks.build(name, onnx, precision, settings)
 
     def candidate(self, precision: str) -> dict[str, Any]:
         """Build one precision and compare it with the reference."""
@@ -110,10 +111,13 @@ class Build:
                 say(f"photo {index + 1} of {len(pack.names)}")
             inputs = self.networks.save(image)
             for name in [n for n in found if n not in broken]:
-                value = prediction(self.networks.run(name, inputs), task)
-                if not math.isfinite(value):
+                try:
+                    found[name].append(prediction(self.networks.run(name, inputs), task))
+                except Stop as error:
+                    broken[name] = f"{pack.names[index]}: {error.code}: {error.message}"
+                    continue
+                if not math.isfinite(found[name][-1]):
                     broken[name] = f"the output is NaN or infinity on {pack.names[index]}"
-                found[name].append(value)
         for c in built:
             name = c["precision"]
             if name in broken:

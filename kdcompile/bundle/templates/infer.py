@@ -2,34 +2,82 @@
 # ruff: noqa: T201
 """Run this bundle's network on images: python3 infer.py photo.jpg ...
 
-Needs numpy, onnxruntime and Pillow; Python 3.8 or newer. Its only input is the bundle's folder.
+Runs the engine where the bundle has one (the device's TensorRT and numpy), else model.onnx
+(onnxruntime). Needs Pillow; Python 3.8 or newer. Its only input is the bundle's folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
+import os
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
 
 
-def load(manifest: dict[str, Any], provider: str) -> Any:
-    """The session of model.onnx, if that is the file which the manifest names."""
-    data = (HERE / manifest["model"]).read_bytes()
-    if hashlib.sha256(data).hexdigest() != manifest["files"][manifest["model"]]["sha256"]:
-        sys.exit("error: {} is not the file of the manifest".format(manifest["model"]))
-    if provider not in onnxruntime.get_available_providers():
-        known = ", ".join(onnxruntime.get_available_providers())
-        sys.exit(f"error: onnxruntime has no {provider} here, only {known}")
-    return onnxruntime.InferenceSession(data, providers=[provider])
+def read(manifest: dict[str, Any], name: str) -> bytes:
+    """A file's bytes, if they are those that the manifest names."""
+    data = (HERE / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest["files"][name]["sha256"]:
+        sys.exit(f"error: {name} is not the file of the manifest")
+    return data
+
+
+def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
+    """model.onnx as a function of one prepared image."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        sys.exit(f"error: {error}; pip install onnxruntime")
+    data, known = read(manifest, manifest["model"]), onnxruntime.get_available_providers()
+    if provider not in known:
+        sys.exit("error: onnxruntime has no {} here, only {}".format(provider, ", ".join(known)))
+    session = onnxruntime.InferenceSession(data, providers=[provider])
+    name = session.get_inputs()[0].name
+    return lambda image: session.run(None, {name: image})[0]
+
+
+def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
+    """The engine as a function of one prepared image, run by the worker that is in the bundle."""
+    name = manifest["engine"]
+    read(manifest, name)
+    built = json.loads(read(manifest, name + ".json").decode())
+    where = "kit/worker.py" if "kit/worker.py" in manifest["files"] else "worker.py"
+    read(manifest, where)
+    sys.path.insert(0, str((HERE / where).parent))
+    worker = importlib.import_module("worker")
+    backend = "onnxruntime" + PROVIDERS.get(built.get("provider"), "")
+    try:
+        place = worker.Worker("tensorrt" if "tensorrt" in built else backend)
+    except worker.WorkerError as error:
+        sys.exit(f"error: {error}; {worker.FIXES[error.code]}, or run model.onnx with --onnx")
+    files = {"inputs": os.path.join(scratch, "in.npz"), "outputs": os.path.join(scratch, "out.npz")}
+
+    def ask(**request: Any) -> Any:
+        answer = place.answer(dict(request, id=1))
+        if "error" in answer:
+            sys.exit("error: {message}; {fix}".format(**answer["error"]))
+        return answer["ok"]
+
+    def run(image: Any) -> Any:
+        np.savez(files["inputs"], **{tensor: image})
+        ask(op="run", **files)
+        with np.load(files["outputs"]) as arrays:
+            return arrays[arrays.files[0]]
+
+    (tensor,) = ask(op="load", path=str(HERE / name))["inputs"]
+    return run
 
 
 def prepare(path: str, pre: dict[str, Any]) -> Any:
@@ -70,19 +118,32 @@ def main() -> None:
     """Print each image and what the network says of it."""
     parser = argparse.ArgumentParser(description="run this bundle's network on images")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--onnx", action="store_true", help="model.onnx, not the engine")
     parser.add_argument("--provider", default="CPUExecutionProvider", help="of onnxruntime")
+    parser.add_argument("--save-input", metavar="FILE.npy", help="write the prepared image, only")
     arguments = parser.parse_args()
     pre = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
-    session = load(manifest, arguments.provider)
-    name = session.get_inputs()[0].name
-    for path in arguments.images:
-        try:
-            image = prepare(path, pre)
-        except (OSError, Image.DecompressionBombError) as error:
-            sys.exit(f"error: {path}: {error}")
-        output = session.run(None, {name: image})[0]
-        print(f"{path}\t{meaning(output, manifest)}")
+    if arguments.save_input:
+        if len(arguments.images) > 1:
+            sys.exit("error: --save-input takes one image")
+        np.save(arguments.save_input, image_of(arguments.images[0], pre))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        if manifest.get("engine") and not arguments.onnx:
+            network = open_engine(manifest, scratch)
+        else:
+            network = open_onnx(manifest, arguments.provider)
+        for path in arguments.images:
+            print(f"{path}\t{meaning(network(image_of(path, pre)), manifest)}")
+
+
+def image_of(path: str, pre: dict[str, Any]) -> Any:
+    """`prepare`, or the end of the program with the photo's name."""
+    try:
+        return prepare(path, pre)
+    except (OSError, Image.DecompressionBombError) as error:
+        sys.exit(f"error: {path}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,175 @@
+"""The board's `device.json` taken into the bundle: verdicts, measurements, engine.
+
+The bundle keeps `device/device.json` and `device/report_host.json`, the report as the build wrote
+it: a second merge starts from that one again, so that a later board replaces an earlier one. A
+signature is of the older manifest, and goes; sign again.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdcompile.artifact import file_sha256, write_json, write_text
+from kdcompile.bundle import manifest, product
+from kdcompile.errors import KDError
+from kdcompile.report import Report
+
+Judge = Callable[
+    [Report, Mapping[str, Any], Mapping[str, Any], Any, str], tuple[Report, Mapping[str, str]]
+]
+FOLDER = "device"
+RECORD, HOST = f"{FOLDER}/device.json", f"{FOLDER}/report_host.json"
+LARGEST = 256 * 1024 * 1024
+EXAMPLES = re.compile(r'<h2 id="examples">.*?(?=<h2 |</main>|</body>)', re.DOTALL)
+
+
+def merge(bundle: Path, device_json: Path, engine: Path | None, judge: Judge) -> Report:
+    """Judge a board's record, and rewrite the bundle with it, whole or not at all.
+
+    Args:
+        bundle: the folder of the bundle that the board's kit is of.
+        device_json: the record.
+        engine: the engine that ships, or the folder of it; None leaves it out.
+        judge: `kdcompile.gates.from_board.judge_board`.
+
+    Returns:
+        The report with the board's verdicts.
+
+    Raises:
+        KDError: `bundle-*`; `kit-missing`; `device-unreadable`; `merge-mismatch`, the record is of
+            another kit or engine; what `judge` raises; `output-unwritable`.
+    """
+    found = manifest.read_bundle(bundle)
+    if "kit/kit.json" not in found.manifest["files"]:
+        raise KDError(
+            "kit-missing",
+            f"{bundle.name} has no build kit: its target is built by kdcompile itself",
+            where=str(bundle.absolute()),
+            fix="merge into a bundle for a board, such as kdcompile build --target jetson makes",
+        )
+    value, where = _read(device_json), str(device_json)
+    kit = found.file("kit/kit.json")
+    if not isinstance(value, dict) or value.get("kit") != file_sha256(kit):
+        raise KDError(
+            "merge-mismatch",
+            f"{device_json.name} was not made by this bundle's kit",
+            where=where,
+            fix="copy kit/ of this bundle to the board and run build_engine.py there",
+        )
+    source = HOST if HOST in found.manifest["files"] else "report.json"
+    report = Report.from_json(_json(found.file(source)))
+    gates = _json(found.file("kit/gates.json"))
+    merged, ships = judge(report, _json(kit), gates, value, where)
+    engine = None if engine is None else _engine(engine, ships)
+    _rewrite(found, merged, device_json, source, engine)
+    return merged
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read(path: Path) -> Any:
+    """Parsed JSON of a file that anybody may have written."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise ValueError(f"{size} bytes are more than any build writes")
+        return json.loads(path.read_bytes(), parse_constant=_refuse)
+    except OSError as error:
+        reason = str(error.strerror)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise KDError(
+        "device-unreadable",
+        f"{path.name} cannot be read: {reason}",
+        where=str(path.absolute()),
+        fix="copy out/device.json from the board again",
+    )
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _engine(given: Path, ships: Mapping[str, str]) -> Path:
+    """The engine's file, which must be the one that the record names."""
+    if not ships:
+        raise KDError(
+            "merge-mismatch",
+            "the board ships no engine: none passed there",
+            where=str(given),
+            fix="merge without --engine; the report then says what failed",
+        )
+    ((name, sha),) = ships.items()
+    path = given / name if given.is_dir() else given
+    if not path.is_file() or file_sha256(path) != sha:
+        what = "is not the engine of device.json" if path.is_file() else "is not there"
+        raise KDError(
+            "merge-mismatch",
+            f"{path.name} {what}",
+            where=str(path),
+            fix=f"copy out/{name} and out/{name}.json from the board, of the same run",
+        )
+    return path
+
+
+def _rewrite(
+    found: manifest.Bundle, report: Report, record: Path, source: str, engine: Path | None
+) -> None:
+    """A new folder beside the old one, then two renames."""
+    bundle = found.folder.resolve()
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{bundle.name}.", dir=bundle.parent) as temporary:
+            fresh = Path(temporary, "new")
+            older = engine is not None or source == HOST  # the engine there, if any
+            dropped = (manifest.ENGINE, f"{manifest.ENGINE}.json") if older else ()
+            for name in found.manifest["files"]:
+                if name not in dropped:
+                    _copy(found.file(name), fresh / name)
+            _copy(found.file(source), fresh / HOST)
+            _copy(record, fresh / RECORD)
+            if engine is not None:
+                _copy(engine, fresh / manifest.ENGINE)
+                side = engine.with_name(f"{engine.name}.json")
+                if side.is_file():
+                    _copy(side, fresh / f"{manifest.ENGINE}.json")
+            write_json(fresh / "report.json", report.to_json())
+            _render(fresh, report)
+            product.refresh_product(fresh, report)
+            about, backend = found.manifest, found.manifest["backend"]
+            choice = {"precision": about["precision"], "backend": backend["name"],
+                      "backend_version": backend["version"]}  # fmt: skip
+            manifest.write_manifest(fresh, report, about["task"], choice)
+            bundle.rename(Path(temporary, "old"))
+            fresh.rename(bundle)
+    except OSError as error:
+        raise KDError(
+            "output-unwritable",
+            f"the bundle cannot be rewritten: {error.strerror}",
+            where=str(bundle),
+            fix="free the disk or the folder's permissions",
+        ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _render(folder: Path, report: Report) -> None:
+    """`report.md` and `report.html`; the pictures of photos are kept from the page that was."""
+    from kdcompile.bundle import render  # matplotlib
+
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = [json.loads(line) for line in lines if line.strip()]
+    before = EXAMPLES.search((folder / "report.html").read_text(encoding="utf-8"))
+    page = render.html(report, folder, metrics)
+    if before is not None:
+        page = EXAMPLES.sub(lambda _: before.group(), page, count=1)
+    write_text(folder / "report.md", render.markdown(report))
+    write_text(folder / "report.html", page)

@@ -1,0 +1,199 @@
+"""The optional signature of a bundle: Ed25519 (RFC 8032) over the bytes of its manifest.
+
+The manifest has the SHA-256 of every other file, so that its signature covers the bundle. OpenSSL
+makes the keys, `openssl genpkey -algorithm ed25519`, and can check `signature` without kdcompile.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcompile.artifact import write_json
+from kdcompile.bundle.manifest import NAME, SIGNATURE
+from kdcompile.errors import KDError
+from kdcompile.lazy import need
+
+ALGORITHM = "ed25519"
+VARIABLE = "KDCOMPILE_TRUSTED_KEY"
+MAKE_KEY = "openssl genpkey -algorithm ed25519 -out key.pem"
+MAKE_PUBLIC = "openssl pkey -in key.pem -pubout -out key.pub"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature that a bundle carries.
+
+    fingerprint: SHA-256 of the public key's DER, hex; is_trusted: it was checked with a key that
+    the caller trusts.
+    """
+
+    fingerprint: str
+    is_trusted: bool
+
+    def __str__(self) -> str:
+        """A line for the terminal."""
+        note = "" if self.is_trusted else ", not checked against a key you trust"
+        return f"signed by {self.fingerprint}{note}"
+
+
+def trusted_key(option: Path | None) -> Path | None:
+    """The file of the trusted public key: the option's, else the environment's, if any."""
+    found = os.environ.get(VARIABLE)
+    return option or (Path(found) if found else None)
+
+
+def sign_bundle(folder: Path, key_file: Path) -> str:
+    """Write `manifest.sig` beside the manifest; an older one is replaced.
+
+    Args:
+        folder: the finished bundle.
+        key_file: an Ed25519 private key, PEM without a password.
+
+    Returns:
+        The fingerprint of the public key.
+
+    Raises:
+        KDError: `key-unreadable`, or `bundle-missing` where there is no manifest.
+        ToolMissingError: the library `cryptography` is not installed.
+    """
+    message = _manifest(folder)
+    keys = need("cryptography.hazmat.primitives.serialization", "sign", "signing a bundle")
+    content = _read(key_file, "private", MAKE_KEY)
+    try:
+        key = keys.load_pem_private_key(content, password=None)
+    except TypeError as error:
+        fix = f"openssl pkey -in {key_file} -out plain.pem, then sign with plain.pem"
+        raise _unreadable(key_file, "it is encrypted", fix) from error
+    except ValueError as error:
+        raise _unreadable(key_file, "it is no PEM private key", MAKE_KEY) from error
+    if not _is_ed25519(key):
+        raise _unreadable(key_file, "its key is not Ed25519", MAKE_KEY)
+    fingerprint = _fingerprint(keys, key.public_key())
+    record = {
+        "algorithm": ALGORITHM,
+        "public_key_sha256": fingerprint,
+        "signature": base64.b64encode(key.sign(message)).decode(),
+    }
+    write_json(folder / SIGNATURE, record)
+    return fingerprint
+
+
+def check_signature(folder: Path, public_key: Path | None) -> Signature | None:
+    """The bundle's signature, checked where there is a key to check it with.
+
+    Args:
+        folder: the bundle; its files are checked by `read_bundle`, not here.
+        public_key: PEM file of the Ed25519 public key that the caller trusts; without it nothing
+            is checked but the form.
+
+    Returns:
+        None for a bundle without a signature, which only a caller without a trusted key gets.
+
+    Raises:
+        KDError: `signature-missing`, `signature-corrupt`, `signature-wrong`, `key-unreadable`.
+        ToolMissingError: a key is given, and `cryptography` is not installed.
+    """
+    path = folder / SIGNATURE
+    if not path.is_file():
+        if public_key is None:
+            return None
+        raise KDError(
+            "signature-missing",
+            "a trusted key is given, and the bundle is not signed",
+            where=str(path.absolute()),
+            fix="get the signed bundle from whoever built it (kdcompile build --sign KEY), or "
+            f"leave out --trusted and unset {VARIABLE}",
+        )
+    fingerprint, signature = _parsed(path)
+    if public_key is None:
+        return Signature(fingerprint, is_trusted=False)
+    keys = need("cryptography.hazmat.primitives.serialization", "sign", "checking a signature")
+    content = _read(public_key, "public", MAKE_PUBLIC)
+    try:
+        key = keys.load_pem_public_key(content)
+    except ValueError as error:
+        raise _unreadable(public_key, "it is no PEM public key", MAKE_PUBLIC) from error
+    if not _is_ed25519(key):
+        raise _unreadable(public_key, "its key is not Ed25519", MAKE_PUBLIC)
+    expected = _fingerprint(keys, key)
+    if fingerprint != expected:
+        reason = f"it is by {fingerprint}, the trusted key is {expected}"
+        raise _wrong(path, reason)
+    _verify(key, signature, _manifest(folder), path)
+    return Signature(fingerprint, is_trusted=True)
+
+
+def _verify(key: Any, signature: bytes, message: bytes, path: Path) -> None:
+    invalid = need("cryptography.exceptions", "sign", "checking a signature").InvalidSignature
+    try:
+        key.verify(signature, message)
+    except invalid as error:
+        raise _wrong(path, "it is not of this manifest") from error
+
+
+def _manifest(folder: Path) -> bytes:
+    try:
+        return (folder / NAME).read_bytes()
+    except OSError as error:
+        raise KDError(
+            "bundle-missing",
+            f"{folder} is not a bundle: its {NAME} cannot be read ({error.strerror})",
+            where=str(folder.absolute()),
+            fix="kdcompile build, then name the folder that it prints",
+        ) from error
+
+
+def _parsed(path: Path) -> tuple[str, bytes]:
+    """Fingerprint and signature of `manifest.sig`."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        algorithm, fingerprint = record["algorithm"], str(record["public_key_sha256"])
+        signature = base64.b64decode(record["signature"], validate=True)
+        int(fingerprint, 16)
+    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise _corrupt(path, f"it cannot be read: {error!r}") from error
+    if algorithm != ALGORITHM or len(fingerprint) != 2 * hashlib.sha256().digest_size:
+        raise _corrupt(path, f"its algorithm {algorithm!r} or its fingerprint is unknown")
+    return fingerprint, signature
+
+
+def _read(path: Path, kind: str, make: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, f"{error.strerror}", f"name a {kind} key: {make}") from error
+
+
+def _is_ed25519(key: Any) -> bool:
+    return "Ed25519" in type(key).__name__
+
+
+def _fingerprint(keys: Any, key: Any) -> str:
+    der = key.public_bytes(keys.Encoding.DER, keys.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
+
+
+def _unreadable(path: Path, reason: str, fix: str) -> KDError:
+    message = f"{path.name} cannot be used as a key: {reason}"
+    return KDError("key-unreadable", message, where=str(path.absolute()), fix=fix)
+
+
+def _corrupt(path: Path, reason: str) -> KDError:
+    message = f"{path.name} is no signature: {reason}"
+    fix = "copy the bundle again, or sign it again with kdcompile build --sign KEY"
+    return KDError("signature-corrupt", message, where=str(path.absolute()), fix=fix)
+
+
+def _wrong(path: Path, reason: str) -> KDError:
+    return KDError(
+        "signature-wrong",
+        f"the signature is not to be trusted: {reason}",
+        where=str(path.absolute()),
+        fix="do not use this bundle: get it again from whoever built it, and their key by another "
+        "way, for --trusted",
+    )

@@ -1,0 +1,123 @@
+// Reads a photo (binary PGM or PPM) or a prepared input (NPY, float32), as the network takes it.
+#pragma once
+
+#include <algorithm>
+#include <cctype>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "preprocess.hpp"
+
+namespace kd {
+
+// float32 [1, channels, height, width]
+struct Input {
+  std::int64_t height = 0, width = 0;
+  std::vector<float> values;
+};
+
+inline std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path + ": cannot be opened");
+  std::string data{std::istreambuf_iterator<char>(file), {}};
+  if (file.bad()) throw std::runtime_error(path + ": cannot be read");
+  return data;
+}
+
+// The next number of a PNM header; comments run from # to the end of the line.
+inline std::int64_t pnm_number(const std::string& data, std::size_t& at) {
+  while (at < data.size() && (std::isspace(static_cast<unsigned char>(data[at])) || data[at] == '#')) {
+    if (data[at] == '#')
+      while (at < data.size() && data[at] != '\n') ++at;
+    else
+      ++at;
+  }
+  std::int64_t value = 0;
+  const std::size_t begin = at;
+  while (at < data.size() && std::isdigit(static_cast<unsigned char>(data[at])) && value < (1 << 20))
+    value = 10 * value + (data[at++] - '0');
+  if (at == begin) throw std::runtime_error("not a PGM or PPM file: a number is missing");
+  return value;
+}
+
+// The grey of ITU-R 601 in 16-bit fixed point, as Pillow converts RGB to L.
+inline int grey(const unsigned char* p) {
+  return static_cast<int>((19595u * p[0] + 38470u * p[1] + 7471u * p[2] + 0x8000u) >> 16);
+}
+
+// Normalised, and padded right and below with the mean colour where it is smaller than the least.
+inline Input from_pnm(const std::string& data) {
+  std::size_t at = 2;
+  const int stored = data[1] == '6' ? 3 : 1;
+  const std::int64_t width = pnm_number(data, at), height = pnm_number(data, at);
+  if (pnm_number(data, at) != 255) throw std::runtime_error("only 8 bits a channel are read");
+  ++at;  // one white space ends the header
+  const std::size_t pixels = static_cast<std::size_t>(width) * static_cast<std::size_t>(height);
+  if (pixels == 0 || data.size() < at || (data.size() - at) / stored < pixels)
+    throw std::runtime_error("the file is cut short");
+  if (height > max_height || width > max_width) {
+    std::ostringstream text;
+    text << "the photo is " << width << " x " << height << ", larger than the network's "
+         << max_width << " x " << max_height
+         << "; scale it down first, or prepare it with infer.py --save-input";
+    throw std::runtime_error(text.str());
+  }
+  Input input{std::max(height, min_height), std::max(width, min_width), {}};
+  input.values.assign(static_cast<std::size_t>(channels * input.height * input.width), 0.0f);
+  const unsigned char* p = reinterpret_cast<const unsigned char*>(data.data()) + at;
+  for (std::int64_t y = 0; y < height; ++y)
+    for (std::int64_t x = 0; x < width; ++x, p += stored)
+      for (std::int64_t c = 0; c < channels; ++c) {
+        const int value = stored == 1 ? p[0] : (channels == 1 ? grey(p) : p[c]);
+        const float normal = (static_cast<float>(value) / 255.0f - mean[c]) / std_dev[c];
+        input.values[static_cast<std::size_t>((c * input.height + y) * input.width + x)] = normal;
+      }
+  return input;
+}
+
+// Float32, little-endian, C order, [1, channels, H, W]: what infer.py --save-input writes.
+inline Input from_npy(const std::string& data) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(data.at(i)); };
+  const bool is_first = byte(6) == 1;
+  std::size_t size = byte(8) + 256u * byte(9);
+  if (!is_first) size += 65536u * byte(10) + 16777216u * byte(11);
+  const std::size_t begin = is_first ? 10 : 12;
+  if (data.size() < begin + size) throw std::runtime_error("the NPY file is cut short");
+  const std::string head = data.substr(begin, size);
+  if (head.find("'<f4'") == std::string::npos || head.find("False") == std::string::npos)
+    throw std::runtime_error("the NPY file must be little-endian float32 in C order");
+  std::vector<std::int64_t> shape;
+  for (std::size_t at = head.find('('); at < head.size() && head[at] != ')'; ++at)
+    if (std::isdigit(static_cast<unsigned char>(head[at]))) {
+      std::size_t used = 0;
+      shape.push_back(std::stoll(head.substr(at), &used));
+      at += used - 1;
+    }
+  if (shape.size() != 4 || shape[0] != 1 || shape[1] != channels || shape[2] < min_height ||
+      shape[2] > max_height || shape[3] < min_width || shape[3] > max_width)
+    throw std::runtime_error("the NPY file must hold [1, channels, height, width] in range");
+  Input input{shape[2], shape[3], {}};
+  const std::size_t count = static_cast<std::size_t>(channels * shape[2] * shape[3]);
+  if (data.size() - begin - size != count * sizeof(float))
+    throw std::runtime_error("the NPY file does not hold as many values as its shape says");
+  input.values.resize(count);
+  std::memcpy(input.values.data(), data.data() + begin + size, count * sizeof(float));
+  return input;
+}
+
+inline Input read_input(const std::string& path) {
+  const std::string data = read_file(path);
+  if (data.size() > 12 && data.compare(0, 6, "\x93NUMPY", 6) == 0) return from_npy(data);
+  if (data.size() > 8 && data[0] == 'P' && (data[1] == '5' || data[1] == '6'))
+    return from_pnm(data);
+  throw std::runtime_error(path + ": neither binary PGM/PPM nor NPY");
+}
+
+}  // namespace kd

@@ -1,0 +1,135 @@
+"""A test pack: what a board needs beside its kit to judge accuracy and speed-up itself.
+
+`pack.json` with the names of the test photos, their annotated values and the teacher's predictions,
+and the SHA-256 of every other file; `teacher_PRECISION.onnx`; and the photos as uint8 [h, w, C] in
+`photos_NNN.npz`, scaled to what the network takes, so that the board only normalises them.
+It is not a part of the bundle: photos are large, and may be private.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.artifact import file_sha256, write_json
+from kdcompile.errors import KDError
+
+NAME = "pack.json"
+FORMAT = 1
+SHARD = 32  # photos that are in memory at once, here and on the board
+Pixels = NDArray[np.uint8]
+
+
+def write_test_pack(
+    folder: Path,
+    photos: Iterable[Pixels],
+    rows: Sequence[Mapping[str, Any]],
+    teachers: Mapping[str, Path],
+    *,
+    preprocess: Path,
+    task: Mapping[str, Any],
+    seed: int,
+    available: int,
+) -> dict[str, Any]:
+    """Write a pack, whole or not at all; an older pack in the folder is replaced.
+
+    Args:
+        folder: where; absent, empty or a pack.
+        photos: uint8 [h, w, C] in the order of `rows`, no larger than the network takes.
+        rows: `name`, `true` and `teacher` of each photo, as the report's `predictions` has them.
+        teachers: the teacher's ONNX by precision.
+        preprocess: `preprocess.json` of the build; the kit's must be the same.
+        task: `kind` and `output` of the task.
+        seed: of the gates' resampling.
+        available: photos of the whole test split.
+
+    Returns:
+        What `pack.json` says.
+
+    Raises:
+        KDError: `output-exists`, the folder holds something else; `output-unwritable`;
+            `pack-photos`, there are more or fewer photos than rows.
+    """
+    _refuse_foreign(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            fresh = Path(temporary, "new")
+            fresh.mkdir()
+            for precision, path in teachers.items():
+                shutil.copyfile(path, fresh / f"teacher_{precision}.onnx")
+            shards = _write_photos(fresh, photos, len(rows))
+            about = {
+                "format": FORMAT,
+                "task": task["kind"],
+                "output": task["output"],
+                "preprocess": file_sha256(preprocess),
+                "seed": seed,
+                "available": available,
+                "names": [str(row["name"]) for row in rows],
+                "true": [float(row["true"]) for row in rows],
+                "teacher": [float(row["teacher"]) for row in rows],
+                "shards": shards,
+                "files": {path.name: file_sha256(path) for path in sorted(fresh.iterdir())},
+            }
+            write_json(fresh / NAME, about)
+            if folder.exists():
+                folder.rename(Path(temporary, "old"))
+            fresh.rename(folder)
+    except OSError as error:
+        raise KDError(
+            "output-unwritable",
+            f"the test pack cannot be written: {error.strerror}",
+            where=str(folder.absolute()),
+            fix="free the disk or the folder's permissions, or name another folder",
+        ) from error
+    return about
+
+
+def _write_photos(folder: Path, photos: Iterable[Pixels], count: int) -> list[str]:
+    """The shards' names; a photo's key is its index."""
+    shards: list[str] = []
+    index = 0
+    for part in _parts(iter(photos)):
+        name = f"photos_{len(shards):03d}.npz"
+        arrays = {str(index + place): pixels for place, pixels in enumerate(part)}
+        np.savez_compressed(folder / name, allow_pickle=False, **arrays)
+        shards.append(name)
+        index += len(part)
+    if index != count:
+        raise KDError(
+            "pack-photos",
+            f"{index} photos and {count} rows",
+            where="the test pack",
+            fix="build again: the test split has changed since it was judged",
+        )
+    return shards
+
+
+def _parts(photos: Iterator[Pixels]) -> Iterator[list[Pixels]]:
+    while part := list(islice(photos, SHARD)):
+        yield part
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise unless the folder is absent, empty, or holds nothing but an older pack."""
+    if not folder.exists():
+        return
+    present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else [folder.name]
+    ours = all(
+        name == NAME
+        or (name.startswith(("teacher_", "photos_")) and name.endswith((".onnx", ".npz")))
+        for name in present
+    )
+    if not folder.is_dir() or (present and not (ours and NAME in present)):
+        raise KDError(
+            "output-exists",
+            f"{folder.name} holds something that is no test pack ({present[0]})",
+            where=str(folder.absolute()),
+            fix="name a new folder after --test-pack",
+        )

@@ -1,0 +1,147 @@
+"""`bundle`: the bundle's files, the test pack for a board, and what a board sends home."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcompile.cli.build import copy_out, planned
+from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
+from kdcompile.errors import KDError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from kdcompile.data.prepare import Preprocess
+    from kdcompile.pipeline.plan import Plan
+
+TEACHERS = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command()
+@spec_options
+@via_option
+@click.option(
+    "-o", "--output", type=FOLDER, help="Copy the stage's files to this folder.",
+)  # fmt: skip
+@click.option(
+    "--test-pack", type=FOLDER,
+    help="Write the test photos and the teacher for the board's own gates to this folder.",
+)  # fmt: skip
+@click.option(
+    "--merge", type=FOLDER, metavar="DEVICE_JSON",
+    help="Judge what a board measured, into the BUNDLE named in place of the spec.",
+)  # fmt: skip
+@click.option(
+    "--engine", type=FOLDER, help="With --merge: the board's engine, or the folder that it is in."
+)
+@as_json
+def bundle(
+    spec: str | None,
+    target: str | None,
+    sets: tuple[str, ...],
+    via: str | None,
+    output: Path | None,
+    test_pack: Path | None,
+    merge: Path | None,
+    engine: Path | None,
+    as_json: bool,
+) -> None:
+    """Write the bundle's files; a test pack for a board; or merge what the board measured."""
+    if merge is not None:
+        if any((target, sets, via, output, test_pack)):
+            raise click.UsageError("--merge takes a BUNDLE, --engine and --json only")
+        sys.exit(merge_board(Path(spec or "."), merge, engine, as_json))
+    if engine is not None:
+        raise click.UsageError("--engine needs --merge")
+    work = planned(spec, target, sets, via)
+    artifact = work.make("bundle")
+    written = str(artifact.path) if output is None else copy_out(artifact, output)
+    result = {"stage": "bundle", "path": written, **artifact.meta}
+    if test_pack is not None:
+        about = pack_test(work, test_pack)
+        result["test_pack"] = {"path": str(test_pack), "photos": len(about["names"])}
+    if as_json:
+        echo_json(result)
+        return
+    for key, value in artifact.meta.items():
+        click.echo(f"{key}: {value}")
+    click.echo(f"bundle: {written}")
+    if test_pack is not None:
+        click.echo(f"test pack: {test_pack}, {len(about['names'])} photos")
+
+
+def merge_board(folder: Path, record: Path, engine: Path | None, as_json: bool) -> int:
+    """Merge, print the report, and give its exit code."""
+    from kdcompile.bundle.merge import merge
+    from kdcompile.bundle.text import text_summary
+    from kdcompile.gates.from_board import judge_board
+
+    report = merge(folder, record, engine, judge_board)
+    if as_json:
+        echo_json({"bundle": str(folder), **report.to_json()})
+    else:
+        click.echo(text_summary(report))
+        click.echo(f"bundle: {folder}")
+        click.echo(report.verdict)
+    return report.exit_code
+
+
+def pack_test(work: "Plan", folder: Path) -> dict[str, Any]:
+    """Write the test pack of a finished build.
+
+    Raises:
+        KDError: `kit-missing`, the target is no board; `pack-photos`; `output-exists`.
+    """
+    from kdcompile.bundle.testpack import write_test_pack
+    from kdcompile.data.prepare import Preprocess
+    from kdcompile.data.splits import evenly, load_splits
+
+    spec, made = work.spec, work.found()
+    if "kit/kit.json" not in made["compile"].files:
+        raise KDError(
+            "kit-missing",
+            f"{work.target.name} takes no build kit, so nothing there asks for a test pack",
+            where="--test-pack",
+            fix="name a board: --target jetson",
+        )
+    details = made["verify"].json("report.json")["details"]
+    splits = load_splits(spec.data, spec.folder)
+    photos = evenly(splits.test, spec.data.max_test)
+    if [photo.name for photo in photos] != [row["name"] for row in details["predictions"]]:
+        raise KDError(
+            "pack-photos",
+            "the test split is not the one that verify judged",
+            where="[data] test",
+            fix="kdcompile build, then write the test pack again",
+        )
+    export = made["export"]
+    preprocess = Preprocess.from_json(export.json("preprocess.json"))
+    return write_test_pack(
+        folder,
+        (scaled(photo.pixels(preprocess.channels), preprocess) for photo in photos),
+        details["predictions"],
+        {p: export.file(name) for p, name in TEACHERS.items() if name in export.files},
+        preprocess=export.file("preprocess.json"),
+        task=details["task"],
+        seed=spec.seed,
+        available=len(splits.test),
+    )
+
+
+def scaled(pixels: "NDArray[np.uint8]", preprocess: "Preprocess") -> "NDArray[np.uint8]":
+    """The photo as the network takes it, still uint8 [h, w, C]: fitted, not normalised.
+
+    A normalisation that changes nothing leaves the fitted pixels over 255.
+    """
+    from dataclasses import replace
+
+    import numpy as np
+
+    channels = preprocess.channels
+    plain = replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels, min_hw=(1, 1))
+    fitted: NDArray[np.uint8] = np.rint(plain(pixels)[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+    return fitted

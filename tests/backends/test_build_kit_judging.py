@@ -1,0 +1,168 @@
+"""The board's numpy rules are the gates' own: same bounds, same verdicts, same inputs."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kdcompile.backends.kit as kit_module
+from kdcompile.bench.paired import PairedTimes, ratio_interval
+from kdcompile.data.agreement import decibels, powers, relative_error
+from kdcompile.data.metric import METRICS
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.task import find_task
+from kdcompile.gates.accuracy import _bounds, _verdict
+from kdcompile.spec import AccuracyGate
+
+KIT = Path(kit_module.__file__).parent / "kit"
+TOLERANCE = {"rel": 1e-9, "abs": 1e-9}
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The kit's `judging` and `pack` as modules."""
+    sys.path.insert(0, str(KIT))
+    try:
+        yield importlib.import_module("judging"), importlib.import_module("pack")
+    finally:
+        sys.path.remove(str(KIT))
+        for name in ("judging", "pack", "stop"):
+            sys.modules.pop(name, None)
+
+
+def at_home(settings, task, true, teacher, student, seed):
+    """Verdict and bounds of the accuracy gate of `verify`."""
+    metric = METRICS[settings.metric]
+    errors = [task.errors(predicted, true) for predicted in (teacher, student)]
+    low = high = None
+    if len(true) > 1:
+        low, high = _bounds(metric, *errors, seed)
+    verdict, _ = _verdict(settings, metric, *(metric(e) for e in errors), low, high)
+    return verdict, low, high
+
+
+def random_case(rng, kind):
+    count = int(rng.integers(2, 60))
+    if kind == "classification":
+        true = rng.integers(0, 4, count).astype(float)
+        teacher, student = (np.where(rng.random(count) < p, true, 4.0) for p in rng.random(2))
+        return true, teacher, student
+    true = rng.uniform(0, 500, count)
+    teacher = true + rng.normal(0, 20, count)
+    student = teacher + rng.normal(rng.uniform(-2, 3), rng.uniform(0.1, 8), count)
+    return true, teacher, student
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [("counting", "mae"), ("counting", "rmse"), ("regression", "rmse"), ("classification", "top1")],
+)
+def test_accuracy_is_judged_as_at_home(scripts, kind, metric):
+    judging, _ = scripts
+    rng, seen = np.random.default_rng(len(metric)), set()
+    for seed in range(10 if kind == "classification" else 6):
+        true, teacher, student = random_case(rng, kind)
+        limits = {
+            "max_increase": f"{rng.uniform(0, 20):.2f}%",
+            "margin": f"{rng.uniform(1, 30):g}%",
+        }
+        settings = AccuracyGate(metric=metric, **limits)
+        verdict, low, high = at_home(settings, find_task(kind), true, teacher, student, seed)
+        gate = settings.model_dump(mode="json")
+        found = judging.judge_accuracy(gate, kind, true, teacher, student, seed)
+        assert found["verdict"] == verdict
+        assert (found["low"], found["high"]) == pytest.approx((low, high), **TOLERANCE)
+        seen.add(verdict)
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("counting", "mae"), ("classification", "top1")])
+def test_extreme_cases_are_judged_as_at_home(scripts, kind, metric):
+    judging, _ = scripts
+    settings, task = AccuracyGate(metric=metric), find_task(kind)
+    gate, true = settings.model_dump(mode="json"), np.array([1.0, 2, 0, 3])
+    others = [true, true + 1, np.zeros(4), true + np.eye(4)[2]]
+    for teacher in others:
+        for student in others:
+            verdict, low, high = at_home(settings, task, true, teacher, student, 0)
+            found = judging.judge_accuracy(gate, kind, true, teacher, student, 0)
+            assert found["verdict"] == verdict
+            assert (found["low"], found["high"]) == pytest.approx((low, high), **TOLERANCE)
+    one = (true[:1], true[:1], true[:1])
+    assert judging.judge_accuracy(gate, kind, *one, 0)["verdict"] == "inconclusive"
+    assert at_home(settings, task, *one, 0) == ("inconclusive", None, None)
+
+
+def test_speed_up_is_judged_as_at_home(scripts):
+    judging, _ = scripts
+    rng = np.random.default_rng(2)
+    a, b = rng.uniform(5, 9, 12), rng.uniform(1, 2, 12)
+    expected = ratio_interval(PairedTimes(a, b, 10), seed=4)
+    for least, verdict in ((1.0, "passed"), (expected[0], "inconclusive"), (99, "failed")):
+        found = judging.judge_speedup(least, a, b, 4)
+        assert (found["ratio"], found["low"], found["high"]) == pytest.approx(expected, rel=1e-12)
+        assert found["verdict"] == verdict
+
+
+def test_parity_is_measured_as_at_home(scripts):
+    judging, _ = scripts
+    rng = np.random.default_rng(3)
+    want = [rng.normal(size=(1, 1, 4, 6)).astype(np.float32) for _ in range(3)]
+    have = [w + rng.normal(0, 0.01, w.shape).astype(np.float32) for w in want]
+    found = judging.agreement(have, want)
+    sums = np.array([powers(w, h) for w, h in zip(want, have, strict=True)]).sum(axis=0)
+    assert found["sqnr_db"] == pytest.approx(decibels(*sums), abs=1e-9)
+    largest = max(relative_error(w, h) for w, h in zip(want, have, strict=True))
+    assert found["max_rel_error"] == pytest.approx(largest, rel=1e-9)
+    assert judging.agreement(want, want) == {"max_rel_error": 0.0, "sqnr_db": 200.0}
+    broken = [np.full_like(w, np.nan) for w in want]
+    assert judging.agreement(broken, want) == {"max_rel_error": 1e30, "sqnr_db": -200.0}
+
+
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        Preprocess(3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (32, 32), (64, 96)),
+        Preprocess(1, (0.4,), (0.3,), (16, 24), (16, 24)),
+    ],
+)
+def test_preprocessing_is_the_packages_bit_for_bit(scripts, preprocess):
+    _, pack = scripts
+    rng = np.random.default_rng(0)
+    for shape in ((16, 24), (7, 9), (16, 5)):
+        pixels = rng.integers(0, 256, (*shape, preprocess.channels), dtype=np.uint8)
+        found = pack.prepare(pixels, preprocess.to_json())
+        assert found.dtype == np.float32
+        assert found.flags.c_contiguous
+        assert found.tobytes() == preprocess(pixels).tobytes()
+        assert found.shape == preprocess(pixels).shape
+
+
+@pytest.mark.parametrize("kind", ["counting", "classification", "regression"])
+def test_predictions_and_errors_are_the_tasks(scripts, kind):
+    judging, _ = scripts
+    task, rng = find_task(kind), np.random.default_rng(1)
+    shape = {"counting": (1, 1, 5, 7), "classification": (1, 4), "regression": (1, 1)}[kind]
+    outputs = [rng.normal(size=shape).astype(np.float32) for _ in range(6)]
+    found = np.array([judging.prediction(output, kind) for output in outputs])
+    wanted = np.array([task.predictions(output)[0] for output in outputs])
+    assert found.tolist() == wanted.tolist()
+    true = rng.integers(0, 4, 6).astype(float)
+    assert judging.errors_of(found, true, kind).tolist() == task.errors(wanted, true).tolist()
+    if kind == "classification":
+        assert judging.prediction(np.float32([[1, np.nan]]), kind) == -1
+
+
+def test_choice_prefers_precision_where_speed_is_level(scripts):
+    judging, _ = scripts
+    name, why = judging.choose([("int8", 0.246), ("fp16", 0.238), ("fp32", 0.9)], [("fp8", 0.2)])
+    assert name == "fp16"
+    assert "int8 0.246 ms is slower than fp16 0.238 ms" in why
+    assert "fp8 0.2 ms does not pass" in why
+    name, why = judging.choose([("int8", 0.237), ("fp16", 0.240)], [])
+    assert name == "fp16"
+    assert why.startswith("fp16 is as fast as any that passes")
+    assert "int8 0.237 ms is within 2 % of fp16 0.24 ms, which is more precise" in why
+    assert judging.choose([("int8", 0.20), ("fp16", 0.24)], [])[0] == "int8"
