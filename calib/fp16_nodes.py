@@ -138,10 +138,8 @@ def _input_types(
         "tensor(float16)" in formal.inputs[min(place, len(formal.inputs) - 1)].types
         for place in range(len(node.input))
     ]
-    data = [place for place, name in enumerate(node.input) if name in casting.data]
     halved = (
-        bool(data)
-        and all(half[place] for place in data)
+        any(name in casting.data for name in node.input)
         and node.output[0] not in keep
         and node.op_type not in AS_THEY_ARE
         and "tensor(float16)" in formal.outputs[0].types

@@ -69,7 +69,7 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self) | {"layers": [asdict(layer) for layer in self.layers]}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Sensitivity":

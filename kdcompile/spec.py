@@ -128,7 +128,7 @@ class Student(Closed):
 
 
 class Shapes(Closed):
-    """Input shapes of a dynamic export."""
+    """Input shapes of a dynamic export: [N, C, H, W], where N, H and W may vary."""
 
     min: Shape
     opt: Shape
@@ -137,14 +137,19 @@ class Shapes(Closed):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         ordered = all(a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True))
-        fixed = self.min[:2] == self.opt[:2] == self.max[:2]
-        if not ordered or not fixed:
-            raise ValueError("min <= opt <= max, with the same batch and channels, must hold")
+        same = self.min[1] == self.opt[1] == self.max[1]
+        if not ordered or not same or self.min[0] != 1:
+            raise ValueError(
+                "min <= opt <= max, with the same channels and the smallest batch 1, must hold"
+            )
         return self
 
 
 class Export(Closed):
-    """The input shape of the deployed network: fixed, or a range of heights and widths."""
+    """The input shape of the deployed network: fixed, or a range.
+
+    Latencies are of the typical shape; with a typical batch over 1 they are of the whole batch.
+    """
 
     shape: Shape | Shapes = Field(default=[1, 3, 576, 768])
 
@@ -157,7 +162,7 @@ class Export(Closed):
 
     @property
     def is_dynamic(self) -> bool:
-        """True when height or width may vary."""
+        """True when batch, height or width may vary."""
         low, _, high = self.profile
         return low != high
 
@@ -227,7 +232,7 @@ class Spec(Closed):
 
     @model_validator(mode="after")
     def _one_image_of_known_channels(self) -> Self:
-        batch, channels = self.export.profile[1][:2]
+        batch, channels = self.export.profile[0][:2]
         if batch != 1 or channels not in (1, 3):
             raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
         judged = self.gates.accuracy.metric

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kdcompile.backends.same_board import differences
 from kdcompile.errors import KDError
 from kdcompile.report import Evidence
 from kdcompile.targets import Target
@@ -52,39 +53,25 @@ def facts_of(about: Mapping[str, Any]) -> dict[str, Any]:
 def evidence_of(about: Mapping[str, Any], target: Target, label: str) -> Evidence:
     """`device` where the GPU, the module and the backend's generation are the target's.
 
-    ONNX Runtime on a CPU only plays a board: `host`.
+    ONNX Runtime on a CPU only plays a board, and on a Jetson's GPU it is not what ships: `host`.
 
     Raises:
         KDError: `board-mismatch`, a GPU that is another device than the target.
     """
     gpu = about["gpu"]
-    if gpu is None:
+    if gpu is None or (target.kind == "jetson" and about["backend"] != "tensorrt"):
         return "host"
-    for name, here, wanted in _compared(about, target):
-        if here != wanted:
-            raise KDError(
-                "board-mismatch",
-                f"{target.full_name} has {name} {wanted}; {label} has {here}",
-                where=label,
-                fix="name the device that it is with --target (kdcompile targets; for a Jetson "
-                "NAME@jpJETPACK), or another one with --via",
-            )
-    return "device"
-
-
-def _compared(about: Mapping[str, Any], target: Target) -> list[tuple[str, str, str]]:
-    """What must agree, as (name, there, the target's)."""
-    found = [("compute capability", about["gpu"]["compute_capability"], target.compute_capability)]
-    if target.kind == "jetson" and target.tensorrt and about["backend"] == "tensorrt":
-        generation = ".".join(about["backend_version"].split(".")[:2])
-        found.append(("TensorRT", generation, ".".join(target.tensorrt.split(".")[:2])))
     if target.kind == "jetson":
-        found.append(("module", _kind(about["module"] or "none"), _kind(target.title)))
-    return [(name, str(here), str(wanted)) for name, here, wanted in found]
-
-
-def _kind(title: str) -> str:
-    """The family of a Jetson that a title names: AGX Orin, Orin NX, Orin Nano, Xavier NX, ..."""
-    text = title.lower()
-    known = ("agx orin", "orin nx", "orin nano", "agx xavier", "xavier nx", "thor")
-    return next((name for name in known if name in text), title)
+        wrong = differences(target.to_json(), about)
+    else:
+        here, wanted = gpu["compute_capability"], target.compute_capability
+        wrong = [] if here == wanted else [f"compute capability {here}, the target has {wanted}"]
+    if wrong:
+        raise KDError(
+            "board-mismatch",
+            f"{label} is not {target.full_name}: {'; '.join(wrong)}",
+            where=label,
+            fix="name the device that it is with --target (kdcompile targets; for a Jetson "
+            "NAME@jpJETPACK), or another one with --via",
+        )
+    return "device"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kdcompile.artifact import digest, file_sha256
 from kdcompile.backends.board import Board
 from kdcompile.backends.via import Place, open_place
-from kdcompile.spec import Compile
+from kdcompile.spec_deploy import Compile
 
 Floats = NDArray[np.float32]
 Times = NDArray[np.float64]

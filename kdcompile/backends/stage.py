@@ -209,6 +209,7 @@ def _kit(
         task,
         profile=step.spec.export.profile,
         predicted=predicted,
+        settings=step.spec.compile.model_dump(),
     )
 
 

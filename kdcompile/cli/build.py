@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
+from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
 from kdcompile.errors import KDError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def plan(
 @via_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder.")
 @click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
+@sign_option
 @as_json
 def build(
     spec: str | None,
@@ -67,6 +68,7 @@ def build(
     via: str | None,
     output: Path | None,
     require: str | None,
+    key: Path | None,
     as_json: bool,
 ) -> None:
     """Run every stage and write the bundle to dist/NAME-TARGET/."""
@@ -78,6 +80,7 @@ def build(
     destination = output or Path("dist") / f"{work.spec.name}-{work.spec.target.replace('@', '-')}"
     artifact = work.make("bundle")
     install(artifact, destination)
+    sign(destination, key)
     report = Report.from_json(artifact.json("report.json"))
     verdict, code = overall(report.gates, require_device=require == "device")
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcompile.cli.build import copy_out, planned
-from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
+from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
 from kdcompile.errors import KDError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option(
     "--engine", type=FOLDER, help="With --merge: the board's engine, or the folder that it is in."
 )
+@sign_option
 @as_json
 def bundle(
     spec: str | None,
@@ -48,18 +49,24 @@ def bundle(
     test_pack: Path | None,
     merge: Path | None,
     engine: Path | None,
+    key: Path | None,
     as_json: bool,
 ) -> None:
     """Write the bundle's files; a test pack for a board; or merge what the board measured."""
     if merge is not None:
         if any((target, sets, via, output, test_pack)):
-            raise click.UsageError("--merge takes a BUNDLE, --engine and --json only")
-        sys.exit(merge_board(Path(spec or "."), merge, engine, as_json))
+            raise click.UsageError("--merge takes a BUNDLE, --engine, --sign and --json only")
+        code = merge_board(Path(spec or "."), merge, engine, as_json)
+        sign(Path(spec or "."), key)
+        sys.exit(code)
     if engine is not None:
         raise click.UsageError("--engine needs --merge")
+    if key is not None and output is None:
+        raise click.UsageError("--sign needs -o: the stage's own files stay as they are")
     work = planned(spec, target, sets, via)
     artifact = work.make("bundle")
     written = str(artifact.path) if output is None else copy_out(artifact, output)
+    sign(Path(written), key)
     result = {"stage": "bundle", "path": written, **artifact.meta}
     if test_pack is not None:
         about = pack_test(work, test_pack)

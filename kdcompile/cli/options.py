@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -25,6 +26,23 @@ via_option = click.option(
     metavar="PLACE",
     help="Where the engine is built and timed: python:PATH or ssh://[user@]host[:port].",
 )
+
+
+sign_option = click.option(
+    "--sign",
+    "key",
+    metavar="KEY.pem",
+    type=click.Path(path_type=Path),
+    help="Sign the bundle with an Ed25519 private key.",
+)
+
+
+def sign(folder: Path, key: Path | None) -> None:
+    """Sign a bundle where a key is given, and say so on standard error."""
+    if key is not None:
+        from kdcompile.bundle.signature import sign_bundle
+
+        click.echo(f"signed by {sign_bundle(folder, key)}", err=True)
 
 
 def echo_json(value: Any) -> None:

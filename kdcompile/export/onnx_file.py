@@ -35,7 +35,7 @@ def onnx_from_module(
 ) -> ModelProto:
     """Write a module in inference mode as ONNX: one input `image`, one output of the given name.
 
-    Height and width are symbols where smallest and largest differ; batch and channels are fixed.
+    Batch, height and width are symbols where smallest and largest differ; channels are fixed.
     The file is proven to hold nothing but the module (`prove_clean`), to be within the opset, and
     to give the exporter's own output after conversion and simplification.
 
@@ -76,7 +76,7 @@ def onnx_from_module(
 
 def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str) -> ModelProto:
     low, _, high = shapes
-    names = {2: "height", 3: "width"}
+    names = {0: "batch", 2: "height", 3: "width"}
     dims = {
         axis: torch.export.Dim(name, min=low[axis], max=high[axis])
         for axis, name in names.items()

@@ -14,7 +14,7 @@ def _threshold(settings: SpeedupGate) -> str:
 @gate(
     "speedup",
     threshold=_threshold,
-    on_board="build_engine.py of the kit times the student; the teacher must be timed beside it",
+    on_board="build_engine.py --test PACK of the kit times teacher and student in turns",
 )
 def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:
     """Passed when the whole 95 % interval reaches the minimum, failed when none of it does.

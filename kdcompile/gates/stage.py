@@ -12,7 +12,7 @@ from kdcompile.artifact import Artifact, Step, Store, write_json
 from kdcompile.bench.machine import fingerprint, fingerprint_id
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.data.splits import evenly, load_splits
+from kdcompile.data.splits import Splits, evenly, load_splits, splits_digest
 from kdcompile.data.task import Task, find_task
 from kdcompile.gates.context import Outcomes, Prediction, VerifyContext
 from kdcompile.gates.measure import Measured, measure
@@ -35,10 +35,10 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         KDError: the data cannot be read, or a network gave no number.
         ToolMissingError: ONNX Runtime is not installed.
     """
-    return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
+    return store.make(step.stage, step.key, lambda folder: _build(step, store, target, folder))
 
 
-def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
+def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[str, Any]:
     spec, inputs = step.spec, step.inputs
     splits = load_splits(spec.data, spec.folder)
     photos = evenly(splits.test, spec.data.max_test)
@@ -76,6 +76,7 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
         "calibration": dict(inputs["calibrate"].meta),
         "parity": inputs["export"].json("parity.json"),
         "examples": _examples(context, found.chosen, splits.classes),
+        "data": _data(splits, splits_digest(spec.data, spec.folder, store.hasher)),
         "dropped": splits.dropped,
         "max_test": spec.data.max_test,
         "test_photos": len(splits.test),
@@ -124,6 +125,14 @@ def deployable(compiled: Artifact) -> dict[str, int]:
         name: (compiled.path / name).stat().st_size
         for name in sorted(compiled.files)
         if name.endswith(DEPLOYABLE) and not Path(name).name.startswith("teacher")
+    }
+
+
+def _data(splits: Splits, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """How many images each split has, and the hash of its content."""
+    return {
+        name: {"images": len(getattr(splits, name)), "sha256": sha256}
+        for name, sha256 in digests.items()
     }
 
 

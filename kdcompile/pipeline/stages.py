@@ -143,14 +143,14 @@ STAGES: dict[str, Stage] = {
             inputs={
                 "distill": ("metrics.jsonl",),
                 "export": ("preprocess.json",),
-                "calibrate": ("calibration.json",),
+                "calibrate": ("calibration.json", "audit.json"),
                 "compile": ALL,
                 "verify": ALL,
             },
             sections=("target", "task", "data", "export", "quantize"),
             splits=(),
-            packages=("bundle",),
-            libraries=("jinja2", "matplotlib"),
+            packages=("bundle", "backends", "targets"),
+            libraries=("jinja2", "matplotlib", "onnx", "packaging"),
             on_target=True,
         ),
     )

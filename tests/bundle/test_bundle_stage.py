@@ -28,7 +28,10 @@ def test_bundle_holds_what_ships_and_checks_out(artifact, tmp_path):
     bundle = read_bundle(install(artifact, tmp_path / "dist/crowd-jetson"))
     assert set(bundle.manifest["files"]) == {
         "model.onnx", "preprocess.json", "calibration.json", "report.json", "report.md",
-        "report.html", "metrics.jsonl", "infer.py", "kit/nested/build.py",
+        "report.html", "metrics.jsonl", "infer.py", "kit/nested/build.py", "cpp/CMakeLists.txt",
+        "cpp/infer.cpp", "cpp/image.hpp", "cpp/sha256.hpp", "cpp/preprocess.hpp",
+        "triton/crowd/config.pbtxt", "triton/crowd/1/model.onnx", "MODEL_CARD.md", "LICENCES.md",
+        "sbom.cdx.json",
     }  # fmt: skip
     assert bundle.manifest["precision"] == "int8"
     assert bundle.manifest["task"] == "counting"
@@ -46,6 +49,16 @@ def test_second_install_touches_nothing(artifact, tmp_path):
     before = snapshot(install(artifact, tmp_path / "out"))
     install(artifact, tmp_path / "out")
     assert snapshot(tmp_path / "out") == before
+
+
+def test_signature_outlives_the_same_install_and_not_a_new_one(artifact, tmp_path):
+    folder = install(artifact, tmp_path / "out")
+    (folder / "manifest.sig").write_text("{}")
+    install(artifact, folder)
+    assert (folder / "manifest.sig").is_file()
+    (folder / "model.onnx").write_bytes(b"broken")
+    install(artifact, folder)
+    assert not (folder / "manifest.sig").exists()
 
 
 def test_damaged_bundle_is_mended(artifact, tmp_path):

@@ -1,0 +1,213 @@
+"""The C++ sample: it compiles for each TensorRT, and prepares images as the pipeline does.
+
+The headers of `cpp_stubs/` play TensorRT and CUDA with an engine that gives its input back, so that
+the whole program runs on a CPU. TENSORRT_INCLUDE names real headers, where there are any.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdcompile.bundle.cpp import write_cpp
+from kdcompile.bundle.fill import float32, literal
+from kdcompile.bundle.network_io import Tensor
+from kdcompile.data.prepare import Preprocess
+
+STUBS = Path(__file__).with_name("cpp_stubs")
+IO = (Tensor("image", "FLOAT", (1, -1, -1, -1)), Tensor("density", "FLOAT", (1, 1, -1, -1)))
+WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-pedantic")
+RGB = Preprocess(3, (0.4, 0.5, 0.09), (0.2, 0.3, 0.155), (20, 24), (64, 80))
+GREY = Preprocess(1, (0.4,), (1 / 3,), (20, 24), (64, 80))
+needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+
+
+def includes(tensorrt=STUBS / "tensorrt", cuda=STUBS / "cuda"):
+    return ["-isystem", str(tensorrt), "-isystem", str(cuda)]
+
+
+def compile_(folder, *options, flags=None):
+    command = ["g++", *WARNINGS, *(flags or includes()), *options, str(folder / "cpp/infer.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The sample of a preprocessing and a task, built once each."""
+    made = {}
+
+    def build(preprocess, task="counting", classes=None):
+        key = (preprocess.channels, task)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("sample")
+            write_cpp(folder, preprocess.to_json(), IO, task, classes)
+            compile_(folder, "-o", str(folder / "infer"))
+            save_engine(folder, b"echo engine")
+            made[key] = folder
+        return made[key]
+
+    return build
+
+
+def save_engine(folder, blob, **changes):
+    (folder / "model.engine").write_bytes(blob)
+    about = {
+        "tensorrt": "10.3.0",
+        "compute_capability": "8.7",
+        "onnx_sha256": "0" * 64,
+        "sha256": hashlib.sha256(blob).hexdigest(),
+        **changes,
+    }
+    (folder / "model.engine.json").write_text(json.dumps(about, sort_keys=True))
+
+
+def infer(folder, *inputs, engine="model.engine"):
+    command = [str(folder / "infer"), str(folder / engine), *map(str, inputs)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+def echoed(values):
+    """What the played engine gives, whose sum depends on the order of the values."""
+    flat = values.ravel().astype(np.float64)
+    return flat * (1 + np.arange(flat.size) % 97)
+
+
+def printed(done):
+    assert done.returncode == 0, done.stderr
+    return [float(line.split("\t")[1]) for line in done.stdout.splitlines()]
+
+
+@needs_gxx
+@pytest.mark.parametrize("version", [(8, 5), (11, 0)])
+def test_compiles_for_each_generation(tmp_path, version):
+    write_cpp(tmp_path, RGB.to_json(), IO, "counting", None)
+    major, minor = version
+    compile_(
+        tmp_path, "-fsyntax-only", f"-DNV_TENSORRT_MAJOR={major}", f"-DNV_TENSORRT_MINOR={minor}"
+    )
+
+
+@needs_gxx
+def test_too_old_a_tensorrt_is_told_at_compile_time(tmp_path):
+    write_cpp(tmp_path, RGB.to_json(), IO, "counting", None)
+    with pytest.raises(AssertionError, match=r"TensorRT 8\.5 or newer"):
+        compile_(tmp_path, "-fsyntax-only", "-DNV_TENSORRT_MAJOR=8", "-DNV_TENSORRT_MINOR=4")
+
+
+@needs_gxx
+@pytest.mark.skipif("TENSORRT_INCLUDE" not in os.environ, reason="TENSORRT_INCLUDE is not set")
+def test_compiles_against_real_headers(tmp_path):
+    write_cpp(tmp_path, RGB.to_json(), IO, "counting", None)
+    cuda = os.environ.get("CUDA_INCLUDE", "/usr/local/cuda/include")
+    flags = includes(os.environ["TENSORRT_INCLUDE"], cuda)
+    compile_(tmp_path, "-fsyntax-only", flags=flags)
+
+
+@needs_gxx
+@pytest.mark.parametrize("preprocess", [RGB, GREY], ids=["rgb", "grey"])
+@pytest.mark.parametrize("size", [(31, 42), (7, 9), (64, 80)])
+def test_photo_is_prepared_as_by_the_pipeline(built, tmp_path, preprocess, size):
+    pixels = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "photo.ppm")
+    image.convert("L").save(tmp_path / "photo.pgm")
+    mode = "L" if preprocess.channels == 1 else "RGB"
+    wanted = [
+        echoed(preprocess(np.asarray(i.convert(mode)).reshape(*size, preprocess.channels))).sum()
+        for i in (image, image.convert("L"))
+    ]
+    done = infer(built(preprocess), tmp_path / "photo.ppm", tmp_path / "photo.pgm")
+    assert printed(done) == pytest.approx(wanted, rel=1e-6)
+
+
+@needs_gxx
+def test_prepared_input_is_taken_as_it_is(built, tmp_path):
+    values = np.random.default_rng(4).normal(size=(1, 3, 24, 30)).astype(np.float32)
+    np.save(tmp_path / "photo.npy", values)
+    done = infer(built(RGB), tmp_path / "photo.npy")
+    assert printed(done) == pytest.approx([echoed(values).sum()], rel=1e-5)
+
+
+@needs_gxx
+def test_class_and_probability(built, tmp_path):
+    shape = Preprocess(1, (0.0,), (1.0,), (1, 1), (1, 3))
+    folder = built(shape, "classification", ["a cat", 'a "dog"', "größe"])
+    logits = np.array([0.5, 0.8, 0.7], np.float32)
+    np.save(tmp_path / "photo.npy", logits.reshape(1, 1, 1, 3))
+    done = infer(folder, tmp_path / "photo.npy")
+    assert done.returncode == 0, done.stderr
+    _, name, probability = done.stdout.strip().split("\t")
+    assert name == "größe"
+    powers = np.exp(echoed(logits))
+    assert float(probability) == pytest.approx(powers[2] / powers.sum(), rel=1e-6)
+
+
+@needs_gxx
+def test_refusals_are_one_line(built, tmp_path):
+    folder = built(RGB)
+    np.save(tmp_path / "double.npy", np.zeros((1, 3, 24, 30)))
+    np.save(tmp_path / "large.npy", np.zeros((1, 3, 240, 300), np.float32))
+    Image.fromarray(np.zeros((100, 80, 3), np.uint8)).save(tmp_path / "large.ppm")
+    (tmp_path / "short.ppm").write_bytes(b"P6 30 30 255\nabc")
+    (tmp_path / "text.ppm").write_bytes(b"P6 # no numbers at all\n")
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0 a photo of another kind")
+    for name, words in {
+        "double.npy": "float32", "large.npy": "in range", "large.ppm": "infer.py --save-input",
+        "short.ppm": "cut short", "text.ppm": "number is missing", "photo.jpg": "neither",
+        "absent.ppm": "cannot be opened",
+    }.items():  # fmt: skip
+        done = infer(folder, tmp_path / name)
+        assert done.returncode == 1, name
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert words in errors[0]
+
+
+@needs_gxx
+def test_engine_that_is_not_what_was_built_is_refused(built, tmp_path):
+    folder = tmp_path
+    shutil.copy(built(RGB) / "infer", folder)
+    np.save(folder / "x.npy", np.zeros((1, 3, 24, 30), np.float32))
+    save_engine(folder, b"echo engine", sha256="0" * 64)
+    assert "not the file that was built" in infer(folder, folder / "x.npy").stderr
+    save_engine(folder, b"a plan of another version")
+    done = infer(folder, folder / "x.npy")
+    assert done.returncode == 1
+    assert "build it here" in done.stderr
+    (folder / "model.engine.json").unlink()
+    assert "model.engine.json: cannot be opened" in infer(folder, folder / "x.npy").stderr
+
+
+@needs_gxx
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake here")
+def test_cmake_builds_it(tmp_path):
+    write_cpp(tmp_path, RGB.to_json(), IO, "counting", None)
+    given = {
+        "TENSORRT_INCLUDE": STUBS / "tensorrt",
+        "CUDA_INCLUDE": STUBS / "cuda",
+        "TENSORRT_LIBRARY": "m",
+        "CUDART_LIBRARY": "m",
+        "CMAKE_BUILD_TYPE": "Debug",
+    }
+    options = [f"-D{name}={value}" for name, value in given.items()]
+    for command in (
+        ["cmake", "-S", tmp_path / "cpp", "-B", tmp_path / "build", *options],
+        ["cmake", "--build", tmp_path / "build"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "build/infer").is_file()
+
+
+def test_literals_of_cpp():
+    assert literal('a "b"\\\n') == r'"a \042b\042\134\012"'
+    assert float32(0.09) == "0.0900000036f"
+    assert float32(1.0) == "1.0f"
+    assert float32(1e-20) == "9.99999968e-21f"

@@ -1,0 +1,296 @@
+"""A board's record decides the pending gates, and nothing but a true one gets in."""
+
+import json
+import os
+
+import pytest
+from played_board import (
+    COUNT,
+    ENGINE,
+    GATES,
+    KIT,
+    NANO,
+    SEED,
+    block,
+    host_report,
+    record,
+    told,
+)
+
+from kdcompile.artifact import Store, file_sha256, write_json
+from kdcompile.bundle import manifest
+from kdcompile.bundle.merge import merge
+from kdcompile.bundle.stage import install, run
+from kdcompile.errors import KDError
+from kdcompile.gates.from_board import NO_TEST, judge_board
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, make_step):
+    """A bundle for a board, as the stages make it."""
+    root = tmp_path_factory.mktemp("built")
+    store = Store(root / "store")
+    folder = install(run(make_step(store, report=host_report()), store, None), root / "bundle")
+    write_json(folder / "kit/gates.json", GATES)
+    write_json(folder / "kit/kit.json", KIT)
+    choice = {"precision": "int8", "backend": "onnxruntime", "backend_version": "1.20"}
+    manifest.write_manifest(folder, host_report(), "counting", choice)
+    return folder
+
+
+@pytest.fixture
+def bundle(built, tmp_path):
+    for path in (p for p in built.rglob("*") if p.is_file()):
+        target = tmp_path / "bundle" / path.relative_to(built)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, target)  # merge replaces files, it never writes into one
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def device(bundle):
+    return record(file_sha256(bundle / "kit/kit.json"))
+
+
+@pytest.fixture
+def merged(bundle, device, tmp_path):
+    """`merged(engine=None)`: write the record and merge it."""
+
+    def make(engine=None):
+        (tmp_path / "device.json").write_text(json.dumps(device))
+        return merge(bundle, tmp_path / "device.json", engine, judge_board)
+
+    return make
+
+
+@pytest.fixture
+def judged(device):
+    """`judged()`: the report of the record as it is now."""
+    return lambda: judge_board(host_report(), KIT, GATES, device, "device.json")[0]
+
+
+def verdicts(report):
+    return {gate.name: gate.verdict for gate in report.gates}
+
+
+def examples_of(bundle):
+    page = (bundle / "report.html").read_text()
+    start = page.index('<h2 id="examples">')
+    return page[start : page.index("<h2 ", start + 1)]
+
+
+def test_pending_gates_become_device_verdicts(merged, bundle):
+    before = examples_of(bundle)
+    report = merged()
+    assert examples_of(bundle) == before
+    assert before.count("<img") > 0
+    page = (bundle / "report.html").read_text()
+    assert "speedup@device" in page
+    assert NANO["module"] in page
+    assert "| speedup@device | passed | device |" in (bundle / "report.md").read_text()
+    assert NANO["module"] in (bundle / "MODEL_CARD.md").read_text()
+    assert (bundle / "device/device.json").is_file()
+    assert verdicts(report) == {
+        "accuracy@device": "passed", "parity@device": "passed", "speedup@device": "passed",
+        "size_mb": "passed", "size_mb@device": "passed",
+    }  # fmt: skip
+    assert (report.verdict, report.exit_code) == ("passed", 0)
+    assert all(g.evidence == "device" for g in report.gates if g.name.endswith("@device"))
+    found = manifest.read_bundle(bundle)
+    assert found.report() == report
+    assert found.manifest["verdict"] == "passed"
+    assert found.manifest["evidence"]["speedup@device"] == "device"
+    speedup = next(g for g in report.gates if g.name == "speedup@device")
+    (number,) = speedup.measurements
+    assert number.value == pytest.approx(4)
+    assert (number.machine, number.backend_version) == (NANO["module"], "10.3.0")
+    assert "CUDA graph" in number.mode
+    assert "25W" in number.mode
+    assert "teacher in fp16 and student in int8" in number.mode
+
+
+def test_measurements_are_added_with_their_origin(judged):
+    report = judged()
+    device = [m for m in report.measurements if m.evidence == "device"]
+    assert report.measurements[0].evidence == "host"
+    latencies = {(m.name, m.precision): m.value for m in device if m.name.endswith("latency")}
+    assert set(latencies) == {
+        ("student latency", "int8"), ("student latency", "fp16"), ("teacher latency", "fp16")
+    }  # fmt: skip
+    assert latencies["teacher latency", "fp16"] == pytest.approx(4.0, rel=0.02)
+    assert {"student mae", "student rmse", "speed-up"} <= {m.name for m in device}
+    assert report.environment["device"]["power_mode"] == NANO["power_mode"]
+    assert report.environment["device"]["chosen"] == "int8"
+
+
+def test_verdicts_come_from_the_raw_numbers(judged, device):
+    int8 = device["candidates"][1]
+    int8["predictions"] = [p + 9 for p in int8["predictions"]]
+    int8["sqnr_db"], int8["build"]["bytes"] = 3.0, 2_000_000
+    device["latency"]["graph"]["int8"] = block(3.9)
+    device["gates"] = [
+        {"name": n, "verdict": "passed"} for n in ("accuracy", "parity", "speedup", "size_mb")
+    ]
+    report = judged()
+    assert set(verdicts(report).values()) == {"failed", "passed"}
+    assert [g.name for g in report.gates if g.verdict == "passed"] == ["size_mb"]
+    assert report.exit_code == 3
+
+
+def test_without_a_test_pack_two_gates_stay_pending(judged, device):
+    device["test"], device["teachers"] = None, {}
+    del device["latency"]["graph"]["teacher_fp16"]
+    for one in device["candidates"]:
+        del one["predictions"]
+    report = judged()
+    assert verdicts(report)["parity@device"] == "passed"
+    assert verdicts(report)["accuracy@device"] == verdicts(report)["speedup@device"] == "pending"
+    assert report.gates[0].reason == NO_TEST
+    assert report.verdict == "passed on host, 2 gates pending on the board"
+
+
+def test_a_later_board_replaces_an_earlier_one(merged, judged, device, bundle):
+    first = judged()
+    device["test"] = None
+    assert verdicts(merged())["accuracy@device"] == "pending"
+    device["test"] = {"digest": told(), "n": COUNT, "seed": SEED}
+    assert merged() == first
+    assert len(first.gates) == 5
+    assert (bundle / "device/report_host.json").is_file()
+
+
+def test_the_teacher_that_was_not_timed_leaves_the_speed_up_pending(judged, device):
+    device["teachers"] = {"fp16": {"why": "the teacher: build-failed: no memory"}}
+    report = judged()
+    assert verdicts(report)["speedup@device"] == "pending"
+    assert "no memory" in report.gates[2].reason
+
+
+def test_a_board_that_ships_nothing_fails(judged, device):
+    device["chosen"] = device["engine"] = None
+    device["candidates"] = [{"precision": "fp16", "verdict": "failed", "why": "onnx-refused: Foo"}]
+    device["latency"], device["judged_mode"] = {}, ""
+    report = judged()
+    assert report.exit_code == 3
+    assert "onnx-refused: Foo" in report.gates[1].reason
+    assert verdicts(report)["parity@device"] == "failed"
+
+
+def test_an_engine_that_gave_no_number_fails_accuracy(judged, device):
+    del device["candidates"][1]["predictions"]
+    assert verdicts(judged())["accuracy@device"] == "failed"
+
+
+def test_the_engine_comes_along(merged, bundle, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "e_int8.plan").write_bytes(ENGINE)
+    (out / "e_int8.plan.json").write_text('{"tensorrt": "10.3.0"}')
+    merged(out)
+    found = manifest.read_bundle(bundle)
+    assert found.file("model.engine").read_bytes() == ENGINE
+    assert found.file("model.engine.json").read_text() == '{"tensorrt": "10.3.0"}'
+    merged()  # the engine was an earlier board's
+    assert "model.engine" not in manifest.read_bundle(bundle).manifest["files"]
+
+
+@pytest.mark.parametrize("content", [None, b"another engine"])
+def test_another_engine_is_refused(merged, bundle, tmp_path, content):
+    before = (bundle / "manifest.json").read_bytes()
+    (tmp_path / "out").mkdir()
+    if content:
+        (tmp_path / "out/e_int8.plan").write_bytes(content)
+    with pytest.raises(KDError) as caught:
+        merged(tmp_path / "out")
+    assert caught.value.code == "merge-mismatch"
+    assert "copy out/e_int8.plan" in caught.value.fix
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (lambda d: d.update(kit="3" * 64), "not made by this bundle's kit"),
+        (lambda d: d.update(worker="3" * 64), "worker.py"),
+        (lambda d: d["environment"].update(backend="onnxruntime"), "not TensorRT"),
+        (lambda d: d["environment"].update(backend_version="8.6.1"), "TensorRT 8.6.1"),
+        (lambda d: d["environment"].update(module="NVIDIA Jetson AGX Orin"), "AGX Orin"),
+        (lambda d: d["environment"].update(gpu=None), "compute capability None"),
+        (lambda d: d.update(shape=[1, 1, 8, 8]), "it timed [1, 1, 8, 8]"),
+        (lambda d: d["test"].update(digest="3" * 64), "other photos"),
+    ],
+)
+def test_a_record_of_something_else_is_refused(merged, device, bundle, spoil, part):
+    before = (bundle / "manifest.json").read_bytes()
+    spoil(device)
+    with pytest.raises(KDError) as caught:
+        merged()
+    assert caught.value.code == "merge-mismatch"
+    assert part in caught.value.message
+    assert caught.value.fix
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def deep(levels=100_000):
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "\x00", deep(), '{"format": NaN}', '{"kit": 1' + "0" * 5000 + "}", "\ud800"]
+)  # fmt: skip
+def test_what_is_no_json_is_refused(bundle, tmp_path, text):
+    (tmp_path / "device.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(KDError) as caught:
+        merge(bundle, tmp_path / "device.json", None, judge_board)
+    assert caught.value.code == "device-unreadable"
+    assert "from the board again" in caught.value.fix
+
+
+def test_a_missing_record_and_a_bundle_without_a_kit(bundle, tmp_path):
+    with pytest.raises(KDError) as caught:
+        merge(bundle, tmp_path / "none.json", None, judge_board)
+    assert caught.value.code == "device-unreadable"
+    (bundle / "kit/kit.json").unlink()
+    choice = {"precision": "int8", "backend": "onnxruntime", "backend_version": "1.20"}
+    manifest.write_manifest(bundle, host_report(), "counting", choice)
+    with pytest.raises(KDError) as caught:
+        merge(bundle, tmp_path / "none.json", None, judge_board)
+    assert caught.value.code == "kit-missing"
+
+
+HOSTILE = [
+    None, True, -1, 1e308, 10**400, "", "x" * 20_000, [], {}, [[]], {"a": {}}, "../../etc/passwd"
+]  # fmt: skip
+PLACES = [
+    ("format",), ("environment",), ("environment", "backend_version"), ("environment", "module"),
+    ("environment", "gpu"), ("environment", "memory_mb"), ("shape",), ("judged_mode",),
+    ("latency",), ("latency", "graph"), ("latency", "graph", "int8", "blocks"),
+    ("latency", "graph", "int8", "n"), ("candidates",), ("candidates", 1),
+    ("candidates", 1, "engine"), ("candidates", 1, "build"), ("candidates", 1, "build", "bytes"),
+    ("candidates", 1, "sqnr_db"), ("candidates", 1, "max_rel_error"),
+    ("candidates", 1, "predictions"), ("candidates", 1, "predictions", 0), ("teachers",),
+    ("teachers", "fp16", "engine"), ("test",), ("test", "seed"), ("chosen",), ("references",),
+    ("why",), ("worker",),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: "-".join(map(str, place)))
+def test_hostile_values_end_as_errors_or_verdicts(device, judged, place):
+    """No value whatever makes a traceback, and none makes a gate pass that did not."""
+    device["candidates"][1]["sqnr_db"] = 3.0
+    inner = device
+    for key in place[:-1]:
+        inner = inner[key]
+    refused = 0
+    for value in HOSTILE:
+        inner[place[-1]] = value
+        try:
+            report = judged()
+        except KDError as error:
+            refused += error.code in CODES and bool(error.fix)
+        else:
+            refused += verdicts(report)["parity@device"] == "failed"
+    assert refused == len(HOSTILE)
+
+
+CODES = ("device-invalid", "device-version", "merge-mismatch")

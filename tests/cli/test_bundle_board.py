@@ -1,0 +1,112 @@
+"""`kdcompile bundle --test-pack` and `--merge` from the command line."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from kdcompile.artifact import Artifact
+from kdcompile.cli import cli, main
+from kdcompile.cli.bundle import pack_test
+from kdcompile.data.photo import Photo
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.splits import Splits
+from kdcompile.data.task import find_task
+from kdcompile.errors import KDError
+from kdcompile.spec import Data, Spec
+
+PREPROCESS = Preprocess(1, (0.4,), (0.3,), (8, 8), (16, 16))
+
+
+class Work:
+    """A finished build's plan, with the artifacts that a test pack takes."""
+
+    def __init__(self, folder, kit="kit/kit.json"):
+        rows = [{"name": f"{i}.png", "true": i, "teacher": i} for i in (0, 2)]
+        details = {"predictions": rows, "task": find_task("counting").facts()}
+        files = {
+            "compile": {kit: "{}"},
+            "verify": {"report.json": json.dumps({"details": details})},
+            "export": {
+                "preprocess.json": json.dumps(PREPROCESS.to_json()),
+                "teacher.onnx": "32", "teacher_fp16.onnx": "16",
+            },
+        }  # fmt: skip
+        for stage, named in files.items():
+            for name, text in named.items():
+                (folder / stage / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / stage / name).write_text(text)
+        self.made = {
+            stage: Artifact(stage, "", folder / stage, dict.fromkeys(named, ""), {})
+            for stage, named in files.items()
+        }
+        data = Data.model_construct(max_test=2)
+        self.spec = Spec.model_construct(seed=4, data=data).at(folder / "kdcompile.toml")
+        self.target = type("Target", (), {"name": "cpu"})
+
+    def found(self):
+        return self.made
+
+
+@pytest.fixture
+def photos(monkeypatch):
+    rng = np.random.default_rng(0)
+    made = [
+        Photo(f"{i}.png", array=rng.integers(0, 256, (30, 20, 1), dtype=np.uint8)) for i in range(4)
+    ]
+    monkeypatch.setattr(
+        "kdcompile.data.splits.load_splits", lambda *_: Splits([], [], made, []), raising=True
+    )
+    return made
+
+
+def test_the_pack_holds_the_photos_that_verify_judged(tmp_path, photos):
+    about = pack_test(Work(tmp_path), tmp_path / "pack")
+    assert (about["names"], about["true"]) == (["0.png", "2.png"], [0.0, 2.0])
+    assert (about["seed"], about["available"], about["task"]) == (4, 4, "counting")
+    assert (tmp_path / "pack/teacher_fp32.onnx").read_text() == "32"
+    assert (tmp_path / "pack/teacher_fp16.onnx").read_text() == "16"
+    with np.load(tmp_path / "pack/photos_000.npz") as arrays:
+        kept = PREPROCESS(arrays["1"])
+    assert kept.tobytes() == PREPROCESS(photos[2].pixels(1)).tobytes()
+
+
+def test_a_target_without_a_kit_takes_no_pack(tmp_path, photos):
+    with pytest.raises(KDError) as caught:
+        pack_test(Work(tmp_path, kit="model.onnx"), tmp_path / "pack")
+    assert caught.value.code == "kit-missing"
+    assert "--target jetson" in caught.value.fix
+
+
+def test_another_test_split_is_refused(tmp_path, photos):
+    photos.reverse()
+    with pytest.raises(KDError) as caught:
+        pack_test(Work(tmp_path), tmp_path / "pack")
+    assert caught.value.code == "pack-photos"
+    assert not (tmp_path / "pack").exists()
+
+
+def test_merge_takes_no_option_of_a_build(tmp_path):
+    for options in (["--target", "jetson"], ["--test-pack", "p"], ["-o", "x"]):
+        found = CliRunner().invoke(cli, ["bundle", "--merge", "device.json", *options])
+        assert found.exit_code == 2
+        assert "--merge takes" in found.output
+    found = CliRunner().invoke(cli, ["bundle", "--engine", "e.plan"])
+    assert (found.exit_code, "--engine needs --merge" in found.output) == (2, True)
+
+
+def test_merging_into_no_bundle_is_an_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "device.json").write_text("{}")
+    command = ["kdcompile", "bundle", "--merge", str(tmp_path / "device.json"), str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    assert "error[bundle-missing]" in capsys.readouterr().err
+
+
+def test_help_names_the_way_home():
+    shown = CliRunner().invoke(cli, ["bundle", "--help"]).output
+    assert all(option in shown for option in ("--test-pack", "--merge", "--engine", "--via"))

@@ -1,0 +1,42 @@
+"""What of `[quantize]` the distillation's cache key covers: nothing without `qad`."""
+
+import pytest
+
+from kdcompile.artifact import Hasher
+from kdcompile.pipeline.keys import _section
+from kdcompile.pipeline.stages import STAGES
+
+
+@pytest.fixture
+def part(spec, tmp_path):
+    """What of `[quantize]` is in the key of a stage."""
+
+    def of(*sets, stage="distill"):
+        return _section(spec(*sets), "quantize", STAGES[stage], Hasher(tmp_path / "hashes"))
+
+    return of
+
+
+OTHER = "quantize.images=7", "quantize.precision=int8", 'quantize.refine=["bias"]'
+OWN = "quantize.qad_scales=observed", "quantize.qad_start=0.25", "quantize.calibrator=mse"
+
+
+@pytest.mark.parametrize("set_", [*OTHER, *OWN])
+def test_without_qad_nothing_of_it_trains_a_student_again(part, set_):
+    assert part() == part(set_)
+    assert part(stage="calibrate") != part(set_, stage="calibrate")
+
+
+@pytest.mark.parametrize("set_", OTHER)
+def test_with_qad_only_its_own_fields_do(part, set_):
+    assert part("quantize.qad=true") != part()
+    assert part("quantize.qad=true") == part("quantize.qad=true", set_)
+
+
+@pytest.mark.parametrize("set_", OWN)
+def test_and_each_of_those_does(part, set_):
+    assert part("quantize.qad=true") != part("quantize.qad=true", set_)
+
+
+def test_the_calibration_sees_what_the_training_left():
+    assert STAGES["calibrate"].inputs["distill"] == ("qad.json",)
