@@ -7,7 +7,7 @@ by layer, so that each correction is measured behind those before it.
 
 Means are compared behind the activation, not before it as in the paper. Most values of a sparse
 channel are far below zero: their error is the largest, shifts the mean the most, and is cut off
-by the ReLU. On a crowd counter of 17 layers, the paper's correction lost 14 dB.
+by the ReLU. On a crowd counter of 16 quantised layers, the paper's means cost 14 dB of SQNR.
 """
 
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def _activated(graph: Graph, tensor: str) -> str:
     reader = graph.only_reader(tensor)
     if reader is None or reader.op_type not in ACTIVATIONS:
         return tensor
-    return reader.output[0]
+    return str(reader.output[0])
 
 
 def _channel_means(model: ModelProto, biases: list[Bias], images: Images) -> Means:

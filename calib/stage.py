@@ -20,10 +20,10 @@ from kdcompile.calib.counting import best_counting
 from kdcompile.calib.fp8 import insert_fp8
 from kdcompile.calib.qdq import Storage, insert_qdq
 from kdcompile.calib.select import select_images
-from kdcompile.calib.sensitivity import Sensitivity, evaluator, measure_sensitivity
+from kdcompile.calib.sensitivity import Sensitivity, measure_sensitivity, photo_evaluator
 from kdcompile.calib.session import cpu_session
 from kdcompile.calib.table import CalibrationTable
-from kdcompile.calib.trt_cache import cache_version, write_cache
+from kdcompile.calib.trt_cache import cache_version, read_cache, write_cache
 from kdcompile.data.agreement import agreement
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
@@ -50,7 +50,7 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
 
     Raises:
         KDError: `calib-empty`, `calib-duplicate`, `calib-constant`, `calib-nonfinite` or
-            `calib-nothing`.
+            `calib-nothing`; of the spec's cache `calib-cache-format` or `calib-cache-model`.
     """
     return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
 
@@ -97,13 +97,7 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
         onnx_sha256=exported.files["student.onnx"],
     )
     seen = _observe(work)
-    table = table_of(
-        pooled(seen.folds),
-        work.onnx_sha256,
-        seen.chosen.identities,
-        work.spec.quantize.calibrator,
-        seen.counted_by,
-    )
+    table = _table(work, seen)
     record = _audited(work, seen, table)
     table.write(folder / "calibration.json")
     write_json(folder / "audit.json", record)
@@ -137,13 +131,7 @@ def _sensitivity(work: _Work, table: CalibrationTable) -> Sensitivity:
     """Of each layer, by the accuracy gate's metric on some validation photos."""
     photos, task = evenly(work.splits.val, SENSITIVITY_IMAGES), find_task(work.spec.task.kind)
     metric = task.find_metric(work.spec.gates.accuracy.metric)
-    truths = [task.truth(photo) for photo in photos]
-
-    def judge(outputs: Sequence[NDArray[np.float32]]) -> float:
-        found = [float(task.predictions(output)[0]) for output in outputs]
-        return metric(task.errors(found, truths))
-
-    evaluate = evaluator(work.model, lambda: work.inputs(photos), judge)
+    evaluate = photo_evaluator(work.model, photos, work.prepare, task, metric)
     shape = work.spec.export.profile[1]
     return measure_sensitivity(work.model, table, evaluate, shape, len(photos))
 
@@ -158,6 +146,20 @@ def _observe(work: _Work) -> _Observed:
     others = audit.held_out(train, chosen)
     held = collect(work.model, work.inputs(others), names, counting) if others else None
     return _Observed(chosen, folds, others, held, counting.name)
+
+
+def _table(work: _Work, seen: _Observed) -> CalibrationTable:
+    """The ranges: of the cache that the spec names, else of what was observed."""
+    asked = work.spec.quantize
+    if asked.cache is not None:
+        return read_cache(asked.cache, work.model, work.onnx_sha256)
+    return table_of(
+        pooled(seen.folds),
+        work.onnx_sha256,
+        seen.chosen.identities,
+        asked.calibrator,
+        seen.counted_by,
+    )
 
 
 def _audited(work: _Work, seen: _Observed, table: CalibrationTable) -> audit.Record:
@@ -189,7 +191,7 @@ def worst_sqnr(
     reference: ModelProto, quantised: ModelProto, images: Iterable[NDArray[np.float32]]
 ) -> float:
     """The lowest 20 log10(||a|| / ||a-b||) over the images, by ONNX Runtime; at most 200 dB."""
-    sessions = [cpu_session(model) for model in (reference, quantised)]
+    sessions = [cpu_session(model, as_written=True) for model in (reference, quantised)]
     feed, given = reference.graph.input[0].name, list(images)
     a, b = ([s.run(None, {feed: image})[0] for image in given] for s in sessions)
     return agreement(a, b)["sqnr_db"]

@@ -110,7 +110,11 @@ def compare(before: Outcome, after: Outcome, seed: int = 0) -> Worth:
 
 
 def against(
-    reference: ModelProto, images: Images, task: Task | None = None, truths: Sequence[float] = ()
+    reference: ModelProto,
+    images: Images,
+    task: Task | None = None,
+    truths: Sequence[float] = (),
+    metric: Metric | None = None,
 ) -> Callable[[ModelProto], Outcome]:
     """A judge of quantised networks by their outputs on some images, by ONNX Runtime.
 
@@ -119,6 +123,7 @@ def against(
         images: float32 [1, C, H, W] each, iterated once for each network.
         task: gives each output its error, where the truths are known.
         truths: one for each image.
+        metric: of the task, the task's own if None.
     """
     wanted = list(_outputs(reference, images))
 
@@ -129,7 +134,7 @@ def against(
             predicted += [] if task is None else list(task.predictions(output))
         if task is None:
             return Outcome(np.array(sqnr))
-        return Outcome(np.array(sqnr), task.errors(predicted, truths), task.metric)
+        return Outcome(np.array(sqnr), task.errors(predicted, truths), metric or task.metric)
 
     return judge
 

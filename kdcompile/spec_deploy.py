@@ -1,5 +1,6 @@
 """`[quantize]` and `[compile]`: the precision of the deployed network and how it is built."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,6 +19,9 @@ class Quantize(Closed):
     )
     calibrator: Literal["entropy", "percentile", "mse", "minmax"] = "entropy"
     images: int = Field(default=128, ge=1)
+    cache: Path | None = Field(
+        default=None, description="a TensorRT calibration cache to take the ranges from"
+    )
     select: Literal["even", "random", "pcoreset"] = Field(
         default="even", description="which training images calibrate; pcoreset covers the outputs"
     )

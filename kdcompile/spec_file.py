@@ -14,7 +14,8 @@ from kdcompile.errors import KDError, nearest
 from kdcompile.spec import DEFAULT_NAME, Spec
 
 LENGTHS = ("steps", "epochs", "minutes")
-PATH_FIELDS = (("teacher", "weights"), ("student", "weights"), ("data", "root"))
+PATH_FIELDS = (("teacher", "weights"), ("student", "weights"), ("data", "root"),
+               ("quantize", "cache"))  # fmt: skip
 
 
 def find_spec(argument: str | None) -> Path:

@@ -1,6 +1,6 @@
 """The mixed candidate: int8 where it pays and is accurate, by measured costs where there are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from kdcompile.backends.rig import Profiles, Rig
 from kdcompile.calib.costs import Costs, measured_costs, measured_reformat_ms, predicted_costs
 from kdcompile.calib.mixed import mix, mixed_model
 from kdcompile.calib.mixed_plan import MixedPlan
-from kdcompile.calib.sensitivity import Outcome, Sensitivity, evaluator
+from kdcompile.calib.sensitivity import Outcome, Sensitivity, photo_evaluator
 from kdcompile.calib.stage import weight_storage
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.data.photo import Photo
@@ -86,11 +86,7 @@ def _plan(
 ) -> MixedPlan:
     photos, preprocess, task, limits = judge
     some = evenly(list(photos), sensitivity.images)
-    truths = [task.truth(photo) for photo in some]
-
-    def metric(outputs: Sequence[Floats]) -> float:
-        predicted = [float(task.predictions(output)[0]) for output in outputs]
-        return limits.metric(task.errors(predicted, truths))
+    evaluate = photo_evaluator(model, some, preprocess, task, limits.metric)
 
     def keeps(found: Outcome) -> bool:
         # some photos are not the whole split: what fp32 itself does on them is allowed too
@@ -99,10 +95,7 @@ def _plan(
         inside = limits.metric.worse_by(found.metric, 0.0) <= allowed
         return bool(inside) and found.sqnr_db >= limits.min_sqnr_db
 
-    def images() -> Iterator[Floats]:
-        return (preprocess(p.pixels(preprocess.channels)) for p in some)
-
-    return mix(model, table, sensitivity, costs, (evaluator(model, images, metric), keeps))
+    return mix(model, table, sensitivity, costs, (evaluate, keeps))
 
 
 def _costs(model: "ModelProto", profiles: Profiles, shape: Sequence[int], target: Target) -> Costs:

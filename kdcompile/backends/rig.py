@@ -79,7 +79,9 @@ class HostRig:
         elif precision not in self.estimates and self.target.kind != "cpu":
             self.refused[precision] = "the latency model has no estimate of it"
         else:
-            self.runners[precision] = open_session(paths[precision], as_written=precision == "fp8")
+            # a CPU target ships what ONNX Runtime makes of the file, the others what it says
+            written = self.target.kind != "cpu"
+            self.runners[precision] = open_session(paths[precision], as_written=written)
 
     def latencies(self, image: Floats) -> dict[str, Latency]:
         """Measured here where here is the target, else what the latency model predicts."""
@@ -120,6 +122,7 @@ class BoardRig:
         self.refused: dict[str, str] = {}
         self.built: dict[str, engine.Built] = {}
         self.measured: dict[str, Any] = {}
+        self.image: Floats | None = None  # of the typical shape, once there is one
 
     def add(self, precision: str, paths: Paths) -> None:
         """Build and load the engine; `refused` where the worker cannot, with its reason.
@@ -160,6 +163,7 @@ class BoardRig:
 
     def latencies(self, image: Floats) -> dict[str, Latency]:
         """Medians of engines that took turns there, in the judged mode."""
+        self.image = image
         mode = engine.modes(self.place)[0]
         times = engine.in_turns(self.place, list(self.runners), image, mode=mode)
         note = f"median of alternated runs at {self.board.label}, {mode}"
@@ -179,6 +183,8 @@ class BoardRig:
 
     def keep(self, precision: str, paths: Paths, folder: Path) -> None:
         """The engine with its sidecar, the network it is of, the timing cache, the layers."""
+        if precision not in self.measured and self.image is not None:
+            self.measured[precision] = engine.profile(self.place, precision, self.image)
         onnx = self.onnx(precision, paths)
         (folder / "model.onnx").write_bytes(onnx.read_bytes())
         engine.bring(self.place, self.built[precision], folder / "model.engine")

@@ -194,7 +194,7 @@ def _kit(
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     images = [preprocess(p.pixels(preprocess.channels)) for p in photos[:MAX_REFERENCES]]
     carried = {p: path for p, path in paths.items() if p in RUNS_HERE}
-    runners = {p: open_session(path, as_written=p == "fp8") for p, path in carried.items()}
+    runners = {p: open_session(path, as_written=True) for p, path in carried.items()}
     outputs = {p: [runner(image) for image in images] for p, runner in runners.items()}
     task, gates = find_task(step.spec.task.kind), step.spec.gates.model_dump(mode="json")
     gates["accuracy"]["metric"] = task.find_metric(gates["accuracy"]["metric"]).name

@@ -178,8 +178,31 @@ def part_rows(report: Report) -> list[tuple[str, int, float | None, float | None
 
 
 def warnings(report: Report) -> list[str]:
-    """What the training warns of."""
-    return list((report.details.get("distill") or {}).get("warnings") or [])
+    """What the training and the calibration warn of."""
+    parts = (report.details.get(name) or {} for name in ("distill", "calibration"))
+    return [text for part in parts for text in part.get("warnings") or []]
+
+
+def layers(report: Report) -> list[tuple[str, str]]:
+    """The slowest layers of the engine that ships, each with its time, share and precision."""
+    rows = []
+    for layer in report.details.get("layers") or []:
+        share = "" if layer["share"] is None else f", {layer['share']:.0%}"
+        precision = f", {layer['precision']}" if layer["precision"] else ""
+        rows.append((layer["name"], f"{number(layer['ms'])} ms{share}{precision}"))
+    return rows
+
+
+def sensitivity(report: Report) -> list[tuple[str, str]]:
+    """What int8 costs in each layer: the SQNR with it alone quantised, and with it left out."""
+    return [
+        (
+            row["layer"],
+            f"{row['alone_sqnr_db']:.1f} dB alone, {row['without_sqnr_db']:.1f} dB without it, "
+            f"{row['macs_share']:.0%} of the MACs",
+        )
+        for row in report.details.get("sensitivity") or []
+    ]
 
 
 def progress(report: Report) -> str:

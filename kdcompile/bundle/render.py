@@ -17,6 +17,7 @@ GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")
 NUMBER_HEADS = (
     "measurement", "value", "evidence", "machine", "backend", "precision", "mode", "n",
 )  # fmt: skip
+OF_A_BOARD = ("Engines", "Layers", "Mixed precision", "Sensitivity to int8")  # where there are
 CANDIDATE_HEADS = (
     "precision", "latency, ms", "evidence", "validation metric", "passed", "why",
 )  # fmt: skip
@@ -111,14 +112,19 @@ def _tables(report: Report) -> dict[str, list[tuple[str, str]]]:
     """The parts of the report that are names and values, by title."""
     details = report.details
     choice = {k: v for k, v in (details.get("choice") or {}).items() if k != "candidates"}
-    return {
+    tables = {
         "Compilation": facts.flat(choice),
+        "Engines": facts.flat(details.get("engines")),
+        "Layers": facts.layers(report),
+        "Mixed precision": facts.flat(details.get("mixed")),
+        "Sensitivity to int8": facts.sensitivity(report),
         "Teacher": facts.flat(details.get("teacher")),
         "Distillation": facts.flat(_without_shown(details.get("distill"))),
         "Parity": facts.flat(details.get("parity")),
-        "Calibration": facts.flat(details.get("calibration")),
+        "Calibration": facts.flat(_without_shown(details.get("calibration"))),
         "Environment": facts.flat(report.environment),
     }
+    return {title: rows for title, rows in tables.items() if rows or title not in OF_A_BOARD}
 
 
 def _without_shown(value: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ COPIED = (
     ("compile", "model.onnx"),
     ("export", "preprocess.json"),
     ("calibrate", "calibration.json"),
+    ("calibrate", "audit.json"),
     ("verify", "report.json"),
     ("distill", "metrics.jsonl"),
 )

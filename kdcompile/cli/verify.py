@@ -3,14 +3,21 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdcompile.cli.build import planned
+from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
 from kdcompile.cli.trust import check_trust, trusted_option
 from kdcompile.errors import EXIT_GATE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kdcompile.bundle.manifest import Bundle
+    from kdcompile.cli.network import Floats
 
 
 @click.command()
@@ -30,7 +37,7 @@ def verify(
 ) -> None:
     """Measure a spec's gates, or check a BUNDLE: every hash, and its network's outputs here."""
     if spec is not None and (Path(spec) / "manifest.json").is_file():
-        result = check_bundle(Path(spec))
+        result = check_bundle(Path(spec), via)
         result["signature"] = check_trust(Path(spec), trusted)
         if as_json:
             echo_json(result)
@@ -54,20 +61,21 @@ def verify(
     sys.exit(code)
 
 
-def check_bundle(folder: Path) -> dict[str, Any]:
-    """Hashes of every file, then the network's outputs here against the recorded ones.
+def check_bundle(folder: Path, via: str | None = None) -> dict[str, Any]:
+    """Hashes of every file, then the network's outputs against the recorded ones.
 
     The exit code is the bundle's own verdict, or 3 when the outputs differ more than the parity
     gate allows.
 
-    Raises:
-        KDError: `bundle-corrupt` and its kin.
-    """
-    import numpy as np
+    Args:
+        folder: the bundle.
+        via: where its engine is loaded and run; None for its ONNX file, here.
 
-    from kdcompile.backends.onnxruntime_ import open_session
+    Raises:
+        KDError: `bundle-corrupt` and its kin; of an engine that does not load there
+            `engine-mismatch` and its kin.
+    """
     from kdcompile.bundle.manifest import read_bundle
-    from kdcompile.data.agreement import agreement
 
     bundle = read_bundle(folder)
     result: dict[str, Any] = {
@@ -76,6 +84,20 @@ def check_bundle(folder: Path) -> dict[str, Any]:
         "verdict": bundle.manifest["verdict"],
         "exit_code": bundle.manifest["exit_code"],
     }
+    with open_network(bundle, via, onnx=via is None) as network:
+        if via is not None:
+            result["engine"] = f"loads at {via}"
+        return _parity(bundle, network, result)
+
+
+def _parity(
+    bundle: "Bundle", network: "Callable[[Floats], Floats]", result: dict[str, Any]
+) -> dict[str, Any]:
+    """The result with the agreement of the network with the reference outputs, where there are."""
+    import numpy as np
+
+    from kdcompile.data.agreement import agreement
+
     reference = bundle.folder / "kit" / "reference.npz"
     if not reference.is_file():
         return result | {"parity": "not checked: this bundle carries no reference outputs"}
@@ -83,8 +105,7 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     with np.load(reference) as arrays:
         inputs = [arrays[name] for name in arrays.files if name.startswith("input_")]
         expected = [arrays[n] for n in arrays.files if n.startswith(f"output_{precision}_")]
-    runner = open_session(bundle.model)
-    found = agreement(expected, [runner(image) for image in inputs])
+    found = agreement(expected, [network(image) for image in inputs])
     least = json.loads((bundle.folder / "kit" / "gates.json").read_text())["parity"]["min_sqnr_db"]
     if found["sqnr_db"] < least:
         result["exit_code"] = EXIT_GATE

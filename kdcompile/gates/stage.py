@@ -14,6 +14,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import Splits, evenly, load_splits, splits_digest
 from kdcompile.data.task import Task, find_task
+from kdcompile.gates.compiled import compiled_details
 from kdcompile.gates.context import Outcomes, Prediction, VerifyContext
 from kdcompile.gates.measure import Measured, measure
 from kdcompile.gates.registry import judge
@@ -75,6 +76,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         "choice": inputs["compile"].json("choice.json"),
         "calibration": dict(inputs["calibrate"].meta),
         "parity": inputs["export"].json("parity.json"),
+        **compiled_details(inputs),
         "examples": _examples(context, found.chosen, splits.classes),
         "data": _data(splits, splits_digest(spec.data, spec.folder, store.hasher)),
         "dropped": splits.dropped,

@@ -69,9 +69,19 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher) -> Any:
     if name == "student":
         fields = value.model_dump(mode="json", exclude={"weights"})
         code = _code(value.family, spec, hasher) if ":" in value.family else None
-        return [fields, code, None if value.weights is None else _file(value.weights, hasher)]
+        return [
+            fields,
+            code,
+            None if value.weights is None else _file(value.weights, hasher, "student.weights"),
+        ]
     if name == "quantize" and stage.name == "distill":
         return _trained_in_int8(value, hasher)
+    if name == "quantize":
+        fields = value.model_dump(mode="json", exclude={"cache"})
+        return [
+            fields,
+            None if value.cache is None else _file(value.cache, hasher, "quantize.cache"),
+        ]
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
@@ -83,13 +93,13 @@ def _trained_in_int8(quantize: Quantize, hasher: Hasher) -> Any:
     return [fields, _source("calib", hasher)]  # the calibrators set the first scales
 
 
-def _file(path: Path, hasher: Hasher) -> str:
+def _file(path: Path, hasher: Hasher, key: str = "teacher.weights") -> str:
     if not path.is_file():
         raise KDError(
-            "weights-missing",
+            f"{key.rsplit('.')[1]}-missing",
             "there is no such file",
             where=str(path),
-            fix="correct the path, or pass it with --set teacher.weights=PATH",
+            fix=f"correct the path, or pass it with --set {key}=PATH",
         )
     return hasher.file(path)
 

@@ -118,6 +118,7 @@ def make_inputs(store, preprocess, report):
 
     def calibrate(folder):
         write_json(folder / "calibration.json", {"tensors": {}})
+        write_json(folder / "audit.json", {"tensors": {}})
         return {}
 
     def compile_(folder):

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.version_converter import convert_version
 from onnx_graphs import Graph, branches, chain, images, residual, table_of
 
-from kdcompile.calib.costs import Costs, measured_costs, measured_reformat_ms, predicted_costs
+from kdcompile.calib.costs import Costs
 from kdcompile.calib.fp16_nodes import halve_nodes
 from kdcompile.calib.islands import Junctions
 from kdcompile.calib.layers import quantised_layers
@@ -23,10 +23,9 @@ from kdcompile.calib.session import cpu_session
 from kdcompile.data.agreement import pooled_sqnr
 from kdcompile.errors import KDError
 from kdcompile.export.fp16 import to_fp16
-from kdcompile.targets import load
 
 SHAPE = [1, 3, 16, 16]
-NETWORKS = {"chain": chain, "residual": residual, "branches": branches}
+NETWORKS = {build.__name__: build for build in (chain, residual, branches)}
 F32, F16 = TensorProto.FLOAT, TensorProto.FLOAT16
 
 
@@ -95,10 +94,8 @@ def test_the_skip_of_a_quantised_block_is_cast_once() -> None:
     """From fp16 `stem` to the sum inside the island; the pool after it stays inside too."""
     model = residual()
     mixed = mixed_model(model, table_of(model), "int8", ["a1", "a2", "b1", "b2"])
-    assert casts(mixed) == {"image_fp16", "relu_of_stem", "out"} | {
-        name for name in casts(mixed) if name.startswith("relu_of_add_of_b2")
-    }
-    assert len(casts(mixed)) == 4
+    last = f"{model.graph.node[-1].input[0]}_fp16"
+    assert casts(mixed) == {"image_fp16", "relu_of_stem", last, "out"}
 
 
 def test_what_leads_to_no_quantised_layer_is_fp16() -> None:
@@ -122,10 +119,8 @@ def test_all_quantised_is_int8_and_none_is_fp16(build, storage: str) -> None:
 def test_fewer_int8_layers_are_closer_to_fp32() -> None:
     model = chain(4, outlier=2)
     table = table_of(model)
-    int8, without, alone = (
-        sqnr(model, mixed_model(model, table, "int8", chosen))
-        for chosen in (["c0", "c1", "c2", "c3"], ["c0", "c1", "c3"], ["c0"])
-    )
+    sets = (["c0", "c1", "c2", "c3"], ["c0", "c1", "c3"], ["c0"])
+    int8, without, alone = (sqnr(model, mixed_model(model, table, "int8", s)) for s in sets)
     assert int8 + 6 < without < alone
 
 
@@ -152,8 +147,8 @@ def test_both_storages_give_the_same() -> None:
         mixed_model(model, table_of(model), s, ["a1", "b2"]) for s in ("int8", "float")
     )
     assert sqnr(stored, paired) == 200.0
-    kinds = [types_of(m).get("a1_w_int8") for m in (stored, paired)]
-    assert kinds == [TensorProto.INT8, None]
+    assert types_of(stored)["a1_w_int8"] == TensorProto.INT8
+    assert "a1_w_int8" not in types_of(paired)
 
 
 def test_constants_that_must_be_float32_stay_so() -> None:
@@ -165,11 +160,10 @@ def test_constants_that_must_be_float32_stay_so() -> None:
 
 def test_a_weight_over_65504_is_refused_in_fp16_only() -> None:
     model = chain(2)
-    for tensor in model.graph.initializer:
-        if tensor.name == "c1_w":
-            big = numpy_helper.to_array(tensor).copy()
-            big[0, 0, 0, 0] = 1e5
-            tensor.CopyFrom(numpy_helper.from_array(big, "c1_w"))
+    (weight,) = [t for t in model.graph.initializer if t.name == "c1_w"]
+    big = numpy_helper.to_array(weight).copy()
+    big[0, 0, 0, 0] = 1e5
+    weight.CopyFrom(numpy_helper.from_array(big, "c1_w"))
     table = table_of(model)
     assert "c1_w_int8" in types_of(mixed_model(model, table, "int8", ["c0", "c1"]))
     with pytest.raises(KDError, match="1e\\+05") as error:
@@ -265,53 +259,6 @@ def test_mix_reverts_the_planted_outlier_alone() -> None:
     shares = {entry.layer: entry.macs_share for entry in found.layers}
     assert plan.macs_share == pytest.approx(sum(shares[n] for n in plan.quantised))
     assert 0.5 < plan.macs_share < 1
-
-
-def test_predicted_costs_follow_the_sheet() -> None:
-    model, target = chain(3, width=64), load("jetson")
-    costs = predicted_costs(model, SHAPE, target)
-    assert costs.basis == "predicted"
-    assert all(costs.int8_ms[n] < costs.fp16_ms[n] for n in names_of(model))
-    elements = 64 * 16 * 16
-    leaves = elements / (target.bandwidth_gbs * 1e6)
-    enters = 3 * leaves + target.launch_us / 1000
-    assert costs.reformat_ms(frozenset()) == 0
-    assert costs.reformat_ms(frozenset({"c0"})) == pytest.approx(leaves)
-    assert costs.reformat_ms(frozenset({"c1"})) == pytest.approx(leaves + enters)
-    assert costs.latency_ms(set()) == pytest.approx(sum(costs.fp16_ms.values()))
-
-
-def test_a_target_without_int8_is_refused() -> None:
-    with pytest.raises(KDError) as error:
-        predicted_costs(chain(2), SHAPE, load("cpu"))
-    assert error.value.code == "mixed-target"
-    assert "quantize.precision=auto" in error.value.fix
-
-
-def profile(ms: float) -> list[dict]:
-    return [
-        {"name": "c0 + relu", "ms": ms, "onnx": ["c0", "relu_of_c0"]},
-        {"name": "Reformatting CopyNode for relu_of_c0", "ms": 0.25, "onnx": None},
-        {"name": "c1_w_QuantizeLinear + c1 || c2", "ms": 3 * ms, "onnx": ["c1", "c2"]},
-        {"name": "image_fp16_cast", "ms": 0.75, "onnx": ["image_fp16_cast"]},
-    ]
-
-
-def test_measured_costs_come_from_the_kernels() -> None:
-    model = chain(3)
-    costs = measured_costs(model, profile(1.0), profile(2.0), reformat_ms=0.5)
-    assert costs.int8_ms == {"c0": 1.0, "c1": 1.5, "c2": 1.5}
-    assert costs.fp16_ms == {"c0": 2.0, "c1": 3.0, "c2": 3.0}
-    assert costs.latency_ms({"c1"}) == 2 + 1.5 + 3 + 2 * 0.5
-    assert measured_reformat_ms(model, profile(1.0)) == 0.5
-    assert measured_reformat_ms(model, profile(1.0)[:1]) is None
-
-
-def test_a_layer_that_the_profile_lacks_is_an_error() -> None:
-    with pytest.raises(KDError, match="c3") as error:
-        measured_costs(chain(4), profile(1.0), profile(2.0), 0.5)
-    assert error.value.code == "mixed-profile"
-    assert "predicted costs" in error.value.fix
 
 
 def compiled_types(blob: bytes, capability: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from kdcompile.calib import refine as refinement
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.refine import Inputs, Trial, refine
 from kdcompile.calib.worth import Outcome, against, compare
-from kdcompile.data.metric import MAE, TOP1
+from kdcompile.data.metric import MAE, RMSE, TOP1
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.task import find_task
@@ -170,7 +170,8 @@ def test_the_judge_knows_the_task() -> None:
     images = photos(8, seed=2)
     table = calibrated(model)
     task = find_task("counting")
-    outcome = against(model, images, task, [0.0] * 8)(insert_qdq(model, table))
+    outcome = against(model, images, task, [0.0] * 8, RMSE)(insert_qdq(model, table))
+    assert outcome.metric == RMSE
     assert outcome.errors is not None
     assert outcome.errors.shape == outcome.sqnr_db.shape == (8,)
     equal = against(model, images, task, [0.0] * 8)(model)
