@@ -36,7 +36,7 @@ def key_parts(
     return {
         stage.name: {
             "stage": stage.name,
-            "spec": {name: _section(spec, name, stage, hasher) for name in stage.sections},
+            "spec": {name: _section(spec, name, stage, hasher, target) for name in stage.sections},
             "splits": {name: splits[name] for name in stage.splits},
             "source": [_source(package, hasher) for package in stage.packages],
             "libraries": {name: version(name) for name in stage.libraries},
@@ -57,7 +57,7 @@ def step_key(stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifa
     return digest({**parts, "inputs": content})
 
 
-def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher) -> Any:
+def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target) -> Any:
     """The values of a section, files by their content."""
     value = getattr(spec, name)
     if name == "data":
@@ -82,6 +82,10 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher) -> Any:
             fields,
             None if value.cache is None else _file(value.cache, hasher, "quantize.cache"),
         ]
+    if name == "gates" and stage.name == "calibrate":
+        return value.accuracy.metric
+    if name == "gates" and stage.name == "compile" and not target.is_foreign:
+        return value.model_dump(mode="json", include={"accuracy", "parity"})  # a kit has them all
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
