@@ -105,7 +105,7 @@ def _activated(graph: Graph, tensor: str) -> str:
 def _channel_means(model: ModelProto, biases: list[Bias], images: Images) -> Means:
     """The mean per channel of each bias's tensor, over all positions of all images."""
     tensors = [bias.tensor for bias in biases]
-    session = cpu_session(computing(model, tensors))
+    session = cpu_session(computing(model, tensors), as_written=True)
     feed = model.graph.input[0].name
     sums: Means = [np.zeros(1)] * len(biases)
     counts = [0] * len(biases)

@@ -102,7 +102,7 @@ def _site(layer: Layer, graph: Graph, images: int) -> _Site | None:
 
 def _sample_outputs(reference: ModelProto, sites: list[_Site], images: Images) -> None:
     tensors = [site.layer.node.output[0] for site in sites]
-    session = cpu_session(computing(reference, tensors))
+    session = cpu_session(computing(reference, tensors), as_written=True)
     for index, image in enumerate(images):
         values = session.run(tensors, {reference.graph.input[0].name: image})
         for place, (site, value) in enumerate(zip(sites, values, strict=True)):
@@ -116,7 +116,7 @@ def _sample_inputs(
     """Columns [groups, n, inputs] of what the quantised network feeds to a layer; their images."""
     output = site.layer.node.output[0]
     (node,) = (n for n in quantised.graph.node if output in n.output)
-    session = cpu_session(computing(quantised, [node.input[0]]))
+    session = cpu_session(computing(quantised, [node.input[0]]), as_written=True)
     groups, _, inputs, taps = by_channel(site.layer, graph.array(site.layer.weight)).shape
     found = []
     for image, (places, _, width) in zip(images, site.samples, strict=True):

@@ -1,5 +1,6 @@
 """The calibrate stage: a table of ranges, the int8 network that uses it, and an audit of both."""
 
+import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from kdcompile.calib.collect import Histograms, collect, collect_folds, pooled, 
 from kdcompile.calib.counting import best_counting
 from kdcompile.calib.fp8 import insert_fp8
 from kdcompile.calib.qdq import Storage, insert_qdq
+from kdcompile.calib.refine import FIT_IMAGES, Inputs, Refined, refine
 from kdcompile.calib.select import select_images
 from kdcompile.calib.sensitivity import Sensitivity, measure_sensitivity, photo_evaluator
 from kdcompile.calib.session import cpu_session
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.calib.trt_cache import cache_version, read_cache, write_cache
+from kdcompile.calib.worth import against
 from kdcompile.data.agreement import agreement
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
@@ -42,7 +45,8 @@ SENSITIVITY_IMAGES = 8  # each runs through two networks a layer
 def run(step: Step, store: Store, target: "Target") -> Artifact:
     """Write `student_int8.onnx`, `calibration.json` and `audit.json`.
 
-    With them `student_fp8.onnx` where the target has fp8, `sensitivity.json` where int8 and fp16
+    With them `refine.json` and `calibration_refined.json` where refinements were asked for,
+    `student_fp8.onnx` where the target has fp8, `sensitivity.json` where int8 and fp16
     may be mixed, and `calibration.cache` where its TensorRT reads calibration caches. The meta
     record holds the calibrator, how the images were chosen and how many there were, what counted
     their activations, the seconds that it took, `sqnr_db`, the worst of int8 against fp32 over a
@@ -105,8 +109,12 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
     version = cache_version(tensorrt)
     if version is not None:
         write_cache(table, folder / "calibration.cache", version)
-    quantised = insert_qdq(work.model, table, weight_storage(tensorrt))
+    refined = _refined(work, seen, table)
+    quantised = insert_qdq(refined.model, refined.table, weight_storage(tensorrt))
     onnx.save(quantised, folder / "student_int8.onnx")
+    if refined.records:
+        write_json(folder / "refine.json", refined.to_json())
+        refined.table.write(folder / "calibration_refined.json")
     if "fp8" in target.precisions and tensorrt is not None and _generation(tensorrt) >= FP8_SINCE:
         onnx.save(insert_fp8(work.model, table), folder / "student_fp8.onnx")
     if _may_mix(work.spec.quantize.precision, target):
@@ -116,10 +124,35 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
         "images": len(table.images),
         "select": work.spec.quantize.select,
         "counted_by": table.counted_by,
+        "refined": [record.name for record in refined.records if record.kept],
         "sqnr_db": worst_sqnr(work.model, quantised, work.inputs(work.splits.val[:CHECK_IMAGES])),
         **audit.summary(record),
         "seconds": round(time.monotonic() - start, 3),
     }
+
+
+def _refined(work: _Work, seen: _Observed, table: CalibrationTable) -> Refined:
+    """The network and table with the refinements that helped on the validation photos."""
+    asked, task = work.spec.quantize, find_task(work.spec.task.kind)
+    if not asked.refine:
+        return Refined(work.model, table, ())
+    names, counting = tensors_to_observe(work.model), best_counting()
+
+    def again(model: ModelProto) -> CalibrationTable:
+        sha256 = hashlib.sha256(model.SerializeToString()).hexdigest()
+        found = collect(model, seen.chosen.inputs(), names, counting)
+        return table_of(found, sha256, seen.chosen.identities, asked.calibrator, counting.name)
+
+    photos = work.splits.val
+    judge = against(
+        work.model,
+        Inputs(photos, work.prepare),
+        task,
+        [task.truth(photo) for photo in photos],
+        task.find_metric(work.spec.gates.accuracy.metric),
+    )
+    fit = Inputs(evenly(seen.chosen.photos, FIT_IMAGES), work.prepare)
+    return refine(work.model, table, asked.refine, fit, again, judge)
 
 
 def _may_mix(precision: str, target: "Target") -> bool:

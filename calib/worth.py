@@ -140,7 +140,7 @@ def against(
 
 
 def _outputs(model: ModelProto, images: Images) -> Iterator[NDArray[np.float32]]:
-    session, feed = cpu_session(model), model.graph.input[0].name
+    session, feed = cpu_session(model, as_written=True), model.graph.input[0].name
     return (session.run(None, {feed: image})[0] for image in images)
 
 

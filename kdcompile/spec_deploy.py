@@ -34,6 +34,12 @@ class Quantize(Closed):
         default=0.5, description="share of the steps before the student is quantised"
     )
 
+    @model_validator(mode="after")
+    def _one_source_of_scales(self) -> Self:
+        if self.qad and (self.refine or self.cache is not None):
+            raise ValueError("qad trains the scales; it goes with neither refine nor cache")
+        return self
+
 
 class Compile(Closed):
     """How the engine is built and run."""

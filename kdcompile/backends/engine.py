@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kdcompile.artifact import digest, file_sha256
 from kdcompile.backends.board import Board
 from kdcompile.backends.via import Place, open_place
+from kdcompile.errors import KDError
 from kdcompile.spec_deploy import Compile
 
 Floats = NDArray[np.float32]
@@ -101,14 +102,14 @@ def build(
 
 def _sidecar(place: Place, there: str) -> dict[str, Any] | None:
     """What is written beside a whole engine there."""
-    side = there + ".json"
-    if not all(place.call("stat", path=path)["exists"] for path in (there, side)):
+    side, found = there + ".json", place.call("stat", path=there)
+    if not found["exists"] or not place.call("stat", path=side)["exists"]:
         return None
     with TemporaryDirectory() as folder:
         local = Path(folder) / "engine.json"
         place.get(side, local)
         about: dict[str, Any] = json.loads(local.read_text(encoding="utf-8"))
-    return about
+    return about if about["sha256"] == found["sha256"] else None
 
 
 def bring(place: Place, built: Built, path: Path) -> None:
@@ -122,14 +123,35 @@ def take(place: Place, engine: Path, network: str) -> str:
 
     Returns:
         The precision that it was built in.
+
+    Raises:
+        KDError: `engine-unknown`, `engine-damaged`, `engine-mismatch`, `engine-refused`.
     """
-    there = place.path(f"{network}.engine")
-    for suffix in ("", ".json"):
-        source = engine.with_name(engine.name + suffix)
-        place.call("copy", source=place.put(source), target=there + suffix)
-    place.call("load", path=there, name=network)
-    about = json.loads(engine.with_name(engine.name + ".json").read_text(encoding="utf-8"))
+    about = record_of(engine)
+    # by its content, and not under a name of its own: others may load theirs there meanwhile
+    place.call("load", path=place.put(engine), name=network, expected=about)
     return str(about["precision"])
+
+
+def record_of(engine: Path) -> dict[str, Any]:
+    """What is written beside an engine of this machine.
+
+    Raises:
+        KDError: `engine-unknown`.
+    """
+    path = engine.with_name(engine.name + ".json")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        about = None
+    if not isinstance(about, dict) or "precision" not in about:
+        raise KDError(
+            "engine-unknown",
+            f"{path.name} does not say what built {engine.name}",
+            where=str(path),
+            fix="build the engine again: kdcompile build --via PLACE",
+        )
+    return about
 
 
 def runner(place: Place, board: Board, network: str) -> EngineRunner:

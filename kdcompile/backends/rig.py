@@ -26,6 +26,7 @@ Paths = Mapping[str, Path]
 Profiles = Mapping[str, Sequence[Mapping[str, Any]]]  # layers with `name`, `ms`, `onnx`
 WARMUP, ROUNDS, SECONDS = 2, 15, 10.0
 MIN_ROUNDS = 5
+DLA_COMPUTES = ("fp16", "int8", "mixed")
 RUNS_HERE = ("fp32", "fp16", "int8", "mixed", "fp8")  # ONNX Runtime's CPU knows no bf16
 
 
@@ -135,6 +136,9 @@ class BoardRig:
             self.refused[precision] = f"{self.board.backend} {self.board.version} does not build it"
             return
         onnx, settings = self.onnx(precision, paths), self.spec.compile
+        if settings.dla is not None and precision not in DLA_COMPUTES:
+            self.refused[precision] = f"compile.dla is set, and a DLA has no {precision}"
+            return
         try:
             built = engine.build(
                 self.place, self.board, onnx, precision, settings, self.spec.export.profile

@@ -17,7 +17,7 @@ GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")
 NUMBER_HEADS = (
     "measurement", "value", "evidence", "machine", "backend", "precision", "mode", "n",
 )  # fmt: skip
-OF_A_BOARD = ("Engines", "Layers", "Mixed precision", "Sensitivity to int8")  # where there are
+OPTIONAL = ("Engines", "Layers", "Mixed precision", "Refinements", "Sensitivity to int8")
 CANDIDATE_HEADS = (
     "precision", "latency, ms", "evidence", "validation metric", "passed", "why",
 )  # fmt: skip
@@ -117,6 +117,7 @@ def _tables(report: Report) -> dict[str, list[tuple[str, str]]]:
         "Engines": facts.flat(details.get("engines")),
         "Layers": facts.layers(report),
         "Mixed precision": facts.flat(details.get("mixed")),
+        "Refinements": facts.flat(details.get("refinements")),
         "Sensitivity to int8": facts.sensitivity(report),
         "Teacher": facts.flat(details.get("teacher")),
         "Distillation": facts.flat(_without_shown(details.get("distill"))),
@@ -124,7 +125,7 @@ def _tables(report: Report) -> dict[str, list[tuple[str, str]]]:
         "Calibration": facts.flat(_without_shown(details.get("calibration"))),
         "Environment": facts.flat(report.environment),
     }
-    return {title: rows for title, rows in tables.items() if rows or title not in OF_A_BOARD}
+    return {title: rows for title, rows in tables.items() if rows or title not in OPTIONAL}
 
 
 def _without_shown(value: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -56,8 +56,9 @@ def bundle(
     if merge is not None:
         if any((target, sets, via, output, test_pack)):
             raise click.UsageError("--merge takes a BUNDLE, --engine, --sign and --json only")
-        code = merge_board(Path(spec or "."), merge, engine, as_json)
-        sign(Path(spec or "."), key)
+        folder = Path(spec or ".")
+        code = merge_board(folder, merge, engine, as_json)
+        sign(folder, key)
         sys.exit(code)
     if engine is not None:
         raise click.UsageError("--engine needs --merge")
@@ -66,7 +67,8 @@ def bundle(
     work = planned(spec, target, sets, via)
     artifact = work.make("bundle")
     written = str(artifact.path) if output is None else copy_out(artifact, output)
-    sign(Path(written), key)
+    if output is not None:
+        sign(output, key)
     result = {"stage": "bundle", "path": written, **artifact.meta}
     if test_pack is not None:
         about = pack_test(work, test_pack)

@@ -1,6 +1,5 @@
 """A bundle's network, open to be run: its engine through the worker, or its ONNX file here."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from kdcompile.backends.via import Place
     from kdcompile.bundle.manifest import Bundle
 
     Floats = NDArray[np.float32]
@@ -53,7 +53,7 @@ def open_network(
     backend = backend_of(bundle)
     try:
         with open_place(via, backend) as place:
-            engine.take(place, bundle.engine, "main")
+            take_engine(place, bundle)
             version = str(place.about["backend_version"])
             yield engine.EngineRunner(place, "main", backend, version)
     except ToolMissingError as error:
@@ -61,9 +61,37 @@ def open_network(
         raise ToolMissingError(error.code, error.message, error.where, fix) from error
 
 
+def take_engine(place: "Place", bundle: "Bundle") -> None:
+    """Load the bundle's engine as `main`.
+
+    Raises:
+        KDError: the place's pre-flight refuses it; the fix is one that a bundle's owner can do.
+    """
+    from kdcompile.backends import engine
+
+    assert bundle.engine is not None, "the caller has seen one"
+    try:
+        engine.take(place, bundle.engine, "main")
+    except KDError as error:
+        if not error.code.startswith("engine-"):
+            raise
+        fix = (
+            f"in the spec's folder: kdcompile build --target {bundle.target} --via PLACE, on the "
+            f"place that is to run it; {INSTEAD}"
+        )
+        raise KDError(error.code, error.message, str(bundle.engine), fix) from error
+
+
 def backend_of(bundle: "Bundle") -> str:
-    """The worker's backend that made the engine, by the engine's record."""
-    built = json.loads(bundle.file(f"{bundle.manifest['engine']}.json").read_text(encoding="utf-8"))
+    """The worker's backend that made the engine, by the engine's record.
+
+    Raises:
+        KDError: `engine-unknown`.
+    """
+    from kdcompile.backends import engine
+
+    assert bundle.engine is not None, "the caller has seen one"
+    built = engine.record_of(bundle.engine)
     if "tensorrt" in built:
         return "tensorrt"
     return "onnxruntime" + PROVIDERS.get(str(built.get("provider")), "")

@@ -10,7 +10,7 @@ LAYERS = 40  # of a deep network, the slowest
 
 
 def compiled_details(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The report's `engines`, `layers`, `mixed` and `sensitivity`, each where the build has it.
+    """The report's `engines`, `layers`, `mixed`, `refinements` and `sensitivity`, where there are.
 
     Args:
         inputs: the artifacts of calibrate and compile.
@@ -28,6 +28,9 @@ def compiled_details(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     if "mixed.json" in compiled.files:
         plan = compiled.json("mixed.json")
         found["mixed"] = {"summary": plan["summary"], "in fp16": plan["reasons"]}
+    if "refine.json" in calibrated.files:
+        records = calibrated.json("refine.json")
+        found["refinements"] = {record["name"]: record["why"] for record in records}
     if "sensitivity.json" in calibrated.files:
         found["sensitivity"] = _sensitivity(calibrated.json("sensitivity.json"))
     return found

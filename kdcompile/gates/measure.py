@@ -81,15 +81,15 @@ def measure(
         found = evaluate(runners, ("student_fp32", shipped), photos, preprocess, task, classes)
         extra: tuple[Measurement, ...] = ()
         if board is None:
-            latency, parity = (
-                _time(step, target, here, shipped, threads),
-                _parity(inputs, found, shipped),
-            )
+            latency = _time(step, target, here, shipped, threads)
+            parity = _parity(inputs, found, shipped)
         else:
             latency, extra = board.times(step.spec.export.profile[1])
             parity = found.parity
         chosen = pick_examples(found.difficulty)
-        drawn = {"student": runners[shipped], "teacher": here["teacher"]} if task.is_dense else {}
+        drawn: dict[str, Runner] = {}
+        if task.is_dense:
+            drawn = {"student": runners[shipped], "teacher": here["teacher"]}
         examples = {
             kind: example_arrays(photos[index], preprocess, drawn) for kind, index in chosen.items()
         }

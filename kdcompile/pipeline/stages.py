@@ -97,7 +97,7 @@ STAGES: dict[str, Stage] = {
             sections=("seed", "task", "data", "quantize", "export", "gates"),
             splits=("train", "val"),
             packages=("data", "calib"),
-            libraries=("numpy", "onnx", "onnxruntime"),
+            libraries=("numpy", "onnx", "onnxruntime", "torch"),
             on_target=True,
         ),
         Stage(

@@ -81,10 +81,17 @@ def run(tmp_path: Path) -> Run:
         return {}
 
     def calibrate(
-        *sets: str, draw: Callable[[int], np.ndarray] = picture, target: str = "jetson"
+        *sets: str,
+        draw: Callable[[int], np.ndarray] = picture,
+        target: str = "jetson",
+        judged: int = 2,
     ) -> Artifact:
         lines = []
-        for split, indices in (("train", range(10)), ("val", range(20, 22)), ("test", [30])):
+        for split, indices in (
+            ("train", range(10)),
+            ("val", range(20, 20 + judged)),
+            ("test", [40]),
+        ):
             names = [f"{split}{i}.png" for i in indices]
             for name, i in zip(names, indices, strict=True):
                 pixels = draw(i) if split == "train" else picture(i % 11)[::-1]
@@ -96,7 +103,7 @@ def run(tmp_path: Path) -> Run:
         spec = load_spec(tmp_path / "kdcompile.toml", sets)
         store = Store(tmp_path / ".kdcompile")
         exported = store.make("export", "e" * 64, build)
-        sections = ("seed", "task", "data", "quantize", "export")
+        sections = ("seed", "task", "data", "quantize", "export", "gates")
         step = Step("calibrate", digest([*sets, target]), spec.only(sections), {"export": exported})
         return stage.run(step, store, targets.load(target))
 
@@ -106,6 +113,7 @@ def run(tmp_path: Path) -> Run:
 def test_what_it_writes(run: Run) -> None:
     made = run()
     names = {"student_int8.onnx", "calibration.json", "calibration.cache", "audit.json"}
+    names |= {"sensitivity.json"}  # the target may mix int8 and fp16
     assert set(made.files) == names
     table = CalibrationTable.read(made.file("calibration.json"))
     assert [name for name, _ in table.images] == [f"train{i}.png" for i in (0, 2, 5, 7)]
@@ -125,6 +133,33 @@ def test_what_it_writes(run: Run) -> None:
     assert any("4 distinct images" in warning for warning in made.meta["warnings"])
     assert made.meta["select"] == "even"
     assert made.meta["sqnr_db"] > 15
+
+
+def test_a_cache_brings_the_ranges(run: Run, tmp_path: Path) -> None:
+    made = run()
+    cache = tmp_path / "mine.cache"
+    scale = "r1: 3f800000"  # 1.0
+    kept = [x for x in made.file("calibration.cache").read_text().splitlines() if "r1" not in x]
+    cache.write_text("\n".join([*kept, scale]))
+    found = run(f"quantize.cache={cache}")
+    table = CalibrationTable.read(found.file("calibration.json"))
+    assert table.tensors["r1"].scale == 1.0
+    assert table.cache_sha256
+    pairs = {t.name: t for t in onnx.load(found.file("student_int8.onnx")).graph.initializer}
+    assert any(numpy_helper.to_array(t).size == 1 and numpy_helper.to_array(t) == 1.0
+               for t in pairs.values() if t.data_type == TensorProto.FLOAT)  # fmt: skip
+
+
+def test_refinements_are_judged_on_validation_photos(run: Run) -> None:
+    sets = 'quantize.refine=["equalise", "bias"]'
+    with pytest.raises(KDError) as error:
+        run(sets)
+    assert error.value.code == "refine-few"
+    made = run(sets, "quantize.images=9", judged=9)
+    record = made.json("refine.json")
+    assert [entry["name"] for entry in record] == ["equalise", "bias"]
+    assert made.meta["refined"] == [entry["name"] for entry in record if entry["kept"]]
+    assert "calibration_refined.json" in made.files
 
 
 def chosen(made: Artifact) -> list[str]:
