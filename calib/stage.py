@@ -19,6 +19,7 @@ from kdcompile.calib.chosen import ChosenImages
 from kdcompile.calib.collect import Histograms, collect, collect_folds, pooled, tensors_to_observe
 from kdcompile.calib.counting import best_counting
 from kdcompile.calib.fp8 import insert_fp8
+from kdcompile.calib.qad_table import read_qad, table_from_qad
 from kdcompile.calib.qdq import Storage, insert_qdq
 from kdcompile.calib.refine import FIT_IMAGES, Inputs, Refined, refine
 from kdcompile.calib.select import select_images
@@ -68,6 +69,7 @@ class _Work:
     prepare: Preprocess
     model: ModelProto
     onnx_sha256: str
+    qad: Mapping[str, Any] | None
 
     def inputs(self, photos: Sequence[Photo]) -> Iterator[NDArray[np.float32]]:
         """float32 [1, C, H, W] of each."""
@@ -99,6 +101,7 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
         prepare=Preprocess.from_json(exported.json("preprocess.json")),
         model=onnx.load(exported.file("student.onnx")),
         onnx_sha256=exported.files["student.onnx"],
+        qad=read_qad(step.inputs["distill"].path) if step.spec.quantize.qad else None,
     )
     seen = _observe(work)
     table = _table(work, seen)
@@ -182,8 +185,10 @@ def _observe(work: _Work) -> _Observed:
 
 
 def _table(work: _Work, seen: _Observed) -> CalibrationTable:
-    """The ranges: of the cache that the spec names, else of what was observed."""
+    """The ranges: those of the training, of the cache that the spec names, or as observed."""
     asked = work.spec.quantize
+    if work.qad is not None:
+        return table_from_qad(work.model, work.onnx_sha256, work.qad)
     if asked.cache is not None:
         return read_cache(asked.cache, work.model, work.onnx_sha256)
     return table_of(

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    Discriminator,
     Field,
     PrivateAttr,
+    Tag,
     model_validator,
 )
 
@@ -145,13 +147,21 @@ class Shapes(Closed):
         return self
 
 
+def _kind_of_shape(given: Any) -> str:
+    """So that an error is about the form that was written, and not about the other one too."""
+    return "<range>" if isinstance(given, dict | Shapes) else "<fixed>"
+
+
 class Export(Closed):
     """The input shape of the deployed network: fixed, or a range.
 
     Latencies are of the typical shape; with a typical batch over 1 they are of the whole batch.
     """
 
-    shape: Shape | Shapes = Field(default=[1, 3, 576, 768])
+    shape: Annotated[
+        Annotated[Shape, Tag("<fixed>")] | Annotated[Shapes, Tag("<range>")],
+        Discriminator(_kind_of_shape),
+    ] = Field(default=[1, 3, 576, 768])
 
     @property
     def profile(self) -> tuple[list[int], list[int], list[int]]:

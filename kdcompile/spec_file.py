@@ -113,7 +113,8 @@ def _absolute_paths(raw: dict[str, Any], base: Path) -> None:
 def _explain(error: ValidationError, path: Path) -> KDError:
     """The first problem, with the nearest known key where the key is unknown."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    # <range> and its like tell forms of a field apart: no keys
+    location = [str(part) for part in first["loc"] if not str(part).startswith("<")]
     dotted = ".".join(location)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     where = f"{path} [{dotted}]" if dotted else str(path)
@@ -134,7 +135,7 @@ def _known_keys(location: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Spec
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = getattr(annotation, "__args__", (annotation,))
+        options = [getattr(o, "__origin__", o) for o in getattr(annotation, "__args__", [annotation])]
         found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         if not found:
             return []

@@ -17,6 +17,7 @@ from torch import nn
 from kdcompile.errors import KDError
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.opset import EXPORTED_OPSET, at_opset
+from kdcompile.export.scopes import restore_scopes
 from kdcompile.export.session import cpu_session, run_onnx
 
 INPUT = "image"
@@ -70,6 +71,7 @@ def onnx_from_module(
     model = _simplified(model, x, expected)
     at_opset(model, max_opset, ir_version)  # the simplifier must not have brought newer operators
     prove_clean(model, module)
+    restore_scopes(model, raw)
     onnx.save(model, path)
     return model
 

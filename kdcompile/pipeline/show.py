@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kdcompile.backends.board import Board
 from kdcompile.data.splits import evenly, load_splits
 from kdcompile.data.task import find_task
 from kdcompile.gates.margin import smallest_margin
@@ -19,11 +20,21 @@ def describe(plan: Plan) -> dict[str, Any]:
     return {
         "spec": str(plan.spec.path),
         "target": plan.target.to_json() | {"full_name": plan.target.full_name},
+        "board": None if plan.board is None else _board(plan.board),
         "steps": [
             {"stage": name, "key": found[name].key if name in found else None} for name in STAGES
         ],
         "estimate": search,
         "margin": _margin(plan, found["teacher"].meta) if "teacher" in found else None,
+    }
+
+
+def _board(board: Board) -> dict[str, Any]:
+    return {
+        "label": board.label,
+        "machine": board.machine,
+        "evidence": board.evidence,
+        **board.facts,
     }
 
 
@@ -55,6 +66,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"target  {target['full_name']}: {target['title']}, TensorRT {backend}"
         if target["tensorrt"]
         else f"target  {target['full_name']}: {target['title']}, {backend}",
+        *_board_lines(plan["board"]),
         f"opset   {target['max_opset']} (IR {target['ir_version']})",
         "",
         "step       state    key",
@@ -75,6 +87,16 @@ def lines(plan: dict[str, Any]) -> list[str]:
         )
     text += [f"predicted speed-up {estimate['speedup']:.3g} at {precision}", ""]
     return [*text, _margin_line(plan["margin"])]
+
+
+def _board_lines(board: dict[str, Any] | None) -> list[str]:
+    if board is None:
+        return []
+    backend = f"{board['backend']} {board['backend_version']}"
+    return [
+        f"board   {board['label']}: {board['machine']}, {backend}; measurements are "
+        f"{board['evidence']} evidence"
+    ]
 
 
 def _margin_line(margin: dict[str, Any] | None) -> str:

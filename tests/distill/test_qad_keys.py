@@ -5,6 +5,7 @@ import pytest
 from kdcompile.artifact import Hasher
 from kdcompile.pipeline.keys import _section
 from kdcompile.pipeline.stages import STAGES
+from kdcompile.targets import load
 
 
 @pytest.fixture
@@ -12,12 +13,13 @@ def part(spec, tmp_path):
     """What of `[quantize]` is in the key of a stage."""
 
     def of(*sets, stage="distill"):
-        return _section(spec(*sets), "quantize", STAGES[stage], Hasher(tmp_path / "hashes"))
+        hasher = Hasher(tmp_path / "hashes")
+        return _section(spec(*sets), "quantize", STAGES[stage], hasher, load("cpu"))
 
     return of
 
 
-OTHER = "quantize.images=7", "quantize.precision=int8", 'quantize.refine=["bias"]'
+OTHER = "quantize.images=7", "quantize.precision=int8", "quantize.select=random"
 OWN = "quantize.qad_scales=observed", "quantize.qad_start=0.25", "quantize.calibrator=mse"
 
 

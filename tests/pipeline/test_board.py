@@ -18,6 +18,7 @@ SMALL = [
     "data.val=val:8",
     "data.test=test:16",
     "quantize.images=4",
+    "quantize.qad=true",
     "gates.accuracy.required=false",  # a few steps train no student
     "gates.speedup.required=false",  # a busy machine decides no test
     "compile.backend=onnxruntime",  # which plays the board
@@ -70,6 +71,12 @@ def test_the_bundle_has_the_engine_and_who_built_it(built):
     assert "bf16" in choice["refused"]
     assert (bundle / "kit" / "build_engine.py").is_file()
     assert "model.engine" in json.loads((bundle / "manifest.json").read_text())["files"]
+
+
+def test_the_ranges_are_those_that_were_trained(built):
+    details = _report(built)["details"]
+    assert details["distill"]["qad"]["scales"] == "learnt"
+    assert details["calibration"]["calibrator"] == "qad-learnt"
 
 
 def test_onnx_runtime_on_a_cpu_only_plays_a_jetson(built):
