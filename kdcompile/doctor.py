@@ -20,6 +20,7 @@ PURPOSE = {
     "click": "the command line",
     "filelock": "the artifact store",
     "jinja2": "the HTML report",
+    "packaging": "the list of software in a bundle",
     "matplotlib": "the report's charts",
     "numpy": "arrays",
     "onnx": "export",

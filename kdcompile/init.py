@@ -87,10 +87,23 @@ shape = [1, 3, 576, 768]         # batch, channels, height, width of the deploye
 # shape = { min = [1, 3, 384, 512], opt = [1, 3, 576, 768], max = [1, 3, 1024, 1024] }
 
 [quantize]
-precision = "auto"               # auto keeps the fastest of fp32, fp16, int8 that passes
+precision = "auto"               # fp32, fp16, bf16, int8, fp8, mixed; auto: the fastest that passes
 calibrator = "entropy"           # entropy, percentile, mse, minmax
 images = 128                     # training photos that the ranges are found on
-qad = false
+select = "even"                  # which: even, random, pcoreset (covers the outputs)
+# cache = "calibration.cache"    # ranges from a TensorRT calibration cache instead
+refine = []                      # equalise, bias, rounding; each is kept only where it helps
+qad = false                      # true: the student is trained for int8
+qad_scales = "learnt"            # learnt, observed
+qad_start = 0.5                  # share of the steps before the student is quantised
+
+[compile]                        # for the engine of `--via PLACE`
+backend = "auto"                 # tensorrt, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt
+workspace_mb = 1024              # builder's scratch memory; a board shares its memory
+# optimization_level = 3         # 0 to 5
+deterministic = false            # rebuild from the timing cache only
+# dla = 0                        # core of a Jetson; the GPU takes the layers that it cannot
+sparsity = false                 # 2:4 kernels where the weights are sparse
 
 [gates]                          # what must be proven; each may say required, evidence
 accuracy = { max_increase = "5%", margin = "15%" }  # metric = "mae", "rmse" or "top1", if given

@@ -14,7 +14,7 @@ Refinement = Literal["equalise", "bias", "rounding"]
 class Quantize(Closed):
     """The precision of the deployed network and how its ranges are found."""
 
-    precision: Literal["auto"] | Precision = Field(
+    precision: Literal["auto", Precision] = Field(
         default="auto", description="auto keeps the fastest that passes; mixed is int8 and fp16"
     )
     calibrator: Literal["entropy", "percentile", "mse", "minmax"] = "entropy"

@@ -135,7 +135,8 @@ def _known_keys(location: Sequence[str]) -> list[str]:
     model: type[BaseModel] = Spec
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        options = [getattr(o, "__origin__", o) for o in getattr(annotation, "__args__", [annotation])]
+        forms = getattr(annotation, "__args__", (annotation,))
+        options = [getattr(form, "__origin__", form) for form in forms]
         found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         if not found:
             return []

@@ -22,6 +22,8 @@ Times = NDArray[np.float64]
 BUILD_SECONDS = 3600.0  # a board with little memory takes many minutes for one engine
 INPUT = "image"
 MODES = ("graph", "device", "end_to_end")
+ITERATIONS, SAMPLE_MS = 20, 300.0  # of one sample: at most so many inferences, in about so long
+MIN_TURNS = 6  # what an interval over the samples needs
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,44 @@ def runner(place: Place, board: Board, network: str) -> EngineRunner:
 def modes(place: Place) -> list[str]:
     """How latency is measured there, the judged mode first: the leanest way to run one image."""
     return [mode for mode in MODES if mode in place.about["modes"]]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much is timed: `turns` samples of each network, each of so many inferences."""
+
+    turns: int
+    iterations: int
+    warmup: int
+
+
+def pace(
+    place: Place,
+    networks: Sequence[str],
+    image: Floats,
+    *,
+    mode: str,
+    turns: int = 15,
+    seconds: float = 60.0,
+) -> Pace:
+    """The pace that a device can keep: fewer inferences a sample, then fewer samples, where slow.
+
+    Args:
+        place: where the networks are loaded.
+        networks: their names.
+        image: float32 [N, C, H, W].
+        mode: of the worker's `time`.
+        turns: samples wanted of each.
+        seconds: what all of them may take; `MIN_TURNS` are taken however long that is.
+    """
+    inputs, once = _put_arrays(place, image), []
+    for name in networks:
+        answer = place.call("time", inputs=inputs, iterations=1, warmup=1, name=name, mode=mode)
+        once.append(median_of(answer, mode))
+    iterations = max(1, min(ITERATIONS, int(SAMPLE_MS / max(once))))
+    warmup = max(1, iterations // 2)
+    one_turn = sum(once) * (iterations + warmup) / 1000
+    return Pace(max(MIN_TURNS, min(turns, int(seconds / one_turn))), iterations, warmup)
 
 
 def in_turns(

@@ -71,17 +71,17 @@ def open_session(
         raise KDError("onnx-missing", f"{path.name} does not exist", str(path), "build it again")
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
-    if as_written:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if has_fp8(path):  # from the next level on its results on fp8 are garbage (1.32)
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if threads is not None:
         options.intra_op_num_threads = threads
     if providers[0] not in ort.get_available_providers():
         raise _fallback(providers[0], f"this onnxruntime has {ort.get_available_providers()}", path)
     try:
+        if as_written:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            if _has_fp8(path):  # from the next level on its results on fp8 are garbage (1.32)
+                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         session = ort.InferenceSession(str(path), options, providers=list(providers))
-    except Exception as error:  # its exceptions have no base of their own
+    except Exception as error:  # neither library's have a base of their own
         raise KDError(
             "onnx-refused",
             f"ONNX Runtime {ort.__version__} does not load {path.name}: {error}",
@@ -93,7 +93,7 @@ def open_session(
     return OrtRunner(session, str(ort.__version__), providers[0])
 
 
-def has_fp8(path: Path) -> bool:
+def _has_fp8(path: Path) -> bool:
     """Whether a network has constants of E4M3, as explicit fp8 pairs do."""
     import onnx
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -169,7 +169,9 @@ class BoardRig:
         """Medians of engines that took turns there, in the judged mode."""
         self.image = image
         mode = engine.modes(self.place)[0]
-        times = engine.in_turns(self.place, list(self.runners), image, mode=mode)
+        networks = list(self.runners)
+        pace = engine.pace(self.place, networks, image, mode=mode)
+        times = engine.in_turns(self.place, networks, image, mode=mode, **asdict(pace))
         note = f"median of alternated runs at {self.board.label}, {mode}"
         return {
             p: Latency(float(np.median(samples)), self.board.evidence, note)

@@ -333,9 +333,13 @@ def _module(scopes: str) -> str | None:
 RECORD = ("sha256", "compute_capability", "platform")
 
 
-def write_record(engine: str, about: dict[str, Any]) -> dict[str, Any]:
-    """Write what `preflight` will ask for beside an engine, as ENGINE.json."""
+def write_engine(engine: str, blob: bytes, about: dict[str, Any]) -> dict[str, Any]:
+    """Write an engine and beside it, as ENGINE.json, what `preflight` will ask for.
+
+    The record is first, so that a build that is cut off leaves no engine without one.
+    """
     _write(engine + ".json", json.dumps(about, sort_keys=True).encode())
+    _write(engine, blob)
     return about
 
 
@@ -501,10 +505,9 @@ class TensorRT:
             missed = bound == "enforced" and re.search("timing.?cache", self.why(), re.IGNORECASE)
             raise WorkerError("cache-incomplete" if missed else "build-failed", self.why())
         blob = bytes(made)
-        _write(engine, blob)
         if cache is not None and bound != "enforced":
             _write(timing_cache, bytes(config.get_timing_cache().serialize()))
-        return write_record(engine, {
+        return write_engine(engine, blob, {
             "tensorrt": self.version, "compute_capability": self.cuda.capability,
             "gpu": self.cuda.name, "platform": _platform(), "precision": precision,
             "flags": plan["flags"], "sha256": hashlib.sha256(blob).hexdigest(),
@@ -1038,9 +1041,8 @@ class OnnxRuntime:
         with open(onnx, "rb") as stream:
             blob = stream.read()
         self._open(blob, precision)
-        _write(engine, blob)
         sha256, nodes = hashlib.sha256(blob).hexdigest(), OnnxFile(blob).nodes
-        return write_record(engine, {
+        return write_engine(engine, blob, {
             "onnxruntime": self.version, "compute_capability": self._capability(),
             "gpu": self.cuda.name if self.cuda else None, "platform": _platform(),
             "precision": precision, "flags": [], "sha256": sha256, "onnx_sha256": sha256,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle
     from kdcompile.cli.network import Floats
 
+NO_REFERENCE = {"parity": "not checked: this bundle carries no reference outputs"}
+
 
 @click.command()
 @spec_options
@@ -84,10 +86,16 @@ def check_bundle(folder: Path, via: str | None = None) -> dict[str, Any]:
         "verdict": bundle.manifest["verdict"],
         "exit_code": bundle.manifest["exit_code"],
     }
+    if via is None and not _reference(bundle).is_file():
+        return result | NO_REFERENCE
     with open_network(bundle, via, onnx=via is None) as network:
         if via is not None:
             result["engine"] = f"loads at {via}"
         return _parity(bundle, network, result)
+
+
+def _reference(bundle: "Bundle") -> Path:
+    return bundle.folder / "kit" / "reference.npz"
 
 
 def _parity(
@@ -98,9 +106,9 @@ def _parity(
 
     from kdcompile.data.agreement import agreement
 
-    reference = bundle.folder / "kit" / "reference.npz"
+    reference = _reference(bundle)
     if not reference.is_file():
-        return result | {"parity": "not checked: this bundle carries no reference outputs"}
+        return result | NO_REFERENCE
     precision = bundle.manifest["precision"]
     with np.load(reference) as arrays:
         inputs = [arrays[name] for name in arrays.files if name.startswith("input_")]

@@ -1,8 +1,9 @@
 """The engine at its board: run over the test photos, and timed beside the teacher's."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from kdcompile.gates.context import Latency, Origin
 from kdcompile.report import Measurement
 
 TEACHER, STUDENT = "teacher", "student"
-BLOCKS, ITERATIONS = 30, 20
+BOTH = (TEACHER, STUDENT)
+TURNS, SECONDS = 30, 60.0
+log = logging.getLogger("kdcompile")
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,28 @@ class Deployed:
         """
         image = np.random.default_rng(self.seed).standard_normal(tuple(shape), dtype=np.float32)
         judged, *others = engine.modes(self.place)
-        found = self._turns(image, judged)
+        log.info("verify: timing teacher and student at %s", self.board.label)
+        pace = engine.pace(self.place, BOTH, image, mode=judged, turns=TURNS, seconds=SECONDS)
+        found = self._turns(image, judged, pace)
         mode = self._mode(judged, shape)
         latency = Latency(
-            PairedTimes(found[TEACHER], found[STUDENT], ITERATIONS),
+            PairedTimes(found[TEACHER], found[STUDENT], pace.iterations),
             self.precisions[STUDENT],
             mode,
             self.precisions[TEACHER],
         )
+        few = replace(pace, turns=engine.MIN_TURNS)  # these are told, and judge nothing
         extra = [
             self._measurement(who, samples, self._mode(other, shape))
             for other in others
-            for who, samples in self._turns(image, other).items()
+            for who, samples in self._turns(image, other, few).items()
         ]
         return latency, tuple(extra)
 
-    def _turns(self, image: NDArray[np.float32], mode: str) -> dict[str, NDArray[np.float64]]:
-        return engine.in_turns(
-            self.place, (TEACHER, STUDENT), image, mode=mode, turns=BLOCKS, iterations=ITERATIONS
-        )
+    def _turns(
+        self, image: NDArray[np.float32], mode: str, pace: engine.Pace
+    ) -> dict[str, NDArray[np.float64]]:
+        return engine.in_turns(self.place, BOTH, image, mode=mode, **asdict(pace))
 
     def _mode(self, mode: str, shape: Sequence[int]) -> str:
         words = {

@@ -65,7 +65,10 @@ def played(folder):
 
 def plan(folder):
     (folder / "model.engine").write_bytes(b"plan")
-    write_json(folder / "model.engine.json", {"tensorrt": "10.3.0", "compute_capability": "8.7"})
+    write_json(
+        folder / "model.engine.json",
+        {"tensorrt": "10.3.0", "compute_capability": "8.7", "precision": "fp16"},
+    )
 
 
 # ---- triton: a strict reader of the text form of protocol buffers

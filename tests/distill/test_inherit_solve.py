@@ -60,7 +60,9 @@ def test_one_of_two_twins_is_enough():
     loud, quiet = torch.randn(2, 1000, dtype=torch.double)
     values = torch.stack([3 * loud, 3.1 * loud, 2.9 * loud, quiet])
     place = Place(torch.cov(values), torch.eye(4, dtype=torch.double))
-    assert explaining([place], 4, keep=2, blocks=1).tolist() == [1, 3]
+    first, second = explaining([place], 4, keep=2, blocks=1).tolist()
+    assert second == 3
+    assert first in (0, 1, 2)  # any of the three says the same
 
 
 def test_a_channel_that_nobody_reads_is_not_kept():

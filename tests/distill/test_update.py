@@ -27,16 +27,23 @@ def test_it_is_adamw_with_clipping():
     student, _, update = _pair(clip=0.5, weight_decay=0.1)
     twin = copy.deepcopy(student)
     plain = torch.optim.AdamW(twin.parameters(), lr=0.1, weight_decay=0.1)
+
+    def distance(
+        model,
+    ):  # from 1: a batch norm's outputs have a mean of 0, and so no gradient there
+        return (model(torch.arange(12.0).view(4, 3)) - 1).square().sum()
+
     for step in range(3):
         update.set(step, 0.1, step)
-        loss = _loss(student)
+        loss = distance(student)
         update.apply(loss, loss.detach().view(1))
         plain.zero_grad()
-        _loss(twin).backward()
+        distance(twin).backward()
         nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
         plain.step()
-    for own, other in zip(student.parameters(), twin.parameters(), strict=True):
-        assert torch.allclose(own, other, atol=1e-6)
+    for (name, own), other in zip(student.named_parameters(), twin.parameters(), strict=True):
+        # the bias in front of a batch norm has rounding for a gradient, and Adam makes steps of it
+        assert name == "0.bias" or torch.allclose(own, other, atol=1e-6), name
 
 
 def test_making_it_changes_no_weight():

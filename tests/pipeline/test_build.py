@@ -66,7 +66,7 @@ def test_tensorrt_rtx_compiles_fp32_and_qdq(built):
     report = json.loads((built / "dist" / "tiny-jetson" / "report.json").read_text())
     checks = report["details"]["choice"]["rtx_compile_check"]
     found = {(check["precision"], check["capability"]): check["ok"] for check in checks}
-    assert found == {(p, c): True for p in ("fp32", "int8") for c in ("8.0", "8.6")}
+    assert found == {(p, c): True for p in ("fp32", "int8", "mixed") for c in ("8.0", "8.6")}
 
 
 def test_the_verdict_names_what_failed_and_what_is_pending(built):

@@ -1,0 +1,134 @@
+"""The mixed candidate of a build: by the played engines' profiles, else by the sheet's peaks."""
+
+import played_tensorrt
+import pytest
+from computing_tensorrt import typical
+from near_place import NearGpu
+from onnx_graphs import chain
+from small_build import SmallBuild
+
+from kdcompile import targets
+from kdcompile.backends import engine, stage
+
+VERSION = "8.6.1"
+TARGET = targets.load("h100").with_backend(VERSION)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    monkeypatch.setattr(stage, "compile_check", lambda *values: [])
+    monkeypatch.setattr(played_tensorrt, "REPLAY_MS", 0.0)
+    monkeypatch.setattr(engine, "pace", lambda *values, **named: engine.Pace(3, 2, 1))
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """Builds of a network with an outlier, and without one."""
+    found = {}
+    for outlier in (None, 2):
+        found[outlier] = SmallBuild(tmp_path_factory.mktemp("build"), chain(4, outlier=outlier))
+        found[outlier].run("calibrate", TARGET)
+    return found
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch, calibrated):
+    """`compiled(sets, outlier, on_board, scene's settings...)` -> (choice, plan or None)."""
+
+    def make(sets=(), outlier=None, on_board=True, **settings):
+        def change(scene):
+            for name, value in settings.items():
+                setattr(scene, name, value)
+
+        place = NearGpu(VERSION, tmp_path / "there", change)
+        with place.installed(monkeypatch):
+            board = place.board(TARGET) if on_board else None
+            found = calibrated[outlier].run("compile", TARGET, board, sets)
+        plan = found.json("mixed.json") if "mixed.json" in found.files else None
+        return found.json("choice.json"), plan
+
+    return make
+
+
+def sqnr_of(choice, precision):
+    return next(c["sqnr_db"] for c in choice["candidates"] if c["precision"] == precision)
+
+
+def test_int8_that_is_not_faster_is_not_mixed(compiled):
+    choice, plan = compiled(costs=lambda name, kind: 3.0)
+    assert choice["refused"]["mixed"].startswith("mixed is fp16: no layer is worth int8")
+    assert plan["quantised"] == []
+    assert plan["reasons"]["c0"] == (
+        "int8 is not faster there: 3 ms against 3 ms in fp16 (measured)"
+    )
+    assert choice["precision"] == "fp32"  # all are level: the widest
+
+
+def test_a_layer_that_is_slower_in_int8_stays_in_fp16(compiled):
+    def costs(name, kind):
+        return 9.0 if (name, kind) == ("c3", "int8") else typical(name, kind)
+
+    choice, plan = compiled(costs=costs)
+    assert plan["quantised"] == ["c0", "c1", "c2"]
+    assert plan["reasons"]["c3"].startswith("int8 is not faster there: 9 ms against 2 ms")
+    latency = {c["precision"]: c["latency_ms"] for c in choice["candidates"]}
+    # c0 to c2 in int8, c3 and out in fp16
+    assert (latency["mixed"], latency["fp16"]) == (7.0, 10.0)
+    assert plan["latency_ms"] == 5.0  # of the layers that may be quantised
+    assert latency["int8"] > latency["fp16"]
+    assert choice["precision"] == "mixed"
+
+
+def test_an_outlier_layer_is_reverted_for_accuracy(compiled):
+    choice, plan = compiled(sets=["gates.parity.min_sqnr_db=22.0"], outlier=2)
+    assert sqnr_of(choice, "int8") < 22
+    assert "c2" not in plan["quantised"]
+    assert plan["quantised"]
+    assert plan["reasons"]["c2"].startswith("reverted for accuracy")
+    assert plan["steps"][0]["layers"] == ["c0", "c1", "c2", "c3"]
+    assert plan["steps"][-1]["passed"] is True
+    assert sqnr_of(choice, "mixed") >= 22
+    rows = {c["precision"]: c for c in choice["candidates"]}
+    assert rows["mixed"]["passed"]
+    assert not rows["int8"]["passed"]
+
+
+def test_no_limit_reverts_nothing(compiled):
+    _, plan = compiled(sets=["gates.parity.min_sqnr_db=0.0"], outlier=2)
+    assert plan["quantised"] == ["c0", "c1", "c2", "c3"]
+    assert plan["reverted"] == []
+
+
+def test_a_limit_that_nothing_keeps_leaves_no_int8(compiled):
+    choice, plan = compiled(sets=["gates.parity.min_sqnr_db=90.0"])
+    assert plan["quantised"] == []
+    assert choice["refused"]["mixed"] == plan["summary"]
+    assert all(why.startswith("reverted for accuracy") for why in plan["reasons"].values())
+
+
+def test_recasting_that_costs_more_than_int8_saves_leaves_no_int8(compiled):
+    _, plan = compiled(reformat_ms=50.0)
+    assert plan["quantised"] == []
+    assert all("saves no more than changing precision" in why for why in plan["reasons"].values())
+
+
+def test_a_layer_that_no_profile_shows_is_planned_by_the_sheet(compiled):
+    choice, plan = compiled(hidden={"c1"})
+    assert plan["basis"] == "predicted"
+    assert "(predicted)" in plan["summary"]
+    # engines are still timed, whatever the plan was made of
+    assert {c["evidence"] for c in choice["candidates"]} == {"device"}
+
+
+def test_without_a_board_the_plan_is_predicted(compiled):
+    _, plan = compiled(on_board=False)
+    assert plan["basis"] == "predicted"
+
+
+def test_int8_that_is_not_ready_is_the_reason(compiled):
+    def refuses(plan):
+        return "no implementation" if "int8" in {kind for _, kind in plan.layers} else None
+
+    choice, plan = compiled(refuses=refuses)
+    assert plan is None
+    assert choice["refused"]["mixed"] == "it needs int8, fp16 and the layers' sensitivity"
