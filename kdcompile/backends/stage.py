@@ -67,6 +67,7 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     photos = load_splits(spec.data, spec.folder).val
     teacher_metric, limits = _limits(step, task)
     with _rig(step, target) as rig:
+        rig.refused.update(_absent(step, target))
         for precision in _wanted(spec.quantize.precision, paths, step):
             rig.add(precision, paths)
         image = _typical(photos[0], preprocess, spec.export.profile[1])
@@ -227,13 +228,27 @@ def candidate_paths(step: Step, target: Target) -> dict[str, Path]:
     asked = step.spec.quantize.precision
     possible = known + ["mixed"] * all(precision in known for precision in NEEDS)
     if asked not in ("auto", *possible):
+        why = _absent(step, target).get(asked, f"{target.name} does not have it")
         raise KDError(
             "precision-unsupported",
-            f"{target.name} has no {asked}; it has {', '.join(possible)}",
+            f"there is no {asked} here: {why}",
             where="[quantize] precision",
             fix=f"--set quantize.precision=auto, or one of {', '.join(possible)}",
         )
     return {p: step.inputs[FILES[p][0]].file(FILES[p][1]) for p in known}
+
+
+def _absent(step: Step, target: Target) -> dict[str, str]:
+    """Why the network has no file in a precision that the target has."""
+    half = step.inputs["export"].json("parity.json")["student_fp16"]
+    reasons = {"fp16": half.get("why", "it was not exported")}
+    return {
+        precision: reasons.get(
+            precision, f"not written for TensorRT {target.backend or target.tensorrt}"
+        )
+        for precision, (stage, name) in FILES.items()
+        if precision in target.precisions and name not in step.inputs[stage].files
+    }
 
 
 def _metric(

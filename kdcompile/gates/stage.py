@@ -166,7 +166,8 @@ def _report(
     details: Mapping[str, Any],
 ) -> Report:
     export, calibrate = step.inputs["export"], step.inputs["calibrate"]
-    files = [export.file(n) for n in ("teacher.onnx", "student.onnx", "student_fp16.onnx")]
+    names = ("teacher.onnx", "student.onnx", "student_fp16.onnx")
+    files = [export.file(name) for name in names if name in export.files]
     files.append(calibrate.file("student_int8.onnx"))
     verdict, exit_code = overall(gates)
     return Report(

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from kdcompile import targets
 from kdcompile.artifact import Artifact, Step, Store, write_json
+from kdcompile.backends.stage import _absent
 from kdcompile.calib import stage as calibrate_stage
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.errors import KDError
@@ -143,6 +144,25 @@ def test_export_that_disagrees_is_an_error(
         export_stage.run(step, store, targets.load("jetson-orin-nano-8gb"))
     assert error.value.code == "export-parity"
     assert store.find("export", "0" * 64) is None
+
+
+def test_a_student_without_a_half_form_is_exported_in_the_others(
+    spec: Spec, store: Store, distilled: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: onnx.ModelProto) -> onnx.ModelProto:
+        raise KDError("fp16-unsupported", "Foo takes no float16")
+
+    monkeypatch.setattr(export_stage, "to_fp16", refuse)
+    sections = ("task", "teacher", "data", "export", "student")
+    step = Step("export", "1" * 64, spec.only(sections), {"distill": distilled})
+    target = targets.load("jetson-orin-nano-8gb")
+    made = export_stage.run(step, store, target)
+    assert {"student.onnx", "student_bf16.onnx"} <= set(made.files)
+    assert not {"student_fp16.onnx", "teacher_fp16.onnx"} & set(made.files)
+    half = made.json("parity.json")["student_fp16"]
+    assert (half["finite"], half["why"]) == (False, "Foo takes no float16")
+    step = Step("compile", "2" * 64, spec, {"export": made, "calibrate": made})
+    assert _absent(step, target)["fp16"] == "Foo takes no float16"
 
 
 def test_calibrate_writes_its_files(spec: Spec, store: Store, exported: Artifact) -> None:
