@@ -76,8 +76,8 @@ def bundle(
     if as_json:
         echo_json(result)
         return
-    for key, value in artifact.meta.items():
-        click.echo(f"{key}: {value}")
+    for name, value in artifact.meta.items():
+        click.echo(f"{name}: {value}")
     click.echo(f"bundle: {written}")
     if test_pack is not None:
         click.echo(f"test pack: {test_pack}, {len(about['names'])} photos")

@@ -23,7 +23,7 @@ from kdcompile.report import GateResult, Report, overall
 from kdcompile.spec import Gates
 from kdcompile.targets import Target
 
-DEPLOYABLE = (".onnx", ".ort", ".engine", ".plan")
+NETWORKS, SHIPPED = (".onnx", ".engine"), "model."
 log = logging.getLogger("kdcompile")
 
 
@@ -122,11 +122,11 @@ def predictions(estimate: Mapping[str, Any]) -> dict[str, Prediction]:
 
 
 def deployable(compiled: Artifact) -> dict[str, int]:
-    """Bytes by name of the networks that `compile` made for deployment, the kit's included."""
+    """Bytes by name of the networks that the bundle ships: what was chosen, and the kit's."""
     return {
         name: (compiled.path / name).stat().st_size
         for name in sorted(compiled.files)
-        if name.endswith(DEPLOYABLE) and not Path(name).name.startswith("teacher")
+        if name.endswith(NETWORKS) and name.startswith((SHIPPED, "kit/"))
     }
 
 
