@@ -23,7 +23,7 @@ from kdcompile.report import GateResult, Report, overall
 from kdcompile.spec import Gates
 from kdcompile.targets import Target
 
-NETWORKS, SHIPPED = (".onnx", ".engine"), "model."
+NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")
 log = logging.getLogger("kdcompile")
 
 
@@ -126,7 +126,7 @@ def deployable(compiled: Artifact) -> dict[str, int]:
     return {
         name: (compiled.path / name).stat().st_size
         for name in sorted(compiled.files)
-        if name.endswith(NETWORKS) and name.startswith((SHIPPED, "kit/"))
+        if name.endswith(NETWORKS) and name.startswith(SHIPPED)
     }
 
 
