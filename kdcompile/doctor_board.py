@@ -137,7 +137,8 @@ def _clocks(about: Mapping[str, Any]) -> Check:
         return Check("clocks", "ok", shown)
     if about["l4t"] is None and about["gpu"] is None:
         return Check("clocks", "ok", "none of a GPU")
-    fix = "sudo jetson_clocks there fixes them; latency measured without that varies"
+    how = "sudo jetson_clocks" if about["l4t"] else "sudo nvidia-smi --lock-gpu-clocks=MHZ"
+    fix = f"{how} there fixes them; latency measured without that varies"
     return Check("clocks", "warning", "not readable", fix)
 
 

@@ -57,7 +57,10 @@ class Compile(Closed):
 
     @model_validator(mode="after")
     def _tensorrt_only(self) -> Self:
-        asked = self.dla is not None or self.sparsity or self.deterministic
+        level = self.optimization_level is not None
+        asked = self.dla is not None or self.sparsity or self.deterministic or level
         if asked and self.backend not in ("auto", "tensorrt"):
-            raise ValueError('dla, sparsity and deterministic need backend = "tensorrt"')
+            raise ValueError(
+                'dla, sparsity, deterministic and optimization_level need backend = "tensorrt"'
+            )
         return self

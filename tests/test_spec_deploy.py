@@ -73,6 +73,7 @@ def test_settings_that_go_together(settings):
         (["compile.backend=onnxruntime", "compile.dla=0"], 'need backend = "tensorrt"'),
         (["compile.backend=onnxruntime-cuda", "compile.sparsity=true"], "sparsity"),
         (["compile.backend=onnxruntime-tensorrt", "compile.deterministic=true"], "deterministic"),
+        (["compile.backend=onnxruntime", "compile.optimization_level=3"], "optimization_level"),
         (["compile.optimisation_level=3"], "did you mean 'optimization_level'?"),
         (["quantize.cach=x"], "did you mean 'cache'?"),
     ],

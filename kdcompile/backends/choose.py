@@ -10,7 +10,7 @@ from kdcompile.report import Evidence
 
 Basis = Literal["measured", "predicted", "asked"]
 TIE = 0.02  # medians of two engines in turns differ by this much between runs of one build
-WIDEST = ("fp32", "bf16", "fp16", "mixed", "fp8", "int8")  # the safest first, in a tie
+ORDER = ("fp32", "fp16", "bf16", "mixed", "fp8", "int8")  # the most precise first, in a tie
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def choose(candidates: Sequence[Candidate], metric: Metric, asked: str = "auto")
 
     Args:
         candidates: at least one. Equal latencies go to the more accurate one; measured ones
-            within `TIE` of the fastest go to the wider precision.
+            within `TIE` of the fastest go to the more precise one.
         metric: what their accuracy is in.
         asked: `auto`, or the precision of one of the candidates.
     """
@@ -91,7 +91,7 @@ def choose(candidates: Sequence[Candidate], metric: Metric, asked: str = "auto")
     best = fastest = min(passing, key=lambda c: (c.latency_ms, _loss(c, metric)))
     if _basis(best) == "measured":
         level = [c for c in passing if c.latency_ms <= (1 + TIE) * best.latency_ms]
-        best = min(level, key=lambda c: WIDEST.index(c.precision))
+        best = min(level, key=lambda c: ORDER.index(c.precision))
     place = "the fastest" if best is fastest else f"within {TIE:.0%} of the fastest"
     others = [_against(c, best) for c in candidates if c is not best]
     reason = "; ".join([f"{best.precision} is {place} that passes", *others])

@@ -1,6 +1,7 @@
 """Engines behind a transport: built once, loaded, run and timed by the worker there."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,19 +20,20 @@ from kdcompile.spec_deploy import Compile
 
 Floats = NDArray[np.float32]
 Times = NDArray[np.float64]
-BUILD_SECONDS = 3600.0  # a board with little memory takes many minutes for one engine
 INPUT = "image"
 MODES = ("graph", "device", "end_to_end")
 ITERATIONS, SAMPLE_MS = 20, 300.0  # of one sample: at most so many inferences, in about so long
 MIN_TURNS = 6  # what an interval over the samples needs
+log = logging.getLogger("kdcompile")
 
 
 @dataclass(frozen=True)
 class Built:
-    """An engine at its place: where it lies there, and what the worker said of it."""
+    """An engine at its place: where it lies there, what the worker said of it, its timing cache."""
 
     there: str
     about: Mapping[str, Any]
+    timing_cache: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,22 +86,23 @@ def build(
     wanted = [file_sha256(onnx), precision, settings.model_dump(), profile, board.facts]
     stem = f"{onnx.stem.split('_')[0]}_{precision}-{digest(wanted)[:16]}"
     there = place.path(f"{stem}.engine")
+    # a build that is bound to a cache fails on what is not in it: each such engine has its own
+    cache = place.path(f"{stem}.cache" if settings.deterministic else "timing.cache")
     known = _sidecar(place, there)
     if known is None:
         options = settings.model_dump(exclude={"backend"})
         place.call(
             "build",
-            timeout_s=BUILD_SECONDS,
             onnx=place.put(onnx),
             engine=there,
             precision=precision,
             profile=[list(shape) for shape in profile],
-            timing_cache=place.path("timing.cache"),
+            timing_cache=cache,
             **options,
         )
         known = _sidecar(place, there)
         assert known is not None, "build writes the sidecar"
-    return Built(there, known)
+    return Built(there, known, cache)
 
 
 def _sidecar(place: Place, there: str) -> dict[str, Any] | None:
@@ -202,6 +205,32 @@ def pace(
     warmup = max(1, iterations // 2)
     one_turn = sum(once) * (iterations + warmup) / 1000
     return Pace(max(MIN_TURNS, min(turns, int(seconds / one_turn))), iterations, warmup)
+
+
+def judged_pace(
+    place: Place, networks: Sequence[str], image: Floats, *, turns: int = 15, seconds: float = 60.0
+) -> tuple[str, Pace]:
+    """The judged mode, the leanest one that every network runs in, and its pace.
+
+    Not every engine can be captured as a CUDA graph; then all are judged without one, and the mode
+    that is reported with each latency says so.
+
+    Args:
+        place: where the networks are loaded.
+        networks: their names.
+        image: float32 [N, C, H, W].
+        turns: samples wanted of each.
+        seconds: what all of them may take.
+    """
+    able = modes(place)
+    for mode in able:
+        try:
+            return mode, pace(place, networks, image, mode=mode, turns=turns, seconds=seconds)
+        except KDError as error:
+            if error.code != "graph-refused" or mode == able[-1]:
+                raise
+            log.warning("timing without a CUDA graph: %s", error.message)
+    raise AssertionError("a worker has a mode")
 
 
 def in_turns(

@@ -21,7 +21,7 @@ TEMPLATES = HERE / "kit"
 SCRIPTS = (HERE / "worker.py", HERE / "same_board.py", *sorted(TEMPLATES.glob("*.py")))
 INPUT = "image"
 MAX_REFERENCES = 4
-SETTINGS = ("workspace_mb", "optimization_level", "dla", "sparsity")  # of [compile]
+SETTINGS = ("workspace_mb", "optimization_level", "deterministic", "dla", "sparsity")  # [compile]
 Reference = tuple[
     Sequence[NDArray[np.float32]], Mapping[str, Sequence[NDArray[np.float32]]]
 ]  # inputs, and outputs by precision

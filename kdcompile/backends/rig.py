@@ -168,9 +168,8 @@ class BoardRig:
     def latencies(self, image: Floats) -> dict[str, Latency]:
         """Medians of engines that took turns there, in the judged mode."""
         self.image = image
-        mode = engine.modes(self.place)[0]
         networks = list(self.runners)
-        pace = engine.pace(self.place, networks, image, mode=mode)
+        mode, pace = engine.judged_pace(self.place, networks, image)
         times = engine.in_turns(self.place, networks, image, mode=mode, **asdict(pace))
         note = f"median of alternated runs at {self.board.label}, {mode}"
         return {
@@ -194,7 +193,7 @@ class BoardRig:
         onnx = self.onnx(precision, paths)
         (folder / "model.onnx").write_bytes(onnx.read_bytes())
         engine.bring(self.place, self.built[precision], folder / "model.engine")
-        cache = self.place.path("timing.cache")
+        cache = self.built[precision].timing_cache
         if self.place.call("stat", path=cache)["exists"]:
             self.place.get(cache, folder / "timing.cache")
         record = {

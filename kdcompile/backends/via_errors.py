@@ -54,11 +54,11 @@ def not_plain(name: str) -> KDError:
     )
 
 
-def no_python(path: str) -> KDError:
-    """A `python:` that cannot be run here."""
+def no_python(path: str, why: str = "no program that can be run") -> KDError:
+    """A `python:` that cannot be run here, or is something else."""
     return KDError(
         "via-python",
-        f"{path} is no program that can be run",
+        f"{path} is {why}",
         where=f"--via python:{path}",
         fix="give the full path of an interpreter, such as python:/opt/trt/bin/python",
     )
@@ -119,7 +119,10 @@ def timed_out(label: str, op: str, seconds: float) -> KDError:
     )
 
 
-FREE_DISK = "free some there: du -sh ~/.cache/kdcompile says how much is kdcompile's own copies"
+FREE_DISK = (
+    "free some there; ~/.cache/kdcompile has only copies and engines, which are made again: "
+    "it may be deleted"
+)
 
 
 def disk_full(label: str, folder: str, free_mb: float, needed_mb: float) -> KDError:

@@ -8,6 +8,8 @@ from pathlib import Path
 from kdcompile.artifact import replacing
 from kdcompile.backends.via_errors import disk_full, no_python
 from kdcompile.backends.via_place import MIB, Place, boot_command
+from kdcompile.backends.via_process import Gone
+from kdcompile.errors import KDError
 
 
 class LocalPlace(Place):
@@ -17,12 +19,19 @@ class LocalPlace(Place):
         program = shutil.which(os.path.expanduser(python))
         if program is None:
             raise no_python(python)
+        self._python = python
         try:
             super().__init__(label, [program, *boot_command(backend)])
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
             raise no_python(python) from None
+
+    def _not_started(self, gone: Gone) -> KDError:
+        if gone.status < 0:
+            return self._gone(gone)
+        said = f": {gone.lines[-1]}" if gone.lines else ""
+        return no_python(self._python, f"no Python: it ended with status {gone.status}{said}")
 
     def _copy_in(self, local: Path, there: str, sha256: str) -> None:
         self._check_room(local.stat().st_size)

@@ -41,6 +41,7 @@ OPTIONS = {
     "RequestTTY": "no",
     "ServerAliveCountMax": "3",
     "ServerAliveInterval": "10",
+    "StrictHostKeyChecking": "yes",
 }
 SHORT = "/tmp"  # a socket's path has about 100 characters; TMPDIR may have more
 

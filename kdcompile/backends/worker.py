@@ -72,7 +72,8 @@ FIXES = {
     "precision-refused": "use one of hello's precisions",
     "profile-missing": "give min, opt and max shapes, as {input: [min, opt, max]} for several",
     "profile-refused": "min <= opt <= max, with the ONNX's own fixed sizes",
-    "provider-fallback": "install the CUDA, cuDNN or TensorRT that this onnxruntime was built for",
+    "provider-fallback": "install the CUDA, cuDNN or TensorRT that this onnxruntime was built for, "
+    "or use the backend tensorrt",
     "qdq-asymmetric": "quantise with symmetric int8 (zero points 0), as kdcompile calibrate does",
     "request-invalid": "send {id, op, ...} with an op and its values as worker.py names them",
     "run-failed": "rebuild it here with build_engine.py",
@@ -502,8 +503,9 @@ class TensorRT:
         bound = self._bind_to_cache(config, deterministic, cache_state)
         made = builder.build_serialized_network(network, config)
         if made is None:
-            missed = bound == "enforced" and re.search("timing.?cache", self.why(), re.IGNORECASE)
-            raise WorkerError("cache-incomplete" if missed else "build-failed", self.why())
+            if bound == "enforced" and re.search("timing.?cache", self.why(), re.IGNORECASE):
+                raise WorkerError("cache-incomplete", f"{timing_cache}: {self.why()}")
+            raise WorkerError("build-failed", self.why())
         blob = bytes(made)
         if cache is not None and bound != "enforced":
             _write(timing_cache, bytes(config.get_timing_cache().serialize()))
@@ -1109,6 +1111,10 @@ class OnnxRuntimeTensorRT(OnnxRuntime):
 ORT_NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64",
              "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8",
              "tensor(double)": "float64", "tensor(bool)": "bool"}  # fmt: skip
+# what computes sizes is left to the CPU by every provider
+OF_SIZES = {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Floor", "Gather", "Mul",
+            "Range", "Reshape", "Shape", "Slice", "Squeeze", "Sub", "Unsqueeze",
+            "Where"}  # fmt: skip
 
 
 class OnnxRuntimeSession:
@@ -1117,7 +1123,7 @@ class OnnxRuntimeSession:
     def __init__(self, backend: OnnxRuntime, make: Callable[..., Any], nodes: set[str]) -> None:
         """`make` opens the network, with a file prefix for the trace of a profile."""
         self.backend, self.make, self.nodes = backend, make, nodes
-        self.session = make()
+        self.session, self.is_checked = make(), False
         self.ports = {i.name: i for i in self.session.get_inputs()}
         self.types = {n: np.dtype(ORT_NUMPY.get(i.type, "O")) for n, i in self.ports.items()}
 
@@ -1151,6 +1157,7 @@ class OnnxRuntimeSession:
              mode: str) -> tuple[dict[str, list[float]], bool]:  # fmt: skip
         """Milliseconds of each inference by the clock; there is no device clock to ask."""
         feeds, times, clock = self._feeds(arrays), [], time.perf_counter
+        self._check_providers(feeds)
         go = partial(self.session.run_with_iobinding, self._bound(feeds))
         if mode == "end_to_end":
             go = partial(self.session.run, None, feeds)
@@ -1171,23 +1178,37 @@ class OnnxRuntimeSession:
             binding.bind_output(port.name, place)
         return binding
 
-    def profile(self, arrays: dict[str, Any], iterations: int) -> list[dict[str, Any]]:
-        """Mean milliseconds of each node in one inference, from ONNX Runtime's own trace."""
-        feeds = self._feeds(arrays)
+    def _check_providers(self, feeds: dict[str, Any]) -> None:
+        """Refuse a latency that is partly the CPU's: nodes move there one by one, and untold."""
+        wanted = self.backend.provider
+        if self.is_checked or wanted == OnnxRuntime.provider:
+            return
+        for name, ((_, provider, operator), *_) in self._trace(feeds, 1).items():
+            if provider != wanted and operator not in OF_SIZES:
+                text = f"{operator} {name} runs on {provider}, not {wanted}"
+                raise WorkerError("provider-fallback", text)
+        self.is_checked = True
+
+    def _trace(self, feeds: dict[str, Any], count: int) -> dict[str, list[tuple[float, Any, Any]]]:
+        """(ms, provider, operator) of each node in each inference, as ONNX Runtime tells them."""
         with tempfile.TemporaryDirectory() as folder:
             session = self.make(os.path.join(folder, "trace"))
-            for _ in range(iterations + 1):
+            for _ in range(count):
                 session.run(None, feeds)
             with open(session.end_profiling(), encoding="utf-8") as stream:
                 events = json.load(stream)
-        found: dict[str, list[tuple[float, Any]]] = {}
+        found: dict[str, list[tuple[float, Any, Any]]] = {}
         for event in events:
             name, kind, more = event["name"], "_kernel_time", event.get("args", {})
             if event.get("cat") == "Node" and name.endswith(kind):
-                entry = (event["dur"] / 1000, more.get("provider"))
+                entry = (event["dur"] / 1000, more.get("provider"), more.get("op_name"))
                 found.setdefault(name[: -len(kind)], []).append(entry)
-        # the first inference warms up
-        return [{"name": name, "ms": sum(ms for ms, _ in calls[1:]) / iterations,
+        return found
+
+    def profile(self, arrays: dict[str, Any], iterations: int) -> list[dict[str, Any]]:
+        """Mean milliseconds of each node in one inference, from ONNX Runtime's own trace."""
+        found = self._trace(self._feeds(arrays), iterations + 1)  # the first one warms up
+        return [{"name": name, "ms": sum(ms for ms, *_ in calls[1:]) / iterations,
                  "precision": None, "onnx": self._nodes(name), "provider": calls[0][1]}
                 for name, calls in found.items()]  # fmt: skip
 
@@ -1208,9 +1229,10 @@ BACKENDS: Dict[str, Callable[[], Any]] = {
 
 def _write(path: str, blob: bytes) -> None:
     """Write a file so that it is either the old one or the whole new one."""
-    with open(path + ".tmp", "wb") as stream:
+    temporary = f"{path}.{os.getpid()}.tmp"  # of this worker: two may build on one board
+    with open(temporary, "wb") as stream:
         stream.write(blob)
-    os.replace(path + ".tmp", path)
+    os.replace(temporary, path)
 
 
 def _platform() -> str:
@@ -1282,7 +1304,7 @@ class Worker:
         self.name, self.backend = backend, BACKENDS[backend]()
         self.loaded: dict[str, Any] = {}
         self.operations: dict[str, Callable[..., dict[str, Any]]] = {
-            "hello": self.hello, "stat": self.stat, "remove": self.remove, "copy": self.copy,
+            "hello": self.hello, "stat": self.stat, "remove": self.remove,
             "build": self.backend.build, "load": self.load, "run": self.run, "time": self.time,
             "profile": self.profile, "unload": self.unload, "quit": self.quit,
         }  # fmt: skip
@@ -1312,12 +1334,6 @@ class Worker:
         """Delete a file, if it is there."""
         if os.path.lexists(path):
             os.remove(path)
-        return {}
-
-    def copy(self, source: str, target: str) -> dict[str, Any]:
-        """Copy a file under another name."""
-        shutil.copyfile(source, target + ".tmp")
-        os.replace(target + ".tmp", target)
         return {}
 
     def unload(self, name: str) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def verify(
 ) -> None:
     """Measure a spec's gates, or check a BUNDLE: every hash, and its network's outputs here."""
     if spec is not None and (Path(spec) / "manifest.json").is_file():
-        result = check_bundle(Path(spec), via)
-        result["signature"] = check_trust(Path(spec), trusted)
+        signature = check_trust(Path(spec), trusted)  # before an engine of it is opened
+        result = check_bundle(Path(spec), via) | {"signature": signature}
         if as_json:
             echo_json(result)
         else:
@@ -91,7 +91,9 @@ def check_bundle(folder: Path, via: str | None = None) -> dict[str, Any]:
     with open_network(bundle, via, onnx=via is None) as network:
         if via is not None:
             result["engine"] = f"loads at {via}"
-        return _parity(bundle, network, result)
+        # an engine is held against fp32, as on its board, in whichever precision a merge put it
+        precision = bundle.manifest["precision"] if via is None else "fp32"
+        return _parity(bundle, network, result, precision)
 
 
 def _reference(bundle: "Bundle") -> Path:
@@ -99,9 +101,19 @@ def _reference(bundle: "Bundle") -> Path:
 
 
 def _parity(
-    bundle: "Bundle", network: "Callable[[Floats], Floats]", result: dict[str, Any]
+    bundle: "Bundle",
+    network: "Callable[[Floats], Floats]",
+    result: dict[str, Any],
+    precision: str,
 ) -> dict[str, Any]:
-    """The result with the agreement of the network with the reference outputs, where there are."""
+    """The result with the agreement of the network with the reference outputs, where there are.
+
+    Args:
+        bundle: checked against its manifest.
+        network: what is verified.
+        result: what is known so far.
+        precision: of the reference outputs; fp32's, where the kit could not run it.
+    """
     import numpy as np
 
     from kdcompile.data.agreement import agreement
@@ -109,10 +121,11 @@ def _parity(
     reference = _reference(bundle)
     if not reference.is_file():
         return result | NO_REFERENCE
-    precision = bundle.manifest["precision"]
     with np.load(reference) as arrays:
+        there = f"output_{precision}_0" in arrays.files
+        kind = f"output_{precision if there else 'fp32'}_"
         inputs = [arrays[name] for name in arrays.files if name.startswith("input_")]
-        expected = [arrays[n] for n in arrays.files if n.startswith(f"output_{precision}_")]
+        expected = [arrays[name] for name in arrays.files if name.startswith(kind)]
     found = agreement(expected, [network(image) for image in inputs])
     least = json.loads((bundle.folder / "kit" / "gates.json").read_text())["parity"]["min_sqnr_db"]
     if found["sqnr_db"] < least:

@@ -111,11 +111,11 @@ class VerifyContext:
 
     Args:
         target: what the build is for.
-        precision: the chosen one, "fp32", "fp16" or "int8".
+        precision: the chosen one.
         task: what is predicted.
         outcomes: on the test photos.
         parity: of the deployed network.
-        latency: on this machine.
+        latency: of teacher and student, where the deployed network ran.
         predictions: of the target, by precision.
         files: bytes by name of every file that may be deployed.
         seed: of the bootstrap.

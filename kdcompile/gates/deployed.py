@@ -56,9 +56,8 @@ class Deployed:
             shape: of the input, [1, C, H, W].
         """
         image = np.random.default_rng(self.seed).standard_normal(tuple(shape), dtype=np.float32)
-        judged, *others = engine.modes(self.place)
         log.info("verify: timing teacher and student at %s", self.board.label)
-        pace = engine.pace(self.place, BOTH, image, mode=judged, turns=TURNS, seconds=SECONDS)
+        judged, pace = engine.judged_pace(self.place, BOTH, image, turns=TURNS, seconds=SECONDS)
         found = self._turns(image, judged, pace)
         mode = self._mode(judged, shape)
         latency = Latency(
@@ -67,6 +66,8 @@ class Deployed:
             mode,
             self.precisions[TEACHER],
         )
+        able = engine.modes(self.place)
+        others = able[able.index(judged) + 1 :]
         few = replace(pace, turns=engine.MIN_TURNS)  # these are told, and judge nothing
         extra = [
             self._measurement(who, samples, self._mode(other, shape))

@@ -82,6 +82,13 @@ def judge_board(
 
 
 def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, where: str) -> None:
+    if not any(gate.verdict == "pending" for gate in report.gates):
+        raise KDError(
+            "merge-mismatch",
+            "no gate of this bundle waits for a board: the device itself decided them all",
+            where=where,
+            fix="keep the bundle as it is, or build it without --via and merge into that one",
+        )
     wrong = []
     if record.worker != kit["files"]["worker.py"]:
         wrong.append("worker.py there is not the kit's")
@@ -112,7 +119,7 @@ def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _closest(candidates: Sequence[Candidate]) -> Candidate | None:
     """Where the board ships nothing, the engine that it came nearest with."""
-    built = [c for c in candidates if c.engine is not None and c.sqnr_db is not None]
+    built = [c for c in candidates if None not in (c.engine, c.build, c.sqnr_db, c.max_rel_error)]
     return max(built, key=lambda c: c.sqnr_db or 0.0, default=None)
 
 

@@ -78,9 +78,9 @@ def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
     """The verdict of every gate that the spec names, in the spec's order.
 
     A gate that accepts host evidence is decided here, and every gate where the engine ran on the
-    target itself. For a target that cannot be built on this
-    machine it is followed by its twin `NAME@device`, pending until the board answers; a gate that
-    asks for device evidence is that pending one only.
+    target itself. For a target that cannot be built on this machine it is followed by its twin
+    `NAME@device`, pending until the board answers; a gate that asks for device evidence is that
+    pending one only.
     """
     known = load_gates()
     results = []

@@ -2,6 +2,7 @@
 
 from kdcompile.backends.board import Board, evidence_of, facts_of
 from kdcompile.doctor import version
+from kdcompile.errors import KDError
 from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
@@ -12,9 +13,10 @@ def find_board(spec: Spec, target: Target, via: str | None) -> tuple[Board | Non
     A workstation's target takes the TensorRT that is found there.
 
     Raises:
-        KDError: the place does not answer, or is another device than the target.
+        KDError: `option-refused`; the place does not answer, or is another device than the target.
         ToolMissingError: the backend is not installed there.
     """
+    _refuse_options(spec, target)
     backend = backend_for(spec, target, via)
     if backend is None:
         return None, target
@@ -26,6 +28,21 @@ def find_board(spec: Spec, target: Target, via: str | None) -> tuple[Board | Non
         target = target.with_backend(str(about["backend_version"]))
     evidence = evidence_of(about, target, label)
     return Board(via, backend, label, facts_of(about), evidence), target
+
+
+def _refuse_options(spec: Spec, target: Target) -> None:
+    """An option of TensorRT's builder is not ignored for a target that has no TensorRT."""
+    options = spec.compile.model_dump(
+        include={"optimization_level", "deterministic", "dla", "sparsity"}
+    )
+    asked = [name for name, value in options.items() if value is not None and value is not False]
+    if asked and not target.tensorrt:
+        raise KDError(
+            "option-refused",
+            f"compile.{asked[0]} is of TensorRT's builder, and {target.name} has no TensorRT",
+            where="[compile]",
+            fix="leave it out, or name a device that has TensorRT: --target jetson",
+        )
 
 
 def backend_for(spec: Spec, target: Target, via: str | None) -> str | None:

@@ -4,7 +4,7 @@ import pytest
 
 from kdcompile.backends.board import evidence_of, facts_of
 from kdcompile.errors import KDError
-from kdcompile.pipeline.board import backend_for
+from kdcompile.pipeline.board import backend_for, find_board
 from kdcompile.spec import Compile, Spec
 from kdcompile.targets import load
 
@@ -77,3 +77,17 @@ def test_facts_leave_out_what_changes_between_two_runs():
 def test_the_backend_that_is_asked_for(asked, target, via, backend):
     spec = Spec.model_construct(compile=Compile(backend=asked))
     assert backend_for(spec, load(target), via) == backend
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"dla": 0}, {"sparsity": True}, {"deterministic": True}, {"optimization_level": 0}],
+    ids=lambda option: next(iter(option)),
+)
+def test_an_option_of_tensorrt_is_refused_for_a_target_without(option):
+    spec = Spec.model_construct(compile=Compile(**option))
+    with pytest.raises(KDError) as error:
+        find_board(spec, load("cpu"), None)
+    assert error.value.code == "option-refused"
+    assert f"compile.{next(iter(option))} " in error.value.message
+    assert find_board(spec, load("jetson"), None)[0] is None  # for its kit

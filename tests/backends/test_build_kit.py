@@ -157,6 +157,18 @@ def test_spoiled_kit(kit, spoil, code):
     assert "fix:   copy the kit again" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "code"), [(None, "kit-incomplete"), ('{"files"', "kit-corrupt"), ("[]", "kit-corrupt")]
+)
+def test_a_kit_cut_short(kit, text, code):
+    (kit / "kit.json").unlink()
+    if text is not None:
+        (kit / "kit.json").write_text(text)
+    done = build(kit, expect=1)
+    assert f"error[{code}]: kit.json" in done.stderr
+    assert "fix:   copy the kit again" in done.stderr
+
+
 def test_without_tensorrt(kit, tmp_path, monkeypatch):
     (tmp_path / "absent").mkdir()
     (tmp_path / "absent" / "tensorrt.py").write_text("raise ImportError('no libnvinfer')")
@@ -230,6 +242,22 @@ def test_on_the_target_it_is_device_evidence(script, kit, played_tensorrt, on_a_
     assert found["chosen"] == "fp32"  # the played GPU takes as long for each
     assert (kit / "out" / found["engine"]).read_bytes().endswith(b"an engine")
     assert "NOT the target" not in capsys.readouterr().out
+
+
+def test_a_deterministic_build_has_a_cache_for_each_engine(script, kit, played_tensorrt, on_a_nano):
+    """With one for all, the second network would miss its kernels in the first one's."""
+    played_tensorrt("10.3.0")
+    about = json.loads((kit / "kit.json").read_text())
+    assert about["compile"]["deterministic"] is None
+    about["compile"]["deterministic"] = True  # [compile] of the spec
+    (kit / "kit.json").write_text(json.dumps(about))
+    doubled_reference(kit)
+    for expected in ("recorded", "enforced"):
+        assert script.main([]) == 0
+        built = [c["build"] for c in record(kit)["candidates"] if "build" in c]
+        assert len(built) > 1
+        assert {b["deterministic"] for b in built} == {expected}
+        (kit / "out" / "built.json").unlink()  # so that all are built again
 
 
 def test_another_tensorrt_is_refused_unless_allowed(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kdcompile.backends.kit as kit_module
+from kdcompile.backends import choose
 from kdcompile.bench.paired import PairedTimes, ratio_interval
 from kdcompile.data.agreement import decibels, powers, relative_error
 from kdcompile.data.metric import METRICS
@@ -166,3 +167,4 @@ def test_choice_prefers_precision_where_speed_is_level(scripts):
     assert why.startswith("fp16 is as fast as any that passes")
     assert "int8 0.237 ms is within 2 % of fp16 0.24 ms, which is more precise" in why
     assert judging.choose([("int8", 0.20), ("fp16", 0.24)], [])[0] == "int8"
+    assert (judging.ORDER, judging.TIE) == (choose.ORDER, 1 + choose.TIE)  # as at home

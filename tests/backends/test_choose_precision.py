@@ -54,7 +54,7 @@ def test_the_losers_are_explained():
     assert "int8 0.246 ms is slower than fp16 0.238 ms" in choose(candidates(*rows), MAE).why
 
 
-def test_measured_times_within_their_noise_go_to_the_wider():
+def test_measured_times_within_their_noise_go_to_the_more_precise():
     def measured(int8_ms):
         rows = (("fp32", 3.0), ("fp16", 1.0), ("mixed", 0.995), ("int8", int8_ms))
         return choose([judge(p, ms, "device", 9.0, 40.0, LIMITS) for p, ms in rows], MAE)

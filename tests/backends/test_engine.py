@@ -112,7 +112,7 @@ def test_the_settings_reach_the_worker(near, student):
     flags = [call[1] for call in near.scenes[0].calls if call[0] == "set_flag"]
     assert {"FP16", "SPARSE_WEIGHTS"} <= set(flags)
     assert built.about["deterministic"] == "best-effort"
-    assert (Path(near.work) / "timing.cache").is_file()
+    assert Path(built.timing_cache).is_file()
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "no record", "cut off"])

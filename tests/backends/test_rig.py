@@ -17,7 +17,7 @@ FILES = {
     "student_mixed.onnx", "teacher.engine", "teacher.engine.json", "timing.cache",
 }  # fmt: skip
 VERSIONS = {
-    "8.6.1": (["fp32", "fp16", "int8", "mixed"], ["bf16"]),
+    "8.6.1": (["fp32", "fp16", "int8", "mixed"], ["bf16", "fp8"]),
     "10.13.3": (["fp32", "fp16", "bf16", "int8", "fp8", "mixed"], []),
     "11.4.0": (["fp32", "fp16", "bf16", "int8", "fp8", "mixed"], []),
 }
@@ -65,7 +65,7 @@ def test_engines_are_built_timed_and_chosen_there(compiled, version):
     assert milliseconds["int8"] < milliseconds["fp16"]
     assert rows["int8"]["latency"] == "median of alternated runs at here, graph"
     assert list(choice["refused"]) == refused
-    assert all(choice["backend"] in why for why in choice["refused"].values())
+    assert all(f"tensorrt {version}" in why.lower() for why in choice["refused"].values())
     assert choice["basis"] == "measured"
     fastest = min(milliseconds.values())
     assert milliseconds[choice["precision"]] <= 1.02 * fastest
@@ -158,6 +158,38 @@ def test_a_dla_builds_what_it_computes(compiled):
     assert set(rows_of(found)) == {"fp16", "int8", "mixed"}
     assert "DLA has no fp32" in choice["refused"]["fp32"]
     assert found.json("model.engine.json")["dla"] == 0
+
+
+def test_deterministic_engines_have_their_own_timings(compiled):
+    """One cache for all would bind the second engine to the timings of the first, and fail it."""
+
+    def bound(plan):
+        missed = "ERROR_ON_TIMING_CACHE_MISS" in plan.flags
+        return "a layer is not in the timing cache" if missed else None
+
+    def change(scene):
+        scene.refuses = bound
+
+    found, place = compiled("10.13.3", ["compile.deterministic=true"], change)
+    ready, _ = VERSIONS["10.13.3"]
+    assert list(rows_of(found)) == ready
+    engines = found.json("engines.json").values()
+    assert {made["build"]["deterministic"] for made in engines} == {"recorded"}
+    assert len(list(place.work.glob("*.cache"))) == len(ready) + 1  # the teacher's
+    assert found.file("timing.cache").read_bytes() == b"timings"
+
+
+def test_an_engine_that_is_no_cuda_graph_is_timed_without_one(compiled, caplog):
+    def change(scene):
+        scene.driver.broken["cuGraphInstantiateWithFlags"] = 0
+
+    found, _ = compiled(change=change)
+    rows = rows_of(found)
+    assert list(rows) == VERSIONS["8.6.1"][0]
+    assert {row["latency"] for row in rows.values()} == {
+        "median of alternated runs at here, device"
+    }
+    assert "timing without a CUDA graph: cuGraphInstantiateWithFlags failed" in caplog.text
 
 
 def test_a_jetson_at_the_board_has_device_evidence_and_its_kit(tmp_path, monkeypatch, capsys):

@@ -165,6 +165,20 @@ def test_no_such_interpreter(path, tmp_path, monkeypatch):
     assert failure(open_place, f"python:{given}", BACKEND).code == "via-python"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("exit 0", "ended with status 0"), ("echo 'bad option -c' >&2; exit 2", ": bad option -c")],
+)
+def test_a_program_that_is_no_python(text, said, tmp_path):
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    error = failure(open_place, f"python:{program}", BACKEND)
+    assert error.code == "via-python"
+    assert said in error.message
+    assert "path of an interpreter" in error.fix
+
+
 def test_a_python_that_is_too_old(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 6, 9)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -97,7 +97,6 @@ def test_a_file_is_copied_once(board, sftp, tmp_path):
         assert Path(there).read_bytes() == local.read_bytes()
         copied = log.read_text()
         assert "put local" in copied
-        assert "StrictHostKeyChecking" not in copied
         assert place.put(shutil.copyfile(local, tmp_path / "two")) == there
     with open_place(board.via(), BACKEND) as place:
         assert place.put(local) == there
@@ -197,6 +196,11 @@ def test_a_worker_that_is_killed_there_is_no_lost_board(board):
     [
         ({"known": "no_hosts"}, "host-key", "is not known"),
         ({"known": "changed_hosts"}, "host-key", "another host key"),
+        (
+            {"known": "no_hosts", "extra": "  StrictHostKeyChecking no\n"},
+            "host-key",
+            "is not known",
+        ),
         ({"key": "stranger_key"}, "ssh-refused", "refuses the login"),
         ({"extra": "  ProxyCommand no-such-program\n"}, "ssh-unreachable", "cannot be reached"),
     ],

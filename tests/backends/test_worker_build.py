@@ -139,8 +139,9 @@ def test_deterministic_rebuild(board, order, tmp_path, version, first, second, f
     assert ask("build", **asked)["ok"]["deterministic"] == second
     assert flags_of(scene) == flags
     scene.build_error = "no entry in the timing cache for node head"
-    code = ask("build", **asked)["error"]["code"]
-    assert code == ("cache-incomplete" if second == "enforced" else "build-failed")
+    error = ask("build", **asked)["error"]
+    assert error["code"] == ("cache-incomplete" if second == "enforced" else "build-failed")
+    assert ("timing.cache: " in error["message"]) == (second == "enforced")
 
 
 def test_deterministic_needs_a_cache(board, order):

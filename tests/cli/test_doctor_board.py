@@ -71,6 +71,11 @@ def test_a_jetson_that_deserves_a_look(changes, name):
     assert {check.name for check in found.values() if check.status == "warning"} == {name}
 
 
+@pytest.mark.parametrize(("l4t", "how"), [(ORIN["l4t"], "jetson_clocks"), (None, "nvidia-smi")])
+def test_how_clocks_are_fixed_is_of_the_machine(l4t, how):
+    assert how in look({"clocks": {}, "l4t": l4t})["clocks"].fix
+
+
 def test_a_workstation_without_a_gpu():
     changes = {"module": None, "l4t": None, "power_mode": None, "clocks": {}, "gpu": None}
     found = look(changes, "onnxruntime")

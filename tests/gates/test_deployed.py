@@ -15,6 +15,7 @@ from kdcompile.errors import KDError
 from kdcompile.gates import measure
 
 ON_DEVICE = [f"gates.{gate}.evidence=device" for gate in ("accuracy", "parity", "speedup")]
+pace = engine.pace
 NANO = {"/proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit"}
 
 
@@ -195,6 +196,24 @@ def test_a_student_that_is_no_faster_there_fails_the_gate(old, patch):
     assert (speedup["verdict"], speedup["evidence"]) == ("failed", "device")
     assert speedup["measurements"][0]["value"] == pytest.approx(1.0)
     assert build.report()["exit_code"] == 3
+
+
+def test_engines_that_are_no_cuda_graphs_are_judged_without(old, patch, caplog):
+    def change(scene):
+        scene.driver.broken["cuGraphInstantiateWithFlags"] = 0
+
+    build, place, target = old
+    other = NearGpu("8.6.1", place.work, change)
+    with patch.context() as m, other.installed(m):
+        m.setattr(engine, "pace", pace)
+        build.run("verify", target, other.board(target))
+    speedup = gates_of(build)["speedup"]
+    assert speedup["verdict"] == "passed"
+    assert ", inputs on the device" in speedup["measurements"][0]["mode"]
+    modes = {m["mode"] for m in build.report()["measurements"] if m["evidence"] == "device"}
+    assert not [mode for mode in modes if "CUDA graph" in mode]
+    assert [mode for mode in modes if "end to end" in mode]
+    assert "timing without a CUDA graph" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""`kdcompile verify BUNDLE`: which reference outputs a network is held against."""
+
+import importlib
+import json
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from kdcompile.bundle import manifest
+from kdcompile.errors import KDError
+
+verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
+IMAGE = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 3, 4, 4)
+FACTORS = {"fp32": 1.0, "int8": 3.0}  # what the reference has of each precision
+
+
+@pytest.fixture
+def checked(tmp_path, monkeypatch):
+    """`checked(precision, via, factor)`: a bundle whose network multiplies the image."""
+    (tmp_path / "kit").mkdir()
+    (tmp_path / "kit" / "gates.json").write_text(json.dumps({"parity": {"min_sqnr_db": 20.0}}))
+    outputs = {f"output_{p}_0": factor * IMAGE for p, factor in FACTORS.items()}
+    np.savez(tmp_path / "kit" / "reference.npz", input_0=IMAGE, **outputs)
+
+    def check(precision, via, factor):
+        about = {"files": {}, "verdict": "passed", "exit_code": 0, "precision": precision}
+        bundle = SimpleNamespace(folder=tmp_path, manifest=about)
+
+        @contextmanager
+        def opened(found, place, onnx):
+            assert (found, place, onnx) == (bundle, via, via is None)
+            yield lambda image: factor * image
+
+        monkeypatch.setattr(manifest, "read_bundle", lambda folder: bundle)
+        monkeypatch.setattr(verify, "open_network", opened)
+        return verify.check_bundle(tmp_path, via)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("precision", "via", "factor", "code"),
+    [
+        ("int8", None, 3.0, 0),  # the file, against its own outputs
+        ("int8", None, 1.0, 3),
+        ("bf16", None, 1.0, 0),  # no outputs of its own: nothing here runs bf16
+        ("int8", "ssh://board", 1.0, 0),  # an engine, against fp32's, as its board judged it
+        ("int8", "ssh://board", 3.0, 3),
+        ("bf16", "ssh://board", 1.0, 0),
+    ],
+)
+def test_the_outputs_that_a_network_is_held_against(checked, precision, via, factor, code):
+    found = checked(precision, via, factor)
+    assert found["exit_code"] == code
+    assert found["parity"]["n"] == 1
+    assert ("engine" in found) == (via is not None)
+
+
+def test_an_engine_that_is_not_trusted_is_not_opened(tmp_path, monkeypatch):
+    (tmp_path / "manifest.json").write_text("{}")
+    order = []
+
+    def trust(folder, key):
+        order.append("trust")
+        raise KDError("signature-missing", "not signed", fix="sign it")
+
+    monkeypatch.setattr(verify, "check_trust", trust)
+    monkeypatch.setattr(verify, "check_bundle", lambda *values: order.append("opened"))
+    done = CliRunner().invoke(verify.verify, [str(tmp_path), "--trusted", "key.pub"])
+    assert isinstance(done.exception, KDError)
+    assert order == ["trust"]
