@@ -78,27 +78,31 @@ def about_tensors(
 ) -> dict[str, Record]:
     """For each tensor, None where it cannot be known:
 
-    `saturation`, the share of values that the scale clips; `scale_spread`, see `drift`;
-    `drift`, the Jensen-Shannon divergence in bits between the chosen images and those held out;
-    `usual_drift`, the largest that one of the folds has from the others; `held_out_saturation`.
+    `saturation`, the share of the chosen images' values that is clipped; `scale_spread`, see
+    `drift.scale_spread`; `drift`, the Jensen-Shannon divergence in bits between the chosen images
+    and those held out; `usual_drift`, the largest that one of the folds has from the others;
+    `held_out_saturation`.
 
     Args:
-        table: the ranges; of those that no calibrator here chose the spread is not known.
+        table: the ranges; of those that no calibrator here chose the spread is not known. A cache
+            may have more of them than were observed, which are left out.
         folds: histograms of parts of the chosen images.
         held: histograms of training images that were not chosen, if there were any.
     """
     choose = CALIBRATORS.get(table.calibrator)
     found = {}
-    for name, entry in table.tensors.items():
+    observed = {name: entry for name, entry in table.tensors.items() if name in folds[0]}
+    for name, entry in observed.items():
         parts = [fold[name] for fold in folds]
-        other = held[name] if held else None
+        seen, other = merged(parts), held[name] if held else None
         found[name] = {
             "scale": entry.scale,
-            "saturation": entry.saturation,
+            # observed here: a table that was read from a cache does not know it
+            "saturation": seen.clipped(entry.amax) if entry.amax else 0.0,
             "is_zero": entry.amax == 0.0,
             "scale_spread": scale_spread(parts, choose) if choose else None,
             "usual_drift": usual_drift(parts),
-            "drift": jensen_shannon(merged(parts), other) if other else None,
+            "drift": jensen_shannon(seen, other) if other else None,
             "held_out_saturation": other.clipped(entry.amax) if other and entry.amax else None,
         }
     return found

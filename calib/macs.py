@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from onnx import GraphProto, ModelProto, shape_inference
 
 from kdcompile.calib.layers import weighted_layers
+from kdcompile.errors import KDError
 
 
 def layer_macs(model: ModelProto, shape: Sequence[int]) -> dict[str, int]:
@@ -15,7 +16,7 @@ def layer_macs(model: ModelProto, shape: Sequence[int]) -> dict[str, int]:
     convolution's output, those of a transposed one's input, the rows of a matrix product.
 
     Raises:
-        ValueError: the shape of a layer's data or output does not follow from the input's.
+        KDError: `shape-unknown`, that of a layer's data or output does not follow from the input's.
     """
     sizes = tensor_sizes(model, shape)
     found = {}
@@ -34,7 +35,7 @@ def tensor_sizes(model: ModelProto, shape: Sequence[int]) -> dict[str, list[int]
     """The shape of every tensor whose shape is known, for an input of this shape.
 
     Raises:
-        ValueError: the sizes of a weighted layer's tensors are not among them.
+        KDError: `shape-unknown`, the sizes of a weighted layer's tensors are not among them.
     """
     graph = _inferred(model, shape)
     values = (*graph.value_info, *graph.input, *graph.output)
@@ -46,7 +47,7 @@ def tensor_sizes(model: ModelProto, shape: Sequence[int]) -> dict[str, list[int]
     sizes |= {t.name: list(t.dims) for t in graph.initializer}
     for layer in weighted_layers(model):
         if not {layer.data, layer.node.output[0]} <= sizes.keys():
-            raise ValueError(f"{layer.node.op_type} {layer.name}: its shape is not known")
+            raise _unknown(f"those of {layer.node.op_type} {layer.name} are not")
     return sizes
 
 
@@ -58,4 +59,17 @@ def _inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
         dim.dim_value = size
     for output in fixed.graph.output:
         output.type.tensor_type.ClearField("shape")
-    return shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+    try:
+        return shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+    except shape_inference.InferenceError as error:
+        raise _unknown(str(error).splitlines()[0]) from error
+
+
+def _unknown(why: str) -> KDError:
+    return KDError(
+        "shape-unknown",
+        f"the sizes of the network's layers are not known from the input's: {why}",
+        where="[quantize] precision",
+        fix='set quantize.precision to "int8" or "fp16", which weigh no layers, or export a '
+        "network without operators that onnx does not know",
+    )

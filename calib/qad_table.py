@@ -23,15 +23,14 @@ RELATIVE = 1e-4  # of a scale: folding a batch norm reorders a few float32 produ
 FILE = "qad.json"
 
 
-def read_qad(folder: Path) -> dict[str, Any] | None:
-    """What the distillation wrote there, None where the student was not trained in int8.
+def read_qad(folder: Path) -> dict[str, Any]:
+    """What the distillation wrote there.
 
     Raises:
-        KDError: `qad-table`.
+        KDError: `qad-table`: it wrote nothing, so the student was not trained in int8, or the file
+            is no such record.
     """
     path = folder / FILE
-    if not path.is_file():
-        return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         assert isinstance(found["layers"], list)

@@ -47,7 +47,7 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
     """Write `student_int8.onnx`, `calibration.json` and `audit.json`.
 
     With them `refine.json` and `calibration_refined.json` where refinements were asked for,
-    `student_fp8.onnx` where the target has fp8, `sensitivity.json` where int8 and fp16
+    `student_fp8.onnx` where fp8 may be chosen, `sensitivity.json` where int8 and fp16
     may be mixed, and `calibration.cache` where its TensorRT reads calibration caches. The meta
     record holds the calibrator, how the images were chosen and how many there were, what counted
     their activations, the seconds that it took, `sqnr_db`, the worst of int8 against fp32 over a
@@ -118,7 +118,7 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
     if refined.records:
         write_json(folder / "refine.json", refined.to_json())
         refined.table.write(folder / "calibration_refined.json")
-    if "fp8" in target.precisions and tensorrt is not None and _generation(tensorrt) >= FP8_SINCE:
+    if _may_be_fp8(work.spec.quantize.precision, target, tensorrt):
         onnx.save(insert_fp8(work.model, table), folder / "student_fp8.onnx")
     if _may_mix(work.spec.quantize.precision, target):
         write_json(folder / "sensitivity.json", _sensitivity(work, table).to_json())
@@ -156,6 +156,12 @@ def _refined(work: _Work, seen: _Observed, table: CalibrationTable) -> Refined:
     )
     fit = Inputs(evenly(seen.chosen.photos, FIT_IMAGES), work.prepare)
     return refine(work.model, table, asked.refine, fit, again, judge)
+
+
+def _may_be_fp8(precision: str, target: "Target", tensorrt: str | None) -> bool:
+    """Whether a network in fp8 is a candidate."""
+    known = "fp8" in target.precisions and tensorrt is not None
+    return precision in ("auto", "fp8") and known and _generation(str(tensorrt)) >= FP8_SINCE
 
 
 def _may_mix(precision: str, target: "Target") -> bool:

@@ -15,6 +15,7 @@ from kdcompile.data.task import Task
 from kdcompile.errors import KDError
 
 RESAMPLES = 9999
+BATCH_VALUES = 2_000_000  # drawn at a time: a split may have ten thousand images
 CONFIDENCE = 0.95
 FEWEST = 8  # images: a bootstrap of fewer claims more than they can tell
 
@@ -97,16 +98,26 @@ def compare(before: Outcome, after: Outcome, seed: int = 0) -> Worth:
     The percentile bootstrap, which draws each image with both of its outcomes.
     """
     count = len(before.sqnr_db)
-    draws = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     gains = after.sqnr_db - before.sqnr_db
-    gain = float(gains.mean()), _interval(gains[draws].mean(axis=1))
+    drawn_gains = [gains[draws].mean(axis=1) for draws in _draws(count, seed)]
+    gain = float(gains.mean()), _interval(np.concatenate(drawn_gains))
     metric = after.metric
     if metric is None or before.errors is None or after.errors is None:
         return Worth(*gain)
     pair = after.errors, before.errors
-    drawn = [metric.of(errors[draws], axis=1) for errors in pair]
+    drawn = [
+        metric.worse_by(*(metric.of(errors[draws], axis=1) for errors in pair))
+        for draws in _draws(count, seed)
+    ]
     worse = metric.worse_by(*(metric(errors) for errors in pair))
-    return Worth(*gain, float(worse), _interval(metric.worse_by(*drawn)))
+    return Worth(*gain, float(worse), _interval(np.concatenate(drawn)))
+
+
+def _draws(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Indices of `RESAMPLES` resamples [batch, count], the same ones for the same seed."""
+    generator, batch = np.random.default_rng(seed), max(1, BATCH_VALUES // count)
+    for start in range(0, RESAMPLES, batch):
+        yield generator.integers(count, size=(min(batch, RESAMPLES - start), count))
 
 
 def against(

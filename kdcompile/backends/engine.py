@@ -169,6 +169,17 @@ def modes(place: Place) -> list[str]:
     return [mode for mode in MODES if mode in place.about["modes"]]
 
 
+def prove(place: Place, network: str, shape: Sequence[int]) -> None:
+    """Run a loaded network once.
+
+    Raises:
+        KDError: it does not run there, such as `cuda-error` where memory is too little for it, or
+            `provider-fallback`.
+    """
+    inputs = _put_arrays(place, np.zeros(tuple(shape), np.float32))
+    place.call("time", inputs=inputs, iterations=1, warmup=0, name=network, mode="device")
+
+
 @dataclass(frozen=True)
 class Pace:
     """How much is timed: `turns` samples of each network, each of so many inferences."""

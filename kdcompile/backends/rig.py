@@ -24,6 +24,11 @@ from kdcompile.targets import Target
 Floats = NDArray[np.float32]
 Paths = Mapping[str, Path]
 Profiles = Mapping[str, Sequence[Mapping[str, Any]]]  # layers with `name`, `ms`, `onnx`
+# of one candidate; the others may still be built
+REFUSALS = (
+    "precision-refused", "build-failed", "engine-refused", "cuda-error", "run-failed",
+    "provider-fallback",
+)  # fmt: skip
 WARMUP, ROUNDS, SECONDS = 2, 15, 10.0
 MIN_ROUNDS = 5
 DLA_COMPUTES = ("fp16", "int8", "mixed")
@@ -143,12 +148,14 @@ class BoardRig:
             built = engine.build(
                 self.place, self.board, onnx, precision, settings, self.spec.export.profile
             )
+            self.place.call("load", path=built.there, name=precision)
+            engine.prove(self.place, precision, self.spec.export.profile[1])
         except KDError as error:
-            if error.code not in ("precision-refused", "build-failed"):
+            # a network that kdcompile itself mixed is no fault of the user's
+            if error.code not in REFUSALS and (precision, error.code) != ("mixed", "onnx-refused"):
                 raise
             self.refused[precision] = error.message
             return
-        self.place.call("load", path=built.there, name=precision)
         self.built[precision] = built
         self.runners[precision] = engine.runner(self.place, self.board, precision)
 

@@ -82,7 +82,9 @@ class SshPlace(Place):
         """The client's own status is also that of a worker which a signal ended."""
         if gone.status == SSH_FAILED and any(LOST.search(line) for line in gone.lines):
             return board_lost(self.label)
-        return worker_died(self.label, gone.status, gone.lines)
+        # OpenSSH's own words may name key files; the worker's are told
+        lines = [] if gone.status == SSH_FAILED else gone.lines
+        return worker_died(self.label, gone.status, lines)
 
     def _copy_in(self, local: Path, there: str, sha256: str) -> None:
         """Into `there.part`, which a broken copy leaves and the next one goes on with."""

@@ -4,6 +4,7 @@ The sections follow Mitchell et al., Model Cards for Model Reporting, 2019, wher
 something to say of them.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,10 @@ def _identity(folder: Path, report: Report, io: tuple[Tensor, Tensor]) -> Iterat
     for name in ("model.onnx", ENGINE):
         if (folder / name).is_file():
             yield f"SHA-256 of {name}", file_sha256(folder / name)
+    sidecar = folder / f"{ENGINE}.json"
+    if sidecar.is_file():  # a board may have chosen another precision than the build
+        built = json.loads(sidecar.read_text(encoding="utf-8"))
+        yield f"precision of {ENGINE}", str(built.get("precision", NOT_RECORDED))
     yield "made by", f"kdcompile {report.environment.get('kdcompile', NOT_RECORDED)}"
 
 

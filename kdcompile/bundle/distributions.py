@@ -14,7 +14,7 @@ from kdcompile.errors import KDError
 ROOT = "kdcompile"
 NOT_OF_A_BUILD = ("dev",)  # the extra whose libraries make no bundle
 UNKNOWN = "unknown"
-MIT_LIKE_LENGTH = 100  # a longer `License` field is the text of a licence, not its name
+LONGEST_NAME = 100  # a longer `License` field is the text of a licence, not its name
 LOCAL_FILES = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json")
 
 
@@ -105,7 +105,7 @@ def licence_of(here: Distribution) -> tuple[str, str]:
     named = [c.split(" :: ")[-1] for c in texts if c.startswith("License :: ")]
     named = [n for n in named if n not in ("OSI Approved", "Other/Proprietary License")] or named
     short = " ".join(str(metadata["License"] or "").split())
-    if short and short.upper() != "UNKNOWN" and len(short) <= MIT_LIKE_LENGTH:
+    if short and short.upper() != "UNKNOWN" and len(short) <= LONGEST_NAME:
         return short, "License"
     if named:
         return ", ".join(named), "Classifier"

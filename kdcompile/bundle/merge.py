@@ -15,6 +15,7 @@ from typing import Any
 
 from kdcompile.artifact import file_sha256, write_json, write_text
 from kdcompile.bundle import manifest, product
+from kdcompile.bundle.swap import swap
 from kdcompile.errors import KDError
 from kdcompile.report import Report
 
@@ -107,15 +108,33 @@ def _engine(given: Path, ships: Mapping[str, str]) -> Path:
         )
     ((name, sha),) = ships.items()
     path = given / name if given.is_dir() else given
-    if not path.is_file() or file_sha256(path) != sha:
-        what = "is not the engine of device.json" if path.is_file() else "is not there"
-        raise KDError(
-            "merge-mismatch",
-            f"{path.name} {what}",
-            where=str(path),
-            fix=f"copy out/{name} and out/{name}.json from the board, of the same run",
-        )
+    if not path.is_file():
+        raise _wrong_engine(path, "is not there", name)
+    if file_sha256(path) != sha:
+        raise _wrong_engine(path, "is not the engine of device.json", name)
+    side = _sidecar(path)
+    if not side.is_file():
+        raise _wrong_engine(side, "is not there, and nothing opens an engine without it", name)
+    try:
+        of = _json(side)["sha256"]
+    except (ValueError, KeyError, TypeError):
+        of = None
+    if of != sha:
+        raise _wrong_engine(side, f"is no record of {path.name}", name)
     return path
+
+
+def _sidecar(engine: Path) -> Path:
+    return engine.with_name(f"{engine.name}.json")
+
+
+def _wrong_engine(path: Path, what: str, name: str) -> KDError:
+    return KDError(
+        "merge-mismatch",
+        f"{path.name} {what}",
+        where=str(path),
+        fix=f"copy out/{name} and out/{name}.json from the board, of the same run",
+    )
 
 
 def _rewrite(
@@ -126,18 +145,15 @@ def _rewrite(
     try:
         with tempfile.TemporaryDirectory(prefix=f".{bundle.name}.", dir=bundle.parent) as temporary:
             fresh = Path(temporary, "new")
-            older = engine is not None or source == HOST  # the engine there, if any
-            dropped = (manifest.ENGINE, f"{manifest.ENGINE}.json") if older else ()
+            others = (manifest.ENGINE, f"{manifest.ENGINE}.json")  # not of this record
             for name in found.manifest["files"]:
-                if name not in dropped:
+                if name not in others:
                     _copy(found.file(name), fresh / name)
             _copy(found.file(source), fresh / HOST)
             _copy(record, fresh / RECORD)
             if engine is not None:
                 _copy(engine, fresh / manifest.ENGINE)
-                side = engine.with_name(f"{engine.name}.json")
-                if side.is_file():
-                    _copy(side, fresh / f"{manifest.ENGINE}.json")
+                _copy(_sidecar(engine), fresh / f"{manifest.ENGINE}.json")
             write_json(fresh / "report.json", report.to_json())
             _render(fresh, report)
             product.refresh_product(fresh, report)
@@ -145,8 +161,7 @@ def _rewrite(
             choice = {"precision": about["precision"], "backend": backend["name"],
                       "backend_version": backend["version"]}  # fmt: skip
             manifest.write_manifest(fresh, report, about["task"], choice)
-            bundle.rename(Path(temporary, "old"))
-            fresh.rename(bundle)
+            swap(fresh, bundle)
     except OSError as error:
         raise KDError(
             "output-unwritable",

@@ -114,7 +114,7 @@ def _network(folder: Path, name: str, report: Report) -> Component:
     sidecar = folder / f"{name}.json"
     if name == ENGINE and sidecar.is_file():
         built = json.loads(sidecar.read_text(encoding="utf-8"))
-        about = ("tensorrt", "compute_capability", "platform")
+        about = ("precision", "tensorrt", "compute_capability", "platform")
         properties |= {key: str(built[key]) for key in about if built.get(key)}
     return {
         "bom-ref": f"sha256:{sha}",

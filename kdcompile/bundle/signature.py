@@ -69,7 +69,7 @@ def sign_bundle(folder: Path, key_file: Path) -> str:
     except TypeError as error:
         fix = f"openssl pkey -in {key_file} -out plain.pem, then sign with plain.pem"
         raise _unreadable(key_file, "it is encrypted", fix) from error
-    except ValueError as error:
+    except (ValueError, _unknown_kind()) as error:
         raise _unreadable(key_file, "it is no PEM private key", MAKE_KEY) from error
     if not _is_ed25519(key):
         raise _unreadable(key_file, "its key is not Ed25519", MAKE_KEY)
@@ -116,7 +116,7 @@ def check_signature(folder: Path, public_key: Path | None) -> Signature | None:
     content = _read(public_key, "public", MAKE_PUBLIC)
     try:
         key = keys.load_pem_public_key(content)
-    except ValueError as error:
+    except (ValueError, _unknown_kind()) as error:
         raise _unreadable(public_key, "it is no PEM public key", MAKE_PUBLIC) from error
     if not _is_ed25519(key):
         raise _unreadable(public_key, "its key is not Ed25519", MAKE_PUBLIC)
@@ -167,6 +167,14 @@ def _read(path: Path, kind: str, make: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise _unreadable(path, f"{error.strerror}", f"name a {kind} key: {make}") from error
+
+
+def _unknown_kind() -> type[Exception]:
+    """What `cryptography` raises for a key of an algorithm that it does not know."""
+    found: type[Exception] = need(
+        "cryptography.exceptions", "sign", "reading a key"
+    ).UnsupportedAlgorithm
+    return found
 
 
 def _is_ed25519(key: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcompile.artifact import Artifact, Step, Store, write_text
 from kdcompile.bundle import manifest, product
+from kdcompile.bundle.swap import swap
 from kdcompile.errors import KDError
 from kdcompile.report import Report
 
@@ -97,9 +98,7 @@ def install(artifact: Artifact, destination: Path) -> Path:
             for name in artifact.files:
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(artifact.file(name), fresh / name)
-            if destination.is_dir():
-                destination.rename(Path(temporary, "old"))
-            fresh.rename(destination)
+            swap(fresh, destination)
     except OSError as error:
         raise KDError(
             "output-unwritable",

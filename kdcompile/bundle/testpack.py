@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.artifact import file_sha256, write_json
+from kdcompile.bundle.swap import swap
 from kdcompile.errors import KDError
 
 NAME = "pack.json"
@@ -78,9 +79,7 @@ def write_test_pack(
                 "files": {path.name: file_sha256(path) for path in sorted(fresh.iterdir())},
             }
             write_json(fresh / NAME, about)
-            if folder.exists():
-                folder.rename(Path(temporary, "old"))
-            fresh.rename(folder)
+            swap(fresh, folder)
     except OSError as error:
         raise KDError(
             "output-unwritable",

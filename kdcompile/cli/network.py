@@ -1,7 +1,7 @@
 """A bundle's network, open to be run: its engine through the worker, or its ONNX file here."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from kdcompile.errors import KDError, ToolMissingError
@@ -51,14 +51,15 @@ def open_network(
     from kdcompile.backends.via import open_place
 
     backend = backend_of(bundle)
-    try:
-        with open_place(via, backend) as place:
+    with ExitStack() as stack:
+        try:
+            place = stack.enter_context(open_place(via, backend))
             take_engine(place, bundle)
-            version = str(place.about["backend_version"])
-            yield engine.EngineRunner(place, "main", backend, version)
-    except ToolMissingError as error:
-        fix = f"{error.fix}; {INSTEAD}"
-        raise ToolMissingError(error.code, error.message, error.where, fix) from error
+        except ToolMissingError as error:
+            fix = f"{error.fix}; {INSTEAD}"
+            raise ToolMissingError(error.code, error.message, error.where, fix) from error
+        version = str(place.about["backend_version"])
+        yield engine.EngineRunner(place, "main", backend, version)
 
 
 def take_engine(place: "Place", bundle: "Bundle") -> None:

@@ -1,7 +1,10 @@
 """A board's record decides the pending gates, and nothing but a true one gets in."""
 
+import hashlib
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from played_board import (
@@ -185,13 +188,81 @@ def test_the_engine_comes_along(merged, bundle, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "e_int8.plan").write_bytes(ENGINE)
-    (out / "e_int8.plan.json").write_text('{"tensorrt": "10.3.0"}')
+    about = {
+        "tensorrt": "10.3.0",
+        "precision": "fp16",
+        "sha256": hashlib.sha256(ENGINE).hexdigest(),
+    }
+    (out / "e_int8.plan.json").write_text(json.dumps(about))
     merged(out)
     found = manifest.read_bundle(bundle)
     assert found.file("model.engine").read_bytes() == ENGINE
-    assert found.file("model.engine.json").read_text() == '{"tensorrt": "10.3.0"}'
+    assert json.loads(found.file("model.engine.json").read_text()) == about
+    assert "| precision of model.engine | fp16 |" in found.file("MODEL_CARD.md").read_text()
+    parts = json.loads(found.file("sbom.cdx.json").read_text())["components"]
+    (engine,) = (part for part in parts if part["name"] == "model.engine")
+    assert {"name": "kdcompile:precision", "value": "fp16"} in engine["properties"]
     merged()  # the engine was an earlier board's
     assert "model.engine" not in manifest.read_bundle(bundle).manifest["files"]
+
+
+@pytest.mark.parametrize("about", [None, "{", "[]", '{"sha256": "0"}'])
+def test_an_engine_without_its_record_is_refused(merged, bundle, tmp_path, about):
+    """Neither infer.py nor the worker opens such an engine."""
+    before = (bundle / "manifest.json").read_bytes()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/e_int8.plan").write_bytes(ENGINE)
+    if about is not None:
+        (tmp_path / "out/e_int8.plan.json").write_text(about)
+    with pytest.raises(KDError) as caught:
+        merged(tmp_path / "out")
+    assert caught.value.code == "merge-mismatch"
+    assert "out/e_int8.plan.json" in caught.value.fix
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_merge_that_fails_leaves_the_bundle(merged, bundle, monkeypatch):
+    before = (bundle / "manifest.json").read_bytes()
+    rename = Path.rename
+
+    def refuse_the_new(path, target):
+        if path.name == "new":
+            raise PermissionError(1, "not permitted")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new)
+    with pytest.raises(KDError) as caught:
+        merged()
+    assert caught.value.code == "output-unwritable"
+    assert (bundle / "manifest.json").read_bytes() == before
+    manifest.read_bundle(bundle)
+    assert [p.name for p in bundle.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_engine_of_another_build_does_not_stay(merged, bundle):
+    (bundle / "model.engine").write_bytes(b"played by a CPU")
+    (bundle / "model.engine.json").write_text("{}")
+    choice = {"precision": "int8", "backend": "onnxruntime", "backend_version": "1.20"}
+    manifest.write_manifest(bundle, host_report(), "counting", choice)
+    merged()
+    assert "model.engine" not in manifest.read_bundle(bundle).manifest["files"]
+
+
+def test_a_bundle_that_its_board_decided_is_left_alone(device):
+    report = host_report()
+    decided = replace(report, gates=tuple(g for g in report.gates if g.verdict != "pending"))
+    with pytest.raises(KDError) as caught:
+        judge_board(decided, KIT, GATES, device, "device.json")
+    assert caught.value.code == "merge-mismatch"
+    assert "without --via" in caught.value.fix
+
+
+@pytest.mark.parametrize("lacking", ["engine", "build", "sqnr_db", "max_rel_error"])
+def test_half_a_candidate_judges_nothing(judged, device, lacking):
+    device["chosen"] = device["engine"] = None
+    for one in device["candidates"]:
+        del one[lacking]
+    assert verdicts(judged())["parity@device"] == "failed"
 
 
 @pytest.mark.parametrize("content", [None, b"another engine"])

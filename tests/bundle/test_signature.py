@@ -1,5 +1,6 @@
 """A signature covers the whole bundle by its manifest, and only a trusted key makes it count."""
 
+import base64
 import json
 
 import pytest
@@ -162,6 +163,21 @@ def test_keys_that_cannot_be_used(bundle, keys, tmp_path):
     for path in (curve_public, keys[0], tmp_path / "absent"):
         refused("key-unreadable", check_signature, bundle, path)
     refused("bundle-missing", sign_bundle, tmp_path / "nowhere", keys[0])
+
+
+def test_keys_of_an_unknown_algorithm(bundle, keys, tmp_path):
+    """`cryptography` has an error of its own for them, which is no ValueError."""
+    kind = bytes.fromhex("300506032a0304")  # the object identifier 1.2.3.4
+    private, public = (
+        bytes([0x30, len(body)]) + body
+        for body in (b"\x02\x01\x00" + kind + b"\x04\x01\x00", kind + b"\x03\x02\x00\x00")
+    )
+    for name, der in (("PRIVATE KEY", private), ("PUBLIC KEY", public)):
+        text = base64.b64encode(der).decode()
+        (tmp_path / name).write_text(f"-----BEGIN {name}-----\n{text}\n-----END {name}-----\n")
+    refused("key-unreadable", sign_bundle, bundle, tmp_path / "PRIVATE KEY")
+    sign_bundle(bundle, keys[0])
+    refused("key-unreadable", check_signature, bundle, tmp_path / "PUBLIC KEY")
 
 
 def test_library_that_is_absent_is_exit_4(bundle, keys, monkeypatch):

@@ -140,10 +140,18 @@ def test_a_cache_brings_the_ranges(run: Run, tmp_path: Path) -> None:
     cache = tmp_path / "mine.cache"
     scale = "r1: 3f800000"  # 1.0
     kept = [x for x in made.file("calibration.cache").read_text().splitlines() if "r1" not in x]
-    cache.write_text("\n".join([*kept, scale]))
+    output = f"{student().graph.output[0].name}: 3f800000"  # TensorRT's own lists every tensor
+    cache.write_text("\n".join([*kept, scale, output]))
     found = run(f"quantize.cache={cache}")
     table = CalibrationTable.read(found.file("calibration.json"))
     assert table.tensors["r1"].scale == 1.0
+    audited = found.json("audit.json")["tensors"]
+    assert set(audited) == {"image", "r1"}
+    assert audited["r1"]["saturation"] == 0.0
+    cache.write_text("\n".join([*kept, "r1: 38000000", output]))
+    narrow = run(f"quantize.cache={cache}", "seed=1").json("audit.json")
+    assert narrow["tensors"]["r1"]["saturation"] > 0.5  # which the cache does not say
+    assert any("of r1 is clipped" in warning["message"] for warning in narrow["warnings"])
     assert table.cache_sha256
     pairs = {t.name: t for t in onnx.load(found.file("student_int8.onnx")).graph.initializer}
     assert any(numpy_helper.to_array(t).size == 1 and numpy_helper.to_array(t) == 1.0
@@ -204,3 +212,10 @@ def test_the_fix_for_one_image_many_times_works(run: Run) -> None:
 
 def test_no_cache_where_none_is_read(run: Run) -> None:
     assert "calibration.cache" not in run(target="cpu").files
+
+
+def test_fp8_is_written_where_it_may_be_chosen(run: Run) -> None:
+    """So that the fix of `fp8-opset`, another precision, helps."""
+    for asked, written in (("auto", True), ("fp8", True), ("fp16", False)):
+        made = run(f"quantize.precision={asked}", target="jetson-thor-t5000")
+        assert ("student_fp8.onnx" in made.files) == written

@@ -8,6 +8,7 @@ from onnx import ModelProto
 from refine_networks import badly_scaled, model_of, node, photos, table_of, weights
 
 from kdcompile.calib import refine as refinement
+from kdcompile.calib import worth as worth_module
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.refine import Inputs, Trial, refine
 from kdcompile.calib.worth import Outcome, against, compare
@@ -187,3 +188,13 @@ def test_inputs_are_read_anew_each_time() -> None:
     assert len(inputs) == len(list(inputs)) == len(list(inputs)) == 3
     assert next(iter(inputs)).shape == (1, 1, 4, 6)
     assert next(iter(inputs)).max() == pytest.approx(0.2)
+
+
+def test_an_interval_is_the_same_however_much_is_drawn_at_a_time(monkeypatch) -> None:
+    """Ten thousand images at once would take gigabytes."""
+    rng = np.random.default_rng(0)
+    sqnr, errors = rng.standard_normal(300), rng.integers(0, 2, 300).astype(float)
+    pair = Outcome(sqnr, errors, TOP1), Outcome(sqnr + rng.standard_normal(300), errors[::-1], TOP1)
+    found = compare(*pair)
+    monkeypatch.setattr(worth_module, "BATCH_VALUES", 10_000)
+    assert compare(*pair) == found

@@ -190,3 +190,12 @@ def test_macs_of_matrix_products() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert layer_macs(model, [4, 6]) == {"first": 4 * 6 * 5, "second": 5 * 4 * 6}
+
+
+def test_layers_of_unknown_size_are_an_error_with_a_fix() -> None:
+    model = chain()
+    model.graph.node[0].op_type = "Invented"
+    with pytest.raises(KDError) as error:
+        layer_macs(model, SHAPE)
+    assert error.value.code == "shape-unknown"
+    assert 'quantize.precision to "int8"' in error.value.fix

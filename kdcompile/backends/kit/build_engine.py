@@ -29,10 +29,16 @@ PRECISIONS = ("fp32", "fp16", "bf16", "mixed", "fp8", "int8")
 
 def read_kit() -> dict[str, Any]:
     """`kit.json`, once every file that it lists is what it was when the kit was made."""
-    with open(os.path.join(KIT, "kit.json"), "rb") as stream:
-        blob = stream.read()
-    kit: dict[str, Any] = json.loads(blob.decode("utf-8"))
-    for name, expected in kit["files"].items():
+    try:
+        with open(os.path.join(KIT, "kit.json"), "rb") as stream:
+            blob = stream.read()
+        kit: dict[str, Any] = json.loads(blob.decode("utf-8"))
+        files = dict(kit["files"])
+    except OSError as error:
+        raise Stop("kit-incomplete", f"kit.json: {error.strerror}", "copy the kit again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Stop("kit-corrupt", f"kit.json: {error!r}", "copy the kit again") from error
+    for name, expected in files.items():
         try:
             with open(os.path.join(KIT, name), "rb") as stream:
                 found = hashlib.sha256(stream.read()).hexdigest()

@@ -72,7 +72,9 @@ class Networks:
         asked.update({key: here[key] for key in ("backend", "backend_version", "platform")})
         record = self._earlier(os.path.basename(path), asked, path)
         if record is None:
-            cache = os.path.join(self.out, "timing.cache")
+            # a deterministic build fails where its cache lacks a kernel: another network's does
+            own = f"timing_{name}.cache" if given.get("deterministic") else "timing.cache"
+            cache = os.path.join(self.out, own)
             built = self.ask(op="build", onnx=onnx, engine=path, precision=precision,
                              timing_cache=cache, **given)  # fmt: skip
             layers = built.pop("layers", None)

@@ -55,6 +55,11 @@ class Pack:
                 blob = stream.read()
             self.about: dict[str, Any] = json.loads(blob.decode("utf-8"))
             files = self.about["files"]
+            lists = [list(self.about[key]) for key in ("names", "true", "teacher")]
+            counts = {len(each) for each in lists}
+            loose = sorted(set(self.about["shards"]) - set(files))
+            if len(counts) != 1 or loose or not {"seed", "available"} <= set(self.about):
+                raise ValueError("its lists, shards or numbers do not fit together")
             found = {name: file_sha256(os.path.join(folder, name)) for name in files}
         except OSError as error:
             raise Stop("pack-incomplete", f"{error.filename}: {error.strerror}", again) from error
