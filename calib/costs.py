@@ -1,6 +1,7 @@
 """What int8 saves in each layer, and what a change between int8 and fp16 costs."""
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,8 @@ from kdcompile.errors import KDError
 if TYPE_CHECKING:
     from kdcompile.targets import Target
 
-REFORMATS = ("reformat", "cast", "quantizelinear", "copynode")  # in names of an engine's layers
+# words in names of an engine's layers; "broadcast" is none
+REFORMATS = re.compile(r"reformat|(?<![a-z])cast|quantizelinear|copynode")
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,7 @@ def measured_reformat_ms(model: ModelProto, layers: Iterable[Mapping[str, Any]])
     times = [
         float(layer["ms"])
         for layer in layers
-        if any(word in layer["name"].lower() for word in REFORMATS)
-        and not weighted & set(layer["onnx"] or ())
+        if REFORMATS.search(layer["name"].lower()) and not weighted & set(layer["onnx"] or ())
     ]
     return math.fsum(times) / len(times) if times else None
 

@@ -38,6 +38,8 @@ class Quantize(Closed):
     def _one_source_of_scales(self) -> Self:
         if self.qad and (self.refine or self.cache is not None):
             raise ValueError("qad trains the scales; it goes with neither refine nor cache")
+        if self.cache is not None and self.refine:
+            raise ValueError("refine finds ranges anew; it does not go with cache")
         return self
 
 

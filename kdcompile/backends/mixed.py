@@ -1,6 +1,7 @@
 """The mixed candidate: int8 where it pays and is accurate, by measured costs where there are."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,9 @@ def _costs(model: "ModelProto", profiles: Profiles, shape: Sequence[int], target
         return predicted
     reformat = measured_reformat_ms(model, profiles["int8"])
     try:
-        return measured_costs(model, profiles["int8"], profiles["fp16"], reformat or 0.0)
+        found = measured_costs(model, profiles["int8"], profiles["fp16"], reformat or 0.0)
+        # where no engine shows a reformat, its cost is still the prediction
+        return found if reformat is not None else replace(found, reformat_ms=predicted.reformat_ms)
     except KDError as error:
         if error.code != "mixed-profile":
             raise

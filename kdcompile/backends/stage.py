@@ -248,6 +248,7 @@ def _absent(step: Step, target: Target) -> dict[str, str]:
         )
         for precision, (stage, name) in FILES.items()
         if precision in target.precisions and name not in step.inputs[stage].files
+        if step.spec.quantize.precision in ("auto", precision)
     }
 
 

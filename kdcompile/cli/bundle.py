@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcompile.cli.build import copy_out, planned
+from kdcompile.cli.build import planned
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
 from kdcompile.errors import KDError
 
@@ -57,16 +57,21 @@ def bundle(
         if any((target, sets, via, output, test_pack)):
             raise click.UsageError("--merge takes a BUNDLE, --engine, --sign and --json only")
         folder = Path(spec or ".")
+        signed = (folder / "manifest.sig").is_file()
         code = merge_board(folder, merge, engine, as_json)
         sign(folder, key)
+        if signed and key is None:
+            click.echo("warning: the bundle is no longer signed; --sign KEY signs it", err=True)
         sys.exit(code)
     if engine is not None:
         raise click.UsageError("--engine needs --merge")
     if key is not None and output is None:
         raise click.UsageError("--sign needs -o: the stage's own files stay as they are")
+    from kdcompile.bundle.stage import install
+
     work = planned(spec, target, sets, via)
     artifact = work.make("bundle")
-    written = str(artifact.path) if output is None else copy_out(artifact, output)
+    written = str(artifact.path if output is None else install(artifact, output))
     if output is not None:
         sign(output, key)
     result = {"stage": "bundle", "path": written, **artifact.meta}

@@ -14,6 +14,13 @@ from kdcompile.targets import Target
 Floats = NDArray[np.float64]
 
 
+MODES = {  # how a latency at a board was measured, in a report's words
+    "graph": "CUDA graph, inputs on the device",
+    "device": "inputs on the device",
+    "end_to_end": "end to end, copies from and to pinned memory",
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Outcomes:
     """Predictions for every judged test photo; arrays are float64 [N] in the order of `names`.

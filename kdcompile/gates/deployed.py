@@ -13,7 +13,7 @@ from kdcompile.backends import engine
 from kdcompile.backends.board import Board
 from kdcompile.backends.via import Place
 from kdcompile.bench.paired import PairedTimes, median_interval
-from kdcompile.gates.context import Latency, Origin
+from kdcompile.gates.context import MODES, Latency, Origin
 from kdcompile.report import Measurement
 
 TEACHER, STUDENT = "teacher", "student"
@@ -82,13 +82,8 @@ class Deployed:
         return engine.in_turns(self.place, BOTH, image, mode=mode, **asdict(pace))
 
     def _mode(self, mode: str, shape: Sequence[int]) -> str:
-        words = {
-            "graph": "CUDA graph, inputs on the device",
-            "device": "inputs on the device",
-            "end_to_end": "end to end, copies from and to pinned memory",
-        }
         size = "x".join(map(str, shape))
-        return f"{self.board.backend} at {self.board.label}, {size}, {words[mode]}, alternating"
+        return f"{self.board.backend} at {self.board.label}, {size}, {MODES[mode]}, alternating"
 
     def _measurement(self, who: str, samples: NDArray[np.float64], mode: str) -> Measurement:
         value, low, high = median_interval(samples, self.seed)

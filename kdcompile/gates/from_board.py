@@ -18,7 +18,7 @@ from kdcompile.bench.paired import PairedTimes, median_interval
 from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
 from kdcompile.gates.board_record import BoardRecord, Candidate, Times, read_record
-from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, VerifyContext
+from kdcompile.gates.context import MODES, Latency, Origin, Outcomes, Parity, VerifyContext
 from kdcompile.gates.registry import load_gates
 from kdcompile.gates.summary import measurements
 from kdcompile.report import GateResult, Measurement, Report, overall
@@ -31,11 +31,6 @@ NO_TEST = (
     "the board ran without the test photos: kdcompile bundle --test-pack FOLDER, then on the "
     "board build_engine.py --test FOLDER"
 )
-MODES = {
-    "graph": "CUDA graph, inputs on the device",
-    "device": "inputs on the device",
-    "end_to_end": "end to end, with copies",
-}
 
 
 def judge_board(

@@ -74,7 +74,7 @@ def test_a_layer_that_is_slower_in_int8_stays_in_fp16(compiled):
     latency = {c["precision"]: c["latency_ms"] for c in choice["candidates"]}
     # c0 to c2 in int8, c3 and out in fp16
     assert (latency["mixed"], latency["fp16"]) == (7.0, 10.0)
-    assert plan["latency_ms"] == 5.0  # of the layers that may be quantised
+    assert plan["latency_ms"] == pytest.approx(5.0, abs=1e-4)  # of layers that may be quantised
     assert latency["int8"] > latency["fp16"]
     assert choice["precision"] == "mixed"
 

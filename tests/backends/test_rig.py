@@ -94,7 +94,8 @@ def test_mixed_is_planned_from_the_engines_profiles(compiled):
     found, _ = compiled()
     plan = found.json("mixed.json")
     assert (plan["basis"], plan["quantised"]) == ("measured", ["c0", "c1", "c2"])
-    assert (plan["latency_ms"], plan["fp16_ms"]) == (3.0, 6.0)
+    assert plan["fp16_ms"] == 6.0
+    assert plan["latency_ms"] == pytest.approx(3.0, abs=1e-4)  # and what recasting may cost
 
 
 def fails(kind):
