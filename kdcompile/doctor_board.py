@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from kdcompile.doctor import LEAST_DISK_GB, Check
@@ -32,6 +34,9 @@ class Greeted(Protocol):
     label: str
     about: dict[str, Any]
 
+    def put(self, local: Path) -> str:
+        """Where the file then lies there."""
+
 
 def examine_board(
     opened: Callable[[], AbstractContextManager[Greeted]], backend: str
@@ -47,13 +52,14 @@ def examine_board(
     """
     try:
         with opened() as place:
-            label, about = place.label, place.about
+            label, about, copies = place.label, place.about, _copies(place)
     except KDError as error:
         if error.code == "via-invalid":
             raise
         return _stopped(error, backend)
     return [
         Check("reachable", "ok", label),
+        copies,
         Check("python", "ok", about["python"]),
         Check("numpy", "ok", about["numpy"]),
         Check(backend, "ok", about["backend_version"]),
@@ -65,6 +71,17 @@ def examine_board(
         _memory(about["memory_mb"]),
         _disk(about["disk_mb"]),
     ]
+
+
+def _copies(place: Greeted) -> Check:
+    """Whether a file gets there, for which SSH needs sftp."""
+    with TemporaryDirectory() as folder:
+        sample = Path(folder) / "sample"
+        sample.write_text("kdcompile doctor\n", encoding="utf-8")
+        try:
+            return Check("copies", "ok", f"a file lies at {place.put(sample)}")
+        except KDError as error:
+            return Check("copies", "error", error.message, error.fix)
 
 
 def jetpack_of(l4t: str) -> str:

@@ -74,6 +74,9 @@ def no_program(name: str) -> ToolMissingError:
     )
 
 
+ENGINES = ("engine-damaged", "engine-mismatch", "engine-refused", "engine-unknown", "run-failed")
+
+
 def worker_error(error: Mapping[str, str], label: str) -> KDError:
     """An error that the worker answered, with its own fix."""
     code, message, fix = error["code"], error["message"], error["fix"]
@@ -81,6 +84,8 @@ def worker_error(error: Mapping[str, str], label: str) -> KDError:
         if code == "python-old":
             fix = f"name a newer one there: {remedy_python(label)}"
         return ToolMissingError(code, message, where=label, fix=fix)
+    if code in ENGINES:  # the worker's own fix is for those who have a kit
+        fix = "build it again there: kdcompile build --via PLACE"
     if code in ("file", "work-folder") and "No space left" in message:
         return KDError("board-disk-full", message, where=label, fix=FREE_DISK)
     return KDError(code, message, where=label, fix=fix)

@@ -34,7 +34,7 @@ ORIN = {
 
 def look(changes=(), backend="tensorrt"):
     about = {**ORIN, **dict(changes)}
-    place = SimpleNamespace(label="ssh://me@orin", about=about)
+    place = SimpleNamespace(label="ssh://me@orin", about=about, put=lambda local: f"/{local.name}")
     checks = examine_board(lambda: nullcontext(place), backend)
     for check in checks:
         assert check.fix or check.status in ("ok", "missing"), check
@@ -44,7 +44,7 @@ def look(changes=(), backend="tensorrt"):
 def test_a_jetson():
     found = look()
     assert {check.status for check in found.values()} == {"ok"}
-    assert list(found)[:5] == ["reachable", "python", "numpy", "tensorrt", "GPU"]
+    assert list(found)[:5] == ["reachable", "copies", "python", "numpy", "tensorrt"]
     assert found["tensorrt"].detail == "10.3.0"
     assert found["GPU"].detail == "Orin, compute capability 8.7, 15656 MiB"
     assert found["JetPack"].detail == "JetPack 6.2 (L4T 36.4.3)"
@@ -74,6 +74,17 @@ def test_a_jetson_that_deserves_a_look(changes, name):
 @pytest.mark.parametrize(("l4t", "how"), [(ORIN["l4t"], "jetson_clocks"), (None, "nvidia-smi")])
 def test_how_clocks_are_fixed_is_of_the_machine(l4t, how):
     assert how in look({"clocks": {}, "l4t": l4t})["clocks"].fix
+
+
+def test_a_board_that_takes_no_files_is_an_error():
+    def refuse(local):
+        raise KDError("sftp-missing", "it has no sftp", fix="sudo apt install openssh-sftp-server")
+
+    place = SimpleNamespace(label="ssh://me@orin", about=ORIN, put=refuse)
+    checks = examine_board(lambda: nullcontext(place), "tensorrt")
+    (copies,) = (check for check in checks if check.name == "copies")
+    assert (copies.status, copies.fix) == ("error", "sudo apt install openssh-sftp-server")
+    assert exit_code(checks) == 4
 
 
 def test_a_workstation_without_a_gpu():

@@ -21,7 +21,9 @@ import worker
 from stop import Stop
 
 KIT = os.path.dirname(os.path.abspath(__file__))
-MISSING = ("tensorrt-missing", "onnxruntime-missing", "cuda-missing", "numpy-missing")
+MISSING = (
+    "tensorrt-missing", "tensorrt-too-old", "onnxruntime-missing", "cuda-missing", "numpy-missing",
+)  # fmt: skip
 FORMAT = 1
 ITERATIONS = 10
 PRECISIONS = ("fp32", "fp16", "bf16", "mixed", "fp8", "int8")
