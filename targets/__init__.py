@@ -145,7 +145,7 @@ def onnx_limits(tensorrt: str) -> tuple[int, int]:
 
 def names() -> list[str]:
     """The modules, without their aliases, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted({path.stem for path in FOLDER.glob("*.toml")} - {"fixtures"})
 
 
 def aliases() -> dict[str, str]:
