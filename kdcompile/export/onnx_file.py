@@ -87,7 +87,7 @@ def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str
     # torch.export specialises a size of 0 or 1, so trace at the largest
     sample = torch.zeros(tuple(high))
     try:
-        with _quiet_exporter():
+        with quiet_exporter():
             program = torch.onnx.export(
                 module,
                 (sample,),
@@ -162,7 +162,7 @@ def _explain(error: Exception, dynamic: bool) -> KDError:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Without what the exporter says about itself; anything about the network still shows."""
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registry.level

@@ -22,10 +22,19 @@ def at_opset(model: ModelProto, max_opset: int, ir_version: int) -> ModelProto:
             converted = version_converter.convert_version(model, max_opset)
         except (RuntimeError, version_converter.ConvertError) as error:
             raise _refused(model, max_opset, str(error)) from error
+        _drop_newer_defaults(converted)
         model = converted
     model.ir_version = min(model.ir_version, ir_version)
     _verify(model, max_opset, ir_version)
     return model
+
+
+def _drop_newer_defaults(model: ModelProto) -> None:
+    """Remove what onnx's converter leaves: an attribute that opset 18 brought, at its default."""
+    for node in model.graph.node:
+        for attribute in list(node.attribute):
+            if attribute.name == "noop_with_empty_axes" and attribute.i == 0:
+                node.attribute.remove(attribute)
 
 
 def opset_of(model: ModelProto) -> int:

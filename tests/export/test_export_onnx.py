@@ -258,6 +258,14 @@ def test_fp16_has_float32_ends_and_half_inside(net: nn.Module, dynamic: Path) ->
     assert 50 < found["sqnr_db"] < 100  # float16 carries 11 bits
 
 
+def test_a_classifier_s_pooling_has_a_form_in_opset_17(tmp_path: Path) -> None:
+    """`AdaptiveAvgPool2d(1)` is a ReduceMean, whose newer attribute onnx's converter keeps."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    model = onnx_from_module(net, tmp_path / "a.onnx", FIXED, 17, 8, "logits")
+    assert opset_of(model) == 17
+    assert parity(net, tmp_path / "a.onnx", images(FIXED[0][2:]))["max_rel_error"] < 1e-5
+
+
 def test_bf16_keeps_the_upper_bits_and_compiles(dynamic: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     from kdcompile.backends.tensorrt_rtx_ import compile_check

@@ -1,0 +1,172 @@
+"""The reference networks of MLPerf inference as ONNX files with random weights.
+
+They are what the latency fixtures were measured on: latency depends on the structure, not on the
+weights. Structures are written from the papers and MLCommons' reference implementations; what
+is left out or differs is in `DIFFERENCES`, and in a JSON file beside each network, with its counts.
+Post-processing (activation of the logits, box decoding, non-maximum suppression) is in no file.
+
+    python benchmarks/reference_networks.py OUT [--network NAME ...] [--opset 17]
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reference_export import randomise, write_onnx
+from reference_resnet import resnet50
+from reference_retinanet import RetinaNet
+from reference_ssd import SsdMobileNet, SsdResNet34
+from torch import nn
+
+from kdcompile.artifact import file_sha256, write_json
+from kdcompile.errors import KDError
+from kdcompile.export.opset import EXPORTED_OPSET
+from kdcompile.search.cost import macs, operations, params
+
+TAIL = (
+    "A measured run ends with class scores, box decoding and non-maximum suppression, wherever the "
+    "submitter computed them; the file ends with logits and encoded boxes. "
+)
+DIFFERENCES = {
+    "ResNet-50": (
+        "1000 classes; MLPerf's file, converted from TensorFlow, has 1001 and ends with softmax "
+        "and arg-max. Its 3x3 max-pooling is padded by one at the right and the bottom, this one "
+        "by one all round; the sizes are the same."
+    ),
+    "SSD-MobileNet-v1": TAIL + "Otherwise the same layers and paddings.",
+    "SSD-ResNet34": (
+        TAIL + "Parameters are 0.4 % fewer than published: presumably constants of the decoder, "
+        "such as the default boxes, are counted there."
+    ),
+    "RetinaNet": (
+        TAIL + "The reference also normalises the image inside. Its frozen batch normalisations "
+        "are ordinary ones here, folded into the convolutions on export."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network, by the name that fixtures give it.
+
+    Args:
+        build: makes it, with weights of no use; under `torch.device("meta")` without memory.
+        size: height and width of the measured input.
+        outputs: names, in the order of what it returns.
+        published: parameters in millions and GMAC, None where nobody gives them.
+        source: who gives them.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    size: int
+    outputs: tuple[str, ...]
+    published: tuple[float, float] | None
+    source: str
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The measured input at batch 1."""
+        return 1, 3, self.size, self.size
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return f"{self.name.lower()}_{self.size}.onnx"
+
+
+_DETECTIONS = ("logits", "boxes")
+NETWORKS = {
+    reference.name: reference
+    for reference in (
+        Reference(
+            "ResNet-50", resnet50, 224, ("logits",), (25.557, 4.09),
+            "torchvision, resnet50; MLPerf inference paper, arXiv:1911.02549: 8.2 GOP",
+        ),
+        Reference(
+            "SSD-MobileNet-v1", SsdMobileNet, 300, _DETECTIONS, (6.807, 1.235),
+            "Open Model Zoo, ssd_mobilenet_v1_coco: folded; MLPerf inference paper: 2.47 GOP",
+        ),
+        Reference(
+            "SSD-ResNet34", SsdResNet34, 1200, _DETECTIONS, (20.058, 216.7),
+            "Open Model Zoo, ssd-resnet34-1200-onnx: 433.4 GOP; MLPerf inference paper: 433 GOP",
+        ),
+        Reference(
+            "RetinaNet", RetinaNet, 800, _DETECTIONS, None,
+            "none known for 264 classes. With 91 and a ResNet-50 this code gives the 34,014,999 "
+            "parameters and 151.54 GMAC of torchvision's retinanet_resnet50_fpn",
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters as trained, parameters with normalisations folded in, and multiply-adds."""
+
+    params: int
+    folded: int
+    macs: int
+
+
+def count(network: nn.Module, shape: Sequence[int]) -> Counts:
+    """The counts of a network on any device for an input of `shape`; nothing is computed."""
+    norms = [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    total = params(network)
+    return Counts(total, total - sum(norms), macs(operations(network, shape)))
+
+
+def write(reference: Reference, folder: Path, max_opset: int = EXPORTED_OPSET) -> Path:
+    """Write `reference.file` to the folder, and what is known of it beside it as JSON.
+
+    Raises:
+        KDError: as `reference_export.write_onnx`.
+    """
+    network = randomise(reference.build())
+    path = folder / reference.file
+    write_onnx(network, path, reference.shape, reference.outputs, max_opset)
+    counts = count(network, reference.shape)
+    about = {
+        "network": reference.name,
+        "sha256": file_sha256(path),
+        "shape": list(reference.shape),
+        "outputs": list(reference.outputs),
+        "params": counts.params,
+        "params_folded": counts.folded,
+        "gmac": counts.macs / 1e9,
+        "published": reference.published,
+        "source": reference.source,
+        "differences": DIFFERENCES[reference.name],
+    }
+    write_json(path.with_suffix(".json"), about)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the files; the exit code is the error's."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="the folder to write to")
+    parser.add_argument(
+        "--network", action="append", choices=list(NETWORKS), help="only this one; repeatable"
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        default=EXPORTED_OPSET,
+        help="newest opset that is read; 17: TensorRT 8",
+    )
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.network or NETWORKS:
+        try:
+            print(write(NETWORKS[name], options.out, options.opset))
+        except KDError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
