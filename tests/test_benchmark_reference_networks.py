@@ -32,9 +32,7 @@ def scripts():
 
 
 def count(scripts, build, size):
-    with torch.device("meta"):
-        network = build()
-    return scripts.networks.count(network, (1, 3, size, size))
+    return scripts.networks.count(build().to("meta"), (1, 3, size, size))
 
 
 @pytest.mark.parametrize(
@@ -73,9 +71,8 @@ def test_retinanet_with_torchvisions_backbone_and_classes_has_its_published_coun
 )
 def test_as_many_anchors_as_the_reference(scripts, name, logits, boxes):
     reference = scripts.networks.NETWORKS[name]
-    with torch.device("meta"):
-        network = reference.build().eval()
-        found = network(torch.empty(reference.shape))
+    network = reference.build().eval().to("meta")
+    found = network(torch.empty(reference.shape, device="meta"))
     assert [tuple(x.shape) for x in found] == [logits, boxes]
 
 
