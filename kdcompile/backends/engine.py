@@ -176,7 +176,7 @@ def prove(place: Place, network: str, shape: Sequence[int]) -> None:
         KDError: it does not run there, such as `cuda-error` where memory is too little for it, or
             `provider-fallback`.
     """
-    inputs = _put_arrays(place, np.zeros(tuple(shape), np.float32))
+    inputs = place.inputs({INPUT: np.zeros(tuple(shape), np.float32)})
     place.call("time", inputs=inputs, iterations=1, warmup=0, name=network, mode="device")
 
 
@@ -208,7 +208,7 @@ def pace(
         turns: samples wanted of each.
         seconds: what all of them may take; `MIN_TURNS` are taken however long that is.
     """
-    inputs, once = _put_arrays(place, image), []
+    inputs, once = place.inputs({INPUT: image}), []
     for name in networks:
         answer = place.call("time", inputs=inputs, iterations=1, warmup=1, name=name, mode=mode)
         once.append(median_of(answer, mode))
@@ -269,7 +269,7 @@ def in_turns(
         Float64 [turns] by name, neighbours in time at the same index.
     """
     found: dict[str, list[float]] = {name: [] for name in networks}
-    inputs = _put_arrays(place, image)
+    inputs = place.inputs({INPUT: image})
     names = list(networks)
     for turn in range(turns):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -286,14 +286,6 @@ def median_of(answer: Mapping[str, Any], mode: str) -> float:
     return float(next(answer[name]["p50_ms"] for name in wanted if answer.get(name)))
 
 
-def _put_arrays(place: Place, image: Floats) -> str:
-    """The place's path of the input as an npz file."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "input.npz"
-        np.savez(path, allow_pickle=False, **{INPUT: image})
-        return place.put(path)
-
-
 def profile(place: Place, network: str, image: Floats) -> dict[str, Any]:
     """Milliseconds of each layer of a loaded network: `layers` and `total_ms`."""
-    return place.call("profile", inputs=_put_arrays(place, image), name=network)
+    return place.call("profile", inputs=place.inputs({INPUT: image}), name=network)

@@ -141,6 +141,18 @@ class Place(ABC):
             raise file_absent(there, self.label)
         self._copy_out(there, local, str(found["sha256"]), int(found["bytes"]))
 
+    def inputs(self, arrays: Arrays) -> str:
+        """The path there of the inputs, which the next replace; equal ones are not sent again."""
+        there = self.path(f"run-{self._token}-in.npz")
+        with TemporaryDirectory() as folder:
+            local = Path(folder) / "in.npz"
+            np.savez(local, allow_pickle=False, **arrays)
+            sha256 = file_sha256(local)
+            if sha256 != self._inputs_sha256:
+                self._send(local, there)
+                self._inputs_sha256 = sha256
+        return there
+
     def run(self, arrays: Arrays, name: str = "main") -> dict[str, NDArray[Any]]:
         """The outputs of a loaded network, by name, for inputs by name.
 
@@ -148,7 +160,7 @@ class Place(ABC):
             KDError: the worker's, such as `shape-refused`.
         """
         outputs = self.path(f"run-{self._token}-out.npz")
-        self.call("run", inputs=self._put_arrays(arrays), outputs=outputs, name=name)
+        self.call("run", inputs=self.inputs(arrays), outputs=outputs, name=name)
         with TemporaryDirectory() as folder:
             local = Path(folder) / "out.npz"
             self._fetch(outputs, local)
@@ -157,7 +169,7 @@ class Place(ABC):
 
     def time(self, arrays: Arrays, name: str = "main", **options: Any) -> dict[str, Any]:
         """Latency of a loaded network; `options` are those of the worker's `time`."""
-        return self.call("time", inputs=self._put_arrays(arrays), name=name, **options)
+        return self.call("time", inputs=self.inputs(arrays), name=name, **options)
 
     def close(self) -> None:
         """Remove this place's own inputs and outputs there and end the worker."""
@@ -173,18 +185,6 @@ class Place(ABC):
 
     def __exit__(self, *raised: object) -> None:
         self.close()
-
-    def _put_arrays(self, arrays: Arrays) -> str:
-        """The inputs in a file there, which the next replace; equal ones are not sent again."""
-        there = self.path(f"run-{self._token}-in.npz")
-        with TemporaryDirectory() as folder:
-            local = Path(folder) / "in.npz"
-            np.savez(local, allow_pickle=False, **arrays)
-            sha256 = file_sha256(local)
-            if sha256 != self._inputs_sha256:
-                self._send(local, there)
-                self._inputs_sha256 = sha256
-        return there
 
     def _check_room(self, size: int) -> None:
         """Refuse a copy that does not fit, before it fills the disk there."""
