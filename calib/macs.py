@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from onnx import GraphProto, ModelProto, shape_inference
 
 from kdcompile.calib.layers import weighted_layers
+from kdcompile.calib.shapes import inferred
 from kdcompile.errors import KDError
 
 
@@ -52,15 +53,8 @@ def tensor_sizes(model: ModelProto, shape: Sequence[int]) -> dict[str, list[int]
 
 
 def _inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
-    del fixed.graph.value_info[:]
-    for dim, size in zip(fixed.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
-        dim.dim_value = size
-    for output in fixed.graph.output:
-        output.type.tensor_type.ClearField("shape")
     try:
-        return shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+        return inferred(model, shape)
     except shape_inference.InferenceError as error:
         raise _unknown(str(error).splitlines()[0]) from error
 

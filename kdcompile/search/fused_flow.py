@@ -21,6 +21,7 @@ from onnx import (
     shape_inference,
 )
 
+from kdcompile.calib.shapes import inferred
 from kdcompile.errors import KDError
 
 VIEWS = {"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
@@ -133,19 +134,8 @@ def attribute(op: Op, name: str, default: Any = None) -> Any:
 
 
 def _inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
-    graph = fixed.graph
-    del graph.value_info[:]
-    dims = graph.input[0].type.tensor_type.shape.dim
-    if len(dims) != len(shape):
-        raise _unknown(f"the input has {len(dims)} axes, {list(shape)} has {len(shape)}")
-    for dim, size in zip(dims, shape, strict=True):
-        dim.dim_value = size
-    for output in graph.output:
-        output.type.tensor_type.ClearField("shape")
     try:
-        return shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+        return inferred(model, shape)
     except shape_inference.InferenceError as error:
         raise _unknown(str(error).splitlines()[0]) from error
 
