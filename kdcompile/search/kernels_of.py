@@ -85,11 +85,6 @@ class Kernel:
         """Of activations."""
         return sum(self.writes.values())
 
-    @property
-    def moved_bytes(self) -> int:
-        """All traffic: activations in and out, and weights."""
-        return self.read_bytes + self.written_bytes + self.weight_bytes
-
 
 def kernels_of(
     model: ModelProto, shape: Sequence[int], float32_as: Precision = "fp32"
