@@ -41,12 +41,25 @@ sigma = 1.0                      # width of a point in the training density, in 
 # max_test = 24                  # judge on fewer test images; the verdict says so
 
 [student]
-family = "shrink"                # the teacher with fewer channels, or "module.py:function"
+family = "shrink"                # the teacher with fewer channels; "search": see [search]; or
+                                 # "module.py:function"
 budget = { width = 0.25 }        # exactly one of: speedup, latency_ms, macs, width
 init = "inherit"                 # from the teacher's channels; or "random"; or
                                  # "file", with weights = "student.safetensors"
 importance = "activation"        # how inherited channels are ranked; or "taylor"
 crops = 32                       # training crops that inheriting looks at
+
+[search]                         # read where family = "search"; needs another budget than width
+space = "auto"                   # staged: new blocks; layers: the teacher's own; auto: both
+blocks = ["conv", "separable", "repvgg", "bottleneck"]
+scales = [1.0, 0.75, 0.5]        # of the input's sides
+candidates = 10000               # students whose latency is predicted
+blocks_trained = 60              # blocks that imitate the teacher's for a moment, at most
+block_steps = 150
+finalists = 3                    # of each space, distilled for a moment
+finalist_steps = 200
+measure = 0                      # best students built and timed: kdcompile search --measure K
+jobs = 0                         # processes side by side; 0: one for each core
 
 [distill]
 recipe = "skt"                   # none, kd, skt: `kdcompile recipes`

@@ -16,6 +16,7 @@ from pydantic import (
 
 from kdcompile.spec_deploy import Compile, Quantize
 from kdcompile.spec_distill import Closed, Distill
+from kdcompile.spec_search import Search
 
 DEFAULT_NAME = "kdcompile.toml"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -118,14 +119,22 @@ class Student(Closed):
             return {"init": "file" if given.get("weights") else "random", **given}
         return given
 
+    @property
+    def searches(self) -> bool:
+        """Whether a search makes the student, and not a given or a scaled one."""
+        return self.family == "search" and self.init != "file"
+
     @model_validator(mode="after")
     def _file_named(self) -> Self:
         if (self.init == "file") != (self.weights is not None):
             raise ValueError('init = "file" and weights = "..." go together')
-        if self.family != "shrink" and ":" not in self.family:
-            raise ValueError('use "shrink" or "module:factory"')
-        if self.family != "shrink" and self.init == "inherit":
-            raise ValueError('init = "inherit" needs family = "shrink"; use "random" or "file"')
+        derived = self.family in ("shrink", "search")
+        if not derived and ":" not in self.family:
+            raise ValueError('use "shrink", "search" or "module:factory"')
+        if not derived and self.init == "inherit":
+            raise ValueError('init = "inherit" needs family "shrink" or "search"')
+        if self.family == "search" and self.budget.width is not None:
+            raise ValueError("a search needs a budget of speedup, latency_ms or macs")
         return self
 
 
@@ -232,6 +241,7 @@ class Spec(Closed):
     teacher: Teacher
     data: Data
     student: Student = Student()
+    search: Search = Search()
     distill: Distill = Distill()
     export: Export = Export()
     quantize: Quantize = Quantize()

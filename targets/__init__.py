@@ -4,7 +4,6 @@ A name is `MODULE`, or `MODULE@POWER_MODE`, `MODULE@jpJETPACK`, or with both par
 MODULE may be an alias. Peaks are dense (never the sparse headline), in TFLOP/s, for int8 in TOPS.
 """
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,33 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.errors import KDError, nearest
+from kdcompile.targets import user
+from kdcompile.targets.rules import limits_of
+from kdcompile.targets.rules_file import Rule, tables
 from kdcompile.targets.schema import invalid, validate
+from kdcompile.targets.versions import version as _version
 
 FOLDER = Path(__file__).parent
 EXPORT_OPSET = 18
 ONNXRUNTIME_IR = 10  # ONNX Runtime 1.20, the oldest that the package accepts, reads IR version 10
-
-# First TensorRT of a generation, the highest ONNX opset and IR version that we give to its parser.
-# onnx-tensorrt's operators.md of 8.5 and of 8.6 say "up to opset 17", and the ONNX that they are
-# built with (1.12, 1.13) defines IR 8. 10.x reads 9..20 and more (10.15: 24), 11.x reads 25: capped
-# at the opset that kdcompile exports, and at IR 9 for 10.x, one below what ONNX 1.16 of 10.0 reads.
-TENSORRT_ONNX = (((8, 5), 17, 8), ((8, 6), 17, 8), ((10, 0), 18, 9), ((11, 0), 18, 10))
-
-
-@dataclass(frozen=True)
-class Fixture:
-    """A measured latency that the latency model is held against."""
-
-    model: str
-    shape: tuple[int, ...]
-    precision: str
-    gmac: float
-    p50_ms: float
-    mode: str
-    software: str
-    conditions: str
-    kind: str
-    source: str
+NO_TARGETS = {"fixtures", "latency", "rules"}  # what else lies in the folder
 
 
 @dataclass(frozen=True)
@@ -48,7 +30,8 @@ class Target:
 
     `tensorrt` is a version for a Jetson, a range `MIN..MAX` for a workstation, None for a CPU;
     `backend` is the version found on a workstation (`with_backend`). `sources` gives, for each
-    fact, `kind: where it is from`, with kind one of measured, derived, datasheet.
+    fact, `kind: where it is from`, with kind one of measured, derived, datasheet. `calibration` is
+    what the user measured (`targets.user`): it replaces the latency model's own efficiencies.
     """
 
     name: str
@@ -72,11 +55,17 @@ class Target:
     bandwidth_gbs: float
     launch_us: float
     memory_gb: float
+    l2_mb: float
     dla: int
     max_opset: int
     ir_version: int
-    fixtures: tuple[Fixture, ...]
     sources: Mapping[str, str]
+    calibration: Mapping[str, Any] | None = None
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """What this device or its software cannot do, whatever asks for it (`targets.rules`)."""
+        return tuple(limits_of(self))
 
     @property
     def is_foreign(self) -> bool:
@@ -96,10 +85,8 @@ class Target:
     def to_json(self) -> dict[str, Any]:
         """Every field as plain JSON values."""
         plain = asdict(self)
-        for key in ("power_modes", "jetpacks", "precisions", "fixtures"):
+        for key in ("power_modes", "jetpacks", "precisions"):
             plain[key] = list(plain[key])
-        for fixture in plain["fixtures"]:
-            fixture["shape"] = list(fixture["shape"])
         return plain
 
     def with_backend(self, version: str) -> "Target":
@@ -133,19 +120,19 @@ def onnx_limits(tensorrt: str) -> tuple[int, int]:
     Raises:
         KDError: older than the oldest TensorRT that kdcompile writes for.
     """
-    known = [(o, i) for first, o, i in TENSORRT_ONNX if first <= _version(tensorrt)[:2]]
+    known = [step for step in tables().onnx if _version(step["tensorrt"]) <= _version(tensorrt)]
     if not known:
         raise KDError(
             "target-backend",
             f"TensorRT {tensorrt} is older than 8.5, the oldest that kdcompile writes for",
             fix="use a JetPack or TensorRT that is newer",
         )
-    return known[-1]
+    return known[-1]["opset"], known[-1]["ir"]
 
 
 def names() -> list[str]:
     """The modules, without their aliases, sorted."""
-    return sorted({path.stem for path in FOLDER.glob("*.toml")} - {"fixtures"})
+    return sorted({path.stem for path in FOLDER.glob("*.toml")} - NO_TARGETS)
 
 
 def aliases() -> dict[str, str]:
@@ -173,14 +160,19 @@ def resolve(name: str) -> str:
     return known[module]
 
 
-def load(name: str) -> Target:
+def load(name: str, calibrated: bool = True) -> Target:
     """The target of this name (see the module's first lines for its form).
 
     Without a power mode it is the module's default, or, where the JetPack asked for does not have
     that mode, the fastest that it has; `power_mode` says which.
 
+    Args:
+        name: of a module or an alias, with what follows it.
+        calibrated: with the user's calibration, where there is one.
+
     Raises:
-        KDError: no such target, power mode or JetPack, or a file that breaks the schema.
+        KDError: no such target, power mode or JetPack, or a file that breaks the schema;
+            `calibration-invalid`, see `targets.user`.
     """
     module = resolve(name)
     table = _read(module)
@@ -195,7 +187,18 @@ def load(name: str) -> Target:
             where=name,
             fix=f"{module}@{mode}, or {module}@jp{jetpack} in another mode",
         )
-    return _target(table, mode, jetpack)
+    target = _target(table, mode, jetpack)
+    found = user.read(module) if calibrated else None
+    return target if found is None else _calibrated(target, found)
+
+
+def _calibrated(target: Target, found: Mapping[str, Any]) -> Target:
+    """With what the user measured; of a CPU that may be another vector's width."""
+    if "channel_tile" not in found:
+        return replace(target, calibration=found)
+    sources = {**target.sources, "channel_tile": f"measured: {found['source']}"}
+    tile = int(found["channel_tile"])
+    return replace(target, calibration=found, channel_tile=tile, sources=sources)
 
 
 def _parts(table: Mapping[str, Any], name: str) -> tuple[str | None, str | None]:
@@ -252,15 +255,10 @@ def _target(table: Mapping[str, Any], mode: str, jetpack: str | None) -> Target:
         sm_count=value["sm_count"], gpu_mhz=value.get("gpu_mhz"),
         peak_tflops={p: float(fact["value"]) for p, fact in peaks.items()},
         bandwidth_gbs=float(value["bandwidth_gbs"]), launch_us=float(value["launch_us"]),
-        memory_gb=value["memory_gb"], dla=value["dla"], max_opset=opset, ir_version=ir,
-        fixtures=tuple(_fixture(f, table["sources"]) for f in table.get("fixtures", ())),
+        memory_gb=value["memory_gb"], l2_mb=float(value["l2_mb"]), dla=value["dla"],
+        max_opset=opset, ir_version=ir,
         sources={k: f"{f['kind']}: {table['sources'][f['source']]}" for k, f in facts.items()},
     )  # fmt: skip
-
-
-def _fixture(entry: Mapping[str, Any], sources: Mapping[str, str]) -> Fixture:
-    fields = {**entry, "shape": tuple(entry["shape"]), "source": sources[entry["source"]]}
-    return Fixture(**fields)
 
 
 @cache
@@ -273,11 +271,3 @@ def _read(module: str) -> dict[str, Any]:
         raise invalid(module, "file", str(error)) from error
     validate(table, module)
     return table
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: `10.3.0.post1` gives (10, 3, 0)."""
-    found = re.match(r"\d+(\.\d+)*", text)
-    if found is None:
-        raise KDError("target-backend", f"{text!r} is not a version number", fix="such as 10.3")
-    return tuple(int(part) for part in found.group().split("."))

@@ -18,9 +18,9 @@ KINDS = ("measured", "published", "secondary")
 QUANTILES = ("min", "p50", "p90", "p95", "p99", "p99.9", "max")
 TYPICAL = ("p50", "mean", "unstated")  # best first
 
-_OPTIONAL = {"gmac", "excluded"}
+_OPTIONAL = {"gmac", "excluded", "graph", "held_out"}
 _TYPES: dict[str, type | tuple[type, ...]] = {
-    "shape": list, "ms": dict, "exact": bool, "gmac": (int, float),
+    "shape": list, "ms": dict, "exact": bool, "graph": bool, "held_out": bool, "gmac": (int, float),
 }  # fmt: skip
 
 
@@ -45,6 +45,8 @@ class Fixture:
         structure: what is known and not known of them.
         gmac: 1e9 multiply-adds per batch, where a source gives them.
         excluded: why the model is not held against it; empty if it is.
+        graph: whether one CUDA graph replayed the inference; else kernels were enqueued one by one.
+        held_out: the model is held against it, and never fitted on it.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Fixture:
     structure: str
     gmac: float | None = None
     excluded: str = ""
+    graph: bool = False
+    held_out: bool = False
 
     @property
     def batch(self) -> int:
@@ -81,7 +85,7 @@ class Fixture:
 
     @property
     def usable(self) -> bool:
-        """Whether the model is fitted on it and held against it."""
+        """Whether the model is held against it, and fitted on it unless it is held out."""
         return not self.excluded
 
 
@@ -175,7 +179,7 @@ def _fixture(entry: Any, sources: Mapping[str, str]) -> Fixture:
     _keys(name, entry, known, known - _OPTIONAL)
     for key, value in entry.items():
         wanted = _TYPES.get(key, str)
-        fits = isinstance(value, wanted) and (key == "exact" or not isinstance(value, bool))
+        fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
         if not fits or value in ("", [], {}) or (key == "gmac" and not 0 < value < math.inf):
             raise _invalid(
                 name, f"{key} = {value!r} is not a value for it", "write it as another entry does"

@@ -9,13 +9,11 @@ KINDS = ("jetson", "workstation", "cpu")
 PROVENANCE = ("measured", "derived", "datasheet")
 
 _TOP = {"name", "title", "kind", "aliases", "default_mode", "default_jetpack", "sources", "facts",
-        "modes", "jetpacks", "fixtures"}  # fmt: skip
-_REQUIRED = {"sm_count", "memory_gb", "dla", "precisions", "channel_tile", "launch_us"}
+        "modes", "jetpacks"}  # fmt: skip
+_REQUIRED = {"sm_count", "memory_gb", "l2_mb", "dla", "precisions", "channel_tile", "launch_us"}
 _FACTS = _REQUIRED | {"compute_capability", "tensorrt_min", "tensorrt_max"}
 _MODE = {"gpu_mhz", "bandwidth_gbs", "sm_count", "min_jetpack", "peak_tflops"}
 _JETPACK = {"l4t", "cuda", "tensorrt", "python"}
-_FIXTURE = {"model", "shape", "precision", "gmac", "p50_ms", "mode", "software", "conditions",
-            "kind", "source"}  # fmt: skip
 _TEXT = _JETPACK | {"compute_capability", "tensorrt_min", "tensorrt_max", "min_jetpack"}
 
 
@@ -44,10 +42,6 @@ def validate(table: Mapping[str, Any], module: str) -> None:
     for where, group in groups.items():
         for key, fact in group.items():
             _fact(module, f"{where}.{key}", fact, table["sources"])
-    for fixture in table.get("fixtures", ()):
-        _keys(module, "fixtures", fixture, _FIXTURE, _FIXTURE)
-        if fixture["source"] not in table["sources"] or fixture["mode"] not in table["modes"]:
-            raise invalid(module, "fixtures", f"{fixture['source']!r}, {fixture['mode']!r}")
     if table["default_mode"] not in table["modes"]:
         raise invalid(module, "default_mode", f"no mode {table['default_mode']!r}")
     if table.get("default_jetpack") not in (table.get("jetpacks") or {None: None}):

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BASE = {"errors", "lazy", "factory"}
-CORE = {"spec", "spec_distill", "spec_deploy", "artifact", "report"}
+CORE = {"spec", "spec_distill", "spec_deploy", "spec_search", "artifact", "report"}
 ALLOWED = {
     "errors": set(),
     "lazy": {"errors"},
@@ -18,7 +18,8 @@ ALLOWED = {
     "targets": {"errors"},
     "spec_distill": set(),
     "spec_deploy": {"spec_distill"},
-    "spec": {"errors", "targets", "spec_distill", "spec_deploy"},
+    "spec_search": {"spec_distill"},
+    "spec": {"errors", "targets", "spec_distill", "spec_deploy", "spec_search"},
     "spec_file": {"errors", "targets", "spec"},
     "artifact": {"errors", "targets"},
     "report": {"errors", "targets"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
-from kdcompile.errors import KDError
+from kdcompile.errors import EXIT_FIXABLE, KDError
 
 if TYPE_CHECKING:
     from kdcompile.artifact import Artifact
@@ -24,7 +24,9 @@ MAIN_FILE = {
     "compile": "model.onnx",
 }
 
-NEEDS_PLACE = ("compile", "bundle")  # the stages' commands that may need the board
+RECORD = "search.json"  # of a search that looked at many students
+MEASURE = "Build and time this many of the best students before choosing."
+NEEDS_PLACE = ("search", "compile", "bundle")  # the stages' commands that may need the board
 
 
 def planned(
@@ -44,7 +46,10 @@ def planned(
 def plan(
     spec: str | None, target: str | None, sets: tuple[str, ...], via: str | None, as_json: bool
 ) -> None:
-    """Print the steps, cache hits and cost estimates of a build."""
+    """Print the steps, cache hits, cost estimates and hardware limits of a build.
+
+    Exit 1 where the target would refuse it.
+    """
     from kdcompile.pipeline.show import describe, lines
 
     found = describe(planned(spec, target, sets, via))
@@ -52,6 +57,8 @@ def plan(
         echo_json(found)
     else:
         click.echo("\n".join(lines(found)))
+    if any(rule["effect"] == "refused" for rule in found["rules"]):
+        sys.exit(EXIT_FIXABLE)
 
 
 @click.command()
@@ -112,24 +119,58 @@ def make_stage_command(name: str, text: str) -> click.Command:
         as_json: bool,
         via: str | None = None,
         explain: bool = False,
+        measure: int | None = None,
     ) -> None:
         if explain:
             show_explanation(planned(spec, target, sets), as_json)
             return
-        artifact = planned(spec, target, sets, via).make(name)
+        if measure is not None:
+            sets = (*sets, f"search.measure={measure}")
+        work = planned(spec, target, sets, via)
+        if measure and not work.spec.student.searches:
+            raise unsearched(work.spec.student.family)
+        artifact = work.make(name)
         written = str(artifact.path) if output is None else copy_out(artifact, output)
         if as_json:
-            echo_json({"stage": name, "path": written, **artifact.meta})
+            record = {"search": artifact.json(RECORD)} if RECORD in artifact.files else {}
+            echo_json({"stage": name, "path": written, **artifact.meta, **record})
         else:
+            for line in explained(artifact):
+                click.echo(line)
             for key, value in artifact.meta.items():
-                click.echo(f"{key}: {value}")
+                if value is not None:
+                    click.echo(f"{key}: {value}")
             click.echo(f"{name}: {written}")
 
     if name in NEEDS_PLACE:
         via_option(command)
+    if name == "search":
+        command.params.append(click.Option(["--measure"], type=click.IntRange(0), help=MEASURE))
     if name == "distill":
         command.params.append(click.Option(["--explain"], is_flag=True, help=EXPLAIN))
     return command
+
+
+def unsearched(family: str) -> KDError:
+    """The refusal to time students where only one is looked at."""
+    return KDError(
+        "measure-unsearched",
+        f"a student of family {family!r} is not searched for, so none is built and timed",
+        where="--measure",
+        fix="leave it out, or pass --set student.family=search and a budget: "
+        '--set "student.budget={ speedup = 4 }"',
+    )
+
+
+def explained(artifact: "Artifact") -> list[str]:
+    """What a search found and why, as text; nothing of the other stages."""
+    if artifact.stage != "search":
+        return []
+    if RECORD in artifact.files:
+        from kdcompile.search.show import lines
+
+        return lines(artifact.json(RECORD))
+    return [f"- {sentence}" for sentence in artifact.json("explanation.json")]
 
 
 def show_explanation(work: "Plan", as_json: bool) -> None:

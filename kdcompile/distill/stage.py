@@ -22,6 +22,7 @@ from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
 
 INITIAL = "initial.safetensors"
+ASSEMBLED = "initial.safetensors"  # of a search, whose student is made of taught blocks
 QAD = "qad.json"
 
 
@@ -107,7 +108,9 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     student = student_from_architecture(teacher, architecture, spec.folder)
     store = ImageStore(splits.train, spec.export.profile[1][1], training_device())
     start = work / INITIAL
-    kept_start(start, spec, teacher, student, architecture, store)
+    searched = step.inputs["search"]
+    initial = searched.file(ASSEMBLED) if ASSEMBLED in searched.files else None
+    kept_start(start, spec, teacher, student, architecture, store, initial)
     metric = find_task(spec.task.kind).metric.name
     # what the teacher is worth follows from what this step's key covers
     value = step.inputs["teacher"].json("teacher.json")[f"val_{metric}"]

@@ -31,6 +31,7 @@ def kept_start(
     student: nn.Module,
     architecture: Mapping[str, Any],
     store: ImageStore,
+    initial: Path | None = None,
 ) -> None:
     """`start_student`, made once: kept at `path`, and what it found beside it as JSON.
 
@@ -38,7 +39,7 @@ def kept_start(
     """
     place = processes()
     if place.is_main and not path.is_file():
-        report = start_student(spec, teacher, student, architecture, store)
+        report = start_student(spec, teacher, student, architecture, store, initial)
         write_json(path.with_suffix(".json"), report)
         write_weights(path, student.state_dict())
     place.barrier()
@@ -51,6 +52,7 @@ def start_student(
     student: nn.Module,
     architecture: Mapping[str, Any],
     store: ImageStore,
+    initial: Path | None = None,
 ) -> dict[str, Any] | None:
     """Give the student its first weights, in place.
 
@@ -60,6 +62,7 @@ def start_student(
         student: of the architecture.
         architecture: as the search wrote it.
         store: the training photos, on the device where this is worked out.
+        initial: weights that a search has put together from blocks that imitate the teacher's.
 
     Returns:
         What inheriting found, layer by layer; None for the other ways to start.
@@ -71,22 +74,25 @@ def start_student(
         load_weights(student, spec.student.weights)
     if spec.student.init != "inherit":
         return None
+    if initial is not None:
+        load_weights(student, initial)
+        return None
     teacher, student = teacher.to(store.device).eval(), student.to(store.device)
-    batches = _batches(spec, teacher, student, store)
+    crops = batches(spec, teacher, student, store)
     options = stage_plans(spec.distill)[0].options
-    labels = torch.cat([batch.target for batch in batches])
+    labels = torch.cat([batch.target for batch in crops])
     objective = make_objective(spec.task.kind, options, labels)
 
     def loss(output: Tensor, index: int) -> Tensor:
-        return objective.hard(output, batches[index].target)
+        return objective.hard(output, crops[index].target)
 
-    images = [batch.images for batch in batches]
+    images = [batch.images for batch in crops]
     report = inherit(teacher, student, architecture, images, spec.student.importance, loss)
     log.info("distill: inherited the teacher's channels in %.1f s", report["seconds"])
     return report
 
 
-def _batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStore) -> list[Batch]:
+def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStore) -> list[Batch]:
     """Real training crops of the first stage, without flips or colour."""
     first = stage_plans(spec.distill)[0].options
     plain = {"batch": min(CROPS_AT_ONCE, spec.student.crops), "colour": 0.0, "views": 0}

@@ -23,6 +23,7 @@ from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.export.opset import opset_of
 from kdcompile.export.parity import half_outputs, onnx_outputs, parity, torch_outputs
 from kdcompile.export.size import count_macs
+from kdcompile.models.blocks import fold
 from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
@@ -53,7 +54,7 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     architecture = distilled.json("architecture.json")
     student = student_from_architecture(teacher, architecture, spec.folder)
     load_weights(student, distilled.file("student.safetensors"))
-    student = student.float().eval()
+    student = fold(student.float().eval())
 
     output = find_task(spec.task.kind).output
     models: dict[str, ModelProto] = {}

@@ -9,6 +9,7 @@ import numpy as np
 
 import kdcompile
 from kdcompile.artifact import Artifact, Step, Store, write_json
+from kdcompile.backends.teacher import teacher_precision
 from kdcompile.bench.machine import fingerprint, fingerprint_id
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
@@ -111,9 +112,10 @@ def _with_metric(gates: Gates, task: Task) -> Gates:
 def predictions(estimate: Mapping[str, Any]) -> dict[str, Prediction]:
     """The latency model's numbers of `estimate.json`, by precision."""
     found = {}
-    for precision, teacher in estimate["teacher"].items():
-        student = estimate["student"].get(precision)
-        if not isinstance(teacher, dict) or student is None:
+    teachers = estimate["teacher"]
+    for precision, student in estimate["student"].items():
+        teacher = teachers.get(teacher_precision(precision), teachers.get("fp32"))
+        if not isinstance(student, dict) or teacher is None:
             continue  # MACs and parameters stand beside the precisions
         band = max(side["high_ms"] / side["ms"] for side in (teacher, student))
         validated = bool(teacher["validated"] and student["validated"])

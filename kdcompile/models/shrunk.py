@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcompile.models.dropped import drop
 from kdcompile.models.factory import build_model
+from kdcompile.models.staged import StagedStudent
 
 RESIZABLE = (
     nn.Conv1d,
@@ -29,12 +31,18 @@ def student_from_architecture(
 
     Args:
         teacher: gives the code and every width that the architecture does not name.
-        architecture: `{"family": "shrink", "seed": s, "modules": {name: widths}}`, where widths
-            are the constructor arguments that change, or `{"family": "file.py:factory"}`.
+        architecture: of family `shrink`, with `seed`, `modules` ({name: widths}: the constructor
+            arguments that change) and `dropped` (names of what becomes the identity, see
+            `kdcompile.models.dropped`; none where it is missing); of family `staged`, as
+            `kdcompile.models.staged` describes it; or with a factory `file.py:name` as its family.
         folder: the spec's folder, for a factory.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(architecture["seed"])
+        if architecture["family"] == "staged":
+            student: nn.Module = StagedStudent(architecture)
+            initialise(student)
+            return student
         if architecture["family"] != "shrink":
             return build_model(architecture["family"], folder)
         student = copy.deepcopy(teacher).cpu()
@@ -43,6 +51,7 @@ def student_from_architecture(
             setattr(
                 student.get_submodule(owner), leaf, _resized(student.get_submodule(name), widths)
             )
+        drop(student, architecture.get("dropped", ()))
         initialise(student)
     return student.requires_grad_(True)
 

@@ -20,6 +20,9 @@ from kdcompile.targets import Target
 # what the content of the data's files stands for, or what verification alone reads
 DATA_FIELDS_BY_CONTENT = {"root", "train", "val", "test", "annotations", "files", "max_test"}
 
+# what a search for a student reads and a mere scaling of the teacher does not
+SEARCHED = {"data", "search", "distill"}
+
 # what a training in int8 reads of [quantize]
 QAD_FIELDS = {"qad", "qad_scales", "qad_start", "calibrator"}
 
@@ -37,15 +40,28 @@ def key_parts(
         stage.name: {
             "stage": stage.name,
             "spec": {name: _section(spec, name, stage, hasher, target) for name in stage.sections},
-            "splits": {name: splits[name] for name in stage.splits},
+            "splits": {name: splits[name] for name in stage.splits if not _unread(stage, spec)},
             "source": [_source(package, hasher) for package in stage.packages],
             "libraries": {name: version(name) for name in stage.libraries},
             "target": target.to_json() if stage.on_target else None,
-            "machine": fingerprint_id() if stage.on_machine else None,
-            "board": [board.label, board.facts] if board is not None and stage.on_machine else None,
+            "machine": fingerprint_id() if measures(stage, spec) else None,
+            "board": [board.label, board.facts]
+            if board is not None and measures(stage, spec)
+            else None,
         }
         for stage in STAGES.values()
     }
+
+
+def measures(stage: Stage, spec: Spec) -> bool:
+    """Whether the stage times networks, so that its result is of a machine."""
+    searching = stage.name == "search" and spec.student.searches
+    return stage.on_machine or (searching and spec.search.measure > 0)
+
+
+def _unread(stage: Stage, spec: Spec) -> bool:
+    """Whether the stage is a search that looks at neither data nor training."""
+    return stage.name == "search" and not spec.student.searches
 
 
 def step_key(stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
@@ -60,6 +76,12 @@ def step_key(stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifa
 def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target) -> Any:
     """The values of a section, files by their content."""
     value = getattr(spec, name)
+    if name in SEARCHED and _unread(stage, spec):
+        return None
+    if name == "compile" and not measures(stage, spec):
+        return None
+    if name == "search":
+        return value.model_dump(mode="json", exclude={"jobs"})  # how many change no result
     if name == "data":
         fields = value.model_dump(mode="json", exclude=DATA_FIELDS_BY_CONTENT)
         limit = value.max_test if "test" in stage.splits else None

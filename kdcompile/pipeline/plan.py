@@ -11,7 +11,7 @@ from kdcompile.backends.board import Board
 from kdcompile.distributed import leave, made_by_main, processes
 from kdcompile.doctor import version
 from kdcompile.pipeline.board import find_board
-from kdcompile.pipeline.keys import key_parts, step_key
+from kdcompile.pipeline.keys import key_parts, measures, step_key
 from kdcompile.pipeline.stages import STAGES, upstream
 from kdcompile.spec import Spec
 from kdcompile.targets import Target, load
@@ -84,7 +84,7 @@ class Plan:
         stage, key = STAGES[name], self._key(name, made)
         assert key is not None, "upstream stages come first"
         inputs = {needed: made[needed] for needed in stage.inputs}
-        board = self.board if stage.on_machine else None
+        board = self.board if measures(stage, self.spec) else None
         step = Step(name, key, self.spec.only(stage.sections), inputs, board)
         return stage.load()(step, self.store, self.target)
 

@@ -1,22 +1,30 @@
-"""The plan, printed: steps with their cache hits, and the costs, before anything is spent."""
+"""The plan, printed: steps with their cache hits, costs and limits, before anything is spent."""
 
+from dataclasses import asdict
 from typing import Any
 
 from kdcompile.backends.board import Board
 from kdcompile.data.splits import evenly, load_splits
 from kdcompile.data.task import find_task
+from kdcompile.errors import KDError
 from kdcompile.gates.margin import smallest_margin
 from kdcompile.pipeline.plan import Plan
+from kdcompile.pipeline.rules import met_by, student_network
 from kdcompile.pipeline.stages import STAGES
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Steps, costs and what the data can decide, as JSON values.
+    """Steps, costs, the hardware's limits and what the data can decide, as JSON values.
 
-    The search runs if it has not, since the costs are its result; nothing else does.
+    The search runs if it has not, since the costs are its result; nothing else does. Where it
+    stops on something that a rule of the target explains, `estimate` is None and `stopped` is why.
+
+    Raises:
+        KDError: the search's, where no rule explains it.
     """
-    search = plan.make("search").json("estimate.json")
+    search, stopped = _search(plan)
     found = plan.found()
+    network = None if search is None else student_network(plan, found, search["precision"])
     return {
         "spec": str(plan.spec.path),
         "target": plan.target.to_json() | {"full_name": plan.target.full_name},
@@ -25,8 +33,22 @@ def describe(plan: Plan) -> dict[str, Any]:
             {"stage": name, "key": found[name].key if name in found else None} for name in STAGES
         ],
         "estimate": search,
+        "stopped": stopped,
+        "rules": [asdict(violation) for violation in met_by(plan, network)],
+        "rules_on_operators": network is not None,
         "margin": _margin(plan, found["teacher"].meta) if "teacher" in found else None,
     }
+
+
+def _search(plan: Plan) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+    """The estimate, or the error in place of it."""
+    try:
+        return plan.make("search").json("estimate.json"), None
+    except KDError as error:
+        if not any(violation.effect == "refused" for violation in met_by(plan)):
+            raise
+        parts = {"message": error.message, "where": error.where, "fix": error.fix}
+        return None, {"code": error.code, **parts}
 
 
 def _board(board: Board) -> dict[str, Any]:
@@ -59,7 +81,7 @@ def _margin(plan: Plan, teacher: Any) -> dict[str, Any]:
 
 def lines(plan: dict[str, Any]) -> list[str]:
     """The description as text."""
-    target, estimate = plan["target"], plan["estimate"]
+    target = plan["target"]
     backend = target["backend"] or target["tensorrt"] or "ONNX Runtime"
     text = [
         f"spec    {plan['spec']}",
@@ -74,7 +96,16 @@ def lines(plan: dict[str, Any]) -> list[str]:
     for step in plan["steps"]:
         state = f"cached   {step['key'][:12]}" if step["key"] else "to do"
         text.append(f"{step['stage']:<10} {state}")
-    text += ["", "network    GMACs      Mparams    predicted latency"]
+    text += ["", *_cost_lines(plan), "", *_rule_lines(plan), ""]
+    return [*text, _margin_line(plan["margin"])]
+
+
+def _cost_lines(plan: dict[str, Any]) -> list[str]:
+    estimate = plan["estimate"]
+    if estimate is None:
+        stopped = plan["stopped"]
+        return [f"no costs: the search stops with {stopped['code']}: {stopped['message']}"]
+    text = ["network    GMACs      Mparams    predicted latency"]
     precision = estimate["precision"]
     for name in ("teacher", "student"):
         cost = estimate[name]
@@ -85,8 +116,21 @@ def lines(plan: dict[str, Any]) -> list[str]:
             f"{name:<10} {cost['macs'] / 1e9:<10.4g} {cost['params'] / 1e6:<10.4g} "
             f"{latency['ms']:.3g} ms at {precision} ({band}{note})"
         )
-    text += [f"predicted speed-up {estimate['speedup']:.3g} at {precision}", ""]
-    return [*text, _margin_line(plan["margin"])]
+    return [*text, f"predicted speed-up {estimate['speedup']:.3g} at {precision}"]
+
+
+def _rule_lines(plan: dict[str, Any]) -> list[str]:
+    """The limits that are met, each with its place and its remedy."""
+    text = []
+    for rule in plan["rules"]:
+        text += [
+            f"{rule['effect']:<10} {rule['code']}: {rule['message']}",
+            f"{'':<10} where: {rule['where']}",
+            f"{'':<10} fix:   {rule['fix']}",
+        ]
+    if not plan["rules_on_operators"]:
+        text.append("limits     of widths and operators: known once `export` has run")
+    return text or ["limits     none is met: nothing is refused or done in vain on this target"]
 
 
 def _board_lines(board: dict[str, Any] | None) -> list[str]:

@@ -62,16 +62,25 @@ STAGES: dict[str, Stage] = {
             name="search",
             module="kdcompile.search.stage",
             inputs={},
-            sections=("seed", "task", "teacher", "student", "export", "quantize"),
-            splits=(),
-            packages=("models", "search", "targets"),
-            libraries=("torch",),
+            sections=(
+                "seed", "task", "teacher", "data", "student", "search", "distill", "export",
+                "quantize", "compile",
+            ),
+            splits=("train", "val"),
+            packages=(
+                "data", "models", "kernels", "calib", "distill", "export", "backends", "search",
+                "targets",
+            ),
+            libraries=(
+                "torch", "numpy", "scipy", "pillow", "onnx", "onnxscript", "onnxslim",
+                "onnxruntime",
+            ),
             on_target=True,
         ),
         Stage(
             name="distill",
             module="kdcompile.distill.stage",
-            inputs={"teacher": (), "search": ("architecture.json",)},
+            inputs={"teacher": (), "search": ("architecture.json", "initial.safetensors")},
             sections=(
                 "seed", "task", "teacher", "data", "student", "distill", "export", "quantize",
             ),

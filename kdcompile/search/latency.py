@@ -1,40 +1,53 @@
-"""What a network's latency will be on a target: a roofline with a launch cost, and its error band.
+"""What a network's latency will be on a target: a distribution, and what each kernel adds to it.
 
-Each kernel takes the longer of its arithmetic and its memory traffic, plus the launch. Arithmetic
-runs at `EFFICIENCY` of the dense peak on large layers and at less on small ones, as if every SM had
-`STARTUP_OPS` more to do. A constant efficiency misses by 2x between batch 1 and 8 on one board.
-
-The two constants and the launch cost (the same for every GPU) were fitted to eleven measurements:
-MLPerf ResNet-50 on AGX Orin (batch 1, 8), Orin NX and Xavier NX, SSD-ResNet34 on Xavier NX, CSRNet
-and its quarter on an H100 in fp32, fp16 and int8. Predicted over measured is 0.69 to 1.36 there, in
-sample. The band is a factor of `VALIDATED_BAND` each way near a fixture, else `UNVALIDATED_BAND`.
+The equations are in `equations`, the efficiencies and their uncertainty in `efficiency`, what is
+measured in `targets/fixtures.toml`. The prediction is log-normal: its variance is that of the
+efficiencies carried through the equations, plus the model's own.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
-from kdcompile.errors import KDError
-from kdcompile.search.cost import Operation, macs
+from kdcompile.search.efficiency import Efficiencies, efficiencies_of, log_deviation
+from kdcompile.search.equations import Times, lay_out, peak, times
 from kdcompile.targets import Target
 
-EFFICIENCY = 0.75
-STARTUP_OPS = 30e6
-MEMORY_EFFICIENCY = 0.8
-VALIDATED_BAND = 1.5
-UNVALIDATED_BAND = 2.5
+if TYPE_CHECKING:
+    from kdcompile.search.kernels_of import Kernel
+
 NEAR = 4.0
 """A fixture speaks for networks of between 1/NEAR and NEAR times its multiply-adds."""
+NINETY = 1.645  # standard deviations each way that hold 90 %
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+Bound = Literal["arithmetic", "memory", "launch"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one kernel adds: `ms` of the median, and the largest share of it.
+
+    `known` is False where its operator has no efficiency of its own: it is then priced by its
+    memory traffic, at a low and uncertain bandwidth.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    ms: float
+    bound: Bound
+    known: bool
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A predicted latency in milliseconds.
+    """A predicted latency in milliseconds: median and 90 % interval.
 
     `bounds` splits `ms` by what holds it up: `arithmetic`, `memory`, `launch`. `validated` says
     that a measured fixture of the same module, power mode and precision, and of a network of about
-    this size, backs the band.
+    this size, backs it. `notes` say what a reader must know.
     """
 
     ms: float
@@ -43,69 +56,119 @@ class Estimate:
     validated: bool
     precision: str
     bounds: Mapping[str, float]
+    parts: tuple[Part, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def estimate(ops: Sequence[Operation], target: Target, precision: str) -> Estimate:
-    """The latency of one inference of `ops` on `target`, compiled at `precision`.
+def estimate(
+    kernels: "Sequence[Kernel]",
+    target: Target,
+    precision: str,
+    efficiencies: Efficiencies | None = None,
+) -> Estimate:
+    """The latency of one inference, replayed as a CUDA graph.
+
+    Args:
+        kernels: of `kernels_of`, in the types of the engine.
+        target: in its power mode.
+        precision: of the engine; each kernel runs at its own.
+        efficiencies: those of the target where not given.
 
     Raises:
-        KDError: the target has no such precision, or no dense peak for it is known.
+        KDError: `target-precision`, the target does not multiply in that precision or a kernel's.
     """
-    peak = _peak(target, precision) * 1e12 * EFFICIENCY
-    bandwidth = target.bandwidth_gbs * 1e9 * MEMORY_EFFICIENCY
-    bounds = {"arithmetic": 0.0, "memory": 0.0, "launch": 0.0}
-    for work, elements in _kernels(ops, target.channel_tile):
-        startup = STARTUP_OPS * target.sm_count if work else 0.0
-        arithmetic = (work + startup) / peak
-        memory = elements * BYTES[precision] / bandwidth
-        bound = "arithmetic" if arithmetic >= memory else "memory"
-        bounds[bound] += 1e3 * max(arithmetic, memory)
-        bounds["launch"] += 1e-3 * target.launch_us
-    ms = sum(bounds.values())
-    validated = _validated(macs(ops) / 1e9, target, precision)
-    band = VALIDATED_BAND if validated else UNVALIDATED_BAND
-    return Estimate(ms, ms / band, ms * band, validated, precision, bounds)
+    peak(target, precision)
+    efficiencies = efficiencies or efficiencies_of(target)
+    layout = lay_out(kernels, target)
+    found = times(layout, efficiencies.values)
+    ms = 1e3 * found.total
+    factor = math.exp(NINETY * log_deviation(layout, efficiencies))
+    gmac = sum(kernel.macs for kernel in kernels) / 1e9
+    validated = _validated(gmac, target, precision)
+    parts = _parts(kernels, found)
+    return Estimate(
+        ms, ms / factor, ms * factor, validated, precision, _bounds(found), parts,
+        _notes(parts, target, precision, validated),
+    )  # fmt: skip
 
 
-def _peak(target: Target, precision: str) -> float:
-    """Dense TFLOP/s; TensorRT multiplies fp32 in TF32 where the GPU has it, unless told not to."""
-    peaks = target.peak_tflops
-    if precision not in target.precisions or precision not in peaks or precision not in BYTES:
-        raise KDError(
-            "target-precision",
-            f"{target.name} has no {precision} with a known dense peak",
-            where="[quantize] precision",
-            fix="one of " + ", ".join(p for p in target.precisions if p in peaks and p in BYTES),
+def kernel_ms(
+    kernels: "Sequence[Kernel]",
+    target: Target,
+    precision: str,
+    efficiencies: Efficiencies | None = None,
+) -> float:
+    """The median of `estimate` alone, in milliseconds.
+
+    Give the efficiencies when many networks are priced, so that they are looked up once.
+
+    Raises:
+        KDError: as `estimate`.
+    """
+    peak(target, precision)
+    values = (efficiencies or efficiencies_of(target)).values
+    return 1e3 * times(lay_out(kernels, target), values).total
+
+
+def _bounds(found: Times) -> dict[str, float]:
+    """Milliseconds by bound; the shorter of arithmetic and memory counts as far as it shows."""
+    longer = found.arithmetic >= found.memory
+    shown = longer + found.exposed * ~longer
+    hidden = ~longer + found.exposed * longer
+    return {
+        "arithmetic": 1e3 * float((found.arithmetic * shown).sum()),
+        "memory": 1e3 * float((found.memory * hidden).sum()),
+        "launch": 1e3 * found.overhead * len(longer),
+    }
+
+
+def _parts(kernels: "Sequence[Kernel]", found: Times) -> tuple[Part, ...]:
+    rows = zip(kernels, found.arithmetic, found.memory, found.busy, strict=True)
+    parts = []
+    for kernel, arithmetic, memory, busy in rows:
+        shares: dict[Bound, float] = {
+            "arithmetic": arithmetic, "memory": memory, "launch": found.overhead,
+        }  # fmt: skip
+        bound = max(shares, key=lambda name: shares[name])
+        ms = 1e3 * (float(busy) + found.overhead)
+        known = kernel.kind != "other"
+        parts.append(Part(kernel.name, kernel.kind, kernel.nodes, ms, bound, known))
+    return tuple(parts)
+
+
+def _notes(
+    parts: Sequence[Part], target: Target, precision: str, validated: bool
+) -> tuple[str, ...]:
+    notes = []
+    if not validated:
+        notes.append(
+            f"unvalidated: no measured latency of {target.name} in mode {target.power_mode} at "
+            f"{precision} of a network of about this size"
         )
-    return peaks.get("tf32", peaks["fp32"]) if precision == "fp32" else peaks[precision]
+    if target.calibration is not None:
+        notes.append(f"efficiencies from a calibration of {target.name} on the device")
+    unknown = [part.name for part in parts if not part.known]
+    if unknown:
+        listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        notes.append(f"{len(unknown)} unknown operators, counted as memory-bound: {listed}")
+    return tuple(notes)
 
 
-def _kernels(ops: Sequence[Operation], tile: int) -> list[tuple[float, int]]:
-    """(arithmetic operations, elements moved) of each kernel; a fused op adds to the one before."""
-    kernels: list[tuple[float, int]] = []
-    for op in ops:
-        if op.fused and kernels:
-            work, moved = kernels[-1]
-            kernels[-1] = (work, moved + op.in_elements)
-        else:
-            moved = op.in_elements + op.out_elements + op.weight_elements
-            kernels.append((_aligned_work(op, tile), moved))
-    return kernels
+@cache
+def _sizes() -> dict[tuple[str, str, str], list[float]]:
+    """GMAC of the usable fixtures by module, mode and precision."""
+    from kdcompile.search.reference import reference_gmac
+    from kdcompile.targets.fixtures import load_fixtures
 
-
-def _aligned_work(op: Operation, tile: int) -> float:
-    """Operations with the channels of each group rounded up to whole tiles: padding costs time."""
-    work = 2.0 * op.macs
-    if work:
-        for channels in (op.in_channels // op.groups, op.out_channels // op.groups):
-            work *= -(-channels // tile) * tile / channels
-    return work
+    sizes: dict[tuple[str, str, str], list[float]] = {}
+    for fixture in load_fixtures():
+        if fixture.usable:
+            gmac = fixture.gmac or reference_gmac(fixture.network, fixture.shape)
+            key = fixture.target, fixture.mode, fixture.precision
+            sizes.setdefault(key, []).append(gmac)
+    return sizes
 
 
 def _validated(gmac: float, target: Target, precision: str) -> bool:
-    sizes = [
-        fixture.gmac
-        for fixture in target.fixtures
-        if fixture.mode == target.power_mode and fixture.precision == precision
-    ]
-    return bool(sizes) and min(sizes) / NEAR <= gmac <= max(sizes) * NEAR
+    sizes = _sizes().get((target.name, target.power_mode, precision), [])
+    return any(size / NEAR <= gmac <= size * NEAR for size in sizes)

@@ -31,10 +31,8 @@ def architectures(
     return found
 
 
-def _widths(channels: Channels, layer: Layer, ratio: float, tile: int) -> dict[str, int]:
-    """The constructor arguments of a layer at a ratio."""
-    inputs = channels.width(layer.inputs, ratio, tile)
-    outputs = channels.width(layer.outputs, ratio, tile)
+def arguments(layer: Layer, inputs: int, outputs: int) -> dict[str, int]:
+    """The constructor arguments that give a layer these widths."""
     if issubclass(layer.kind, nn.Linear):
         return {"in_features": inputs, "out_features": outputs}
     if issubclass(layer.kind, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -42,3 +40,9 @@ def _widths(channels: Channels, layer: Layer, ratio: float, tile: int) -> dict[s
     depthwise = layer.groups > 1 and layer.inputs == layer.outputs
     groups = inputs if depthwise else layer.groups
     return {"in_channels": inputs, "out_channels": outputs, "groups": groups}
+
+
+def _widths(channels: Channels, layer: Layer, ratio: float, tile: int) -> dict[str, int]:
+    """The constructor arguments of a layer at a ratio."""
+    sides = (channels.width(layout, ratio, tile) for layout in (layer.inputs, layer.outputs))
+    return arguments(layer, *sides)

@@ -16,6 +16,7 @@ from kdcompile.calib import stage as calibrate_stage
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.errors import KDError
 from kdcompile.export import stage as export_stage
+from kdcompile.export.parity import onnx_outputs
 from kdcompile.models.factory import build_model
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.spec import Spec
@@ -163,6 +164,39 @@ def test_a_student_without_a_half_form_is_exported_in_the_others(
     assert (half["finite"], half["why"]) == (False, "Foo takes no float16")
     step = Step("compile", "2" * 64, spec, {"export": made, "calibrate": made})
     assert _absent(step, target)["fp16"] == "Foo takes no float16"
+
+
+def test_a_staged_student_is_exported_folded(spec: Spec, store: Store) -> None:
+    stages = [
+        {"block": "repvgg", "width": 8, "depth": 2, "stride": 1, "down": "pool", "dilation": 1},
+        {"block": "conv", "width": 8, "depth": 1, "stride": 2, "down": "pool", "dilation": 1},
+    ]
+    architecture = {
+        "family": "staged", "seed": 0, "input_scale": 1.0, "stages": stages,
+        "in_channels": 3, "out_channels": 1, "head": "dense", "output_stride": 2,
+    }  # fmt: skip
+    teacher = build_model("model.py:build", spec.folder)
+    student = student_from_architecture(teacher, architecture, spec.folder)
+    student.train()(torch.randn(2, 3, *SIZE))  # statistics that folding could not leave out
+
+    def build(folder: Path) -> dict[str, int]:
+        save_file(student.state_dict(), folder / "student.safetensors")
+        write_json(folder / "architecture.json", architecture)
+        return {}
+
+    step = Step("export", "3" * 64, spec, {"distill": store.make("distill", "4" * 64, build)})
+    made = export_stage.run(step, store, targets.load("jetson-agx-xavier"))
+    report = made.json("parity.json")
+    assert report["params"] == (8 * 27 + 8) + 2 * (8 * 72 + 8) + 9
+    assert report["student"]["max_rel_error"] < 1e-5
+    assert report["student_fp16"]["finite"]
+    kinds = [node.op_type for node in onnx.load(made.file("student.onnx")).graph.node]
+    assert kinds == ["Conv", "Relu", "Conv", "Relu", "MaxPool", "Conv", "Relu", "Conv"]
+    with torch.no_grad():
+        image = torch.randn(1, 3, *SIZE)
+        expected = student.eval()(image).numpy()
+    output = onnx_outputs(made.file("student.onnx"), [image.numpy()])[0]
+    assert np.allclose(output, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_calibrate_writes_its_files(spec: Spec, store: Store, exported: Artifact) -> None:

@@ -1,4 +1,4 @@
-"""The measured latencies: their schema, their agreement with the target files, and the gaps."""
+"""The measured latencies: their schema, and the gaps."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from kdcompile import targets
 from kdcompile.errors import KDError
 from kdcompile.targets import fixtures
-from kdcompile.targets.fixtures import Fixture, load_fixtures, parse_fixtures
+from kdcompile.targets.fixtures import load_fixtures, parse_fixtures
 
 TEXT = fixtures.FILE.read_text(encoding="utf-8")
 KNOWN = {fixture.name: fixture for fixture in load_fixtures()}
@@ -37,12 +37,6 @@ structure = "unknown"
 """
 
 
-def named(**match: object) -> Fixture:
-    found = [f for f in KNOWN.values() if all(getattr(f, k) == v for k, v in match.items())]
-    assert len(found) == 1, match
-    return found[0]
-
-
 def test_fixtures_is_no_target() -> None:
     assert fixtures.FILE.parent == targets.FOLDER
     assert "fixtures" not in targets.names()
@@ -61,17 +55,15 @@ def test_there_are_enough_from_several_networks_and_devices() -> None:
     assert len({f.target for f in on_gpu}) >= 4
 
 
-def test_every_latency_of_a_target_file_is_here_too() -> None:
-    seen = 0
+def test_a_target_file_has_no_latencies_of_its_own() -> None:
     for name in targets.names():
-        for old in targets.load(name).fixtures:
-            new = named(
-                target=name, network=old.model, shape=old.shape, precision=old.precision,
-                mode=old.mode,
-            )  # fmt: skip
-            assert (new.measured_ms, new.gmac, new.usable) == (old.p50_ms, old.gmac, True)
-            seen += 1
-    assert seen >= LEAST
+        assert "fixture" not in (targets.FOLDER / f"{name}.toml").read_text().split("[facts]")[1]
+
+
+def test_the_software_is_that_of_the_logs() -> None:
+    assert "TensorRT 8.5.2" in KNOWN["orin-nx-16gb-resnet50-b1-int8"].software
+    assert "JetPack 5.1.1" not in KNOWN["orin-nx-16gb-resnet50-b1-int8"].software
+    assert KNOWN["xavier-nx-resnet50-b1-int8"].software == "JetPack 4.6, TensorRT 8.0.1"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +125,7 @@ def test_no_source_is_written_and_never_used() -> None:
 def test_fixtures_of_a_target() -> None:
     assert {f.network for f in fixtures.fixtures_of("h100")} == {"CSRNet", "CSRNet-1/4"}
     assert len(fixtures.fixtures_of("h100")) == 6
-    assert fixtures.fixtures_of("jetson-agx-xavier") == ()
+    assert fixtures.fixtures_of("jetson-agx-orin-32gb") == ()
     assert fixtures.fixtures_of("jetson@15W") == fixtures.fixtures_of("jetson-orin-nano-8gb") != ()
     with pytest.raises(KDError, match="no target"):
         fixtures.fixtures_of("h101")

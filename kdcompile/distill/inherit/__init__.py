@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from kdcompile.distill.inherit.select import explaining, most
 from kdcompile.distill.inherit.slicing import slice_weights
 from kdcompile.errors import KDError
 from kdcompile.models.channels import Channels, trace
+from kdcompile.models.dropped import is_gone, members, tied
 
 
 def inherit(
@@ -49,8 +51,14 @@ def inherit(
             fix='set student.family = "shrink", or student.init = "random"',
         )
     start = time.perf_counter()
+    dropped = architecture.get("dropped", ())
     channels = trace(teacher, (1, *crops[0].shape[1:]))
-    kept = _kept(teacher, channels, widths(channels, student), crops, importance, loss)
+    # a dropped block no longer reads its group; a dropped convolution stays until channels are
+    # chosen: what it makes of its input is what the layers behind it must now find there
+    _forget(channels, [name for name in dropped if name not in channels.layers])
+    wanted = _wanted(teacher, channels, student, dropped)
+    kept = _kept(teacher, channels, wanted, crops, importance, loss)
+    _forget(channels, [path for name in dropped for path in members(teacher, name)])
     plans = layer_plans(channels, kept, student)
     was_training = student.training
     student.eval()
@@ -75,6 +83,24 @@ def inherit(
         "sliced": [{"name": name, "why": reason} for name, reason in why.items()],
         "seconds": time.perf_counter() - start,
     }
+
+
+def _forget(channels: Channels, gone: Sequence[str]) -> None:
+    """Leave out the layers of modules that the student does not have."""
+    for name in [name for name in channels.layers if is_gone(name, gone)]:
+        del channels.layers[name]
+
+
+def _wanted(
+    teacher: nn.Module, channels: Channels, student: nn.Module, dropped: Sequence[str]
+) -> dict[int, int]:
+    """The student's width of each group; of one that only something dropped made, its leader's."""
+    gone = [path for name in dropped for path in members(teacher, name)]
+    left = {name: layer for name, layer in channels.layers.items() if not is_gone(name, gone)}
+    found = widths(replace(channels, layers=left), student)
+    for root, leader in tied(channels, dropped).items():
+        found.setdefault(root, found.get(leader, channels.size[leader]))
+    return found
 
 
 def _outputs(channels: Channels, name: str) -> int:

@@ -17,6 +17,11 @@ def most(scores: Tensor, keep: int, blocks: int) -> Tensor:
 
 
 def explaining(views: Sequence[Place], size: int, keep: int, blocks: int) -> Tensor:
+    """The channels that `ranking` picks, as ascending indices [keep]."""
+    return torch.tensor(sorted(ranking(views, size, keep, blocks)))
+
+
+def ranking(views: Sequence[Place], size: int, keep: int, blocks: int) -> list[int]:
     """Channels, picked one by one, that best predict what the readers make of all of them.
 
     With covariance S and demand H = W W^T of a reader, channel c explains r^T H r / S_cc of the
@@ -30,7 +35,7 @@ def explaining(views: Sequence[Place], size: int, keep: int, blocks: int) -> Ten
         blocks: equally many are picked of each of so many equal parts.
 
     Returns:
-        Ascending indices [keep].
+        Indices in the order in which they are picked.
     """
     residuals, products, floors = [], [], []
     for view in views:
@@ -59,4 +64,4 @@ def explaining(views: Sequence[Place], size: int, keep: int, blocks: int) -> Ten
                 weighted = product[:, best] / residual[best, best].sqrt()
                 residual -= torch.outer(column, column)
                 product -= torch.outer(weighted, column)
-    return torch.tensor(sorted(chosen))
+    return chosen

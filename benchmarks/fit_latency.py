@@ -1,0 +1,102 @@
+"""Rebuild the reference networks' kernels and fit the latency model's efficiencies on the fixtures.
+
+    python benchmarks/fit_latency.py [--fit-only]
+
+Writes `targets/reference_kernels.json.gz` and `targets/latency.toml` of this checkout, and the
+tables of `docs/latency-model.md`.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import latency_tables
+import onnx
+from reference_networks import NETWORKS, write
+from torch import nn
+
+from kdcompile.artifact import write_text
+from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.models.csrnet import CSRNet
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search import reference
+from kdcompile.search.efficiency import Efficiencies, elsewhere, fit, priors
+from kdcompile.search.kernels_of import Precision, kernels_of
+from kdcompile.search.shrink import architectures
+from kdcompile.search.validate import observations
+from kdcompile.targets.fixtures import load_fixtures
+
+TARGETS = Path(__file__).parents[1] / "targets"
+OPSET = 17
+HEAD = (
+    "# Efficiencies of the latency model, fitted on fixtures.toml by benchmarks/fit_latency.py:\n"
+    "# not written by hand. `covariance` is of the logarithms, in the order of `values`.\n"
+)
+
+
+def build(network: str, shape: Sequence[int], folder: Path) -> onnx.ModelProto:
+    """The ONNX file of a fixture's network, at batch 1 where MLPerf measured it."""
+    if network in NETWORKS:
+        return onnx.load(write(NETWORKS[network], folder, OPSET))
+    module: nn.Module = CSRNet()
+    if network == "CSRNet-1/4":
+        quarter = architectures(module, (1, 3, 64, 64), 16, 0, [0.25])[0]
+        module = student_from_architecture(module, quarter, folder)
+    size = tuple(shape)
+    return onnx_from_module(module.eval(), folder / "network.onnx", (size, size, size), OPSET)
+
+
+def tables(networks: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """The kernels of every usable fixture's network (or of these), by the file's keys."""
+    built: dict[str, onnx.ModelProto] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for fixture in load_fixtures():
+            name, shape, precision = fixture.network, fixture.shape, fixture.precision
+            if not fixture.usable or (networks and name not in networks):
+                continue
+            if name not in built:
+                built[name] = build(name, shape, Path(folder))
+            key = reference.key_of(name, shape, precision)
+            if key not in found:
+                kernels = kernels_of(built[name], shape, float32_as=cast(Precision, precision))
+                found[key] = reference.compact(kernels)
+    return found
+
+
+def _short(value: float) -> str:
+    """Six digits; what is zero but for rounding is zero."""
+    return "0" if abs(value) < 1e-9 else f"{value:.6g}"
+
+
+def to_toml(fitted: dict[str, Efficiencies]) -> str:
+    """The file of fitted efficiencies."""
+    lines = [HEAD]
+    for group, values in fitted.items():
+        rows = ",\n".join(
+            "  [" + ", ".join(f"{_short(value)}" for value in row) + "]"
+            for row in values.covariance
+        )
+        lines += [f"[{group}]", f'source = "{values.source}"', f"residual = {values.residual:.4f}"]
+        lines += [f"covariance = [\n{rows},\n]", f"[{group}.values]"]
+        lines += [f'"{name}" = {values.values[name]:.6g}' for name in values.names] + [""]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the files."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--fit-only", action="store_true", help="keep the kernels that are there")
+    options = parser.parse_args(arguments)
+    if not options.fit_only:
+        reference.write_reference(tables(), TARGETS / reference.FILE.name)
+    gpu, cpu = (fit(observations(group), priors(group)) for group in ("gpu", "cpu"))
+    write_text(TARGETS / "latency.toml", to_toml({"gpu": gpu, "cpu": elsewhere(cpu)}))
+    return latency_tables.main()  # which reads the new file
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Parts of a network that a student can do without: each is replaced by the identity.
+
+Two kinds: a residual block, and a convolution that keeps channels and size, with the normalisation
+and the activation behind it. The first is near the identity already; of the second, the layer
+behind must learn to read other channels, so the student's two groups have to be equally wide.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+if TYPE_CHECKING:
+    from kdcompile.models.channels import Channels
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+def droppable(teacher: nn.Module, shape: Sequence[int]) -> list[str]:
+    """The parts, in order of execution: blocks by their module, pairs by their convolution.
+
+    A block is the innermost module that gives back its input, where that is not negative, once
+    all its parameters are zero. Convolutions inside a block are not listed. A part runs once,
+    takes one tensor, and the network runs without it.
+
+    Args:
+        teacher: in inference mode; not changed.
+        shape: input [N, C, H, W]; only blocks are computed at it, the network's sizes are inferred.
+    """
+    network = copy.deepcopy(teacher).cpu().requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        image = torch.zeros(*shape)
+        seen, size = _observe(network, image)
+    kept = {name: sizes for name, sizes in seen.items() if sizes[0] == sizes[1]}
+    blocks = [name for name in kept if _returns_input(network.get_submodule(name), kept[name][0])]
+    blocks = [b for b in blocks if not any(other.startswith(f"{b}.") for other in blocks)]
+    pairs = [
+        name
+        for name in kept
+        if _is_pair(network, name) and not any(name.startswith(f"{b}.") for b in blocks)
+    ]
+    found = [name for name in seen if name in {*blocks, *pairs}]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        image = torch.zeros(*shape)
+        return [name for name in found if _runs_without(network, name, image, size)]
+
+
+def members(network: nn.Module, name: str) -> list[str]:
+    """The modules that go with a part: the block, or a convolution and what is right behind it."""
+    owner, _, leaf = name.rpartition(".")
+    if not isinstance(network.get_submodule(name), CONVOLUTIONS):
+        return [name]
+    names = list(dict(network.get_submodule(owner).named_children()))
+    found = [name]
+    for kinds in (NORMS, ACTIVATIONS):
+        behind = names[names.index(leaf) + len(found) :][:1]
+        path = f"{owner}.{behind[0]}" if owner and behind else "".join(behind)
+        if behind and isinstance(network.get_submodule(path), kinds):
+            found.append(path)
+    return found
+
+
+def drop(network: nn.Module, names: Iterable[str]) -> None:
+    """Replace parts by the identity, in place."""
+    for path in [path for name in names for path in members(network, name)]:
+        owner, _, leaf = path.rpartition(".")
+        setattr(network.get_submodule(owner), leaf, nn.Identity())
+
+
+def tied(channels: "Channels", names: Iterable[str]) -> dict[int, int]:
+    """Groups that must be equally wide: each one's root, and the root that leads its set.
+
+    Args:
+        channels: of the whole network.
+        names: dropped parts; a convolution's input is then what its readers read.
+    """
+    leaders: dict[int, int] = {}
+
+    def leader(root: int) -> int:
+        while leaders.setdefault(root, root) != root:
+            root = leaders[root]
+        return root
+
+    for layer in [channels.layers[name] for name in names if name in channels.layers]:
+        before, after = (channels.root(v[0][0]) for v in (layer.inputs, layer.outputs))
+        leaders[leader(after)] = leader(before)
+    return {root: leader(root) for root in leaders}
+
+
+def is_gone(name: str, gone: Iterable[str]) -> bool:
+    """Whether a module is one of the replaced ones or inside one."""
+    return any(name == other or name.startswith(f"{other}.") for other in gone)
+
+
+def _observe(
+    network: nn.Module, image: Tensor
+) -> tuple[dict[str, tuple[torch.Size, torch.Size]], torch.Size]:
+    """Input and output sizes of each module that runs once on one tensor; the output's size."""
+    found: dict[str, list[tuple[torch.Size, torch.Size]]] = {}
+
+    def hook(name: str, _: nn.Module, given: tuple[object, ...], made: object) -> None:
+        tensors = [*given, made]
+        sizes = [value.shape for value in tensors if isinstance(value, Tensor)]
+        whole = len(given) == 1 and len(sizes) == 2
+        found.setdefault(name, []).append((sizes[0], sizes[1]) if whole else (image.shape, _NONE))
+
+    handles = [
+        module.register_forward_hook(partial(hook, name))
+        for name, module in network.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad():
+            made = network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: calls[0] for name, calls in found.items() if len(calls) == 1}, made.shape
+
+
+_NONE = torch.Size()
+
+
+def _returns_input(module: nn.Module, size: torch.Size) -> bool:
+    if not any(True for _ in module.parameters()):
+        return False
+    blank = copy.deepcopy(module)
+    for parameter in blank.parameters():
+        parameter.zero_()
+    x = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return torch.equal(blank(x), x)
+
+
+def _is_pair(network: nn.Module, name: str) -> bool:
+    module = network.get_submodule(name)
+    owner = name.rpartition(".")[0]
+    if not isinstance(module, CONVOLUTIONS) or module.in_channels != module.out_channels:
+        return False
+    if module.groups > 1 or not isinstance(network.get_submodule(owner), nn.Sequential):
+        return False
+    return isinstance(network.get_submodule(members(network, name)[-1]), ACTIVATIONS)
+
+
+def _runs_without(network: nn.Module, name: str, image: Tensor, size: torch.Size) -> bool:
+    """Whether the rest of the network gives an output of the same size."""
+    gone = members(network, name)
+    before = [network.get_submodule(path) for path in gone]
+    drop(network, [name])
+    try:
+        with torch.no_grad():
+            return bool(network(image).shape == size)
+    except (AttributeError, RuntimeError, TypeError):  # its parts are used from outside
+        return False
+    finally:
+        for path, module in zip(gone, before, strict=True):
+            owner, _, leaf = path.rpartition(".")
+            setattr(network.get_submodule(owner), leaf, module)

@@ -1,0 +1,52 @@
+"""What a space's students are expected to be worth, from cheap evidence to dear.
+
+A judge knows the teacher's validation metric and answers for any student how much worse it should
+be, and how sure that is. `learn` measures what tells most about the students that it is shown.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.splits import load_splits
+from kdcompile.data.task import find_task
+from kdcompile.distill.evaluate import predict
+from kdcompile.distill.setting import training_device
+from kdcompile.search.evidence import Expected
+from kdcompile.search.finalists import Finalist
+from kdcompile.spec import Spec
+
+Architecture = Mapping[str, Any]
+
+
+class Judge(Protocol):
+    """Evidence on the students of one space."""
+
+    def guess(self, architecture: Architecture) -> float:
+        """An order alone: lower is better. Fast."""
+
+    def learn(self, likely: Sequence[Architecture], number: int) -> int:
+        """Measure at most `number` things about these students; how many it was."""
+
+    def expected(self, architecture: Architecture) -> Expected:
+        """How much worse than the teacher it should be, in the metric's unit."""
+
+    def distil(self, architectures: Sequence[Architecture], steps: int) -> list[Finalist]:
+        """What a short distillation makes of each."""
+
+    def start(self, architecture: Architecture) -> Path | None:
+        """The file with its first weights; None where `student.init` makes them."""
+
+
+def validation_metric(network: nn.Module, spec: Spec) -> float:
+    """The metric of a network on all validation images."""
+    task, device = find_task(spec.task.kind), training_device()
+    photos = load_splits(spec.data, spec.folder).val
+    preprocess = Preprocess.of(spec.data, spec.export)
+    was_on = next(network.parameters()).device
+    predicted = predict(network.to(device), photos, preprocess, device, task)
+    network.to(was_on)
+    return task.metric(task.errors(predicted, [task.truth(photo) for photo in photos]))

@@ -1,0 +1,65 @@
+"""A network as the latency model sees it: the kernels of its ONNX file, priced on a target."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+from torch import nn
+
+from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.models.blocks import fold
+from kdcompile.search.cost import params
+from kdcompile.search.explain import Priced
+from kdcompile.search.kernels_of import Precision, kernels_of
+from kdcompile.search.latency import estimate
+from kdcompile.targets import Target
+
+AS_TYPE: dict[str, Precision] = {
+    "fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8", "fp8": "int8",
+}  # fmt: skip
+
+
+def as_type(precision: str) -> Precision:
+    """What the float32 of a network becomes at a precision; fp8 moves the bytes of int8."""
+    return AS_TYPE[precision]
+
+
+class Network:
+    """A network with its ONNX file at a fixed shape, in memory.
+
+    Args:
+        module: in inference mode, on the CPU; its blocks are folded, as for the real export.
+        shape: input [N, C, H, W].
+
+    Raises:
+        KDError: of the export.
+    """
+
+    def __init__(self, module: nn.Module, shape: Sequence[int]) -> None:
+        self.module, self.shape = fold(module), list(shape)
+        fixed = (self.shape, self.shape, self.shape)
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "network.onnx"
+            self.model: ModelProto = onnx_from_module(self.module, path, fixed)
+
+    def priced(self, target: Target, precision: str) -> Priced:
+        """Its kernels at a precision with their estimate.
+
+        Raises:
+            KDError: of `kernels_of` and `estimate`.
+        """
+        kernels = kernels_of(self.model, self.shape, as_type(precision))
+        return Priced(kernels, estimate(kernels, target, precision), self.shape)
+
+    def record(self, target: Target, precisions: Sequence[str]) -> Mapping[str, Any]:
+        """`macs`, `params`, and the estimate at each precision, as JSON values."""
+        priced = {p: self.priced(target, p) for p in precisions}
+        any_of_them = next(iter(priced.values()))
+        return {
+            "macs": sum(kernel.macs for kernel in any_of_them.kernels),
+            "params": params(self.module),
+            **{p: asdict(found.estimate) for p, found in priced.items()},
+        }

@@ -1,0 +1,136 @@
+"""The Pareto front as a chart: latency against expected quality, both with their 90 % intervals."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from kdcompile.artifact import replacing
+from kdcompile.data.metric import Metric
+from kdcompile.search.front import Point, front
+from kdcompile.search.latency import NINETY
+
+INK, GRID, FAINT = "#3d4450", "#e6e8ec", "#9aa3b0"
+CHOICE, LINE, LIMIT = "#0f7b6c", "#3b82c4", "#c2577f"
+MARKERS = {"proxy": "x", "blocks": "o", "distilled": "s", "measured": "D"}
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # matplotlib ships it
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 144,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "kdcompile",  # the ids in the file follow from its content
+}
+
+
+def plot_front(
+    points: Sequence[Point],
+    chosen: Point,
+    limit_ms: float | None,
+    teacher: Point,
+    metric: Metric,
+    path: Path,
+) -> list[Path]:
+    """Write the chart as `path` with the suffixes .png and .svg; equal points give equal bytes.
+
+    Args:
+        points: every candidate to show.
+        chosen: the one that is marked.
+        limit_ms: the budget as a line; None where it is not of time.
+        teacher: shown where its latency and its quality meet.
+        metric: of the qualities; its better side is up.
+        path: without a suffix.
+
+    Returns:
+        The two files.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        _points(axes, points)
+        _line(axes, front(points, metric))
+        _marked(axes, teacher, "teacher", ("^", FAINT, 60))
+        _marked(axes, chosen, "choice", ("*", CHOICE, 170))
+        if limit_ms is not None:
+            axes.axvline(limit_ms, c=LIMIT, ls="--", lw=1, label=f"budget {limit_ms:.3g} ms")
+        _axes(axes, chosen, metric)
+        axes.legend(fontsize=8)
+        return [_png(figure, path), _svg(figure, path)]
+
+
+def _points(axes: Axes, points: Sequence[Point]) -> None:
+    for evidence, marker in MARKERS.items():
+        seen = [p for p in points if p.evidence == evidence]
+        if not seen:
+            continue
+        x, y = [p.ms for p in seen], [p.quality for p in seen]
+        across = [
+            [p.ms - p.interval[0] for p in seen],
+            [p.interval[1] - p.ms for p in seen],
+        ]
+        axes.errorbar(
+            x, y, xerr=across, yerr=[NINETY * p.quality_sd for p in seen], fmt=marker, ms=4,
+            c=LINE, ecolor=FAINT, elinewidth=0.6, alpha=0.75, label=f"quality: {evidence}",
+        )  # fmt: skip
+
+
+def _line(axes: Axes, best: Sequence[Point]) -> None:
+    """Steps: what is reached at each latency."""
+    x, y = [p.ms for p in best], [p.quality for p in best]
+    axes.step(x, y, where="post", c=LINE, lw=1.2, label="front")
+
+
+def _marked(axes: Axes, point: Point, label: str, look: tuple[str, str, int]) -> None:
+    marker, colour, size = look
+    axes.scatter([point.ms], [point.quality], size, c=colour, marker=marker, label=label, zorder=4)
+
+
+def _axes(axes: Axes, chosen: Point, metric: Metric) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    better = "higher" if metric.higher else "lower"
+    axes.set_xlabel(f"latency in ms at {chosen.latency.precision}, 90 % interval")
+    axes.set_ylabel(f"expected {metric.name} ({better} is better), 90 % interval")
+    if not metric.higher:
+        axes.invert_yaxis()
+
+
+def _png(figure: Figure, path: Path) -> Path:
+    canvas: Any = FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer, metadata={"Software": None})
+    return _written(path.with_name(path.name + ".png"), buffer.getvalue())
+
+
+def _svg(figure: Figure, path: Path) -> Path:
+    canvas: Any = FigureCanvasSVG(figure)
+    buffer = io.BytesIO()
+    canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
+    return _written(path.with_name(path.name + ".svg"), buffer.getvalue())
+
+
+def _written(path: Path, content: bytes) -> Path:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path

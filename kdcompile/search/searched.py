@@ -1,0 +1,167 @@
+"""What a search needs of a spec, and what it leaves in the artifact."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcompile.artifact import Step, Store, write_json
+from kdcompile.data.task import find_task
+from kdcompile.errors import KDError
+from kdcompile.models.cuts import cuts
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.cost import params
+from kdcompile.search.design import search
+from kdcompile.search.field import Problem
+from kdcompile.search.front import Point
+from kdcompile.search.judge import Judge, validation_metric
+from kdcompile.search.layers import LayerSpace
+from kdcompile.search.layers_judge import LayersJudge
+from kdcompile.search.network import Network
+from kdcompile.search.plot import plot_front
+from kdcompile.search.space import Space
+from kdcompile.search.staged_judge import StagedJudge
+from kdcompile.search.staged_space import StagedSpace
+from kdcompile.search.template import Template
+from kdcompile.spec import Spec
+from kdcompile.targets import Target
+
+Spaces = list[tuple[Space, Callable[[], Judge]]]
+log = logging.getLogger("kdcompile")
+INITIAL = "initial.safetensors"
+UNSTAGED = ("stages-unknown", "staged-output")  # of a teacher that has no staged students
+
+
+def searched(
+    step: Step,
+    store: Store,
+    target: Target,
+    teacher: Network,
+    precisions: tuple[str, str],
+    folder: Path,
+) -> tuple[dict[str, Any], list[str]]:
+    """The architecture that was found, and why it was chosen.
+
+    `precisions` are those of the teacher, which a speed-up is against, and of the student.
+
+    Raises:
+        KDError: `budget-impossible`, `stages-unknown`, `staged-output`; those of data, training
+            and timing.
+    """
+    spec = step.spec
+    problem = _problem(spec, target, teacher, *precisions)
+    spaces = _spaces(spec, store, target, teacher)
+    work = store.work(step.stage, step.key)
+    found, judge, timing = search(problem, spaces, step.board, work)
+    record = found.to_json() | {"measured": None if timing is None else timing.to_json()}
+    write_json(folder / "search.json", record)
+    plot_front(
+        found.points, found.chosen, record["limit_ms"], found.teacher, found.metric,
+        folder / "front",
+    )  # fmt: skip
+    architecture = dict(found.chosen.architecture)
+    start = judge.start(architecture) if spec.student.init == "inherit" else None
+    if start is not None:
+        shutil.copyfile(start, folder / INITIAL)
+    store.drop_work(step.stage, step.key)
+    return architecture, list(found.explanation)
+
+
+def _problem(spec: Spec, target: Target, teacher: Network, beside: str, precision: str) -> Problem:
+    priced = teacher.priced(target, beside)
+    point = Point(
+        architecture={"family": "teacher"},
+        latency=priced.estimate,
+        quality=validation_metric(teacher.module, spec),
+        quality_sd=0.0,
+        evidence="measured",
+        macs=sum(kernel.macs for kernel in priced.kernels),
+        params=params(teacher.module),
+    )
+    return Problem(
+        spec=spec,
+        target=target,
+        precision=precision,
+        metric=find_task(spec.task.kind).metric,
+        teacher=teacher.module,
+        point=point,
+        priced=priced,
+        build=lambda a: student_from_architecture(teacher.module, a, spec.folder),
+    )
+
+
+def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Spaces:
+    """The spaces that the spec names; `auto`: both, or the one that this teacher has."""
+    asked = spec.search.space
+    jobs = spec.search.jobs or os.cpu_count() or 1
+    made: Spaces = []
+    missing: list[KDError] = []
+    if asked != "layers":
+        try:
+            staged = _staged(spec, target, teacher)
+            made.append((staged, lambda: StagedJudge(spec, store, jobs)))
+        except KDError as error:
+            if error.code not in UNSTAGED:
+                raise
+            fix = 'set search.space = "layers"'
+            missing.append(KDError(error.code, error.message, error.where, fix))
+    if asked != "staged":
+        try:
+            template = Template(teacher.model, teacher.module, teacher.shape)
+            tile = target.channel_tile
+            layers = LayerSpace(teacher.module, teacher.shape, tile, spec.seed, template)
+            made.append((layers, lambda: LayersJudge(spec, store, jobs, teacher.module, layers)))
+        except KDError as error:
+            if error.code != "template-unknown":
+                raise
+            missing.append(error)
+    if not made:
+        raise missing[0]
+    for error in missing:
+        log.info("search: one space is left out: %s", error.message)
+    return made
+
+
+def _staged(spec: Spec, target: Target, teacher: Network) -> StagedSpace:
+    output = _output(teacher.module, teacher.shape)
+    dense = len(output) == 4
+    stride = teacher.shape[2] // output[2] if dense else 1
+    # a re-parameterised block has no single weight while it trains in int8
+    blocks = [b for b in spec.search.blocks if not (spec.quantize.qad and b == "repvgg")]
+    if not blocks:
+        raise KDError(
+            "qad-repvgg",
+            "a re-parameterised block is not yet one convolution while it trains in int8",
+            where="[quantize] qad",
+            fix="set quantize.qad = false, or name another of search.blocks",
+        )
+    space = StagedSpace(
+        cuts=cuts(teacher.module, teacher.shape),
+        shape=teacher.shape,
+        out_channels=output[1],
+        head="dense" if dense else "pooled",
+        output_stride=stride,
+        tile=target.channel_tile,
+        blocks=blocks,
+        scales=spec.search.scales,
+        seed=spec.seed,
+    )
+    cells = tuple(-(-side // stride) for side in teacher.shape[2:]) if dense else ()
+    if output[2:] != cells or not space.reaches:
+        raise KDError(
+            "staged-output",
+            f"no staged student has the teacher's output {list(output)} of {teacher.shape}",
+            where="[search] space",
+            fix='set search.space = "layers"',
+        )
+    return space
+
+
+@torch.no_grad()
+def _output(teacher: nn.Module, shape: list[int]) -> tuple[int, ...]:
+    return tuple(teacher(torch.zeros(shape)).shape)

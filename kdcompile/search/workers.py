@@ -1,0 +1,113 @@
+"""Independent evaluations in parallel processes over a shared store.
+
+An evaluation keeps its own result in the store, so one that is finished is a cache hit the next
+time, whatever stopped the others. Each computes on one CPU thread, so that its result does not
+depend on how many run beside it; a GPU is left to one process.
+"""
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.context import BaseContext
+from typing import TypeVar
+
+import torch
+
+from kdcompile.errors import KDError
+
+log = logging.getLogger("kdcompile")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+LOG_SECONDS = 10.0
+
+
+def evaluate_all(
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, what: str
+) -> list[Result]:
+    """`function` of every item, in the order of the items.
+
+    Args:
+        function: of a module's top level; items and results cross processes.
+        items: independent of each other.
+        jobs: processes; with 1, or with a GPU, all runs in this one.
+        what: they are, for the log: "blocks".
+
+    Raises:
+        KDError: the first that an evaluation raises; `worker-killed`.
+    """
+    jobs = min(jobs, len(items))
+    if jobs <= 1 or torch.cuda.is_available():
+        with _one_thread():
+            progress = _Progress(len(items), what)
+            return [progress.after(function(item)) for item in items]
+    return _in_processes(function, items, jobs, what)
+
+
+def _in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, what: str
+) -> list[Result]:
+    progress = _Progress(len(items), what)
+    context = _context(function.__module__)
+    pool = ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        futures = [pool.submit(function, item) for item in items]
+        pending: set[Future[Result]] = set(futures)
+        while pending:
+            done, pending = wait(pending, LOG_SECONDS, FIRST_EXCEPTION)
+            for future in done:
+                progress.after(future.result())
+        return [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        raise KDError(
+            "worker-killed",
+            f"one of the {jobs} processes that evaluate {what} was killed, maybe for its memory",
+            where=f"after {progress.done} of {len(items)} {what}",
+            fix="run it again, with fewer jobs: finished ones are kept in the store",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _context(module: str) -> BaseContext:
+    """Processes that copy nothing of this one's threads.
+
+    They are forked from a server that has imported torch and does nothing else, where the system
+    has such; else each imports it anew.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])  # ignored once the server runs
+    return context
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One CPU thread, as in a process of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Progress:
+    """A line in the log now and then."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self.done, self._total, self._what = 0, total, what
+        self._told = time.perf_counter()
+
+    def after(self, result: Result) -> Result:
+        """Count a result; gives it back."""
+        self.done += 1
+        now = time.perf_counter()
+        if now - self._told > LOG_SECONDS or self.done == self._total:
+            self._told = now
+            log.info("search: %d of %d %s", self.done, self._total, self._what)
+        return result

@@ -1,0 +1,219 @@
+"""The search: what it is told decides, the cheaper evidence only says where to look."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from staged_ground import network, write_build
+
+from kdcompile.data.metric import MAE
+from kdcompile.errors import KDError
+from kdcompile.models.cuts import cuts
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search import design
+from kdcompile.search.cost import params
+from kdcompile.search.design import search
+from kdcompile.search.evidence import Expected
+from kdcompile.search.field import Problem, of_each_resolution
+from kdcompile.search.finalists import Finalist
+from kdcompile.search.front import Point, keeps
+from kdcompile.search.measure import Measured
+from kdcompile.search.network import Network
+from kdcompile.search.space import identity
+from kdcompile.search.staged_space import StagedSpace
+from kdcompile.targets import load
+
+SHAPE = [1, 1, 16, 16]
+TEACHER = 4.0  # its metric
+SMALL = ["search.candidates=30", "search.finalists=2", "student.family=search"]
+
+
+class Wise:
+    """A judge of a fixed opinion: what is lost falls with the multiply-adds."""
+
+    def __init__(self, problem, space, distilled=lambda loss: loss):
+        self.problem, self.space, self.turn = problem, space, distilled
+        self.learnt, self.asked = [], []
+
+    def loss(self, architecture):
+        kernels = self.space.kernels(architecture, "fp32")
+        return 1e4 / sum(kernel.macs for kernel in kernels)
+
+    def guess(self, architecture):
+        return self.loss(architecture)
+
+    def learn(self, likely, number):
+        self.learnt.append(number)
+        return min(number, 2)
+
+    def expected(self, architecture):
+        return Expected(self.loss(architecture), 0.1)
+
+    def distil(self, architectures, steps):
+        self.asked = [dict(a) for a in architectures]
+        made = []
+        for number, architecture in enumerate(architectures):
+            loss = self.turn(number, self.loss(architecture))
+            made.append(Finalist(architecture, loss, 0.01, 0.0, 0.0, steps, 1.0, Path()))
+        return made
+
+    def start(self, architecture):
+        return None
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """A problem and its space, of a budget and settings."""
+    folder = tmp_path_factory.mktemp("design")
+    load_spec, target = write_build(folder), load("cpu")
+    torch.manual_seed(0)
+    teacher = Network(network().eval(), SHAPE)
+    priced = teacher.priced(target, "fp32")
+    macs = sum(kernel.macs for kernel in priced.kernels)
+    size = params(teacher.module)
+    point = Point({"family": "teacher"}, priced.estimate, TEACHER, 0.0, "measured", macs, size)
+    found = cuts(teacher.module, SHAPE)
+
+    def made(budget, *sets):
+        spec = load_spec(f"student.budget={{{budget}}}", *SMALL, *sets)
+        space = StagedSpace(found, SHAPE, 1, "dense", 2, 2, spec.search.blocks, [1.0, 0.5], 0)
+        problem = Problem(
+            spec, target, "fp32", MAE, teacher.module, point, priced,
+            lambda a: student_from_architecture(teacher.module, a, folder),
+        )  # fmt: skip
+        return problem, space
+
+    return made
+
+
+def _search(make, budget, *sets, turn=lambda number, loss: loss):
+    problem, space = make(budget, *sets)
+    judge = Wise(problem, space, turn)
+    found, returned, timing = search(problem, [(space, lambda: judge)], None, Path())
+    assert returned is judge
+    return found, judge, timing
+
+
+def test_the_best_that_keeps_the_budget_is_chosen(make):
+    found, judge, timing = _search(make, "macs=30000", "search.finalists=0")
+    within = [p for p in found.points if p.macs <= 30000]
+    assert found.chosen in within
+    assert found.chosen.quality == min(p.quality for p in within)
+    assert found.chosen.quality == pytest.approx(TEACHER + 1e4 / found.chosen.macs)
+    assert any(p.macs > 30000 for p in found.points)
+    assert not judge.asked
+    assert timing is None
+    assert found.explanation
+
+
+def test_what_is_spent_on_blocks_is_what_was_asked(make):
+    _, judge, _ = _search(make, "macs=30000", "search.blocks_trained=10")
+    assert judge.learnt == [4, 4, 6]  # thirds of what is left, as two are learnt each time
+
+
+def test_the_same_seed_the_same_search(make):
+    first, again = (_search(make, "latency_ms=0.04")[0].to_json() for _ in range(2))
+    assert first == again
+    other, _, _ = _search(make, "latency_ms=0.04", "seed=7")
+    assert [p["architecture"] for p in other.to_json()["points"]] != [
+        p["architecture"] for p in first["points"]
+    ]
+
+
+def test_more_candidates_find_no_worse_a_student(make):
+    few, many = (
+        _search(make, "macs=30000", f"search.candidates={n}", "search.finalists=0")[0]
+        for n in (20, 150)
+    )
+    assert many.chosen.quality <= few.chosen.quality
+
+
+def test_finalists_decide(make):
+    hoped, judge, _ = _search(make, "macs=30000")
+    first, second = judge.asked
+    assert identity(dict(hoped.chosen.architecture)) == identity(first)
+    found, judge, _ = _search(make, "macs=30000", turn=lambda number, loss: 3.0 - number)
+    assert judge.asked == [first, second]
+    assert identity(dict(found.chosen.architecture)) == identity(second)
+    assert found.chosen.evidence == "distilled"
+    assert found.chosen.quality == TEACHER + 2.0
+    rest = [p for p in found.points if p.evidence == "blocks" and p.macs > 30000]
+    before = {identity(dict(p.architecture)): p.quality for p in hoped.points}
+    assert rest  # what the finalists lost, they are thought to lose too
+    assert all(p.quality > before[identity(dict(p.architecture))] for p in rest)
+
+
+@pytest.mark.parametrize(
+    ("budget", "name"),
+    [("macs=10", "macs"), ("latency_ms=1e-6", "latency_ms"), ("speedup=900", "")],
+)
+def test_an_impossible_budget_is_refused_before_anything_is_taught(make, budget, name):
+    problem, space = make(budget)
+    with pytest.raises(KDError) as refused:
+        search(problem, [(space, lambda: pytest.fail("a judge was asked"))], None, Path())
+    error = refused.value
+    assert error.code == "budget-impossible"
+    assert budget.partition("=")[0] in error.message
+    fix = re.search(r"budget = \{ (\w+ = [^ ]+) \}", error.fix).group(1)
+    assert fix.startswith(name)
+    found, _, _ = _search(make, fix)  # the fix is one
+    assert keeps(found.budget, found.chosen, found.teacher)
+
+
+def _timed_at(monkeypatch, factor):
+    """Timing that finds everything so many times slower than predicted."""
+    calls = []
+
+    def measure(teacher, students, precision, spec, target, board, folder):
+        calls.append(len(students))
+        predicted = [Network(s.eval(), SHAPE).priced(target, precision).estimate for s in students]
+        own = Network(teacher, SHAPE).priced(target, precision).estimate
+        ms = tuple(factor * estimate.ms for estimate in predicted)
+        why = (None,) * len(ms)
+        return Measured(precision, "fp32", factor * own.ms, ms, why, "here", "plain", 0.01)
+
+    monkeypatch.setattr(design, "measure", measure)
+    return calls
+
+
+def test_measured_latencies_correct_the_others(make, monkeypatch):
+    calls = _timed_at(monkeypatch, 1.2)
+    sets = ("latency_ms=0.04", "search.candidates=60")
+    plain, _, _ = _search(make, *sets)
+    found, _, timing = _search(make, *sets, "search.measure=3")
+    assert calls == [3]
+    assert timing.ms
+    assert sum(p.measured_ms is not None for p in found.points) == 3
+    assert found.correction.pairs == 4  # the teacher is one
+    others = {identity(dict(p.architecture)): p.latency.ms for p in plain.points}
+    moved = [
+        p.latency.ms / others[identity(dict(p.architecture))]
+        for p in found.points
+        if identity(dict(p.architecture)) in others
+    ]
+    assert moved
+    assert all(1.1 < ratio < 1.25 for ratio in moved)
+    assert found.teacher.ms == pytest.approx(1.2 * plain.teacher.ms)
+    assert found.chosen.ms <= 0.04
+
+
+def test_a_budget_that_measuring_shows_to_be_impossible(make, monkeypatch):
+    _timed_at(monkeypatch, 100.0)
+    with pytest.raises(KDError, match=r"latency_ms = 0\.04") as refused:
+        _search(make, "latency_ms=0.04", "search.measure=3")
+    assert refused.value.code == "budget-impossible"
+    assert "budget = { latency_ms" in refused.value.fix
+
+
+def test_each_resolution_sends_its_best():
+    def point(stride, number):
+        architecture = {"stages": [{"stride": stride}], "n": number}
+        return Point(architecture, None, math.nan, 0.0, "blocks", 0, 0)
+
+    fine, coarse = [point(1, n) for n in range(3)], [point(2, n) for n in range(2)]
+    found = of_each_resolution([*fine, *coarse])
+    assert found == [fine[0], coarse[0], fine[1], coarse[1], fine[2]]
+    layers = [Point({"n": n}, None, math.nan, 0.0, "blocks", 0, 0) for n in range(3)]
+    assert of_each_resolution(layers) == layers

@@ -1,0 +1,155 @@
+"""Students put together from blocks, distilled for a while, and what that says of the others."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from staged_ground import OPTIONS, architecture, write_build
+
+from kdcompile.artifact import Store
+from kdcompile.errors import KDError
+from kdcompile.models.factory import load_teacher, read_weights
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search import finalists
+from kdcompile.search.assemble import WEIGHTS, assemble, put_together
+from kdcompile.search.blocks import blocks_of
+from kdcompile.search.evidence import Expected
+from kdcompile.search.finalists import Finalist, calibrated, distil, shortened
+from kdcompile.search.imitate import imitate
+from kdcompile.search.imitate_data import lessons, prepare
+from kdcompile.search.shrink import architectures
+from kdcompile.spec_distill import DistillStage
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finalists")
+    load = write_build(folder)
+    return load, prepare(load(), OPTIONS, Store(folder / "store"))
+
+
+def _output_error(student, known, read=lambda output: output):
+    with torch.no_grad():
+        asked = read(known.teacher(known.held))
+        wrong = (read(student.eval()(known.held)) - asked).square().sum()
+    return float(wrong / (asked - asked.mean(0)).square().sum())
+
+
+@pytest.mark.parametrize("block", ["conv", "repvgg"])
+def test_an_assembled_student_starts_near_the_teacher(build, block):
+    _, ground = build
+    known, design = lessons(ground), architecture(width=6, block=block)
+    made = assemble(ground, design)
+    student = student_from_architecture(known.teacher, design, ground.spec.folder)
+    untrained = _output_error(student, known)
+    student.load_state_dict(read_weights(made.file(WEIGHTS))[0])
+    error = _output_error(student, known)
+    assert error == pytest.approx(made.meta["output_error"], rel=1e-4)
+    assert error < 0.4 < 0.9 < untrained
+    assert assemble(ground, design).path == made.path
+
+
+def test_a_student_of_fewer_pixels_keeps_the_count(build):
+    """At half of the teacher's output resolution single squares blur, and their sum stays."""
+    _, ground = build
+    known, design = lessons(ground), architecture(width=6, stride=2)
+    student = student_from_architecture(known.teacher, design, ground.spec.folder)
+    student.load_state_dict(read_weights(assemble(ground, design).file(WEIGHTS))[0])
+    assert _output_error(student, known, lambda output: output.sum((1, 2, 3))) < 0.5
+
+
+def test_a_pooled_head_is_solved_too(build):
+    _, ground = build
+    known = lessons(ground)
+    pooled = torch.nn.Sequential(known.teacher, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    known = dataclasses.replace(known, teacher=pooled, cuts=[
+        dataclasses.replace(cut, name=f"0.{cut.name}") for cut in known.cuts
+    ])  # fmt: skip
+    design = architecture(width=6) | {"head": "pooled"}
+    student = student_from_architecture(pooled, design, ground.spec.folder)
+    results = [imitate(ground, block) for block in blocks_of(design)]
+    error = put_together(student, results, known, OPTIONS, 0)
+    assert error < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"family": "shrink"}, "assemble-family"), ({"stages": []}, "assemble-stages")],
+)
+def test_what_cannot_be_put_together_is_refused(build, change, code):
+    with pytest.raises(KDError) as caught:
+        assemble(build[1], architecture() | change)
+    assert caught.value.code == code
+    assert "staged" in caught.value.fix or "2 stages" in caught.value.fix
+
+
+def test_finalists_are_distilled_once(build, monkeypatch):
+    _, ground = build
+    designs = [architecture(width=6), architecture(width=2)]
+    first = distil(ground, designs, steps=8, jobs=1)
+    assert [dict(f.architecture) for f in first] == designs
+    for found in first:
+        assert found.steps == 8
+        assert found.value <= found.start  # the start is a candidate too
+        assert found.increase_sd > 0
+        assert read_weights(found.path)[1]["architecture"]
+    monkeypatch.setattr(finalists, "_build", None)
+    assert distil(ground, designs, steps=8, jobs=1) == first
+    assert not list((ground.root / "work").glob("finalist-*"))
+
+
+def test_a_student_of_the_teachers_layers_inherits_its_start(build):
+    load, ground = build
+    teacher = load_teacher(load())
+    designs = architectures(teacher, (1, 1, 16, 16), 1, 0, (0.75,))
+    (found,) = distil(ground, designs, steps=2, jobs=1)
+    assert found.start < 0.8  # a constant errs by about 0.9
+    assert found.value <= found.start
+
+
+def test_a_short_training_keeps_the_proportions_of_the_long_one(build):
+    load, _ = build
+    spec = load()
+    stages = [DistillStage(name="a", steps=30), DistillStage(name="b", steps=90)]
+    long = spec.model_copy(
+        update={"distill": spec.distill.model_copy(update={"steps": None, "stages": stages})}
+    )
+    short = shortened(long.at(spec.path), 8)
+    assert short.distill.steps == 8
+    assert [stage.share for stage in short.distill.stages] == [0.25, 0.75]
+    assert short.folder == spec.folder
+
+
+def _measured(increases, sd=0.0):
+    return [Finalist({}, y, sd, 0.0, 0.0, 1, 1.0, None) for y in increases]
+
+
+def test_expectations_that_came_true_stay():
+    hopes = [Expected(x, 0.2) for x in (1.0, 2.0, 3.0)]
+    correction = calibrated(hopes, _measured([1.0, 2.0, 3.0]))
+    for hope in hopes:
+        found = correction(hope)
+        assert found.mean == pytest.approx(hope.mean, abs=0.02)
+        assert found.sd >= hope.sd
+
+
+def test_a_power_law_is_found_where_there_is_one():
+    hopes = [Expected(float(x), 0.01) for x in np.geomspace(0.5, 20, 12)]
+    correction = calibrated(hopes, _measured([0.2 * h.mean**0.8 for h in hopes], 0.001))
+    assert correction.mean == pytest.approx((np.log(0.2), 0.8), abs=0.05)
+    assert correction(Expected(4.0, 0.01)).mean == pytest.approx(0.2 * 4**0.8, rel=0.05)
+    assert correction(Expected(1e-3, 1e-6)).mean > 0
+
+
+def test_a_student_as_good_as_its_teacher_is_no_number_below_none():
+    correction = calibrated([Expected(2.0, 0.2), Expected(1.0, 0.1)], _measured([0.3, -0.1], 0.05))
+    for mean in (1e-3, 1.0, 50.0):
+        assert 0 < correction(Expected(mean, 0.1)).mean < 50
+
+
+def test_one_finalist_corrects_and_leaves_doubt():
+    correction = calibrated([Expected(4.0, 0.4)], _measured([1.0], 0.05))
+    assert correction(Expected(4.0, 0.4)).mean == pytest.approx(1.0, abs=0.1)
+    assert correction(Expected(8.0, 0.4)).sd > correction(Expected(4.0, 0.4)).sd
+    assert calibrated([], [])(Expected(4.0, 0.4)) == Expected(4.0, 0.4)

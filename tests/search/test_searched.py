@@ -1,0 +1,186 @@
+"""The stage `search` from the spec to its artifact, on a teacher of three convolutions."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from searching import LAYERS, searched
+from staged_ground import write_build
+
+from kdcompile.errors import KDError
+from kdcompile.models.factory import load_teacher, read_weights
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.cost import params
+from kdcompile.search.judge import validation_metric
+from kdcompile.search.network import Network
+
+FILES = {
+    "architecture.json", "estimate.json", "operators.json", "explanation.json", "search.json",
+    "front.svg", "front.png",
+}  # fmt: skip
+RESIDUAL = """
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.c = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return (x + self.c(x)).relu()
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), Block(12), nn.Conv2d(12, 1, 1),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    return write_build(tmp_path_factory.mktemp("searched"))
+
+
+@pytest.fixture(scope="module")
+def staged(load):
+    return searched(load)
+
+
+@pytest.fixture(scope="module")
+def layers(load):
+    return searched(load, *LAYERS)
+
+
+def _agrees(plan, artifact):
+    """The artifact's architecture is the chosen point, and its estimate is of its own file."""
+    architecture, record = artifact.json("architecture.json"), artifact.json("search.json")
+    point = record["points"][record["chosen"]]
+    assert point["architecture"] == architecture
+    assert point["evidence"] == "distilled"
+    estimate = artifact.json("estimate.json")
+    student = student_from_architecture(load_teacher(plan.spec), architecture, plan.spec.folder)
+    network = Network(student.eval(), plan.spec.export.profile[1])
+    own = network.priced(plan.target, estimate["precision"])
+    assert estimate["student"]["macs"] == sum(k.macs for k in own.kernels) == point["macs"]
+    assert estimate["student"]["params"] == params(network.module)
+    # an untrained student's biases are 0, and its file has none
+    assert point["latency"]["ms"] == pytest.approx(own.estimate.ms, rel=1e-3)
+    return architecture, record
+
+
+def test_the_artifact_tells_one_story(staged):
+    plan, artifact = staged
+    assert set(artifact.files) == FILES | {"initial.safetensors"}
+    architecture, record = _agrees(plan, artifact)
+    assert architecture["family"] == "staged"
+    assert artifact.meta["macs"] <= 30000
+    assert record["measured"] is None
+    assert record["explanation"] == artifact.json("explanation.json")
+    assert sum(p["evidence"] == "distilled" for p in record["points"]) == 2
+    assert not list(plan.store.root.glob("work/search*"))
+
+
+def test_the_layers_of_the_teacher_are_a_space_too(layers):
+    plan, artifact = layers
+    assert set(artifact.files) == FILES
+    architecture, record = _agrees(plan, artifact)
+    assert architecture["family"] == "shrink"
+    assert artifact.meta["macs"] <= 40000
+    assert {p["architecture"]["family"] for p in record["points"]} == {"shrink"}
+    made = plan.make("distill").json("result.json")
+    assert made["inherit"]["layers"]  # it starts from the teacher's channels
+
+
+def test_a_part_that_does_nothing_is_dropped(tmp_path):
+    """A residual block of zeros behind the second stage: dropping it costs nothing."""
+    load = write_build(tmp_path)
+    (tmp_path / "model.py").write_text(RESIDUAL)
+    weights = load_file(tmp_path / "teacher.safetensors")
+    last = {"6.weight": weights.pop("5.weight"), "6.bias": weights.pop("5.bias")}
+    block = {"5.c.weight": torch.zeros(12, 12, 3, 3), "5.c.bias": torch.zeros(12)}
+    save_file(weights | last | block, tmp_path / "teacher.safetensors")
+    plan, artifact = searched(load, *LAYERS, "student.budget={macs=80000}")
+    architecture, _ = _agrees(plan, artifact)
+    assert architecture["dropped"] == ["5"]
+
+
+def test_evidence_is_shared_between_budgets(load, staged):
+    plan, _ = staged
+    before = set(plan.store.root.glob("damage/*")) | set(plan.store.root.glob("lessons/*"))
+    searched(load, "student.budget={macs=29000}")
+    after = set(plan.store.root.glob("damage/*")) | set(plan.store.root.glob("lessons/*"))
+    assert after == before
+
+
+def test_the_student_is_distilled_from_its_blocks(staged):
+    plan, artifact = staged
+    made = plan.make("distill")
+    rows = [json.loads(line) for line in made.file("metrics.jsonl").read_text().splitlines()]
+    architecture = artifact.json("architecture.json")
+    weights = read_weights(artifact.file("initial.safetensors"))[0]
+    student = student_from_architecture(load_teacher(plan.spec), architecture, plan.spec.folder)
+    student.load_state_dict(weights)
+    assert rows[0]["val_mae"] == pytest.approx(validation_metric(student.eval(), plan.spec))
+    assert made.json("architecture.json") == architecture
+    learnt = read_weights(made.file("student.safetensors"))[0]
+    assert learnt.keys() == weights.keys()
+
+
+def test_a_random_start_brings_no_weights(load):
+    plan, artifact = searched(load, "student.init=random")
+    assert set(artifact.files) == FILES
+    assert plan.make("distill").json("result.json")
+
+
+def test_measured_students_are_timed_here(load, staged):
+    _, artifact = searched(load, "search.measure=2", "student.budget={latency_ms=5}")
+    record = artifact.json("search.json")
+    timing = record["measured"]
+    assert timing["label"]
+    assert all(ms > 0 for ms in [timing["teacher_ms"], *timing["ms"]])
+    assert sum(p["measured_ms"] is not None for p in record["points"]) == 2
+    assert record["correction"]["pairs"] >= 2
+    assert artifact.key != staged[1].key
+
+
+@pytest.mark.parametrize("budget", ["macs=20", "latency_ms=0.00001"])
+def test_a_budget_that_nothing_keeps(load, budget):
+    with pytest.raises(KDError) as refused:
+        searched(load, f"student.budget={{{budget}}}")
+    assert refused.value.code == "budget-impossible"
+    asked = re.search(r"budget = (\{ .* \})", refused.value.fix).group(1)
+    _, artifact = searched(load, f"student.budget={asked}", "search.finalists=0")
+    assert artifact.json("architecture.json")
+
+
+def test_blocks_that_cannot_train_in_int8(load):
+    with pytest.raises(KDError) as refused:
+        searched(load, "quantize.qad=true", 'search.blocks=["repvgg"]')
+    assert refused.value.code == "qad-repvgg"
+    assert "quantize.qad = false" in refused.value.fix
+
+
+def test_a_teacher_whose_output_no_staged_student_has(tmp_path):
+    load = write_build(tmp_path)
+    model = tmp_path / "model.py"
+    model.write_text(model.read_text().replace("12, 1, 1)", "12, 1, 1, padding=1)"))
+    with pytest.raises(KDError) as refused:
+        searched(load, "search.space=staged")
+    assert refused.value.code == "staged-output"
+    assert 'search.space = "layers"' in refused.value.fix
+
+
+def test_a_teacher_without_stages(tmp_path):
+    load = write_build(tmp_path)
+    model = tmp_path / "model.py"
+    flat = model.read_text().replace("nn.ReLU(), nn.MaxPool2d(2)", "nn.ReLU(), nn.Identity()")
+    model.write_text(flat)
+    with pytest.raises(KDError) as refused:
+        searched(load, "search.space=staged")
+    assert refused.value.code == "stages-unknown"
+    assert 'search.space = "layers"' in refused.value.fix
+    _, artifact = searched(load, "student.budget={macs=100000}", "search.finalists=0")
+    assert artifact.json("architecture.json")["family"] == "shrink"  # `auto` does as the fix says

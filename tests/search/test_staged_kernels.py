@@ -1,0 +1,146 @@
+"""The kernels of a staged student equal those of its exported file, and come fast."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.models.staged import StagedStudent
+from kdcompile.search.kernels_of import kernels_of
+from kdcompile.search.staged_kernels import stage_kernels, staged_kernels
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+SAME = (
+    "kind", "input_precision", "weight_precision", "output_precision", "macs", "weight_bytes",
+    "shape", "in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups",
+)  # fmt: skip
+
+
+def stage(block="conv", width=16, depth=1, stride=1, down="pool", dilation=1):
+    return {
+        "block": block, "width": width, "depth": depth, "stride": stride, "down": down,
+        "dilation": dilation,
+    }  # fmt: skip
+
+
+def architecture(*stages, **changes):
+    whole = {
+        "family": "staged", "seed": 0, "input_scale": 1.0, "stages": list(stages),
+        "in_channels": 3, "out_channels": 1, "head": "dense", "output_stride": 4,
+    }  # fmt: skip
+    return whole | changes
+
+
+SAMPLE = {
+    "conv and bottleneck": (
+        architecture(stage(width=8, depth=2), stage("bottleneck", 40, 3, 4, "pool", 2)),
+        (1, 3, 32, 48),
+    ),
+    "separable and repvgg": (
+        architecture(
+            stage("separable", 8), stage("separable", 16, 2, 2, "stride", 2),
+            stage("repvgg", 16, 3, 2, "stride"),
+        ),
+        (1, 3, 32, 48),
+    ),
+    "mixed": (
+        architecture(
+            stage("repvgg", 8, 1, 2, "stride"), stage("separable", 24, 2, 2, "pool"),
+            stage("bottleneck", 24, 2), stage("conv", 16, 1, dilation=2),
+        ),
+        (1, 3, 32, 48),
+    ),
+    "rounded up": (
+        architecture(stage(stride=2), stage("repvgg", 24, 1, 2, "stride", 2)), (1, 3, 37, 41)
+    ),
+    "a batch of one channel": (
+        architecture(stage("separable", 8, 1, 4, "stride"), in_channels=1), (3, 1, 32, 32)
+    ),
+    "three quarters, enlarged": (
+        architecture(stage(stride=4), stage("bottleneck", 16, 2), input_scale=0.75, out_channels=2),
+        (1, 3, 37, 48),
+    ),
+    "half": (
+        architecture(stage("repvgg", 16, 1, 2, "stride"), input_scale=0.5), (1, 3, 37, 48)
+    ),
+    "pooled": (
+        architecture(
+            stage("separable", 24, 1, 4), head="pooled", out_channels=7, input_scale=0.5
+        ),
+        (4, 3, 32, 32),
+    ),
+}  # fmt: skip
+
+
+def exported(settings, shape, path):
+    torch.manual_seed(0)
+    student = StagedStudent(settings).eval()
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):  # folded into a bias of zero it would be dropped
+            nn.init.normal_(module.bias)
+    return onnx_from_module(student.deploy(), path, (shape, shape, shape))
+
+
+def essence(kernels):
+    """Without names: each tensor by who wrote it, which is how kernels hang together."""
+    writer = {name: number for number, kernel in enumerate(kernels) for name in kernel.writes}
+    return [
+        {
+            **{name: getattr(kernel, name) for name in SAME},
+            "reads": sorted((writer.get(name, -1), size) for name, size in kernel.reads.items()),
+            "writes": list(kernel.writes.values()),
+        }
+        for kernel in kernels
+    ]
+
+
+@pytest.mark.parametrize("name", list(SAMPLE))
+def test_the_kernels_are_those_of_the_exported_file(tmp_path, name):
+    settings, shape = SAMPLE[name]
+    model = exported(settings, shape, tmp_path / "student.onnx")
+    for precision in PRECISIONS:
+        expected = essence(kernels_of(model, shape, precision))
+        assert essence(staged_kernels(settings, shape, precision)) == expected
+
+
+def test_a_stage_alone_is_its_part_of_the_whole():
+    settings, shape = SAMPLE["mixed"]
+    whole = essence(staged_kernels(settings, shape))
+    alone = essence(stage_kernels(settings["stages"][1], 8, (1, 16, 24)))
+    place = 1
+    for kernel, part in zip(whole[place : place + len(alone)], alone, strict=True):
+        assert {k: v for k, v in kernel.items() if k != "reads"} == {
+            k: v for k, v in part.items() if k != "reads"
+        }
+    named = stage_kernels(settings["stages"][1], 8, (1, 16, 24), "fp16", "stages.1", "stages.0")
+    assert set(named[0].reads) == {"stages.0"}
+    assert set(named[-1].writes) == {"stages.1"}
+
+
+def test_costs_by_hand():
+    (kernel,) = stage_kernels(stage("conv", 24, stride=2, down="stride"), 3, (1, 10, 14), "int8")
+    assert kernel.macs == 5 * 7 * 24 * 3 * 9
+    assert kernel.reads == {"image": 3 * 10 * 14}
+    assert kernel.writes == {"stage": 24 * 5 * 7}
+    assert kernel.weight_bytes == 24 * 3 * 9 + 24 * 4
+
+
+def test_equal_stages_are_the_same_kernels():
+    first, second = (staged_kernels(*SAMPLE["mixed"]) for _ in range(2))
+    assert all(one is other for one, other in zip(first, second, strict=True))
+
+
+def test_a_remembered_student_takes_little_time():
+    stages = [stage("bottleneck", 16 + 8 * n, 3, 2, "pool") for n in range(5)]
+    settings, shape = architecture(*stages, output_stride=32), (1, 3, 576, 768)
+    staged_kernels(settings, shape)
+    best = min(_seconds(settings, shape) for _ in range(200))
+    assert best < 3e-4
+
+
+def _seconds(settings, shape):
+    start = time.perf_counter()
+    staged_kernels(settings, shape)
+    return time.perf_counter() - start

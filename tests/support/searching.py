@@ -1,0 +1,23 @@
+"""A search of seconds, on the counting build of `staged_ground`."""
+
+from command_line import contents
+
+from kdcompile.pipeline.plan import make_plan
+
+SETS = (
+    "target=cpu", "student.family=search", "student.budget={macs=30000}", "student.crops=4",
+    "search.candidates=40", "search.blocks_trained=3", "search.block_steps=6",
+    "search.finalists=2", "search.finalist_steps=4", "search.jobs=1", "distill.steps=4",
+)  # fmt: skip
+LAYERS = ("search.space=layers", "student.budget={macs=40000}")
+
+
+def searched(load, *sets):
+    """The plan of a spec's loader, and the artifact of its search."""
+    plan = make_plan(load(*SETS, *sets))
+    return plan, plan.make("search")
+
+
+def same_files(one, other):
+    """Whether two artifacts have the same bytes, whatever stores they are in."""
+    return contents(one.path) == contents(other.path)
