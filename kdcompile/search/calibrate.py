@@ -201,7 +201,12 @@ def _logs(observations: Sequence[Observation], efficiencies: Efficiencies) -> li
 def _observations(rows: Sequence[Timed], target: Target) -> list[Observation]:
     return [
         Observation(
-            row.name, row.network, row.kernels, target, row.precision, row.ms,
+            row.name,
+            row.network,
+            row.kernels,
+            target,
+            row.precision,
+            row.ms,
             graph=target.kind == "cpu" or row.mode == "graph",
         )
         for row in rows

@@ -94,6 +94,15 @@ def test_the_layers_of_the_teacher_are_a_space_too(layers):
     assert made["inherit"]["layers"]  # it starts from the teacher's channels
 
 
+def test_auto_looks_in_both_spaces(load):
+    plan, artifact = searched(load, "search.space=auto")
+    _, record = _agrees(plan, artifact)
+    distilled = [p for p in record["points"] if p["evidence"] == "distilled"]
+    families = [p["architecture"]["family"] for p in distilled]
+    assert sorted(families) == ["shrink"] * 2 + ["staged"] * 2  # finalists of each
+    assert {p["architecture"]["family"] for p in record["points"]} == {"shrink", "staged"}
+
+
 def test_a_part_that_does_nothing_is_dropped(tmp_path):
     """A residual block of zeros behind the second stage: dropping it costs nothing."""
     load = write_build(tmp_path)
@@ -182,5 +191,7 @@ def test_a_teacher_without_stages(tmp_path):
         searched(load, "search.space=staged")
     assert refused.value.code == "stages-unknown"
     assert 'search.space = "layers"' in refused.value.fix
-    _, artifact = searched(load, "student.budget={macs=100000}", "search.finalists=0")
+    _, artifact = searched(
+        load, "search.space=auto", "student.budget={macs=100000}", "search.finalists=0"
+    )
     assert artifact.json("architecture.json")["family"] == "shrink"  # `auto` does as the fix says

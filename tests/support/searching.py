@@ -5,8 +5,8 @@ from command_line import contents
 from kdcompile.pipeline.plan import make_plan
 
 SETS = (
-    "target=cpu", "student.family=search", "student.budget={macs=30000}", "student.crops=4",
-    "search.candidates=40", "search.blocks_trained=3", "search.block_steps=6",
+    "target=cpu", "student.family=search", "search.space=staged", "student.budget={macs=30000}",
+    "student.crops=4", "search.candidates=40", "search.blocks_trained=3", "search.block_steps=6",
     "search.finalists=2", "search.finalist_steps=4", "search.jobs=1", "distill.steps=4",
 )  # fmt: skip
 LAYERS = ("search.space=layers", "student.budget={macs=40000}")
