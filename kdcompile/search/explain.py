@@ -210,10 +210,11 @@ def _caveats(chosen: Point, estimate: Estimate, where: str) -> list[str]:
         names = ", ".join(dict.fromkeys(part.name for part in unknown))
         found.append(f"no model of {names}: counted as memory-bound, {share:.0%} of the latency")
     if not chosen.latency.validated and chosen.measured_ms is None:
-        found.append(
-            f"no measurement backs {chosen.latency.ms:.3g} ms: search with --measure on the "
-            f"device, or kdcompile targets calibrate {where}"
+        text = (
+            f"no measurement backs {chosen.latency.ms:.3g} ms: search with --measure on the device"
         )
+        calibrate = f", or kdcompile targets calibrate {where}"
+        found.append(text if estimate.calibrated else text + calibrate)
     return found
 
 

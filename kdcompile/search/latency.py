@@ -47,7 +47,8 @@ class Estimate:
 
     `bounds` splits `ms` by what holds it up: `arithmetic`, `memory`, `launch`. `validated` says
     that a measured fixture of the same module, power mode and precision, and of a network of about
-    this size, backs it. `notes` say what a reader must know.
+    this size, backs it; `calibrated` that its efficiencies were measured on the device. `notes` say
+    what a reader must know.
     """
 
     ms: float
@@ -58,6 +59,7 @@ class Estimate:
     bounds: Mapping[str, float]
     parts: tuple[Part, ...] = ()
     notes: tuple[str, ...] = ()
+    calibrated: bool = False
 
 
 def estimate(
@@ -88,7 +90,7 @@ def estimate(
     parts = _parts(kernels, found)
     return Estimate(
         ms, ms / factor, ms * factor, validated, precision, _bounds(found), parts,
-        _notes(parts, target, precision, validated),
+        _notes(parts, target, precision, validated), target.calibration is not None,
     )  # fmt: skip
 
 

@@ -122,8 +122,8 @@ def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Space
             missing.append(error)
     if not made:
         raise missing[0]
-    for error in missing:
-        log.info("search: one space is left out: %s", error.message)
+    for left_out in missing:
+        log.info("search: one space is left out: %s", left_out.message)
     return made
 
 

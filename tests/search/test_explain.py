@@ -192,6 +192,13 @@ def test_the_sentences():
     assert "stage 2" not in text  # the two named make up 80 %
 
 
+def test_a_calibrated_prediction_does_not_ask_for_calibration():
+    known = replace(STUDENT, estimate=replace(STUDENT.estimate, calibrated=True))
+    text = told(student=known)
+    assert "no measurement backs 1 ms: search with --measure on the device\n" in text + "\n"
+    assert "targets calibrate" not in text
+
+
 def test_a_stage_of_two_bounds_says_both():
     mixed = priced((kernel("a", FULL, 8), 0.6, "memory"), (kernel("b", FULL, 8), 0.4, "arithmetic"))
     assert "memory-bound for 60% of it, arithmetic-bound for 40%" in told(student=mixed)
