@@ -76,10 +76,7 @@ def to_toml(fitted: dict[str, Efficiencies]) -> str:
     """The file of fitted efficiencies."""
     lines = [HEAD]
     for group, values in fitted.items():
-        rows = ",\n".join(
-            "  [" + ", ".join(f"{_short(value)}" for value in row) + "]"
-            for row in values.covariance
-        )
+        rows = ",\n".join("  [" + ", ".join(map(_short, row)) + "]" for row in values.covariance)
         lines += [f"[{group}]", f'source = "{values.source}"', f"residual = {values.residual:.4f}"]
         lines += [f"covariance = [\n{rows},\n]", f"[{group}.values]"]
         lines += [f'"{name}" = {values.values[name]:.6g}' for name in values.names] + [""]

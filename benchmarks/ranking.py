@@ -110,6 +110,7 @@ def students(folder: Path, target: Target) -> list[Case]:
 
     Their sides grow with the kind of device, as the micro-benchmark's do.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     scale = SIDES[target.kind][0] // SIDES["cpu"][0]
     nets: list[tuple[str, nn.Module, int, int, Sequence[int]]]
     nets = [("digits", digits(w), 1, side, w) for side, w in DIGITS]

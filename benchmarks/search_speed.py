@@ -26,10 +26,10 @@ from kdcompile.search.layers import LayerSpace
 from kdcompile.search.network import as_type
 from kdcompile.search.space import Architecture, Space, candidates, identity
 from kdcompile.search.staged_space import StagedSpace
+from kdcompile.spec_search import Search
 from kdcompile.targets import Target, load
 
-BLOCKS = ("conv", "separable", "repvgg", "bottleneck")
-SCALES = (1.0, 0.75, 0.5)
+OPTIONS = Search()
 PRECISION = "fp16"
 
 
@@ -50,8 +50,8 @@ TEACHERS: dict[str, tuple[Callable[[], nn.Module], list[int], int]] = {
 
 def staged(teacher: nn.Module, shape: list[int], stride: int, target: Target) -> Space:
     """New blocks at the teacher's stages."""
-    tile = target.channel_tile
-    return StagedSpace(cuts(teacher, shape), shape, 1, "dense", stride, tile, BLOCKS, SCALES, 0)
+    blocks, scales, tile = OPTIONS.blocks, OPTIONS.scales, target.channel_tile
+    return StagedSpace(cuts(teacher, shape), shape, 1, "dense", stride, tile, blocks, scales, 0)
 
 
 def layers(teacher: nn.Module, shape: list[int], stride: int, target: Target) -> Space:
@@ -97,7 +97,7 @@ def measure(name: str, kind: str, number: int, target: Target) -> dict[str, Any]
 def main() -> None:
     """Measure and print; the result as JSON with -o."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--candidates", type=int, default=10_000)
+    parser.add_argument("--candidates", type=int, default=OPTIONS.candidates)
     parser.add_argument("--target", default="h100")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()

@@ -214,9 +214,13 @@ def _parts(table: Mapping[str, Any], name: str) -> tuple[str | None, str | None]
             jetpack = part[2:]
         else:
             known = [*table["modes"], *(f"jp{key}" for key in table.get("jetpacks", {}))]
+            second = part.lower() in {key.lower() for key in known}
+            fault = f"has no {part!r}{nearest(part, known)}"
+            if second:
+                fault = f"takes one power mode and one JetPack, not also {part!r}"
             raise KDError(
                 "target-jetpack" if part.lower().startswith("jp") else "target-mode",
-                f"{table['name']} has no {part!r}{nearest(part, known)}",
+                f"{table['name']} {fault}",
                 where=name,
                 fix="one of " + ", ".join(f"{table['name']}@{key}" for key in known),
             )

@@ -138,7 +138,8 @@ def uncovered(fixtures: Iterable[Fixture] | None = None) -> dict[str, tuple[str,
     known = load_fixtures() if fixtures is None else fixtures
     have = {(f.target, f.precision) for f in known if f.usable}
     return {
-        name: tuple(p for p in load(name).precisions if (name, p) not in have) for name in names()
+        name: tuple(p for p in _shipped(name).precisions if (name, p) not in have)
+        for name in names()
     }
 
 
@@ -149,13 +150,26 @@ def describe_gaps(fixtures: Iterable[Fixture] | None = None) -> tuple[str, ...]:
     """
     known = tuple(load_fixtures() if fixtures is None else fixtures)
     missing = uncovered(known)
-    jetsons = [target for target in map(load, names()) if target.kind == "jetson"]
+    jetsons = [target for target in map(_shipped, names()) if target.kind == "jetson"]
     said = [
         f"no Jetson has a fixture at {precision}: predictions at it are unvalidated on all of them"
         for precision in dict.fromkeys(p for target in jetsons for p in target.precisions)
         if all(precision not in t.precisions or precision in missing[t.name] for t in jetsons)
     ]
-    return (*said, *(_gap(load(name), lacks, known) for name, lacks in missing.items() if lacks))
+    gaps = (_gap(_shipped(name), lacks, known) for name, lacks in missing.items() if lacks)
+    return (*said, *gaps)
+
+
+def describe_structures(fixtures: Iterable[Fixture] | None = None) -> tuple[str, ...]:
+    """A sentence for each network of a usable fixture that is not known exactly: what is not."""
+    known = load_fixtures() if fixtures is None else fixtures
+    said = {f.network: f.structure for f in known if f.usable and not f.exact}
+    return tuple(f"{network} is not rebuilt exactly: {why}" for network, why in said.items())
+
+
+def _shipped(name: str) -> Target:
+    """A target as the package has it: a calibration, perhaps broken, has no say in fixtures."""
+    return load(name, calibrated=False)
 
 
 def _gap(target: Target, lacks: tuple[str, ...], known: Iterable[Fixture]) -> str:
@@ -187,7 +201,7 @@ def _fixture(entry: Any, sources: Mapping[str, str]) -> Fixture:
     _one_of(name, "kind", entry["kind"], KINDS)
     _one_of(name, "source", entry["source"], sources)
     _one_of(name, "target", entry["target"], names())
-    target = load(entry["target"])
+    target = _shipped(entry["target"])
     _one_of(name, "precision", entry["precision"], target.precisions)
     excluded = "excluded" in entry
     if not excluded:

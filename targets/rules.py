@@ -118,9 +118,9 @@ def _absent(rule: Rule, target: "Target", asked: Asked) -> str:
 
 def _hardware(rule: Rule, target: "Target", asked: Asked) -> str:
     needs, capability = rule.needs, target.compute_capability
-    judged = capability is not None and capability not in needs.get("also", ())
-    if judged and version(f"{capability}") < version(needs.get("capability", "0")):
-        return f"{target.name} has {capability}"
+    judged = None if capability in needs.get("also", ()) else capability
+    if judged is not None and version(judged) < version(needs.get("capability", "0")):
+        return f"{target.name} has {judged}"
     parts = {"int8", "fp16"} if asked.precision == "mixed" else {asked.precision}
     if needs.get("known") and asked.precision != "auto" and not parts <= set(target.precisions):
         return f"{target.name} has {', '.join(target.precisions)}"

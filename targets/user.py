@@ -147,7 +147,7 @@ def _pairs(table: Mapping[str, Any]) -> list[str]:
 
 
 def _written(value: Any) -> str:
-    """A TOML value; JSON's texts and numbers are TOML's too."""
+    """A TOML value."""
     if isinstance(value, str):
         return _quoted(value)
     if isinstance(value, Sequence):
@@ -159,4 +159,5 @@ def _written(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text)
+    """A TOML string: JSON's, but that TOML has no pairs of surrogates and wants DEL escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -32,7 +32,7 @@ def fingerprint() -> dict[str, Any]:
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count() or 1,
-        "usable_cores": _usable_cores(),
+        "usable_cores": usable_cores(),
         "gpus": _gpus(),
         "os": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
@@ -71,7 +71,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may run on: a pinned run is another measurement."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

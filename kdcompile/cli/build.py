@@ -13,6 +13,7 @@ from kdcompile.errors import EXIT_FIXABLE, KDError
 if TYPE_CHECKING:
     from kdcompile.artifact import Artifact
     from kdcompile.pipeline.plan import Plan
+    from kdcompile.spec import Student
 
 EXPLAIN = "Show stages, taps, shapes, adapters, terms and their weights; train nothing."
 # the file of a stage's artifact that `-o FILE` asks for; the others go into a folder
@@ -128,7 +129,7 @@ def make_stage_command(name: str, text: str) -> click.Command:
             sets = (*sets, f"search.measure={measure}")
         work = planned(spec, target, sets, via)
         if measure and not work.spec.student.searches:
-            raise unsearched(work.spec.student.family)
+            raise unsearched(work.spec.student)
         artifact = work.make(name)
         written = str(artifact.path) if output is None else copy_out(artifact, output)
         if as_json:
@@ -151,14 +152,19 @@ def make_stage_command(name: str, text: str) -> click.Command:
     return command
 
 
-def unsearched(family: str) -> KDError:
+def unsearched(student: "Student") -> KDError:
     """The refusal to time students where only one is looked at."""
+    fix = "leave it out, or pass --set student.family=search and a budget: "
+    fix += '--set "student.budget={ speedup = 4 }"'
+    if student.family == "search":
+        fix = 'leave it out, or search anew: set student.init = "inherit", without weights'
+    given = student.init == "file"
+    which = "given as a file" if given else f"of family {student.family!r}"
     return KDError(
         "measure-unsearched",
-        f"a student of family {family!r} is not searched for, so none is built and timed",
+        f"a student {which} is not searched for, so none is built and timed",
         where="--measure",
-        fix="leave it out, or pass --set student.family=search and a budget: "
-        '--set "student.budget={ speedup = 4 }"',
+        fix=fix,
     )
 
 
@@ -174,9 +180,20 @@ def explained(artifact: "Artifact") -> list[str]:
 
 
 def show_explanation(work: "Plan", as_json: bool) -> None:
-    """Print how a training would run; the search runs if it has not, nothing else does."""
+    """Print how a training would run; nothing is trained for it.
+
+    Raises:
+        KDError: `search-to-do`, the student is not known before a search, which trains.
+    """
     from kdcompile.distill.explain import explain, lines
 
+    if work.awaits_search:
+        raise KDError(
+            "search-to-do",
+            "how a student is distilled can be told once it is known; a search trains to find it",
+            where="[student] family",
+            fix="run kdcompile search with the same spec and settings first",
+        )
     found = explain(work.spec, work.make("search").json("architecture.json"))
     if as_json:
         echo_json(found)

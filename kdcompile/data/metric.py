@@ -20,12 +20,14 @@ class Metric:
         higher: larger is better.
         points: limits in per cent are percentage points of the metric, not a share of the
             teacher's value; for metrics that are rates.
+        most: the largest value; the smallest is 0.
     """
 
     name: str
     of: Callable[..., Any]
     higher: bool = False
     points: bool = False
+    most: float = np.inf
 
     def __call__(self, errors: Sequence[float] | Floats) -> float:
         """The metric of some errors [N]."""
@@ -34,6 +36,10 @@ class Metric:
     def worse_by(self, student: Any, teacher: Any) -> Any:
         """How much worse the student is, negative where it is better; numbers or arrays."""
         return teacher - student if self.higher else student - teacher
+
+    def possible(self, value: float) -> float:
+        """The nearest value that the metric can have; NaN stays."""
+        return float(np.clip(value, 0.0, self.most))
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether a value beats another; NaN beats nothing, and everything beats NaN."""
@@ -82,5 +88,5 @@ def _top1(errors: Floats, axis: int = -1) -> Any:
 
 
 MAE, RMSE = Metric("mae", _mae), Metric("rmse", _rmse)
-TOP1 = Metric("top1", _top1, higher=True, points=True)
+TOP1 = Metric("top1", _top1, higher=True, points=True, most=1.0)
 METRICS = {metric.name: metric for metric in (MAE, RMSE, TOP1)}

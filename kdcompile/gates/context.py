@@ -97,10 +97,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The target's latency by its model at one precision, in ms.
+    """The target's latency by its model at one precision of the student, in ms.
 
     Args:
-        teacher: of the teacher.
+        teacher: of the teacher, at the precision that it would be deployed in.
         student: of the student.
         band: factor by which either may be off, each way; 1.5 for 2/3 to 3/2 of the estimate.
         validated: measured fixtures of this target back the estimates.

@@ -110,7 +110,10 @@ def _with_metric(gates: Gates, task: Task) -> Gates:
 
 
 def predictions(estimate: Mapping[str, Any]) -> dict[str, Prediction]:
-    """The latency model's numbers of `estimate.json`, by precision."""
+    """The latency model's numbers of `estimate.json`, by the student's precision.
+
+    The teacher's is at the precision that it would be deployed in beside it, else at fp32.
+    """
     found = {}
     teachers = estimate["teacher"]
     for precision, student in estimate["student"].items():

@@ -65,7 +65,7 @@ def cuts(teacher: nn.Module, shape: Sequence[int]) -> list[Cut]:
     return [
         Cut(
             name=value.module,
-            stride=round(shape[2] / value.size[0]),
+            stride=value.stride,
             channels=value.channels,
             depth=value.depth - before,
             dilation=dilation,
@@ -80,6 +80,7 @@ class _Value:
 
     through: int  # bit i is set where every way from the image here leads through value i
     depth: int
+    stride: int
     size: tuple[int, ...]
     channels: int
     activated: bool
@@ -113,7 +114,8 @@ def _recorded(teacher: nn.Module, shape: Sequence[int]) -> tuple[list[_Value], _
             with recorder:
                 output = teacher(image)
     except Exception as error:  # whatever a network's own code raises without values
-        raise _unknown(f"its forward pass fails: {str(error).strip().splitlines()[0]}") from error
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise _unknown(f"its forward pass fails: {why}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -172,10 +174,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             through &= source.through
         shape = tuple(tensor.shape)
         is_image = len(shape) == 4
+        size = shape[2:] if is_image else ()
         value = _Value(
             through=through | 1 << len(self.values),
             depth=max((source.depth for source in sources), default=0) + convolves,
-            size=shape[2:] if is_image else (),
+            stride=_stride(sources, size),
+            size=size,
             channels=shape[1] if is_image else 0,
             activated=name in ACTIVATIONS,
             dilation=dilation,
@@ -183,6 +187,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.place[id(tensor)] = len(self.values)
         self.values.append(value)
         self._alive.append(tensor)
+
+
+def _stride(sources: Sequence[_Value], size: tuple[int, ...]) -> int:
+    """Pixels of the image a cell: step by step, as each step rounds its size up or down."""
+    widest = max(sources, key=lambda source: source.size[:1], default=None)
+    if widest is None or not widest.size or not size:
+        return 1
+    before, now = widest.size[0], size[0]
+    if now > before:
+        return max(1, widest.stride // round(now / before))
+    return widest.stride * round(before / now)
 
 
 def _unknown(why: str) -> KDError:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcompile.errors import KDError, nearest
-from kdcompile.models.blocks import BLOCKS, fold, window
+from kdcompile.models.blocks import BLOCKS, window
 
 SCALES = {1.0: (1, 1), 0.75: (3, 4), 0.5: (1, 2)}
 CHOICES = {"block": tuple(BLOCKS), "stride": (1, 2, 4), "down": ("pool", "stride")}
@@ -79,11 +79,6 @@ class StagedStudent(nn.Module):
         """The image as the first stage takes it: [N, C, ceil(scale H), ceil(scale W)]."""
         parts, of = self.scale
         return image if parts == of else _resize(image, image, parts, of)
-
-    def deploy(self) -> "StagedStudent":
-        """Fold every block into plain convolutions, in place, for inference; returns itself."""
-        fold(self)
-        return self
 
 
 def stage(settings: Mapping[str, Any], inputs: int) -> nn.Sequential:

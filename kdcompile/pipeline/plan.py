@@ -39,6 +39,11 @@ class Plan:
                 made[name] = artifact
         return made
 
+    @property
+    def awaits_search(self) -> bool:
+        """Whether the student is still to be searched for, which trains on the data."""
+        return self.spec.student.searches and "search" not in self.found()
+
     def make(self, stage: str) -> Artifact:
         """The stage's artifact, made if it is not there, and before it whatever it needs.
 

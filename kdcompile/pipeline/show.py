@@ -16,14 +16,15 @@ from kdcompile.pipeline.stages import STAGES
 def describe(plan: Plan) -> dict[str, Any]:
     """Steps, costs, the hardware's limits and what the data can decide, as JSON values.
 
-    The search runs if it has not, since the costs are its result; nothing else does. Where it
-    stops on something that a rule of the target explains, `estimate` is None and `stopped` is why.
+    A student that the spec scales is chosen if it is not yet, since the costs are of it; nothing
+    else runs. `estimate` is None where a search, which trains, is still to do, and where choosing
+    stops on something that a rule of the target explains; then `stopped` is why.
 
     Raises:
         KDError: the search's, where no rule explains it.
     """
     search, stopped = _search(plan)
-    found = plan.found()
+    found = plan.found()  # after the search
     network = None if search is None else student_network(plan, found, search["precision"])
     return {
         "spec": str(plan.spec.path),
@@ -41,7 +42,9 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def _search(plan: Plan) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
-    """The estimate, or the error in place of it."""
+    """The estimate, or the error in place of it; neither where a search is still to do."""
+    if plan.awaits_search:
+        return None, None
     try:
         return plan.make("search").json("estimate.json"), None
     except KDError as error:
@@ -104,10 +107,12 @@ def _cost_lines(plan: dict[str, Any]) -> list[str]:
     estimate = plan["estimate"]
     if estimate is None:
         stopped = plan["stopped"]
+        if stopped is None:
+            return ["no costs yet: kdcompile search finds the student, by training on the data"]
         return [f"no costs: the search stops with {stopped['code']}: {stopped['message']}"]
     text = ["network    GMACs      Mparams    predicted latency"]
-    precision = estimate["precision"]
-    for name in ("teacher", "student"):
+    rows = (("teacher", estimate["teacher_precision"]), ("student", estimate["precision"]))
+    for name, precision in rows:
         cost = estimate[name]
         latency = cost[precision]
         note = "" if latency["validated"] else ", unvalidated"
@@ -116,7 +121,7 @@ def _cost_lines(plan: dict[str, Any]) -> list[str]:
             f"{name:<10} {cost['macs'] / 1e9:<10.4g} {cost['params'] / 1e6:<10.4g} "
             f"{latency['ms']:.3g} ms at {precision} ({band}{note})"
         )
-    return [*text, f"predicted speed-up {estimate['speedup']:.3g} at {precision}"]
+    return [*text, f"predicted speed-up {estimate['speedup']:.3g}"]
 
 
 def _rule_lines(plan: dict[str, Any]) -> list[str]:
@@ -129,7 +134,7 @@ def _rule_lines(plan: dict[str, Any]) -> list[str]:
             f"{'':<10} fix:   {rule['fix']}",
         ]
     if not plan["rules_on_operators"]:
-        text.append("limits     of widths and operators: known once `export` has run")
+        text.append("limits     of widths and operators: known once `search` has run")
     return text or ["limits     none is met: nothing is refused or done in vain on this target"]
 
 

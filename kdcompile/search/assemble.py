@@ -67,7 +67,7 @@ def checked(ground: Ground, architecture: Mapping[str, Any]) -> list[Block]:
             "assemble-family",
             f"a student of family {architecture['family']!r} has no blocks to put together",
             where="architecture.json",
-            fix='set student.family = "staged"',
+            fix='set search.space = "staged"',
         )
     blocks, known = blocks_of(architecture), lessons(ground)
     if len(blocks) != len(known.cuts):

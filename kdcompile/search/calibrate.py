@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, median
+from tempfile import TemporaryFile
 from typing import Any
 
 from kdcompile.artifact import write_text
@@ -18,8 +19,13 @@ from kdcompile.backends.board import Board, evidence_of, facts_of
 from kdcompile.backends.via import Place, open_place
 from kdcompile.bench.machine import fingerprint
 from kdcompile.errors import KDError
-from kdcompile.search.efficiency import Efficiencies, Observation, efficiencies_of, fit
-from kdcompile.search.latency import kernel_ms
+from kdcompile.search.efficiency import (
+    Efficiencies,
+    Observation,
+    efficiencies_of,
+    fit,
+    predicted_ms,
+)
 from kdcompile.search.microbench import chains
 from kdcompile.search.microtimes import Say, Timed, Times, cases, measure
 from kdcompile.search.right_device import check_device, mode_of
@@ -102,11 +108,13 @@ def calibrate(
         opener: opens a place for a backend.
 
     Raises:
-        KDError: `calibrate-place`, `board-mismatch`, `calibrate-mode`, the place is not the
-            target; `calibrate-few`, too little was measured; what the place raises.
+        KDError: `calibrate-unwritable`, the result could not be kept; `calibrate-place`,
+            `board-mismatch`, `calibrate-mode`, the place is not the target; `calibrate-few`, too
+            little was measured; what the place raises.
         ToolMissingError: the backend is not installed there.
     """
     target = load(name, calibrated=False)
+    _check_writable(user.path(target.name))
     backend = "tensorrt" if target.tensorrt else "onnxruntime"
     with opener(via, backend) as place:
         check_device(place.about, target, place.label)
@@ -119,6 +127,21 @@ def calibrate(
     notes = (*_notes(times, seconds), *_clock_notes(after, target))
     say(f"fitting {len(times.undisturbed)} latencies")
     return _fitted(target, board, via, after, times, notes)
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse before two minutes are spent what could not be kept after them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise KDError(
+            "calibrate-unwritable",
+            f"the calibration could not be written: {error}",
+            where=str(path),
+            fix="make that folder writable, or name another one in XDG_CONFIG_HOME",
+        ) from error
 
 
 def _fitted(
@@ -150,7 +173,6 @@ def _fitted(
     }
     table = _table(target, facts, about, found, summary(after)["median"], used, after)
     path = user.path(target.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, user.to_toml(table))
     return Calibration(table, path, before, after, times, notes)
 
@@ -201,23 +223,16 @@ def _logs(observations: Sequence[Observation], efficiencies: Efficiencies) -> li
 def _observations(rows: Sequence[Timed], target: Target) -> list[Observation]:
     return [
         Observation(
-            row.name,
-            row.network,
-            row.kernels,
-            target,
-            row.precision,
-            row.ms,
+            row.name, row.network, row.kernels, target, row.precision, row.ms,
             graph=target.kind == "cpu" or row.mode == "graph",
         )
         for row in rows
-    ]
+    ]  # fmt: skip
 
 
 def _errors(observations: Sequence[Observation], efficiencies: Efficiencies) -> list[float]:
     """Relative errors of the predictions."""
-    return [
-        kernel_ms(o.kernels, o.target, o.precision, efficiencies) / o.ms - 1 for o in observations
-    ]
+    return [predicted_ms(o, efficiencies) / o.ms - 1 for o in observations]
 
 
 def _machine(board: Board, via: str | None) -> str:

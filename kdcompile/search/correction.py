@@ -31,6 +31,18 @@ def log_sd(estimate: Estimate) -> float:
     return max(math.log(estimate.high_ms / estimate.low_ms) / (2 * NINETY), NOISE)
 
 
+def scaled(estimate: Estimate, factor: float) -> Estimate:
+    """The prediction times a factor: its interval, its parts and its bounds too."""
+    return replace(
+        estimate,
+        ms=factor * estimate.ms,
+        low_ms=factor * estimate.low_ms,
+        high_ms=factor * estimate.high_ms,
+        bounds={name: factor * value for name, value in estimate.bounds.items()},
+        parts=tuple(replace(part, ms=factor * part.ms) for part in estimate.parts),
+    )
+
+
 @dataclass(frozen=True)
 class Correction:
     """The posterior of a device's common error.
@@ -72,7 +84,8 @@ class Correction:
         common = shared * variance
         total = common + (1 - shared) * k
         farthest = max(abs(x) for x in left) / NINETY
-        return cls(len(pairs), shift, max(math.sqrt(total), farthest), common / total)
+        spread = max(math.sqrt(total), farthest)
+        return cls(len(pairs), shift, spread, common / spread**2)
 
     def apply(self, estimate: Estimate) -> Estimate:
         """The prediction moved and its interval renewed; its parts and bounds move with it."""
@@ -80,15 +93,12 @@ class Correction:
             return estimate
         scale = log_sd(estimate)
         factor = math.exp(scale * self.shift)
-        ms, reach = factor * estimate.ms, math.exp(NINETY * scale * self.spread)
+        moved, reach = scaled(estimate, factor), math.exp(NINETY * scale * self.spread)
         note = f"corrected by {factor:.3g} from {self.pairs} measured on the device"
         return replace(
-            estimate,
-            ms=ms,
-            low_ms=ms / reach,
-            high_ms=ms * reach,
-            bounds={name: factor * value for name, value in estimate.bounds.items()},
-            parts=tuple(replace(part, ms=factor * part.ms) for part in estimate.parts),
+            moved,
+            low_ms=moved.ms / reach,
+            high_ms=moved.ms * reach,
             notes=(*estimate.notes, note),
         )
 

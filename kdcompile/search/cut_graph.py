@@ -31,7 +31,7 @@ def cut(graph: GraphProto, part: Sequence[str], computed: Container[str]) -> Non
             f"{len(read)} tensors go in and {len(made & left)} come out, so that nothing can "
             "stand for it",
             where=part[0],
-            fix="drop only what kdcompile.models.dropped.droppable names",
+            fix="search again with this teacher: kdcompile search",
         )
     bypass = helper.make_node("Identity", [*read], [*(made & left)], name=f"without_{part[0]}")
     nodes = list(graph.node)

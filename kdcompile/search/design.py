@@ -17,7 +17,13 @@ from kdcompile.search.explain import explain, facts
 from kdcompile.search.field import Field, Problem
 from kdcompile.search.front import Point, best, front, impossible, keeps
 from kdcompile.search.judge import Judge
-from kdcompile.search.measure import Measured, measure, nearest_to_budget, updated
+from kdcompile.search.measure import (
+    Measured,
+    check_place,
+    measure,
+    nearest_to_budget,
+    updated,
+)
 from kdcompile.search.show import Found
 from kdcompile.search.space import Space
 
@@ -44,6 +50,8 @@ def search(
         KDError: `budget-impossible`; those of the judges and of `measure`.
     """
     fields = _possible(problem, spaces)
+    if problem.spec.search.measure:
+        check_place(problem.precision, problem.spec, problem.target, board)
     found = [field.learn() for field in fields]
     teacher, timing, correction = problem.point, None, Correction()
     if problem.spec.search.measure:
@@ -54,11 +62,10 @@ def search(
     sure = [p for p in points if p.evidence == "distilled" and keeps(budget, p, teacher)]
     chosen = best(sure or points, budget, teacher, metric)
     home = next(f for f, points in zip(fields, judged, strict=True) if chosen in points)
-    student = problem.kernels(home.space, dict(chosen.architecture))
-    student = replace(student, estimate=correction.apply(student.estimate))
+    student = problem.kernels(home.space, dict(chosen.architecture)).at(chosen.ms)
     sentences = explain(
-        chosen, front(points, metric), budget, metric, (teacher, problem.priced), student,
-        problem.target.full_name,
+        chosen, front(points, metric), budget, metric, (teacher, problem.priced.at(teacher.ms)),
+        student, problem.target.full_name,
     )  # fmt: skip
     result = Found(
         problem.target.full_name, problem.precision, metric, budget, teacher, chosen, points,

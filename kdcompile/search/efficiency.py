@@ -255,6 +255,12 @@ def _predicted(layouts: Sequence[Layout], names: Sequence[str], logs: Array) -> 
     return np.log([times(layout, values).total for layout in layouts])
 
 
+def predicted_ms(observation: Observation, efficiencies: Efficiencies) -> float:
+    """The predicted median of a measured latency, enqueued as that was."""
+    layout = lay_out(observation.kernels, observation.target, observation.graph)
+    return 1e3 * times(layout, efficiencies.values).total
+
+
 def log_deviation(layout: Layout, efficiencies: Efficiencies) -> float:
     """Log standard deviation of a predicted latency: of the values (J C J^T) and the residual."""
     logs, names = efficiencies.logs, efficiencies.names

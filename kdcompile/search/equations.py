@@ -34,7 +34,8 @@ ARITHMETIC_KINDS = ("dilated", "grouped", "transposed", "gemm", "attention", "de
 """Kinds whose arithmetic has an efficiency of its own, over that of `conv`."""
 MEMORY_KINDS = ("pool", "resize", "pointwise", "reduction", "reformat", "other")
 """Kinds that only move memory, over the DRAM's efficiency."""
-GENERATIONS = ("7", "8", "9", "10")  # major compute capability; 10 stands for it and later
+GENERATIONS = ("7", "8", "9", "10")
+"""Major compute capability; 7 stands for it and earlier, 10 for it and later."""
 TENSOR_PRECISIONS = ("fp32", "fp16", "int8", "fp8")
 
 
@@ -89,7 +90,8 @@ def generation(target: Target) -> str:
     """The major compute capability that efficiencies are kept by; `cpu` for a CPU."""
     if target.compute_capability is None:
         return "cpu"
-    return str(min(int(target.compute_capability.split(".")[0]), 10))
+    major = int(target.compute_capability.split(".")[0])
+    return str(min(max(major, int(GENERATIONS[0])), int(GENERATIONS[-1])))
 
 
 def peak(target: Target, precision: str) -> float:

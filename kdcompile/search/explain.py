@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdcompile.data.metric import Metric
 from kdcompile.search.breakdown import StageCost, by_place, stage_costs
+from kdcompile.search.correction import scaled
 from kdcompile.search.front import Point, keeps, limit_ms
 from kdcompile.search.kernels_of import Kernel
 from kdcompile.search.latency import NINETY, Estimate
@@ -32,6 +33,10 @@ class Priced:
     estimate: Estimate
     shape: Sequence[int]
 
+    def at(self, ms: float) -> "Priced":
+        """The same with its parts in proportion to another latency, such as the measured one."""
+        return replace(self, estimate=scaled(self.estimate, ms / self.estimate.ms))
+
     def stages(self) -> list[StageCost]:
         """Its time by stage."""
         return stage_costs(self.kernels, self.estimate, self.shape)
@@ -54,7 +59,7 @@ def explain(
         budget: what was asked.
         metric: of the qualities.
         teacher: its point, and its kernels at the precision that it is compared at.
-        student: the chosen one's kernels.
+        student: the chosen one's kernels. The parts of both add up to their points' latencies.
         where: the device as its latencies are named, such as `jetson-orin-nano-8gb@15W`.
     """
     whole, priced = teacher
@@ -65,7 +70,7 @@ def explain(
         _kernels(student.estimate),
         *_changes(priced, student),
         *neighbours(chosen, points, budget, metric, whole),
-        *_caveats(chosen, student.estimate, where),
+        *_caveats(chosen, whole, student.estimate, where),
     ]
 
 
@@ -75,8 +80,10 @@ def _latency(chosen: Point, teacher: Point, where: str) -> str:
     text += f"(90 % {low:.3g} to {high:.3g})"
     if chosen.measured_ms is not None:
         text += f", measured {chosen.measured_ms:.3g} ms"
-    ratio = teacher.ms / chosen.ms
-    return f"{text}: {ratio:.3g} times faster than the teacher's {teacher.ms:.3g} ms"
+    ratio, how = teacher.ms / chosen.ms, "faster"
+    if ratio < 1:
+        ratio, how = 1 / ratio, "slower"
+    return f"{text}: {ratio:.3g} times {how} than the teacher's {teacher.ms:.3g} ms"
 
 
 def _quality(chosen: Point, teacher: Point, metric: Metric) -> str:
@@ -201,7 +208,7 @@ def _price(point: Point, budget: Budget, teacher: Point) -> str:
     return f"takes {point.ms:.3g} ms, over the budget of {limit:.3g} ms,"
 
 
-def _caveats(chosen: Point, estimate: Estimate, where: str) -> list[str]:
+def _caveats(chosen: Point, teacher: Point, estimate: Estimate, where: str) -> list[str]:
     """What the prediction rests on: the model's own notes, and what can be done about them."""
     found = [f"of the prediction: {note}" for note in chosen.latency.notes]
     unknown = [part for part in estimate.parts if not part.known]
@@ -209,7 +216,9 @@ def _caveats(chosen: Point, estimate: Estimate, where: str) -> list[str]:
         share = sum(part.ms for part in unknown) / estimate.ms
         names = ", ".join(dict.fromkeys(part.name for part in unknown))
         found.append(f"no model of {names}: counted as memory-bound, {share:.0%} of the latency")
-    if not chosen.latency.validated and chosen.measured_ms is None:
+    # where the teacher was timed, others were, which corrected this one
+    timed = chosen.measured_ms is not None or teacher.measured_ms is not None
+    if not chosen.latency.validated and not timed:
         text = (
             f"no measurement backs {chosen.latency.ms:.3g} ms: search with --measure on the device"
         )

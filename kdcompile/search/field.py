@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from kdcompile.data.metric import Metric
+from kdcompile.models.blocks import fold
 from kdcompile.search.cost import params
 from kdcompile.search.evidence import Expected
 from kdcompile.search.explain import Priced
@@ -187,13 +188,14 @@ class Field:
             quality_sd=math.nan,
             evidence=evidence,
             macs=sum(kernel.macs for kernel in priced.kernels),
-            params=params(self.problem.build(architecture)),
+            params=params(fold(self.problem.build(architecture))),
         )
         return self._judged(point, worse, evidence)
 
     def _judged(self, point: Point, worse: Expected, evidence: Evidence) -> Point:
         sign = -1.0 if self.problem.metric.higher else 1.0
-        quality = self.problem.point.quality + sign * worse.mean
+        # a sum of losses may be more than there is to lose
+        quality = self.problem.metric.possible(self.problem.point.quality + sign * worse.mean)
         return replace(point, quality=quality, quality_sd=worse.sd, evidence=evidence)
 
 

@@ -34,10 +34,10 @@ from kdcompile.spec_deploy import Quantize
 
 log = logging.getLogger("kdcompile")
 Floats = NDArray[np.float64]
-PACKAGE = Path(__file__).parents[1]
 START_FIELDS = {"init", "importance", "crops"}
 FACTOR_SD, EXPONENT_SD = 2.0, 0.25  # priors of the correction, of logarithms
 STUDENT_SD = 0.3  # log deviation of a student about the line, before any is known
+LEAST_LEFT = 0.01  # of an expected increase: none shown on few photos is not none at all
 MOST_VARIANCE = 2.0
 
 
@@ -68,7 +68,7 @@ def distil(
 
     Args:
         ground: the lessons; its spec needs the sections of stage `distill`.
-        architectures: `staged` ones start assembled, others as `student.init` says.
+        architectures: they start as `student.init` says; a `staged` one inherits its taught blocks.
         steps: optimizer steps, over all stages of the recipe.
         jobs: processes.
 
@@ -123,7 +123,7 @@ def _shares(spec: Spec) -> list[Any]:
 
 def _key(asked: _Asked, store: Store) -> str:
     ground, spec = asked.ground, asked.ground.spec
-    sources = [Path(__file__), *sorted((PACKAGE / "distill").rglob("*.py"))]
+    sources = [Path(__file__), Path(__file__).with_name("evidence.py")]
     return digest(
         {
             "start": assembled_key(ground, json.loads(asked.architecture), store),
@@ -153,7 +153,7 @@ def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     whole = errors(teacher)
     student = student_from_architecture(teacher, architecture, spec.folder)
     images = ImageStore(splits.train, preprocess.channels, device)
-    if architecture["family"] == "staged":
+    if architecture["family"] == "staged" and spec.student.init == "inherit":
         load_weights(student, assemble(asked.ground, architecture).file(WEIGHTS))
     else:
         start_student(spec, teacher, student, architecture, images)
@@ -210,12 +210,13 @@ def calibrated(expected: Sequence[Expected], measured: Sequence[Finalist]) -> Co
 
     Args:
         expected: what was expected of each finalist.
-        measured: what it became; an increase within its own error counts as that error.
+        measured: what it became; an increase within its own error counts as that error, and none
+            at all as `LEAST_LEFT` of what was expected.
     """
     pairs = [(e, m) for e, m in zip(expected, measured, strict=True) if e.mean > 0]
     if not pairs:
         return Correction((0.0, 1.0), ((0.0, 0.0), (0.0, 0.0)), 0.0)
-    became = np.array([max(m.increase, m.increase_sd, 1e-9) for _, m in pairs])
+    became = np.array([max(m.increase, m.increase_sd, LEAST_LEFT * e.mean) for e, m in pairs])
     x = np.array([[1.0, np.log(e.mean)] for e, _ in pairs])
     y = np.log(became)
     own = np.array([m.increase_sd for _, m in pairs]) / became
@@ -228,9 +229,9 @@ def calibrated(expected: Sequence[Expected], measured: Sequence[Finalist]) -> Co
         used = float(np.trace(x @ covariance @ (x * weight[:, None]).T))
         squares = np.square(y - x @ mean) - own**2
         left = max(0.0, len(y) - used)
-        noise = max(0.0, float(squares.sum()) + STUDENT_SD**2) / (left + 1)
+        noise = max(1e-6, (float(squares.sum()) + STUDENT_SD**2) / (left + 1))
     rows = [tuple(map(float, row)) for row in covariance]
     return Correction(
         (float(mean[0]), float(mean[1])), ((rows[0][0], rows[0][1]), (rows[1][0], rows[1][1])),
-        float(np.sqrt(max(noise, 1e-6))),
+        float(np.sqrt(noise)),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kdcompile.data.metric import Metric
 from kdcompile.errors import KDError
 from kdcompile.search.correction import NOISE, SHARED, log_sd
-from kdcompile.search.latency import Estimate, Part
+from kdcompile.search.latency import Estimate
 from kdcompile.spec import Budget
 
 Evidence = Literal["proxy", "blocks", "distilled", "measured"]
@@ -32,7 +32,7 @@ class Point:
         evidence: what the quality rests on: a formula that orders (`proxy`), imitated blocks or
             layers (`blocks`), a short distillation (`distilled`), the trained network (`measured`).
         macs: multiply-adds of one inference.
-        params: number of parameters.
+        params: number of parameters, of the network as it is exported.
         measured_ms: median of alternated runs on the device, where it was timed.
     """
 
@@ -60,29 +60,6 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**asdict(self), "architecture": dict(self.architecture)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Point":
-        """The point that `to_json` wrote; keys that others added are passed over.
-
-        Raises:
-            KDError: `search-record`, these are no values of a point.
-        """
-        try:
-            latency = dict(values["latency"])
-            latency["parts"] = tuple(
-                Part(**{**part, "nodes": tuple(part["nodes"])}) for part in latency["parts"]
-            )
-            latency["notes"] = tuple(latency["notes"])
-            known = {name: values[name] for name in cls.__dataclass_fields__}
-            return cls(**{**known, "latency": Estimate(**latency)})
-        except (KeyError, TypeError) as error:
-            raise KDError(
-                "search-record",
-                f"this is no point of a search: {error}",
-                where="search.json",
-                fix="search again: kdcompile search",
-            ) from error
 
 
 def front(points: Sequence[Point], metric: Metric) -> list[Point]:

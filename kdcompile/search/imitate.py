@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcompile.artifact import Store, digest, write_json
-from kdcompile.distill.inherit import rows, solve
 from kdcompile.distill.inherit.solve import Solution, fit
 from kdcompile.models.factory import read_weights, write_weights
 from kdcompile.models.staged import SCALES, stage
@@ -65,13 +64,12 @@ class BlockResult:
 def block_key(ground: Ground, block: Block, store: Store) -> str:
     """The key of a block's result in the store: no budget, no target, no other block."""
     options = ground.options
-    sources = [Path(__file__), *(Path(str(module.__file__)) for module in (rows, solve))]
     return digest(
         {
             "lessons": ground.key,
             "block": asdict(block),
             "options": [options.steps, options.batch, options.lr],
-            "source": [store.hasher.file(path) for path in sources],
+            "source": store.hasher.file(Path(__file__)),
         }
     )
 

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from kdcompile.spec import Spec
 
 SIDE = 256  # larger crops teach a block nothing more, and cost
 HELD_OUT = 4  # one training photo in so many is held out
-PACKAGE = Path(__file__).parents[1]
+PACKAGES = ("data", "models", "kernels", "distill")  # what all evidence is measured with
+LIBRARIES = ("torch", "numpy", "pillow")
 DATA_FIELDS = ("format", "mean", "std")
 DISTILL_FIELDS = ("crop", "scale", "flip")
 
@@ -107,7 +109,7 @@ def prepare(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
         device = training_device()
         teacher = load_teacher(spec).to(device)
         side = _side(spec.distill.crop)
-        found = cuts(teacher, (1, spec.export.profile[1][1], side, side))
+        found = cuts(teacher, spec.export.profile[1])  # as the space of students has them
         fit, held = _crops(spec, teacher, options, side, device)
         demands = output_demands(teacher, [cut.name for cut in found], fit, spec.seed)
         moments = _covariances(teacher, found, fit)
@@ -229,9 +231,12 @@ def _side(crop: int) -> int:
 
 
 def _key(spec: Spec, options: ImitationOptions, hasher: Hasher) -> str:
-    """Everything that the lessons depend on: no budget and no target."""
-    own = {Path(__file__), Path(__file__).with_name("teacher_maps.py")}
-    sources = {*own, *(PACKAGE / "models").glob("*.py"), *(PACKAGE / "data").glob("*.py")}
+    """Everything that the lessons depend on: no budget and no target.
+
+    And the source of what all evidence is measured with, since its keys are made of this one.
+    """
+    sources = {Path(__file__), Path(__file__).with_name("teacher_maps.py")}
+    sources |= {path for package in PACKAGES for path in _package(package).rglob("*.py")}
     sources |= set(factory_sources(spec.teacher.model, spec.folder))
     if not spec.teacher.weights.is_file():
         raise KDError(
@@ -248,10 +253,17 @@ def _key(spec: Spec, options: ImitationOptions, hasher: Hasher) -> str:
             "data": [spec.data.model_dump(mode="json", include=set(DATA_FIELDS))],
             "train": splits_digest(spec.data, spec.folder, hasher)["train"],
             "distill": spec.distill.model_dump(mode="json", include=set(DISTILL_FIELDS)),
-            "channels": spec.export.profile[1][1],
+            "shape": spec.export.profile[1],
             "crops": [options.crops, options.held],
             "source": sorted(hasher.file(path) for path in sources),
-            "torch": metadata.version("torch"),
+            "libraries": [metadata.version(name) for name in LIBRARIES],
             "device": training_device().type,
         }
     )
+
+
+def _package(name: str) -> Path:
+    found = find_spec(f"kdcompile.{name}")
+    assert found is not None, f"kdcompile.{name} is part of kdcompile"
+    assert found.submodule_search_locations, f"kdcompile.{name} is a package"
+    return Path(found.submodule_search_locations[0])

@@ -9,6 +9,7 @@ Not seen: errors that pile up or that later layers make good, and what training 
 figure orders students; it is no forecast of a metric.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -32,6 +33,7 @@ from kdcompile.search.nested import nested
 from kdcompile.search.replaced import Watched, without
 from kdcompile.search.template import sides
 
+log = logging.getLogger("kdcompile")
 FEWEST_ROWS, ROWS_PER_UNKNOWN, MOST_ROWS = 4096, 2, 16384
 FEW = 8  # images that the output's change is measured on
 NOISE = 0.1  # relative error at which sensitivity is measured
@@ -66,6 +68,8 @@ class LayerErrors:
         called = _called(teacher, self._plans, crops[0][:1])
         self.unmeasured = [name for name in self._plans if name not in called]
         """Layers whose parameters are used without calling them: they count as free of error."""
+        if self.unmeasured:
+            log.warning("search: no error is known of %s", ", ".join(self.unmeasured))
         self._tables: dict[str, tuple[list[int], NDArray[np.float64]]] = {}
         self.sensitivity: dict[str, float] = {}
         """Relative change of the teacher's output for a unit of relative error, by layer."""
@@ -126,7 +130,7 @@ class LayerErrors:
 
         Where several groups lie in it they are taken in equal shares, as by a uniform ratio.
         """
-        ranks, offset = [], 0
+        ranks = []
         for group, size, each in layout:
             order = self._order.get(self._channels.root(group), torch.arange(size)[None])
             rank = torch.empty(size)
@@ -134,7 +138,6 @@ class LayerErrors:
                 len(order)
             )
             ranks.append(rank.repeat_interleave(each))
-            offset += size * each
         return torch.cat(ranks).reshape(count, -1).argsort(dim=1, stable=True)
 
     def _gate(self, plan: LayerPlan) -> Gate | None:

@@ -8,7 +8,8 @@ for; on another device nothing would be learnt of the target's model.
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,7 @@ def measure(
         KDError: `measure-foreign`, the place is not the target; `measure-precision`;
             `measure-none`, every student was refused; what the teacher's export and build raise.
     """
-    if precision not in WRITERS:
-        raise _refused(precision, "kdcompile writes no untrained network of it")
-    with bench_of(target, board, spec) as bench:
-        if bench.file_of(precision) not in WRITERS:
-            raise _refused(precision, f"{bench.label} does not build it")
+    with _bench(precision, spec, target, board) as bench:
         site = _Site(bench, spec, target, folder)
         own = site.add_teacher(teacher, teacher_precision(precision))
         names = [f"student{number}" for number in range(len(students))]
@@ -165,6 +162,27 @@ def measure(
         )
     ms = tuple(times.get(name) for name in names)
     return Measured(precision, own, times[TEACHER], ms, why, bench.label, mode, varied)
+
+
+def check_place(precision: str, spec: Spec, target: Target, board: Board | None) -> None:
+    """Refuse a place where students cannot be timed, before anything is spent on them.
+
+    Raises:
+        KDError: `measure-foreign`, `measure-precision`; those of opening the place.
+    """
+    with _bench(precision, spec, target, board):
+        pass
+
+
+@contextmanager
+def _bench(precision: str, spec: Spec, target: Target, board: Board | None) -> Iterator[Bench]:
+    """The bench, where it builds the precision."""
+    if precision not in WRITERS:
+        raise _refused(precision, "kdcompile writes no untrained network of it")
+    with bench_of(target, board, spec) as bench:
+        if bench.file_of(precision) not in WRITERS:
+            raise _refused(precision, f"{bench.label} does not build it")
+        yield bench
 
 
 def _variation(samples: Sequence[float]) -> float:

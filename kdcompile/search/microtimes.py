@@ -222,7 +222,7 @@ def _take_turns(
         say(f"timing: turn {turn + 1} of {TURNS}, {len(timed)} networks")
         first = turn * len(timed) // TURNS
         for row in (*timed[first:], *timed[:first]):
-            count = max(2, min(MOST_ITERATIONS, int(share / row.once_ms)))
+            count = max(2, int(min(MOST_ITERATIONS, share / row.once_ms)))
             row.samples += _run(place, row, count, warmup=1)
 
 

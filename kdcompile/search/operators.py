@@ -29,7 +29,7 @@ def _operator(flow: Flow, op: Op) -> Operator:
     output = tuple(flow.sizes[op.outputs[0]])
     name = op.node.name or op.outputs[0]
     if op.type in RESIZES:
-        source = flow.sizes[op.inputs[0]]
+        source = flow.sizes[op.node.input[0]]  # `inputs` may have the shape before a view
         factor = tuple(new / old for new, old in zip(output[2:], source[2:], strict=True))
         return Operator(name, op.type, output, factor=factor)
     if op.type in POOLS:
@@ -60,7 +60,7 @@ def _weighted(flow: Flow, op: Op, plain: Operator) -> Operator:
 def _window(flow: Flow, op: Op) -> dict[str, Any]:
     """The fields of an operator that follow from its window."""
     if op.type in POOLS:  # a global one's window is the whole image
-        kernel = attribute(op, "kernel_shape", flow.sizes[op.inputs[0]][2:])
+        kernel = attribute(op, "kernel_shape", flow.sizes[op.node.input[0]][2:])
     else:
         kernel = flow.sizes[op.node.input[1]][2:]
     ones, pads = [1] * len(kernel), attribute(op, "pads", [0] * 2 * len(kernel))

@@ -1,4 +1,4 @@
-"""The Pareto front as a chart: latency against expected quality, both with their 90 % intervals."""
+"""The Pareto front as a chart: latency against expected quality, the front's 90 % intervals."""
 
 import io
 from collections.abc import Sequence
@@ -65,9 +65,10 @@ def plot_front(
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        axes = figure.subplots()
+        axes, best = figure.subplots(), front(points, metric)
         _points(axes, points)
-        _line(axes, front(points, metric))
+        _intervals(axes, best if chosen in best else [*best, chosen])
+        _line(axes, best)
         _marked(axes, teacher, "teacher", ("^", FAINT, 60))
         _marked(axes, chosen, "choice", ("*", CHOICE, 170))
         if limit_ms is not None:
@@ -83,14 +84,21 @@ def _points(axes: Axes, points: Sequence[Point]) -> None:
         if not seen:
             continue
         x, y = [p.ms for p in seen], [p.quality for p in seen]
-        across = [
-            [p.ms - p.interval[0] for p in seen],
-            [p.interval[1] - p.ms for p in seen],
-        ]
-        axes.errorbar(
-            x, y, xerr=across, yerr=[NINETY * p.quality_sd for p in seen], fmt=marker, ms=4,
-            c=LINE, ecolor=FAINT, elinewidth=0.6, alpha=0.75, label=f"quality: {evidence}",
-        )  # fmt: skip
+        axes.scatter(
+            x, y, 16, c=LINE, marker=marker, alpha=0.6, lw=1, label=f"quality: {evidence}", zorder=3
+        )
+
+
+def _intervals(axes: Axes, points: Sequence[Point]) -> None:
+    """Of a few points: those of all would hide each other."""
+    x, y = [p.ms for p in points], [p.quality for p in points]
+    lower, upper = zip(*(p.interval for p in points), strict=True)
+    across = [
+        [ms - low for ms, low in zip(x, lower, strict=True)],
+        [high - ms for ms, high in zip(x, upper, strict=True)],
+    ]
+    up = [NINETY * p.quality_sd for p in points]
+    axes.errorbar(x, y, up, across, fmt="none", ecolor=FAINT, elinewidth=0.8)
 
 
 def _line(axes: Axes, best: Sequence[Point]) -> None:

@@ -1,16 +1,15 @@
 """What a search needs of a spec, and what it leaves in the artifact."""
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from kdcompile.artifact import Step, Store, write_json
+from kdcompile.bench.machine import usable_cores
 from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
 from kdcompile.models.cuts import cuts
@@ -24,6 +23,7 @@ from kdcompile.search.layers import LayerSpace
 from kdcompile.search.layers_judge import LayersJudge
 from kdcompile.search.network import Network
 from kdcompile.search.plot import plot_front
+from kdcompile.search.show import Found
 from kdcompile.search.space import Space
 from kdcompile.search.staged_judge import StagedJudge
 from kdcompile.search.staged_space import StagedSpace
@@ -44,8 +44,8 @@ def searched(
     teacher: Network,
     precisions: tuple[str, str],
     folder: Path,
-) -> tuple[dict[str, Any], list[str]]:
-    """The architecture that was found, and why it was chosen.
+) -> Found:
+    """The student that was found, and why it was chosen; the files of that in `folder`.
 
     `precisions` are those of the teacher, which a speed-up is against, and of the student.
 
@@ -69,7 +69,7 @@ def searched(
     if start is not None:
         shutil.copyfile(start, folder / INITIAL)
     store.drop_work(step.stage, step.key)
-    return architecture, list(found.explanation)
+    return found
 
 
 def _problem(spec: Spec, target: Target, teacher: Network, beside: str, precision: str) -> Problem:
@@ -98,7 +98,7 @@ def _problem(spec: Spec, target: Target, teacher: Network, beside: str, precisio
 def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Spaces:
     """The spaces that the spec names; `auto`: both, or the one that this teacher has."""
     asked = spec.search.space
-    jobs = spec.search.jobs or os.cpu_count() or 1
+    jobs = spec.search.jobs or usable_cores()
     made: Spaces = []
     missing: list[KDError] = []
     if asked != "layers":
@@ -130,7 +130,11 @@ def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Space
 def _staged(spec: Spec, target: Target, teacher: Network) -> StagedSpace:
     output = _output(teacher.module, teacher.shape)
     dense = len(output) == 4
-    stride = teacher.shape[2] // output[2] if dense else 1
+    # an output that is finer than the input has no stride; its cells are not those of 1
+    stride = max(1, teacher.shape[2] // output[2]) if dense else 1
+    cells = tuple(-(-side // stride) for side in teacher.shape[2:]) if dense else ()
+    if len(output) < 2 or output[2:] != cells:
+        raise _unlike(output, teacher.shape)
     # a re-parameterised block has no single weight while it trains in int8
     blocks = [b for b in spec.search.blocks if not (spec.quantize.qad and b == "repvgg")]
     if not blocks:
@@ -151,15 +155,18 @@ def _staged(spec: Spec, target: Target, teacher: Network) -> StagedSpace:
         scales=spec.search.scales,
         seed=spec.seed,
     )
-    cells = tuple(-(-side // stride) for side in teacher.shape[2:]) if dense else ()
-    if output[2:] != cells or not space.reaches:
-        raise KDError(
-            "staged-output",
-            f"no staged student has the teacher's output {list(output)} of {teacher.shape}",
-            where="[search] space",
-            fix='set search.space = "layers"',
-        )
+    if not space.reaches:
+        raise _unlike(output, teacher.shape)
     return space
+
+
+def _unlike(output: tuple[int, ...], shape: list[int]) -> KDError:
+    return KDError(
+        "staged-output",
+        f"no staged student has the teacher's output {list(output)} of {shape}",
+        where="[search] space",
+        fix='set search.space = "layers"',
+    )
 
 
 @torch.no_grad()

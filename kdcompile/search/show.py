@@ -7,11 +7,14 @@ from typing import Any
 from kdcompile.data.metric import METRICS, Metric
 from kdcompile.search.correction import SHARED, Correction
 from kdcompile.search.front import Point, front, likely_front, limit_ms
+from kdcompile.search.latency import NINETY
 from kdcompile.search.short import short
 from kdcompile.spec import Budget
 
 ROWS = 24  # beside the front so many likely points are printed
-HEADER = ("", "latency ms", "90 %", "expected", "GMACs", "Mparams", "evidence", "architecture")
+HEADER = (
+    "", "latency ms", "90 %", "expected, 90 %", "GMACs", "Mparams", "evidence", "architecture"
+)  # fmt: skip
 MARKS = "> the choice   * on the front   ~ perhaps on it, as uncertain as the two are"
 
 
@@ -106,12 +109,12 @@ def _shown(record: Mapping[str, Any]) -> set[int]:
 
 def _cells(point: Mapping[str, Any], metric: Metric, name: str) -> tuple[str, ...]:
     latency, measured = point["latency"], point["measured_ms"]
-    sd = f" +- {metric.difference(point['quality_sd'])}" if point["quality_sd"] else ""
+    half = NINETY * point["quality_sd"]
     interval = f"{latency['low_ms']:.3g} to {latency['high_ms']:.3g}"
     return (
         f"{latency['ms']:.3g}" if measured is None else f"{measured:.3g}",
         interval if measured is None else "measured",
-        f"{metric.text(point['quality'])}{sd}",
+        metric.text(point["quality"]) + (f" +- {metric.difference(half)}" if half else ""),
         f"{point['macs'] / 1e9:.4g}",
         f"{point['params'] / 1e6:.4g}",
         point["evidence"],

@@ -14,6 +14,7 @@ from kdcompile.search.network import Network
 from kdcompile.search.operators import operators_of
 from kdcompile.search.scaling import scaled
 from kdcompile.search.searched import searched
+from kdcompile.search.show import Found
 from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
@@ -37,9 +38,9 @@ def budget_precision(spec: Spec, target: Target) -> str:
 def run(step: Step, store: Store, target: Target) -> Artifact:
     """Choose the student.
 
-    `architecture.json`, `estimate.json`, `operators.json`, `explanation.json`. One that was
-    searched for brings `search.json` and `front.svg`, and `initial.safetensors` where it is made of
-    taught blocks.
+    `architecture.json`, `operators.json`, `explanation.json`, and `estimate.json`, the latency
+    model's predictions for teacher and student. One that was searched for brings `search.json`,
+    `front.svg` and `front.png`, and `initial.safetensors` where it is made of taught blocks.
     """
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -48,38 +49,45 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         teacher = Network(load_teacher(spec), shape)
         beside = teacher_precision(precision)
         beside = beside if beside in target.precisions else "fp32"
+        found = None
         if spec.student.searches:
-            architecture, sentences = searched(
-                step, store, target, teacher, (beside, precision), folder
-            )
+            found = searched(step, store, target, teacher, (beside, precision), folder)
+            architecture = dict(found.chosen.architecture)
         else:
-            architecture, sentences = scaled(spec, teacher, target, (beside, precision)), []
+            architecture = scaled(spec, teacher, target, (beside, precision))
         module = student_from_architecture(teacher.module, architecture, spec.folder)
         student = Network(module.eval(), shape)
-        sentences = sentences or costly(student.priced(target, precision))
-        priced = [*precisions(target), *(p for p in ALSO if p in target.precisions)]
-        costs = {
-            n: m.record(target, priced) for n, m in (("teacher", teacher), ("student", student))
-        }
-        speedup = costs["teacher"][beside]["ms"] / costs["student"][precision]["ms"]
+        predicted = _predicted(teacher, student, target, (beside, precision))
+        why = costly(student.priced(target, precision)) if found is None else found.explanation
         write_json(folder / "architecture.json", architecture)
-        write_json(folder / "explanation.json", sentences)
+        write_json(folder / "explanation.json", list(why))
         operators = [asdict(operator) for operator in operators_of(student.model, shape)]
         write_json(folder / "operators.json", operators)
-        write_json(
-            folder / "estimate.json",
-            {**costs, "precision": precision, "speedup": speedup, "target": target.name},
-        )
-        return _meta(costs["student"], precision) | {
-            "family": architecture["family"],
-            "width": architecture.get("width"),
-            "speedup": speedup,
-        }
+        write_json(folder / "estimate.json", predicted)
+        names = {"family": architecture["family"], "width": architecture.get("width")}
+        return _meta(predicted) | names | ({} if found is None else _judged(found))
 
     return store.make(step.stage, step.key, build)
 
 
-def _meta(student: Mapping[str, Any], precision: str) -> dict[str, Any]:
+def _predicted(
+    teacher: Network, student: Network, target: Target, judged: tuple[str, str]
+) -> dict[str, Any]:
+    """The cost of both at every precision; `judged` are those that the speed-up compares."""
+    beside, precision = judged
+    priced = [*precisions(target), *(p for p in ALSO if p in target.precisions)]
+    costs = {n: m.record(target, priced) for n, m in (("teacher", teacher), ("student", student))}
+    return {
+        **costs,
+        "precision": precision,
+        "teacher_precision": beside,
+        "speedup": costs["teacher"][beside]["ms"] / costs["student"][precision]["ms"],
+        "target": target.name,
+    }
+
+
+def _meta(predicted: Mapping[str, Any]) -> dict[str, Any]:
+    student, precision = predicted["student"], predicted["precision"]
     latency = student[precision]
     return {
         "macs": student["macs"],
@@ -89,4 +97,13 @@ def _meta(student: Mapping[str, Any], precision: str) -> dict[str, Any]:
         "low_ms": latency["low_ms"],
         "high_ms": latency["high_ms"],
         "validated": latency["validated"],
+        "speedup": predicted["speedup"],
     }
+
+
+def _judged(found: Found) -> dict[str, Any]:
+    """The latency by which a search chose: measured, or corrected by what was."""
+    chosen = found.chosen
+    low, high = chosen.interval
+    speedup = found.teacher.ms / chosen.ms
+    return {"latency_ms": chosen.ms, "low_ms": low, "high_ms": high, "speedup": speedup}

@@ -67,29 +67,6 @@ def staged_kernels(
     return [*kernels, *_dense(*last, full)]
 
 
-def stage_kernels(
-    settings: Mapping[str, Any],
-    in_width: int,
-    in_shape: Sequence[int],
-    float32_as: Precision = "fp32",
-    name: str = "stage",
-    source: str = IMAGE,
-) -> list[Kernel]:
-    """The kernels of one stage.
-
-    Args:
-        settings: an entry of an architecture's `stages`.
-        in_width: channels that it reads.
-        in_shape: [N, H, W] that it reads.
-        float32_as: the precision of every tensor.
-        name: of the tensor that it writes; the others inside begin with it.
-        source: the name of the tensor that it reads.
-    """
-    batch, height, width = in_shape
-    key = (*_key(settings), in_width, (batch, height, width))
-    return list(_stage(*key, float32_as, name, source))
-
-
 def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(
         settings[name] for name in ("block", "width", "depth", "stride", "down", "dilation")

@@ -89,10 +89,10 @@ class StagedSpace:
         return self._architecture(one["input_scale"], _totals(one), stages)
 
     def corners(self) -> list[Architecture]:
-        """The smallest students of each block and the widest plain ones."""
+        """The smallest student of each block, and the widest of the first block."""
         coarse, fine = min(self.scales), max(self.scales)
         found = [self._uniform(coarse, COARSER, 0, 1, block) for block in self.blocks]
-        found += [self._uniform(fine, 1, -1, cut, self.blocks[0]) for cut in (1, DEEPEST)]
+        found += [self._uniform(fine, 1, -1, depth, self.blocks[0]) for depth in (1, DEEPEST)]
         return found
 
     def kernels(self, architecture: Architecture, precision: Precision) -> list[Kernel]:

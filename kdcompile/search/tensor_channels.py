@@ -147,5 +147,5 @@ def _unknown(node: NodeProto) -> KDError:
         f"how {node.op_type} passes channels on is not known, so a student's kernels cannot be "
         "derived from the teacher's",
         where=around or node.name,
-        fix='set student.family = "staged", or write that module in standard layers',
+        fix='set search.space = "staged", or write that module in standard layers',
     )

@@ -69,10 +69,9 @@ _ZERO = np.zeros(len(_SPLIT))
 
 
 def padded(channels: int, alignment: int) -> int:
-    """Channels rounded up to whole operand rows; up to 4 of them count as 4."""
-    if channels <= FIRST_CHANNELS:
-        return min(FIRST_CHANNELS, alignment)
-    return -(-channels // alignment) * alignment
+    """Channels rounded up to whole operand rows; of an image's few, to whole rows of 4 at most."""
+    row = min(FIRST_CHANNELS, alignment) if channels <= FIRST_CHANNELS else alignment
+    return -(-channels // row) * row
 
 
 def product_of(kernel: "Kernel", alignment: int, packing: int = 1) -> Product:

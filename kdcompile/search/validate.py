@@ -25,7 +25,7 @@ from kdcompile.search.equations import lay_out, times
 from kdcompile.search.latency import NINETY
 from kdcompile.search.reference import reference_kernels
 from kdcompile.targets import load
-from kdcompile.targets.fixtures import describe_gaps, load_fixtures
+from kdcompile.targets.fixtures import describe_gaps, describe_structures, load_fixtures
 
 if TYPE_CHECKING:
     from kdcompile.search.kernels_of import Kernel
@@ -59,12 +59,14 @@ class Validation:
 
     `held`: those that nothing was fitted on, predicted as a user's network is; `apart`: the same
     predicted without their networks too, as `rows` are. Summary and goals are of `rows` alone.
+    `inexact`: the networks that could not be rebuilt as they were measured.
     """
 
     rows: tuple[Row, ...]
     gaps: tuple[str, ...]
     held: tuple[Row, ...] = ()
     apart: tuple[Row, ...] = ()
+    inexact: tuple[str, ...] = ()
 
     @property
     def median_error(self) -> float:
@@ -91,7 +93,7 @@ class Validation:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: `fixtures`, the summary, the goals and `unvalidated`."""
+        """Plain values: `fixtures`, the summary, the goals, `unvalidated` and `inexact`."""
         return {
             "fixtures": [asdict(row) for row in self.rows],
             "median_error": self.median_error,
@@ -101,6 +103,7 @@ class Validation:
             "held_out": [asdict(row) for row in self.held],
             "held_out_apart": [asdict(row) for row in self.apart],
             "unvalidated": list(self.gaps),
+            "inexact": list(self.inexact),
         }
 
     def text(self) -> str:
@@ -116,6 +119,8 @@ class Validation:
             "",
             f"{'held out, predicted as shipped':<38} {head}",
             *map(_line, self.held),
+            "",
+            *self.inexact,
             "",
             *self.gaps,
         ]
@@ -149,7 +154,7 @@ def validate(without: Literal["network", "module"] = "network") -> Validation:
         rows += [_row(o, fitted) for o in known if key(o) == left]
         apart += [_row(o, fitted) for o in held if key(o) == left]
     shipped = tuple(_row(o, efficiencies_of(o.target)) for o in held)
-    return Validation(tuple(rows), describe_gaps(), shipped, tuple(apart))
+    return Validation(tuple(rows), describe_gaps(), shipped, tuple(apart), describe_structures())
 
 
 def observations(group: str, held_out: bool = False) -> list[Observation]:

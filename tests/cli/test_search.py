@@ -60,3 +60,18 @@ def test_students_that_are_not_searched_for_are_not_timed(folder):
     assert isinstance(error, KDError)
     assert error.code == "measure-unsearched"
     assert "student.family=search" in error.fix
+    given = f"student.weights={folder / 'teacher.safetensors'}"
+    sets = [w for value in (*SETS, "student.init=file", given) for w in ("--set", value)]
+    error = CliRunner().invoke(cli, [*args, *sets]).exception
+    assert error.code == "measure-unsearched"
+    assert "a student given as a file" in error.message
+    assert 'student.init = "inherit"' in error.fix
+
+
+def test_explaining_a_training_trains_nothing(folder, artifact):
+    before = sorted((folder / ".kdcompile").glob("*/*/artifact.json"))
+    found = _command(folder, "distill", "--explain", "--set", "seed=3")
+    assert isinstance(found.exception, KDError)
+    assert found.exception.code == "search-to-do"
+    assert sorted((folder / ".kdcompile").glob("*/*/artifact.json")) == before
+    assert _command(folder, "distill", "--explain").exit_code == 0

@@ -63,6 +63,12 @@ def test_metrics_know_what_is_worse(metric, student, worse, limit):
     assert metric.is_better(teacher, metric.worst)
 
 
+def test_metrics_know_what_is_possible():
+    assert [TOP1.possible(v) for v in (1.03, 0.97, -0.2)] == [1.0, 0.97, 0.0]
+    assert [MAE.possible(v) for v in (103.0, -0.2)] == [103.0, 0.0]
+    assert np.isnan(TOP1.possible(np.nan))
+
+
 @pytest.mark.parametrize(
     ("task", "good", "bad"),
     [

@@ -132,6 +132,21 @@ def run(step: Step, root: Path, target: str = "cpu") -> tuple[Artifact, Report]:
     return made, Report.from_json(made.json("report.json"))
 
 
+def test_the_teacher_is_predicted_as_it_would_be_deployed() -> None:
+    def at(ms: float, band: float = 1.5, validated: bool = True) -> dict[str, object]:
+        return {"ms": ms, "low_ms": ms / band, "high_ms": ms * band, "validated": validated}
+
+    teacher = {"macs": 9, "fp32": at(8, 2.0), "fp16": at(4, 1.2), "int8": at(3)}
+    student = {"macs": 2, "fp32": at(2), "fp16": at(1), "int8": at(0.5, 1.4, False)}
+    found = stage.predictions({"teacher": teacher, "student": student})
+    assert {p: (f.teacher, f.student, f.validated) for p, f in found.items()} == {
+        "fp32": (8, 2, True), "fp16": (4, 1, True), "int8": (4, 0.5, False),
+    }  # fmt: skip
+    assert [found[p].band for p in found] == pytest.approx([2.0, 1.5, 1.4])
+    without = {"teacher": {"fp32": at(8), "int8": at(3)}, "student": {"int8": at(0.5)}}
+    assert stage.predictions(without)["int8"].teacher == 8
+
+
 def test_verify_measures_judges_and_draws(step, tmp_path, caplog, capsys) -> None:
     with caplog.at_level(logging.INFO, logger="kdcompile"):
         made, report = run(step, tmp_path)

@@ -54,6 +54,11 @@ class Skipping(nn.Module):
         return full + functional.interpolate(small, scale_factor=2.0)
 
 
+class Silent(nn.Module):
+    def forward(self, x):
+        raise NotImplementedError
+
+
 class Valued(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -113,6 +118,12 @@ def test_a_1x1_convolution_does_not_end_a_dilated_stage():
     assert cuts(teacher.eval(), (1, 3, 32, 32)) == [Cut("0", 1, 8, 1, 1), Cut("3", 1, 8, 3, 2)]
 
 
+@pytest.mark.parametrize("side", [64, 100, 33])
+def test_strides_do_not_depend_on_how_sizes_are_rounded(side):
+    teacher = nn.Sequential(*(conv(3 if i == 0 else 8, 8, stride=2) for i in range(5)))
+    assert [cut.stride for cut in cuts(teacher.eval(), (1, 3, side, side))] == [2, 4, 8, 16, 32]
+
+
 def test_cuts_end_where_the_image_grows():
     teacher = nn.Sequential(
         conv(3, 8), conv(8, 16, stride=2), nn.Upsample(scale_factor=2), conv(16, 4)
@@ -130,7 +141,14 @@ def test_nothing_of_the_teacher_changes():
 
 
 @pytest.mark.parametrize(
-    "teacher", [Skipping(), Valued(), nn.Sequential(conv(3, 8), conv(8, 8)), nn.Conv2d(3, 1, 1)]
+    "teacher",
+    [
+        Skipping(),
+        Valued(),
+        Silent(),
+        nn.Sequential(conv(3, 8), conv(8, 8)),
+        nn.Conv2d(3, 1, 1),
+    ],
 )
 def test_other_teachers_have_no_stages(teacher):
     with pytest.raises(KDError) as error:

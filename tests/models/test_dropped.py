@@ -26,6 +26,17 @@ class Outside(nn.Module):
         return self.wide(self.plain(x)) + self.used.c1.weight.sum()
 
 
+class InPlace(nn.Module):
+    """Not near its input, which is overwritten by the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+    def forward(self, x):
+        return x.mul_(self.scale)
+
+
 class Attention(nn.Module):
     """A residual stream whose branches are no blocks of their own."""
 
@@ -45,9 +56,10 @@ class Attention(nn.Module):
         (Mobile(), (1, 3, 16, 16), ["blocks.0", "blocks.1", "side.2"]),
         (Digits(), (1, 1, 16, 16), ["2", "8"]),
         (Outside(), (1, 4, 8, 8), []),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), InPlace()), (1, 3, 8, 8), []),
         (nn.Sequential(Attention(), nn.Linear(6, 6)), (1, 6), ["0"]),
     ],
-    ids=["resnet", "mobile", "digits", "outside", "attention"],
+    ids=["resnet", "mobile", "digits", "outside", "in place", "attention"],
 )
 def test_droppable(network, shape, expected):
     before = copy.deepcopy(network.eval()).state_dict()

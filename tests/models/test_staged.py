@@ -105,7 +105,7 @@ def test_folding_keeps_the_output_and_leaves_no_normalisation(block, stride, dil
     image = torch.randn(2, 8, 21, 16)
     with torch.no_grad():
         expected = student(image)
-        folded = copy.deepcopy(student).deploy()
+        folded = fold(copy.deepcopy(student))
         assert torch.allclose(folded(image), expected, rtol=1e-4, atol=1e-5)
     left = {type(m) for m in folded.modules()}
     assert not left & {nn.BatchNorm2d, NormedConv, RepConv}
@@ -147,7 +147,7 @@ def test_a_bottleneck_adds_its_input():
 
 def test_an_exported_student_gives_the_same_at_every_size(tmp_path):
     stages = stage("repvgg", 8, 1, 4, "stride"), stage("conv", 8, 1, 2, "pool")
-    student = trained(architecture(*stages, input_scale=0.75)).deploy()
+    student = fold(trained(architecture(*stages, input_scale=0.75)))
     shapes = ([1, 3, 40, 40], [1, 3, 64, 64], [2, 3, 96, 96])
     model = onnx_from_module(student, tmp_path / "s.onnx", shapes, max_opset=17, ir_version=8)
     assert {n.op_type for n in model.graph.node} >= {"Conv", "Relu", "MaxPool", "Resize"}

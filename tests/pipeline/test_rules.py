@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,10 +70,36 @@ def test_a_plan_without_limits_says_so(folder):
     assert found.exit_code == 0, found.output
     told = json.loads(found.stdout)
     assert (told["rules"], told["stopped"]) == ([], None)
-    if told["rules_on_operators"]:
-        assert "limits     none is met" in "\n".join(lines(told))
-    else:
-        assert "known once `export` has run" in "\n".join(lines(told))
+    assert told["rules_on_operators"]
+    assert "limits     none is met" in "\n".join(lines(told))
+
+
+def test_the_costs_are_at_the_precisions_that_the_speed_up_compares(folder):
+    found = run(folder, "--json")
+    told = json.loads(found.stdout)
+    estimate = told["estimate"]
+    assert (estimate["teacher_precision"], estimate["precision"]) == ("fp16", "int8")
+    text, rows = "\n".join(lines(told)), (("teacher", "fp16"), ("student", "int8"))
+    teacher, student = (
+        float(re.search(rf"^{name} .* ([\d.e-]+) ms at {precision} ", text, re.M)[1])
+        for name, precision in rows
+    )
+    assert teacher / student == pytest.approx(estimate["speedup"], rel=0.01)
+
+
+def test_a_student_that_is_still_to_be_searched_for_costs_nothing_to_plan(folder):
+    sets = ("--set", "student.family=search", "--set", "student.budget={speedup=2}")
+    found = run(folder, *sets, "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert (told["estimate"], told["stopped"], told["rules_on_operators"]) == (None, None, False)
+    assert {step["stage"]: step["key"] for step in told["steps"]}["search"] is None
+    text = "\n".join(lines(told))
+    assert "no costs yet: kdcompile search finds the student" in text
+    assert "known once `search` has run" in text
+    refused = run(folder, *sets, "--set", "quantize.precision=fp8", "--json")
+    assert refused.exit_code == 1
+    assert [rule["code"] for rule in json.loads(refused.stdout)["rules"]] == ["fp8-arithmetic"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from kdcompile.errors import KDError
 from kdcompile.search import calibrate, microtimes
 from kdcompile.search.efficiency import Efficiencies, efficiencies_of
 from kdcompile.search.kernels_of import kernels_of
+from kdcompile.search.latency import kernel_ms
 from kdcompile.search.microbench import SIDES, Chain, chains, in_form, model_of
 from kdcompile.search.microtimes import Case, Timed, cases, measure
 from kdcompile.search.right_device import check_device, difference, mode_of
@@ -358,6 +359,40 @@ def test_another_gpu_is_refused_before_anything_is_built(short, tmp_path):
     assert not user.path("h100").exists()
 
 
+def test_what_could_not_be_kept_is_not_measured(short, tmp_path, monkeypatch):
+    (tmp_path / "a_file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "a_file"))
+    there = NearGpu("8.6.1", tmp_path / "there")
+    with pytest.raises(KDError) as caught:
+        calibrate.calibrate("h100", None, 5.0, opener=there.open)
+    assert caught.value.code == "calibrate-unwritable"
+    assert caught.value.where == str(user.path("h100"))
+    assert not there.counts["build"]
+
+
+def test_errors_are_of_latencies_as_they_were_enqueued():
+    """One by one each kernel takes longer than in a graph: the prediction knows."""
+    target = targets.load("h100")
+    kernels = kernels_of(model_of(SMALL[0]), SMALL[0].shape)
+    shipped = efficiencies_of(target)
+    rows = [
+        Timed(mode, "n", "fp32", kernels, "", mode, samples=[1.0]) for mode in ("graph", "device")
+    ]
+    graph, device = calibrate._errors(calibrate._observations(rows, target), shipped)
+    stream = 1e-3 * shipped.values["stream"]
+    assert device - graph == pytest.approx(len(kernels) * stream)
+    assert 1 + graph == pytest.approx(kernel_ms(kernels, target, "fp32", shipped))
+
+
+def test_any_time_may_be_given(tmp_path):
+    target = targets.load("h100").with_backend("8.6.1")
+    with NearGpu("8.6.1", tmp_path / "there").open() as place:
+        board = board_at(place, target)
+        found = measure(place, board, target, cases(SMALL[:1], target), float("inf"))
+    most = microtimes.TURNS * microtimes.MOST_ITERATIONS
+    assert {len(row.samples) for row in found.timed} == {most}
+
+
 def test_notes_of_what_a_reader_must_know():
     busy = [Timed(str(i), "n", "fp32", [], "", samples=[1, 1, 2, 2, 2]) for i in range(4)]
     (left, vary) = calibrate._notes(microtimes.Times(busy, {}, ["more"]), 30.0)
@@ -397,9 +432,10 @@ def test_the_real_fit_brings_predictions_nearer(monkeypatch):
     rows, wide = [], replace(target, channel_tile=16)
     for chain in chains("cpu"):
         kernels = kernels_of(model_of(chain), chain.shape)
-        ms = calibrate.kernel_ms(kernels, wide, "fp32", real)
+        ms = kernel_ms(kernels, wide, "fp32", real)
         rows.append(Timed(chain.name, chain.name, "fp32", kernels, "", samples=[ms]))
     times = microtimes.Times(rows, {}, [])
+    user.path("cpu").parent.mkdir(parents=True)
     board = Board(None, "onnxruntime", "here", {**GPU, "gpu": None}, "host")
     found = calibrate._fitted(target, board, None, {"clocks": {}}, times, ())
     assert calibrate.summary(found.after)["median"] < 0.1

@@ -81,6 +81,18 @@ def test_pairs_that_disagree_widen():
     assert width(narrow) < width(predicted(1.0)) < width(wide)
 
 
+def test_a_pair_that_is_far_off_widens_what_is_not_shared():
+    """An interval is widened to hold the farthest pair; what is common stays as it was."""
+    pairs = [(predicted(1.0), ratio) for ratio in (1.0, 1.0, 1.0, 4.0)]
+    correction = Correction.of(pairs)
+    band = math.log(1.5) / NINETY
+    far = abs(math.log(4.0) / band - correction.shift)
+    assert correction.spread == pytest.approx(far / NINETY)  # that pair sets the interval
+    own = 1 - SHARED + (NOISE / band) ** 2
+    known = SHARED / (1 + len(pairs) * SHARED / own)
+    assert correction.shared * correction.spread**2 == pytest.approx(known)
+
+
 def test_what_is_shared_falls_as_it_becomes_known():
     one, many = (Correction.of([(predicted(1.0), 1.1)] * n) for n in (1, 8))
     assert SHARED > one.shared > many.shared > 0

@@ -1,15 +1,18 @@
 """The search: what it is told decides, the cheaper evidence only says where to look."""
 
+import dataclasses
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from staged_ground import network, write_build
 
-from kdcompile.data.metric import MAE
+from kdcompile.data.metric import MAE, TOP1
 from kdcompile.errors import KDError
+from kdcompile.models.blocks import fold
 from kdcompile.models.cuts import cuts
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search import design
@@ -108,6 +111,15 @@ def test_the_best_that_keeps_the_budget_is_chosen(make):
     assert found.explanation
 
 
+def test_branches_that_fold_are_counted_as_the_one_convolution_that_ships(make):
+    problem, _ = make("macs=30000")
+    found, _, _ = _search(make, "macs=30000", "search.finalists=0", "search.blocks=['repvgg']")
+    for point in found.points[:4]:
+        student = problem.build(point.architecture)
+        assert point.params < params(student)
+        assert point.params == params(fold(student))
+
+
 def test_what_is_spent_on_blocks_is_what_was_asked(make):
     _, judge, _ = _search(make, "macs=30000", "search.blocks_trained=10")
     assert judge.learnt == [4, 4, 6]  # thirds of what is left, as two are learnt each time
@@ -128,6 +140,17 @@ def test_more_candidates_find_no_worse_a_student(make):
         for n in (20, 150)
     )
     assert many.chosen.quality <= few.chosen.quality
+
+
+@pytest.mark.parametrize(("metric", "best", "worst"), [(TOP1, 1.0, 0.0), (MAE, 0.0, 1e3 + 0.9)])
+def test_an_expected_quality_is_one_that_the_metric_can_have(make, metric, best, worst):
+    problem, space = make("macs=30000", "search.finalists=1")
+    point = dataclasses.replace(problem.point, quality=0.9)
+    problem = dataclasses.replace(problem, metric=metric, point=point)
+    for turn, quality in ((-1e3, best), (1e3, worst)):
+        judge = Wise(problem, space, lambda number, loss, turn=turn: turn)
+        found, _, _ = search(problem, [(space, lambda judge=judge: judge)], None, Path())
+        assert found.chosen.quality == quality
 
 
 def test_finalists_decide(make):
@@ -197,6 +220,15 @@ def test_measured_latencies_correct_the_others(make, monkeypatch):
     assert all(1.1 < ratio < 1.25 for ratio in moved)
     assert found.teacher.ms == pytest.approx(1.2 * plain.teacher.ms)
     assert found.chosen.ms <= 0.04
+
+
+def test_a_place_that_is_not_the_target_is_refused_before_anything_is_taught(make):
+    problem, space = make("macs=30000", "search.measure=2")
+    problem = replace(problem, target=load("jetson"), precision="fp16")
+    with pytest.raises(KDError) as refused:
+        search(problem, [(space, lambda: pytest.fail("a judge was asked"))], None, Path())
+    assert refused.value.code == "measure-foreign"
+    assert "--via ssh://USER@BOARD" in refused.value.fix
 
 
 def test_a_budget_that_measuring_shows_to_be_impossible(make, monkeypatch):

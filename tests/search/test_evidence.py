@@ -26,7 +26,7 @@ CUTS = [Cut("a", 1, 32, 2, 1), Cut("b", 2, 64, 2, 1)]
 
 
 def _damage(error, increase, sd=0.1):
-    return Damage(0, 1, error, increase, sd, 0.0)
+    return Damage(0, 1, error, increase, sd)
 
 
 def test_a_curve_rises_from_nothing_and_goes_on():
@@ -57,6 +57,13 @@ def test_the_increase_is_paired():
     assert increase == pytest.approx(1)
     assert sd == pytest.approx(0, abs=1e-12)  # every photo is worse by the same
     assert paired_increase(task, whole, worse[::-1], 0)[1] > 0.5
+
+
+def test_no_rate_is_surer_than_one_photo():
+    task, right = find_task("classification"), np.zeros(20)
+    assert paired_increase(task, right, right, 0) == (0, 1 / 20)
+    wrong = np.arange(20) < 10.0
+    assert paired_increase(task, right, wrong.astype(float), 0)[1] == pytest.approx(0.11, abs=0.02)
 
 
 def test_damage_to_a_teacher_costs_what_it_takes_away(tmp_path, monkeypatch):

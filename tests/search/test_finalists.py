@@ -108,6 +108,15 @@ def test_a_student_of_the_teachers_layers_inherits_its_start(build):
     assert found.value <= found.start
 
 
+def test_a_student_that_inherits_nothing_starts_untrained(build):
+    load, ground = build
+    design = architecture(width=6)
+    fresh = prepare(load("student.init=random"), OPTIONS, Store(ground.root))
+    assert fresh.key == ground.key
+    (taught,), (untaught,) = (distil(g, [design], steps=2, jobs=1) for g in (ground, fresh))
+    assert taught.start < 0.8 * untaught.start
+
+
 def test_a_short_training_keeps_the_proportions_of_the_long_one(build):
     load, _ = build
     spec = load()
@@ -146,6 +155,14 @@ def test_a_student_as_good_as_its_teacher_is_no_number_below_none():
     correction = calibrated([Expected(2.0, 0.2), Expected(1.0, 0.1)], _measured([0.3, -0.1], 0.05))
     for mean in (1e-3, 1.0, 50.0):
         assert 0 < correction(Expected(mean, 0.1)).mean < 50
+
+
+def test_no_difference_on_few_photos_is_not_taken_for_none_at_all():
+    hopes = [Expected(0.2, 0.05), Expected(0.4, 0.1), Expected(0.3, 0.1)]
+    measured = [*_measured([0.1, 0.2], 0.02), *_measured([0.0])]  # the last: on no photo
+    correction = calibrated(hopes, measured)
+    for mean in (0.1, 0.2, 0.4):
+        assert 0.01 * mean < correction(Expected(mean, 0.05)).mean < mean
 
 
 def test_one_finalist_corrects_and_leaves_doubt():

@@ -1,6 +1,5 @@
 """The Pareto front, how sure it is, and what a budget picks of it."""
 
-import json
 import math
 import re
 
@@ -126,19 +125,3 @@ def test_a_student_slower_than_the_teacher_is_offered_by_its_latency():
     assert "latency_ms = 12 " in error.fix
     measured = impossible(Budget(speedup=20.0), point(1.0, 80.0, measured=1.1), TEACHER)
     assert "1.1 ms (measured)" in measured.message
-
-
-def test_a_point_crosses_json():
-    original = point(1.0, 80.0, measured=1.1)
-    values = json.loads(json.dumps({**original.to_json(), "short": "added"}))
-    assert Point.from_json(values) == original
-
-
-@pytest.mark.parametrize("absent", ["latency", "quality", "architecture"])
-def test_a_record_that_is_no_point_is_refused(absent):
-    values = point(1.0, 80.0).to_json()
-    del values[absent]
-    with pytest.raises(KDError) as error:
-        Point.from_json(values)
-    assert error.value.code == "search-record"
-    assert error.value.fix == "search again: kdcompile search"

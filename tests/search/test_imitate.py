@@ -14,7 +14,7 @@ from kdcompile.errors import KDError
 from kdcompile.search import imitate as module
 from kdcompile.search.blocks import blocks_of
 from kdcompile.search.imitate import block_key, imitate, imitate_all, judged, measured, taught
-from kdcompile.search.imitate_data import lessons, prepare
+from kdcompile.search.imitate_data import bare_ground, lessons, prepare
 from kdcompile.search.teacher_maps import at_size, nested_order, output_demands, teacher_maps
 from kdcompile.search.workers import evaluate_all
 
@@ -77,10 +77,23 @@ def test_a_blocks_key_knows_its_lessons_and_no_budget(build, ground):
     block, other = blocks_of(architecture())
     assert prepare(load("student.budget={speedup=3.0}"), OPTIONS, store).key == ground.key
     assert prepare(load("target='h100'"), OPTIONS, store).key == ground.key
-    assert prepare(load("seed=2"), OPTIONS, store).key != ground.key
+    for change in ("seed=2", "export.shape=[1, 1, 32, 32]"):
+        assert prepare(load(change), OPTIONS, store).key != ground.key
     longer = dataclasses.replace(ground, options=dataclasses.replace(OPTIONS, steps=81))
     keys = {block_key(g, b, store) for g in (ground, longer) for b in (block, other)}
     assert len(keys) == 4
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "cuts.py", "metric.py", "crop_augment.py"])
+def test_evidence_is_made_anew_where_what_it_is_measured_with_changed(
+    build, ground, monkeypatch, name
+):
+    folder, load = build
+    store = Store(folder / "store")
+    assert bare_ground(load(), OPTIONS, store).key == ground.key
+    read = store.hasher.file
+    monkeypatch.setattr(store.hasher, "file", lambda p: "new" if p.name == name else read(p))
+    assert bare_ground(load(), OPTIONS, store).key != ground.key
 
 
 def test_students_share_blocks():

@@ -7,7 +7,7 @@ import torch
 from droppable_networks import Block, Digits, Mobile
 from scipy.stats import spearmanr
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate
 
 from kdcompile.distill.inherit import inherit
 from kdcompile.distill.inherit.solve import Gate
@@ -63,6 +63,26 @@ def test_the_teacher_itself_has_no_error(digits):
     assert errors.unmeasured == []
     assert set(errors.sensitivity) == {"0", "2", "6", "8", "10"}
     assert all(weight > 0 for weight in errors.sensitivity.values())
+
+
+class Uncalled(nn.Module):
+    """Reads a layer's parameters and does not call it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        x = conv2d(x, self.first.weight, self.first.bias)
+        return self.second(x.relu())
+
+
+def test_a_layer_that_is_not_called_is_named(caplog):
+    teacher = Uncalled().eval()
+    errors = LayerErrors(teacher, trace(teacher, (1, 1, 16, 16)), _crops(1))
+    assert errors.unmeasured == ["first"]
+    assert errors.error("first", 1, 4) == 0
+    assert "no error is known of first" in caplog.text
 
 
 def test_fewer_inputs_are_worse(digits):

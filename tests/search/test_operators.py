@@ -66,3 +66,21 @@ def test_a_product_of_two_computed_sides_has_no_weight():
     }"""
     product = operators_of(parser.parse_model(text), [4, 8])[-1]
     assert (product.weight, product.macs) == (False, 4 * 4 * 8)
+
+
+def test_a_view_before_a_resize_or_pooling_leaves_their_shapes():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 64, 4] x) => (float[1, 8, 1, 1] y) {
+        a = Reshape (x, shape)
+        b = Resize <mode = "nearest"> (a, , scales)
+        c = Reshape (b, wide)
+        y = GlobalAveragePool (c)
+    }"""
+    model = parser.parse_model(text)
+    for name, values in (("shape", [1, 8, 8, 4]), ("wide", [1, 8, 32, 2])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    scales = np.array([1, 1, 2, 1], np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(scales, "scales"))
+    resize, pool = operators_of(model, [1, 64, 4])
+    assert resize.factor == (2.0, 1.0)
+    assert pool.kernel == (32, 2)

@@ -65,7 +65,7 @@ def _agrees(plan, artifact):
     network = Network(student.eval(), plan.spec.export.profile[1])
     own = network.priced(plan.target, estimate["precision"])
     assert estimate["student"]["macs"] == sum(k.macs for k in own.kernels) == point["macs"]
-    assert estimate["student"]["params"] == params(network.module)
+    assert estimate["student"]["params"] == params(network.module) == point["params"]
     # an untrained student's biases are 0, and its file has none
     assert point["latency"]["ms"] == pytest.approx(own.estimate.ms, rel=1e-3)
     return architecture, record
@@ -152,6 +152,11 @@ def test_measured_students_are_timed_here(load, staged):
     assert all(ms > 0 for ms in [timing["teacher_ms"], *timing["ms"]])
     assert sum(p["measured_ms"] is not None for p in record["points"]) == 2
     assert record["correction"]["pairs"] >= 2
+    chosen, meta = record["points"][record["chosen"]], artifact.meta
+    judged = chosen["measured_ms"] or chosen["latency"]["ms"]  # not what was predicted at first
+    assert meta["latency_ms"] == judged
+    assert meta["speedup"] == pytest.approx(timing["teacher_ms"] / judged)
+    assert sum(stage["ms"] for stage in record["stages"]) == pytest.approx(judged)
     assert artifact.key != staged[1].key
 
 
@@ -172,10 +177,15 @@ def test_blocks_that_cannot_train_in_int8(load):
     assert "quantize.qad = false" in refused.value.fix
 
 
-def test_a_teacher_whose_output_no_staged_student_has(tmp_path):
+@pytest.mark.parametrize(
+    "last",
+    ["12, 1, 1, padding=1)", "12, 1, 1), nn.Upsample(scale_factor=4)"],
+    ids=["wider", "finer than the input"],
+)
+def test_a_teacher_whose_output_no_staged_student_has(tmp_path, last):
     load = write_build(tmp_path)
     model = tmp_path / "model.py"
-    model.write_text(model.read_text().replace("12, 1, 1)", "12, 1, 1, padding=1)"))
+    model.write_text(model.read_text().replace("12, 1, 1)", last))
     with pytest.raises(KDError) as refused:
         searched(load, "search.space=staged")
     assert refused.value.code == "staged-output"

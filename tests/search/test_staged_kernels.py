@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.models.blocks import fold
 from kdcompile.models.staged import StagedStudent
 from kdcompile.search.kernels_of import kernels_of
-from kdcompile.search.staged_kernels import stage_kernels, staged_kernels
+from kdcompile.search.staged_kernels import staged_kernels
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 SAME = (
@@ -80,7 +81,7 @@ def exported(settings, shape, path):
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):  # folded into a bias of zero it would be dropped
             nn.init.normal_(module.bias)
-    return onnx_from_module(student.deploy(), path, (shape, shape, shape))
+    return onnx_from_module(fold(student), path, (shape, shape, shape))
 
 
 def essence(kernels):
@@ -105,25 +106,12 @@ def test_the_kernels_are_those_of_the_exported_file(tmp_path, name):
         assert essence(staged_kernels(settings, shape, precision)) == expected
 
 
-def test_a_stage_alone_is_its_part_of_the_whole():
-    settings, shape = SAMPLE["mixed"]
-    whole = essence(staged_kernels(settings, shape))
-    alone = essence(stage_kernels(settings["stages"][1], 8, (1, 16, 24)))
-    place = 1
-    for kernel, part in zip(whole[place : place + len(alone)], alone, strict=True):
-        assert {k: v for k, v in kernel.items() if k != "reads"} == {
-            k: v for k, v in part.items() if k != "reads"
-        }
-    named = stage_kernels(settings["stages"][1], 8, (1, 16, 24), "fp16", "stages.1", "stages.0")
-    assert set(named[0].reads) == {"stages.0"}
-    assert set(named[-1].writes) == {"stages.1"}
-
-
 def test_costs_by_hand():
-    (kernel,) = stage_kernels(stage("conv", 24, stride=2, down="stride"), 3, (1, 10, 14), "int8")
+    settings = architecture(stage("conv", 24, stride=2, down="stride"), output_stride=2)
+    _, kernel, *_ = staged_kernels(settings, (1, 3, 10, 14), "int8")
     assert kernel.macs == 5 * 7 * 24 * 3 * 9
-    assert kernel.reads == {"image": 3 * 10 * 14}
-    assert kernel.writes == {"stage": 24 * 5 * 7}
+    assert kernel.reads == {"image.reformat": 3 * 10 * 14}
+    assert kernel.writes == {"stages.0": 24 * 5 * 7}
     assert kernel.weight_bytes == 24 * 3 * 9 + 24 * 4
 
 

@@ -54,6 +54,12 @@ def test_what_is_written_is_read_to_the_last_bit(home):
     assert user.read("cpu") == {k: v for k, v in TABLE.items() if k != "observations"}
 
 
+@pytest.mark.parametrize("text", ["a\nb", "\x00\x1f\x7f", "\U0001f600 \u00b5"])
+def test_any_text_is_read_back(home, text):
+    write(user.to_toml({**TABLE, "machine": text}))
+    assert user.read_whole("cpu")["machine"] == text
+
+
 def test_the_file_says_how_to_get_rid_of_it(home):
     first = user.to_toml(TABLE).splitlines()[0]
     assert first.startswith("#")
