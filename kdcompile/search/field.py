@@ -12,6 +12,7 @@ from torch import nn
 from kdcompile.data.metric import Metric
 from kdcompile.models.blocks import fold
 from kdcompile.search.cost import params
+from kdcompile.search.efficiency import efficiencies_of
 from kdcompile.search.evidence import Expected
 from kdcompile.search.explain import Priced
 from kdcompile.search.finalists import calibrated
@@ -75,6 +76,7 @@ class Field:
         """
         self.problem, self.space, self._make_judge = problem, space, make_judge
         self._draw = Random(problem.spec.seed)
+        self._efficiencies = efficiencies_of(problem.target)  # looked up once for all candidates
         self._known: dict[str, tuple[Architecture, float, int]] = {}
         # and one once students were timed
         self._share = number // (SHARES + (problem.spec.search.measure > 0))
@@ -133,7 +135,7 @@ class Field:
         if not finalists:
             return list(points)
         results = self.judge.distil([p.architecture for p in finalists], options.finalist_steps)
-        correct = calibrated([self.judge.expected(p.architecture) for p in finalists], results)
+        correct = calibrated([self.judge.expected(r.architecture) for r in results], results)
         became = {identity(dict(r.architecture)): r for r in results}
         made = []
         for point in points:
@@ -167,7 +169,7 @@ class Field:
         if name not in self._known:
             problem = self.problem
             kernels = self.space.kernels(architecture, as_type(problem.precision))
-            ms = kernel_ms(kernels, problem.target, problem.precision)
+            ms = kernel_ms(kernels, problem.target, problem.precision, self._efficiencies)
             self._known[name] = (architecture, ms, sum(k.macs for k in kernels))
         return self._known[name][1:]
 

@@ -23,6 +23,7 @@ from kdcompile.distill.evaluate import predict
 from kdcompile.distill.setting import training_device
 from kdcompile.distill.start import start_student
 from kdcompile.distill.train import Trainer
+from kdcompile.errors import KDError
 from kdcompile.models.factory import load_teacher, load_weights, write_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.assemble import WEIGHTS, assemble, assembled_key
@@ -39,6 +40,7 @@ FACTOR_SD, EXPONENT_SD = 2.0, 0.25  # priors of the correction, of logarithms
 STUDENT_SD = 0.3  # log deviation of a student about the line, before any is known
 LEAST_LEFT = 0.01  # of an expected increase: none shown on few photos is not none at all
 MOST_VARIANCE = 2.0
+DIVERGED = "loss-nonfinite"
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,21 @@ def distil(
         steps: optimizer steps, over all stages of the recipe.
         jobs: processes.
 
+    Returns:
+        In this order, without those whose training broke down.
+
     Raises:
-        KDError: those of `assemble`, of `start_student` and of the trainer.
+        KDError: those of `assemble`, of `start_student` and of the trainer; `loss-nonfinite` only
+            where no training came to its end.
     """
     asked = [_Asked(ground, json.dumps(a, sort_keys=True), steps) for a in architectures]
-    return evaluate_all(finalist, asked, jobs, "finalists")
+    made = evaluate_all(_finalist_or_error, asked, jobs, "finalists")
+    errors = [one for one in made if isinstance(one, KDError)]
+    if len(errors) == len(made) and errors:
+        raise errors[0]
+    for error in errors:
+        log.warning("search: a finalist is left out: %s", error.message)
+    return [one for one in made if not isinstance(one, KDError)]
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,16 @@ class _Asked:
     ground: Ground
     architecture: str
     steps: int
+
+
+def _finalist_or_error(asked: _Asked) -> Finalist | KDError:
+    """A student that cannot be trained says nothing about the others."""
+    try:
+        return finalist(asked)
+    except KDError as error:
+        if error.code != DIVERGED:
+            raise
+        return error
 
 
 def finalist(asked: _Asked) -> Finalist:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from kdcompile.data.prepare import Preprocess
@@ -41,12 +43,17 @@ class Judge(Protocol):
         """The file with its first weights; None where `student.init` makes them."""
 
 
-def validation_metric(network: nn.Module, spec: Spec) -> float:
-    """The metric of a network on all validation images."""
+def validation_errors(network: nn.Module, spec: Spec) -> NDArray[np.float64]:
+    """One error for each validation image, as the task has them [N]."""
     task, device = find_task(spec.task.kind), training_device()
     photos = load_splits(spec.data, spec.folder).val
     preprocess = Preprocess.of(spec.data, spec.export)
     was_on = next(network.parameters()).device
     predicted = predict(network.to(device), photos, preprocess, device, task)
     network.to(was_on)
-    return task.metric(task.errors(predicted, [task.truth(photo) for photo in photos]))
+    return task.errors(predicted, [task.truth(photo) for photo in photos])
+
+
+def validation_metric(network: nn.Module, spec: Spec) -> float:
+    """The metric of a network on all validation images."""
+    return find_task(spec.task.kind).metric(validation_errors(network, spec))

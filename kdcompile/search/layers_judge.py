@@ -19,10 +19,10 @@ from kdcompile.data.task import find_task
 from kdcompile.distill.setting import training_device
 from kdcompile.distill.start import batches, start_student
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.evidence import Expected
+from kdcompile.search.evidence import Expected, paired_increase
 from kdcompile.search.finalists import Finalist, distil
 from kdcompile.search.imitate_data import Ground, ImitationOptions, bare_ground
-from kdcompile.search.judge import Architecture, validation_metric
+from kdcompile.search.judge import Architecture, validation_errors
 from kdcompile.search.layer_errors import LayerErrors
 from kdcompile.search.layers import LayerSpace
 from kdcompile.spec import Spec
@@ -75,19 +75,24 @@ class LayersJudge:
     @cached_property
     def _cost(self) -> tuple[float, float]:
         """Metric for a unit of the output's relative error, and the deviation of that."""
-        metric = find_task(self._spec.task.kind).metric
-        whole = validation_metric(self._teacher, self._spec)
+        task = find_task(self._spec.task.kind)
+        whole = validation_errors(self._teacher, self._spec)
         errors, worse = [], []
         for ratio in ANCHORS:
             architecture = self._space.uniform(ratio)
-            student = student_from_architecture(self._teacher, architecture, self._spec.folder)
-            inherit = self._spec.student.model_copy(update={"init": "inherit"})
-            spec = self._spec.model_copy(update={"student": inherit}).at(self._spec.path)
-            start_student(spec, self._teacher, student, architecture, self._photos)
+            damaged = validation_errors(self._inherited(architecture), self._spec)
+            increase, sd = paired_increase(task, whole, damaged, self._spec.seed)
             errors.append(self._errors.expected(architecture))
-            value = validation_metric(student.eval(), self._spec)
-            worse.append(max(0.0, float(metric.worse_by(value, whole))))
+            worse.append(max(increase, sd))  # no anchor is known to cost less than its own error
         x, y = np.array(errors), np.array(worse)
         slope = float((x * y).sum() / max((x * x).sum(), 1e-30))
         residual = float(np.sqrt(np.mean((y - slope * x) ** 2)) / max(float(x.mean()), 1e-30))
         return slope, max(residual, UNSURE * slope)
+
+    def _inherited(self, architecture: Architecture) -> nn.Module:
+        """The student as it starts."""
+        student = student_from_architecture(self._teacher, architecture, self._spec.folder)
+        inherit = self._spec.student.model_copy(update={"init": "inherit"})
+        spec = self._spec.model_copy(update={"student": inherit}).at(self._spec.path)
+        start_student(spec, self._teacher, student, architecture, self._photos)
+        return student.eval()

@@ -120,8 +120,15 @@ def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Space
             if error.code != "template-unknown":
                 raise
             missing.append(error)
-    if not made:
+    if not made and len(missing) == 1:
         raise missing[0]
+    if not made:
+        raise KDError(
+            "search-no-space",
+            f"{missing[0].message}, and {missing[1].message}",
+            where="[search] space",
+            fix='set student.family = "shrink"',
+        )
     for left_out in missing:
         log.info("search: one space is left out: %s", left_out.message)
     return made

@@ -1,6 +1,7 @@
 """Students put together from blocks, distilled for a while, and what that says of the others."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -115,6 +116,24 @@ def test_a_student_that_inherits_nothing_starts_untrained(build):
     assert fresh.key == ground.key
     (taught,), (untaught,) = (distil(g, [design], steps=2, jobs=1) for g in (ground, fresh))
     assert taught.start < 0.8 * untaught.start
+
+
+def test_a_training_that_breaks_down_leaves_the_others(build, monkeypatch):
+    _, ground = build
+    designs = [architecture(width=6), architecture(width=2)]
+    real = finalists.finalist
+
+    def breaks_down(asked):
+        if json.loads(asked.architecture) == designs[0]:
+            raise KDError("loss-nonfinite", "the loss is nan", where="step 1", fix="lower it")
+        return real(asked)
+
+    monkeypatch.setattr(finalists, "finalist", breaks_down)
+    (left,) = distil(ground, designs, steps=2, jobs=1)
+    assert left.architecture == designs[1]
+    with pytest.raises(KDError) as refused:
+        distil(ground, designs[:1], steps=2, jobs=1)
+    assert refused.value.code == "loss-nonfinite"
 
 
 def test_a_short_training_keeps_the_proportions_of_the_long_one(build):

@@ -205,3 +205,20 @@ def test_a_teacher_without_stages(tmp_path):
         load, "search.space=auto", "student.budget={macs=100000}", "search.finalists=0"
     )
     assert artifact.json("architecture.json")["family"] == "shrink"  # `auto` does as the fix says
+
+
+def test_a_teacher_of_neither_space(tmp_path, monkeypatch):
+    def unknown(*args):
+        raise KDError("template-unknown", "a tensor is not known", where="x", fix="-")
+
+    load = write_build(tmp_path)
+    model = tmp_path / "model.py"
+    flat = model.read_text().replace("nn.ReLU(), nn.MaxPool2d(2)", "nn.ReLU(), nn.Identity()")
+    model.write_text(flat)
+    monkeypatch.setattr("kdcompile.search.searched.Template", unknown)
+    with pytest.raises(KDError) as refused:
+        searched(load, "search.space=auto")
+    assert refused.value.code == "search-no-space"
+    assert refused.value.fix == 'set student.family = "shrink"'
+    shrunk = searched(load, "student.family=shrink", "student.budget={width=0.5}")[1]
+    assert shrunk.json("architecture.json")["family"] == "shrink"

@@ -1,6 +1,5 @@
 """The kernels of a staged student equal those of its exported file, and come fast."""
 
-
 import pytest
 import torch
 from torch import nn
@@ -117,5 +116,3 @@ def test_costs_by_hand():
 def test_equal_stages_are_the_same_kernels():
     first, second = (staged_kernels(*SAMPLE["mixed"]) for _ in range(2))
     assert all(one is other for one, other in zip(first, second, strict=True))
-
-
