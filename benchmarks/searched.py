@@ -2,12 +2,12 @@
 
     python benchmarks/searched.py calibrate train time report [--seeds 5] [--work FOLDER] [-o FILE]
 
-The uniform students are the teacher at each of `WIDTHS`. The searched ones are what
-`student.family = "search"` gives under each of `BUDGETS` after `kdcompile targets calibrate cpu`;
-each seed searches anew. The widths were fixed beforehand, the budgets after a pilot with seed 0 on
-budgets of 2.5 and 6.5. All are trained alike: recipe kd, `STEPS` steps, from what each inherits, through the
-stages of a build up to the exported ONNX, which is judged on the test canvases and timed, all in
-turns. A searched student's rival is the fastest uniform one whose mean MAE is not worse.
+The uniform students are the teacher at each of `WIDTHS`, fixed beforehand. The searched ones are
+what `student.family = "search"` gives under each of `BUDGETS`, fixed after a pilot of seed 0 with
+2.5 and 6.5, after `kdcompile targets calibrate cpu`; each seed searches anew. All are trained the
+same way: recipe kd, `STEPS` steps, from what each inherits, through the stages of a build up to
+the exported ONNX, which is judged on the test canvases and timed, all in turns. A searched
+student's rival is the fastest uniform one whose mean MAE is not worse.
 """
 
 import argparse
