@@ -1,0 +1,119 @@
+"""Latencies as they were taken: blocks of inferences, in processes, of builds, in measuring runs.
+
+What repeats together varies together: inferences of one block share clocks and caches, blocks of
+one process its memory layout, processes of one engine the kernels that its builder chose, and all
+of a run the state of the machine. So a sample keeps its place in this tree.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One burst of inferences.
+
+    Args:
+        ms: of each inference, by the clock that the run's mode names; at least one.
+        at_s: when it began, in seconds since its run did.
+        disturbed: what disturbed it, such as a clock that fell; None where nothing was seen.
+    """
+
+    ms: tuple[float, ...]
+    at_s: float
+    disturbed: str | None = None
+
+
+@dataclass(frozen=True)
+class Process:
+    """The blocks of one process, in the order in which they were taken."""
+
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build of an artifact.
+
+    Args:
+        sha256: of what ran: the engine, or the ONNX file that a session was made of.
+        processes: that loaded it, each at least once.
+    """
+
+    sha256: str
+    processes: tuple[Process, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measuring run: everything between one look at the machine and the next.
+
+    Args:
+        started: UTC, ISO 8601.
+        environment: what a latency depends on (`environment.py`), plain JSON values.
+        mode: how it was measured: clock, batch, warm-up, whether copies count, plain JSON values.
+        builds: at least one.
+    """
+
+    started: str
+    environment: Mapping[str, Any]
+    mode: Mapping[str, Any]
+    builds: tuple[Build, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All latencies of one artifact.
+
+    Args:
+        name: of the artifact, for people.
+        sha256: of the file that was named: the same for every build of an ONNX file.
+        runs: at least one.
+    """
+
+    name: str
+    sha256: str
+    runs: tuple[Run, ...]
+
+    def blocks(self, *, disturbed: bool = False) -> Iterator[Block]:
+        """Every block, with `disturbed` also those that something disturbed."""
+        for run in self.runs:
+            for build in run.builds:
+                for process in build.processes:
+                    yield from (b for b in process.blocks if disturbed or b.disturbed is None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `samples_from_json` reads them back."""
+        return asdict(self)
+
+
+def samples_from_json(data: Mapping[str, Any]) -> Samples:
+    """What `Samples.to_json` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not that; `baseline.py` makes an error of it.
+    """
+    return Samples(data["name"], data["sha256"], tuple(_run(run) for run in data["runs"]))
+
+
+def _run(data: Mapping[str, Any]) -> Run:
+    builds = tuple(
+        Build(build["sha256"], tuple(_process(p) for p in build["processes"]))
+        for build in data["builds"]
+    )
+    return Run(data["started"], dict(data["environment"]), dict(data["mode"]), builds)
+
+
+def _process(data: Mapping[str, Any]) -> Process:
+    return Process(
+        tuple(
+            Block(tuple(map(float, b["ms"])), float(b["at_s"]), b["disturbed"])
+            for b in data["blocks"]
+        )
+    )
