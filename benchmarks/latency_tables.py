@@ -4,7 +4,7 @@
 
 `benchmarks/fit_latency.py` writes them too. A section lies between `<!-- begin NAME -->` and
 `<!-- end NAME -->`. The searched student's columns come of `models/searched_csrnet.json`, an
-architecture of family `staged`, where it is there.
+architecture that a search gave, where it is there.
 """
 
 import json
@@ -13,13 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from kdcompile.artifact import write_text
+from kdcompile.models.csrnet import build as csrnet
+from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search import validate as goals
-from kdcompile.search.kernels_of import Kernel, Precision
+from kdcompile.search.kernels_of import Kernel, Precision, kernels_of
 from kdcompile.search.latency import estimate
+from kdcompile.search.network import Network
 from kdcompile.search.reference import reference_kernels
-from kdcompile.search.staged_kernels import staged_kernels
 from kdcompile.search.validate import Row, Validation, validate
 from kdcompile.targets import Target, load, names
 
@@ -105,8 +108,15 @@ def networks() -> dict[str, Made]:
     if SEARCHED.exists():
         table = json.loads(SEARCHED.read_text(encoding="utf-8"))
         architecture = table.get("architecture", table)
-        known["searched"] = partial(staged_kernels, architecture, SHAPE)
+        known["searched"] = _made_of(architecture)
     return known
+
+
+def _made_of(architecture: Mapping[str, Any]) -> Made:
+    """The kernels of a student of CSRNet."""
+    student = student_from_architecture(csrnet(), architecture, DOCS.parent)
+    model = Network(student.eval(), SHAPE).model
+    return lambda precision: kernels_of(model, SHAPE, precision)
 
 
 def _cell(made: Made, target: Target, precision: Precision) -> str:
