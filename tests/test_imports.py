@@ -29,7 +29,7 @@ ALLOWED = {
     "calib": BASE | {"artifact", "data", "spec", "kernels", "targets"},
     "export": BASE | CORE | {"targets", "models", "data"},
     "backends": BASE | CORE | {"targets", "calib", "data"},
-    "bench": BASE | {"artifact", "targets", "backends"},
+    "bench": BASE | {"artifact", "targets", "backends", "bundle"},
     "distributed": {"errors", "artifact"},
     "distill": BASE | CORE | {"targets", "data", "models", "calib", "kernels", "distributed"},
     "search": BASE | CORE

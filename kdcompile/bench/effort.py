@@ -1,0 +1,62 @@
+"""How much is measured."""
+
+from dataclasses import dataclass
+
+from kdcompile.bench.burst import Pace
+from kdcompile.errors import KDError
+
+MIN_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Args:
+        processes: of each build; each is started anew.
+        blocks: of each subject in each process.
+        builds: of each subject.
+        seconds: that all of it may take, the starts of processes too but not the builds. One
+            process of each build with two blocks a side is taken however long that is.
+        samples: inferences of each subject in all, in one process: in place of blocks, for who
+            wants few and no verdict.
+    """
+
+    processes: int = 3
+    blocks: int = 20
+    builds: int = 1
+    seconds: float = 60.0
+    samples: int | None = None
+
+    def sizes(self, pace: Pace) -> list[int]:
+        """Inferences of each block of a process."""
+        if self.samples is None:
+            return [pace.iterations] * self.blocks
+        count = min(self.blocks, self.samples)
+        each, more = divmod(self.samples, count)
+        return [each + (i < more) for i in range(count)]
+
+    def check(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            KDError: `effort-refused`.
+        """
+        least = {"processes": 1, "blocks": MIN_BLOCKS, "builds": 1, "samples": MIN_BLOCKS}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise _effort(name, value, f"at least {low}")
+        if not self.seconds > 0:
+            raise _effort("seconds", self.seconds, "a time above 0")
+        if self.samples is not None and self.builds > 1:
+            raise _effort("samples", self.samples, "one build, as they are of one process")
+
+
+def _effort(name: str, value: object, wanted: str) -> KDError:
+    return KDError(
+        "effort-refused",
+        f"{name} {value} was asked for, and it takes {wanted}",
+        where="the measurement",
+        fix=f"give {name} {wanted}",
+    )

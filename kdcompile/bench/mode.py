@@ -1,0 +1,102 @@
+"""How latency is measured: what a comparison must hold equal on both sides.
+
+A wish (`Mode`) leaves open what a place may decide; a `Way` is what its worker can do about it. A
+network that takes no CUDA graph is timed without one, and the record says which it was.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kdcompile.errors import KDError
+
+Copies = Literal["none", "in", "out", "both"]
+WARMUP = "until the medians of bursts agree"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way in which a worker times: a mode of its `time`, with a CUDA graph or without."""
+
+    worker_mode: str
+    graph: bool
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What the user wishes.
+
+    Args:
+        batch: images of one inference; None leaves the artifact's own.
+        streams: inferences in flight; workers have one.
+        copies: whether inputs are copied to the device, outputs from it, within the latency.
+        graph: replay a CUDA graph; None where the place and the networks can.
+        spin: wait for the device by spinning; None as the backend does.
+    """
+
+    batch: int | None = None
+    streams: int = 1
+    copies: Copies = "none"
+    graph: bool | None = None
+    spin: bool | None = None
+
+    def resolve(self, about: Mapping[str, Any]) -> list[Way]:
+        """What a worker can do about it, the leanest first.
+
+        Args:
+            about: the worker's hello.
+
+        Raises:
+            KDError: `mode-refused`, with what the backend can do.
+        """
+        if self.batch is not None and self.batch < 1:
+            raise _refused(f"a batch of {self.batch}", "1 or more images", about)
+        if self.streams != 1:
+            raise _refused(f"{self.streams} streams", "one stream", about)
+        if self.spin is not None and self.spin != (waits_by(about) == "spinning"):
+            asked = "spinning" if self.spin else "sleeping"
+            raise _refused(f"waiting by {asked}", f"waiting by {waits_by(about)}", about)
+        if self.copies in ("in", "out"):
+            raise _refused(f"copies {self.copies} alone", "copies none and both", about)
+        has_graph = "graph" in about["modes"]
+        if self.graph and not has_graph:
+            raise _refused("a CUDA graph", "no CUDA graph", about)
+        lean, plain = ("end_to_end",) * 2 if self.copies == "both" else ("graph", "device")
+        ways = [Way(lean, True)] if has_graph and self.graph is not False else []
+        return ways if self.graph else [*ways, Way(plain, False)]
+
+
+def recorded(about: Mapping[str, Any], way: Way, clock: str, shapes: str) -> dict[str, Any]:
+    """What is written beside the samples: a comparison holds every key of it equal.
+
+    Args:
+        about: the worker's hello.
+        way: in which it timed.
+        clock: `device` (events around each inference), `wall` or `end_to_end` (with the copies).
+        shapes: of the inputs, such as `1x3x576x768 float32`; the batch is the first size.
+    """
+    return {
+        "clock": clock,
+        "batch": int(shapes.split("x")[0]) if shapes[:1].isdigit() else 1,
+        "input": shapes,
+        "streams": 1,
+        "copies": "both" if way.worker_mode == "end_to_end" else "none",
+        "graph": way.graph,
+        "waits_by": waits_by(about),
+        "warmup": WARMUP,
+    }
+
+
+def waits_by(about: Mapping[str, Any]) -> str:
+    """`spinning`, or `the driver's choice`: CUDA spins where there are cores for it."""
+    return "spinning" if about["gpu"] is None else "the driver's choice"
+
+
+def _refused(asked: str, able: str, about: Mapping[str, Any]) -> KDError:
+    backend = f"{about['backend']} {about['backend_version']}"
+    return KDError(
+        "mode-refused",
+        f"{asked} was asked for; {backend} measures with {able}",
+        where="the measuring mode",
+        fix=f"ask for {able}, or leave the option out",
+    )
