@@ -1,0 +1,138 @@
+"""The blocks that a comparison uses: what was disturbed is left out, what is no latency refused."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
+
+import numpy as np
+
+from kdcompile.bench.hierarchy import Blocks
+from kdcompile.bench.samples import Block, Samples
+from kdcompile.errors import KDError
+
+Runs = list[list[list[Blocks]]]  # of builds of processes, none of them empty
+
+
+def in_turns(ours: Samples, theirs: Samples) -> tuple[list[list[tuple[Blocks, Blocks]]], int]:
+    """Neighbouring blocks of two sides that were measured in turns.
+
+    A block is used where neither of the two was disturbed. Processes of the same pair of engines
+    are together, in whichever run they were.
+
+    Returns:
+        By pair of engines, the blocks of both sides in each process; and how many pairs of blocks
+        were left out.
+
+    Raises:
+        KDError: `samples-unpaired`, the two do not lie alike; `samples-invalid`; `samples-empty`.
+    """
+    check(ours)
+    check(theirs)
+    found: dict[tuple[str, str], list[tuple[Blocks, Blocks]]] = {}
+    left_out = 0
+    for where, engines, pairs in _pairs(ours, theirs):
+        if len(pairs[0]) != len(pairs[1]):
+            _unpaired(f"{where}: {len(pairs[0])} blocks against {len(pairs[1])}")
+        whole = [(a, b) for a, b in zip(*pairs, strict=True) if not (a.disturbed or b.disturbed)]
+        left_out += len(pairs[0]) - len(whole)
+        if whole:
+            sides = _times(a for a, _ in whole), _times(b for _, b in whole)
+            found.setdefault(engines, []).append(sides)
+    if not found:
+        _empty(ours.name, left_out)
+    return list(found.values()), left_out
+
+
+def by_runs(samples: Samples) -> tuple[Runs, int]:
+    """The blocks of one side.
+
+    Returns:
+        Blocks by run, build and process; and how many blocks were left out.
+
+    Raises:
+        KDError: `samples-invalid`, `samples-empty`.
+    """
+    check(samples)
+    runs: Runs = []
+    left_out = 0
+    for run in samples.runs:
+        builds = []
+        for build in run.builds:
+            kept = [_times(b for b in p.blocks if not b.disturbed) for p in build.processes]
+            left_out += sum(bool(b.disturbed) for p in build.processes for b in p.blocks)
+            if any(kept):
+                builds.append([blocks for blocks in kept if blocks])
+        if builds:
+            runs.append(builds)
+    if not runs:
+        _empty(samples.name, left_out)
+    return runs, left_out
+
+
+def check(samples: Samples) -> None:
+    """Refuse what is no latency.
+
+    Raises:
+        KDError: `samples-invalid`.
+    """
+    for where, block in _places(samples):
+        bad = [ms for ms in block.ms if not (math.isfinite(ms) and ms > 0)]
+        if bad or not block.ms:
+            what = f"a latency of {bad[0]} ms" if bad else "no latency at all"
+            raise KDError(
+                "samples-invalid",
+                f"the samples of {samples.name} hold {what}",
+                where=where,
+                fix="measure again; where times are zero, time a larger input or batch",
+            )
+
+
+def _places(samples: Samples) -> Iterator[tuple[str, Block]]:
+    for r, run in enumerate(samples.runs, 1):
+        for b, build in enumerate(run.builds, 1):
+            for p, process in enumerate(build.processes, 1):
+                for n, block in enumerate(process.blocks, 1):
+                    yield f"run {r}, build {b}, process {p}, block {n}", block
+
+
+def _pairs(
+    ours: Samples, theirs: Samples
+) -> Iterator[tuple[str, tuple[str, str], tuple[tuple[Block, ...], tuple[Block, ...]]]]:
+    """By process: where it is, the hashes of the two engines, the blocks of both sides."""
+    _same("runs", len(ours.runs), len(theirs.runs), "all")
+    for r, (run, other) in enumerate(zip(ours.runs, theirs.runs, strict=True), 1):
+        _same("builds", len(run.builds), len(other.builds), f"run {r}")
+        for b, (ran, beside) in enumerate(zip(run.builds, other.builds, strict=True), 1):
+            where = f"run {r}, build {b}"
+            _same("processes", len(ran.processes), len(beside.processes), where)
+            for p, (x, y) in enumerate(zip(ran.processes, beside.processes, strict=True), 1):
+                yield f"{where}, process {p}", (ran.sha256, beside.sha256), (x.blocks, y.blocks)
+
+
+def _same(what: str, ours: int, theirs: int, where: str) -> None:
+    if ours != theirs:
+        _unpaired(f"{where}: {ours} {what} against {theirs}")
+
+
+def _times(blocks: Iterable[Block]) -> Blocks:
+    return [np.array(block.ms, dtype=np.float64) for block in blocks]
+
+
+def _unpaired(where: str) -> NoReturn:
+    raise KDError(
+        "samples-unpaired",
+        "the two sides were not measured in turns: their samples do not lie alike",
+        where=where,
+        fix="measure both in one run, `kdcompile compare A B` with the two artifacts, or compare "
+        "them from their samples alone",
+    )
+
+
+def _empty(name: str, left_out: int) -> NoReturn:
+    raise KDError(
+        "samples-empty",
+        f"no undisturbed block of {name} is left to compare ({left_out} disturbed)",
+        where=name,
+        fix="measure again while nothing else runs and the clocks hold; each block says what "
+        "disturbed it",
+    )

@@ -1,0 +1,77 @@
+"""A verdict in a sentence."""
+
+from kdcompile.bench.hierarchy import Estimate
+from kdcompile.bench.needed import MIN_BLOCKS, MIN_INFERENCES
+from kdcompile.bench.verdict import Decision, Ratio
+
+WORDS = {"p50": "the median", "p90": "p90", "p99": "p99"}
+
+
+def reason(
+    decision: Decision,
+    ratios: tuple[Ratio, ...],
+    more: int | None,
+    estimate: Estimate,
+    *,
+    paired: bool,
+    enough: bool,
+) -> str:
+    """One sentence: what was found, and what it rests on where that is little.
+
+    Args:
+        decision: of the comparison.
+        ratios: p50 first.
+        more: blocks of each side that would decide.
+        estimate: that the ratios are of.
+        paired: measured in turns.
+        enough: there were as many blocks and inferences as a verdict needs.
+    """
+    median = ratios[0]
+    if decision == "equivalent":
+        said = f"the median changed by less than {100 * median.margin:.3g} %: {_range(median)}"
+    elif decision == "improved":
+        said = f"the median changed by {_percent(median.value)} ({_range(median)})"
+    elif decision == "regressed":
+        worse = next(ratio for ratio in ratios if ratio.decision == "regressed")
+        gate = "" if worse is median else f", beyond its gate of {_percent(1 + worse.margin)}"
+        said = f"{WORDS[worse.quantile]} changed by {_percent(worse.value)} ({_range(worse)}){gate}"
+    else:
+        missing = _missing(more, paired=paired, enough=enough)
+        said = f"the median may have changed by {_range(median)}; {missing}"
+    return f"{said}; {_basis(estimate, paired=paired)}"
+
+
+def _missing(more: int | None, *, paired: bool, enough: bool) -> str:
+    if more is None:
+        return "more runs of the reference are needed to decide"
+    whose = "of each" if paired else "of the candidate, in more runs,"
+    asked = f"about {more} more blocks {whose} would decide"
+    if enough:
+        return asked
+    return f"{asked}, and no verdict is given on fewer than {MIN_BLOCKS} blocks and " + (
+        f"{MIN_INFERENCES} inferences of each"
+    )
+
+
+def _basis(estimate: Estimate, *, paired: bool) -> str:
+    counts = estimate.units
+    if not paired:
+        return f"from samples alone, {_count(counts[0], 'run')} against {counts[1]}, not in turns"
+    if counts[0] == 1:
+        return "in turns in one process, so that the spread of processes is assumed"
+    return f"in turns, {_count(counts[0], estimate.level)}"
+
+
+def _count(count: int, what: str) -> str:
+    plural = what + ("es" if what.endswith("s") else "s")
+    return f"{count} {what if count == 1 else plural}"
+
+
+def _range(ratio: Ratio) -> str:
+    return f"{_percent(ratio.low)} to {_percent(ratio.high)}"
+
+
+def _percent(ratio: float) -> str:
+    if ratio >= 100:
+        return f"x {ratio:.0f}"
+    return f"{100 * (ratio - 1):+.1f} %"

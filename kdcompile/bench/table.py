@@ -1,0 +1,113 @@
+"""Latencies and verdicts as text for people."""
+
+from typing import TYPE_CHECKING
+
+from kdcompile.bench.samples import Samples
+from kdcompile.bench.summary import QUANTILES, disturbances, summary
+from kdcompile.bench.verdict import Comparison, Ratio
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kdcompile.bench.judged import Judged
+
+COLOURS = {"regressed": "red", "inconclusive": "yellow", "improved": "green", "equivalent": "green"}
+
+
+def latencies(samples: Samples) -> "Table":
+    """The quantiles of one artifact, in milliseconds."""
+    table = _table()
+    table.add_column("ms", justify="right")
+    found = summary(samples)
+    for q in QUANTILES:
+        table.add_row(f"p{q}", _ms(found[f"p{q}_ms"]))
+    return table
+
+
+def verdict(judged: "Judged") -> "Table":
+    """Both sides, and the ratio with its interval and decision at each quantile."""
+    comparison = judged.comparison
+    table = _table()
+    for name in ("reference ms", "candidate ms", "ratio", "interval", "margin"):
+        table.add_column(name, justify="right")
+    table.add_column("decision")
+    before, after = summary(judged.reference), summary(judged.candidate)
+    for ratio in comparison.ratios:
+        key = f"{ratio.quantile}_ms"
+        colour = COLOURS[ratio.decision]
+        table.add_row(
+            ratio.quantile, _ms(before[key]), _ms(after[key]), f"{ratio.value:.4f}",
+            _interval(ratio), f"{100 * ratio.margin:.3g} %", f"[{colour}]{ratio.decision}[/]",
+        )  # fmt: skip
+    return table
+
+
+def remarks(judged: "Judged") -> list[str]:
+    """The lines below the table: the verdict and why, then whatever qualifies it."""
+    comparison = judged.comparison
+    lines = [f"{comparison.decision}: {comparison.reason}", how(comparison, judged.looks)]
+    for side, samples in (("reference", judged.reference), ("candidate", judged.candidate)):
+        lines += disturbed(samples, f"{side}: ")
+    lines += [f"allowed to differ: {difference}" for difference in judged.allowed]
+    lines += [f"note: {note}" for note in judged.notes]
+    if comparison.decision == "inconclusive":
+        lines.append(more(judged))
+    return lines
+
+
+def how(comparison: Comparison, looks: int) -> str:
+    """How many samples there are and what chance of a false alarm was spent."""
+    spent = f", {looks} looks, each at its share of the level" if looks > 1 else ""
+    return f"{comparison.blocks} blocks a side, level {100 * comparison.level:g} %{spent}"
+
+
+def disturbed(samples: Samples, prefix: str = "") -> list[str]:
+    """One line on the blocks that something disturbed; none where nothing did."""
+    found = disturbances(samples)
+    if not found:
+        return []
+    total = sum(1 for _ in samples.blocks(disturbed=True))
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in found.items())
+    return [f"{prefix}{sum(found.values())} of {total} blocks were disturbed, left out: {reasons}"]
+
+
+def more(judged: "Judged") -> str:
+    """What to do about an inconclusive comparison."""
+    comparison = judged.comparison
+    blocks, sizes = comparison.more_blocks, [len(block.ms) for block in judged.candidate.blocks()]
+    if blocks is None and not comparison.paired:
+        return (
+            "run the reference beside (--reference FILE), or save a baseline of more --runs: its "
+            "own runs are too few or too far apart"
+        )
+    if blocks is None or not sizes:
+        return "how many more samples would decide cannot be told from these few"
+    inferences = round(blocks * sum(sizes) / len(sizes))
+    side = "of each side" if comparison.paired else "in new runs"
+    way = "a longer --limit" if judged.looks > 1 else "--until-decided"
+    return f"{blocks} more blocks are some {inferences} inferences {side}: {way} takes them"
+
+
+def title(candidate: Samples, reference: Samples | None) -> str:
+    """The line above the table."""
+    if reference is None:
+        return candidate.name
+    if candidate.name == reference.name:
+        return f"{candidate.name} ({candidate.sha256[:8]}) against {reference.sha256[:8]}"
+    return f"{candidate.name} against {reference.name}"
+
+
+def _table() -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    return table
+
+
+def _interval(ratio: Ratio) -> str:
+    return f"{ratio.low:.4f} to {ratio.high:.4f}"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

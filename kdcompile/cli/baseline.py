@@ -1,0 +1,248 @@
+"""`baseline`: baselines kept in a repository, by device class, with who changed them and why."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kdcompile.cli.measuring import Measuring, measuring_options
+from kdcompile.cli.options import as_json, echo_json
+from kdcompile.errors import KDError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kdcompile.bench.baseline import Baseline
+    from kdcompile.bench.samples import Samples
+
+PATH = click.Path(path_type=Path)
+folder_option = click.option(
+    "--folder", type=PATH, help="Of the baselines; .kdcompile-baselines by default."
+)
+device_option = click.option("--device", metavar="CLASS", help="Class; by default as the device.")
+who_option = click.option("--who", help="Your name; by default as git knows you.")
+runs_option = click.option("--runs", type=int, help="Measuring runs, at least 3 (3).")
+QUANTILES = ("p50_ms", "p90_ms", "p99_ms")
+
+
+@click.group()
+def baseline() -> None:
+    """Keep latency baselines in a repository: DEVICECLASS/NAME.json, with their history."""
+
+
+@baseline.command("init")
+@click.argument("artifact", type=PATH)
+@click.argument("name", required=False)
+@folder_option
+@device_option
+@who_option
+@click.option("--why", default="first baseline", show_default=True, help="For the history.")
+@runs_option
+@measuring_options
+@as_json
+def init_baseline(
+    artifact: Path,
+    name: str | None,
+    folder: Path | None,
+    device: str | None,
+    who: str | None,
+    why: str,
+    runs: int | None,
+    as_json: bool,
+    **measuring: Any,
+) -> None:
+    """Measure ARTIFACT three times and keep it as NAME (by default the artifact's)."""
+    from kdcompile.bench import kept
+
+    given, folder = Measuring(**measuring), folder or kept.FOLDER
+    called = kept.check_name(name or kept.slug(artifact.stem), "baseline")
+    if device is not None:  # before anything is measured; else as soon as the device is known
+        _refuse_existing(folder / kept.check_name(device, "class") / f"{called}.json", artifact)
+
+    def place(samples: "Samples") -> Path:
+        of = device or kept.device_class(samples.runs[0].environment)
+        file = folder / of / f"{called}.json"
+        _refuse_existing(file, artifact)
+        return file
+
+    samples = _measure(given, artifact, runs, None, place)
+    file = place(samples)
+    _write(samples, artifact, file, who, why, None, as_json)
+
+
+@baseline.command("update")
+@click.argument("artifact", type=PATH)
+@click.argument("name", required=False)
+@folder_option
+@device_option
+@who_option
+@click.option("--why", required=True, help="For the history: what changed, and that it may.")
+@runs_option
+@measuring_options
+@as_json
+def update_baseline(
+    artifact: Path,
+    name: str | None,
+    folder: Path | None,
+    device: str | None,
+    who: str | None,
+    why: str,
+    runs: int | None,
+    as_json: bool,
+    **measuring: Any,
+) -> None:
+    """Measure ARTIFACT anew in place of a baseline; the old numbers stay in its history."""
+    from kdcompile.bench import kept
+    from kdcompile.bench.baseline import read_baseline
+
+    given, folder = Measuring(**measuring), folder or kept.FOLDER
+    if not why.strip():
+        raise KDError(
+            "baseline-why", "an update without a reason would leave none in the history",
+            where="--why", fix='say what changed, such as --why "wider head for the new classes"',
+        )  # fmt: skip
+    called = name or kept.slug(artifact.stem)
+    found = kept.find(folder, called, device)
+
+    def place(samples: "Samples") -> Path:
+        if device is not None:
+            return found[0]
+        here = kept.device_class(samples.runs[0].environment)
+        return _of_class(found, here, called)
+
+    samples = _measure(given, artifact, runs, found, place)
+    file = place(samples)
+    _write(samples, artifact, file, who, why, read_baseline(file), as_json)
+
+
+@baseline.command("show")
+@click.argument("name", required=False)
+@folder_option
+@device_option
+@as_json
+def show_baseline(name: str | None, folder: Path | None, device: str | None, as_json: bool) -> None:
+    """List the baselines, or print the conditions and the history of NAME."""
+    from kdcompile.bench import kept
+    from kdcompile.bench.baseline import read_baseline
+
+    folder = folder or kept.FOLDER
+    found = {file: read_baseline(file) for file in kept.find(folder, name, device)}
+    if as_json:
+        echo_json({"baselines": [_facts(file, one) for file, one in found.items()]})
+    elif not found:
+        click.echo(f"no baseline in {folder}: kdcompile baseline init ARTIFACT makes one")
+    elif name is None:
+        _list(found)
+    else:
+        for file, one in found.items():
+            _tell(file, one)
+
+
+def _measure(
+    given: Measuring,
+    artifact: Path,
+    runs: int | None,
+    kept: list[Path] | None,
+    place: "Callable[[Samples], Path]",
+) -> "Samples":
+    """Three runs; after the first process of the first, `place` may still refuse."""
+    from kdcompile.bench.against import Measurement
+    from kdcompile.bench.baseline import read_baseline
+    from kdcompile.cli.bench import runs_wanted
+
+    wanted = runs_wanted(runs)
+    before = [read_baseline(file) for file in kept or ()]  # a broken one is told before measuring
+    old = before[0] if len(before) == 1 else None
+    plan = given.plan("3%", kept=None if old is None else old.mode, runs=wanted)
+    work = Measurement([given.subject(artifact, old)], plan)
+    work.on_first = place
+    return work.all_runs()[0]
+
+
+def _refuse_existing(file: Path, artifact: Path) -> None:
+    if file.exists():
+        raise KDError(
+            "baseline-exists",
+            "there is a baseline of this name and class already",
+            where=str(file),
+            fix=f"kdcompile baseline update {artifact} {file.stem} --why REASON; or another NAME",
+        )
+
+
+def _of_class(found: list[Path], here: str, name: str) -> Path:
+    """The file of this device's class: another device's numbers must not go into it."""
+    for file in found:
+        if file.parent.name == here:
+            return file
+    classes = ", ".join(file.parent.name for file in found)
+    raise KDError(
+        "baseline-class",
+        f"{name} is kept for {classes}, and this device is of the class {here}",
+        where=str(found[0].parent.parent),
+        fix=f"name the class: --device {found[0].parent.name}; or kdcompile baseline init",
+    )
+
+
+def _write(
+    samples: "Samples",
+    artifact: Path,
+    file: Path,
+    who: str | None,
+    why: str,
+    previous: "Baseline | None",
+    as_json: bool,
+) -> None:
+    from kdcompile.bench.author import author
+    from kdcompile.bench.baseline import make_baseline
+
+    made = make_baseline(samples, artifact, file, who or author(), why, previous)
+    made.write(file)
+    if as_json:
+        echo_json(_facts(file, made))
+        return
+    change = made.history[-1]
+    if change["before"] is not None:
+        click.echo(f"before: {_numbers(change['before'])}")
+    click.echo(f"now:    {_numbers(change['after'])}")
+    click.echo(f"wrote {file}; commit it, and judge with: kdcompile bench ARTIFACT "
+               f"--baseline {file}")  # fmt: skip
+
+
+def _facts(file: Path, one: "Baseline") -> dict[str, Any]:
+    from kdcompile.bench.judged import described
+
+    return {
+        "file": str(file), "class": file.parent.name, "name": file.stem,
+        "reference": one.reference, "kdcompile_version": one.version,
+        "samples": dict(described(one.samples)), "history": [dict(c) for c in one.history],
+    }  # fmt: skip
+
+
+def _list(found: "dict[Path, Baseline]") -> None:
+    from rich.table import Table
+
+    from kdcompile.bench.summary import summary
+    from kdcompile.cli.bench import show
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("class", "name", "p50 ms", "p90 ms", "p99 ms", "changed", "by"):
+        table.add_column(column, justify="right" if column.endswith("ms") else "left")
+    for file, one in found.items():
+        numbers, change = summary(one.samples), one.history[-1]
+        ms = (f"{numbers[key]:.4g}" for key in QUANTILES)
+        table.add_row(file.parent.name, file.stem, *ms, change["when"][:10], change["who"])
+    show(table, ())
+
+
+def _tell(file: Path, one: "Baseline") -> None:
+    click.echo(f"{file}\nartifact {one.artifact(file)}, SHA-256 {one.samples.sha256[:12]}...")
+    for key, value in one.record.items():
+        click.echo(f"  {key:<24} {value}")
+    for change in one.history:
+        click.echo(f"{change['when']} {change['who']}: {change['why']}")
+        click.echo(f"  {_numbers(change['after'])}, SHA-256 {change['sha256'][:12]}...")
+
+
+def _numbers(found: dict[str, Any]) -> str:
+    ms = ", ".join(f"{key[:3]} {found[key]:.4g}" for key in QUANTILES)
+    return f"{ms} ms ({found['inferences']} inferences in {found['runs']} runs)"
