@@ -152,7 +152,7 @@ def _refined(work: _Work, seen: _Observed, table: CalibrationTable) -> Refined:
         Inputs(photos, work.prepare),
         task,
         [task.truth(photo) for photo in photos],
-        task.find_metric(work.spec.gates.accuracy.metric),
+        task.selection_metric(work.spec.gates.accuracy.metric),
     )
     fit = Inputs(evenly(seen.chosen.photos, FIT_IMAGES), work.prepare)
     return refine(work.model, table, asked.refine, fit, again, judge)
@@ -172,7 +172,7 @@ def _may_mix(precision: str, target: "Target") -> bool:
 def _sensitivity(work: _Work, table: CalibrationTable) -> Sensitivity:
     """Of each layer, by the accuracy gate's metric on some validation photos."""
     photos, task = evenly(work.splits.val, SENSITIVITY_IMAGES), find_task(work.spec.task.kind)
-    metric = task.find_metric(work.spec.gates.accuracy.metric)
+    metric = task.selection_metric(work.spec.gates.accuracy.metric)
     evaluate = photo_evaluator(work.model, photos, work.prepare, task, metric)
     shape = work.spec.export.profile[1]
     return measure_sensitivity(work.model, table, evaluate, shape, len(photos))

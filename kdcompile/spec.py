@@ -1,12 +1,10 @@
 """`kdcompile.toml`: what the user asks for, as a closed schema (design section 3)."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     Discriminator,
     Field,
     PrivateAttr,
@@ -16,26 +14,14 @@ from pydantic import (
 
 from kdcompile.spec_deploy import Compile, Quantize
 from kdcompile.spec_distill import Closed, Distill
+from kdcompile.spec_gates import Gates
 from kdcompile.spec_search import Search
 
 DEFAULT_NAME = "kdcompile.toml"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _fraction(text: str) -> str:
-    if not re.fullmatch(r"\d+(\.\d+)?%", text):
-        raise ValueError('write a percentage, such as "5%"')
-    return text
-
-
-Percent = Annotated[str, AfterValidator(_fraction)]
-Evidence = Literal["device", "host", "predicted"]
 Shape = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
-
-
-def fraction(percent: str) -> float:
-    """0.05 of "5%"."""
-    return float(percent.rstrip("%")) / 100
 
 
 class Task(Closed):
@@ -186,52 +172,6 @@ class Export(Closed):
         return low != high
 
 
-class GateSpec(Closed):
-    """What every gate may say."""
-
-    required: bool = True
-    evidence: Evidence = "host"
-
-
-class AccuracyGate(GateSpec):
-    """Student against teacher, paired over the test images.
-
-    Without a metric it is the task's first: mae, or top1 for classification. The limits of mae and
-    rmse are shares of the teacher's value, those of top1 percentage points.
-    """
-
-    metric: Literal["mae", "rmse", "top1"] | None = None
-    max_increase: Percent = "5%"
-    margin: Percent = "15%"
-
-
-class SpeedupGate(GateSpec):
-    """Teacher latency over student latency."""
-
-    min: float = Field(gt=0)
-
-
-class SizeGate(GateSpec):
-    """The largest deployable file, in units of 10^6 bytes."""
-
-    max: float = Field(gt=0)
-
-
-class ParityGate(GateSpec):
-    """Deployed network against the trained one on the same images."""
-
-    min_sqnr_db: float = 20.0
-
-
-class Gates(Closed):
-    """The proofs that the build must bring."""
-
-    accuracy: AccuracyGate = AccuracyGate()
-    parity: ParityGate = ParityGate()
-    speedup: SpeedupGate | None = None
-    size_mb: SizeGate | None = None
-
-
 class Spec(Closed):
     """One build. `folder` and `name` come from where the file lies."""
 
@@ -255,9 +195,9 @@ class Spec(Closed):
         batch, channels = self.export.profile[0][:2]
         if batch != 1 or channels not in (1, 3):
             raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
-        judged = self.gates.accuracy.metric
-        if judged is not None and (judged == "top1") != (self.task.kind == "classification"):
-            raise ValueError(f"gates.accuracy.metric {judged!r} is not one of {self.task.kind}")
+        problem = self.gates.check_metrics(self.task.kind)
+        if problem is not None:
+            raise ValueError(problem)
         if len(self.data.mean) != channels:
             raise ValueError(
                 f"data.mean has {len(self.data.mean)} numbers, export.shape {channels} channels"

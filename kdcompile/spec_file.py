@@ -15,7 +15,7 @@ from kdcompile.spec import DEFAULT_NAME, Spec
 
 LENGTHS = ("steps", "epochs", "minutes")
 PATH_FIELDS = (("teacher", "weights"), ("student", "weights"), ("data", "root"),
-               ("quantize", "cache"))  # fmt: skip
+               ("quantize", "cache"), ("gates", "previous", "bundle"))  # fmt: skip
 
 
 def find_spec(argument: str | None) -> Path:
@@ -104,8 +104,10 @@ def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> No
 
 
 def _absolute_paths(raw: dict[str, Any], base: Path) -> None:
-    for section, key in PATH_FIELDS:
-        values = raw.get(section)
+    for *sections, key in PATH_FIELDS:
+        values: Any = raw
+        for section in sections:
+            values = values.get(section) if isinstance(values, dict) else None
         if isinstance(values, dict) and isinstance(values.get(key), str):
             values[key] = str(Path(base, values[key]).resolve())
 

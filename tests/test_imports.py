@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BASE = {"errors", "lazy", "factory"}
-CORE = {"spec", "spec_distill", "spec_deploy", "spec_search", "artifact", "report"}
+CORE = {"spec", "spec_distill", "spec_deploy", "spec_gates", "spec_search", "artifact", "report"}
 ALLOWED = {
     "errors": set(),
     "lazy": {"errors"},
@@ -19,7 +19,8 @@ ALLOWED = {
     "spec_distill": set(),
     "spec_deploy": {"spec_distill"},
     "spec_search": {"spec_distill"},
-    "spec": {"errors", "targets", "spec_distill", "spec_deploy", "spec_search"},
+    "spec_gates": {"spec_distill"},
+    "spec": {"errors", "targets", "spec_distill", "spec_deploy", "spec_gates", "spec_search"},
     "spec_file": {"errors", "targets", "spec"},
     "artifact": {"errors", "targets"},
     "report": {"errors", "targets"},
@@ -34,7 +35,9 @@ ALLOWED = {
     "distill": BASE | CORE | {"targets", "data", "models", "calib", "kernels", "distributed"},
     "search": BASE | CORE
     | {"targets", "data", "models", "export", "calib", "distill", "backends", "bench"},
-    "gates": BASE | CORE | {"targets", "data", "models", "export", "calib", "backends", "bench"},
+    "gates": BASE | CORE
+    | {"targets", "data", "models", "export", "calib", "backends", "bench", "bundle"},
+    "parity": BASE | CORE | {"targets", "data", "models", "export", "calib", "backends"},
     "bundle": BASE | CORE | {"targets"},
     "doctor": BASE | CORE | {"targets"},
     "doctor_board": {"errors", "targets", "doctor"},

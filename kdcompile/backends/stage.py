@@ -26,7 +26,7 @@ from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits
 from kdcompile.data.task import Task, find_task
 from kdcompile.errors import KDError
-from kdcompile.spec import fraction
+from kdcompile.spec_gates import fraction
 from kdcompile.targets import Target
 
 Floats = NDArray[np.float32]
@@ -176,7 +176,7 @@ def _half_sqnr(export: Artifact) -> float:
 def _limits(step: Step, task: Task) -> tuple[float, Limits]:
     """The teacher's metric on validation, and what the gates allow beside it."""
     gates = step.spec.gates
-    metric = task.find_metric(gates.accuracy.metric)
+    metric = task.selection_metric(gates.accuracy.metric)
     teacher = float(step.inputs["teacher"].json("teacher.json")[f"val_{metric.name}"])
     limit = metric.limit(teacher, fraction(gates.accuracy.max_increase))
     return teacher, Limits(metric, limit, gates.parity.min_sqnr_db)
@@ -197,8 +197,12 @@ def _kit(
     carried = {p: path for p, path in paths.items() if p in RUNS_HERE}
     runners = {p: open_session(path, as_written=True) for p, path in carried.items()}
     outputs = {p: [runner(image) for image in images] for p, runner in runners.items()}
-    task, gates = find_task(step.spec.task.kind), step.spec.gates.model_dump(mode="json")
-    gates["accuracy"]["metric"] = task.find_metric(gates["accuracy"]["metric"]).name
+    task = find_task(step.spec.task.kind)
+    where = {"previous": {"bundle"}}  # a folder of this machine
+    gates = step.spec.gates.model_dump(mode="json", exclude=where)
+    for settings in gates.values():
+        if settings is not None and "metric" in settings:
+            settings["metric"] = task.find_metric(settings["metric"]).name
     write_kit(
         folder,
         target,

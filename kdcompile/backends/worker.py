@@ -10,7 +10,7 @@ driver's own library. Requests are JSON lines on standard input, answers on stan
 onnxruntime-tensorrt. Operations are the public methods of `Worker`; sizes in `_mb` are MiB.
 
 In order below: errors, CUDA, ONNX files, the checks before an engine is opened, TensorRT, ONNX
-Runtime, the machine, the protocol.
+Runtime, the machine, its power and memory, the protocol.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Callable, Dict, Iterator
 
@@ -112,6 +113,7 @@ class Cuda:
         self._stream: Any = None
         self.call("cuInit", 0)
         device, context, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t()
+        self.device = device
         self.call("cuDeviceGet", ctypes.byref(device), 0)
         # the primary context is the one that TensorRT's runtime API uses
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
@@ -1292,8 +1294,173 @@ def _disk() -> int | None:
         return None
 
 
+SAMPLE_S = 0.02  # between two looks at the power; what is slower sets its own pace
+CHUNK_S = 0.25  # of inferences between two looks at the clock
+
+
+class GpuProcess(ctypes.Structure):
+    """nvmlProcessInfo_t, versions 2 and 3."""
+
+    _fields_ = [("pid", ctypes.c_uint), ("used", ctypes.c_ulonglong),
+                ("instance", ctypes.c_uint), ("compute", ctypes.c_uint)]  # fmt: skip
+
+
+class Nvml:
+    """What NVIDIA's management library tells of the GPU of a CUDA context."""
+
+    def __init__(self, cuda: Cuda, lib: Any = None) -> None:
+        """Raise OSError where the library is absent or does not know this GPU."""
+        self.lib, self.gpu = lib or ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
+        bus = ctypes.create_string_buffer(32)
+        cuda.call("cuDeviceGetPCIBusId", bus, 32, cuda.device)
+        handle: tuple[Any, ...] = (bus, ctypes.byref(self.gpu))
+        for name, values in (("nvmlInit_v2", ()), ("nvmlDeviceGetHandleByPciBusId_v2", handle)):
+            status = getattr(self.lib, name)(*values)
+            if status:
+                raise OSError(status, f"{name} gives status {status}")
+
+    def value(self, name: str, kind: Any) -> int | None:
+        """A number of the GPU; None where this one or its driver does not tell."""
+        found, function = kind(), getattr(self.lib, name, None)
+        status = function(self.gpu, ctypes.byref(found)) if function else 1
+        return None if status else int(found.value)
+
+    def power(self) -> Rails:
+        """Energy by its counter, which misses nothing between two looks, or else the power."""
+        for name, kind, unit in (
+            ("nvmlDeviceGetTotalEnergyConsumption", ctypes.c_ulonglong, "mJ"),
+            ("nvmlDeviceGetPowerUsage", ctypes.c_uint, "mW"),
+        ):
+            if self.value(name, kind) is not None:
+                return Rails("NVML", unit, partial(self._rail, name, kind))
+        raise OSError("this GPU tells NVML neither energy nor power")
+
+    def _rail(self, name: str, kind: Any) -> dict[str, float]:
+        found = self.value(name, kind)
+        return {} if found is None else {"GPU": float(found)}
+
+    def process_mb(self) -> float | None:
+        """GPU memory of this process."""
+        found, count = (GpuProcess * 256)(), ctypes.c_uint(256)
+        for version in ("_v3", "_v2"):
+            ask = getattr(self.lib, "nvmlDeviceGetComputeRunningProcesses" + version, None)
+            if ask and not ask(self.gpu, ctypes.byref(count), found):
+                break
+        else:
+            return None
+        all_of_it = found[: count.value]
+        mine = [entry for entry in all_of_it if entry.pid == os.getpid()]
+        if not mine and len(all_of_it) == 1:  # in a container the ids are the host's
+            mine = all_of_it
+        used = mine[0].used if mine else 2**64 - 1  # which is NVML's "not available"
+        return None if used == 2**64 - 1 else used / MIB
+
+
+class Rails:
+    """Where power is read: milliwatts of each rail, or millijoules that it has used so far."""
+
+    def __init__(self, source: str, unit: str, read: Callable[[], dict[str, float]],
+                 close: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+        """`read` gives values by rail; what it cannot read is absent."""
+        self.source, self.unit, self.read, self.close = source, unit, read, close
+
+    def during(self, act: Callable[[], Any]) -> tuple[Any, list[Any]]:
+        """What `act` returns, and [seconds, values by rail] of each look meanwhile."""
+        found: list[Any] = []
+        done, start = threading.Event(), time.perf_counter()
+
+        def look() -> None:
+            while not done.is_set():
+                try:
+                    values = self.read()
+                except (OSError, ValueError):  # a sensor may be busy; the next look will tell
+                    values = {}
+                found.append([time.perf_counter() - start, values])
+                done.wait(SAMPLE_S)
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            answer = act()
+        finally:
+            done.set()
+            thread.join(5.0)
+        return answer, [look for look in list(found) if look[1]]
+
+
+def _number(path: str) -> float | None:
+    try:
+        return float(_first_line(path) or "")
+    except ValueError:
+        return None
+
+
+def ina3221(root: str) -> Rails | None:
+    """The rails that a Jetson's INA3221 sensors measure: hwmon since JetPack 5, iio before."""
+    drivers, found = os.path.join(root, "sys/bus/i2c/drivers/ina3221*/*"), {}
+    for pattern, voltage, current in (
+        ("hwmon/hwmon*/in[123]_label", "in%s_input", "curr%s_input"),  # mV and mA
+        ("iio*/rail_name_[012]", "in_voltage%s_input", "in_current%s_input"),
+    ):
+        for path in sorted(glob.glob(os.path.join(drivers, pattern))):
+            folder, channel = os.path.split(path)
+            number = "".join(re.findall("[0-9]", channel))
+            files = [os.path.join(folder, name % number) for name in (voltage, current)]
+            label = _first_line(path) or "NC"
+            if label != "NC" and None not in [_number(file) for file in files]:
+                found[label] = files
+
+    def read() -> dict[str, float]:
+        values = {label: [_number(file) for file in files] for label, files in found.items()}
+        return {k: v[0] * v[1] / 1000 for k, v in values.items() if None not in v}  # type: ignore[operator]
+
+    return Rails("INA3221", "mW", read) if found else None
+
+
+def tegrastats_mw(line: str) -> dict[str, float]:
+    """Power by rail in a line of tegrastats, `NAME now/mean` in mW, which newer ones write out."""
+    pairs = re.findall(r"(?<!\S)([A-Z]\w*) (\d+)(?:mW)?/\d+(?:mW)?(?!\S)", line)
+    return {name: float(now) for name, now in pairs}
+
+
+def tegrastats() -> Rails | None:
+    """The rails that tegrastats prints; None where there is none, or it prints no power."""
+    if shutil.which("tegrastats") is None:
+        return None
+    command = ["tegrastats", "--interval", "100"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    stream: Any = process.stdout
+
+    def read() -> dict[str, float]:
+        return tegrastats_mw(stream.readline().decode(errors="replace"))
+
+    def close() -> None:
+        process.terminate()
+        process.wait()
+        stream.close()
+
+    if read():
+        return Rails("tegrastats", "mW", read, close)
+    close()
+    return None
+
+
+def find_power(cuda: Cuda | None, root: str = "/", nvml: Any = None) -> Rails | str:
+    """What measures power here: INA3221, NVML or tegrastats; or why nothing does."""
+    found, why = ina3221(root), "no GPU"
+    if found is None and cuda is not None:
+        try:
+            found = Nvml(cuda, nvml).power()
+        except (OSError, AttributeError, WorkerError) as error:
+            why = f"NVML: {error}"
+    return found or tegrastats() or f"no INA3221 sensor, no power in tegrastats, {why}"
+
+
 class Worker:
     """One backend and its loaded networks; each operation answers with plain JSON values."""
+
+    root = "/"  # of /proc and /sys
+    nvml: Any = None  # the library; None opens the driver's own
 
     def __init__(self, backend: str) -> None:
         """Open a backend by name."""
@@ -1306,7 +1473,8 @@ class Worker:
         self.operations: dict[str, Callable[..., dict[str, Any]]] = {
             "hello": self.hello, "stat": self.stat, "remove": self.remove,
             "build": self.backend.build, "load": self.load, "run": self.run, "time": self.time,
-            "profile": self.profile, "unload": self.unload, "quit": self.quit,
+            "profile": self.profile, "power": self.power, "memory": self.memory,
+            "unload": self.unload, "quit": self.quit,
         }  # fmt: skip
 
     def hello(self) -> dict[str, Any]:
@@ -1417,6 +1585,72 @@ class Worker:
         layers = network.profile(arrays, iterations)
         return {"layers": layers, "total_ms": sum(layer["ms"] for layer in layers)}
 
+    def power(self, inputs: str, seconds: float = 5.0, idle_s: float = 2.0, name: str = "main",
+              mode: str = "device") -> dict[str, Any]:  # fmt: skip
+        """Readings of the power while nothing runs, then while inferences follow each other.
+
+        Args:
+            inputs: npz file.
+            seconds: of inferences; a fifth more warms up.
+            idle_s: before them, with the network loaded.
+            name: of the loaded network.
+            mode: of `time`.
+
+        Returns:
+            `unavailable`: why nothing tells; or `source`, `unit` (mW, or mJ so far), `graph`,
+            `idle` and `busy`: `samples` ([seconds, {rail: value}]), and of busy its `seconds` and
+            `inferences`.
+        """
+        if not 0 < seconds <= 300 or not 0 < idle_s <= 60:
+            raise WorkerError("request-invalid", "needs 0 < seconds <= 300 and 0 < idle_s <= 60")
+        if mode not in self.backend.modes:
+            able = ", ".join(self.backend.modes)
+            raise WorkerError("mode-refused", f"{self.name} runs by {able}, not {mode!r}")
+        network, arrays = self._ready(name, inputs)
+        rails = find_power(self.backend.cuda, self.root, self.nvml)
+        if isinstance(rails, str):
+            return {"unavailable": rails}
+        try:
+            _, idle = rails.during(partial(time.sleep, idle_s))
+            _busy(network, arrays, mode, seconds / 5)
+            (count, took, graph), busy = rails.during(
+                partial(_busy, network, arrays, mode, seconds)
+            )
+        finally:
+            rails.close()
+        return {"source": rails.source, "unit": rails.unit, "mode": mode, "graph": graph,
+                "idle": {"samples": idle},
+                "busy": {"samples": busy, "seconds": took, "inferences": count}}  # fmt: skip
+
+    def memory(self, restart: bool = False) -> dict[str, Any]:
+        """Memory now, in MiB; what nothing tells is null.
+
+        Args:
+            restart: forget the highest resident size so far, where the kernel lets it.
+
+        Returns:
+            `resident_mb` and `peak_mb` of this process, `restarted`; `available_mb` of the machine;
+            `unified`, whether its GPU uses the same; `gpu_mb` of this process on the GPU, and
+            `gpu_used_mb` of all.
+        """
+        restarted, process = False, os.path.join(self.root, "proc/self")
+        if restart:
+            with suppress(OSError), open(os.path.join(process, "clear_refs"), "w") as stream:
+                stream.write("5")  # proc(5): the peak becomes the size of now
+                stream.flush()  # here, where a refusal is seen
+                restarted = True
+        cuda, gpu, used, unified = self.backend.cuda, None, None, False
+        if cuda is not None:
+            told = cuda.about()
+            used = told["memory_mb"] - told["free_mb"]
+            unified = bool(cuda._attribute(18, cuda.device))  # integrated
+            with suppress(OSError, AttributeError, WorkerError):  # told by none: null
+                gpu = Nvml(cuda, self.nvml).process_mb()
+        resident, peak = _sizes(os.path.join(process, "status"))
+        return {"resident_mb": resident, "peak_mb": peak, "restarted": restarted,
+                "available_mb": _memory(os.path.join(self.root, "proc/meminfo"))["free"],
+                "unified": unified, "gpu_mb": gpu, "gpu_used_mb": used}  # fmt: skip
+
     def answer(self, request: Any) -> dict[str, Any]:
         """One request to its answer; no failure of an operation leaves as an exception."""
         known = request.get("id") if isinstance(request, dict) else None
@@ -1440,6 +1674,29 @@ class Worker:
         except TypeError as error:
             raise WorkerError("request-invalid", f"{request['op']}: {error}") from error
         return operation(**values)
+
+
+def _busy(network: Any, arrays: dict[str, Any], mode: str,
+          seconds: float) -> tuple[int, float, bool]:  # fmt: skip
+    """Inferences one after the other for about so long: their count, seconds, and CUDA graph."""
+    count, chunk, start = 0, 1, time.perf_counter()
+    while True:
+        _, graph = network.time(arrays, 0, chunk, mode)
+        count, took = count + chunk, time.perf_counter() - start
+        if took >= seconds:
+            return count, took, graph
+        chunk = max(1, int(min(CHUNK_S, seconds - took) * count / took))
+
+
+def _sizes(path: str) -> tuple[float | None, float | None]:
+    """Resident size of a process and its peak in MiB, of its `status`."""
+    try:
+        with open(path, errors="replace") as stream:
+            found = dict(re.findall(r"^Vm(RSS|HWM):\s*(\d+) kB", stream.read(), re.M))
+    except OSError:
+        found = {}
+    resident, peak = (float(found[k]) / 1024 if k in found else None for k in ("RSS", "HWM"))
+    return resident, peak
 
 
 def _summary(times: list[float]) -> dict[str, Any] | None:

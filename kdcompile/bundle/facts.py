@@ -142,6 +142,9 @@ WORDS: Mapping[str, Words] = {
 }
 METRICS: Mapping[str, str] = {
     "mae": "mean absolute error",
+    "game1": "grid average mean absolute error in 4 cells",
+    "game2": "grid average mean absolute error in 16 cells",
+    "game3": "grid average mean absolute error in 64 cells",
     "rmse": "root mean square error",
     "top1": "top-1 accuracy",
 }
@@ -174,6 +177,24 @@ def part_rows(report: Report) -> list[tuple[str, int, float | None, float | None
         name = row.get("class") or f"{number(row['low'])} to {number(row['high'])}"
         values = (row.get(f"{who}_{metric}") for who in ("teacher", "student"))
         rows.append((str(name), row["n"], *values))
+    return rows
+
+
+WORST_HEADS = ("image", "true", "student", "teacher", "student's error", "beside the teacher's")
+
+
+def worst(report: Report) -> list[tuple[str, ...]]:
+    """The images that the student has worst, as texts, in the order of `WORST_HEADS`.
+
+    The error of a class is 1 less the probability of the true one.
+    """
+    is_class = task(report)["kind"] == "classification"
+    beside = {1.0: "the teacher is right", -1.0: "the teacher is wrong"}
+    rows = []
+    for row in report.details.get("worst") or []:
+        values = (number(row[key]) for key in ("true", "student", "teacher", "difficulty"))
+        grew = beside.get(row["grew"], "the same") if is_class else f"{row['grew']:+.4g}"
+        rows.append((row["name"], *values, grew))
     return rows
 
 

@@ -65,9 +65,10 @@ def markdown(report: Report) -> str:
         for c in facts.candidates(report)
     ]  # fmt: skip
     examples = [
-        tuple(facts.number(row.get(k)) for k in ("kind", "name", "true", "predicted", "teacher"))
+        (facts.label(row["kind"]),
+         *(facts.number(row.get(k)) for k in ("name", "true", "predicted", "teacher")))
         for row in details.get("examples") or []
-    ]
+    ]  # fmt: skip
     dropped = [(d["name"], d["split"], d["twin"]) for d in details.get("dropped") or []]
     title = facts.words(report).parts[1]
     parts = [
@@ -81,6 +82,7 @@ def markdown(report: Report) -> str:
         _section(f"Accuracy {title[0].lower()}{title[1:]}", part_heads(report), part_texts(report)),
         _section("Best, median and worst image",
                  ("image", "name", "true", "student", "teacher"), examples),
+        _section("Worst images", facts.WORST_HEADS, facts.worst(report)),
         _section("Precisions", CANDIDATE_HEADS, candidates),
     ]  # fmt: skip
     for title, rows in _tables(report).items():
@@ -177,6 +179,8 @@ def html(
         number_heads=NUMBER_HEADS,
         charts=_charts(report, metrics),
         examples=_examples(report, examples),
+        worst=facts.worst(report),
+        worst_heads=facts.WORST_HEADS,
         warnings=facts.warnings(report),
         progress=facts.progress(report),
         words=facts.words(report),
@@ -243,7 +247,8 @@ def _examples(report: Report, folder: Path) -> list[dict[str, Any]]:
         path = folder / f"example_{row['kind']}.npz"
         pictures = _pictures(path) if path.is_file() else {}
         texts = {k: facts.number(row.get(k)) for k in ("true", "predicted", "teacher")}
-        shown.append({"kind": row["kind"], "name": row["name"], "pictures": pictures, **texts})
+        kind = facts.label(row["kind"])
+        shown.append({"kind": kind, "name": row["name"], "pictures": pictures, **texts})
     return shown
 
 

@@ -9,6 +9,7 @@ import click
 from kdcompile import __version__
 from kdcompile.cli.baseline import baseline
 from kdcompile.cli.bench import bench, compare
+from kdcompile.cli.bisect import bisect
 from kdcompile.cli.build import build, make_stage_command, plan
 from kdcompile.cli.bundle import bundle
 from kdcompile.cli.tools import clean, doctor, init, recipes, report, run, schema, targets
@@ -36,7 +37,7 @@ for _command in (init, plan, build):
 for _name, _help in STAGE_COMMANDS.items():
     cli.add_command(make_stage_command(_name, _help))
 for _command in (
-    bundle, verify, bench, compare, baseline, run, targets, recipes, report, doctor, schema, clean,
+    bundle, verify, bisect, bench, compare, baseline, run, targets, recipes, report, doctor, schema, clean,
 ):  # fmt: skip
     cli.add_command(_command)
 

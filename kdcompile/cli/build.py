@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kdcompile.cli.ci import ci_options, ci_place, ci_stream
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
+from kdcompile.cli.previous import check_previous, previous_option, with_previous
 from kdcompile.errors import EXIT_FIXABLE, KDError
 
 if TYPE_CHECKING:
     from kdcompile.artifact import Artifact
     from kdcompile.pipeline.plan import Plan
+    from kdcompile.report import Report
     from kdcompile.spec import Student
 
 EXPLAIN = "Show stages, taps, shapes, adapters, terms and their weights; train nothing."
@@ -68,6 +71,8 @@ def plan(
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder.")
 @click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
 @sign_option
+@previous_option
+@ci_options
 @as_json
 def build(
     spec: str | None,
@@ -77,27 +82,47 @@ def build(
     output: Path | None,
     require: str | None,
     key: Path | None,
+    baseline: Path | None,
+    ci: bool,
+    ci_folder: Path | None,
     as_json: bool,
 ) -> None:
     """Run every stage and write the bundle to dist/NAME-TARGET/."""
-    from kdcompile.bundle.stage import install
     from kdcompile.bundle.text import text_summary
-    from kdcompile.report import Report, overall
+    from kdcompile.ci.report import in_ci
+    from kdcompile.report import overall
 
-    work = planned(spec, target, sets, via)
-    destination = output or Path("dist") / f"{work.spec.name}-{work.spec.target.replace('@', '-')}"
-    artifact = work.make("bundle")
-    install(artifact, destination)
-    sign(destination, key)
-    report = Report.from_json(artifact.json("report.json"))
-    verdict, code = overall(report.gates, require_device=require == "device")
+    folder, stream, device = ci_place(ci, ci_folder), ci_stream(as_json), require == "device"
+    with in_ci(folder, "kdcompile build", spec or "build", stream=stream):
+        work = planned(spec, target, with_previous(sets, baseline), via)
+        check_previous(work.spec)
+        report, destination = make_bundle(work, output, key)
+    verdict, code = overall(report.gates, require_device=device)
     if as_json:
         echo_json({"bundle": str(destination), **report.to_json(), "exit_code": code})
     else:
         click.echo(text_summary(report))
         click.echo(f"bundle: {destination}")
         click.echo(verdict)
+    if folder is not None:
+        from kdcompile.ci.outcome import outcomes_of_report
+        from kdcompile.ci.report import report_ci
+
+        outcomes = outcomes_of_report(report, require_device=device)
+        report_ci(outcomes, folder, f"kdcompile: {report.name} for {report.target}", stream=stream)
     sys.exit(code)
+
+
+def make_bundle(work: "Plan", output: Path | None, key: Path | None) -> tuple["Report", Path]:
+    """Run every stage, install the bundle and sign it; gives its report and where it lies."""
+    from kdcompile.bundle.stage import install
+    from kdcompile.report import Report
+
+    destination = output or Path("dist") / f"{work.spec.name}-{work.spec.target.replace('@', '-')}"
+    artifact = work.make("bundle")
+    install(artifact, destination)
+    sign(destination, key)
+    return Report.from_json(artifact.json("report.json")), destination
 
 
 def make_stage_command(name: str, text: str) -> click.Command:

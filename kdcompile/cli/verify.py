@@ -10,6 +10,8 @@ import click
 from kdcompile.cli.build import planned
 from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
+from kdcompile.cli.parity import is_bundle, open_ladder, show_ladder
+from kdcompile.cli.previous import check_previous, previous_option, with_previous
 from kdcompile.cli.trust import check_trust, trusted_option
 from kdcompile.errors import EXIT_GATE
 
@@ -26,6 +28,13 @@ NO_REFERENCE = {"parity": "not checked: this bundle carries no reference outputs
 @spec_options
 @via_option
 @click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
+@click.option(
+    "--parity",
+    is_flag=True,
+    help="Hold each form of the network against the one before it: PyTorch, exported program, "
+    "ONNX, Q/DQ or fp16, engine.",
+)
+@previous_option
 @trusted_option
 @as_json
 def verify(
@@ -34,11 +43,19 @@ def verify(
     sets: tuple[str, ...],
     via: str | None,
     require: str | None,
+    parity: bool,
+    baseline: Path | None,
     trusted: Path | None,
     as_json: bool,
 ) -> None:
     """Measure a spec's gates, or check a BUNDLE: every hash, and its network's outputs here."""
-    if spec is not None and (Path(spec) / "manifest.json").is_file():
+    if parity:
+        if require is not None or baseline is not None:
+            raise click.UsageError("--require and --baseline are of the gates: leave --parity out")
+        sys.exit(climb_ladder(spec, target, sets, via, trusted, as_json))
+    if spec is not None and is_bundle(spec):
+        if baseline is not None:
+            raise click.UsageError("--baseline is of a spec, whose test images both are judged on")
         signature = check_trust(Path(spec), trusted)  # before an engine of it is opened
         result = check_bundle(Path(spec), via) | {"signature": signature}
         if as_json:
@@ -52,7 +69,9 @@ def verify(
     from kdcompile.bundle.text import text_summary
     from kdcompile.report import Report, overall
 
-    artifact = planned(spec, target, sets, via).make("verify")
+    work = planned(spec, target, with_previous(sets, baseline), via)
+    check_previous(work.spec)
+    artifact = work.make("verify")
     report = Report.from_json(artifact.json("report.json"))
     verdict, code = overall(report.gates, require_device=require == "device")
     if as_json:
@@ -61,6 +80,25 @@ def verify(
         click.echo(text_summary(report))
         click.echo(verdict)
     sys.exit(code)
+
+
+def climb_ladder(
+    spec: str | None,
+    target: str | None,
+    sets: tuple[str, ...],
+    via: str | None,
+    trusted: Path | None,
+    as_json: bool,
+) -> int:
+    """Print the parity ladder; the exit code is 3 where a rung failed.
+
+    Raises:
+        KDError: what `open_ladder` and the rungs raise.
+    """
+    from kdcompile.parity.ladder import climb
+
+    with open_ladder(spec, target, sets, via, trusted) as ladder:
+        return show_ladder(ladder, climb(ladder), as_json)
 
 
 def check_bundle(folder: Path, via: str | None = None) -> dict[str, Any]:

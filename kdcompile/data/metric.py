@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.data.game import LEVELS
+
 Floats = NDArray[np.float64]
 
 
@@ -21,6 +23,8 @@ class Metric:
         points: limits in per cent are percentage points of the metric, not a share of the
             teacher's value; for metrics that are rates.
         most: the largest value; the smallest is 0.
+        level: of GAME, whose errors are of density maps (`game`); None where a metric's errors
+            are of predictions.
     """
 
     name: str
@@ -28,6 +32,7 @@ class Metric:
     higher: bool = False
     points: bool = False
     most: float = np.inf
+    level: int | None = None
 
     def __call__(self, errors: Sequence[float] | Floats) -> float:
         """The metric of some errors [N]."""
@@ -89,4 +94,5 @@ def _top1(errors: Floats, axis: int = -1) -> Any:
 
 MAE, RMSE = Metric("mae", _mae), Metric("rmse", _rmse)
 TOP1 = Metric("top1", _top1, higher=True, points=True, most=1.0)
-METRICS = {metric.name: metric for metric in (MAE, RMSE, TOP1)}
+GAMES = tuple(Metric(f"game{level}", _mae, level=level) for level in LEVELS)
+METRICS = {metric.name: metric for metric in (MAE, RMSE, TOP1, *GAMES)}

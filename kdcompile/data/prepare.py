@@ -43,12 +43,16 @@ class Preprocess:
         """Plain JSON values for the manifest."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def fitted(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that an image of this size is scaled to."""
+        scale = min(1.0, self.max_hw[0] / height, self.max_hw[1] / width)
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [H, W, C] to normalised float32 [1, C, h, w]."""
-        height, width = pixels.shape[:2]
-        scale = min(1.0, self.max_hw[0] / height, self.max_hw[1] / width)
-        if scale < 1.0:
-            size = (max(1, int(width * scale)), max(1, int(height * scale)))
+        fitted = self.fitted(*pixels.shape[:2])
+        if fitted != pixels.shape[:2]:
+            size = fitted[::-1]
             image = Image.fromarray(pixels.squeeze(2) if self.channels == 1 else pixels)
             pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
             pixels = pixels.reshape(*pixels.shape[:2], self.channels)

@@ -1,5 +1,6 @@
 """The three splits of a data set, without images that would leak from one into another."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,18 @@ def drop_twins(photos: Mapping[str, list[Photo]]) -> Splits:
                 fix="list at least one image that no other split holds",
             )
     return Splits(kept["train"], kept["val"], kept["test"], dropped)
+
+
+def photos_digest(photos: Sequence[Photo]) -> str:
+    """A hash of what photos show and of what is annotated in them, whatever order they are in.
+
+    Unlike `splits_digest` it reads every photo, and depends on nothing but them.
+    """
+    rows = [
+        [photo.sha256(), hashlib.sha256(photo.points.tobytes()).hexdigest(), photo.label]
+        for photo in photos
+    ]
+    return digest(sorted(rows, key=str))
 
 
 def splits_digest(data: Data, folder: Path, hasher: Hasher) -> dict[str, str]:

@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.metric import MAE, RMSE, TOP1, Metric
+from kdcompile.data.game import Frame, game_errors
+from kdcompile.data.metric import GAMES, MAE, RMSE, TOP1, Metric
 from kdcompile.data.photo import Photo
+from kdcompile.data.strata import Stratum, by_class, by_value
 from kdcompile.errors import KDError, nearest
 
 Floats = NDArray[np.float64]
@@ -22,7 +24,8 @@ class Task(ABC):
     """What is predicted for an image.
 
     kind: as `[task] kind` names it; output: the name of the network's output in ONNX files;
-    unit: of a prediction, "1" where it has none; metrics: the first one selects the student;
+    unit: of a prediction, "1" where it has none; metrics: of predictions, the first one selects
+    the student; map_metrics: of density maps, known only where whole outputs are at hand;
     is_dense: the output is a map over the image; parts: the report's key for accuracy in `groups`.
     """
 
@@ -30,6 +33,7 @@ class Task(ABC):
     output: ClassVar[str]
     unit: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
+    map_metrics: ClassVar[tuple[Metric, ...]] = ()
     is_dense: ClassVar[bool] = False
     parts: ClassVar[str]
 
@@ -46,7 +50,7 @@ class Task(ABC):
         """
         if name is None:
             return self.metric
-        known = {metric.name: metric for metric in self.metrics}
+        known = {metric.name: metric for metric in (*self.metrics, *self.map_metrics)}
         if name not in known:
             raise KDError(
                 "metric-unknown",
@@ -56,8 +60,19 @@ class Task(ABC):
             )
         return known[name]
 
+    def selection_metric(self, name: str | None) -> Metric:
+        """The metric that selects a precision where a gate judges the one of that name.
+
+        It is that one, or the first where it is of maps: selection keeps predictions only.
+
+        Raises:
+            KDError: `metric-unknown`.
+        """
+        metric = self.find_metric(name)
+        return metric if metric.level is None else self.metric
+
     def scores(self, predicted: Sequence[float], true: Sequence[float]) -> dict[str, float]:
-        """Every metric by name."""
+        """Every metric of predictions by name."""
         errors = self.errors(predicted, true)
         return {metric.name: metric(errors) for metric in self.metrics}
 
@@ -102,19 +117,13 @@ class Task(ABC):
         """A prediction, or a true value, as a report shows it."""
         return prediction
 
-    def groups(
-        self, true: Floats, classes: Sequence[str] | None
-    ) -> list[tuple[dict[str, Any], NDArray[np.int64]]]:
-        """Parts of the images whose accuracy is worth telling apart, and what each is, as JSON.
+    def groups(self, true: Floats, classes: Sequence[str] | None) -> list[Stratum]:
+        """Parts of the images whose accuracy is worth telling apart: thirds by true value."""
+        return by_value(true)
 
-        Here thirds by true value, from `low` to `high`; fewer than three images give fewer parts.
-        """
-        order: NDArray[np.int64] = np.argsort(true, kind="stable")
-        return [
-            ({"low": float(true[part].min()), "high": float(true[part].max())}, part)
-            for part in np.array_split(order, 3)
-            if len(part)
-        ]
+    def map_errors(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
+        """The errors of one image's output [1, ...] by each of `map_metrics`, float64 [M]."""
+        return np.zeros(0)
 
     def check_labels(
         self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
@@ -138,7 +147,7 @@ class Counting(Task):
     """Points to be counted by a density map [N, 1, h, w], whose sum is the count."""
 
     kind, output, unit = "counting", "density", "count"
-    metrics = (MAE, RMSE)
+    metrics, map_metrics = (MAE, RMSE), GAMES
     is_dense, parts = True, "by_density"
 
     def truth(self, photo: Photo) -> float:
@@ -148,6 +157,10 @@ class Counting(Task):
     def predictions(self, output: NDArray[Any]) -> Floats:
         """The sum of each map."""
         return np.asarray(output.reshape(len(output), -1).sum(1, dtype=np.float64))
+
+    def map_errors(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
+        """GAME at each level."""
+        return game_errors(output[0, 0], photo.points, frame)
 
     def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
         """`count`."""
@@ -196,14 +209,9 @@ class Classification(Task):
             return "none"
         return str(int(prediction)) if classes is None else classes[int(prediction)]
 
-    def groups(
-        self, true: Floats, classes: Sequence[str] | None
-    ) -> list[tuple[dict[str, Any], NDArray[np.int64]]]:
-        """The images of each class, `class`, in the order of their indices."""
-        return [
-            ({"class": self.name_of(value, classes)}, np.flatnonzero(true == value))
-            for value in np.unique(true)
-        ]
+    def groups(self, true: Floats, classes: Sequence[str] | None) -> list[Stratum]:
+        """The images of each class."""
+        return by_class(true, lambda value: self.name_of(value, classes))
 
     def check_labels(
         self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None

@@ -1,6 +1,8 @@
-"""Bootstrap intervals over images."""
+"""Bootstrap intervals over images, no narrower than Student's."""
 
+import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,11 @@ from scipy import stats
 Floats = NDArray[np.float64]
 RESAMPLES = 9999
 BATCH_VALUES = 2_000_000  # bounds the memory of one batch of resamples
+# Fewer images decide nothing. Below 5 no bound at 95 % exists without assuming a distribution (all
+# n differences lie on one side of their median with probability 2^-n); from 8 on `interval` was
+# wrong in at most 12 % of simulated draws for a mean absolute error where 5 % is promised, and in
+# 6 % where errors are not skewed (docs/accuracy.md has the table).
+MIN_IMAGES = 8
 
 
 def interval(
@@ -19,8 +26,11 @@ def interval(
     confidence: float,
     seed: int,
 ) -> tuple[float, float]:
-    """The two-sided interval of a statistic, bias-corrected and accelerated (BCa).
+    """The two-sided interval of a statistic over images.
 
+    The wider, at each end, of two: the bias-corrected and accelerated bootstrap (BCa; Efron, Better
+    Bootstrap Confidence Intervals, JASA 1987), which follows a skewed statistic and is too narrow
+    for few images; and Student's t on the jackknife's standard error (Tukey, 1958), which is not.
     Each end of a 90 % interval is a one-sided 95 % bound.
 
     Args:
@@ -32,32 +42,68 @@ def interval(
     Returns:
         `(low, high)`; both are the statistic itself when no resample changes it.
     """
-    batch = max(1, BATCH_VALUES // len(samples[0]))
-    draw = stats.bootstrap(
-        samples,
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=batch,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
+    draw = _draw(samples, statistic, confidence, seed)
     point = float(statistic(*samples, axis=-1))
     spread = float(np.ptp(draw.bootstrap_distribution))
     scale = max(float(np.abs(sample).max()) for sample in samples)
     if spread <= 1e-12 * scale:  # BCa is undefined where nothing varies
         return point, point
-    found = stats.bootstrap(
+    found = _draw(samples, statistic, confidence, seed, draw).confidence_interval
+    reach = jackknife_reach(samples, statistic, confidence)
+    # a bound that is no number stays one, and proves nothing
+    return float(np.minimum(found.low, point - reach)), float(np.maximum(found.high, point + reach))
+
+
+def _draw(
+    samples: tuple[Floats, ...],
+    statistic: Callable[..., Any],
+    confidence: float,
+    seed: int,
+    drawn: Any = None,
+) -> Any:
+    """SciPy's result of `RESAMPLES` draws, or the BCa interval of a result of them."""
+    return stats.bootstrap(
         samples,
         statistic,
         paired=True,
         vectorized=True,
-        n_resamples=0,
-        batch=batch,
+        n_resamples=RESAMPLES if drawn is None else 0,
+        batch=max(1, BATCH_VALUES // len(samples[0])),
         confidence_level=confidence,
-        method="BCa",
-        bootstrap_result=draw,
-    ).confidence_interval
-    return float(found.low), float(found.high)
+        method="percentile" if drawn is None else "BCa",
+        bootstrap_result=drawn,
+        rng=np.random.default_rng(seed),
+    )
+
+
+def jackknife_reach(
+    samples: tuple[Floats, ...], statistic: Callable[..., Any], confidence: float
+) -> float:
+    """How far Student's interval reaches to either side, by the jackknife's standard error.
+
+    Of a mean this is the plain t interval.
+
+    Args:
+        samples: float64 [N] each.
+        statistic: as `interval` takes it.
+        confidence: of the two-sided interval.
+    """
+    n = len(samples[0])
+    left_out = np.array([statistic(*(np.delete(s, i) for s in samples), axis=-1) for i in range(n)])
+    error = math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum()))
+    return t_quantile(0.5 + confidence / 2, n - 1) * error
+
+
+def t_quantile(share: float, freedom: int) -> float:
+    """Student's quantile by the expansion of Abramowitz and Stegun, 26.7.5.
+
+    The build kit computes the same on a board, where there is no SciPy. From 9 degrees of freedom
+    on the 95 % quantile is right to 1e-4; 1e-3 too low at 4.
+    """
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, 1))

@@ -1,12 +1,13 @@
 """What was measured of a build: the facts that every gate judges from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.bench.paired import PairedTimes
+from kdcompile.data.metric import Metric
 from kdcompile.data.task import Task
 from kdcompile.report import Evidence, Measurement
 from kdcompile.targets import Target
@@ -33,6 +34,9 @@ class Outcomes:
         student_int8: the calibrated student.
         student: the deployed student, at the chosen precision.
         available: photos in the whole test split; more than N when `data.max_test` cut it.
+        previous: the network of an earlier bundle, where one is judged against.
+        maps: errors by the task's `map_metrics`, [N, M], by network under the names above; a
+            network of which predictions alone are known is not in it.
     """
 
     names: tuple[str, ...]
@@ -42,6 +46,20 @@ class Outcomes:
     student_int8: Floats
     student: Floats
     available: int
+    previous: Floats | None = None
+    maps: Mapping[str, Floats] = field(default_factory=dict)
+
+    def knows(self, network: str, metric: Metric) -> bool:
+        """Whether there are errors of that network by that metric."""
+        if metric.level is not None:
+            return network in self.maps
+        return getattr(self, network) is not None
+
+    def errors(self, task: Task, network: str, metric: Metric) -> Floats:
+        """The errors of a network by a metric, float64 [N]; `knows` says whether there are any."""
+        if metric.level is not None:
+            return self.maps[network][:, task.map_metrics.index(metric)]
+        return task.errors(getattr(self, network), self.true)
 
     @property
     def scope(self) -> str:
@@ -96,6 +114,23 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """The earlier bundle that a student is judged against.
+
+    Args:
+        title: its name and target, in words.
+        sha256: of its manifest.
+        precision: of its network.
+        ran: where and as what it ran on the test photos, in words.
+    """
+
+    title: str
+    sha256: str
+    precision: str
+    ran: str
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The target's latency by its model at one precision of the student, in ms.
 
@@ -129,6 +164,8 @@ class VerifyContext:
         deployed: where the deployed network ran and was timed.
         host: where the networks that it is compared with ran: ONNX Runtime on this machine.
         extra: further measurements for the report, such as end-to-end latencies.
+        earlier: whose predictions `outcomes.previous` are.
+        classes: the names that the data has for them.
     """
 
     target: Target
@@ -143,6 +180,8 @@ class VerifyContext:
     deployed: Origin
     host: Origin
     extra: tuple[Measurement, ...] = ()
+    earlier: Earlier | None = None
+    classes: tuple[str, ...] | None = None
 
     @property
     def evidence(self) -> Evidence:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kdcompile.backends.predict import Runner
 from kdcompile.data.agreement import decibels, powers, relative_error
+from kdcompile.data.game import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.task import Task
@@ -20,17 +21,24 @@ Floats = NDArray[np.float64]
 Output = NDArray[np.float32]
 
 LOG_SECONDS = 10.0
+MOST_DRAWN = 3  # of the worst photos
 log = logging.getLogger("kdcompile")
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Predictions by network, float64 [N] each, and the agreement of two of the networks.
+    """What every network gave, and the agreement of two of them.
 
-    `difficulty`, float64 [N]: how far the second of the two is from the truth on each photo.
+    Args:
+        predicted: by network, float64 [N].
+        maps: errors by the task's `map_metrics`, by network, float64 [N, M]; empty where the task
+            has none.
+        difficulty: how far the second of the two is from the truth on each photo, float64 [N].
+        parity: of the two.
     """
 
     predicted: Mapping[str, Floats]
+    maps: Mapping[str, Floats]
     difficulty: Floats
     parity: Parity
 
@@ -42,8 +50,9 @@ def evaluate(
     preprocess: Preprocess,
     task: Task,
     classes: Sequence[str] | None = None,
+    own: Mapping[str, Preprocess] | None = None,
 ) -> Evaluation:
-    """Run every network over every photo; each photo is read once.
+    """Run every network over every photo, all of them on one photo before the next.
 
     Args:
         runners: float32 [1, C, h, w] to the output, float32 [1, ...], by name.
@@ -52,34 +61,81 @@ def evaluate(
         preprocess: pixels to input.
         task: what the outputs mean.
         classes: the names that the data has for them.
+        own: the preprocessing of networks that take another, by name.
 
     Raises:
-        KDError: `output-nonfinite`, a network gave NaN or infinity; `labels-invalid`.
+        KDError: `output-nonfinite`, a network gave NaN or infinity; `labels-invalid`;
+            `label-missing`; `test-empty`, there are no photos.
     """
-    predicted: dict[str, list[float]] = {name: [] for name in runners}
-    difficulty: list[float] = []
-    signal = noise = worst = 0.0
-    told = time.monotonic()
+    if not photos:
+        raise KDError(
+            "test-empty",
+            "there are no test photos, so there is nothing to judge",
+            where="[data] test",
+            fix="list the test images in the split's file",
+        )
+    prepare = {name: (own or {}).get(name, preprocess) for name in runners}
+    seen, told = _Seen(task, classes, compared, tuple(runners)), time.monotonic()
     for index, photo in enumerate(photos, 1):
-        image = preprocess(photo.pixels(preprocess.channels))
-        outputs = {name: _finite(runner(image), name, photo) for name, runner in runners.items()}
-        for name, output in outputs.items():
-            predicted[name].append(float(task.predictions(output)[0]))
-        pair = outputs[compared[0]], outputs[compared[1]]
-        difficulty.append(task.difficulty(pair[1], _truth(task, photo, pair[1], classes)))
-        found = powers(*pair)
-        signal, noise = signal + found[0], noise + found[1]
-        worst = max(worst, relative_error(*pair))
+        views = {one: _view(photo, one) for one in dict.fromkeys(prepare.values())}
+        outputs = {
+            name: _finite(runner(views[prepare[name]][0]), name, photo)
+            for name, runner in runners.items()
+        }
+        seen.add(photo, outputs, {name: views[prepare[name]][1] for name in runners})
         if time.monotonic() - told >= LOG_SECONDS:
             told = time.monotonic()
             log.info("verify: %d of %d test photos", index, len(photos))
-    mode = f"{compared[1]} against {compared[0]} on test photos"
-    agreement = Parity(decibels(signal, noise), worst, len(photos), mode)
-    return Evaluation(
-        {name: np.array(values) for name, values in predicted.items()},
-        np.array(difficulty),
-        agreement,
-    )
+    return seen.evaluation()
+
+
+class _Seen:
+    """What is kept of the photos that were run, for an `Evaluation`."""
+
+    def __init__(
+        self,
+        task: Task,
+        classes: Sequence[str] | None,
+        compared: tuple[str, str],
+        names: Sequence[str],
+    ) -> None:
+        self.task, self.classes, self.compared = task, classes, compared
+        self.predicted: dict[str, list[float]] = {name: [] for name in names}
+        self.maps: dict[str, list[Floats]] = {name: [] for name in names}
+        self.difficulty: list[float] = []
+        self.signal = self.noise = self.worst = 0.0
+
+    def add(self, photo: Photo, outputs: Mapping[str, Output], frames: Mapping[str, Frame]) -> None:
+        """One photo's outputs, and where it lay in each network's input."""
+        task, pair = self.task, (outputs[self.compared[0]], outputs[self.compared[1]])
+        true = _truth(task, photo, pair[1], self.classes)
+        self.difficulty.append(task.difficulty(pair[1], true))
+        for name, output in outputs.items():
+            self.predicted[name].append(float(task.predictions(output)[0]))
+            self.maps[name].append(task.map_errors(output, photo, frames[name]))
+        signal, noise = powers(*pair)
+        self.signal, self.noise = self.signal + signal, self.noise + noise
+        self.worst = max(self.worst, relative_error(*pair))
+
+    def evaluation(self) -> Evaluation:
+        """Of all photos."""
+        mode = f"{self.compared[1]} against {self.compared[0]} on test photos"
+        agreed = decibels(self.signal, self.noise)
+        return Evaluation(
+            {name: np.array(values) for name, values in self.predicted.items()},
+            {name: np.array(rows) for name, rows in self.maps.items() if self.task.map_metrics},
+            np.array(self.difficulty),
+            Parity(agreed, self.worst, len(self.difficulty), mode),
+        )
+
+
+def _view(photo: Photo, preprocess: Preprocess) -> tuple[Output, Frame]:
+    """The input of a photo, and where the photo lies in it."""
+    pixels = photo.pixels(preprocess.channels)
+    image = preprocess(pixels)
+    height, width = pixels.shape[:2]
+    plane = (image.shape[2], image.shape[3])
+    return image, Frame((height, width), preprocess.fitted(height, width), plane)
 
 
 def _truth(task: Task, photo: Photo, output: Output, classes: Sequence[str] | None) -> float:
@@ -94,7 +150,7 @@ def _finite(output: Output, name: str, photo: Photo) -> Output:
     if not np.isfinite(output).all():
         raise KDError(
             "output-nonfinite",
-            f"the {name} gave NaN or infinity",
+            f"the {'earlier bundle' if name == 'previous' else name} gave NaN or infinity",
             where=photo.name,
             fix="check its weights; in fp16, a value over 65504 overflows",
         )
@@ -102,13 +158,18 @@ def _finite(output: Output, name: str, photo: Photo) -> Output:
 
 
 def pick_examples(difficulty: Floats) -> dict[str, int]:
-    """The photos with the smallest, the median and the largest difficulty, by index."""
-    order = np.argsort(difficulty, kind="stable")
-    return {
-        "best": int(order[0]),
-        "median": int(order[len(order) // 2]),
-        "worst": int(order[-1]),
-    }
+    """The photos that the report draws, by index.
+
+    `best`, `median` and `worst` have the smallest, the median and the largest difficulty;
+    `worst_2` and `worst_3` follow the worst, where there are as many photos beside the others.
+    """
+    order = [int(index) for index in np.argsort(difficulty, kind="stable")]
+    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    for place in range(2, MOST_DRAWN + 1):
+        index = order[-min(place, len(order))]
+        if index not in chosen.values():
+            chosen[f"worst_{place}"] = index
+    return chosen
 
 
 def example_arrays(

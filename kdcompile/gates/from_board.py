@@ -18,15 +18,24 @@ from kdcompile.bench.paired import PairedTimes, median_interval
 from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
 from kdcompile.gates.board_record import BoardRecord, Candidate, Times, read_record
-from kdcompile.gates.context import MODES, Latency, Origin, Outcomes, Parity, VerifyContext
+from kdcompile.gates.context import (
+    MODES,
+    Earlier,
+    Latency,
+    Origin,
+    Outcomes,
+    Parity,
+    VerifyContext,
+)
 from kdcompile.gates.registry import load_gates
 from kdcompile.gates.summary import measurements
 from kdcompile.report import GateResult, Measurement, Report, overall
-from kdcompile.spec import Gates
+from kdcompile.spec_gates import Gates
 from kdcompile.targets import load
 
 DEVICE = "@device"
-NEEDS_TEST = ("accuracy", "speedup")
+OF_PHOTOS = ("accuracy", "strata", "flips", "previous")  # what the engine predicts for each
+NEEDS_TEST = (*OF_PHOTOS, "speedup")
 NO_TEST = (
     "the board ran without the test photos: kdcompile bundle --test-pack FOLDER, then on the "
     "board build_engine.py --test FOLDER"
@@ -129,6 +138,9 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
     task = find_task(report.details["task"]["kind"])
     available = report.details.get("test_photos") or len(rows)
     names = tuple(str(row["name"]) for row in rows)
+    earlier = report.details.get("previous")
+    previous = None if earlier is None else np.array([float(row["previous"]) for row in rows])
+    classes = report.details["task"].get("classes")
     assert candidate.sqnr_db is not None, "a judged candidate was compared"
     assert candidate.max_rel_error is not None, "a judged candidate was compared"
     assert candidate.build is not None, "a judged candidate was built"
@@ -137,7 +149,9 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
         target=load(report.environment["target"]),
         precision=candidate.precision,
         task=task,
-        outcomes=Outcomes(names, true, teacher, student, student, student, int(available)),
+        outcomes=Outcomes(
+            names, true, teacher, student, student, student, int(available), previous
+        ),
         parity=Parity(
             candidate.sqnr_db,
             candidate.max_rel_error,
@@ -150,6 +164,8 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
         seed=0 if record.test is None else record.test.seed,
         deployed=origin,
         host=Origin("", "", "", "host"),
+        earlier=None if earlier is None else Earlier(**earlier),
+        classes=None if classes is None else tuple(classes),
     )
 
 
@@ -215,7 +231,7 @@ def _decided(
         return replace(old, verdict="failed", observed="no engine", reason=reason)
     if name in NEEDS_TEST and record.test is None:
         return replace(old, reason=NO_TEST)
-    if name == "accuracy" and len(context.outcomes.student) != len(context.outcomes.names):
+    if name in OF_PHOTOS and len(context.outcomes.student) != len(context.outcomes.names):
         return replace(old, verdict="failed", observed="no number",
                        reason=f"the {context.precision} engine did not give a number for each of "
                        f"{len(context.outcomes.names)} photos")  # fmt: skip

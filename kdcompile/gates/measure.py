@@ -17,8 +17,9 @@ from kdcompile.data.agreement import LIMIT_DB
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.task import Task
-from kdcompile.gates.context import Floats, Latency, Origin, Parity
+from kdcompile.gates.context import Earlier, Floats, Latency, Origin, Parity
 from kdcompile.gates.deployed import STUDENT, deployed
+from kdcompile.gates.earlier import PREVIOUS, EarlierNetwork
 from kdcompile.gates.evaluate import Evaluation, evaluate, example_arrays, pick_examples
 from kdcompile.report import Measurement
 from kdcompile.targets import Target
@@ -34,6 +35,8 @@ class Measured:
 
     Args:
         predicted: by network, float64 [N].
+        maps: errors by the task's `map_metrics`, by network, float64 [N, M].
+        difficulty: how far the deployed network is from the truth on each photo, [N].
         shipped: the name of the deployed network.
         parity: of the deployed network.
         latency: of teacher and student.
@@ -42,9 +45,12 @@ class Measured:
         host: where the others ran.
         chosen: photos that the report draws, by kind.
         examples: their arrays, by kind.
+        earlier: the bundle whose network is `previous` in `predicted`, if one was asked for.
     """
 
     predicted: Mapping[str, Floats]
+    maps: Mapping[str, Floats]
+    difficulty: Floats
     shipped: str
     parity: Parity
     latency: Latency
@@ -53,6 +59,7 @@ class Measured:
     host: Origin
     chosen: Mapping[str, int]
     examples: Mapping[str, Mapping[str, NDArray[np.uint8] | NDArray[np.float32]]]
+    earlier: Earlier | None
 
 
 def measure(
@@ -62,8 +69,11 @@ def measure(
     preprocess: Preprocess,
     task: Task,
     classes: Sequence[str] | None,
+    earlier: EarlierNetwork | None = None,
 ) -> Measured:
     """Run the networks by ONNX Runtime here, and the engine, where there is one, at its board.
+
+    The network of an earlier bundle runs beside them where one is given.
 
     Raises:
         KDError: a photo, a network or the board failed.
@@ -78,14 +88,18 @@ def measure(
         shipped = _shipped(inputs)
         if board is not None:
             shipped, runners[STUDENT] = STUDENT, board.student
-        found = evaluate(runners, ("student_fp32", shipped), photos, preprocess, task, classes)
+        own, about = {}, None
+        if earlier is not None:
+            runners[PREVIOUS], about = earlier.runner(board, threads, written)
+            own[PREVIOUS] = earlier.preprocess
+        pair = ("student_fp32", shipped)
+        found = evaluate(runners, pair, photos, preprocess, task, classes, own)
         extra: tuple[Measurement, ...] = ()
         if board is None:
             latency = _time(step, target, here, shipped, threads)
-            parity = _parity(inputs, found, shipped)
         else:
             latency, extra = board.times(step.spec.export.profile[1])
-            parity = found.parity
+        parity = _parity(inputs, found, shipped) if board is None else found.parity
         chosen = pick_examples(found.difficulty)
         drawn: dict[str, Runner] = {}
         if task.is_dense:
@@ -95,8 +109,9 @@ def measure(
         }
         origin = host if board is None else board.origin
     return Measured(
-        found.predicted, shipped, parity, latency, extra, origin, host, chosen, examples
-    )
+        found.predicted, found.maps, found.difficulty, shipped, parity, latency, extra, origin,
+        host, chosen, examples, about,
+    )  # fmt: skip
 
 
 def networks(inputs: Mapping[str, Artifact], with_shipped: bool = True) -> dict[str, Path]:

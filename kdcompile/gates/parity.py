@@ -3,7 +3,7 @@
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.report import GateResult
-from kdcompile.spec import ParityGate
+from kdcompile.spec_gates import ParityGate
 
 
 def _threshold(settings: ParityGate) -> str:

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
+from scipy.stats import binomtest
 
 Floats = NDArray[np.float64]
 SURE = 1e-9  # how near a difference of rates comes to -1 and 1
@@ -26,6 +27,21 @@ def rate_interval(errors: Floats, confidence: float) -> tuple[float, float]:
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share_bounds(count: int, n: int, confidence: float = 0.9) -> tuple[float, float]:
+    """The two-sided exact interval (Clopper and Pearson, 1934) of a share of images.
+
+    Each end is wrong no more often than it says, for any number of images: of none in n the upper
+    one at 95 % is 1 - 0.05^(1/n), about 3/n.
+
+    Args:
+        count: images that have a property.
+        n: images, at least 1.
+        confidence: of the interval; each end of one at 90 % is a one-sided 95 % bound.
+    """
+    found = binomtest(count, n).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
 
 
 def rate_decrease_interval(

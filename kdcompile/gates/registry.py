@@ -17,7 +17,7 @@ from typing import Any
 import kdcompile.gates
 from kdcompile.gates.context import VerifyContext
 from kdcompile.report import GateResult
-from kdcompile.spec import Gates, GateSpec
+from kdcompile.spec_gates import Gates, GateSpec
 
 Decide = Callable[[Any, VerifyContext], GateResult]
 

@@ -3,7 +3,7 @@
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.report import GateResult
-from kdcompile.spec import SizeGate
+from kdcompile.spec_gates import SizeGate
 
 MB = 1e6
 

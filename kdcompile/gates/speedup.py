@@ -4,7 +4,7 @@ from kdcompile.bench.paired import ratio_interval
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.report import Evidence, GateResult, Measurement, Verdict
-from kdcompile.spec import SpeedupGate
+from kdcompile.spec_gates import SpeedupGate
 
 
 def _threshold(settings: SpeedupGate) -> str:

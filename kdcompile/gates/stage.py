@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from kdcompile.backends.teacher import teacher_precision
 from kdcompile.bench.machine import fingerprint, fingerprint_id
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.data.splits import Splits, evenly, load_splits, splits_digest
+from kdcompile.data.splits import Splits, evenly, load_splits, photos_digest, splits_digest
 from kdcompile.data.task import Task, find_task
 from kdcompile.gates.compiled import compiled_details
 from kdcompile.gates.context import Outcomes, Prediction, VerifyContext
+from kdcompile.gates.earlier import PREVIOUS, EarlierNetwork, earlier_folder, open_earlier
 from kdcompile.gates.measure import Measured, measure
 from kdcompile.gates.registry import judge
 from kdcompile.gates.summary import measurements, part_rows, prediction_rows
+from kdcompile.gates.worst import worst_rows
 from kdcompile.report import GateResult, Report, overall
-from kdcompile.spec import Gates
+from kdcompile.spec_gates import Gates
 from kdcompile.targets import Target
 
 NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")
@@ -47,31 +50,23 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     log.info("verify: %d of %d test photos", len(photos), len(splits.test))
     preprocess = Preprocess.from_json(inputs["export"].json("preprocess.json"))
     task = find_task(spec.task.kind)
-    found = measure(step, target, photos, preprocess, task, splits.classes)
+    annotated = photos_digest(splits.test)
+    earlier = _earlier(step, task, splits, annotated)
+    found = measure(step, target, photos, preprocess, task, splits.classes, earlier)
     for kind in found.chosen:
         arrays = found.examples[kind]
         np.savez_compressed(folder / f"example_{kind}.npz", allow_pickle=False, **arrays)
-    context = VerifyContext(
-        target=target,
-        precision=inputs["compile"].json("choice.json")["precision"],
-        task=task,
-        outcomes=_outcomes(task, photos, found, len(splits.test)),
-        parity=found.parity,
-        latency=found.latency,
-        predictions=predictions(inputs["search"].json("estimate.json")),
-        files=deployable(inputs["compile"]),
-        seed=spec.seed,
-        deployed=found.deployed,
-        host=found.host,
-        extra=found.extra,
-    )
-    gates = judge(_with_metric(spec.gates, task), context)
+    outcomes = _outcomes(task, photos, found, len(splits.test))
+    context = _context(step, target, task, found, outcomes, splits.classes)
+    gates = judge(with_metrics(spec.gates, task), context)
     for result in gates:
         log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
     details = {
         "task": task.facts(splits.classes),
         "predictions": prediction_rows(context.outcomes),
         task.parts: part_rows(task, context.outcomes, splits.classes),
+        "worst": worst_rows(task, context.outcomes, found.difficulty, splits.classes),
+        "previous": None if found.earlier is None else asdict(found.earlier),
         "teacher": inputs["teacher"].json("teacher.json"),
         "distill": inputs["distill"].json("result.json"),
         "choice": inputs["compile"].json("choice.json"),
@@ -79,7 +74,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         "parity": inputs["export"].json("parity.json"),
         **compiled_details(inputs),
         "examples": _examples(context, found.chosen, splits.classes),
-        "data": _data(splits, splits_digest(spec.data, spec.folder, store.hasher)),
+        "data": _data(splits, splits_digest(spec.data, spec.folder, store.hasher), annotated),
         "dropped": splits.dropped,
         "max_test": spec.data.max_test,
         "test_photos": len(splits.test),
@@ -89,24 +84,59 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     return {"verdict": report.verdict, "exit_code": report.exit_code}
 
 
+def _earlier(step: Step, task: Task, splits: Splits, annotated: str) -> EarlierNetwork | None:
+    """The network of the bundle that the spec wants the student judged against, if it names one."""
+    folder = earlier_folder(step.spec)
+    return None if folder is None else open_earlier(folder, task, splits.classes, annotated)
+
+
+def _context(
+    step: Step,
+    target: Target,
+    task: Task,
+    found: Measured,
+    outcomes: Outcomes,
+    classes: tuple[str, ...] | None,
+) -> VerifyContext:
+    inputs = step.inputs
+    return VerifyContext(
+        target=target,
+        precision=inputs["compile"].json("choice.json")["precision"],
+        task=task,
+        outcomes=outcomes,
+        parity=found.parity,
+        latency=found.latency,
+        predictions=predictions(inputs["search"].json("estimate.json")),
+        files=deployable(inputs["compile"]),
+        seed=step.spec.seed,
+        deployed=found.deployed,
+        host=found.host,
+        extra=found.extra,
+        earlier=found.earlier,
+        classes=classes,
+    )
+
+
 def _outcomes(task: Task, photos: list[Photo], found: Measured, available: int) -> Outcomes:
+    roles = {name: name for name in ("teacher", "student_fp32", "student_int8", PREVIOUS)}
+    roles["student"] = found.shipped
     return Outcomes(
         names=tuple(photo.name for photo in photos),
         true=np.array([task.truth(photo) for photo in photos], dtype=np.float64),
-        teacher=found.predicted["teacher"],
-        student_fp32=found.predicted["student_fp32"],
-        student_int8=found.predicted["student_int8"],
-        student=found.predicted[found.shipped],
         available=available,
+        maps={role: found.maps[name] for role, name in roles.items() if name in found.maps},
+        **{role: found.predicted[name] for role, name in roles.items() if name in found.predicted},
     )
 
 
-def _with_metric(gates: Gates, task: Task) -> Gates:
-    """The gates with the task's metric where the spec names none."""
-    metric = task.find_metric(gates.accuracy.metric).name
-    return gates.model_copy(
-        update={"accuracy": gates.accuracy.model_copy(update={"metric": metric})}
-    )
+def with_metrics(gates: Gates, task: Task) -> Gates:
+    """The gates with the task's metric wherever the spec names none."""
+    named = {
+        name: settings.model_copy(update={"metric": task.find_metric(settings.metric).name})
+        for name in ("accuracy", "strata", "previous")
+        if (settings := getattr(gates, name)) is not None
+    }
+    return gates.model_copy(update=named)
 
 
 def predictions(estimate: Mapping[str, Any]) -> dict[str, Prediction]:
@@ -135,12 +165,18 @@ def deployable(compiled: Artifact) -> dict[str, int]:
     }
 
 
-def _data(splits: Splits, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """How many images each split has, and the hash of its content."""
-    return {
+def _data(splits: Splits, digests: Mapping[str, str], annotated: str) -> dict[str, dict[str, Any]]:
+    """How many images each split has, and the hash of its content.
+
+    Of the test split also that of its photos and annotations alone, by which a later build knows
+    that it tests on the same.
+    """
+    found: dict[str, dict[str, Any]] = {
         name: {"images": len(getattr(splits, name)), "sha256": sha256}
         for name, sha256 in digests.items()
     }
+    found["test"]["photos_sha256"] = annotated
+    return found
 
 
 def _examples(

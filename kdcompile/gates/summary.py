@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdcompile.bench.paired import median_interval
+from kdcompile.data.metric import Metric
 from kdcompile.data.task import Task
 from kdcompile.gates.bootstrap import interval
-from kdcompile.gates.context import Outcomes, VerifyContext
+from kdcompile.gates.context import Origin, Outcomes, VerifyContext
 from kdcompile.gates.rates import rate_interval
 from kdcompile.gates.speedup import measured_speedup
 from kdcompile.report import Measurement
@@ -40,38 +41,47 @@ def _precision(name: str) -> str:
 
 
 def _errors(context: VerifyContext) -> list[Measurement]:
-    task, outcomes = context.task, context.outcomes
-    host, on_device = context.host, context.deployed != context.host
+    task, outcomes, host = context.task, context.outcomes, context.host
     rows = [
-        ("teacher", "fp32", outcomes.teacher, host),
-        ("student", "fp32", outcomes.student_fp32, host),
-        ("student", "int8", outcomes.student_int8, host),
+        ("teacher", "teacher", "fp32", host),
+        ("student", "student_fp32", "fp32", host),
+        ("student", "student_int8", "int8", host),
     ]
-    if on_device or context.precision not in ("fp32", "int8"):
-        rows.append(("student", context.precision, outcomes.student, context.deployed))
-    found = []
-    for who, precision, predicted, origin in rows:
-        errors = task.errors(predicted, outcomes.true)
-        for metric in task.metrics:
-            low = high = None
-            if metric.points:
-                low, high = rate_interval(errors, confidence=0.95)
-            elif len(errors) > 1:
-                low, high = interval((errors,), metric.of, confidence=0.95, seed=context.seed)
-            found.append(
-                context.measurement(
-                    f"{who} {metric.name}",
-                    metric(errors),
-                    task.unit_of(metric),
-                    origin=origin,
-                    low=low,
-                    high=high,
-                    n=len(errors),
-                    precision=precision,
-                    mode=outcomes.scope,
-                )
-            )
-    return found
+    if context.deployed != host or context.precision not in ("fp32", "int8"):
+        rows.append(("student", "student", context.precision, context.deployed))
+    return [
+        _error(context, metric, f"{who} {metric.name}", network, precision, origin)
+        for who, network, precision, origin in rows
+        for metric in (*task.metrics, *task.map_metrics)
+        if outcomes.knows(network, metric)
+    ]
+
+
+def _error(
+    context: VerifyContext,
+    metric: Metric,
+    name: str,
+    network: str,
+    precision: str,
+    origin: Origin,
+) -> Measurement:
+    """A metric of a network with its interval, where it has one."""
+    errors, low, high = context.outcomes.errors(context.task, network, metric), None, None
+    if metric.points:
+        low, high = rate_interval(errors, confidence=0.95)
+    elif len(errors) > 1:
+        low, high = interval((errors,), metric.of, confidence=0.95, seed=context.seed)
+    return context.measurement(
+        name,
+        metric(errors),
+        context.task.unit_of(metric),
+        origin=origin,
+        low=low,
+        high=high,
+        n=len(errors),
+        precision=precision,
+        mode=context.outcomes.scope,
+    )
 
 
 def _latencies(context: VerifyContext) -> list[Measurement]:
@@ -118,7 +128,9 @@ def _predictions(context: VerifyContext) -> list[Measurement]:
 
 def prediction_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     """One row a photo: its name, the true value and what each network predicted."""
-    networks = ("true", "teacher", "student_fp32", "student_int8", "student")
+    networks = ["true", "teacher", "student_fp32", "student_int8", "student"]
+    if outcomes.previous is not None:
+        networks.append("previous")
     return [
         {"name": name, **{who: float(getattr(outcomes, who)[i]) for who in networks}}
         for i, name in enumerate(outcomes.names)

@@ -15,6 +15,7 @@ from kdcompile.factory import factory_sources
 from kdcompile.pipeline.stages import ALL, STAGES, Stage
 from kdcompile.spec import Spec
 from kdcompile.spec_deploy import Quantize
+from kdcompile.spec_gates import Gates
 from kdcompile.targets import Target
 
 # what the content of the data's files stands for, or what verification alone reads
@@ -104,11 +105,22 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
             fields,
             None if value.cache is None else _file(value.cache, hasher, "quantize.cache"),
         ]
-    if name == "gates" and stage.name == "calibrate":
-        return value.accuracy.metric
-    if name == "gates" and stage.name == "compile" and not target.is_foreign:
-        return value.model_dump(mode="json", include={"accuracy", "parity"})  # a kit has them all
+    if name == "gates":
+        return _gates(value, stage, spec, hasher, target)
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _gates(gates: Gates, stage: Stage, spec: Spec, hasher: Hasher, target: Target) -> Any:
+    """What a stage reads of `[gates]`; an earlier bundle by its manifest, which has all hashes."""
+    if stage.name == "calibrate":
+        return gates.accuracy.metric
+    if stage.name == "compile" and not target.is_foreign:
+        return gates.model_dump(mode="json", include={"accuracy", "parity"})  # a kit has them all
+    fields = gates.model_dump(mode="json", exclude={"previous": {"bundle"}})
+    earlier = None if gates.previous is None else gates.previous.bundle
+    if stage.name != "verify" or earlier is None:
+        return fields
+    return [fields, _file(spec.folder / earlier / "manifest.json", hasher, "gates.previous.bundle")]
 
 
 def _trained_in_int8(quantize: Quantize, hasher: Hasher) -> Any:

@@ -14,8 +14,9 @@ from kdcompile.data.agreement import decibels, powers, relative_error
 from kdcompile.data.metric import METRICS
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.task import find_task
-from kdcompile.gates.accuracy import _bounds, _verdict
-from kdcompile.spec import AccuracyGate
+from kdcompile.gates.bootstrap import MIN_IMAGES
+from kdcompile.gates.noninferior import compare
+from kdcompile.spec_gates import AccuracyGate, fraction
 
 KIT = Path(kit_module.__file__).parent / "kit"
 TOLERANCE = {"rel": 1e-9, "abs": 1e-9}
@@ -35,13 +36,12 @@ def scripts():
 
 def at_home(settings, task, true, teacher, student, seed):
     """Verdict and bounds of the accuracy gate of `verify`."""
-    metric = METRICS[settings.metric]
     errors = [task.errors(predicted, true) for predicted in (teacher, student)]
-    low = high = None
-    if len(true) > 1:
-        low, high = _bounds(metric, *errors, seed)
-    verdict, _ = _verdict(settings, metric, *(metric(e) for e in errors), low, high)
-    return verdict, low, high
+    found = compare(
+        METRICS[settings.metric], *errors, margin=fraction(settings.margin),
+        max_increase=fraction(settings.max_increase), seed=seed,
+    )  # fmt: skip
+    return found.verdict, found.low, found.high
 
 
 def random_case(rng, kind):
@@ -74,7 +74,10 @@ def test_accuracy_is_judged_as_at_home(scripts, kind, metric):
         gate = settings.model_dump(mode="json")
         found = judging.judge_accuracy(gate, kind, true, teacher, student, seed)
         assert found["verdict"] == verdict
-        assert (found["low"], found["high"]) == pytest.approx((low, high), **TOLERANCE)
+        if low is None:
+            assert (found["low"], found["high"]) == (None, None)
+        else:
+            assert (found["low"], found["high"]) == pytest.approx((low, high), **TOLERANCE)
         seen.add(verdict)
     assert len(seen) > 1
 
@@ -83,17 +86,30 @@ def test_accuracy_is_judged_as_at_home(scripts, kind, metric):
 def test_extreme_cases_are_judged_as_at_home(scripts, kind, metric):
     judging, _ = scripts
     settings, task = AccuracyGate(metric=metric), find_task(kind)
-    gate, true = settings.model_dump(mode="json"), np.array([1.0, 2, 0, 3])
-    others = [true, true + 1, np.zeros(4), true + np.eye(4)[2]]
+    gate, true = settings.model_dump(mode="json"), np.array([1.0, 2, 0, 3] * 2)
+    others = [true, true + 1, np.zeros(8), true + np.eye(8)[2]]
     for teacher in others:
         for student in others:
             verdict, low, high = at_home(settings, task, true, teacher, student, 0)
             found = judging.judge_accuracy(gate, kind, true, teacher, student, 0)
             assert found["verdict"] == verdict
             assert (found["low"], found["high"]) == pytest.approx((low, high), **TOLERANCE)
-    one = (true[:1], true[:1], true[:1])
-    assert judging.judge_accuracy(gate, kind, *one, 0)["verdict"] == "inconclusive"
-    assert at_home(settings, task, *one, 0) == ("inconclusive", None, None)
+    few = 1 if kind == "classification" else MIN_IMAGES - 1
+    some = (true[:few], true[:few], true[:few])
+    assert judging.judge_accuracy(gate, kind, *some, 0)["verdict"] == "inconclusive"
+    assert at_home(settings, task, *some, 0) == ("inconclusive", None, None)
+
+
+def test_a_metric_of_maps_is_stood_for_by_the_count(scripts):
+    judging, _ = scripts
+    true = np.arange(12.0)
+    found, wanted = (
+        judging.judge_accuracy(
+            AccuracyGate(metric=name).model_dump(mode="json"), "counting", true, true + 1, true, 0
+        )
+        for name in ("game2", "mae")
+    )
+    assert found == wanted
 
 
 def test_speed_up_is_judged_as_at_home(scripts):

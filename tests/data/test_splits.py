@@ -8,7 +8,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from kdcompile.artifact import Hasher
-from kdcompile.data.splits import load_splits, splits_digest
+from kdcompile.data.photo import Photo
+from kdcompile.data.splits import load_splits, photos_digest, splits_digest
 from kdcompile.errors import KDError
 from kdcompile.spec import Data
 
@@ -182,3 +183,19 @@ def test_shanghaitech_a_has_one_twin(shanghaitech):
     assert splits.dropped == [
         {"name": "train_IMG_121.jpg", "split": "val", "twin": "test/test_IMG_98.jpg"}
     ]
+
+
+def test_the_digest_of_photos_is_of_pixels_and_annotations_alone():
+    def photo(name, grey, x=1.0, label=None):
+        array = np.full((4, 4, 1), grey, np.uint8)
+        return Photo(name, np.float32([[x, 2]]), array=array, label=label)
+
+    known = photos_digest([photo("a", 1), photo("b", 2)])
+    assert photos_digest([photo("c", 2), photo("d", 1)]) == known
+    others = [
+        [photo("a", 1)],
+        [photo("a", 1), photo("b", 3)],
+        [photo("a", 1), photo("b", 2, x=1.5)],
+        [photo("a", 1), photo("b", 2, label=1.0)],
+    ]
+    assert len({known, *map(photos_digest, others)}) == 5

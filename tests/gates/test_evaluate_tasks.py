@@ -48,3 +48,28 @@ def test_an_example_without_a_density_is_its_pixels() -> None:
     arrays = example_arrays(photo("white", 255, 1), PREPROCESS, {})
     assert set(arrays) == {"pixels"}
     assert arrays["pixels"].shape == (4, 4, 1)
+
+
+def test_no_photos_and_a_photo_without_a_label_give_no_verdict() -> None:
+    runners = dict.fromkeys(COMPARED, logits)
+    task = find_task("classification")
+    bare = Photo("bare", array=np.zeros((4, 4, 1), np.uint8))
+    for photos, code in (([], "test-empty"), ([bare], "label-missing")):
+        with pytest.raises(KDError) as caught:
+            evaluate(runners, COMPARED, photos, PREPROCESS, task)
+        assert caught.value.code == code
+        assert caught.value.fix
+
+
+def test_a_network_may_take_another_preprocessing() -> None:
+    """Of twice the size here: it sees four times the sum."""
+    larger = Preprocess(1, (0.0,), (1.0,), (8, 8), (8, 8))
+    white = [Photo("white", array=np.full((4, 4, 1), 255, np.uint8))]
+    runners = dict.fromkeys((*COMPARED, "previous"), lambda image: 0 * image + image.size)
+    found = evaluate(
+        runners, COMPARED, white, PREPROCESS, find_task("counting"), own={"previous": larger}
+    )
+    assert found.predicted["student"].tolist() == [16 * 16]
+    assert found.predicted["previous"].tolist() == [64 * 64]
+    # what lies in the padding counts beside the photo: all of it is in the last cells
+    assert found.maps["previous"][0] == pytest.approx([64 * 64] * 3)

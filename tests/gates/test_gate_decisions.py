@@ -9,13 +9,14 @@ from kdcompile.data.agreement import decibels
 from kdcompile.data.task import find_task
 from kdcompile.gates import registry
 from kdcompile.gates.accuracy import accuracy
+from kdcompile.gates.bootstrap import MIN_IMAGES
 from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, Prediction, VerifyContext
 from kdcompile.gates.parity import parity
 from kdcompile.gates.size_mb import size_mb
 from kdcompile.gates.speedup import speedup
 from kdcompile.gates.summary import measurements, part_rows
 from kdcompile.report import overall
-from kdcompile.spec import AccuracyGate, Gates, ParityGate, SizeGate, SpeedupGate
+from kdcompile.spec_gates import AccuracyGate, Gates, ParityGate, SizeGate, SpeedupGate
 
 
 def make_outcomes(n: int, bias: float = 0.0, noise: float = 1.0, available: int = 0) -> Outcomes:
@@ -91,9 +92,16 @@ def test_few_noisy_photos_are_inconclusive_and_the_verdict_says_how_few(context)
     assert "12 of 182 test photos" in result.reason
 
 
-def test_one_photo_is_never_a_pass(context) -> None:
-    alone = replace(context, outcomes=make_outcomes(1))
-    assert accuracy(AccuracyGate(max_increase="900%"), alone).verdict == "inconclusive"
+@pytest.mark.parametrize("n", [1, MIN_IMAGES - 1, MIN_IMAGES])
+def test_too_few_photos_are_never_a_pass(context, n) -> None:
+    outcomes = make_outcomes(n)
+    same = replace(context, outcomes=replace(outcomes, student=outcomes.teacher))
+    result = accuracy(AccuracyGate(max_increase="900%", margin="900%"), same)
+    assert result.verdict == ("passed" if n == MIN_IMAGES else "inconclusive")
+    if n < MIN_IMAGES:
+        assert f"{n} photo" in result.reason
+        assert f"{MIN_IMAGES} at least" in result.reason
+        assert result.measurements[0].low is None
 
 
 def test_worse_than_the_margin_fails_even_under_a_loose_limit(context) -> None:

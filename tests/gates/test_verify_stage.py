@@ -176,6 +176,7 @@ def test_examples_show_best_median_and_worst_where_the_density_lies(step, tmp_pa
     made, report = run(step, tmp_path)
     assert {e["kind"]: e["name"] for e in report.details["examples"]} == {
         "best": "test0", "median": "test4", "worst": "test8",
+        "worst_2": "test7", "worst_3": "test6",
     }  # fmt: skip
     for example in report.details["examples"]:
         with np.load(made.file(f"example_{example['kind']}.npz"), allow_pickle=False) as arrays:
@@ -184,6 +185,32 @@ def test_examples_show_best_median_and_worst_where_the_density_lies(step, tmp_pa
             cells = (arrays["pixels"] == 255).reshape(12, 2, 12, 2).sum((1, 3))
             np.testing.assert_allclose(arrays["student"], 0.99 * cells, rtol=1e-5)
             assert arrays["teacher"].sum() == pytest.approx(example["teacher"], rel=1e-5)
+
+
+def test_game_is_measured_and_judged_where_a_gate_names_it(step, tmp_path) -> None:
+    named = make_step(tmp_path, "int8", 0.99, ("gates.accuracy.metric=game2",))
+    _, report = run(named, tmp_path)
+    accuracy = report.gates[0]
+    assert accuracy.threshold.startswith("game2 at most 5% over")
+    assert accuracy.verdict == "passed"
+    errors = {m.name: m.value for m in report.measurements}
+    assert errors["teacher game3"] >= errors["teacher game1"] >= errors["teacher mae"] - 1e-9
+    # a counter is wrong by the same share in every part; 64 parts cut its own cells
+    assert errors["teacher game2"] == pytest.approx(errors["teacher mae"], rel=1e-3)
+    assert [row["name"] for row in report.details["worst"]] == [
+        f"test{i}" for i in range(8, -1, -1)
+    ]
+
+
+def test_strata_and_flips_are_judged_where_the_spec_asks(step, tmp_path) -> None:
+    asked = ('gates.strata={ margin = "50%" }', 'gates.flips={ max = "50%" }')
+    _, report = run(make_step(tmp_path, "int8", 0.99, asked), tmp_path, "jetson")
+    found = {gate.name: gate for gate in report.gates}
+    assert found["strata"].verdict == "inconclusive"  # three photos each
+    assert "3 photos, too few" in found["strata"].reason
+    assert found["flips"].verdict == "passed"
+    assert {"strata@device", "flips@device"} <= set(found)
+    assert (report.exit_code, report.verdict) == (3, "failed: speedup")
 
 
 def test_a_cut_test_split_is_named_and_spread(step, tmp_path) -> None:

@@ -1,0 +1,82 @@
+"""The runs of a function's baseline, one of each process, kept until there are enough of them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from kdcompile.artifact import write_text
+from kdcompile.bench.baseline import Baseline
+from kdcompile.bench.comparable import differing, record_of
+from kdcompile.bench.matched import check
+from kdcompile.bench.samples import Samples, samples_from_json
+from kdcompile.ci.callables import Timer
+from kdcompile.errors import KDError
+
+
+def partial(file: Path) -> Path:
+    """Where the runs of a baseline file are kept until it can be written."""
+    return file.with_name(f"{file.stem}.partial.json")
+
+
+def one_more(file: Path, name: str, function: Callable[[], object], seconds: float) -> Samples:
+    """The runs of earlier processes and one of this process, which are kept.
+
+    Args:
+        file: of the baseline.
+        name: of the samples.
+        function: is timed.
+        seconds: that it may take.
+
+    Raises:
+        KDError: `baseline-partial`, `baseline-unsteady`, `baseline-folder`; those of `Timer.time`.
+    """
+    part = partial(file)
+    earlier = _read(part) if part.exists() else None
+    calls = None if earlier is None else calls_of(earlier)
+    (found,) = Timer(seconds, calls).time({name: function})
+    if earlier is not None:
+        other = differing(record_of(earlier.runs[0]), record_of(found.runs[0]))
+        if other:
+            raise KDError(
+                "baseline-unsteady",
+                "measured under other conditions than the runs before, then -> now: "
+                + "; ".join(map(str, other)),
+                where=str(part),
+                fix=f"keep them fixed while all runs are measured; remove {part} to start anew",
+            )
+        found = replace(found, runs=(*earlier.runs, *found.runs))
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        write_text(part, json.dumps(found.to_json()) + "\n")
+    except OSError as error:
+        raise KDError(
+            "baseline-folder",
+            f"the baseline cannot be written: {error.strerror}",
+            where=str(part),
+            fix="name a file in a folder that you may write to",
+        ) from error
+    return found
+
+
+def calls_of(kept: Baseline | Samples) -> int | None:
+    """Calls of a sample as they were, so that samples compare; None where it is no function's."""
+    mode = kept.runs[0].mode if isinstance(kept, Samples) else kept.mode
+    calls = mode.get("calls_of_a_sample")
+    return calls if isinstance(calls, int) and calls > 0 else None
+
+
+def _read(part: Path) -> Samples:
+    try:
+        found = samples_from_json(json.loads(part.read_text(encoding="utf-8")))
+        check(found)
+        record_of(found.runs[0])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, KDError) as error:
+        raise KDError(
+            "baseline-partial",
+            f"the earlier runs of the baseline cannot be read: {type(error).__name__} "
+            + str(error).partition("\n")[0],
+            where=str(part),
+            fix=f"remove {part}, and save the baseline anew",
+        ) from error
+    return found

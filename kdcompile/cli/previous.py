@@ -1,0 +1,44 @@
+"""`--baseline BUNDLE`: judge the student beside the network of an earlier bundle too."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from kdcompile.spec import Spec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def previous_option(command: F) -> F:
+    """--baseline, as `baseline`."""
+    return click.option(
+        "--baseline",
+        metavar="BUNDLE",
+        type=click.Path(path_type=Path),
+        help="An earlier bundle: its network runs on the same test images, and the student must "
+        "be no worse ([gates] previous).",
+    )(command)
+
+
+def with_previous(sets: tuple[str, ...], baseline: Path | None) -> tuple[str, ...]:
+    """The `--set` values, and before them the one that `--baseline` stands for."""
+    if baseline is None:
+        return sets
+    path = str(baseline.resolve()).replace("\\", "\\\\").replace('"', '\\"')
+    return (f'gates.previous.bundle="{path}"', *sets)
+
+
+def check_previous(spec: "Spec") -> None:
+    """Refuse an earlier bundle that cannot be compared, before hours of work.
+
+    Raises:
+        KDError: `bundle-missing` and its kin; `baseline-task`, `baseline-classes` or
+            `baseline-test-set`.
+    """
+    if spec.gates.previous is not None:
+        from kdcompile.gates.earlier import refuse_early
+
+        refuse_early(spec)

@@ -1,0 +1,67 @@
+"""How much energy does an inference take?"""
+
+from typing import Protocol
+
+from kdcompile.bench.power import Absent
+from kdcompile.gates.context import VerifyContext
+from kdcompile.gates.resources import resource_numbers, resources_of
+from kdcompile.report import Evidence, GateResult, Verdict
+
+
+class Limit(Protocol):
+    """Settings of the gate: `max` in mJ."""
+
+    required: bool
+    evidence: Evidence
+    max: float
+
+
+def threshold(settings: Limit) -> str:
+    """In words."""
+    return f"at most {settings.max:g} mJ an inference"
+
+
+def energy_mj(settings: Limit, context: VerifyContext) -> GateResult:
+    """Passed when the whole 95 % interval is within the maximum, failed when none of it is.
+
+    It is the energy in all, what the idle device draws with it, as a battery has to give it. Where
+    nothing tells it the gate is skipped: a limit that was not held against a number is not kept.
+    """
+    found = resources_of(context).energy
+    if settings.evidence == "predicted":
+        found = Absent("no model predicts the energy of an inference")
+    if isinstance(found, Absent):
+        return _result(settings, context, "skipped", "no reading", found.reason)
+    if found.high <= settings.max:
+        verdict: Verdict = "passed"
+    elif found.low > settings.max:
+        verdict = "failed"
+    else:
+        verdict = "inconclusive"
+    observed = (
+        f"{found.mj:.3g} mJ ({found.low:.3g} to {found.high:.3g}), "
+        f"{found.above_idle_mj:.3g} mJ of it above idle"
+    )
+    reason = (
+        f"{found.watts:.3g} W, {found.idle_watts:.3g} W idle, over {found.inferences} inferences; "
+        f"{found.samples} readings of {found.source} ({' + '.join(found.judged)}), "
+        f"{found.hz:.0f} a second"
+    )
+    return _result(settings, context, verdict, observed, reason)
+
+
+def _result(
+    settings: Limit, context: VerifyContext, verdict: Verdict, observed: str, reason: str
+) -> GateResult:
+    measured = verdict != "skipped"
+    numbers = [m for m in resource_numbers(context) if m.name.startswith("energy")]
+    return GateResult(
+        name="energy_mj",
+        verdict=verdict,
+        evidence=context.evidence,
+        required=settings.required,
+        threshold=threshold(settings),
+        observed=observed,
+        reason=reason,
+        measurements=tuple(numbers) if measured else (),
+    )

@@ -1,0 +1,122 @@
+"""On how many photos is the student worse than the teacher?
+
+A share of photos, however good the mean is: Yan et al., Positive-Congruent Training (CVPR 2021),
+call it the negative flip rate where a class that was right becomes wrong. For counts and values a
+photo flips where its absolute error grows by more than a tolerance, a share of the reference's mean
+absolute error. With low and high the one-sided 95 % bounds of the share (Clopper and Pearson,
+1934, exact for any number of photos) the verdict is
+
+    passed        high <= max
+    failed        low > max
+    inconclusive  otherwise
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.data.metric import MAE
+from kdcompile.data.task import Task
+from kdcompile.gates.context import VerifyContext
+from kdcompile.gates.noninferior import check_pairs
+from kdcompile.gates.rates import share_bounds
+from kdcompile.gates.registry import gate
+from kdcompile.report import GateResult, Measurement, Verdict
+from kdcompile.spec_gates import FlipsGate, fraction
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Which photos got worse.
+
+    Args:
+        worse: bool [N].
+        rule: when a photo counts as worse, in words.
+        low: one-sided 95 % lower bound of their share.
+        high: one-sided 95 % upper bound of it.
+    """
+
+    worse: NDArray[np.bool_]
+    rule: str
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """Of all photos."""
+        return float(self.worse.mean())
+
+    def text(self) -> str:
+        """How many got worse, with the interval."""
+        return (
+            f"{int(self.worse.sum())} of {len(self.worse)} photos got worse "
+            f"({self.share:.1%}; {self.low:.1%} to {self.high:.1%} at 95 %)"
+        )
+
+    def judge(self, most: float) -> tuple[Verdict, str]:
+        """The verdict by the rule that this module states, and why."""
+        if self.high <= most:
+            return "passed", f"at most {self.high:.1%} at 95 %, within {most:.1%}"
+        if self.low > most:
+            return "failed", f"at least {self.low:.1%} at 95 %, over {most:.1%}"
+        return "inconclusive", f"{len(self.worse)} photos leave up to {self.high:.1%} possible"
+
+    def measurement(self, context: VerifyContext, whose: str) -> Measurement:
+        """The share, against that reference."""
+        return context.measurement(
+            f"photos worse than {whose}", self.share, "1", low=self.low, high=self.high,
+            n=len(self.worse), mode=f"{self.rule}; each bound one-sided 95 %",
+        )  # fmt: skip
+
+
+def find_flips(task: Task, reference: Floats, errors: Floats, tolerance: float) -> Flips:
+    """The photos that a network has worse than a reference.
+
+    Args:
+        task: what the errors are of.
+        reference: errors of the reference, [N].
+        errors: of the network that is judged, on the same photos.
+        tolerance: by which an error may grow, as a share of the reference's mean absolute error;
+            not used for classes.
+
+    Raises:
+        KDError: `accuracy-images`, `accuracy-unpaired` or `accuracy-nonfinite`.
+    """
+    check_pairs(reference, errors)
+    if task.metric.points:
+        worse, rule = (reference == 0) & (errors == 1), "right before and wrong now"
+    else:
+        allowed = tolerance * MAE(reference)
+        worse = np.abs(errors) - np.abs(reference) > allowed
+        rule = f"an absolute error that grew by more than {allowed:.4g}"
+    return Flips(worse, rule, *share_bounds(int(worse.sum()), len(worse)))
+
+
+def _threshold(settings: FlipsGate) -> str:
+    return f"at most {settings.max} of the photos worse than by the teacher, at 95 %"
+
+
+@gate(
+    "flips",
+    threshold=_threshold,
+    on_board="build_engine.py --test PACK predicts them; kdcompile bundle --merge judges",
+)
+def flips(settings: FlipsGate, context: VerifyContext) -> GateResult:
+    """Judge the share of photos that the student has worse, by the rule that this module states."""
+    task, outcomes = context.task, context.outcomes
+    errors = [task.errors(p, outcomes.true) for p in (outcomes.teacher, outcomes.student)]
+    found = find_flips(task, errors[0], errors[1], fraction(settings.tolerance))
+    verdict, reason = found.judge(fraction(settings.max))
+    return GateResult(
+        name="flips",
+        verdict=verdict,
+        evidence=context.evidence,
+        required=settings.required,
+        threshold=_threshold(settings),
+        observed=found.text(),
+        reason=f"{reason}; worse is {found.rule}, on {outcomes.scope}",
+        measurements=(found.measurement(context, "the teacher's"),),
+    )

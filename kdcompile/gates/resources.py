@@ -1,0 +1,82 @@
+"""Energy and memory of a build's network, where its device is at hand, and their numbers."""
+
+from typing import Any
+
+import numpy as np
+
+from kdcompile.artifact import Step
+from kdcompile.backends import engine
+from kdcompile.backends.via import Place, open_place
+from kdcompile.bench.power import Absent, Resources, measure
+from kdcompile.gates.context import MODES, VerifyContext
+from kdcompile.report import Measurement
+from kdcompile.targets import Target
+
+HERE = "onnxruntime"
+
+
+def measured_resources(step: Step, target: Target) -> Resources:
+    """What the deployed network takes of its device.
+
+    At the board where there is one; of a CPU target here, by ONNX Runtime; else of nothing.
+
+    Raises:
+        KDError: the board does not answer, or the network does not run there.
+    """
+    shape, compiled, board = step.spec.export.profile[1], step.inputs["compile"], step.board
+    image = np.random.default_rng(step.spec.seed).standard_normal(tuple(shape), dtype=np.float32)
+    if board is not None:
+        return measure(
+            lambda: open_place(board.via, board.backend),
+            lambda place, name: engine.take(place, compiled.file("model.engine"), name),
+            {engine.INPUT: image},
+        )
+    if target.kind != "cpu":
+        reason = f"no {target.title} is at hand: name one with --via"
+        return Resources(Absent(reason), Absent(reason))
+
+    def load(place: Place, name: str) -> Any:
+        about, path = place.about, compiled.file("model.onnx")
+        record = {
+            "onnxruntime": about["backend_version"],
+            "platform": about["platform"],
+            "compute_capability": None,
+            "sha256": compiled.files["model.onnx"],
+        }
+        return place.call("load", path=place.put(path), name=name, expected=record)
+
+    return measure(lambda: open_place(None, HERE), load, {engine.INPUT: image})
+
+
+def resources_of(context: VerifyContext) -> Resources:
+    """What `verify` measured of them; absent where it did not."""
+    found: Resources | None = getattr(context, "resources", None)
+    nothing = Absent("not measured: kdcompile build --via PLACE reads it, a bundle's kit does not")
+    return found or Resources(nothing, nothing)
+
+
+def resource_numbers(context: VerifyContext) -> tuple[Measurement, ...]:
+    """Every number for the report; none of what is absent."""
+    found, told = resources_of(context), []
+    if not isinstance(found.energy, Absent):
+        e = found.energy
+        mode = f"{MODES[e.mode]}; {e.source} {' + '.join(e.judged)}, {e.hz:.0f} readings a second"
+        told = [
+            context.measurement(
+                "energy of an inference", e.mj, "mJ", low=e.low, high=e.high, n=e.samples, mode=mode
+            ),
+            context.measurement(
+                "energy of an inference above idle", e.above_idle_mj, "mJ", n=e.samples, mode=mode
+            ),
+            context.measurement("power", e.watts, "W", n=e.samples, mode=mode),
+            context.measurement("idle power", e.idle_watts, "W", mode="with the network loaded"),
+            *(
+                context.measurement(f"power of {rail}", watts, "W", n=e.samples, mode=mode)
+                for rail, watts in e.rails.items()
+                if len(e.rails) > 1
+            ),
+        ]
+    if not isinstance(found.memory, Absent):
+        m = found.memory
+        told.append(context.measurement("peak memory", m.mb, "MB", mode=m.what))
+    return tuple(told)

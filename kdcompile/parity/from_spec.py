@@ -1,0 +1,172 @@
+"""The ladder of a build: every rung, on validation images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.artifact import Artifact
+from kdcompile.backends import engine
+from kdcompile.backends.board import Board
+from kdcompile.data.metric import Metric
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.splits import evenly, load_splits
+from kdcompile.data.task import Task, find_task
+from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.models.blocks import fold
+from kdcompile.models.factory import load_teacher, load_weights
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.parity.ladder import Ladder, Rung
+from kdcompile.parity.program import exported_program
+from kdcompile.parity.rungs import (
+    NO_ENGINE,
+    Shipped,
+    last_rung,
+    onnx_rung,
+    rounded_rung,
+    tolerance_of,
+)
+from kdcompile.parity.sides import ModuleSide, ProgramSide
+from kdcompile.parity.tolerance import Tolerance
+from kdcompile.spec import Spec
+from kdcompile.spec_gates import fraction
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdcompile.targets import Target
+
+DERIVED_FROM = 64  # validation photos that the tolerance rests on, at least
+FILES = {
+    "fp16": ("export", "student_fp16.onnx"),
+    "int8": ("calibrate", "student_int8.onnx"),
+    "fp8": ("calibrate", "student_fp8.onnx"),
+}
+UNEXPORTED = "the build stops at its export, which this ladder looks into"
+
+
+@dataclass(frozen=True, eq=False)
+class _Foot:
+    """What the ladder stands on: the trained network, and the images with their truth."""
+
+    spec: Spec
+    task: Task
+    metric: Metric
+    module: "nn.Module"
+    images: Sequence[NDArray[np.float32]]
+    true: Sequence[float]
+    tolerance: Tolerance
+    source: str
+
+    def rungs(self) -> list[Rung]:
+        """The trained module and its exported program."""
+        program = exported_program(self.module, self.spec.export.profile)
+        return [
+            Rung("pytorch", "the trained module", side=ModuleSide(self.module, self.images[0])),
+            Rung("exported", "torch.export's program", side=ProgramSide(program)),
+        ]
+
+    def ladder(self, rungs: Sequence[Rung]) -> Ladder:
+        """The whole ladder."""
+        least = self.spec.gates.parity.min_sqnr_db
+        return Ladder(
+            rungs, self.images, self.task, self.metric, self.true, self.tolerance, least,
+            self.source,
+        )  # fmt: skip
+
+
+@contextmanager
+def spec_ladder(
+    spec: Spec,
+    target: "Target",
+    made: Mapping[str, Artifact],
+    board: Board | None,
+    images: int,
+) -> Iterator[Ladder]:
+    """The ladder of a build, on its validation images.
+
+    Args:
+        spec: of the build.
+        target: of the build.
+        made: its artifacts, of distill, export, calibrate and compile.
+        board: where its engine was built; None where none was.
+        images: to run, spread over the split.
+
+    Raises:
+        KDError: the data's, the weights', the exporter's or the board's.
+    """
+    foot, compiled = _foot(spec, made["distill"], images), made["compile"]
+    shipped = Shipped(
+        precision=compiled.json("choice.json")["precision"],
+        model=compiled.file("model.onnx"),
+        engine=compiled.file("model.engine") if "model.engine" in compiled.files else None,
+        by_runtime=target.kind == "cpu" and board is None,
+    )
+    files = {
+        precision: made[stage].file(name)
+        for precision, (stage, name) in FILES.items()
+        if name in made[stage].files
+    }
+    fp32 = made["export"].file("student.onnx"), made["export"].files["student.onnx"]
+    with ExitStack() as stack:
+        place = None
+        if board is not None and shipped.engine is not None:
+            place = stack.enter_context(engine.at(board)), board
+        last = last_rung(shipped, place, spec.compile, spec.export.profile, NO_ENGINE)
+        rounded = rounded_rung(shipped, files, fp32[1])
+        yield foot.ladder([*foot.rungs(), onnx_rung(fp32[0]), rounded, last])
+
+
+@contextmanager
+def export_ladder(
+    spec: Spec, target: "Target", distilled: Artifact, images: int
+) -> Iterator[Ladder]:
+    """The first three rungs, for a network that the export stage refuses for its outputs.
+
+    Raises:
+        KDError: as `spec_ladder`.
+    """
+    foot = _foot(spec, distilled, images)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "student.onnx"
+        onnx_from_module(
+            foot.module, path, spec.export.profile, target.max_opset, target.ir_version,
+            foot.task.output,
+        )  # fmt: skip
+        absent = [Rung(name, "", absent=UNEXPORTED) for name in ("rounded", "engine")]
+        yield foot.ladder([*foot.rungs(), onnx_rung(path), *absent])
+
+
+def _foot(spec: Spec, distilled: Artifact, images: int) -> _Foot:
+    task, prepare = find_task(spec.task.kind), Preprocess.of(spec.data, spec.export)
+    photos = load_splits(spec.data, spec.folder).val
+    many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
+    module, gate = trained(spec, distilled), spec.gates.accuracy
+    metric = task.selection_metric(gate.metric)
+    inputs = [prepare(photo.pixels(prepare.channels)) for photo in few]
+    first = ModuleSide(module, inputs[0])
+    outputs = [first.run(prepare(p.pixels(prepare.channels)))[first.output] for p in many]
+    true = [task.truth(photo) for photo in many]
+    return _Foot(
+        spec=spec,
+        task=task,
+        metric=metric,
+        module=module,
+        images=inputs,
+        true=[task.truth(photo) for photo in few],
+        tolerance=tolerance_of(task, metric, fraction(gate.margin), outputs, true),
+        source=f"{len(few)} of {len(photos)} validation images",
+    )
+
+
+def trained(spec: Spec, distilled: Artifact) -> "nn.Module":
+    """The student as export took it: trained, folded, in inference mode."""
+    architecture = distilled.json("architecture.json")
+    student = student_from_architecture(load_teacher(spec), architecture, spec.folder)
+    load_weights(student, distilled.file("student.safetensors"))
+    return fold(student.float().eval())

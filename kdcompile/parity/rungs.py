@@ -1,0 +1,144 @@
+"""The rungs of the ladder, each from what a build left of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from kdcompile.artifact import file_sha256
+from kdcompile.backends import engine
+from kdcompile.backends.board import Board
+from kdcompile.backends.via import Place
+from kdcompile.data.metric import Metric
+from kdcompile.data.task import Task
+from kdcompile.errors import KDError, nearest
+from kdcompile.parity.ladder import EXACT, Ladder, Rung
+from kdcompile.parity.sides import EngineSide, OnnxSide
+from kdcompile.parity.tolerance import Tolerance, of_classes, of_numbers
+from kdcompile.spec_deploy import Compile
+
+Floats = NDArray[np.float32]
+DEPLOYED = "parity-deployed"  # the name that the shipped engine is loaded under
+NOT_HERE = "ONNX Runtime's CPU has no bf16 kernels"
+NO_ENGINE = "the build made no engine; name the place that makes one: --via PLACE"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a build ships: its precision, the file or the engine, and what built it.
+
+    Args:
+        precision: chosen.
+        model: `model.onnx`.
+        engine: `model.engine`, where one was built.
+        by_runtime: ONNX Runtime on this CPU is what runs it.
+    """
+
+    precision: str
+    model: Path
+    engine: Path | None
+    by_runtime: bool
+
+
+def onnx_rung(path: Path) -> Rung:
+    """The fp32 file."""
+    model = onnx.load(path)
+    return Rung("onnx", "ONNX fp32", side=OnnxSide(model), model=model)
+
+
+def rounded_rung(shipped: Shipped, files: Mapping[str, Path], fp32_sha256: str) -> Rung:
+    """The file of the precision that ships.
+
+    Args:
+        shipped: by the build.
+        files: of each precision, for where the engine was built from another one by a flag.
+        fp32_sha256: of the fp32 file.
+    """
+    precision, path = shipped.precision, shipped.model
+    if precision == EXACT:
+        return Rung("rounded", "nothing", absent="the build ships fp32, which rounds nothing")
+    if precision == "bf16":
+        return Rung(precision, "ONNX bf16", precision, absent=NOT_HERE)
+    if file_sha256(path) == fp32_sha256 and precision in files:
+        path = files[precision]
+    model = onnx.load(path)
+    form = "with casts" if precision == "fp16" else "with Q/DQ"
+    return Rung(precision, f"ONNX {precision} {form}", precision, OnnxSide(model), model=model)
+
+
+def last_rung(
+    shipped: Shipped,
+    place: tuple[Place, Board] | None,
+    settings: Compile,
+    profile: Sequence[Sequence[int]],
+    absent: str,
+) -> Rung:
+    """What runs: the engine at its place, or ONNX Runtime's own form of the file.
+
+    Args:
+        shipped: by the build.
+        place: open, with its facts; None where there is none.
+        settings: how the engine was built.
+        profile: smallest, typical and largest input shape.
+        absent: what to say where there is none.
+    """
+    model, kind = onnx.load(shipped.model), shipped.precision
+    if shipped.by_runtime:
+        what = "ONNX Runtime's optimised session"
+        return Rung("engine", what, kind, OnnxSide(model, optimised=True), model=model)
+    if place is None or shipped.engine is None:
+        return Rung("engine", "what runs", kind, absent=absent)
+    there, board = place
+    engine.take(there, shipped.engine, DEPLOYED)
+    if kind == EXACT and board.facts["gpu"] is not None:
+        kind = "tf32"  # what TensorRT computes fp32 in by default
+    side = EngineSide(there, board, model, DEPLOYED, shipped.precision, settings, profile)
+    what = f"{board.backend} {board.version} at {there.label}"
+    layers = engine.record_of(shipped.engine).get("layers")
+    return Rung("engine", what, kind, side, model=model, layers=layers)
+
+
+def tolerance_of(
+    task: Task,
+    metric: Metric,
+    share: float,
+    outputs: Sequence[Floats],
+    true: Sequence[float],
+) -> Tolerance:
+    """Of the noise of a rung, from what the reference gives for images whose truth is known."""
+    if metric.points:
+        return of_classes(metric, share, outputs)
+    predicted = np.concatenate([task.predictions(output) for output in outputs])
+    return of_numbers(task, metric, share, predicted, np.array(true, np.float64))
+
+
+def find_rung(ladder: Ladder, name: str) -> int:
+    """The place of a rung by its name; `rounded` is the precision's.
+
+    Raises:
+        KDError: `rung-unknown`, or `rung-absent` where it or all before it are absent.
+    """
+    names = [rung.name for rung in ladder.rungs]
+    place = 3 if name == "rounded" else names.index(name) if name in names else -1
+    if place < 0:
+        raise KDError(
+            "rung-unknown",
+            f"there is no rung {name!r}{nearest(name, names)}",
+            where="--rung",
+            fix=f"use one of {', '.join(names)}",
+        )
+    rung = ladder.rungs[place]
+    earlier = [r for r in ladder.rungs[:place] if r.side is not None]
+    if rung.side is None or not earlier:
+        why = rung.absent or "it is the first one that is there, and has none to be held against"
+        there = [r.name for r in ladder.rungs if r.side is not None][1:]
+        raise KDError(
+            "rung-absent",
+            f"the rung {name} cannot be compared: {why}",
+            where="--rung",
+            fix=f"use one of {', '.join(there) or '(none is there)'}",
+        )
+    return place

@@ -1,0 +1,125 @@
+"""`[gates]`: the proofs that a build must bring."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from kdcompile.spec_distill import Closed
+
+
+def _fraction(text: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?%", text):
+        raise ValueError('write a percentage, such as "5%"')
+    return text
+
+
+Percent = Annotated[str, AfterValidator(_fraction)]
+Evidence = Literal["device", "host", "predicted"]
+MetricName = Literal["mae", "rmse", "top1", "game1", "game2", "game3"]
+METRICS_OF: Mapping[str, tuple[str, ...]] = {  # by the kind of the task
+    "counting": ("mae", "rmse", "game1", "game2", "game3"),
+    "classification": ("top1",),
+    "regression": ("mae", "rmse"),
+}
+
+
+def fraction(percent: str) -> float:
+    """0.05 of "5%"."""
+    return float(percent.rstrip("%")) / 100
+
+
+class GateSpec(Closed):
+    """What every gate may say."""
+
+    required: bool = True
+    evidence: Evidence = "host"
+
+
+class AccuracyGate(GateSpec):
+    """Student against teacher, paired over the test images.
+
+    Without a metric it is the task's first: mae, or top1 for classification. The limits of an
+    error (mae, rmse, game1 to game3) are shares of the teacher's value, those of top1 percentage
+    points.
+    """
+
+    metric: MetricName | None = None
+    max_increase: Percent = "5%"
+    margin: Percent = "15%"
+
+
+class SpeedupGate(GateSpec):
+    """Teacher latency over student latency."""
+
+    min: float = Field(gt=0)
+
+
+class SizeGate(GateSpec):
+    """The largest deployable file, in units of 10^6 bytes."""
+
+    max: float = Field(gt=0)
+
+
+class ParityGate(GateSpec):
+    """Deployed network against the trained one on the same images."""
+
+    min_sqnr_db: float = 20.0
+
+
+class StrataGate(GateSpec):
+    """Student against teacher in each part of the test images: by density, value or class."""
+
+    metric: MetricName | None = None
+    margin: Percent = "30%"
+
+
+class FlipsGate(GateSpec):
+    """The share of test images that the student has worse than the teacher.
+
+    For classes: right by the teacher and wrong by the student. Else: an absolute error that grew
+    by more than `tolerance`, a share of the teacher's mean absolute error.
+    """
+
+    max: Percent
+    tolerance: Percent = "100%"
+
+
+class PreviousGate(GateSpec):
+    """Student against the network of an earlier bundle, on the same test images.
+
+    The limits are those of the accuracy gate, beside the earlier network's values.
+    """
+
+    bundle: Path | None = Field(
+        default=None, description="folder of the earlier bundle; --baseline BUNDLE names it too"
+    )
+    metric: MetricName | None = None
+    max_increase: Percent = "5%"
+    margin: Percent = "15%"
+    max_flips: Percent | None = Field(
+        default=None, description="largest share of images that got worse; told only, if absent"
+    )
+    tolerance: Percent = "100%"
+
+
+class Gates(Closed):
+    """The proofs that the build must bring."""
+
+    accuracy: AccuracyGate = AccuracyGate()
+    parity: ParityGate = ParityGate()
+    speedup: SpeedupGate | None = None
+    size_mb: SizeGate | None = None
+    strata: StrataGate | None = None
+    flips: FlipsGate | None = None
+    previous: PreviousGate | None = None
+
+    def check_metrics(self, kind: str) -> str | None:
+        """Which metric is none of a task of this kind, in words, or None."""
+        for name in ("accuracy", "strata", "previous"):
+            metric = getattr(getattr(self, name), "metric", None)
+            if metric is not None and metric not in METRICS_OF[kind]:
+                return f"gates.{name}.metric {metric!r} is not one of {kind}"
+        return None

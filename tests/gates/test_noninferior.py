@@ -1,0 +1,82 @@
+"""The rule of non-inferiority: what is refused, how often it is wrong, and any metric."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdcompile.data.metric import GAMES, MAE, RMSE, TOP1
+from kdcompile.errors import KDError
+from kdcompile.gates import bootstrap
+from kdcompile.gates.bootstrap import MIN_IMAGES, interval, jackknife_reach, t_quantile
+from kdcompile.gates.noninferior import bounds, compare
+
+
+@pytest.mark.parametrize(
+    ("reference", "errors", "code"),
+    [
+        ([], [], "accuracy-images"),
+        ([1.0, 2], [1.0], "accuracy-unpaired"),
+        ([1.0, np.nan], [1.0, 2], "accuracy-nonfinite"),
+        ([1.0, 2], [1.0, np.inf], "accuracy-nonfinite"),
+    ],
+)
+@pytest.mark.parametrize("metric", [MAE, RMSE, TOP1, GAMES[1]], ids=lambda metric: metric.name)
+def test_errors_that_no_verdict_can_rest_on_are_refused(metric, reference, errors, code):
+    with pytest.raises(KDError) as caught:
+        compare(metric, np.array(reference), np.array(errors), margin=0.1, seed=0)
+    assert caught.value.code == code
+    assert caught.value.fix
+
+
+def test_the_quantile_of_the_kit_is_students():
+    for freedom in (MIN_IMAGES - 1, 9, 30, 181):
+        for share in (0.95, 0.975):
+            wanted = stats.t.ppf(share, freedom)
+            assert t_quantile(share, freedom) == pytest.approx(wanted, rel=5e-4)
+
+
+def test_the_jackknife_of_a_mean_is_students_interval():
+    sample = np.random.default_rng(0).exponential(2, 12)
+    reach = jackknife_reach((sample,), np.mean, 0.9)
+    assert reach == pytest.approx(stats.t.ppf(0.95, 11) * stats.sem(sample), rel=1e-3)
+
+
+@pytest.mark.parametrize("n", [8, 15])
+def test_the_interval_is_no_narrower_than_either(n):
+    sample = np.random.default_rng(n).exponential(2, n)
+    low, high = interval((sample,), np.mean, confidence=0.9, seed=0)
+    reach = jackknife_reach((sample,), np.mean, 0.9)
+    bca = stats.bootstrap(
+        (sample,), np.mean, confidence_level=0.9, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert low <= min(sample.mean() - reach, bca.low + 1e-9)
+    assert high >= max(sample.mean() + reach, bca.high - 1e-9)
+
+
+@pytest.mark.parametrize(("n", "most"), [(MIN_IMAGES, 0.09), (30, 0.08)])
+def test_a_student_at_the_margin_passes_about_as_rarely_as_promised(monkeypatch, n, most):
+    """Normal errors, the student's 1.15 times the teacher's: the margin is what is true of it."""
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 499)
+    rng, passed, draws = np.random.default_rng(1), 0, 300
+    allowed = 0.15 * np.sqrt(2 / np.pi)
+    for seed in range(draws):
+        teacher = rng.standard_normal(n)
+        student = 1.15 * (0.8 * teacher + 0.6 * rng.standard_normal(n))
+        passed += bounds(MAE, teacher, student, seed)[1] <= allowed
+    assert 0 < passed / draws <= most
+
+
+def test_a_rate_needs_two_photos_and_an_error_eight():
+    same = np.zeros(MIN_IMAGES)
+    assert compare(TOP1, same[:1], same[:1], margin=1.0, seed=0).verdict == "inconclusive"
+    assert compare(TOP1, same[:4], same[:4], margin=1.0, seed=0).verdict == "passed"
+    few = compare(MAE, same[1:], same[1:], margin=1.0, seed=0)
+    assert (few.verdict, few.high) == ("inconclusive", None)
+    assert compare(MAE, same, same, margin=0.0, seed=0).verdict == "passed"
+
+
+def test_a_point_over_its_limit_fails_however_few_photos():
+    teacher, student = np.array([1.0, 1, 1]), np.array([2.0, 2, 2])
+    found = compare(MAE, teacher, student, margin=9.0, max_increase=0.5, seed=0)
+    assert found.verdict == "failed"
+    assert compare(MAE, teacher, student, margin=9.0, seed=0).verdict == "inconclusive"

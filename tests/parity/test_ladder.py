@@ -1,0 +1,261 @@
+"""The judgement of one rung, and the rungs that builds and bundles have."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from kdcompile.artifact import file_sha256
+from kdcompile.backends.kit import write_kit
+from kdcompile.data.agreement import LIMIT_DB
+from kdcompile.data.metric import MAE
+from kdcompile.data.task import find_task
+from kdcompile.errors import KDError
+from kdcompile.parity.from_bundle import bundle_ladder
+from kdcompile.parity.ladder import Ladder, Rung, climb, cosine, divergence, judge
+from kdcompile.parity.rungs import Shipped, find_rung, last_rung, rounded_rung
+from kdcompile.parity.show import ladder_lines
+from kdcompile.parity.sides import OnnxSide, Side
+from kdcompile.parity.tolerance import NO_LIMIT, Tolerance
+from kdcompile.report import Report
+from kdcompile.spec_deploy import Compile
+from kdcompile.targets import load
+
+TASK = find_task("counting")
+SHAPE = [1, 3, 16, 16]
+
+
+class Given(Side):
+    """What it is told to give."""
+
+    output = "density"
+
+    def __init__(self, *outputs):
+        self.outputs = list(outputs)
+
+    def run(self, image, tensors=()):
+        return {"density": self.outputs[int(image[0, 0, 0, 0])]}
+
+
+def numbers(*factors):
+    """The images' places, as images."""
+    return [np.full((1, 1, 1, 1), place, np.float32) for place in range(len(factors))]
+
+
+BASE = np.arange(1, 17, dtype=np.float32).reshape(1, 1, 4, 4)
+
+
+def ladder_of(*outputs, kind="int8", tolerance=0.02, true=None, absent=()):
+    rungs = [Rung("onnx", "", side=Given(BASE, 2 * BASE))]
+    rungs += [Rung(f"r{i}", "", kind, Given(*given)) for i, given in enumerate(outputs)]
+    rungs += [Rung(name, "", absent="why not") for name in absent]
+    limit = Tolerance(tolerance, "given", 2)
+    return Ladder(rungs, numbers(1, 2), TASK, MAE, true, limit, 20.0, "two images")
+
+
+def one(*outputs, **more):
+    return climb(ladder_of(outputs, **more))[1]
+
+
+def test_equal_outputs_pass_with_the_best_numbers():
+    step = one(BASE, 2 * BASE)
+    assert (step.verdict, step.sqnr_db, step.cosine) == ("passed", LIMIT_DB, 1.0)
+    assert (step.max_rel_error, step.noise, step.reason) == (0.0, 0.0, "")
+
+
+def test_the_numbers_are_the_worst_images():
+    noisy = 2 * BASE
+    noisy[0, 0, 0, 0] += 0.5
+    step = one(BASE, noisy)
+    assert step.sqnr_db == pytest.approx(20 * np.log10(np.linalg.norm(2 * BASE) / 0.5))
+    assert step.max_rel_error == pytest.approx(0.5 / 32)
+    assert step.errors[0] == 0.0
+
+
+def test_predictions_that_move_too_far_fail_a_rung_that_rounds():
+    step = one(1.03 * BASE, 2.06 * BASE)
+    assert step.verdict == "failed"
+    assert "predictions move by 0.03, over 0.02" in step.reason
+
+
+def test_noise_that_leaves_the_count_alone_is_limited_by_the_parity_gate():
+    turned = BASE[..., ::-1, ::-1].copy()
+    step = one(turned, 2 * turned)
+    assert step.noise == 0
+    assert step.verdict == "failed"
+    assert "under the parity gate's 20" in step.reason
+
+
+def test_a_rung_that_rounds_nothing_is_held_to_float32():
+    near = BASE * np.float32(1 + 2e-3)
+    assert one(near, 2 * near, kind="int8").verdict == "passed"
+    step = one(near, 2 * near, kind="fp32")
+    assert step.verdict == "failed"
+    assert "it rounds nothing" in step.reason
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_fails(value):
+    broken = BASE.copy()
+    broken[0, 0, 0, 0] = value
+    step = one(broken, 2 * BASE)
+    assert step.verdict == "failed"
+    assert "NaN or infinity" in step.reason
+    assert (step.noise, step.sqnr_db) == (NO_LIMIT, -LIMIT_DB)
+    json.dumps(step.to_json(), allow_nan=False)
+
+
+def test_another_shape_fails_and_says_so():
+    step = one(BASE[..., :2], 2 * BASE)
+    assert step.verdict == "failed"
+    assert "[1, 1, 4, 2], not [1, 1, 4, 4]" in step.reason
+
+
+def test_a_failed_rung_does_not_fail_the_next_and_an_absent_one_is_passed_over():
+    off = [1.5 * BASE, 3 * BASE]
+    ladder = ladder_of(off, off, absent=["engine"])
+    steps = climb(ladder)
+    assert [step.verdict for step in steps] == ["reference", "failed", "passed", "absent"]
+    assert steps[2].against == "r0"
+    text = "\n".join(ladder_lines(ladder, steps))
+    assert "engine: why not" in text
+    assert "two images" in text
+
+
+def test_the_metric_is_shown_where_the_truth_is_known():
+    total = float(BASE.sum())
+    steps = climb(ladder_of([BASE, 2 * BASE], true=[total + 1, 2 * total + 3]))
+    assert [step.metric for step in steps] == pytest.approx([2.0, 2.0])
+
+
+def test_divergence_and_cosine_of_the_odd_ones():
+    zero, inf = np.zeros((2, 2), np.float32), np.full((2, 2), np.inf, np.float32)
+    assert divergence(zero, zero) == 0.0
+    assert divergence(zero, zero + 1) == np.inf
+    assert divergence(inf, inf) == 0.0
+    assert divergence(inf, zero) == np.inf
+    assert divergence(BASE, BASE[..., :1]) == np.inf
+    assert divergence(BASE, 1.1 * BASE) == pytest.approx(0.1, rel=1e-5)
+    assert cosine(BASE, -BASE) == pytest.approx(-1)
+    assert cosine(zero, zero) == 1.0
+    assert cosine(zero, zero + 1) == 0.0
+
+
+def test_a_rung_is_found_by_name_or_by_its_kind():
+    ladder = ladder_of([BASE, BASE], [BASE, BASE], [BASE, BASE], absent=["engine"])
+    assert find_rung(ladder, "r1") == 2
+    assert find_rung(ladder, "rounded") == 3
+    for name, code in (
+        ("nine", "rung-unknown"),
+        ("engine", "rung-absent"),
+        ("onnx", "rung-absent"),
+    ):
+        with pytest.raises(KDError) as caught:
+            find_rung(ladder, name)
+        assert caught.value.code == code
+        assert "r1" in caught.value.fix
+    assert judge(ladder, ladder.rungs[1], ("onnx", [BASE]), [BASE]).verdict == "passed"
+
+
+def test_the_rounded_rung_is_the_file_that_ships(faults, model, images, tmp_path):
+    fp32, int8 = tmp_path / "student.onnx", tmp_path / "int8.onnx"
+    onnx.save(model, fp32)
+    onnx.save(faults.in_precision(model, "int8", images), int8)
+    sha = file_sha256(fp32)
+
+    def rung(precision, path):
+        return rounded_rung(Shipped(precision, path, None, False), {"int8": int8}, sha)
+
+    assert rung("fp32", fp32).side is None
+    assert "rounds nothing" in rung("fp32", fp32).absent
+    assert "bf16" in rung("bf16", fp32).absent
+    assert len(rung("int8", int8).model.graph.node) > len(model.graph.node)
+    # an engine that a flag quantised was built from the fp32 file: the rung is the precision's own
+    assert rung("int8", fp32).model == rung("int8", int8).model
+
+
+def test_what_a_cpu_ships_is_the_runtimes_own_form(model, images, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    shipped = Shipped("fp32", path, None, by_runtime=True)
+    rung = last_rung(shipped, None, Compile(), (SHAPE, SHAPE, SHAPE), "none")
+    assert rung.side.optimised
+    found = rung.side.run(images[0])["density"]
+    np.testing.assert_allclose(found, OnnxSide(model).run(images[0])["density"], atol=1e-5)
+    elsewhere = Shipped("fp32", path, None, by_runtime=False)
+    assert last_rung(elsewhere, None, Compile(), (SHAPE, SHAPE, SHAPE), "none").absent == "none"
+
+
+@pytest.fixture
+def bundle(faults, model, images, tmp_path):
+    """`bundle(suspect)` -> folder, manifest, report: a Jetson's, with its kit."""
+    rows = [{"name": str(i), "true": i, "student_fp32": i + 0.3 * (-1) ** i} for i in range(1, 40)]
+
+    def make(suspect=None, precision="int8"):
+        fp32, file = tmp_path / "student_fp32.onnx", tmp_path / f"student_{precision}.onnx"
+        onnx.save(model, fp32)
+        onnx.save(suspect or faults.in_precision(model, precision, images), file)
+        for name in ("calibration", "preprocess"):
+            (tmp_path / f"{name}.json").write_text("{}")
+        folder = tmp_path / "bundle"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        outputs = {p: [OnnxSide(onnx.load(f)).run(i)["density"] for i in images]
+                   for p, f in (("fp32", fp32), (precision, file))}  # fmt: skip
+        write_kit(
+            folder, load("jetson"), {"fp32": fp32, precision: file}, tmp_path / "calibration.json",
+            tmp_path / "preprocess.json",
+            {"accuracy": {"metric": "mae", "margin": "15%"}, "parity": {"min_sqnr_db": 20.0}},
+            (images, outputs), TASK, profile=(SHAPE, SHAPE, SHAPE), predicted=precision,
+        )  # fmt: skip
+        shutil.copyfile(file, folder / "model.onnx")
+        files = {p.relative_to(folder).as_posix(): {"sha256": file_sha256(p)}
+                 for p in folder.rglob("*") if p.is_file()}  # fmt: skip
+        manifest = {"task": "counting", "precision": precision, "model": "model.onnx",
+                    "engine": None, "files": files}  # fmt: skip
+        report = Report("r", "jetson", "passed", 0, (), (), {}, {"predictions": rows})
+        return folder, manifest, report
+
+    return make
+
+
+def test_a_bundle_climbs_what_it_carries(bundle):
+    with bundle_ladder(*bundle(), by_runtime=False, via=None) as ladder:
+        steps = climb(ladder)
+    verdicts = {step.name: step.verdict for step in steps}
+    assert verdicts == {"pytorch": "absent", "exported": "absent", "onnx": "reference",
+                        "int8": "passed", "engine": "absent"}  # fmt: skip
+    assert ladder.tolerance.n == 39
+    assert "name the spec" in steps[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("kit/student_fp32.onnx", "no fp32 network (kit/student_fp32.onnx)"),
+        ("kit/reference.npz", "no reference inputs (kit/reference.npz)"),
+    ],
+)
+def test_a_bundle_says_what_it_lacks(bundle, name, says):
+    folder, manifest, report = bundle()
+    del manifest["files"][name]
+    with (
+        pytest.raises(KDError) as caught,
+        bundle_ladder(folder, manifest, report, by_runtime=True, via=None),
+    ):
+        pass
+    assert caught.value.code == "parity-incomplete"
+    assert says in caught.value.message
+    assert "SPEC" in caught.value.fix
+
+
+def test_a_report_without_predictions_says_so(bundle):
+    folder, manifest, _ = bundle()
+    report = Report("r", "jetson", "passed", 0, (), (), {}, {})
+    with (
+        pytest.raises(KDError, match="predictions of the test photos"),
+        bundle_ladder(folder, manifest, report, by_runtime=False, via=None),
+    ):
+        pass
