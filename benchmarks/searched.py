@@ -22,7 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from paired import SEEDS, paired
+
+from kdcompile.bench.paired import PairedTimes, ratio_interval
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
 WIDTHS = (0.125, 0.1875, 0.25, 0.3125, 0.375, 0.5, 0.75, 1.0)
@@ -107,8 +110,6 @@ def train(work: Path, seeds: int) -> None:
 
 def timed(work: Path) -> None:
     """Latency of every exported student, all taken in turns in a new order each round."""
-    import numpy as np
-
     from kdcompile.export.session import cpu_session
 
     found = json.loads((work / "mae.json").read_text())
@@ -168,9 +169,9 @@ def _compared(
     differences = {arm: paired(mae[own], mae[arm], higher=False)["interval"] for arm in uniform}
     ratio = None
     if rival is not None:
-        ratios = sorted(a / b for a, b in zip(ms[rival], ms[own], strict=True))
-        cut = len(ratios) // 20
-        ratio = [ratios[cut], statistics.median(ratios), ratios[-1 - cut]]
+        times = PairedTimes(np.array(ms[rival]), np.array(ms[own]), CALLS)
+        middle, low, high = ratio_interval(times, 0)
+        ratio = [low, middle, high]
     met = ratio is None or ratio[1] >= GOAL
     return {"rival": rival, "ratio": ratio, "met": met, "mae_of_uniform_minus_own": differences}
 
@@ -189,7 +190,7 @@ def report(found: dict[str, Any]) -> None:
         less, more = compared["mae_of_uniform_minus_own"][rival]
         print(
             f"{arm}: the fastest uniform student that counts as well is {rival}: {middle:.2f} "
-            f"times slower (90 % of rounds {low:.2f} to {high:.2f}), its MAE {less:+.4f} to "
+            f"times slower (95 % {low:.2f} to {high:.2f}), its MAE {less:+.4f} to "
             f"{more:+.4f} (95 % over seeds); goal {GOAL}: {'met' if compared['met'] else 'missed'}"
         )
 

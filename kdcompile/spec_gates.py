@@ -63,6 +63,19 @@ class SizeGate(GateSpec):
     max: float = Field(gt=0)
 
 
+class EnergyGate(GateSpec):
+    """Energy of one inference, in mJ, where the device tells it."""
+
+    evidence: Evidence = "device"
+    max: float = Field(gt=0)
+
+
+class MemoryGate(GateSpec):
+    """Peak memory of the network, in units of 10^6 bytes, where the device tells it."""
+
+    max: float = Field(gt=0)
+
+
 class ParityGate(GateSpec):
     """Deployed network against the trained one on the same images."""
 
@@ -112,6 +125,8 @@ class Gates(Closed):
     parity: ParityGate = ParityGate()
     speedup: SpeedupGate | None = None
     size_mb: SizeGate | None = None
+    energy_mj: EnergyGate | None = None
+    memory_mb: MemoryGate | None = None
     strata: StrataGate | None = None
     flips: FlipsGate | None = None
     previous: PreviousGate | None = None

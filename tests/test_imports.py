@@ -37,6 +37,7 @@ ALLOWED = {
     | {"targets", "data", "models", "export", "calib", "distill", "backends", "bench"},
     "gates": BASE | CORE
     | {"targets", "data", "models", "export", "calib", "backends", "bench", "bundle"},
+    "ci": BASE | CORE | {"bench"},
     "parity": BASE | CORE | {"targets", "data", "models", "export", "calib", "backends"},
     "bundle": BASE | CORE | {"targets"},
     "doctor": BASE | CORE | {"targets"},
@@ -44,7 +45,7 @@ ALLOWED = {
     "init": BASE | CORE | {"targets", "examples"},
     "examples": {"data", "distill", "models", "spec", "spec_file"},
 }  # fmt: skip
-FREE = {"pipeline", "cli", "__main__", "__init__"}
+FREE = {"pipeline", "cli", "__main__", "__init__", "pytest_plugin", "pytest_latency"}
 HEAVY = {"torch", "onnx", "onnxruntime", "scipy", "tensorrt", "tensorrt_rtx", "matplotlib"}
 
 

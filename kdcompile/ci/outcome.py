@@ -177,7 +177,7 @@ def outcome_of_error(error: BaseException, name: str) -> Outcome:
         name: of what could not be judged.
     """
     if isinstance(error, KDError):
-        details = {"code": error.code, "where": error.where, "fix": error.fix}
+        details: dict[str, Any] = {"code": error.code, "where": error.where, "fix": error.fix}
         return Outcome(
             name, "build", "error", observed=error.message, reason=str(error),
             details=details | {"exit_code": error.exit_code},

@@ -37,7 +37,8 @@ for _command in (init, plan, build):
 for _name, _help in STAGE_COMMANDS.items():
     cli.add_command(make_stage_command(_name, _help))
 for _command in (
-    bundle, verify, bisect, bench, compare, baseline, run, targets, recipes, report, doctor, schema, clean,
+    bundle, verify, bisect, bench, compare, baseline, run, targets, recipes, report, doctor,
+    schema, clean,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -279,4 +279,5 @@ def report(
             judged.comparison, name, seconds=seconds, notes=(*notes, *judged.notes),
             details=judged.to_json(),
         )  # fmt: skip
-    report_ci([made], folder, title, stream=ci_stream(as_json))
+    final = ("measured; no baseline to compare with", 0) if judged is None else None
+    report_ci([made], folder, title, verdict=final, stream=ci_stream(as_json))

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.bench.paired import PairedTimes
+from kdcompile.bench.power import Resources
 from kdcompile.data.metric import Metric
 from kdcompile.data.task import Task
 from kdcompile.report import Evidence, Measurement
@@ -166,6 +167,7 @@ class VerifyContext:
         extra: further measurements for the report, such as end-to-end latencies.
         earlier: whose predictions `outcomes.previous` are.
         classes: the names that the data has for them.
+        resources: what the deployed network takes of its device, where a gate asks for it.
     """
 
     target: Target
@@ -182,6 +184,7 @@ class VerifyContext:
     extra: tuple[Measurement, ...] = ()
     earlier: Earlier | None = None
     classes: tuple[str, ...] | None = None
+    resources: Resources | None = None
 
     @property
     def evidence(self) -> Evidence:

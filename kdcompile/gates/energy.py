@@ -1,27 +1,23 @@
 """How much energy does an inference take?"""
 
-from typing import Protocol
-
 from kdcompile.bench.power import Absent
 from kdcompile.gates.context import VerifyContext
+from kdcompile.gates.registry import gate
 from kdcompile.gates.resources import resource_numbers, resources_of
-from kdcompile.report import Evidence, GateResult, Verdict
+from kdcompile.report import GateResult, Verdict
+from kdcompile.spec_gates import EnergyGate
 
 
-class Limit(Protocol):
-    """Settings of the gate: `max` in mJ."""
-
-    required: bool
-    evidence: Evidence
-    max: float
-
-
-def threshold(settings: Limit) -> str:
-    """In words."""
+def _threshold(settings: EnergyGate) -> str:
     return f"at most {settings.max:g} mJ an inference"
 
 
-def energy_mj(settings: Limit, context: VerifyContext) -> GateResult:
+@gate(
+    "energy_mj",
+    threshold=_threshold,
+    on_board="a build with --via the board reads it; the kit does not",
+)
+def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
     """Passed when the whole 95 % interval is within the maximum, failed when none of it is.
 
     It is the energy in all, what the idle device draws with it, as a battery has to give it. Where
@@ -51,7 +47,7 @@ def energy_mj(settings: Limit, context: VerifyContext) -> GateResult:
 
 
 def _result(
-    settings: Limit, context: VerifyContext, verdict: Verdict, observed: str, reason: str
+    settings: EnergyGate, context: VerifyContext, verdict: Verdict, observed: str, reason: str
 ) -> GateResult:
     measured = verdict != "skipped"
     numbers = [m for m in resource_numbers(context) if m.name.startswith("energy")]
@@ -60,7 +56,7 @@ def _result(
         verdict=verdict,
         evidence=context.evidence,
         required=settings.required,
-        threshold=threshold(settings),
+        threshold=_threshold(settings),
         observed=observed,
         reason=reason,
         measurements=tuple(numbers) if measured else (),

@@ -1,27 +1,23 @@
 """How much memory does the network take at most?"""
 
-from typing import Protocol
-
 from kdcompile.bench.power import Absent
 from kdcompile.gates.context import VerifyContext
+from kdcompile.gates.registry import gate
 from kdcompile.gates.resources import resource_numbers, resources_of
-from kdcompile.report import Evidence, GateResult, Measurement, Verdict
+from kdcompile.report import GateResult, Measurement, Verdict
+from kdcompile.spec_gates import MemoryGate
 
 
-class Limit(Protocol):
-    """Settings of the gate: `max` in units of 10^6 bytes."""
-
-    required: bool
-    evidence: Evidence
-    max: float
-
-
-def threshold(settings: Limit) -> str:
-    """In words."""
+def _threshold(settings: MemoryGate) -> str:
     return f"at most {settings.max:g} MB"
 
 
-def memory_mb(settings: Limit, context: VerifyContext) -> GateResult:
+@gate(
+    "memory_mb",
+    threshold=_threshold,
+    on_board="a build with --via the board reads it; the kit does not",
+)
+def memory_mb(settings: MemoryGate, context: VerifyContext) -> GateResult:
     """Passed when the peak is within the maximum; skipped where nothing tells it."""
     found = resources_of(context).memory
     if settings.evidence == "predicted":
@@ -35,7 +31,7 @@ def memory_mb(settings: Limit, context: VerifyContext) -> GateResult:
 
 
 def _result(
-    settings: Limit,
+    settings: MemoryGate,
     context: VerifyContext,
     verdict: Verdict,
     observed: str,
@@ -47,7 +43,7 @@ def _result(
         verdict=verdict,
         evidence=context.evidence,
         required=settings.required,
-        threshold=threshold(settings),
+        threshold=_threshold(settings),
         observed=observed,
         reason=reason,
         measurements=measurements,

@@ -15,19 +15,22 @@ from kdcompile.targets import Target
 HERE = "onnxruntime"
 
 
-def measured_resources(step: Step, target: Target) -> Resources:
-    """What the deployed network takes of its device.
+def measured_resources(step: Step, target: Target) -> Resources | None:
+    """What the deployed network takes of its device; None where no gate of the spec asks.
 
     At the board where there is one; of a CPU target here, by ONNX Runtime; else of nothing.
 
     Raises:
         KDError: the board does not answer, or the network does not run there.
     """
+    gates = step.spec.gates
+    if gates.energy_mj is None and gates.memory_mb is None:
+        return None
     shape, compiled, board = step.spec.export.profile[1], step.inputs["compile"], step.board
     image = np.random.default_rng(step.spec.seed).standard_normal(tuple(shape), dtype=np.float32)
     if board is not None:
         return measure(
-            lambda: open_place(board.via, board.backend),
+            lambda: engine.at(board),
             lambda place, name: engine.take(place, compiled.file("model.engine"), name),
             {engine.INPUT: image},
         )
@@ -50,9 +53,8 @@ def measured_resources(step: Step, target: Target) -> Resources:
 
 def resources_of(context: VerifyContext) -> Resources:
     """What `verify` measured of them; absent where it did not."""
-    found: Resources | None = getattr(context, "resources", None)
     nothing = Absent("not measured: kdcompile build --via PLACE reads it, a bundle's kit does not")
-    return found or Resources(nothing, nothing)
+    return context.resources or Resources(nothing, nothing)
 
 
 def resource_numbers(context: VerifyContext) -> tuple[Measurement, ...]:

@@ -21,6 +21,7 @@ from kdcompile.gates.context import Outcomes, Prediction, VerifyContext
 from kdcompile.gates.earlier import PREVIOUS, EarlierNetwork, earlier_folder, open_earlier
 from kdcompile.gates.measure import Measured, measure
 from kdcompile.gates.registry import judge
+from kdcompile.gates.resources import measured_resources
 from kdcompile.gates.summary import measurements, part_rows, prediction_rows
 from kdcompile.gates.worst import worst_rows
 from kdcompile.report import GateResult, Report, overall
@@ -114,6 +115,7 @@ def _context(
         extra=found.extra,
         earlier=found.earlier,
         classes=classes,
+        resources=measured_resources(step, target),
     )
 
 

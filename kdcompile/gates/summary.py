@@ -9,6 +9,7 @@ from kdcompile.data.task import Task
 from kdcompile.gates.bootstrap import interval
 from kdcompile.gates.context import Origin, Outcomes, VerifyContext
 from kdcompile.gates.rates import rate_interval
+from kdcompile.gates.resources import resource_numbers
 from kdcompile.gates.speedup import measured_speedup
 from kdcompile.report import Measurement
 
@@ -31,6 +32,7 @@ def measurements(context: VerifyContext, sizes: Mapping[str, int]) -> tuple[Meas
             context.measurement("size", size / MB, "MB", precision=_precision(name), mode=name)
             for name, size in sizes.items()
         ),
+        *resource_numbers(context),
         *context.extra,
     )
 

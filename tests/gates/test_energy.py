@@ -12,11 +12,13 @@ from kdcompile.artifact import file_sha256
 from kdcompile.bench.power import Absent, Resources
 from kdcompile.gates import resources
 from kdcompile.gates.energy import energy_mj
+from kdcompile.gates.registry import judge
 from kdcompile.report import overall
+from kdcompile.spec_gates import EnergyGate, Gates
 
 
 def settings(most, evidence="device", required=True):
-    return SimpleNamespace(max=most, evidence=evidence, required=required)
+    return EnergyGate(max=most, evidence=evidence, required=required)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,10 @@ def step(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"network")
     sha256 = file_sha256(tmp_path / "model.onnx")
     compiled = SimpleNamespace(file=lambda name: tmp_path / name, files={"model.onnx": sha256})
-    spec = SimpleNamespace(seed=3, export=SimpleNamespace(profile=[None, [1, 3, 4, 5], None]))
+    gates = Gates.model_validate({"memory_mb": {"max": 500}})
+    spec = SimpleNamespace(
+        seed=3, gates=gates, export=SimpleNamespace(profile=[None, [1, 3, 4, 5], None])
+    )
     return lambda board: SimpleNamespace(spec=spec, inputs={"compile": compiled}, board=board)
 
 
@@ -103,11 +108,12 @@ def measured(monkeypatch):
 def test_at_a_board_its_engine_is_measured(step, measured, monkeypatch, tmp_path):
     taken = []
     monkeypatch.setattr(resources.engine, "take", lambda *values: taken.append(values))
+    monkeypatch.setattr(resources.engine, "at", lambda board: board.via)
     board = SimpleNamespace(via="ssh://orin", backend="tensorrt")
     found = resources.measured_resources(step(board), targets.load("jetson"))
     assert found.energy is ENERGY
     ((open_, load, arrays),) = measured
-    assert open_() == ("ssh://orin", "tensorrt")
+    assert open_() == "ssh://orin"
     assert arrays["image"].shape == (1, 3, 4, 5)
     assert arrays["image"].dtype == np.float32
     load("place", "name")
@@ -137,3 +143,26 @@ def test_a_device_that_is_not_here_is_not_measured(step, measured):
     assert isinstance(found.energy, Absent)
     assert target.title in found.memory.reason
     assert "--via" in found.memory.reason
+
+
+def test_what_no_gate_asks_for_is_not_measured(step, measured):
+    made = step(None)
+    made.spec.gates = Gates()
+    assert resources.measured_resources(made, targets.load("cpu")) is None
+    assert measured == []
+
+
+@pytest.mark.parametrize("name", ["energy_mj", "memory_mb"])
+def test_without_the_device_both_wait_for_it(name):
+    limit = {"max": 500, "evidence": "device"}
+    gates = Gates.model_validate({"accuracy": {"metric": "mae", "evidence": "device"}, name: limit})
+    found = {g.name: g for g in judge(gates, context(evidence="host", measured=False))}
+    waiting = found[f"{name}@device"]
+    assert (waiting.verdict, waiting.observed) == ("pending", "not yet measured")
+    assert "--via" in waiting.reason
+    assert name not in found
+
+
+def test_energy_is_of_the_device_unless_one_says_otherwise():
+    gates = Gates.model_validate({"energy_mj": {"max": 12}, "memory_mb": {"max": 500}})
+    assert (gates.energy_mj.evidence, gates.memory_mb.evidence) == ("device", "host")

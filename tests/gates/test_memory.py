@@ -1,7 +1,6 @@
 """The gate `memory_mb`, and a real network's peak in a worker of ONNX Runtime."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,10 +13,11 @@ from kdcompile.backends.via import open_place
 from kdcompile.bench.power import Absent, Energy, measure
 from kdcompile.gates.memory import memory_mb
 from kdcompile.report import overall
+from kdcompile.spec_gates import MemoryGate
 
 
 def settings(most, evidence="host", required=True):
-    return SimpleNamespace(max=most, evidence=evidence, required=required)
+    return MemoryGate(max=most, evidence=evidence, required=required)
 
 
 @pytest.mark.parametrize(("most", "verdict"), [(300.0, "passed"), (299.9, "failed")])

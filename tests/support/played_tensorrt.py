@@ -64,7 +64,7 @@ class Driver:
         free._obj.value, total._obj.value = 3 << 30, 8 << 30
 
     def _cuDeviceGetAttribute(self, value, number, device):  # noqa: N802
-        value._obj.value = self.capability[number - 75]
+        value._obj.value = self.capability[number - 75] if number >= 75 else 0
 
     def _cuGetErrorName(self, status, text):  # noqa: N802
         text._obj.value = b"CUDA_ERROR_OUT_OF_MEMORY"

@@ -1,0 +1,92 @@
+"""`build --ci`: the reports say what the exit code says; a build that breaks is reported too."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+
+from kdcompile.cli import main
+from kdcompile.report import GateResult, Report, overall
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """`kdcompile build` in an empty folder; gives the exit code and both streams."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*words, gates=None):
+        if gates is not None:
+            made = (tuple(GateResult(*gate, "t", "o", "why") for gate in gates),)
+            verdict, code = overall(made[0])
+            report = Report("crowd", "jetson", verdict, code, made[0], (), {})
+            cli_build = sys.modules["kdcompile.cli.build"]  # the package has a command by its name
+            monkeypatch.setattr(cli_build, "planned", lambda *_: SimpleNamespace(spec=None))
+            monkeypatch.setattr(cli_build, "check_previous", lambda _: None)
+            monkeypatch.setattr(cli_build, "make_bundle", lambda *_: (report, Path("dist/x")))
+        monkeypatch.setattr(sys, "argv", ["kdcompile", "build", *words])
+        with pytest.raises(SystemExit) as leave:
+            main()
+        return leave.value.code, *capsys.readouterr()
+
+    return call
+
+
+def cases(folder="kdcompile-ci"):
+    root = ElementTree.parse(Path(folder) / "junit.xml")
+    return {c.get("name"): c[0].tag for c in root.iter("testcase")}
+
+
+PASSED = ("accuracy", "passed", "host", True)
+FAILED = ("size_mb", "failed", "host", True)
+PENDING = ("speedup", "pending", "device", True)
+
+
+def test_a_failed_gate(run):
+    assert run("--ci", gates=[PASSED, FAILED])[0] == 3
+    assert cases() == {"accuracy": "system-out", "size_mb": "failure"}
+    record = json.loads(Path("kdcompile-ci/outcomes.json").read_text())
+    assert record["exit_code"] == 3
+    assert record["title"] == "kdcompile: crowd for jetson"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "tag"), [((), 0, "skipped"), (("--require", "device"), 5, "error")]
+)
+def test_pending_gates(run, words, code, tag):
+    assert run("--ci", *words, gates=[PASSED, PENDING])[0] == code
+    assert cases()["speedup"] == tag
+
+
+def test_a_folder_alone_asks_for_reports(run):
+    run("--ci-folder", "out/reports", gates=[PASSED])
+    assert cases("out/reports") == {"accuracy": "system-out"}
+    assert not Path("kdcompile-ci").exists()
+
+
+def test_no_reports_without_being_asked(run):
+    run(gates=[PASSED])
+    assert list(Path().iterdir()) == []
+
+
+def test_annotations_stay_out_of_the_json(run, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    code, out, err = run("--ci", "--json", gates=[FAILED])
+    assert json.loads(out)["exit_code"] == code == 3
+    assert err.startswith("::error title=")
+    assert run("--ci", gates=[FAILED])[1].splitlines()[-1].startswith("::error title=")
+
+
+def test_a_build_that_breaks_is_reported(run):
+    Path("kdcompile-ci").mkdir()
+    Path("kdcompile-ci/junit.xml").write_text("<of an earlier run/>")
+    code, _, err = run("--ci")
+    assert code == 1
+    assert "error[spec-missing]" in err
+    assert cases() == {"build": "error"}
+    text = ElementTree.parse("kdcompile-ci/junit.xml").find(".//error").text
+    assert "fix:   kdcompile init --example digits" in text
