@@ -1060,10 +1060,11 @@ class OnnxRuntime:
     def _capability(self) -> str | None:
         return str(self.cuda.capability) if self.cuda else None
 
-    def _open(self, blob: bytes, precision: str, trace: str = "") -> Any:
-        """A session of the provider asked for and no other."""
+    def _open(self, blob: bytes, precision: str, trace: str = "", threads: int = 0) -> Any:
+        """A session of the provider asked for and no other; `threads` of an operator, 0 for all."""
         options = self.ort.SessionOptions()
         options.log_severity_level = 4
+        options.intra_op_num_threads = threads
         if trace:
             options.enable_profiling, options.profile_file_prefix = True, trace
         chosen = [(self.provider, self.settings(precision))]
@@ -1077,7 +1078,8 @@ class OnnxRuntime:
             raise WorkerError("provider-fallback", text)
         return made
 
-    def load(self, path: str, graph: bool = False, expected: Any = None) -> OnnxRuntimeSession:
+    def load(self, path: str, graph: bool = False, expected: Any = None,
+             threads: int = 0) -> OnnxRuntimeSession:  # fmt: skip
         """A session of what `build` copied."""
         if graph:
             raise WorkerError("mode-refused", f"{self.provider} runs no CUDA graph here")
@@ -1088,7 +1090,8 @@ class OnnxRuntime:
         record = preflight(path, blob, here, expected)
         precision = str(record.get("precision", "fp32"))
         nodes = {node["name"] for node in OnnxFile(blob).nodes}
-        return OnnxRuntimeSession(self, partial(self._open, blob, precision), nodes)
+        make = partial(self._open, blob, precision, threads=threads)
+        return OnnxRuntimeSession(self, make, nodes)
 
 
 class OnnxRuntimeCuda(OnnxRuntime):
@@ -1518,13 +1521,17 @@ class Worker:
         return {}
 
     def load(self, path: str, name: str = "main", graph: bool = False,
-             expected: Any = None) -> dict[str, Any]:  # fmt: skip
+             expected: Any = None, threads: int = 0) -> dict[str, Any]:  # fmt: skip
         """Load a built network under a name, in place of one that had it.
 
-        With `graph` it runs as a CUDA graph. `expected` stands in for a lost record: its `sha256`,
-        `tensorrt` or `onnxruntime`, `compute_capability` and `platform`.
+        With `graph` it runs as a CUDA graph, with `threads` on so many of a CPU. `expected` stands
+        in for a lost record: its `sha256`, `tensorrt` or `onnxruntime`, `compute_capability` and
+        `platform`.
         """
-        fresh = self.backend.load(path, graph, expected)
+        if threads and self.backend.cuda:
+            raise WorkerError("mode-refused", f"{self.name} runs on no threads of a CPU")
+        more = {"threads": threads} if threads else {}
+        fresh = self.backend.load(path, graph, expected, **more)
         if name in self.loaded:
             self.loaded.pop(name).release()
         self.loaded[name] = fresh

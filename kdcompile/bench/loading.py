@@ -77,18 +77,27 @@ def built(
                     place.call("remove", path=path)
 
 
-def load(place: Place, subject: Subject, engine: Engine, network: str, graph: bool) -> Any:
-    """Load under a name; the worker's answer, with `inputs` by name.
+def load(
+    place: Place,
+    subject: Subject,
+    engine: Engine,
+    network: str,
+    graph: bool,
+    threads: int | None = None,
+) -> Any:
+    """Load under a name, on so many threads of a CPU; the worker's answer, with `inputs` by name.
 
     Raises:
         KDError: the worker's, such as `engine-mismatch` or `onnx-refused`.
     """
+    more = {} if threads is None else {"threads": threads}
     if engine.there is not None:
-        return place.call("load", path=engine.there, name=network, graph=graph)
+        return place.call("load", path=engine.there, name=network, graph=graph, **more)
     record = subject.record or _as_record(subject, place.about)
     return place.call(
-        "load", path=place.put(subject.path), name=network, graph=graph, expected=dict(record)
-    )
+        "load", path=place.put(subject.path), name=network, graph=graph, expected=dict(record),
+        **more,
+    )  # fmt: skip
 
 
 def _as_record(subject: Subject, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,9 @@ class Mode:
         copies: whether inputs are copied to the device, outputs from it, within the latency.
         graph: replay a CUDA graph; None where the place and the networks can.
         spin: wait for the device by spinning; None as the backend does.
+        threads: of a CPU that one operator runs on; None for 1 there. More threads wait for each
+            other: on cores that have other work too, one inference then takes a multiple of the
+            next.
     """
 
     batch: int | None = None
@@ -39,6 +42,21 @@ class Mode:
     copies: Copies = "none"
     graph: bool | None = None
     spin: bool | None = None
+    threads: int | None = None
+
+    def threads_at(self, about: Mapping[str, Any]) -> int | None:
+        """Threads of a worker's CPU; None where it runs on a GPU.
+
+        Raises:
+            KDError: `mode-refused`.
+        """
+        if about["gpu"] is None:
+            if self.threads is not None and self.threads < 1:
+                raise _refused(f"{self.threads} threads", "1 or more threads", about)
+            return self.threads or 1
+        if self.threads is not None:
+            raise _refused("threads of a CPU", "the GPU", about)
+        return None
 
     def resolve(self, about: Mapping[str, Any]) -> list[Way]:
         """What a worker can do about it, the leanest first.
@@ -66,7 +84,9 @@ class Mode:
         return ways if self.graph else [*ways, Way(plain, False)]
 
 
-def recorded(about: Mapping[str, Any], way: Way, clock: str, shapes: str) -> dict[str, Any]:
+def recorded(
+    about: Mapping[str, Any], way: Way, clock: str, shapes: str, threads: int | None
+) -> dict[str, Any]:
     """What is written beside the samples: a comparison holds every key of it equal.
 
     Args:
@@ -74,6 +94,7 @@ def recorded(about: Mapping[str, Any], way: Way, clock: str, shapes: str) -> dic
         way: in which it timed.
         clock: `device` (events around each inference), `wall` or `end_to_end` (with the copies).
         shapes: of the inputs, such as `1x3x576x768 float32`; the batch is the first size.
+        threads: of `Mode.threads_at`.
     """
     return {
         "clock": clock,
@@ -83,6 +104,7 @@ def recorded(about: Mapping[str, Any], way: Way, clock: str, shapes: str) -> dic
         "copies": "both" if way.worker_mode == "end_to_end" else "none",
         "graph": way.graph,
         "waits_by": waits_by(about),
+        "threads": threads,
         "warmup": WARMUP,
     }
 

@@ -104,6 +104,7 @@ class _Session:
         self.wall: list[list[float]] = [[] for _ in subjects]
         self.warm: list[Warm] = []
         self.ways: list[Way] = []
+        self.threads: int | None = None
         self.pace: Pace | None = None
         self.environment: dict[str, Any] = {}
         self.recorded: dict[str, Any] = {}
@@ -161,6 +162,7 @@ class _Session:
         """Everything loaded and run once; the first process settles the mode for all."""
         if not self.ways:
             self.ways = self.mode.resolve(place.about)
+            self.threads = self.mode.threads_at(place.about)
         while True:
             try:
                 loaded, shapes = self._load(place, number)
@@ -174,7 +176,7 @@ class _Session:
         self.ways = self.ways[:1]
         environment = self.tools.look(place)
         if not self.recorded:
-            self.recorded = recorded(place.about, self.ways[0], clock, shapes)
+            self.recorded = recorded(place.about, self.ways[0], clock, shapes, self.threads)
             self.environment = environment
         _check_same(self.environment["facts"], environment["facts"], place.label)
         return loaded
@@ -185,7 +187,9 @@ class _Session:
         arrays: list[Arrays] = [{} for _ in names]
         for i in _order(self._turn(number), len(names)):
             engine = self.engines[i][number % len(self.engines[i])]
-            answer = load(place, self.subjects[i], engine, names[i], self.ways[0].graph)
+            answer = load(
+                place, self.subjects[i], engine, names[i], self.ways[0].graph, self.threads
+            )
             arrays[i] = inputs_for(self.subjects[i], answer, self.mode.batch)
         inputs, shapes = joined(self.subjects, arrays)
         return Loaded(place, names, place.inputs(inputs), self.ways[0]), shapes

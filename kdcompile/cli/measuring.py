@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt")
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 COPIES = ("none", "in", "out", "both")
-MODE_KEYS = ("streams", "copies", "graph", "spin")
+MODE_KEYS = ("streams", "copies", "graph", "spin", "threads")
 
 _OPTIONS = (
     via_option,
@@ -215,7 +215,7 @@ def parse_mode(text: str) -> tuple[str, Any]:
         return key, value
     if key in ("graph", "spin") and value.lower() in TRUTH:
         return key, TRUTH[value.lower()]
-    if key == "streams" and value.isascii() and value.isdigit():
+    if key in ("streams", "threads") and value.isascii() and value.isdigit():
         return key, int(value)
     known = key in MODE_KEYS
     message = f"{key} cannot be {value!r}" if known else f"no mode key {key!r}"
@@ -223,8 +223,8 @@ def parse_mode(text: str) -> tuple[str, Any]:
         "mode-invalid",
         message if known and equals else f"{message}{nearest(key, MODE_KEYS)}",
         where=f"--mode {text}",
-        fix="write copies=none, copies=both, graph=true, graph=false, spin=true, spin=false or "
-        "streams=1",
+        fix="write copies=none, copies=both, graph=true, graph=false, spin=true, spin=false, "
+        "streams=1 or threads=1",
     )
 
 
@@ -238,6 +238,8 @@ def _as_kept(kept: Mapping[str, Any], batch: int | None) -> dict[str, Any]:
         wanted["copies"] = kept["copies"]
     if kept.get("graph") is False:
         wanted["graph"] = False
+    if isinstance(kept.get("threads"), int):
+        wanted["threads"] = kept["threads"]
     return wanted
 
 

@@ -47,6 +47,23 @@ def test_is_python_38(path):
     assert imported - set(sys.stdlib_module_names) <= allowed
 
 
+def test_a_cpu_session_has_the_threads_that_were_asked_for(onnx_files):
+    path = str(onnx_files()["fp32"])
+    blob = Path(path).read_bytes()
+    record = {
+        "sha256": hashlib.sha256(blob).hexdigest(),
+        "onnxruntime": onnxruntime.__version__,
+        "precision": "fp32",
+        "platform": worker._platform(),
+        "compute_capability": None,
+    }
+    played = worker.Worker("onnxruntime")
+    for threads in (0, 1, 2):
+        played.load(path, expected=record, threads=threads)
+        options = played.loaded["main"].session.get_session_options()
+        assert options.intra_op_num_threads == threads
+
+
 def test_conversation(onnx_files, tmp_path):
     image = np.random.default_rng(3).standard_normal((1, 3, 16, 24)).astype(np.float32)
     np.savez(tmp_path / "in.npz", image=image)

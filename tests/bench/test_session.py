@@ -207,10 +207,25 @@ def test_copies_are_measured_end_to_end():
 
 @pytest.mark.parametrize("mode", [
     Mode(streams=2), Mode(copies="in"), Mode(graph=True), Mode(spin=False), Mode(batch=0),
+    Mode(threads=0),
 ])  # fmt: skip
 def test_modes_that_the_backend_has_not_are_refused(mode):
     error = refused("mode-refused", Scene(about=CPU), mode=mode)
     assert "onnxruntime 1.20.0" in error.message
+
+
+def test_a_cpu_is_measured_on_one_thread_unless_more_are_asked_for():
+    for mode, threads in ((Mode(), 1), (Mode(threads=2), 2)):
+        scene = Scene(about=CPU)
+        assert run(scene, mode=mode)[0].runs[0].mode["threads"] == threads
+        assert scene.places[-1].threads == threads
+
+
+def test_a_gpu_has_no_threads_of_a_cpu():
+    scene = Scene(about=GPU)
+    assert run(scene, engines("a"))[0].runs[0].mode["threads"] is None
+    assert scene.places[-1].threads is None
+    refused("mode-refused", Scene(about=GPU), engines("a"), mode=Mode(threads=2))
 
 
 def test_a_batch_is_the_first_size_and_recorded():

@@ -131,7 +131,8 @@ class PlayedPlace:
     def _remove(self, path):
         return {}
 
-    def _load(self, path, name, graph, expected=None):
+    def _load(self, path, name, graph, expected=None, threads=None):
+        self.threads = threads
         self.networks[name] = Path(path).name
         self.loads.append(name)
         return {"inputs": self.scene.ports}
