@@ -50,8 +50,9 @@ def verify(
 ) -> None:
     """Measure a spec's gates, or check a BUNDLE: every hash, and its network's outputs here."""
     if parity:
-        if require is not None or baseline is not None:
-            raise click.UsageError("--require and --baseline are of the gates: leave --parity out")
+        for name, value in (("--require", require), ("--baseline", baseline)):
+            if value is not None:
+                raise click.UsageError(f"{name} is of the gates: leave it or --parity out")
         sys.exit(climb_ladder(spec, target, sets, via, trusted, as_json))
     if spec is not None and is_bundle(spec):
         if baseline is not None:

@@ -185,4 +185,7 @@ def test_schema_describes_the_sections():
 def test_every_command_has_help_and_json():
     for name, command in cli.commands.items():
         assert "Usage" in _out(name, "--help")
-        assert any("--json" in option.opts for option in command.params), name
+        own = any("--json" in option.opts for option in command.params)
+        parts = () if own else getattr(command, "commands", {}).values()  # of a group, each
+        assert own or parts, name
+        assert all(any("--json" in o.opts for o in part.params) for part in parts), name

@@ -1,5 +1,7 @@
 """--baseline BUNDLE: what it sets, and what is refused before any stage runs."""
 
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -57,9 +59,16 @@ def test_the_option_is_a_field_of_the_spec_whatever_the_path(folder, monkeypatch
     assert with_previous(("seed=1",), None) == ("seed=1",)
 
 
-def test_a_path_of_the_spec_is_beside_the_spec(folder):
+def test_a_path_is_beside_the_spec_or_where_it_was_typed(folder, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     spec = load(folder, 'gates.previous={ bundle = "../old" }')
-    assert earlier.earlier_folder(spec) == folder.parent / "old"
+    assert earlier.earlier_folder(spec) == Path.cwd().parent / "old"
+    with (folder / "kdcompile.toml").open("a") as file:
+        file.write('[gates.previous]\nbundle = "../older"\n')
+    assert earlier.earlier_folder(load(folder)) == folder.parent / "older"
+
+
+def test_no_earlier_bundle_is_named(folder):
     assert earlier.earlier_folder(load(folder)) is None
     assert earlier.earlier_folder(load(folder, 'gates.previous={ margin = "2%" }')) is None
 

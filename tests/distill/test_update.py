@@ -28,10 +28,11 @@ def test_it_is_adamw_with_clipping():
     twin = copy.deepcopy(student)
     plain = torch.optim.AdamW(twin.parameters(), lr=0.1, weight_decay=0.1)
 
-    def distance(
-        model,
-    ):  # from 1: a batch norm's outputs have a mean of 0, and so no gradient there
-        return (model(torch.arange(12.0).view(4, 3)) - 1).square().sum()
+    points = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+    def distance(model):
+        # from 1: a batch norm's outputs have a mean of 0, and so no gradient there
+        return (model(points) - 1).square().sum()
 
     for step in range(3):
         update.set(step, 0.1, step)
@@ -42,8 +43,8 @@ def test_it_is_adamw_with_clipping():
         nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
         plain.step()
     for (name, own), other in zip(student.named_parameters(), twin.parameters(), strict=True):
-        # the bias in front of a batch norm has rounding for a gradient, and Adam makes steps of it
-        assert name == "0.bias" or torch.allclose(own, other, atol=1e-6), name
+        # in front of a batch norm a gradient is rounding (bias) or small, and Adam magnifies it
+        assert name == "0.bias" or torch.allclose(own, other, atol=1e-5), name
 
 
 def test_making_it_changes_no_weight():
