@@ -1,7 +1,7 @@
 """Is the latency gate right? The tables of proof: simulated comparisons, and real pairs here.
 
     python benchmarks/gates.py [pairs] [report] --model student.onnx [--count 100] [--seconds 8]
-        [--minutes N] [--work FOLDER] [-o FILE]
+        [--modes MODE ...] [--minutes N] [--work FOLDER] [-o FILE]
 
 `pairs` compares a network with itself and with a copy that is 5 % slower (`slowed.py`), again and
 again: in turns, against a baseline file with its artifact at hand, and against the samples of that
@@ -61,7 +61,7 @@ class Pairs:
         end = time.monotonic() + 60 * self.options.minutes
         made = self.found.setdefault("pairs", [])
         done = {(row["number"], row["mode"], row["case"]) for row in made}
-        kinds = itertools.product(range(self.options.count), MODES, CASES)
+        kinds = itertools.product(range(self.options.count), self.options.modes, CASES)
         for number, mode, case in kinds:
             young = mode != MODES[0] and self._age() < AGE_S
             if young or (number, mode, case) in done:
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("student.onnx"))
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, metavar="MODE")
     parser.add_argument("--minutes", type=float, default=24 * 60)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gates")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "gates.json")
