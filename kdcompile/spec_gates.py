@@ -54,32 +54,32 @@ class AccuracyGate(GateSpec):
 class SpeedupGate(GateSpec):
     """Teacher latency over student latency."""
 
-    min: float = Field(gt=0)
+    min: float = Field(gt=0, allow_inf_nan=False)
 
 
 class SizeGate(GateSpec):
     """The largest deployable file, in units of 10^6 bytes."""
 
-    max: float = Field(gt=0)
+    max: float = Field(gt=0, allow_inf_nan=False)
 
 
 class EnergyGate(GateSpec):
     """Energy of one inference, in mJ, where the device tells it."""
 
     evidence: Evidence = "device"
-    max: float = Field(gt=0)
+    max: float = Field(gt=0, allow_inf_nan=False)
 
 
 class MemoryGate(GateSpec):
     """Peak memory of the network, in units of 10^6 bytes, where the device tells it."""
 
-    max: float = Field(gt=0)
+    max: float = Field(gt=0, allow_inf_nan=False)
 
 
 class ParityGate(GateSpec):
     """Deployed network against the trained one on the same images."""
 
-    min_sqnr_db: float = 20.0
+    min_sqnr_db: float = Field(default=20.0, allow_inf_nan=False)
 
 
 class StrataGate(GateSpec):

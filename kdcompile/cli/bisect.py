@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
-from kdcompile.cli.parity import ladder_json, open_ladder
+from kdcompile.cli.parity import NOTHING, ladder_json, open_ladder
 from kdcompile.cli.trust import trusted_option
-from kdcompile.errors import EXIT_GATE, EXIT_OK
+from kdcompile.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK
 
 if TYPE_CHECKING:
     from kdcompile.parity.ladder import Ladder, Step
@@ -44,20 +44,22 @@ def bisect(
 ) -> None:
     """Find the first tensor at which a rung of the parity ladder leaves the one before it.
 
-    DIR_OR_SPEC may be a bundle. Exit 3 where there is one, 0 where every rung agrees.
+    DIR_OR_SPEC may be a bundle. Exit 3 where there is one, 0 where every rung agrees, 5 where none
+    could be compared.
     """
     from kdcompile.parity.ladder import climb
 
     with open_ladder(spec, target, sets, via, trusted) as ladder:
         steps = climb(ladder)
         found = look(ladder, steps, rung, limit)
+        compared = any(step.verdict in ("passed", "failed") for step in steps)
+        code = EXIT_GATE if found else EXIT_OK if compared else EXIT_INCONCLUSIVE
         if as_json:
             finding = None if found is None else found.to_json()
-            code = EXIT_OK if found is None else EXIT_GATE
             echo_json({**ladder_json(ladder, steps), "finding": finding, "exit_code": code})
         else:
             tell(ladder, steps, rung, found)
-    sys.exit(EXIT_OK if found is None else EXIT_GATE)
+    sys.exit(code)
 
 
 def look(
@@ -95,7 +97,9 @@ def tell(ladder: "Ladder", steps: list["Step"], rung: str | None, found: "Findin
             click.echo(f"failed too: {', '.join(others)}; name one with --rung")
         return
     click.echo("\n".join(ladder_lines(ladder, steps)))
-    if rung is None:
+    if all(step.verdict in ("reference", "absent") for step in steps):
+        click.echo(f"inconclusive: {NOTHING}")
+    elif rung is None:
         click.echo("every rung agrees with the one before it: there is nothing to search for")
     else:
         click.echo(f"the rung {rung} agrees with the one before it: there is nothing to search for")

@@ -11,13 +11,14 @@ from kdcompile.cli.build import planned
 from kdcompile.cli.network import backend_of
 from kdcompile.cli.options import echo_json
 from kdcompile.cli.trust import check_trust
-from kdcompile.errors import EXIT_GATE, EXIT_OK, KDError
+from kdcompile.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, KDError
 
 if TYPE_CHECKING:
     from kdcompile.parity.ladder import Ladder, Step
     from kdcompile.pipeline.plan import Plan
 
 IMAGES = 16  # of the validation split
+NOTHING = "no rung could be held against another; the list says why each is absent"
 NEXT = "kdcompile bisect names the tensor, the node and the module"
 
 
@@ -96,18 +97,20 @@ def ladder_of_bundle(folder: Path, via: str | None) -> AbstractContextManager["L
 
 
 def show_ladder(ladder: "Ladder", steps: Sequence["Step"], as_json: bool) -> int:
-    """Print the ladder; the exit code is 3 where a rung failed."""
+    """Print the ladder; the exit code is 3 where a rung failed, 5 where none was compared."""
     from kdcompile.parity.show import ladder_lines
 
     failed = [step.name for step in steps if step.verdict == "failed"]
-    code = EXIT_GATE if failed else EXIT_OK
+    judged = sum(step.verdict == "passed" for step in steps)
+    code = EXIT_GATE if failed else EXIT_OK if judged else EXIT_INCONCLUSIVE
     if as_json:
         echo_json({**ladder_json(ladder, steps), "exit_code": code})
         return code
     click.echo("\n".join(ladder_lines(ladder, steps)))
-    judged = sum(step.verdict == "passed" for step in steps)
     if failed:
         click.echo(f"failed: {', '.join(failed)}; {NEXT}")
+    elif not judged:
+        click.echo(f"inconclusive: {NOTHING}")
     else:
         agree = "1 rung agrees" if judged == 1 else f"{judged} rungs agree"
         click.echo(f"passed: {agree} with the one before")

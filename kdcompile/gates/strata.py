@@ -64,6 +64,10 @@ def strata(settings: StrataGate, context: VerifyContext) -> GateResult:
             for about, where in groups
         ]  # fmt: skip
         verdict, reason = _judge(parts)
+        seen = {about.get("class") for about, _ in groups}
+        unseen = [name for name in context.classes or () if name not in seen]
+        if verdict == "passed" and unseen:  # what no photo shows is not proven
+            verdict, reason = "inconclusive", f"no test photo of {', '.join(map(str, unseen))}"
         observed, reason = _observed(metric, parts), f"{reason}, on {outcomes.scope}"
         told = tuple(
             difference(context, metric, part.decision, "teacher", part.n, part.name)

@@ -3,6 +3,7 @@
 import importlib
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -74,6 +75,7 @@ def ladder(monkeypatch):
 
         for where in (verify, module):
             monkeypatch.setattr(where, "open_ladder", opened)
+        return made
 
     return give
 
@@ -169,3 +171,13 @@ def test_a_damaged_bundle_is_refused_before_it_is_run(tmp_path):
     done = run(bisect, str(tmp_path))
     assert isinstance(done.exception, KDError)
     assert done.exception.code == "bundle-corrupt"
+
+
+def test_where_nothing_is_compared_nothing_has_passed(ladder):
+    made = ladder(1.0)
+    made.rungs[3] = replace(made.rungs[3], side=None, model=None, absent="nothing is rounded")
+    for command, arguments in ((verify.verify, ("--parity",)), (bisect, ())):
+        result = run(command, *arguments)
+        assert result.exit_code == 5
+        assert "inconclusive: no rung could be held against another" in result.output
+        assert json.loads(run(command, *arguments, "--json").output)["exit_code"] == 5

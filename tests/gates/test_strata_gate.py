@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from kdcompile.data.task import find_task
 from kdcompile.gates import bootstrap
 from kdcompile.gates.strata import strata
-from kdcompile.spec_gates import StrataGate
+from kdcompile.spec_gates import METRICS_OF, StrataGate
 
 
 def crowd(n, factors, seed=0):
@@ -52,6 +53,14 @@ def test_classes_are_parts_by_their_names(make_context):
     assert result.threshold == "top1 of every part within 10 points of the teacher's, at 95 %"
 
 
+def test_a_class_without_a_photo_is_not_proven(make_context):
+    true = np.repeat([0.0, 1], 200)
+    context = make_context("classification", true, true, true, classes=("cat", "dog", "owl"))
+    result = strata(StrataGate(margin="10%"), context)
+    assert result.verdict == "inconclusive"
+    assert result.reason.startswith("no test photo of owl")
+
+
 def test_many_looks_do_not_fail_an_equal_student(monkeypatch, make_context):
     """All parts exactly at the margin: a single look fails 5 %, three uncorrected ones 14 %."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 499)
@@ -83,3 +92,9 @@ def test_few_images_are_not_an_error(make_context, metric):
     result = strata(StrataGate(metric=metric), make_context("regression", *crowd(2, (1, 1, 1))))
     assert result.verdict == "inconclusive"
     assert "in the worst of 2 parts" in result.observed
+
+
+@pytest.mark.parametrize("kind", METRICS_OF)
+def test_a_spec_may_name_the_metrics_of_its_task_and_no_other(kind):
+    task = find_task(kind)
+    assert set(METRICS_OF[kind]) == {m.name for m in (*task.metrics, *task.map_metrics)}
