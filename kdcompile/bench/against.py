@@ -6,6 +6,7 @@ samples stand for it, and the spread between its runs is part of the interval.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -226,7 +227,7 @@ def reference_at_hand(
     """
     path = given or baseline.artifact(file)
     apart = "the baseline's samples stand for the reference, which ran at other times: "
-    if not path.exists():
+    if not os.path.exists(path):  # also where its folder may not be read
         if given is None:
             return None, f"{apart}it is no longer at {path}; --reference FILE names another place"
         raise KDError(

@@ -1,5 +1,6 @@
 """How much is measured."""
 
+import math
 from dataclasses import dataclass
 
 from kdcompile.bench.burst import Pace
@@ -47,7 +48,7 @@ class Effort:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise _effort(name, value, f"at least {low}")
-        if not self.seconds > 0:
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise _effort("seconds", self.seconds, "a time above 0")
         if self.samples is not None and self.builds > 1:
             raise _effort("samples", self.samples, "one build, as they are of one process")

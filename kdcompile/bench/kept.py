@@ -48,8 +48,8 @@ def check_name(name: str, what: str) -> str:
 
 
 def files(folder: Path) -> list[Path]:
-    """Every baseline file, by class and name."""
-    return sorted(folder.glob("*/*.json"))
+    """Every baseline file, by class and name; not those that still gather their runs."""
+    return sorted(f for f in folder.glob("*/*.json") if not f.name.endswith(".partial.json"))
 
 
 def find(folder: Path, name: str | None, device: str | None = None) -> list[Path]:

@@ -10,6 +10,7 @@ from kdcompile.bench.hierarchy import Blocks
 from kdcompile.bench.samples import Block, Samples
 from kdcompile.errors import KDError
 
+FEWEST = 2  # undisturbed blocks of a process: one alone has no spread, and would weigh most
 Runs = list[list[list[Blocks]]]  # of builds of processes, none of them empty
 
 
@@ -29,13 +30,19 @@ def in_turns(ours: Samples, theirs: Samples) -> tuple[list[list[tuple[Blocks, Bl
     check(ours)
     check(theirs)
     found: dict[tuple[str, str], list[tuple[Blocks, Blocks]]] = {}
+    processes: list[tuple[tuple[str, str], list[tuple[Block, Block]]]] = []
     left_out = 0
     for where, engines, pairs in _pairs(ours, theirs):
         if len(pairs[0]) != len(pairs[1]):
             _unpaired(f"{where}: {len(pairs[0])} blocks against {len(pairs[1])}")
         whole = [(a, b) for a, b in zip(*pairs, strict=True) if not (a.disturbed or b.disturbed)]
         left_out += len(pairs[0]) - len(whole)
-        if whole:
+        processes.append((engines, whole))
+    least = _least(len(whole) for _, whole in processes)
+    for engines, whole in processes:
+        if len(whole) < least:
+            left_out += len(whole)
+        else:
             sides = _times(a for a, _ in whole), _times(b for _, b in whole)
             found.setdefault(engines, []).append(sides)
     if not found:
@@ -55,18 +62,26 @@ def by_runs(samples: Samples) -> tuple[Runs, int]:
     check(samples)
     runs: Runs = []
     left_out = 0
+    processes = (p for run in samples.runs for build in run.builds for p in build.processes)
+    least = _least(sum(not b.disturbed for b in p.blocks) for p in processes)
     for run in samples.runs:
         builds = []
         for build in run.builds:
-            kept = [_times(b for b in p.blocks if not b.disturbed) for p in build.processes]
-            left_out += sum(bool(b.disturbed) for p in build.processes for b in p.blocks)
-            if any(kept):
-                builds.append([blocks for blocks in kept if blocks])
+            whole = [_times(b for b in p.blocks if not b.disturbed) for p in build.processes]
+            kept = [blocks for blocks in whole if len(blocks) >= least]
+            left_out += sum(len(p.blocks) for p in build.processes) - sum(map(len, kept))
+            if kept:
+                builds.append(kept)
         if builds:
             runs.append(builds)
     if not runs:
         _empty(samples.name, left_out)
     return runs, left_out
+
+
+def _least(blocks: Iterable[int]) -> int:
+    """Blocks of a process that is used: `FEWEST`, or 1 where no process has as many."""
+    return FEWEST if any(count >= FEWEST for count in blocks) else 1
 
 
 def check(samples: Samples) -> None:

@@ -32,6 +32,7 @@ class Mode:
         copies: whether inputs are copied to the device, outputs from it, within the latency.
         graph: replay a CUDA graph; None where the place and the networks can.
         spin: wait for the device by spinning; None as the backend does.
+        kept: `threads` is of a baseline and no wish, so that a GPU is refused for what it is.
         threads: of a CPU that one operator runs on; None for 1 there. More threads wait for each
             other: on cores that have other work too, one inference then takes a multiple of the
             next.
@@ -43,6 +44,7 @@ class Mode:
     graph: bool | None = None
     spin: bool | None = None
     threads: int | None = None
+    kept: bool = False
 
     def threads_at(self, about: Mapping[str, Any]) -> int | None:
         """Threads of a worker's CPU; None where it runs on a GPU.
@@ -54,7 +56,7 @@ class Mode:
             if self.threads is not None and self.threads < 1:
                 raise _refused(f"{self.threads} threads", "1 or more threads", about)
             return self.threads or 1
-        if self.threads is not None:
+        if self.threads is not None and not self.kept:
             raise _refused("threads of a CPU", "the GPU", about)
         return None
 
@@ -71,7 +73,7 @@ class Mode:
             raise _refused(f"a batch of {self.batch}", "1 or more images", about)
         if self.streams != 1:
             raise _refused(f"{self.streams} streams", "one stream", about)
-        if self.spin is not None and self.spin != (waits_by(about) == "spinning"):
+        if self.spin is not None and (about["gpu"] is not None or not self.spin):
             asked = "spinning" if self.spin else "sleeping"
             raise _refused(f"waiting by {asked}", f"waiting by {waits_by(about)}", about)
         if self.copies in ("in", "out"):

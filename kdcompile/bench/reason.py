@@ -43,7 +43,8 @@ def reason(
 
 def _missing(more: int | None, *, paired: bool, enough: bool) -> str:
     if more is None:
-        return "more runs of the reference are needed to decide"
+        what = "processes or builds" if paired else "runs of the reference"
+        return f"more {what} are needed to decide"
     whose = "of each" if paired else "of the candidate, in more runs,"
     asked = f"about {more} more blocks {whose} would decide"
     if enough:

@@ -1,5 +1,6 @@
 """The options with which latency is measured, and what they say together."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ _OPTIONS = (
         "modes",
         multiple=True,
         metavar="KEY=VALUE",
-        help="copies=none|both, graph=true|false, spin=true|false, streams=1; repeatable.",
+        help="copies=none|both, graph=true|false, spin=true|false, streams=1, threads=N of a CPU "
+        "(1); repeatable.",
     ),
     click.option("--seconds", type=float, help="That one measuring run may take (60)."),
     click.option("--processes", type=int, help="Of one measuring run (3)."),
@@ -128,6 +130,8 @@ class Measuring:
         for text in self.modes:
             key, value = parse_mode(text)
             wanted[key] = value
+            if key == "threads":
+                wanted["kept"] = False
         return Mode(**wanted)
 
     def plan(
@@ -158,7 +162,7 @@ class Measuring:
             raise click.UsageError("--samples says how many; --until-decided as many as it takes")
         if limit is not None and not until_decided:
             raise click.UsageError("--limit is that of --until-decided")
-        if limit is not None and not limit > 0:
+        if limit is not None and not (math.isfinite(limit) and limit > 0):
             raise KDError(
                 "limit-invalid", f"a limit of {limit:g} seconds leaves no time to measure",
                 where="--limit", fix=f"give a time above 0, such as --limit {LIMIT_S:g}",
@@ -239,7 +243,7 @@ def _as_kept(kept: Mapping[str, Any], batch: int | None) -> dict[str, Any]:
     if kept.get("graph") is False:
         wanted["graph"] = False
     if isinstance(kept.get("threads"), int):
-        wanted["threads"] = kept["threads"]
+        wanted |= {"threads": kept["threads"], "kept": True}
     return wanted
 
 

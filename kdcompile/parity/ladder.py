@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.agreement import LIMIT_DB, decibels, powers, relative_error
+from kdcompile.data.agreement import LIMIT_DB, pooled_sqnr
 from kdcompile.data.metric import Metric
 from kdcompile.data.task import Task
 from kdcompile.parity.sides import Side
@@ -85,7 +85,7 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Step:
-    """One rung against the one before it; numbers are the worst over the images.
+    """One rung against the one before it; numbers are over all images, the cosine the worst.
 
     Args:
         name: of the rung.
@@ -93,7 +93,7 @@ class Step:
         verdict: see `Verdict`.
         what: the rung is.
         kind: what it rounds to.
-        sqnr_db: 20 log10(|a| / |a - b|), in dB.
+        sqnr_db: 20 log10(|a| / |a - b|) over all images together, in dB.
         cosine: of the outputs' angle.
         max_rel_error: max |a - b| / max |a|.
         noise: of the predictions, relative (`tolerance.noise`).
@@ -155,8 +155,9 @@ def judge(
     pairs = list(zip(references, outputs, strict=True))
     spent = noise(ladder.task, references, outputs) if _alike(pairs) else NO_LIMIT
     errors = tuple(divergence(a, b) for a, b in pairs)
-    sqnr = min(decibels(*powers(a, b)) if _alike([(a, b)]) else -LIMIT_DB for a, b in pairs)
-    largest = max(relative_error(a, b) if _alike([(a, b)]) else NO_LIMIT for a, b in pairs)
+    # over all images together, as the parity gate has it: an image of nothing has no scale
+    sqnr = pooled_sqnr(references, outputs) if _alike(pairs) else -LIMIT_DB
+    largest = _largest(pairs) if _alike(pairs) else NO_LIMIT
     reasons = _reasons(ladder, rung, pairs, sqnr, largest, spent)
     return Step(
         name=rung.name,
@@ -230,6 +231,15 @@ def cosine(reference: Floats, other: Floats) -> float:
     if size == 0:
         return float(np.array_equal(a, b))
     return float(np.clip(a @ b / size, -1.0, 1.0))
+
+
+def _largest(pairs: Sequence[tuple[Floats, Floats]]) -> float:
+    """max |a - b| / max |a|, both over all images."""
+    peak = max(float(np.abs(a).max()) for a, _ in pairs)
+    off = max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in pairs)
+    if off == 0:
+        return 0.0
+    return min(off / peak, NO_LIMIT) if peak else NO_LIMIT
 
 
 def _alike(pairs: Sequence[tuple[Floats, Floats]]) -> bool:

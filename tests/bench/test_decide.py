@@ -194,6 +194,20 @@ def test_a_process_of_disturbed_blocks_is_left_out_whole():
     assert "2 processes" in found.reason
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_one_block_that_is_left_of_a_process_has_no_say(paired):
+    """It has no spread of its own, and would weigh more than the processes that have one."""
+    a, b = made(**ONE, seed=1), made(**ONE, seed=2)
+    for block in range(9):
+        a = edited(a, lambda x: replace(x, disturbed="load"), process=2, block=block)
+    a = edited(a, lambda x: replace(x, ms=tuple(1.3 * t for t in x.ms)), process=2, block=9)
+    found = compare(a, b, paired=paired)
+    clean = compare(made(**ONE, seed=1), b, paired=paired)
+    assert (found.left_out, found.blocks) == (10, 20)
+    assert found.decision != "regressed"
+    assert found.ratios[0].value == pytest.approx(clean.ratios[0].value, rel=0.02)
+
+
 def test_from_samples_alone_runs_are_the_units_and_the_report_says_so():
     found = compare(made(1.2, **ONE, seed=1), made(runs=3, seed=2), paired=False)
     assert found.decision == "regressed"

@@ -221,6 +221,16 @@ def test_a_cpu_is_measured_on_one_thread_unless_more_are_asked_for():
         assert scene.places[-1].threads == threads
 
 
+@pytest.mark.parametrize("spin", [True, False])
+def test_how_a_gpu_is_waited_for_cannot_be_chosen(spin):
+    refused("mode-refused", Scene(about=GPU), engines("a"), mode=Mode(spin=spin))
+
+
+def test_the_threads_of_a_baseline_are_no_wish_on_a_gpu():
+    found = run(Scene(about=GPU), engines("a"), mode=Mode(threads=1, kept=True))[0]
+    assert found.runs[0].mode["threads"] is None
+
+
 def test_a_gpu_has_no_threads_of_a_cpu():
     scene = Scene(about=GPU)
     assert run(scene, engines("a"))[0].runs[0].mode["threads"] is None

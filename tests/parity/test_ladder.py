@@ -65,13 +65,22 @@ def test_equal_outputs_pass_with_the_best_numbers():
     assert (step.max_rel_error, step.noise, step.reason) == (0.0, 0.0, "")
 
 
-def test_the_numbers_are_the_worst_images():
+def test_the_numbers_are_over_all_images():
     noisy = 2 * BASE
     noisy[0, 0, 0, 0] += 0.5
     step = one(BASE, noisy)
-    assert step.sqnr_db == pytest.approx(20 * np.log10(np.linalg.norm(2 * BASE) / 0.5))
+    both = np.concatenate([BASE, 2 * BASE])
+    assert step.sqnr_db == pytest.approx(20 * np.log10(np.linalg.norm(both) / 0.5))
     assert step.max_rel_error == pytest.approx(0.5 / 32)
     assert step.errors[0] == 0.0
+
+
+def test_an_image_of_nothing_has_no_scale_of_its_own():
+    ladder = ladder_of((4 * BASE, 0 * BASE + 0.001))
+    ladder.rungs[0] = Rung("onnx", "", side=Given(4 * BASE, 0 * BASE))
+    step = climb(ladder)[1]
+    assert step.sqnr_db > 60
+    assert "dB" not in step.reason
 
 
 def test_predictions_that_move_too_far_fail_a_rung_that_rounds():
