@@ -126,7 +126,7 @@ def warm_up(loaded: Loaded, watch: Watch, seconds: float, clock: Callable[[], fl
             seen.append(median(ms))
             means[number] = fmean(ms)
             counts[number] = _count(BURST_MS, means[number], 1)
-        stable = all(_agree(seen[-BURSTS:]) for seen in medians)
+        stable = all(agree(seen[-BURSTS:]) for seen in medians)
         if stable or clock() - begin >= seconds:
             return Warm(clock() - begin, stable, tuple(means))
 
@@ -142,5 +142,6 @@ def _count(ms: float, once: float, least: int) -> int:
     return max(least, min(MAX_ITERATIONS, round(ms / once)))
 
 
-def _agree(seen: Sequence[float]) -> bool:
+def agree(seen: Sequence[float]) -> bool:
+    """Whether so many medians in a row say that a network is warm."""
     return len(seen) == BURSTS and max(seen) <= (1 + AGREE) * min(seen)

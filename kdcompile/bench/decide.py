@@ -124,8 +124,7 @@ def _decide(value: float, low: float, high: float, margin: float, beyond: float)
 
 def _wanted(value: float, margin: float) -> float:
     """The half-width at which a median's log ratio of this size is decided."""
-    within = margin - value
-    return max(within, value) if value > BEYOND[0] * margin else within
+    return value if value > BEYOND[0] * margin else margin - value
 
 
 def _verdict(ratios: tuple[Ratio, ...]) -> Decision:

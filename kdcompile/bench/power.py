@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kdcompile.backends import engine
 from kdcompile.backends.via import Place
+from kdcompile.bench.watch import grown
 from kdcompile.errors import KDError
 
 NETWORK = "measured"
@@ -239,19 +240,19 @@ def memory_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Memory | A
         before: answer of `memory` with `restart`.
         after: answer of `memory`.
     """
-    host = _grown(before["resident_mb"], after["peak_mb"])
+    host = grown(before["resident_mb"], after["peak_mb"])
     bound = "" if before["restarted"] else ", an upper bound: an earlier peak may be in it"
-    grown = f"growth of the process since before it was loaded{bound}"
+    growth = f"growth of the process since before it was loaded{bound}"
     if after["gpu_used_mb"] is None:
-        return _memory(host, f"peak resident {grown}", host)
+        return _memory(host, f"peak resident {growth}", host)
     if after["unified"]:
-        taken = _grown(after["available_mb"], before["available_mb"])
+        taken = grown(after["available_mb"], before["available_mb"])
         if taken is not None and taken >= (host or 0.0):
             return _memory(taken, "memory that the whole machine has less than before", host)
-        return _memory(host, f"peak resident {grown}, more than what the machine has less", host)
+        return _memory(host, f"peak resident {growth}, more than what the machine has less", host)
     if after["gpu_mb"] is not None:
         return _memory(after["gpu_mb"], "GPU memory of the process, with its CUDA context", host)
-    used = _grown(before["gpu_used_mb"], after["gpu_used_mb"])
+    used = grown(before["gpu_used_mb"], after["gpu_used_mb"])
     return _memory(used, "growth of the whole GPU's used memory: NVML names no process", host)
 
 
@@ -259,7 +260,3 @@ def _memory(mib: float | None, what: str, host: float | None) -> Memory | Absent
     if mib is None:
         return Absent(f"nothing tells the {what}")
     return Memory(MB_OF_MIB * mib, what, None if host is None else MB_OF_MIB * host)
-
-
-def _grown(start: float | None, end: float | None) -> float | None:
-    return None if start is None or end is None else max(0.0, end - start)

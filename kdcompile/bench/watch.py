@@ -126,17 +126,17 @@ def rates(start: Reading, end: Reading, seconds: float) -> dict[str, float]:
         end: the later one.
         seconds: between them.
     """
-    used, total = _grown(start.busy_s, end.busy_s), _grown(start.total_s, end.total_s)
-    own, waited = _grown(start.own_s, end.own_s), _grown(start.wait_s, end.wait_s)
+    used, total = grown(start.busy_s, end.busy_s), grown(start.total_s, end.total_s)
+    own, waited = grown(start.own_s, end.own_s), grown(start.wait_s, end.wait_s)
     others = None if used is None or own is None else max(0.0, used - own)
     wanted = None if own is None or waited is None else own + waited
     shares = (
         _share(others, total),
         _share(waited, wanted),
-        _share(_grown(start.steal_s, end.steal_s), total),
-        _share(_grown(start.quota_s, end.quota_s), seconds),
-        _share(_grown(start.switches, end.switches), seconds),
-        _share(_grown(start.throttle_events, end.throttle_events), seconds),
+        _share(grown(start.steal_s, end.steal_s), total),
+        _share(grown(start.quota_s, end.quota_s), seconds),
+        _share(grown(start.switches, end.switches), seconds),
+        _share(grown(start.throttle_events, end.throttle_events), seconds),
     )
     found = dict(zip(ALLOWED, shares, strict=True))
     return {name: share for name, share in found.items() if share is not None}
@@ -171,7 +171,8 @@ def _cpus(pid: int) -> Iterable[int]:
         return range(os.cpu_count() or 1)
 
 
-def _grown(start: float | None, end: float | None) -> float | None:
+def grown(start: float | None, end: float | None) -> float | None:
+    """By how much a number rose; None where either was not told."""
     return None if start is None or end is None else max(0.0, end - start)
 
 

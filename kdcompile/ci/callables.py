@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from kdcompile.artifact import digest
+from kdcompile.bench.burst import BURSTS, agree
 from kdcompile.bench.machine import fingerprint
 from kdcompile.bench.samples import Block, Build, Process, Run, Samples
 from kdcompile.errors import KDError
@@ -27,7 +28,6 @@ MIN_ITERATIONS, MAX_ITERATIONS = 5, 200  # more would fill a baseline's file and
 MIN_BLOCKS, MAX_BLOCKS = 8, 60
 REPEATS = 1 / 3  # of the blocks: at most so many more where some were disturbed
 WARMUP_SHARE, WARMUP_S = 0.25, 2.0  # the most that a warm-up may take
-AGREE, BURSTS = 0.02, 3  # as many medians in a row, within this share of each other
 MAX_CALLS = 1 << 16  # of one sample
 
 Call = Callable[[], object]
@@ -106,7 +106,7 @@ class Timer:
                 times = [self._sample(call, 1) for _ in range(counts[i])]
                 seen[i].append(median(times))
                 counts[i] = min(max(3, int(BURST_S / max(seen[i][-1], 1e-9))), MAX_ITERATIONS)
-            stable = all(_agree(medians[1:][-BURSTS:]) for medians in seen)  # the first is cold
+            stable = all(agree(medians[1:][-BURSTS:]) for medians in seen)  # the first is cold
             if stable or self.clock() - begin >= limit:
                 return [medians[-1] for medians in seen], stable
 
@@ -195,10 +195,6 @@ def _calls_for(seconds: float) -> int:
     while count * seconds < SAMPLE_S and count < MAX_CALLS:
         count *= 2
     return count
-
-
-def _agree(seen: Sequence[float]) -> bool:
-    return len(seen) == BURSTS and max(seen) <= (1 + AGREE) * min(seen)
 
 
 @contextmanager

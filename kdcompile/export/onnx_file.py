@@ -76,7 +76,19 @@ def onnx_from_module(
     return model
 
 
-def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str) -> ModelProto:
+def traced(
+    module: nn.Module, shapes: Sequence[Sequence[int]], output: str | None = None
+) -> "torch.onnx.ONNXProgram":
+    """What torch makes of a network.
+
+    Args:
+        module: takes float32 [N, C, H, W]; in inference mode, on the CPU.
+        shapes: smallest, typical and largest.
+        output: its name in the ONNX file; None for the exporter's own.
+
+    Raises:
+        torch.onnx.OnnxExporterError: it cannot be traced or translated.
+    """
     low, _, high = shapes
     names = {0: "batch", 2: "height", 3: "width"}
     dims = {
@@ -86,21 +98,26 @@ def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str
     }
     # torch.export specialises a size of 0 or 1, so trace at the largest
     sample = torch.zeros(tuple(high))
-    try:
-        with quiet_exporter():
-            program = torch.onnx.export(
-                module,
-                (sample,),
-                input_names=[INPUT],
-                output_names=[output],
-                opset_version=EXPORTED_OPSET,
-                dynamic_shapes=(dims,) if dims else None,
-                dynamo=True,
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise _explain(error, bool(dims)) from error
+    with quiet_exporter():
+        program = torch.onnx.export(
+            module,
+            (sample,),
+            input_names=[INPUT],
+            output_names=None if output is None else [output],
+            opset_version=EXPORTED_OPSET,
+            dynamic_shapes=(dims,) if dims else None,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None, "without a path the exporter returns its program"
+    return program
+
+
+def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str) -> ModelProto:
+    try:
+        program = traced(module, shapes, output)
+    except torch.onnx.OnnxExporterError as error:
+        raise _explain(error, list(shapes[0]) != list(shapes[2])) from error
     model: ModelProto = program.model_proto
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
         raise KDError(

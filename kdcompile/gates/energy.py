@@ -3,7 +3,7 @@
 from kdcompile.bench.power import Absent
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
-from kdcompile.gates.resources import resource_numbers, resources_of
+from kdcompile.gates.resources import resource_numbers, resources_of, unread
 from kdcompile.report import GateResult, Verdict
 from kdcompile.spec_gates import EnergyGate
 
@@ -23,11 +23,11 @@ def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
     It is the energy in all, what the idle device draws with it, as a battery has to give it. Where
     nothing tells it the gate is skipped: a limit that was not held against a number is not kept.
     """
-    found = resources_of(context).energy
+    found, threshold = resources_of(context).energy, _threshold(settings)
     if settings.evidence == "predicted":
         found = Absent("no model predicts the energy of an inference")
     if isinstance(found, Absent):
-        return _result(settings, context, "skipped", "no reading", found.reason)
+        return unread("energy_mj", settings, threshold, context, found)
     if found.high <= settings.max:
         verdict: Verdict = "passed"
     elif found.low > settings.max:
@@ -43,21 +43,8 @@ def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
         f"{found.samples} readings of {found.source} ({' + '.join(found.judged)}), "
         f"{found.hz:.0f} a second"
     )
-    return _result(settings, context, verdict, observed, reason)
-
-
-def _result(
-    settings: EnergyGate, context: VerifyContext, verdict: Verdict, observed: str, reason: str
-) -> GateResult:
-    measured = verdict != "skipped"
-    numbers = [m for m in resource_numbers(context) if m.name.startswith("energy")]
+    numbers = tuple(m for m in resource_numbers(context) if m.name.startswith("energy"))
     return GateResult(
-        name="energy_mj",
-        verdict=verdict,
-        evidence=context.evidence,
-        required=settings.required,
-        threshold=_threshold(settings),
-        observed=observed,
-        reason=reason,
-        measurements=tuple(numbers) if measured else (),
-    )
+        "energy_mj", verdict, context.evidence, settings.required, threshold, observed, reason,
+        numbers,
+    )  # fmt: skip

@@ -9,7 +9,8 @@ from kdcompile.backends import engine
 from kdcompile.backends.via import Place, open_place
 from kdcompile.bench.power import Absent, Resources, measure
 from kdcompile.gates.context import MODES, VerifyContext
-from kdcompile.report import Measurement
+from kdcompile.report import GateResult, Measurement
+from kdcompile.spec_gates import GateSpec
 from kdcompile.targets import Target
 
 HERE = "onnxruntime"
@@ -82,3 +83,12 @@ def resource_numbers(context: VerifyContext) -> tuple[Measurement, ...]:
         m = found.memory
         told.append(context.measurement("peak memory", m.mb, "MB", mode=m.what))
     return tuple(told)
+
+
+def unread(
+    name: str, settings: GateSpec, threshold: str, context: VerifyContext, why: Absent
+) -> GateResult:
+    """The result of a gate whose number nothing tells: skipped, which is not passed."""
+    return GateResult(
+        name, "skipped", context.evidence, settings.required, threshold, "no reading", why.reason
+    )

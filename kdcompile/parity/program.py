@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdcompile.errors import KDError
-from kdcompile.export.onnx_file import INPUT, quiet_exporter
-from kdcompile.export.opset import EXPORTED_OPSET
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
-
-AXES = {0: "batch", 2: "height", 3: "width"}
 
 
 def exported_program(module: "nn.Module", profile: Sequence[Sequence[int]]) -> "ExportedProgram":
@@ -26,23 +22,10 @@ def exported_program(module: "nn.Module", profile: Sequence[Sequence[int]]) -> "
     """
     import torch
 
-    low, _, high = profile
-    dims = {
-        axis: torch.export.Dim(name, min=low[axis], max=high[axis])
-        for axis, name in AXES.items()
-        if low[axis] != high[axis]
-    }
+    from kdcompile.export.onnx_file import traced
+
     try:
-        with quiet_exporter():
-            made = torch.onnx.export(
-                module,
-                (torch.zeros(tuple(high)),),
-                input_names=[INPUT],
-                opset_version=EXPORTED_OPSET,
-                dynamic_shapes=(dims,) if dims else None,
-                dynamo=True,
-                verbose=False,
-            )
+        made = traced(module, profile)
     except torch.onnx.OnnxExporterError as error:
         raise KDError(
             "export-failed",
@@ -50,6 +33,5 @@ def exported_program(module: "nn.Module", profile: Sequence[Sequence[int]]) -> "
             where=type(module).__name__,
             fix="kdcompile export, which names what it cannot trace",
         ) from error
-    assert made is not None, "without a path the exporter returns its program"
     assert made.exported_program is not None, "dynamo exports through one"
     return made.exported_program

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from staged_designs import architecture, stage
 from torch import nn
 
 from kdcompile.errors import KDError
@@ -14,22 +15,6 @@ from kdcompile.export.session import run_onnx
 from kdcompile.models.blocks import BLOCKS, NormedConv, RepConv, fold, inner_width, window
 from kdcompile.models.shrunk import OUTPUT_STD, student_from_architecture
 from kdcompile.models.staged import StagedStudent
-
-
-def stage(block="conv", width=16, depth=1, stride=1, down="pool", dilation=1):
-    return {
-        "block": block, "width": width, "depth": depth, "stride": stride, "down": down,
-        "dilation": dilation,
-    }  # fmt: skip
-
-
-def architecture(*stages, **changes):
-    whole = {
-        "family": "staged", "seed": 0, "input_scale": 1.0, "stages": list(stages),
-        "in_channels": 3, "out_channels": 1, "head": "dense", "output_stride": 8,
-    }  # fmt: skip
-    return whole | changes
-
 
 MIXED = architecture(
     stage("conv", 8),

@@ -1,7 +1,11 @@
 """The kernels of a staged student equal those of its exported file, and come fast."""
 
+from functools import partial
+
 import pytest
+import staged_designs
 import torch
+from staged_designs import stage
 from torch import nn
 
 from kdcompile.export.onnx_file import onnx_from_module
@@ -16,21 +20,7 @@ SAME = (
     "shape", "in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups",
 )  # fmt: skip
 
-
-def stage(block="conv", width=16, depth=1, stride=1, down="pool", dilation=1):
-    return {
-        "block": block, "width": width, "depth": depth, "stride": stride, "down": down,
-        "dilation": dilation,
-    }  # fmt: skip
-
-
-def architecture(*stages, **changes):
-    whole = {
-        "family": "staged", "seed": 0, "input_scale": 1.0, "stages": list(stages),
-        "in_channels": 3, "out_channels": 1, "head": "dense", "output_stride": 4,
-    }  # fmt: skip
-    return whole | changes
-
+architecture = partial(staged_designs.architecture, output_stride=4)
 
 SAMPLE = {
     "conv and bottleneck": (

@@ -1,7 +1,6 @@
 """`kdcompile bench`, `compare` and `baseline` on a played place: no real clock, no engine."""
 
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -9,23 +8,24 @@ import numpy as np
 import onnx
 import onnx_graphs
 from benching import Scene
+from command_line import CommandLine
 
 from kdcompile.bench import against, session
-from kdcompile.cli import cli, main
+from kdcompile.cli import cli
 from kdcompile.cli.baseline import baseline
 from kdcompile.cli.bench import bench, compare
 
 UNIT_MS = 10.0  # so slow that a block is few inferences, and a test quick
 
 
-class BenchLine:
+class BenchLine(CommandLine):
     """The command line in a folder of its own, with networks of known latency.
 
     `scene.ms` and `scene.facts` are the place's; `out` is the standard output of the last call.
     """
 
     def __init__(self, monkeypatch, capsys, folder):
-        self.monkeypatch, self.capsys = monkeypatch, capsys
+        super().__init__(monkeypatch, capsys)
         self.folder, self.out = folder, ""
         monkeypatch.chdir(folder)
         for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
@@ -52,20 +52,6 @@ class BenchLine:
         onnx.save(graph.model(graph.conv("c", "image", 3, 4)), path)
         self.speeds[name] = ms * UNIT_MS
         return path
-
-    def __call__(self, *words):
-        """Exit code and standard error; what was on standard output is `out`."""
-        self.monkeypatch.setattr(sys, "argv", ["kdcompile", *map(str, words)])
-        self.capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as leave:
-            code = leave.code
-        found = self.capsys.readouterr()
-        self.out = found.out
-        assert "Traceback" not in found.out + found.err
-        return code, found.err
 
     def undecided(self, looks):
         """The first looks at a comparison decide nothing; gives the list of their levels."""

@@ -7,7 +7,7 @@ from kdcompile.cli import main
 
 
 class CommandLine:
-    """Called with words; gives the exit code and standard error."""
+    """Called with words; gives the exit code and standard error; `out` is standard output."""
 
     def __init__(self, monkeypatch, capsys):
         self.monkeypatch, self.capsys = monkeypatch, capsys
@@ -21,6 +21,7 @@ class CommandLine:
         except SystemExit as leave:
             code = leave.code
         found = self.capsys.readouterr()
+        self.out = found.out
         assert "Traceback" not in found.out + found.err
         return code, found.err
 
