@@ -154,15 +154,20 @@ class _Draws:
 
 
 def _pair(ours: Blocks, theirs: Blocks, draw: _Draws) -> Node:
-    picks = draw(len(ours))
-    ratios = _medians(ours) - _medians(theirs)
+    first, second = _medians(ours), _medians(theirs)
+    # so that neither when a block was taken nor which side is the candidate moves anything
+    order = np.argsort(-first - second, kind="stable")
+    ratios, picks = (first - second)[order], draw(len(ours))
+    ours, theirs = ([side[i] for i in order] for side in (ours, theirs))
     tails, drawn = (x - y for x, y in zip(_tails(ours, picks), _tails(theirs, picks), strict=True))
     return _node(ratios, picks, tails, drawn)
 
 
 def _single(blocks: Blocks, draw: _Draws) -> Node:
-    picks = draw(len(blocks))
     medians = _medians(blocks)
+    order = np.argsort(-medians, kind="stable")
+    medians, picks = medians[order], draw(len(blocks))
+    blocks = [blocks[i] for i in order]
     tails, drawn = _tails(blocks, picks)
     return _node(medians, picks, tails, drawn)
 
