@@ -177,17 +177,11 @@ class Latency:
     def _saved(self, settings: Settings, candidate: Candidate) -> str:
         """Measure for the baseline; says what was written."""
         from kdcompile.bench.author import author
-        from kdcompile.bench.baseline import MIN_RUNS, make_baseline, read_baseline
+        from kdcompile.bench.baseline import make_baseline, read_baseline
         from kdcompile.ci.partial import one_more, partial
-        from kdcompile.cli.bench import measured
+        from kdcompile.cli.bench import measured, runs_wanted
 
-        if self.runs < MIN_RUNS:
-            raise KDError(
-                "baseline-runs",
-                f"a baseline of {self.runs} measuring runs cannot tell their spread",
-                where="--kdcompile-runs",
-                fix=f"leave --kdcompile-runs out, or give {MIN_RUNS} or more",
-            )
+        runs_wanted(self.runs, "--kdcompile-runs")
         assert settings.baseline is not None, "checked"
         file = self._path(settings.baseline)
         previous = read_baseline(file) if file.exists() else None

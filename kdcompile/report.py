@@ -1,6 +1,6 @@
 """Numbers with their evidence, gates with their verdicts, and the report that holds both."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -76,6 +76,15 @@ class Report:
         )
         measurements = tuple(Measurement(**m) for m in data["measurements"])
         return cls(**{**data, "gates": gates, "measurements": measurements})
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose columns are as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def overall(gates: Iterable[GateResult], require_device: bool = False) -> tuple[str, int]:

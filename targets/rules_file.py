@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdcompile.errors import nearest
-from kdcompile.targets.schema import invalid
+from kdcompile.targets.schema import invalid, keys
 
 FILE = Path(__file__).with_name("rules.toml")
 OPTIONS = ("dla", "sparsity", "optimization_level")
@@ -121,10 +121,7 @@ def _limits(where: str, limits: Mapping[str, Any], sources: Mapping[str, str]) -
 def _keys(
     where: str, found: Mapping[str, Any], known: set[str], needed: set[str] | None = None
 ) -> None:
-    for key in sorted(set(found) - known):
-        raise invalid("rules", where, f"unknown key {key!r}{nearest(key, known)}")
-    for key in sorted((known if needed is None else needed) - set(found)):
-        raise invalid("rules", where, f"key {key!r} is missing")
+    keys("rules", where, found, known, known if needed is None else needed)
 
 
 def _known(where: str, value: str, known: Any) -> None:

@@ -23,21 +23,21 @@ def validate(table: Mapping[str, Any], module: str) -> None:
     Raises:
         KDError: an unknown or missing key, or a value without its source.
     """
-    _keys(module, "top level", table, _TOP, {"name", "title", "kind", "default_mode", "sources",
+    keys(module, "top level", table, _TOP, {"name", "title", "kind", "default_mode", "sources",
                                              "facts", "modes"})  # fmt: skip
     if table["name"] != module or table["kind"] not in KINDS:
         raise invalid(module, "name, kind", f"{table['name']!r}, {table['kind']!r}")
     software = {"workstation": {"tensorrt_min", "tensorrt_max"}}.get(table["kind"], set())
-    _keys(module, "facts", table["facts"], _FACTS, _REQUIRED | software)
+    keys(module, "facts", table["facts"], _FACTS, _REQUIRED | software)
     if (table["kind"] == "jetson") != bool(table.get("jetpacks")):
         raise invalid(module, "jetpacks", "a Jetson has some, and nothing else does")
     groups = {"facts": table["facts"]}
     for key, mode in table["modes"].items():
-        _keys(module, f"modes.{key}", mode, _MODE, {"bandwidth_gbs", "peak_tflops"})
+        keys(module, f"modes.{key}", mode, _MODE, {"bandwidth_gbs", "peak_tflops"})
         groups[f"modes.{key}"] = {k: v for k, v in mode.items() if k != "peak_tflops"}
         groups[f"modes.{key}.peak_tflops"] = mode["peak_tflops"]
     for key, jetpack in table.get("jetpacks", {}).items():
-        _keys(module, f"jetpacks.{key}", jetpack, _JETPACK, _JETPACK)
+        keys(module, f"jetpacks.{key}", jetpack, _JETPACK, _JETPACK)
         groups[f"jetpacks.{key}"] = jetpack
     for where, group in groups.items():
         for key, fact in group.items():
@@ -48,7 +48,8 @@ def validate(table: Mapping[str, Any], module: str) -> None:
         raise invalid(module, "default_jetpack", "names no JetPack of this file")
 
 
-def _keys(module: str, where: str, found: Iterable[str], known: set[str], needed: set[str]) -> None:
+def keys(module: str, where: str, found: Iterable[str], known: set[str], needed: set[str]) -> None:
+    """Refuse a table with keys that are not known, or without those that are needed."""
     for key in sorted(set(found) - known):
         raise invalid(module, where, f"unknown key {key!r}{nearest(key, known)}")
     for key in sorted(needed - set(found)):

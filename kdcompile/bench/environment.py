@@ -9,7 +9,7 @@ from typing import Any
 from kdcompile.backends.via import Place
 from kdcompile.backends.via_local import LocalPlace
 from kdcompile.bench import nvidia
-from kdcompile.bench.machine import fingerprint
+from kdcompile.bench.machine import cpu, usable_cores
 from kdcompile.bench.signals import celsius, cpu_hz, gpu_hz, number_of, text_of
 
 CPU = "sys/devices/system/cpu"
@@ -82,13 +82,12 @@ def _state_told(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts_here(root: Path) -> dict[str, Any]:
-    machine = fingerprint()
     cpus = _affinity()
     first = root / CPU / f"cpu{min(cpus, default=0)}" / "cpufreq"
     return {
-        "cpu": machine["cpu"],
-        "cores": machine["cores"],
-        "usable_cores": machine["usable_cores"],
+        "cpu": cpu(),
+        "cores": os.cpu_count() or 1,
+        "usable_cores": usable_cores(),
         "threads": {name: os.environ[name] for name in THREADS if name in os.environ} or None,
         "governor": text_of(first / "scaling_governor") or None,
         "cpu_max_hz": _hz(first / "scaling_max_freq"),

@@ -30,7 +30,7 @@ def fingerprint() -> dict[str, Any]:
     are read from their installed metadata, never imported.
     """
     return {
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": os.cpu_count() or 1,
         "usable_cores": usable_cores(),
         "gpus": _gpus(),
@@ -57,7 +57,7 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """The processor's model; boards without a model name give their device-tree model."""
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -1,7 +1,7 @@
 """A report for the terminal."""
 
 from kdcompile.bundle import facts
-from kdcompile.report import Report
+from kdcompile.report import Report, columns
 
 
 def text_summary(report: Report) -> str:
@@ -24,9 +24,6 @@ def text_summary(report: Report) -> str:
         for g in report.gates
     ]
     heads = ("  verdict", "gate", "evidence", "observed", "threshold")
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in (heads, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
+    lines += columns([heads, *rows])
     reasons = [f"  {g.name}: {g.reason}" for g in report.gates if g.reason]
     return "\n".join([*lines, *(["", "reasons:", *reasons] if reasons else [])]) + "\n"

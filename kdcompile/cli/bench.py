@@ -175,8 +175,8 @@ def judge(
     return from_samples(subject, kept.samples, plan, note, str(file))
 
 
-def runs_wanted(runs: int | None) -> int:
-    """How many runs a baseline is measured in.
+def runs_wanted(runs: int | None, option: str = "--runs") -> int:
+    """How many runs a baseline is measured in, as an option says.
 
     Raises:
         KDError: `baseline-runs`, too few.
@@ -188,8 +188,8 @@ def runs_wanted(runs: int | None) -> int:
     raise KDError(
         "baseline-runs",
         f"a baseline of {runs} measuring runs cannot tell their spread",
-        where="--runs",
-        fix=f"leave --runs out, or give {MIN_RUNS} or more",
+        where=option,
+        fix=f"leave {option} out, or give {MIN_RUNS} or more",
     )
 
 

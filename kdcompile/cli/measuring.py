@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -103,7 +103,8 @@ class Measuring:
             return found
         kept = baseline.environment.get("facts", {}).get("backend")
         backend = self.backend or (kept if kept in BACKENDS else None)
-        return find_subject(path, backend, shape=found.input_shape or _shape_of(baseline.mode))
+        kept_shape = found.input_shape or _shape_of(baseline.mode)
+        return replace(found, backend=backend, input_shape=kept_shape)
 
     def effort(self) -> "Effort":
         """How much is measured."""

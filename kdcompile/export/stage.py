@@ -26,6 +26,7 @@ from kdcompile.export.size import count_macs
 from kdcompile.models.blocks import fold
 from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
 PARITY_IMAGES = 4
@@ -46,15 +47,27 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
     return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
 
 
+def trained(spec: Spec, distilled: Artifact, teacher: nn.Module | None = None) -> nn.Module:
+    """The student as it is exported: trained, folded, in inference mode.
+
+    Args:
+        spec: of the build.
+        distilled: artifact of stage `distill`.
+        teacher: the network, where it is loaded already.
+    """
+    architecture = distilled.json("architecture.json")
+    of = load_teacher(spec) if teacher is None else teacher
+    student = student_from_architecture(of, architecture, spec.folder)
+    load_weights(student, distilled.file("student.safetensors"))
+    return fold(student.float().eval())
+
+
 def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     spec, distilled = step.spec, step.inputs["distill"]
     prepare = Preprocess.of(spec.data, spec.export)
     images = prepared(load_splits(spec.data, spec.folder).val[:PARITY_IMAGES], prepare)
     teacher = load_teacher(spec)
-    architecture = distilled.json("architecture.json")
-    student = student_from_architecture(teacher, architecture, spec.folder)
-    load_weights(student, distilled.file("student.safetensors"))
-    student = fold(student.float().eval())
+    student = trained(spec, distilled, teacher)
 
     output = find_task(spec.task.kind).output
     models: dict[str, ModelProto] = {}

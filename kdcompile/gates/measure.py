@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdcompile.artifact import Artifact, Step
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import Runner
-from kdcompile.bench.machine import fingerprint, fingerprint_id
+from kdcompile.bench.machine import fingerprint_id, usable_cores
 from kdcompile.bench.paired import alternate
 from kdcompile.data.agreement import LIMIT_DB
 from kdcompile.data.photo import Photo
@@ -78,7 +78,7 @@ def measure(
     Raises:
         KDError: a photo, a network or the board failed.
     """
-    inputs, threads = step.inputs, int(fingerprint()["usable_cores"])
+    inputs, threads = step.inputs, usable_cores()
     paths = networks(inputs, with_shipped=step.board is None)
     written = target.kind != "cpu"  # which ships what ONNX Runtime makes of the file
     here = {name: open_session(path, threads, as_written=written) for name, path in paths.items()}

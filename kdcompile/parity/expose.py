@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from kdcompile.calib.graph import copied
 from kdcompile.lazy import need
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -57,8 +58,7 @@ def exposed(
         The network, and the name of the output that gives each tensor: its own, or that of a Cast
         where the tensor is no float32.
     """
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     given = {v.name for v in model.graph.output}
     names: dict[str, str] = {}
     for tensor in tensors:
@@ -81,8 +81,7 @@ def stored(model: ModelProto, kinds: Mapping[str, int]) -> ModelProto:
 
     Names of tensors stay; a node's own result is called `NAME__raw`.
     """
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     body: list[NodeProto] = []
     for node in model.graph.node:
         copy = NodeProto.FromString(node.SerializeToString())

@@ -18,9 +18,7 @@ from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly, load_splits
 from kdcompile.data.task import Task, find_task
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.models.blocks import fold
-from kdcompile.models.factory import load_teacher, load_weights
-from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.export.stage import trained
 from kdcompile.parity.ladder import Ladder, Rung
 from kdcompile.parity.program import exported_program
 from kdcompile.parity.rungs import (
@@ -162,11 +160,3 @@ def _foot(spec: Spec, distilled: Artifact, images: int) -> _Foot:
         tolerance=tolerance_of(task, metric, fraction(gate.margin), outputs, true),
         source=f"{len(few)} of {len(photos)} validation images",
     )
-
-
-def trained(spec: Spec, distilled: Artifact) -> "nn.Module":
-    """The student as export took it: trained, folded, in inference mode."""
-    architecture = distilled.json("architecture.json")
-    student = student_from_architecture(load_teacher(spec), architecture, spec.folder)
-    load_weights(student, distilled.file("student.safetensors"))
-    return fold(student.float().eval())

@@ -153,11 +153,12 @@ def judge(
     """One rung's outputs against those of the rung before, by name."""
     against, references = before
     pairs = list(zip(references, outputs, strict=True))
-    spent = noise(ladder.task, references, outputs) if _alike(pairs) else NO_LIMIT
+    alike = _alike(pairs)
+    spent = noise(ladder.task, references, outputs) if alike else NO_LIMIT
     errors = tuple(divergence(a, b) for a, b in pairs)
     # over all images together, as the parity gate has it: an image of nothing has no scale
-    sqnr = pooled_sqnr(references, outputs) if _alike(pairs) else -LIMIT_DB
-    largest = _largest(pairs) if _alike(pairs) else NO_LIMIT
+    sqnr = pooled_sqnr(references, outputs) if alike else -LIMIT_DB
+    largest = _largest(pairs) if alike else NO_LIMIT
     reasons = _reasons(ladder, rung, pairs, sqnr, largest, spent)
     return Step(
         name=rung.name,

@@ -6,6 +6,7 @@ from kdcompile.data.agreement import LIMIT_DB
 from kdcompile.parity.ladder import Ladder, Step
 from kdcompile.parity.locate import Finding
 from kdcompile.parity.tolerance import NO_LIMIT
+from kdcompile.report import columns
 
 HEADER = ("rung", "against", "SQNR dB", "cosine", "max rel. error", "noise", "metric", "verdict")
 GRADUAL = (
@@ -16,12 +17,7 @@ GRADUAL = (
 
 def ladder_lines(ladder: Ladder, steps: Sequence[Step]) -> list[str]:
     """The table, what failed and why, and what the tolerance is from."""
-    rows = [HEADER, *(_cells(ladder, step) for step in steps)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    text = columns([HEADER, *(_cells(ladder, step) for step in steps)])
     text += [f"{step.name}: {step.reason}" for step in steps if step.reason]
     limit = ladder.tolerance
     text.append(f"noise of predictions up to {limit.noise:.2g} is tolerated: {limit.why}")

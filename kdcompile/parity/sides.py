@@ -65,6 +65,7 @@ class OnnxSide(Side):
     def __init__(self, model: ModelProto, optimised: bool = False) -> None:
         self.model, self.optimised = model, optimised
         self.kinds = element_types(model)
+        self._base = model if optimised else stored(model, self.kinds)
         self.output = model.graph.output[0].name
         self._feed = model.graph.input[0].name
         self._tensors: tuple[str, ...] | None = None
@@ -90,9 +91,7 @@ class OnnxSide(Side):
         return {name: np.asarray(v, np.float32) for name, v in zip(wanted, found, strict=True)}
 
     def _open(self, tensors: tuple[str, ...]) -> None:
-        model, names = exposed(self.model, (self.output, *tensors), self.kinds)
-        if not self.optimised:
-            model = stored(model, element_types(model))
+        model, names = exposed(self._base, (self.output, *tensors), self.kinds)
         self._session, self._names, self._tensors = None, {}, None
         self._session = session_of(model, self.optimised)
         self._names, self._tensors = names, tensors

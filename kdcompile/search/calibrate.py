@@ -17,7 +17,7 @@ from typing import Any
 from kdcompile.artifact import write_text
 from kdcompile.backends.board import Board, evidence_of, facts_of
 from kdcompile.backends.via import Place, open_place
-from kdcompile.bench.machine import fingerprint
+from kdcompile.bench.machine import cpu
 from kdcompile.errors import KDError
 from kdcompile.search.efficiency import (
     Efficiencies,
@@ -238,7 +238,7 @@ def _errors(observations: Sequence[Observation], efficiencies: Efficiencies) -> 
 def _machine(board: Board, via: str | None) -> str:
     """The device's own name; of this machine without a GPU its processor."""
     if board.facts["gpu"] is None and via is None:
-        return str(fingerprint()["cpu"])
+        return cpu()
     return board.machine
 
 

@@ -16,7 +16,7 @@ from kdcompile.search.efficiency import efficiencies_of
 from kdcompile.search.evidence import Expected
 from kdcompile.search.explain import Priced
 from kdcompile.search.finalists import calibrated
-from kdcompile.search.front import Evidence, Point, keeps, limit_ms
+from kdcompile.search.front import Evidence, Point, keeps
 from kdcompile.search.judge import Judge
 from kdcompile.search.latency import estimate, kernel_ms
 from kdcompile.search.network import as_type
@@ -86,7 +86,8 @@ class Field:
     @property
     def is_possible(self) -> bool:
         """Whether any candidate keeps the budget."""
-        return any(self._keeps(c, self.problem.point) for c in self._found)
+        budget, teacher = self.problem.spec.student.budget, self.problem.point
+        return any(keeps(budget, candidate, teacher) for candidate in self._found)
 
     @property
     def smallest(self) -> Point:
@@ -152,15 +153,20 @@ class Field:
         self, guess: Callable[[Architecture], float], start: Sequence[Architecture]
     ) -> list[Costed]:
         """Another share; all candidates so far, with this guess."""
-        candidates(self.space, self._share, self._cost, guess, self._draw, start)
-        return [Costed(a, ms, macs, guess(a)) for a, ms, macs in self._known.values()]
+        drawn = candidates(self.space, self._share, self._cost, guess, self._draw, start)
+        guessed = {identity(c.architecture): c.guess for c in drawn}
+        return [
+            Costed(a, ms, macs, guessed[name] if name in guessed else guess(a))
+            for name, (a, ms, macs) in self._known.items()
+        ]
 
     def _likely(
         self, found: Sequence[Costed], teacher: Point, factor: float = 1.0
     ) -> list[Architecture]:
         """The best guesses that keep the budget, then the best at each latency."""
         moved = [replace(c, ms=c.ms * factor) for c in found]
-        within = sorted((c for c in moved if self._keeps(c, teacher)), key=lambda c: c.guess)
+        budget = self.problem.spec.student.budget
+        within = sorted((c for c in moved if keeps(budget, c, teacher)), key=lambda c: c.guess)
         chosen = [c.architecture for c in (*within[:NEAR], *elite(found))]
         return list({identity(a): a for a in chosen}.values())
 
@@ -172,13 +178,6 @@ class Field:
             ms = kernel_ms(kernels, problem.target, problem.precision, self._efficiencies)
             self._known[name] = (architecture, ms, sum(k.macs for k in kernels))
         return self._known[name][1:]
-
-    def _keeps(self, candidate: Costed, teacher: Point) -> bool:
-        budget = self.problem.spec.student.budget
-        if budget.macs is not None:
-            return candidate.macs <= budget.macs
-        limit = limit_ms(budget, teacher)
-        return limit is None or candidate.ms <= limit
 
     def _point(self, architecture: Architecture, worse: Expected, evidence: Evidence) -> Point:
         """A student as a point; `worse` is how much worse than the teacher it should be."""

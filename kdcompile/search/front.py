@@ -14,6 +14,7 @@ from kdcompile.data.metric import Metric
 from kdcompile.errors import KDError
 from kdcompile.search.correction import NOISE, SHARED, log_sd
 from kdcompile.search.latency import Estimate
+from kdcompile.search.space import Costed
 from kdcompile.spec import Budget
 
 Evidence = Literal["proxy", "blocks", "distilled", "measured"]
@@ -112,8 +113,8 @@ def _above(difference: float, sd: float) -> float:
     return 0.5 * math.erfc(-difference / (sd * math.sqrt(2)))
 
 
-def keeps(budget: Budget, point: Point, teacher: Point) -> bool:
-    """Whether the point's median keeps the budget; speed-up is against the teacher's."""
+def keeps(budget: Budget, point: Point | Costed, teacher: Point) -> bool:
+    """Whether the median keeps the budget; a speed-up is against the teacher's."""
     if budget.macs is not None:
         return point.macs <= budget.macs
     limit = limit_ms(budget, teacher)

@@ -13,7 +13,7 @@ from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.models.blocks import fold
 from kdcompile.search.cost import params
 from kdcompile.search.explain import Priced
-from kdcompile.search.kernels_of import Precision, kernels_of
+from kdcompile.search.kernels_of import Kernel, Precision, kernels_of
 from kdcompile.search.latency import estimate
 from kdcompile.targets import Target
 
@@ -44,6 +44,7 @@ class Network:
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "network.onnx"
             self.model: ModelProto = onnx_from_module(self.module, path, fixed)
+        self._kernels: dict[Precision, list[Kernel]] = {}
 
     def priced(self, target: Target, precision: str) -> Priced:
         """Its kernels at a precision with their estimate.
@@ -51,7 +52,10 @@ class Network:
         Raises:
             KDError: of `kernels_of` and `estimate`.
         """
-        kernels = kernels_of(self.model, self.shape, as_type(precision))
+        kind = as_type(precision)
+        if kind not in self._kernels:
+            self._kernels[kind] = kernels_of(self.model, self.shape, kind)
+        kernels = self._kernels[kind]
         return Priced(kernels, estimate(kernels, target, precision), self.shape)
 
     def record(self, target: Target, precisions: Sequence[str]) -> Mapping[str, Any]:

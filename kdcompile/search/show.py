@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcompile.data.metric import METRICS, Metric
+from kdcompile.report import columns
 from kdcompile.search.correction import SHARED, Correction
 from kdcompile.search.front import Point, front, likely_front, limit_ms
 from kdcompile.search.latency import NINETY
@@ -92,7 +93,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
         f"search  {record['target']} at {record['precision']}, budget {asked}, "
         f"{len(points)} students judged by {metric.name}",
         "",
-        *_table(rows),
+        *columns(rows),
         "",
         MARKS + (f"   ({left} more in search.json)" if left else ""),
         "",
@@ -120,12 +121,3 @@ def _cells(point: Mapping[str, Any], metric: Metric, name: str) -> tuple[str, ..
         point["evidence"],
         name,
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

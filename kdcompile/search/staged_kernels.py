@@ -14,6 +14,7 @@ from typing import Any
 
 from kdcompile.models.blocks import POINT, Window, inner_width, window
 from kdcompile.models.staged import SCALES, cells
+from kdcompile.search.blocks import SETTINGS
 from kdcompile.search.fused_flow import BYTES
 from kdcompile.search.kernels_of import Kernel, Kind, Precision
 
@@ -68,9 +69,7 @@ def staged_kernels(
 
 
 def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(
-        settings[name] for name in ("block", "width", "depth", "stride", "down", "dilation")
-    )
+    return tuple(settings[name] for name in SETTINGS)
 
 
 def _part(side: int, parts: int, of: int) -> int:

@@ -18,7 +18,7 @@ def test_id_is_short_stable_and_follows_the_machine(monkeypatch) -> None:
     before = machine.fingerprint_id()
     assert before == machine.fingerprint_id()
     assert len(before) == machine.ID_CHARS
-    monkeypatch.setattr(machine, "_cpu", lambda: "another processor")
+    monkeypatch.setattr(machine, "cpu", lambda: "another processor")
     assert machine.fingerprint_id() != before
 
 
