@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TRITON_DEFAULT_FP_FUSION ?= 1
 
-.PHONY: demo test lint kernels-aot kernels-docs clean
+.PHONY: demo test coverage soak lint kernels-aot kernels-docs clean
 
 demo: $(VENV)/.installed
 	rm -rf dist/digits-demo && mkdir -p dist/digits-demo
@@ -13,7 +13,15 @@ demo: $(VENV)/.installed
 	$(BIN)/kdcompile report dist/digits-jetson
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered --durations=10 -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --durations=10 -n 2 --dist loadfile
+
+# the same with coverage, which takes twice as long
+coverage: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered -n 2 --dist loadfile
+
+# kills, builds side by side, full disks, fuzzers: under an hour; what each tried and found is printed
+soak: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -s --durations=0
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

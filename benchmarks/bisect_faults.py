@@ -203,9 +203,8 @@ def row(
     }
     if found is None:
         return record | {"right": False}
-    told = " ".join([str(found.named.node), *found.why])
     return record | {
-        "right": is_named(node, found, told, reference),
+        "right": is_named(node, found, reference),
         "tensor": found.tensor,
         "module": found.named.module,
         "why": list(found.why),
@@ -216,16 +215,19 @@ def row(
     }
 
 
-def is_named(node: str, found: Finding, told: str, reference: ModelProto) -> bool:
+def is_named(node: str, found: Finding, reference: ModelProto) -> bool:
     """Whether the touched node is what was found, or its twin of the same Q/DQ pair, by name.
 
-    The module must be the one that the exporter wrote beside that node.
+    A node that was lost is in the reasons: `Relu NAME of the reference ... is lost`. The module
+    must be the one that the exporter wrote beside that node.
     """
+    lost = [words for why in found.why if (words := why.split())[-1] == "lost"]
+    told = {found.named.node, *(words[1] for words in lost)}
     twin = node.replace("_QuantizeLinear", "_DequantizeLinear")
     touched = next((n for n in reference.graph.node if n.name == node), None)
     module = None if touched is None else module_of(touched)  # none: it was put in afterwards
     named = found.named.module is not None and module in (None, found.named.module)
-    return found.sudden and named and (node in told or twin in told)
+    return found.sudden and named and bool({node, twin} & told)
 
 
 def table() -> list[dict[str, Any]]:

@@ -38,20 +38,23 @@ AGX_ORIN_MAXQ = (
 )  # fmt: skip
 
 
-def samples(side: Side, name: str, factor: float = 1.0) -> Samples:
-    """As they would have been measured, `factor` times as slow."""
+def samples(side: Side, name: str, factor: float = 1.0, day: int | None = None) -> Samples:
+    """As they would have been measured, `factor` times as slow.
+
+    All at once, or each run on a day of its own from `day` on.
+    """
 
     def process(times: Floats) -> Process:
         return Process(tuple(Block(tuple(row), 0.0) for row in (times * factor).tolist()))
 
     runs = tuple(
         Run(
-            "2026-01-01T00:00:00+00:00",
+            f"2026-01-{1 if day is None else day + number:02}T00:00:00+00:00",
             {},
             {},
             tuple(Build(f"{name}{i}", tuple(map(process, build))) for i, build in enumerate(run)),
         )
-        for run in side
+        for number, run in enumerate(side)
     )
     return Samples(name, name, runs)
 
@@ -117,8 +120,10 @@ def in_turns(
     return draw
 
 
-def apart(course: Callable[[Random, int], Floats], run_sd: float, process_sd: float) -> Noise:
-    """One run against three, whose log latencies vary by `run_sd`, and by process in each."""
+def apart(
+    course: Callable[[Random, int], Floats], run_sd: float, process_sd: float, against: int = 3
+) -> Noise:
+    """One run against some, whose log latencies vary by `run_sd`, and by process in each."""
 
     def run(random: Random) -> list[list[Floats]]:
         level = random.normal(0, run_sd)
@@ -127,7 +132,7 @@ def apart(course: Callable[[Random, int], Floats], run_sd: float, process_sd: fl
         return [[course(random, BLOCKS * INFERENCES).reshape(size) * e for e in effects]]
 
     def draw(random: Random) -> tuple[Side, Side]:
-        return [run(random)], [run(random) for _ in range(3)]
+        return [run(random)], [run(random) for _ in range(against)]
 
     return draw
 

@@ -53,24 +53,28 @@ def in_turns() -> dict[str, noise.Noise]:
     return found
 
 
-def others() -> dict[str, tuple[noise.Noise, bool]]:
-    """Harder ones, and from samples alone; with whether they are paired."""
+def others() -> dict[str, tuple[noise.Noise, str]]:
+    """Harder ones; with how they are measured: in turns, alone, or alone on a day for each run."""
     nx = noise.mixture(noise.ORIN_NX_MAXQ)
     found = {
-        "cpu-contended": (noise.recorded("cpu-contended"), True),
-        "restless processes": (noise.in_turns(noise.bursts, RESTLESS), True),
-        "processes of 2 %": (noise.in_turns(noise.bursts, (0.02, 0.02)), True),
-        "1 process": (noise.in_turns(noise.bursts, USUAL, processes=1), True),
-        "1 restless process": (noise.in_turns(noise.bursts, RESTLESS, processes=1), True),
-        "3 builds of 1 %": (noise.in_turns(noise.bursts, USUAL, builds=3, build_sd=0.01), True),
-        "alone: cpu-runs": (noise.recorded_runs("cpu-runs"), False),
-        "alone: cpu-runs, 8 runs": (noise.recorded_runs("cpu-runs", 8), False),
-        "alone: runs of 0.3 %": (noise.apart(nx, 0.003, 0.003), False),
-        "alone: runs of 1 %": (noise.apart(nx, 0.01, 0.005), False),
-        "alone: runs of 3 %": (noise.apart(nx, 0.03, 0.01), False),
+        "cpu-contended": (noise.recorded("cpu-contended"), "turns"),
+        "restless processes": (noise.in_turns(noise.bursts, RESTLESS), "turns"),
+        "processes of 2 %": (noise.in_turns(noise.bursts, (0.02, 0.02)), "turns"),
+        "1 process": (noise.in_turns(noise.bursts, USUAL, processes=1), "turns"),
+        "1 restless process": (noise.in_turns(noise.bursts, RESTLESS, processes=1), "turns"),
+        "3 builds of 1 %": (noise.in_turns(noise.bursts, USUAL, builds=3, build_sd=0.01), "turns"),
+        "alone: cpu-runs": (noise.recorded_runs("cpu-runs"), "alone"),
+        "alone: cpu-runs, 8 runs": (noise.recorded_runs("cpu-runs", 8), "alone"),
+        "alone: runs of 0.3 %": (noise.apart(nx, 0.003, 0.003), "alone"),
+        "alone: runs of 1 %": (noise.apart(nx, 0.01, 0.005), "alone"),
+        "alone: runs of 3 %": (noise.apart(nx, 0.03, 0.01), "alone"),
+        "days of 2 %, 1 against 1": (noise.apart(nx, 0.02, 0.003, 1), "days"),
+        "days of 2 %, 1 against 8": (noise.apart(nx, 0.02, 0.003, 8), "days"),
+        "days of 0.5 %, 1 against 8": (noise.apart(nx, 0.005, 0.003, 8), "days"),
+        "days of 4 %, 1 against 1": (noise.apart(nx, 0.04, 0.003, 1), "days"),
     }
     extra = sorted({path.stem for path in noise.HERE.glob("*.json")} - set(KNOWN))
-    return found | {name: (noise.recorded(name), True) for name in extra}
+    return found | {name: (noise.recorded(name), "turns") for name in extra}
 
 
 def fixed_mean(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
@@ -94,7 +98,7 @@ RULES: Mapping[str, Callable[[NDArray[np.float64], NDArray[np.float64]], bool]] 
 
 
 def simulate(
-    draw: noise.Noise, changes: Sequence[float], *, paired: bool, count: int, seed: int
+    draw: noise.Noise, changes: Sequence[float], *, how: str = "turns", count: int, seed: int
 ) -> dict[str, Any]:
     """Counts of verdicts by change, of the gate and of the other rules.
 
@@ -102,16 +106,17 @@ def simulate(
         `verdicts`: by change, of the gate; `tails`: how many of its `regressed` came from p90 or
         p99 alone; `alarms`: by rule and change.
     """
-    random = np.random.default_rng(seed)
+    random, paired = np.random.default_rng(seed), how == "turns"
+    day, later = (1, 2) if how == "days" else (None, None)
     verdicts = {change: Counter[str]() for change in changes}
     tails, alarms = Counter[float](), {rule: Counter[float]() for rule in RULES}
     for number in range(count):
         ours, theirs = draw(random)
         pools = [np.concatenate([a.ravel() for r in s for b in r for a in b])
                  for s in (ours, theirs)]  # fmt: skip
-        reference = noise.samples(theirs, "reference")
+        reference = noise.samples(theirs, "reference", day=later)
         for change in changes:
-            candidate = noise.samples(ours, "candidate", 1 + change)
+            candidate = noise.samples(ours, "candidate", 1 + change, day)
             found = compare(
                 candidate, reference, paired=paired, margin=MARGIN, level=LEVEL, seed=number
             )
@@ -206,14 +211,14 @@ def run(output: Path | None, each: int, more: int) -> dict[str, Any]:
     if output and output.is_file():
         old = json.loads(output.read_text())
         result = old if old["settings"] == settings else result
-    jobs = [("in_turns", name, draw, True, each) for name, draw in in_turns().items()]
-    jobs += [("others", name, d, paired, more) for name, (d, paired) in others().items()]
-    for part, name, draw, paired, count in jobs:
+    jobs = [("in_turns", name, draw, "turns", each) for name, draw in in_turns().items()]
+    jobs += [("others", name, draw, how, more) for name, (draw, how) in others().items()]
+    for part, name, draw, how, count in jobs:
         if name in result[part]:
             continue
         seed = zlib.crc32(name.encode())
         result[part][name] = simulate(
-            draw, CHANGES if part == "in_turns" else FEW, paired=paired, count=count, seed=seed
+            draw, CHANGES if part == "in_turns" else FEW, how=how, count=count, seed=seed
         )
         found = result[part][name]["verdicts"]
         print(f"{name}: {found['+0.000']} at 0, {found['+0.030']} at +3 %", file=sys.stderr)

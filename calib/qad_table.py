@@ -5,7 +5,6 @@ content: a layer's scales by output channel are its fingerprint, whatever its te
 and a match proves that the file rounds its weights as the training did.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
+from kdcompile.artifact import read_json
 from kdcompile.calib.layers import Layer, quantised_layers
 from kdcompile.calib.qdq import weight_scales
 from kdcompile.calib.table import INT8_MAX, CalibrationTable, TensorRange
@@ -32,7 +32,7 @@ def read_qad(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         assert isinstance(found["layers"], list)
         assert isinstance(found["tensors"], list)
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:

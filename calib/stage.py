@@ -33,6 +33,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import Splits, evenly, load_splits
 from kdcompile.data.task import find_task
+from kdcompile.progress import counted
 
 if TYPE_CHECKING:
     from kdcompile.spec import Spec
@@ -73,7 +74,8 @@ class _Work:
 
     def inputs(self, photos: Sequence[Photo]) -> Iterator[NDArray[np.float32]]:
         """float32 [1, C, H, W] of each."""
-        return (self.prepare(photo.pixels(self.prepare.channels)) for photo in photos)
+        shown = counted(photos, len(photos), "calibrate", "images")
+        return (self.prepare(photo.pixels(self.prepare.channels)) for photo in shown)
 
     def outputs(self, photos: Sequence[Photo]) -> Iterator[NDArray[Any]]:
         """The network's output for each, one at a time."""

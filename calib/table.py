@@ -1,13 +1,12 @@
 """The calibration table: the range of each quantised tensor, and where it came from."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import write_json
+from kdcompile.artifact import read_json, write_json
 from kdcompile.errors import KDError
 
 INT8_MAX = 127
@@ -90,7 +89,7 @@ class CalibrationTable:
             KDError: `calib-table`, `calib-empty` or `calib-nonfinite`.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             tensors = {
                 name: TensorRange(**{key: float(v) for key, v in entry.items()})
                 for name, entry in data["tensors"].items()

@@ -2,26 +2,40 @@
 
 An entry is a folder `STAGE/KEY` with an `artifact.json` that lists every file with its SHA-256.
 It is made in a temporary folder under a lock, then renamed, so that a reader never sees half of it.
+What a process that died left behind is removed by the next build (`Store.sweep`).
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcompile.disk import disk_error, disk_full, is_full, sync_folder
 from kdcompile.errors import KDError
+from kdcompile.files import Hasher as Hasher
+from kdcompile.files import file_sha256 as file_sha256
+from kdcompile.files import is_sealed as is_sealed
+from kdcompile.files import read_json as read_json
+from kdcompile.files import replacing as replacing
+from kdcompile.files import seal as seal
+from kdcompile.files import write_json as write_json
+from kdcompile.files import write_text as write_text
+from kdcompile.locks import OWNER, holder, if_free, locked
 
 if TYPE_CHECKING:
     from kdcompile.backends.board import Board
     from kdcompile.spec import Spec
 
+log = logging.getLogger("kdcompile")
 KEY_CHARS = 24
+MAKING, RECORD, LOCKS, WORK = ".making", "artifact.json", "locks", "work"
 
 
 def canonical(value: Any) -> bytes:
@@ -32,74 +46,6 @@ def canonical(value: Any) -> bytes:
 def digest(value: Any) -> str:
     """SHA-256 of a JSON-like value, in hex."""
     return hashlib.sha256(canonical(value)).hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; at the end the file is `path`, whole and on the disk.
-
-    Where the block fails, what was at `path` stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    yield temporary
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-class Hasher:
-    """SHA-256 of files, remembered by size, modification time and inode in `cache`."""
-
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-        self._known: dict[str, list[Any]] = {}
-        self._dirty = False
-        if cache.is_file():
-            try:
-                self._known = json.loads(cache.read_text())
-            except ValueError:  # a torn cache is only a slower start
-                self._known = {}
-
-    def file(self, path: Path) -> str:
-        """Hex SHA-256 of the file's bytes."""
-        info = path.stat()
-        mark = [info.st_size, info.st_mtime_ns, info.st_ino]
-        known = self._known.get(str(path))
-        if known is not None and known[:3] == mark:
-            return str(known[3])
-        value = file_sha256(path)
-        self._known[str(path)] = [*mark, value]
-        self._dirty = True
-        return value
-
-    def files(self, paths: Iterable[Path], base: Path) -> dict[str, str]:
-        """Hashes by path relative to `base`."""
-        return {p.relative_to(base).as_posix(): self.file(p) for p in sorted(paths)}
-
-    def save(self) -> None:
-        """Keep what was learnt for the next run; where that is not allowed, it starts slower."""
-        if self._dirty:
-            with suppress(PermissionError):
-                self._cache.parent.mkdir(parents=True, exist_ok=True)
-                write_text(self._cache, json.dumps(self._known))
-            self._dirty = False
 
 
 @dataclass(frozen=True)
@@ -155,14 +101,8 @@ class Store:
     def find(self, stage: str, key: str) -> Artifact | None:
         """The finished entry, or None when it is absent or its files are not what was stored."""
         path = self.entry(stage, key)
-        try:
-            record = json.loads((path / "artifact.json").read_text())
-            intact = record["key"] == key and all(
-                self.hasher.file(path / name) == sha for name, sha in record["files"].items()
-            )
-        except (OSError, ValueError, KeyError):
-            return None
-        if not intact:
+        record = self._record(path, key)
+        if isinstance(record, str):
             return None
         return Artifact(stage, key, path, record["files"], record["meta"])
 
@@ -170,48 +110,144 @@ class Store:
         """The entry, built by `build(folder) -> meta` unless it is there already.
 
         Raises:
-            KDError: the store cannot be written.
+            KDError: `store-readonly`, `disk-full`; what `build` raises.
         """
         with self._locked(stage, key):
             found = self.find(stage, key)
             if found is not None:
                 return found
             final = self.entry(stage, key)
-            temporary = final.with_name(f".{final.name}.making")
-            for leftover in (temporary, final):
-                remove_tree(leftover)
-            temporary.mkdir(parents=True)
-            meta = dict(build(temporary))
-            self._seal(temporary, key, meta)
-            temporary.rename(final)
-            self.hasher.save()
-        made = self.find(stage, key)
+            if final.is_dir():
+                why = self._record(final, key)
+                log.warning("%s: the store's entry is damaged and is made again: %s", stage, why)
+            with self._making(final) as temporary:
+                meta = dict(build(temporary))
+                self._seal(temporary, key, meta)
+                remove_tree(final)
+                temporary.rename(final)
+                for folder in (final.parent, self.root):
+                    sync_folder(folder)
+            made = self.find(stage, key)
+        self.save_hashes()
         assert made is not None, "a sealed entry must be found"
         return made
 
+    def save_hashes(self) -> None:
+        """Keep what the hasher learnt; where that is not possible, the next run starts slower."""
+        if not self.hasher.is_dirty:
+            return
+        with suppress(OSError):
+            (self.root / LOCKS).mkdir(parents=True, exist_ok=True)
+            with if_free(self.root / LOCKS / "hashes") as free:
+                if free:  # else another process keeps what it learnt
+                    _remove_files(self.root.glob(".hashes.json.*.tmp"))
+                    self.hasher.save()
+
+    def sweep(self) -> None:
+        """Remove what processes that died left: half an entry, the scratch of a finished step.
+
+        A checkpoint of a step that is not finished stays, for the next build goes on from it.
+        """
+        with suppress(OSError):  # where nothing can be removed, nothing can be made either
+            for path in sorted(self.root.glob(f"*/.*{MAKING}")):
+                self._remove_if_free(path, path.parent.name, path.name[1 : -len(MAKING)])
+            for path in sorted(self.root.glob(f"{WORK}/*-*")):
+                stage, key = path.name.rsplit("-", 1)
+                if (self.root / stage / key / RECORD).is_file():
+                    self._remove_if_free(path, stage, key)
+
     def work(self, stage: str, key: str) -> Path:
         """A scratch folder of a step that outlives an interruption (checkpoints)."""
-        path = self.root / "work" / f"{stage}-{key[:KEY_CHARS]}"
-        path.mkdir(parents=True, exist_ok=True)
+        path = self.root / WORK / f"{stage}-{key[:KEY_CHARS]}"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
         return path
 
     def drop_work(self, stage: str, key: str) -> None:
         """Remove the scratch folder of a finished step."""
-        shutil.rmtree(self.root / "work" / f"{stage}-{key[:KEY_CHARS]}", ignore_errors=True)
+        shutil.rmtree(self.root / WORK / f"{stage}-{key[:KEY_CHARS]}", ignore_errors=True)
 
     def prune(self, keep: Iterable[Artifact]) -> list[Path]:
-        """Remove every entry but those in `keep`; says which went."""
+        """Remove every entry but those in `keep`; says which went.
+
+        Raises:
+            KDError: `store-busy`, a build is making an entry.
+        """
         kept = {artifact.path for artifact in keep}
         entries = [
             path
             for path in sorted(self.root.glob("*/*"))
-            if path.is_dir() and path not in kept and path.parent.name != "locks"
+            if path.is_dir() and path not in kept and path.parent.name != LOCKS
         ]
-        for path in entries:
-            remove_tree(path)
+        with self._nobody_builds():
+            for path in entries:
+                remove_tree(path)
         return entries
 
+    def _record(self, path: Path, key: str) -> dict[str, Any] | str:
+        """What an entry says of itself, or why that is not so."""
+        try:
+            record = read_json(path / RECORD)
+            if record["key"] != key or record.pop("sha256") != digest(record):
+                return f"{RECORD} is not as it was written"
+            dict(record["meta"])
+            for name, sha in record["files"].items():
+                if self.hasher.file(path / name) != sha:
+                    return f"{name} is not as it was written"
+        except FileNotFoundError as error:
+            return f"{Path(error.filename).name} is missing"
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return f"{RECORD} cannot be read"
+        return dict(record)
+
+    @contextmanager
+    def _making(self, final: Path) -> Iterator[Path]:
+        """A folder to make an entry in, gone where that fails.
+
+        Raises:
+            KDError: `disk-full`, `not-permitted`.
+        """
+        temporary = final.with_name(f".{final.name}{MAKING}")
+        try:
+            remove_tree(temporary)
+            temporary.mkdir(parents=True)
+            yield temporary
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            found = disk_error(error, self.root)
+            if found is None:
+                raise
+            raise found from error
+
+    def _remove_if_free(self, path: Path, stage: str, key: str) -> None:
+        (self.root / LOCKS).mkdir(exist_ok=True)
+        with if_free(self._lock(stage, key)) as free:
+            if free:
+                remove_tree(path)
+
+    @contextmanager
+    def _nobody_builds(self) -> Iterator[None]:
+        """Hold the locks of all steps.
+
+        Raises:
+            KDError: `store-busy`.
+        """
+        with ExitStack() as held:
+            locks = (self.root / LOCKS).glob("*-*")
+            for path in sorted(path for path in locks if path.suffix != OWNER):
+                if not held.enter_context(if_free(path)):
+                    raise KDError(
+                        "store-busy",
+                        f"{holder(path)} makes {path.name.rsplit('-', 1)[0]} in this store",
+                        where=str(self.root),
+                        fix="wait for that build, or stop it; then run kdcompile clean again",
+                    )
+            yield
+
     def _seal(self, folder: Path, key: str, meta: Mapping[str, Any]) -> None:
+        """Write the record, and have all of it on the disk before the entry gets its name."""
         files = {}
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             with path.open("rb") as stream:
@@ -219,31 +255,42 @@ class Store:
                     stream, "sha256"
                 ).hexdigest()
                 os.fsync(stream.fileno())
-        write_json(folder / "artifact.json", {"key": key, "files": files, "meta": dict(meta)})
+        record = json.loads(json.dumps({"key": key, "files": files, "meta": dict(meta)}))
+        write_json(folder / RECORD, record | {"sha256": digest(record)})
         for path in folder.rglob("*"):
             if path.is_file():
                 path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+            else:
+                sync_folder(path)
+
+    def _lock(self, stage: str, key: str) -> Path:
+        return self.root / LOCKS / f"{stage}-{key[:KEY_CHARS]}"
 
     @contextmanager
     def _locked(self, stage: str, key: str) -> Iterator[None]:
-        from filelock import FileLock
-
-        try:
-            (self.root / stage).mkdir(parents=True, exist_ok=True)
-            (self.root / "locks").mkdir(exist_ok=True)
-            lock = FileLock(self.root / "locks" / f"{stage}-{key[:KEY_CHARS]}")
-            lock.acquire()
-        except OSError as error:
-            raise KDError(
-                "store-readonly",
-                f"the artifact store cannot be written: {error.strerror}",
-                where=str(self.root),
-                fix="make the spec's folder writable, or copy the spec to one that is",
-            ) from error
-        try:
+        with ExitStack() as held:
+            try:
+                (self.root / stage).mkdir(parents=True, exist_ok=True)
+                (self.root / LOCKS).mkdir(exist_ok=True)
+                held.enter_context(locked(self._lock(stage, key), f"makes {stage}"))
+            except OSError as error:
+                raise self._unwritable(error) from error
             yield
-        finally:
-            lock.release()
+
+    def _unwritable(self, error: OSError) -> KDError:
+        if is_full(error):
+            return disk_full(str(self.root))
+        return KDError(
+            "store-readonly",
+            f"the artifact store cannot be written: {error.strerror}",
+            where=str(self.root),
+            fix="make the spec's folder writable, or copy the spec to one that is",
+        )
+
+
+def _remove_files(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def remove_tree(path: Path) -> None:

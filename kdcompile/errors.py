@@ -35,11 +35,11 @@ class KDError(Exception):
 
     def __str__(self) -> str:
         """The error block as the command line prints it."""
-        lines = [f"error[{self.code}]: {self.message}"]
+        lines = [f"error[{self.code}]: {plain(self.message)}"]
         if self.where:
-            lines.append(f"  where: {self.where}")
+            lines.append(f"  where: {plain(self.where)}")
         if self.fix:
-            lines.append(f"  fix:   {self.fix}")
+            lines.append(f"  fix:   {plain(self.fix)}")
         return "\n".join(lines)
 
 
@@ -47,6 +47,13 @@ class ToolMissingError(KDError):
     """A library or program that this command needs is not installed."""
 
     exit_code = EXIT_MISSING
+
+
+def plain(text: str) -> str:
+    """Text that is one line and tells a terminal nothing: names in it may be anybody's."""
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in str(text)
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -123,7 +123,7 @@ accuracy = { max_increase = "5%", margin = "15%" }  # metric = "mae", "rmse" or 
 parity = { min_sqnr_db = 20.0 }  # deployed network against the trained one
 # speedup = { min = 3.0, evidence = "host" }
 # size_mb = { max = 8 }          # the largest deployable file, 10^6 bytes
-# energy_mj = { max = 12 }       # of one inference, at a board with --via
+# energy_mj = { max = 12 }       # of one inference, read at the board
 # memory_mb = { max = 500 }      # peak, 10^6 bytes
 # strata = { margin = "30%" }    # every density third, or class, no worse either
 # flips = { max = "5%", tolerance = "100%" }     # photos that got worse

@@ -1,13 +1,16 @@
 """What the fixture `kdcompile_latency` does: measure, compare, fail the test or save a baseline."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kdcompile.ci.mark import Settings, settings_of
+from kdcompile.ci.undecided import to_decide
 from kdcompile.errors import KDError
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from kdcompile.bench.verdict import Comparison
     from kdcompile.cli.measuring import Measuring
 
+PROCESSES, RUN_S = 3, 10.0  # of a run in the usual time: more of it is more of them
 AGAIN = "pytest --kdcompile-save-baseline"
 Artifact = str | os.PathLike[str]
 Candidate = Artifact | Callable[[], object]
@@ -51,7 +55,9 @@ class Latency:
         self.runs, self.why, self.workers, self._judged = runs, why, workers, judged
 
     def __call__(self, candidate: Candidate, *, reference: Candidate | None = None) -> "Comparison":
-        """Judge a latency; the test fails if it regressed, and is skipped if a baseline is saved.
+        """Judge a latency: the test fails if it regressed, and, as its mark has it, if undecided.
+
+        Where a baseline is saved, it is skipped.
 
         Args:
             candidate: path of an artifact, measured in processes of its own; or a function without
@@ -69,12 +75,14 @@ class Latency:
         self._judged(said)
         if isinstance(found, str):
             pytest.skip(said)
-        comparison = found.comparison
-        if comparison.decision == "regressed":
+        decision = found.comparison.decision
+        if decision == "inconclusive":
+            if settings.undecided == "skip":
+                pytest.skip(said)
+            said += f"\n  fix:   {to_decide(found, settings, function=callable(candidate))}"
+        if decision in ("regressed", "inconclusive"):
             pytest.fail(said, pytrace=False)
-        if comparison.decision == "inconclusive" and settings.strict:
-            pytest.fail(f"{said} (strict)", pytrace=False)
-        return comparison
+        return found.comparison
 
     def _found(
         self, candidate: Candidate, reference: Candidate | None
@@ -113,19 +121,25 @@ class Latency:
     ) -> "Judged":
         if callable(candidate):
             return self._function(settings, candidate, reference)
-        from kdcompile.bench.against import in_turns
-        from kdcompile.cli.bench import judge
+        from kdcompile.bench.against import from_samples, in_turns, reference_at_hand
 
-        given = _measuring(settings)
+        times, margin = max(1.0, settings.seconds / RUN_S), _percent(settings)
+        given = _measuring(settings, processes=math.ceil(PROCESSES * times))
         if reference is not None:
-            plan = given.plan(_percent(settings))
             assert not callable(reference), "checked"
-            beside = given.subject(self._path(reference))
-            return in_turns(given.subject(self._path(candidate)), beside, plan)
+            other = given.subject(self._path(reference))
+            return in_turns(given.subject(self._path(candidate)), other, given.plan(margin))
         file, kept = self._baseline(settings)
-        plan = given.plan(_percent(settings), settings.allow, kept=kept.mode)
         subject = given.subject(self._path(candidate), kept)
-        return judge(subject, kept, file, None, given, plan)
+        beside, note = reference_at_hand(kept, file, None, lambda path: given.subject(path, kept))
+        if beside is not None:
+            plan = given.plan(margin, settings.allow, kept=kept.mode)
+            return in_turns(subject, beside, plan, kept.record, str(file))
+        # what tells two baselines apart is seen between runs only: more time is more of these
+        runs = math.ceil(times)
+        given = _measuring(settings, seconds=settings.seconds / runs)
+        plan = given.plan(margin, settings.allow, kept=kept.mode, runs=runs)
+        return from_samples(subject, kept.samples, plan, note, str(file))
 
     def _function(
         self, settings: Settings, candidate: Callable[[], object], reference: Candidate | None
@@ -178,6 +192,7 @@ class Latency:
         """Measure for the baseline; says what was written."""
         from kdcompile.bench.author import author
         from kdcompile.bench.baseline import make_baseline, read_baseline
+        from kdcompile.bench.writable import check_writable
         from kdcompile.ci.partial import one_more, partial
         from kdcompile.cli.bench import measured, runs_wanted
 
@@ -192,6 +207,7 @@ class Latency:
                 where=str(file),
                 fix=f"{AGAIN} --kdcompile-why TEXT {self.name}",
             )
+        check_writable(file)
         if callable(candidate):
             samples = one_more(file, self.name, candidate, settings.seconds)
             artifact = self.root / self.name.partition("::")[0]
@@ -215,10 +231,13 @@ def text_of(judged: "Judged") -> str:
     return f"{comparison.decision}: p50 {change:+.1f} %: {'; '.join(parts)}"
 
 
-def _measuring(settings: Settings) -> "Measuring":
+def _measuring(settings: Settings, **effort: float) -> "Measuring":
+    """Place and effort of the mark, as the command line's options give them."""
     from kdcompile.cli.measuring import Measuring
 
-    return Measuring(settings.via, None, None, None, (), settings.seconds, None, None, None)
+    unsaid: dict[str, Any] = {field.name: None for field in fields(Measuring)}
+    said = {"via": settings.via, "modes": (), "seconds": settings.seconds}
+    return Measuring(**(unsaid | said | effort))
 
 
 def _percent(settings: Settings) -> str:

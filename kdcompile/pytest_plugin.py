@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 MARK = "kdcompile_latency"  # also the fixture's name, and that of the property in JUnit XML
 HELP = (
-    f"{MARK}(baseline=FILE, max_regression=0.03, strict=False, seconds=10, via=None, allow=()): "
-    "the test hands an artifact or a function to the fixture of the same name and fails if its "
-    "latency regressed; see docs/ci.md of kdcompile."
+    f"{MARK}(baseline=FILE, max_regression=0.03, undecided='fail', seconds=10, via=None, "
+    "allow=()): the test hands an artifact or a function to the fixture of the same name and fails "
+    "if its latency regressed or, unless undecided='skip', could not be judged; see docs/ci.md of "
+    "kdcompile."
 )
 JUDGED = pytest.StashKey[int]()
 

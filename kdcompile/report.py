@@ -69,13 +69,14 @@ class Report:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Report":
-        """The report that `to_json` wrote."""
-        gates = tuple(
-            GateResult(**{**g, "measurements": tuple(Measurement(**m) for m in g["measurements"])})
-            for g in data["gates"]
-        )
-        measurements = tuple(Measurement(**m) for m in data["measurements"])
-        return cls(**{**data, "gates": gates, "measurements": measurements})
+        """The report that `to_json` wrote.
+
+        Raises:
+            ValueError: it is none.
+        """
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls).validate_python(data)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -65,6 +65,8 @@ class Data(Closed):
         known = ("points-jsonl", "shanghaitech-mat", "imagefolder", "npz")
         if self.format not in known and ":" not in self.format:
             raise ValueError(f'use one of {", ".join(known)} or "module:factory"')
+        if any(Path(p).is_absolute() or ".." in Path(p).parts or not p for p in self.files):
+            raise ValueError("files are patterns under root, without ..")
         if len(self.mean) != len(self.std):
             raise ValueError("mean and std need one number per channel each")
         return self
@@ -176,7 +178,7 @@ class Spec(Closed):
     """One build. `folder` and `name` come from where the file lies."""
 
     target: str = "jetson"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     task: Task = Task()
     teacher: Teacher
     data: Data

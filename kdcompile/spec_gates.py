@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from kdcompile.spec_distill import Closed
 
@@ -16,7 +17,19 @@ def _fraction(text: str) -> str:
     return text
 
 
+def _provable(text: str) -> str:
+    if not fraction(text):
+        raise PydanticCustomError(
+            "unprovable",
+            "no number of images proves that none got worse, for the next one may be",
+            {"fix": 'give a limit over 0%: "5%" takes 59 test images of which none got worse, '
+             '"1%" takes 299'},
+        )  # fmt: skip
+    return text
+
+
 Percent = Annotated[str, AfterValidator(_fraction)]
+Share = Annotated[Percent, AfterValidator(_provable)]  # of images that got worse, at most
 Evidence = Literal["device", "host", "predicted"]
 MetricName = Literal["mae", "rmse", "top1", "game1", "game2", "game3"]
 METRICS_OF: Mapping[str, tuple[str, ...]] = {  # by the kind of the task
@@ -54,32 +67,32 @@ class AccuracyGate(GateSpec):
 class SpeedupGate(GateSpec):
     """Teacher latency over student latency."""
 
-    min: float = Field(gt=0, allow_inf_nan=False)
+    min: float = Field(gt=0)
 
 
 class SizeGate(GateSpec):
     """The largest deployable file, in units of 10^6 bytes."""
 
-    max: float = Field(gt=0, allow_inf_nan=False)
+    max: float = Field(gt=0)
 
 
 class EnergyGate(GateSpec):
     """Energy of one inference, in mJ, where the device tells it."""
 
     evidence: Evidence = "device"
-    max: float = Field(gt=0, allow_inf_nan=False)
+    max: float = Field(gt=0)
 
 
 class MemoryGate(GateSpec):
     """Peak memory of the network, in units of 10^6 bytes, where the device tells it."""
 
-    max: float = Field(gt=0, allow_inf_nan=False)
+    max: float = Field(gt=0)
 
 
 class ParityGate(GateSpec):
     """Deployed network against the trained one on the same images."""
 
-    min_sqnr_db: float = Field(default=20.0, allow_inf_nan=False)
+    min_sqnr_db: float = 20.0
 
 
 class StrataGate(GateSpec):
@@ -96,7 +109,7 @@ class FlipsGate(GateSpec):
     by more than `tolerance`, a share of the teacher's mean absolute error.
     """
 
-    max: Percent
+    max: Share
     tolerance: Percent = "100%"
 
 
@@ -112,7 +125,7 @@ class PreviousGate(GateSpec):
     metric: MetricName | None = None
     max_increase: Percent = "5%"
     margin: Percent = "15%"
-    max_flips: Percent | None = Field(
+    max_flips: Share | None = Field(
         default=None, description="largest share of images that got worse; told only, if absent"
     )
     tolerance: Percent = "100%"
@@ -130,6 +143,15 @@ class Gates(Closed):
     strata: StrataGate | None = None
     flips: FlipsGate | None = None
     previous: PreviousGate | None = None
+
+    def with_metrics(self, kind: str) -> "Gates":
+        """The same with the metric of a task of this kind wherever none is named: its first."""
+        named = {
+            name: settings.model_copy(update={"metric": settings.metric or METRICS_OF[kind][0]})
+            for name in ("accuracy", "strata", "previous")
+            if (settings := getattr(self, name)) is not None
+        }
+        return self.model_copy(update=named)
 
     def check_metrics(self, kind: str) -> str | None:
         """Which metric is none of a task of this kind, in words, or None."""

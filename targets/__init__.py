@@ -4,7 +4,6 @@ A name is `MODULE`, or `MODULE@POWER_MODE`, `MODULE@jpJETPACK`, or with both par
 MODULE may be an alias. Peaks are dense (never the sparse headline), in TFLOP/s, for int8 in TOPS.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -15,7 +14,7 @@ from kdcompile.errors import KDError, nearest
 from kdcompile.targets import user
 from kdcompile.targets.rules import limits_of
 from kdcompile.targets.rules_file import Rule, tables
-from kdcompile.targets.schema import invalid, validate
+from kdcompile.targets.schema import invalid, parse
 from kdcompile.targets.versions import version as _version
 
 FOLDER = Path(__file__).parent
@@ -268,10 +267,4 @@ def _target(table: Mapping[str, Any], mode: str, jetpack: str | None) -> Target:
 @cache
 def _read(module: str) -> dict[str, Any]:
     """One file, parsed and held against the schema."""
-    path = FOLDER / f"{module}.toml"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise invalid(module, "file", str(error)) from error
-    validate(table, module)
-    return table
+    return parse((FOLDER / f"{module}.toml").read_text(encoding="utf-8"), module)

@@ -4,7 +4,6 @@ The file's schema is closed, so that a figure cannot come in without what makes 
 """
 
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from kdcompile.errors import KDError, nearest
 from kdcompile.targets import Target, load, names, resolve
+from kdcompile.targets.schema import toml
 
 FILE = Path(__file__).with_name("fixtures.toml")
 KINDS = ("measured", "published", "secondary")
@@ -105,8 +105,8 @@ def parse_fixtures(text: str) -> tuple[Fixture, ...]:
         KDError: `fixtures-invalid`: not TOML, or an entry that breaks the schema.
     """
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = toml(text)
+    except ValueError as error:
         raise _invalid("file", str(error), "correct the TOML there") from error
     _keys("top level", table, {"sources", "fixtures"}, {"sources", "fixtures"})
     if not isinstance(table["sources"], dict) or not isinstance(table["fixtures"], list):

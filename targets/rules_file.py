@@ -1,6 +1,5 @@
 """`rules.toml`: what hardware and TensorRT can do, as rules and tables of a closed schema."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdcompile.errors import nearest
-from kdcompile.targets.schema import invalid, keys
+from kdcompile.targets.schema import WRONG, invalid, keys, toml
 
 FILE = Path(__file__).with_name("rules.toml")
 OPTIONS = ("dla", "sparsity", "optimization_level")
@@ -75,9 +74,12 @@ def parse(text: str) -> Tables:
         KDError: `target-invalid`: not TOML, or an entry that breaks the schema.
     """
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise invalid("rules", "file", str(error)) from error
+        return _tables(toml(text))
+    except WRONG as error:
+        raise invalid("rules", "file", f"a value of another type: {error}") from error
+
+
+def _tables(table: Mapping[str, Any]) -> Tables:
     _keys("top level", table, {"sources", "rules", "onnx", "tiles", "dla"})
     sources = table["sources"]
     rules = tuple(_rule(entry, sources) for entry in table["rules"])

@@ -1,6 +1,7 @@
 """The closed schema of a target file: what it may say, and that each value names its source."""
 
-from collections.abc import Iterable, Mapping
+import tomllib
+from collections.abc import Mapping
 from typing import Any
 
 from kdcompile.errors import KDError, nearest
@@ -15,6 +16,33 @@ _FACTS = _REQUIRED | {"compute_capability", "tensorrt_min", "tensorrt_max"}
 _MODE = {"gpu_mhz", "bandwidth_gbs", "sm_count", "min_jetpack", "peak_tflops"}
 _JETPACK = {"l4t", "cuda", "tensorrt", "python"}
 _TEXT = _JETPACK | {"compute_capability", "tensorrt_min", "tensorrt_max", "min_jetpack"}
+WRONG = (AttributeError, LookupError, TypeError, ValueError)  # of reading a document of other types
+
+
+def parse(text: str, module: str) -> dict[str, Any]:
+    """The table of a target file.
+
+    Raises:
+        KDError: `target-invalid`: no TOML, or as `validate`.
+    """
+    try:
+        table = toml(text)
+        validate(table, module)
+    except WRONG as error:
+        raise invalid(module, "file", f"a value of another type: {error}") from error
+    return table
+
+
+def toml(text: str) -> dict[str, Any]:
+    """A TOML document that anybody may have written.
+
+    Raises:
+        ValueError: it is none, or nested too deep.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def validate(table: Mapping[str, Any], module: str) -> None:
@@ -48,8 +76,10 @@ def validate(table: Mapping[str, Any], module: str) -> None:
         raise invalid(module, "default_jetpack", "names no JetPack of this file")
 
 
-def keys(module: str, where: str, found: Iterable[str], known: set[str], needed: set[str]) -> None:
-    """Refuse a table with keys that are not known, or without those that are needed."""
+def keys(module: str, where: str, found: Any, known: set[str], needed: set[str]) -> None:
+    """Refuse what is no table, or one with keys that are not known or without needed ones."""
+    if not isinstance(found, Mapping):
+        raise invalid(module, where, f"{found!r} is no table")
     for key in sorted(set(found) - known):
         raise invalid(module, where, f"unknown key {key!r}{nearest(key, known)}")
     for key in sorted(needed - set(found)):

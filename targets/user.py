@@ -9,12 +9,12 @@ are part of every cache key.
 import json
 import math
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdcompile.errors import KDError
+from kdcompile.targets.schema import toml
 
 FORMAT = 1
 TEXTS = ("target", "mode", "measured", "place", "machine", "backend", "backend_version", "source")
@@ -59,8 +59,8 @@ def read_whole(module: str) -> dict[str, Any] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise invalid(module, f"cannot be read: {error}") from error
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = toml(text)
+    except ValueError as error:
         raise invalid(module, str(error)) from error
     check(module, table)
     return table

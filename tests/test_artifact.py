@@ -1,12 +1,16 @@
 """The store: whole entries or none, made once, found by content."""
 
+import errno
 import json
+import logging
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from kdcompile.artifact import Hasher, Store, digest, replacing, write_text
+from kdcompile.artifact import Hasher, Store, digest, is_sealed, replacing, seal, write_text
 from kdcompile.errors import KDError
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -46,20 +50,186 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
     assert store.make("stage", KEY, _build()).meta == {"answer": 42}
 
 
-@pytest.mark.parametrize("spoil", ["edit", "remove", "record"])
-def test_a_spoilt_entry_is_not_found_and_made_again(tmp_path, spoil):
+def _edit(path):
+    (path / "sub" / "file.txt").chmod(0o644)
+    (path / "sub" / "file.txt").write_text("other")
+
+
+def _edit_and_put_the_time_back(path):
+    file = path / "sub" / "file.txt"
+    times = file.stat()
+    file.chmod(0o644)
+    file.write_text("y")  # as long as it was
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _rewrite(change):
+    def spoil(path):
+        record = path / "artifact.json"
+        record.chmod(0o644)
+        record.write_bytes(change(record.read_bytes()))
+
+    return spoil
+
+
+SPOILT = {
+    "a file edited": (_edit, "sub/file.txt is not as it was written"),
+    "its time put back": (_edit_and_put_the_time_back, "sub/file.txt is not as it was written"),
+    "a file removed": (lambda path: (path / "sub" / "file.txt").unlink(), "file.txt is missing"),
+    "no record": (lambda path: (path / "artifact.json").unlink(), "artifact.json is missing"),
+    "a torn record": (_rewrite(lambda b: b[: len(b) // 2]), "artifact.json cannot be read"),
+    "a record of zeros": (_rewrite(lambda b: bytes(len(b))), "artifact.json cannot be read"),
+    "an empty record": (_rewrite(lambda b: b""), "artifact.json cannot be read"),
+    "a record of another form": (_rewrite(lambda b: b"[1]"), "artifact.json cannot be read"),
+    "a number edited": (_rewrite(lambda b: b.replace(b"42", b"43")), "is not as it was written"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_spoilt_entry_is_not_found_made_again_and_said(tmp_path, caplog, name):
+    spoil, why = SPOILT[name]
     store = Store(tmp_path)
-    path = store.make("stage", KEY, _build()).path
-    if spoil == "edit":
-        (path / "sub" / "file.txt").chmod(0o644)
-        (path / "sub" / "file.txt").write_text("other")
-    elif spoil == "remove":
-        (path / "sub" / "file.txt").unlink()
-    else:
-        (path / "artifact.json").chmod(0o644)
-        (path / "artifact.json").write_text('{"key"')
+    spoil(store.make("stage", KEY, _build()).path)
+    store = Store(tmp_path)  # the next command's
     assert store.find("stage", KEY) is None
     assert store.make("stage", KEY, _build("new")).file("sub/file.txt").read_text() == "new"
+    assert "stage: the store's entry is damaged and is made again" in caplog.text
+    assert why in caplog.text
+    assert store.find("stage", KEY).meta == {"answer": 42}
+
+
+class _RustError(Exception):
+    """Stands for safetensors' error, which has the system's words and no number."""
+
+
+FULL = {
+    "write": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/where/it/was"),
+    "file size": OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+    "safetensors": _RustError("Error while serializing: I/O error: x (os error 28)"),
+    "torch": RuntimeError("PytorchStreamWriter failed: No space left on device"),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path, name):
+    store, error = Store(tmp_path), FULL[name]
+    kept = store.make("stage", OTHER, _build())
+
+    def broken(folder):
+        (folder / "half").write_text("half")
+        raise error
+
+    with pytest.raises(KDError) as caught:
+        store.make("stage", KEY, broken)
+    assert caught.value.code == "disk-full"
+    assert caught.value.where
+    assert [p.name for p in (tmp_path / "stage").iterdir()] == [kept.path.name]
+    assert store.find("stage", OTHER) is not None
+    assert store.make("stage", KEY, _build()).meta == {"answer": 42}
+
+
+def test_a_full_disk_under_an_error_of_a_library_is_said(tmp_path):
+    def broken(folder):
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError as error:
+            raise RuntimeError("cannot serialise") from error
+
+    with pytest.raises(KDError) as caught:
+        Store(tmp_path).make("stage", KEY, broken)
+    assert caught.value.code == "disk-full"
+
+
+def test_other_errors_are_not_taken_for_the_disks(tmp_path):
+    def broken(folder):
+        raise ValueError("28")
+
+    with pytest.raises(ValueError, match="28"):
+        Store(tmp_path).make("stage", KEY, broken)
+    assert list((tmp_path / "stage").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EROFS, "store-readonly"), (errno.ENOSPC, "disk-full")]
+)
+def test_no_folder_can_be_made(tmp_path, monkeypatch, number, code):
+    def refuse(*args, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    store = Store(tmp_path / "store")
+    for ask in (lambda: store.make("stage", KEY, _build()), lambda: store.work("stage", KEY)):
+        with pytest.raises(KDError) as caught:
+            ask()
+        assert caught.value.code == code
+    store.hasher.file(Path(__file__))
+    store.save_hashes()  # what can be done without is done without
+    store.sweep()
+
+
+def test_what_killed_processes_left_is_swept(tmp_path):
+    store = Store(tmp_path)
+    made = store.make("stage", KEY, _build())
+    store.work("stage", KEY)  # of a finished step
+    going_on = store.work("stage", OTHER)
+    (going_on / "checkpoint.pt").write_text("worth an hour")
+    half = made.path.with_name(f".{OTHER[:24]}.making")
+    half.mkdir()
+    (tmp_path / ".hashes.json.1.tmp").write_text("{")
+    store.sweep()
+    store.hasher.file(Path(__file__))
+    store.save_hashes()
+    assert not half.exists()
+    assert [p.name for p in (tmp_path / "work").iterdir()] == [going_on.name]
+    assert list(tmp_path.glob(".*")) == []
+    assert store.find("stage", KEY) is not None
+
+
+def test_what_another_build_makes_is_neither_swept_nor_pruned(tmp_path):
+    seen = []
+
+    def build(folder):
+        Store(tmp_path).sweep()
+        with pytest.raises(KDError) as caught:
+            Store(tmp_path).prune([])
+        seen.extend([folder.is_dir(), caught.value])
+        return _build()(folder)
+
+    Store(tmp_path).make("stage", KEY, build)
+    there, error = seen
+    assert there
+    assert error.code == "store-busy"
+    assert f"process {os.getpid()}" in error.message
+    Store(tmp_path).prune([])  # the fix: wait for it
+    assert Store(tmp_path).find("stage", KEY) is None
+
+
+def test_who_waits_says_for_whom(tmp_path, caplog):
+    waiting, threads = threading.Event(), []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if "waiting for" in record.getMessage():
+                waiting.set()
+
+    def build(folder):
+        second = threading.Thread(target=Store(tmp_path).make, args=("stage", KEY, None))
+        threads.append(second)
+        second.start()
+        assert waiting.wait(60)
+        return _build()(folder)
+
+    listener = Listener()
+    logging.getLogger("kdcompile").addHandler(listener)
+    try:
+        Store(tmp_path).make("stage", KEY, build)
+        threads[0].join()
+    finally:
+        logging.getLogger("kdcompile").removeHandler(listener)
+    assert f"waiting for process {os.getpid()} on" in caplog.text
+    assert "makes stage" in caplog.text
+    assert list((tmp_path / "locks").glob("*.owner")) == []
 
 
 def test_two_builds_of_one_key_build_once(tmp_path):
@@ -107,8 +277,29 @@ def test_hasher_follows_content(tmp_path):
     assert Hasher(cache).file(path) == value
     path.write_text("two!")
     assert Hasher(cache).file(path) != value
-    cache.write_text("{torn")
-    assert Hasher(cache).file(path) != value
+    for spoilt in (
+        "{torn",
+        "[]",
+        "",
+        "\0\0",
+        json.dumps({str(path): [1]}),
+        json.dumps({str(path): 1}),
+    ):
+        cache.write_text(spoilt)
+        assert Hasher(cache).file(path) != value
+
+
+def test_a_sealed_file_is_known_again(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("one")
+    assert not is_sealed(path)
+    seal(path)
+    assert is_sealed(path)
+    path.write_text("two")
+    assert not is_sealed(path)
+    path.write_text("one")
+    (tmp_path / "f.sha256").write_bytes(b"\xff")
+    assert not is_sealed(path)
 
 
 def test_digest_ignores_key_order():
@@ -135,6 +326,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(ZeroDivisionError):
         torn()
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
     with replacing(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"

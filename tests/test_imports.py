@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = {"errors", "lazy", "factory"}
+BASE = {"errors", "lazy", "factory", "logs", "progress"}
 CORE = {"spec", "spec_distill", "spec_deploy", "spec_gates", "spec_search", "artifact", "report"}
 ALLOWED = {
     "errors": set(),
     "lazy": {"errors"},
     "factory": {"errors"},
+    "logs": set(),
+    "progress": {"logs"},
     "targets": {"errors"},
     "spec_distill": set(),
     "spec_deploy": {"spec_distill"},
@@ -22,7 +24,10 @@ ALLOWED = {
     "spec_gates": {"spec_distill"},
     "spec": {"errors", "targets", "spec_distill", "spec_deploy", "spec_gates", "spec_search"},
     "spec_file": {"errors", "targets", "spec"},
-    "artifact": {"errors", "targets"},
+    "disk": {"errors"},
+    "files": {"disk"},
+    "locks": set(),
+    "artifact": {"errors", "targets", "disk", "files", "locks"},
     "report": {"errors", "targets"},
     "kernels": set(),
     "data": BASE | {"artifact", "spec", "spec_distill", "spec_deploy", "kernels"},
@@ -39,7 +44,7 @@ ALLOWED = {
     | {"targets", "data", "models", "export", "calib", "backends", "bench", "bundle"},
     "ci": BASE | CORE | {"bench"},
     "parity": BASE | CORE | {"targets", "data", "models", "export", "calib", "backends"},
-    "bundle": BASE | CORE | {"targets"},
+    "bundle": BASE | CORE | {"targets", "disk", "locks"},
     "doctor": BASE | CORE | {"targets"},
     "doctor_board": {"errors", "targets", "doctor"},
     "init": BASE | CORE | {"targets", "examples"},

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import digest, file_sha256
+from kdcompile.artifact import digest, file_sha256, read_json
 from kdcompile.backends.board import Board
 from kdcompile.backends.via import Place, open_place
 from kdcompile.errors import KDError
@@ -146,7 +146,7 @@ def record_of(engine: Path) -> dict[str, Any]:
     """
     path = engine.with_name(engine.name + ".json")
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
     except (OSError, ValueError):
         about = None
     if not isinstance(about, dict) or "precision" not in about:

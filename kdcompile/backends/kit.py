@@ -18,7 +18,8 @@ from kdcompile.targets import Target
 
 HERE = Path(__file__).parent
 TEMPLATES = HERE / "kit"
-SCRIPTS = (HERE / "worker.py", HERE / "same_board.py", *sorted(TEMPLATES.glob("*.py")))
+SHARED = ("worker.py", "same_board.py", "usage.py")
+SCRIPTS = (*(HERE / name for name in SHARED), *sorted(TEMPLATES.glob("*.py")))
 INPUT = "image"
 MAX_REFERENCES = 4
 SETTINGS = ("workspace_mb", "optimization_level", "deterministic", "dla", "sparsity")  # [compile]

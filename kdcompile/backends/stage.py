@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.artifact import Artifact, Step, Store, write_json
+from kdcompile.backends.carried import gates_json, write_carried
 from kdcompile.backends.choose import Candidate, Limits, choose, judge
 from kdcompile.backends.engine import at
 from kdcompile.backends.kit import MAX_REFERENCES, write_kit
@@ -48,7 +49,8 @@ CHECKED = {  # fp16 is the fp32 graph with casts
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
     """Choose the precision on validation; `choice.json`, `model.onnx`, and where there is a board
-    `model.engine`, `teacher.engine`, `timing.cache`, `engines.json`; for a Jetson `kit/`.
+    `model.engine`, `teacher.engine`, `timing.cache`, `engines.json`; for a Jetson `kit/`, for the
+    others `parity/`.
 
     Reads the sections quantize, compile, export, gates, data and task, and the artifacts of
     teacher, search, export and calibrate. The test split is not touched.
@@ -99,7 +101,9 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     }
     write_json(folder / "choice.json", record)
     if target.is_foreign:
-        _kit(step, target, folder, paths, photos, choice.precision)
+        _kit(step, target, folder, paths, (photos, preprocess), choice.precision)
+    else:
+        write_carried(folder, paths["fp32"], photos, preprocess, gates_json(spec.gates, task))
     return _meta(record)
 
 
@@ -187,29 +191,23 @@ def _kit(
     target: Target,
     folder: Path,
     paths: Mapping[str, Path],
-    photos: Sequence[Photo],
+    shown: tuple[Sequence[Photo], Preprocess],
     predicted: str,
 ) -> None:
     """The kit with the first validation photos as its reference, run by ONNX Runtime."""
-    preprocess_file = step.inputs["export"].file("preprocess.json")
-    preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
+    photos, preprocess = shown
     images = [preprocess(p.pixels(preprocess.channels)) for p in photos[:MAX_REFERENCES]]
     carried = {p: path for p, path in paths.items() if p in RUNS_HERE}
     runners = {p: open_session(path, as_written=True) for p, path in carried.items()}
     outputs = {p: [runner(image) for image in images] for p, runner in runners.items()}
     task = find_task(step.spec.task.kind)
-    where = {"previous": {"bundle"}}  # a folder of this machine
-    gates = step.spec.gates.model_dump(mode="json", exclude=where)
-    for settings in gates.values():
-        if settings is not None and "metric" in settings:
-            settings["metric"] = task.find_metric(settings["metric"]).name
     write_kit(
         folder,
         target,
         carried,
         step.inputs["calibrate"].file("calibration.json"),
-        preprocess_file,
-        gates,
+        step.inputs["export"].file("preprocess.json"),
+        gates_json(step.spec.gates, task),
         (images, outputs),
         task,
         profile=step.spec.export.profile,

@@ -32,7 +32,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable, Dict, Iterable, Iterator
 
 try:
     import numpy as np
@@ -41,7 +41,8 @@ except ImportError:  # answered as `numpy-missing`
 
 PROTOCOL = 2
 MIB = 1 << 20
-MODES = ("device", "graph", "end_to_end", "enqueue")
+MODES = ("device", "graph", "end_to_end", "copy_in", "copy_out", "enqueue")
+STREAMS = 32  # the most hardware queues that CUDA lets one process have
 CAST_ONNX_SINCE = (10, 12)  # weak typing, and with it the FP16 and INT8 flags, is deprecated here
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "mixed")
 NEEDS_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}
@@ -78,6 +79,7 @@ FIXES = {
     "qdq-asymmetric": "quantise with symmetric int8 (zero points 0), as kdcompile calibrate does",
     "request-invalid": "send {id, op, ...} with an op and its values as worker.py names them",
     "run-failed": "rebuild it here with build_engine.py",
+    "streams-refused": "time it on one stream, or build it for one fixed shape",
     "shape-refused": "give a shape between the profile's min and max",
     "tensorrt-missing": "sudo apt install python3-libnvinfer (a part of JetPack)",
     "tensorrt-too-old": "flash JetPack 5.1 or later",
@@ -161,12 +163,16 @@ class Cuda:
 
     @property
     def stream(self) -> Any:
-        """The one stream, made when it is first used."""
+        """The stream of all that needs no other, made when it is first used."""
         if self._stream is None:
-            made = ctypes.c_void_p()
-            self.call("cuStreamCreate", ctypes.byref(made), 1)  # not tied to the default stream
-            self._stream = self._hold("cuStreamDestroy_v2", made)
+            self._stream = self.new_stream()
         return self._stream
+
+    def new_stream(self) -> Any:
+        """A stream of its own."""
+        made = ctypes.c_void_p()
+        self.call("cuStreamCreate", ctypes.byref(made), 1)  # not tied to the default stream
+        return self._hold("cuStreamDestroy_v2", made)
 
     def close(self) -> None:
         """Give back all that is still held."""
@@ -198,19 +204,15 @@ class Cuda:
         finally:
             self.free(*found)
 
-    def wait(self) -> None:
-        """Wait for the stream."""
-        self.call("cuStreamSynchronize", self.stream)
-
-    def capture(self, launch: Callable[[], None]) -> Any:
-        """What `launch` enqueues, as a CUDA graph to replay."""
+    def capture(self, launch: Callable[[], None], stream: Any) -> Any:
+        """What `launch` enqueues on a stream, as a CUDA graph to replay."""
         graph, made = ctypes.c_void_p(), ctypes.c_void_p()
-        self.call("cuStreamBeginCapture_v2", self.stream, 1)  # 1: of this thread only
+        self.call("cuStreamBeginCapture_v2", stream, 1)  # 1: of this thread only
         try:
             try:
                 launch()
             finally:  # a stream left in capture refuses everything after
-                status = self.lib.cuStreamEndCapture(self.stream, ctypes.byref(graph))
+                status = self.lib.cuStreamEndCapture(stream, ctypes.byref(graph))
             self.check("cuStreamEndCapture", status)
             self.call("cuGraphInstantiateWithFlags", ctypes.byref(made), graph, ctypes.c_uint64(0))
         except WorkerError as error:
@@ -517,6 +519,8 @@ class TensorRT:
             "flags": plan["flags"], "sha256": hashlib.sha256(blob).hexdigest(),
             "onnx_sha256": hashlib.sha256(source).hexdigest(), "bytes": len(blob),
             "timing_cache": cache_state, "deterministic": bound, "dla": dla,
+            "workspace_mb": workspace_mb, "optimization_level": optimization_level,
+            "sparsity": sparsity, "profile": profile,
             "dla_fallback": fallback, "layers": self._layers_of(blob, graph),
             "seconds": time.perf_counter() - start,
         })  # fmt: skip
@@ -753,13 +757,14 @@ class TensorRTSession:
     """An engine with its buffers, remade when the input shapes change."""
 
     def __init__(self, backend: TensorRT, runtime: Any, engine: Any, graph: bool,
-                 layers: Any) -> None:  # fmt: skip
-        """Make a context; the buffers come with the first inputs."""
+                 layers: Any, stream: Any = None) -> None:  # fmt: skip
+        """Make a context; the buffers come with the first inputs. `stream` is its own, if any."""
         trt = backend.trt
         self.backend, self.cuda, self.engine = backend, backend.cuda, engine
         self.runtime = runtime  # which must outlive its engine
         self.wants_graph, self.graph = graph, None
-        self.layers = layers
+        self.layers, self._own_stream = layers, stream
+        self.beside: list[TensorRTSession] = []  # more contexts, each with a stream of its own
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
         self.inputs = [n for n in names if is_input[n]]
@@ -773,6 +778,14 @@ class TensorRTSession:
         self.device: dict[str, Any] = {}
         self.host: dict[str, HostArray] = {}
         self.context = self._new_context()
+
+    @property
+    def stream(self) -> Any:
+        """Where all of it runs."""
+        return self._own_stream or self.cuda.stream
+
+    def _wait(self) -> None:
+        self.cuda.call("cuStreamSynchronize", self.stream)
 
     def _new_context(self) -> Any:
         made = self.engine.create_execution_context()
@@ -802,7 +815,7 @@ class TensorRTSession:
             self.host[name].array[...] = arrays[name]
         for copy in self._copies(self.inputs):
             self.cuda.call("cuMemcpyHtoDAsync_v2", *copy)
-        self.cuda.wait()
+        self._wait()
 
     def _fit(self, wanted: dict[str, tuple[int, ...]]) -> None:
         """Make the buffers of these input shapes and point the context at them."""
@@ -833,22 +846,22 @@ class TensorRTSession:
         for n in names:
             ends = (self.device[n], self.host[n].pointer)
             to, source = ends if n in self.inputs else ends[::-1]
-            found.append((to, source, ctypes.c_size_t(self.host[n].bytes), self.cuda.stream))
+            found.append((to, source, ctypes.c_size_t(self.host[n].bytes), self.stream))
         return found
 
     def launch(self) -> None:
         """Enqueue one inference."""
-        if not self.context.execute_async_v3(self.cuda.stream.value):
+        if not self.context.execute_async_v3(self.stream.value):
             raise WorkerError("run-failed", self.backend.why())
 
     def _replay(self) -> Callable[[], None]:
         """One inference as a CUDA graph, captured once for the bound shapes."""
         if self.graph is None:
             self.launch()  # TensorRT may still allocate in the first one, which no graph can hold
-            self.cuda.wait()
-            self.graph = self.cuda.capture(self.launch)
+            self._wait()
+            self.graph = self.cuda.capture(self.launch, self.stream)
         cuda, play = self.cuda, self.cuda.lib.cuGraphLaunch
-        graph, stream = self.graph, self.cuda.stream
+        graph, stream = self.graph, self.stream
 
         def replay() -> None:
             cuda.check("cuGraphLaunch", play(graph, stream))
@@ -864,26 +877,98 @@ class TensorRTSession:
         self._usual()()
         for copy in self._copies(self.outputs):
             self.cuda.call("cuMemcpyDtoHAsync_v2", *copy)
-        self.cuda.wait()
+        self._wait()
         return {name: self.host[name].array.copy() for name in self.outputs}
 
     def time(self, arrays: dict[str, Any], warmup: int, iterations: int,
              mode: str) -> tuple[dict[str, list[float]], bool]:  # fmt: skip
         """Milliseconds of each inference by clock, and whether a CUDA graph ran."""
         self.bind(arrays)
-        graph = mode == "graph" or (mode != "device" and self.wants_graph)
-        go, count = (self._replay() if graph else self.launch), warmup + iterations
-        if mode == "end_to_end":
-            found = {"end_to_end": self._time_transfers(go, count)}
+        go, graph = self._once(mode)
+        count, copies = warmup + iterations, self._copied(mode)
+        if any(copies):
+            found = {"end_to_end": self._time_transfers(go, count, *copies)}
         elif mode == "enqueue":
             found = {"device": self._time_queue(go, count)}
         else:
             found = self._time_single(go, count)
         return {clock: times[warmup:] for clock, times in found.items()}, graph
 
+    def _once(self, mode: str) -> tuple[Callable[[], None], bool]:
+        """One inference in a mode, without its copies, and whether it is a CUDA graph."""
+        graph = mode == "graph" or (mode != "device" and self.wants_graph)
+        return (self._replay() if graph else self.launch), graph
+
+    def _copied(self, mode: str) -> list[list[tuple[Any, ...]]]:
+        """The copies that a mode counts, before an inference and after it."""
+        sides = (("copy_in", self.inputs), ("copy_out", self.outputs))
+        return [self._copies(names) if mode in (own, "end_to_end") else [] for own, names in sides]
+
+    def time_streams(self, arrays: dict[str, Any], warmup: int, iterations: int, mode: str,
+                     streams: int) -> tuple[dict[str, list[float]], bool, float]:  # fmt: skip
+        """With so many inferences in flight: milliseconds of each, and how many a second.
+
+        By events around each with its copies, as the clock sees its end only when its turn comes.
+        Contexts take turns, as trtexec's do. The pipeline is full before the first that counts,
+        and others follow the last.
+        """
+        lanes = self._lanes(streams, arrays)
+        ways = [lane._once(mode) for lane in lanes]
+        first = max(warmup, streams)
+        last = first + iterations
+        cuda, lib, clock = self.cuda, self.cuda.lib, time.perf_counter
+        begun, took, elapsed = [0.0] * (last + streams), [0.0] * last, ctypes.c_float()
+        copies = [lane._copied(mode) for lane in lanes]
+        with cuda.events(2 * streams) as events:
+            for i in range(last + streams):
+                lane = i % streams
+                stream, (begin, end) = lanes[lane].stream, events[2 * lane : 2 * lane + 2]
+                if i >= streams:
+                    cuda.call("cuEventSynchronize", end)
+                    cuda.call("cuEventElapsedTime", ctypes.byref(elapsed), begin, end)
+                    took[i - streams] = float(elapsed.value)
+                begun[i] = clock()
+                failed = lib.cuEventRecord(begin, stream)
+                for copy in copies[lane][0]:
+                    failed = failed or lib.cuMemcpyHtoDAsync_v2(*copy)
+                ways[lane][0]()
+                for copy in copies[lane][1]:
+                    failed = failed or lib.cuMemcpyDtoHAsync_v2(*copy)
+                cuda.check("timing", failed or lib.cuEventRecord(end, stream))
+            for session in lanes:
+                session._wait()
+        rate = iterations / (begun[last] - begun[first])
+        return {"device": took[first:]}, ways[0][1], rate
+
+    def _lanes(self, count: int, arrays: dict[str, Any]) -> list[TensorRTSession]:
+        """This context and others of its engine, with the inputs in buffers of each."""
+        self.bind(arrays)
+        try:
+            while len(self.beside) < count - 1:
+                self._add_lane()
+            for lane in self.beside[: count - 1]:
+                lane.bind(arrays)
+        except WorkerError as error:
+            if error.code not in ("engine-refused", "shape-refused"):
+                raise
+            # up to 9, an engine with free sizes has room for one context a profile
+            text = f"no {count} contexts of this engine at once: {error.message}"
+            raise WorkerError("streams-refused", text) from error
+        return [self, *self.beside[: count - 1]]
+
+    def _add_lane(self) -> None:
+        stream = self.cuda.new_stream()
+        try:
+            lane = TensorRTSession(self.backend, self.runtime, self.engine, self.wants_graph,
+                                   self.layers, stream)  # fmt: skip
+        except Exception:
+            self.cuda.free(stream)
+            raise
+        self.beside.append(lane)
+
     def _time_single(self, go: Callable[[], None], count: int) -> dict[str, list[float]]:
         """By events around each inference, and by the clock with the wait for it."""
-        cuda, lib, stream, clock = self.cuda, self.cuda.lib, self.cuda.stream, time.perf_counter
+        cuda, lib, stream, clock = self.cuda, self.cuda.lib, self.stream, time.perf_counter
         device, wall, elapsed = [0.0] * count, [0.0] * count, ctypes.c_float()
         ms = ctypes.byref(elapsed)
         with cuda.events(2) as (begin, end):
@@ -897,11 +982,11 @@ class TensorRTSession:
                 device[i] = elapsed.value
         return {"device": device, "wall": wall}
 
-    def _time_transfers(self, go: Callable[[], None], count: int) -> list[float]:
+    def _time_transfers(self, go: Callable[[], None], count: int, into: list[tuple[Any, ...]],
+                        out: list[tuple[Any, ...]]) -> list[float]:  # fmt: skip
         """By the clock: inputs from pinned memory, the inference, outputs to pinned memory."""
-        lib, stream, clock = self.cuda.lib, self.cuda.stream, time.perf_counter
+        lib, stream, clock = self.cuda.lib, self.stream, time.perf_counter
         times = [0.0] * count
-        into, out = self._copies(self.inputs), self._copies(self.outputs)
         for i in range(count):
             failed, start = 0, clock()
             for copy in into:
@@ -916,7 +1001,7 @@ class TensorRTSession:
 
     def _time_queue(self, go: Callable[[], None], count: int) -> list[float]:
         """By events between inferences that are queued without a wait, as trtexec counts them."""
-        cuda, lib, stream = self.cuda, self.cuda.lib, self.cuda.stream
+        cuda, lib, stream = self.cuda, self.cuda.lib, self.stream
         with cuda.events(count + 1) as events:
             failed = lib.cuEventRecord(events[0], stream)
             for event in events[1:]:
@@ -947,13 +1032,13 @@ class TensorRTSession:
 
         self.bind(arrays)
         self.launch()
-        self.cuda.wait()
+        self._wait()
         profiler = Profiler()  # the context only points at it
         try:
             self.context.profiler = profiler
             for _ in range(iterations):
                 self.launch()
-                self.cuda.wait()
+                self._wait()
         finally:
             self.release()
             self.context = None
@@ -966,7 +1051,12 @@ class TensorRTSession:
                 for name, ms in total.items()]  # fmt: skip
 
     def release(self) -> None:
-        """Free the buffers and the graph; the next inputs make them anew."""
+        """Free the buffers, the graph and the other contexts; the next inputs make them anew."""
+        while self.beside:
+            lane = self.beside.pop()
+            lane.release()
+            lane.context = None  # before its stream goes
+            self.cuda.free(lane.stream)
         handles = [*self.device.values(), *[host.pointer for host in self.host.values()]]
         if self.graph is not None:
             handles.append(self.graph)
@@ -990,7 +1080,7 @@ def check_inputs(arrays: dict[str, Any], types: dict[str, Any],
 class OnnxRuntime:
     """ONNX Runtime on one execution provider; on the CPU it plays a board where there is none."""
 
-    modes = ("device", "end_to_end")
+    modes = ("device", "end_to_end", "copy_in", "copy_out")
     provider = "CPUExecutionProvider"
     precision_names: tuple[str, ...] = ("fp32", "fp16", "int8", "fp8", "mixed")
     cuda: Any = None
@@ -1051,6 +1141,8 @@ class OnnxRuntime:
             "gpu": self.cuda.name if self.cuda else None, "platform": _platform(),
             "precision": precision, "flags": [], "sha256": sha256, "onnx_sha256": sha256,
             "bytes": len(blob), "timing_cache": "none", "deterministic": "off", "dla": None,
+            "workspace_mb": workspace_mb, "optimization_level": None, "sparsity": False,
+            "profile": profile,
             "dla_fallback": None, "provider": self.provider,
             "layers": [{"name": n["name"], "type": n["operator"], "precision": None,
                         "onnx": [n["name"]]} for n in nodes],
@@ -1129,6 +1221,7 @@ class OnnxRuntimeSession:
         """`make` opens the network, with a file prefix for the trace of a profile."""
         self.backend, self.make, self.nodes = backend, make, nodes
         self.session, self.is_checked = make(), False
+        self.beside: list[Any] = []  # more sessions, for more streams
         self.ports = {i.name: i for i in self.session.get_inputs()}
         self.types = {n: np.dtype(ORT_NUMPY.get(i.type, "O")) for n, i in self.ports.items()}
 
@@ -1163,23 +1256,78 @@ class OnnxRuntimeSession:
         """Milliseconds of each inference by the clock; there is no device clock to ask."""
         feeds, times, clock = self._feeds(arrays), [], time.perf_counter
         self._check_providers(feeds)
-        go = partial(self.session.run_with_iobinding, self._bound(feeds))
-        if mode == "end_to_end":
-            go = partial(self.session.run, None, feeds)
+        go = self._once(self.session, feeds, mode)
         for _ in range(warmup + iterations):
             start = clock()
             go()
             times.append(1000 * (clock() - start))
-        return {"end_to_end" if mode == "end_to_end" else "wall": times[warmup:]}, False
+        return {"wall" if mode == "device" else "end_to_end": times[warmup:]}, False
 
-    def _bound(self, feeds: dict[str, Any]) -> Any:
+    def time_streams(self, arrays: dict[str, Any], warmup: int, iterations: int, mode: str,
+                     streams: int) -> tuple[dict[str, list[float]], bool, float]:  # fmt: skip
+        """With so many inferences in flight: milliseconds of each, and how many a second.
+
+        Each has a session and a thread. All are busy before the first that counts, and others
+        follow the last.
+        """
+        feeds = self._feeds(arrays)
+        self._check_providers(feeds)
+        while len(self.beside) < streams - 1:
+            self.beside.append(self.make())
+        sessions = [self.session, *self.beside[: streams - 1]]
+        first = max(warmup, streams)
+        last = first + iterations
+        begun, took = ([0.0] * (last + streams) for _ in range(2))
+        turns, clock, failures = iter(range(last + streams)), time.perf_counter, []
+        ready = threading.Barrier(streams)
+
+        def work(go: Callable[[], Any]) -> None:
+            ready.wait()
+            try:
+                for n in turns:  # of all threads: whoever is free takes the next
+                    begun[n] = clock()
+                    go()
+                    took[n] = 1000 * (clock() - begun[n])
+            except Exception as error:  # raised below, in the thread that answers
+                failures.append(error)
+
+        ways = [self._once(session, feeds, mode) for session in sessions]
+        threads = [threading.Thread(target=work, args=(go,), daemon=True) for go in ways]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+        rate = iterations / (begun[last] - begun[first])
+        return {"wall" if mode == "device" else "end_to_end": took[first:last]}, False, rate
+
+    def _once(self, session: Any, feeds: dict[str, Any], mode: str) -> Callable[[], Any]:
+        """One inference in a mode: what is not copied lies where the provider computes."""
+        if mode == "end_to_end":
+            return partial(session.run, None, feeds)
+        binding = self._bound(session, feeds)
+        go = partial(session.run_with_iobinding, binding)
+
+        def copy_in() -> None:
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, array)
+            go()
+
+        def copy_out() -> None:
+            go()
+            binding.copy_outputs_to_cpu()
+
+        return {"copy_in": copy_in, "copy_out": copy_out}.get(mode, go)
+
+    def _bound(self, session: Any, feeds: dict[str, Any]) -> Any:
         """Inputs and outputs where the provider computes."""
         place = "cuda" if self.backend.cuda else "cpu"
-        binding = self.session.io_binding()
+        binding = session.io_binding()
         for name, array in feeds.items():
             value = self.backend.ort.OrtValue.ortvalue_from_numpy(array, place, 0)
             binding.bind_ortvalue_input(name, value)
-        for port in self.session.get_outputs():
+        for port in session.get_outputs():
             binding.bind_output(port.name, place)
         return binding
 
@@ -1223,7 +1371,8 @@ class OnnxRuntimeSession:
         return [part for part in parts if part in self.nodes] or None
 
     def release(self) -> None:
-        """Nothing is held beside the session."""
+        """Let the other sessions go."""
+        self.beside = []
 
 
 BACKENDS: Dict[str, Callable[[], Any]] = {
@@ -1245,10 +1394,22 @@ def _platform() -> str:
 
 
 def _first_line(path: str) -> str | None:
+    return _content(path).partition("\n")[0].strip("\0 ") or None
+
+
+def _content(path: str) -> str:
+    """What a file says; empty where it is absent, not for this user, or goes meanwhile."""
     try:
         with open(path, errors="replace") as stream:
-            return stream.readline().strip("\0\n ") or None
-    except OSError:  # absent, or not for this user
+            return stream.read().strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def _number(path: str) -> float | None:
+    try:
+        return float(_first_line(path) or "")
+    except ValueError:
         return None
 
 
@@ -1261,6 +1422,220 @@ def _power_mode() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return " ".join((asked.stdout + asked.stderr).decode(errors="replace").split())
+
+
+def affinity() -> list[int]:
+    """The CPUs that this process may run on, by number."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+CPU = "sys/devices/system/cpu"
+CPU_LIMITS = {"governor": "scaling_governor", "cpu_min_hz": "scaling_min_freq",
+              "cpu_max_hz": "scaling_max_freq"}  # fmt: skip
+DEVFREQ_LIMITS = {"governor": "governor", "min_hz": "min_freq", "max_hz": "max_freq"}
+GPU_CLOCKS = ("gpu", "gv11b", "gp10b", "ga10b", "gb10b")  # in names of a Jetson's devfreq
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # what libraries take their threads from
+BUSY, IDLE, STEAL = (0, 1, 2, 5, 6), (3, 4), 7  # columns of /proc/stat; guests are in user
+TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+NS = 1e-9
+
+
+def facts(root: str) -> dict[str, Any]:
+    """What a machine is set to and latency depends on; None where nothing tells.
+
+    Of several values among the CPUs in use, such as those of two clusters, each is told once.
+    `clock_limits` are those of a Jetson's GPU, memory and engines, by devfreq and by nvpmodel.
+    """
+    cpus, limits = affinity(), {}
+    for name, file in CPU_LIMITS.items():
+        told = [_first_line(os.path.join(root, CPU, f"cpu{n}", "cpufreq", file)) for n in cpus]
+        found = sorted({_setting(text, 1000) for text in told if text}, key=str)
+        limits[name] = found[0] if len(found) == 1 else found or None
+    driver = _content(os.path.join(root, "proc/driver/nvidia/version"))
+    version = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)*)\s", driver)
+    return {
+        "cpu": cpu_model(root), "cores": _online(root), "usable_cores": len(cpus),
+        "threads": {name: os.environ[name] for name in THREADS if name in os.environ} or None,
+        "cpu_boost": _boost(root), "clock_limits": _clock_limits(root) or None,
+        "cpu_quota": _content(os.path.join(root, "sys/fs/cgroup/cpu.max")) or None,
+        "driver_version": version[1] if version else None, **limits,
+    }  # fmt: skip
+
+
+def cpu_model(root: str) -> str:
+    """The processor's model; a board without a model name gives its device-tree model."""
+    info = re.search(r"^model name\s*:\s*(.+)$", _content(os.path.join(root, "proc/cpuinfo")), re.M)
+    board = _first_line(os.path.join(root, "proc/device-tree/model"))
+    return (info[1].strip() if info else board) or platform.processor() or platform.machine()
+
+
+def _online(root: str) -> int:
+    """How many CPUs are on; nvpmodel turns some off."""
+    text = _content(os.path.join(root, CPU, "online"))
+    spans = [[int(n) for n in span.split("-")] for span in re.findall(r"\d+(?:-\d+)?", text)]
+    return sum(span[-1] - span[0] + 1 for span in spans) or os.cpu_count() or 1
+
+
+def _setting(text: str, unit: int) -> int | str:
+    """A clock in Hz, or the word that stands for one."""
+    return int(text) * unit if text.isdigit() else text
+
+
+def _boost(root: str) -> bool | None:
+    """Whether a CPU may exceed its nominal clock."""
+    no_turbo = _number(os.path.join(root, CPU, "intel_pstate/no_turbo"))
+    if no_turbo is not None:
+        return no_turbo == 0
+    boost = _number(os.path.join(root, CPU, "cpufreq/boost"))
+    return None if boost is None else boost == 1
+
+
+def _clock_limits(root: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for folder in sorted(glob.glob(os.path.join(root, "sys/class/devfreq/*"))):
+        told = {k: _first_line(os.path.join(folder, file)) for k, file in DEVFREQ_LIMITS.items()}
+        found[os.path.basename(folder)] = {k: _setting(v, 1) for k, v in told.items() if v}
+    for path in sorted(glob.glob(os.path.join(root, "sys/kernel/nvpmodel_*cap/*"))):
+        text = _first_line(path)  # of the memory and the DLA, which have no devfreq
+        if text:
+            found[f"nvpmodel.{os.path.basename(path)}"] = _setting(text, 1)
+    return {name: value for name, value in found.items() if value != {}}
+
+
+def signals(root: str, pids: Iterable[int | str], cpus: Iterable[int]) -> dict[str, Any]:
+    """Counters and clocks at this moment; what nothing tells is absent.
+
+    Args:
+        root: what stands for `/`.
+        pids: the processes that measure, the timed one first.
+        cpus: on which these may run.
+
+    Returns:
+        Of all CPUs in question, in CPU seconds: `busy_s` of every process, `total_s` with the idle
+        ones, `steal_s` that a virtual machine's host gave to others. Of the processes: `own_s` that
+        they had. Of the timed one: `wait_s` that it was ready and had no CPU, `switches` that took
+        it off one, `quota_s` that its control group was held back. `throttle_events` of the CPU's
+        temperature and of a Jetson's current, `cooling`, the steps by which cooling devices other
+        than fans slow something down, `cpu_hz` and `gpu_hz`, the fastest of either.
+    """
+    pids, cpus = list(pids), set(cpus)
+    own = [_threads(root, pid) for pid in pids]
+    timed = own[0] if own else (None, None, None)
+    clocks = _clocks(os.path.join(root, "sys"))
+    gpu = [hz for name, hz in clocks.items() if hz and any(word in name for word in GPU_CLOCKS)]
+    khz = [_number(os.path.join(root, CPU, f"cpu{n}/cpufreq/scaling_cur_freq")) for n in cpus]
+    found = {
+        **_ticks(root, cpus), "own_s": _total([ran for ran, _, _ in own]),
+        "wait_s": timed[1], "switches": timed[2],
+        "quota_s": _quota(root, pids[0]) if pids else None,
+        "throttle_events": _throttles(root, cpus), "cooling": _total(cooling(root).values()),
+        # an idle core's clock says nothing of the one that computes
+        "cpu_hz": 1000 * max(filter(None, khz)) if any(khz) else None,
+        "gpu_hz": float(max(gpu)) if gpu else None,
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _ticks(root: str, cpus: set[int]) -> dict[str, float]:
+    busy = idle = steal = 0.0
+    for line in _content(os.path.join(root, "proc/stat")).splitlines():
+        found = re.match(r"cpu(\d+) ", line)
+        if found and int(found[1]) in cpus:
+            columns = [int(word) for word in line.split()[1:]] + [0] * 8
+            busy += sum(columns[i] for i in BUSY)
+            idle += sum(columns[i] for i in IDLE)
+            steal += columns[STEAL]
+    if not busy + idle:
+        return {}
+    found_s = {"busy_s": busy, "total_s": busy + idle + steal, "steal_s": steal}
+    return {name: ticks / TICKS_PER_S for name, ticks in found_s.items()}
+
+
+def _threads(root: str, pid: int | str) -> tuple[float | None, float | None, float | None]:
+    """Seconds that a process's threads ran and waited, and their involuntary switches."""
+    ran, waited, switches = [], [], []
+    for task in glob.glob(os.path.join(root, f"proc/{pid}/task/*")):
+        words = _content(os.path.join(task, "schedstat")).split()
+        if len(words) == 3:
+            ran.append(int(words[0]) * NS)
+            waited.append(int(words[1]) * NS)
+        status = _content(os.path.join(task, "status"))
+        found = re.search(r"^nonvoluntary_ctxt_switches:\s*(\d+)", status, re.M)
+        if found:
+            switches.append(float(found[1]))
+    if not ran:  # a kernel without the scheduler's statistics; coarser
+        fields = _content(os.path.join(root, f"proc/{pid}/stat")).rpartition(")")[2].split()
+        ran = [(int(fields[11]) + int(fields[12])) / TICKS_PER_S] if len(fields) > 12 else []
+    return _total(ran), _total(waited), _total(switches)
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _quota(root: str, pid: int | str) -> float | None:
+    """Seconds that the control group was held back: cgroup 2 in microseconds, 1 in nanoseconds."""
+    for line in _content(os.path.join(root, f"proc/{pid}/cgroup")).splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        base = os.path.join(root, "sys/fs/cgroup", kinds)
+        for group in (
+            os.path.join(base, path.lstrip("/")),
+            base,
+        ):  # in a container it is its host's
+            text = _content(os.path.join(group, "cpu.stat"))
+            found = re.search(r"^throttled_(usec|time) (\d+)", text, re.M)
+            if found:
+                return int(found[2]) * (1e-6 if found[1] == "usec" else NS)
+    return None
+
+
+def _throttles(root: str, cpus: set[int]) -> float | None:
+    paths = [os.path.join(root, CPU, f"cpu{n}/thermal_throttle/{kind}_throttle_count")
+             for n in sorted(cpus) for kind in ("core", "package")]  # fmt: skip
+    paths += glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*/oc*_event_cnt"))
+    return _total(map(_number, paths))
+
+
+def cooling(root: str) -> dict[str, float]:
+    """By how many steps each cooling device but a fan slows its machine down, by its type."""
+    found: dict[str, float] = {}
+    for folder in glob.glob(os.path.join(root, "sys/class/thermal/cooling_device*")):
+        kind, state = (
+            _first_line(os.path.join(folder, "type")) or "",
+            _number(os.path.join(folder, "cur_state")),
+        )
+        if state is not None and "fan" not in kind.lower():
+            found[kind] = found.get(kind, 0.0) + max(0.0, state)
+    return found
+
+
+def sensors(root: str) -> dict[str, Any]:
+    """What passes and is told in a report: temperatures, load, power, what throttles now."""
+    load = _content(os.path.join(root, "proc/loadavg")).split()
+    rails = ina3221(root)
+    celsius = {}
+    for zone in sorted(glob.glob(os.path.join(root, "sys/class/thermal/thermal_zone*"))):
+        value = _number(os.path.join(zone, "temp"))  # a Jetson's engine that is off tells none
+        if value is not None:
+            kind = _first_line(os.path.join(zone, "type")) or os.path.basename(zone)
+            celsius[kind] = value / 1000
+    busy = [_number(os.path.join(folder, "device/load"))  # in tenths of a per cent
+            for folder in glob.glob(os.path.join(root, "sys/class/devfreq/*"))
+            if any(word in os.path.basename(folder) for word in GPU_CLOCKS)]  # fmt: skip
+    found = {
+        "os_version": _first_line(os.path.join(root, "proc/sys/kernel/osrelease")),
+        "load_average": [float(word) for word in load[:3]], "celsius": celsius,
+        "clocks_hz": _clocks(os.path.join(root, "sys")),
+        "throttling": sorted(kind for kind, steps in cooling(root).items() if steps),
+        "power_w": {name: mw / 1000 for name, mw in rails.read().items()} if rails else None,
+        "gpu_busy_percent": next((value / 10 for value in busy if value is not None), None),
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if value not in (None, {}, [])}
 
 
 def _clocks(root: str = "/sys") -> dict[str, int]:
@@ -1299,6 +1674,7 @@ def _disk() -> int | None:
 
 SAMPLE_S = 0.02  # between two looks at the power; what is slower sets its own pace
 CHUNK_S = 0.25  # of inferences between two looks at the clock
+SM_CLOCK = 1  # NVML_CLOCK_SM
 
 
 class GpuProcess(ctypes.Structure):
@@ -1322,10 +1698,10 @@ class Nvml:
             if status:
                 raise OSError(status, f"{name} gives status {status}")
 
-    def value(self, name: str, kind: Any) -> int | None:
+    def value(self, name: str, kind: Any, *which: int) -> int | None:
         """A number of the GPU; None where this one or its driver does not tell."""
         found, function = kind(), getattr(self.lib, name, None)
-        status = function(self.gpu, ctypes.byref(found)) if function else 1
+        status = function(self.gpu, *which, ctypes.byref(found)) if function else 1
         return None if status else int(found.value)
 
     def power(self) -> Rails:
@@ -1341,6 +1717,21 @@ class Nvml:
     def _rail(self, name: str, kind: Any) -> dict[str, float]:
         found = self.value(name, kind)
         return {} if found is None else {"GPU": float(found)}
+
+    def facts(self) -> dict[str, str]:
+        """Its limits, as nvidia-smi words them; what it does not tell is absent."""
+        limit = self.value("nvmlDeviceGetPowerManagementLimit", ctypes.c_uint)
+        clock = self.value("nvmlDeviceGetMaxClockInfo", ctypes.c_uint, SM_CLOCK)
+        found = {"gpu_power_limit_w": None if limit is None else f"{limit / 1000:.2f}",
+                 "gpu_max_clock_mhz": None if clock is None else str(clock)}  # fmt: skip
+        return {name: value for name, value in found.items() if value is not None}
+
+    def signals(self) -> dict[str, float]:
+        """`gpu_hz` and `gpu_flags`, the mask of what throttles it; absent what it does not tell."""
+        mhz = self.value("nvmlDeviceGetClockInfo", ctypes.c_uint, SM_CLOCK)
+        flags = self.value("nvmlDeviceGetCurrentClocksThrottleReasons", ctypes.c_ulonglong)
+        found = {"gpu_hz": mhz and mhz * 1e6, "gpu_flags": flags}
+        return {name: value for name, value in found.items() if value is not None}
 
     def process_mb(self) -> float | None:
         """GPU memory of this process."""
@@ -1389,13 +1780,6 @@ class Rails:
             done.set()
             thread.join(5.0)
         return answer, [look for look in list(found) if look[1]]
-
-
-def _number(path: str) -> float | None:
-    try:
-        return float(_first_line(path) or "")
-    except ValueError:
-        return None
 
 
 def ina3221(root: str) -> Rails | None:
@@ -1474,7 +1858,7 @@ class Worker:
         self.name, self.backend = backend, BACKENDS[backend]()
         self.loaded: dict[str, Any] = {}
         self.operations: dict[str, Callable[..., dict[str, Any]]] = {
-            "hello": self.hello, "stat": self.stat, "remove": self.remove,
+            "hello": self.hello, "signals": self.signals, "stat": self.stat, "remove": self.remove,
             "build": self.backend.build, "load": self.load, "run": self.run, "time": self.time,
             "profile": self.profile, "power": self.power, "memory": self.memory,
             "unload": self.unload, "quit": self.quit,
@@ -1482,14 +1866,36 @@ class Worker:
 
     def hello(self) -> dict[str, Any]:
         """Versions, machine and GPU: what a measurement here depends on."""
+        root, memory = self.root, os.path.join(self.root, "proc/meminfo")
         return {
             "protocol": PROTOCOL, "backend": self.name, "backend_version": self.backend.version,
             "python": platform.python_version(), "numpy": np.__version__, "platform": _platform(),
-            "module": _first_line("/proc/device-tree/model"), "power_mode": _power_mode(),
-            "l4t": _first_line("/etc/nv_tegra_release"), "clocks": _clocks(),
-            "memory_mb": _memory(), "disk_mb": _disk(), "modes": list(self.backend.modes),
+            "module": _first_line(os.path.join(root, "proc/device-tree/model")),
+            "l4t": _first_line(os.path.join(root, "etc/nv_tegra_release")),
+            "power_mode": _power_mode(), "machine": {**facts(root), **self._nvml("facts")},
+            "clocks": _clocks(os.path.join(root, "sys")), "memory_mb": _memory(memory),
+            "disk_mb": _disk(), "modes": list(self.backend.modes), "streams": STREAMS,
             **self.backend.about(),
         }  # fmt: skip
+
+    def signals(self, beside: Any = (), with_sensors: bool = True) -> dict[str, Any]:
+        """Counters, clocks and throttling now (`signals` above); what nothing tells is absent.
+
+        Args:
+            beside: ids of further processes of this machine that take part in measuring.
+            with_sensors: temperatures, load and power (`sensors`) too, which take some ms.
+        """
+        found = signals(self.root, ["self", *map(int, beside)], affinity())
+        more = sensors(self.root) if with_sensors else {}
+        return {**more, **found, **self._nvml("signals")}
+
+    def _nvml(self, method: str) -> dict[str, Any]:
+        """What NVML tells of the backend's GPU; nothing where there is none of either."""
+        found: dict[str, Any] = {}
+        if self.backend.cuda is not None:
+            with suppress(OSError, AttributeError, WorkerError):
+                found = getattr(Nvml(self.backend.cuda, self.nvml), method)()
+        return found
 
     def stat(self, path: str) -> dict[str, Any]:
         """Whether a file is there, its size and its SHA-256."""
@@ -1556,8 +1962,9 @@ class Worker:
         return {"outputs": {key: list(value.shape) for key, value in found.items()}}
 
     def time(self, inputs: str, iterations: int = 50, warmup: int = 10, name: str = "main",
-             mode: str = "device", samples: bool = False) -> dict[str, Any]:  # fmt: skip
-        """Latency in milliseconds of single inferences.
+             mode: str = "device", samples: bool = False,
+             streams: int = 1) -> dict[str, Any]:  # fmt: skip
+        """Latency in milliseconds of inferences, one after the other or several in flight.
 
         Args:
             inputs: npz file.
@@ -1565,23 +1972,34 @@ class Worker:
             warmup: inferences before them.
             name: of the loaded network.
             mode: device (inputs on the GPU, events around each), graph (the same as a CUDA graph),
-                end_to_end (copies from and to pinned memory, by the clock) or enqueue (queued one
-                after the other, events between them).
+                end_to_end (copies from and to pinned memory, by the clock), copy_in or copy_out
+                (one of the two) or enqueue (queued one after the other, events between them).
             samples: answer with each inference too.
+            streams: inferences in flight; above 1 each has a context, or session, of its own.
 
         Returns:
-            `device`, `wall` and `end_to_end`, null where the mode has no such clock.
+            `device`, `wall` and `end_to_end`, null where the mode has no such clock; with several
+            streams `per_second`, inferences of all together.
         """
         if iterations < 1 or warmup < 0:
             raise WorkerError("request-invalid", "needs iterations >= 1 and warmup >= 0")
         if mode not in self.backend.modes:
             able = ", ".join(self.backend.modes)
             raise WorkerError("mode-refused", f"{self.name} times by {able}, not {mode!r}")
+        if not 1 <= streams <= STREAMS or (streams > 1 and mode == "enqueue"):
+            text = f"{mode} on {streams} streams; enqueue has one, the others 1 to {STREAMS}"
+            raise WorkerError("mode-refused", text)
         network, arrays = self._ready(name, inputs)
-        times, graph = network.time(arrays, warmup, iterations, mode)
+        more: dict[str, Any] = {}
+        if streams == 1:
+            times, graph = network.time(arrays, warmup, iterations, mode)
+        else:
+            found = network.time_streams(arrays, warmup, iterations, mode, streams)
+            times, graph, more["per_second"] = found
         clocks = ("device", "wall", "end_to_end")
         answer = {clock: _summary(times.get(clock, [])) for clock in clocks}
-        more = {"samples": times} if samples else {}
+        if samples:
+            more["samples"] = times
         return {"mode": mode, "graph": graph, **answer, **more}
 
     def profile(self, inputs: str, iterations: int = 20, name: str = "main") -> dict[str, Any]:
@@ -1697,11 +2115,7 @@ def _busy(network: Any, arrays: dict[str, Any], mode: str,
 
 def _sizes(path: str) -> tuple[float | None, float | None]:
     """Resident size of a process and its peak in MiB, of its `status`."""
-    try:
-        with open(path, errors="replace") as stream:
-            found = dict(re.findall(r"^Vm(RSS|HWM):\s*(\d+) kB", stream.read(), re.M))
-    except OSError:
-        found = {}
+    found = dict(re.findall(r"^Vm(RSS|HWM):\s*(\d+) kB", _content(path), re.M))
     resident, peak = (float(found[k]) / 1024 if k in found else None for k in ("RSS", "HWM"))
     return resident, peak
 

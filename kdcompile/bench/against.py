@@ -20,13 +20,15 @@ from kdcompile.bench.judged import Judged
 from kdcompile.bench.looks import Looks
 from kdcompile.bench.matched import check
 from kdcompile.bench.mode import Mode
+from kdcompile.bench.occasions import days_apart
 from kdcompile.bench.samples import Samples
 from kdcompile.bench.session import measure
 from kdcompile.bench.subject import Subject
 from kdcompile.bench.verdict import Comparison
 from kdcompile.errors import KDError
 
-LEVEL, MARGIN = 0.005, 0.03
+LEVEL, MARGIN, LIMIT_S = 0.005, 0.03, 300.0
+FEWEST = 3  # processes that tell how processes differ
 log = logging.getLogger("kdcompile")
 
 
@@ -43,6 +45,7 @@ class Plan:
         level: chance of a false alarm.
         allow: conditions that may differ from the baseline's.
         limit: seconds in which to go on until there is a decision; None measures once.
+        with_usage: read energy and memory of each artifact too, after the first run.
     """
 
     via: str | None
@@ -53,6 +56,7 @@ class Plan:
     level: float = LEVEL
     allow: tuple[str, ...] = ()
     limit: float | None = None
+    with_usage: bool = False
 
 
 class Measurement:
@@ -90,7 +94,8 @@ class Measurement:
             return on_round is not None and on_round(found)
 
         plan = self.plan
-        found = measure(self.subjects, plan.via, effort, plan.mode, on_round=checked)
+        more: dict[str, Any] = {"with_usage": True} if plan.with_usage and not self.samples else {}
+        found = measure(self.subjects, plan.via, effort, plan.mode, on_round=checked, **more)
         self._check(found)
         parts = zip(self.samples, found, strict=True) if self.samples else ((one,) for one in found)
         self.samples = [merged(pair) for pair in parts]
@@ -112,6 +117,11 @@ class Measurement:
         if self.on_first is not None:
             self.on_first(found[0])
             self.on_first = None
+
+
+def first_look(effort: Effort) -> int:
+    """Processes of each build before `--until-decided` first looks: one or two say too little."""
+    return max(effort.processes, FEWEST)
 
 
 def merged(parts: Sequence[Samples]) -> Samples:
@@ -148,9 +158,11 @@ def in_turns(
         comparison, looks = decide(work.samples, plan.level), 1
     else:
         # processes are what a comparison in turns is short of: their number grows within one run
-        looking = Looks(decide, plan.level, first=plan.effort.processes * plan.effort.builds)
-        most = looking.most_rounds // plan.effort.builds
-        work.run(replace(plan.effort, processes=most, seconds=plan.limit), looking)
+        effort = plan.effort
+        looking = Looks(decide, plan.level, first=first_look(effort) * effort.builds)
+        most = looking.most_rounds // effort.builds
+        share = effort.seconds / (effort.processes * effort.builds)
+        work.run(replace(effort, processes=most, seconds=plan.limit, process_s=share), looking)
         comparison, looks = looking.final(work.samples), looking.taken
     ours, theirs_now = work.samples
     notes = _same(candidate, reference)
@@ -181,14 +193,16 @@ def from_samples(
         work.all_runs()
         comparison, looks = decide(work.samples, plan.level), 1
     else:
-        # what tells runs apart is seen only between runs: their number grows
+        # what tells runs apart is seen only between runs: their number grows, but not that of
+        # the occasions
         looking = Looks(decide, plan.level)
         end = time.monotonic() + plan.limit
         for _ in range(looking.most_rounds):
             begun = time.monotonic()
             work.run(replace(plan.effort, seconds=min(plan.effort.seconds, max(end - begun, 1.0))))
             now = time.monotonic()
-            if looking(work.samples) or now + (now - begun) > end:
+            decided = looking(work.samples)
+            if decided or now + (now - begun) > end or days_apart(work.samples[0], reference):
                 break
         comparison, looks = looking.final(work.samples), looking.taken
     notes = (note, *_same(candidate, reference))

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from kdcompile import __version__
-from kdcompile.artifact import digest, write_text
+from kdcompile.artifact import digest, read_json, write_text
 from kdcompile.bench.comparable import Difference, check_comparable, differing, record, record_of
 from kdcompile.bench.matched import check
 from kdcompile.bench.samples import Block, Samples, samples_from_json
 from kdcompile.bench.summary import summary
+from kdcompile.bench.writable import unwritable
 from kdcompile.errors import KDError
 
 FORMAT, DIGEST = 1, "digest"
@@ -90,12 +91,7 @@ class Baseline:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, numbers.sub(lambda m: re.sub(r"\s+", "", m.group()), text) + "\n")
         except OSError as error:
-            raise KDError(
-                "baseline-folder",
-                f"the baseline cannot be written: {error.strerror}",
-                where=str(file),
-                fix="name a file in a folder that you may write to",
-            ) from error
+            raise unwritable(file, error) from error
 
 
 def make_baseline(
@@ -160,19 +156,6 @@ def read_baseline(file: Path) -> Baseline:
     return Baseline(samples, str(reference), history, str(version))
 
 
-def differences(
-    environment: Mapping[str, Any], mode: Mapping[str, Any], baseline: Baseline
-) -> list[Difference]:
-    """Where a measurement made here would differ from a baseline; empty if comparable.
-
-    Args:
-        environment: `look`'s, or a run's.
-        mode: a run's.
-        baseline: with which to compare.
-    """
-    return differing(baseline.record, record(environment, mode))
-
-
 def check_baseline(
     environment: Mapping[str, Any],
     mode: Mapping[str, Any],
@@ -191,7 +174,7 @@ def check_baseline(
 def _values(file: Path) -> dict[str, Any]:
     """The JSON object of a file that says to be a baseline of this format."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except FileNotFoundError:
         raise KDError(
             "baseline-missing",

@@ -22,10 +22,17 @@ DECIMALS = 6  # of milliseconds
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of each inference, by the mode's clock and by the wall clock, where told."""
+    """Of a burst.
+
+    Args:
+        ms: milliseconds of each inference, by the mode's clock.
+        wall: the same by the wall clock, where told.
+        per_second: inferences of all streams, where there are several.
+    """
 
     ms: tuple[float, ...]
     wall: tuple[float, ...]
+    per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ class Loaded:
         Raises:
             KDError: the worker's; `time-zero`, a clock that saw no time pass.
         """
-        clock, told = self._ask(number, iterations, warmup)
+        clock, answer = self._ask(number, iterations, warmup)
+        told = answer["samples"]
         ms, wall = (tuple(round(float(x), DECIMALS) for x in told[k])
                     if told.get(k) else () for k in (clock, "wall"))  # fmt: skip
         if not all(math.isfinite(value) and value > 0 for value in ms):
@@ -81,7 +89,7 @@ class Loaded:
                 where=f"{self.place.label}, clock {clock}",
                 fix="time a larger input or --batch, so that an inference takes microseconds",
             )
-        return Times(ms, wall)
+        return Times(ms, wall, answer.get("per_second"))
 
     def clock(self) -> str:
         """Run each network once; the clock that counts.
@@ -93,7 +101,8 @@ class Loaded:
         return clocks[0]
 
     def _ask(self, number: int, iterations: int, warmup: int) -> tuple[str, dict[str, Any]]:
-        answer = self.place.call(
+        streams = {"streams": self.way.streams} if self.way.streams > 1 else {}
+        answer: dict[str, Any] = self.place.call(
             "time",
             inputs=self.inputs,
             iterations=iterations,
@@ -101,9 +110,9 @@ class Loaded:
             name=self.networks[number],
             mode=self.way.worker_mode,
             samples=True,
+            **streams,
         )
-        told: dict[str, Any] = answer["samples"]
-        return next(clock for clock in CLOCKS if told.get(clock)), told
+        return next(clock for clock in CLOCKS if answer["samples"].get(clock)), answer
 
 
 def warm_up(loaded: Loaded, watch: Watch, seconds: float, clock: Callable[[], float]) -> Warm:
@@ -125,16 +134,16 @@ def warm_up(loaded: Loaded, watch: Watch, seconds: float, clock: Callable[[], fl
             watch.reason()
             seen.append(median(ms))
             means[number] = fmean(ms)
-            counts[number] = _count(BURST_MS, means[number], 1)
+            counts[number] = _count(BURST_MS, means[number] / loaded.way.streams, 1)
         stable = all(agree(seen[-BURSTS:]) for seen in medians)
         if stable or clock() - begin >= seconds:
             return Warm(clock() - begin, stable, tuple(means))
 
 
-def pace_of(warm: Warm) -> Pace:
+def pace_of(warm: Warm, streams: int = 1) -> Pace:
     """Blocks of about 75 ms of the slowest network: as many inferences of the others."""
-    slowest = max(warm.ms)
-    iterations = _count(BLOCK_MS, slowest, MIN_ITERATIONS)
+    slowest = max(warm.ms) / streams
+    iterations = _count(BLOCK_MS, slowest, max(MIN_ITERATIONS, 2 * streams))
     return Pace(iterations, min(iterations, math.ceil(WAKE_MS / slowest)))
 
 

@@ -59,6 +59,22 @@ def differing(theirs: Mapping[str, Any], here: Mapping[str, Any]) -> list[Differ
     return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
 
 
+def check_unchanged(first: Mapping[str, Any], now: Mapping[str, Any], label: str) -> None:
+    """Refuse a machine that became another one between two processes.
+
+    Raises:
+        KDError: `machine-changed`.
+    """
+    changed = [f"{k}: {first.get(k)} -> {v}" for k, v in now.items() if v != first.get(k)]
+    if changed:
+        raise KDError(
+            "machine-changed",
+            f"the machine changed while it was measured: {'; '.join(changed)}",
+            where=label,
+            fix="keep power mode, clocks and drivers as they are, and measure again",
+        )
+
+
 def check_comparable(
     theirs: Mapping[str, Any],
     here: Mapping[str, Any],

@@ -1,11 +1,14 @@
 """The verdict on two artifacts' latencies. docs/gates.md has the reasons and what it finds."""
 
 import math
+from dataclasses import replace
 
+from kdcompile.bench.coarse import coarseness
 from kdcompile.bench.hierarchy import Estimate, apart
 from kdcompile.bench.hierarchy import paired as in_pairs
-from kdcompile.bench.matched import by_runs, in_turns
+from kdcompile.bench.matched import by_runs, in_turns, leans
 from kdcompile.bench.needed import MIN_BLOCKS, MIN_INFERENCES, half_width, more_blocks
+from kdcompile.bench.occasions import occasions
 from kdcompile.bench.reason import reason
 from kdcompile.bench.samples import Samples
 from kdcompile.bench.verdict import Comparison, Decision, Ratio
@@ -17,7 +20,8 @@ WIDER = (1.0, 10 / 3, 25 / 3)  # times the margin: 3 %, 10 % and 25 %
 # of the margin that the ratio itself must pass: half of it for the median, so that a regression of
 # the margin is found; all of it for the tails, which a few wild inferences can move
 BEYOND = (0.5, 1.0, 1.0)
-UNBOUNDED = math.log(1000)  # where no spread is known, and JSON has no infinity
+UNBOUNDED = math.log(1000)  # to either side, where no spread is known: JSON has no infinity
+LARGEST = 700.0  # a logarithm
 
 
 def compare(
@@ -39,11 +43,17 @@ def compare(
         improved      the same downwards
         inconclusive  else
 
+    Disturbed blocks are left out. What was taken in turns was disturbed alike by all that comes
+    from outside: where one side was disturbed far more often, it is the artifact's own doing, and
+    all blocks count. Taken apart, nothing tells one from the other, and a verdict must hold both
+    ways.
+
     Args:
         candidate: what is judged.
         reference: what it is held against.
         paired: the two were measured in turns, in the same processes, block beside block. Else
-            they are compared from their samples alone, and the run is the top level.
+            they are compared from their samples alone, and the run is the top level, or the
+            occasion where they were measured on more than one.
         margin: a change of the median that counts as none, as a share.
         level: chance of `regressed` where nothing changed.
         seed: of the draws of blocks.
@@ -53,25 +63,50 @@ def compare(
             `level-invalid`.
     """
     _check(margin, level)
+
+    def judge(every: bool) -> Comparison:
+        return _judge((candidate, reference), paired, margin, level, seed, every=every)
+
+    lean = leans(candidate, reference, paired=paired)
+    if lean and paired:
+        return _said(judge(True), f"disturbed blocks are in it, as most are of {lean}")
+    found = judge(False)
+    if lean and judge(True).decision != found.decision:
+        text = (
+            f"{found.decision} without the disturbed blocks, not with them, and most are of {lean}"
+        )
+        return _said(replace(found, decision="inconclusive", more_blocks=None), text)
+    return found
+
+
+def _said(comparison: Comparison, more: str) -> Comparison:
+    return replace(comparison, reason=f"{comparison.reason}; {more}")
+
+
+def _judge(
+    both: tuple[Samples, Samples], paired: bool, margin: float, level: float, seed: int,
+    *, every: bool,
+) -> Comparison:  # fmt: skip
+    """A verdict without the disturbed blocks, or on every block."""
     if paired:
-        pairs, left_out = in_turns(candidate, reference)
+        pairs, left_out = in_turns(*both, every=every)
         sides = [[side[i] for build in pairs for side in build] for i in (0, 1)]
         estimate = in_pairs(pairs, seed)
     else:
-        ours, gone = by_runs(candidate)
-        theirs, gone_there = by_runs(reference)
-        sides = [[p for run in side for build in run for p in build] for side in (ours, theirs)]
-        left_out, estimate = gone + gone_there, apart((ours, theirs), seed)
+        runs, started, gone = zip(*(by_runs(side, every=every) for side in both), strict=True)
+        sides = [[p for run in side for build in run for p in build] for side in runs]
+        left_out, estimate = sum(gone), apart(runs, seed, occasions(started, both[1].name))
     blocks = min(sum(len(process) for process in side) for side in sides)
     inferences = min(sum(len(b) for process in side for b in process) for side in sides)
     enough = blocks >= MIN_BLOCKS and inferences >= MIN_INFERENCES
-    ratios = _ratios(estimate, margin, level, enough=enough)
+    coarse = coarseness(sides)
+    ratios = _ratios(estimate, margin, level, coarse, enough=enough)
     decision = _verdict(ratios)
     more = None
-    if decision == "inconclusive":
-        wanted = _wanted(abs(float(estimate.value[0])), math.log1p(margin))
+    if decision == "inconclusive" and estimate.level != "occasion":  # measuring on makes no more
+        wanted = _wanted(abs(float(estimate.value[0])), math.log1p(margin)) - coarse
         more = more_blocks(estimate, level * SHARES[0], wanted, blocks, inferences)
-    text = reason(decision, ratios, more, estimate, paired=paired, enough=enough)
+    text = reason(decision, ratios, more, estimate, coarse, paired=paired, enough=enough)
     return Comparison(decision, text, ratios, level, paired, blocks, left_out, more)
 
 
@@ -92,23 +127,31 @@ def _check(margin: float, level: float) -> None:
         )
 
 
-def _ratios(estimate: Estimate, margin: float, level: float, *, enough: bool) -> tuple[Ratio, ...]:
+def _ratios(
+    estimate: Estimate, margin: float, level: float, coarse: float, *, enough: bool
+) -> tuple[Ratio, ...]:
     import numpy as np
 
-    halves = half_width(estimate, level * np.array(SHARES))
+    halves = half_width(estimate, level * np.array(SHARES)) + coarse
     made = []
     for i, name in enumerate(NAMES):
-        value, half = float(estimate.value[i]), float(halves[i])
-        low, high = max(value - half, -UNBOUNDED), min(value + half, UNBOUNDED)
+        value = float(estimate.value[i])
+        half = min(float(halves[i]), UNBOUNDED + abs(value))
+        low, high = value - half, value + half
         own = margin * WIDER[i]
         decided = _decide(value, low, high, math.log1p(own), BEYOND[i])
         made.append(
             Ratio(
-                name, math.exp(value), math.exp(low), math.exp(high), own,
+                name, _exp(value), _exp(low), _exp(high), own,
                 decided if enough else "inconclusive",
             )
         )  # fmt: skip
     return tuple(made)
+
+
+def _exp(log: float) -> float:
+    """A ratio of its logarithm, within what a float holds."""
+    return math.exp(min(max(log, -LARGEST), LARGEST))
 
 
 def _decide(value: float, low: float, high: float, margin: float, beyond: float) -> Decision:

@@ -19,6 +19,7 @@ class Effort:
         builds: of each subject.
         seconds: that all of it may take, the starts of processes too but not the builds. One
             process of each build with two blocks a side is taken however long that is.
+        process_s: that one process may take, its start too.
         samples: inferences of each subject in all, in one process: in place of blocks, for who
             wants few and no verdict.
     """
@@ -28,6 +29,7 @@ class Effort:
     builds: int = 1
     seconds: float = 60.0
     samples: int | None = None
+    process_s: float = math.inf
 
     def sizes(self, pace: Pace) -> list[int]:
         """Inferences of each block of a process."""
@@ -37,8 +39,8 @@ class Effort:
         each, more = divmod(self.samples, count)
         return [each + (i < more) for i in range(count)]
 
-    def check(self) -> None:
-        """Refuse what cannot be measured.
+    def check(self, streams: int = 1) -> None:
+        """Refuse what cannot be measured, with so many inferences in flight.
 
         Raises:
             KDError: `effort-refused`.
@@ -52,6 +54,8 @@ class Effort:
             raise _effort("seconds", self.seconds, "a time above 0")
         if self.samples is not None and self.builds > 1:
             raise _effort("samples", self.samples, "one build, as they are of one process")
+        if self.samples is not None and streams > 1:
+            raise _effort("samples", self.samples, "one stream, as they follow each other")
 
 
 def _effort(name: str, value: object, wanted: str) -> KDError:

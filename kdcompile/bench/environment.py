@@ -1,19 +1,12 @@
 """What a latency depends on: facts that a comparison must hold equal, and the state that passes."""
 
-import os
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from kdcompile.backends.via import Place
 from kdcompile.backends.via_local import LocalPlace
 from kdcompile.bench import nvidia
-from kdcompile.bench.machine import cpu, usable_cores
-from kdcompile.bench.signals import celsius, cpu_hz, gpu_hz, number_of, text_of
 
-CPU = "sys/devices/system/cpu"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # what libraries take their threads from
 SMI_FACTS = {
     "gpu_power_limit_w": "power.limit", "gpu_max_clock_mhz": "clocks.max.sm",
     "gpu_application_clock_mhz": "clocks.applications.graphics",
@@ -24,16 +17,17 @@ SMI_STATE = {
     "gpu_throttling": nvidia.FLAGS, "gpu_celsius": "temperature.gpu",
     "gpu_power_w": "power.draw", "gpu_busy_percent": "utilization.gpu",
 }  # fmt: skip
+SIGNALS = ("load_average", "celsius", "clocks_hz", "throttling", "power_w", "gpu_busy_percent",
+           "cpu_hz", "gpu_hz", "os_version")  # fmt: skip
 
 
-def look(place: Place, *, root: Path = Path("/"), ask: nvidia.Ask = nvidia.ask) -> dict[str, Any]:
-    """The environment of a measurement at a place.
+def look(place: Place, *, ask: nvidia.Ask = nvidia.ask) -> dict[str, Any]:
+    """The environment of a measurement at a place, as its worker tells it.
 
-    Over SSH it is what the worker's hello tells; of this machine, more.
+    Of an NVIDIA GPU of this machine nvidia-smi tells more.
 
     Args:
         place: open; its worker has said hello.
-        root: what stands for `/`.
         ask: what stands for nvidia-smi.
 
     Returns:
@@ -42,20 +36,18 @@ def look(place: Place, *, root: Path = Path("/"), ask: nvidia.Ask = nvidia.ask) 
         nothing tells is None among the facts, and absent from the state.
     """
     about = place.about
-    facts, state = _facts_told(about), _state_told(about)
-    if isinstance(place, LocalPlace):
-        facts |= _facts_here(root)
-        state |= _state_here(root)
-        if about["gpu"] is not None:
-            facts |= _gpu_facts(root, ask)
-            state |= _gpu_state(ask)
+    facts, state = _facts(about), _state(about, place.call("signals"))
+    if isinstance(place, LocalPlace) and about["gpu"] is not None:
+        facts |= _gpu_facts(facts, ask)
+        state |= _gpu_state(ask)
     return {"facts": facts, "state": state}
 
 
-def _facts_told(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the worker's hello: its clocks and free memory pass."""
+def _facts(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the worker's hello, without the clocks and free memory, which pass."""
     library = "tensorrt" if about["backend"] == "tensorrt" else "onnxruntime"
-    gpu = about["gpu"] or {}
+    gpu, machine = about["gpu"] or {}, dict(about["machine"])
+    driver = machine.pop("driver_version")  # of a GPU that is used
     return {
         "backend": about["backend"],
         f"{library}_version": about["backend_version"],
@@ -66,54 +58,29 @@ def _facts_told(about: Mapping[str, Any]) -> dict[str, Any]:
         "l4t_version": about["l4t"],
         "gpu": gpu.get("name"),
         "compute_capability": gpu.get("compute_capability"),
-    }
+        **machine,
+    } | ({"driver_version": driver} if gpu else {})
 
 
-def _state_told(about: Mapping[str, Any]) -> dict[str, Any]:
+def _state(about: Mapping[str, Any], signals: Mapping[str, Any]) -> dict[str, Any]:
     gpu, memory = about["gpu"] or {}, about["memory_mb"]
     told = {
         "numpy_version": about["numpy"],
-        "clocks_hz": about["clocks"],
         "memory_mb": memory["total"],  # some MB come and go with a kernel's update
         "free_memory_mb": memory["free"],
         "gpu_free_mb": gpu.get("free_mb"),
-    }
-    return {key: value for key, value in told.items() if value not in (None, {})}
-
-
-def _facts_here(root: Path) -> dict[str, Any]:
-    cpus = _affinity()
-    first = root / CPU / f"cpu{min(cpus, default=0)}" / "cpufreq"
-    return {
-        "cpu": cpu(),
-        "cores": os.cpu_count() or 1,
-        "usable_cores": usable_cores(),
-        "threads": {name: os.environ[name] for name in THREADS if name in os.environ} or None,
-        "governor": text_of(first / "scaling_governor") or None,
-        "cpu_max_hz": _hz(first / "scaling_max_freq"),
-        "cpu_boost": _boost(root),
-        "cpu_quota": text_of(root / "sys/fs/cgroup/cpu.max") or None,
-    }
-
-
-def _state_here(root: Path) -> dict[str, Any]:
-    words = text_of(root / "proc/loadavg").split()
-    told = {
-        "os_version": text_of(root / "proc/sys/kernel/osrelease") or None,
-        "load_average": [float(word) for word in words[:3]] or None,
-        "cpu_hz": cpu_hz(root, _affinity()),
-        "gpu_hz": gpu_hz(root),
-        "celsius": celsius(root) or None,
+        **{key: signals.get(key) for key in SIGNALS},
     }
     return {key: value for key, value in told.items() if value is not None}
 
 
-def _gpu_facts(root: Path, ask: nvidia.Ask) -> dict[str, Any]:
-    text = text_of(root / "proc/driver/nvidia/version")
-    version = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)*)\s", text)
+def _gpu_facts(known: Mapping[str, Any], ask: nvidia.Ask) -> dict[str, Any]:
+    """Of nvidia-smi; where it tells none, what the worker knows by NVML and the driver's file."""
     told = nvidia.query(list(SMI_FACTS.values()), ask)
-    driver = version[1] if version else nvidia.query(["driver_version"], ask).get("driver_version")
-    return {"driver_version": driver} | {key: told.get(f) for key, f in SMI_FACTS.items()}
+    version = known["driver_version"] or nvidia.query(["driver_version"], ask).get("driver_version")
+    return {"driver_version": version} | {
+        key: told.get(field, known.get(key)) for key, field in SMI_FACTS.items()
+    }
 
 
 def _gpu_state(ask: nvidia.Ask) -> dict[str, Any]:
@@ -124,23 +91,3 @@ def _gpu_state(ask: nvidia.Ask) -> dict[str, Any]:
     others = nvidia.processes(ask)
     # ids are the host's where this is a container: the worker's own cannot be told apart
     return state if others is None else state | {"gpu_processes": len(others)}
-
-
-def _boost(root: Path) -> bool | None:
-    """Whether a CPU may exceed its nominal clock."""
-    no_turbo = number_of(root / CPU / "intel_pstate/no_turbo")
-    if no_turbo is not None:
-        return no_turbo == 0
-    boost = number_of(root / CPU / "cpufreq/boost")
-    return None if boost is None else boost == 1
-
-
-def _hz(path: Path) -> int | None:
-    khz = number_of(path)
-    return None if khz is None else int(1000 * khz)
-
-
-def _affinity() -> set[int]:
-    if not hasattr(os, "sched_getaffinity"):
-        return set(range(os.cpu_count() or 1))
-    return os.sched_getaffinity(0)

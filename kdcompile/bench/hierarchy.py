@@ -5,7 +5,9 @@ and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Above 
 processes or two builds, and of so few a bootstrap finds too little spread: by a factor k / (k - 1)
 in variance, with normal tails where they should be Student's. So there the closed form stands in
 its place, with degrees of freedom, and is moderated (Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004,
-equation 4): the spread that such a level usually has counts like a few more observations.
+equation 4): the spread that such a level usually has counts like a few more observations. Where
+the measured spread refutes the usual one, it is not drawn towards it: on a restless machine one
+verdict in 20 would be wrong.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 QUANTILES = (0.5, 0.9, 0.99)
+REFUTED = 0.01  # chance of so large a spread, or a larger, where the usual one is the true one
 DRAWS = 200  # of blocks: a variance within a tenth
 Blocks = Sequence[Floats]  # the inferences of each block of a process, ms
 
@@ -39,6 +42,7 @@ PAIR = Usual(np.array([0.003, 0.01, 0.05]), 4)  # of a process, between two that
 PROCESS = Usual(np.array([0.006, 0.02, 0.08]), 4)  # of a process by itself
 BUILD = Usual(np.array([0.006, 0.02, 0.08]), 2)  # builds and runs vary more from place to place
 RUN = Usual(np.array([0.005, 0.02, 0.08]), 2)
+OCCASION = Usual(np.array([0.02, 0.04, 0.1]), 6)  # known badly, and most baselines have one
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,7 @@ class Estimate:
         units: how many top units each side has; `(k,)` where the two are paired.
         variances: of each side's mean, by side, or of the ratio where they are paired: [3] each.
         df: degrees of freedom of the variances.
-        level: what the top units are: process, build or run.
+        level: what the top units are: process, build, run or occasion.
     """
 
     value: Floats
@@ -95,22 +99,39 @@ def paired(processes: Sequence[Sequence[tuple[Blocks, Blocks]]], seed: int) -> E
     return Estimate(whole.value, (len(builds),), (whole.variance,), df, "build")
 
 
-def apart(sides: Sequence[Sequence[Sequence[Sequence[Blocks]]]], seed: int) -> Estimate:
-    """Of two sides that were measured apart: the run is the top level.
+def apart(
+    sides: Sequence[Sequence[Sequence[Sequence[Blocks]]]],
+    seed: int,
+    occasions: Sequence[Sequence[int]] | None = None,
+) -> Estimate:
+    """Of two sides that were measured apart: the run is the top level, or the occasion.
 
     Args:
         sides: candidate and reference: runs of builds of processes of blocks.
         seed: of the draws.
+        occasions: by side the occasion of each run; None where all are of one, which then
+            touched both sides alike.
     """
     draw = _Draws(seed)
     flat = [build for side in sides for run in side for build in run]
     builds, _ = _means([[_single(p, draw) for p in build] for build in flat], PROCESS)
     grouped = _like([run for side in sides for run in side], builds)
     several = any(len(run) > 1 for run in grouped)
-    runs = _means(grouped, BUILD)[0] if several else [run[0] for run in grouped]
-    (ours, theirs), df = _means(_like(sides, runs), RUN)
+    runs = _like(sides, _means(grouped, BUILD)[0] if several else [run[0] for run in grouped])
+    if occasions is None:
+        return _difference(runs, RUN, "run")
+    days = [
+        [[run for run, own in zip(side, known, strict=True) if own == day] for day in {*known}]
+        for side, known in zip(runs, occasions, strict=True)
+    ]
+    means, _ = _means([day for side in days for day in side], RUN)
+    return _difference(_like(days, means), OCCASION, "occasion")
+
+
+def _difference(sides: Sequence[Sequence[Node]], usual: Usual, level: str) -> Estimate:
+    (ours, theirs), df = _means(sides, usual)
     units = len(sides[0]), len(sides[1])
-    return Estimate(ours.value - theirs.value, units, (ours.variance, theirs.variance), df, "run")
+    return Estimate(ours.value - theirs.value, units, (ours.variance, theirs.variance), df, level)
 
 
 def _like(groups: Sequence[Sequence[object]], nodes: Sequence[Node]) -> list[list[Node]]:
@@ -125,18 +146,24 @@ def _means(groups: Sequence[Sequence[Node]], usual: Usual) -> tuple[list[Node], 
     As in a random-effects meta-analysis a node weighs 1 / (usual.sd^2 + its variance), so that one
     process beside other work does not drown the rest; and all weights are scaled by how far nodes
     really lie from their means (Hartung and Knapp, Stat. Med. 20, 2001), pooled over the groups and
-    moderated.
+    moderated unless they refute what is usual (chi-squared test).
     """
-    scale, df = np.full(len(QUANTILES), float(usual.df)), usual.df
+    from scipy.special import chdtri
+
+    spread, own = np.zeros(len(QUANTILES)), 0
     found = []
     for group in groups:
         weights = 1 / np.array([usual.sd**2 + node.variance for node in group])
         values = np.array([node.value for node in group])
         total = weights.sum(axis=0)
         mean = (weights * values).sum(axis=0) / total
-        scale, df = scale + (weights * (values - mean) ** 2).sum(axis=0), df + len(group) - 1
+        spread, own = spread + (weights * (values - mean) ** 2).sum(axis=0), own + len(group) - 1
         found.append(Node(mean, 1 / total))
-    return [Node(node.value, node.variance * scale / df) for node in found], df
+    df = usual.df + own
+    scale = (usual.df + spread) / df
+    if own:
+        scale = np.where(spread > chdtri(own, REFUTED), spread / own, scale)
+    return [Node(node.value, node.variance * scale) for node in found], df
 
 
 class _Draws:

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdcompile.bench.comparable import Difference
 from kdcompile.bench.samples import Samples
-from kdcompile.bench.summary import disturbances, summary
+from kdcompile.bench.summary import disturbances, summary, usage
 from kdcompile.bench.verdict import Comparison
 
 
@@ -49,6 +49,7 @@ def described(samples: Samples) -> Mapping[str, Any]:
         "sha256": samples.sha256,
         **summary(samples),
         "disturbances": disturbances(samples),
+        "usage": dict(usage(samples)) or None,
         "started": [run.started for run in samples.runs],
         "environment": dict(last.environment),
         "mode": dict(last.mode),

@@ -93,22 +93,22 @@ def load(
     more = {} if threads is None else {"threads": threads}
     if engine.there is not None:
         return place.call("load", path=engine.there, name=network, graph=graph, **more)
-    record = subject.record or _as_record(subject, place.about)
+    record = subject.record or onnx_record(place.about, subject.sha256, subject.precision)
     return place.call(
         "load", path=place.put(subject.path), name=network, graph=graph, expected=dict(record),
         **more,
     )  # fmt: skip
 
 
-def _as_record(subject: Subject, about: Mapping[str, Any]) -> dict[str, Any]:
+def onnx_record(about: Mapping[str, Any], sha256: str, precision: str) -> dict[str, Any]:
     """The record that stands for an ONNX file, which ONNX Runtime compiles when it loads it."""
     gpu = about["gpu"] or {}
     return {
         "onnxruntime": about["backend_version"],
         "platform": about["platform"],
         "compute_capability": gpu.get("compute_capability"),
-        "sha256": subject.sha256,
-        "precision": subject.precision,
+        "sha256": sha256,
+        "precision": precision,
     }
 
 

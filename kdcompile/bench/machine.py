@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.artifact import digest
+from kdcompile.backends import worker
 
 # the distributions that run or time a network; an absent one is left out
 LIBRARIES = (
@@ -59,23 +60,12 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
 
 def cpu() -> str:
     """The processor's model; boards without a model name give their device-tree model."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    board = Path("/proc/device-tree/model")
-    if board.is_file():
-        return board.read_text(errors="replace").strip("\0\n ")
-    return platform.processor() or platform.machine()
+    return worker.cpu_model("/")
 
 
 def usable_cores() -> int:
     """Cores that this process may run on: a pinned run is another measurement."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(worker.affinity())
 
 
 def _gpus() -> list[str]:

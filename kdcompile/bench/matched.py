@@ -5,20 +5,24 @@ from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdcompile.bench.hierarchy import Blocks
 from kdcompile.bench.samples import Block, Samples
 from kdcompile.errors import KDError
 
+LEANING = 0.005  # chance of so many disturbed blocks on one side where both are alike
 FEWEST = 2  # undisturbed blocks of a process: one alone has no spread, and would weigh most
 Runs = list[list[list[Blocks]]]  # of builds of processes, none of them empty
 
 
-def in_turns(ours: Samples, theirs: Samples) -> tuple[list[list[tuple[Blocks, Blocks]]], int]:
+def in_turns(
+    ours: Samples, theirs: Samples, *, every: bool = False
+) -> tuple[list[list[tuple[Blocks, Blocks]]], int]:
     """Neighbouring blocks of two sides that were measured in turns.
 
-    A block is used where neither of the two was disturbed. Processes of the same pair of engines
-    are together, in whichever run they were.
+    A block is used where neither of the two was disturbed, with `every` also else. Processes of
+    the same pair of engines are together, in whichever run they were.
 
     Returns:
         By pair of engines, the blocks of both sides in each process; and how many pairs of blocks
@@ -35,7 +39,8 @@ def in_turns(ours: Samples, theirs: Samples) -> tuple[list[list[tuple[Blocks, Bl
     for where, engines, pairs in _pairs(ours, theirs):
         if len(pairs[0]) != len(pairs[1]):
             _unpaired(f"{where}: {len(pairs[0])} blocks against {len(pairs[1])}")
-        whole = [(a, b) for a, b in zip(*pairs, strict=True) if not (a.disturbed or b.disturbed)]
+        both = list(zip(*pairs, strict=True))
+        whole = [(a, b) for a, b in both if every or not (a.disturbed or b.disturbed)]
         left_out += len(pairs[0]) - len(whole)
         processes.append((engines, whole))
     least = _least(len(whole) for _, whole in processes)
@@ -50,33 +55,71 @@ def in_turns(ours: Samples, theirs: Samples) -> tuple[list[list[tuple[Blocks, Bl
     return list(found.values()), left_out
 
 
-def by_runs(samples: Samples) -> tuple[Runs, int]:
-    """The blocks of one side.
+def by_runs(samples: Samples, *, every: bool = False) -> tuple[Runs, list[str], int]:
+    """The undisturbed blocks of one side, or every block.
 
     Returns:
-        Blocks by run, build and process; and how many blocks were left out.
+        Blocks by run, build and process; when each run started; how many blocks were left out.
 
     Raises:
         KDError: `samples-invalid`, `samples-empty`.
     """
     check(samples)
     runs: Runs = []
+    started = []
     left_out = 0
     processes = (p for run in samples.runs for build in run.builds for p in build.processes)
-    least = _least(sum(not b.disturbed for b in p.blocks) for p in processes)
+    least = _least(sum(every or not b.disturbed for b in p.blocks) for p in processes)
     for run in samples.runs:
         builds = []
         for build in run.builds:
-            whole = [_times(b for b in p.blocks if not b.disturbed) for p in build.processes]
+            whole = [
+                _times(b for b in p.blocks if every or not b.disturbed) for p in build.processes
+            ]
             kept = [blocks for blocks in whole if len(blocks) >= least]
             left_out += sum(len(p.blocks) for p in build.processes) - sum(map(len, kept))
             if kept:
                 builds.append(kept)
         if builds:
             runs.append(builds)
+            started.append(run.started)
     if not runs:
         _empty(samples.name, left_out)
-    return runs, left_out
+    return runs, started, left_out
+
+
+def leans(ours: Samples, theirs: Samples, *, paired: bool) -> str | None:
+    """The side that was disturbed far more often than chance has it, `candidate` or `reference`.
+
+    In turns of the pairs in which one block was (sign test); apart of all blocks, by how many each
+    side has. A burst of other work leans too, but in one process: so most of them must. None where
+    neither side does.
+    """
+    from scipy.special import bdtrc
+
+    flags = _disturbed(ours), _disturbed(theirs)
+    if paired:
+        # in_turns refuses what does not lie alike
+        pairs = [(a, b) for a, b in zip(*flags, strict=False) if len(a) == len(b)]
+        flags = [a & ~b for a, b in pairs], [b & ~a for a, b in pairs]
+    counts, sizes = ([sum(map(f, side)) for side in flags] for f in (np.sum, np.size))
+    if not sum(counts):
+        return None
+    for i, name in enumerate(("candidate", "reference")):
+        most = np.mean([side.mean() > sum(counts) / sum(sizes) for side in flags[i]]) > 0.5
+        share = sizes[i] / sum(sizes)
+        if most and bdtrc(counts[i] - 1, sum(counts), share) < LEANING:
+            return name
+    return None
+
+
+def _disturbed(samples: Samples) -> list[NDArray[np.bool_]]:
+    """By process, which of its blocks were."""
+    return [
+        np.array([block.disturbed is not None for block in process.blocks], bool)
+        for run in samples.runs for build in run.builds for process in build.processes
+        if process.blocks
+    ]  # fmt: skip
 
 
 def _least(blocks: Iterable[int]) -> int:

@@ -11,15 +11,28 @@ from typing import Any, Literal
 from kdcompile.errors import KDError
 
 Copies = Literal["none", "in", "out", "both"]
+COPYING: Mapping[Copies, str] = {"in": "copy_in", "out": "copy_out", "both": "end_to_end"}
 WARMUP = "until the medians of bursts agree"
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way in which a worker times: a mode of its `time`, with a CUDA graph or without."""
+    """One way in which a worker times.
+
+    Args:
+        worker_mode: of its `time`.
+        graph: a CUDA graph is replayed.
+        streams: inferences in flight.
+    """
 
     worker_mode: str
     graph: bool
+    streams: int = 1
+
+    @property
+    def copies(self) -> Copies:
+        """What is copied within the latency."""
+        return next((c for c, mode in COPYING.items() if mode == self.worker_mode), "none")
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class Mode:
 
     Args:
         batch: images of one inference; None leaves the artifact's own.
-        streams: inferences in flight; workers have one.
+        streams: inferences in flight, each with a context, or session, of its own.
         copies: whether inputs are copied to the device, outputs from it, within the latency.
         graph: replay a CUDA graph; None where the place and the networks can.
         spin: wait for the device by spinning; None as the backend does.
@@ -71,19 +84,22 @@ class Mode:
         """
         if self.batch is not None and self.batch < 1:
             raise _refused(f"a batch of {self.batch}", "1 or more images", about)
-        if self.streams != 1:
-            raise _refused(f"{self.streams} streams", "one stream", about)
+        most = about.get("streams", 1)
+        if not 1 <= self.streams <= most:
+            raise _refused(f"{self.streams} streams", f"1 to {most} streams", about)
         if self.spin is not None and (about["gpu"] is not None or not self.spin):
             asked = "spinning" if self.spin else "sleeping"
             raise _refused(f"waiting by {asked}", f"waiting by {waits_by(about)}", about)
-        if self.copies in ("in", "out"):
-            raise _refused(f"copies {self.copies} alone", "copies none and both", about)
+        copying = COPYING.get(self.copies)
+        if copying is not None and copying not in about["modes"]:
+            able = " and ".join(["none", *(c for c, m in COPYING.items() if m in about["modes"])])
+            raise _refused(f"copies {self.copies}", f"copies {able}", about)
         has_graph = "graph" in about["modes"]
         if self.graph and not has_graph:
             raise _refused("a CUDA graph", "no CUDA graph", about)
-        lean, plain = ("end_to_end",) * 2 if self.copies == "both" else ("graph", "device")
-        ways = [Way(lean, True)] if has_graph and self.graph is not False else []
-        return ways if self.graph else [*ways, Way(plain, False)]
+        lean, plain = (copying or "graph"), (copying or "device")
+        ways = [Way(lean, True, self.streams)] if has_graph and self.graph is not False else []
+        return ways if self.graph else [*ways, Way(plain, False, self.streams)]
 
 
 def recorded(
@@ -94,7 +110,8 @@ def recorded(
     Args:
         about: the worker's hello.
         way: in which it timed.
-        clock: `device` (events around each inference), `wall` or `end_to_end` (with the copies).
+        clock: `device` (events around each inference, on several streams with its copies),
+            `wall` or `end_to_end` (with the copies).
         shapes: of the inputs, such as `1x3x576x768 float32`; the batch is the first size.
         threads: of `Mode.threads_at`.
     """
@@ -102,8 +119,8 @@ def recorded(
         "clock": clock,
         "batch": int(shapes.split("x")[0]) if shapes[:1].isdigit() else 1,
         "input": shapes,
-        "streams": 1,
-        "copies": "both" if way.worker_mode == "end_to_end" else "none",
+        "streams": way.streams,
+        "copies": way.copies,
         "graph": way.graph,
         "waits_by": waits_by(about),
         "threads": threads,

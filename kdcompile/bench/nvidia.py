@@ -59,10 +59,10 @@ def processes(ask_: Ask = ask) -> list[int] | None:
     return [int(word) for word in lines if word.isdigit()]
 
 
-def throttles(flags: str) -> list[str]:
+def throttles(flags: str | int) -> list[str]:
     """The words for the reasons in a mask such as `0x0000000000000020`."""
     try:
-        mask = int(flags, 16)
+        mask = flags if isinstance(flags, int) else int(flags, 16)
     except ValueError:
         return []
     return [word for bit, word in REASONS.items() if mask & bit]

@@ -7,7 +7,7 @@ what is loaded first lies elsewhere in memory.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,18 +16,19 @@ from typing import Any
 
 from kdcompile.backends.via import Place, open_place
 from kdcompile.bench.burst import Loaded, Pace, Warm, pace_of, warm_up
+from kdcompile.bench.comparable import check_unchanged
 from kdcompile.bench.effort import MIN_BLOCKS, Effort
 from kdcompile.bench.environment import look
 from kdcompile.bench.loading import Arrays, Engine, built, inputs_for, joined, load
 from kdcompile.bench.mode import Mode, Way, recorded
+from kdcompile.bench.power import usage
 from kdcompile.bench.samples import Block, Build, Process, Run, Samples
-from kdcompile.bench.subject import Subject
+from kdcompile.bench.subject import Subject, common_backend
 from kdcompile.bench.watch import Past, Watch, watch_of
 from kdcompile.errors import KDError
 
 REPEATS = 1 / 3  # of the blocks wanted: at most so many more, where some were disturbed
 WARMUP_S, WARMUP_SHARE = 2.0, 0.25  # the most that a warm-up may take, also of its process's time
-DEFAULT = "onnxruntime"
 __all__ = ["Effort", "Mode", "Tools", "measure"]
 log = logging.getLogger("kdcompile")
 
@@ -52,6 +53,7 @@ def measure(
     *,
     on_round: OnRound | None = None,
     tools: Tools | None = None,
+    with_usage: bool = False,
 ) -> list[Samples]:
     """Latencies of artifacts that take turns in the same processes.
 
@@ -62,6 +64,8 @@ def measure(
         mode: how.
         on_round: is asked after each process with what there is; True ends the measurement.
         tools: of tests.
+        with_usage: then read what each takes of the device too, in a process of its own (`usage`
+            of the environment's state).
 
     Returns:
         One `Samples` a subject, each with one run; their trees are alike, and blocks at the same
@@ -73,15 +77,24 @@ def measure(
             loading raise; `machine-changed`; `bench-failed`, an engine that fails midway.
         ToolMissingError: the backend is not installed there.
     """
-    effort.check()
-    backend = _backend(subjects)
+    effort.check(mode.streams)
+    backend = common_backend(subjects)
     used = tools or Tools()
 
     def open_() -> Place:
         return used.open_place(via, backend)
 
     with built(subjects, backend, effort.builds, mode.batch, open_) as engines:
-        return _Session(subjects, engines, open_, effort, mode, used).run(on_round)
+        session = _Session(subjects, engines, open_, effort, mode, used)
+        found = session.run(on_round)
+        return session.with_usage() if with_usage else found
+
+
+def environment_at(via: str | None, backend: str, tools: Tools | None = None) -> dict[str, Any]:
+    """The environment of a place, before anything is measured there; raises what opening does."""
+    used = tools or Tools()
+    with used.open_place(via, backend) as place:
+        return used.look(place)
 
 
 class _Session:
@@ -102,6 +115,8 @@ class _Session:
         self.total = 1 if effort.samples is not None else effort.processes * self.builds
         self.trees: list[list[list[Process]]] = [[[] for _ in e] for e in engines]
         self.wall: list[list[float]] = [[] for _ in subjects]
+        self.rates: list[list[float]] = [[] for _ in subjects]  # of each block, several streams
+        self.usage: dict[int, dict[str, Any]] = {}  # by subject, where it was read
         self.warm: list[Warm] = []
         self.ways: list[Way] = []
         self.threads: int | None = None
@@ -129,11 +144,23 @@ class _Session:
                 break
         return self.found()
 
+    def with_usage(self) -> list[Samples]:
+        """What there is, and what each subject takes of the device."""
+        for i, subject in enumerate(self.subjects):
+
+            def alone(place: Place, name: str, i: int = i, subject: Subject = subject) -> Arrays:
+                way, engine = self.ways[0], self.engines[i][0]
+                answer = load(place, subject, engine, name, way.graph, self.threads)
+                return inputs_for(subject, answer, self.mode.batch)
+
+            self.usage[i] = usage(self.open, alone)
+        return self.found()
+
     def found(self) -> list[Samples]:
         """What there is so far."""
         made = []
-        for subject, engines, tree, wall in zip(
-            self.subjects, self.engines, self.trees, self.wall, strict=True
+        for number, (subject, engines, tree) in enumerate(
+            zip(self.subjects, self.engines, self.trees, strict=True)
         ):
             builds = tuple(
                 Build(engine.sha256, tuple(processes))
@@ -142,20 +169,23 @@ class _Session:
             )
             environment = {
                 "facts": self.environment["facts"],
-                "state": self.environment["state"] | self._state(wall),
+                "state": self.environment["state"] | self._state(number),
             }
             run = Run(self.started, environment, self.recorded, builds)
             made.append(Samples(subject.name, subject.sha256, (run,)))
         return made
 
-    def _state(self, wall: Sequence[float]) -> dict[str, Any]:
+    def _state(self, number: int) -> dict[str, Any]:
         assert self.pace is not None, "a process was measured"
+        wall, rates = self.wall[number], self.rates[number]
         return {
             "warmup_s": [round(warm.seconds, 3) for warm in self.warm],
             "warmup_stable": all(warm.stable for warm in self.warm),
             "inferences_of_a_block": self.pace.iterations,
             "watched": self.past.to_json() or None,  # None: a place of which nothing can be read
             "wall_p50_ms": median(wall) if wall else None,
+            **({"inferences_per_s": median(rates)} if rates else {}),
+            **({"usage": self.usage[number]} if number in self.usage else {}),
         }
 
     def _ready(self, place: Place, number: int) -> Loaded:
@@ -178,7 +208,7 @@ class _Session:
         if not self.recorded:
             self.recorded = recorded(place.about, self.ways[0], clock, shapes, self.threads)
             self.environment = environment
-        _check_same(self.environment["facts"], environment["facts"], place.label)
+        check_unchanged(self.environment["facts"], environment["facts"], place.label)
         return loaded
 
     def _load(self, place: Place, number: int) -> tuple[Loaded, str]:
@@ -204,7 +234,8 @@ class _Session:
         # of more than three, only so many that half of the time is left to measure in
         able = max(3, int(left / (2 * (start_s + end_s)))) if start_s + end_s > 0 else self.total
         count = min(self.total - number, able)  # this one too
-        return max(0.0, left - start_s * (count - 1) - end_s * count) / count
+        share = (left - start_s * (count - 1) - end_s * count) / count
+        return max(0.0, min(share, self.effort.process_s - start_s - end_s))
 
     def _round(self, loaded: Loaded, watch: Watch, number: int, share: float) -> None:
         """One process, in its share of the seconds: kept when all of it is whole."""
@@ -213,7 +244,7 @@ class _Session:
         with _failing(f"{where}, warm-up"):
             warm = warm_up(loaded, watch, min(WARMUP_S, WARMUP_SHARE * share), clock)
         self.warm.append(warm)
-        self.pace = self.pace or pace_of(warm)
+        self.pace = self.pace or pace_of(warm, self.ways[0].streams)
         sides: list[list[Block]] = [[] for _ in self.subjects]
         sizes = self.effort.sizes(self.pace)
         repeats = 0 if self.effort.samples is not None else round(REPEATS * len(sizes))
@@ -239,38 +270,13 @@ class _Session:
         times = loaded.time(number, size, self.pace.warmup)
         reason = watch.reason()
         self.wall[number] += times.wall
+        self.rates[number] += [] if times.per_second is None else [times.per_second]
         return Block(times.ms, round(at, 3), reason)
 
 
 def _order(turn: int, count: int) -> list[int]:
     """A B, then B A, and so on."""
     return list(range(count))[:: -1 if turn % 2 else 1]
-
-
-def _backend(subjects: Sequence[Subject]) -> str:
-    """The one that all need; ONNX Runtime where none needs one."""
-    wanted = {subject.backend for subject in subjects} - {None}
-    if len(wanted) > 1:
-        named = ", ".join(f"{subject.name}: {subject.backend or 'any'}" for subject in subjects)
-        raise KDError(
-            "backend-differs",
-            f"the artifacts run on different backends ({named})",
-            where="the measurement",
-            fix="compare two that run on one, such as two ONNX files; or name one with --backend",
-        )
-    return wanted.pop() or DEFAULT if wanted else DEFAULT
-
-
-def _check_same(first: Mapping[str, Any], now: Mapping[str, Any], label: str) -> None:
-    """Refuse a machine that became another one between two processes."""
-    changed = [f"{k}: {first.get(k)} -> {v}" for k, v in now.items() if v != first.get(k)]
-    if changed:
-        raise KDError(
-            "machine-changed",
-            f"the machine changed while it was measured: {'; '.join(changed)}",
-            where=label,
-            fix="keep power mode, clocks and drivers as they are, and measure again",
-        )
 
 
 @contextmanager

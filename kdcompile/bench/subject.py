@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 ENGINES = (".engine", ".plan")
+DEFAULT = "onnxruntime"
 PROVIDERS = {
     "CPUExecutionProvider": "onnxruntime",
     "CUDAExecutionProvider": "onnxruntime-cuda",
@@ -100,6 +101,24 @@ def backend_of(record: Mapping[str, Any]) -> str:
     return PROVIDERS.get(str(record.get("provider")), "onnxruntime")
 
 
+def common_backend(subjects: Sequence[Subject]) -> str:
+    """The one that all need; ONNX Runtime where none needs one.
+
+    Raises:
+        KDError: `backend-differs`.
+    """
+    wanted = {subject.backend for subject in subjects} - {None}
+    if len(wanted) > 1:
+        named = ", ".join(f"{subject.name}: {subject.backend or 'any'}" for subject in subjects)
+        raise KDError(
+            "backend-differs",
+            f"the artifacts run on different backends ({named})",
+            where="the measurement",
+            fix="compare two that run on one, such as two ONNX files; or name one with --backend",
+        )
+    return wanted.pop() or DEFAULT if wanted else DEFAULT
+
+
 def _bundle(bundle: Bundle, backend: str | None, shape: Shape | None) -> Subject:
     name = f"{bundle.name} for {bundle.target}"
     shape = shape or _typical(bundle)
@@ -113,8 +132,8 @@ def _bundle(bundle: Bundle, backend: str | None, shape: Shape | None) -> Subject
 def _typical(bundle: Bundle) -> Shape | None:
     """The input shape that the build was made for, as far as the bundle tells it."""
     if "kit/kit.json" in bundle.manifest["files"]:
-        kit = json.loads(bundle.file("kit/kit.json").read_text(encoding="utf-8"))
-        return tuple(int(size) for size in kit["profile"][1])
+        with bundle.reading("kit/kit.json") as path:
+            return tuple(int(size) for size in json.loads(path.read_bytes())["profile"][1])
     images = bundle.preprocess
     if images["min_hw"] == images["max_hw"]:
         return (1, int(images["channels"]), *(int(size) for size in images["max_hw"]))

@@ -1,5 +1,6 @@
 """Latencies in a few numbers, for people and for a baseline's history."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,13 @@ def summary(samples: Samples) -> dict[str, Any]:
         "disturbed": every - len(kept),
         "runs": len(samples.runs),
     }
+
+
+def usage(samples: Samples) -> Mapping[str, Any]:
+    """Energy and memory as `power.usage` has them; empty where no run read them."""
+    states = (run.environment.get("state", {}) for run in samples.runs)
+    found: Mapping[str, Any] = next((s["usage"] for s in states if "usage" in s), {})
+    return found
 
 
 def disturbances(samples: Samples) -> dict[str, int]:

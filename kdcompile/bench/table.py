@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kdcompile.bench.samples import Samples
-from kdcompile.bench.summary import QUANTILES, disturbances, summary
+from kdcompile.bench.summary import QUANTILES, disturbances, summary, usage
 from kdcompile.bench.verdict import Comparison, Ratio
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ def remarks(judged: "Judged") -> list[str]:
     comparison = judged.comparison
     lines = [f"{comparison.decision}: {comparison.reason}", how(comparison, judged.looks)]
     for side, samples in (("reference", judged.reference), ("candidate", judged.candidate)):
-        lines += disturbed(samples, f"{side}: ")
+        lines += in_flight(samples, f"{side}: ")
+        lines += disturbed(samples, f"{side}: ", left_out=comparison.left_out > 0)
+        lines += takes(samples, f"{side}: ")
     lines += [f"allowed to differ: {difference}" for difference in judged.allowed]
     lines += [f"note: {note}" for note in judged.notes]
-    if comparison.decision == "inconclusive":
-        lines.append(more(judged))
     return lines
 
 
@@ -61,31 +61,39 @@ def how(comparison: Comparison, looks: int) -> str:
     return f"{comparison.blocks} blocks a side, level {100 * comparison.level:g} %{spent}"
 
 
-def disturbed(samples: Samples, prefix: str = "") -> list[str]:
+def in_flight(samples: Samples, prefix: str = "") -> list[str]:
+    """One line on the throughput where several inferences were in flight at once."""
+    run = samples.runs[-1]
+    rate = run.environment.get("state", {}).get("inferences_per_s")
+    if rate is None:
+        return []
+    return [f"{prefix}{run.mode['streams']} in flight: {rate:.4g} inferences a second"]
+
+
+def disturbed(samples: Samples, prefix: str = "", *, left_out: bool = True) -> list[str]:
     """One line on the blocks that something disturbed; none where nothing did."""
     found = disturbances(samples)
     if not found:
         return []
     total = sum(1 for _ in samples.blocks(disturbed=True))
     reasons = ", ".join(f"{reason} ({count})" for reason, count in found.items())
-    return [f"{prefix}{sum(found.values())} of {total} blocks were disturbed, left out: {reasons}"]
+    what = f"{sum(found.values())} of {total} blocks were disturbed"
+    return [f"{prefix}{what}, {'left out' if left_out else 'not left out'}: {reasons}"]
 
 
-def more(judged: "Judged") -> str:
-    """What to do about an inconclusive comparison."""
-    comparison = judged.comparison
-    blocks, sizes = comparison.more_blocks, [len(block.ms) for block in judged.candidate.blocks()]
-    if blocks is None and not comparison.paired:
-        return (
-            "run the reference beside (--reference FILE), or save a baseline of more --runs: its "
-            "own runs are too few or too far apart"
+def takes(samples: Samples, prefix: str = "") -> list[str]:
+    """Energy of an inference and peak memory, each where its device told it."""
+    found = usage(samples)
+    energy, memory, lines = found.get("energy", {}), found.get("memory", {}), []
+    if "mj" in energy:
+        lines.append(
+            f"{prefix}{energy['mj']:.3g} mJ an inference ({energy['low']:.3g} to "
+            f"{energy['high']:.3g}), {energy['above_idle_mj']:.3g} mJ of it above idle; by "
+            f"{energy['source']} {' + '.join(energy['judged'])}"
         )
-    if blocks is None or not sizes:
-        return "how many more samples would decide cannot be told from these few"
-    inferences = round(blocks * sum(sizes) / len(sizes))
-    side = "of each side" if comparison.paired else "in new runs"
-    way = "a longer --limit" if judged.looks > 1 else "--until-decided"
-    return f"{blocks} more blocks are some {inferences} inferences {side}: {way} takes them"
+    if "mb" in memory:
+        lines.append(f"{prefix}peak memory {memory['mb']:.4g} MB: {memory['what']}")
+    return lines
 
 
 def title(candidate: Samples, reference: Samples | None) -> str:

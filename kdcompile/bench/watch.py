@@ -8,16 +8,16 @@ disturbance. Reasons are fixed words, so that they can be counted.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import Self
 
+from kdcompile.backends.usage import grown
 from kdcompile.backends.via import Place
 from kdcompile.backends.via_local import LocalPlace
 from kdcompile.bench import nvidia
-from kdcompile.bench.signals import Reading, read
+from kdcompile.bench.signals import Reading, reading
 
 KEPT = 200  # blocks that the usual is the median of
 LEAST = 3  # readings, before there is a usual
@@ -31,6 +31,7 @@ ALLOWED = {
     "it was taken off a CPU more often": 200.0,  # a second
     "throttling began": 0.0,  # events a second
 }
+COOLING = "it was slowed to cool down"  # by more steps than usual
 Look = Callable[[], Reading]
 
 
@@ -44,7 +45,7 @@ class Watch:
     """Judges blocks one after the other; a context manager, since a GPU is listened to.
 
     Args:
-        look: the counters now; None where nothing of the place can be read.
+        look: the counters now; None for no watch.
         gpu: clocks and throttle flags of an NVIDIA GPU, while it is listened to.
         clock: seconds, monotonic; the one that `gpu` uses.
         past: of the processes before this one in the same run.
@@ -79,11 +80,13 @@ class Watch:
             return None
         start, now = self._start, self._look()
         values = rates(start.reading, now, self._clock() - start.at)
-        clocks = {"the CPU's clock fell": now.cpu_hz}
-        if self._gpu is None:
-            clocks["the GPU's clock fell"] = now.gpu_hz
-        elif (heard := self._gpu.since(start.at)) is not None:
-            clocks["the GPU's clock fell"], flags = heard
+        if now.cooling is not None:
+            values[COOLING] = now.cooling
+        clocks = {"the CPU's clock fell": now.cpu_hz, "the GPU's clock fell": now.gpu_hz}
+        flags = None if now.gpu_flags is None else set(nvidia.throttles(now.gpu_flags))
+        if self._gpu is not None:  # it has looked all the while, and not only at the end
+            clocks["the GPU's clock fell"], flags = self._gpu.since(start.at) or (None, None)
+        if flags is not None:
             for word in nvidia.REASONS.values():
                 values[f"the GPU throttles: {word}"] = float(word in flags)
         found = [name for name, value in values.items() if self._past.exceeds(name, value)]
@@ -143,37 +146,20 @@ def rates(start: Reading, end: Reading, seconds: float) -> dict[str, float]:
 
 
 def watch_of(place: Place, past: Past) -> Watch:
-    """The watch over a place: of this machine, or none, since a board's files are not here.
+    """The watch over a place: its worker looks; to an NVIDIA GPU of this machine one listens too.
 
     Args:
         place: open.
         past: of the run so far.
     """
-    pid = worker_pid(place)
-    if not isinstance(place, LocalPlace) or pid is None:
-        return Watch(None, past=past)
-    pids, cpus = (pid, os.getpid()), _cpus(pid)
-    listened = place.about["gpu"] is not None and nvidia.query(["name"])
-    stream = nvidia.Stream() if listened else None
-    return Watch(lambda: read(Path("/"), pids, cpus), stream, past=past)
+    here = isinstance(place, LocalPlace)
+    beside = [os.getpid()] if here else []
+    listened = here and place.about["gpu"] is not None and nvidia.query(["name"])
 
+    def look() -> Reading:
+        return reading(place.call("signals", beside=beside, with_sensors=False))
 
-def worker_pid(place: Place) -> int | None:
-    """The process of a worker on this machine."""
-    process: Any = getattr(getattr(place, "_worker", None), "_process", None)
-    return None if process is None else int(process.pid)
-
-
-def _cpus(pid: int) -> Iterable[int]:
-    try:
-        return os.sched_getaffinity(pid)
-    except (AttributeError, OSError):  # no Linux, or a worker that has gone: its call will tell
-        return range(os.cpu_count() or 1)
-
-
-def grown(start: float | None, end: float | None) -> float | None:
-    """By how much a number rose; None where either was not told."""
-    return None if start is None or end is None else max(0.0, end - start)
+    return Watch(look, nvidia.Stream() if listened else None, past=past)
 
 
 def _share(part: float | None, whole: float | None) -> float | None:

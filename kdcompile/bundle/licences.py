@@ -16,7 +16,8 @@ What the metadata of each distribution says of itself; nobody has read the texts
 
 | what | licence |
 |---|---|
-| the network (`model.onnx`, an engine, the networks of `kit/`) | not stated by the spec |
+| the network (`model.onnx`, an engine, the networks of `kit/` or `parity/`), the validation \
+images beside it | not stated by the spec |
 | {ours} | {licence} |
 | TensorRT, CUDA and the driver, where the device runs an engine | NVIDIA's, which come with them; \
 no file of theirs is in this bundle |

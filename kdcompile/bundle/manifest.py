@@ -2,24 +2,25 @@
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from kdcompile import __version__
 from kdcompile.artifact import file_sha256, write_json
+from kdcompile.bundle import form
+from kdcompile.bundle.form import NAME as NAME
+from kdcompile.bundle.form import SCHEMA as SCHEMA
+from kdcompile.bundle.form import SIGNATURE as SIGNATURE
+from kdcompile.bundle.form import UNLISTED as UNLISTED
 from kdcompile.errors import KDError
 from kdcompile.report import Report
 
-SCHEMA = 1
-NAME = "manifest.json"
-SIGNATURE = "manifest.sig"
-UNLISTED = (NAME, SIGNATURE)  # what cannot have its hash in the manifest
 ENGINE = "model.engine"
-IGNORED_FOLDER = "__pycache__"  # Python makes it beside the kit's scripts when they run
-REQUIRED = ("schema", "kdcompile_version", "name", "target", "task", "model", "preprocess", "files")
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,38 @@ class Bundle:
 
     @property
     def preprocess(self) -> dict[str, Any]:
-        """The values of `kdcompile.data.prepare.Preprocess.from_json`."""
-        value: dict[str, Any] = json.loads(self.file(self.manifest["preprocess"]).read_text())
+        """The values of `kdcompile.data.prepare.Preprocess.from_json`.
+
+        Raises:
+            KDError: `bundle-corrupt`, no network takes such images.
+        """
+        value: dict[str, Any]
+        with self.reading(self.manifest["preprocess"]) as path:
+            value = form.parsed(path.read_bytes())
+            form.check(form.Preprocess, value)
         return value
 
-    def report(self) -> Report:
-        """The report of the build."""
-        return Report.from_json(json.loads(self.file("report.json").read_text()))
+    def report(self, name: str = "report.json") -> Report:
+        """The report of the build.
+
+        Raises:
+            KDError: `bundle-corrupt`, it is none of this version.
+        """
+        with self.reading(name) as path:
+            return Report.from_json(json.loads(path.read_bytes()))
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Path]:
+        """The path of one of its files, for a block that parses it and does nothing else.
+
+        Raises:
+            KDError: `bundle-corrupt`, the manifest lists no such file, or the block fails.
+        """
+        path = self.file(name)
+        try:
+            yield path
+        except Exception as error:  # parsers raise nearly anything on arbitrary bytes
+            raise _corrupt(path, f"it cannot be read: {error!r}", self.manifest) from error
 
     def file(self, name: str) -> Path:
         """The path of one of its files.
@@ -110,7 +136,6 @@ def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str,
     undecided = ("pending", "skipped")
     evidence = {g.name: g.verdict if g.verdict in undecided else g.evidence for g in report.gates}
     manifest = {
-        "schema": SCHEMA,
         "kdcompile_version": __version__,
         "name": report.name,
         "target": report.target,
@@ -127,43 +152,51 @@ def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str,
         "evidence": evidence,
         "files": files,
     }
-    write_json(folder / NAME, manifest)
+    write_json(folder / NAME, form.sealed(manifest))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest alone, checked for its form but not against the files.
 
     Raises:
-        KDError: `bundle-missing`, `bundle-version` or `bundle-corrupt`.
+        KDError: `bundle-missing`, `bundle-version`, `bundle-corrupt` or `bundle-unreadable`.
     """
     path = folder / NAME
-    if not path.is_file():
-        what = f"it has no {NAME}" if folder.is_dir() else "there is no such folder"
-        raise KDError(
-            "bundle-missing",
-            f"{folder} is not a bundle: {what}",
-            where=str(folder.absolute()),
-            fix="kdcompile build, then name the folder that it prints, dist/NAME-TARGET",
-        )
     if path.is_symlink():
         raise _corrupt(path, "it is a symbolic link")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _corrupt(path, f"it is not JSON: {error}") from error
+    if not path.is_file():
+        what = f"it has no {NAME}" if folder.is_dir() else "there is no such folder"
+        raise _no_bundle(folder, what)
+    manifest = _parsed(path)
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema is not None and schema != SCHEMA:
+    if type(schema) is not int:
+        raise _no_bundle(folder, f"its {NAME} has no number of a schema")
+    if schema != SCHEMA:
         raise KDError(
             "bundle-version",
-            f"the manifest has schema {schema!r}, this kdcompile {__version__} reads {SCHEMA}",
+            f"the manifest has schema {schema}, this kdcompile {__version__} reads {SCHEMA}",
             where=str(path),
-            fix=f"install the kdcompile that wrote it ({manifest.get('kdcompile_version')}), "
+            fix=f"install the kdcompile that wrote it ({manifest.get('kdcompile_version')!s:.40}), "
             "or build the bundle again with this one",
         )
-    missing = [key for key in REQUIRED if not isinstance(manifest, dict) or key not in manifest]
-    if missing or not isinstance(manifest["files"], dict):
-        raise _corrupt(path, f"it lacks {', '.join(missing) or 'a table of files'}")
+    try:
+        form.check_manifest(manifest)
+    except ValueError as error:
+        raise _corrupt(path, str(error)) from error
     return dict(manifest)
+
+
+def _parsed(path: Path) -> Any:
+    """The JSON of a manifest."""
+    try:
+        size = path.stat().st_size
+        if size > form.LARGEST:
+            raise ValueError(f"its {size} bytes are more than any build writes")
+        return form.parsed(path.read_bytes())
+    except ValueError as error:
+        raise _corrupt(path, f"it is not JSON: {error}") from error
+    except OSError as error:
+        raise _unreadable(error) from error
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -171,13 +204,20 @@ def read_bundle(path: Path) -> Bundle:
 
     Raises:
         KDError: `bundle-missing` (no folder or no manifest), `bundle-version` (another schema),
-            or `bundle-corrupt` (a file is changed, missing, extra, a link, or lies outside).
+            `bundle-corrupt` (a file is changed, missing, extra, a link, or lies outside),
+            or `bundle-unreadable`.
     """
     manifest = read_manifest(path)
+    try:
+        _check_files(path, manifest)
+    except OSError as error:
+        raise _unreadable(error) from error
+    return Bundle(path, manifest)
+
+
+def _check_files(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise unless the folder holds the manifest's files and no others."""
     files = manifest["files"]
-    for name in files:
-        if not _is_inside(name):
-            raise _corrupt(path / NAME, f"it names {name!r}, which is not in the bundle", manifest)
     present = set(_walk(path))
     for name in sorted(present.difference(files, UNLISTED)):
         raise _corrupt(
@@ -189,13 +229,12 @@ def read_bundle(path: Path) -> Bundle:
     for name, record in files.items():
         if name not in present:
             raise _corrupt(path / name, "it is missing", manifest)
-        expected = record.get("sha256") if isinstance(record, dict) else None
-        if file_sha256(path / name) != expected:
+        size = (path / name).stat().st_size
+        if size != record["bytes"]:  # told before gigabytes are read
+            reason = f"it has {size} bytes, by the manifest {record['bytes']}"
+            raise _corrupt(path / name, reason, manifest)
+        if file_sha256(path / name) != record["sha256"]:
             raise _corrupt(path / name, "its SHA-256 is not the manifest's", manifest)
-    for key in ("model", "preprocess", "engine"):
-        if manifest.get(key) is not None and str(manifest[key]) not in files:
-            raise _corrupt(path / NAME, f"its {key}, {manifest[key]!r}, is not listed", manifest)
-    return Bundle(path, manifest)
 
 
 def is_intact(path: Path) -> bool:
@@ -208,9 +247,12 @@ def is_intact(path: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Relative paths of all files; a link or a device is refused wherever it lies."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name != IGNORED_FOLDER]
+    """Relative paths of all files; a link or a device is refused wherever it lies.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    for root, folders, names in os.walk(folder, onerror=_raise):
         for name in [*folders, *names]:
             path = Path(root, name)
             if path.is_symlink():
@@ -221,26 +263,37 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield path.relative_to(folder).as_posix()
 
 
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return (
-        bool(path.parts)
-        and not path.is_absolute()
-        and ".." not in path.parts
-        and path.as_posix() == name
-        and "\\" not in name
-        and ":" not in name
-        and name not in UNLISTED
-    )
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _corrupt(
     path: Path, reason: str, manifest: Mapping[str, Any] | None = None, fix: str = ""
 ) -> KDError:
-    again = f"kdcompile build --target {manifest['target']}" if manifest else "kdcompile build"
+    again = "kdcompile build"
+    if manifest:
+        again += f" --target {shlex.quote(manifest['target'])}"
     return KDError(
         "bundle-corrupt",
         f"{path.name} is not as the bundle was written: {reason}",
         where=str(path.absolute()),
         fix=fix or f"{again}, in the folder of the spec, makes the bundle again",
+    )
+
+
+def _no_bundle(folder: Path, what: str) -> KDError:
+    return KDError(
+        "bundle-missing",
+        f"{folder} is not a bundle: {what}",
+        where=str(folder.absolute()),
+        fix="kdcompile build, then name the folder that it prints, dist/NAME-TARGET",
+    )
+
+
+def _unreadable(error: OSError) -> KDError:
+    return KDError(
+        "bundle-unreadable",
+        f"a part of the bundle cannot be read: {error.strerror}",
+        where=str(error.filename),
+        fix="give yourself the rights to read it: chmod -R u+rX on the bundle's folder",
     )

@@ -8,14 +8,13 @@ signature is of the older manifest, and goes; sign again.
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kdcompile.artifact import file_sha256, write_json, write_text
 from kdcompile.bundle import manifest, product
-from kdcompile.bundle.swap import swap
+from kdcompile.bundle.swap import beside, swap
 from kdcompile.errors import KDError
 from kdcompile.report import Report
 
@@ -62,8 +61,9 @@ def merge(bundle: Path, device_json: Path, engine: Path | None, judge: Judge) ->
             fix="copy kit/ of this bundle to the board and run build_engine.py there",
         )
     source = HOST if HOST in found.manifest["files"] else "report.json"
-    report = Report.from_json(_json(found.file(source)))
-    gates = _json(found.file("kit/gates.json"))
+    report = found.report(source)
+    with found.reading("kit/gates.json") as path:
+        gates = _json(path)
     merged, ships = judge(report, _json(kit), gates, value, where)
     engine = None if engine is None else _engine(engine, ships)
     _rewrite(found, merged, device_json, source, engine)
@@ -140,11 +140,11 @@ def _wrong_engine(path: Path, what: str, name: str) -> KDError:
 def _rewrite(
     found: manifest.Bundle, report: Report, record: Path, source: str, engine: Path | None
 ) -> None:
-    """A new folder beside the old one, then two renames."""
+    """A new folder beside the old one, and then in its place."""
     bundle = found.folder.resolve()
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{bundle.name}.", dir=bundle.parent) as temporary:
-            fresh = Path(temporary, "new")
+        with beside(bundle) as temporary:
+            fresh = temporary / "new"
             others = (manifest.ENGINE, f"{manifest.ENGINE}.json")  # not of this record
             for name in found.manifest["files"]:
                 if name not in others:

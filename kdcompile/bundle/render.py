@@ -1,6 +1,7 @@
 """A report as Markdown and as one self-contained HTML page."""
 
 import base64
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def _without_shown(value: Mapping[str, Any] | None) -> dict[str, Any]:
 def reproduction(report: Report) -> list[str]:
     """Commands that make and use the bundle again."""
     return [
-        f"kdcompile build --target {report.target}   # in the folder of the spec",
+        f"kdcompile build --target {shlex.quote(report.target)}   # in the folder of the spec",
         "kdcompile verify .                 # in the folder of this report",
         "kdcompile run . photo.jpg",
         "python3 infer.py photo.jpg",

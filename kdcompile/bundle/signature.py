@@ -5,7 +5,6 @@ makes the keys, `openssl genpkey -algorithm ed25519`, and can check `signature` 
 """
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -133,7 +132,7 @@ def _verify(key: Any, signature: bytes, message: bytes, path: Path) -> None:
     try:
         key.verify(signature, message)
     except invalid as error:
-        raise _wrong(path, "it is not of this manifest") from error
+        raise _wrong(path, f"it is not of this {NAME}") from error
 
 
 def _manifest(folder: Path) -> bytes:
@@ -155,7 +154,7 @@ def _parsed(path: Path) -> tuple[str, bytes]:
         algorithm, fingerprint = record["algorithm"], str(record["public_key_sha256"])
         signature = base64.b64decode(record["signature"], validate=True)
         int(fingerprint, 16)
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise _corrupt(path, f"it cannot be read: {error!r}") from error
     if algorithm != ALGORITHM or len(fingerprint) != 2 * hashlib.sha256().digest_size:
         raise _corrupt(path, f"its algorithm {algorithm!r} or its fingerprint is unknown")

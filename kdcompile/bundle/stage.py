@@ -1,22 +1,24 @@
 """The bundle stage: everything that ships, in one folder, and its copy into `dist/`."""
 
 import json
+import logging
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcompile.artifact import Artifact, Step, Store, write_text
 from kdcompile.bundle import manifest, product
-from kdcompile.bundle.swap import swap
+from kdcompile.bundle.swap import beside, swap
+from kdcompile.disk import disk_full, is_full
 from kdcompile.errors import KDError
 from kdcompile.report import Report
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target
 
+log = logging.getLogger("kdcompile")
 COPIED = (
     ("compile", "model.onnx"),
     ("export", "preprocess.json"),
@@ -25,7 +27,7 @@ COPIED = (
     ("verify", "report.json"),
     ("distill", "metrics.jsonl"),
 )
-KIT = "kit/"
+CARRIED = ("kit/", "parity/")  # what a board builds from, or what `bisect` looks at
 
 
 def run(step: Step, store: Store, target: "Target") -> Artifact:
@@ -39,7 +41,7 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
         for stage, name in COPIED:
             shutil.copyfile(inputs[stage].file(name), folder / name)
         for name in inputs["compile"].files:
-            if name.startswith(KIT):
+            if name.startswith(CARRIED):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(inputs["compile"].file(name), folder / name)
         product.copy_engine(folder, inputs["compile"])
@@ -83,23 +85,23 @@ def install(artifact: Artifact, destination: Path) -> Path:
 
     Raises:
         KDError: `output-not-bundle`, the folder holds something that no build put there;
-            `output-unwritable`.
+            `output-unwritable`; `disk-full`.
     """
     destination = destination.resolve()
     if _is_same(artifact, destination):
         return destination
-    _refuse_foreign(destination)
+    _refuse_foreign(destination, {*artifact.files, *manifest.UNLISTED})
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{destination.name}.", dir=destination.parent
-        ) as temporary:
-            fresh = Path(temporary, "new")
+        with beside(destination) as temporary:
+            fresh = temporary / "new"
             for name in artifact.files:
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(artifact.file(name), fresh / name)
             swap(fresh, destination)
     except OSError as error:
+        if is_full(error):
+            raise disk_full(str(destination)) from error
         raise KDError(
             "output-unwritable",
             f"the bundle cannot be written: {error.strerror}",
@@ -118,8 +120,11 @@ def _is_same(artifact: Artifact, destination: Path) -> bool:
     )
 
 
-def _refuse_foreign(destination: Path) -> None:
-    """Raise unless the destination is absent, empty, or holds nothing but an older bundle."""
+def _refuse_foreign(destination: Path, own: Set[str]) -> None:
+    """Raise unless the destination is absent, empty, or holds nothing but an older bundle.
+
+    One whose manifest a power cut has torn is taken for a bundle if it has no file beside `own`.
+    """
     if not destination.exists():
         return
     if not destination.is_dir():
@@ -128,12 +133,16 @@ def _refuse_foreign(destination: Path) -> None:
     if not present:
         return
     try:
-        known = {*manifest.read_manifest(destination)["files"], *manifest.UNLISTED}
+        known: Set[str] = {*manifest.read_manifest(destination)["files"], *manifest.UNLISTED}
     except KDError as error:
-        raise _foreign(destination, f"is not empty and not a bundle ({error.message})") from error
+        if manifest.NAME not in present or error.code != "bundle-corrupt":
+            what = f"is not empty and not a bundle ({error.message})"
+            raise _foreign(destination, what) from error
+        known = own
+        log.warning("bundle: %s is damaged and is replaced: %s", destination.name, error.message)
     for name in sorted(present):
         path = destination / name
-        ours = name in known or manifest.IGNORED_FOLDER in path.parts
+        ours = name in known or "__pycache__" in path.parts  # Python's, of scripts that ran
         if not ours and (path.is_symlink() or not path.is_dir()):
             raise _foreign(destination, f"holds {name}, which no build put there")
 

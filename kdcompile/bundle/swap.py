@@ -1,23 +1,96 @@
 """One folder in the place of another, so that one of them is there whatever happens."""
 
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from kdcompile.disk import sync_folder
+from kdcompile.locks import if_free, locked
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, <fcntl.h> and <linux/fs.h>
+LOCK = "lock"
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+TRIES = 100  # others that install to the same place at the same time
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk; those that killed processes left there are removed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    prefix = f".{folder.name}."
+    for leftover in folder.parent.glob(f"{prefix}*/{LOCK}"):
+        with suppress(OSError), if_free(leftover) as free:
+            if free:
+                shutil.rmtree(leftover.parent)
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary,
+        locked(Path(temporary, LOCK), "installs a bundle"),
+    ):
+        yield Path(temporary)
+
+
+def sync_tree(folder: Path) -> None:
+    """Put the content of every file and folder on the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with Path(root, name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_folder(Path(root))
 
 
 def swap(fresh: Path, folder: Path) -> None:
-    """Rename `fresh` to `folder`; a folder that is there goes to `old` beside `fresh`.
+    """Give `fresh` the name `folder`; one that is there is then in `fresh`, or `old` beside it.
 
-    Where the second rename fails, the old folder is back in its place.
+    On Linux the two change their names at once. Elsewhere there are two renames, and where the
+    second fails the old folder is back in its place.
 
     Raises:
         OSError: nothing was changed.
     """
+    sync_tree(fresh)
+    for _ in range(TRIES):
+        try:
+            if not folder.is_dir():
+                fresh.rename(folder)
+            elif not _exchange(fresh, folder):
+                _rename_twice(fresh, folder)
+        except OSError as error:
+            # another process has put its own there, or taken it away, since the question
+            if error.errno in TAKEN or (error.errno == errno.ENOENT and fresh.is_dir()):
+                continue
+            raise
+        sync_folder(folder.parent)
+        return
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(folder))
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system has no such."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _rename_twice(fresh: Path, folder: Path) -> None:
     aside = fresh.with_name("old")
-    had_one = folder.is_dir()
-    if had_one:
-        folder.rename(aside)
+    folder.rename(aside)
     try:
         fresh.rename(folder)
     except OSError:
-        if had_one:
+        with suppress(OSError):  # where another process was quicker, its folder stays
             aside.rename(folder)
         raise

@@ -7,7 +7,6 @@ It is not a part of the bundle: photos are large, and may be private.
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.artifact import file_sha256, write_json
-from kdcompile.bundle.swap import swap
+from kdcompile.bundle.swap import beside, swap
 from kdcompile.errors import KDError
 
 NAME = "pack.json"
@@ -59,8 +58,8 @@ def write_test_pack(
     _refuse_foreign(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-            fresh = Path(temporary, "new")
+        with beside(folder) as temporary:
+            fresh = temporary / "new"
             fresh.mkdir()
             for precision, path in teachers.items():
                 shutil.copyfile(path, fresh / f"teacher_{precision}.onnx")

@@ -1,6 +1,7 @@
 """A report for the terminal."""
 
 from kdcompile.bundle import facts
+from kdcompile.errors import plain
 from kdcompile.report import Report, columns
 
 
@@ -26,4 +27,5 @@ def text_summary(report: Report) -> str:
     heads = ("  verdict", "gate", "evidence", "observed", "threshold")
     lines += columns([heads, *rows])
     reasons = [f"  {g.name}: {g.reason}" for g in report.gates if g.reason]
-    return "\n".join([*lines, *(["", "reasons:", *reasons] if reasons else [])]) + "\n"
+    shown = [*lines, *(["", "reasons:", *reasons] if reasons else [])]
+    return "".join(f"{plain(line)}\n" for line in shown)

@@ -6,7 +6,7 @@ Source of the form and of its escapes: GitHub's documentation of workflow comman
 
 from collections.abc import Sequence
 
-from kdcompile.ci.outcome import Outcome
+from kdcompile.ci.outcome import UNDECIDED, Outcome
 
 MOST = 10  # GitHub shows ten errors and ten warnings of a step, and drops the rest
 
@@ -21,9 +21,7 @@ def annotations(outcomes: Sequence[Outcome]) -> list[str]:
         outcomes: in the order of the report.
     """
     errors = [o for o in outcomes if o.red]
-    warnings = [
-        o for o in outcomes if not o.red and o.verdict in ("failed", "inconclusive", "error")
-    ]
+    warnings = [o for o in outcomes if not o.red and o.verdict in ("failed", *UNDECIDED)]
     pending = [o.name for o in outcomes if o.verdict == "pending" and not o.red]
     lines = [*_capped("error", errors), *_capped("warning", warnings)]
     if pending:

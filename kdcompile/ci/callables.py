@@ -26,6 +26,7 @@ SAMPLE_S = 1e-4  # of one sample at least: reading the clock twice costs a thous
 BLOCK_S, BURST_S = 0.05, 0.02
 MIN_ITERATIONS, MAX_ITERATIONS = 5, 200  # more would fill a baseline's file and tell little
 MIN_BLOCKS, MAX_BLOCKS = 8, 60
+BLOCKS_PER_S = MAX_BLOCKS / 10  # who asks for more time than the usual has more blocks of it
 REPEATS = 1 / 3  # of the blocks: at most so many more where some were disturbed
 WARMUP_SHARE, WARMUP_S = 0.25, 2.0  # the most that a warm-up may take
 MAX_CALLS = 1 << 16  # of one sample
@@ -113,8 +114,8 @@ class Timer:
     def _blocks(self, calls: Sequence[Call], size: int, count: int) -> list[list[Block]]:
         watch = self.watch or process_watch()
         sides: list[list[Block]] = [[] for _ in calls]
-        begin, wanted, turn = self.clock(), MAX_BLOCKS, 0
-        repeats = round(REPEATS * MAX_BLOCKS)
+        wanted = max(MAX_BLOCKS, round(BLOCKS_PER_S * self.seconds))
+        begin, repeats, turn = self.clock(), round(REPEATS * wanted), 0
         while turn < wanted and (turn < MIN_BLOCKS or self.clock() - begin < self.seconds):
             for i in list(range(len(calls)))[:: -1 if turn % 2 else 1]:
                 self._sample(calls[i], count)  # takes back the caches that the other one had

@@ -35,7 +35,8 @@ class Outcome:
 
     Args:
         name: the same in every run, since CI systems follow a test by its name: no numbers in it.
-        kind: `latency`, `accuracy`, `parity`, `size`, `energy`, `memory`, `build` or `gate`.
+        kind: `latency`, `accuracy`, `parity`, `size`, `energy`, `memory`, `integrity` or `gate`;
+            of a command that ended by an error, the command.
         verdict: `error` where there is none, because something broke.
         required: decides the exit code; an optional gate never makes CI red.
         observed: what was measured, in words.
@@ -169,22 +170,24 @@ def change(ratio: "Ratio") -> str:
     return f"{ratio.quantile} {value} ({low} to {high})"
 
 
-def outcome_of_error(error: BaseException, name: str) -> Outcome:
+def outcome_of_error(error: BaseException, name: str, command: str) -> Outcome:
     """The outcome of a command that ended without a verdict.
 
     Args:
         error: a `KDError`, or whatever else stopped it.
         name: of what could not be judged.
+        command: that ended so, such as `bench`.
     """
     if isinstance(error, KDError):
         details: dict[str, Any] = {"code": error.code, "where": error.where, "fix": error.fix}
         return Outcome(
-            name, "build", "error", observed=error.message, reason=str(error),
+            name, command, "error", observed=error.message, reason=str(error),
             details=details | {"exit_code": error.exit_code},
         )  # fmt: skip
-    text = f"{type(error).__name__}: {error}"
-    details = {"exit_code": int(getattr(error, "exit_code", EXIT_FIXABLE))}  # click's are usage, 2
-    return Outcome(name, "build", "error", observed=text, reason=text, details=details)
+    usage = getattr(error, "format_message", None)  # of click, whose exit code is 2
+    text = usage() if usage else f"{type(error).__name__}: {error}"
+    details = {"exit_code": int(getattr(error, "exit_code", EXIT_FIXABLE))}
+    return Outcome(name, command, "error", observed=text, reason=text, details=details)
 
 
 def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from kdcompile.artifact import write_text
+from kdcompile.artifact import read_json, write_text
 from kdcompile.bench.baseline import Baseline
 from kdcompile.bench.comparable import differing, record_of
 from kdcompile.bench.matched import check
 from kdcompile.bench.samples import Samples, samples_from_json
+from kdcompile.bench.writable import unwritable
 from kdcompile.ci.callables import Timer
 from kdcompile.errors import KDError
 
@@ -50,12 +51,7 @@ def one_more(file: Path, name: str, function: Callable[[], object], seconds: flo
         part.parent.mkdir(parents=True, exist_ok=True)
         write_text(part, json.dumps(found.to_json()) + "\n")
     except OSError as error:
-        raise KDError(
-            "baseline-folder",
-            f"the baseline cannot be written: {error.strerror}",
-            where=str(part),
-            fix="name a file in a folder that you may write to",
-        ) from error
+        raise unwritable(part, error) from error
     return found
 
 
@@ -68,7 +64,7 @@ def calls_of(kept: Baseline | Samples) -> int | None:
 
 def _read(part: Path) -> Samples:
     try:
-        found = samples_from_json(json.loads(part.read_text(encoding="utf-8")))
+        found = samples_from_json(read_json(part))
         check(found)
         record_of(found.runs[0])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, KDError) as error:

@@ -15,7 +15,7 @@ from kdcompile.ci.junit import junit
 from kdcompile.ci.markdown import markdown
 from kdcompile.ci.metrics import metrics
 from kdcompile.ci.outcome import Outcome, outcome_of_error, overall_of
-from kdcompile.errors import KDError
+from kdcompile.errors import EXIT_OK, KDError
 
 FORMAT = 1  # of outcomes.json
 FILES = ("junit.xml", "summary.md", "metrics.txt", "outcomes.json")
@@ -53,6 +53,7 @@ def report_ci(
         KDError: `ci-folder`, the folder cannot be written.
     """
     final = verdict or overall_of(outcomes)
+    outcomes = _as_red(outcomes, final)
     summary = markdown(outcomes, title, final)
     record = {
         "format": FORMAT, "title": title, "verdict": final[0], "exit_code": final[1],
@@ -74,9 +75,24 @@ def report_ci(
     return files
 
 
+def _as_red(outcomes: Sequence[Outcome], final: tuple[str, int]) -> Sequence[Outcome]:
+    """With one more where the exit code is not 0 and no gate says so.
+
+    Such as where every gate waits for the board: green tests must not stand beside an exit 5.
+    """
+    if final[1] == EXIT_OK or any(outcome.red for outcome in outcomes):
+        return outcomes
+    return [*outcomes, Outcome("verdict", "gate", "inconclusive", reason=final[0])]
+
+
 @contextmanager
 def in_ci(
-    folder: Path | None, title: str, name: str, *, stream: TextIO | None = None
+    folder: Path | None,
+    command: str,
+    name: str,
+    *,
+    title: str | None = None,
+    stream: TextIO | None = None,
 ) -> Iterator[None]:
     """Around a command's work: reports of an earlier run go, and an error is reported too.
 
@@ -85,8 +101,9 @@ def in_ci(
 
     Args:
         folder: as in `report_ci`; None does nothing.
-        title: as in `report_ci`.
+        command: such as `bench`.
         name: of what could not be judged.
+        title: as in `report_ci`; by default `kdcompile bench`, and so on.
         stream: as in `report_ci`.
 
     Raises:
@@ -106,7 +123,8 @@ def in_ci(
     try:
         yield
     except Exception as error:
-        report_ci([outcome_of_error(error, name)], folder, title, stream=stream)
+        outcome = outcome_of_error(error, name, command)
+        report_ci([outcome], folder, title or f"kdcompile {command}", stream=stream)
         raise
 
 

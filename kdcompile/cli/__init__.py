@@ -12,9 +12,13 @@ from kdcompile.cli.bench import bench, compare
 from kdcompile.cli.bisect import bisect
 from kdcompile.cli.build import build, make_stage_command, plan
 from kdcompile.cli.bundle import bundle
+from kdcompile.cli.options import add_levels
+from kdcompile.cli.stopping import Stop, stoppable
 from kdcompile.cli.tools import clean, doctor, init, recipes, report, run, schema, targets
 from kdcompile.cli.verify import verify
+from kdcompile.disk import disk_error
 from kdcompile.errors import KDError
+from kdcompile.logs import begin
 
 STAGE_COMMANDS = {
     "search": "design the student for the target",
@@ -43,23 +47,32 @@ for _command in (
     cli.add_command(_command)
 
 
+add_levels(cli)
+
+
 def main() -> None:
     """Entry point: errors become a block on standard error and their exit code."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
     follower = os.environ.get("RANK", "0") != "0"  # of torchrun; the first process talks for all
-    logging.getLogger("kdcompile").setLevel(logging.WARNING if follower else logging.INFO)
+    begin(logging.WARNING if follower else logging.INFO)
+    with stoppable() as stop:
+        _run(stop)
+
+
+def _run(stop: Stop) -> None:
+    """The command; every error that a user can meet becomes its block and exit code."""
     try:
         cli(standalone_mode=False)
-    except KDError as error:
-        if "--debug" in sys.argv:
-            raise
-        click.echo(str(error), err=True)
-        sys.exit(error.exit_code)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as usage:
         usage.show()
         sys.exit(usage.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; the next run goes on from the last finished step", err=True)
-        sys.exit(130)
+        click.echo(stop.line, err=True)
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        told = error if isinstance(error, KDError) else disk_error(error)
+        if told is None or "--debug" in sys.argv:
+            raise
+        click.echo(str(told), err=True)
+        sys.exit(told.exit_code)

@@ -66,8 +66,7 @@ def init_baseline(
         return file
 
     samples = _measure(given, artifact, runs, None, place)
-    file = place(samples)
-    _write(samples, artifact, file, who, why, None, as_json)
+    _write(samples, artifact, place(samples), who, why, None, as_json)
 
 
 @baseline.command("update")
@@ -77,6 +76,7 @@ def init_baseline(
 @device_option
 @who_option
 @click.option("--why", required=True, help="For the history: what changed, and that it may.")
+@click.option("--add", is_flag=True, help="Keep the runs that are there: one more occasion.")
 @runs_option
 @measuring_options
 @as_json
@@ -87,12 +87,18 @@ def update_baseline(
     device: str | None,
     who: str | None,
     why: str,
+    add: bool,
     runs: int | None,
     as_json: bool,
     **measuring: Any,
 ) -> None:
-    """Measure ARTIFACT anew in place of a baseline; the old numbers stay in its history."""
+    """Measure ARTIFACT anew in place of a baseline; the old numbers stay in its history.
+
+    With --add what is new joins what is there: an artifact that is not at hand later can be judged
+    against only as well as the baseline knows how its device moves from day to day.
+    """
     from kdcompile.bench import kept
+    from kdcompile.bench.against import merged
     from kdcompile.bench.baseline import read_baseline
 
     given, folder = Measuring(**measuring), folder or kept.FOLDER
@@ -102,17 +108,22 @@ def update_baseline(
             where="--why", fix='say what changed, such as --why "wider head for the new classes"',
         )  # fmt: skip
     called = name or kept.slug(artifact.stem)
-    found = kept.find(folder, called, device)
+    # a broken one is told before anything is measured
+    found = {file: read_baseline(file) for file in kept.find(folder, called, device)}
+    file = next(iter(found)) if len(found) == 1 else _here(given, artifact, found, called)
 
-    def place(samples: "Samples") -> Path:
-        if device is not None:
-            return found[0]
-        here = kept.device_class(samples.runs[0].environment)
-        return _of_class(found, here, called)
+    old = found[file]
 
-    samples = _measure(given, artifact, runs, found, place)
-    file = place(samples)
-    _write(samples, artifact, file, who, why, read_baseline(file), as_json)
+    def check(samples: "Samples") -> None:
+        if add and samples.sha256 != old.samples.sha256:
+            raise _other(artifact, file)
+        if device is None:
+            _of_class([file], kept.device_class(samples.runs[0].environment), called)
+
+    samples = _measure(given, artifact, runs, old, check, alike=file if add else None)
+    if add:
+        samples = merged((old.samples, samples))
+    _write(samples, artifact, file, who, why, old, as_json)
 
 
 @baseline.command("show")
@@ -142,21 +153,54 @@ def _measure(
     given: Measuring,
     artifact: Path,
     runs: int | None,
-    kept: list[Path] | None,
-    place: "Callable[[Samples], Path]",
+    old: "Baseline | None",
+    check: "Callable[[Samples], object]",
+    alike: Path | None = None,
 ) -> "Samples":
-    """Three runs; after the first process of the first, `place` may still refuse."""
+    """Three runs in the mode of `old`; after the first process of the first `check` may refuse.
+
+    With `alike`, the file of `old`, also under its conditions.
+    """
     from kdcompile.bench.against import Measurement
-    from kdcompile.bench.baseline import read_baseline
     from kdcompile.cli.bench import runs_wanted
 
     wanted = runs_wanted(runs)
-    before = [read_baseline(file) for file in kept or ()]  # a broken one is told before measuring
-    old = before[0] if len(before) == 1 else None
     plan = given.plan("3%", kept=None if old is None else old.mode, runs=wanted)
-    work = Measurement([given.subject(artifact, old)], plan)
-    work.on_first = place
-    return work.all_runs()[0]
+    theirs = None if old is None or alike is None else old.record
+    work = Measurement([given.subject(artifact, old)], plan, theirs, str(alike))
+    work.on_first = check
+    try:
+        return work.all_runs()[0]
+    except KDError as error:
+        if error.code != "baseline-foreign":
+            raise
+        fix = "measure under the conditions of the baseline, or leave --add out to replace it"
+        raise KDError(error.code, error.message, where=str(alike), fix=fix) from error
+
+
+def _here(given: Measuring, artifact: Path, found: "dict[Path, Baseline]", name: str) -> Path:
+    """Of several classes the file of this device's, which is asked before anything is measured.
+
+    A machine is of two classes: of its GPU's and of its CPU's. What all of them ran on says which.
+    """
+    from kdcompile.bench import kept
+    from kdcompile.bench.session import environment_at
+    from kdcompile.bench.subject import common_backend
+
+    subjects = [given.subject(artifact, one) for one in found.values()]
+    if len({subject.backend for subject in subjects}) > 1:
+        subjects = [given.subject(artifact)]
+    environment = environment_at(given.via, common_backend(subjects))
+    return _of_class(list(found), kept.device_class(environment), name)
+
+
+def _other(artifact: Path, file: Path) -> KDError:
+    return KDError(
+        "baseline-other",
+        f"{artifact} is not the artifact that the baseline was measured of",
+        where=str(file),
+        fix="leave --add out to measure it in place of the old one, or name the old artifact",
+    )
 
 
 def _refuse_existing(file: Path, artifact: Path) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcompile.cli.ci import ci_options, ci_place, ci_stream
+from kdcompile.cli.again import what_to_type
+from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_report, ci_stream
 from kdcompile.cli.measuring import Measuring, judging_options, measuring_options
 from kdcompile.cli.options import as_json, echo_json
 from kdcompile.errors import EXIT_OK, KDError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=CiCommand)
 @click.argument("artifact", type=PATH)
 @click.option("--baseline", type=PATH, metavar="FILE", help="Judge against this baseline.")
 @click.option("--save", type=PATH, metavar="FILE", help="Write a baseline of three or more runs.")
@@ -56,16 +57,9 @@ def bench(
     from kdcompile.ci.report import in_ci
 
     given, folder, stream = Measuring(**measuring), ci_place(ci, ci_folder), ci_stream(as_json)
-    if until_decided and (save is not None or baseline is None):
-        raise click.UsageError("--until-decided needs --baseline, and goes without --save")
-    if reference is not None and baseline is None:
-        raise click.UsageError("--reference is the artifact of a --baseline: name that too")
-    if runs is not None and save is None:
-        raise click.UsageError("--runs are those of --save")
-    if allow and baseline is None:
-        raise click.UsageError("--allow lets a --baseline differ: name that too")
     started = time.monotonic()
-    with in_ci(folder, "kdcompile bench", str(artifact), stream=stream):
+    with in_ci(folder, "bench", str(artifact), stream=stream):
+        _check_usage(baseline, save, runs, reference, allow, until_decided)
         kept = _kept(baseline)
         _refuse_existing(save)
         wanted = 1 if save is None else runs_wanted(runs)
@@ -82,13 +76,33 @@ def bench(
         if save is not None:
             _save(samples, artifact, save)
     seconds = time.monotonic() - started
-    _print(samples, judged, save, as_json)
+    advice = None if judged is None else what_to_type(judged, plan)
+    _print(samples, judged, save, as_json, advice)
     if folder is not None:
-        report(judged, samples, folder, str(artifact), seconds, as_json)
+        ci_report(judged, samples, folder, str(artifact), seconds, as_json)
     sys.exit(EXIT_OK if judged is None else judged.comparison.exit_code)
 
 
-@click.command()
+def _check_usage(
+    baseline: Path | None,
+    save: Path | None,
+    runs: int | None,
+    reference: Path | None,
+    allow: tuple[str, ...],
+    until_decided: bool,
+) -> None:
+    """Options of `bench` that do not go together."""
+    if until_decided and (save is not None or baseline is None):
+        raise click.UsageError("--until-decided needs --baseline, and goes without --save")
+    if reference is not None and baseline is None:
+        raise click.UsageError("--reference is the artifact of a --baseline: name that too")
+    if runs is not None and save is None:
+        raise click.UsageError("--runs are those of --save")
+    if allow and baseline is None:
+        raise click.UsageError("--allow lets a --baseline differ: name that too")
+
+
+@click.command(cls=CiCommand)
 @click.argument("before", metavar="A", type=PATH)
 @click.argument("after", metavar="B", type=PATH)
 @judging_options
@@ -117,7 +131,7 @@ def compare(
 
     given, folder, stream = Measuring(**measuring), ci_place(ci, ci_folder), ci_stream(as_json)
     started = time.monotonic()
-    with in_ci(folder, "kdcompile compare", str(after), stream=stream):
+    with in_ci(folder, "compare", str(after), stream=stream):
         old, new = (_kept(path if is_baseline(path) else None) for path in (before, after))
         mode = next((kept.mode for kept in (old, new) if kept is not None), None)
         plan = given.plan(margin, allow, until_decided, limit, mode)
@@ -140,9 +154,10 @@ def compare(
         else:
             judged = in_turns(given.subject(after), given.subject(before), plan)
     seconds = time.monotonic() - started
-    _print(judged.candidate, judged, None, as_json)
+    apart = [None if one is None else (path, one) for path, one in ((before, old), (after, new))]
+    _print(judged.candidate, judged, None, as_json, what_to_type(judged, plan, *apart))
     if folder is not None:
-        report(judged, judged.candidate, folder, str(after), seconds, as_json, "kdcompile compare")
+        ci_report(judged, judged.candidate, folder, str(after), seconds, as_json, "compare")
     sys.exit(judged.comparison.exit_code)
 
 
@@ -195,7 +210,12 @@ def runs_wanted(runs: int | None, option: str = "--runs") -> int:
 
 def _refuse_existing(save: Path | None) -> None:
     """Before anything is measured."""
-    if save is not None and save.exists():
+    from kdcompile.bench.writable import check_writable
+
+    if save is None:
+        return
+    check_writable(save)
+    if save.exists():
         raise KDError(
             "baseline-exists",
             "there is a file of this name, whose samples and history would be lost",
@@ -217,24 +237,31 @@ def _save(samples: "Samples", artifact: Path, file: Path) -> None:
     make_baseline(samples, artifact, file, author(), "kdcompile bench --save").write(file)
 
 
-def _print(samples: "Samples", judged: "Judged | None", saved: Path | None, as_json: bool) -> None:
+def _print(
+    samples: "Samples",
+    judged: "Judged | None",
+    saved: Path | None,
+    as_json: bool,
+    advice: str | None,
+) -> None:
     """The report of a measurement, for people or as one JSON document."""
+    from kdcompile.bench import table
     from kdcompile.bench.judged import described
-    from kdcompile.bench.table import disturbed, latencies, remarks, title, verdict
 
     if as_json:
         found = {"candidate": described(samples), "decision": None, "exit_code": EXIT_OK}
-        found |= {} if judged is None else judged.to_json()
+        found |= {} if judged is None else judged.to_json() | {"to_decide": advice}
         echo_json(found | {"saved": None if saved is None else str(saved)})
         return
-    click.echo(title(samples, None if judged is None else judged.reference))
+    click.echo(table.title(samples, None if judged is None else judged.reference))
     if judged is None:
-        lines = disturbed(samples)
-        show(latencies(samples), lines)
+        lines = table.in_flight(samples) + table.disturbed(samples) + table.takes(samples)
+        show(table.latencies(samples), lines)
         if saved is None:
             click.echo("nothing to compare with: --save FILE makes a baseline of this")
     else:
-        show(verdict(judged), remarks(judged))
+        wanted = [] if advice is None else [f"to decide: {advice}"]
+        show(table.verdict(judged), [*table.remarks(judged), *wanted])
     if saved is not None:
         click.echo(f"saved {saved}, {len(samples.runs)} runs")
 
@@ -248,36 +275,3 @@ def show(table: Any, lines: Iterable[str]) -> None:
     console.print(table)
     for line in lines:
         click.echo(line)
-
-
-def report(
-    judged: "Judged | None",
-    samples: "Samples",
-    folder: Path,
-    name: str,
-    seconds: float,
-    as_json: bool,
-    title: str = "kdcompile bench",
-) -> None:
-    """Hand the verdict to the CI reports; without a baseline the measurement is one that passed."""
-    from kdcompile.bench.judged import described
-    from kdcompile.bench.table import how
-    from kdcompile.ci.outcome import Outcome, outcome_of_comparison
-    from kdcompile.ci.report import report_ci
-
-    if judged is None:
-        numbers = described(samples)
-        made = Outcome(
-            name, "latency", "skipped", required=False, observed=f"p50 {numbers['p50_ms']} ms",
-            reason="no baseline was named: nothing to compare with", seconds=seconds,
-            details={"candidate": dict(numbers)},
-        )  # fmt: skip
-    else:
-        notes = [how(judged.comparison, judged.looks)]
-        notes += [f"allowed to differ: {difference}" for difference in judged.allowed]
-        made = outcome_of_comparison(
-            judged.comparison, name, seconds=seconds, notes=(*notes, *judged.notes),
-            details=judged.to_json(),
-        )  # fmt: skip
-    final = ("measured; no baseline to compare with", 0) if judged is None else None
-    report_ci([made], folder, title, verdict=final, stream=ci_stream(as_json))

@@ -68,9 +68,9 @@ def look(
     """What is found of one rung, by default of the first that fails; None where it agrees.
 
     Raises:
-        KDError: `rung-unknown`, `rung-absent`, or `locate`'s.
+        KDError: `rung-unknown`, `rung-absent`, `bisect-inherited`, or `locate`'s.
     """
-    from kdcompile.parity.locate import locate
+    from kdcompile.parity.locate import inherited, locate
     from kdcompile.parity.rungs import find_rung
 
     failed = [i for i, step in enumerate(steps) if step.verdict == "failed"]
@@ -80,6 +80,8 @@ def look(
     if not failed:
         return None
     suspect, step = ladder.rungs[failed[0]], steps[failed[0]]
+    if step.inherits:
+        raise inherited(steps, step)
     before = next(r for r in ladder.rungs if r.name == step.against)
     return locate(ladder, before, suspect, step, limit)
 

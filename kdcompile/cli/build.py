@@ -2,12 +2,13 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcompile.cli.ci import ci_options, ci_place, ci_stream
+from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of, title_of
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
 from kdcompile.errors import EXIT_FIXABLE, KDError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kdcompile.report import Report
     from kdcompile.spec import Student
 
+REPLAY = "Run the step of a loss that was not finite again, from its file; name the tensor."
 EXPLAIN = "Show stages, taps, shapes, adapters, terms and their weights; train nothing."
 # the file of a stage's artifact that `-o FILE` asks for; the others go into a folder
 MAIN_FILE = {
@@ -65,7 +67,7 @@ def plan(
         sys.exit(EXIT_FIXABLE)
 
 
-@click.command()
+@click.command(cls=CiCommand)
 @spec_options
 @via_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder.")
@@ -93,7 +95,8 @@ def build(
     from kdcompile.report import overall
 
     folder, stream, device = ci_place(ci, ci_folder), ci_stream(as_json), require == "device"
-    with in_ci(folder, "kdcompile build", spec or "build", stream=stream):
+    title = title_of("build", spec, target)
+    with in_ci(folder, "build", name_of(spec), title=title, stream=stream):
         work = planned(spec, target, with_previous(sets, baseline), via)
         check_previous(work.spec)
         report, destination = make_bundle(work, output, key)
@@ -109,7 +112,7 @@ def build(
         from kdcompile.ci.report import report_ci
 
         outcomes = outcomes_of_report(report, require_device=device)
-        report_ci(outcomes, folder, f"kdcompile: {report.name} for {report.target}", stream=stream)
+        report_ci(outcomes, folder, title, stream=stream)
     sys.exit(code)
 
 
@@ -145,8 +148,12 @@ def make_stage_command(name: str, text: str) -> click.Command:
         as_json: bool,
         via: str | None = None,
         explain: bool = False,
+        replay: Path | None = None,
         measure: int | None = None,
     ) -> None:
+        if replay is not None:
+            show_replay(planned(spec, target, sets), replay, as_json)
+            return
         if explain:
             show_explanation(planned(spec, target, sets), as_json)
             return
@@ -168,13 +175,21 @@ def make_stage_command(name: str, text: str) -> click.Command:
                     click.echo(f"{key}: {value}")
             click.echo(f"{name}: {written}")
 
+    _add_options(command, name)
+    return command
+
+
+def _add_options(command: click.Command, name: str) -> None:
+    """The options of one stage alone."""
     if name in NEEDS_PLACE:
         via_option(command)
     if name == "search":
         command.params.append(click.Option(["--measure"], type=click.IntRange(0), help=MEASURE))
     if name == "distill":
         command.params.append(click.Option(["--explain"], is_flag=True, help=EXPLAIN))
-    return command
+        batch = click.Option(["--replay"], metavar="FILE", type=click.Path(path_type=Path))
+        batch.help = REPLAY
+        command.params.append(batch)
 
 
 def unsearched(student: "Student") -> KDError:
@@ -212,6 +227,22 @@ def show_explanation(work: "Plan", as_json: bool) -> None:
     """
     from kdcompile.distill.explain import explain, lines
 
+    _show(explain(work.spec, student_of(work)), lines, as_json)
+
+
+def show_replay(work: "Plan", file: Path, as_json: bool) -> None:
+    """Print what is not finite in a kept step; nothing is trained for it."""
+    from kdcompile.distill.replayed import lines, replayed
+
+    _show(replayed(work.spec, student_of(work), file), lines, as_json)
+
+
+def student_of(work: "Plan") -> dict[str, Any]:
+    """The architecture of the student that would be trained.
+
+    Raises:
+        KDError: `search-to-do`, the student is not known before a search, which trains.
+    """
     if work.awaits_search:
         raise KDError(
             "search-to-do",
@@ -219,7 +250,13 @@ def show_explanation(work: "Plan", as_json: bool) -> None:
             where="[student] family",
             fix="run kdcompile search with the same spec and settings first",
         )
-    found = explain(work.spec, work.make("search").json("architecture.json"))
+    found: dict[str, Any] = work.make("search").json("architecture.json")
+    return found
+
+
+def _show(
+    found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], as_json: bool
+) -> None:
     if as_json:
         echo_json(found)
     else:
@@ -232,12 +269,13 @@ def copy_out(artifact: "Artifact", output: Path) -> str:
     Raises:
         KDError: `output-exists`, when the folder holds something else.
     """
+    from kdcompile.artifact import replacing
+
     main = MAIN_FILE.get(artifact.stage)
     if main is not None and output.suffix == Path(main).suffix:
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = output.with_name(f".{output.name}.tmp")
-        shutil.copyfile(artifact.file(main), temporary)
-        temporary.replace(output)
+        with replacing(output) as temporary:
+            shutil.copyfile(artifact.file(main), temporary)
         return str(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise KDError(

@@ -11,10 +11,6 @@ from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_op
 from kdcompile.errors import KDError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from kdcompile.data.prepare import Preprocess
     from kdcompile.pipeline.plan import Plan
 
 TEACHERS = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
@@ -112,7 +108,7 @@ def pack_test(work: "Plan", folder: Path) -> dict[str, Any]:
     """
     from kdcompile.bundle.testpack import write_test_pack
     from kdcompile.data.prepare import Preprocess
-    from kdcompile.data.splits import evenly, load_splits
+    from kdcompile.data.splits import judged, load_splits
 
     spec, made = work.spec, work.found()
     if "kit/kit.json" not in made["compile"].files:
@@ -124,7 +120,7 @@ def pack_test(work: "Plan", folder: Path) -> dict[str, Any]:
         )
     details = made["verify"].json("report.json")["details"]
     splits = load_splits(spec.data, spec.folder)
-    photos = evenly(splits.test, spec.data.max_test)
+    photos = judged(splits.test, spec.data.max_test)
     if [photo.name for photo in photos] != [row["name"] for row in details["predictions"]]:
         raise KDError(
             "pack-photos",
@@ -136,7 +132,7 @@ def pack_test(work: "Plan", folder: Path) -> dict[str, Any]:
     preprocess = Preprocess.from_json(export.json("preprocess.json"))
     return write_test_pack(
         folder,
-        (scaled(photo.pixels(preprocess.channels), preprocess) for photo in photos),
+        (preprocess.scaled(photo.pixels(preprocess.channels)) for photo in photos),
         details["predictions"],
         {p: export.file(name) for p, name in TEACHERS.items() if name in export.files},
         preprocess=export.file("preprocess.json"),
@@ -144,18 +140,3 @@ def pack_test(work: "Plan", folder: Path) -> dict[str, Any]:
         seed=spec.seed,
         available=len(splits.test),
     )
-
-
-def scaled(pixels: "NDArray[np.uint8]", preprocess: "Preprocess") -> "NDArray[np.uint8]":
-    """The photo as the network takes it, still uint8 [h, w, C]: fitted, not normalised.
-
-    A normalisation that changes nothing leaves the fitted pixels over 255.
-    """
-    from dataclasses import replace
-
-    import numpy as np
-
-    channels = preprocess.channels
-    plain = replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels, min_hw=(1, 1))
-    fitted: NDArray[np.uint8] = np.rint(plain(pixels)[0].transpose(1, 2, 0) * 255).astype(np.uint8)
-    return fitted

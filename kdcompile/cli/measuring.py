@@ -23,20 +23,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt")
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 COPIES = ("none", "in", "out", "both")
-MODE_KEYS = ("streams", "copies", "graph", "spin", "threads")
+MODE_KEYS = ("copies", "graph", "spin", "threads")
 
 _OPTIONS = (
     via_option,
     click.option("--backend", type=click.Choice(BACKENDS), help="That runs an ONNX file there."),
     click.option("--shape", metavar="NxCxHxW", help="Of the input, where the artifact leaves it."),
     click.option("--batch", type=int, help="Images of one inference."),
+    click.option("--streams", type=int, help="Inferences in flight at once (1)."),
     click.option(
         "--mode",
         "modes",
         multiple=True,
         metavar="KEY=VALUE",
-        help="copies=none|both, graph=true|false, spin=true|false, streams=1, threads=N of a CPU "
-        "(1); repeatable.",
+        help="copies=none|in|out|both, graph=true|false, spin=true|false, threads=N of a CPU (1); "
+        "repeatable.",
     ),
     click.option("--seconds", type=float, help="That one measuring run may take (60)."),
     click.option("--processes", type=int, help="Of one measuring run (3)."),
@@ -56,7 +57,6 @@ _JUDGING = (
         "--limit", type=float, metavar="SECONDS", help="At which --until-decided ends (300)."
     ),
 )
-LIMIT_S = 300.0
 
 
 def measuring_options(command: F) -> F:
@@ -83,6 +83,7 @@ class Measuring:
     backend: str | None
     shape: str | None
     batch: int | None
+    streams: int | None
     modes: tuple[str, ...]
     seconds: float | None
     processes: int | None
@@ -103,7 +104,7 @@ class Measuring:
             return found
         kept = baseline.environment.get("facts", {}).get("backend")
         backend = self.backend or (kept if kept in BACKENDS else None)
-        kept_shape = found.input_shape or _shape_of(baseline.mode)
+        kept_shape = found.input_shape or shape_of(baseline.mode)
         return replace(found, backend=backend, input_shape=kept_shape)
 
     def effort(self) -> "Effort":
@@ -128,6 +129,8 @@ class Measuring:
         wanted: dict[str, Any] = {"batch": self.batch}
         if kept is not None:
             wanted |= _as_kept(kept, self.batch)
+        if self.streams is not None:
+            wanted["streams"] = self.streams
         for text in self.modes:
             key, value = parse_mode(text)
             wanted[key] = value
@@ -157,7 +160,7 @@ class Measuring:
         Raises:
             KDError: `margin-invalid`, `limit-invalid`, `mode-invalid`, `effort-refused`.
         """
-        from kdcompile.bench.against import Plan
+        from kdcompile.bench.against import LIMIT_S, Plan
 
         if until_decided and self.samples is not None:
             raise click.UsageError("--samples says how many; --until-decided as many as it takes")
@@ -171,6 +174,7 @@ class Measuring:
         return Plan(
             self.via, self.effort(), self.mode(kept), runs, parse_margin(margin),
             allow=tuple(allow), limit=(limit or LIMIT_S) if until_decided else None,
+            with_usage=True,
         )  # fmt: skip
 
 
@@ -220,7 +224,7 @@ def parse_mode(text: str) -> tuple[str, Any]:
         return key, value
     if key in ("graph", "spin") and value.lower() in TRUTH:
         return key, TRUTH[value.lower()]
-    if key in ("streams", "threads") and value.isascii() and value.isdigit():
+    if key == "threads" and value.isascii() and value.isdigit():
         return key, int(value)
     known = key in MODE_KEYS
     message = f"{key} cannot be {value!r}" if known else f"no mode key {key!r}"
@@ -228,8 +232,8 @@ def parse_mode(text: str) -> tuple[str, Any]:
         "mode-invalid",
         message if known and equals else f"{message}{nearest(key, MODE_KEYS)}",
         where=f"--mode {text}",
-        fix="write copies=none, copies=both, graph=true, graph=false, spin=true, spin=false, "
-        "streams=1 or threads=1",
+        fix="write copies=none, copies=in, copies=out, copies=both, graph=true, graph=false, "
+        "spin=true, spin=false or threads=1",
     )
 
 
@@ -243,12 +247,14 @@ def _as_kept(kept: Mapping[str, Any], batch: int | None) -> dict[str, Any]:
         wanted["copies"] = kept["copies"]
     if kept.get("graph") is False:
         wanted["graph"] = False
+    if isinstance(kept.get("streams"), int):
+        wanted["streams"] = kept["streams"]
     if isinstance(kept.get("threads"), int):
         wanted |= {"threads": kept["threads"], "kept": True}
     return wanted
 
 
-def _shape_of(mode: Mapping[str, Any]) -> tuple[int, ...] | None:
+def shape_of(mode: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The one input's shape that a mode records, such as `1x3x576x768 float32`."""
     found = re.fullmatch(r"(\d+(?:x\d+)*) \w+", str(mode.get("input", "")))
     return None if found is None else tuple(map(int, found[1].split("x")))

@@ -1,11 +1,15 @@
 """Options that several commands share."""
 
 import json
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from kdcompile.logs import is_quiet, set_level
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,9 +46,38 @@ def sign(folder: Path, key: Path | None) -> None:
     if key is not None:
         from kdcompile.bundle.signature import sign_bundle
 
-        click.echo(f"signed by {sign_bundle(folder, key)}", err=True)
+        tell(f"signed by {sign_bundle(folder, key)}")
+
+
+def tell(text: str) -> None:
+    """A line on standard error, if the user wants more than warnings."""
+    if not is_quiet():
+        click.echo(text, err=True)
+
+
+def _tell(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(context: click.Context, option: click.Parameter, asked: bool) -> None:
+        if asked and os.environ.get("RANK", "0") == "0":  # of torchrun the first process talks
+            set_level(level)
+
+    return callback
+
+
+def add_levels(command: click.Command) -> None:
+    """-q and -v for a command, and for each of its own commands."""
+    for names, level, text in (
+        (["-q", "--quiet"], logging.WARNING, "Tell warnings and errors only."),
+        (["-v", "--verbose"], logging.DEBUG, "Tell more of what is done, and why."),
+    ):
+        option = click.Option(
+            names, is_flag=True, expose_value=False, help=text, callback=_tell(level)
+        )
+        command.params.append(option)
+    for one in command.commands.values() if isinstance(command, click.Group) else ():
+        add_levels(one)
 
 
 def echo_json(value: Any) -> None:
-    """Indented JSON on standard output."""
-    click.echo(json.dumps(value, indent=1, sort_keys=True, default=str))
+    """One JSON document on standard output, indented; a number that JSON has not is null."""
+    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    click.echo(json.dumps(plain, indent=1, sort_keys=True, allow_nan=False))

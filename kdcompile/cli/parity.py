@@ -92,8 +92,8 @@ def ladder_of_bundle(folder: Path, via: str | None) -> AbstractContextManager["L
                 fix="leave out --via, or build the engine: kdcompile build --via PLACE",
             )
         place = via, backend_of(bundle)
-    by_runtime = load(bundle.target).kind == "cpu"
-    return bundle_ladder(folder, bundle.manifest, bundle.report(), by_runtime, place)
+    on_cpu = load(bundle.target).kind == "cpu"
+    return bundle_ladder(folder, bundle.manifest, bundle.report(), on_cpu, place)
 
 
 def show_ladder(ladder: "Ladder", steps: Sequence["Step"], as_json: bool) -> int:

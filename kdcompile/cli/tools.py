@@ -1,6 +1,5 @@
 """Commands around a build: examples, targets, recipes, reports, running a bundle, upkeep."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 import click
 
 from kdcompile.cli.network import open_network
-from kdcompile.cli.options import as_json, echo_json, via_option
+from kdcompile.cli.options import as_json, echo_json, tell, via_option
 from kdcompile.cli.trust import check_trust, trusted_option
+from kdcompile.errors import plain
 
 
 @click.command()
@@ -120,7 +120,7 @@ def calibrate(name: str, via: str | None, seconds: float, as_json: bool) -> None
     """
     from kdcompile.search.calibrate import calibrate as measured
 
-    found = measured(name, via, seconds, lambda text: click.echo(text, err=True))
+    found = measured(name, via, seconds, tell)
     if as_json:
         echo_json(found.to_json())
     else:
@@ -240,7 +240,7 @@ def run(
         if task.is_dense:
             click.echo(f"{row['count']:10.1f}  {row['photo']}  {row['overlay']}")
         elif "class" in row:
-            click.echo(f"{row['class']:<16} {row['probability']:6.1%}  {row['photo']}")
+            click.echo(f"{plain(row['class']):<16} {row['probability']:6.1%}  {row['photo']}")
         else:
             click.echo(f"{row['value']:10.4g}  {row['photo']}")
 
@@ -252,14 +252,15 @@ def report(bundle: Path, as_json: bool) -> None:
     """Print the report of a BUNDLE; report.html lies in it."""
     from kdcompile.bundle.manifest import read_bundle
     from kdcompile.bundle.text import text_summary
-    from kdcompile.report import Report
 
     found = read_bundle(bundle)
-    data = json.loads((found.folder / "report.json").read_text())
+    told = found.report()
     if as_json:
-        echo_json(data)
+        echo_json(told.to_json())
         return
-    click.echo(text_summary(Report.from_json(data)))
+    with found.reading("report.json"):  # whose details are free
+        text = text_summary(told)
+    click.echo(text)
     click.echo(f"full report: {found.folder / 'report.html'}")
 
 
@@ -298,9 +299,15 @@ def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--of", "command", metavar="COMMAND", help="What COMMAND prints with --json.")
 @click.option("--json", "as_json", is_flag=True, help="The schema is JSON either way.")
-def schema(as_json: bool) -> None:
-    """Print the spec's JSON Schema, for editors."""
+def schema(command: str | None, as_json: bool) -> None:
+    """Print the JSON Schema of the spec, for editors, or of a command's --json."""
+    if command is not None:
+        from kdcompile.cli.schemas import schema_of
+
+        echo_json(schema_of(command))
+        return
     from kdcompile.spec import Spec
 
     echo_json(Spec.model_json_schema())
@@ -314,11 +321,13 @@ def clean(spec: str | None, everything: bool, as_json: bool) -> None:
     """Remove store entries that the current spec does not use."""
     from kdcompile.artifact import Store
     from kdcompile.cli.build import planned
+    from kdcompile.pipeline.why import drop_unused
     from kdcompile.spec_file import find_spec
 
     store = Store(find_spec(spec).parent / ".kdcompile")
     keep = [] if everything else list(planned(spec, None, ()).found().values())
     removed = store.prune(keep)
+    drop_unused(store)
     if as_json:
         echo_json({"removed": [str(path) for path in removed]})
     else:

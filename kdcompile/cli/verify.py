@@ -3,11 +3,12 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 from kdcompile.cli.build import planned
+from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of, title_of
 from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
 from kdcompile.cli.parity import is_bundle, open_ladder, show_ladder
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kdcompile.bundle.manifest import Bundle
+    from kdcompile.ci.outcome import Outcome
     from kdcompile.cli.network import Floats
+    from kdcompile.pipeline.plan import Plan
 
+Verified: TypeAlias = "tuple[list[Outcome], tuple[str, int]]"  # its verdict and exit code
+REFERENCE = "kit/reference.npz"
 NO_REFERENCE = {"parity": "not checked: this bundle carries no reference outputs"}
 
 
-@click.command()
+@click.command(cls=CiCommand)
 @spec_options
 @via_option
 @click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
@@ -36,6 +41,7 @@ NO_REFERENCE = {"parity": "not checked: this bundle carries no reference outputs
 )
 @previous_option
 @trusted_option
+@ci_options
 @as_json
 def verify(
     spec: str | None,
@@ -46,41 +52,85 @@ def verify(
     parity: bool,
     baseline: Path | None,
     trusted: Path | None,
+    ci: bool,
+    ci_folder: Path | None,
     as_json: bool,
 ) -> None:
     """Measure a spec's gates, or check a BUNDLE: every hash, and its network's outputs here."""
-    if parity:
-        for name, value in (("--require", require), ("--baseline", baseline)):
-            if value is not None:
-                raise click.UsageError(f"{name} is of the gates: leave it or --parity out")
-        sys.exit(climb_ladder(spec, target, sets, via, trusted, as_json))
-    if spec is not None and is_bundle(spec):
-        if baseline is not None:
-            raise click.UsageError("--baseline is of a spec, whose test images both are judged on")
-        signature = check_trust(Path(spec), trusted)  # before an engine of it is opened
-        result = check_bundle(Path(spec), via) | {"signature": signature}
-        if as_json:
-            echo_json(result)
+    from kdcompile.ci.report import in_ci, report_ci
+
+    folder, stream = ci_place(ci, ci_folder), ci_stream(as_json)
+    title, device = title_of("verify", spec, target), require == "device"
+    with in_ci(folder, "verify", name_of(spec), title=title, stream=stream):
+        if parity:
+            for name, value in (("--require", require), ("--baseline", baseline)):
+                if value is not None:
+                    raise click.UsageError(f"{name} is of the gates: leave it or --parity out")
+            outcomes, verdict = climb_ladder(spec, target, sets, via, trusted, as_json)
+        elif spec is not None and is_bundle(spec):
+            if baseline is not None:
+                raise click.UsageError("--baseline is of a spec, whose test images both see")
+            if target is not None or sets:
+                raise click.UsageError("--target and --set are of a spec: a bundle is built")
+            outcomes, verdict = verify_bundle(Path(spec), via, trusted, device, as_json)
         else:
-            for key, value in result.items():
-                click.echo(f"{key}: {value}")
-        sys.exit(result["exit_code"])
-    if trusted is not None:
-        raise click.UsageError("--trusted is of a BUNDLE: name its folder")
+            if trusted is not None:
+                raise click.UsageError("--trusted is of a BUNDLE: name its folder")
+            work = planned(spec, target, with_previous(sets, baseline), via)
+            outcomes, verdict = verify_spec(work, device, as_json)
+    if folder is not None:
+        report_ci(outcomes, folder, title, verdict=verdict, stream=stream)
+    sys.exit(verdict[1])
+
+
+def verify_spec(work: "Plan", device: bool, as_json: bool) -> Verified:
+    """Measure and print the gates of a plan.
+
+    Raises:
+        KDError: any of the stages'.
+    """
     from kdcompile.bundle.text import text_summary
+    from kdcompile.ci.outcome import outcomes_of_report
     from kdcompile.report import Report, overall
 
-    work = planned(spec, target, with_previous(sets, baseline), via)
     check_previous(work.spec)
-    artifact = work.make("verify")
-    report = Report.from_json(artifact.json("report.json"))
-    verdict, code = overall(report.gates, require_device=require == "device")
+    report = Report.from_json(work.make("verify").json("report.json"))
+    verdict, code = overall(report.gates, require_device=device)
     if as_json:
         echo_json({**report.to_json(), "exit_code": code})
     else:
         click.echo(text_summary(report))
         click.echo(verdict)
-    sys.exit(code)
+    return outcomes_of_report(report, require_device=device), (verdict, code)
+
+
+def verify_bundle(
+    folder: Path, via: str | None, trusted: Path | None, device: bool, as_json: bool
+) -> Verified:
+    """Check and print a bundle.
+
+    Raises:
+        KDError: that of `check_trust`, before an engine of it is opened; those of `check_bundle`.
+    """
+    from kdcompile.bundle.manifest import read_bundle
+    from kdcompile.ci.outcome import overall_of
+    from kdcompile.cli.verify_ci import outcomes_of_bundle
+    from kdcompile.report import overall
+
+    signature = check_trust(folder, trusted)
+    bundle = read_bundle(folder)
+    found = check_bundle(bundle, via) | {"signature": signature}
+    report = bundle.report()
+    if device and found["exit_code"] != EXIT_GATE:
+        found["verdict"], found["exit_code"] = overall(report.gates, require_device=True)
+    if as_json:
+        echo_json(found)
+    else:
+        for key, value in found.items():
+            click.echo(f"{key}: {value}")
+    outcomes = outcomes_of_bundle(report, found, require_device=device)
+    words = overall_of(outcomes)[0] if found["exit_code"] == EXIT_GATE else found["verdict"]
+    return outcomes, (words, found["exit_code"])
 
 
 def climb_ladder(
@@ -90,37 +140,38 @@ def climb_ladder(
     via: str | None,
     trusted: Path | None,
     as_json: bool,
-) -> int:
+) -> Verified:
     """Print the parity ladder; the exit code is 3 where a rung failed.
 
     Raises:
         KDError: what `open_ladder` and the rungs raise.
     """
+    from kdcompile.ci.outcome import overall_of
+    from kdcompile.cli.verify_ci import outcomes_of_ladder
     from kdcompile.parity.ladder import climb
 
     with open_ladder(spec, target, sets, via, trusted) as ladder:
-        return show_ladder(ladder, climb(ladder), as_json)
+        steps = climb(ladder)
+        code = show_ladder(ladder, steps, as_json)
+        outcomes = outcomes_of_ladder(ladder, steps)
+    return outcomes, (overall_of(outcomes)[0], code)
 
 
-def check_bundle(folder: Path, via: str | None = None) -> dict[str, Any]:
-    """Hashes of every file, then the network's outputs against the recorded ones.
+def check_bundle(bundle: "Bundle", via: str | None = None) -> dict[str, Any]:
+    """The network's outputs against the recorded ones.
 
     The exit code is the bundle's own verdict, or 3 when the outputs differ more than the parity
     gate allows.
 
     Args:
-        folder: the bundle.
+        bundle: whose files are intact.
         via: where its engine is loaded and run; None for its ONNX file, here.
 
     Raises:
-        KDError: `bundle-corrupt` and its kin; of an engine that does not load there
-            `engine-mismatch` and its kin.
+        KDError: of an engine that does not load there `engine-mismatch` and its kin.
     """
-    from kdcompile.bundle.manifest import read_bundle
-
-    bundle = read_bundle(folder)
     result: dict[str, Any] = {
-        "bundle": str(folder),
+        "bundle": str(bundle.folder),
         "files": f"{len(bundle.manifest['files'])} intact",
         "verdict": bundle.manifest["verdict"],
         "exit_code": bundle.manifest["exit_code"],
@@ -136,7 +187,7 @@ def check_bundle(folder: Path, via: str | None = None) -> dict[str, Any]:
 
 
 def _reference(bundle: "Bundle") -> Path:
-    return bundle.folder / "kit" / "reference.npz"
+    return bundle.folder / REFERENCE
 
 
 def _parity(
@@ -157,10 +208,9 @@ def _parity(
 
     from kdcompile.data.agreement import agreement, pooled_sqnr
 
-    reference = _reference(bundle)
-    if not reference.is_file():
+    if not _reference(bundle).is_file():
         return result | NO_REFERENCE
-    with np.load(reference) as arrays:
+    with bundle.reading(REFERENCE) as path, np.load(path, allow_pickle=False) as arrays:
         there = f"output_{precision}_0" in arrays.files
         kind = f"output_{precision if there else 'fp32'}_"
         inputs = [arrays[name] for name in arrays.files if name.startswith("input_")]
@@ -168,7 +218,9 @@ def _parity(
     outputs = [network(image) for image in inputs]
     # the worst image is told; over all of them together it is judged, as by the gate
     found = agreement(expected, outputs) | {"pooled_sqnr_db": pooled_sqnr(expected, outputs)}
-    least = json.loads((bundle.folder / "kit" / "gates.json").read_text())["parity"]["min_sqnr_db"]
+    with bundle.reading("kit/gates.json") as path:
+        least = float(json.loads(path.read_bytes())["parity"]["min_sqnr_db"])
+    found["min_sqnr_db"] = least
     if found["pooled_sqnr_db"] < least:
         result["exit_code"] = EXIT_GATE
     return result | {"parity": found}

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import isfile, normpath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kdcompile.artifact import Hasher
 from kdcompile.data.photo import Photo
+from kdcompile.data.points import checked_points
 from kdcompile.errors import KDError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # of images in a folder
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Entry:
     Args:
         name: of the image, as its split names it.
         image: the file.
-        points: pairs to be counted; None where a .mat file or a label says it.
+        points: [x, y] pairs to be counted; None where a .mat file or a label says it.
         annotation: the file that the points or labels are from.
         label: the name of a class, or a value to be predicted; None where points are counted.
     """
@@ -41,32 +43,18 @@ class Entry:
         """The photo, its points checked; `numbers` turns the name of a class into its index.
 
         Raises:
-            KDError: `annotation-invalid` or `annotation-mat`.
+            KDError: `annotation-invalid`, `annotation-duplicate` or `annotation-mat`.
         """
         if self.label is not None:
             value = numbers[self.label] if isinstance(self.label, str) else self.label
             return Photo(self.name, path=self.image, label=float(value))
-        if self.points is None:
+        points = self.points
+        if points is None:
             from kdcompile.data.shanghaitech_mat import read_points
 
             assert self.annotation is not None, "points that are not given lie in a file"
             points = read_points(self.annotation)
-        else:
-            try:
-                points = np.asarray(self.points, np.float32).reshape(-1, 2)
-            except (ValueError, TypeError) as error:
-                raise self._invalid(f"not a list of [x, y] pairs: {error}") from error
-        if not np.isfinite(points).all():
-            raise self._invalid("a coordinate is not a finite number")
-        return Photo(self.name, points, path=self.image)
-
-    def _invalid(self, problem: str) -> KDError:
-        return KDError(
-            "annotation-invalid",
-            f"the points of {self.name} are {problem}",
-            where=str(self.annotation),
-            fix='write "points": [[x, y], ...] in pixels',
-        )
+        return Photo(self.name, checked_points(points, self.name, self.annotation), path=self.image)
 
 
 def read_list(path: Path) -> list[str]:
@@ -76,7 +64,7 @@ def read_list(path: Path) -> list[str]:
         KDError: `split-missing`.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise KDError(
             "split-missing",
@@ -93,11 +81,28 @@ def require_image(path: Path, split: str) -> Path:
     Raises:
         KDError: `image-missing`.
     """
-    if not path.is_file():
+    if not isfile(path):
         raise KDError(
             "image-missing",
             f"the {split} split names {path.name}, which is not there",
             where=str(path),
             fix="put the image there, or take its line out of the split list",
+        )
+    return path
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of a name relative to the root, which it must not leave (a link in it may).
+
+    Raises:
+        KDError: `path-outside`.
+    """
+    path = root / name
+    if not Path(normpath(path)).is_relative_to(normpath(root)):
+        raise KDError(
+            "path-outside",
+            f"{name!r} leads out of the data's folder",
+            where=str(root),
+            fix="name paths under data.root, or set data.root to a folder that holds them all",
         )
     return path

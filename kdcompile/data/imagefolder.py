@@ -11,16 +11,14 @@ another split may lack some of them, never have one more.
 """
 
 import csv
-from os.path import normpath
 from pathlib import Path
 
-from kdcompile.data.entry import Entry, read_list, require_image
+from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
 from kdcompile.errors import KDError, nearest
 from kdcompile.spec import Data
 
 TABLE = "labels.csv"
 HEADING = ["image", "value"]
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def entries(data: Data) -> dict[str, list[Entry]]:
@@ -72,10 +70,10 @@ def _listed(root: Path, line: str, split: str) -> Entry:
 
 def _table(root: Path, table: Path, split: str) -> list[Entry]:
     try:
-        rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))
+        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").split("\n")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _syntax(table, 1, str(error)) from error
-    found = []
+    found: dict[Path, Entry] = {}
     for number, row in enumerate(rows, 1):
         if not row or (number == 1 and [cell.strip().lower() for cell in row] == HEADING):
             continue
@@ -87,8 +85,10 @@ def _table(root: Path, table: Path, split: str) -> list[Entry]:
         if label != label or label in (float("inf"), -float("inf")):
             raise _syntax(table, number, f"{value} is not finite")
         image = require_image(inside(table.parent, name.strip()), split)
-        found.append(Entry(image.relative_to(root).as_posix(), image, None, table, label))
-    return found
+        if image in found:
+            raise _syntax(table, number, f"{name.strip()} has a line before this one")
+        found[image] = Entry(image.relative_to(root).as_posix(), image, None, table, label)
+    return list(found.values())
 
 
 def _syntax(table: Path, line: int, problem: str) -> KDError:
@@ -98,23 +98,6 @@ def _syntax(table: Path, line: int, problem: str) -> KDError:
         where=f"{table}:{line}",
         fix="write a line an image, such as a.jpg,3.5",
     )
-
-
-def inside(root: Path, name: str) -> Path:
-    """The path of a name relative to the root, which it must not leave (a link in it may).
-
-    Raises:
-        KDError: `path-outside`.
-    """
-    path = root / name
-    if not Path(normpath(path)).is_relative_to(normpath(root)):
-        raise KDError(
-            "path-outside",
-            f"{name!r} leads out of the data's folder",
-            where=str(root),
-            fix="name paths under data.root, or set data.root to a folder that holds them all",
-        )
-    return path
 
 
 def _check_classes(found: dict[str, list[Entry]]) -> None:

@@ -25,6 +25,7 @@ class Metric:
         most: the largest value; the smallest is 0.
         level: of GAME, whose errors are of density maps (`game`); None where a metric's errors
             are of predictions.
+        power: of an error: its metric is the root of that order of the mean of |errors| to it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Metric:
     points: bool = False
     most: float = np.inf
     level: int | None = None
+    power: int = 1
 
     def __call__(self, errors: Sequence[float] | Floats) -> float:
         """The metric of some errors [N]."""
@@ -92,7 +94,7 @@ def _top1(errors: Floats, axis: int = -1) -> Any:
     return np.mean(1.0 - errors, axis=axis)
 
 
-MAE, RMSE = Metric("mae", _mae), Metric("rmse", _rmse)
+MAE, RMSE = Metric("mae", _mae), Metric("rmse", _rmse, power=2)
 TOP1 = Metric("top1", _top1, higher=True, points=True, most=1.0)
 GAMES = tuple(Metric(f"game{level}", _mae, level=level) for level in LEVELS)
 METRICS = {metric.name: metric for metric in (MAE, RMSE, TOP1, *GAMES)}

@@ -15,19 +15,21 @@ a piece: `train@0[:8000]` and `train@0[8000:]` share no image and have each clas
 """
 
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.imagefolder import inside
+from kdcompile.data.entry import inside
+from kdcompile.data.overlap import overlap
 from kdcompile.data.photo import Photo
 from kdcompile.errors import KDError, nearest
+from kdcompile.spec import Data
 
 PATTERN = re.compile(
     r"(?P<file>[^:@\[\]]+\.npz)(:(?P<part>\w+))?(@(?P<seed>\d+))?"
@@ -93,7 +95,7 @@ def archive_path(root: Path, split: str) -> Path:
         KDError: `npz-selection`, `path-outside` or `archive-missing`.
     """
     path = inside(root, Selection.parse(split).file)
-    if not path.is_file():
+    if not isfile(path):
         raise KDError(
             "archive-missing",
             f"there is no {path.name}",
@@ -116,7 +118,9 @@ def photos(root: Path, split: str) -> tuple[list[Photo], tuple[str, ...] | None]
             arrays = _Arrays(archive, chosen.part, path)
             labels, names = arrays.labels(), arrays.classes()
             made = arrays.images(chosen.indices(labels), labels)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except KDError:
+        raise
+    except Exception as error:  # the readers raise nearly anything on arbitrary bytes
         raise KDError(
             "archive-unreadable",
             f"the archive cannot be read safely: {error}",
@@ -124,6 +128,22 @@ def photos(root: Path, split: str) -> tuple[list[Photo], tuple[str, ...] | None]
             fix="write it with numpy.savez, without arrays of Python objects",
         ) from error
     return made, names
+
+
+def refuse_shared(data: Data, found: Mapping[str, Sequence[Photo]]) -> None:
+    """Refuse an image of an archive in two splits.
+
+    Raises:
+        KDError: `split-overlap`.
+    """
+    for first, second in combinations(found, 2):
+        if archive_path(data.root, getattr(data, first)).samefile(
+            archive_path(data.root, getattr(data, second))
+        ):
+            names = {photo.name for photo in found[second]}
+            shared = [photo.name for photo in found[first] if photo.name in names]
+            if shared:
+                raise overlap((first, second), shared)
 
 
 class _Arrays:

@@ -3,13 +3,14 @@
 import hashlib
 import io
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from kdcompile.artifact import file_sha256
+from kdcompile.data.decode import decoded
 from kdcompile.errors import KDError
 
 
@@ -17,23 +18,9 @@ def read_pixels(path: Path, channels: int) -> NDArray[np.uint8]:
     """The image file as [H, W, C], grey for one channel and RGB for three.
 
     Raises:
-        KDError: `image-unreadable`.
+        KDError: those of `decoded`.
     """
-    return _decoded(path, channels, str(path))
-
-
-def _decoded(source: Path | io.BytesIO, channels: int, where: str) -> NDArray[np.uint8]:
-    try:
-        with Image.open(source) as image:
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise KDError(
-            "image-unreadable",
-            f"the image cannot be decoded: {error}",
-            where=where,
-            fix="replace the file, or take its line out of the split",
-        ) from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+    return decoded(path, channels, str(path))
 
 
 def _no_points() -> NDArray[np.float32]:
@@ -84,7 +71,7 @@ class Photo:
     def pixels(self, channels: int) -> NDArray[np.uint8]:
         """The image as uint8 [H, W, channels]."""
         if self.encoded is not None:
-            return _decoded(io.BytesIO(self.encoded), channels, self.name)
+            return decoded(io.BytesIO(self.encoded), channels, self.name)
         if self.array is None:
             assert self.path is not None, "a photo has a path, an array or encoded bytes"
             return read_pixels(self.path, channels)
@@ -98,7 +85,11 @@ class Photo:
         return self.array
 
     def sha256(self) -> str:
-        """Hash of the file's bytes, or of the array and its shape."""
+        """Hash of the file's bytes, or of the array and its shape; read once."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         if self.encoded is not None:
             return hashlib.sha256(self.encoded).hexdigest()
         if self.array is None:

@@ -2,54 +2,86 @@
 
     {"image": "images/a.jpg", "points": [[x, y], ...]}
 
-Split lists name images by that path or by file name alone.
+Split lists name images by that path or by file name alone, where only one image has it.
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kdcompile.data.entry import Entry, read_list, require_image
 from kdcompile.errors import KDError, nearest
 from kdcompile.spec import Data
 
+FIX = 'write {"image": "images/a.jpg", "points": [[x, y], ...]}'
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A line of the annotations."""
+
+    number: int
+    image: str
+    points: list[Any]
+
 
 def entries(data: Data) -> dict[str, list[Entry]]:
     """The entries of each split, in the order of its list.
 
     Raises:
-        KDError: `annotations-missing`, `annotations-syntax`, `annotation-missing`, and those of
-            the split lists.
+        KDError: `annotations-missing`, `annotations-syntax`, `annotation-twice`,
+            `annotation-ambiguous`, `annotation-missing`, and those of the split lists.
     """
     path = data.root / data.annotations
-    records = _records(data)
-    result: dict[str, list[Entry]] = {}
-    for split in ("train", "val", "test"):
-        listed = read_list(data.root / getattr(data, split))
-        for name in listed:
-            if name not in records:
-                raise KDError(
-                    "annotation-missing",
-                    f"the {split} split names {name!r}, which has no annotation"
-                    + nearest(name, records),
-                    where=str(path),
-                    fix="annotate the image, or take its line out of the split list",
-                )
-        result[split] = [
-            Entry(
-                name,
-                require_image(data.root / records[name]["image"], split),
-                records[name]["points"],
-                path,
-            )
-            for name in listed
+    records = _records(path)
+    named: dict[str, list[_Record]] = {}
+    for record in records.values():
+        named.setdefault(record.image.rsplit("/", 1)[-1], []).append(record)
+    return {
+        split: [
+            _entry(name, records, named, data.root, path, split)
+            for name in read_list(data.root / getattr(data, split))
         ]
-    return result
+        for split in ("train", "val", "test")
+    }
 
 
-def _records(data: Data) -> dict[str, dict[str, Any]]:
-    path = data.root / data.annotations
+def _entry(
+    name: str,
+    records: Mapping[str, _Record],
+    named: Mapping[str, list[_Record]],
+    root: Path,
+    path: Path,
+    split: str,
+) -> Entry:
+    """The entry of a line of a split list."""
+    found = [records[name]] if name in records else named.get(name, [])
+    if len(found) > 1:
+        images = " and ".join(record.image for record in found[:2])
+        raise KDError(
+            "annotation-ambiguous",
+            f"the {split} split names {name!r}, which may be {images}",
+            where=f"[data] {split}",
+            fix="name it by its path there, as the annotations do",
+        )
+    if not found:
+        raise KDError(
+            "annotation-missing",
+            f"the {split} split names {name!r}, which has no annotation"
+            + nearest(name, [*records, *named]),
+            where=str(path),
+            fix="annotate the image, or take its line out of the split list",
+        )
+    image = require_image(root / found[0].image, split)
+    return Entry(name, image, found[0].points, path)
+
+
+def _records(path: Path) -> dict[str, _Record]:
+    """The lines by image."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise KDError(
             "annotations-missing",
@@ -57,22 +89,33 @@ def _records(data: Data) -> dict[str, dict[str, Any]]:
             where=str(path),
             fix="set data.root and data.annotations to where the file lies",
         ) from error
-    records: dict[str, dict[str, Any]] = {}
+    records: dict[str, _Record] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-            image = record["image"]
-            if not isinstance(image, str) or not isinstance(record["points"], list):
-                raise TypeError("image is a string and points a list")
-        except (ValueError, KeyError, TypeError) as error:
+        record = _record(number, line, path)
+        known = records.setdefault(record.image, record)
+        if known is not record:
             raise KDError(
-                "annotations-syntax",
-                f"line {number} is not an annotation: {error!r}",
+                "annotation-twice",
+                f"lines {known.number} and {number} both annotate {record.image}",
                 where=f"{path}:{number}",
-                fix='write {"image": "images/a.jpg", "points": [[x, y], ...]}',
-            ) from error
-        records[image] = record
-        records.setdefault(image.rsplit("/", 1)[-1], record)
+                fix="keep one of the two lines",
+            )
     return records
+
+
+def _record(number: int, line: str, path: Path) -> _Record:
+    try:
+        value = json.loads(line)
+        image, points = value["image"], value["points"]
+        if not isinstance(image, str) or not image or not isinstance(points, list):
+            raise TypeError("image is a string and points a list")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise KDError(
+            "annotations-syntax",
+            f"line {number} is not an annotation: {error!r}",
+            where=f"{path}:{number}",
+            fix=FIX,
+        ) from error
+    return _Record(number, image, points)

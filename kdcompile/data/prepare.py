@@ -48,14 +48,18 @@ class Preprocess:
         scale = min(1.0, self.max_hw[0] / height, self.max_hw[1] / width)
         return max(1, int(height * scale)), max(1, int(width * scale))
 
+    def scaled(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [H, W, C] scaled to fit, neither normalised nor padded."""
+        fitted = self.fitted(*pixels.shape[:2])
+        if fitted == pixels.shape[:2]:
+            return pixels
+        image = Image.fromarray(pixels.squeeze(2) if self.channels == 1 else pixels)
+        found = np.asarray(image.resize(fitted[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0))
+        return found.reshape(*fitted, self.channels)
+
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [H, W, C] to normalised float32 [1, C, h, w]."""
-        fitted = self.fitted(*pixels.shape[:2])
-        if fitted != pixels.shape[:2]:
-            size = fitted[::-1]
-            image = Image.fromarray(pixels.squeeze(2) if self.channels == 1 else pixels)
-            pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
-            pixels = pixels.reshape(*pixels.shape[:2], self.channels)
+        pixels = self.scaled(pixels)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         image_chw = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
         pad = [

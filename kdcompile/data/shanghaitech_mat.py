@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.entry import Entry, read_list, require_image
+from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
 from kdcompile.errors import KDError
 from kdcompile.spec import Data
 
@@ -23,7 +23,7 @@ def entries(data: Data) -> dict[str, list[Entry]]:
     """The entries of each split, by image number.
 
     Raises:
-        KDError: `split-missing`, `image-missing` or `annotation-missing`.
+        KDError: `split-missing`, `image-missing`, `path-outside` or `annotation-missing`.
     """
     images = {split: _images(data, split) for split in ("train", "val", "test")}
     if (data.root / data.train).is_dir():
@@ -32,19 +32,18 @@ def entries(data: Data) -> dict[str, list[Entry]]:
     return {split: [_entry(path, data.root) for path in paths] for split, paths in images.items()}
 
 
-def read_points(path: Path) -> NDArray[np.float32]:
-    """The head points of a ground-truth file, float32 [P, 2].
+def read_points(path: Path) -> NDArray[np.float64]:
+    """The head points of a ground-truth file, float64 [P, 2] as published.
 
     Raises:
         KDError: `annotation-mat`.
     """
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
-        location = loadmat(str(path))["image_info"][0, 0][0, 0]["location"]
-        return np.asarray(location, np.float32).reshape(-1, 2)
-    except (MatReadError, OSError, KeyError, IndexError, ValueError, TypeError) as error:
+        location = np.asarray(loadmat(str(path))["image_info"][0, 0][0, 0]["location"], np.float64)
+        return location.reshape(-1, 2) if location.size == 0 else location
+    except Exception as error:  # the parser raises nearly anything on arbitrary bytes
         raise KDError(
             "annotation-mat",
             f"not a ShanghaiTech ground truth: {error!r}",
@@ -54,11 +53,12 @@ def read_points(path: Path) -> NDArray[np.float32]:
 
 
 def _images(data: Data, split: str) -> list[Path]:
-    given = data.root / getattr(data, split)
+    given = inside(data.root, getattr(data, split))
     if given.is_dir():
-        folder = given / "images"
-        return sorted(folder.glob("*.jpg"), key=lambda p: (len(p.name), p.name))
-    return [require_image(data.root / line, split) for line in read_list(given)]
+        found = (given / "images").glob("*")
+        photos = (path for path in found if path.suffix.lower() in SUFFIXES)
+        return sorted(photos, key=lambda p: (len(p.name), p.name))
+    return [require_image(inside(data.root, line), split) for line in read_list(given)]
 
 
 def _entry(image: Path, root: Path) -> Entry:

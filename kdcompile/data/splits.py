@@ -3,18 +3,22 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os.path import isdir
 from pathlib import Path
-from typing import Any
 
 from kdcompile.artifact import Hasher, digest
 from kdcompile.data import imagefolder, npz, points_jsonl, shanghaitech_mat
 from kdcompile.data.entry import Entry
+from kdcompile.data.made import made_photos
+from kdcompile.data.overlap import refuse_shared
 from kdcompile.data.photo import Photo
 from kdcompile.errors import KDError
-from kdcompile.factory import factory_sources, load_factory
+from kdcompile.factory import factory_sources
+from kdcompile.progress import counted
 from kdcompile.spec import Data
 
 SPLITS = ("train", "val", "test")
+Row = tuple[str, str, str]  # the name, what stands there, and what is annotated in it
 WRITTEN = {".kdcompile", "dist", "overlays", "__pycache__"}
 FORMATS: Mapping[str, Callable[[Data], dict[str, list[Entry]]]] = {
     "points-jsonl": points_jsonl.entries,
@@ -61,6 +65,17 @@ def evenly(photos: Sequence[Photo], limit: int | None) -> list[Photo]:
     return [photos[index * len(photos) // limit] for index in range(limit)]
 
 
+def judged(test: Sequence[Photo], limit: int | None) -> list[Photo]:
+    """The test photos that a verdict rests on: `evenly` of those that differ.
+
+    A copy says nothing that its twin does not, and would make an interval narrower all the same.
+    """
+    first: dict[str, Photo] = {}
+    for photo in test:
+        first.setdefault(photo.sha256(), photo)
+    return evenly(list(first.values()), limit)
+
+
 def drop_twins(photos: Mapping[str, list[Photo]]) -> Splits:
     """`Splits` of the photos by split, each compared with the splits that are judged after it."""
     held: dict[str, str] = {}
@@ -98,37 +113,45 @@ def photos_digest(photos: Sequence[Photo]) -> str:
 
 
 def splits_digest(data: Data, folder: Path, hasher: Hasher) -> dict[str, str]:
-    """A hash of what `load_splits` leaves of each split, by content and not by time.
+    """A hash of what `load_splits` leaves of each split, by content and not by time."""
+    return {split: digest(rows) for split, rows in splits_rows(data, folder, hasher).items()}
+
+
+def splits_rows(data: Data, folder: Path, hasher: Hasher) -> dict[str, list[Row]]:
+    """What `load_splits` leaves of each split: names, hashes of images and of annotations.
 
     Images that have a twin in a split that is judged later do not count. What a factory makes is
     not known without running it, nor what an archive holds without reading all of it, so there the
-    names of the later splits count instead.
+    files that may be read and the names of the later splits count instead.
     """
+    check_root(data)
     if data.format not in FORMATS:
-        names = [getattr(data, split) for split in SPLITS]
-        code: Mapping[str, str] = {}
+        code: dict[str, str] = {}
         if data.format == "npz":
-            paths = {npz.archive_path(data.root, name) for name in names}
+            paths = {npz.archive_path(data.root, getattr(data, split)) for split in SPLITS}
         else:
             code, paths = hasher.files(factory_sources(data.format, folder), folder), _files(data)
-        files = hasher.files(paths, data.root)
-        return {split: digest([code, files, names[n:]]) for n, split in enumerate(SPLITS)}
-    found = FORMATS[data.format](data)
-    result: dict[str, str] = {}
+        read = [(name, sha, "") for name, sha in (hasher.files(paths, data.root) | code).items()]
+        names = [(f"[data] {split}", getattr(data, split), "") for split in SPLITS]
+        return {split: [*read, *names[n:]] for n, split in enumerate(SPLITS)}
+    found = _entries(data)
+    result: dict[str, list[Row]] = {}
     held: set[str] = set()
     for split in reversed(SPLITS):
-        rows: list[list[Any]] = [
-            [entry.name, hasher.file(entry.image), entry.mark(hasher)] for entry in found[split]
+        shown = counted(found[split], len(found[split]), "data", f"images of {split}")
+        rows = [(entry, hasher.file(entry.image)) for entry in shown]
+        result[split] = [
+            (entry.name, sha, digest(entry.mark(hasher))) for entry, sha in rows if sha not in held
         ]
-        result[split] = digest([row for row in rows if row[1] not in held])
-        held |= {row[1] for row in rows}
+        held |= {sha for _, sha in rows}
     return result
 
 
 def _photos(data: Data, folder: Path) -> tuple[dict[str, list[Photo]], tuple[str, ...] | None]:
     """The photos of each split, and the names of the classes."""
+    check_root(data)
     if data.format in FORMATS:
-        found = FORMATS[data.format](data)
+        found = _entries(data)
         labels = {entry.label for entry in found["train"]}
         names = sorted(label for label in labels if isinstance(label, str))
         numbers = {name: number for number, name in enumerate(names)}
@@ -136,18 +159,43 @@ def _photos(data: Data, folder: Path) -> tuple[dict[str, list[Photo]], tuple[str
         return photos, tuple(names) or None
     if data.format == "npz":
         read = {split: npz.photos(data.root, getattr(data, split)) for split in SPLITS}
+        npz.refuse_shared(data, {split: photos for split, (photos, _) in read.items()})
         return {split: photos for split, (photos, _) in read.items()}, read["train"][1]
-    factory = load_factory(data.format, folder)
-    made = {split: list(factory(data.root, getattr(data, split))) for split in SPLITS}
-    for photo in (p for photos in made.values() for p in photos):
-        if not isinstance(photo, Photo):
-            raise KDError(
-                "data-factory",
-                f"{data.format} gave a {type(photo).__name__}",
-                where="[data] format",
-                fix="return a list of kdcompile.data.photo.Photo",
-            )
-    return made, None
+    return {split: made_photos(data, folder, split) for split in SPLITS}, None
+
+
+def check_root(data: Data) -> None:
+    """The data's folder must be there.
+
+    Raises:
+        KDError: `data-missing`.
+    """
+    if not isdir(data.root):
+        raise KDError(
+            "data-missing",
+            f"there is no folder {data.root.name!r}",
+            where=f"{data.root} [data] root",
+            fix="correct data.root, or pass the folder with --set data.root=PATH",
+        )
+
+
+def _entries(data: Data) -> dict[str, list[Entry]]:
+    """What the data's lists and annotations name, by split; no file in two of them.
+
+    Raises:
+        KDError: those of the format; `data-unreadable`, `split-overlap`.
+    """
+    try:
+        found = FORMATS[data.format](data)
+        refuse_shared(found)
+    except OSError as error:  # a folder without rights, a name that is too long
+        raise KDError(
+            "data-unreadable",
+            f"the data cannot be read: {error}",
+            where=f"{data.root} [data]",
+            fix="make its folders and files readable, and correct data.root and the splits",
+        ) from error
+    return found
 
 
 def _files(data: Data) -> set[Path]:

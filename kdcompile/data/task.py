@@ -151,7 +151,18 @@ class Counting(Task):
     is_dense, parts = True, "by_density"
 
     def truth(self, photo: Photo) -> float:
-        """The number of annotated points."""
+        """The number of annotated points.
+
+        Raises:
+            KDError: `points-missing`.
+        """
+        if photo.label is not None:
+            raise KDError(
+                "points-missing",
+                f"{photo.name} has a label, where points are to be counted",
+                where="[task] kind and [data] format",
+                fix='set task.kind to "classification" or "regression", or use a format of points',
+            )
         return float(photo.count)
 
     def predictions(self, output: NDArray[Any]) -> Floats:

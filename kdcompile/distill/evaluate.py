@@ -1,6 +1,6 @@
 """Predictions for whole photos by a PyTorch network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import nn
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.task import Task
+from kdcompile.progress import counted
 
 BATCH, BATCH_PIXELS = 64, 512 * 1024  # images, and pixels of them, in one forward pass
 
@@ -31,7 +32,8 @@ def predict(
     model.eval()
     found: list[float] = []
     with torch.autocast(device.type, enabled=False), _untimed_convolutions():
-        for images in _batches(photos, preprocess):
+        shown = counted(photos, len(photos), "validation", "photos")
+        for images in _batches(shown, preprocess):
             output = model(torch.from_numpy(images).to(device))
             found += task.predictions(output.float().cpu().numpy()).tolist()
     model.train(was_training)
@@ -49,7 +51,7 @@ def _untimed_convolutions() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _batches(photos: Sequence[Photo], preprocess: Preprocess) -> Iterator[NDArray[np.float32]]:
+def _batches(photos: Iterable[Photo], preprocess: Preprocess) -> Iterator[NDArray[np.float32]]:
     """Inputs [N, C, h, w], in the order of the photos; one batch at a time in memory."""
     batch: list[NDArray[np.float32]] = []
     for photo in photos:

@@ -29,15 +29,13 @@ def explain(spec: Spec, architecture: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         KDError: what the trainer raises before its first step.
     """
-    teacher = load_teacher(spec)
-    student = student_from_architecture(teacher, architecture, spec.folder)
-    splits = load_splits(spec.data, spec.folder)
     plans = stage_plans(spec.distill)
     steps: list[int | None] = [None] * len(plans)
-    if spec.distill.minutes is None:
-        steps = [*stage_steps(plans, spec.distill, len(splits.train), 1, lambda _: UNTIMED)]
     with tempfile.TemporaryDirectory() as work:
-        trainer = Trainer(spec, teacher, student, splits.train, splits.val, Path(work))
+        trainer = at_rest(spec, architecture, Path(work))
+        if spec.distill.minutes is None:
+            photos = len(trainer.setting.photos)
+            steps = [*stage_steps(plans, spec.distill, photos, 1, lambda _: UNTIMED)]
         found = []
         for number, (plan, length) in enumerate(zip(plans, steps, strict=True)):
             one = replace(plan, options=plan.options.model_copy(update={"batch": 1}))
@@ -51,6 +49,18 @@ def explain(spec: Spec, architecture: Mapping[str, Any]) -> dict[str, Any]:
         "minutes": spec.distill.minutes,
         "stages": found,
     }
+
+
+def at_rest(spec: Spec, architecture: Mapping[str, Any], work: Path) -> Trainer:
+    """A trainer whose student has the weights of its architecture's seed alone.
+
+    Raises:
+        KDError: what the trainer raises before its first step.
+    """
+    teacher = load_teacher(spec)
+    student = student_from_architecture(teacher, architecture, spec.folder)
+    splits = load_splits(spec.data, spec.folder)
+    return Trainer(spec, teacher, student, splits.train, splits.val, work)
 
 
 def _stage(plan: StagePlan, run: StageRun, steps: int | None) -> dict[str, Any]:

@@ -47,6 +47,14 @@ class Objective(ABC):
     def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
         """The label terms, and `soft` where a teacher's output is given."""
 
+    def scales(self) -> dict[str, float]:
+        """What the batches of targets gave."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, float)}
+
+    def rescale(self, scales: Mapping[str, float]) -> None:
+        """Take what `scales` gave."""
+        vars(self).update(scales)
+
     def hard(self, output: Tensor, target: Tensor) -> Tensor:
         """The label loss alone, for any network's output."""
         return self.terms(output, target, None)["hard"]

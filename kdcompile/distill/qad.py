@@ -79,7 +79,7 @@ class Qad:
         self._setting, self._options = setting, setting.spec.quantize
         self.start = min(total - 1, round(total * self._options.qad_start))
         self._frozen = self.start + FROZEN_FROM * (total - self.start)
-        _switch(setting, on=done > self.start)
+        switch(setting, on=done > self.start)
 
     def before(self, run: "StageRun", step: int, state: "State") -> None:
         """What is due before a step of the training is run: quantise, or observe again.
@@ -91,7 +91,7 @@ class Qad:
         """
         if step == self.start:
             self._observe(run, step, share=1.0)
-            _switch(self._setting, on=True)
+            switch(self._setting, on=True)
             state.value, state.scores, state.best_step, state.best = float("nan"), {}, 0, {}
             run.choose(None)
             how = {"from_step": step, "execution": run.execution.to_json()}
@@ -174,10 +174,10 @@ def mean_seconds(run: "StageRun", measure: Callable[[], float]) -> float:
     plain, setting = measure(), run.setting
     if not setting.layers:
         return plain
-    _switch(setting, on=True)
+    switch(setting, on=True)
     run.choose(None)
     quantised = measure()
-    _switch(setting, on=False)
+    switch(setting, on=False)
     share = setting.spec.quantize.qad_start
     return share * plain + (1 - share) * quantised
 
@@ -187,8 +187,14 @@ def known_mode(described: dict[str, Any] | None) -> Any:
     return described and described.get("qad", described)["execution"]["mode"]
 
 
-def _switch(setting: "Setting", on: bool) -> None:
+def switch(setting: "Setting", on: bool) -> None:
+    """Let student and moving average read rounded inputs and weights, or their own."""
     _own(setting.student).on = _own(setting.ema).on = on
+
+
+def is_quantised(setting: "Setting") -> bool:
+    """Whether the student of a training reads rounded inputs and weights now."""
+    return bool(setting.layers) and _own(setting.student).on
 
 
 def _own(network: nn.Module) -> Quantiser:

@@ -16,7 +16,7 @@ def output_stride(teacher: nn.Module, student: nn.Module, spec: Spec) -> int:
     Every stage's crop is tried.
 
     Raises:
-        KDError: `crop-stride` or `student-output`.
+        KDError: `crop-stride`, `student-output`, `student-forward` or `teacher-forward`.
     """
     crops = dict.fromkeys(plan.options.crop for plan in stage_plans(spec.distill))
     strides = [_stride_at(teacher, student, spec, crop) for crop in crops]
@@ -24,8 +24,8 @@ def output_stride(teacher: nn.Module, student: nn.Module, spec: Spec) -> int:
 
 
 def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) -> int:
-    asked, was_training = _output(teacher, spec, crop), student.training
-    given = _output(student.eval(), spec, crop)
+    asked, was_training = _output("teacher", teacher, spec, crop), student.training
+    given = _output("student", student.eval(), spec, crop)
     student.train(was_training)
     if given != asked:
         raise KDError(
@@ -47,8 +47,17 @@ def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) ->
     return stride
 
 
-def _output(network: nn.Module, spec: Spec, crop: int) -> tuple[int, ...]:
+def _output(whose: str, network: nn.Module, spec: Spec, crop: int) -> tuple[int, ...]:
     first = next(network.parameters())
     shape = (1, spec.export.profile[1][1], crop, crop)
-    output = network(torch.zeros(shape, device=first.device, dtype=first.dtype))
-    return tuple(output.shape)
+    try:
+        output = network(torch.zeros(shape, device=first.device, dtype=first.dtype))
+        return tuple(output.shape)
+    except Exception as error:  # whatever the user's forward raises, or gives
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise KDError(
+            f"{whose}-forward",
+            f"the {whose} fails on a crop of {crop}: {reason}",
+            where="[distill] crop",
+            fix="set distill.crop to a size that the network takes, or mend its forward()",
+        ) from error

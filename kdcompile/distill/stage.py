@@ -13,6 +13,7 @@ from kdcompile.data.splits import Splits, load_splits
 from kdcompile.data.task import find_task
 from kdcompile.distill.qad_modules import plain_weights
 from kdcompile.distill.setting import training_device
+from kdcompile.distill.shapes import output_stride
 from kdcompile.distill.start import kept_start
 from kdcompile.distill.train import Trainer
 from kdcompile.distributed import made_by_main, processes
@@ -89,7 +90,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
         "seconds": state.seconds,
         "steps_per_s": state.step / state.seconds if state.seconds else None,
         "n_train": len(splits.train),
-        "losses": ran(),
+        "losses": state.losses | ran(),
         "inherit": inherited,
         "qad": None if trainer.qad is None else trainer.qad.describe(),
         "warnings": warnings,
@@ -107,6 +108,7 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     teacher = load_teacher(spec)
     student = student_from_architecture(teacher, architecture, spec.folder)
     store = ImageStore(splits.train, spec.export.profile[1][1], training_device())
+    output_stride(teacher, student, spec)  # refused before anything is worked out
     start = work / INITIAL
     searched = step.inputs["search"]
     initial = searched.file(ASSEMBLED) if ASSEMBLED in searched.files else None

@@ -207,12 +207,16 @@ class StageRun:
 
     def step(self, step: int) -> None:
         """Run one step; its loss and terms are then in `values`, on the device."""
-        place = self.setting.spec.seed * SEED_STRIDE + self.before + step
-        torch.manual_seed(place * self.setting.processes.world + self.setting.processes.rank)
+        torch.manual_seed(self.seed_of(step))
         if self.weights.is_due(step):
             self._balance(step)
         self.load(step)
         self._run()
+
+    def seed_of(self, step: int) -> int:
+        """The seed of torch's own random numbers (dropout) in a step of this process."""
+        place = self.setting.spec.seed * SEED_STRIDE + self.before + step
+        return place * self.setting.processes.world + self.setting.processes.rank
 
     def describe(self) -> dict[str, Any]:
         """How the stage runs, for the report."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcompile.artifact import write_json
+from kdcompile.artifact import is_sealed, seal, write_json
 from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.data.images import ImageStore
 from kdcompile.data.prepare import Preprocess
@@ -38,10 +38,13 @@ def kept_start(
     Of several processes the first one makes it and the others read it.
     """
     place = processes()
-    if place.is_main and not path.is_file():
+    files = (path, path.with_suffix(".json"))
+    if place.is_main and not all(is_sealed(file) for file in files):
         report = start_student(spec, teacher, student, architecture, store, initial)
-        write_json(path.with_suffix(".json"), report)
+        write_json(files[1], report)
         write_weights(path, student.state_dict())
+        for file in files:
+            seal(file)
     place.barrier()
     load_weights(student.cpu(), path)
 

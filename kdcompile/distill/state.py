@@ -1,6 +1,9 @@
 """What a training knows of itself, and its checkpoint."""
 
-import pickle
+import io
+import json
+import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +13,10 @@ import torch
 from torch import Tensor
 
 from kdcompile.artifact import replacing
-from kdcompile.errors import KDError
+from kdcompile.kernels import ran
 
-CHECKPOINT = "checkpoint.pt"
+log = logging.getLogger("kdcompile")
+CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
 Row = dict[str, Any]
 
 
@@ -22,7 +26,8 @@ class State:
 
     step: finished steps; value: the best validation metric; best: the weights that had it, by
     name; metrics: the rows of `metrics.jsonl`; seconds: spent in training, validation included;
-    stages: how each one ran (`StageRun.describe`), by name.
+    stages: how each one ran (`StageRun.describe`), by name; losses: which implementation of each
+    kernel ran, also before an interruption.
     """
 
     step: int = 0
@@ -33,30 +38,51 @@ class State:
     metrics: list[Row] = field(default_factory=list)
     seconds: float = 0.0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    losses: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(work: Path, state: State, parts: Mapping[str, Any]) -> None:
-    """Write the whole of it, or leave the one before."""
-    with replacing(work / CHECKPOINT) as temporary:
-        torch.save({"state": vars(state), **parts}, temporary)
+    """Write the whole of it; the one before is kept beside it, or stays where this fails."""
+    state.losses |= ran()
+    content = io.BytesIO()  # torch's own writing hides why it failed
+    torch.save({"state": vars(state), **parts}, content)
+    path = work / CHECKPOINT
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+        if path.is_file():
+            path.replace(work / BEFORE)
 
 
 def load_checkpoint(work: Path, device: torch.device) -> dict[str, Any] | None:
-    """What `save_checkpoint` wrote, or None where there is none.
+    """What `save_checkpoint` wrote last, or before that where the last is damaged; else None."""
+    damaged = False
+    for name in (CHECKPOINT, BEFORE):
+        path = work / name
+        if path.is_file():
+            try:
+                return _read(path, device)
+            except Exception as error:  # zipfile's, pickle's and torch's, by what is damaged
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                log.warning("distill: %s is damaged: %s", name, reason)
+                damaged = True
+    if damaged:
+        log.warning("distill: no checkpoint is whole; the training starts again")
+    return None
 
-    Raises:
-        KDError: `checkpoint-damaged`.
-    """
-    path = work / CHECKPOINT
-    if not path.is_file():
-        return None
+
+def read_lengths(path: Path) -> list[int] | None:
+    """The planned steps of each stage, or None where the file is absent or damaged."""
     try:
-        kept: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise KDError(
-            "checkpoint-damaged",
-            f"the checkpoint cannot be read: {str(error).splitlines()[0]}",
-            where=str(path),
-            fix=f"delete {path.name}; the training starts again",
-        ) from error
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(n, int) for n in found) else None
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()  # torch does not look at the sums that it writes
+    if bad is not None:
+        raise ValueError(f"the sum of {bad} is wrong")
+    kept: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     return kept

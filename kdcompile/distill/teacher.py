@@ -52,11 +52,13 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     found = task.scores(predicted, true)
     constant = task.scores([task.constant(known)] * len(true), true)
     _refuse_useless(task, found, constant, spec)
+    errors = np.abs(task.errors(predicted, true))
     result = {
         **{f"val_{name}": value for name, value in found.items()},
         **{f"constant_{name}": value for name, value in constant.items()},
         "metric": task.metric.name,
-        "val_abs_error_std": float(np.abs(task.errors(predicted, true)).std()),
+        "val_abs_error_std": float(errors.std()),
+        "val_squared_error_std": float(np.square(errors).std()),
         "n_val": len(true),
         "n_train": len(splits.train),
         "n_test": len(splits.test),

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdcompile.artifact import digest, replacing
+from kdcompile.artifact import digest, is_sealed, replacing, seal
 from kdcompile.data.augment import CropSampler
 from kdcompile.distill.recipe import Recipe
 from kdcompile.errors import KDError
+from kdcompile.progress import counted
 from kdcompile.spec_distill import Distill
 
 log = logging.getLogger("kdcompile")
@@ -101,7 +102,8 @@ def make_cache(
     if found is None:
         log.info("distill: the teacher looks at %d crops, once", len(keys))
         places = range(batch, len(keys), batch)
-        parts = [first, *(_filled(look, sampler, keys[p : p + batch]) for p in places)]
+        shown = counted(places, len(places), "distill", "batches that the teacher sees")
+        parts = [first, *(_filled(look, sampler, keys[p : p + batch]) for p in shown)]
         found = [torch.cat(column) for column in zip(*parts, strict=True)]
         _write(path, found)
     return TeacherCache(keys, found), None
@@ -116,18 +118,18 @@ def _read(path: Path, tensors: int, device: torch.device) -> list[Tensor] | None
     """What the file holds; None where it is absent or torn, since it can be made again."""
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as stream:
-            return [stream.get_tensor(str(place)) for place in range(tensors)]
-    except (SafetensorError, OSError):
+    if not is_sealed(path):
         log.warning("distill: %s is damaged and is made again", path.name)
         return None
+    with safe_open(path, framework="pt", device=str(device)) as stream:
+        return [stream.get_tensor(str(place)) for place in range(tensors)]
 
 
 def _write(path: Path, tensors: Sequence[Tensor]) -> None:
     plain = {str(place): t.contiguous().cpu() for place, t in enumerate(tensors)}  # not copied
     with replacing(path) as temporary:
         save_file(plain, temporary)
+    seal(path)
 
 
 def network_digest(network: nn.Module) -> str:

@@ -23,9 +23,9 @@ from kdcompile.data.splits import evenly
 from kdcompile.data.task import find_task
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import findings
-from kdcompile.distill.progress import Progress
+from kdcompile.distill.progress import TrainingProgress
 from kdcompile.distill.qad import Qad, known_mode, make_qad, mean_seconds
-from kdcompile.distill.replay import nonfinite, save_replay
+from kdcompile.distill.replay import stopped
 from kdcompile.distill.schedule import (
     StagePlan,
     evaluation_steps,
@@ -35,7 +35,7 @@ from kdcompile.distill.schedule import (
 )
 from kdcompile.distill.setting import make_setting
 from kdcompile.distill.stage_run import StageRun
-from kdcompile.distill.state import Row, State, load_checkpoint, save_checkpoint
+from kdcompile.distill.state import Row, State, load_checkpoint, read_lengths, save_checkpoint
 from kdcompile.distributed import Processes, processes
 from kdcompile.errors import KDError
 from kdcompile.spec import Spec
@@ -98,11 +98,12 @@ class Trainer:
         total = sum(lengths)
         self.qad = make_qad(self.setting, total, self._state.step)
         if self._state.step == 0 and not self._state.metrics:
+            self._check_later()
             self._first_row(lengths)
         self._saved = time.perf_counter()
         self._began = time.perf_counter() - self._state.seconds
         validate_at = evaluation_steps(total, self._options.evaluations)
-        with Progress(
+        with TrainingProgress(
             total, self._state.step, self._task.metric.name, quiet=not self._processes.is_main
         ) as progress:
             before = 0
@@ -119,6 +120,13 @@ class Trainer:
             )
         return self._state
 
+    def _check_later(self) -> None:
+        """Refuse a stage that cannot be, such as one of wrong taps, before those ahead of it."""
+        alone = replace(self.setting, processes=Processes())
+        for number, plan in enumerate(self._plans[1:], 1):
+            one = replace(plan, options=plan.options.model_copy(update={"batch": 1}))
+            StageRun(alone, one, number, 1).release()
+
     def _train_stage(
         self,
         number: int,
@@ -126,7 +134,7 @@ class Trainer:
         length: int,
         before: int,
         validate_at: set[int],
-        progress: Progress,
+        progress: TrainingProgress,
     ) -> None:
         run = self._enter(number, plan, length, before)
         ends = before + length
@@ -144,7 +152,7 @@ class Trainer:
                 if validating:
                     row |= self._validate(done)
                 self._state.metrics.append(row)
-                progress.show(done, row)
+                progress.show_row(done, row)
                 self._clock = (time.perf_counter(), done)
             if time.perf_counter() - self._saved > CHECKPOINT_SECONDS or done == ends:
                 self._save(number, run)
@@ -173,7 +181,7 @@ class Trainer:
         values = torch.stack(self._history)
         first_bad = int(run.update.first_bad)
         if first_bad != NO_STEP:
-            raise self._explain_bad(run, first_bad)
+            raise stopped(run, first_bad, self._history[first_bad + run.before - done])
         mean = self._processes.mean(values.double().mean(0).cpu()).tolist()
         self._history = []
         since, at = self._clock
@@ -182,18 +190,6 @@ class Trainer:
         row["terms"] = dict(zip(run.trainable.names, mean[1:], strict=True))
         row["weights"] = run.weights.shown()
         return row | {"lr": run.learning_rate(done - 1 - run.before)}
-
-    def _explain_bad(self, run: StageRun, local: int) -> KDError:
-        """Keep the batch, and the weights from before it: no step after it changed them."""
-        back = self._state.step - (run.before + local)
-        values = self._history[-back].tolist() if back <= len(self._history) else []
-        terms = dict(zip(("loss", *run.trainable.names), values, strict=False))
-        networks = {"student": self.student.state_dict(), "recipe": run.recipe.state_dict()}
-        step = run.before + local + 1
-        kept = save_replay(
-            self._work, self._processes, step, run.sampler.batch(local), networks, terms
-        )
-        return nonfinite(step, terms, kept)
 
     def _scores(self, network: nn.Module, photos: Sequence[Photo]) -> dict[str, float]:
         """Every metric of a network, the photos shared out among the processes."""
@@ -241,10 +237,11 @@ class Trainer:
     def _lengths(self) -> list[int]:
         """The planned steps of each stage, decided once and kept beside the checkpoint."""
         kept = self._work / "steps.json"
-        if not kept.is_file() and self._processes.is_main:
-            write_text(kept, json.dumps(self._planned()))
+        if self._processes.is_main and read_lengths(kept) is None:
+            write_text(kept, json.dumps(self._kept["lengths"] if self._kept else self._planned()))
         self._processes.barrier()
-        return list(json.loads(kept.read_text()))
+        self._planned_lengths = list(json.loads(kept.read_text()))
+        return self._planned_lengths
 
     def _planned(self) -> list[int]:
         world = self._processes.world
@@ -272,20 +269,20 @@ class Trainer:
     def _save(self, number: int, run: StageRun) -> None:
         self._saved = time.perf_counter()
         self._state.seconds = self._saved - self._began
-        if not self._processes.is_main:
-            return
+        if not self._processes.is_main or int(run.update.first_bad) != NO_STEP:
+            return  # the next row stops for a bad step, and nothing is to go on from after it
         parts = {
             "stage": number,
             "student": self.student.state_dict(),
             "ema": self.setting.ema.state_dict(),
             "run": run.state_dict(),
             "history": self._history,
+            "lengths": self._planned_lengths,
         }
         save_checkpoint(self._work, self._state, parts)
 
     def _resume(self) -> None:
-        kept = self._kept
-        if kept is None:
+        if (kept := self._kept) is None:
             return
         self.student.load_state_dict(kept["student"])
         self.setting.ema.load_state_dict(kept["ema"])

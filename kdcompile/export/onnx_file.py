@@ -1,9 +1,11 @@
 """From a PyTorch module to a checked, simplified ONNX file."""
 
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,17 @@ from torch import nn
 from kdcompile.errors import KDError
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.opset import EXPORTED_OPSET, at_opset
+from kdcompile.export.refused import first_line, refused, size_refused
 from kdcompile.export.scopes import restore_scopes
 from kdcompile.export.session import cpu_session, run_onnx
 
 INPUT = "image"
 SIMPLIFIED_TOLERANCE = 1e-4  # of the largest output: folding reorders float32 sums
+CHATTY = (
+    "torch.onnx._internal.exporter._registration",  # of torchvision, for operators of nobody here
+    "torch.fx.experimental.symbolic_shapes",  # of lines that it does not find
+    "torch.export._trace",  # of its own classes of failures
+)
 
 Shape = Sequence[int]
 
@@ -52,8 +60,8 @@ def onnx_from_module(
         The model as written.
 
     Raises:
-        KDError: `export-failed`, `export-dynamic`, `export-opset`, `export-simplify` or
-            `export-leftover`.
+        KDError: `export-failed`, `network-forward`, `export-dynamic`, `export-opset`,
+            `export-simplify` or `export-leftover`.
     """
     raw = _exported(module, shapes, output)
     x = np.random.default_rng(0).standard_normal(tuple(shapes[0]), dtype=np.float32)
@@ -117,7 +125,7 @@ def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str
     try:
         program = traced(module, shapes, output)
     except torch.onnx.OnnxExporterError as error:
-        raise _explain(error, list(shapes[0]) != list(shapes[2])) from error
+        raise refused(error, module, shapes) from error
     model: ModelProto = program.model_proto
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
         raise KDError(
@@ -145,54 +153,35 @@ def _prove_range(module: nn.Module, model: ModelProto, shapes: tuple[Shape, Shap
                 expected = module(torch.from_numpy(x)).numpy()
             got = session.run(None, {INPUT: x})[0]
         except Exception as error:  # ONNX Runtime's failures share no other base
-            raise _range_refused(size, str(error).strip().splitlines()[0]) from error
+            raise size_refused(f"at {list(size)}, {first_line(error)}") from error
         if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-4):
-            raise _range_refused(size, "the ONNX file gives another output than PyTorch")
-
-
-def _range_refused(size: tuple[int, ...], reason: str) -> KDError:
-    return KDError(
-        "export-dynamic",
-        f"the network does not take every size of the range: at {list(size)}, {reason}",
-        where="[export] shape",
-        fix="use a fixed shape, or a network whose sizes need not divide evenly",
-    )
-
-
-def _explain(error: Exception, dynamic: bool) -> KDError:
-    cause = error.__cause__ or error
-    text = str(cause).strip()
-    first = next((line for line in text.splitlines() if line.strip()), type(cause).__name__)
-    if dynamic and "onstraint" in text:
-        return KDError(
-            "export-dynamic",
-            f"the network does not take every size of the range: {first}",
-            where="[export] shape",
-            fix="use a fixed shape, or a network whose sizes need not divide evenly",
-        )
-    return KDError(
-        "export-failed",
-        f"torch.onnx cannot export the network: {first}",
-        where="the network's forward",
-        fix="write it in operators that torch.export traces (no control flow that reads values)",
-    )
+            why = "the ONNX file gives another output than PyTorch"
+            raise size_refused(f"at {list(size)}, {why}")
 
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Without what the exporter says about itself; anything about the network still shows."""
-    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registry.level
-    registry.setLevel(logging.ERROR)  # "torchvision is not installed", for operators of nobody here
+    """Without what the exporter says about itself; anything about the network still shows.
+
+    Where it fails, its dump of the graph is left out too: the error says what is at fault.
+    """
+    heard = io.StringIO()
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             # torch.export's deepcopy of its own tree specs, through copyreg (torch 2.13)
             warnings.filterwarnings(
                 "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
             )
-            yield
+            with redirect_stderr(heard):
+                yield
+        sys.stderr.write(heard.getvalue())
     finally:
-        registry.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _simplified(

@@ -3,6 +3,8 @@
 By the rule that `noninferior` states, the teacher being the reference.
 """
 
+import math
+
 from kdcompile.data.metric import METRICS, Metric
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.noninferior import Decision, compare, limits_text, observed_text
@@ -75,8 +77,13 @@ def difference(
         f"{metric.name} {metric.worsening}" + (f", {part}" if part else ""),
         metric.worse_by(found.value, found.reference),
         context.task.unit_of(metric),
-        low=found.low,
-        high=found.high,
+        low=_finite(found.low),
+        high=_finite(found.high),
         n=n,
         mode=f"{order}, paired over photos; each bound one-sided 95 %",
     )
+
+
+def _finite(bound: float | None) -> float | None:
+    """A bound, where there is one: JSON has no infinity."""
+    return bound if bound is not None and math.isfinite(bound) else None

@@ -42,16 +42,31 @@ def interval(
     Returns:
         `(low, high)`; both are the statistic itself when no resample changes it.
     """
-    draw = _draw(samples, statistic, confidence, seed)
+    found = bca(samples, statistic, confidence=confidence, seed=seed)
     point = float(statistic(*samples, axis=-1))
+    reach = jackknife_reach(samples, statistic, confidence)
+    # a bound that is no number stays one, and proves nothing
+    return float(np.minimum(found[0], point - reach)), float(np.maximum(found[1], point + reach))
+
+
+def bca(
+    samples: tuple[Floats, ...],
+    statistic: Callable[..., Any],
+    *,
+    confidence: float,
+    seed: int,
+) -> tuple[float, float]:
+    """The bias-corrected and accelerated bootstrap; takes and gives what `interval` does."""
+    point = float(statistic(*samples, axis=-1))
+    if not any(np.ptp(sample) for sample in samples):  # of any size at once
+        return point, point
+    draw = _draw(samples, statistic, confidence, seed)
     spread = float(np.ptp(draw.bootstrap_distribution))
     scale = max(float(np.abs(sample).max()) for sample in samples)
     if spread <= 1e-12 * scale:  # BCa is undefined where nothing varies
         return point, point
     found = _draw(samples, statistic, confidence, seed, draw).confidence_interval
-    reach = jackknife_reach(samples, statistic, confidence)
-    # a bound that is no number stays one, and proves nothing
-    return float(np.minimum(found.low, point - reach)), float(np.maximum(found.high, point + reach))
+    return float(found.low), float(found.high)
 
 
 def _draw(

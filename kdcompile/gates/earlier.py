@@ -7,6 +7,7 @@ from typing import Any
 
 from kdcompile.artifact import file_sha256
 from kdcompile.backends import engine
+from kdcompile.backends.carried import source_of
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import Runner
 from kdcompile.bundle.manifest import NAME, Bundle, read_bundle
@@ -34,8 +35,8 @@ class EarlierNetwork:
     ) -> tuple[Runner, Earlier]:
         """The network to call, and what a report says of it.
 
-        Its engine where a board is open and takes it, else its ONNX file here; the report says
-        which, and why.
+        Its engine where a board is open and takes it, else here the ONNX file that it ships or that
+        its engine was built from; the report says which, and why.
 
         Args:
             board: where the student's engine runs; None where its ONNX file does.
@@ -43,27 +44,30 @@ class EarlierNetwork:
             as_written: as `open_session` takes it.
 
         Raises:
-            KDError: its ONNX file does not load.
+            KDError: its ONNX file does not load; `engine-unknown`, its engine's is not there.
         """
-        why = ""
-        if board is not None and self.bundle.engine is not None:
+        bundle, why = self.bundle, ""
+        if board is not None and bundle.engine is not None:
             try:
-                engine.take(board.place, self.bundle.engine, PREVIOUS)
+                precision = engine.take(board.place, bundle.engine, PREVIOUS)
             except KDError as error:
                 if not error.code.startswith("engine-"):
                     raise
                 why = f"; its engine does not load at {board.board.label}: {error.message}"
             else:
-                ran = f"its engine at {board.board.label}"
-                return engine.runner(board.place, board.board, PREVIOUS), self._about(ran)
-        session = open_session(self.bundle.model, threads, as_written=as_written)
+                about = self._about(precision, f"its engine at {board.board.label}")
+                return engine.runner(board.place, board.board, PREVIOUS), about
+        precision, model = str(bundle.manifest["precision"]), bundle.model
+        if bundle.engine is not None:
+            precision, model = source_of(bundle.engine, bundle.folder, bundle.manifest["files"])
+        session = open_session(model, threads, as_written=as_written)
         ran = f"its ONNX file by {session.name} {session.version} on the host{why}"
-        return session, self._about(ran)
+        return session, self._about(precision, ran)
 
-    def _about(self, ran: str) -> Earlier:
+    def _about(self, precision: str, ran: str) -> Earlier:
         bundle = self.bundle
         title, sha256 = f"{bundle.name} for {bundle.target}", file_sha256(bundle.folder / NAME)
-        return Earlier(title, sha256, str(bundle.manifest["precision"]), ran)
+        return Earlier(title, sha256, precision, ran)
 
 
 def earlier_folder(spec: Spec) -> Path | None:

@@ -1,6 +1,8 @@
 """How much energy does an inference take?"""
 
-from kdcompile.bench.power import Absent
+from typing import cast
+
+from kdcompile.backends.usage import Absent, energy_verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.gates.resources import resource_numbers, resources_of, unread
@@ -15,7 +17,7 @@ def _threshold(settings: EnergyGate) -> str:
 @gate(
     "energy_mj",
     threshold=_threshold,
-    on_board="a build with --via the board reads it; the kit does not",
+    on_board="build_engine.py of the kit reads the power; kdcompile bundle --merge judges",
 )
 def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
     """Passed when the whole 95 % interval is within the maximum, failed when none of it is.
@@ -28,12 +30,7 @@ def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
         found = Absent("no model predicts the energy of an inference")
     if isinstance(found, Absent):
         return unread("energy_mj", settings, threshold, context, found)
-    if found.high <= settings.max:
-        verdict: Verdict = "passed"
-    elif found.low > settings.max:
-        verdict = "failed"
-    else:
-        verdict = "inconclusive"
+    verdict = cast(Verdict, energy_verdict(found, settings.max))
     observed = (
         f"{found.mj:.3g} mJ ({found.low:.3g} to {found.high:.3g}), "
         f"{found.above_idle_mj:.3g} mJ of it above idle"

@@ -1,7 +1,5 @@
 """The networks of a build, run over the test photos and timed on this machine."""
 
-import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +14,12 @@ from kdcompile.data.prepare import Preprocess
 from kdcompile.data.task import Task
 from kdcompile.errors import KDError
 from kdcompile.gates.context import Parity
+from kdcompile.progress import counted
 
 Floats = NDArray[np.float64]
 Output = NDArray[np.float32]
 
-LOG_SECONDS = 10.0
 MOST_DRAWN = 3  # of the worst photos
-log = logging.getLogger("kdcompile")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +72,14 @@ def evaluate(
             fix="list the test images in the split's file",
         )
     prepare = {name: (own or {}).get(name, preprocess) for name in runners}
-    seen, told = _Seen(task, classes, compared, tuple(runners)), time.monotonic()
-    for index, photo in enumerate(photos, 1):
+    seen = _Seen(task, classes, compared, tuple(runners))
+    for photo in counted(photos, len(photos), "verify", "test photos"):
         views = {one: _view(photo, one) for one in dict.fromkeys(prepare.values())}
         outputs = {
             name: _finite(runner(views[prepare[name]][0]), name, photo)
             for name, runner in runners.items()
         }
         seen.add(photo, outputs, {name: views[prepare[name]][1] for name in runners})
-        if time.monotonic() - told >= LOG_SECONDS:
-            told = time.monotonic()
-            log.info("verify: %d of %d test photos", index, len(photos))
     return seen.evaluation()
 
 

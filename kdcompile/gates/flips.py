@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kdcompile.data.metric import MAE
 from kdcompile.data.task import Task
 from kdcompile.gates.context import VerifyContext
+from kdcompile.gates.needed import least_number
 from kdcompile.gates.noninferior import check_pairs
 from kdcompile.gates.rates import share_bounds
 from kdcompile.gates.registry import gate
@@ -58,11 +59,17 @@ class Flips:
 
     def judge(self, most: float) -> tuple[Verdict, str]:
         """The verdict by the rule that this module states, and why."""
+        n, high, limit = len(self.worse), _percent(self.high), _percent(most)
         if self.high <= most:
-            return "passed", f"at most {self.high:.1%} at 95 %, within {most:.1%}"
+            return "passed", f"at most {high} at 95 %, within {limit}"
         if self.low > most:
-            return "failed", f"at least {self.low:.1%} at 95 %, over {most:.1%}"
-        return "inconclusive", f"{len(self.worse)} photos leave up to {self.high:.1%} possible"
+            return "failed", f"at least {_percent(self.low)} at 95 %, over {limit}"
+        needed = photos_that_decide(int(self.worse.sum()), n, most)
+        told = "no number of them decides a share that is the limit"
+        if needed is not None:
+            told = f"{needed} with this share of worse ones would decide"
+        photos = f"{n} photo{'s'[: n != 1]} leave{'s'[: n == 1]}"
+        return "inconclusive", f"{photos} up to {high} possible, over {limit}; {told}"
 
     def measurement(self, context: VerifyContext, whose: str) -> Measurement:
         """The share, against that reference."""
@@ -93,6 +100,27 @@ def find_flips(task: Task, reference: Floats, errors: Floats, tolerance: float) 
         worse = np.abs(errors) - np.abs(reference) > allowed
         rule = f"an absolute error that grew by more than {allowed:.4g}"
     return Flips(worse, rule, *share_bounds(int(worse.sum()), len(worse)))
+
+
+def photos_that_decide(count: int, n: int, most: float) -> int | None:
+    """How many photos with the same share of worse ones would decide; None where no number does.
+
+    Args:
+        count: photos that got worse.
+        n: of so many, which do not decide.
+        most: the largest share allowed.
+    """
+
+    def decides(photos: int) -> bool:
+        fewest, rest = divmod(count * photos, n)  # rounded to what decides less
+        high, low = share_bounds(fewest + (rest > 0), photos)[1], share_bounds(fewest, photos)[0]
+        return high <= most or low > most
+
+    return least_number(decides, n)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _threshold(settings: FlipsGate) -> str:

@@ -28,6 +28,7 @@ from kdcompile.gates.context import (
     VerifyContext,
 )
 from kdcompile.gates.registry import load_gates
+from kdcompile.gates.resources import of_board, resource_numbers
 from kdcompile.gates.summary import measurements
 from kdcompile.report import GateResult, Measurement, Report, overall
 from kdcompile.spec_gates import Gates
@@ -36,6 +37,11 @@ from kdcompile.targets import load
 DEVICE = "@device"
 OF_PHOTOS = ("accuracy", "strata", "flips", "previous")  # what the engine predicts for each
 NEEDS_TEST = (*OF_PHOTOS, "speedup")
+OF_USAGE = ("energy_mj", "memory_mb")
+NO_USAGE = (
+    "device.json has no readings of it: run the kit's build_engine.py again, of a bundle that this "
+    "kdcompile built"
+)
 NO_TEST = (
     "the board ran without the test photos: kdcompile bundle --test-pack FOLDER, then on the "
     "board build_engine.py --test FOLDER"
@@ -166,6 +172,7 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
         host=Origin("", "", "", "host"),
         earlier=None if earlier is None else Earlier(**earlier),
         classes=None if classes is None else tuple(classes),
+        resources=of_board(record.usage),
     )
 
 
@@ -193,8 +200,11 @@ def _verdicts(
     record: BoardRecord,
     context: VerifyContext | None,
 ) -> list[GateResult]:
-    """The gates in their order, the pending ones decided; the size again, of the engine."""
-    found = []
+    """The gates in their order, the pending ones decided; the size again, of the engine.
+
+    What this machine could not measure and the board did is the board's alone.
+    """
+    found: list[GateResult] = []
     for old in gates:
         name = old.name.removesuffix(DEVICE)
         if old.verdict == "pending":
@@ -203,7 +213,8 @@ def _verdicts(
         found.append(old)
         if name == "size_mb" and context is not None:
             found.append(_asked("size_mb", settings, context))
-    return found
+    decided = {gate.name for gate in found if gate.verdict != "pending"}
+    return [g for g in found if g.verdict != "skipped" or g.name + DEVICE not in decided]
 
 
 def _nothing_ships(gates: list[GateResult], why: str) -> list[GateResult]:
@@ -231,6 +242,8 @@ def _decided(
         return replace(old, verdict="failed", observed="no engine", reason=reason)
     if name in NEEDS_TEST and record.test is None:
         return replace(old, reason=NO_TEST)
+    if name in OF_USAGE and context.resources is None:
+        return replace(old, reason=NO_USAGE)
     if name in OF_PHOTOS and len(context.outcomes.student) != len(context.outcomes.names):
         return replace(old, verdict="failed", observed="no number",
                        reason=f"the {context.precision} engine did not give a number for each of "
@@ -248,7 +261,7 @@ def _asked(name: str, settings: Gates, context: VerifyContext) -> GateResult:
 
 
 def _numbers(context: VerifyContext, record: BoardRecord) -> tuple[Measurement, ...]:
-    """Errors, speed-up and every latency of the board; block medians with a 95 % interval."""
+    """Errors, speed-up, energy, memory, and every latency: block medians with a 95 % interval."""
     told: list[Measurement] = []
     whole = len(context.outcomes.student) == len(context.outcomes.names) > 0
     if record.test is not None and whole and len(context.latency.times.a):
@@ -259,7 +272,7 @@ def _numbers(context: VerifyContext, record: BoardRecord) -> tuple[Measurement, 
     for mode in record.latency:
         for name, times in record.times(mode).items():
             told.append(_latency_of(context, record, mode, name, times))
-    return tuple(told)
+    return (*told, *resource_numbers(context))
 
 
 def _latency_of(

@@ -1,6 +1,6 @@
 """How much memory does the network take at most?"""
 
-from kdcompile.bench.power import Absent
+from kdcompile.backends.usage import Absent
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.gates.resources import resource_numbers, resources_of, unread
@@ -15,7 +15,7 @@ def _threshold(settings: MemoryGate) -> str:
 @gate(
     "memory_mb",
     threshold=_threshold,
-    on_board="a build with --via the board reads it; the kit does not",
+    on_board="build_engine.py of the kit reads it; kdcompile bundle --merge judges",
 )
 def memory_mb(settings: MemoryGate, context: VerifyContext) -> GateResult:
     """Passed when the peak is within the maximum; skipped where nothing tells it."""

@@ -1,9 +1,9 @@
 """Is a network no worse than another by more than a margin, on the same photos?
 
 With r the reference's metric, s the network's, d how much worse s is (s - r for an error, r - s for
-a rate of right answers), and low, high the one-sided 95 % bounds of d over photos, each drawn with
-both of its errors: by `bootstrap.interval`, or for a rate by the score interval of paired
-proportions (`rates`), the verdict is
+a rate of right answers), and low, high the one-sided 95 % bounds of d over photos, each with
+both of its errors: by `ratio`, or for a rate by the score interval of paired proportions (`rates`),
+the verdict is
 
     failed        d > limit, the point estimate is over its limit;
                   or low > margin, it is worse than the margin allows
@@ -13,8 +13,12 @@ proportions (`rates`), the verdict is
 
 where the limits of an error are shares of r, and those of a rate percentage points. A network over
 the limit by chance fails too: a limit on the point estimate is what was asked for.
+
+The margin of an error moves with r, which is as uncertain as s. So the bounds of d are r times what
+those of the ratio s / r leave (`ratio`), of mean squares for a root mean square.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +28,7 @@ from kdcompile.data.metric import Metric
 from kdcompile.errors import KDError
 from kdcompile.gates.bootstrap import MIN_IMAGES, interval
 from kdcompile.gates.rates import rate_decrease_interval
+from kdcompile.gates.ratio import ratio_interval
 from kdcompile.report import Verdict
 
 Floats = NDArray[np.float64]
@@ -118,12 +123,14 @@ def bounds(
         return None, None
     if metric.points:
         return rate_decrease_interval(reference, errors, confidence)
-    return interval(
-        (reference, errors),
-        lambda r, s, axis: metric.worse_by(metric.of(s, axis), metric.of(r, axis)),
-        confidence=confidence,
-        seed=seed,
-    )
+    whole = metric(reference)
+    if not whole:  # of a reference that is never wrong there is no share
+        return interval((errors,), metric.of, confidence=confidence, seed=seed)
+    powers = (np.abs(values / whole) ** metric.power for values in (reference, errors))
+    low, high = ratio_interval(*powers, confidence=confidence, seed=seed)
+    low, high = (whole * (end ** (1 / metric.power) - 1) for end in (low, high))
+    observed = metric(errors) - whole  # rounding must not leave it outside
+    return float(np.minimum(low, observed)), float(np.maximum(high, observed))
 
 
 def decide(
@@ -152,7 +159,8 @@ def decide(
     if low > allowance:
         return "failed", f"{worse} is at least {metric.difference(low)} at 95 %, over {allowed}"
     if not high <= allowance:  # no number proves nothing
-        return "inconclusive", f"{worse} may be {metric.difference(high)} at 95 %, over {allowed}"
+        shown = metric.difference(high) if math.isfinite(high) else "of any size"
+        return "inconclusive", f"{worse} may be {shown} at 95 %, over {allowed}"
     return "passed", f"{worse} is at most {metric.difference(high)} at 95 %, within {allowed}"
 
 

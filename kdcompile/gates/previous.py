@@ -8,8 +8,8 @@ than `max_flips` allows, by the rule of `flips`, where the spec says how many.
 from kdcompile.data.metric import METRICS
 from kdcompile.gates.accuracy import NO_MAPS, difference
 from kdcompile.gates.context import VerifyContext
-from kdcompile.gates.flips import find_flips
-from kdcompile.gates.noninferior import compare, limits_text, observed_text
+from kdcompile.gates.flips import Flips, find_flips
+from kdcompile.gates.noninferior import Decision, compare, limits_text, observed_text
 from kdcompile.gates.registry import gate
 from kdcompile.report import GateResult, Measurement, Verdict
 from kdcompile.spec_gates import PreviousGate, fraction
@@ -51,11 +51,7 @@ def previous(settings: PreviousGate, context: VerifyContext) -> GateResult:
     )
     errors = [task.errors(p, outcomes.true) for p in (outcomes.previous, outcomes.student)]
     worse = find_flips(task, errors[0], errors[1], fraction(settings.tolerance))
-    verdict, reasons = found.verdict, [found.reason]
-    if settings.max_flips is not None:
-        second, reason = worse.judge(fraction(settings.max_flips))
-        verdict = min(verdict, second, key=ORDER.index)
-        reasons.append(f"photos that got worse: {reason}")
+    verdict, reasons = both(found, worse, settings.max_flips)
     reasons += [f"worse is {worse.rule}", f"{earlier.title} was {earlier.ran}"]
     observed = f"{observed_text(metric, found.reference, found.value)}; {worse.text()}"
     told = (
@@ -64,6 +60,15 @@ def previous(settings: PreviousGate, context: VerifyContext) -> GateResult:
     )
     reason = f"{'; '.join(reasons)}, on {outcomes.scope}"
     return _result(settings, context, verdict, observed, reason, told)
+
+
+def both(found: Decision, worse: Flips, max_flips: str | None) -> tuple[Verdict, list[str]]:
+    """The worse of the two answers, and the reasons; the metric's alone without `max_flips`."""
+    if max_flips is None:
+        return found.verdict, [found.reason]
+    second, reason = worse.judge(fraction(max_flips))
+    verdict = min(found.verdict, second, key=ORDER.index)
+    return verdict, [found.reason, f"photos that got worse: {reason}"]
 
 
 def _result(

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 
 Floats = NDArray[np.float64]
 SURE = 1e-9  # how near a difference of rates comes to -1 and 1
@@ -40,8 +40,10 @@ def share_bounds(count: int, n: int, confidence: float = 0.9) -> tuple[float, fl
         n: images, at least 1.
         confidence: of the interval; each end of one at 90 % is a one-sided 95 % bound.
     """
-    found = binomtest(count, n).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
+    tail = (1 - confidence) / 2
+    low = betaincinv(count, n - count + 1, tail) if count else 0.0
+    high = betaincinv(count + 1, n - count, 1 - tail) if count < n else 1.0
+    return float(low), float(high)
 
 
 def rate_decrease_interval(
@@ -54,9 +56,14 @@ def rate_decrease_interval(
         student: of the same images.
         confidence: of the interval; each end of one at 90 % is a one-sided 95 % bound.
     """
-    z, n = _quantile(confidence), len(teacher)
     lost = int(((teacher == 0) & (student == 1)).sum())
     won = int(((teacher == 1) & (student == 0)).sum())
+    return decrease_interval(lost, won, len(teacher), confidence)
+
+
+def decrease_interval(lost: int, won: int, n: int, confidence: float) -> tuple[float, float]:
+    """The same by how many of n images only the teacher, and only the student, has right."""
+    z = _quantile(confidence)
 
     def excess(difference: float) -> float:
         return _score(difference, lost, won, n) ** 2 - z * z

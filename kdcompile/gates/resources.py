@@ -1,13 +1,17 @@
 """Energy and memory of a build's network, where its device is at hand, and their numbers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from kdcompile.artifact import Step
 from kdcompile.backends import engine
+from kdcompile.backends.usage import Absent, energy_of, memory_of
 from kdcompile.backends.via import Place, open_place
-from kdcompile.bench.power import Absent, Resources, measure
+from kdcompile.bench.loading import onnx_record
+from kdcompile.bench.power import Resources, measure
+from kdcompile.gates.board_record import NoUsage, Usage
 from kdcompile.gates.context import MODES, VerifyContext
 from kdcompile.report import GateResult, Measurement
 from kdcompile.spec_gates import GateSpec
@@ -29,33 +33,45 @@ def measured_resources(step: Step, target: Target) -> Resources | None:
         return None
     shape, compiled, board = step.spec.export.profile[1], step.inputs["compile"], step.board
     image = np.random.default_rng(step.spec.seed).standard_normal(tuple(shape), dtype=np.float32)
+    inputs = {engine.INPUT: image}
     if board is not None:
-        return measure(
-            lambda: engine.at(board),
-            lambda place, name: engine.take(place, compiled.file("model.engine"), name),
-            {engine.INPUT: image},
-        )
+
+        def take(place: Place, name: str) -> Mapping[str, Any]:
+            engine.take(place, compiled.file("model.engine"), name)
+            return inputs
+
+        return measure(lambda: engine.at(board), take)
     if target.kind != "cpu":
         reason = f"no {target.title} is at hand: name one with --via"
         return Resources(Absent(reason), Absent(reason))
 
-    def load(place: Place, name: str) -> Any:
-        about, path = place.about, compiled.file("model.onnx")
-        record = {
-            "onnxruntime": about["backend_version"],
-            "platform": about["platform"],
-            "compute_capability": None,
-            "sha256": compiled.files["model.onnx"],
-        }
-        return place.call("load", path=place.put(path), name=name, expected=record)
+    def load(place: Place, name: str) -> Mapping[str, Any]:
+        precision = compiled.json("choice.json")["precision"]
+        record = onnx_record(place.about, compiled.files["model.onnx"], precision)
+        path = place.put(compiled.file("model.onnx"))
+        place.call("load", path=path, name=name, expected=record)
+        return inputs
 
-    return measure(lambda: open_place(None, HERE), load, {engine.INPUT: image})
+    return measure(lambda: open_place(None, HERE), load)
 
 
 def resources_of(context: VerifyContext) -> Resources:
     """What `verify` measured of them; absent where it did not."""
-    nothing = Absent("not measured: kdcompile build --via PLACE reads it, a bundle's kit does not")
+    nothing = Absent(
+        "not measured: kdcompile build --via PLACE reads it, or build_engine.py of a bundle's kit"
+    )
     return context.resources or Resources(nothing, nothing)
+
+
+def of_board(usage: Usage | NoUsage | None) -> Resources | None:
+    """The same, from the readings that a board's kit took; None where it took none."""
+    if usage is None:
+        return None
+    if isinstance(usage, NoUsage):
+        nothing = Absent(f"on the board: {usage.absent}")
+        return Resources(nothing, nothing)
+    power, before, after = (part.model_dump() for part in (usage.power, usage.before, usage.after))
+    return Resources(energy_of(power), memory_of(before, after))
 
 
 def resource_numbers(context: VerifyContext) -> tuple[Measurement, ...]:

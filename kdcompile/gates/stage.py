@@ -14,7 +14,7 @@ from kdcompile.backends.teacher import teacher_precision
 from kdcompile.bench.machine import fingerprint, fingerprint_id
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.data.splits import Splits, evenly, load_splits, photos_digest, splits_digest
+from kdcompile.data.splits import Splits, judged, load_splits, photos_digest, splits_digest
 from kdcompile.data.task import Task, find_task
 from kdcompile.gates.compiled import compiled_details
 from kdcompile.gates.context import Outcomes, Prediction, VerifyContext
@@ -25,7 +25,6 @@ from kdcompile.gates.resources import measured_resources
 from kdcompile.gates.summary import measurements, part_rows, prediction_rows
 from kdcompile.gates.worst import worst_rows
 from kdcompile.report import GateResult, Report, overall
-from kdcompile.spec_gates import Gates
 from kdcompile.targets import Target
 
 NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")
@@ -47,8 +46,10 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[str, Any]:
     spec, inputs = step.spec, step.inputs
     splits = load_splits(spec.data, spec.folder)
-    photos = evenly(splits.test, spec.data.max_test)
-    log.info("verify: %d of %d test photos", len(photos), len(splits.test))
+    photos = judged(splits.test, spec.data.max_test)
+    copies = len(splits.test) - len(judged(splits.test, None))
+    note = f", as {copies} are copies of others" if copies else ""
+    log.info("verify: %d of %d test photos%s", len(photos), len(splits.test), note)
     preprocess = Preprocess.from_json(inputs["export"].json("preprocess.json"))
     task = find_task(spec.task.kind)
     annotated = photos_digest(splits.test)
@@ -59,7 +60,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         np.savez_compressed(folder / f"example_{kind}.npz", allow_pickle=False, **arrays)
     outcomes = _outcomes(task, photos, found, len(splits.test))
     context = _context(step, target, task, found, outcomes, splits.classes)
-    gates = judge(with_metrics(spec.gates, task), context)
+    gates = judge(spec.gates.with_metrics(task.kind), context)
     for result in gates:
         log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
     details = {
@@ -79,6 +80,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         "dropped": splits.dropped,
         "max_test": spec.data.max_test,
         "test_photos": len(splits.test),
+        "test_copies": copies,
     }
     report = _report(step, target, context, gates, details)
     write_json(folder / "report.json", report.to_json())
@@ -129,16 +131,6 @@ def _outcomes(task: Task, photos: list[Photo], found: Measured, available: int) 
         maps={role: found.maps[name] for role, name in roles.items() if name in found.maps},
         **{role: found.predicted[name] for role, name in roles.items() if name in found.predicted},
     )
-
-
-def with_metrics(gates: Gates, task: Task) -> Gates:
-    """The gates with the task's metric wherever the spec names none."""
-    named = {
-        name: settings.model_copy(update={"metric": task.find_metric(settings.metric).name})
-        for name in ("accuracy", "strata", "previous")
-        if (settings := getattr(gates, name)) is not None
-    }
-    return gates.model_copy(update=named)
 
 
 def predictions(estimate: Mapping[str, Any]) -> dict[str, Prediction]:

@@ -12,10 +12,11 @@ lower bound at 1 - 5 %/k the verdict is
     inconclusive  otherwise, or where a part has too few photos and none failed
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kdcompile.data.metric import METRICS, Metric
-from kdcompile.data.strata import stratum_text
+from kdcompile.data.strata import Stratum, stratum_text
 from kdcompile.gates.accuracy import NO_MAPS, difference
 from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.noninferior import CONFIDENCE, Decision, bounds, compare
@@ -27,7 +28,7 @@ SHOWN = 3  # parts that a reason names
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One part: its name, its photos, and its own decision with Holm's bound for failing."""
 
     name: str
@@ -56,18 +57,12 @@ def strata(settings: StrataGate, context: VerifyContext) -> GateResult:
     observed, reason = "no density maps", NO_MAPS
     told: tuple[Measurement, ...] = ()
     if outcomes.knows("student", metric):
-        errors = [outcomes.errors(task, who, metric) for who in ("teacher", "student")]
-        groups = task.groups(outcomes.true, context.classes)
-        parts = [
-            _part(stratum_text(about), metric, errors[0][where], errors[1][where],
-                  fraction(settings.margin), len(groups), context.seed)
-            for about, where in groups
-        ]  # fmt: skip
-        verdict, reason = _judge(parts)
-        seen = {about.get("class") for about, _ in groups}
-        unseen = [name for name in context.classes or () if name not in seen]
-        if verdict == "passed" and unseen:  # what no photo shows is not proven
-            verdict, reason = "inconclusive", f"no test photo of {', '.join(map(str, unseen))}"
+        teacher, student = (outcomes.errors(task, who, metric) for who in ("teacher", "student"))
+        parts = judge_parts(
+            task.groups(outcomes.true, context.classes), metric, teacher, student,
+            fraction(settings.margin), context.seed,
+        )  # fmt: skip
+        verdict, reason = judge_all(parts, context.classes)
         observed, reason = _observed(metric, parts), f"{reason}, on {outcomes.scope}"
         told = tuple(
             difference(context, metric, part.decision, "teacher", part.n, part.name)
@@ -79,6 +74,41 @@ def strata(settings: StrataGate, context: VerifyContext) -> GateResult:
     )  # fmt: skip
 
 
+def judge_parts(
+    groups: Sequence[Stratum],
+    metric: Metric,
+    teacher: Floats,
+    student: Floats,
+    margin: float,
+    seed: int,
+) -> list[Part]:
+    """Each part's own decision.
+
+    Args:
+        groups: the parts.
+        metric: of the errors.
+        teacher: its errors, [N].
+        student: errors of the same photos.
+        margin: as a share, 0.3 of "30%".
+        seed: of the resampling.
+    """
+    return [
+        _part(stratum_text(about), metric, teacher[where], student[where], margin,
+              len(groups), seed)
+        for about, where in groups
+    ]  # fmt: skip
+
+
+def judge_all(parts: Sequence[Part], classes: Sequence[str] | None) -> tuple[Verdict, str]:
+    """The verdict of all parts, and why; a class without a photo is not proven."""
+    verdict, reason = _judge(parts)
+    seen = {part.name for part in parts}
+    unseen = [name for name in classes or () if stratum_text({"class": name}) not in seen]
+    if verdict == "passed" and unseen:
+        return "inconclusive", f"no test photo of {', '.join(map(str, unseen))}"
+    return verdict, reason
+
+
 def _part(
     name: str,
     metric: Metric,
@@ -87,7 +117,7 @@ def _part(
     margin: float,
     parts: int,
     seed: int,
-) -> _Part:
+) -> Part:
     """The decision in one of `parts` parts: it fails by its corrected bound only."""
     found = compare(metric, teacher, student, margin=margin, seed=seed)
     if found.verdict == "failed":
@@ -97,10 +127,10 @@ def _part(
         if low is None or not low > allowed:
             reason = f"{found.reason}; not so with {parts} parts looked at"
             found = replace(found, verdict="inconclusive", reason=reason)
-    return _Part(name, len(student), found)
+    return Part(name, len(student), found)
 
 
-def _judge(parts: list[_Part]) -> tuple[Verdict, str]:
+def _judge(parts: Sequence[Part]) -> tuple[Verdict, str]:
     order: tuple[Verdict, ...] = ("failed", "inconclusive")
     for verdict in order:
         found = [part for part in parts if part.decision.verdict == verdict]
@@ -112,7 +142,7 @@ def _judge(parts: list[_Part]) -> tuple[Verdict, str]:
     return "passed", f"the bound is within the margin in each of {len(parts)} parts"
 
 
-def _observed(metric: Metric, parts: list[_Part]) -> str:
+def _observed(metric: Metric, parts: Sequence[Part]) -> str:
     """The part in which the student is worst beside the teacher."""
     worst = max(parts, key=lambda p: float(metric.worse_by(p.decision.value, p.decision.reference)))
     found = worst.decision

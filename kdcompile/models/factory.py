@@ -1,18 +1,26 @@
 """The teacher that a spec names, with its weights checked against its architecture."""
 
-import pickle
-from collections.abc import Mapping
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdcompile.artifact import replacing
 from kdcompile.errors import KDError
 from kdcompile.factory import load_factory
+from kdcompile.models.fit import check_fit
 from kdcompile.spec import Spec
+
+SAFETENSORS = ".safetensors"
+SAVE_ALONE = "torch.save(model.state_dict(), path), or safetensors.torch.save_file"
+ZIP, PICKLE = b"PK", b"\x80"  # how files of torch.save start
 
 
 def load_teacher(spec: Spec) -> nn.Module:
@@ -27,12 +35,13 @@ def load_teacher(spec: Spec) -> nn.Module:
 
 
 def build_model(factory: str, folder: Path) -> nn.Module:
-    """What the factory returns, which must be a module.
+    """What the factory returns, which must be a module with weights.
 
     Raises:
-        KDError: `factory-result`, or those of `load_factory`.
+        KDError: `factory-arguments`, `factory-failed`, `factory-result`, or those of
+            `load_factory`.
     """
-    model = load_factory(factory, folder)()
+    model = _called(load_factory(factory, folder), factory)
     if not isinstance(model, nn.Module):
         raise KDError(
             "factory-result",
@@ -40,39 +49,111 @@ def build_model(factory: str, folder: Path) -> nn.Module:
             where=factory,
             fix="return a torch.nn.Module",
         )
+    if next(model.parameters(), None) is None:
+        raise KDError(
+            "factory-result",
+            f"{factory} gave a {type(model).__name__} without weights",
+            where=factory,
+            fix="keep its layers as attributes or in a torch.nn.ModuleList, which registers them",
+        )
     return model
+
+
+def _called(make: Callable[..., Any], factory: str) -> Any:
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise KDError(
+            "factory-arguments",
+            f"{factory} is called without arguments: {error}",
+            where=factory,
+            fix="give each of its arguments a default, or name a function that needs none",
+        ) from error
+    except ValueError:  # written in C, it does not tell
+        pass
+    try:
+        return make()
+    except KDError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise KDError(
+            "factory-failed",
+            f"{factory} failed: {type(error).__name__}: {reason}",
+            where=f"{at.filename}, line {at.lineno}",
+            fix="mend it; kdcompile --debug distill shows the full trace",
+        ) from error
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name and the file's metadata (empty for a pickled state_dict).
 
     Raises:
-        KDError: `weights-missing` or `weights-unreadable`.
+        KDError: `weights-missing`, `weights-unreadable` or `weights-unsafe`.
     """
     if not path.is_file():
-        raise KDError("weights-missing", "there is no such file", str(path), "correct the path")
+        what = "this is a folder, not a file" if path.is_dir() else "there is no such file"
+        raise KDError("weights-missing", what, str(path), "correct the path")
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if not start:
+        raise _unreadable(path, "the file is empty", "copy or save it again")
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as stream:
-                metadata = dict(stream.metadata() or {})
-                names = list(stream.keys())
-                return {name: stream.get_tensor(name) for name in names}, metadata
+        if path.suffix == SAFETENSORS:
+            with safe_open(path, framework="pt") as opened:
+                metadata, names = dict(opened.metadata() or {}), list(opened.keys())
+                return {name: opened.get_tensor(name) for name in names}, metadata
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        raise KDError(
-            "weights-unreadable",
-            f"the weights cannot be read safely: {str(error).splitlines()[0]}",
+    except Exception as error:  # zipfile's, pickle's, safetensors' and torch's, by what is damaged
+        raise _explained(path, start, error) from error
+    return _plain(path, state), {}
+
+
+def _explained(path: Path, start: bytes, error: Exception) -> KDError:
+    """Why a file was not read, and what helps."""
+    text, pickled = str(error), start == ZIP or start[:1] == PICKLE
+    code = re.search(r"Unsupported (?:global|class|operand)\W+(?:GLOBAL )?([\w.]+)", text)
+    if pickled and code is not None:
+        return KDError(
+            "weights-unsafe",
+            f"the file holds code ({code.group(1)}), which loading would run; it was not loaded",
             where=str(path),
-            fix="save them with safetensors.torch.save_file, or torch.save of a state_dict alone",
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise KDError(
-            "weights-unreadable",
-            "the file holds no plain state_dict",
-            where=str(path),
-            fix="torch.save(model.state_dict(), path), or safetensors",
+            fix=f"where you trust it, load it there and save the tensors alone: {SAVE_ALONE}",
         )
-    return state, {}
+    if path.suffix == SAFETENSORS and pickled:
+        return _unreadable(path, "torch.save wrote this file", f"rename it to {path.stem}.pt")
+    if path.suffix != SAFETENSORS and not pickled:
+        fix = f"save it with {SAVE_ALONE}; safetensors end in {SAFETENSORS}"
+        return _unreadable(path, "torch.save did not write this file", fix)
+    reason = (text.strip() or type(error).__name__).splitlines()[0]
+    return _unreadable(path, f"the file is damaged: {reason}", "copy or save it again")
+
+
+def _unreadable(path: Path, message: str, fix: str) -> KDError:
+    return KDError("weights-unreadable", message, where=str(path), fix=fix)
+
+
+def _plain(path: Path, state: Any) -> dict[str, Tensor]:
+    """What torch.save wrote, if it is a state_dict.
+
+    Raises:
+        KDError: `weights-unreadable`.
+    """
+    if _is_state(state):
+        return dict(state)
+    inside = [n for n, v in state.items() if _is_state(v)] if isinstance(state, Mapping) else []
+    message, fix = "the file holds no plain state_dict", SAVE_ALONE
+    if inside:
+        message += f", but one under {inside[0]!r}"
+        fix = f"torch.save(torch.load(path)[{inside[0]!r}], path)"
+    raise _unreadable(path, message, fix)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(n, str) and isinstance(v, Tensor) for n, v in value.items()
+    )
 
 
 def write_weights(
@@ -88,32 +169,9 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
     """Load a file into a model of the same architecture; returns the file's metadata.
 
     Raises:
-        KDError: `weights-mismatch` with the first tensors that differ, or `weights-nonfinite`.
+        KDError: those of `read_weights` and of `check_fit`.
     """
     state, metadata = read_weights(path)
-    own = model.state_dict()
-    problems = [f"{n} is absent from the file" for n in own if n not in state]
-    problems += [f"{n} is not in the model" for n in state if n not in own]
-    problems += [
-        f"{n} is {tuple(state[n].shape)}, the model has {tuple(t.shape)}"
-        for n, t in own.items()
-        if n in state and state[n].shape != t.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise KDError(
-            "weights-mismatch",
-            "; ".join(problems[:3]) + more,
-            where=str(path),
-            fix="name the factory that these weights were trained with",
-        )
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise KDError(
-                "weights-nonfinite",
-                f"{name} holds NaN or infinity",
-                where=str(path),
-                fix="use a checkpoint from before the training diverged",
-            )
+    check_fit(model.state_dict(), state, path)
     model.load_state_dict(state)
     return metadata

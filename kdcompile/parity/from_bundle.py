@@ -1,6 +1,5 @@
-"""The ladder of a bundle: the rungs that it carries, on the reference inputs of its kit."""
+"""The ladder of a bundle: the rungs that it carries, on the reference inputs beside them."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,21 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.backends import engine
+from kdcompile.artifact import file_sha256
 from kdcompile.backends.board import Board, facts_of
+from kdcompile.backends.carried import incomplete, read_carried, source_of
 from kdcompile.backends.via import Place, open_place
 from kdcompile.data.metric import Metric
 from kdcompile.data.task import Task, find_task
-from kdcompile.errors import KDError
 from kdcompile.parity.ladder import Ladder, Rung
-from kdcompile.parity.rungs import NO_ENGINE, Shipped, last_rung, onnx_rung, rounded_rung
+from kdcompile.parity.rungs import Shipped, last_rung, onnx_rung, rounded_rung
 from kdcompile.parity.sides import Side
 from kdcompile.parity.tolerance import Tolerance, of_classes, of_numbers
 from kdcompile.report import Report
-from kdcompile.spec_deploy import Compile
 from kdcompile.spec_gates import fraction
 
 Floats = NDArray[np.float32]
+NO_ENGINE = "the bundle has no engine: kdcompile build --via PLACE makes one, or a merge brings one"
 UNUSED = "the bundle has an engine; name the place that runs it: --via PLACE"
 IN_SPEC = "a bundle carries no PyTorch network; name the spec instead"
 BEFORE = (
@@ -37,52 +36,54 @@ def bundle_ladder(
     folder: Path,
     manifest: Mapping[str, Any],
     report: Report,
-    by_runtime: bool,
+    on_cpu: bool,
     via: tuple[str, str] | None,
 ) -> Iterator[Ladder]:
-    """The ladder of what a bundle carries, on the inputs of its kit.
+    """The ladder of what a bundle carries.
 
     Args:
         folder: of the bundle, checked against its manifest.
         manifest: of the bundle.
         report: of the bundle.
-        by_runtime: ONNX Runtime on a CPU is what runs it.
+        on_cpu: its target is a CPU, where ONNX Runtime runs it if there is no engine.
         via: where its engine runs and the worker's backend there; None for none.
 
     Raises:
-        KDError: `parity-incomplete`, with what the bundle lacks; the place's.
+        KDError: `parity-incomplete`, with what the bundle lacks; `engine-unknown`; the place's.
     """
-    inputs = kit_inputs(folder, manifest)
-    about = json.loads((folder / "kit" / "kit.json").read_text(encoding="utf-8"))
-    gates = json.loads((folder / "kit" / "gates.json").read_text(encoding="utf-8"))
+    files = manifest["files"]
+    carried = read_carried(folder, files, folder / str(manifest["preprocess"]))
+    shipped, gates = _shipped(folder, manifest, on_cpu), carried.gates
     task = find_task(str(manifest["task"]))
     metric = task.selection_metric(gates["accuracy"]["metric"])
-    fp32 = onnx_rung(folder / "kit" / "student_fp32.onnx")
-    files = {p: folder / "kit" / f"student_{p}.onnx" for p in about["precisions"]}
-    name = manifest.get("engine")
-    shipped = Shipped(
-        precision=str(manifest["precision"]),
-        model=folder / str(manifest["model"]),
-        engine=None if name is None else folder / str(name),
-        by_runtime=by_runtime,
-    )
+    fp32 = onnx_rung(carried.fp32)
     assert fp32.side is not None, "the fp32 file runs here"
-    share = fraction(gates["accuracy"]["margin"])
+    share, inputs = fraction(gates["accuracy"]["margin"]), carried.inputs
     tolerance = _bundle_tolerance(folder, report, task, metric, share, fp32.side, inputs)
-    absent = NO_ENGINE if name is None else UNUSED
+    absent = NO_ENGINE if shipped.engine is None else UNUSED
     with _place(via) as place:
-        rounded = rounded_rung(shipped, files, manifest["files"]["kit/student_fp32.onnx"]["sha256"])
-        last = last_rung(shipped, place, _settings(shipped), about["profile"], absent)
+        rounded = rounded_rung(shipped, carried.files, file_sha256(carried.fp32))
         yield Ladder(
-            rungs=[*BEFORE, fp32, rounded, last],
+            rungs=[*BEFORE, fp32, rounded, last_rung(shipped, place, absent)],
             images=inputs,
             task=task,
             metric=metric,
             true=None,
             tolerance=tolerance,
             min_sqnr_db=float(gates["parity"]["min_sqnr_db"]),
-            source=f"the {len(inputs)} reference inputs of the bundle's kit",
+            source=f"the {len(inputs)} reference inputs of the bundle",
         )
+
+
+def _shipped(folder: Path, manifest: Mapping[str, Any], on_cpu: bool) -> Shipped:
+    """What the bundle ships; of an engine as its record says, which a board may have chosen."""
+    name = manifest.get("engine")
+    if name is None:
+        model = folder / str(manifest["model"])
+        return Shipped(str(manifest["precision"]), model, None, by_runtime=on_cpu)
+    engine = folder / str(name)
+    precision, model = source_of(engine, folder, manifest["files"])
+    return Shipped(precision, model, engine, by_runtime=False)
 
 
 @contextmanager
@@ -93,43 +94,6 @@ def _place(via: tuple[str, str] | None) -> Iterator[tuple[Place, Board] | None]:
         return
     with open_place(*via) as opened:
         yield opened, Board(*via, opened.label, facts_of(opened.about), "host")
-
-
-def _settings(shipped: Shipped) -> Compile:
-    """How an engine is built to look inside: as the record says, as far as it does."""
-    if shipped.engine is None:
-        return Compile()
-    return Compile(dla=engine.record_of(shipped.engine).get("dla"))
-
-
-def kit_inputs(folder: Path, manifest: Mapping[str, Any]) -> list[Floats]:
-    """The reference inputs of a bundle's kit.
-
-    Raises:
-        KDError: `parity-incomplete`.
-    """
-    needed = {
-        "kit/student_fp32.onnx": "the fp32 network",
-        "kit/reference.npz": "reference inputs",
-        "kit/gates.json": "the gates",
-        "kit/kit.json": "the kit's record",
-    }
-    lacks = [f"{what} ({name})" for name, what in needed.items() if name not in manifest["files"]]
-    if lacks:
-        raise incomplete(folder, lacks)
-    with np.load(folder / "kit" / "reference.npz", allow_pickle=False) as arrays:
-        return [arrays[name] for name in arrays.files if name.startswith("input_")]
-
-
-def incomplete(folder: Path, lacks: Sequence[str]) -> KDError:
-    """The refusal to judge a bundle that does not carry what that takes."""
-    return KDError(
-        "parity-incomplete",
-        f"the bundle carries no {', no '.join(part.removeprefix('the ') for part in lacks)}",
-        where=str(folder),
-        fix="name the spec that it was built from in its place, with the same --target: "
-        "kdcompile verify --parity SPEC, kdcompile bisect SPEC",
-    )
 
 
 def _bundle_tolerance(

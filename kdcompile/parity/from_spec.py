@@ -1,28 +1,23 @@
 """The ladder of a build: every rung, on validation images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kdcompile.artifact import Artifact
 from kdcompile.backends import engine
 from kdcompile.backends.board import Board
-from kdcompile.data.metric import Metric
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly, load_splits
-from kdcompile.data.task import Task, find_task
+from kdcompile.data.task import find_task
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.export.stage import trained
 from kdcompile.parity.ladder import Ladder, Rung
 from kdcompile.parity.program import exported_program
 from kdcompile.parity.rungs import (
-    NO_ENGINE,
     Shipped,
     last_rung,
     onnx_rung,
@@ -30,7 +25,6 @@ from kdcompile.parity.rungs import (
     tolerance_of,
 )
 from kdcompile.parity.sides import ModuleSide, ProgramSide
-from kdcompile.parity.tolerance import Tolerance
 from kdcompile.spec import Spec
 from kdcompile.spec_gates import fraction
 
@@ -45,37 +39,8 @@ FILES = {
     "int8": ("calibrate", "student_int8.onnx"),
     "fp8": ("calibrate", "student_fp8.onnx"),
 }
+NO_ENGINE = "the build made no engine; name the place that makes one: --via PLACE"
 UNEXPORTED = "the build stops at its export, which this ladder looks into"
-
-
-@dataclass(frozen=True, eq=False)
-class _Foot:
-    """What the ladder stands on: the trained network, and the images with their truth."""
-
-    spec: Spec
-    task: Task
-    metric: Metric
-    module: "nn.Module"
-    images: Sequence[NDArray[np.float32]]
-    true: Sequence[float]
-    tolerance: Tolerance
-    source: str
-
-    def rungs(self) -> list[Rung]:
-        """The trained module and its exported program."""
-        program = exported_program(self.module, self.spec.export.profile)
-        return [
-            Rung("pytorch", "the trained module", side=ModuleSide(self.module, self.images[0])),
-            Rung("exported", "torch.export's program", side=ProgramSide(program)),
-        ]
-
-    def ladder(self, rungs: Sequence[Rung]) -> Ladder:
-        """The whole ladder."""
-        least = self.spec.gates.parity.min_sqnr_db
-        return Ladder(
-            rungs, self.images, self.task, self.metric, self.true, self.tolerance, least,
-            self.source,
-        )  # fmt: skip
 
 
 @contextmanager
@@ -98,7 +63,7 @@ def spec_ladder(
     Raises:
         KDError: the data's, the weights', the exporter's or the board's.
     """
-    foot, compiled = _foot(spec, made["distill"], images), made["compile"]
+    (foot, _), compiled = _foot(spec, made["distill"], images), made["compile"]
     shipped = Shipped(
         precision=compiled.json("choice.json")["precision"],
         model=compiled.file("model.onnx"),
@@ -115,9 +80,8 @@ def spec_ladder(
         place = None
         if board is not None and shipped.engine is not None:
             place = stack.enter_context(engine.at(board)), board
-        last = last_rung(shipped, place, spec.compile, spec.export.profile, NO_ENGINE)
-        rounded = rounded_rung(shipped, files, fp32[1])
-        yield foot.ladder([*foot.rungs(), onnx_rung(fp32[0]), rounded, last])
+        more = onnx_rung(fp32[0]), rounded_rung(shipped, files, fp32[1])
+        yield replace(foot, rungs=[*foot.rungs, *more, last_rung(shipped, place, NO_ENGINE)])
 
 
 @contextmanager
@@ -129,18 +93,19 @@ def export_ladder(
     Raises:
         KDError: as `spec_ladder`.
     """
-    foot = _foot(spec, distilled, images)
+    foot, module = _foot(spec, distilled, images)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "student.onnx"
         onnx_from_module(
-            foot.module, path, spec.export.profile, target.max_opset, target.ir_version,
+            module, path, spec.export.profile, target.max_opset, target.ir_version,
             foot.task.output,
         )  # fmt: skip
         absent = [Rung(name, "", absent=UNEXPORTED) for name in ("rounded", "engine")]
-        yield foot.ladder([*foot.rungs(), onnx_rung(path), *absent])
+        yield replace(foot, rungs=[*foot.rungs, onnx_rung(path), *absent])
 
 
-def _foot(spec: Spec, distilled: Artifact, images: int) -> _Foot:
+def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Module]":
+    """The ladder's first two rungs, the trained module and its exported program, and the module."""
     task, prepare = find_task(spec.task.kind), Preprocess.of(spec.data, spec.export)
     photos = load_splits(spec.data, spec.folder).val
     many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
@@ -150,13 +115,18 @@ def _foot(spec: Spec, distilled: Artifact, images: int) -> _Foot:
     first = ModuleSide(module, inputs[0])
     outputs = [first.run(prepare(p.pixels(prepare.channels)))[first.output] for p in many]
     true = [task.truth(photo) for photo in many]
-    return _Foot(
-        spec=spec,
+    program = ProgramSide(exported_program(module, spec.export.profile))
+    ladder = Ladder(
+        rungs=[
+            Rung("pytorch", "the trained module", side=first),
+            Rung("exported", "torch.export's program", side=program),
+        ],
+        images=inputs,
         task=task,
         metric=metric,
-        module=module,
-        images=inputs,
         true=[task.truth(photo) for photo in few],
         tolerance=tolerance_of(task, metric, fraction(gate.margin), outputs, true),
+        min_sqnr_db=spec.gates.parity.min_sqnr_db,
         source=f"{len(few)} of {len(photos)} validation images",
     )
+    return ladder, module

@@ -99,6 +99,7 @@ class Step:
         noise: of the predictions, relative (`tolerance.noise`).
         metric: the task's, on these images, where their true values are known.
         reason: of the verdict, in words.
+        inherits: its output's NaN and infinities are all in the output of the rung before too.
         errors: root mean square error of each image, relative.
     """
 
@@ -113,6 +114,7 @@ class Step:
     noise: float | None = None
     metric: float | None = None
     reason: str = ""
+    inherits: bool = False
     errors: tuple[float, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def judge(
     # over all images together, as the parity gate has it: an image of nothing has no scale
     sqnr = pooled_sqnr(references, outputs) if alike else -LIMIT_DB
     largest = _largest(pairs) if alike else NO_LIMIT
-    reasons = _reasons(ladder, rung, pairs, sqnr, largest, spent)
+    reasons = _reasons(ladder, rung, against, pairs, sqnr, largest, spent)
     return Step(
         name=rung.name,
         against=against,
@@ -172,6 +174,7 @@ def judge(
         noise=spent,
         metric=value,
         reason="; ".join(reasons),
+        inherits=_inherits(pairs),
         errors=tuple(min(error, NO_LIMIT) for error in errors),
     )
 
@@ -179,6 +182,7 @@ def judge(
 def _reasons(
     ladder: Ladder,
     rung: Rung,
+    against: str,
     pairs: Sequence[tuple[Floats, Floats]],
     sqnr: float,
     largest: float,
@@ -189,7 +193,8 @@ def _reasons(
         if a.shape != b.shape:
             return [f"its output is {list(b.shape)}, not {list(a.shape)}"]
         if not np.isfinite(b).all():
-            return ["its output holds NaN or infinity"]
+            also = f", where that of {against} does too" if _inherits(pairs) else ""
+            return [f"its output holds NaN or infinity{also}"]
     found = []
     if spent > ladder.tolerance.noise:
         found.append(f"predictions move by {spent:.2g}, over {ladder.tolerance.noise:.2g}")
@@ -198,6 +203,14 @@ def _reasons(
     if rung.kind != EXACT and sqnr < ladder.min_sqnr_db:
         found.append(f"{sqnr:.1f} dB, under the parity gate's {ladder.min_sqnr_db:g}")
     return found
+
+
+def _inherits(pairs: Sequence[tuple[Floats, Floats]]) -> bool:
+    """Whether the second outputs hold what is no number, and all of it where the first do."""
+    broken = [(a, b) for a, b in pairs if not np.isfinite(b).all()]
+    return bool(broken) and all(
+        a.shape == b.shape and bool((np.isfinite(b) | ~np.isfinite(a)).all()) for a, b in broken
+    )
 
 
 def metric_of(ladder: Ladder, outputs: Sequence[Floats]) -> float | None:

@@ -1,6 +1,6 @@
 """Between two rungs of the ladder: the first tensor that differs, and what it is called."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -92,19 +92,24 @@ class Comparison:
         return [(p.tensor, p.reference) for p in self.probes].index(outputs)
 
     def measure(self, places: Sequence[int]) -> dict[int, float]:
-        """The worst relative error over the images, of some probes."""
+        """The worst relative error over the images, of some probes.
+
+        Nothing where several were looked at and the network's own output then agrees.
+        """
         chosen = [self.probes[place] for place in places]
-        tensors = [p.tensor for p in chosen if p.tensor != self.suspect.output]
-        others = [p.reference for p in chosen if p.reference != self.reference.output]
+        tensors = _once(p.tensor for p in chosen if p.tensor != self.suspect.output)
+        others = _once(p.reference for p in chosen if p.reference != self.reference.output)
         found, output = dict.fromkeys(places, 0.0), 0.0
         for image in self.images:
-            a = self.reference.run(image, list(dict.fromkeys(others)))
-            b = self.suspect.run(image, list(dict.fromkeys(tensors)))
+            a = self.reference.run(image, others)
+            b = self.suspect.run(image, tensors)
             for place, probe in zip(places, chosen, strict=True):
                 error = divergence(a[probe.reference], b[probe.tensor])
                 found[place] = max(found[place], error)
             output = max(output, divergence(a[self.reference.output], b[self.suspect.output]))
         if tensors and output <= self.limit:
+            if len(tensors) > 1:
+                return {}
             self.vanished.extend(tensors)
         return found
 
@@ -113,6 +118,10 @@ class Comparison:
         a = self.reference.run(self.images[0], [probe.reference])
         b = self.suspect.run(self.images[0], [probe.tensor])
         return a[probe.reference], b[probe.tensor]
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def locate(
@@ -138,7 +147,7 @@ def locate(
     most = min(limit or LIMITS[rung.kind], max(step.errors) / 2)
     images = [ladder.images[i] for i in worst]
     compared = Comparison(before.side, rung.side, probes, images, most)
-    found = search(probes, compared.last, most, compared.measure)
+    found = search(probes, compared.last, most, compared.measure, rung.side.levels)
     if found is None:
         raise vanished(rung)
     return _finding(before, rung, compared, found)
@@ -170,6 +179,30 @@ def probes_between(before: Rung, rung: Rung) -> list[Probe]:
     return probes
 
 
+def inherited(steps: Sequence[Step], step: Step) -> KDError:
+    """The refusal to search a rung whose NaN and infinities are an earlier rung's, naming that.
+
+    Args:
+        steps: of the whole ladder.
+        step: with `inherits`.
+    """
+    by_name, origin = {one.name: one for one in steps}, step
+    while origin.inherits:
+        origin = by_name[str(origin.against)]
+    if origin.verdict != "reference":
+        fix = f"ask for that rung: kdcompile bisect --rung {origin.name}, with all else as it was"
+    elif origin.name == "pytorch":
+        fix = "the weights or the training are at fault: train again with a smaller distill.lr"
+    else:
+        fix = "name the spec that the bundle was built from: kdcompile bisect SPEC looks above it"
+    return KDError(
+        "bisect-inherited",
+        f"the NaN or infinity in the output of {step.name} is made by {origin.name}, before it",
+        where=f"the rung {step.name}",
+        fix=fix,
+    )
+
+
 def vanished(rung: Rung) -> KDError:
     """The refusal to name a tensor where looking at the network made the difference go."""
     return KDError(
@@ -188,7 +221,7 @@ def _finding(before: Rung, rung: Rung, compared: Comparison, found: Parting) -> 
     if isinstance(rung.side, EngineSide):
         notes.append(FUSION)
     if compared.vanished:
-        names = ", ".join(dict.fromkeys(compared.vanished))
+        names = ", ".join(_once(compared.vanished))
         notes.append(f"with {names} as outputs the network's own output agrees")
     floor = max(found.before, compared.limit / 100)
     return Finding(

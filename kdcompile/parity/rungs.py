@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from kdcompile.backends.via import Place
 from kdcompile.data.metric import Metric
 from kdcompile.data.task import Task
 from kdcompile.errors import KDError, nearest
+from kdcompile.export.fp16 import to_fp16
 from kdcompile.parity.ladder import EXACT, Ladder, Rung
 from kdcompile.parity.sides import EngineSide, OnnxSide
 from kdcompile.parity.tolerance import Tolerance, of_classes, of_numbers
@@ -23,17 +25,17 @@ from kdcompile.spec_deploy import Compile
 Floats = NDArray[np.float32]
 DEPLOYED = "parity-deployed"  # the name that the shipped engine is loaded under
 NOT_HERE = "ONNX Runtime's CPU has no bf16 kernels"
-NO_ENGINE = "the build made no engine; name the place that makes one: --via PLACE"
+SETTINGS = ("workspace_mb", "optimization_level", "dla", "sparsity")
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """What a build ships: its precision, the file or the engine, and what built it.
+    """What a build or a bundle ships.
 
     Args:
-        precision: chosen.
-        model: `model.onnx`.
-        engine: `model.engine`, where one was built.
+        precision: that the engine computes in, else of the file.
+        model: the ONNX file, which the engine was built from.
+        engine: `model.engine`, where there is one.
         by_runtime: ONNX Runtime on this CPU is what runs it.
     """
 
@@ -54,7 +56,7 @@ def rounded_rung(shipped: Shipped, files: Mapping[str, Path], fp32_sha256: str) 
 
     Args:
         shipped: by the build.
-        files: of each precision, for where the engine was built from another one by a flag.
+        files: of each precision, for where a flag rounds the fp32 file.
         fp32_sha256: of the fp32 file.
     """
     precision, path = shipped.precision, shipped.model
@@ -62,9 +64,10 @@ def rounded_rung(shipped: Shipped, files: Mapping[str, Path], fp32_sha256: str) 
         return Rung("rounded", "nothing", absent="the build ships fp32, which rounds nothing")
     if precision == "bf16":
         return Rung(precision, "ONNX bf16", precision, absent=NOT_HERE)
-    if file_sha256(path) == fp32_sha256 and precision in files:
-        path = files[precision]
-    model = onnx.load(path)
+    by_flag = file_sha256(path) == fp32_sha256
+    model = onnx.load(files.get(precision, path) if by_flag else path)
+    if by_flag and precision == "fp16" and precision not in files:
+        model = to_fp16(model)  # as `export` does
     form = "with casts" if precision == "fp16" else "with Q/DQ"
     return Rung(precision, f"ONNX {precision} {form}", precision, OnnxSide(model), model=model)
 
@@ -72,8 +75,6 @@ def rounded_rung(shipped: Shipped, files: Mapping[str, Path], fp32_sha256: str) 
 def last_rung(
     shipped: Shipped,
     place: tuple[Place, Board] | None,
-    settings: Compile,
-    profile: Sequence[Sequence[int]],
     absent: str,
 ) -> Rung:
     """What runs: the engine at its place, or ONNX Runtime's own form of the file.
@@ -81,8 +82,6 @@ def last_rung(
     Args:
         shipped: by the build.
         place: open, with its facts; None where there is none.
-        settings: how the engine was built.
-        profile: smallest, typical and largest input shape.
         absent: what to say where there is none.
     """
     model, kind = onnx.load(shipped.model), shipped.precision
@@ -91,14 +90,19 @@ def last_rung(
         return Rung("engine", what, kind, OnnxSide(model, optimised=True), model=model)
     if place is None or shipped.engine is None:
         return Rung("engine", "what runs", kind, absent=absent)
-    there, board = place
+    (there, board), record = place, engine.record_of(shipped.engine)
     engine.take(there, shipped.engine, DEPLOYED)
     if kind == EXACT and board.facts["gpu"] is not None:
         kind = "tf32"  # what TensorRT computes fp32 in by default
-    side = EngineSide(there, board, model, DEPLOYED, shipped.precision, settings, profile)
+    shapes = record.get("profile") or ()
+    side = EngineSide(there, board, model, DEPLOYED, shipped.precision, settings_of(record), shapes)
     what = f"{board.backend} {board.version} at {there.label}"
-    layers = engine.record_of(shipped.engine).get("layers")
-    return Rung("engine", what, kind, side, model=model, layers=layers)
+    return Rung("engine", what, kind, side, model=model, layers=record.get("layers"))
+
+
+def settings_of(record: Mapping[str, Any]) -> Compile:
+    """How an engine was built, by the record beside it."""
+    return Compile(**{name: record[name] for name in SETTINGS if name in record})
 
 
 def tolerance_of(

@@ -37,9 +37,11 @@ class Side(ABC):
     """One form of the network.
 
     output: the name of its output among its tensors.
+    levels: of a search that one run answers: more than one where a run is dear.
     """
 
     output: str
+    levels = 1
 
     @abstractmethod
     def run(self, image: Floats, tensors: Sequence[str] = ()) -> dict[str, Floats]:
@@ -100,15 +102,19 @@ class OnnxSide(Side):
 class EngineSide(Side):
     """An engine at a place. An exposed tensor changes what is fused around it.
 
+    To look at tensors takes a build, as long as that of the engine itself: seven in one.
+
     Args:
         place: open.
         board: its lasting facts.
         model: the ONNX network that the engine was built from.
         network: the name that the deployed engine is loaded under.
         precision: that it computes in.
-        settings: how it was built.
+        settings: how it was built; not deterministic, which binds a build to its own kernels.
         profile: smallest, typical and largest input shape.
     """
+
+    levels = 3
 
     def __init__(
         self,
@@ -145,9 +151,8 @@ class EngineSide(Side):
         with TemporaryDirectory() as folder:
             path = Path(folder) / "probe.onnx"
             onnx.save(model, path)
-            settings = self.settings.model_copy(update={"deterministic": False})
             built = engine.build(
-                self.place, self.board, path, self.precision, settings, self.profile
+                self.place, self.board, path, self.precision, self.settings, self.profile
             )
             self.place.call("load", path=built.there, name=PROBE)
             # only this search wants it: a board's disk is small

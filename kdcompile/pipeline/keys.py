@@ -1,6 +1,6 @@
 """The cache key of a step: everything that its result depends on, and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from kdcompile.artifact import Artifact, Hasher, digest
 from kdcompile.backends.board import Board
 from kdcompile.bench.machine import fingerprint_id
-from kdcompile.data.splits import splits_digest
+from kdcompile.data.splits import Row, splits_rows
 from kdcompile.doctor import version
 from kdcompile.errors import KDError
 from kdcompile.factory import factory_sources
@@ -24,29 +24,43 @@ DATA_FIELDS_BY_CONTENT = {"root", "train", "val", "test", "annotations", "files"
 # what a search for a student reads and a mere scaling of the teacher does not
 SEARCHED = {"data", "search", "distill"}
 
+FILES = "files"  # of a section: what is hashed, by name
+
 # what a training in int8 reads of [quantize]
 QAD_FIELDS = {"qad", "qad_scales", "qad_start", "calibrator"}
 
 
 def key_parts(
-    spec: Spec, target: Target, hasher: Hasher, board: Board | None = None
+    spec: Spec,
+    target: Target,
+    hasher: Hasher,
+    board: Board | None = None,
+    rows: Mapping[str, Sequence[Row]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What each stage's key covers beside the content of its inputs.
+
+    `rows` are those of the splits, where they are known already.
 
     Raises:
         KDError: a file that the spec names is missing or unreadable.
     """
-    splits = splits_digest(spec.data, spec.folder, hasher)
+    rows = splits_rows(spec.data, spec.folder, hasher) if rows is None else rows
+    splits = {split: digest(held) for split, held in rows.items()}
+    packages = {name for stage in STAGES.values() for name in stage.packages}
+    source = {name: _source(name, hasher) for name in packages}
+    libraries = {n: version(n) for n in {n for stage in STAGES.values() for n in stage.libraries}}
     return {
         stage.name: {
             "stage": stage.name,
             "spec": {name: _section(spec, name, stage, hasher, target) for name in stage.sections},
             "splits": {name: splits[name] for name in stage.splits if not _unread(stage, spec)},
-            "source": [_source(package, hasher) for package in stage.packages],
-            "libraries": {name: version(name) for name in stage.libraries},
-            "target": target.to_json() if stage.on_target else None,
+            "source": {name: source[name] for name in stage.packages},
+            "libraries": {name: libraries[name] for name in stage.libraries},
+            "target": target.to_json() | {"full_name": target.full_name}
+            if stage.on_target
+            else None,
             "machine": fingerprint_id() if measures(stage, spec) else None,
-            "board": [board.label, board.facts]
+            "board": {"place": board.label} | dict(board.facts)
             if board is not None and measures(stage, spec)
             else None,
         }
@@ -67,15 +81,23 @@ def _unread(stage: Stage, spec: Spec) -> bool:
 
 def step_key(stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
     """The key of a step whose inputs are made: by their content, so an equal result is a hit."""
+    return digest(covered(stage, parts, inputs))
+
+
+def covered(
+    stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifact]
+) -> dict[str, Any]:
+    """All that the key of a step is the hash of; of inputs that are not made yet nothing."""
     content = {
         name: {f: sha for f, sha in inputs[name].files.items() if files == ALL or f in files}
         for name, files in stage.inputs.items()
+        if name in inputs
     }
-    return digest({**parts, "inputs": content})
+    return {**parts, "inputs": content}
 
 
 def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target) -> Any:
-    """The values of a section, files by their content."""
+    """The values of a section; files by their content, under `FILES`."""
     value = getattr(spec, name)
     if name in SEARCHED and _unread(stage, spec):
         return None
@@ -86,25 +108,19 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
     if name == "data":
         fields = value.model_dump(mode="json", exclude=DATA_FIELDS_BY_CONTENT)
         limit = value.max_test if "test" in stage.splits else None
-        return [fields, limit, _code(value.format, spec, hasher) if ":" in value.format else None]
+        return fields | {"max_test": limit, FILES: _code(value.format, spec, hasher)}
     if name == "teacher":
-        return [value.model, _code(value.model, spec, hasher), _file(value.weights, hasher)]
+        files = _code(value.model, spec, hasher) | _file(value.weights, hasher)
+        return {"model": value.model, FILES: files}
     if name == "student":
         fields = value.model_dump(mode="json", exclude={"weights"})
-        code = _code(value.family, spec, hasher) if ":" in value.family else None
-        return [
-            fields,
-            code,
-            None if value.weights is None else _file(value.weights, hasher, "student.weights"),
-        ]
+        files = _file(value.weights, hasher, "student.weights")
+        return fields | {FILES: _code(value.family, spec, hasher) | files}
     if name == "quantize" and stage.name == "distill":
         return _trained_in_int8(value, hasher)
     if name == "quantize":
         fields = value.model_dump(mode="json", exclude={"cache"})
-        return [
-            fields,
-            None if value.cache is None else _file(value.cache, hasher, "quantize.cache"),
-        ]
+        return fields | {FILES: _file(value.cache, hasher, "quantize.cache")}
     if name == "gates":
         return _gates(value, stage, spec, hasher, target)
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
@@ -120,7 +136,8 @@ def _gates(gates: Gates, stage: Stage, spec: Spec, hasher: Hasher, target: Targe
     earlier = None if gates.previous is None else gates.previous.bundle
     if stage.name != "verify" or earlier is None:
         return fields
-    return [fields, _file(spec.folder / earlier / "manifest.json", hasher, "gates.previous.bundle")]
+    manifest = spec.folder / earlier / "manifest.json"
+    return fields | {FILES: _file(manifest, hasher, "gates.previous.bundle")}
 
 
 def _trained_in_int8(quantize: Quantize, hasher: Hasher) -> Any:
@@ -128,29 +145,43 @@ def _trained_in_int8(quantize: Quantize, hasher: Hasher) -> Any:
     if not quantize.qad:
         return None
     fields = quantize.model_dump(mode="json", include=QAD_FIELDS)
-    return [fields, _source("calib", hasher)]  # the calibrators set the first scales
+    return fields | {FILES: _source("calib", hasher)}  # the calibrators set the first scales
 
 
-def _file(path: Path, hasher: Hasher, key: str = "teacher.weights") -> str:
+def _file(path: Path | None, hasher: Hasher, key: str = "teacher.weights") -> dict[str, str]:
+    """The hash of a file that a field of the spec names, by that field: its name is nothing."""
+    field = key.rsplit(".")[1]
+    if path is None:
+        return {}
     if not path.is_file():
         raise KDError(
-            f"{key.rsplit('.')[1]}-missing",
-            "there is no such file",
+            f"{field}-missing",
+            "this is a folder, not a file" if path.is_dir() else "there is no such file",
             where=str(path),
             fix=f"correct the path, or pass it with --set {key}=PATH",
         )
-    return hasher.file(path)
+    return {field: hasher.file(path)}
 
 
 def _code(factory: str, spec: Spec, hasher: Hasher) -> dict[str, str]:
-    return {path.name: hasher.file(path) for path in factory_sources(factory, spec.folder)}
+    """The source of a factory by its place; nothing for the name of something of kdcompile's."""
+    if ":" not in factory:
+        return {}
+    files = factory_sources(factory, spec.folder)
+    return {_place(path, spec.folder): hasher.file(path) for path in files}
 
 
-def _source(package: str, hasher: Hasher) -> dict[str, str]:
-    """Hashes of a package's Python files, templates and tables."""
-    found = find_spec(f"kdcompile.{package}")
-    assert found is not None, f"kdcompile.{package} is part of kdcompile"
-    assert found.submodule_search_locations, f"kdcompile.{package} is a package"
+def _place(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
+def _source(name: str, hasher: Hasher) -> dict[str, str]:
+    """Hashes of a module, or of a package's Python files, templates and tables."""
+    found = find_spec(f"kdcompile.{name}")
+    assert found is not None, f"kdcompile.{name} is part of kdcompile"
+    if not found.submodule_search_locations:
+        assert found.origin is not None, f"kdcompile.{name} is a file"
+        return {f"{name}.py": hasher.file(Path(found.origin))}
     folder = Path(found.submodule_search_locations[0])
     files = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     return hasher.files(files, folder)

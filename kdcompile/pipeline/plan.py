@@ -2,17 +2,23 @@
 
 import logging
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdcompile.artifact import Artifact, Step, Store
 from kdcompile.backends.board import Board
+from kdcompile.data.check import check_data
+from kdcompile.data.splits import Row, splits_rows
 from kdcompile.distributed import leave, made_by_main, processes
 from kdcompile.doctor import version
+from kdcompile.logs import kept_in
 from kdcompile.pipeline.board import find_board
-from kdcompile.pipeline.keys import key_parts, measures, step_key
+from kdcompile.pipeline.keys import covered, key_parts, measures, step_key
 from kdcompile.pipeline.stages import STAGES, upstream
+from kdcompile.pipeline.why import NEVER, keep, reasons
 from kdcompile.spec import Spec
 from kdcompile.targets import Target, load
 
@@ -21,13 +27,17 @@ log = logging.getLogger("kdcompile")
 
 @dataclass(frozen=True)
 class Plan:
-    """A spec bound to a target. A step's key is known once its inputs are made."""
+    """A spec bound to a target. A step's key is known once its inputs are made.
+
+    `parts` is what each stage's key covers beside its inputs, `rows` what the splits hold.
+    """
 
     spec: Spec
     target: Target
     store: Store
     parts: Mapping[str, Mapping[str, Any]]
     board: Board | None = None
+    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
 
     def found(self) -> dict[str, Artifact]:
         """Every finished artifact of this build, by stage."""
@@ -38,6 +48,14 @@ class Plan:
             if artifact is not None:
                 made[name] = artifact
         return made
+
+    def why(self, name: str, made: Mapping[str, Artifact]) -> list[str]:
+        """What makes a step run that is not among those that are made."""
+        stage = STAGES[name]
+        cover = covered(stage, self.parts[name], made)
+        own = reasons(self.store, name, self._key(name, made), cover, self.rows)
+        waits = [needed for needed in stage.inputs if needed not in made]
+        return own if own == [NEVER] or not waits else [*own, f"after {', '.join(waits)}"]
 
     @property
     def awaits_search(self) -> bool:
@@ -54,8 +72,22 @@ class Plan:
             KDError: any stage's.
         """
         made, place = self.found(), processes()
+        if place.is_main:
+            self.store.sweep()
         place.barrier()  # all have seen the same store before anyone writes to it
         todo = [n for n in upstream(stage) if n not in made] if stage not in made else []
+        for name in made:
+            log.debug("%s: cached %s", name, made[name].path)
+        if todo and place.is_main:
+            with kept_in(self.store.root):
+                return self._make(todo, made)[stage]
+        return self._make(todo, made)[stage]
+
+    def _make(self, todo: Sequence[str], made: dict[str, Artifact]) -> dict[str, Artifact]:
+        """Run the steps in order, adding them to what is made."""
+        place = processes()
+        if place.is_main and any(self.parts[name]["splits"] for name in todo):
+            check_data(self.spec, self.store.root)  # before anything is trained
         last = max((n for n, name in enumerate(todo) if STAGES[name].parallel), default=-1)
         for name in todo[: last + 1]:
             made[name] = self._run_together(name, made)
@@ -64,7 +96,7 @@ class Plan:
             sys.exit(0)
         for name in todo[last + 1 :]:
             made[name] = self._run(name, made)
-        return made[stage]
+        return made
 
     def _run_together(self, name: str, made: Mapping[str, Artifact]) -> Artifact:
         """A stage while other processes follow."""
@@ -88,10 +120,17 @@ class Plan:
         log.info("%s", name)
         stage, key = STAGES[name], self._key(name, made)
         assert key is not None, "upstream stages come first"
+        for reason in self.why(name, made):
+            log.log(logging.DEBUG if reason == NEVER else logging.INFO, "%s: %s", name, reason)
+        began = time.monotonic()
         inputs = {needed: made[needed] for needed in stage.inputs}
         board = self.board if measures(stage, self.spec) else None
         step = Step(name, key, self.spec.only(stage.sections), inputs, board)
-        return stage.load()(step, self.store, self.target)
+        artifact = stage.load()(step, self.store, self.target)
+        with suppress(OSError):  # the step is made; why the next one runs is a courtesy
+            keep(self.store, artifact, covered(stage, self.parts[name], inputs), self.rows)
+        log.info("%s: done in %.1f s", name, time.monotonic() - began)
+        return artifact
 
 
 def make_plan(spec: Spec, via: str | None = None) -> Plan:
@@ -106,9 +145,10 @@ def make_plan(spec: Spec, via: str | None = None) -> Plan:
     """
     store = Store(spec.folder / ".kdcompile")
     board, target = find_board(spec, resolve_target(spec.target), via)
-    parts = key_parts(spec, target, store.hasher, board)
-    store.hasher.save()
-    return Plan(spec, target, store, parts, board)
+    rows = splits_rows(spec.data, spec.folder, store.hasher)
+    parts = key_parts(spec, target, store.hasher, board, rows)
+    store.save_hashes()
+    return Plan(spec, target, store, parts, board, rows)
 
 
 def resolve_target(name: str) -> Target:

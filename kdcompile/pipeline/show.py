@@ -1,16 +1,24 @@
 """The plan, printed: steps with their cache hits, costs and limits, before anything is spent."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
+from kdcompile.artifact import Artifact
 from kdcompile.backends.board import Board
-from kdcompile.data.splits import evenly, load_splits
+from kdcompile.data.metric import GAMES, RMSE, Metric
+from kdcompile.data.splits import judged, load_splits
 from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
-from kdcompile.gates.margin import smallest_margin
+from kdcompile.gates.decidable import decidable
+from kdcompile.gates.margin import forecast
 from kdcompile.pipeline.plan import Plan
 from kdcompile.pipeline.rules import met_by, student_network
 from kdcompile.pipeline.stages import STAGES
+from kdcompile.spec_gates import AccuracyGate, fraction
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -23,22 +31,29 @@ def describe(plan: Plan) -> dict[str, Any]:
     Raises:
         KDError: the search's, where no rule explains it.
     """
-    search, stopped = _search(plan)
-    found = plan.found()  # after the search
+    made = plan.found()
+    photos = _photos(plan, made["teacher"].meta if "teacher" in made else None)
+    search, stopped = _search(plan)  # after the data, which is quicker to be found wrong
+    found = plan.found()
     network = None if search is None else student_network(plan, found, search["precision"])
     return {
         "spec": str(plan.spec.path),
         "target": plan.target.to_json() | {"full_name": plan.target.full_name},
         "board": None if plan.board is None else _board(plan.board),
-        "steps": [
-            {"stage": name, "key": found[name].key if name in found else None} for name in STAGES
-        ],
+        "steps": [step_of(plan, name, found) for name in STAGES],
         "estimate": search,
         "stopped": stopped,
         "rules": [asdict(violation) for violation in met_by(plan, network)],
         "rules_on_operators": network is not None,
-        "margin": _margin(plan, found["teacher"].meta) if "teacher" in found else None,
+        **photos,
     }
+
+
+def step_of(plan: Plan, name: str, found: Mapping[str, Artifact]) -> dict[str, Any]:
+    """A step: its key where it is made, and what makes it run where it is not."""
+    if name in found:
+        return {"stage": name, "key": found[name].key, "why": []}
+    return {"stage": name, "key": None, "why": plan.why(name, found)}
 
 
 def _search(plan: Plan) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
@@ -63,21 +78,39 @@ def _board(board: Board) -> dict[str, Any]:
     }
 
 
-def _margin(plan: Plan, teacher: Any) -> dict[str, Any]:
-    test = load_splits(plan.spec.data, plan.spec.folder).test
-    images = len(evenly(test, plan.spec.data.max_test))
-    metric = find_task(plan.spec.task.kind).metric
-    scale, std = teacher[f"val_{metric.name}"], teacher["val_abs_error_std"]
-    if metric.points:
-        # percentage points, not a share; by Laplace's rule, as no teacher is right for certain
-        rate = (scale * teacher["n_val"] + 1) / (teacher["n_val"] + 2)
-        scale, std = 1.0, (rate * (1 - rate)) ** 0.5
-    smallest = smallest_margin(images, scale, std)
-    asked = plan.spec.gates.accuracy.margin
+def _photos(plan: Plan, teacher: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`decides`: whether the test photos can decide each gate; `margin`: which, by what is known.
+
+    There is no `margin` before `teacher` has run, nor of a metric of density maps.
+    """
+    spec = plan.spec
+    task, splits = find_task(spec.task.kind), load_splits(spec.data, spec.folder)
+    photos = judged(splits.test, spec.data.max_test)
+    true = np.array([task.truth(photo) for photo in photos])
+    rows = decidable(spec.gates, task, true, splits.classes, spec.seed)
+    asked = spec.gates.accuracy
+    metric = task.find_metric(asked.metric)
+    margin = None
+    if teacher is not None and metric.level is None:
+        margin = _margin(metric, len(photos), asked, teacher)
+    return {"decides": [asdict(row) for row in rows], "metric": metric.name, "margin": margin}
+
+
+def _margin(
+    metric: Metric, images: int, asked: AccuracyGate, teacher: Mapping[str, Any]
+) -> dict[str, Any]:
+    mean = teacher[f"val_{metric.name}"] ** metric.power
+    deviation = teacher["val_squared_error_std" if metric is RMSE else "val_abs_error_std"]
+    if metric.points:  # by Laplace's rule, as no teacher is right for certain
+        mean = (mean * teacher["n_val"] + 1) / (teacher["n_val"] + 2)
+        deviation = (mean * (1 - mean)) ** 0.5
+    found = forecast(metric, images, mean, deviation, fraction(asked.max_increase))
     return {
         "images": images,
-        "smallest": smallest,
-        "asked": asked,
+        "smallest": found.margin,
+        "over_limit": found.over_limit,
+        "max_increase": asked.max_increase,
+        "asked": asked.margin,
         "unit": "percentage points" if metric.points else f"% of the teacher's {metric.name}",
     }
 
@@ -94,13 +127,14 @@ def lines(plan: dict[str, Any]) -> list[str]:
         *_board_lines(plan["board"]),
         f"opset   {target['max_opset']} (IR {target['ir_version']})",
         "",
-        "step       state    key",
+        "step       state    key, or why it is to do",
     ]
     for step in plan["steps"]:
-        state = f"cached   {step['key'][:12]}" if step["key"] else "to do"
-        text.append(f"{step['stage']:<10} {state}")
+        first, *more = [step["key"][:12]] if step["key"] else step["why"]
+        text.append(f"{step['stage']:<10} {'cached' if step['key'] else 'to do':<8} {first}")
+        text += [f"{'':<19} {reason}" for reason in more]
     text += ["", *_cost_lines(plan), "", *_rule_lines(plan), ""]
-    return [*text, _margin_line(plan["margin"])]
+    return [*text, *_photo_lines(plan)]
 
 
 def _cost_lines(plan: dict[str, Any]) -> list[str]:
@@ -148,11 +182,36 @@ def _board_lines(board: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _margin_line(margin: dict[str, Any] | None) -> str:
-    if margin is None:
-        return "the smallest margin that the test photos decide: known once `teacher` has run"
+def _photo_lines(plan: dict[str, Any]) -> list[str]:
+    """What the test photos can decide: by the gates' rules, and from the teacher's errors."""
+    return [*map(_decides_line, plan["decides"]), *_margin_lines(plan["margin"], plan["metric"])]
+
+
+def _decides_line(row: dict[str, Any]) -> str:
+    photos = f"{row['images']} test photos"
+    if row["decides"]:
+        return f"{row['gate']:<10} {photos} can decide it"
+    needed = f"{row['needed']} would do" if row["needed"] else "no number would do"
+    if row["each"] and row["needed"]:
+        needed = f"{row['needed']} in each part would do"
     return (
-        f"{margin['images']} test photos decide a margin of {100 * margin['smallest']:.0f} "
-        f"{margin['unit']} or more (80 % power, error correlation 0.8); the spec asks "
-        f"{margin['asked'].rstrip('%')}"
+        f"{row['gate']:<10} {photos} cannot decide it: of a student that is never wrong, "
+        f"{row['why']}; {needed}"
     )
+
+
+def _margin_lines(margin: dict[str, Any] | None, metric: str) -> list[str]:
+    if margin is None and metric in {game.name for game in GAMES}:
+        return [f"which margin of {metric} to expect is not known before `verify` sees the maps"]
+    if margin is None:
+        return ["which margin of accuracy to expect is known once `teacher` has run"]
+    photos, basis = f"{margin['images']} test photos", "(80 % power, error correlation 0.8)"
+    if margin["smallest"] is None:
+        return [f"{photos} are expected to decide no margin {basis}"]
+    least = math.ceil(1000 * margin["smallest"]) / 10
+    return [
+        f"{photos} are expected to decide a margin of {least:g} {margin['unit']} or more {basis}; "
+        f"the spec asks {margin['asked'].rstrip('%')}",
+        f"a student as accurate as the teacher is over max_increase = {margin['max_increase']} by "
+        f"chance in {100 * margin['over_limit']:.0f} of 100 draws of photos",
+    ]

@@ -22,7 +22,7 @@ class Stage:
             key: `ALL` of them, or none where only the order matters.
         sections: the parts of the spec that it may read; they are in its key.
         splits: the splits of the data that it reads; their content is in its key.
-        packages: the parts of kdcompile whose source is in its key.
+        packages: the packages and modules of kdcompile whose source is in its key.
         libraries: the distributions whose versions are in its key.
         on_target: the target is in its key.
         on_machine: the machine is in its key, since it measures.
@@ -55,7 +55,7 @@ STAGES: dict[str, Stage] = {
             inputs={},
             sections=("task", "teacher", "data", "export"),
             splits=("train", "val"),
-            packages=("data", "models", "distill"),
+            packages=("data", "models", "distill", "kernels"),
             libraries=("torch", "numpy", "pillow"),
         ),
         Stage(
@@ -68,11 +68,11 @@ STAGES: dict[str, Stage] = {
             ),
             splits=("train", "val"),
             packages=(
-                "data", "models", "kernels", "calib", "distill", "export", "backends", "search",
-                "targets",
+                "data", "models", "kernels", "calib", "distill", "export", "backends", "bench",
+                "search", "targets",
             ),
             libraries=(
-                "torch", "numpy", "scipy", "pillow", "onnx", "onnxscript", "onnxslim",
+                "torch", "triton", "numpy", "scipy", "pillow", "onnx", "onnxscript", "onnxslim",
                 "onnxruntime",
             ),
             on_target=True,
@@ -86,7 +86,7 @@ STAGES: dict[str, Stage] = {
             ),
             splits=("train", "val"),
             packages=("data", "models", "distill", "kernels"),
-            libraries=("torch", "numpy", "pillow"),
+            libraries=("torch", "triton", "numpy", "pillow"),
             parallel=True,
         ),
         Stage(
@@ -96,7 +96,9 @@ STAGES: dict[str, Stage] = {
             sections=("task", "teacher", "data", "student", "export"),
             splits=("val",),
             packages=("data", "models", "export"),
-            libraries=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime"),
+            libraries=(
+                "torch", "numpy", "pillow", "onnx", "onnxscript", "onnxslim", "onnxruntime",
+            ),
             on_target=True,
         ),
         Stage(
@@ -105,8 +107,8 @@ STAGES: dict[str, Stage] = {
             inputs={"distill": ("qad.json",), "export": ("student.onnx", "preprocess.json")},
             sections=("seed", "task", "data", "quantize", "export", "gates"),
             splits=("train", "val"),
-            packages=("data", "calib"),
-            libraries=("numpy", "onnx", "onnxruntime", "torch"),
+            packages=("data", "calib", "kernels"),
+            libraries=("numpy", "pillow", "onnx", "onnxruntime", "torch"),
             on_target=True,
         ),
         Stage(
@@ -120,8 +122,8 @@ STAGES: dict[str, Stage] = {
             },
             sections=("task", "data", "quantize", "compile", "export", "gates"),
             splits=("val",),
-            packages=("data", "calib", "backends", "targets"),
-            libraries=("onnx", "onnxruntime", "tensorrt-rtx"),
+            packages=("data", "calib", "kernels", "backends", "targets"),
+            libraries=("numpy", "pillow", "torch", "onnx", "onnxruntime", "tensorrt-rtx"),
             on_target=True,
             on_machine=True,
         ),
@@ -141,8 +143,8 @@ STAGES: dict[str, Stage] = {
                 "quantize", "compile", "gates",
             ),
             splits=("test",),
-            packages=("data", "backends", "bench", "gates"),
-            libraries=("numpy", "scipy", "onnxruntime"),
+            packages=("data", "backends", "bench", "gates", "report"),
+            libraries=("numpy", "scipy", "pillow", "torch", "onnx", "onnxruntime"),
             on_target=True,
             on_machine=True,
         ),
@@ -158,8 +160,10 @@ STAGES: dict[str, Stage] = {
             },
             sections=("target", "task", "data", "export", "quantize"),
             splits=(),
-            packages=("bundle", "backends", "targets"),
-            libraries=("jinja2", "matplotlib", "onnx", "packaging"),
+            packages=("bundle", "backends", "targets", "report"),
+            libraries=(
+                "jinja2", "matplotlib", "numpy", "pillow", "onnx", "onnxruntime", "packaging",
+            ),
             on_target=True,
         ),
     )

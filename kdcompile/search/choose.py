@@ -1,5 +1,6 @@
 """The widest student that meets the budget on a target."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,9 +67,31 @@ def _impossible(budget: Budget, smallest: Candidate, teacher: Candidate) -> KDEr
         f"speedup {ratio:.3g}, {smallest.latency.ms:.3g} ms, {smallest.macs:.3g} MACs "
         f"at width {smallest.architecture['width']:.3g}"
     )
+    nearest = reachable(budget, ratio, smallest.latency.ms, smallest.macs)
     return KDError(
         "budget-impossible",
         f"no student of this family reaches {asked}; the smallest one: {reach}",
         where="[student] budget",
-        fix="relax the budget, lower export.shape, or name a student of your own",
+        fix=f"set {nearest} or weaker, lower export.shape, or name a student of your own",
     )
+
+
+def reachable(budget: Budget, ratio: float, ms: float, macs: float) -> str:
+    """The budget of the same kind that a student keeps, as a spec has it.
+
+    Args:
+        budget: the one that it does not keep.
+        ratio: how many times faster than the teacher it is.
+        ms, macs: its cost.
+    """
+    values = {"speedup": _below(ratio), "latency_ms": -_below(-ms), "macs": -_below(-macs)}
+    name = next((n for n in values if getattr(budget, n) is not None), "latency_ms")
+    if name == "speedup" and values[name] <= 1:  # not a budget
+        name = "latency_ms"
+    return f"budget = {{ {name} = {values[name]:.6g} }}"
+
+
+def _below(value: float) -> float:
+    """Rounded down to three digits, so that what a fix proposes is reached."""
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+    return math.floor(value / step) * step

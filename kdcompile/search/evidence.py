@@ -28,6 +28,7 @@ from kdcompile.distill.setting import training_device
 from kdcompile.search.imitate_data import Ground, Handle, Lessons, lessons
 from kdcompile.search.teacher_maps import as_the_next_sees, rows_of, teacher_maps, weighed
 from kdcompile.search.workers import evaluate_all
+from kdcompile.spec import Spec
 
 Floats = NDArray[np.float64]
 KEPT = (0.0, 1 / 16, 1 / 4, 1 / 2)  # shares of a cut's channels; 0: only their means
@@ -159,7 +160,7 @@ def _measured(asked: _Asked) -> Damage:
     weight, bias, mean = _from_kept(known, asked.cut, asked.kept)
     whole = _whole(Handle(asked.ground), asked.images)
     with _replaced(known, asked.cut, asked.kept, weight, bias):
-        damaged = _errors(asked.ground, asked.images)
+        damaged = validation_errors(known.teacher, spec, asked.images)
     increase, sd = paired_increase(task, whole, damaged, spec.seed)
     error = _error(known, asked.cut, asked.kept, weight, bias, mean)
     return Damage(asked.cut, asked.kept, error, increase, sd)
@@ -168,15 +169,23 @@ def _measured(asked: _Asked) -> Damage:
 @functools.lru_cache(maxsize=1)
 def _whole(handle: Handle, images: int) -> Floats:
     """The undamaged teacher's errors, once a process."""
-    return _errors(handle.ground, images)
+    return validation_errors(lessons(handle.ground).teacher, handle.ground.spec, images)
 
 
-def _errors(ground: Ground, images: int) -> Floats:
-    """The teacher's error for each validation photo, as it is at this moment."""
-    spec, teacher, device = ground.spec, lessons(ground).teacher, training_device()
-    task = find_task(spec.task.kind)
+def validation_errors(network: nn.Module, spec: Spec, images: int | None = None) -> Floats:
+    """A network's error on each validation photo, as the task has them, float64 [N].
+
+    Args:
+        network: as it is at this moment, hooks with it; it comes back on its own device.
+        spec: its task and its data.
+        images: photos to look at, evenly spread; all of them where None.
+    """
+    task, device = find_task(spec.task.kind), training_device()
     photos = evenly(load_splits(spec.data, spec.folder).val, images)
-    predicted = predict(teacher, photos, Preprocess.of(spec.data, spec.export), device, task)
+    preprocess = Preprocess.of(spec.data, spec.export)
+    was_on = next(network.parameters()).device
+    predicted = predict(network.to(device), photos, preprocess, device, task)
+    network.to(was_on)
     return task.errors(predicted, [task.truth(photo) for photo in photos])
 
 

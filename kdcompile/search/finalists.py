@@ -19,7 +19,6 @@ from kdcompile.data.images import ImageStore
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits, splits_digest
 from kdcompile.data.task import find_task
-from kdcompile.distill.evaluate import predict
 from kdcompile.distill.setting import training_device
 from kdcompile.distill.start import start_student
 from kdcompile.distill.train import Trainer
@@ -27,7 +26,7 @@ from kdcompile.errors import KDError
 from kdcompile.models.factory import load_teacher, load_weights, write_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.assemble import WEIGHTS, assemble, assembled_key
-from kdcompile.search.evidence import Expected, paired_increase
+from kdcompile.search.evidence import Expected, paired_increase, validation_errors
 from kdcompile.search.imitate_data import Ground
 from kdcompile.search.workers import evaluate_all
 from kdcompile.spec import Spec
@@ -165,16 +164,10 @@ def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     architecture = json.loads(asked.architecture)
     task, splits = find_task(spec.task.kind), load_splits(spec.data, spec.folder)
     teacher = load_teacher(spec)
-    preprocess, device = Preprocess.of(spec.data, spec.export), training_device()
-    true = [task.truth(photo) for photo in splits.val]
-
-    def errors(network: Any) -> Floats:
-        network = network.to(device)
-        return task.errors(predict(network, splits.val, preprocess, device, task), true)
-
-    whole = errors(teacher)
+    whole = validation_errors(teacher, spec)
     student = student_from_architecture(teacher, architecture, spec.folder)
-    images = ImageStore(splits.train, preprocess.channels, device)
+    channels = Preprocess.of(spec.data, spec.export).channels
+    images = ImageStore(splits.train, channels, training_device())
     if architecture["family"] == "staged" and spec.student.init == "inherit":
         load_weights(student, assemble(asked.ground, architecture).file(WEIGHTS))
     else:
@@ -185,7 +178,9 @@ def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     )
     state = trainer.run()
     trainer.setting.ema.load_state_dict(state.best)
-    increase, sd = paired_increase(task, whole, errors(trainer.setting.ema), spec.seed)
+    increase, sd = paired_increase(
+        task, whole, validation_errors(trainer.setting.ema, spec), spec.seed
+    )
     write_weights(folder / "student.safetensors", state.best, {"architecture": asked.architecture})
     record = {
         "increase": increase,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from kdcompile.data.metric import Metric
 from kdcompile.errors import KDError
+from kdcompile.search.choose import reachable
 from kdcompile.search.correction import NOISE, SHARED, log_sd
 from kdcompile.search.latency import Estimate
 from kdcompile.search.space import Costed
@@ -159,25 +160,11 @@ def impossible(budget: Budget, smallest: Point, teacher: Point) -> KDError:
     ratio = teacher.ms / smallest.ms
     low, high = smallest.interval
     how = "measured" if smallest.measured_ms is not None else f"90 % {low:.3g} to {high:.3g}"
-    reachable = {
-        "speedup": _below(ratio),
-        "latency_ms": -_below(-smallest.ms),
-        "macs": -_below(-smallest.macs),
-    }
-    name = next((n for n in reachable if getattr(budget, n) is not None), "latency_ms")
-    if name == "speedup" and reachable[name] <= 1:  # not a budget
-        name = "latency_ms"
+    nearest = reachable(budget, ratio, smallest.ms, smallest.macs)
     return KDError(
         "budget-impossible",
         f"no student of this space reaches {asked}; the smallest one: {smallest.ms:.3g} ms "
         f"({how}), {ratio:.3g} times faster than the teacher, {smallest.macs:.3g} MACs",
         where="[student] budget",
-        fix=f"set budget = {{ {name} = {reachable[name]:.6g} }} or weaker, lower export.shape, or "
-        "widen the space",
+        fix=f"set {nearest} or weaker, lower export.shape, or widen the space",
     )
-
-
-def _below(value: float) -> float:
-    """Rounded down to three digits, so that what a fix proposes is reached."""
-    step = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
-    return math.floor(value / step) * step

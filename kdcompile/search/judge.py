@@ -8,16 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.splits import load_splits
 from kdcompile.data.task import find_task
-from kdcompile.distill.evaluate import predict
-from kdcompile.distill.setting import training_device
-from kdcompile.search.evidence import Expected
+from kdcompile.search.evidence import Expected, validation_errors
 from kdcompile.search.finalists import Finalist
 from kdcompile.spec import Spec
 
@@ -41,17 +35,6 @@ class Judge(Protocol):
 
     def start(self, architecture: Architecture) -> Path | None:
         """The file with its first weights; None where `student.init` makes them."""
-
-
-def validation_errors(network: nn.Module, spec: Spec) -> NDArray[np.float64]:
-    """One error for each validation image, as the task has them [N]."""
-    task, device = find_task(spec.task.kind), training_device()
-    photos = load_splits(spec.data, spec.folder).val
-    preprocess = Preprocess.of(spec.data, spec.export)
-    was_on = next(network.parameters()).device
-    predicted = predict(network.to(device), photos, preprocess, device, task)
-    network.to(was_on)
-    return task.errors(predicted, [task.truth(photo) for photo in photos])
 
 
 def validation_metric(network: nn.Module, spec: Spec) -> float:

@@ -19,10 +19,10 @@ from kdcompile.data.task import find_task
 from kdcompile.distill.setting import training_device
 from kdcompile.distill.start import batches, start_student
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.evidence import Expected, paired_increase
+from kdcompile.search.evidence import Expected, paired_increase, validation_errors
 from kdcompile.search.finalists import Finalist, distil
 from kdcompile.search.imitate_data import Ground, ImitationOptions, bare_ground
-from kdcompile.search.judge import Architecture, validation_errors
+from kdcompile.search.judge import Architecture
 from kdcompile.search.layer_errors import LayerErrors
 from kdcompile.search.layers import LayerSpace
 from kdcompile.spec import Spec

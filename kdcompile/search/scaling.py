@@ -1,14 +1,15 @@
 """Families `shrink` and of the user's own: the widest that keeps the budget, or the one given."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from kdcompile.errors import KDError
 from kdcompile.models.blocks import fold
 from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.choose import Candidate, met, widest
+from kdcompile.search.choose import Candidate, met, reachable, widest
 from kdcompile.search.cost import params
 from kdcompile.search.latency import estimate
 from kdcompile.search.network import Network, as_type
@@ -32,13 +33,14 @@ def scaled(
     whole = _Price(spec, teacher, target, precisions[0]).network(teacher, {"width": 1.0})
     price = _Price(spec, teacher, target, precisions[1])
     if student.init == "file" or student.family != "shrink":
-        given = price(_given(spec))
+        given = price(_given(spec, teacher.module))
         if not met(budget, given, whole):
+            cost = (whole.latency.ms / given.latency.ms, given.latency.ms, given.macs)
             raise KDError(
                 "budget-missed",
                 f"the given student needs {given.latency.ms:.3g} ms and {given.macs:.3g} MACs",
                 where="[student] budget",
-                fix="relax the budget, or give a smaller student",
+                fix=f"set {reachable(budget, *cost)} or weaker, or give a smaller student",
             )
         return given.architecture
     shape = spec.export.profile[1]
@@ -87,17 +89,30 @@ class _Price:
         return self._template
 
 
-def _given(spec: Spec) -> dict[str, Any]:
+def _given(spec: Spec, teacher: nn.Module) -> dict[str, Any]:
     if spec.student.init != "file":
         return {"family": spec.student.family, "width": 1.0, "seed": spec.seed}
     assert spec.student.weights is not None, "the schema ties init and weights"
     _, metadata = read_weights(spec.student.weights)
     if "architecture" not in metadata:
-        raise KDError(
-            "weights-architecture",
-            "the student's weights do not name their architecture",
-            where=str(spec.student.weights),
-            fix="use a student.safetensors that kdcompile distill wrote",
-        )
-    found: Mapping[str, Any] = json.loads(metadata["architecture"])
-    return dict(found)
+        raise _unnamed(spec, "do not name their architecture")
+    try:
+        found: dict[str, Any] = json.loads(metadata["architecture"])
+        student_from_architecture(teacher, found, spec.folder)
+    except KDError:
+        raise
+    except Exception as error:  # by what was written there, or is not so in this teacher
+        reason = f"{type(error).__name__}: {error}"
+        raise _unnamed(
+            spec, f"name an architecture that this teacher has not ({reason})"
+        ) from error
+    return found
+
+
+def _unnamed(spec: Spec, problem: str) -> KDError:
+    return KDError(
+        "weights-architecture",
+        f"the student's weights {problem}",
+        where=str(spec.student.weights),
+        fix="use a student.safetensors that kdcompile distill wrote for this teacher",
+    )

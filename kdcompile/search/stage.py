@@ -7,6 +7,7 @@ from typing import Any
 
 from kdcompile.artifact import Artifact, Step, Store, write_json
 from kdcompile.backends.teacher import teacher_precision
+from kdcompile.export.opset import at_opset
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.explain import costly
@@ -41,12 +42,15 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
     `architecture.json`, `operators.json`, `explanation.json`, and `estimate.json`, the latency
     model's predictions for teacher and student. One that was searched for brings `search.json`,
     `front.svg` and `front.png`, and `initial.safetensors` where it is made of taught blocks.
+
+    Raises:
+        KDError: of the networks, of their export for the target, and of the search.
     """
 
     def build(folder: Path) -> Mapping[str, Any]:
         spec = step.spec
         shape, precision = spec.export.profile[1], budget_precision(spec, target)
-        teacher = Network(load_teacher(spec), shape)
+        teacher = _readable(Network(load_teacher(spec), shape), target)
         beside = teacher_precision(precision)
         beside = beside if beside in target.precisions else "fp32"
         found = None
@@ -56,7 +60,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         else:
             architecture = scaled(spec, teacher, target, (beside, precision))
         module = student_from_architecture(teacher.module, architecture, spec.folder)
-        student = Network(module.eval(), shape)
+        student = _readable(Network(module.eval(), shape), target)
         predicted = _predicted(teacher, student, target, (beside, precision))
         why = costly(student.priced(target, precision)) if found is None else found.explanation
         write_json(folder / "architecture.json", architecture)
@@ -68,6 +72,16 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         return _meta(predicted) | names | ({} if found is None else _judged(found))
 
     return store.make(step.stage, step.key, build)
+
+
+def _readable(network: Network, target: Target) -> Network:
+    """The network, which the target's TensorRT reads: that is known before any training.
+
+    Raises:
+        KDError: `export-opset`.
+    """
+    at_opset(network.model, target.max_opset, network.model.ir_version)
+    return network
 
 
 def _predicted(

@@ -7,7 +7,9 @@ depend on how many run beside it; a GPU is left to one process.
 
 import logging
 import multiprocessing
-import time
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +20,7 @@ from typing import TypeVar
 import torch
 
 from kdcompile.errors import KDError
+from kdcompile.progress import Progress, counted
 
 log = logging.getLogger("kdcompile")
 Item = TypeVar("Item")
@@ -42,24 +45,25 @@ def evaluate_all(
     jobs = min(jobs, len(items))
     if jobs <= 1 or torch.cuda.is_available():
         with _one_thread():
-            progress = _Progress(len(items), what)
-            return [progress.after(function(item)) for item in items]
+            return [function(item) for item in counted(items, len(items), "search", what)]
     return _in_processes(function, items, jobs, what)
 
 
 def _in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], jobs: int, what: str
 ) -> list[Result]:
-    progress = _Progress(len(items), what)
+    progress = Progress("search", len(items), what)
     context = _context(function.__module__)
-    pool = ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin)
     try:
         futures = [pool.submit(function, item) for item in items]
         pending: set[Future[Result]] = set(futures)
-        while pending:
-            done, pending = wait(pending, LOG_SECONDS, FIRST_EXCEPTION)
-            for future in done:
-                progress.after(future.result())
+        with progress:
+            while pending:
+                done, pending = wait(pending, LOG_SECONDS, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                    progress.show(progress.done + 1)
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise KDError(
@@ -68,8 +72,26 @@ def _in_processes(
             where=f"after {progress.done} of {len(items)} {what}",
             fix="run it again, with fewer jobs: finished ones are kept in the store",
         ) from error
+    except KeyboardInterrupt:  # nobody waits for what they compute now
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """In a new process: one thread; Ctrl-C is for the parent, and its end is this one's too."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "it runs in a process of the pool"
+    parent.join()
+    os._exit(1)
 
 
 def _context(module: str) -> BaseContext:
@@ -94,20 +116,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _Progress:
-    """A line in the log now and then."""
-
-    def __init__(self, total: int, what: str) -> None:
-        self.done, self._total, self._what = 0, total, what
-        self._told = time.perf_counter()
-
-    def after(self, result: Result) -> Result:
-        """Count a result; gives it back."""
-        self.done += 1
-        now = time.perf_counter()
-        if now - self._told > LOG_SECONDS or self.done == self._total:
-            self._told = now
-            log.info("search: %d of %d %s", self.done, self._total, self._what)
-        return result

@@ -39,10 +39,10 @@ def kit(onnx_files, make_kit):
 def test_contents(kit):
     about = json.loads((kit / "kit.json").read_text())
     assert set(about["files"]) == {
-        "README.md", "build_engine.py", "calibration.json", "gates.json", "judging.py",
+        "README.md", "alone.py", "build_engine.py", "calibration.json", "gates.json", "judging.py",
         "networks.py", "pack.py", "preprocess.json", "prove.py", "reference.npz", "same_board.py",
-        "stop.py", "student_fp16.onnx", "student_fp32.onnx", "student_int8.onnx", "verdict.py",
-        "worker.py",
+        "stop.py", "student_fp16.onnx", "student_fp32.onnx", "student_int8.onnx", "usage.py",
+        "verdict.py", "worker.py",
     }  # fmt: skip
     assert about["target"]["compute_capability"] == "8.7"
     assert about["predicted"] == "int8"

@@ -30,7 +30,7 @@ def data(tmp_path):
         (root / f"{split}.txt").write_text("\n".join(names))
         for name in names:
             Image.fromarray(rng.integers(0, 256, (16, 24, 3), np.uint8)).save(root / name)
-            lines.append(json.dumps({"image": name, "points": [[3.0, 4.0]] * 5}))
+            lines.append(json.dumps({"image": name, "points": [[3.0 + i, 4.0] for i in range(5)]}))
     for i in range(2):
         (root / f"test{i}.png").write_bytes(b"sealed %d" % i)
     (root / "annotations.jsonl").write_text("\n".join(lines))
@@ -135,6 +135,14 @@ def test_cpu_is_measured_here_and_has_no_kit(compiled):
     assert all(c["latency_ms"] > 0 for c in choice["candidates"])
     assert choice["basis"] == "measured"
     assert not [name for name in found.files if name.startswith("kit/")]
+    carried = {name for name in found.files if name.startswith("parity/")}
+    quantised = choice["precision"] == "int8"
+    assert carried == {"parity/gates.json", "parity/photos.npz"} | (
+        {"parity/student_fp32.onnx"} if quantised else set()
+    )
+    # the key of this stage covers two gates for such a target
+    assert set(found.json("parity/gates.json")) == {"accuracy", "parity"}
+    assert found.json("parity/gates.json")["accuracy"]["metric"] == "mae"
 
 
 def test_no_precision_passes_is_recorded(compiled):

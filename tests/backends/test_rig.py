@@ -16,6 +16,7 @@ FILES = {
     "choice.json", "engines.json", "mixed.json", "model.engine", "model.engine.json", "model.onnx",
     "student_mixed.onnx", "teacher.engine", "teacher.engine.json", "timing.cache",
 }  # fmt: skip
+CARRIED = {"parity/gates.json", "parity/photos.npz", "parity/student_fp32.onnx"}
 VERSIONS = {
     "8.6.1": (["fp32", "fp16", "int8", "mixed"], ["bf16", "fp8"]),
     "10.13.3": (["fp32", "fp16", "bf16", "int8", "fp8", "mixed"], []),
@@ -56,7 +57,7 @@ def rows_of(artifact):
 def test_engines_are_built_timed_and_chosen_there(compiled, version):
     found, place = compiled(version)
     choice, (ready, refused) = found.json("choice.json"), VERSIONS[version]
-    assert set(found.files) == FILES
+    assert set(found.files) == FILES | CARRIED
     rows = rows_of(found)
     assert list(rows) == ready
     assert {row["evidence"] for row in rows.values()} == {"device"}
@@ -196,7 +197,7 @@ def test_an_engine_that_is_no_cuda_graph_is_timed_without_one(compiled, caplog):
 def test_a_jetson_at_the_board_has_device_evidence_and_its_kit(tmp_path, monkeypatch, capsys):
     module = {"/proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit"}
     monkeypatch.setattr(worker, "_first_line", module.get)
-    monkeypatch.setattr(worker, "_memory", lambda: {"total": 7620, "free": 4000})
+    monkeypatch.setattr(worker, "_memory", lambda path: {"total": 7620, "free": 4000})
     target = targets.load("jetson")
     place = NearGpu("10.3.0", tmp_path / "there", capability="8.7", name=b"Orin")
     build = SmallBuild(tmp_path)

@@ -5,6 +5,7 @@ import json
 import pytest
 from benching import CPU, GPU, Machine
 
+from kdcompile.backends import worker
 from kdcompile.backends.via_local import LocalPlace
 from kdcompile.bench.comparable import differing, record
 from kdcompile.bench.environment import look
@@ -19,18 +20,21 @@ SMI = {
 }  # fmt: skip
 
 
-class Here(LocalPlace):
-    """A place of this machine without a process."""
-
-    def __init__(self, about):
-        self.about, self.label = about, "here"
-
-
 class Board:
-    """A place elsewhere."""
+    """A place elsewhere, whose worker looks at a tree of files."""
 
-    def __init__(self, about):
-        self.about, self.label = about, "board"
+    label = "board"
+
+    def __init__(self, about, root):
+        self.about, self.root = about | {"machine": worker.facts(str(root))}, str(root)
+
+    def call(self, op):
+        assert op == "signals"
+        return worker.sensors(self.root) | worker.signals(self.root, [], worker.affinity())
+
+
+class Here(Board, LocalPlace):
+    """A place of this machine without a process."""
 
 
 def smi(options):
@@ -71,7 +75,7 @@ def one_cpu(monkeypatch):
 def test_this_machine(root, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    found = look(Here(CPU), root=root.root, ask=smi)
+    found = look(Here(CPU, root.root), ask=smi)
     facts, state = found["facts"], found["state"]
     assert facts | {
         "backend": "onnxruntime", "onnxruntime_version": "1.20.0", "python_version": "3.11.7",
@@ -89,7 +93,7 @@ def test_this_machine(root, monkeypatch):
 
 
 def test_a_gpu_here(root):
-    found = look(Here(GPU), root=root.root, ask=smi)
+    found = look(Here(GPU, root.root), ask=smi)
     facts, state = found["facts"], found["state"]
     assert facts | {
         "tensorrt_version": "8.6.1", "gpu": "H100", "compute_capability": "9.0",
@@ -104,8 +108,8 @@ def test_a_gpu_here(root):
 
 def test_a_driver_without_its_file_is_asked(root):
     (root.root / "proc/driver/nvidia/version").unlink()
-    assert look(Here(GPU), root=root.root, ask=smi)["facts"]["driver_version"] == "550.54.15"
-    facts = look(Here(GPU), root=root.root, ask=silent)["facts"]
+    assert look(Here(GPU, root.root), ask=smi)["facts"]["driver_version"] == "550.54.15"
+    facts = look(Here(GPU, root.root), ask=silent)["facts"]
     assert facts["driver_version"] is None
     assert facts["gpu_power_limit_w"] is None
 
@@ -113,39 +117,37 @@ def test_a_driver_without_its_file_is_asked(root):
 def test_the_open_module_names_its_version_too(root):
     text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  560.35.03  Release Build"
     root.put("proc/driver/nvidia/version", text)
-    assert look(Here(GPU), root=root.root, ask=silent)["facts"]["driver_version"] == "560.35.03"
+    assert look(Here(GPU, root.root), ask=silent)["facts"]["driver_version"] == "560.35.03"
 
 
 def test_a_board_is_what_its_worker_tells(root):
-    about = GPU | {
-        "module": "NVIDIA Jetson Orin Nano", "power_mode": "15W", "l4t": "R36",
-        "clocks": {"17000000.gpu": 624_750_000},
-    }  # fmt: skip
-    found = look(Board(about), root=root.root, ask=smi)
-    assert found["facts"]["module"] == "NVIDIA Jetson Orin Nano"
-    assert found["facts"]["power_mode"] == "15W"
-    assert "cpu" not in found["facts"]  # that would be this machine's
-    assert found["state"]["clocks_hz"] == {"17000000.gpu": 624_750_000}
-    assert "load_average" not in found["state"]
+    about = GPU | {"module": "NVIDIA Jetson Orin Nano", "power_mode": "15W", "l4t": "R36"}
+    found = look(Board(about, root.root), ask=smi)
+    facts, state = found["facts"], found["state"]
+    assert (facts["module"], facts["power_mode"]) == ("NVIDIA Jetson Orin Nano", "15W")
+    assert (facts["governor"], facts["driver_version"]) == ("performance", "550.54.15")
+    assert state["clocks_hz"] == {"17000000.ga10b": 1_000_000_000, "mc": 3_000_000_000}
+    assert "gpu_persistence_mode" not in facts  # nvidia-smi here is of another card
+    assert "gpu_processes" not in state
 
 
 def test_what_passes_is_not_compared_and_another_machine_is(root):
-    before = look(Here(GPU), root=root.root, ask=smi)
+    before = look(Here(GPU, root.root), ask=smi)
     root.put("proc/loadavg", "9.00 9.00 9.00 1/99 1234")
     root.khz = 1_000_000
     root.write()
-    after = look(Here(GPU), root=root.root, ask=smi)
+    after = look(Here(GPU, root.root), ask=smi)
     assert before != after
     assert differing(record(before, {}), record(after, {})) == []
-    other = look(Here(GPU | {"backend_version": "8.5.2"}), root=root.root, ask=smi)
+    other = look(Here(GPU | {"backend_version": "8.5.2"}, root.root), ask=smi)
     assert [d.key for d in differing(record(before, {}), record(other, {}))] == ["tensorrt_version"]
 
 
 def test_a_bare_container(tmp_path):
-    found = look(Here(CPU), root=tmp_path, ask=silent)
+    found = look(Here(CPU, tmp_path), ask=silent)
     assert found["facts"]["governor"] is None
     assert found["facts"]["cpu_boost"] is None
     assert "load_average" not in found["state"]
     machine = Machine(tmp_path)
     machine.put("sys/devices/system/cpu/cpufreq/boost", "1")
-    assert look(Here(CPU), root=tmp_path, ask=silent)["facts"]["cpu_boost"] is True
+    assert look(Here(CPU, tmp_path), ask=silent)["facts"]["cpu_boost"] is True

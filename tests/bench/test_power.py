@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kdcompile.bench.power import Absent, Memory, energy_of, measure, memory_of
+from kdcompile.backends.usage import Absent, Memory, energy_of, memory_of
+from kdcompile.bench.power import measure
 from kdcompile.errors import KDError
 
 
@@ -175,14 +176,12 @@ class Place:
     def load(self, place, name):
         self.asked.append(("load", {"name": name}))
         self.is_loaded = True
-
-
-IMAGE = {"image": np.zeros((1, 3, 8, 8), np.float32)}
+        return {"image": np.zeros((1, 3, 8, 8), np.float32)}
 
 
 def test_memory_before_loading_comes_first_and_power_last():
     place = Place(["device", "graph", "end_to_end"])
-    found = measure(lambda: place, place.load, IMAGE, seconds=3.0, idle_s=1.0)
+    found = measure(lambda: place, place.load, seconds=3.0, idle_s=1.0)
     assert [op for op, _ in place.asked] == ["memory", "load", "time", "memory", "power", "close"]
     assert place.asked[0][1] == {"restart": True}
     name = place.asked[1][1]["name"]
@@ -195,7 +194,7 @@ def test_memory_before_loading_comes_first_and_power_last():
 
 def test_a_network_that_takes_no_graph_is_measured_without_one():
     place = Place(["graph", "device"], refuses=["graph"])
-    measure(lambda: place, place.load, IMAGE)
+    measure(lambda: place, place.load)
     assert [v["mode"] for op, v in place.asked if op in ("time", "power")] == [
         "graph", "device", "device",
     ]  # fmt: skip
@@ -204,5 +203,5 @@ def test_a_network_that_takes_no_graph_is_measured_without_one():
 def test_a_network_that_does_not_run_is_an_error():
     place = Place(["device"], refuses=["device"])
     with pytest.raises(KDError, match="no graph"):
-        measure(lambda: place, place.load, IMAGE)
+        measure(lambda: place, place.load)
     assert place.asked[-1][0] == "close"

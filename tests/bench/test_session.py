@@ -205,13 +205,70 @@ def test_copies_are_measured_end_to_end():
     assert (found.runs[0].mode["clock"], found.runs[0].mode["copies"]) == ("end_to_end", "both")
 
 
+@pytest.mark.parametrize(("copies", "worker_mode"), [("in", "copy_in"), ("out", "copy_out")])
+@pytest.mark.parametrize("about", [CPU, GPU])
+def test_copies_of_one_direction_are_a_mode_of_their_own(about, copies, worker_mode):
+    scene = Scene(about=about)
+    subjects = AB if about is CPU else engines("a", "b")
+    found = run(scene, subjects, mode=Mode(copies=copies))[0].runs[0].mode
+    assert (found["copies"], found["streams"]) == (copies, 1)
+    assert {values["mode"] for op, values in scene.places[0].asked if op == "time"} == {worker_mode}
+
+
+@pytest.mark.parametrize(("about", "clock"), [(CPU, "wall"), (GPU, "device")])
+def test_streams_are_in_flight_together_and_recorded_with_their_rate(about, clock):
+    scene = Scene(about=about, ms=lambda *_: 60.0)
+    subjects = AB if about is CPU else engines("a", "b")
+    found = run(scene, subjects, mode=Mode(streams=4, copies="both"))[0]
+    run_ = found.runs[0]
+    assert (run_.mode["streams"], run_.mode["copies"], run_.mode["clock"]) == (4, "both", clock)
+    assert run_.environment["state"]["inferences_per_s"] == pytest.approx(4000 / 60)
+    assert {values["streams"] for op, values in scene.places[0].asked if op == "time"} == {4}
+    assert {len(block.ms) for block in found.blocks()} == {8}  # two of each stream, at the least
+    quick = run(Scene(about=about), subjects, mode=Mode(streams=4))[0]
+    assert {len(block.ms) for block in quick.blocks()} == {300}  # 75 ms of four at once
+    alone = run(Scene(about=about), subjects)[0].runs[0]
+    assert "inferences_per_s" not in alone.environment["state"]
+
+
 @pytest.mark.parametrize("mode", [
-    Mode(streams=2), Mode(copies="in"), Mode(graph=True), Mode(spin=False), Mode(batch=0),
+    Mode(streams=33), Mode(streams=0), Mode(graph=True), Mode(spin=False), Mode(batch=0),
     Mode(threads=0),
 ])  # fmt: skip
 def test_modes_that_the_backend_has_not_are_refused(mode):
     error = refused("mode-refused", Scene(about=CPU), mode=mode)
     assert "onnxruntime 1.20.0" in error.message
+
+
+def test_a_worker_without_streams_or_such_copies_is_told_what_it_can():
+    about = {key: value for key, value in CPU.items() if key != "streams"}
+    about["modes"] = ["device", "end_to_end"]
+    error = refused("mode-refused", Scene(about=about), mode=Mode(streams=2))
+    assert "1 to 1 streams" in error.fix
+    error = refused("mode-refused", Scene(about=about), mode=Mode(copies="in"))
+    assert "copies none and both" in error.fix
+
+
+def test_samples_to_the_letter_are_of_one_stream():
+    error = refused("effort-refused", Scene(), effort=Effort(samples=10), mode=Mode(streams=2))
+    assert "one stream" in error.fix
+
+
+def test_an_engine_with_room_for_one_context_is_told_so():
+    def fails(op, process, number):
+        return KDError("streams-refused", "one context", fix="one stream") if op == "time" else None
+
+    scene = Scene(about=GPU, fails=fails)
+    refused("streams-refused", scene, engines("a"), mode=Mode(streams=2))
+
+
+def test_a_process_takes_no_more_than_its_own_seconds():
+    scene = Scene(ms=lambda *_: 10.0)
+    effort = Effort(processes=3, blocks=1000, seconds=1000, process_s=2.0)
+    begin = scene.clock()
+    found = run(scene, effort=effort)[0]
+    assert len(processes(found)) == 3
+    assert 4 < scene.clock() - begin <= 6.5
 
 
 def test_a_cpu_is_measured_on_one_thread_unless_more_are_asked_for():

@@ -15,7 +15,9 @@ from kdcompile.bench.mode import Mode
 from kdcompile.bench.session import Effort, Tools, measure
 from kdcompile.bench.subject import find_subject
 from kdcompile.bench.watch import Watch
+from kdcompile.bundle.manifest import write_manifest
 from kdcompile.errors import KDError
+from kdcompile.report import Report
 
 
 @pytest.fixture
@@ -149,18 +151,14 @@ class BundleFolder:
         self.engine = None
 
     def preprocess(self, low, high):
-        values = {"min_hw": low, "max_hw": high, "channels": 3, "mean": [0], "std": [1]}
+        values = {"min_hw": low, "max_hw": high, "channels": 3}
+        values |= {"mean": [0.0] * 3, "std": [1.0] * 3}
         write_json(self.folder / "preprocess.json", values)
 
     def sealed(self):
-        names = [p for p in self.folder.rglob("*") if p.is_file() and p.name != "manifest.json"]
-        files = {p.relative_to(self.folder).as_posix(): {"sha256": file_sha256(p)} for p in names}
-        manifest = {
-            "schema": 1, "kdcompile_version": "0", "name": "crowd", "target": "jetson",
-            "task": "counting", "model": "model.onnx", "preprocess": "preprocess.json",
-            "engine": self.engine, "files": files,
-        }  # fmt: skip
-        write_json(self.folder / "manifest.json", manifest)
+        choice = {"precision": "int8", "backend": "onnxruntime", "backend_version": "1.20"}
+        report = Report("crowd", "jetson", "passed", 0, (), (), {})
+        write_manifest(self.folder, report, "counting", choice)
         return self.folder
 
 

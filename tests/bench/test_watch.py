@@ -1,11 +1,12 @@
 """Disturbances, on machines that are played in a folder."""
 
 import pytest
-from benching import CPU, Clock, Machine
+from benching import Clock, Machine
 
+from kdcompile.backends import worker
 from kdcompile.bench import nvidia
-from kdcompile.bench.signals import Reading, celsius, cpu_hz, gpu_hz, read
-from kdcompile.bench.watch import LEAST, Past, Watch, rates, watch_of, worker_pid
+from kdcompile.bench.signals import Reading, read, reading
+from kdcompile.bench.watch import COOLING, LEAST, Past, Watch, rates
 
 BLOCK_S = 0.8  # long against a tick of /proc/stat, so that shares come out exactly
 CALM = {"own": 1.0, "others": 0.1}
@@ -123,7 +124,7 @@ def test_a_reading_is_of_the_given_cpus_and_process(tmp_path):
     assert (found.busy_s, found.total_s, found.steal_s) == pytest.approx((12.0, 1020.0, 1.0))
     assert (found.own_s, found.wait_s) == pytest.approx((10.0, 1.0))
     assert (found.cpu_hz, found.gpu_hz) == (2e9, 1e9)
-    assert cpu_hz(tmp_path, (0,)) == 8e8
+    assert read(tmp_path, (7,), (0,)).cpu_hz == 8e8
 
 
 def test_without_the_schedulers_statistics_ticks_stand_in(tmp_path):
@@ -155,9 +156,25 @@ def test_temperatures_and_a_jetsons_over_current_events(tmp_path):
     machine.put("sys/class/thermal/thermal_zone0/temp", "48500")
     machine.put("sys/class/thermal/thermal_zone1/temp", "unreadable")
     machine.put("sys/class/hwmon/hwmon3/oc1_event_cnt", "2")
-    assert celsius(tmp_path) == {"cpu-thermal": 48.5}
+    assert worker.sensors(str(tmp_path))["celsius"] == {"cpu-thermal": 48.5}
     assert read(tmp_path, (7,), (0, 1)).throttle_events == 2
-    assert gpu_hz(tmp_path) == 1e9
+
+
+def test_what_cools_by_slowing_disturbs_and_a_fan_does_not(bench):
+    def cool(number, kind, state):
+        folder = f"sys/class/thermal/cooling_device{number}"
+        bench.machine.put(f"{folder}/type", kind)
+        bench.machine.put(f"{folder}/cur_state", state)
+
+    cool(0, "pwm-fan", 0)
+    cool(1, "cpufreq-cpu0", 1)
+    cool(2, "intel_powerclamp", -1)  # off
+    bench.calm()
+    cool(0, "pwm-fan", 3)
+    assert bench.block() is None
+    cool(1, "cpufreq-cpu0", 2)
+    assert bench.block() == COOLING
+    assert worker.sensors(str(bench.machine.root))["throttling"] == ["cpufreq-cpu0"]
 
 
 class Heard:
@@ -229,11 +246,18 @@ def test_the_first_gpu_that_cuda_sees_is_asked(monkeypatch):
     assert nvidia.processes() is None
 
 
-def test_a_place_elsewhere_has_no_watch():
-    class Board:
-        about = CPU
+def test_flags_of_a_card_elsewhere_are_told_by_its_worker():
+    told = {"gpu_hz": 1.98e9, "gpu_flags": 0x01, "celsius": {"a": 1.0}}  # 0x01: it is idle
+    clock = Clock()
+    watch = Watch(lambda: reading(told), None, clock)
 
-    watch = watch_of(Board(), Past())
-    watch.begin()
-    assert watch.reason() is None
-    assert worker_pid(Board()) is None
+    def block():
+        watch.begin()
+        clock.pass_(0.1)
+        return watch.reason()
+
+    assert [block() for _ in range(LEAST)] == [None] * LEAST
+    told["gpu_flags"] = 0x21
+    assert block() == "the GPU throttles: temperature"
+    told |= {"gpu_flags": 0x01, "gpu_hz": 1.5e9}
+    assert block() == "the GPU's clock fell"

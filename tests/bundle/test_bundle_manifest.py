@@ -1,11 +1,13 @@
 """The manifest names every file, and a bundle that is not its manifest is refused."""
 
+import errno
 import json
 import os
 
 import pytest
 
-from kdcompile.artifact import write_json
+from kdcompile.artifact import digest, write_json
+from kdcompile.bundle import manifest
 from kdcompile.bundle.manifest import created, read_bundle, write_manifest
 from kdcompile.errors import KDError
 from kdcompile.report import GateResult, Report
@@ -25,15 +27,23 @@ def bundle(tmp_path, monkeypatch):
     (folder / "kit").mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"model")
     (folder / "kit/build.py").write_text("pass\n")
-    write_json(folder / "preprocess.json", {"channels": 1})
+    write_json(folder / "preprocess.json", PREPROCESS)
     write_json(folder / "report.json", report.to_json())
     write_manifest(folder, report, "counting", CHOICE)
     return folder
 
 
+PREPROCESS = {
+    "channels": 1, "mean": [0.0], "std": [1.0], "min_hw": [4, 4], "max_hw": [8, 8]
+}  # fmt: skip
+
+
 def edit(bundle, change):
+    """Change the manifest as somebody does who makes its digest fit."""
     manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["digest"]
     change(manifest)
+    manifest["digest"] = digest(manifest)
     write_json(bundle / "manifest.json", manifest)
 
 
@@ -48,7 +58,7 @@ def refused(bundle, code="bundle-corrupt"):
 def test_round_trip(bundle):
     read = read_bundle(bundle)
     assert (read.name, read.target, read.model) == ("crowd", "jetson", bundle / "model.onnx")
-    assert read.preprocess == {"channels": 1}
+    assert read.preprocess == PREPROCESS
     assert read.report().verdict == "passed on host"
     assert read.manifest["created"] == "1970-01-01T00:00:00Z"
     assert read.manifest["backend"] == {"name": "onnxruntime", "version": "1.20"}
@@ -75,10 +85,10 @@ def test_extra_file_is_refused(bundle):
     assert "move it out" in message
 
 
-def test_python_cache_beside_the_kit_is_not_extra(bundle):
+def test_compiled_file_that_python_would_run_for_a_listed_one_is_extra(bundle):
     (bundle / "kit/__pycache__").mkdir()
-    (bundle / "kit/__pycache__/build.pyc").write_bytes(b"")
-    assert read_bundle(bundle).name == "crowd"
+    (bundle / "kit/__pycache__/build.cpython-311.pyc").write_bytes(b"")
+    assert "build.cpython-311.pyc" in refused(bundle)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "kit", "manifest.json"])
@@ -118,10 +128,16 @@ def test_unknown_schema_names_the_version_that_wrote_it(bundle):
     assert "9.9" in refused(bundle, "bundle-version")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"schema": 1}', "null"])
+@pytest.mark.parametrize("text", ["{", "", '{"schema": 1}', "[" * 100_000, '{"schema": 1e999}'])
 def test_manifest_that_is_no_manifest(bundle, text):
     (bundle / "manifest.json").write_text(text)
-    refused(bundle)
+    refused(bundle, "bundle-missing" if "e9" in text else "bundle-corrupt")
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "null", "{}", '{"schema": true}'])
+def test_json_of_another_tool_is_no_bundle(bundle, text):
+    (bundle / "manifest.json").write_text(text)
+    assert "no number of a schema" in refused(bundle, "bundle-missing")
 
 
 def test_record_without_a_hash_is_refused(bundle):
@@ -139,3 +155,13 @@ def test_bad_epoch_is_named(monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
     with pytest.raises(KDError, match="yesterday"):
         created()
+
+
+def test_what_cannot_be_read_is_named(bundle, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(manifest, "file_sha256", denied)
+    message = refused(bundle, "bundle-unreadable")
+    assert "Permission denied" in message
+    assert "chmod -R u+rX" in message

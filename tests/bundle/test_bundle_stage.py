@@ -8,6 +8,7 @@ from kdcompile.artifact import Store
 from kdcompile.bundle.manifest import read_bundle
 from kdcompile.bundle.stage import install, run
 from kdcompile.errors import KDError
+from kdcompile.factory import factory_sources
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +124,14 @@ def test_place_that_cannot_be_written_is_named(artifact, tmp_path):
     with pytest.raises(KDError) as caught:
         install(artifact, tmp_path / "file/below/out")
     assert caught.value.code == "output-unwritable"
+
+
+def test_bundle_beside_a_spec_is_no_code_of_it(artifact, tmp_path):
+    (tmp_path / "model.py").write_text("pass\n")
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers/blocks.py").write_text("pass\n")
+    (tmp_path / "layers/manifest.json").write_text("{}")
+    before = factory_sources("model.py:build", tmp_path)
+    install(artifact, tmp_path / "out")
+    assert factory_sources("model.py:build", tmp_path) == before
+    assert [path.name for path in before] == ["blocks.py", "model.py"]

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from played_board import (
@@ -21,7 +20,7 @@ from played_board import (
 )
 
 from kdcompile.artifact import Store, file_sha256, write_json
-from kdcompile.bundle import manifest
+from kdcompile.bundle import manifest, swap
 from kdcompile.bundle.merge import merge
 from kdcompile.bundle.stage import install, run
 from kdcompile.errors import KDError
@@ -223,14 +222,11 @@ def test_an_engine_without_its_record_is_refused(merged, bundle, tmp_path, about
 
 def test_a_merge_that_fails_leaves_the_bundle(merged, bundle, monkeypatch):
     before = (bundle / "manifest.json").read_bytes()
-    rename = Path.rename
 
-    def refuse_the_new(path, target):
-        if path.name == "new":
-            raise PermissionError(1, "not permitted")
-        return rename(path, target)
+    def refuse(one, other):
+        raise PermissionError(1, "not permitted")
 
-    monkeypatch.setattr(Path, "rename", refuse_the_new)
+    monkeypatch.setattr(swap, "_exchange", refuse)
     with pytest.raises(KDError) as caught:
         merged()
     assert caught.value.code == "output-unwritable"

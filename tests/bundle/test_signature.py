@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompile.artifact import write_json
+from kdcompile.bundle.form import sealed
 from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.bundle.signature import VARIABLE, Signature, check_signature, sign_bundle
 from kdcompile.cli import cli
@@ -105,7 +106,11 @@ def test_flipped_byte_anywhere_is_refused(bundle, keys):
         (bundle / name).write_bytes(before)
     text = (bundle / "manifest.json").read_text()
     (bundle / "manifest.json").write_text(text.replace('"passed"', '"failed"'))
-    assert read_bundle(bundle).manifest["verdict"] == "failed"  # the hashes do not see it
+    refused("bundle-corrupt", read_bundle, bundle)
+    values = json.loads((bundle / "manifest.json").read_text())
+    del values["digest"]
+    write_json(bundle / "manifest.json", sealed(values))
+    assert read_bundle(bundle).manifest["verdict"] == "failed"  # no hash sees it
     refused("signature-wrong", check_signature, bundle, keys[1])
 
 

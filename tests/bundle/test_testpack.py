@@ -7,7 +7,6 @@ import pytest
 
 from kdcompile.artifact import file_sha256
 from kdcompile.bundle.testpack import SHARD, write_test_pack
-from kdcompile.cli.bundle import scaled
 from kdcompile.data.prepare import Preprocess
 from kdcompile.errors import KDError
 
@@ -81,7 +80,7 @@ def test_scaled_photos_prepare_to_the_same_bits(channels):
     rng = np.random.default_rng(0)
     for shape in ((200, 310), (1000, 40), (64, 96), (10, 20)):
         pixels = rng.integers(0, 256, (*shape, channels), dtype=np.uint8)
-        fitted = scaled(pixels, preprocess)
+        fitted = preprocess.scaled(pixels)
         assert fitted.dtype == np.uint8
         assert fitted.shape[0] <= 64
         assert fitted.shape[1] <= 96

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import kdcompile
+from kdcompile.ci.report import FILES
 
 CI = Path(__file__).parents[2] / "ci"
 # the schema of each file, as check-jsonschema carries it, and a key that it must not do without
@@ -70,6 +70,20 @@ def test_bench_takes_its_inputs(shell):
         "--ci-folder", "out folder",
     ]  # fmt: skip
     assert output == ["exit-code=0", "verdict="]
+    _, words, _ = shell(RUN, COMMAND="bench", ARTIFACT="a", BASELINE="b", REFERENCE="c d")
+    assert words[:6] == ["bench", "a", "--baseline", "b", "--reference", "c d"]
+
+
+def test_compare_takes_two_files_the_old_one_first(shell):
+    found, words, _ = shell(
+        RUN, 3, COMMAND="compare", ARTIFACT="new one.onnx", REFERENCE="old.onnx", MARGIN="5%",
+        ARGUMENTS="--until-decided",
+    )  # fmt: skip
+    assert found.returncode == 3
+    assert words == [
+        "compare", "old.onnx", "new one.onnx", "--margin", "5%", "--until-decided",
+        "--ci", "--ci-folder", "kdcompile-ci",
+    ]  # fmt: skip
 
 
 def test_empty_inputs_are_no_options(shell):
@@ -98,12 +112,32 @@ def test_a_broken_report_does_not_change_the_exit_code(shell):
 
 @pytest.mark.parametrize(
     ("variables", "said"),
-    [({"COMMAND": "bench"}, "'artifact' is empty"), ({"COMMAND": "clean"}, "bench or build")],
+    [
+        ({"COMMAND": "bench"}, "'artifact' is empty"),
+        ({"COMMAND": "compare", "REFERENCE": "old.onnx"}, "'artifact' is empty"),
+        ({"COMMAND": "compare", "ARTIFACT": "new.onnx"}, "'reference' is empty"),
+        ({"COMMAND": "compare", "ARTIFACT": "n", "REFERENCE": "o", "BASELINE": "b"}, "'baseline'"),
+        ({"COMMAND": "clean"}, "bench, compare or build"),
+        ({}, "bench, compare or build"),
+    ],
 )
-def test_wrong_inputs(shell, variables, said):
-    found, words, _ = shell(RUN, **variables)
+def test_wrong_inputs(shell, tmp_path, variables, said):
+    old = tmp_path / "out folder" / "junit.xml"
+    old.parent.mkdir()
+    old.write_text("<of an earlier run/>")
+    found, words, _ = shell(RUN, **variables, FOLDER=old.parent.name)
     assert (found.returncode, words) == (2, None)
+    assert found.stderr.startswith("::error title=kdcompile::")
     assert said in found.stderr
+    assert not old.exists(), "what is uploaded would be of the run before"
+
+
+def test_the_reports_that_are_removed_are_those_that_are_written(shell, tmp_path):
+    for name in (*FILES, "mine.txt"):
+        (tmp_path / name).write_text("")
+    shell(RUN, COMMAND="build", FOLDER=".")
+    assert not any((tmp_path / name).exists() for name in FILES)
+    assert (tmp_path / "mine.txt").exists()
 
 
 @pytest.mark.parametrize("script", sorted(CI.glob("*.sh")), ids=lambda p: p.name)
@@ -128,14 +162,17 @@ def test_installing_takes_the_checkout_of_the_action(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["build", "bench"])
+@pytest.mark.parametrize("name", ["build", "bench", "compare"])
 def test_the_command_has_every_option_that_the_scripts_give(name):
     from kdcompile.cli import cli
 
     known = {option for parameter in cli.commands[name].params for option in parameter.opts}
-    used = {"--ci", "--ci-folder", "--via", "--baseline"}
-    used |= {"--target", "--require"} if name == "build" else {"--margin"}
-    assert used <= known
+    used = {
+        "build": {"--baseline", "--target", "--require"},
+        "bench": {"--baseline", "--margin", "--reference"},
+        "compare": {"--margin"},
+    }
+    assert {"--ci", "--ci-folder", "--via"} | used[name] <= known
 
 
 # ---- the YAML files ----
@@ -197,15 +234,14 @@ def test_the_example_names_inputs_that_exist():
     inputs = load("action.yml")["inputs"]
     jobs = load("example-workflow.yml")["jobs"].values()
     given = [s["with"] for job in jobs for s in job["steps"] if s["uses"].startswith("OWNER/")]
-    assert len(given) == 2
+    assert [values["command"] for values in given] == ["bench", "compare", "build"]
     assert all(set(values) <= set(inputs) for values in given)
-    assert len({values["artifact-name"] for values in given}) == 2, "two uploads of one name fail"
+    assert len({values["artifact-name"] for values in given}) == 3, "two uploads of one name fail"
 
 
 def test_gitlab_jobs_run(shell):
     jobs = load("gitlab.yml")
     common = jobs[".kdcompile"]
-    assert common["variables"]["KDCOMPILE_PACKAGE"] == f"kdcompile[cpu]=={kdcompile.__version__}"
     assert common["artifacts"]["reports"] == {
         "junit": "$KDCOMPILE_FOLDER/junit.xml", "metrics": "$KDCOMPILE_FOLDER/metrics.txt",
     }  # fmt: skip
@@ -214,6 +250,8 @@ def test_gitlab_jobs_run(shell):
     for name, given, words in (
         ("bench", {"ARTIFACT": "a b.onnx", "BASELINE": "b.json", "MARGIN": "3%"},
          ["bench", "a b.onnx", "--margin", "3%", "--baseline", "b.json", "--via", "python:p"]),
+        ("compare", {"ARTIFACT": "a b.onnx", "REFERENCE": "old.onnx", "MARGIN": "5%"},
+         ["compare", "old.onnx", "a b.onnx", "--margin", "5%", "--via", "python:p"]),
         ("build",
          {"SPEC": "crowd", "TARGET": "jetson", "BASELINE": "old", "REQUIRE_DEVICE": "true"},
          ["build", "crowd", "--target", "jetson", "--baseline", "old", "--require", "device",
@@ -224,3 +262,54 @@ def test_gitlab_jobs_run(shell):
         given = variables | {f"KDCOMPILE_{key}": value for key, value in given.items()}
         found, written, _ = shell(command, 3, **given)
         assert (found.returncode, written) == (3, words + ci), found.stderr
+
+
+def test_the_examples_words_are_the_commands_options():
+    from kdcompile.cli import cli
+
+    for job in load("example-workflow.yml")["jobs"].values():
+        given = next(s["with"] for s in job["steps"] if s["uses"].startswith("OWNER/"))
+        known = {opt for param in cli.commands[given["command"]].params for opt in param.opts}
+        assert set(given.get("arguments", "").split()) <= known
+
+
+@pytest.fixture
+def prepare(shell, tmp_path):
+    """Runs GitLab's before_script; a played Python notes what it shall install."""
+
+    def call(has=True, **variables):
+        python = tmp_path / "bin" / "python"
+        python.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> pip\n')
+        python.chmod(0o755)
+        if not has:
+            (tmp_path / "bin" / "kdcompile").unlink()
+        script = "\n".join(load("gitlab.yml")[".kdcompile"]["before_script"])
+        found, *_ = shell(
+            ["/bin/sh", "-euc", script], PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin", **variables
+        )
+        pip = tmp_path / "pip"
+        return found, pip.read_text().splitlines() if pip.exists() else []
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "package", ["kdcompile[cpu] @ git+https://host/OWNER/kdcompile@COMMIT", "./kdcompile[cpu]"]
+)
+def test_gitlab_installs_what_the_user_names(prepare, package):
+    pip = "-m pip install --quiet"
+    found, ran = prepare(KDCOMPILE_PACKAGE=package, KDCOMPILE_TORCH_INDEX="https://index")
+    assert (found.returncode, ran) == (0, [f"{pip} --index-url https://index torch",
+                                           f"{pip} {package}"])  # fmt: skip
+
+
+def test_gitlab_takes_the_kdcompile_of_the_machine(prepare):
+    variables = load("gitlab.yml")[".kdcompile"]["variables"]
+    found, ran = prepare(**variables)
+    assert (found.returncode, ran) == (0, [])
+
+
+def test_gitlab_without_kdcompile_names_the_variable(prepare):
+    found, ran = prepare(has=False, KDCOMPILE_PACKAGE="")
+    assert (found.returncode, ran) == (4, [])
+    assert "set KDCOMPILE_PACKAGE" in found.stderr

@@ -26,7 +26,8 @@ def read(line):
     [
         ("failed", True, "error"), ("inconclusive", True, "error"), ("skipped", True, "error"),
         ("error", True, "error"), ("failed", False, "warning"), ("inconclusive", False, "warning"),
-        ("pending", True, "notice"),
+        ("skipped", False, "warning"), ("error", False, "warning"), ("pending", True, "notice"),
+        ("pending", False, "notice"),
     ],
 )  # fmt: skip
 def test_levels(verdict, required, level):
@@ -34,9 +35,9 @@ def test_levels(verdict, required, level):
     assert [read(line)[0] for line in lines] == [level]
 
 
-@pytest.mark.parametrize("outcome", [("passed", True), ("passed", False), ("skipped", False)])
-def test_silence(outcome):
-    assert annotations([Outcome("size", "size", *outcome)]) == []
+@pytest.mark.parametrize("required", [True, False])
+def test_what_passed_is_not_told(required):
+    assert annotations([Outcome("size", "size", "passed", required)]) == []
 
 
 def test_any_text_stays_one_line_and_comes_back():

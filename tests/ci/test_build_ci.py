@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from kdcompile.cli import main
+from kdcompile.cli.ci import FOLDER, asked_folder
 from kdcompile.report import GateResult, Report, overall
 
 
@@ -51,7 +52,7 @@ def test_a_failed_gate(run):
     assert cases() == {"accuracy": "system-out", "size_mb": "failure"}
     record = json.loads(Path("kdcompile-ci/outcomes.json").read_text())
     assert record["exit_code"] == 3
-    assert record["title"] == "kdcompile: crowd for jetson"
+    assert record["title"] == f"kdcompile build: {Path.cwd().name}"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,59 @@ def test_a_build_that_breaks_is_reported(run):
     code, _, err = run("--ci")
     assert code == 1
     assert "error[spec-missing]" in err
-    assert cases() == {"build": "error"}
+    assert cases() == {Path.cwd().name: "error"}
     text = ElementTree.parse("kdcompile-ci/junit.xml").find(".//error").text
     assert "fix:   kdcompile init --example digits" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        (("crowd", "--target", "jetson"), "kdcompile build: crowd for jetson"),
+        (("crowd/mine.toml",), "kdcompile build: crowd"),
+        (("crowd/../other/",), "kdcompile build: other"),
+    ],
+)
+def test_the_suite_has_one_name_whether_the_build_breaks_or_not(run, words, title):
+    for gates, code in ((None, 1), ([PASSED], 0), ([FAILED], 3)):
+        assert run(*words, "--ci", gates=gates)[0] == code
+        assert ElementTree.parse("kdcompile-ci/junit.xml").getroot().get("name") == title
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (("--targt", "jetson", "--ci"), "kdcompile-ci"),
+        (("--ci", "a", "b"), "kdcompile-ci"),
+        (("--require", "bord", "--ci-folder", "out"), "out"),
+        (("--ci-folder=out", "--set"), "out"),
+    ],
+)
+def test_a_wrong_command_line_leaves_no_verdict_of_the_run_before(run, words, folder):
+    run("--ci-folder", folder, gates=[PASSED])
+    code, _, err = run(*words)
+    assert code == 2
+    assert "Error: " in err
+    assert cases(folder) == {"build": "error"}
+    record = json.loads((Path(folder) / "outcomes.json").read_text())
+    assert (record["exit_code"], record["outcomes"][0]["kind"]) == (2, "build")
+    assert record["outcomes"][0]["reason"] in err
+
+
+@pytest.mark.parametrize("words", [("--targt", "x"), ("--targt", "--", "--ci")])
+def test_reports_stay_where_none_are_asked_for(run, words):
+    run("--ci", gates=[PASSED])
+    assert run(*words)[0] == 2
+    assert cases() == {"accuracy": "system-out"}
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ([], None), (["--ci"], FOLDER), (["--ci-folder", "a"], "a"), (["--ci-folder=a"], "a"),
+        (["--ci", "--ci-folder", "a"], "a"), (["--ci", "--ci-folder"], FOLDER),
+        (["--", "--ci"], None), (["--json", "x"], None),
+    ],
+)  # fmt: skip
+def test_the_folder_of_a_command_line_that_cannot_be_read(words, folder):
+    assert asked_folder(words) == (None if folder is None else Path(folder))

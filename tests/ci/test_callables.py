@@ -89,15 +89,20 @@ def test_slow_functions_give_the_least_and_fast_ones_the_most():
     _, (slow,) = timed(5.0)
     assert len(blocks(slow)) == MIN_BLOCKS
     assert {len(block.ms) for block in blocks(slow)} == {5}
-    _, (fast,) = timed(1e-4, seconds=1000.0)
+    _, (fast,) = timed(1e-4, seconds=10.0)
     assert len(blocks(fast)) == MAX_BLOCKS
 
 
+def test_more_seconds_are_more_blocks():
+    _, (a,) = timed(1e-4, seconds=40.0)
+    assert len(blocks(a)) == 4 * MAX_BLOCKS
+
+
 def test_disturbed_blocks_are_kept_with_their_reason_and_taken_again():
-    _, (a,) = timed(1e-4, seconds=1000.0, watch=Watch(3, 5))
+    _, (a,) = timed(1e-4, seconds=10.0, watch=Watch(3, 5))
     assert len(blocks(a)) == MAX_BLOCKS + 2
     assert [i for i, block in enumerate(blocks(a)) if block.disturbed == "load"] == [3, 5]
-    _, (a,) = timed(1e-4, seconds=1000.0, watch=Watch(*range(1000)))
+    _, (a,) = timed(1e-4, seconds=10.0, watch=Watch(*range(1000)))
     assert len(blocks(a)) == MAX_BLOCKS + MAX_BLOCKS // 3
 
 

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from click import UsageError
+from click import Argument, MissingParameter, UsageError
 
 from kdcompile.bench.verdict import Comparison, Ratio
 from kdcompile.ci.outcome import (
@@ -92,12 +92,14 @@ def test_notes_and_details_are_kept_beside_the_comparison():
         (ToolMissingError("tool-missing", "no TensorRT"), 4),
         (ZeroDivisionError("by zero"), 1),
         (UsageError("no such option"), 2),
+        (MissingParameter(param=Argument(["artifact"]), param_type="argument"), 2),
     ],
 )
 def test_an_error_comes_before_every_verdict(error, code):
-    found = [Outcome("a", "gate", "failed"), outcome_of_error(error, "build")]
-    assert overall_of(found) == ("error: build", code)
-    assert str(error) in found[1].reason
+    found = [Outcome("a", "gate", "failed"), outcome_of_error(error, "net.onnx", "bench")]
+    assert overall_of(found) == ("error: net.onnx", code)
+    assert getattr(error, "format_message", error.__str__)() in found[1].reason
+    assert found[1].kind == "bench", "readers group by it"
 
 
 def test_json_has_no_number_that_json_does_not_know():

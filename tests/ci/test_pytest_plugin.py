@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 from bench_samples import made
@@ -101,15 +102,79 @@ def test_a_function_that_became_slower(run, speeds, pytester):
     assert 'name="kdcompile_latency" value="regressed' in (pytester.path / "j.xml").read_text()
 
 
-def test_an_undecided_verdict_fails_only_when_strict(run, speeds, pytester):
+def test_an_undecided_verdict_never_passes(run, speeds, pytester):
     saved(pytester, runs=3)
     speeds[:] = [1.01]
     result = run("baseline='b.json'", FUNCTION)
-    result.assert_outcomes(passed=1)
-    assert "test_it: inconclusive: p50" in said(result)
-    result = run("baseline='b.json', strict=True", FUNCTION)
     result.assert_outcomes(failed=1)
-    assert "(strict)" in said(result)
+    assert "test_it: inconclusive: p50" in said(result)
+    assert "Traceback" not in said(result)
+    body = FUNCTION + "\n    raise AssertionError('the test went on')"
+    result = run("baseline='b.json', undecided='skip'", body, "-rs")
+    result.assert_outcomes(skipped=1)
+    assert "inconclusive: p50" in said(result)
+
+
+def test_what_an_undecided_function_is_told_decides(run, speeds, pytester):
+    """The ways that the message of a baseline's test names, each taken as it is printed."""
+    saved(pytester, runs=3)
+    speeds[:] = [1.01, 1.0]
+    text = said(run("baseline='b.json'", FUNCTION))
+    assert "seconds=" not in text, "a test is one run, however long it takes"
+    assert "reference=OLD in the call, in place of the mark's baseline" in text
+    assert "a baseline of 6 runs: --kdcompile-save-baseline --kdcompile-runs 6" in text
+    margin = re.search(r"max_regression=(0\.\d+)", text)[0]
+    run(f"baseline='b.json', {margin}", FUNCTION).assert_outcomes(passed=1)
+    run("", "kdcompile_latency(lambda: None, reference=lambda: None)").assert_outcomes(passed=1)
+    speeds[:] = [1.0]
+    run("baseline='b.json'", FUNCTION).assert_outcomes(failed=1)
+    words = ("--kdcompile-save-baseline", "--kdcompile-runs=6", "--kdcompile-why=more runs")
+    for _ in range(6):
+        run("baseline='b.json'", FUNCTION, *words).assert_outcomes(skipped=1)
+    run("baseline='b.json'", FUNCTION).assert_outcomes(passed=1)
+
+
+def test_on_another_day_a_function_is_told_of_days(run, speeds, pytester, monkeypatch):
+    saved(pytester, runs=6)
+    monkeypatch.setattr("kdcompile.bench.occasions.APART", timedelta(0))
+    result = run("baseline='b.json'", FUNCTION)
+    result.assert_outcomes(failed=1)
+    assert "a baseline of more runs, each on another day" in said(result)
+    assert "how much this device moves" in said(result)
+
+
+def test_the_seconds_that_are_named_decide_what_takes_turns(run, speeds, monkeypatch):
+    """Noise that leaves the usual seconds undecided; then the printed words of the mark."""
+
+    def time(self, named):
+        count = round(callables.BLOCKS_PER_S * self.seconds)
+        return [
+            made(1.0, runs=1, processes=1, blocks=count, name=name, seed=i, noise=0.1,
+                 facts=facts(), mode=mode(4))
+            for i, name in enumerate(named)
+        ]  # fmt: skip
+
+    monkeypatch.setattr(callables.Timer, "time", time)
+    call = "kdcompile_latency(lambda: None, reference=lambda: None)"
+    text = said(run("", call))
+    fix = re.search(
+        r"fix:   (seconds=\d+) in the mark takes (\d+) more blocks of each, some (\d+)", text
+    )
+    seconds, blocks, samples = int(fix[1].partition("=")[2]), int(fix[2]), int(fix[3])
+    assert blocks == (seconds / 10 - 1) * 60, "as many as the usual seconds took, in proportion"
+    assert samples == blocks * 20
+    run(fix[1], call).assert_outcomes(passed=1)
+
+
+def test_noise_that_no_test_can_decide_names_no_seconds(run, speeds, monkeypatch):
+    def time(self, named):
+        return [made(runs=1, processes=1, blocks=60, name=n, seed=i, noise=0.5, facts=facts(),
+                     mode=mode(4)) for i, n in enumerate(named)]  # fmt: skip
+
+    monkeypatch.setattr(callables.Timer, "time", time)
+    text = said(run("", "kdcompile_latency(lambda: None, reference=lambda: None)"))
+    assert "fix:   max_regression=0." in text
+    assert "seconds=" not in text
 
 
 def test_a_foreign_baseline_is_refused_until_it_is_allowed(run, speeds, pytester):
@@ -187,6 +252,15 @@ def test_the_number_of_runs(run, speeds, pytester, runs):
 
 WRONG = [
     ("basline='b.json'", FUNCTION, "no word 'basline' (did you mean 'baseline'?)"),
+    ("baseline='b', undecide='skip'", FUNCTION, "no word 'undecide' (did you mean 'undecided'?)"),
+    ("baseline='b', undecided='skp'", FUNCTION, "undecided is 'skp' (did you mean 'skip'?)"),
+    ("baseline='b', undecided=True", FUNCTION, "undecided is True"),
+    ("baseline=3", FUNCTION, "baseline is 3"),
+    ("baseline='b', via=22", FUNCTION, "via is 22"),
+    ("baseline='b', allow=5", FUNCTION, "allow is 5"),
+    ("baseline='b', allow=['cpu', 3]", FUNCTION, "allow is ['cpu', 3]"),
+    ("baseline='b', max_regression=float('nan')", FUNCTION, "max_regression is nan"),
+    ("baseline='b', seconds=None", FUNCTION, "seconds is None"),
     ("'b.json'", FUNCTION, "it takes words only by name"),
     ("baseline='b', max_regression=3", FUNCTION, "max_regression is 3"),
     ("baseline='b', max_regression='3%'", FUNCTION, "max_regression is '3%'"),
@@ -210,6 +284,15 @@ def test_wrong_use_fails_with_its_reason(run, pytester):
     for part, (*_, message) in zip(parts, WRONG, strict=True):
         assert message in part
     assert "Traceback" not in said(result)
+    assert "TypeError" not in said(result)
+
+
+def test_a_baseline_that_cannot_be_written_is_told_before_the_timing(run, speeds, pytester):
+    (pytester.path / "file").write_text("")
+    result = run("baseline='file/b.json'", FUNCTION, "--kdcompile-save-baseline")
+    result.assert_outcomes(failed=1)
+    assert "error[baseline-folder]" in said(result)
+    assert speeds.asked == []
 
 
 def test_a_marked_test_that_is_skipped_or_fails_keeps_its_own_reason(run):

@@ -36,6 +36,18 @@ def test_a_command_that_judges_nothing_says_so_everywhere(tmp_path):
     assert (record["verdict"], record["exit_code"]) == verdict
 
 
+def test_an_exit_code_without_a_red_gate_is_a_red_test_of_its_own(tmp_path):
+    """Every gate waits for the board: the exit code is 5, and no gate says so."""
+    waits = Outcome("speedup", "latency", "pending")
+    junit_xml, *_, record = report_ci([waits], tmp_path, "t", environment={})
+    found = {c.get("name"): c[0].tag for c in ElementTree.parse(junit_xml).iter("testcase")}
+    assert found == {"speedup": "skipped", "verdict": "error"}
+    assert json.loads(record.read_text())["exit_code"] == 5
+    report_ci([waits, Outcome("size", "size", "passed")], tmp_path, "t", environment={})
+    names = [c.get("name") for c in ElementTree.parse(junit_xml).iter("testcase")]
+    assert names == ["speedup", "size"]
+
+
 def test_the_summary_is_appended(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n")
@@ -92,35 +104,39 @@ def test_a_folder_without_write_permission_is_refused_before_the_work(tmp_path, 
 
 
 def _enter(folder):
-    with in_ci(folder / "out", "t", "build"):
+    with in_ci(folder / "out", "build", "crowd"):
         pytest.fail("nothing may be measured for reports that cannot be written")
 
 
 @pytest.mark.parametrize("error", [KDError("spec-missing", "no spec", "here", "write"), OSError()])
 def test_an_error_is_reported_and_raised(tmp_path, error):
-    with pytest.raises(type(error)), in_ci(tmp_path, "kdcompile build", "crowd"):
+    with pytest.raises(type(error)), in_ci(tmp_path, "bench", "crowd"):
         raise error
-    case = ElementTree.parse(tmp_path / "junit.xml").find(".//testcase")
-    assert (case.get("name"), case[0].tag) == ("crowd", "error")
+    root = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    case = root.find(".//testcase")
+    assert (case.get("classname"), case.get("name"), case[0].tag) == (
+        "kdcompile.bench", "crowd", "error",
+    )  # fmt: skip
+    assert root.get("name") == "kdcompile bench"
     assert json.loads((tmp_path / "outcomes.json").read_text())["exit_code"] == 1
 
 
 def test_reports_of_an_earlier_run_go_before_the_work(tmp_path):
     report_ci([Outcome("size", "size", "passed")], tmp_path, "t", environment={})
     (tmp_path / "mine.txt").write_text("kept")
-    with in_ci(tmp_path, "t", "build"):
+    with in_ci(tmp_path, "build", "crowd"):
         assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_run_that_was_stopped_leaves_no_report(tmp_path):
     report_ci([Outcome("size", "size", "passed")], tmp_path, "t", environment={})
-    with pytest.raises(KeyboardInterrupt), in_ci(tmp_path, "t", "build"):
+    with pytest.raises(KeyboardInterrupt), in_ci(tmp_path, "build", "crowd"):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_ci_nothing_happens(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(KDError), in_ci(None, "t", "build"):
+    with pytest.raises(KDError), in_ci(None, "build", "crowd"):
         raise KDError("x", "y")
     assert list(tmp_path.iterdir()) == []

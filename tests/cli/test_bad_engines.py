@@ -16,6 +16,7 @@ from small_build import SmallBuild
 from kdcompile import targets
 from kdcompile.artifact import file_sha256
 from kdcompile.backends import stage, worker
+from kdcompile.bundle.form import sealed
 from kdcompile.bundle.stage import install
 
 VERSION = "8.6.1"
@@ -62,11 +63,12 @@ def at_h100(tmp_path, monkeypatch):
 def seal(bundle):
     """Make the manifest say what the files are: as if the bundle had been written so."""
     manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["digest"]
     for name, record in manifest["files"].items():
         record["sha256"], record["bytes"] = (
             file_sha256(bundle / name), (bundle / name).stat().st_size,
         )  # fmt: skip
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 def with_record(change):
@@ -194,6 +196,7 @@ def test_what_a_refusal_proposes_works(folder, at_h100, command):
 def test_via_without_an_engine(folder, command):
     manifest = folder / "bundle" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"engine": "model.engine"', '"engine": null'))
+    seal(folder / "bundle")
     refusal(
         command("run", "bundle", "photo.png", "--via", "python:x"),
         "engine-missing", "no engine is to be run", "leave out --via",

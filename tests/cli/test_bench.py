@@ -48,7 +48,7 @@ def test_save_makes_three_runs_of_fresh_processes(line):
     assert "saved new/b.json, 3 runs" in line.out
     baseline = read_baseline(line.folder / "new" / "b.json")
     assert len(baseline.samples.runs) == 3
-    assert len(line.scene.places) == 9
+    assert line.processes == 9
     assert baseline.reference == "../net.onnx"
     assert baseline.history[0]["why"] == "kdcompile bench --save"
 
@@ -79,7 +79,7 @@ def test_from_samples_alone(kept, ms, decision, code):
     assert (code_, judged["decision"], judged["paired"]) == (code, decision, False)
     assert any("has changed since" in note for note in judged["notes"])
     assert judged["reference"]["runs"] == 3
-    assert len(kept.scene.places) == 9 + 3
+    assert kept.processes == 9 + 3
 
 
 def test_a_reference_that_is_gone_is_told(kept):
@@ -111,19 +111,19 @@ def test_ten_samples_decide_nothing(kept):
     assert found["candidate"]["inferences"] == 10
     assert found["more_blocks"] > 0
     assert kept("bench", "net.onnx", "--baseline", "b.json", "--samples", "10")[0] == 5
-    assert "--until-decided takes them" in kept.out
+    assert "to decide: kdcompile bench net.onnx --baseline b.json --until-decided\n" in kept.out
 
 
 def test_until_decided_goes_on_and_spends_the_level(kept):
     kept.network("other", 1.1, seed=1)
     levels = kept.undecided(2)
     words = ("bench", "other.onnx", "--baseline", "b.json", "--until-decided", "--limit", "3000")
-    before = len(kept.scene.places)
+    before = kept.processes
     code, found = kept.json(*words)
     assert (code, found["decision"], found["looks"], found["paired"]) == (3, "regressed", 3, True)
     assert levels == pytest.approx([0.001] * 3)
     assert found["level"] == pytest.approx(0.001)
-    assert len(kept.scene.places) == before + 4 * 3  # looks after 3, 6 and 12 processes
+    assert kept.processes == before + 4 * 3  # looks after 3, 6 and 12 processes
     assert found["candidate"]["runs"] == 1
     levels.clear()
     assert kept(*words)[0] == 3
@@ -137,8 +137,9 @@ def test_until_decided_ends_at_the_limit(kept):
     code, _ = kept(*words, "--limit", "10")
     assert code == 5
     assert kept.scene.clock() - start < 15
-    assert "40 more blocks are some" in kept.out
-    assert "a longer --limit takes them" in kept.out
+    assert (
+        "to decide: kdcompile bench net.onnx --baseline b.json --until-decided --limit" in kept.out
+    )
     assert len(levels) < 5
     levels.clear()
     assert kept.json(*words, "--limit", "1e6")[1]["looks"] == len(levels) <= 5
@@ -231,7 +232,9 @@ def test_a_margin_that_is_no_percentage(kept, margin):
         (("--mode", "graph=maybe"), "mode-invalid", "cannot be 'maybe'", "graph=true"),
         (("--mode", "copies"), "mode-invalid", "copies", "copies=none"),
         (("--mode", "graph=true"), "mode-refused", "CUDA graph", "leave the option out"),
-        (("--mode", "streams=4"), "mode-refused", "4 streams", "one stream"),
+        (("--streams", "33"), "mode-refused", "33 streams", "1 to 32 streams"),
+        (("--streams", "2", "--samples", "10"), "effort-refused", "samples 10", "one stream"),
+        (("--mode", "copies=out,in"), "mode-invalid", "cannot be 'out,in'", "copies=out"),
         (("--processes", "0"), "effort-refused", "processes 0", "at least 1"),
         (("--seconds", "nan"), "effort-refused", "seconds", "above 0"),
         (("--builds", "5"), "builds-none", "cannot be built", "leave --builds out"),

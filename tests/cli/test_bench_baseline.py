@@ -1,5 +1,6 @@
 """`kdcompile baseline`: kept by device class, with who and why in their history."""
 
+import onnx
 import pytest
 from bench_line import UNIT_MS, BenchLine
 from command_line import refusal
@@ -98,6 +99,36 @@ def test_another_device_does_not_write_into_it(kept):
     assert len(_read(kept).history) == 2
 
 
+def test_update_in_one_of_several_classes_takes_its_mode_and_shape(line, monkeypatch):
+    """The class is asked of the device, and each file is read once."""
+    model = onnx.load(line.folder / "net.onnx")
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"s{axis}"
+    onnx.save(model, line.folder / "net.onnx")
+    for cpu, copies, shape in (("Other", "none", "1x3x16x16"), ("played", "both", "1x3x32x32")):
+        line.scene.facts = lambda process, cpu=cpu: {"cpu": cpu}
+        words = ("--shape", shape, "--mode", f"copies={copies}")
+        assert line("baseline", "init", "net.onnx", *words)[0] == 0
+    read = []
+    monkeypatch.setattr(
+        "kdcompile.bench.baseline.read_baseline",
+        lambda file: read.append(file) or read_baseline(file),
+    )
+    assert line("baseline", "update", "net.onnx", "--why", "again")[0] == 0
+    mode = _read(line).mode
+    assert (mode["copies"], mode["input"]) == ("both", "1x3x32x32 float32")
+    assert len(_read(line).history) == 2
+    assert len(_read(line, ".kdcompile-baselines/other/net.json").history) == 1
+    assert sorted(file.parent.name for file in read) == ["other", "played"]
+    line.scene.facts = lambda process: {"cpu": "Third"}
+    places = len(line.scene.places)
+    found = line("baseline", "update", "net.onnx", "--why", "again")
+    refusal(found, "baseline-class", "kept for other, played", "--device other")
+    assert len(line.scene.places) == places + 1  # it was asked, and nothing measured
+    assert line("baseline", "update", "net.onnx", "--why", "x", "--device", "other")[0] == 0
+    assert _read(line, ".kdcompile-baselines/other/net.json").mode["copies"] == "none"
+
+
 def test_update_of_none_and_of_a_broken_one(kept):
     places = len(kept.scene.places)
     found = kept("baseline", "update", "net.onnx", "nett", "--why", "x")
@@ -158,3 +189,46 @@ def test_without_git(line, monkeypatch):
     monkeypatch.setenv("LOGNAME", "login")
     assert line("baseline", "init", "net.onnx")[0] == 0
     assert _read(line).history[0]["who"] == "login"
+
+
+def _on(monkeypatch, day):
+    monkeypatch.setattr("kdcompile.bench.session._now", lambda: f"2026-03-{day:02}T08:00:00+00:00")
+
+
+def test_another_occasion_joins_the_baseline(kept, monkeypatch):
+    _on(monkeypatch, 2)
+    code, found = kept.json("baseline", "update", "net.onnx", "--add", "--why", "another day")
+    made = _read(kept)
+    assert (code, found["samples"]["runs"], len(made.samples.runs)) == (0, 6, 6)
+    assert made.samples.runs[-1].started.startswith("2026-03-02")
+    assert [change["why"] for change in made.history] == ["first baseline", "another day"]
+    assert kept("bench", "net.onnx", "--baseline", FILE)[0] == 0
+
+
+def test_another_artifact_does_not_join(kept):
+    before = (kept.folder / FILE).read_bytes()
+    kept.network("net", 0.8, seed=1)
+    words = ("baseline", "update", "net.onnx", "--why", "new")
+    refusal(kept(*words, "--add"), "baseline-other", "not the artifact", "leave --add out")
+    assert (kept.folder / FILE).read_bytes() == before
+    assert kept(*words)[0] == 0
+
+
+def test_other_conditions_do_not_join(kept):
+    before = (kept.folder / FILE).read_bytes()
+    kept.scene.facts = lambda process: {"cpu": "played", "governor": "powersave"}
+    words = ("baseline", "update", "net.onnx", "--add", "--why", "x")
+    refusal(kept(*words), "baseline-foreign", "governor", "leave --add out")
+    assert (kept.folder / FILE).read_bytes() == before
+    assert kept(*(word for word in words if word != "--add"))[0] == 0
+
+
+def test_on_another_day_nothing_goes_on_in_vain(kept, monkeypatch):
+    kept.network("new", 1.0, seed=1)
+    (kept.folder / "net.onnx").unlink()  # its samples stand for it
+    _on(monkeypatch, 5)
+    words = ("bench", "new.onnx", "--baseline", FILE, "--margin", "1%")
+    code, found = kept.json(*words, "--until-decided")
+    assert (code, found["decision"]) == (5, "inconclusive")
+    assert len(found["candidate"]["started"]) == 1
+    assert "baseline update --add" in found["reason"]

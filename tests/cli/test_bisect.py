@@ -181,3 +181,37 @@ def test_where_nothing_is_compared_nothing_has_passed(ladder):
         assert result.exit_code == 5
         assert "inconclusive: no rung could be held against another" in result.output
         assert json.loads(run(command, *arguments, "--json").output)["exit_code"] == 5
+
+
+def infinite(model):
+    """A weight that makes every output infinite."""
+    weight = model.graph.initializer[1]
+    weight.CopyFrom(numpy_helper.from_array(np.full((1, 1, 1, 1), np.inf, np.float32), weight.name))
+    return model
+
+
+def test_what_is_no_number_is_traced_to_the_rung_that_made_it(ladder):
+    made, suspect = ladder(1.0), infinite(network())
+    side = OnnxSide(suspect)
+    made.rungs[3] = replace(made.rungs[3], side=side, model=suspect)
+    made.rungs[4] = Rung("engine", "", "int8", side, model=suspect)
+    done = run(bisect, "--rung", "engine")
+    assert isinstance(done.exception, KDError)
+    assert done.exception.code == "bisect-inherited"
+    words = done.exception.fix.split(": ")[1].split(",")[0].split()
+    assert words == ["kdcompile", "bisect", "--rung", "int8"]
+    again = run(bisect, *words[2:])  # as the fix says
+    assert again.exit_code == 3, again.output
+    assert "int8 leaves onnx at the tensor middle" in again.output
+    assert "failed too: engine" in again.output
+
+
+@pytest.mark.parametrize(("first", "fix"), [("pytorch", "distill.lr"), ("onnx", "bisect SPEC")])
+def test_what_the_first_rung_itself_gives_is_no_rungs_fault(ladder, first, fix):
+    made, both = ladder(1.0), OnnxSide(infinite(network()))
+    made.rungs[:] = [Rung(first, "", side=both), Rung("int8", "", "int8", both)]
+    done = run(bisect)
+    assert isinstance(done.exception, KDError)
+    assert done.exception.code == "bisect-inherited"
+    assert f"made by {first}" in done.exception.message
+    assert fix in done.exception.fix

@@ -3,13 +3,12 @@
 import importlib
 import json
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kdcompile.bundle import manifest
+from kdcompile.bundle.manifest import Bundle
 from kdcompile.errors import KDError
 
 verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
@@ -26,17 +25,17 @@ def checked(tmp_path, monkeypatch):
     np.savez(tmp_path / "kit" / "reference.npz", input_0=IMAGE, **outputs)
 
     def check(precision, via, factor):
-        about = {"files": {}, "verdict": "passed", "exit_code": 0, "precision": precision}
-        bundle = SimpleNamespace(folder=tmp_path, manifest=about)
+        files = {"kit/gates.json": {}, "kit/reference.npz": {}}
+        about = {"files": files, "verdict": "passed", "exit_code": 0, "precision": precision}
+        bundle = Bundle(tmp_path, about)
 
         @contextmanager
         def opened(found, place, onnx):
             assert (found, place, onnx) == (bundle, via, via is None)
             yield lambda image: factor * image
 
-        monkeypatch.setattr(manifest, "read_bundle", lambda folder: bundle)
         monkeypatch.setattr(verify, "open_network", opened)
-        return verify.check_bundle(tmp_path, via)
+        return verify.check_bundle(bundle, via)
 
     return check
 

@@ -8,8 +8,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from kdcompile.artifact import Hasher
+from kdcompile.data import photo as photo_module
 from kdcompile.data.photo import Photo
-from kdcompile.data.splits import load_splits, photos_digest, splits_digest
+from kdcompile.data.splits import drop_twins, load_splits, photos_digest, splits_digest
 from kdcompile.errors import KDError
 from kdcompile.spec import Data
 
@@ -26,7 +27,7 @@ def jsonl(tmp_path):
         _image(tmp_path / "images" / name, 20 * value)
     _image(tmp_path / "images" / "twin.png", 80)  # the bytes of e.png
     rows = [
-        {"image": f"images/{n}", "points": [[1.5, 2.5]] * i}
+        {"image": f"images/{n}", "points": [[1.5, 2.5 + j] for j in range(i)]}
         for i, n in enumerate([*names, "twin.png"])
     ]
     (tmp_path / "annotations.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -199,3 +200,15 @@ def test_the_digest_of_photos_is_of_pixels_and_annotations_alone():
         [photo("a", 1), photo("b", 2, label=1.0)],
     ]
     assert len({known, *map(photos_digest, others)}) == 5
+
+
+def test_photos_are_read_once_for_their_hashes(monkeypatch, tmp_path):
+    read = []
+    monkeypatch.setattr(photo_module, "file_sha256", lambda path: read.append(path) or path.name)
+    photos = {
+        split: [Photo(split, path=tmp_path / split, label=1.0)]
+        for split in ("train", "val", "test")
+    }
+    splits = drop_twins(photos)
+    photos_digest(splits.test)
+    assert sorted(path.name for path in read) == ["test", "train", "val"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -155,6 +156,30 @@ def test_a_lost_process_ends_the_job_and_the_next_one_goes_on(folder):
     assert again.returncode == 0, again.stderr
     assert len(list((folder / ".kdcompile" / "distill").glob("*/student.safetensors"))) == 1
     assert not list((folder / ".kdcompile" / "work").glob("distill-*"))
+
+
+def test_a_loss_that_is_not_finite_in_one_process_names_its_batch(folder):
+    """All stop at the step, and one process runs the batch of the one at fault again."""
+    code = CODE.replace(
+        "        return super().forward(image)",
+        """
+        found = super().forward(image)
+        is_second = os.environ.get("RANK", "1") == "1"
+        return found / 0 if self.training and is_second else found
+""",
+    )
+    (folder / "net.py").write_text(code)
+    stopped = _kdcompile(folder, "distill", processes=2)
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("error[loss-nonfinite]: step 1: loss and hard") == 2
+    names = {path.name for path in folder.rglob("replay-*.safetensors")}
+    assert names == {"replay-1-rank0.safetensors", "replay-1-rank1.safetensors"}
+    (kept,) = set(re.findall(r"kdcompile distill --replay (\S+) ", stopped.stderr))
+    assert kept.endswith("replay-1-rank1.safetensors")
+    again = _kdcompile(folder, "distill", "--replay", kept, "--json")
+    assert again.returncode == 0, again.stderr
+    first = json.loads(again.stdout)["nonfinite"][0]
+    assert (first["of"], first["name"]) == ("student", "output (Net)")
 
 
 def test_a_failed_collective_says_what_to_do():

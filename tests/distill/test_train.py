@@ -157,10 +157,26 @@ def test_a_loss_that_turns_non_finite_stops_with_the_batch(spec, tmp_path):
     kept = tmp_path / "work" / "replay-4.safetensors"
     assert str(kept) in error.value.where
     with safe_open(kept, framework="pt") as stream:
-        assert stream.metadata()["step"] == "4"
+        assert json.loads(stream.metadata()["moment"])["step"] == 4
         assert torch.equal(stream.get_tensor("images"), run.sampler.batch(3).images)
         for name, value in seen[3].items():
             assert torch.equal(stream.get_tensor(f"student.{name}"), value)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ('recipe = "skt"\ntaps = [["1", "9"]]', "tap-missing"),
+        ('recipe = "skt"\ntaps = [["1", "4"]]', "tap-stride"),
+        ('recipe = "none"\nweights = { intra = 1.0 }', "recipe-term"),
+    ],
+)
+def test_a_later_stage_that_cannot_be_is_refused_before_the_first(spec, tmp_path, change, code):
+    stages = STAGES.replace('recipe = "none"', change)
+    with pytest.raises(KDError) as error:
+        trainer(spec(more=stages), tmp_path / "work").run()
+    assert error.value.code == code
+    assert not (tmp_path / "work" / "checkpoint.pt").exists()
 
 
 def test_a_gradient_that_overflows_stops_too(spec, tmp_path):
@@ -219,15 +235,13 @@ def test_minutes_become_steps_once(spec, tmp_path):
     assert all(torch.equal(p, before[n]) for n, p in training.student.state_dict().items())
 
 
-def test_a_damaged_checkpoint_is_said(spec, tmp_path):
+def test_a_damaged_checkpoint_is_said_and_the_training_starts_again(spec, tmp_path, caplog):
     work = tmp_path / "work"
     work.mkdir()
     (work / "checkpoint.pt").write_bytes(b"PK torn")
-    with pytest.raises(KDError) as error:
-        trainer(spec("distill.steps=4"), work)
-    assert error.value.code == "checkpoint-damaged"
-    (work / "checkpoint.pt").unlink()  # the fix
     assert trainer(spec("distill.steps=4"), work).run().step == 4
+    assert "checkpoint.pt is damaged" in caplog.text
+    assert "the training starts again" in caplog.text
 
 
 @pytest.mark.parametrize("sets", [("distill.crop=15",), ()])

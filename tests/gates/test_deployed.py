@@ -170,7 +170,7 @@ def test_a_jetson_at_the_board_leaves_nothing_pending(tmp_path, patch):
     place = NearGpu("10.3.0", tmp_path / "there", capability="8.7", name=b"Orin")
     with patch.context() as m:
         m.setattr(worker, "_first_line", NANO.get)
-        m.setattr(worker, "_memory", lambda: {"total": 7620, "free": 4000})
+        m.setattr(worker, "_memory", lambda path: {"total": 7620, "free": 4000})
         build = made_at(place, target, tmp_path, patch, ["gates.speedup.min=0.01"])
     assert {g["evidence"] for g in build.report()["gates"]} == {"device"}
     build.run("compile", target)

@@ -9,7 +9,8 @@ from resourced import ENERGY, MEMORY, NOTHING, context
 
 from kdcompile import targets
 from kdcompile.artifact import file_sha256
-from kdcompile.bench.power import Absent, Resources
+from kdcompile.backends.usage import Absent
+from kdcompile.bench.power import Resources
 from kdcompile.gates import resources
 from kdcompile.gates.energy import energy_mj
 from kdcompile.gates.registry import judge
@@ -83,7 +84,10 @@ def step(tmp_path):
     """`step(board)` -> what a verify stage has of a compiled network."""
     (tmp_path / "model.onnx").write_bytes(b"network")
     sha256 = file_sha256(tmp_path / "model.onnx")
-    compiled = SimpleNamespace(file=lambda name: tmp_path / name, files={"model.onnx": sha256})
+    compiled = SimpleNamespace(
+        file=lambda name: tmp_path / name, files={"model.onnx": sha256},
+        json=lambda name: {"precision": "int8"},
+    )  # fmt: skip
     gates = Gates.model_validate({"memory_mb": {"max": 500}})
     spec = SimpleNamespace(
         seed=3, gates=gates, export=SimpleNamespace(profile=[None, [1, 3, 4, 5], None])
@@ -96,8 +100,8 @@ def measured(monkeypatch):
     """What `measure` is called with."""
     calls = []
 
-    def measure(open_, load, arrays):
-        calls.append((open_, load, arrays))
+    def measure(open_, load):
+        calls.append((open_, load))
         return Resources(ENERGY, MEMORY)
 
     monkeypatch.setattr(resources, "measure", measure)
@@ -112,21 +116,21 @@ def test_at_a_board_its_engine_is_measured(step, measured, monkeypatch, tmp_path
     board = SimpleNamespace(via="ssh://orin", backend="tensorrt")
     found = resources.measured_resources(step(board), targets.load("jetson"))
     assert found.energy is ENERGY
-    ((open_, load, arrays),) = measured
+    ((open_, load),) = measured
     assert open_() == "ssh://orin"
+    arrays = load("place", "name")
     assert arrays["image"].shape == (1, 3, 4, 5)
     assert arrays["image"].dtype == np.float32
-    load("place", "name")
     assert taken == [("place", tmp_path / "model.engine", "name")]
 
 
 def test_of_a_cpu_target_the_file_is_measured_here(step, measured, tmp_path):
     resources.measured_resources(step(None), targets.load("cpu"))
-    ((open_, load, _),) = measured
+    ((open_, load),) = measured
     assert open_() == (None, "onnxruntime")
     asked = []
     place = SimpleNamespace(
-        about={"backend_version": "1.20", "platform": "linux x86_64"},
+        about={"backend_version": "1.20", "platform": "linux x86_64", "gpu": None},
         put=lambda path: f"there/{path.name}",
         call=lambda op, **values: asked.append((op, values)),
     )
@@ -134,6 +138,7 @@ def test_of_a_cpu_target_the_file_is_measured_here(step, measured, tmp_path):
     ((op, values),) = asked
     assert (op, values["path"], values["name"]) == ("load", "there/model.onnx", "name")
     assert values["expected"]["sha256"] == file_sha256(tmp_path / "model.onnx")
+    assert values["expected"]["precision"] == "int8"
 
 
 def test_a_device_that_is_not_here_is_not_measured(step, measured):
@@ -159,7 +164,7 @@ def test_without_the_device_both_wait_for_it(name):
     found = {g.name: g for g in judge(gates, context(evidence="host", measured=False))}
     waiting = found[f"{name}@device"]
     assert (waiting.verdict, waiting.observed) == ("pending", "not yet measured")
-    assert "--via" in waiting.reason
+    assert "build_engine.py of the kit" in waiting.reason
     assert name not in found
 
 

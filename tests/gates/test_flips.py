@@ -5,9 +5,10 @@ import pytest
 
 from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
-from kdcompile.gates.flips import find_flips, flips
+from kdcompile.gates.flips import find_flips, flips, photos_that_decide
 from kdcompile.gates.rates import share_bounds
-from kdcompile.spec_gates import FlipsGate
+from kdcompile.spec_file import load_spec
+from kdcompile.spec_gates import FlipsGate, fraction
 
 
 def test_exact_bounds_are_those_of_the_binomial_tails():
@@ -68,3 +69,61 @@ def test_no_photos_give_no_verdict(make_context):
     with pytest.raises(KDError) as caught:
         flips(FlipsGate(max="5%"), make_context("counting", [], [], []))
     assert caught.value.code == "accuracy-images"
+
+
+def judged(make_context, n, wrong, most):
+    """The gate's result on n photos of which so many got worse."""
+    true = np.zeros(n)
+    context = make_context("classification", true, true, (np.arange(n) < wrong).astype(float))
+    return flips(FlipsGate(max=most), context)
+
+
+@pytest.mark.parametrize(
+    ("n", "wrong", "most"),
+    [(20, 0, "5%"), (1, 0, "1%"), (58, 0, "5%"), (20, 1, "10%"), (50, 10, "15%"), (400, 19, "5%")],
+)
+def test_an_undecided_gate_says_how_many_photos_decide(make_context, n, wrong, most):
+    result = judged(make_context, n, wrong, most)
+    assert result.verdict == "inconclusive"
+    needed = photos_that_decide(wrong, n, fraction(most))
+    assert f"; {needed} with this share of worse ones would decide" in result.reason
+    share = wrong / n
+    worse = int(np.ceil(share * needed) if share < fraction(most) else share * needed)
+    assert judged(make_context, needed, worse, most).verdict != "inconclusive"
+    if not wrong:
+        assert judged(make_context, needed - 1, 0, most).verdict == "inconclusive"
+
+
+def test_a_share_that_is_the_limit_is_never_decided(make_context):
+    result = judged(make_context, 400, 20, "5%")
+    assert result.verdict == "inconclusive"
+    assert "no number of them decides a share that is the limit" in result.reason
+
+
+HEAD = """target = "cpu"
+[task]
+kind = "counting"
+[teacher]
+model = "model.py:build"
+weights = "w.safetensors"
+[data]
+format = "points-jsonl"
+root = "."
+[gates]
+"""
+
+
+@pytest.mark.parametrize("gate", ["flips = { max", "previous = { max_flips"])
+@pytest.mark.parametrize("none", ["0%", "0.00%"])
+def test_a_limit_that_no_number_of_photos_proves_is_refused_and_the_fix_works(tmp_path, gate, none):
+    spec = tmp_path / "kdcompile.toml"
+    spec.write_text(f'{HEAD}{gate} = "{none}" }}\n')
+    with pytest.raises(KDError, match="no number of images proves") as caught:
+        load_spec(spec)
+    assert caught.value.code == "spec-invalid"
+    assert gate.split()[0] in caught.value.where
+    for limit, photos in (("5%", 59), ("1%", 299)):  # what the fix says
+        assert f'"{limit}" takes {photos}' in caught.value.fix
+        spec.write_text(f'{HEAD}{gate} = "{limit}" }}\n')
+        load_spec(spec)
+        assert share_bounds(0, photos)[1] <= fraction(limit) < share_bounds(0, photos - 1)[1]

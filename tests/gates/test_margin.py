@@ -1,32 +1,79 @@
+"""What is foretold of a number of photos, held against the gate on drawn ones."""
+
 import numpy as np
 import pytest
 
-from kdcompile.gates.margin import smallest_margin
+from kdcompile.data.metric import MAE, RMSE, TOP1
+from kdcompile.gates import bootstrap
+from kdcompile.gates.margin import forecast
+from kdcompile.gates.noninferior import compare
 
 
-def test_the_margin_of_182_photos_is_about_15_percent() -> None:
-    assert smallest_margin(182, 73.5, 97) == pytest.approx(0.154, abs=0.001)
+def pairs(rng, n, correlation=0.8):
+    """Absolute errors of teacher and student, alike and correlated."""
+    common = rng.standard_normal((2, n)) * np.sqrt(1 - correlation)
+    return np.abs(40 + 10 * (common + np.sqrt(correlation) * rng.standard_normal(n)))
 
 
-def test_four_times_the_photos_halve_the_margin() -> None:
-    assert smallest_margin(728, 73.5, 97) == pytest.approx(smallest_margin(182, 73.5, 97) / 2)
-    assert smallest_margin(182, 73.5, 97, correlation=1.0) == 0
+def test_the_margin_of_182_photos_is_about_17_percent():
+    found = forecast(MAE, 182, 73.5, 97, 0.05)
+    assert found.margin == pytest.approx(0.172, abs=0.002)
+    assert found.over_limit == pytest.approx(0.21, abs=0.01)
 
 
-def test_the_power_is_as_promised_on_normal_errors() -> None:
-    n, std, metric = 100, 10.0, 40.0
-    margin = smallest_margin(n, metric, std) * metric
-    rng = np.random.default_rng(0)
-    covariance = std**2 * np.array([[1, 0.8], [0.8, 1]])
-    draws = rng.multivariate_normal([metric, metric], covariance, (2000, n))
-    differences = draws[..., 1] - draws[..., 0]
-    bound = differences.mean(1) + 1.645 * differences.std(1, ddof=1) / np.sqrt(n)
-    assert (bound <= margin).mean() == pytest.approx(0.8, abs=0.03)
+def test_more_photos_decide_less_and_no_doubt_needs_none():
+    margins = [forecast(MAE, n, 40, 30, 0.05).margin for n in (20, 80, 320, 1280)]
+    assert margins[2] == pytest.approx(2 * margins[3], rel=0.03)
+    assert margins == sorted(margins, reverse=True)
+    assert forecast(MAE, 182, 73.5, 97, 0.05, correlation=1.0).margin == 0
+    assert forecast(MAE, 8, 0.0, 0.0, 0.05).margin == 0
+
+
+def test_errors_that_few_photos_tell_nothing_of_have_no_margin():
+    assert forecast(MAE, 7, 40, 1, 0.05).margin is None
+    assert forecast(MAE, 8, 1, 3, 0.05).margin is None
+    assert forecast(TOP1, 1, 0.9, 0.3, 0.05).margin is None
+
+
+@pytest.mark.parametrize("metric", [MAE, RMSE], ids=lambda m: m.name)
+@pytest.mark.parametrize("n", [8, 40])
+def test_the_gate_decides_such_a_margin_as_often_as_foretold(monkeypatch, metric, n):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 299)
+    rng = np.random.default_rng(n)
+    many = pairs(rng, 100_000)[0]
+    parts = many**metric.power
+    found = forecast(metric, n, parts.mean(), parts.std(), 0.05)
+    drawn = [pairs(rng, n) for _ in range(200)]
+    passed = [compare(metric, *pair, margin=found.margin, seed=0).verdict == "passed"
+              for pair in drawn]  # fmt: skip
+    over = [metric(s) > 1.05 * metric(t) for t, s in drawn]
+    assert np.mean(passed) == pytest.approx(0.8, abs=0.09)
+    assert np.mean(over) == pytest.approx(found.over_limit, abs=0.08)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(24, 0.99), (200, 0.8), (1000, 0.95)])
+def test_a_rates_margin_is_one_that_the_gate_decides(n, rate):
+    found = forecast(TOP1, n, rate, (rate * (1 - rate)) ** 0.5, 0.02)
+    same = np.zeros(n)
+    assert compare(TOP1, same, same, margin=found.margin, seed=0).verdict == "passed"
+    apart = 0.4 * rate * (1 - rate)
+    rng = np.random.default_rng(1)
+    draws = rng.multinomial(n, [apart / 2, apart / 2, 1 - apart], 300)
+    verdicts = []
+    for lost, won, _ in draws:
+        teacher, student = np.zeros(n), np.zeros(n)
+        student[:lost] = teacher[lost : lost + won] = 1
+        found_here = compare(TOP1, teacher, student, margin=found.margin + 1e-9, seed=0)
+        verdicts.append(found_here.verdict == "passed")
+    assert np.mean(verdicts) >= 0.75
+    over = np.mean([(lost - won) / n > 0.02 for lost, won, _ in draws])
+    assert over == pytest.approx(found.over_limit, abs=0.08)
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0, 1, 1), (1, 0, 1), (1, 1, -1), (1, 1, 1, 2), (1, 1, 1, 0.8, 1)]
+    "arguments", [(0, 1, 1), (1, -1, 1), (1, 1, -1), (1, 1, 1, 0.05, 2)], ids=str
 )
-def test_arguments_out_of_range_are_refused(arguments) -> None:
+def test_arguments_out_of_range_are_refused(arguments):
+    n, mean, deviation, *rest = arguments
     with pytest.raises(ValueError, match="out of range"):
-        smallest_margin(*arguments)
+        forecast(MAE, n, mean, deviation, *(rest or [0.05]))

@@ -9,8 +9,10 @@ import pytest
 from resourced import MEMORY, NOTHING, context
 
 from kdcompile.artifact import file_sha256
+from kdcompile.backends.usage import Absent, Energy
 from kdcompile.backends.via import open_place
-from kdcompile.bench.power import Absent, Energy, measure
+from kdcompile.bench.loading import onnx_record
+from kdcompile.bench.power import measure
 from kdcompile.gates.memory import memory_mb
 from kdcompile.report import overall
 from kdcompile.spec_gates import MemoryGate
@@ -56,17 +58,11 @@ def test_a_networks_memory_here(tmp_path):
     onnx.save(model, path)
 
     def load(place, name):
-        about = place.about
-        record = {
-            "onnxruntime": about["backend_version"], "platform": about["platform"],
-            "compute_capability": None, "sha256": file_sha256(path),
-        }  # fmt: skip
-        return place.call("load", path=place.put(path), name=name, expected=record)
+        record = onnx_record(place.about, file_sha256(path), "fp32")
+        place.call("load", path=place.put(path), name=name, expected=record)
+        return {"image": np.zeros((1, 3, 512, 512), np.float32)}
 
-    image = np.zeros((1, 3, 512, 512), np.float32)
-    found = measure(
-        lambda: open_place(None, "onnxruntime"), load, {"image": image}, seconds=0.1, idle_s=0.1
-    )
+    found = measure(lambda: open_place(None, "onnxruntime"), load, seconds=0.1, idle_s=0.1)
     assert 64 * 1.048576 <= found.memory.mb < 1000
     assert found.memory.mb == found.memory.host_mb
     assert isinstance(found.energy, Absent | Energy)  # whichever this machine has

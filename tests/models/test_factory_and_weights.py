@@ -1,6 +1,7 @@
 """Factories and weights: what a spec may name, and what is refused."""
 
 import pickle
+import sys
 
 import pytest
 import torch
@@ -36,6 +37,49 @@ def test_file_and_installed_factories(folder):
     assert [p.name for p in factory_sources("kdcompile.models.csrnet:build", folder)] == [
         "csrnet.py"
     ]
+
+
+def test_a_factory_imports_what_lies_beside_it(folder):
+    (folder / "blocks").mkdir()
+    (folder / "blocks" / "wide.py").write_text("WIDTH = 5\n")
+    (folder / "narrow.py").write_text("WIDTH = 3\n")
+    code = "from torch import nn\nfrom blocks.wide import WIDTH\nimport narrow\n"
+    lazy = "    import narrow\n    return nn.Conv2d(WIDTH, narrow.WIDTH, 1)\n"
+    (folder / "model.py").write_text(f"{code}def build():\n{lazy}")
+    sources = {p.relative_to(folder).as_posix() for p in factory_sources("model.py:build", folder)}
+    assert sources == {"model.py", "narrow.py", "blocks/wide.py"}
+    assert build_model("model.py:build", folder).weight.shape == (3, 5, 1, 1)
+
+
+def test_two_specs_do_not_share_a_module_of_one_name(folder):
+    other = folder.parent / "other"
+    other.mkdir()
+    for place, width in ((folder, 3), (other, 4)):
+        (place / "narrow.py").write_text(f"WIDTH = {width}\n")
+        text = "from torch import nn\nimport narrow\n"
+        (place / "model.py").write_text(
+            f"{text}def build():\n    return nn.Linear(2, narrow.WIDTH)\n"
+        )
+    for place, width in ((folder, 3), (other, 4), (folder, 3)):
+        assert build_model("model.py:build", place).out_features == width
+    assert [p for p in sys.path if p in (str(folder), str(other))] == [str(folder)]
+
+
+def test_a_file_beside_the_spec_hides_no_installed_module(folder):
+    (folder / "torch.py").write_text("raise ImportError('the wrong one')\n")
+    assert isinstance(build_model("model.py:build", folder), nn.Conv2d)
+
+
+def test_an_installed_factory_is_its_whole_package(folder, monkeypatch):
+    package = folder.parent / "site" / "networks_of_mine"
+    (package / "parts").mkdir(parents=True)
+    for name in ("__init__.py", "build.py", "parts/__init__.py", "parts/wide.py"):
+        (package / name).write_text("")
+    monkeypatch.syspath_prepend(str(package.parent))
+    found = factory_sources("networks_of_mine.build:build", folder)
+    assert {p.relative_to(package).as_posix() for p in found} == {
+        "__init__.py", "build.py", "parts/__init__.py", "parts/wide.py",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -95,14 +139,14 @@ def test_torch_files_load_without_running_code(tmp_path):
         def __reduce__(self):
             return (pytest.fail, ("the pickle ran code",))
 
-    for name, content in (
-        ("trap.pt", pickle.dumps(Trap(), protocol=2)),
-        ("torn.pt", b"PK\x03\x04torn"),
+    for name, content, code in (
+        ("trap.pt", pickle.dumps(Trap(), protocol=2), "weights-unsafe"),
+        ("torn.pt", b"PK\x03\x04torn", "weights-unreadable"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(KDError) as error:
             load_weights(model, tmp_path / name)
-        assert error.value.code == "weights-unreadable"
+        assert error.value.code == code
     with pytest.raises(KDError) as error:
         load_weights(model, tmp_path / "absent.pt")
     assert error.value.code == "weights-missing"

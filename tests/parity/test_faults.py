@@ -42,6 +42,9 @@ def test_each_planted_fault_is_found_and_named(faults, model, images, name):
         assert found.named.operator == operator
         assert any(reason in why for why in found.why), found.why
         assert found.sudden
+        assert faults.is_named(node, found, reference)
+        if name == "saturating scale":  # the pair is judged by what it gives
+            assert found.named.node == node.replace("_QuantizeLinear", "_DequantizeLinear")
         touched = next((n for n in model.graph.node if n.name == node), None)
         if touched is not None and name != "fused ReLU lost":
             assert found.named.node == node

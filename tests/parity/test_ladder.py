@@ -1,30 +1,25 @@
-"""The judgement of one rung, and the rungs that builds and bundles have."""
+"""The judgement of one rung, and the rungs that a build has."""
 
 import json
-import shutil
 
 import numpy as np
 import onnx
 import pytest
 
 from kdcompile.artifact import file_sha256
-from kdcompile.backends.kit import write_kit
 from kdcompile.data.agreement import LIMIT_DB
 from kdcompile.data.metric import MAE
 from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
-from kdcompile.parity.from_bundle import bundle_ladder
+from kdcompile.export.fp16 import to_fp16
 from kdcompile.parity.ladder import Ladder, Rung, climb, cosine, divergence, judge
-from kdcompile.parity.rungs import Shipped, find_rung, last_rung, rounded_rung
+from kdcompile.parity.rungs import Shipped, find_rung, last_rung, rounded_rung, settings_of
 from kdcompile.parity.show import ladder_lines
 from kdcompile.parity.sides import OnnxSide, Side
 from kdcompile.parity.tolerance import NO_LIMIT, Tolerance
-from kdcompile.report import Report
 from kdcompile.spec_deploy import Compile
-from kdcompile.targets import load
 
 TASK = find_task("counting")
-SHAPE = [1, 3, 16, 16]
 
 
 class Given(Side):
@@ -183,88 +178,34 @@ def test_the_rounded_rung_is_the_file_that_ships(faults, model, images, tmp_path
     assert len(rung("int8", int8).model.graph.node) > len(model.graph.node)
     # an engine that a flag quantised was built from the fp32 file: the rung is the precision's own
     assert rung("int8", fp32).model == rung("int8", int8).model
+    assert rung("fp16", fp32).model == to_fp16(model)  # no file of it: made as export makes it
 
 
 def test_what_a_cpu_ships_is_the_runtimes_own_form(model, images, tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     shipped = Shipped("fp32", path, None, by_runtime=True)
-    rung = last_rung(shipped, None, Compile(), (SHAPE, SHAPE, SHAPE), "none")
+    rung = last_rung(shipped, None, "none")
     assert rung.side.optimised
     found = rung.side.run(images[0])["density"]
     np.testing.assert_allclose(found, OnnxSide(model).run(images[0])["density"], atol=1e-5)
     elsewhere = Shipped("fp32", path, None, by_runtime=False)
-    assert last_rung(elsewhere, None, Compile(), (SHAPE, SHAPE, SHAPE), "none").absent == "none"
+    assert last_rung(elsewhere, None, "none").absent == "none"
 
 
-@pytest.fixture
-def bundle(faults, model, images, tmp_path):
-    """`bundle(suspect)` -> folder, manifest, report: a Jetson's, with its kit."""
-    rows = [{"name": str(i), "true": i, "student_fp32": i + 0.3 * (-1) ** i} for i in range(1, 40)]
-
-    def make(suspect=None, precision="int8"):
-        fp32, file = tmp_path / "student_fp32.onnx", tmp_path / f"student_{precision}.onnx"
-        onnx.save(model, fp32)
-        onnx.save(suspect or faults.in_precision(model, precision, images), file)
-        for name in ("calibration", "preprocess"):
-            (tmp_path / f"{name}.json").write_text("{}")
-        folder = tmp_path / "bundle"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        outputs = {p: [OnnxSide(onnx.load(f)).run(i)["density"] for i in images]
-                   for p, f in (("fp32", fp32), (precision, file))}  # fmt: skip
-        write_kit(
-            folder, load("jetson"), {"fp32": fp32, precision: file}, tmp_path / "calibration.json",
-            tmp_path / "preprocess.json",
-            {"accuracy": {"metric": "mae", "margin": "15%"}, "parity": {"min_sqnr_db": 20.0}},
-            (images, outputs), TASK, profile=(SHAPE, SHAPE, SHAPE), predicted=precision,
-        )  # fmt: skip
-        shutil.copyfile(file, folder / "model.onnx")
-        files = {p.relative_to(folder).as_posix(): {"sha256": file_sha256(p)}
-                 for p in folder.rglob("*") if p.is_file()}  # fmt: skip
-        manifest = {"task": "counting", "precision": precision, "model": "model.onnx",
-                    "engine": None, "files": files}  # fmt: skip
-        report = Report("r", "jetson", "passed", 0, (), (), {}, {"predictions": rows})
-        return folder, manifest, report
-
-    return make
+def test_an_engine_is_searched_with_the_settings_of_its_record():
+    asked = Compile(workspace_mb=77, optimization_level=2, dla=1, sparsity=True)
+    record = {**asked.model_dump(), "deterministic": "recorded", "precision": "int8"}
+    assert settings_of(record) == asked
+    assert settings_of({"precision": "int8"}) == Compile()
 
 
-def test_a_bundle_climbs_what_it_carries(bundle):
-    with bundle_ladder(*bundle(), by_runtime=False, via=None) as ladder:
-        steps = climb(ladder)
-    verdicts = {step.name: step.verdict for step in steps}
-    assert verdicts == {"pytorch": "absent", "exported": "absent", "onnx": "reference",
-                        "int8": "passed", "engine": "absent"}  # fmt: skip
-    assert ladder.tolerance.n == 39
-    assert "name the spec" in steps[0].reason
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("kit/student_fp32.onnx", "no fp32 network (kit/student_fp32.onnx)"),
-        ("kit/reference.npz", "no reference inputs (kit/reference.npz)"),
-    ],
-)
-def test_a_bundle_says_what_it_lacks(bundle, name, says):
-    folder, manifest, report = bundle()
-    del manifest["files"][name]
-    with (
-        pytest.raises(KDError) as caught,
-        bundle_ladder(folder, manifest, report, by_runtime=True, via=None),
-    ):
-        pass
-    assert caught.value.code == "parity-incomplete"
-    assert says in caught.value.message
-    assert "SPEC" in caught.value.fix
-
-
-def test_a_report_without_predictions_says_so(bundle):
-    folder, manifest, _ = bundle()
-    report = Report("r", "jetson", "passed", 0, (), (), {}, {})
-    with (
-        pytest.raises(KDError, match="predictions of the test photos"),
-        bundle_ladder(folder, manifest, report, by_runtime=False, via=None),
-    ):
-        pass
+def test_what_is_no_number_in_both_is_inherited_and_what_is_only_here_is_not():
+    broken, more = BASE.copy(), BASE.copy()
+    broken[0, 0, 0, 0] = np.nan
+    more[0, 0, 0, :2] = np.nan
+    sound = 2 * BASE
+    steps = climb(ladder_of([broken, sound], [broken, sound], [more, sound], [more, sound]))
+    assert [step.inherits for step in steps] == [False, False, True, False, True]
+    assert [step.verdict for step in steps[1:]] == ["failed"] * 4
+    assert "where that of r0 does too" in steps[2].reason

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from kdcompile.parity.bisect import Probe, ancestors, bits_of, most_even, search
+from kdcompile.parity.bisect import Probe, ancestors, bits_of, most_even, questions, search
 
 LIMIT = 0.5
 
@@ -96,3 +96,49 @@ def test_the_most_even_suspect_halves_a_line():
     suspects = (1 << 8) - 1  # 0 to 7
     assert most_even(suspects, above) in (3, 4)
     assert bits_of(0b10110) == [1, 2, 4]
+
+
+def test_seven_probes_answer_three_levels():
+    above = ancestors(line(100))
+    asked = questions((1 << 99) - 1, above, 3)
+    assert len(set(asked)) == 7
+    assert asked[0] == most_even((1 << 99) - 1, above)
+    assert questions(0b1, above, 3) == [0]
+
+
+@pytest.mark.parametrize("length", [2, 7, 64, 500])
+def test_a_dear_run_answers_three_questions(length):
+    for first in {0, length // 3, length - 1}:
+        errors = [0.0] * first + [1.0] * (length - first)
+        measure, asked = looked(errors)
+        found = search(line(length), length - 1, LIMIT, measure, levels=3)
+        assert (found.place, found.before) == (first, 0.0)
+        assert found.runs == len(asked) <= math.ceil(math.log2(length) / 3) + 3
+        flat = [place for places in asked for place in places]
+        assert len(flat) == len(set(flat)), "nothing is run twice"
+
+
+def test_where_looking_at_several_makes_the_difference_go_each_is_looked_at_alone():
+    errors = [0.0] * 40 + [1.0] * 24
+    one, asked = looked(errors)
+    found = search(line(64), 63, LIMIT, lambda places: one(places) if len(places) == 1 else {}, 3)
+    assert (found.place, found.before) == (40, 0.0)
+    assert all(len(places) == 1 for places in asked)
+    assert found.runs == len(asked) + 1  # the first of several was in vain, and no more were tried
+
+
+def test_the_same_is_found_whatever_is_asked_at_once():
+    rng = random.Random(1)
+    for _ in range(100):
+        size = rng.randint(2, 40)
+        graph = probes(
+            *(
+                sorted(rng.sample(range(i), min(i, rng.randint(1, 3)))) if i else ()
+                for i in range(size)
+            )
+        )
+        errors = [float(rng.random() < 0.4) for _ in range(size)]
+        errors[-1] = 1.0
+        found = search(graph, size - 1, LIMIT, looked(errors)[0], levels=3)
+        assert errors[found.place] > LIMIT
+        assert all(errors[parent] <= LIMIT for parent in graph[found.place].parents)

@@ -147,7 +147,21 @@ def engine_rung(place, model, folder, images):
     return Rung("engine", "", side=side, model=model, layers=built.about["layers"])
 
 
-def test_an_engine_is_searched_by_building_it_anew(place, faults, model, images, tmp_path):
+def counted(monkeypatch):
+    """The settings of each engine that is built from now on."""
+    built, build = [], engine.build
+
+    def noted(place, board, onnx_file, precision, settings, profile):
+        built.append(settings)
+        return build(place, board, onnx_file, precision, settings, profile)
+
+    monkeypatch.setattr(engine, "build", noted)
+    return built
+
+
+def test_an_engine_is_searched_by_building_it_anew(
+    place, faults, model, images, tmp_path, monkeypatch
+):
     suspect = faults.copied(model)
     conv = [node for node in suspect.graph.node if node.op_type == "Conv"][1]
     assert faults.wrong_padding(suspect, conv)
@@ -158,7 +172,10 @@ def test_an_engine_is_searched_by_building_it_anew(place, faults, model, images,
     ladder = ladder_of(images, *rungs)
     step = climb(ladder)[1]
     assert step.verdict == "failed"
+    builds = counted(monkeypatch)
     found = locate(ladder, *rungs, step)
+    assert found.tensors > 8
+    assert len(builds) <= 3  # seven tensors in the first, the inputs, what is told of the tensor
     assert found.named.node == conv.name
     assert found.named.layers == [conv.name]
     assert found.named.module == "first.0"
@@ -172,3 +189,42 @@ def test_probes_leave_no_engine_behind(place, model, images, tmp_path):
     assert set(found) == {"relu", "density"}
     after = {p.name for p in Path(place.work).rglob("*") if "probe" in p.name}
     assert after == before
+
+
+def test_a_probe_has_the_settings_of_the_engine(place, model, images, monkeypatch):
+    board = Board(None, "onnxruntime", place.label, facts_of(place.about), "host")
+    asked = Compile(workspace_mb=77)
+    side = EngineSide(place, board, model, "shipped", "fp32", asked, (SHAPE, SHAPE, SHAPE))
+    builds = counted(monkeypatch)
+    side.run(images[0], ["relu"])
+    side.run(images[1], ["relu"])
+    assert builds == [asked]
+
+
+def test_a_fault_that_goes_where_several_tensors_are_looked_at_is_searched_one_by_one(
+    faults, model, images
+):
+    suspect = faults.copied(model)
+    conv = [node for node in suspect.graph.node if node.op_type == "Conv"][1]
+    assert faults.wrong_padding(suspect, conv)
+    looks = []
+
+    class Fused(OnnxSide):
+        """Sound as soon as two of its tensors are looked at."""
+
+        levels = 3
+
+        def run(self, image, tensors=()):
+            looks.append(len(tensors))
+            return (sound if len(tensors) > 1 else super()).run(image, tensors)
+
+    sound = OnnxSide(model)
+    rungs = (
+        Rung("onnx", "", side=OnnxSide(model), model=model),
+        Rung("engine", "", side=Fused(suspect), model=suspect),
+    )
+    ladder = ladder_of(images, *rungs)
+    found = locate(ladder, *rungs, climb(ladder)[1])
+    assert found.named.node == conv.name
+    assert not any("agrees" in note for note in found.notes)
+    assert sum(count > 1 for count in looks) in (2, 4)  # the first, and perhaps a node's inputs

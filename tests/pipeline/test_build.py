@@ -4,14 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
+from documents import check_document, command_of
 from PIL import Image
 
 from kdcompile.artifact import KEY_CHARS
+from kdcompile.cli import cli
 from kdcompile.export.opset import opset_of
 
 SMALL = [
@@ -108,17 +112,43 @@ def test_a_cached_build_loads_no_heavy_library(built):
     assert found.stdout.strip() == "[]"
 
 
+OF_A_BUILD = [
+    ("plan", "tiny"), ("plan", "tiny", "--target", "cpu"), ("build", "tiny"), ("search", "tiny"),
+    ("distill", "tiny"), ("distill", "tiny", "--explain"), ("export", "tiny"),
+    ("calibrate", "tiny"), ("compile", "tiny"), ("bundle", "tiny"), ("verify", "tiny"),
+    ("verify", "dist/tiny-jetson"), ("verify", "dist/tiny-jetson", "--parity"),
+    ("bisect", "dist/tiny-jetson"), ("report", "dist/tiny-jetson"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", OF_A_BUILD, ids=" ".join)
+def test_json_is_one_document_of_its_schema(built, words):
+    sets = _sets() if words[1] == "tiny" else []
+    with chdir(built):
+        found = CliRunner().invoke(cli, [*words, *sets, "--json"])
+    assert found.exit_code in (0, 3), found.output
+    check_document(command_of(words), json.loads(found.stdout))
+
+
 def test_a_change_reruns_what_depends_on_it(built):
     def steps(*sets):
         words = [w for value in sets for w in ("--set", value)]
         plan = json.loads(_kdcompile(built, "plan", "tiny", *_sets(), *words, "--json").stdout)
+        why.append({step["stage"]: step["why"] for step in plan["steps"]})
         return [step["stage"] for step in plan["steps"] if step["key"] is None]
 
+    why = []
     assert steps("data.max_test=39") == ["verify", "bundle"]
     assert steps("quantize.calibrator=minmax") == ["calibrate", "compile", "verify", "bundle"]
     later = ["distill", "export", "calibrate", "compile", "verify", "bundle"]
     assert steps("distill.lr=0.5") == later
     assert steps("data.train=train:33") == ["teacher", *later]
+    assert [found["verify"][0] for found in why[:2]] == [
+        "spec: data.max_test none -> 39", "spec: quantize.calibrator entropy -> minmax",
+    ]  # fmt: skip
+    assert why[2]["distill"] == ["spec: distill.lr 0.004 -> 0.5"]
+    assert why[3]["teacher"][0].startswith("data: ")
+    assert why[3]["search"] == []
 
 
 def test_another_power_mode_trains_nothing_again(built):
@@ -138,6 +168,10 @@ def test_this_machine_as_the_target(built):
     assert report["details"]["choice"]["basis"] == "measured"
     assert {c["precision"] for c in report["details"]["choice"]["candidates"]} == {"fp32", "int8"}
     assert not (bundle / "kit").exists()
+    ladder = json.loads(_kdcompile(built, "bisect", bundle, "--json").stdout)
+    verdicts = {rung["name"]: rung["verdict"] for rung in ladder["rungs"]}
+    assert (verdicts["onnx"], verdicts["engine"]) == ("reference", "passed")
+    assert ladder["n"] == 16  # of the validation photos, of at most 4 MB
 
 
 def test_run_and_infer_count_alike(built):
@@ -145,6 +179,7 @@ def test_run_and_infer_count_alike(built):
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 99, (64, 64), np.uint8)).save(built / "photo.png")
     rows = json.loads(_kdcompile(built, "run", str(bundle), "photo.png", "--json").stdout)
+    check_document("run", rows)
     assert (built / rows[0]["overlay"]).is_file()
     command = [sys.executable, str(bundle / "infer.py"), "photo.png"]
     found = subprocess.run(command, cwd=built, capture_output=True, text=True, check=True)
@@ -201,6 +236,7 @@ def test_a_spoilt_store_entry_is_made_again(built):
 
 def test_clean_keeps_what_the_spec_needs(built):
     found = json.loads(_kdcompile(built, "clean", "tiny", "--json").stdout)
+    check_document("clean", found)
     assert any("distill" in path for path in found["removed"])
     plan = json.loads(_kdcompile(built, "plan", "tiny", "--json").stdout)
     assert [s["stage"] for s in plan["steps"] if s["key"]] == ["search"]

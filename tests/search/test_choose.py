@@ -3,7 +3,7 @@
 import pytest
 
 from kdcompile.errors import KDError
-from kdcompile.search.choose import Candidate, met, widest
+from kdcompile.search.choose import Candidate, met, reachable, widest
 from kdcompile.search.latency import Estimate
 from kdcompile.spec import Budget
 
@@ -41,3 +41,22 @@ def test_an_impossible_budget_names_the_smallest_reach():
     assert error.value.code == "budget-impossible"
     assert "1.04 ms" in error.value.message
     assert "width 0.0625" in error.value.message
+    assert error.value.fix.startswith("set budget = { latency_ms = 1.04 } or weaker")
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ({"speedup": 99.0}, "speedup = 3.14"),
+        ({"macs": 5.0}, "macs = 1.24e+06"),
+        ({"latency_ms": 0.1}, "latency_ms = 1.05"),
+    ],
+    ids=str,
+)
+def test_the_budget_that_is_proposed_is_kept(budget, told):
+    """Rounded to the side on which the student that was priced keeps it."""
+    assert reachable(Budget(**budget), 3.149, 1.0401, 1234567) == f"budget = {{ {told} }}"
+
+
+def test_a_speedup_of_less_than_one_is_no_budget():
+    assert reachable(Budget(speedup=2.0), 0.9, 1.0, 10.0) == "budget = { latency_ms = 1 }"

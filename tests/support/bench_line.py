@@ -1,8 +1,8 @@
 """`kdcompile bench`, `compare` and `baseline` on a played place: no real clock, no engine."""
 
 import json
+import shlex
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import onnx
@@ -35,8 +35,7 @@ class BenchLine(CommandLine):
         self.speeds, self.rng = {}, np.random.default_rng(0)
         self.scene = Scene(ms=self._ms)
         self.noise, self.of_process = 0.003, {}
-        played = partial(session.measure, tools=self.scene.tools())
-        monkeypatch.setattr(against, "measure", played)
+        monkeypatch.setattr(session, "Tools", self.scene.tools)
 
     def _ms(self, network, process, number):
         """Of one inference: noise of the process, which all of it shares, and its own."""
@@ -66,6 +65,20 @@ class BenchLine(CommandLine):
 
         self.monkeypatch.setattr(against, "_compare", compare)
         return levels
+
+    @property
+    def processes(self):
+        """How many processes latencies were taken in; energy and memory are read in others."""
+        return sum(bool(place.timed) and not place.asks("memory") for place in self.scene.places)
+
+    def typed(self, out=None):
+        """Types what the last report says would decide; gives the exit code."""
+        (advice,) = [
+            line for line in (out or self.out).splitlines() if line.startswith("to decide")
+        ]
+        program, *words = shlex.split(advice.removeprefix("to decide: "))
+        assert program == "kdcompile", advice
+        return self(*words)[0]
 
     def json(self, *words):
         """Exit code and the one JSON document on standard output."""

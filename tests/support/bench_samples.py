@@ -33,7 +33,7 @@ def made(
     def run(number):
         made_of = tuple(Process(tuple(map(block, range(blocks)))) for _ in range(processes))
         environment = {"facts": dict(facts), "state": {"load": 0.1 * number}}
-        return Run(f"2025-01-0{number + 1}T00:00:00+00:00", environment, dict(mode),
+        return Run(f"2025-01-01T00:00:0{number}+00:00", environment, dict(mode),
                    (Build(sha256, made_of),))  # fmt: skip
 
     return Samples(name, sha256, tuple(map(run, range(runs))))

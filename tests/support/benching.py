@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kdcompile.backends.worker import TICKS_PER_S
 from kdcompile.bench.session import Tools
-from kdcompile.bench.signals import TICKS_PER_S
 from kdcompile.bench.subject import Subject
 from kdcompile.bench.watch import Watch
 from kdcompile.errors import KDError
@@ -16,10 +16,13 @@ START_S = 0.5
 CPU = {
     "backend": "onnxruntime", "backend_version": "1.20.0", "python": "3.11.7", "numpy": "2.0.0",
     "platform": "linux x86_64", "module": None, "power_mode": None, "l4t": None, "clocks": {},
-    "memory_mb": {"total": 8000, "free": 4000}, "gpu": None, "modes": ["device", "end_to_end"],
+    "memory_mb": {"total": 8000, "free": 4000}, "gpu": None,
+    "modes": ["device", "end_to_end", "copy_in", "copy_out"], "streams": 32,
+    "machine": {"cpu": "Played CPU", "driver_version": None},
 }  # fmt: skip
 GPU = CPU | {
-    "backend": "tensorrt", "backend_version": "8.6.1", "modes": ["device", "graph", "end_to_end"],
+    "backend": "tensorrt", "backend_version": "8.6.1",
+    "modes": ["device", "graph", "end_to_end", "copy_in", "copy_out"],
     "gpu": {"name": "H100", "compute_capability": "9.0", "memory_mb": 80000, "free_mb": 70000},
 }  # fmt: skip
 
@@ -48,8 +51,9 @@ def subject(name="a", **more):
 class Scene:
     """What happens at the place.
 
-    `ms(network, process, number)` is a latency; `fails(op, process, number)` gives the error of
-    the number-th `op` of a process, or None; `reasons` disturb blocks, by the number of the look.
+    `ms(network, process, number)` is a latency; `power(network)` is the worker's answer;
+    `fails(op, process, number)` gives the error of the number-th `op` of a process, or None;
+    `disturb` gives what disturbed a block, by the number of the look.
     """
 
     about: dict = field(default_factory=lambda: dict(CPU))
@@ -60,6 +64,7 @@ class Scene:
     )
     facts: object = lambda process: {"cpu": "played"}
     disturb: object = lambda number: None
+    power: object = lambda network: {"unavailable": "no sensor"}
     clock: Clock = field(default_factory=Clock)
     places: list = field(default_factory=list)
     looks: int = 0
@@ -105,6 +110,9 @@ class PlayedPlace:
     def __exit__(self, *raised):
         self.is_open = False
 
+    def asks(self, op):
+        return any(asked == op for asked, _ in self.asked)
+
     def put(self, path):
         return f"blobs/{path.stem}"
 
@@ -137,15 +145,27 @@ class PlayedPlace:
         self.loads.append(name)
         return {"inputs": self.scene.ports}
 
-    def _time(self, inputs, iterations, warmup, name, mode, samples):
+    def _memory(self, restart=False):
+        """A network takes 20 MiB of the process, which has 100 without one."""
+        told = {"resident_mb": 100.0, "peak_mb": 100.0 + 20.0 * len(self.networks)}
+        nothing = dict.fromkeys(("available_mb", "gpu_mb", "gpu_used_mb"))
+        return told | nothing | {"restarted": restart, "unified": False}
+
+    def _power(self, inputs, name, mode, seconds, idle_s):
+        return self.scene.power(self.networks[name])
+
+    def _time(self, inputs, iterations, warmup, name, mode, samples=False, streams=1):
         if mode not in self.about["modes"]:
             raise KDError("mode-refused", f"no mode {mode}")
         network = self.networks[name]
         ms = [self.scene.ms(network, self.process, i) for i in range(warmup + iterations)]
-        self.scene.clock.pass_(sum(ms) / 1000)
+        self.scene.clock.pass_(sum(ms) / 1000 / streams)
         self.timed.append((name, iterations))
         kept = ms[warmup:]
-        if mode == "end_to_end":
+        if streams > 1:
+            clock = "wall" if self.about["gpu"] is None else "device"
+            return {"samples": {clock: kept}, "per_second": 1000 * streams / np.mean(kept)}
+        if mode in ("end_to_end", "copy_in", "copy_out"):
             return {"samples": {"end_to_end": kept}}
         if self.about["gpu"] is None:
             return {"samples": {"wall": kept}}

@@ -23,7 +23,9 @@ NANO = {"backend": "tensorrt", "backend_version": "10.3.0", "platform": "linux a
         "python": "3.10.12", "module": "NVIDIA Jetson Orin Nano Developer Kit",
         "power_mode": "NV Power Mode: 25W 1", "l4t": "R36", "clocks": {"gpu": 1},
         "gpu": {"name": "Orin", "compute_capability": "8.7", "memory_mb": 7620},
-        "memory_mb": {"total": 7620, "free": 5000}}  # fmt: skip
+        "memory_mb": {"total": 7620, "free": 5000},
+        "machine": {"governor": "schedutil", "cores": 6, "cpu_boost": None,
+                    "clock_limits": {"17000000.gpu": {"max_hz": 624_750_000}}}}  # fmt: skip
 
 
 def rows():

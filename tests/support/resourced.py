@@ -3,8 +3,9 @@
 import numpy as np
 
 from kdcompile import targets
+from kdcompile.backends.usage import Absent, Energy, Memory
 from kdcompile.bench.paired import PairedTimes
-from kdcompile.bench.power import Absent, Energy, Memory, Resources
+from kdcompile.bench.power import Resources
 from kdcompile.data.task import find_task
 from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, VerifyContext
 

@@ -17,8 +17,10 @@ import sys
 import tempfile
 from typing import Any
 
-import worker
-from stop import Stop
+sys.dont_write_bytecode = True  # the kit stays as it was shipped, and its bundle intact
+
+import worker  # noqa: E402
+from stop import Stop  # noqa: E402
 
 KIT = os.path.dirname(os.path.abspath(__file__))
 MISSING = (
@@ -83,9 +85,10 @@ def build(options: argparse.Namespace, scratch: str) -> int:
     record = recorded(run, kit, wrong, (judged, latency), candidates, teachers)
     record.update(chosen=chosen["precision"] if chosen else None, why=why,
                   engine=chosen["engine"] if chosen else None)  # fmt: skip
+    run.networks.quit()  # their memory is the next one's
+    record["usage"] = run.usage(chosen, judged) if chosen else None
     record["gates"] = verdicts(run, record)
     record["exit_code"] = exit_code(record)
-    run.networks.quit()
     path = os.path.join(options.out, "device.json")
     record = finite(record)
     write_json(path, record)
@@ -112,18 +115,20 @@ def recorded(
 
 def show(record: dict[str, Any], path: str, as_json: bool) -> None:
     """The outcome on standard output: a table, or JSON without the samples."""
-    from verdict import table
+    from verdict import table, told
 
     if as_json:
         short = ("precision", "verdict", "why", "ms", "sqnr_db", "engine")
         rows = [{key: c[key] for key in short if key in c} for c in record["candidates"]]
         keys = ("evidence", "not_the_target", "chosen", "why", "engine", "gates", "exit_code")
-        outcome = dict({key: record[key] for key in keys}, candidates=rows, device_json=path)
+        outcome = dict({key: record[key] for key in keys}, candidates=rows, device_json=path,
+                       usage=told(record["usage"]))  # fmt: skip
         sys.stdout.write(json.dumps(outcome, indent=1, sort_keys=True) + "\n")
         return
     wrong = record["not_the_target"]
     note = f"NOT the target: {'; '.join(wrong)}\n" if wrong else ""
     lines = [f"  {g['name']:<10}{g['verdict']}: {g['reason']}" for g in record["gates"]]
+    lines[:0] = told(record["usage"])
     sys.stdout.write(
         f"{note}{table(record['candidates'], record['chosen'])}\n{record['why']}\n"
         + "\n".join(lines)

@@ -2,8 +2,8 @@
 
 kdcompile judges again from the raw numbers when `device.json` is merged; here the same rules, on
 the same seed, let the board choose a precision and end with the right exit code. Sources: the
-BCa bootstrap (Efron, 1987), the jackknife (Tukey, 1958), and the score interval of paired rates
-(Tango, 1998).
+BCa bootstrap (Efron, 1987), intervals of ratios (Fieller, 1954), the jackknife (Tukey, 1958), and
+the score interval of paired rates (Tango, 1998).
 """
 
 from __future__ import annotations
@@ -65,14 +65,60 @@ def agreement(outputs: list[Any], reference: list[Any]) -> dict[str, float]:
     return {"max_rel_error": worst, "sqnr_db": min(max(decibels, -LIMIT_DB), LIMIT_DB)}
 
 
-def bootstrap(statistic: Callable[..., Any], samples: tuple[Any, ...], seed: int) -> Any:
-    """The wider of the BCa and Student's two-sided interval of a statistic of images."""
+def increase(teacher: Any, student: Any, power: int, seed: int) -> tuple[float, float]:
+    """The two-sided interval (low, high) of how much larger the student's error is.
+
+    That of the ratio of the two, as in kdcompile.gates.ratio; an error here is the mean of the
+    images' errors to a power, and the root of that.
+    """
+    whole = float(np.mean(np.abs(teacher) ** power) ** (1 / power))
+    if not whole:
+        return _of_one(student, power, seed)
+    r, s = (np.abs(errors / whole) ** power for errors in (teacher, student))
+    drawn = [math.inf if e >= 1 else (1 + e) / (1 - e) for e in _bca(_contrast, (r, s), seed)]
+    (of_r, of_both), (_, of_s) = _quantile(len(r)) ** 2 / len(r) * np.cov(r, s)  # Fieller's
+    a, b, c = r.mean() ** 2 - of_r, r.mean() * s.mean() - of_both, s.mean() ** 2 - of_s
+    low, high = 0.0, math.inf
+    if a > 0:
+        half = math.sqrt(max(0.0, b * b - a * c)) if math.isfinite(b * b - a * c) else math.nan
+        low, high = np.maximum(0.0, (b - half) / a), (b + half) / a
+    ends = np.minimum(drawn[0], low), np.maximum(drawn[1], high)
+    found = [whole * (float(end) ** (1 / power) - 1) for end in ends]
+    return found[0], found[1]
+
+
+def _of_one(errors: Any, power: int, seed: int) -> tuple[float, float]:
+    """That of one network's error: the wider of BCa and of Student's by the jackknife."""
+
+    def metric(values: Any) -> Any:
+        return np.mean(np.abs(values) ** power, axis=-1) ** (1 / power)
+
+    n, point = len(errors), float(metric(errors))
+    left_out = np.array([metric(np.delete(errors, i)) for i in range(n)])
+    spread = math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum()))
+    low, high = _bca(metric, (errors,), seed)
+    reach = _quantile(n) * spread
+    return float(np.minimum(low, point - reach)), float(np.maximum(high, point + reach))
+
+
+def _contrast(reference: Any, errors: Any) -> Any:
+    """(s - r) / (s + r) of the means r and s; 0 where both are 0."""
+    r, s = np.mean(reference, axis=-1), np.mean(errors, axis=-1)
+    total = np.asarray(r + s)
+    return np.divide(s - r, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _bca(statistic: Callable[..., Any], samples: tuple[Any, ...], seed: int) -> tuple[float, float]:
+    """The bias-corrected and accelerated bootstrap interval of a statistic of images."""
     n = len(samples[0])
+    point = float(statistic(*samples))
+    if not any(np.ptp(sample) for sample in samples):
+        return point, point
     rng, batch, drawn = np.random.default_rng(seed), max(1, BATCH_VALUES // n), []
     for start in range(0, RESAMPLES, batch):
         picks = rng.integers(0, n, (min(batch, RESAMPLES - start), n))
         drawn.append(statistic(*(sample[picks] for sample in samples)))
-    found, point = np.concatenate(drawn), float(statistic(*samples))
+    found = np.concatenate(drawn)
     if float(np.ptp(found)) <= 1e-12 * max(float(np.abs(s).max()) for s in samples):
         return point, point
     below = (np.count_nonzero(found < point) + np.count_nonzero(found <= point)) / (2 * RESAMPLES)
@@ -84,9 +130,12 @@ def bootstrap(statistic: Callable[..., Any], samples: tuple[Any, ...], seed: int
     bias, z = NORMAL.inv_cdf(below), NORMAL.inv_cdf((1 + CONFIDENCE) / 2)
     moved = [bias + (bias + edge) / (1 - skew * (bias + edge)) for edge in (-z, z)]
     low, high = np.quantile(found, [NORMAL.cdf(edge) for edge in moved])
-    spread = math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum()))
-    reach = _t_quantile(z, n - 1) * spread  # Student's interval by the jackknife's standard error
-    return float(np.minimum(low, point - reach)), float(np.maximum(high, point + reach))
+    return float(low), float(high)
+
+
+def _quantile(n: int) -> float:
+    """Student's for n images at either end of the interval."""
+    return _t_quantile(NORMAL.inv_cdf((1 + CONFIDENCE) / 2), n - 1)
 
 
 def _t_quantile(z: float, freedom: int) -> float:
@@ -152,9 +201,8 @@ def judge_accuracy(
     if len(true) > 1 and is_rate:
         found["low"], found["high"] = rate_decrease(errors_t, errors_s)
     elif len(true) >= MIN_IMAGES:
-        found["low"], found["high"] = bootstrap(
-            lambda a, b: metric(b) - metric(a), (errors_t, errors_s), seed
-        )
+        power = 2 if name == "rmse" else 1
+        found["low"], found["high"] = increase(errors_t, errors_s, power, seed)
     low, high = found["low"], found["high"]
     if sign * s > sign * (t + sign * limit):
         verdict, reason = "failed", f"{name} {s:.4g} is beyond the limit of {t + sign * limit:.4g}"
@@ -166,6 +214,8 @@ def judge_accuracy(
         verdict, reason = "inconclusive", f"worse by up to {high:.4g} at 95 %, margin {margin:.4g}"
     else:
         verdict, reason = "passed", f"worse by at most {high:.4g} at 95 %, margin {margin:.4g}"
+    found = {key: value if value is None or math.isfinite(value) else None  # JSON has neither
+             for key, value in found.items()}  # fmt: skip
     return dict(found, verdict=verdict, reason=f"{name} {s:.4g} against {t:.4g}; {reason}")
 
 

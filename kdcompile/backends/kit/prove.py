@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import numpy as np
+from alone import taken
 from judging import OVERFLOW, agreement, judge_accuracy, prediction
 from networks import BLOCKS, OTHER_BLOCKS, Networks
 from pack import Pack
@@ -149,9 +150,21 @@ class Build:
                 found[precision] = {"why": f"the teacher: {error.code}: {error.message}"}
         return found
 
+    def usage(self, chosen: dict[str, Any], mode: str) -> dict[str, Any]:
+        """What the engine that ships takes of the board, once nothing else is loaded."""
+        precision = chosen["precision"]
+        say(f"energy and memory, {precision}")
+        inputs = self.networks.save(self.typical())
+        found = taken(self.here["backend"], self.networks.file(precision), inputs, mode)
+        return dict(found, precision=precision)
+
+    def typical(self) -> Any:
+        """An input of the typical shape."""
+        return np.resize(self.reference["input_0"], self.kit["profile"][1]).astype("float32")
+
     def measure(self, names: list[str]) -> tuple[str, dict[str, Any]]:
         """Latencies of all networks by mode, and the mode that decides: the first that works."""
-        image = np.resize(self.reference["input_0"], self.kit["profile"][1]).astype("float32")
+        image = self.typical()
         found: dict[str, Any] = {}
         judged, failure = "", None
         for mode in self.networks.modes(not self.options.no_graph):

@@ -7,6 +7,7 @@ from typing import Any
 
 from judging import choose, judge_speedup
 from prove import Build, teacher_of
+from usage import Absent, energy_of, energy_verdict, memory_of
 
 MEGABYTE = 1e6
 HOW = (
@@ -49,6 +50,8 @@ def verdicts(run: Build, record: dict[str, Any]) -> list[dict[str, Any]]:
                 verdict, reason = judged["parity"], f"{judged['precision']}: {judged['parity_why']}"
         elif name == "size_mb":
             verdict, reason = _size(gate, chosen)
+        elif name in ("energy_mj", "memory_mb"):
+            verdict, reason = _usage(name, gate, record["usage"])
         elif name in ("accuracy", "speedup") and run.pack is None:
             reason = HOW
         elif name == "accuracy":
@@ -69,6 +72,42 @@ def _size(gate: dict[str, Any], chosen: dict[str, Any] | None) -> tuple[str, str
     size = chosen["build"]["bytes"] / MEGABYTE
     reason = f"engine {size:.2f} MB, at most {gate['max']:g} MB wanted"
     return "passed" if size <= gate["max"] else "failed", reason
+
+
+def read_usage(usage: dict[str, Any] | None) -> tuple[Any, Any]:
+    """Energy and peak memory that the readings amount to, either `Absent` where nothing tells."""
+    if usage is None or "absent" in usage:
+        nothing = Absent("no engine was chosen" if usage is None else usage["absent"])
+        return nothing, nothing
+    return energy_of(usage["power"]), memory_of(usage["before"], usage["after"])
+
+
+def told(usage: dict[str, Any] | None) -> list[str]:
+    """Energy and peak memory, a line each."""
+    energy, memory = read_usage(usage)
+    lines = []
+    if isinstance(energy, Absent):
+        lines.append(f"  energy: {energy.reason}")
+    else:
+        lines.append(f"  energy {energy.mj:.3g} mJ an inference ({energy.low:.3g} to "
+                     f"{energy.high:.3g}) by {energy.source} {' + '.join(energy.judged)}, "
+                     f"{energy.above_idle_mj:.3g} mJ of it above idle")  # fmt: skip
+    known = not isinstance(memory, Absent)
+    text = f"{memory.mb:.4g} MB, {memory.what}" if known else memory.reason
+    return [*lines, f"  peak memory: {text}"]
+
+
+def _usage(name: str, gate: dict[str, Any], usage: dict[str, Any] | None) -> tuple[str, str]:
+    energy, memory = read_usage(usage)
+    found = energy if name == "energy_mj" else memory
+    if isinstance(found, Absent):
+        return "skipped", found.reason
+    if name == "energy_mj":
+        verdict = energy_verdict(found, gate["max"])
+        text = f"{found.mj:.3g} mJ ({found.low:.3g} to {found.high:.3g})"
+        return verdict, f"{text}, at most {gate['max']:g} mJ wanted"
+    verdict = "passed" if found.mb <= gate["max"] else "failed"
+    return verdict, f"{found.mb:.4g} MB, at most {gate['max']:g} MB wanted"
 
 
 def _speedup(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
 PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
@@ -55,8 +55,10 @@ def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
     built = json.loads(read(manifest, name + ".json").decode())
     where = "kit/worker.py" if "kit/worker.py" in manifest["files"] else "worker.py"
     read(manifest, where)
+    usual, sys.pycache_prefix = sys.pycache_prefix, scratch  # what runs is the file just read,
     sys.path.insert(0, str((HERE / where).parent))
-    worker = importlib.import_module("worker")
+    worker = importlib.import_module("worker")  # and nothing compiled that lies beside it
+    sys.pycache_prefix = usual
     backend = "onnxruntime" + PROVIDERS.get(built.get("provider"), "")
     try:
         place = worker.Worker("tensorrt" if "tensorrt" in built else backend)
@@ -87,7 +89,10 @@ def prepare(path: str, pre: dict[str, Any]) -> Any:
     """
     channels = pre["channels"]
     with Image.open(path) as file:
-        image = file.convert("L" if channels == 1 else "RGB")
+        upright = ImageOps.exif_transpose(file)
+        if upright.mode.startswith("I"):  # grey of 16 bits: the upper 8
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        image = upright.convert("L" if channels == 1 else "RGB")
     scale = min(1.0, pre["max_hw"][0] / image.height, pre["max_hw"][1] / image.width)
     if scale < 1.0:
         bilinear = getattr(Image, "Resampling", Image).BILINEAR  # Pillow before 9.1 has no enum
@@ -122,8 +127,8 @@ def main() -> None:
     parser.add_argument("--provider", default="CPUExecutionProvider", help="of onnxruntime")
     parser.add_argument("--save-input", metavar="FILE.npy", help="write the prepared image, only")
     arguments = parser.parse_args()
-    pre = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
+    pre = json.loads(read(manifest, "preprocess.json").decode())
     if arguments.save_input:
         if len(arguments.images) > 1:
             sys.exit("error: --save-input takes one image")

@@ -1,0 +1,177 @@
+"""The form of a bundle's JSON files, which anybody may have written: keys, types and the digest.
+
+Like a baseline's, the digest of the manifest is no signature: it tells what was cut off or changed
+by accident from what a build wrote.
+"""
+
+import json
+import math
+import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic import model_validator as validator
+
+from kdcompile.artifact import digest
+
+SCHEMA, DIGEST = 1, "digest"
+NAME, SIGNATURE = "manifest.json", "manifest.sig"
+UNLISTED = (NAME, SIGNATURE)  # what cannot have its hash in the manifest
+LARGEST = 16 * 1024 * 1024  # bytes of a manifest: thousands of times what a build writes
+MOST_PIXELS = 1 << 28  # of an input: more is no photo, and would take all memory
+RESERVED = '\\:*?"<>|'  # of some file system
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!r} has characters that are not printed")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Sides = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _File(_Form):
+    sha256: Sha256
+    bytes: Count
+
+
+class _Backend(_Form):
+    name: str
+    version: str
+
+
+class Manifest(_Form):
+    """What every manifest of this schema has; keys beside these are left alone."""
+
+    kdcompile_version: Text
+    name: Text
+    target: Text
+    task: Text
+    classes: list[str] | None = None
+    verdict: Text
+    exit_code: Annotated[int, Field(ge=0, le=5)]
+    precision: Text
+    model: Text
+    engine: Text | None = None
+    preprocess: Text
+    backend: _Backend
+    evidence: dict[str, str]
+    files: dict[str, _File]
+
+
+class Preprocess(_Form):
+    """`preprocess.json`: channels, their mean and deviation, and the sizes in pixels."""
+
+    channels: Annotated[int, Field(ge=1)]
+    mean: list[Finite]
+    std: list[Positive]
+    min_hw: Annotated[Sides, Field(strict=False)]
+    max_hw: Annotated[Sides, Field(strict=False)]
+
+    @validator(mode="after")
+    def _agrees(self) -> "Preprocess":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std are not of {self.channels} channels")
+        if any(low > high for low, high in zip(self.min_hw, self.max_hw, strict=True)):
+            raise ValueError("min_hw is more than max_hw")
+        if math.prod(self.max_hw) > MOST_PIXELS:
+            raise ValueError(f"max_hw is over {MOST_PIXELS} pixels")
+        return self
+
+
+def parsed(content: bytes) -> Any:
+    """JSON as the standard has it: UTF-8, no NaN, and no key twice in an object.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} is there twice")
+        found[key] = value
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def sealed(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's values with the schema, and the digest over all others."""
+    whole = {**values, "schema": SCHEMA}
+    return whole | {DIGEST: digest(whole)}
+
+
+def check_manifest(values: dict[str, Any]) -> None:
+    """Hold a manifest of this schema against its form and its digest.
+
+    Raises:
+        ValueError: it is not as a build wrote it.
+    """
+    check(Manifest, values)
+    names: dict[str, str] = {}
+    for name in values["files"]:
+        if not is_inside(name) or name.casefold() in UNLISTED:
+            raise ValueError(f"it names {name!r}, which is not in the bundle")
+        other = names.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise ValueError(f"{other!r} and {name!r} are one file where case does not count")
+    for key in ("model", "preprocess", "engine"):
+        if values.get(key) is not None and values[key] not in values["files"]:
+            raise ValueError(f"its {key}, {values[key]!r}, is not listed")
+    if digest({key: value for key, value in values.items() if key != DIGEST}) != values.get(DIGEST):
+        raise ValueError("its digest is not that of its other values")
+
+
+def check(form: type[BaseModel], values: Any) -> None:
+    """Hold JSON values against a form.
+
+    Raises:
+        ValueError: the first key at fault, and what is wrong there.
+    """
+    try:
+        form.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place!r}: {first['msg']}" if place else first["msg"]) from error
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file of this name lies in the bundle's folder on every file system."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and path.as_posix() == name
+        and name.isprintable()
+        and not set(name) & set(RESERVED)
+        and not any(part == ".." or part[-1] in ". " for part in path.parts)
+    )

@@ -1,0 +1,299 @@
+"""What `--json` prints: the type of each command's one document, and its JSON Schema.
+
+Types of kdcompile's own are taken as they are, so that a field which is added there is published.
+Where a document says `dict[str, Any]`, its keys depend on the device or on the stage.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NotRequired
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from kdcompile.bench.comparable import Difference
+from kdcompile.bench.verdict import Comparison
+from kdcompile.doctor import Check
+from kdcompile.errors import KDError, nearest
+from kdcompile.gates.decidable import Decidable
+from kdcompile.report import Report
+from kdcompile.search.validate import Row
+from kdcompile.targets import Target
+from kdcompile.targets.fixtures import Fixture
+from kdcompile.targets.rules import Violation
+from kdcompile.targets.rules_file import Rule
+
+Json = dict[str, Any]
+
+
+class PlannedStep(TypedDict):
+    """A step of a build: `key` where it is made, and else `why` it is to do."""
+
+    stage: str
+    key: str | None
+    why: list[str]
+
+
+class Stopped(TypedDict):
+    """The error that a search stops with."""
+
+    code: str
+    message: str
+    where: str
+    fix: str
+
+
+class Margin(TypedDict):
+    """Which margin of accuracy the test photos are expected to decide."""
+
+    images: int
+    smallest: float | None
+    over_limit: float
+    max_increase: str
+    asked: str
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedTarget(Target):
+    """A target with the name that its power mode and JetPack are in."""
+
+    full_name: str = field()
+
+
+class Planned(TypedDict):
+    """`kdcompile plan`."""
+
+    spec: str
+    target: NamedTarget
+    board: Json | None
+    steps: list[PlannedStep]
+    estimate: Json | None
+    stopped: Stopped | None
+    rules: list[Violation]
+    rules_on_operators: bool
+    decides: list[Decidable]
+    metric: str
+    margin: Margin | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built(Report):
+    """`kdcompile build`, and a merge into a bundle."""
+
+    bundle: str
+
+
+class Staged(TypedDict):
+    """One stage: what it made, where, and what it found."""
+
+    __pydantic_config__ = {"extra": "allow"}  # type: ignore[misc]  # noqa: RUF012
+    stage: str
+    path: str
+
+
+class Explained(TypedDict):
+    """`kdcompile distill --explain`."""
+
+    minutes: float | None
+    stages: list[Json]
+    student: Json
+    task: str
+
+
+class Ladder(TypedDict):
+    """`kdcompile verify --parity`, and `bisect`, which adds what it found."""
+
+    rungs: list[Json]
+    images: Any
+    n: int
+    tolerance: float
+    tolerance_why: str
+    min_sqnr_db: float
+    finding: NotRequired[Json | None]
+    exit_code: int
+
+
+class Verified(TypedDict):
+    """`kdcompile verify BUNDLE`."""
+
+    bundle: str
+    files: str
+    signature: str
+    verdict: str
+    exit_code: int
+    parity: Json | str
+    engine: NotRequired[str]
+
+
+class Measured(TypedDict):
+    """`kdcompile bench` of one artifact alone."""
+
+    candidate: Json
+    decision: None
+    exit_code: int
+    saved: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(Comparison):
+    """`kdcompile bench` against a reference, and `compare`."""
+
+    exit_code: int = field()
+    candidate: Json
+    reference: Json
+    allowed: list[Difference]
+    notes: list[str]
+    looks: int
+    to_decide: str | None
+    saved: str | None
+
+
+class Kept(TypedDict):
+    """A baseline."""
+
+    file: str
+    name: str
+    reference: str | None
+    kdcompile_version: str
+    samples: Json
+    history: list[Json]
+
+
+Baseline = TypedDict("Baseline", {**Kept.__annotations__, "class": str})  # type: ignore[misc]
+
+
+class Baselines(TypedDict):
+    """`kdcompile baseline show`."""
+
+    baselines: list[Baseline]
+
+
+class Targets(TypedDict):
+    """`kdcompile targets`: titles by name, and names by alias."""
+
+    targets: dict[str, str]
+    aliases: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownTarget(Target):
+    """`kdcompile targets show`."""
+
+    rules: list[Rule] = field()  # type: ignore[assignment]
+    fixtures: list[Fixture]
+
+
+class Validated(TypedDict):
+    """`kdcompile targets validate`."""
+
+    fixtures: list[Row]
+    median_error: float
+    worst_error: float
+    coverage: float
+    goals: Json
+    held_out: list[Row]
+    held_out_apart: list[Row]
+    unvalidated: list[str]
+    inexact: list[str]
+
+
+class Calibrated(TypedDict):
+    """`kdcompile targets calibrate`."""
+
+    path: str
+    calibration: Json
+    before: Json
+    after: Json
+    refused: Any
+    left_out: Any
+    notes: list[str]
+
+
+class Written(TypedDict):
+    """`kdcompile init`."""
+
+    written: list[str]
+
+
+class Removed(TypedDict):
+    """`kdcompile clean`."""
+
+    removed: list[str]
+
+
+class Recipe(TypedDict):
+    """`kdcompile recipes show`."""
+
+    name: str
+    summary: str
+    formula: str
+    source: str
+    cost: str
+    evidence: str
+    objectives: dict[str, str]
+    weights: Json
+    needs: list[str]
+
+
+DOCUMENTS: dict[str, Any] = {
+    "init": Written,
+    "plan": Planned,
+    "build": Built,
+    "search": Staged,
+    "distill": Staged | Explained,
+    "export": Staged,
+    "calibrate": Staged,
+    "compile": Staged,
+    "bundle": Staged | Built,
+    "verify": Report | Verified | Ladder,
+    "bisect": Ladder,
+    "bench": Measured | Compared,
+    "compare": Compared,
+    "baseline init": Baseline,
+    "baseline update": Baseline,
+    "baseline show": Baselines,
+    "run": list[Json],
+    "targets": Targets,
+    "targets show": ShownTarget,
+    "targets validate": Validated,
+    "targets calibrate": Calibrated,
+    "recipes": dict[str, str],
+    "recipes show": Recipe,
+    "report": Report,
+    "doctor": list[Check],
+    "clean": Removed,
+    "schema": Json,
+}
+
+
+def schema_of(command: str) -> Json:
+    """The JSON Schema of what a command prints.
+
+    Raises:
+        KDError: `command-unknown`.
+    """
+    if command not in DOCUMENTS:
+        raise KDError(
+            "command-unknown",
+            f"there is no command {command!r} that prints JSON{nearest(command, DOCUMENTS)}",
+            where="--of",
+            fix=f"name one of {', '.join(DOCUMENTS)}",
+        )
+    found = TypeAdapter(DOCUMENTS[command]).json_schema(mode="serialization")
+    _close(found)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"kdcompile {command} --json",
+    } | {key: value for key, value in found.items() if key != "title"}
+
+
+def _close(schema: Any) -> None:
+    """Let objects have the fields that they name and no others, where nothing else is said."""
+    if isinstance(schema, list):
+        for part in schema:
+            _close(part)
+    if isinstance(schema, dict):
+        if isinstance(schema.get("properties"), dict):
+            schema.setdefault("additionalProperties", False)
+        for part in schema.values():
+            _close(part)

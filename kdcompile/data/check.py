@@ -1,0 +1,115 @@
+"""Every image decoded once, before anything is spent on a build that one of them would stop."""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import PIL
+
+from kdcompile import __version__
+from kdcompile.artifact import read_json, write_json
+from kdcompile.data.photo import Photo
+from kdcompile.data.points import check_within
+from kdcompile.data.splits import SPLITS, evenly, load_splits
+from kdcompile.errors import KDError
+from kdcompile.progress import counted
+from kdcompile.spec import Spec
+
+log = logging.getLogger("kdcompile")
+
+CACHE = "images.json"  # in the store: what is known of images, by their content
+SHOWING = "list photos that show something"
+Known = dict[str, list[int]]  # SHA-256 -> height, width, 1 where it is of one colour
+
+
+def check_data(spec: Spec, store: Path) -> None:
+    """Refuse data that a stage would stop on, or that teaches nothing.
+
+    Each content is decoded once and remembered in the store.
+
+    Raises:
+        KDError: those of `load_splits` and of `Photo.pixels`; `annotation-outside`,
+            `data-constant` or `data-duplicate`, and the same of `calib-`.
+    """
+    splits = load_splits(spec.data, spec.folder)
+    known = _read(store / CACHE)
+    photos = [photo for split in SPLITS for photo in getattr(splits, split)]
+    new = {photo.sha256(): photo for photo in photos if photo.sha256() not in known}
+    if new:
+        log.info("data: looking at %d images", len(new))
+        known |= _look(new, spec.export.profile[1][1])
+        _write(store / CACHE, known)
+    for photo in photos:
+        height, width, _ = known[photo.sha256()]
+        check_within(photo.points, (height, width), photo.name, _source(spec, photo))
+    _refuse_empty(spec, splits.train, known)
+
+
+def _source(spec: Spec, photo: Photo) -> str:
+    """Where a user looks for the annotation of a photo."""
+    if spec.data.format == "points-jsonl":
+        return f"{spec.data.root / spec.data.annotations}, {photo.name}"
+    return f"{spec.data.format} [data] format, {photo.name}"
+
+
+def _look(photos: dict[str, Photo], channels: int) -> Known:
+    def look(photo: Photo) -> list[int]:
+        pixels = photo.pixels(channels)
+        return [*pixels.shape[:2], int((pixels == pixels[:1, :1]).all())]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = counted(pool.map(look, photos.values()), len(photos), "data", "images")
+        return dict(zip(photos, found, strict=True))
+
+
+def _refuse_empty(spec: Spec, train: Sequence[Photo], known: Known) -> None:
+    """Training or calibration photos that show nothing, or one thing only."""
+    factory = "; a factory may be giving empty images"
+    one = "list different photos, or that one once"
+    _refuse_same("data", "training", train, known, "[data] train", (SHOWING + factory, one))
+    if spec.quantize.select == "even":  # else the network chooses, and `calibrate` looks at them
+        chosen = evenly(train, spec.quantize.images)
+        fixes = (f"{SHOWING}, or raise quantize.images", "raise quantize.images")
+        _refuse_same("calib", "calibration", chosen, known, "[quantize] images", fixes)
+
+
+def _refuse_same(
+    code: str,
+    what: str,
+    photos: Sequence[Photo],
+    known: Known,
+    where: str,
+    fixes: tuple[str, str],
+) -> None:
+    count = len(photos)
+    if all(known[photo.sha256()][2] for photo in photos):
+        message = f"each of the {count} {what} images is of one colour"
+        raise KDError(f"{code}-constant", message, where, fixes[0])
+    if count > 1 and len({photo.sha256() for photo in photos}) == 1:
+        message = f"the {count} {what} images are one image, byte for byte"
+        raise KDError(f"{code}-duplicate", message, where, fixes[1])
+
+
+def _by() -> str:
+    """What decided: an image that another version refuses is looked at again."""
+    return f"kdcompile {__version__}, pillow {PIL.__version__}"
+
+
+def _read(path: Path) -> Known:
+    try:
+        record: dict[str, Any] = read_json(path)
+        images = {sha: [int(n) for n in found] for sha, found in record["images"].items()}
+        is_whole = record["by"] == _by() and all(len(found) == 3 for found in images.values())
+        return images if is_whole else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # torn: a slower start
+        return {}
+
+
+def _write(path: Path, known: Known) -> None:
+    with suppress(OSError):  # of a store that cannot be written the first stage tells
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"by": _by(), "images": known})

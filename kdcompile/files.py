@@ -1,0 +1,124 @@
+"""Files that are whole or not there, and their hashes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from kdcompile.disk import sync_folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; at the end the file is `path`, whole and on the disk.
+
+    Nobody can guess the name, and put a link there that the block would write through.
+
+    Where the block fails, what was at `path` stays and the temporary file goes.
+    """
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the whole new one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file that anybody may have written.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Keep the hash of a finished file beside it, for `is_sealed`."""
+    write_text(_seal_of(path), file_sha256(path))
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is there and as it was when `seal` saw it."""
+    try:
+        return _seal_of(path).read_text() == file_sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+class Hasher:
+    """SHA-256 of files, remembered in `cache` by size, inode and times.
+
+    The time of the inode's change tells an edit that has put the modification time back.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._known: dict[str, list[Any]] = {}
+        self._dirty = False
+        if cache.is_file():
+            with suppress(ValueError, OSError):  # a torn cache is only a slower start
+                known = read_json(cache)
+                self._known = known if isinstance(known, dict) else {}
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether something was learnt since the last `save`."""
+        return self._dirty
+
+    def file(self, path: Path) -> str:
+        """Hex SHA-256 of the file's bytes."""
+        info = path.stat()
+        mark = [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+        known = self._known.get(str(path))
+        if isinstance(known, list) and len(known) == len(mark) + 1 and known[:-1] == mark:
+            return str(known[-1])
+        value = file_sha256(path)
+        self._known[str(path)] = [*mark, value]
+        self._dirty = True
+        return value
+
+    def files(self, paths: Iterable[Path], base: Path) -> dict[str, str]:
+        """Hashes by path relative to `base`."""
+        return {p.relative_to(base).as_posix(): self.file(p) for p in sorted(paths)}
+
+    def save(self) -> None:
+        """Keep what was learnt for the next run; where that is not possible, it starts slower."""
+        if self._dirty:
+            with suppress(OSError):
+                self._cache.parent.mkdir(parents=True, exist_ok=True)
+                write_text(self._cache, json.dumps(self._known))
+            self._dirty = False

@@ -1,0 +1,76 @@
+"""Locks of a store: who waits says for whom; a process that dies leaves none behind."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+log = logging.getLogger("kdcompile")
+OWNER = ".owner"
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a file; wait for it, and say so, where another process has it.
+
+    Args:
+        path: the lock's file; its folder exists. Beside it the owner leaves its name.
+        what: the owner does, for those who wait: "makes distill".
+
+    Raises:
+        OSError: the lock's file cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, owner = FileLock(path), path.with_name(path.name + OWNER)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("waiting for %s, which %s", _owner(owner), what)
+        lock.acquire()
+        log.warning("waited; going on")
+    try:
+        with suppress(OSError):  # a name is a courtesy
+            since = time.strftime("%H:%M:%S")
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()} (since {since})")
+        yield
+    finally:
+        with suppress(OSError):
+            owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock where nobody has it; gives whether it is held now.
+
+    Raises:
+        OSError: the lock's file cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def holder(path: Path) -> str:
+    """Who has the lock, in words."""
+    return _owner(path.with_name(path.name + OWNER))
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip() or "another process"
+    except OSError:
+        return "another process"

@@ -1,0 +1,114 @@
+"""Do the tensors of a file belong to a network?"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdcompile.errors import KDError
+
+SHOWN = 3
+State = Mapping[str, Tensor]
+
+
+def check_fit(own: State, state: State, path: Path) -> None:
+    """Refuse tensors that a network cannot take as they are.
+
+    Args:
+        own: the network's tensors by name.
+        state: the file's.
+        path: the file.
+
+    Raises:
+        KDError: `weights-mismatch` with the first tensors that differ, or the prefix by which all
+            names do; `weights-dtype` or `weights-nonfinite`.
+    """
+    _check_prefix(own, state, path)
+    problems = [f"{n} is absent from the file" for n in own if n not in state]
+    problems += [f"{n} is not in the model" for n in state if n not in own]
+    problems += [
+        f"{n} is {tuple(state[n].shape)}, the model has {tuple(t.shape)}"
+        for n, t in own.items()
+        if n in state and state[n].shape != t.shape
+    ]
+    if problems:
+        raise KDError(
+            "weights-mismatch",
+            _first(problems),
+            where=str(path),
+            fix="name the factory that these weights were trained with",
+        )
+    _check_values(own, state, path)
+
+
+def _check_prefix(own: State, state: State, path: Path) -> None:
+    """A wrapper (`module.`, `_orig_mod.`, an attribute) on one side alone."""
+    prefix = _prefix(inner=own, outer=state)
+    if prefix:
+        raise KDError(
+            "weights-mismatch",
+            f"every name in the file starts with {prefix!r}, and no name of the model does",
+            where=str(path),
+            fix=f"save the network inside: torch.save(model.{prefix}state_dict(), path)",
+        )
+    prefix = _prefix(inner=state, outer=own)
+    if prefix:
+        raise KDError(
+            "weights-mismatch",
+            f"every name of the model starts with {prefix!r}, and no name in the file does",
+            where=str(path),
+            fix=f"let the factory return the network inside, {prefix.rstrip('.')!r}, or save the "
+            "state_dict of the whole model",
+        )
+
+
+def _prefix(inner: Iterable[str], outer: Iterable[str]) -> str:
+    """What all outer names have before the inner ones; empty where they differ otherwise."""
+    names = set(outer)
+    first = next(iter(inner), None)
+    if first is None:
+        return ""
+    starts = (name.removesuffix(first) for name in names if name.endswith(f".{first}"))
+    return next((start for start in starts if {start + name for name in inner} == names), "")
+
+
+def _check_values(own: State, state: State, path: Path) -> None:
+    kinds = [
+        f"{n} is {_type(state[n])}, the model has {_type(t)}"
+        for n, t in own.items()
+        if _kind(state[n]) != _kind(t)
+    ]
+    if kinds:
+        raise KDError(
+            "weights-dtype",
+            _first(kinds),
+            where=str(path),
+            fix="save the network as it was trained, before it was quantised or converted",
+        )
+    for name, tensor in own.items():
+        # as the network will hold it: a large float64 is infinite in float32
+        if tensor.is_floating_point() and not state[name].to(tensor.dtype).isfinite().all():
+            raise KDError(
+                "weights-nonfinite",
+                f"{name} holds NaN or infinity",
+                where=str(path),
+                fix="use a checkpoint from before the training diverged",
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "float"
+    if tensor.is_complex():
+        return "complex"
+    return "truth" if tensor.dtype == torch.bool else "integer"
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _first(problems: list[str]) -> str:
+    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "; ".join(problems[:SHOWN]) + more
