@@ -211,7 +211,7 @@ def test_a_work_folder_is_not_mixed_with_other_options(modules, task, monkeypatc
 def test_an_error_of_the_user_is_told(modules, task, tmp_path, capsys):
     arguments = [*task("a", "ablation"), "--data", str(tmp_path / "nowhere")]
     assert modules.distill.main(arguments) == 1
-    assert "error[annotations-missing]" in capsys.readouterr().err
+    assert "error[data-missing]" in capsys.readouterr().err
 
 
 def test_a_worse_student_replaces_nothing(modules, tmp_path):

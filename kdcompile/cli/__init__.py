@@ -14,7 +14,8 @@ from kdcompile.cli.build import build, make_stage_command, plan
 from kdcompile.cli.bundle import bundle
 from kdcompile.cli.options import add_levels
 from kdcompile.cli.stopping import Stop, stoppable
-from kdcompile.cli.tools import clean, doctor, init, recipes, report, run, schema, targets
+from kdcompile.cli.targets import targets
+from kdcompile.cli.tools import clean, doctor, init, recipes, report, run, schema
 from kdcompile.cli.verify import verify
 from kdcompile.disk import disk_error
 from kdcompile.errors import KDError

@@ -48,7 +48,7 @@ class Entry:
         if self.label is not None:
             value = numbers[self.label] if isinstance(self.label, str) else self.label
             return Photo(self.name, path=self.image, label=float(value))
-        points = self.points
+        points: Any = self.points
         if points is None:
             from kdcompile.data.shanghaitech_mat import read_points
 

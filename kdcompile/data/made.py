@@ -46,6 +46,7 @@ def _checked(photo: Any, number: int, factory: str, split: str) -> Photo:
             fix="return a list of kdcompile.data.photo.Photo, each with one of path, encoded and "
             "array (uint8 [H, W, C])",
         )
+    assert isinstance(photo, Photo), "anything else is a problem"
     return replace(photo, points=checked_points(photo.points, photo.name, None))
 
 

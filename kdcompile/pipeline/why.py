@@ -130,7 +130,9 @@ def _told(
     """A change as its kind and what changed."""
     at, old, new = change
     part, path = at[0], at[1:]
-    if part == "splits" and path:
+    if part == "splits" and path and ABSENT in (old, new):
+        yield "data", f"{path[0]} is {'read now' if old is ABSENT else 'no longer read'}"
+    elif part == "splits" and path:
         yield from (("data", told) for told in _rows_told(path[0], old, rows, store))
     elif part == "spec" and len(path) > 2 and path[1] == FILES:
         yield path[0], _file_told(path[2], old, new)

@@ -96,7 +96,7 @@ def run(tmp_path: Path) -> Run:
             for name, i in zip(names, indices, strict=True):
                 pixels = draw(i) if split == "train" else picture(i % 11)[::-1]
                 Image.fromarray(pixels).save(tmp_path / name)
-                lines.append(json.dumps({"image": name, "points": [[3, 4]] * (i % 10)}))
+                lines.append(json.dumps({"image": name, "points": [[3, n] for n in range(i % 10)]}))
             (tmp_path / f"{split}.txt").write_text("\n".join(names))
         (tmp_path / "annotations.jsonl").write_text("\n".join(lines))
         (tmp_path / "kdcompile.toml").write_text(SPEC)

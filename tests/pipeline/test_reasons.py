@@ -7,6 +7,7 @@ from command_line import CommandLine
 from written_build import paint, plan_of, to_do
 
 from kdcompile import logs
+from kdcompile.pipeline import why
 from kdcompile.pipeline.show import lines, step_of
 from kdcompile.pipeline.stages import STAGES
 from kdcompile.pipeline.why import NEVER, drop_unused
@@ -46,6 +47,17 @@ def test_an_entry_that_was_edited_is_called_so(folder):
     file.chmod(0o644)
     file.write_text("edited")
     assert to_do(plan_of(folder))["export"] == ["its entry in the store is damaged"]
+
+
+def test_a_split_that_a_stage_did_not_read_is_read_now(folder):
+    """As where a student that was scaled is searched for."""
+    (file,) = (folder / ".kdcompile" / "distill").glob("*.json")
+    kept = why._read(file)
+    del kept["splits"]["val"]
+    file.unlink()
+    why._write(file, kept)
+    paint(folder, 1)
+    assert "data: val is read now" in to_do(plan_of(folder))["distill"]
 
 
 def test_many_changes_are_counted(folder, monkeypatch):

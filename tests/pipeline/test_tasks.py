@@ -243,7 +243,7 @@ def test_the_plan_says_what_the_photos_cannot_decide(built):
         (["task.kind=counting"], "teacher-output"),
         (["task.kind=regression"], "teacher-output"),
         (["teacher.model=model.py:regressor", "task.kind=regression"], "weights-mismatch"),
-        (["data.train=val"], "split-empty"),
+        (["data.train=val"], "split-overlap"),
         (["gates.accuracy.metric=mae"], "spec-invalid"),
     ],
 )

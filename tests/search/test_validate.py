@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kdcompile.cli.tools import targets as command
+from kdcompile.cli.targets import targets as command
 from kdcompile.errors import KDError
 from kdcompile.search import validate as module
 from kdcompile.search.efficiency import efficiencies_of, fit, priors
