@@ -29,7 +29,7 @@ def build():
         nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1),
     )
 """
-SPLITS = {"train": 8, "val": 4, "test": 8}
+SPLITS = {"train": 8, "val": 4, "test": 16}
 OPEN = ["gates.accuracy.max_increase=100000%", "gates.accuracy.margin=100000%",
         "gates.parity.min_sqnr_db=-200"]  # fmt: skip
 

@@ -69,7 +69,14 @@ def bundle(line, monkeypatch):
         report = report_of(*gates)
         about = {"files": {"a": 1}, "precision": "fp32", "verdict": report.verdict}
         about["exit_code"] = report.exit_code
-        made = SimpleNamespace(folder=folder, manifest=about, report=lambda: report)
+
+        @contextmanager
+        def reading(name):
+            yield folder / name
+
+        made = SimpleNamespace(
+            folder=folder, manifest=about, report=lambda: report, reading=reading
+        )
 
         @contextmanager
         def opened(*_, **__):

@@ -160,14 +160,14 @@ def test_options_of_the_other_kind_are_usage_errors(command, arguments, says):
 
 
 def test_a_bundle_takes_no_options_of_a_spec(tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text("{")
     done = run(bisect, str(tmp_path), "--target", "cpu")
     assert done.exit_code == 2
     assert "a bundle is built" in done.output
 
 
 def test_a_damaged_bundle_is_refused_before_it_is_run(tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text("{")
     done = run(bisect, str(tmp_path))
     assert isinstance(done.exception, KDError)
     assert done.exception.code == "bundle-corrupt"
