@@ -111,6 +111,7 @@ def _numbers(out):
     return [[row[n] for n in ("arm", "seed", "steps", "val_mae", "test_mae")] for row in _rows(out)]
 
 
+@pytest.mark.soak
 def test_every_part_gives_its_rows_tables_and_student(modules, task, tmp_path, capsys):
     out = tmp_path / "a" / "out"
     asked = task("a", "speed", "result", "ablation", "report")
@@ -137,6 +138,7 @@ def test_every_part_gives_its_rows_tables_and_student(modules, task, tmp_path, c
     assert (out / "distill.csv").read_bytes() == before
 
 
+@pytest.mark.soak
 def test_the_student_kept_is_the_best_by_validation_and_names_its_architecture(
     modules, task, tmp_path
 ):
@@ -158,6 +160,7 @@ def test_the_student_kept_is_the_best_by_validation_and_names_its_architecture(
     assert found["mae"] == pytest.approx(told["test_mae"])
 
 
+@pytest.mark.soak
 def test_both_arms_of_a_seed_share_start_schedule_and_time(modules, task, tmp_path):
     out = tmp_path / "a" / "out"
     assert modules.distill.main(task("a", "result")) == 0
@@ -176,6 +179,7 @@ def test_both_arms_of_a_seed_share_start_schedule_and_time(modules, task, tmp_pa
     assert skt["test"]["mae"] == pytest.approx(np.mean(skt["test_errors"]), abs=1e-3)
 
 
+@pytest.mark.soak
 def test_short_calls_give_the_same_numbers(modules, task, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", 0.0)
     assert modules.distill.main(task("whole", "result")) == 0

@@ -166,7 +166,7 @@ def test_a_part_that_there_is_not_is_a_usage_error(scripts, capsys):
     assert "no part measures" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_builds_have_their_exit_codes_and_gates(scripts, task, measured, capsys):
     arguments = task("engines.json", "build", "report", "--speedups", "0.001", "1000")
     assert scripts.engines.main(arguments) == 0

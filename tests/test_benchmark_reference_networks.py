@@ -91,6 +91,7 @@ def test_same_padding_is_tensorflows(scripts, extent, stride):
     np.testing.assert_allclose(layer(x)[0, 0, 0].tolist(), expected, rtol=1e-6)
 
 
+@pytest.mark.soak
 def test_resnet50_of_64_pixels_becomes_a_file(scripts, tmp_path, monkeypatch, capsys):
     small = scripts.networks.Reference(
         "ResNet-50", scripts.resnet.resnet50, 64, ("logits",), None, "none at this size"
