@@ -71,7 +71,8 @@ def check_unchanged(first: Mapping[str, Any], now: Mapping[str, Any], label: str
             "machine-changed",
             f"the machine changed while it was measured: {'; '.join(changed)}",
             where=label,
-            fix="keep power mode, clocks and drivers as they are, and measure again",
+            fix="let a hot board cool down, keep power mode, clocks and drivers as they are, and "
+            "measure again",
         )
 
 

@@ -271,7 +271,9 @@ def scope(report: Report) -> str:
     total, limit = report.details.get("test_photos"), report.details.get("max_test")
     if not count:
         return f"Accuracy: {UNKNOWN}."
-    if limit is None or total == count:
-        return f"Judged on all {count} test images."
+    copies = report.details.get("test_copies") or 0
+    once = f", each once: {copies} are copies of others" if copies else ""
+    if limit is None or total == count + copies:
+        return f"Judged on all {count} test images{once}."
     whole = "" if total is None else f" of {total}"
-    return f"Judged on {count}{whole} test images only (data.max_test = {limit})."
+    return f"Judged on {count}{whole} test images only (data.max_test = {limit}){once}."

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdcompile.errors import KDError
-
 if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
@@ -18,20 +16,16 @@ def exported_program(module: "nn.Module", profile: Sequence[Sequence[int]]) -> "
         profile: smallest, typical and largest input shape.
 
     Raises:
-        KDError: `export-failed`.
+        KDError: `export-failed`, `network-forward` or `export-dynamic`.
     """
     import torch
 
     from kdcompile.export.onnx_file import traced
+    from kdcompile.export.refused import refused
 
     try:
         made = traced(module, profile)
     except torch.onnx.OnnxExporterError as error:
-        raise KDError(
-            "export-failed",
-            f"torch.onnx cannot export the network: {str(error).strip().splitlines()[0]}",
-            where=type(module).__name__,
-            fix="kdcompile export, which names what it cannot trace",
-        ) from error
+        raise refused(error, module, profile) from error
     assert made.exported_program is not None, "dynamo exports through one"
     return made.exported_program

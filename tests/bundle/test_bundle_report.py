@@ -100,6 +100,9 @@ def test_numbers_for_people(value, text):
 def test_scope_says_when_it_is_whole_or_unknown(a_report):
     assert facts.scope(a_report(max_test=None)) == "Judged on all 3 test images."
     assert facts.scope(a_report(max_test=9, test_photos=3)) == "Judged on all 3 test images."
+    assert facts.scope(a_report(max_test=9, test_photos=5, test_copies=2)) == (
+        "Judged on all 3 test images, each once: 2 are copies of others."
+    )
     assert facts.scope(a_report(predictions=[])) == "Accuracy: not measured."
 
 
