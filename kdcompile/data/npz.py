@@ -14,6 +14,7 @@ and, once, `classes`, the names of the classes. The images come in the order of 
 a piece: `train@0[:8000]` and `train@0[8000:]` share no image and have each class in its proportion.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from itertools import combinations, pairwise
 from os.path import isfile
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,10 +112,11 @@ def photos(root: Path, split: str) -> tuple[list[Photo], tuple[str, ...] | None]
 
     Raises:
         KDError: `npz-selection`, `path-outside`, `archive-missing`, `archive-unreadable`,
-            `archive-array` or `archive-invalid`.
+            `archive-huge`, `archive-array` or `archive-invalid`.
     """
     path, chosen = archive_path(root, split), Selection.parse(split)
     try:
+        _refuse_huge(path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = _Arrays(archive, chosen.part, path)
             labels, names = arrays.labels(), arrays.classes()
@@ -128,6 +131,25 @@ def photos(root: Path, split: str) -> tuple[list[Photo], tuple[str, ...] | None]
             fix="write it with numpy.savez, without arrays of Python objects",
         ) from error
     return made, names
+
+
+def _refuse_huge(path: Path) -> None:
+    """Refuse what unpacks to more than the machine's memory, as a few kB of zeros can."""
+    with ZipFile(path) as archive:
+        total = sum(part.file_size for part in archive.infolist())
+    memory = memory_bytes()
+    if total > memory:
+        raise KDError(
+            "archive-huge",
+            f"its arrays are {total / 1e9:.3g} GB, and this machine has {memory / 1e9:.3g} GB",
+            where=str(path),
+            fix="write a smaller archive; images as numpy.uint8, or JPEG bytes in 'jpeg'",
+        )
+
+
+def memory_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def refuse_shared(data: Data, found: Mapping[str, Sequence[Photo]]) -> None:

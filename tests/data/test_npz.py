@@ -165,6 +165,14 @@ def test_files_that_are_no_archives(tmp_path):
         assert caught.value.code == code
 
 
+def test_what_no_memory_holds_is_refused_before_it_is_unpacked(data, monkeypatch):
+    monkeypatch.setattr("kdcompile.data.npz.memory_bytes", lambda: 1000)
+    monkeypatch.setattr(np, "load", None)  # never asked
+    with pytest.raises(KDError, match="GB") as caught:
+        photos(data.root, "d.npz:a")
+    assert caught.value.code == "archive-huge"
+
+
 def test_a_part_that_is_absent_names_the_nearest(data):
     with pytest.raises(KDError, match="did you mean 'y_a'"):
         photos(data.root, "d.npz:aa")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import onnx
 import pytest
 from click.testing import CliRunner
+from documents import check_document
 from near_place import NearGpu
 
 from kdcompile import targets
@@ -413,6 +414,7 @@ def test_the_command(short):
     done = run.invoke(cli, ["targets", "calibrate", "cpu", "--seconds", "1", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
+    check_document("targets calibrate", found)
     assert found["path"] == str(user.path("cpu"))
     assert set(found["before"]) == {"median", "worst"}
     assert "building 1 of 6" in done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from documents import check_document
 
 from kdcompile.cli.targets import targets as command
 from kdcompile.errors import KDError
@@ -78,6 +79,7 @@ def test_the_report_says_what_rests_on_nothing(monkeypatch) -> None:
     assert "median absolute error" in text
     assert "(goal at most 12%: " in text
     data = json.loads(runner.invoke(command, ["validate", "--json"]).output)
+    check_document("targets validate", data)
     assert len(data["fixtures"]) == len(validation().rows)
     assert {"name", "predicted_ms", "low_ms", "high_ms", "measured_ms"} <= set(data["fixtures"][0])
     assert set(data["goals"]) == {"median", "worst", "coverage"}
