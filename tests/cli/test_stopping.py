@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from terminal import as_in_a_terminal
 
 PROGRAM = """
 import ctypes, logging, sys, time
@@ -52,17 +53,11 @@ command_line.main()
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
-def _as_in_a_terminal():
-    """Whatever is ignored where the tests run: `nohup` ignores SIGHUP, a background job SIGINT."""
-    for number in CODES:
-        signal.signal(number, signal.SIG_DFL)
-
-
 def _started(tmp_path, where):
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", PROGRAM, where],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=_as_in_a_terminal,
+        preexec_fn=as_in_a_terminal,
     )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     return process

@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 from killed_builds import digits, same, tiny_spec
+from terminal import as_in_a_terminal
 
 from kdcompile.bundle import manifest
 
@@ -224,7 +225,8 @@ def test_the_workers_of_a_search_end_with_it(tmp_path, number):
     (tmp_path / "sleeping_worker.py").write_text(SLEEPING)
     (tmp_path / "program.py").write_text(WORKERS)
     process = subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               preexec_fn=as_in_a_terminal)  # fmt: skip
     while len(found := list(tmp_path.glob("*.pid"))) < 2:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
