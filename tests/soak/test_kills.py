@@ -19,7 +19,7 @@ pytestmark = pytest.mark.soak
 KILLS, SEED = 20, 8
 SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 UNDECIDED = 5  # twelve photos cannot decide the accuracy
-LONG = ("build", "tiny", "--set", "distill.steps=1500", "--set", "distill.views=2")
+LONG = ("build", "tiny", "--set", "distill.steps=4000", "--set", "distill.views=2")
 # of the embedded example, which a kill during its training meets
 DEMO = ("--set", "distill.steps=200", "--set", "gates.speedup.required=false")
 
