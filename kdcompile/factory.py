@@ -4,7 +4,8 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from os.path import isfile
 from pathlib import Path
 from types import ModuleType
@@ -99,8 +100,22 @@ def _inside(name: str, folder: Path) -> Path:
     return path
 
 
-def _module(name: str, folder: Path) -> ModuleType:
+@contextmanager
+def users_code(code: str, what: str, where: str, fix: str) -> Iterator[None]:
+    """Run what a user wrote: whatever it raises becomes an error block."""
     try:
+        yield
+    except KDError:
+        raise
+    except (Exception, SystemExit) as error:
+        text = f"{what}: {type(error).__name__}: {error}"
+        raise KDError(code, text, where=where, fix=fix) from error
+
+
+def _module(name: str, folder: Path) -> ModuleType:
+    fix = "mend it; kdcompile --debug plan shows the full trace"
+    where = f"{name} of the spec in {folder}"
+    with users_code("factory-broken", f"{name} does not import", where, fix):
         if not name.endswith(".py"):
             return importlib.import_module(name)
         path = _inside(name, folder)
@@ -113,15 +128,6 @@ def _module(name: str, folder: Path) -> ModuleType:
         sys.modules[unique] = module
         _open_to_imports(folder)
         spec.loader.exec_module(module)
-    except KDError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise KDError(
-            "factory-broken",
-            f"{name} does not import: {type(error).__name__}: {error}",
-            where=f"{name} of the spec in {folder}",
-            fix="mend it; kdcompile --debug plan shows the full trace",
-        ) from error
     return module
 
 

@@ -49,7 +49,8 @@ def what_to_type(
         return NO_WAY
     return FAR_APART + (
         "name the artifact that it was measured of with --reference FILE of kdcompile bench, so "
-        "that both take turns; or keep a baseline of more --runs"
+        "that both take turns; or keep a baseline of more --runs, on several days (kdcompile "
+        "baseline update --add)"
     )
 
 
@@ -60,7 +61,7 @@ def _of_files(judged: "Judged", reference: Kept, candidate: Kept) -> str:
         return _typed("compare", paths, _measured_as(reference[1]) | {"allow": None})
     more, runs = judged.comparison.more_blocks, len(judged.candidate.runs)
     if more is None:
-        return FAR_APART + "save it anew with more --runs"
+        return FAR_APART + "save it anew with more --runs, or add another day's to it"
     return f"save B anew with --runs {runs + math.ceil(more * runs / judged.comparison.blocks)}"
 
 

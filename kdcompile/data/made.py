@@ -10,7 +10,7 @@ import numpy as np
 from kdcompile.data.photo import Photo
 from kdcompile.data.points import checked_points
 from kdcompile.errors import KDError
-from kdcompile.factory import load_factory
+from kdcompile.factory import load_factory, users_code
 from kdcompile.spec import Data
 
 
@@ -21,17 +21,10 @@ def made_photos(data: Data, folder: Path, split: str) -> list[Photo]:
         KDError: `data-factory`; those of `load_factory` and of `checked_points`.
     """
     factory = load_factory(data.format, folder)
-    try:
+    what, where = f"{data.format} fails on the {split} split", f"[data] format, {split}"
+    fix = "mend the factory; kdcompile --debug plan shows the full trace"
+    with users_code("data-factory", what, where, fix):
         made = list(factory(data.root, getattr(data, split)))
-    except KDError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise KDError(
-            "data-factory",
-            f"{data.format} fails on the {split} split: {type(error).__name__}: {error}",
-            where=f"[data] format, {split}",
-            fix="mend the factory; kdcompile --debug plan shows the full trace",
-        ) from error
     return [_checked(photo, number, data.format, split) for number, photo in enumerate(made)]
 
 

@@ -5,6 +5,7 @@ import types
 
 import onnx
 import pytest
+from bad_inputs import MODEL as COUNTER
 from command_line import CommandLine, contents, refusal
 from computing_tensorrt import start
 from near_place import Near, NearGpu
@@ -17,28 +18,9 @@ from kdcompile.models.factory import build_model
 
 VERSION = "8.6.1"
 has_tensorrt = importlib.util.find_spec("tensorrt") is not None
-MODEL = """
-import torch
-from torch import nn
-
-class Counter(nn.Module):
-    def __init__(self, width=4):
-        super().__init__()
-        self.body = nn.Conv2d(3, width, 3, padding=1)
-        self.output = nn.Conv2d(width, 1, 1)
-
-    def forward(self, image):
-        return self.output(torch.relu(self.body(image)))
-
-def build():
-    # counts the points, which are white on black
-    made = Counter(8)
-    with torch.no_grad():
-        for value in made.parameters():
-            value.zero_()
-        made.body.weight[0, 0, 1, 1] = made.output.weight[0, 0] = 1
-    return made
-
+MODEL = (
+    COUNTER
+    + """
 class Determinant(nn.Module):
     def forward(self, image):
         return torch.linalg.det(image)[:, :1, None, None]
@@ -51,6 +33,7 @@ class Unusual(Counter):
     def forward(self, image):
         return super().forward(image) + 1e-9 * self.odd(image)
 """
+)
 POINTS = """
 import numpy as np
 from kdcompile.data.photo import Photo
