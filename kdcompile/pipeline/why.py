@@ -9,7 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import KEY_CHARS, RECORD, Artifact, Store, canonical, digest, write_json
+from kdcompile.artifact import (
+    KEY_CHARS,
+    RECORD,
+    Artifact,
+    Store,
+    canonical,
+    digest,
+    read_json,
+    write_json,
+)
 from kdcompile.data.splits import Row
 from kdcompile.pipeline.keys import FILES
 
@@ -108,7 +117,7 @@ def _write(path: Path, value: Any) -> None:
 def _read(path: Path) -> Any:
     """What `_write` wrote, or None where that is not there, or not whole."""
     try:
-        kept = json.loads(path.read_text())
+        kept = read_json(path)
         return kept["value"] if kept["sha256"] == digest(kept["value"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
