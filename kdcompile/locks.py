@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger("kdcompile")
@@ -62,6 +62,31 @@ def if_free(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextmanager
+def folder_if_free(path: Path) -> Iterator[bool | None]:
+    """Hold a folder itself where nobody has it, with no file of a lock in it.
+
+    Gives whether it is held now: False where another process has it or it is gone, None where the
+    system or the file system cannot tell (Windows, NFS).
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            number = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, number)
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held: bool | None = os.path.samestat(os.fstat(number), os.stat(path))
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        except OSError:
+            held = None
+        yield held
 
 
 def holder(path: Path) -> str:

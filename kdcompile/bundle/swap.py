@@ -2,18 +2,19 @@
 
 import ctypes
 import errno
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from kdcompile.disk import sync_folder
-from kdcompile.locks import if_free, locked
+from kdcompile.locks import folder_if_free
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, <fcntl.h> and <linux/fs.h>
-LOCK = "lock"
+MADE = ".kdcompile-"
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 TRIES = 100  # others that install to the same place at the same time
 
@@ -25,16 +26,19 @@ def beside(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    prefix = f".{folder.name}."
-    for leftover in folder.parent.glob(f"{prefix}*/{LOCK}"):
-        with suppress(OSError), if_free(leftover) as free:
+    prefix = f".{folder.name}{MADE}"
+    for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
+        with folder_if_free(leftover) as free:
             if free:
-                shutil.rmtree(leftover.parent)
-    with (
-        tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary,
-        locked(Path(temporary, LOCK), "installs a bundle"),
-    ):
-        yield Path(temporary)
+                shutil.rmtree(leftover, ignore_errors=True)
+    with ExitStack() as held:
+        for _ in range(TRIES):
+            temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+            free = held.enter_context(folder_if_free(temporary))
+            held.callback(shutil.rmtree, temporary, ignore_errors=True)
+            if free is not False:  # one just made has no owner yet: another may have taken it
+                break
+        yield temporary
 
 
 def sync_tree(folder: Path) -> None:

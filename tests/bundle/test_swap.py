@@ -11,7 +11,7 @@ from kdcompile.artifact import Store
 from kdcompile.bundle import manifest, swap
 from kdcompile.bundle.stage import install
 from kdcompile.errors import KDError
-from kdcompile.locks import locked
+from kdcompile.locks import folder_if_free
 from kdcompile.report import Report
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -59,14 +59,16 @@ def test_a_second_rename_that_fails_puts_the_old_back(tmp_path):
 
 def test_leftovers_of_killed_installs_are_removed_and_a_living_one_stays(tmp_path):
     place = _place(tmp_path)
-    dead, living = (place.with_name(f".b.{name}") for name in ("dead", "living"))
-    for folder in (dead, living):
+    names = (".b.kdcompile-dead", ".b.kdcompile-living", ".b.mine")
+    dead, living, users = (place.with_name(name) for name in names)
+    for folder in (dead, living, users):
         (folder / "new").mkdir(parents=True)
-        (folder / "lock").touch()
-    with locked(living / "lock", "installs a bundle"):
+    with folder_if_free(living) as held:
+        assert held
         install(_artifact(tmp_path / "store"), place)
     assert not dead.exists()
     assert living.is_dir()
+    assert users.is_dir()
     assert manifest.is_intact(place)
 
 
@@ -79,7 +81,7 @@ def test_many_installs_at_once_to_one_place(tmp_path):
     def one(number):
         try:
             start.wait()
-            for turn in range(5):
+            for turn in range(40):
                 install(artifacts[(number + turn) % 2], _place(tmp_path))
         except Exception as error:  # told by the test, not by the thread
             failed.append(error)
