@@ -45,6 +45,9 @@ class Data(Closed):
     train: str = "train.txt"
     val: str = "val.txt"
     test: str = "test.txt"
+    unlabelled: str | None = Field(
+        default=None, description="photos to be labelled: a folder, or named as a split is"
+    )
     annotations: str = "annotations.jsonl"
     files: list[str] = Field(default=["**/*"], description="what a factory reads, globs under root")
     mean: list[float] = Field(default=list(IMAGENET_MEAN), description="per channel, of 0..1")
@@ -181,6 +184,7 @@ class Spec(Closed):
     seed: int = Field(default=0, ge=0, lt=2**32)
     task: Task = Task()
     teacher: Teacher
+    teachers: list[Teacher] = Field(default=[], description="more of them, for some recipes")
     data: Data
     student: Student = Student()
     search: Search = Search()

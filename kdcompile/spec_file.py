@@ -28,8 +28,9 @@ WANTED = {  # by the first part of pydantic's types of errors
 }
 MOST_SHOWN = 80  # characters of a refused value
 LENGTHS = ("steps", "epochs", "minutes")
-PATH_FIELDS = (("teacher", "weights"), ("student", "weights"), ("data", "root"),
-               ("quantize", "cache"), ("gates", "previous", "bundle"))  # fmt: skip
+PATH_FIELDS = (("teacher", "weights"), ("teachers", "weights"), ("student", "weights"),
+               ("data", "root"), ("quantize", "cache"),
+               ("gates", "previous", "bundle"))  # fmt: skip
 
 
 def find_spec(argument: str | None) -> Path:
@@ -173,8 +174,9 @@ def _absolute_paths(raw: dict[str, Any], base: Path) -> None:
         values: Any = raw
         for section in sections:
             values = values.get(section) if isinstance(values, dict) else None
-        if isinstance(values, dict) and isinstance(values.get(key), str):
-            values[key] = realpath(Path(base, values[key]))
+        for table in values if isinstance(values, list) else [values]:
+            if isinstance(table, dict) and isinstance(table.get(key), str):
+                table[key] = realpath(Path(base, table[key]))
 
 
 def _explain(error: ValidationError, path: Path) -> KDError:

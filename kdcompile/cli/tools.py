@@ -35,7 +35,7 @@ def recipes(context: click.Context, as_json: bool) -> None:
     """List the distillation recipes."""
     if context.invoked_subcommand is not None:
         return
-    from kdcompile.distill.recipe import recipes as known
+    from kdcompile.distill.registry import recipes as known
 
     if as_json:
         echo_json({name: recipe.about.summary for name, recipe in known().items()})
@@ -52,7 +52,7 @@ def show_recipe(name: str, as_json: bool) -> None:
     from dataclasses import asdict
 
     from kdcompile.distill.objective import OBJECTIVES
-    from kdcompile.distill.recipe import find_recipe
+    from kdcompile.distill.registry import find_recipe
 
     recipe = find_recipe(name)
     facts: dict[str, Any] = asdict(recipe.about)

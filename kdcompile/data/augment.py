@@ -4,7 +4,7 @@ All randomness of a step comes from (seed, step), so a resumed run sees the crop
 uninterrupted one would have seen. Where views recur, a crop's comes from (seed, photo, view).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from kdcompile.artifact import digest
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
-from kdcompile.data.targets import Extra, Targets
+from kdcompile.data.targets import Extra, Targets, photos_of
 from kdcompile.kernels._runtime import ran
 from kdcompile.kernels.crop_augment import SPLIT, Column, crop_augment
 from kdcompile.spec_distill import Distill
@@ -33,11 +33,12 @@ DRAWS = 6  # random numbers a crop: zoom, top, left, flip, brightness, contrast
 class Batch:
     """images: [B, C, s, s], normalised, float32 unless the sampler's `dtype` says otherwise.
 
-    target: as the sampler's `Targets` make it.
+    target: as the sampler's `Targets` make it. photo: int64 [B], whose crops they are.
     """
 
     images: Tensor
     target: Tensor
+    photo: Tensor
 
 
 class CropSampler:
@@ -111,6 +112,12 @@ class CropSampler:
         table[:, : len(Column) + len(Extra)] = torch.from_numpy(columns)
         return table
 
+    def each_photo(self) -> Iterator[Batch]:
+        """One crop of every photo in batches, the last of which may be smaller; views recur."""
+        for first in range(0, len(self._names), self._options.batch):
+            few = range(first, min(first + self._options.batch, len(self._names)))
+            yield self.render(self.sent(self.draw_keys([(photo, 0) for photo in few])))
+
     def render(self, table: Tensor) -> Batch:
         """The batch of a table on the device; waits for nothing and can be captured there."""
         source, side = self._store.bytes, self._options.crop
@@ -126,7 +133,8 @@ class CropSampler:
         ]
         images = parts[0] if len(parts) == 1 else torch.cat(parts)
         layout = torch.channels_last if images.is_cuda else torch.contiguous_format
-        return Batch(images.contiguous(memory_format=layout), self._targets(table, side))
+        images = images.contiguous(memory_format=layout)
+        return Batch(images, self._targets(table, side), photos_of(table))
 
     def keys(self, step: int) -> list[tuple[int, int]] | None:
         """(photo, view) of each crop of a step where views recur, else None."""

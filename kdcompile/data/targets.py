@@ -37,6 +37,11 @@ class Targets(Protocol):
         ...
 
 
+def photos_of(table: Tensor) -> Tensor:
+    """int64 [B], the index of the photo of each crop in a table [B, P]."""
+    return table[:, Extra.PHOTO].long()
+
+
 class LabelTargets:
     """The label of each crop's photo: int64 [B] of classes, or float32 [B, 1] of values."""
 
@@ -47,7 +52,7 @@ class LabelTargets:
 
     def __call__(self, table: Tensor, side: int) -> Tensor:
         """The labels of the photos in `table` [B, P]."""
-        return self._labels.index_select(0, table[:, Extra.PHOTO].long())
+        return self._labels.index_select(0, photos_of(table))
 
 
 class DensityTargets:
@@ -84,7 +89,7 @@ class DensityTargets:
 
     def _within(self, table: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """Points [B, P, 2] in pixels of the crop, and which of them lie within it."""
-        photo = table[:, Extra.PHOTO].long()
+        photo = photos_of(table)
         counts = self._counts[photo].unsqueeze(1)
         most = self._most if table.is_cuda else max(int(counts.max()), 1)
         place = torch.arange(most, device=table.device).unsqueeze(0)

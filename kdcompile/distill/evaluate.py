@@ -1,4 +1,4 @@
-"""Predictions for whole photos by a PyTorch network."""
+"""Outputs and predictions for whole photos by PyTorch networks."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,6 @@ from kdcompile.progress import counted
 BATCH, BATCH_PIXELS = 64, 512 * 1024  # images, and pixels of them, in one forward pass
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     photos: Sequence[Photo],
@@ -30,14 +29,29 @@ def predict(
     """
     was_training = model.training
     model.eval()
+    shown = counted(photos, len(photos), "validation", "photos")
     found: list[float] = []
-    with torch.autocast(device.type, enabled=False), _untimed_convolutions():
-        shown = counted(photos, len(photos), "validation", "photos")
-        for images in _batches(shown, preprocess):
-            output = model(torch.from_numpy(images).to(device))
-            found += task.predictions(output.float().cpu().numpy()).tolist()
+    for (output,) in outputs([model], shown, preprocess, device):
+        found += task.predictions(output).tolist()
     model.train(was_training)
     return found
+
+
+def outputs(
+    models: Sequence[nn.Module],
+    photos: Iterable[Photo],
+    preprocess: Preprocess,
+    device: torch.device,
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Each model's outputs [N, ...] of one batch after the other, in the order of the photos.
+
+    Float32 whatever the training's precision is. The models are in inference mode.
+    """
+    for images in _batches(photos, preprocess):
+        given = torch.from_numpy(images).to(device)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), _untimed_convolutions():
+            found = [model(given).float().cpu().numpy() for model in models]
+        yield found
 
 
 @contextmanager

@@ -1,15 +1,14 @@
-"""What a recipe is, and how the files of `recipes/` are found."""
+"""What a recipe is: loss terms with weights, made for one or more tasks, and what it needs."""
 
-import importlib
-import pkgutil
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdcompile.distill import recipes as folder
+from kdcompile.data.augment import Batch
+from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.taps import Tap
 from kdcompile.errors import KDError, nearest
@@ -18,7 +17,10 @@ from kdcompile.spec_distill import Distill, Ramp
 
 @dataclass(frozen=True)
 class About:
-    """What `kdcompile recipes show` prints."""
+    """What `kdcompile recipes show` prints.
+
+    home: where it lives, for what is no loss ("augmentation", a command or a field).
+    """
 
     name: str
     summary: str
@@ -26,6 +28,7 @@ class About:
     source: str
     cost: str
     evidence: str
+    home: str = "loss"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class LossInputs:
     """Everything that a recipe may compare in one step.
 
     student: the task's output; target: its labels; teacher: the same output, or None where it is
-    not needed. The features are the taps' maps [N, C, H, W], in order.
+    not needed. The features are the taps' maps [N, C, H, W], in order. images: what both networks
+    saw. photo: int64 [N], the index of each crop's photo. first: the output of the student as it
+    started, where the recipe needs it. others: outputs of the further teachers, where it needs
+    them. Nothing but the student's output and features has a gradient.
     """
 
     student: Tensor
@@ -41,22 +47,34 @@ class LossInputs:
     teacher: Tensor | None
     student_features: Sequence[Tensor]
     teacher_features: Sequence[Tensor]
+    images: Tensor | None = None
+    photo: Tensor | None = None
+    first: Tensor | None = None
+    others: Sequence[Tensor] = ()
 
 
 class Recipe(nn.Module, ABC):
     """Loss terms with their weights. Adapters are its parameters, so they are never exported.
 
     extra_weights: default weights of the terms beyond the objective's, by reduction.
-    needs_teacher, needs_taps: what it takes. tasks: the kinds that it is made for, all if empty.
+    needs_teacher, needs_taps, needs_first, needs_others: what a step computes for it.
+    needs: names of `ground.NEEDS`, what the spec must give.
+    replaces_soft: its own terms stand for the objective's soft term.
     mixes_images: its batches are not crops of single photos, so no teacher output recurs.
+    tasks: the kinds that it is made for, all if empty; why: what others lack.
     """
 
     about: ClassVar[About]
     extra_weights: ClassVar[ByReduction] = {"mean": {}, "paper": {}}
     needs_teacher: ClassVar[bool] = True
     needs_taps: ClassVar[bool] = False
+    needs_first: ClassVar[bool] = False
+    needs_others: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+    replaces_soft: ClassVar[bool] = False
     mixes_images: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ()
+    why: ClassVar[str] = ""
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
         """Weights by name: the defaults of objective and recipe, then the spec's.
@@ -65,13 +83,7 @@ class Recipe(nn.Module, ABC):
             KDError: `recipe-term`, or `recipe-task`.
         """
         super().__init__()
-        if self.tasks and objective.kind not in self.tasks:
-            raise KDError(
-                "recipe-task",
-                f"recipe {self.about.name} is for {', '.join(self.tasks)}, not {objective.kind}",
-                where="[distill] recipe",
-                fix="use kd or none; kdcompile recipes describes them",
-            )
+        self.refuse_task(objective.kind)
         known = self.defaults(objective, options.reduction)
         self.weights = {**known, **options.weights}
         self.objective, self.options = objective, options
@@ -86,53 +98,74 @@ class Recipe(nn.Module, ABC):
             )
 
     @classmethod
+    def refuse_task(cls, kind: str) -> None:
+        """Refuse a task that the recipe is not made for.
+
+        Raises:
+            KDError: `recipe-task`, with what the task lacks.
+        """
+        if cls.tasks and kind not in cls.tasks:
+            why = f": {cls.why}" if cls.why else ""
+            raise KDError(
+                "recipe-task",
+                f"recipe {cls.about.name} is for {', '.join(cls.tasks)}, not {kind}{why}",
+                where="[distill] recipe",
+                fix="use kd or none; kdcompile recipes describes them",
+            )
+
+    @classmethod
     def defaults(
         cls, objective: Objective | type[Objective], reduction: str
     ) -> dict[str, float | Ramp]:
         """The default weight of each term for a task."""
         own = objective.weights[reduction]
-        shared = {n: w for n, w in own.items() if cls.needs_teacher or n != "soft"}
+        has_soft = cls.needs_teacher and not cls.replaces_soft
+        shared = {n: w for n, w in own.items() if has_soft or n != "soft"}
         return {**shared, **cls.extra_weights[reduction]}
 
     def is_off(self, term: str) -> bool:
         """True when the term's weight is zero throughout."""
         return self.weights[term] == 0
 
-    @abstractmethod
-    def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """The unweighted terms by name, float32 scalars; one that is off may be left out."""
+    def prepare(self, ground: Ground) -> None:
+        """Make parameters and buffers whose sizes the data or the networks decide; cheap.
+
+        Called once, before `fit`, at every start and resumption. A reference to a network is kept
+        in a tuple, so that it is no submodule.
+
+        Raises:
+            KDError: what the recipe needs is not there.
+        """
 
     def fit(self, inputs: LossInputs) -> None:
         """Set the recipe's own parameters from a first batch; here there are none."""
 
+    def learn(self, ground: Ground) -> None:
+        """What takes a pass over the photos before the first step, into parameters and buffers.
+
+        Not called where a checkpoint has them already. The same in every process.
+        """
+
+    def view(self, batch: Batch) -> Batch:
+        """What both networks see in place of a step's batch; random numbers are torch's own.
+
+        Runs on the device without gradients and waits for nothing there.
+        """
+        return batch
+
+    def base(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """The objective's terms: of the labels, and `soft` unless the recipe replaces it."""
+        teacher = inputs.teacher if self.needs_teacher and not self.replaces_soft else None
+        return self.objective.terms(inputs.student, inputs.target, teacher)
+
+    def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """The recipe's own unweighted terms by name, scalars; one that is off may be left out."""
+        return {}
+
+    def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """All unweighted terms by name, float32 scalars."""
+        return self.base(inputs) | self.extra(inputs)
+
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`terms`, so that hooks and wrappers of modules see the call."""
         return self.terms(inputs)
-
-
-def recipes() -> dict[str, type[Recipe]]:
-    """Every recipe by name: the one subclass that each file of `recipes/` defines."""
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"{folder.__name__}.{module.name}")
-    known: list[type[Recipe]] = list(Recipe.__subclasses__())
-    for kind in known:
-        known += [sub for sub in kind.__subclasses__() if sub not in known]
-    shipped = [kind for kind in known if kind.__module__.startswith(folder.__name__)]
-    return {kind.about.name: kind for kind in sorted(shipped, key=lambda k: k.about.name)}
-
-
-def find_recipe(name: str) -> type[Recipe]:
-    """The recipe of that name.
-
-    Raises:
-        KDError: `recipe-unknown`.
-    """
-    known = recipes()
-    if name not in known:
-        raise KDError(
-            "recipe-unknown",
-            f"there is no recipe {name!r}{nearest(name, known)}",
-            where="[distill] recipe",
-            fix=f"one of {', '.join(known)}; kdcompile recipes describes them",
-        )
-    return known[name]

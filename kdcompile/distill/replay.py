@@ -19,7 +19,7 @@ from kdcompile.models.factory import read_weights, write_weights
 if TYPE_CHECKING:
     from kdcompile.distill.stage_run import StageRun
 
-IMAGES, TARGET, NETWORKS, RECORD = "images", "target", ("student", "recipe"), "moment"
+BATCH, NETWORKS, RECORD = ("images", "target", "photo"), ("student", "recipe", "first"), "moment"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Replay:
-    """A file of `save_replay`, read: the tensors of `student` and `recipe` by their names."""
+    """A file of `save_replay`, read: the tensors of `NETWORKS` by their names."""
 
     moment: Moment
     batch: Batch
@@ -76,6 +76,8 @@ def stopped(run: "StageRun", local: int, values: Tensor) -> KDError:
         terms=everyone[place.rank],
     )
     networks = {"student": setting.student.state_dict(), "recipe": run.recipe.state_dict()}
+    if setting.first is not None:
+        networks["first"] = setting.first.state_dict()
     save_replay(setting.work, place, moment, run.sampler.batch(local), networks)
     place.barrier()  # the error may name the file of another process
     guilty = next((n for n, terms in enumerate(everyone) if not_finite(terms)), place.rank)
@@ -89,14 +91,14 @@ def save_replay(
     batch: Batch,
     networks: Mapping[str, Mapping[str, Tensor]],
 ) -> Path:
-    """Write `replay-STEP.safetensors`: `images`, `target`, and the state of each of `NETWORKS`.
+    """Write `replay-STEP.safetensors`: the parts of `BATCH`, and the state of each network.
 
     Its metadata has the moment as JSON under `moment`. Of several processes each has a file.
     """
     path = replay_path(work, processes, moment.step, processes.rank)
-    tensors = {IMAGES: batch.images, TARGET: batch.target}
-    for name in NETWORKS:
-        tensors |= {f"{name}.{key}": value for key, value in networks[name].items()}
+    tensors = {name: getattr(batch, name) for name in BATCH}
+    for name, state in networks.items():
+        tensors |= {f"{name}.{key}": value for key, value in state.items()}
     write_weights(path, tensors, {RECORD: json.dumps(asdict(moment))})
     return path
 
@@ -116,7 +118,7 @@ def read_replay(path: Path) -> Replay:
     tensors, metadata = read_weights(path)
     try:
         moment = Moment(**json.loads(metadata[RECORD]))
-        batch = Batch(tensors.pop(IMAGES), tensors.pop(TARGET))
+        batch = Batch(*(tensors.pop(name) for name in BATCH))
     except (KeyError, TypeError, ValueError) as error:
         raise KDError(
             "replay-unreadable",

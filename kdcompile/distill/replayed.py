@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcompile.data.augment import Batch
 from kdcompile.distill.explain import at_rest
 from kdcompile.distill.qad import switch
 from kdcompile.distill.replay import Replay, plain, read_replay
@@ -91,6 +92,8 @@ def _load(run: StageRun, kept: Replay, path: Path) -> None:
     try:
         run.setting.student.load_state_dict(dict(kept.networks["student"]))
         run.recipe.load_state_dict(dict(kept.networks["recipe"]))
+        if run.setting.first is not None:
+            run.setting.first.load_state_dict(dict(kept.networks["first"]))
     except RuntimeError as error:  # torch's only word for names or shapes that differ
         reason = str(error).splitlines()[-1].strip()
         raise _other(path, f"its networks are not those of the spec: {reason}") from error
@@ -116,11 +119,14 @@ def _step(run: StageRun, kept: Replay) -> tuple[list[Bad], dict[str, float]]:
     torch.manual_seed(kept.moment.seed)
     found = [*_bad("batch", "images", images), *_bad("batch", "target", target)]
     with setting.autocast():
-        output, maps = run.look(images) if run.recipe.needs_teacher else (None, [])
-        for name, value in [*zip([t.teacher for t in run.taps], maps, strict=True), ("", output)]:
+        with torch.no_grad():
+            batch = run.recipe.view(Batch(images, target, kept.batch.photo.to(device)))
+        seen = run.see(batch)
+        names = [tap.teacher for tap in run.taps] if seen.maps else []
+        for name, value in [*zip(names, seen.maps, strict=True), ("", seen.teacher)]:
             found += _bad("teacher", name or "output", value)
         with _watched(setting.student, found):
-            terms = run.trainable(images, target, output, maps)
+            terms = run.trainable(batch.images, batch.target, seen)
     named = dict(zip(run.trainable.names, terms, strict=True))
     for name, value in named.items():
         found += _bad("term", name, value)

@@ -15,8 +15,10 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.distill.qad import make_quantisable
 from kdcompile.distill.qad_layers import QadLayer
+from kdcompile.distill.registry import any_recipe
 from kdcompile.distill.shapes import output_stride
 from kdcompile.distributed import Processes, processes
+from kdcompile.models.factory import load_teachers
 from kdcompile.spec import Spec
 
 
@@ -24,10 +26,11 @@ from kdcompile.spec import Spec
 class Setting:
     """What the stages of a training share.
 
-    teacher: frozen, on the device, in the type that it runs in. student, ema: float32, on the
-    device. stride: pixels per output cell of a dense task, 1 for others. work: the folder of the
-    checkpoint. layers: those that are quantised in the training; student and moving average have
-    a quantiser each where there are any.
+    teacher: frozen, on the device, in the type that it runs in; others: those of `[[teachers]]`,
+    likewise. student, ema: float32, on the device. first: the student as it started, frozen, where
+    a recipe needs it. stride: pixels per output cell of a dense task, 1 for others. work: the
+    folder of the checkpoint. layers: those that are quantised in the training; student and moving
+    average have a quantiser each where there are any.
     """
 
     spec: Spec
@@ -43,6 +46,8 @@ class Setting:
     work: Path
     bf16: bool
     layers: Sequence[QadLayer] = ()
+    first: nn.Module | None = None
+    others: Sequence[nn.Module] = ()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 where the GPU has it; its weight cache would not survive a captured graph."""
@@ -75,10 +80,16 @@ def make_setting(
     torch.backends.cudnn.benchmark = fast  # crops of one size
     layout = torch.channels_last if fast else torch.contiguous_format
     preprocess = Preprocess.of(spec.data, spec.export)
-    teacher = _placed(teacher, device, layout).requires_grad_(False).eval()
+    loaded = load_teachers(spec) if any_recipe(spec, lambda kind: kind.needs_others) else []
+    teacher, *others = (
+        _placed(each, device, layout).requires_grad_(False).eval() for each in (teacher, *loaded)
+    )
     if bf16:
-        teacher = teacher.bfloat16()
+        teacher, *others = (each.bfloat16() for each in (teacher, *others))
     student = _placed(student, device, layout)
+    first = None
+    if any_recipe(spec, lambda kind: kind.needs_first):
+        first = copy.deepcopy(student).requires_grad_(False).eval()
     if fast and not place.is_alone:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
     layers = make_quantisable(spec, student, spec.distill.crop)
@@ -96,6 +107,8 @@ def make_setting(
         work=work,
         bf16=bf16,
         layers=layers,
+        first=first,
+        others=others,
     )
 
 

@@ -1,6 +1,7 @@
 """One stage of a training, ready to step: crops, taps, recipe, weights, optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 
 from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.distill.execution import Execution, Mode, prepare
+from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import OBJECTIVES, Objective, make_objective
 from kdcompile.distill.qad_modules import trained
-from kdcompile.distill.recipe import LossInputs, Recipe, find_recipe
+from kdcompile.distill.recipe import Recipe
+from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.schedule import StagePlan, learning_rate
 from kdcompile.distill.setting import Setting
 from kdcompile.distill.taps import Tap, Tapped, resolve_taps
@@ -20,6 +23,7 @@ from kdcompile.distill.teacher_cache import (
     make_cache,
     network_digest,
 )
+from kdcompile.distill.trainable import Seen, Trainable
 from kdcompile.distill.update import Update
 from kdcompile.distill.weights import TermWeights, gradient_norms
 from kdcompile.spec_distill import Distill
@@ -27,29 +31,7 @@ from kdcompile.spec_distill import Distill
 SCALE_BATCHES = 8
 FIT_CROPS = 4
 SEED_STRIDE = 1_000_003
-
-
-class Trainable(nn.Module):
-    """Student and recipe in one module: from images and the teacher's view to the loss terms."""
-
-    def __init__(self, student: Tapped, recipe: Recipe) -> None:
-        super().__init__()
-        self.student, self.recipe = student, recipe
-        self.names: tuple[str, ...] = ()
-
-    def inputs(
-        self, images: Tensor, target: Tensor, teacher: Tensor | None, maps: Sequence[Tensor]
-    ) -> LossInputs:
-        """The student's forward pass beside the teacher's result."""
-        output, own = self.student(images)
-        return LossInputs(output, target, teacher, own, maps)
-
-    def forward(
-        self, images: Tensor, target: Tensor, teacher: Tensor | None, maps: Sequence[Tensor]
-    ) -> Tensor:
-        """float32 [terms], in the order of `names`."""
-        terms = self.recipe(self.inputs(images, target, teacher, maps))
-        return torch.stack([terms[name].float() for name in self.names])
+PLAIN = {"scale": (1.0, 1.0), "flip": False, "colour": 0.0, "views": 1}  # crops as they are
 
 
 class StageRun:
@@ -68,7 +50,7 @@ class StageRun:
     ) -> None:
         self.setting, self.plan, self.total, self.before = setting, plan, total, before
         self.device, options = setting.device, plan.options
-        self._seed = setting.spec.seed + SEED_STRIDE * number
+        self._number, self._seed = number, setting.spec.seed + SEED_STRIDE * number
         spec = setting.spec
         self._targets = OBJECTIVES[spec.task.kind].targets(
             setting.photos, setting.stride, spec.data.sigma, self.device
@@ -78,13 +60,14 @@ class StageRun:
         self.objective = self._make_objective()
         kind = find_recipe(options.recipe)
         self.taps = self._find_taps(kind)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setting.spec.seed + number)
-            recipe = kind(self.taps, options, self.objective).to(self.device)
         self._teacher = Tapped(setting.teacher, [tap.teacher for tap in self.taps])
-        student = Tapped(setting.student, [tap.student for tap in self.taps], blocks=plan.blocks)
-        self.trainable = Trainable(student, recipe)
         self._look: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = self._teacher
+        self._ground = self._make_ground()
+        with self._random_of_its_own():
+            recipe = kind(self.taps, options, self.objective)
+            recipe.prepare(self._ground)
+        student = Tapped(setting.student, [tap.student for tap in self.taps], blocks=plan.blocks)
+        self.trainable = Trainable(student, recipe.to(self.device))
         self._fit()
         self._plain = self._parallel()
         self._forward: Callable[..., Tensor] = self._plain
@@ -98,11 +81,27 @@ class StageRun:
         self.values = torch.zeros(1 + len(names), device=self.device)
         self.execution = Execution("eager", why="not started")
         self._run: Callable[[], None] = self.body
+        self._has_learnt = False
 
     @property
     def recipe(self) -> Recipe:
         """The recipe with its adapters."""
         return self.trainable.recipe
+
+    @contextmanager
+    def _random_of_its_own(self) -> Iterator[None]:
+        """The same random numbers of torch at every start of this stage."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.setting.spec.seed + self._number)
+            yield
+
+    def _make_ground(self) -> Ground:
+        setting = self.setting
+        return Ground(
+            setting.teacher, setting.student, setting.first, setting.others, len(setting.photos),
+            self._make_sampler(self.plan.options.model_copy(update=PLAIN), (0, 1)).each_photo,
+            self.look, setting.autocast, setting.processes,
+        )  # fmt: skip
 
     def _make_sampler(self, options: Distill, place: tuple[int, int]) -> CropSampler:
         setting = self.setting
@@ -138,8 +137,8 @@ class StageRun:
         batch = self.shared_crops(FIT_CROPS, 0)
         self.setting.student.eval()
         with self.setting.autocast():
-            teacher = self.look(batch.images) if self.recipe.needs_teacher else (None, [])
-            inputs = self.trainable.inputs(batch.images, batch.target, *teacher)
+            seen = self.see(batch)
+            inputs = self.trainable.inputs(batch.images, batch.target, seen)
         self.recipe.fit(inputs)
         self.trainable.names = tuple(self.recipe.terms(inputs))
         self.setting.student.train()
@@ -163,8 +162,27 @@ class StageRun:
         output, maps = self._look(images.to(next(self.setting.teacher.parameters()).dtype))
         return output, maps
 
+    def see(self, batch: Batch, output: Any = None) -> Seen:
+        """What frozen networks say of a batch; `output` is the teacher's where it is known."""
+        images = batch.images
+        if output is None:
+            output = self.look(images) if self.recipe.needs_teacher else (None, [])
+        with torch.no_grad():
+            first = self.setting.first if self.recipe.needs_first else None
+            others = self.setting.others if self.recipe.needs_others else ()
+            return Seen(
+                *output,
+                None if first is None else first(images),
+                [each(images.to(next(each.parameters()).dtype)) for each in others],
+                batch.photo,
+            )
+
     def start(self, known: Mode | None) -> None:
-        """Fill the cache and `choose`."""
+        """Let the recipe look at the photos, fill the cache and `choose`."""
+        if not self._has_learnt:
+            with self._random_of_its_own():
+                self.recipe.learn(self._ground)
+            self._has_learnt = True
         if self.cache_note is None:
             names = [tap.teacher for tap in self.taps]
             self.cache, self.cache_note = make_cache(
@@ -237,30 +255,24 @@ class StageRun:
 
     def body(self) -> None:
         """One step on what `load` sent; device work only."""
-        batch = self.sampler.render(self._table)
-        values = self._terms(batch.images, batch.target, self._forward)
+        values = self._terms(self.sampler.render(self._table), self._forward)
         loss = (self.weights.value * values).sum()
         self.update.apply(loss, values.detach())
         self.values[0].copy_(loss.detach())
         self.values[1:].copy_(values.detach())
 
-    def _terms(self, images: Tensor, target: Tensor, forward: Callable[..., Tensor]) -> Tensor:
+    def _terms(self, batch: Batch, forward: Callable[..., Tensor]) -> Tensor:
         with self.setting.autocast():
-            output, maps = self._teacher_view(images)
-            return forward(images, target, output, maps)
-
-    def _teacher_view(self, images: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-        if not self.recipe.needs_teacher:
-            return None, []
-        if self.cache is not None:
-            return self.cache.read(self._index)
-        return self.look(images)
+            with torch.no_grad():
+                batch = self.recipe.view(batch)
+            known = None if self.cache is None else self.cache.read(self._index)
+            seen = self.see(batch, known)
+            return forward(batch.images, batch.target, seen)
 
     def _balance(self, step: int) -> None:
         """Measure the gradient of each term; waits for the device, but rarely."""
         self.load(step)
-        batch = self.sampler.render(self._table)
-        values = self._terms(batch.images, batch.target, self.trainable)
+        values = self._terms(self.sampler.render(self._table), self.trainable)
         parameters, _ = trained(self.setting.student)
         norms = gradient_norms(list(values), parameters, self.setting.processes.mean)
         self.weights.balance(norms, first=step == 0)
@@ -288,6 +300,7 @@ class StageRun:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state_dict` gave."""
         self.recipe.load_state_dict(state["recipe"])
+        self._has_learnt = True
         self.update.load_state_dict(state["optimizer"])
         self.weights.load_state_dict(state["weights"])
 

@@ -38,7 +38,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     splits = load_splits(spec.data, spec.folder)
     device = training_device()
     model = load_teacher(spec).to(device)
-    shape = _output_shape(model, spec.export.profile[1], device, task)
+    shape = output_shape(model, spec.export.profile[1], device, task)
     known, true = (_labels(photos, task, shape, splits) for photos in (splits.train, splits.val))
     log.info("teacher: %d validation photos", len(splits.val))
     predicted = predict(model, splits.val, Preprocess.of(spec.data, spec.export), device, task)
@@ -100,10 +100,14 @@ def _refuse_useless(
     )
 
 
-def _output_shape(
+def output_shape(
     model: torch.nn.Module, shape: list[int], device: torch.device, task: Task
 ) -> tuple[int, ...]:
-    """The shape of the teacher's output for one image, as its task needs it."""
+    """The shape of the teacher's output for one image [1, C, H, W], as its task needs it.
+
+    Raises:
+        KDError: `teacher-forward` or `teacher-output`.
+    """
     try:
         with torch.no_grad():
             output = model(torch.zeros(*shape, device=device))

@@ -16,7 +16,7 @@ from kdcompile.artifact import replacing
 from kdcompile.errors import KDError
 from kdcompile.factory import load_factory
 from kdcompile.models.fit import check_fit
-from kdcompile.spec import Spec
+from kdcompile.spec import Spec, Teacher
 
 SAFETENSORS = ".safetensors"
 SAVE_ALONE = "torch.save(model.state_dict(), path), or safetensors.torch.save_file"
@@ -29,8 +29,21 @@ def load_teacher(spec: Spec) -> nn.Module:
     Raises:
         KDError: the factory, the weights file or the fit of the two is at fault.
     """
-    model = build_model(spec.teacher.model, spec.folder)
-    load_weights(model, spec.teacher.weights)
+    return _loaded(spec.teacher, spec)
+
+
+def load_teachers(spec: Spec) -> list[nn.Module]:
+    """Those of `[[teachers]]`, as `load_teacher` has them.
+
+    Raises:
+        KDError: those of `load_teacher`.
+    """
+    return [_loaded(teacher, spec) for teacher in spec.teachers]
+
+
+def _loaded(teacher: Teacher, spec: Spec) -> nn.Module:
+    model = build_model(teacher.model, spec.folder)
+    load_weights(model, teacher.weights)
     return model.float().eval()
 
 

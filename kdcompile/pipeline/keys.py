@@ -13,13 +13,15 @@ from kdcompile.doctor import version
 from kdcompile.errors import KDError
 from kdcompile.factory import factory_sources
 from kdcompile.pipeline.stages import ALL, STAGES, Stage
-from kdcompile.spec import Spec
+from kdcompile.spec import Spec, Teacher
 from kdcompile.spec_deploy import Quantize
 from kdcompile.spec_gates import Gates
 from kdcompile.targets import Target
 
 # what the content of the data's files stands for, or what verification alone reads
-DATA_FIELDS_BY_CONTENT = {"root", "train", "val", "test", "annotations", "files", "max_test"}
+DATA_FIELDS_BY_CONTENT = {
+    "root", "train", "val", "test", "unlabelled", "annotations", "files", "max_test",
+}  # fmt: skip
 
 # what a search for a student reads and a mere scaling of the teacher does not
 SEARCHED = {"data", "search", "distill"}
@@ -110,8 +112,9 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
         limit = value.max_test if "test" in stage.splits else None
         return fields | {"max_test": limit, FILES: _code(value.format, spec, hasher)}
     if name == "teacher":
-        files = _code(value.model, spec, hasher) | _file(value.weights, hasher)
-        return {"model": value.model, FILES: files}
+        return _teacher(value, spec, hasher)
+    if name == "teachers":
+        return [_teacher(teacher, spec, hasher) for teacher in value]
     if name == "student":
         fields = value.model_dump(mode="json", exclude={"weights"})
         files = _file(value.weights, hasher, "student.weights")
@@ -124,6 +127,11 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
     if name == "gates":
         return _gates(value, stage, spec, hasher, target)
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _teacher(teacher: Teacher, spec: Spec, hasher: Hasher) -> dict[str, Any]:
+    files = _code(teacher.model, spec, hasher) | _file(teacher.weights, hasher)
+    return {"model": teacher.model, FILES: files}
 
 
 def _gates(gates: Gates, stage: Stage, spec: Spec, hasher: Hasher, target: Target) -> Any:

@@ -88,6 +88,10 @@ class Plan:
         place = processes()
         if place.is_main and any(self.parts[name]["splits"] for name in todo):
             check_data(self.spec, self.store.root)  # before anything is trained
+        if place.is_main and "distill" in todo:
+            from kdcompile.distill.registry import refuse_recipes  # a build that is made needs none
+
+            refuse_recipes(self.spec)
         last = max((n for n, name in enumerate(todo) if STAGES[name].parallel), default=-1)
         for name in todo[: last + 1]:
             made[name] = self._run_together(name, made)

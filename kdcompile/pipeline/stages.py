@@ -82,7 +82,8 @@ STAGES: dict[str, Stage] = {
             module="kdcompile.distill.stage",
             inputs={"teacher": (), "search": ("architecture.json", "initial.safetensors")},
             sections=(
-                "seed", "task", "teacher", "data", "student", "distill", "export", "quantize",
+                "seed", "task", "teacher", "teachers", "data", "student", "distill", "export",
+                "quantize",
             ),
             splits=("train", "val"),
             packages=("data", "models", "distill", "kernels"),

@@ -135,12 +135,12 @@ def test_a_step_compiles_in_one_graph(spec, tmp_path, recipe):
         also, features = look(batch.images)
     assert torch.allclose(output, also, atol=1e-6)
     assert len(maps) == len(features)
-    teacher = (output, maps) if recipe != "none" else (None, [])
-    plain = run.trainable(batch.images, batch.target, *teacher)
+    seen = run.see(batch)
+    plain = run.trainable(batch.images, batch.target, seen)
     plain.sum().backward()
     expected = [p.grad.clone() for p in run.setting.student.parameters()]
     run.setting.student.zero_grad()
-    compiled = forward(batch.images, batch.target, *teacher)
+    compiled = forward(batch.images, batch.target, seen)
     compiled.sum().backward()
     assert torch.allclose(plain, compiled, rtol=1e-5)
     for parameter, grad in zip(run.setting.student.parameters(), expected, strict=True):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kdcompile.distill.objective import OBJECTIVES, make_objective
-from kdcompile.distill.recipe import LossInputs, find_recipe, recipes
+from kdcompile.distill.recipe import LossInputs
+from kdcompile.distill.registry import find_recipe, recipes
 from kdcompile.distill.taps import Tap
 from kdcompile.errors import KDError
 from kdcompile.kernels.adapter_cosine import adapter_cosine

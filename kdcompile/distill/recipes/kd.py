@@ -1,10 +1,9 @@
 """Recipe `kd`: the labels and the teacher's output."""
 
-from kdcompile.distill.recipe import About
-from kdcompile.distill.recipes.none import Labels
+from kdcompile.distill.recipe import About, Recipe
 
 
-class OutputTransfer(Labels):
+class OutputTransfer(Recipe):
     """The label terms and the objective's soft term against the teacher's output."""
 
     about = About(
@@ -15,4 +14,3 @@ class OutputTransfer(Labels):
         cost="none + teacher forward",
         evidence="the loss against a float64 computation; benchmarks/README.md for cifar10",
     )
-    needs_teacher = True

@@ -1,8 +1,6 @@
 """Recipe `none`: the labels alone, the baseline of every other."""
 
-from torch import Tensor
-
-from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe import About, Recipe
 
 
 class Labels(Recipe):
@@ -17,8 +15,3 @@ class Labels(Recipe):
         evidence="the reference of benchmarks/digits.py",
     )
     needs_teacher = False
-
-    def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """The label terms; and `soft` where the recipe has the teacher run."""
-        teacher = inputs.teacher if self.needs_teacher else None
-        return self.objective.terms(inputs.student, inputs.target, teacher)

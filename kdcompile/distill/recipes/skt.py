@@ -8,15 +8,14 @@ from torch import Tensor, nn
 
 from kdcompile.distill.adapters import fit_adapter
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, LossInputs
-from kdcompile.distill.recipes.kd import OutputTransfer
+from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels.adapter_cosine import adapter_cosine
 from kdcompile.kernels.skt_tap import skt_tap
 from kdcompile.spec_distill import Distill
 
 
-class StructuredTransfer(OutputTransfer):
+class StructuredTransfer(Recipe):
     """Labels, soft targets, Intra-layer Pattern and Inter-layer Relation Transfer.
 
     Each tap has an adapter (1x1 convolution and ReLU) from the student's to the teacher's width.
@@ -53,12 +52,12 @@ class StructuredTransfer(OutputTransfer):
             assert isinstance(adapter, nn.Linear)
             fit_adapter(adapter, student, teacher)
 
-    def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """`hard`, `count`, `soft`, `intra` (mean over taps under "mean") and `inter`.
+    def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """`intra` (mean over taps under "mean") and `inter`.
 
         With relations one pass over the maps serves both transfers.
         """
-        terms = super().terms(inputs)
+        terms: dict[str, Tensor] = {}
         reduction = self.options.reduction
         adapters = [a for a in self.adapters if isinstance(a, nn.Linear)]
         weights, biases = [a.weight for a in adapters], [a.bias for a in adapters]
