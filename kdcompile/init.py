@@ -34,6 +34,7 @@ train = "train.txt"              # one image name a line; the three splits share
 val = "val.txt"                  # imagefolder: "val", a folder with a folder a class or a
 test = "test.txt"                # labels.csv; npz: "file.npz:train@0[:8000]"
 annotations = "annotations.jsonl"
+# unlabelled = "pool"            # photos without annotations: kdcompile plan --label N
 # files = ["*.npz"]             # what a data factory reads, globs under root; all of it by default
 mean = [0.485, 0.456, 0.406]     # what the teacher was trained with, per channel
 std = [0.229, 0.224, 0.225]

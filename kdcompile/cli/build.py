@@ -31,6 +31,7 @@ MAIN_FILE = {
 }
 
 RECORD = "search.json"  # of a search that looked at many students
+LABEL = "Print N photos of data.unlabelled to label next, in place of the plan; trains nothing."
 MEASURE = "Build and time this many of the best students before choosing."
 NEEDS_PLACE = ("search", "compile", "bundle")  # the stages' commands that may need the board
 
@@ -48,17 +49,28 @@ def planned(
 @click.command()
 @spec_options
 @via_option
+@click.option("--label", type=click.IntRange(1), metavar="N", help=LABEL)
 @as_json
 def plan(
-    spec: str | None, target: str | None, sets: tuple[str, ...], via: str | None, as_json: bool
+    spec: str | None,
+    target: str | None,
+    sets: tuple[str, ...],
+    via: str | None,
+    label: int | None,
+    as_json: bool,
 ) -> None:
     """Print the steps, cache hits, cost estimates and hardware limits of a build.
 
     Exit 1 where the target would refuse it.
     """
+    from kdcompile.pipeline import label as labels
     from kdcompile.pipeline.show import describe, lines
 
-    found = describe(planned(spec, target, sets, via))
+    work = planned(spec, target, sets, via)
+    if label is not None:
+        _show(labels.to_label(work, label), labels.lines, as_json)
+        return
+    found = describe(work)
     if as_json:
         echo_json(found)
     else:

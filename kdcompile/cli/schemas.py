@@ -15,6 +15,7 @@ from kdcompile.bench.verdict import Comparison
 from kdcompile.doctor import Check
 from kdcompile.errors import KDError, nearest
 from kdcompile.gates.decidable import Decidable
+from kdcompile.pipeline.label import ToLabel
 from kdcompile.report import Report
 from kdcompile.search.validate import Row
 from kdcompile.targets import Target
@@ -237,7 +238,7 @@ class Recipe(TypedDict):
 
 DOCUMENTS: dict[str, Any] = {
     "init": Written,
-    "plan": Planned,
+    "plan": Planned | ToLabel,
     "build": Built,
     "search": Staged,
     "distill": Staged | Explained,

@@ -7,7 +7,7 @@ FILE lies under the root. PART names the arrays, as in `x_train` and `y_train`; 
 
     x     uint8 [N, H, W, C] or [N, H, W]; or instead of it, for encoded images,
     jpeg, offsets     uint8 [bytes], and [N + 1] where each image begins and the last one ends
-    y     [N], a class's index or a value
+    y     [N], a class's index or a value; photos that are to be labelled need none
 
 and, once, `classes`, the names of the classes. The images come in the order of the archive, or with
 @SEED shuffled so that every class is spread evenly over the whole part. Of that, START:STOP takes
@@ -17,7 +17,7 @@ a piece: `train@0[:8000]` and `train@0[8000:]` share no image and have each clas
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from os.path import isfile
 from pathlib import Path
@@ -107,8 +107,12 @@ def archive_path(root: Path, split: str) -> Path:
     return path
 
 
-def photos(root: Path, split: str) -> tuple[list[Photo], tuple[str, ...] | None]:
+def photos(
+    root: Path, split: str, labelled: bool = True
+) -> tuple[list[Photo], tuple[str, ...] | None]:
     """The images of a split with their labels, and the names of the classes if there are any.
+
+    Where they shall not be `labelled`, the archive's labels only order them, if it has any.
 
     Raises:
         KDError: `npz-selection`, `path-outside`, `archive-missing`, `archive-unreadable`,
@@ -119,7 +123,7 @@ def photos(root: Path, split: str) -> tuple[list[Photo], tuple[str, ...] | None]
         _refuse_huge(path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = _Arrays(archive, chosen.part, path)
-            labels, names = arrays.labels(), arrays.classes()
+            labels, names = arrays.labels(labelled), arrays.classes()
             made = arrays.images(chosen.indices(labels), labels)
     except KDError:
         raise
@@ -130,7 +134,7 @@ def photos(root: Path, split: str) -> tuple[list[Photo], tuple[str, ...] | None]
             where=str(path),
             fix="write it with numpy.savez, without arrays of Python objects",
         ) from error
-    return made, names
+    return made if labelled else [replace(photo, label=None) for photo in made], names
 
 
 def _refuse_huge(path: Path) -> None:
@@ -190,7 +194,10 @@ class _Arrays:
             )
         return np.asarray(self._archive[full])
 
-    def labels(self) -> NDArray[Any]:
+    def labels(self, needed: bool) -> NDArray[Any]:
+        if not needed and not self._has("y"):
+            encoded = self._has("jpeg")
+            return np.zeros(len(self._get("offsets")) - 1 if encoded else len(self._get("x")))
         labels = self._get("y")
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]

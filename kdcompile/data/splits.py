@@ -1,7 +1,7 @@
 """The three splits of a data set, without images that would leak from one into another."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import isdir
 from pathlib import Path
@@ -126,12 +126,7 @@ def splits_rows(data: Data, folder: Path, hasher: Hasher) -> dict[str, list[Row]
     """
     check_root(data)
     if data.format not in FORMATS:
-        code: dict[str, str] = {}
-        if data.format == "npz":
-            paths = {npz.archive_path(data.root, getattr(data, split)) for split in SPLITS}
-        else:
-            code, paths = hasher.files(factory_sources(data.format, folder), folder), _files(data)
-        read = [(name, sha, "") for name, sha in (hasher.files(paths, data.root) | code).items()]
+        read = read_rows(data, folder, hasher, SPLITS)
         names = [(f"[data] {split}", getattr(data, split), "") for split in SPLITS]
         return {split: [*read, *names[n:]] for n, split in enumerate(SPLITS)}
     found = _entries(data)
@@ -145,6 +140,16 @@ def splits_rows(data: Data, folder: Path, hasher: Hasher) -> dict[str, list[Row]
         ]
         held |= {sha for _, sha in rows}
     return result
+
+
+def read_rows(data: Data, folder: Path, hasher: Hasher, splits: Iterable[str]) -> list[Row]:
+    """The files that a factory may read, or the archives of the splits."""
+    code: dict[str, str] = {}
+    if data.format == "npz":
+        paths = {npz.archive_path(data.root, getattr(data, split)) for split in splits}
+    else:
+        code, paths = hasher.files(factory_sources(data.format, folder), folder), _files(data)
+    return [(name, sha, "") for name, sha in (hasher.files(paths, data.root) | code).items()]
 
 
 def _photos(data: Data, folder: Path) -> tuple[dict[str, list[Photo]], tuple[str, ...] | None]:

@@ -16,7 +16,7 @@ from kdcompile.distill.recipe import Recipe
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.schedule import StagePlan, learning_rate
 from kdcompile.distill.setting import Setting
-from kdcompile.distill.taps import Tap, Tapped, resolve_taps
+from kdcompile.distill.taps import Tap, Tapped, find_taps
 from kdcompile.distill.teacher_cache import (
     TeacherCache,
     cache_problem,
@@ -59,7 +59,7 @@ class StageRun:
         self.sampler = self._make_sampler(options, place)
         self.objective = self._make_objective()
         kind = find_recipe(options.recipe)
-        self.taps = self._find_taps(kind)
+        self.taps: list[Tap] = find_taps(setting, options) if kind.needs_taps else []
         self._teacher = Tapped(setting.teacher, [tap.teacher for tap in self.taps])
         self._look: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = self._teacher
         self._ground = self._make_ground()
@@ -118,18 +118,6 @@ class StageRun:
         own = torch.cat([self.sampler.targets_of(step) for step in range(SCALE_BATCHES)])
         everyone = torch.cat(self.setting.processes.gather(own))
         return make_objective(self.setting.spec.task.kind, self.plan.options, everyone)
-
-    def _find_taps(self, kind: type[Recipe]) -> list[Tap]:
-        if not kind.needs_taps:
-            return []
-        setting, options = self.setting, self.plan.options
-        example = setting.example(options.crop)
-        was_training = setting.student.training
-        setting.student.eval()
-        with setting.autocast():
-            taps = resolve_taps(setting.teacher, setting.student, example, options.taps)
-        setting.student.train(was_training)
-        return taps
 
     @torch.no_grad()
     def _fit(self) -> None:

@@ -3,11 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kdcompile.errors import KDError, nearest
+from kdcompile.spec_distill import Distill
+
+if TYPE_CHECKING:
+    from kdcompile.distill.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,21 @@ def feature_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, in
         for name, value in features.items()
         if isinstance(value, Tensor) and value.ndim == 4
     }
+
+
+def find_taps(setting: "Setting", options: Distill) -> list[Tap]:
+    """`resolve_taps` for the networks and crops of a training.
+
+    Raises:
+        KDError: `tap-missing` or `tap-stride`.
+    """
+    student, was_training = setting.student, setting.student.training
+    student.eval()
+    with setting.autocast():
+        example = setting.example(options.crop)
+        taps = resolve_taps(setting.teacher, student, example, options.taps)
+    student.train(was_training)
+    return taps
 
 
 def resolve_taps(
