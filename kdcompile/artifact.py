@@ -144,7 +144,7 @@ class Store:
                     self.hasher.save()
 
     def sweep(self) -> None:
-        """Remove what processes that died left: half an entry, the scratch of a finished step.
+        """Remove what processes that died left: half an entry, a name, a finished step's scratch.
 
         A checkpoint of a step that is not finished stays, for the next build goes on from it.
         """
@@ -155,6 +155,10 @@ class Store:
                 stage, key = path.name.rsplit("-", 1)
                 if (self.root / stage / key / RECORD).is_file():
                     self._remove_if_free(path, stage, key)
+            for name in sorted((self.root / LOCKS).glob(f"*{OWNER}")):
+                with if_free(name.with_suffix("")) as free:
+                    if free:
+                        name.unlink(missing_ok=True)
 
     def work(self, stage: str, key: str) -> Path:
         """A scratch folder of a step that outlives an interruption (checkpoints)."""

@@ -8,8 +8,9 @@ With F the B samples' maps as rows, in each of the two networks, and G = F F^T [
     pkt    k_ij = (cos(f_i, f_j) + 1) / 2, p_ij = k_ij / sum_j k_ij;            Passalis & Tefas
            loss = mean over i, j of p^T_ij log((p^T_ij + e) / (p^S_ij + e))     2018; e = 1e-7
 
-as in torchdistill: means are over all B x B entries, the diagonal too. Not as there, a zero row
-stays zero, cosines with a zero sample are 0, and a distance of 0 is 0 and has no gradient.
+As published; torchdistill 1.1.5 takes the 1-norm of spkd's rows instead. Means are over all B x B
+entries, the diagonal too. Not as there, a zero row stays zero, cosines with a zero sample are 0,
+and a distance of 0 is 0 and has no gradient.
 
 All come from Grams, in float32, of the products of the maps as they are. For distances the first
 sample is subtracted from all (they do not change), so that a mean much larger than the deviations

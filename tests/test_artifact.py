@@ -12,6 +12,7 @@ import pytest
 
 from kdcompile.artifact import Hasher, Store, digest, is_sealed, replacing, seal, write_text
 from kdcompile.errors import KDError
+from kdcompile.locks import locked
 
 KEY, OTHER = "a" * 64, "b" * 64
 
@@ -177,7 +178,12 @@ def test_what_killed_processes_left_is_swept(tmp_path):
     half = made.path.with_name(f".{OTHER[:24]}.making")
     half.mkdir()
     (tmp_path / ".hashes.json.1.tmp").write_text("{")
-    store.sweep()
+    locks = tmp_path / "locks"
+    for name in ("export-1", "export-2"):
+        (locks / f"{name}.owner").write_text("process 1")
+    with locked(locks / "export-2", "makes export"):
+        store.sweep()
+        assert [path.name for path in locks.glob("*.owner")] == ["export-2.owner"]
     store.hasher.file(Path(__file__))
     store.save_hashes()
     assert not half.exists()
