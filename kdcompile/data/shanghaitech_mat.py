@@ -7,14 +7,13 @@ A split is such a folder (`train = "train_data"`) or a list of image paths relat
 images that `val` lists by path are taken out of a training folder.
 """
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
-from kdcompile.data.mat_tags import check_tags
+from kdcompile.data.mat5 import read_mat
 from kdcompile.errors import KDError
 from kdcompile.spec import Data
 
@@ -40,15 +39,11 @@ def read_points(path: Path) -> NDArray[np.float64]:
     Raises:
         KDError: `annotation-mat`.
     """
-    from scipy.io import loadmat
-
     try:
-        content = path.read_bytes()
-        check_tags(content)
-        read = loadmat(BytesIO(content))
-        location = np.asarray(read["image_info"][0, 0][0, 0]["location"], np.float64)
+        (cell,) = read_mat(path.read_bytes())["image_info"]
+        location = np.asarray(cell[0]["location"], np.float64)
         return location.reshape(-1, 2) if location.size == 0 else location
-    except Exception as error:  # the parser raises nearly anything on arbitrary bytes
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise KDError(
             "annotation-mat",
             f"not a ShanghaiTech ground truth: {error!r}",
