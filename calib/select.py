@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.coreset import described, k_center, nonfinite, space
+from kdcompile.data.coreset import cells, described, k_center, nonfinite, space
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
 
@@ -43,6 +43,7 @@ def select_images(
     for photo, output in zip(photos, outputs(photos), strict=True):
         if not np.isfinite(output).all():
             raise nonfinite("the student's output", photo.name)
-        seen.append(described(output))
+        # a map's sums as they are: crowded photos, which weigh most in them, make the widest ranges
+        seen.append([cells(output).reshape(1, -1)] if output.ndim == 4 else described(output))
     points = space(seen)
     return [photos[index] for index in k_center(points, points[:0], n)[0]]

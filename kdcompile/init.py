@@ -25,6 +25,9 @@ kind = "counting"                # counting: a density map, whose sum is the cou
 model = "model.py:build"         # a function beside this file that returns the torch module,
                                  # or an installed "package.module:function"
 weights = "weights.safetensors"  # its weights: safetensors, or a state_dict
+# [[teachers]]                   # more of them, for recipe mixture, with the same two fields
+# model = "other.py:build"
+# weights = "other.safetensors"
 
 [data]                           # photos with points, classes or values
 format = "points-jsonl"          # points: points-jsonl, shanghaitech-mat; labels: imagefolder,

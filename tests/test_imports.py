@@ -40,6 +40,7 @@ ALLOWED = {
     "distill": BASE | CORE | {"targets", "data", "models", "calib", "kernels", "distributed"},
     "search": BASE | CORE
     | {"targets", "data", "models", "export", "calib", "distill", "backends", "bench"},
+    "delta": BASE | CORE | {"data", "models", "distill", "gates"},
     "gates": BASE | CORE
     | {"targets", "data", "models", "export", "calib", "backends", "bench", "bundle"},
     "ci": BASE | CORE | {"bench"},

@@ -24,6 +24,7 @@ from kdcompile.data.agreement import LIMIT_DB, pooled_sqnr
 from kdcompile.data.metric import Metric
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
+from kdcompile.data.reference import taught_places
 from kdcompile.data.splits import load_splits
 from kdcompile.data.task import Task, find_task
 from kdcompile.errors import KDError
@@ -67,17 +68,17 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     paths = candidate_paths(step, target)
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     photos = load_splits(spec.data, spec.folder).val
-    teacher_metric, limits = _limits(step, task)
+    teacher_metric, limits, known = _limits(step, task, photos)
     with _rig(step, target) as rig:
         rig.refused.update(_absent(step, target))
         for precision in _wanted(spec.quantize.precision, paths, step):
             rig.add(precision, paths)
         image = _typical(photos[0], preprocess, spec.export.profile[1])
         if spec.quantize.precision in ("auto", "mixed"):
-            parts = photos, preprocess, task, limits
+            parts = [photos[i] for i in known], preprocess, task, limits
             add_mixed(rig, paths, step.inputs["calibrate"], target, parts, image, folder)
         _check_asked(spec.quantize.precision, rig)
-        candidates, notes = _judge(step, rig, paths["fp32"], photos, image, task, limits)
+        candidates, notes = _judge(step, rig, paths["fp32"], photos, image, task, limits, known)
         choice = choose(candidates, limits.metric, spec.quantize.precision)
         rig.keep(choice.precision, paths, folder)
         if isinstance(rig, BoardRig):
@@ -144,6 +145,7 @@ def _judge(
     image: Floats,
     task: Task,
     limits: Limits,
+    known: Sequence[int],
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Every candidate on the validation photos, and where its latency is from."""
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
@@ -151,6 +153,7 @@ def _judge(
     trained = predict_outputs(open_session(fp32), photos, preprocess)
     outputs = {p: predict_outputs(runner, photos, preprocess) for p, runner in rig.runners.items()}
     sqnr = {p: pooled_sqnr(trained, found) for p, found in outputs.items()}
+    some = [photos[i] for i in known]
     if "fp16" in sqnr and step.board is None:
         sqnr["fp16"] = _half_sqnr(step.inputs["export"])
     candidates = [
@@ -158,7 +161,7 @@ def _judge(
             precision,
             latencies[precision].ms,
             latencies[precision].evidence,
-            _metric(found, photos, task, limits.metric),
+            _metric([found[i] for i in known], some, task, limits.metric),
             sqnr[precision],
             limits,
         )
@@ -177,13 +180,14 @@ def _half_sqnr(export: Artifact) -> float:
     return float(half["sqnr_db"]) if half["finite"] else -LIMIT_DB
 
 
-def _limits(step: Step, task: Task) -> tuple[float, Limits]:
-    """The teacher's metric on validation, and what the gates allow beside it."""
-    gates = step.spec.gates
+def _limits(step: Step, task: Task, photos: Sequence[Photo]) -> tuple[float, Limits, list[int]]:
+    """The teacher's metric, what the gates allow beside it, and on which photos, by place."""
+    gates, judged = step.spec.gates, step.inputs["teacher"].json("teacher.json")
     metric = task.selection_metric(gates.accuracy.metric)
-    teacher = float(step.inputs["teacher"].json("teacher.json")[f"val_{metric.name}"])
+    teacher = float(judged[f"val_{metric.name}"])
     limit = metric.limit(teacher, fraction(gates.accuracy.max_increase))
-    return teacher, Limits(metric, limit, gates.parity.min_sqnr_db)
+    known = taught_places(task, photos, judged["output"][0])
+    return teacher, Limits(metric, limit, gates.parity.min_sqnr_db), known
 
 
 def _kit(

@@ -41,7 +41,8 @@ def write_test_pack(
     Args:
         folder: where; absent, empty or a pack.
         photos: uint8 [h, w, C] in the order of `rows`, no larger than the network takes.
-        rows: `name`, `true` and `teacher` of each photo, as the report's `predictions` has them.
+        rows: `name`, `true` and `teacher` of each photo, and `taught` where the teacher lacks its
+            class, as the report's `predictions` has them.
         teachers: the teacher's ONNX by precision.
         preprocess: `preprocess.json` of the build; the kit's must be the same.
         task: `kind` and `output` of the task.
@@ -74,6 +75,7 @@ def write_test_pack(
                 "names": [str(row["name"]) for row in rows],
                 "true": [float(row["true"]) for row in rows],
                 "teacher": [float(row["teacher"]) for row in rows],
+                "taught": [bool(row.get("taught", True)) for row in rows],
                 "shards": shards,
                 "files": {path.name: file_sha256(path) for path in sorted(fresh.iterdir())},
             }

@@ -12,10 +12,12 @@ from kdcompile.cli.bench import bench, compare
 from kdcompile.cli.bisect import bisect
 from kdcompile.cli.build import build, make_stage_command, plan
 from kdcompile.cli.bundle import bundle
+from kdcompile.cli.delta import delta
 from kdcompile.cli.options import add_levels
+from kdcompile.cli.recipes import recipes
 from kdcompile.cli.stopping import Stop, stoppable
 from kdcompile.cli.targets import targets
-from kdcompile.cli.tools import clean, doctor, init, recipes, report, run, schema
+from kdcompile.cli.tools import clean, doctor, init, report, run, schema
 from kdcompile.cli.verify import verify
 from kdcompile.disk import disk_error
 from kdcompile.errors import KDError
@@ -42,7 +44,7 @@ for _command in (init, plan, build):
 for _name, _help in STAGE_COMMANDS.items():
     cli.add_command(make_stage_command(_name, _help))
 for _command in (
-    bundle, verify, bisect, bench, compare, baseline, run, targets, recipes, report, doctor,
+    bundle, verify, bisect, bench, compare, baseline, delta, run, targets, recipes, report, doctor,
     schema, clean,
 ):  # fmt: skip
     cli.add_command(_command)

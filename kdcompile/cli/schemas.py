@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from kdcompile.bench.comparable import Difference
 from kdcompile.bench.verdict import Comparison
+from kdcompile.delta.result import Applied, Made
 from kdcompile.doctor import Check
 from kdcompile.errors import KDError, nearest
 from kdcompile.gates.decidable import Decidable
@@ -222,6 +223,14 @@ class Removed(TypedDict):
     removed: list[str]
 
 
+class RecipeLine(TypedDict):
+    """A recipe of `kdcompile recipes`; no tasks: it suits all."""
+
+    summary: str
+    home: str
+    tasks: list[str]
+
+
 class Recipe(TypedDict):
     """`kdcompile recipes show`."""
 
@@ -231,6 +240,8 @@ class Recipe(TypedDict):
     source: str
     cost: str
     evidence: str
+    home: str
+    tasks: list[str]
     objectives: dict[str, str]
     weights: Json
     needs: list[str]
@@ -253,12 +264,14 @@ DOCUMENTS: dict[str, Any] = {
     "baseline init": Baseline,
     "baseline update": Baseline,
     "baseline show": Baselines,
+    "delta make": Made,
+    "delta apply": Applied,
     "run": list[Json],
     "targets": Targets,
     "targets show": ShownTarget,
     "targets validate": Validated,
     "targets calibrate": Calibrated,
-    "recipes": dict[str, str],
+    "recipes": dict[str, RecipeLine],
     "recipes show": Recipe,
     "report": Report,
     "doctor": list[Check],

@@ -1,9 +1,7 @@
 """Commands around a build: examples, recipes, reports, running a bundle, upkeep."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -26,63 +24,6 @@ def init(folder: Path, example: str | None, as_json: bool) -> None:
         echo_json({"written": [str(path) for path in written]})
     else:
         click.echo("\n".join(f"wrote {path}" for path in written))
-
-
-@click.group(invoke_without_command=True)
-@as_json
-@click.pass_context
-def recipes(context: click.Context, as_json: bool) -> None:
-    """List the distillation recipes."""
-    if context.invoked_subcommand is not None:
-        return
-    from kdcompile.distill.registry import recipes as known
-
-    if as_json:
-        echo_json({name: recipe.about.summary for name, recipe in known().items()})
-        return
-    for name, recipe in known().items():
-        click.echo(f"{name:<8} {recipe.about.summary}")
-
-
-@recipes.command("show")
-@click.argument("name")
-@as_json
-def show_recipe(name: str, as_json: bool) -> None:
-    """Print what a recipe computes, needs and costs."""
-    from dataclasses import asdict
-
-    from kdcompile.distill.objective import OBJECTIVES
-    from kdcompile.distill.registry import find_recipe
-
-    recipe = find_recipe(name)
-    facts: dict[str, Any] = asdict(recipe.about)
-    suited = {k: o for k, o in OBJECTIVES.items() if not recipe.tasks or k in recipe.tasks}
-    facts["objectives"] = {kind: objective.formula for kind, objective in suited.items()}
-    facts["weights"] = {
-        kind: {by: _plain(recipe.defaults(objective, by)) for by in objective.weights}
-        for kind, objective in suited.items()
-    }
-    facts["needs"] = [
-        need
-        for need, used in (("teacher", recipe.needs_teacher), ("taps", recipe.needs_taps))
-        if used
-    ]
-    if as_json:
-        echo_json(facts)
-        return
-    objectives, weights = facts.pop("objectives"), facts.pop("weights")
-    for key, value in facts.items():
-        click.echo(f"{key:<9} {', '.join(value) if isinstance(value, list) else value}")
-    for kind, formula in objectives.items():
-        click.echo(f"\n{kind}: {formula}")
-        for by, terms in weights[kind].items():
-            shown = ", ".join(f"{name} {weight}" for name, weight in terms.items())
-            click.echo(f"  weights, {by}: {shown}")
-
-
-def _plain(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights as JSON values: a number, or the fields of a ramp."""
-    return {n: w if isinstance(w, int | float) else w.model_dump() for n, w in weights.items()}
 
 
 @click.command()

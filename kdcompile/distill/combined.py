@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from kdcompile.distill.objective import Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.distill.taps import Tap
 from kdcompile.errors import KDError
-from kdcompile.spec_distill import Distill
+from kdcompile.spec_distill import Distill, Ramp
 
 PLUS = "+"
 FLAGS = (
@@ -37,6 +38,15 @@ class Combined(Recipe):
             known = kind.defaults(objective, options.reduction)
             own = {name: w for name, w in options.weights.items() if name in known}
             self.parts.append(kind(taps, options.model_copy(update={"weights": own}), objective))
+
+    @classmethod
+    def defaults(
+        cls, objective: Objective | type[Objective], reduction: str
+    ) -> dict[str, float | Ramp]:
+        """The parts' own defaults; no `soft` where one of them replaces it."""
+        parts = [kind.defaults(objective, reduction) for kind in cls.kinds]
+        merged = {name: weight for part in parts for name, weight in part.items()}
+        return {n: w for n, w in merged.items() if n != "soft" or not cls.replaces_soft}
 
     def _each(self) -> list[Recipe]:
         return [part for part in self.parts if isinstance(part, Recipe)]
@@ -66,11 +76,15 @@ class Combined(Recipe):
         """The objective's terms, or those of the part that has its own label terms."""
         for part in self._each():
             if _has_own_base(type(part)):
-                return {n: term for n, term in part.base(inputs).items() if n in self.weights}
+                teacher = None if self.replaces_soft else inputs.teacher
+                terms = part.base(replace(inputs, teacher=teacher))
+                return {n: term for n, term in terms.items() if n in self.weights}
         return super().base(inputs)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """The terms of all parts."""
+        """The terms of all parts; where images are mixed, of the class of the larger part."""
+        if self.objective.kind == "classification" and inputs.target.is_floating_point():
+            inputs = replace(inputs, target=inputs.target.argmax(1))
         return {name: term for part in self._each() for name, term in part.extra(inputs).items()}
 
 
@@ -100,6 +114,7 @@ def combine(kinds: Sequence[type[Recipe]]) -> type[Recipe]:
             fix="leave one out; kdcompile recipes show NAME has the terms and tasks of each",
         )
     facts = {flag: any(getattr(kind, flag) for kind in kinds) for flag in FLAGS}
+    facts["widens"] = _widens(kinds)
     weights = {
         by: {term: weight for kind in kinds for term, weight in kind.extra_weights[by].items()}
         for by in ("mean", "paper")
@@ -113,6 +128,12 @@ def combine(kinds: Sequence[type[Recipe]]) -> type[Recipe]:
 
 def _has_own_base(kind: type[Recipe]) -> bool:
     return kind.base is not Recipe.base
+
+
+def _widens(kinds: Sequence[type[Recipe]]) -> bool:
+    """Whether outputs are compared by a part that knows of new classes, and by no other part."""
+    compare = [kind for kind in kinds if kind.replaces_soft]
+    return bool(compare) and all(kind.widens for kind in compare)
 
 
 def _common_tasks(kinds: Sequence[type[Recipe]]) -> tuple[str, ...] | None:

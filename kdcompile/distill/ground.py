@@ -47,6 +47,11 @@ class Need:
     is_met: Callable[[Spec], bool]
 
 
+def _least_batch(spec: Spec) -> int:
+    asked = [stage.batch for stage in spec.distill.stages if stage.batch is not None]
+    return min([spec.distill.batch, *asked])
+
+
 NEEDS: Mapping[str, Need] = {
     "teachers": Need(
         "at least one more teacher",
@@ -62,6 +67,16 @@ NEEDS: Mapping[str, Need] = {
         "a student with more classes than the teacher",
         'set student.family to a "module:factory" whose last classes are the new ones',
         lambda spec: ":" in spec.student.family,
+    ),
+    "pairs": Need(
+        "batches of at least 2 images, which it compares",
+        "set distill.batch, and that of every stage, to 2 or more",
+        lambda spec: _least_batch(spec) >= 2,
+    ),
+    "triples": Need(
+        "batches of at least 3 images, which it compares",
+        "set distill.batch, and that of every stage, to 3 or more",
+        lambda spec: _least_batch(spec) >= 3,
     ),
 }
 

@@ -1,7 +1,7 @@
 """What a recipe is: loss terms with weights, made for one or more tasks, and what it needs."""
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdcompile.data.augment import Batch
 from kdcompile.distill.ground import Ground
-from kdcompile.distill.objective import ByReduction, Objective
+from kdcompile.distill.objective import Objective
 from kdcompile.distill.taps import Tap
 from kdcompile.errors import KDError, nearest
 from kdcompile.spec_distill import Distill, Ramp
@@ -35,7 +35,8 @@ class About:
 class LossInputs:
     """Everything that a recipe may compare in one step.
 
-    student: the task's output; target: its labels; teacher: the same output, or None where it is
+    student: the task's output; target: its labels, and in `base` probabilities [N, K] of classes
+    where images are mixed; teacher: the same output, or None where it is
     not needed. The features are the taps' maps [N, C, H, W], in order. images: what both networks
     saw. photo: int64 [N], the index of each crop's photo. first: the output of the student as it
     started, where the recipe needs it. others: outputs of the further teachers, where it needs
@@ -60,18 +61,20 @@ class Recipe(nn.Module, ABC):
     needs_teacher, needs_taps, needs_first, needs_others: what a step computes for it.
     needs: names of `ground.NEEDS`, what the spec must give.
     replaces_soft: its own terms stand for the objective's soft term.
-    mixes_images: its batches are not crops of single photos, so no teacher output recurs.
+    widens: its student may have more classes than the teacher, whose classes come first.
+    mixes_images: its `view` changes the batch, so no teacher output recurs.
     tasks: the kinds that it is made for, all if empty; why: what others lack.
     """
 
     about: ClassVar[About]
-    extra_weights: ClassVar[ByReduction] = {"mean": {}, "paper": {}}
+    extra_weights: ClassVar[Mapping[str, Mapping[str, float | Ramp]]] = {"mean": {}, "paper": {}}
     needs_teacher: ClassVar[bool] = True
     needs_taps: ClassVar[bool] = False
     needs_first: ClassVar[bool] = False
     needs_others: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     replaces_soft: ClassVar[bool] = False
+    widens: ClassVar[bool] = False
     mixes_images: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ()
     why: ClassVar[str] = ""

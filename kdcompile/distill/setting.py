@@ -16,7 +16,7 @@ from kdcompile.data.prepare import Preprocess
 from kdcompile.distill.qad import make_quantisable
 from kdcompile.distill.qad_layers import QadLayer
 from kdcompile.distill.registry import any_recipe
-from kdcompile.distill.shapes import output_stride
+from kdcompile.distill.shapes import output_stride, refuse_other_outputs
 from kdcompile.distributed import Processes, processes
 from kdcompile.models.factory import load_teachers
 from kdcompile.spec import Spec
@@ -86,6 +86,7 @@ def make_setting(
     )
     if bf16:
         teacher, *others = (each.bfloat16() for each in (teacher, *others))
+    refuse_other_outputs(teacher, others, spec)
     student = _placed(student, device, layout)
     first = None
     if any_recipe(spec, lambda kind: kind.needs_first):

@@ -1,12 +1,18 @@
 """Do teacher, student and crops fit the task and each other?"""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
+from kdcompile.data.splits import Splits
 from kdcompile.data.task import find_task
+from kdcompile.distill.registry import any_recipe
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.errors import KDError
 from kdcompile.spec import Spec
+
+WIDENING = ', or set distill.recipe = "class-relation", which takes new classes'
 
 
 @torch.no_grad()
@@ -23,16 +29,43 @@ def output_stride(teacher: nn.Module, student: nn.Module, spec: Spec) -> int:
     return strides[0]
 
 
+@torch.no_grad()
+def refuse_other_outputs(teacher: nn.Module, others: Sequence[nn.Module], spec: Spec) -> None:
+    """Refuse one of `[[teachers]]` whose output for a crop has not the shape of `[teacher]`'s.
+
+    Raises:
+        KDError: `teacher-output` or `teacher-forward`.
+    """
+    if not others:
+        return
+    crop = spec.distill.crop
+    asked = _output("teacher", teacher, spec, crop)
+    for number, other in enumerate(others, 1):
+        try:
+            given = _output("teacher", other, spec, crop)
+        except KDError as error:
+            error.where = f"[[teachers]] number {number}, {spec.teachers[number - 1].model}"
+            raise
+        if given != asked:
+            raise KDError(
+                "teacher-output",
+                f"number {number} of [[teachers]] gives {given} for a crop of {crop},"
+                f" [teacher] {asked}",
+                where=f"[[teachers]] number {number}, {spec.teachers[number - 1].model}",
+                fix="give all teachers the same output shape, or leave that one out",
+            )
+
+
 def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) -> int:
-    asked, was_training = _output("teacher", teacher, spec, crop), student.training
-    given = _output("student", student.eval(), spec, crop)
-    student.train(was_training)
-    if given != asked:
+    asked = _output("teacher", teacher, spec, crop)
+    given = _output("student", student, spec, crop)
+    if given != asked and not (_is_wider(given, asked, spec) and _may_widen(spec)):
+        more = "" if not _is_wider(given, asked, spec) else WIDENING
         raise KDError(
             "student-output",
             f"the student gives {given} for a crop of {crop}, the teacher {asked}",
             where="[student] family",
-            fix="give the student the teacher's output shape",
+            fix=f"give the student the teacher's output shape{more}",
         )
     if not find_task(spec.task.kind).is_dense:
         return 1
@@ -47,11 +80,49 @@ def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) ->
     return stride
 
 
+def _is_wider(given: tuple[int, ...], asked: tuple[int, ...], spec: Spec) -> bool:
+    """Whether the student has the teacher's classes and more."""
+    classes = spec.task.kind == "classification" and len(given) == len(asked) == 2
+    return classes and given[1] > asked[1]
+
+
+def _may_widen(spec: Spec) -> bool:
+    return not any_recipe(spec, lambda kind: not kind.widens)
+
+
+@torch.no_grad()
+def class_counts(teacher: nn.Module, student: nn.Module, spec: Spec) -> tuple[int, int]:
+    """How many outputs, or channels of a density, teacher and student have."""
+    crop = spec.distill.crop
+    own = _output("student", student, spec, crop)[1]
+    return _output("teacher", teacher, spec, crop)[1], own
+
+
+@torch.no_grad()
+def refuse_labels(student: nn.Module, spec: Spec, splits: Splits) -> None:
+    """Refuse labels that the student has no output for.
+
+    Raises:
+        KDError: `labels-invalid`.
+    """
+    task = find_task(spec.task.kind)
+    labels = [task.truth(photo) for photo in (*splits.train, *splits.val)]
+    outputs = _output("student", student, spec, spec.distill.crop)[1]
+    problem = task.check_labels(labels, outputs, splits.classes)
+    if problem is not None:
+        raise KDError(
+            "labels-invalid",
+            problem,
+            where=f"[data], for {task.kind}",
+            fix="correct [task] kind, the labels, or the student's number of outputs",
+        )
+
+
 def _output(whose: str, network: nn.Module, spec: Spec, crop: int) -> tuple[int, ...]:
     first = next(network.parameters())
-    shape = (1, spec.export.profile[1][1], crop, crop)
+    shape, was_training = (1, spec.export.profile[1][1], crop, crop), network.training
     try:
-        output = network(torch.zeros(shape, device=first.device, dtype=first.dtype))
+        output = network.eval()(torch.zeros(shape, device=first.device, dtype=first.dtype))
         return tuple(output.shape)
     except Exception as error:  # whatever the user's forward raises, or gives
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -61,3 +132,5 @@ def _output(whose: str, network: nn.Module, spec: Spec, crop: int) -> tuple[int,
             where="[distill] crop",
             fix="set distill.crop to a size that the network takes, or mend its forward()",
         ) from error
+    finally:
+        network.train(was_training)

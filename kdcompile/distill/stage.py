@@ -11,9 +11,10 @@ from kdcompile.artifact import Artifact, Step, Store, write_json, write_text
 from kdcompile.data.images import ImageStore
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.data.task import find_task
+from kdcompile.distill.flips import flips
 from kdcompile.distill.qad_modules import plain_weights
 from kdcompile.distill.setting import training_device
-from kdcompile.distill.shapes import output_stride
+from kdcompile.distill.shapes import output_stride, refuse_labels
 from kdcompile.distill.start import kept_start
 from kdcompile.distill.train import Trainer
 from kdcompile.distributed import made_by_main, processes
@@ -73,8 +74,8 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
     lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
     write_text(folder / "metrics.jsonl", lines)
     write_json(folder / "architecture.json", architecture)
-    metric = find_task(step.spec.task.kind).metric.name
-    first = state.metrics[0]
+    task, first = find_task(step.spec.task.kind), state.metrics[0]
+    metric, is_refresh = task.metric.name, step.spec.student.init == "file"
     result = {
         **{f"val_{name}": value for name, value in state.scores.items()},
         "metric": metric,
@@ -92,6 +93,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
         "n_train": len(splits.train),
         "losses": state.losses | ran(),
         "inherit": inherited,
+        **({"flips": flips(task, state, splits.val)} if is_refresh else {}),
         "qad": None if trainer.qad is None else trainer.qad.describe(),
         "warnings": warnings,
         "dropped": splits.dropped,
@@ -109,13 +111,15 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     student = student_from_architecture(teacher, architecture, spec.folder)
     store = ImageStore(splits.train, spec.export.profile[1][1], training_device())
     output_stride(teacher, student, spec)  # refused before anything is worked out
+    refuse_labels(student, spec, splits)
     start = work / INITIAL
     searched = step.inputs["search"]
     initial = searched.file(ASSEMBLED) if ASSEMBLED in searched.files else None
     kept_start(start, spec, teacher, student, architecture, store, initial)
     metric = find_task(spec.task.kind).metric.name
     # what the teacher is worth follows from what this step's key covers
-    value = step.inputs["teacher"].json("teacher.json")[f"val_{metric}"]
+    judged = step.inputs["teacher"].json("teacher.json")
+    value = judged[f"val_{metric}"] if not judged["n_new"] else None  # else of other photos
     trainer = Trainer(
         spec, teacher, student, splits.train, splits.val, work, teacher_value=value, store=store
     )

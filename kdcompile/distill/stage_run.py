@@ -216,6 +216,7 @@ class StageRun:
         torch.manual_seed(self.seed_of(step))
         if self.weights.is_due(step):
             self._balance(step)
+            torch.manual_seed(self.seed_of(step))  # so that a replay draws what the step draws
         self.load(step)
         self._run()
 

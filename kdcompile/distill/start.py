@@ -15,7 +15,7 @@ from kdcompile.data.prepare import Preprocess
 from kdcompile.distill.inherit import inherit
 from kdcompile.distill.objective import OBJECTIVES, make_objective
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.distill.shapes import output_stride
+from kdcompile.distill.shapes import class_counts, output_stride
 from kdcompile.distributed import processes
 from kdcompile.models.factory import load_weights, write_weights
 from kdcompile.spec import Spec
@@ -74,7 +74,8 @@ def start_student(
         KDError: those of `load_weights` and of `inherit`.
     """
     if spec.student.weights is not None:
-        load_weights(student, spec.student.weights)
+        counts = class_counts(teacher, student, spec)
+        load_weights(student, spec.student.weights, counts)
     if spec.student.init != "inherit":
         return None
     if initial is not None:

@@ -27,7 +27,8 @@ class State:
     step: finished steps; value: the best validation metric; best: the weights that had it, by
     name; metrics: the rows of `metrics.jsonl`; seconds: spent in training, validation included;
     stages: how each one ran (`StageRun.describe`), by name; losses: which implementation of each
-    kernel ran, also before an interruption.
+    kernel ran, also before an interruption; initial, predicted: of the validation photos, before
+    the first step and by the best weights.
     """
 
     step: int = 0
@@ -39,6 +40,8 @@ class State:
     seconds: float = 0.0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     losses: dict[str, str] = field(default_factory=dict)
+    initial: list[float] = field(default_factory=list)
+    predicted: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(work: Path, state: State, parts: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from kdcompile.artifact import Artifact, Step, Store, write_json
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
+from kdcompile.data.reference import taught_places
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.data.task import Task, find_task
 from kdcompile.distill.evaluate import predict
@@ -28,7 +29,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
     Raises:
         KDError: `teacher-useless`, when a constant predictor does as well; `teacher-output`,
-            `teacher-forward` or `labels-invalid`.
+            `teacher-forward`, `teacher-unjudged` or `labels-invalid`.
     """
     return store.make(step.stage, step.key, lambda folder: _build(step.spec, folder))
 
@@ -39,9 +40,19 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     device = training_device()
     model = load_teacher(spec).to(device)
     shape = output_shape(model, spec.export.profile[1], device, task)
-    known, true = (_labels(photos, task, shape, splits) for photos in (splits.train, splits.val))
-    log.info("teacher: %d validation photos", len(splits.val))
-    predicted = predict(model, splits.val, Preprocess.of(spec.data, spec.export), device, task)
+    train, val = (
+        _taught(photos, task, shape, splits, spec) for photos in (splits.train, splits.val)
+    )
+    if not val:
+        raise KDError(
+            "teacher-unjudged",
+            f"no validation photo is of one of the teacher's {shape[1]} classes",
+            where="[data] val",
+            fix="add photos of its classes there: they show what the student keeps",
+        )
+    known, true = ([task.truth(photo) for photo in photos] for photos in (train or val, val))
+    log.info("teacher: %d validation photos", len(val))
+    predicted = predict(model, val, Preprocess.of(spec.data, spec.export), device, task)
     if not np.isfinite(predicted).all():
         raise KDError(
             "teacher-output",
@@ -60,6 +71,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
         "val_abs_error_std": float(errors.std()),
         "val_squared_error_std": float(np.square(errors).std()),
         "n_val": len(true),
+        "n_new": len(splits.val) - len(true),
         "n_train": len(splits.train),
         "n_test": len(splits.test),
         "params": sum(p.numel() for p in model.parameters()),
@@ -71,7 +83,15 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     return result
 
 
-def _labels(photos: list[Photo], task: Task, shape: tuple[int, ...], splits: Splits) -> list[float]:
+def _taught(
+    photos: list[Photo], task: Task, shape: tuple[int, ...], splits: Splits, spec: Spec
+) -> list[Photo]:
+    """The photos whose labels the teacher has an output for.
+
+    A student of the user's own may have more classes: its labels are looked at by `distill`.
+    """
+    if ":" in spec.student.family:
+        return [photos[i] for i in taught_places(task, photos, shape[1])]
     labels = [task.truth(photo) for photo in photos]
     problem = task.check_labels(labels, shape[1], splits.classes)
     if problem is not None:
@@ -81,7 +101,7 @@ def _labels(photos: list[Photo], task: Task, shape: tuple[int, ...], splits: Spl
             where=f"[data], for {task.kind}",
             fix="correct [task] kind, the labels, or the teacher's number of outputs",
         )
-    return labels
+    return photos
 
 
 def _refuse_useless(

@@ -58,14 +58,14 @@ def cache_problem(kind: type[Recipe], options: Distill) -> str | None:
     """Why nothing can be cached, or None.
 
     Raises:
-        KDError: `cache-mixed`, recurring crops are asked for under a recipe that mixes images.
+        KDError: `cache-mixed`, recurring crops are asked for under a recipe that changes its crops.
     """
     if options.views and kind.mixes_images:
         raise KDError(
             "cache-mixed",
-            f"recipe {kind.about.name} mixes images, so no crop recurs",
+            f"recipe {kind.about.name} mixes or changes its crops anew each step, so none recurs",
             where="[distill] views",
-            fix="set distill.views = 0, or use a recipe that does not mix",
+            fix="set distill.views = 0, or use a recipe that leaves crops as they are",
         )
     if not kind.needs_teacher:
         return "the recipe asks no teacher"

@@ -41,6 +41,7 @@ from kdcompile.errors import KDError
 from kdcompile.spec import Spec
 
 log = logging.getLogger("kdcompile")
+Judged = tuple[dict[str, float], list[float]]  # metrics by name, and a prediction a photo
 LOG_EVERY = 20
 CHECKPOINT_SECONDS = 30.0
 NO_STEP = -1
@@ -191,8 +192,8 @@ class Trainer:
         row["weights"] = run.weights.shown()
         return row | {"lr": run.learning_rate(done - 1 - run.before)}
 
-    def _scores(self, network: nn.Module, photos: Sequence[Photo]) -> dict[str, float]:
-        """Every metric of a network, the photos shared out among the processes."""
+    def _judge(self, network: nn.Module, photos: Sequence[Photo]) -> Judged:
+        """Every metric of a network, and its predictions; processes share out the photos."""
         rank, world = self._processes.rank, self._processes.world
         own = list(photos[rank::world])
         found = predict(network, own, self.setting.preprocess, self.device, self._task)
@@ -200,15 +201,16 @@ class Trainer:
         padded[: len(own)] = torch.tensor(found, dtype=torch.float64)
         parts = self._processes.gather(padded)
         predicted = torch.stack(parts, dim=1).flatten()[: len(photos)].tolist()
-        return self._task.scores(predicted, [self._task.truth(photo) for photo in photos])
+        true = [self._task.truth(photo) for photo in photos]
+        return self._task.scores(predicted, true), predicted
 
     def _validate(self, done: int) -> Row:
-        scores = self._scores(self.setting.ema, self._val)
+        scores, found = self._judge(self.setting.ema, self._val)
         value, state = scores[self._task.metric.name], self._state
         if self._on_validated is not None:
             self._on_validated(done, state.seconds, self.setting.ema)
         if self._task.metric.is_better(value, state.value):
-            state.value, state.scores, state.best_step = value, scores, done
+            state.value, state.scores, state.best_step, state.predicted = value, scores, done, found
             average = self.setting.ema.state_dict()
             state.best = {n: v.detach().cpu().contiguous().clone() for n, v in average.items()}
         return {f"val_{name}": score for name, score in scores.items()}
@@ -216,6 +218,7 @@ class Trainer:
     def _first_row(self, lengths: Sequence[int]) -> None:
         """The student's validation before the first step."""
         row = {"step": 0, **self._validate(0)}
+        self._state.initial = self._state.predicted
         self._state.metrics.append(row)
         log.info("distill: before the first step %s", _words(row))
         log.info("distill: %s steps", " + ".join(map(str, lengths)))
@@ -227,7 +230,7 @@ class Trainer:
         """
         state, metric = self._state, self._task.metric
         self.setting.ema.load_state_dict(state.best)
-        train = self._scores(self.setting.ema, evenly(self._train, len(self._val)))[metric.name]
+        train = self._judge(self.setting.ema, evenly(self._train, len(self._val)))[0][metric.name]
         found = findings(metric, state.metrics, state.value, self._teacher_value, train)
         batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in self.student.modules())
         if batch_norm and not self._processes.is_alone and self.device.type == "cpu":

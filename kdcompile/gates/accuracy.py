@@ -1,9 +1,12 @@
 """Is the deployed student as accurate as the teacher, on the same test photos?
 
-By the rule that `noninferior` states, the teacher being the reference.
+By the rule that `noninferior` states, the teacher being the reference. A student with more classes
+is judged on photos of the teacher's: what it knows of new ones would hide what it has forgotten.
 """
 
 import math
+
+import numpy as np
 
 from kdcompile.data.metric import METRICS, Metric
 from kdcompile.gates.context import VerifyContext
@@ -39,10 +42,17 @@ def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
             "accuracy", "skipped", context.evidence, settings.required, _threshold(settings),
             "no density maps", NO_MAPS,
         )  # fmt: skip
+    names, where = outcomes.names, outcomes.taught
+    kept = np.ones(len(names), np.bool_) if where is None else where
+    if where is not None and not where.any():
+        return GateResult(
+            "accuracy", "inconclusive", context.evidence, settings.required, _threshold(settings),
+            "no number", "no test photo is of one of the teacher's classes: add some to data.test",
+        )  # fmt: skip
     found = compare(
         metric,
-        outcomes.errors(task, "teacher", metric),
-        outcomes.errors(task, "student", metric),
+        outcomes.errors(task, "teacher", metric)[kept],
+        outcomes.errors(task, "student", metric)[kept],
         margin=fraction(settings.margin),
         max_increase=fraction(settings.max_increase),
         seed=context.seed,
@@ -54,8 +64,9 @@ def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
         required=settings.required,
         threshold=_threshold(settings),
         observed=observed_text(metric, found.reference, found.value),
-        reason=f"{found.reason}, on {outcomes.scope}",
-        measurements=(difference(context, metric, found, "teacher", len(outcomes.names)),),
+        reason=f"{found.reason}, on {outcomes.scope}"
+        + ("" if where is None else f", the {kept.sum()} of the teacher's classes"),
+        measurements=(difference(context, metric, found, "teacher", int(kept.sum())),),
     )
 
 

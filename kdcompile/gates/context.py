@@ -38,6 +38,7 @@ class Outcomes:
         previous: the network of an earlier bundle, where one is judged against.
         maps: errors by the task's `map_metrics`, [N, M], by network under the names above; a
             network of which predictions alone are known is not in it.
+        taught: bool [N], the photos of the classes that the teacher has; None where it has all.
     """
 
     names: tuple[str, ...]
@@ -49,6 +50,7 @@ class Outcomes:
     available: int
     previous: Floats | None = None
     maps: Mapping[str, Floats] = field(default_factory=dict)
+    taught: NDArray[np.bool_] | None = None
 
     def knows(self, network: str, metric: Metric) -> bool:
         """Whether there are errors of that network by that metric."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.metric import MAE
+from kdcompile.data.reference import changes
 from kdcompile.data.task import Task
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.needed import least_number
@@ -93,13 +93,9 @@ def find_flips(task: Task, reference: Floats, errors: Floats, tolerance: float) 
         KDError: `accuracy-images`, `accuracy-unpaired` or `accuracy-nonfinite`.
     """
     check_pairs(reference, errors)
-    if task.metric.points:
-        worse, rule = (reference == 0) & (errors == 1), "right before and wrong now"
-    else:
-        allowed = tolerance * MAE(reference)
-        worse = np.abs(errors) - np.abs(reference) > allowed
-        rule = f"an absolute error that grew by more than {allowed:.4g}"
-    return Flips(worse, rule, *share_bounds(int(worse.sum()), len(worse)))
+    found = changes(task, reference, errors, tolerance)
+    bounds = share_bounds(int(found.worse.sum()), len(found.worse))
+    return Flips(found.worse, found.rule, *bounds)
 
 
 def photos_that_decide(count: int, n: int, most: float) -> int | None:

@@ -147,6 +147,11 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
     earlier = report.details.get("previous")
     previous = None if earlier is None else np.array([float(row["previous"]) for row in rows])
     classes = report.details["task"].get("classes")
+    known = np.array([bool(row.get("taught", True)) for row in rows])
+    outcomes = Outcomes(
+        names, true, teacher, student, student, student, int(available), previous,
+        taught=None if known.all() else known,
+    )  # fmt: skip
     assert candidate.sqnr_db is not None, "a judged candidate was compared"
     assert candidate.max_rel_error is not None, "a judged candidate was compared"
     assert candidate.build is not None, "a judged candidate was built"
@@ -155,9 +160,7 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
         target=load(report.environment["target"]),
         precision=candidate.precision,
         task=task,
-        outcomes=Outcomes(
-            names, true, teacher, student, student, student, int(available), previous
-        ),
+        outcomes=outcomes,
         parity=Parity(
             candidate.sqnr_db,
             candidate.max_rel_error,

@@ -14,6 +14,7 @@ from kdcompile.backends.teacher import teacher_precision
 from kdcompile.bench.machine import fingerprint, fingerprint_id
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
+from kdcompile.data.reference import taught
 from kdcompile.data.splits import Splits, judged, load_splits, photos_digest, splits_digest
 from kdcompile.data.task import Task, find_task
 from kdcompile.gates.compiled import compiled_details
@@ -58,7 +59,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     for kind in found.chosen:
         arrays = found.examples[kind]
         np.savez_compressed(folder / f"example_{kind}.npz", allow_pickle=False, **arrays)
-    outcomes = _outcomes(task, photos, found, len(splits.test))
+    outcomes = _outcomes(task, photos, found, len(splits.test), inputs["teacher"])
     context = _context(step, target, task, found, outcomes, splits.classes)
     gates = judge(spec.gates.with_metrics(task.kind), context)
     for result in gates:
@@ -121,13 +122,18 @@ def _context(
     )
 
 
-def _outcomes(task: Task, photos: list[Photo], found: Measured, available: int) -> Outcomes:
+def _outcomes(
+    task: Task, photos: list[Photo], found: Measured, available: int, teacher: Artifact
+) -> Outcomes:
+    true = np.array([task.truth(photo) for photo in photos], dtype=np.float64)
+    known = taught(task, true, teacher.json("teacher.json")["output"][0])
     roles = {name: name for name in ("teacher", "student_fp32", "student_int8", PREVIOUS)}
     roles["student"] = found.shipped
     return Outcomes(
         names=tuple(photo.name for photo in photos),
-        true=np.array([task.truth(photo) for photo in photos], dtype=np.float64),
+        true=true,
         available=available,
+        taught=None if known.all() else known,
         maps={role: found.maps[name] for role, name in roles.items() if name in found.maps},
         **{role: found.predicted[name] for role, name in roles.items() if name in found.predicted},
     )

@@ -129,12 +129,16 @@ def _predictions(context: VerifyContext) -> list[Measurement]:
 
 
 def prediction_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """One row a photo: its name, the true value and what each network predicted."""
+    """One row a photo: its name, the true value and what each network predicted.
+
+    Where the teacher lacks classes, also whether it has the photo's: `taught`.
+    """
     networks = ["true", "teacher", "student_fp32", "student_int8", "student"]
     if outcomes.previous is not None:
         networks.append("previous")
     return [
         {"name": name, **{who: float(getattr(outcomes, who)[i]) for who in networks}}
+        | ({} if outcomes.taught is None else {"taught": bool(outcomes.taught[i])})
         for i, name in enumerate(outcomes.names)
     ]
 

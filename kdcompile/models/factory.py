@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdcompile.artifact import replacing
 from kdcompile.errors import KDError
 from kdcompile.factory import load_factory
-from kdcompile.models.fit import check_fit
+from kdcompile.models.fit import check_fit, widened
 from kdcompile.spec import Spec, Teacher
 
 SAFETENSORS = ".safetensors"
@@ -178,13 +178,23 @@ def write_weights(
         save_file(own, temporary, metadata=None if metadata is None else dict(metadata))
 
 
-def load_weights(model: nn.Module, path: Path) -> dict[str, str]:
+def load_weights(
+    model: nn.Module, path: Path, classes: tuple[int, int] | None = None
+) -> dict[str, str]:
     """Load a file into a model of the same architecture; returns the file's metadata.
+
+    Args:
+        model: loaded in place.
+        path: the file.
+        classes: how many the network of the file may have, and how many the model has: what is
+            wider by that keeps the model's own values for the new classes, which come last.
 
     Raises:
         KDError: those of `read_weights` and of `check_fit`.
     """
     state, metadata = read_weights(path)
+    if classes is not None:
+        state = widened(model.state_dict(), state, classes)
     check_fit(model.state_dict(), state, path)
     model.load_state_dict(state)
     return metadata

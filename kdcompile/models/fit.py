@@ -42,6 +42,23 @@ def check_fit(own: State, state: State, path: Path) -> None:
     _check_values(own, state, path)
 
 
+def widened(own: State, state: State, classes: tuple[int, int]) -> dict[str, Tensor]:
+    """The file's tensors, those of its classes filled up with the network's own rows of new ones.
+
+    Args:
+        own: the network's tensors by name.
+        state: the file's.
+        classes: how many rows such a tensor has in the file, and in the network.
+    """
+    old, new = classes
+    found = dict(state)
+    for name, tensor in own.items():
+        shapes = state[name].shape if name in state else None, tensor.shape
+        if old < new and shapes == ((old, *tensor.shape[1:]), (new, *tensor.shape[1:])):
+            found[name] = torch.cat([state[name], tensor[old:].to(state[name])])
+    return found
+
+
 def _check_prefix(own: State, state: State, path: Path) -> None:
     """A wrapper (`module.`, `_orig_mod.`, an attribute) on one side alone."""
     prefix = _prefix(inner=own, outer=state)

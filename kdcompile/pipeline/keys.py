@@ -24,7 +24,7 @@ DATA_FIELDS_BY_CONTENT = {
 }  # fmt: skip
 
 # what a search for a student reads and a mere scaling of the teacher does not
-SEARCHED = {"data", "search", "distill"}
+SEARCHED = {"data", "search", "distill", "teachers"}
 
 FILES = "files"  # of a section: what is hashed, by name
 
@@ -112,9 +112,14 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
         limit = value.max_test if "test" in stage.splits else None
         return fields | {"max_test": limit, FILES: _code(value.format, spec, hasher)}
     if name == "teacher":
-        return _teacher(value, spec, hasher)
-    if name == "teachers":
-        return [_teacher(teacher, spec, hasher) for teacher in value]
+        return _teacher(value, spec, hasher, "teacher.weights")
+    if name == "teachers":  # by number, from 1 as a reader counts, so that changes have a place
+        return {
+            str(n): _teacher(teacher, spec, hasher, "teachers.weights")
+            for n, teacher in enumerate(value, 1)
+        }
+    if name == "student" and stage.name == "teacher":
+        return {"own": ":" in value.family}  # whose classes may be more than the teacher's
     if name == "student":
         fields = value.model_dump(mode="json", exclude={"weights"})
         files = _file(value.weights, hasher, "student.weights")
@@ -129,8 +134,8 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
-def _teacher(teacher: Teacher, spec: Spec, hasher: Hasher) -> dict[str, Any]:
-    files = _code(teacher.model, spec, hasher) | _file(teacher.weights, hasher)
+def _teacher(teacher: Teacher, spec: Spec, hasher: Hasher, key: str) -> dict[str, Any]:
+    files = _code(teacher.model, spec, hasher) | _file(teacher.weights, hasher, key)
     return {"model": teacher.model, FILES: files}
 
 
@@ -156,17 +161,18 @@ def _trained_in_int8(quantize: Quantize, hasher: Hasher) -> Any:
     return fields | {FILES: _source("calib", hasher)}  # the calibrators set the first scales
 
 
-def _file(path: Path | None, hasher: Hasher, key: str = "teacher.weights") -> dict[str, str]:
+def _file(path: Path | None, hasher: Hasher, key: str) -> dict[str, str]:
     """The hash of a file that a field of the spec names, by that field: its name is nothing."""
-    field = key.rsplit(".")[1]
+    section, field = key.split(".")[:2]
     if path is None:
         return {}
     if not path.is_file():
+        is_one = section != "teachers"  # --set gives a list of sections whole or not at all
         raise KDError(
             f"{field}-missing",
             "this is a folder, not a file" if path.is_dir() else "there is no such file",
             where=str(path),
-            fix=f"correct the path, or pass it with --set {key}=PATH",
+            fix=f"correct the path{f', or pass it with --set {key}=PATH' if is_one else ''}",
         )
     return {field: hasher.file(path)}
 

@@ -53,7 +53,7 @@ STAGES: dict[str, Stage] = {
             name="teacher",
             module="kdcompile.distill.teacher",
             inputs={},
-            sections=("task", "teacher", "data", "export"),
+            sections=("task", "teacher", "data", "student", "export"),
             splits=("train", "val"),
             packages=("data", "models", "distill", "kernels"),
             libraries=("torch", "numpy", "pillow"),
@@ -63,8 +63,8 @@ STAGES: dict[str, Stage] = {
             module="kdcompile.search.stage",
             inputs={},
             sections=(
-                "seed", "task", "teacher", "data", "student", "search", "distill", "export",
-                "quantize", "compile",
+                "seed", "task", "teacher", "teachers", "data", "student", "search", "distill",
+                "export", "quantize", "compile",
             ),
             splits=("train", "val"),
             packages=(

@@ -143,10 +143,13 @@ def _told(
         yield "data", f"{path[0]} is {'read now' if old is ABSENT else 'no longer read'}"
     elif part == "splits" and path:
         yield from (("data", told) for told in _rows_told(path[0], old, rows, store))
-    elif part == "spec" and len(path) > 2 and path[1] == FILES:
-        yield path[0], _file_told(path[2], old, new)
+    elif part == "spec" and FILES in path[1:-1]:
+        section = path[: path.index(FILES)]
+        yield ".".join(section), _file_told(path[len(section) + 1], old, new)
     elif part == "spec" and len(path) == 1 and isinstance(old, dict) != isinstance(new, dict):
         yield path[0], "is read now" if isinstance(new, dict) else "is no longer read"
+    elif part == "spec" and ABSENT in (old, new) and {dict} & {type(old), type(new)}:
+        yield "spec", _file_told(".".join(path), old, new)  # one of several sections
     elif part == "spec":
         yield "spec", f"{'.'.join(path)} {_values(old, new)}"
     elif part == "source":

@@ -23,13 +23,14 @@ from kdcompile.distill.setting import training_device
 from kdcompile.distill.start import start_student
 from kdcompile.distill.train import Trainer
 from kdcompile.errors import KDError
+from kdcompile.factory import factory_sources
 from kdcompile.models.factory import load_teacher, load_weights, write_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.assemble import WEIGHTS, assemble, assembled_key
 from kdcompile.search.evidence import Expected, paired_increase, validation_errors
 from kdcompile.search.imitate_data import Ground
 from kdcompile.search.workers import evaluate_all
-from kdcompile.spec import Spec
+from kdcompile.spec import Spec, Teacher
 from kdcompile.spec_deploy import Quantize
 
 log = logging.getLogger("kdcompile")
@@ -151,12 +152,19 @@ def _key(asked: _Asked, store: Store) -> str:
             "init": spec.student.model_dump(mode="json", include=START_FIELDS),
             "steps": asked.steps,
             "distill": spec.distill.model_dump(mode="json"),
+            "teachers": [_content(teacher, spec, store) for teacher in spec.teachers],
             "splits": splits_digest(spec.data, spec.folder, store.hasher)["val"],
             "export": spec.export.profile,
             "sigma": spec.data.sigma,
             "source": [store.hasher.file(path) for path in sources],
         }
     )
+
+
+def _content(teacher: Teacher, spec: Spec, store: Store) -> list[str]:
+    """What a further teacher is: its factory, the source of that, its weights."""
+    sources = sorted(factory_sources(teacher.model, spec.folder))
+    return [teacher.model, *(store.hasher.file(path) for path in (*sources, teacher.weights))]
 
 
 def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:

@@ -90,7 +90,7 @@ class _Price:
 
 
 def _given(spec: Spec, teacher: nn.Module) -> dict[str, Any]:
-    if spec.student.init != "file":
+    if spec.student.init != "file" or ":" in spec.student.family:  # its own, whatever it loads
         return {"family": spec.student.family, "width": 1.0, "seed": spec.seed}
     assert spec.student.weights is not None, "the schema ties init and weights"
     _, metadata = read_weights(spec.student.weights)

@@ -211,3 +211,15 @@ def test_an_unusable_pack_is_told_as_an_error(kit, tmp_path):
     shown = build(kit, "--test", tmp_path / "none", expect=1).stderr
     assert "error[pack-incomplete]" in shown
     assert "fix:   copy the test pack again" in shown
+
+
+def test_photos_of_classes_that_the_teacher_lacks_are_left_out(kit, pack):
+    about = json.loads((pack / "pack.json").read_text())
+    assert about["taught"] == [True] * COUNT
+    for index in range(5):
+        about["taught"][index] = False
+        about["true"][index] += 1e4  # would decide, were it judged
+    (pack / "pack.json").write_text(json.dumps(about))
+    build(kit, "--test", pack)
+    judged = [c["accuracy"] for c in record(kit)["candidates"]]
+    assert {(found["verdict"], found["n"]) for found in judged} == {("passed", COUNT - 5)}

@@ -71,8 +71,9 @@ def compiled(tmp_path, data, onnx_files):
             data=Data(format="points-jsonl", root=data),
         ).only(SECTIONS)
         preprocess = Preprocess.of(spec.data, export)
+        judged = {"val_mae": teacher_mae, "val_rmse": 1e3, "output": [1, 2, 3]}
         inputs = {
-            "teacher": put("teacher", {"teacher.json": {"val_mae": teacher_mae, "val_rmse": 1e3}}),
+            "teacher": put("teacher", {"teacher.json": judged}),
             "search": put("search", {"estimate.json": {"student": estimates}}),
             "export": put(
                 "export",

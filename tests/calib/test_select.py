@@ -45,6 +45,18 @@ def test_pcoreset_covers_the_outputs() -> None:
     assert chosen[:3] == names(select_images(PHOTOS, "pcoreset", 3, 0, own_number))
 
 
+def test_a_crowd_is_far_from_all_others_wherever_it_is() -> None:
+    """Photo 7 has the same places as all, and ten times the count; photo 3 has other places."""
+
+    def maps(photos: Sequence[Photo]) -> Iterable[np.ndarray]:
+        for photo in photos:
+            density = np.zeros((1, 1, 16, 16), np.float32)
+            density[..., 8 if photo.name == "3" else 0] = 10.0 if photo.name == "7" else 1.0
+            yield density
+
+    assert names(select_images(PHOTOS, "pcoreset", 3, 0, maps)) == ["0", "7", "3"]
+
+
 def test_an_output_that_is_no_number_is_refused_with_its_photo() -> None:
     def spoilt(photos: Sequence[Photo]) -> Iterable[np.ndarray]:
         return (output if output[0, 0] != 4 else output * np.nan for output in own_number(photos))

@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 
 import pytest
-from written_build import paint, plan_of, to_do
+from written_build import paint, paint_file, plan_of, to_do
 
 from kdcompile.pipeline import keys
 from kdcompile.pipeline import plan as plan_module
@@ -186,3 +186,9 @@ def test_nothing_is_due_to_a_time(folder):
         if path.is_file() and ".kdcompile" not in path.parts:
             path.touch()
     assert to_do(plan_of(folder)) == {}
+
+
+def test_a_pool_of_unlabelled_photos_is_not_read(folder):
+    assert to_do(plan_of(folder, "data.unlabelled=nowhere")) == {}
+    paint_file(folder / "data" / "images" / "099.png", 77)
+    assert to_do(plan_of(folder, "data.unlabelled=images")) == {}

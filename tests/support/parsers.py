@@ -25,6 +25,8 @@ from kdcompile.calib.trt_cache import read_cache, tensors_to_observe
 from kdcompile.ci.partial import _read as read_partial
 from kdcompile.data import imagefolder, npz, points_jsonl, shanghaitech_mat
 from kdcompile.data.photo import read_pixels
+from kdcompile.delta.file import Delta, applied, read_delta
+from kdcompile.delta.tensors import weights_hash
 from kdcompile.files import Hasher
 from kdcompile.models.factory import read_weights
 from kdcompile.report import GateResult, Measurement, Report
@@ -236,6 +238,31 @@ def _weights() -> tuple[bytes, ...]:
     return (save({"a": np.zeros((2, 2), np.float32)}, {"architecture": "{}"}),)
 
 
+def _base() -> dict[str, Any]:
+    import torch
+
+    return {"a": torch.ones(3, 4), "b": torch.ones(2), "c": torch.tensor(1)}
+
+
+def _delta(path: Path) -> object:
+    return applied(read_delta(path), _base(), path)
+
+
+def _deltas() -> tuple[bytes, ...]:
+    """One of every kind of change."""
+    from kdcompile.delta import encode
+    from kdcompile.delta.file import rebuilt
+
+    base = _base()
+    ways = [encode.layers(tensor * 3 + 1, tensor) for tensor in base.values()]
+    made = []
+    for kind in range(5):
+        layers = [next((w for w in each if w.kind == kind), each[-1]) for each in ways]
+        result = weights_hash(rebuilt(layers, base))
+        made.append(Delta(weights_hash(base), result, layers).to_bytes())
+    return tuple(made)
+
+
 def _pickled() -> tuple[bytes, ...]:
     import io
 
@@ -254,6 +281,8 @@ PARSERS = [
     Parser("points-jsonl", _placed("annotations.jsonl", _points), lambda: (_json(LINE),), "json"),
     Parser("shanghaitech-mat", _placed("a.mat", shanghaitech_mat.read_points), _mat),
     Parser("npz", _placed("a.npz", lambda path: npz.photos(path.parent, "a.npz")), _npz),
+    Parser("npz-pool",
+           _placed("a.npz", lambda path: npz.photos(path.parent, "a.npz", False)), _npz),
     Parser("split-list", _placed("train.txt", _list), lambda: (b"cat/a.png\n",)),
     Parser("labels-csv", _placed("labels.csv", _values), lambda: (b"image,value\na.png,1.5\n",)),
     Parser("photo", _placed("a.png", lambda path: read_pixels(path, 3)),
@@ -292,6 +321,7 @@ PARSERS = [
     Parser("fixtures", lambda content, folder: parse_fixtures(content.decode(errors="replace")),
            lambda: ((TARGETS / "fixtures.toml").read_bytes(),), "toml"),
     Parser("safetensors", _placed("w.safetensors", read_weights), _weights),
+    Parser("delta", _placed("d", _delta), _deltas),
     Parser("state-dict", _placed("w.pt", read_weights), _pickled),
 ]  # fmt: skip
 BY_NAME = {parser.name: parser for parser in PARSERS}

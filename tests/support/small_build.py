@@ -86,7 +86,8 @@ class SmallBuild:
         files = self._networks(student, teacher or slower(student, 8))
         shape = list(student.graph.input[0].type.tensor_type.shape.dim)[2].dim_value or 16
         prepare = Preprocess(3, (0.5,) * 3, (0.25,) * 3, (16, 16), (shape, shape))
-        self._put("teacher", {"teacher.json": {"val_mae": teacher_mae, "val_rmse": teacher_mae}})
+        judged = {"val_mae": teacher_mae, "val_rmse": teacher_mae, "output": [1, 2, 2]}
+        self._put("teacher", {"teacher.json": judged})
         self._put("search", {"estimate.json": {"teacher": _estimate(8), "student": _estimate(2)}})
         step = {"step": 0, "loss": 1.0, "terms": {"hard": 1.0}, "lr": 1e-3, "ms": 1.0}
         result = {"val_mae": 1.1, "recipe": "none", "steps": 1, "dropped": []}

@@ -81,6 +81,8 @@ class Pack:
         self.true, self.teacher = (
             np.array(self.about[key], np.float64) for key in ("true", "teacher")
         )
+        every = [True] * len(self.names)  # in a pack of before there were classes it lacks
+        self.taught = np.array(self.about.get("taught", every), bool)
 
     def photos(self, constants: dict[str, Any]) -> Iterator[Any]:
         """Every photo as the network's input, in the order of `names`; one shard at a time."""

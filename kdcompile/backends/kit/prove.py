@@ -125,10 +125,11 @@ class Build:
                 c["accuracy"] = {"verdict": "failed", "reason": broken[name]}
             else:
                 c["predictions"] = found[name]
+                numbers = (pack.true, pack.teacher, np.array(found[name]))
+                known = [values[pack.taught] for values in numbers]
                 c["accuracy"] = judge_accuracy(
-                    self.gates["accuracy"], task, pack.true, pack.teacher,
-                    np.array(found[name]), pack.about["seed"],
-                )  # fmt: skip
+                    self.gates["accuracy"], task, *known, pack.about["seed"]
+                )
             verdict, reason = c["accuracy"]["verdict"], c["accuracy"]["reason"]
             c["why"] += f"; accuracy {verdict}: {reason}"
             if c["verdict"] == "passed":

@@ -15,3 +15,4 @@ class Labels(Recipe):
         evidence="the reference of benchmarks/digits.py",
     )
     needs_teacher = False
+    widens = True

@@ -37,6 +37,7 @@ class StructuredTransfer(Recipe):
     }
     needs_taps = True
     tasks = ("counting",)
+    why = "its relations are between maps and a density"
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
         """One adapter a tap."""

@@ -1,0 +1,92 @@
+"""`kdcompile recipes`: the library of distillation methods, with what each needs and costs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from kdcompile.cli.options import as_json, echo_json
+
+
+@click.group(invoke_without_command=True)
+@as_json
+@click.pass_context
+def recipes(context: click.Context, as_json: bool) -> None:
+    """List the distillation recipes, and where those live that are no loss."""
+    if context.invoked_subcommand is not None:
+        return
+    from kdcompile.distill.elsewhere import ELSEWHERE
+    from kdcompile.distill.registry import recipes as known
+
+    found = {
+        name: {
+            "summary": kind.about.summary,
+            "home": kind.about.home,
+            "tasks": list(kind.tasks),
+        }
+        for name, kind in known().items()
+    }
+    for about in ELSEWHERE:
+        found[about.name] = {"summary": about.summary, "home": about.home, "tasks": []}
+    if as_json:
+        echo_json(found)
+        return
+    width = max(map(len, found))
+    for name, facts in found.items():
+        tasks = f" ({', '.join(facts['tasks'])})" if facts["tasks"] else ""
+        home = "" if facts["home"] == "loss" else f" [{facts['home']}]"
+        click.echo(f"{name:<{width}} {facts['summary']}{tasks}{home}")
+
+
+@recipes.command("show")
+@click.argument("name")
+@as_json
+def show_recipe(name: str, as_json: bool) -> None:
+    """Print what a recipe, or several joined as a+b, computes, needs and costs."""
+    facts = _facts(name)
+    if as_json:
+        echo_json(facts)
+        return
+    objectives, weights = facts.pop("objectives"), facts.pop("weights")
+    for key, value in facts.items():
+        shown = "; ".join(value) if isinstance(value, list) else value
+        if shown:
+            click.echo(f"{key:<9} {shown}")
+    for kind, formula in objectives.items():
+        click.echo(f"\n{kind}: {formula}")
+        for by, terms in weights[kind].items():
+            shown = ", ".join(f"{name} {weight}" for name, weight in terms.items())
+            click.echo(f"  weights, {by}: {shown}")
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from kdcompile.distill.elsewhere import ELSEWHERE
+    from kdcompile.distill.ground import NEEDS
+    from kdcompile.distill.objective import OBJECTIVES
+    from kdcompile.distill.registry import find_recipe
+
+    about = next((about for about in ELSEWHERE if about.name == name), None)
+    if about is not None:
+        return asdict(about) | {"objectives": {}, "weights": {}, "needs": [], "tasks": []}
+    recipe = find_recipe(name)
+    suited = {k: o for k, o in OBJECTIVES.items() if not recipe.tasks or k in recipe.tasks}
+    needs = (("teacher", recipe.needs_teacher), ("taps", recipe.needs_taps))
+    return asdict(recipe.about) | {
+        "objectives": {kind: objective.formula for kind, objective in suited.items()},
+        "weights": {
+            kind: {by: _plain(recipe.defaults(objective, by)) for by in objective.weights}
+            for kind, objective in suited.items()
+        },
+        "needs": [
+            *(need for need, used in needs if used),
+            *(NEEDS[need].what for need in recipe.needs),
+        ],
+        "tasks": list(suited),
+    }
+
+
+def _plain(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights as JSON values: a number, or the fields of a ramp."""
+    return {n: w if isinstance(w, int | float) else w.model_dump() for n, w in weights.items()}

@@ -1,0 +1,175 @@
+"""The pool: photos without annotations, of which some are to be labelled.
+
+`data.unlabelled` is a folder, a list of paths relative to the root, a selection of an archive, or
+a name that the factory knows, by the format of the splits. What is annotated there is ignored. It
+is read only where it is asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os.path import isdir, isfile
+from pathlib import Path
+
+import numpy as np
+
+from kdcompile.artifact import Hasher
+from kdcompile.data import npz
+from kdcompile.data.entry import SUFFIXES, inside, read_list, require_image
+from kdcompile.data.made import made_photos
+from kdcompile.data.photo import Photo
+from kdcompile.data.splits import FORMATS, SPLITS, Row, Splits, check_root, read_rows
+from kdcompile.errors import KDError
+from kdcompile.progress import counted
+from kdcompile.spec import Data
+
+FIELD = "unlabelled"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The photos to choose from, and those that a split holds too ("train/a.jpg")."""
+
+    photos: list[Photo]
+    left_out: list[dict[str, str]]  # name, twin
+
+
+def load_pool(data: Data, folder: Path, splits: Splits) -> Pool:
+    """Read the pool, without photos of the splits.
+
+    A copy of a photo of a split is left out, and of a folder the photo itself: a folder may hold
+    all photos, with annotations or without.
+
+    Args:
+        data: the spec's section.
+        folder: the spec's folder, where a factory's file lies.
+        splits: what `load_splits` gives.
+
+    Raises:
+        KDError: `pool-unset`, `pool-missing`, `pool-empty`; `pool-labelled`, a list or selection
+            names a photo of a split; those of the format.
+    """
+    photos, is_folder = _photos(data, folder)
+    if not is_folder:
+        _refuse_labelled(data, photos, splits)
+    held = {
+        photo.sha256(): f"{split}/{photo.name}"
+        for split in SPLITS
+        for photo in getattr(splits, split)
+    }
+    shown = list(counted(photos, len(photos), "data", "unlabelled images"))
+    kept = [photo for photo in shown if photo.sha256() not in held]
+    twins = [photo for photo in shown if photo.sha256() in held]
+    if not kept:
+        have = f"all {len(photos)} are in the splits" if photos else "there is none"
+        raise KDError(
+            "pool-empty",
+            f"no photo is left to be labelled: {have}",
+            where=_where(data),
+            fix="put photos there that no split holds, or name another pool in data.unlabelled",
+        )
+    return Pool(kept, [{"name": photo.name, "twin": held[photo.sha256()]} for photo in twins])
+
+
+def pool_rows(
+    data: Data, folder: Path, hasher: Hasher, splits: Mapping[str, Sequence[Row]]
+) -> list[Row]:
+    """What `load_pool` leaves, for a cache key: names and hashes of images.
+
+    As with `splits_rows`, files count in place of what a factory or an archive holds.
+
+    Args:
+        data: the spec's section.
+        folder: the spec's folder.
+        hasher: remembers hashes.
+        splits: what `splits_rows` gives.
+    """
+    if data.format in FORMATS:
+        held = {sha for rows in splits.values() for _, sha, _ in rows}
+        rows = [(name, hasher.file(path), "") for name, path in _files(data)[0].items()]
+        return [row for row in rows if row[1] not in held]
+    names = (*SPLITS, FIELD)
+    fields = [(f"[data] {name}", str(getattr(data, name)), "") for name in names]
+    _given(data)
+    return [*read_rows(data, folder, hasher, names), *fields]
+
+
+def _photos(data: Data, folder: Path) -> tuple[list[Photo], bool]:
+    """The photos, and whether they are all that a folder holds."""
+    check_root(data)
+    given = _given(data)
+    if data.format in FORMATS:
+        files, is_folder = _files(data)
+        return [Photo(name, path=path) for name, path in files.items()], is_folder
+    if data.format == "npz":
+        return npz.photos(data.root, given, labelled=False)[0], False
+    nothing = np.zeros((0, 2), np.float32)
+    made = made_photos(data, folder, FIELD)
+    return [replace(photo, points=nothing, label=None) for photo in made], False
+
+
+def _files(data: Data) -> tuple[dict[str, Path], bool]:
+    """Paths by their names relative to the root, and whether they are all of a folder."""
+    path = inside(data.root, _given(data))
+    try:
+        if isdir(path):
+            images = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            return {p.relative_to(data.root).as_posix(): p for p in sorted(images)}, True
+        if not isfile(path):
+            raise KDError(
+                "pool-missing",
+                f"there is no {path.name!r}, neither a folder of photos nor a list",
+                where=_where(data),
+                fix="put them there, or correct data.unlabelled, relative to data.root",
+            )
+        names = read_list(path)
+        return {name: require_image(inside(data.root, name), FIELD) for name in names}, False
+    except OSError as error:
+        raise KDError(
+            "data-unreadable",
+            f"the pool cannot be read: {error}",
+            where=_where(data),
+            fix="make its folders and files readable, or correct data.unlabelled",
+        ) from error
+
+
+def _given(data: Data) -> str:
+    """What the spec names."""
+    if data.unlabelled is None:
+        raise KDError(
+            "pool-unset",
+            "the spec names no unlabelled photos",
+            where="[data] unlabelled",
+            fix='name their folder or list under data.root: --set data.unlabelled="pool"',
+        )
+    return data.unlabelled
+
+
+def _where(data: Data) -> str:
+    return f"{data.root / str(data.unlabelled)} [data] unlabelled"
+
+
+def _refuse_labelled(data: Data, photos: Sequence[Photo], splits: Splits) -> None:
+    """Refuse a photo that is named in a split too."""
+    held = {mark: s for s in SPLITS for p in getattr(splits, s) if (mark := _mark(data, s, p))}
+    found = [(p.name, held[mark]) for p in photos if (mark := _mark(data, FIELD, p)) in held]
+    if not found:
+        return
+    name, split = found[0]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    raise KDError(
+        "pool-labelled",
+        f"{name}{more}: in the pool and in the {split} split",
+        where=_where(data),
+        fix=f"take what the splits hold out of {data.unlabelled!r}, or out of the splits",
+    )
+
+
+def _mark(data: Data, split: str, photo: Photo) -> tuple[int | str, ...] | None:
+    """What tells a photo from all others, by whatever path it is named; None where nothing does."""
+    path = photo.path
+    if data.format == "npz":
+        path = npz.archive_path(data.root, getattr(data, split))
+    if path is None:
+        return None
+    info = path.stat()
+    return info.st_dev, info.st_ino, photo.name if data.format == "npz" else ""

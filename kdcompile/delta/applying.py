@@ -1,0 +1,64 @@
+"""From the weights that are there and a delta to the new ones."""
+
+from pathlib import Path
+
+from kdcompile.delta.file import applied, check_output, named, read_delta
+from kdcompile.delta.result import Applied
+from kdcompile.delta.student import Student
+from kdcompile.delta.tensors import read_student
+from kdcompile.delta.verdict import LOSS, judge
+from kdcompile.models.factory import write_weights
+from kdcompile.report import Verdict
+from kdcompile.spec import Spec
+
+
+def apply(
+    base: Path,
+    delta: Path,
+    output: Path,
+    *,
+    spec: Spec | None = None,
+    new: Path | None = None,
+    loss: float = LOSS,
+) -> Applied:
+    """Write the new weights, or nothing where a photo-based check does not pass.
+
+    Their hash is always checked: they are to the last bit what `make` has judged.
+
+    Args:
+        base: safetensors, or the folder of a distill stage.
+        delta: of `make`.
+        output: the file; its metadata are the base's.
+        spec: its test photos judge the new weights as well.
+        new: the weights that they are held against; the base itself if absent.
+        loss: of the metric, as a share, with its 95 % bound.
+
+    Raises:
+        KDError: `delta-base`, `delta-corrupt`, `delta-foreign`, `delta-newer`, `delta-missing`,
+            `delta-weights`, `delta-architecture`, `delta-output`; those of the weights and the
+            spec's data.
+    """
+    check_output(output)
+    found = read_delta(delta)
+    before, metadata = read_student(base)
+    with named(delta):
+        after = applied(found, before, base)
+    judged, reason = None, "the hashes of base and result are right"
+    if spec is not None:
+        student = Student(spec, before, metadata, base)
+        against = before if new is None else read_student(new)[0]
+        reference = student.errors(against, student.test)
+        judged = judge(student, after, reference, student.test, loss)
+        reason = judged.reason
+    verdict: Verdict = "passed" if judged is None else judged.verdict
+    if verdict == "passed":
+        write_weights(output, after, metadata)
+    return Applied(
+        verdict,
+        reason,
+        str(output) if verdict == "passed" else None,
+        found.base,
+        found.result,
+        delta.stat().st_size,
+        judged,
+    )

@@ -1,0 +1,33 @@
+"""Is what a delta makes as accurate as it should be? The rule is that of the accuracy gate."""
+
+from collections.abc import Sequence
+
+from kdcompile.data.photo import Photo
+from kdcompile.delta.result import Judged
+from kdcompile.delta.student import Floats, Student
+from kdcompile.delta.tensors import State
+from kdcompile.gates.noninferior import observed_text
+
+LOSS = 0.005  # of the metric
+
+
+def judge(
+    student: Student, state: State, reference: Floats, photos: Sequence[Photo], loss: float
+) -> Judged:
+    """The verdict of some photos on a state against the errors of a reference.
+
+    Raises:
+        KDError: `accuracy-images` or `accuracy-nonfinite`.
+    """
+    found = student.compare(state, reference, photos, loss)
+    shown = observed_text(student.metric, found.reference, found.value)
+    return Judged(
+        found.verdict,
+        f"{shown}: {found.reason}",
+        student.metric.name,
+        found.value,
+        found.reference,
+        found.high,
+        loss,
+        len(photos),
+    )

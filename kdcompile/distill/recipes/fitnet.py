@@ -1,0 +1,32 @@
+"""Recipe `fitnet`: hints (Romero et al., ICLR 2015, arXiv 1412.6550)."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from kdcompile.distill.maps import AdaptedRecipe
+from kdcompile.distill.objective import ByReduction
+from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.kernels.feature_mse import feature_mse
+
+
+class Hints(AdaptedRecipe):
+    """Labels, soft targets, and the squared distance of adapted maps to the teacher's."""
+
+    about = About(
+        name="fitnet",
+        summary="labels, soft targets, and hints: the teacher's maps, by squared error",
+        formula="kd + fitnet * mean_t (|r(S_t) - T_t|^2 / variance of T_t), r a 1x1 convolution;"
+        " paper: 1/2 sum_t |r(S_t) - T_t|^2 of an image",
+        source="Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550;"
+        " there one hint, in a stage of its own before kd",
+        cost="kd + the adapters and one pass over the taps' maps forward and backward",
+        evidence="tests/distill/recipes/test_fitnet.py; docs/recipes.md",
+    )
+    extra_weights: ClassVar[ByReduction] = {"mean": {"fitnet": 1.0}, "paper": {"fitnet": 0.5}}
+
+    def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """`fitnet`; under "paper" the sum of squares of an image, its 1/2 in the weight."""
+        pairs = self.adapted(inputs)
+        losses = [feature_mse(s, t) * (1 if self.is_mean else s[0].numel()) for s, t in pairs]
+        return {"fitnet": self.scaled(losses)}

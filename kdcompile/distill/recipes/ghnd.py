@@ -1,0 +1,76 @@
+"""Recipe `ghnd`: generalized head network distillation (Matsubara, Levorato, arXiv 2007.15818)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kdcompile.distill.ground import Ground
+from kdcompile.distill.maps import AdaptedRecipe
+from kdcompile.distill.objective import ByReduction, Objective
+from kdcompile.distill.promoted import promoted
+from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.distill.taps import Tap
+from kdcompile.kernels.feature_mse import feature_mse
+from kdcompile.spec_distill import Distill, Ramp
+
+CROPS = 64  # whose outputs tell how much the teacher's output varies
+
+
+class HeadNetwork(AdaptedRecipe):
+    """The squared distance to the teacher at every tap and at the output; labels take no part."""
+
+    about = About(
+        name="ghnd",
+        summary="the teacher's maps and output by squared error, without labels or soft targets",
+        formula="ghnd * mean_t (|r(S_t) - T_t|^2 / variance of T_t), r a 1x1 convolution, t over"
+        " the taps and, without r, the output; no other term, beside other recipes too; paper:"
+        " sum_t |r(S_t) - T_t|^2 of an image",
+        source="Matsubara and Levorato, Neural Compression and Filtering for Edge-assisted"
+        " Real-time Object Detection, 2020, arXiv 2007.15818; there the student is the teacher with"
+        " another head, so its output needs no term",
+        cost="fitnet",
+        evidence="tests/distill/recipes/test_ghnd.py; docs/recipes.md",
+    )
+    extra_weights: ClassVar[ByReduction] = {"mean": {"ghnd": 1.0}, "paper": {"ghnd": 1.0}}
+
+    def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
+        """A part for each tap and one for the output."""
+        super().__init__(taps, options, objective)
+        self.scale = torch.ones(len(taps) + 1)
+        self._spread = torch.ones(())
+
+    @classmethod
+    def defaults(
+        cls, objective: Objective | type[Objective], reduction: str
+    ) -> dict[str, float | Ramp]:
+        """Its own term alone."""
+        return {**cls.extra_weights[reduction]}
+
+    def prepare(self, ground: Ground) -> None:
+        """Measure how the teacher's output varies over some photos: few crops may be alike."""
+        outputs: list[Tensor] = []
+        for batch in ground.crops():
+            outputs.append(promoted(ground.look(batch.images)[0]))
+            if sum(map(len, outputs)) >= CROPS:
+                break
+        self._spread = torch.cat(outputs).var(correction=0)
+
+    def sizes(self, inputs: LossInputs) -> list[Tensor]:
+        """The variances of the teacher's maps and of its output."""
+        return [*super().sizes(inputs), self._spread.to(self.scale)]
+
+    def base(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """Nothing: the student learns from the teacher alone."""
+        return {}
+
+    def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """`ghnd`."""
+        assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
+        outputs = tuple(
+            promoted(o).flatten(1)[:, :, None, None] for o in (inputs.student, inputs.teacher)
+        )
+        pairs = [*self.adapted(inputs), outputs]
+        losses = [feature_mse(s, t) * (1 if self.is_mean else s[0].numel()) for s, t in pairs]
+        return {"ghnd": self.scaled(losses)}

@@ -1,0 +1,25 @@
+"""Recipes that compare images refuse batches of too few, before anything is spent."""
+
+import pytest
+
+from kdcompile.distill.registry import refuse_recipes
+from kdcompile.errors import KDError
+
+
+@pytest.mark.parametrize(("name", "least"), {"pkt": 2, "spkd": 2, "cckd": 2, "rkd": 3}.items())
+def test_batches_of_too_few_images_are_refused(spec, name, least):
+    for batch in range(1, least):
+        with pytest.raises(KDError) as error:
+            refuse_recipes(spec(f"distill.recipe={name}", f"distill.batch={batch}"))
+        assert error.value.code == "recipe-needs"
+        assert f"at least {least} images" in error.value.message
+        assert f"{least} or more" in error.value.fix
+    refuse_recipes(spec(f"distill.recipe={name}", f"distill.batch={least}"))
+
+
+def test_the_batch_of_a_stage_counts(spec):
+    stages = '[[distill.stages]]\nname = "one"\nshare = 1.0\nbatch = 1\n'
+    with pytest.raises(KDError) as error:
+        refuse_recipes(spec("distill.recipe=pkt+skt", more=stages))
+    assert "every stage" in error.value.fix
+    refuse_recipes(spec("distill.recipe=trg", more=stages))

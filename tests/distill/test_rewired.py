@@ -1,0 +1,91 @@
+"""A copy of a network with other maps inside."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from kdcompile.distill.qad import make_quantisable
+from kdcompile.distill.qad_modules import quantiser_of
+from kdcompile.distill.rewired import Rewired
+from kdcompile.distill.taps import Tapped
+from kdcompile.errors import KDError
+
+IMAGES = torch.linspace(-1, 1, 2 * 16).reshape(2, 1, 4, 4)
+
+
+class Twice(nn.Module):
+    """A residual block whose one ReLU runs twice, as those of torchvision do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return 2 * self.relu(self.second(self.relu(self.first(x))) + x)
+
+
+def test_a_map_is_replaced_for_what_follows():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1))
+    rewired, heard = Rewired(net, ["1"], IMAGES), []
+    assert torch.equal(rewired(IMAGES, {}), net(IMAGES))
+
+    def swap(own):
+        heard.append(own)
+        return own + 1
+
+    assert torch.equal(rewired(IMAGES, {"1": swap}), net[2](net[1](net[0](IMAGES)) + 1))
+    assert torch.equal(heard[0], net[1](net[0](IMAGES)))
+    assert torch.equal(rewired(IMAGES, {}), net(IMAGES))
+
+
+def test_a_module_that_runs_twice_is_heard_the_last_time():
+    net = Twice()
+    given = torch.full((2, 1, 4, 4), 3.0)
+    assert torch.equal(Rewired(net, ["relu"], IMAGES)(IMAGES, {"relu": lambda _: given}), 2 * given)
+    heard = []
+    Rewired(net, ["relu"], IMAGES)(IMAGES, {"relu": lambda own: heard.append(own) or own})
+    assert len(heard) == 1
+    assert torch.equal(2 * heard[0], net(IMAGES))
+
+
+def test_parameters_are_shared_and_hooks_and_statistics_are_not():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 1, 1))
+    tapped = Tapped(net, ["2"])
+    rewired = Rewired(net, ["2"], IMAGES, training=True)
+    tapped(IMAGES)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    output = rewired(IMAGES, {"2": lambda own: own})
+    assert not tapped._maps
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    output.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    with torch.no_grad():
+        net[3].weight.zero_()
+    assert (rewired(IMAGES, {}) == net[3].bias).all()
+
+
+def test_a_student_that_is_quantised_later_is_so_in_the_copy(spec):
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1)).eval()
+    make_quantisable(spec("quantize.qad=true"), net, 16)
+    rewired = Rewired(net, ["1"], torch.zeros(1, 1, 16, 16))
+    assert torch.equal(rewired(IMAGES, {}), net(IMAGES))
+    quantiser = quantiser_of(net)
+    quantiser.on = True
+    assert torch.equal(rewired(IMAGES, {}), net(IMAGES))
+    rewired(IMAGES, {}).sum().backward()
+    assert quantiser.log_scale.grad is not None
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1))
+    net.lock = threading.Lock()
+    with pytest.raises(KDError) as caught:
+        Rewired(net, ["0"], IMAGES)
+    assert caught.value.code == "network-copy"
+    assert "lock" in caught.value.message
+    del net.lock  # the fix
+    Rewired(net, ["0"], IMAGES)

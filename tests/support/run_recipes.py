@@ -1,0 +1,35 @@
+"""Trains recipes in the processes of a job: `torchrun run_recipes.py FOLDER NAME...`.
+
+Each process writes `rankN.json`: by recipe the losses, which are means over the processes, and a
+hash of the student's parameters.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from tiny_recipes import trainer
+
+from kdcompile.distributed import leave
+
+
+def main(folder, names):
+    rank, found = os.environ["RANK"], {}
+    for name in names:
+        own = folder / name / f"rank{rank}"
+        own.mkdir(parents=True)
+        training = trainer(name, own, "../work", batch=3, steps=4)
+        state = training.run()
+        parameters = [p.detach().numpy().tobytes() for p in training.student.parameters()]
+        found[name] = {
+            "losses": [row["loss"] for row in state.metrics[1:]],
+            "student": hashlib.sha256(b"".join(parameters)).hexdigest(),
+        }
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
