@@ -27,7 +27,7 @@ METHOD = """## How it was measured
 {seeds} seeds, each with training data of its own; all arms of a seed start from the same student
 weights and see the same crops in the same order. What validated best is judged on the test split.
 *Equal steps*: against `kd` of as many steps. *Equal time*: against a `kd` that trains at least as
-long by processor time (it is trained at 1, 1.25, 1.5, 2 and 3 times its steps; a recipe that costs
+long by processor time (it is trained at 1, 1.5, 2 and 3 times its steps; a recipe that costs
 more than {longest:g} times `kd` meets the longest, marked `>`). Cost: processor time of a step over
 that of `kd`, in turns on one thread; on a GPU the kernels make it smaller
 ([kernels.md](kernels.md)). Intervals are 95 %, Student's t over the seeds, for each row alone: of

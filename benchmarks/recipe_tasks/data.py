@@ -17,7 +17,7 @@ from kdcompile.data.photo import Photo
 
 SIDE = 16
 TRAIN, VAL, TEST = range(1000), range(1000, 1297), range(1297, 1797)
-SCARCE, PLENTY = 6, 40  # scans a class
+SCARCE, PLENTY = 6, 30  # scans a class
 MOST, FALL = 60, 0.6  # a long tail: the first class's scans, and what each further one has of it
 OLD = 7  # classes that are known before the new ones come
 
@@ -28,6 +28,8 @@ def photos(root: Path, split: str) -> list[Photo]:
     random = np.random.default_rng(int(seed or 0))
     if name == "teach":  # both sites
         return photos(root, "train") + photos(root, "shifted-all")
+    if name == "both":
+        return photos(root, f"few:{seed}") + photos(root, f"shifted-train:{seed}")
     index = _chosen(name, random)
     shifted = name.startswith("shifted")
     return [_photo(f"{split}-{i:04d}", i, shifted) for i in index]
@@ -38,7 +40,7 @@ def _chosen(name: str, random: np.random.Generator) -> list[int]:
     part = {"val": VAL, "test": TEST}.get(name.rpartition("-")[2], TRAIN)
     if name == "scarce":
         return _by_class(random, [SCARCE] * 10)
-    if name == "shifted-train":
+    if name in ("few", "shifted-train"):
         return _by_class(random, [PLENTY] * 10)
     if name == "longtail":
         return _by_class(random, [max(round(MOST * FALL**k), 2) for k in range(10)])

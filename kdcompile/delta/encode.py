@@ -1,6 +1,7 @@
 """Ways to write the change of one tensor, from none to exact."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from kdcompile.delta.tensors import raw_bytes
 Floats = NDArray[np.float64]
 STEPS = 2.0 ** np.arange(-2, 3.5, 0.5)  # of a step, in root mean squares of the change
 RANKS = (1, 2, 4, 8, 16, 32, form.MOST_COLUMNS)
-DAMPING = 0.01  # of the mean second moment, as GPTQ adds it
+DAMPING = 0.1  # of the mean second moment: with steps this large, more than GPTQ adds
 TERNARY = 1.22  # the best step of three levels for a normal distribution, in its deviations
 
 
@@ -50,13 +51,13 @@ def halves(delta: Floats) -> Iterator[Layer]:
 
 def _steps(matrix: Floats, moments: Floats | None) -> Iterator[Layer]:
     """Integers times one step, of every step."""
-    factor = None if moments is None else feedback(moments)
+    feedback = None if moments is None else Feedback.of(moments)
     size = float(np.sqrt(np.mean(np.square(matrix))))
     for share in STEPS:
         step = float(f"{share * size:.3g}")
         if not 1e-30 < step < 1e30:
             continue
-        found = np.rint(matrix / step) if factor is None else compensated(matrix, step, factor)
+        found = np.rint(matrix / step) if feedback is None else compensated(matrix, step, feedback)
         whole = found.astype(np.int64)
         bits = packing.bits_for(whole)
         if bits is not None and whole.any():
@@ -64,23 +65,36 @@ def _steps(matrix: Floats, moments: Floats | None) -> Iterator[Layer]:
             yield Layer(form.STEP, stream, bits=bits, step=step)
 
 
-def feedback(moments: Floats) -> Floats:
-    """The upper Cholesky factor of the inverse of the damped moments, [n, n]."""
-    mean = float(np.mean(np.diag(moments))) or 1.0
-    damped = moments / mean + DAMPING * np.eye(len(moments))
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).T)
+@dataclass(frozen=True)
+class Feedback:
+    """How the error of one column is made good by others.
+
+    order: of the columns, those with the largest inputs first; factor: the upper Cholesky factor of
+    the inverse of the damped moments in that order, [n, n].
+    """
+
+    order: NDArray[np.intp]
+    factor: Floats
+
+    @classmethod
+    def of(cls, moments: Floats) -> "Feedback":
+        """That of second moments of inputs, [n, n]."""
+        order = np.argsort(-np.diag(moments), kind="stable")
+        mean = float(np.mean(np.diag(moments))) or 1.0
+        damped = moments[np.ix_(order, order)] / mean + DAMPING * np.eye(len(moments))
+        return cls(order, np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).T))
 
 
-def compensated(matrix: Floats, step: float, factor: Floats) -> Floats:
+def compensated(matrix: Floats, step: float, feedback: Feedback) -> Floats:
     """Integers [C_out, n] whose errors, column by column, the columns after them make good.
 
     GPTQ (Frantar et al., ICLR 2023), of the change instead of the weights: what matters is the
     error of the layer's output, E[((found step - matrix) x)^2], not that of the weights.
     """
-    left, found = matrix.copy(), np.empty_like(matrix)
-    for j in range(matrix.shape[1]):
-        found[:, j] = np.rint(left[:, j] / step)
-        error = (left[:, j] - found[:, j] * step) / factor[j, j]
+    left, found, factor = matrix[:, feedback.order], np.empty_like(matrix), feedback.factor
+    for j, column in enumerate(feedback.order):
+        found[:, column] = np.rint(left[:, j] / step)
+        error = (left[:, j] - found[:, column] * step) / factor[j, j]
         left[:, j:] -= np.multiply.outer(error, factor[j, j:])
     return found
 

@@ -157,16 +157,20 @@ class _Making:
 
         More bytes are taken to be no less accurate, as the ladder is made.
         """
-        top = len(self._ladder) - 1
-        largest = _last(lambda rung: self._bytes(rung) <= self.room, top)
-        if self.student is None:
-            if largest is None:
-                return 0, "failed", f"the smallest delta has {self._bytes(0)} bytes"
-            return largest, "passed", "no accuracy was judged: there is no spec"
-        return self._proven(self.student, top, largest)
+        if self.student is not None:
+            return self._proven(self.student)
+        largest = self._largest()
+        if largest is None:
+            return 0, "failed", f"the smallest delta has {self._bytes(0)} bytes"
+        return largest, "passed", "no accuracy was judged: there is no spec"
 
-    def _proven(self, student: Student, top: int, largest: int | None) -> tuple[int, Verdict, str]:
+    def _largest(self) -> int | None:
+        """The last rung that there is room for."""
+        return _last(lambda rung: self._bytes(rung) <= self.room, len(self._ladder) - 1)
+
+    def _proven(self, student: Student) -> tuple[int, Verdict, str]:
         """The smallest rung that validation proves."""
+        top = len(self._ladder) - 1
         reference = student.errors(self.new, student.val)
         loss, known = student.search_loss(self.loss), dict[int, Judged]()
 
@@ -181,9 +185,10 @@ class _Making:
             return top, "inconclusive", f"validation: {known[top].reason}"
         rung = _first(proves, top)
         self.validation = known[rung]
-        if largest is not None and rung <= largest:
+        if self._bytes(rung) <= self.room:
             return rung, "passed", ""
         reason = f"the smallest that validation proves has {self._bytes(rung)} bytes"
+        largest = self._largest()
         if largest is not None:
             proves(largest)
             reason += f"; at {self._bytes(largest)} bytes {known[largest].reason}"

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly, judged, load_splits
 from kdcompile.data.task import find_task
 from kdcompile.delta.tensors import State
-from kdcompile.distill.evaluate import predict
+from kdcompile.distill.evaluate import BATCH_PIXELS, predict
 from kdcompile.distill.setting import training_device
 from kdcompile.errors import KDError
 from kdcompile.gates.noninferior import Decision, compare
@@ -26,7 +26,7 @@ from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.spec import Spec
 
 Floats = NDArray[np.float64]
-IMAGES, PIXELS = 256, 4 * 1024 * 1024  # training photos that are looked at, and pixels of them
+IMAGES, PIXELS = 256, 4 * 1024 * 1024  # training photos that are looked at, pixels of them
 FEW = 4  # one in so many is looked at where it is done often
 BIASED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 DIFFERENTIATED = 128 * 1024  # pixels that are differentiated at once
@@ -54,16 +54,20 @@ class Student:
         self._inputs = self._calibration(splits.train)
 
     def _calibration(self, train: Sequence[Photo]) -> list[Tensor]:
-        """Batches of training photos, each of one size, float32 [N, C, h, w]."""
-        images: dict[tuple[int, ...], list[NDArray[np.float32]]] = {}
-        room = PIXELS
-        for photo in evenly(train, IMAGES):
+        """Training photos, those of one size together, float32 [N, C, h, w]."""
+        sizes: dict[tuple[int, ...], list[NDArray[np.float32]]] = {}
+        height, width = train[0].pixels(self.preprocess.channels).shape[:2]
+        most = min(IMAGES, max(FEW, PIXELS // (height * width)))
+        for photo in evenly(train, most):
             image = self.preprocess(photo.pixels(self.preprocess.channels))
-            images.setdefault(image.shape, []).append(image)
-            room -= image.shape[2] * image.shape[3]
-            if room <= 0:
-                break
-        return [torch.from_numpy(np.concatenate(same)).to(self.device) for same in images.values()]
+            sizes.setdefault(image.shape, []).append(image)
+        return [torch.from_numpy(np.concatenate(same)).to(self.device) for same in sizes.values()]
+
+    def _batches(self, every: int, pixels: int) -> Iterator[Tensor]:
+        """One in `every` of the calibration photos of each size, so many pixels at once."""
+        for images in self._inputs:
+            area = images.shape[2] * images.shape[3]
+            yield from torch.split(images[::every], max(1, pixels // area))
 
     @torch.no_grad()
     def outputs(self, state: State, every: int = 1) -> Floats:
@@ -72,7 +76,7 @@ class Student:
         For one photo in `every` alone, of each size.
         """
         self.model.load_state_dict(state)
-        found = [self._reduced(self.model(images[::every])) for images in self._inputs]
+        found = [self._reduced(self.model(part)) for part in self._batches(every, BATCH_PIXELS)]
         return np.concatenate([one.cpu().numpy().reshape(-1) for one in found])
 
     def moments(self, state: State) -> dict[str, Floats]:
@@ -119,13 +123,11 @@ class Student:
         hooks = [biased[name].register_forward_hook(hook(name)) for name in names]
         found: dict[str, list[Floats]] = {}
         try:
-            for images in self._inputs:
-                most = max(1, DIFFERENTIATED // images[0, 0].numel())
-                for part in torch.split(images[::every], most):
-                    shifts.clear()
-                    outputs = self._reduced(self.model(part))
-                    for name, slope in _slopes(outputs, shifts).items():
-                        found.setdefault(name, []).append(slope)
+            for part in self._batches(every, DIFFERENTIATED):
+                shifts.clear()
+                outputs = self._reduced(self.model(part))
+                for name, slope in _slopes(outputs, shifts).items():
+                    found.setdefault(name, []).append(slope)
         finally:
             for each in hooks:
                 each.remove()

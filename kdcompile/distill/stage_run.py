@@ -23,13 +23,12 @@ from kdcompile.distill.teacher_cache import (
     make_cache,
     network_digest,
 )
-from kdcompile.distill.trainable import Seen, Trainable
+from kdcompile.distill.trainable import Seen, Trainable, fit_crops, in_training
 from kdcompile.distill.update import Update
 from kdcompile.distill.weights import TermWeights, gradient_norms
 from kdcompile.spec_distill import Distill
 
 SCALE_BATCHES = 8
-FIT_CROPS = 4
 SEED_STRIDE = 1_000_003
 PLAIN = {"scale": (1.0, 1.0), "flip": False, "colour": 0.0, "views": 1}  # crops as they are
 
@@ -122,14 +121,12 @@ class StageRun:
     @torch.no_grad()
     def _fit(self) -> None:
         """Let the recipe set its adapters on the first crops, and learn the names of its terms."""
-        batch = self.shared_crops(FIT_CROPS, 0)
-        self.setting.student.eval()
-        with self.setting.autocast():
-            seen = self.see(batch)
-            inputs = self.trainable.inputs(batch.images, batch.target, seen)
-        self.recipe.fit(inputs)
-        self.trainable.names = tuple(self.recipe.terms(inputs))
-        self.setting.student.train()
+        batch = self.shared_crops(fit_crops(self.plan.options.crop), 0)
+        with self._random_of_its_own(), in_training(self.setting.student):
+            with self.setting.autocast():
+                inputs = self.trainable.inputs(batch.images, batch.target, self.see(batch))
+            self.recipe.fit(inputs)
+            self.trainable.names = tuple(self.recipe.terms(inputs))
 
     def shared_crops(self, number: int, step: int) -> Batch:
         """Crops of a step that are the same in every process and for every size of a batch."""

@@ -1,6 +1,7 @@
 """Student and recipe as one module, and what frozen networks say beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,28 @@ from torch import Tensor, nn
 
 from kdcompile.distill.recipe import LossInputs, Recipe
 from kdcompile.distill.taps import Tapped
+
+
+FIT_PIXELS = 1 << 16  # of the crops that adapters are fitted on
+FIT_CROPS = (4, 64)  # at least, at most
+
+
+def fit_crops(side: int) -> int:
+    """How many crops of so many pixels a side adapters are fitted on."""
+    least, most = FIT_CROPS
+    return min(max(-(-FIT_PIXELS // side**2), least), most)
+
+
+@contextmanager
+def in_training(network: nn.Module) -> Iterator[None]:
+    """Training mode, in which batch norms read the batch as they will; their statistics stay."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    network.train()
+    try:
+        yield
+    finally:
+        for buffer, old in zip(network.buffers(), before, strict=True):
+            buffer.copy_(old)
 
 
 class Seen(NamedTuple):

@@ -109,13 +109,13 @@ def test_compensation_spares_the_outputs_of_correlated_inputs():
     inputs += 0.1 * random.standard_normal(inputs.shape)
     moments = inputs.T @ inputs / len(inputs)
     change = random.standard_normal((12, 36))
-    found = encode.compensated(change, 1.0, encode.feedback(moments))
+    found = encode.compensated(change, 1.0, encode.Feedback.of(moments))
     error, plain = (((q - change) @ inputs.T).std() for q in (found, np.rint(change)))
     assert error < 0.5 * plain
 
 
 def test_moments_of_inputs_that_are_always_zero():
-    found = encode.compensated(np.full((2, 3), 0.7), 1.0, encode.feedback(np.zeros((3, 3))))
+    found = encode.compensated(np.full((2, 3), 0.7), 1.0, encode.Feedback.of(np.zeros((3, 3))))
     assert np.array_equal(found, np.ones((2, 3)))
 
 

@@ -110,6 +110,24 @@ def test_the_same_photos_give_the_same_bytes(made):
     assert (folder / "again").read_bytes() == delta.read_bytes()
 
 
+def test_photos_of_several_sizes_are_looked_at_in_their_own(tmp_path):
+    write_site(tmp_path)
+    photos = (tmp_path / "photos.py").read_text()
+    wider = photos.replace("(8, 8, 1)", "(8, 8 + 4 * (i % 2), 1)")
+    (tmp_path / "photos.py").write_text(wider)
+    spec = (tmp_path / "kdcompile.toml").read_text()
+    shapes = "min = [1, 1, 8, 8]\nopt = [1, 1, 8, 8]\nmax = [1, 1, 8, 12]"
+    spec = spec.replace("[export]\nshape = [1, 1, 8, 8]", f"[export.shape]\n{shapes}")
+    (tmp_path / "kdcompile.toml").write_text(spec)
+    student = _student(tmp_path)
+    state = load_file(tmp_path / "new.safetensors")
+    assert len(student.outputs(state)) == 16
+    few, slopes = student.outputs(state, 4), student.slopes(state, 4)
+    assert len(few) == 4
+    assert {len(part) for part in slopes.values()} == {4}
+    assert make(*_files(tmp_path), spec=student.spec, size=2.0, loss=0.05).verdict == "passed"
+
+
 def test_moments_are_those_of_the_outputs(made):
     """E[(w x)^2] = w M w^T, by another way than the one that gathers x."""
     folder, _, _ = made

@@ -23,7 +23,7 @@ class AttentionTransfer(MapRecipe):
         cost="kd + one pass over the taps' maps forward and backward; no adapters",
         evidence="tests/distill/recipes/test_at.py; docs/recipes.md",
     )
-    extra_weights: ClassVar[ByReduction] = {"mean": {"at": 1.0}, "paper": {"at": 0.05}}
+    extra_weights: ClassVar[ByReduction] = {"mean": {"at": 2.0}, "paper": {"at": 0.05}}
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`at`: the distance of the two attention maps, any widths."""

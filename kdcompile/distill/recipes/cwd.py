@@ -27,7 +27,7 @@ class ChannelWise(AdaptedRecipe):
         cost="kd + one pass over the taps' maps forward and backward; adapters where widths differ",
         evidence="tests/distill/recipes/test_cwd.py; docs/recipes.md",
     )
-    extra_weights: ClassVar[ByReduction] = {"mean": {"cwd": 1.0}, "paper": {"cwd": 50.0}}
+    extra_weights: ClassVar[ByReduction] = {"mean": {"cwd": 3.0}, "paper": {"cwd": 50.0}}
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
         """An adapter where the widths differ, as in the paper."""

@@ -23,7 +23,7 @@ class Hints(AdaptedRecipe):
         cost="kd + the adapters and one pass over the taps' maps forward and backward",
         evidence="tests/distill/recipes/test_fitnet.py; docs/recipes.md",
     )
-    extra_weights: ClassVar[ByReduction] = {"mean": {"fitnet": 1.0}, "paper": {"fitnet": 0.5}}
+    extra_weights: ClassVar[ByReduction] = {"mean": {"fitnet": 3.0}, "paper": {"fitnet": 0.5}}
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`fitnet`; under "paper" the sum of squares of an image, its 1/2 in the weight."""

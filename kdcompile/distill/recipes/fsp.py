@@ -32,7 +32,7 @@ class Flow(AdaptedRecipe):
         cost="kd + the adapters, pooling, and C x C products at each pair of taps",
         evidence="tests/distill/recipes/test_fsp.py; docs/recipes.md",
     )
-    extra_weights: ClassVar[ByReduction] = {"mean": {"fsp": 1.0}, "paper": {"fsp": 1.0}}
+    extra_weights: ClassVar[ByReduction] = {"mean": {"fsp": 3.0}, "paper": {"fsp": 1.0}}
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
         """As `AdaptedRecipe`; a part for each pair of consecutive taps.

@@ -38,7 +38,7 @@ class FactorTransfer(MapRecipe):
         cost=f"kd + four 3x3 convolutions at the last tap; before it {STEPS} steps of the encoder",
         evidence="tests/distill/recipes/test_ft.py; docs/recipes.md",
     )
-    extra_weights: ClassVar[ByReduction] = {"mean": {"ft": 1.0}, "paper": {"ft": 200.0}}
+    extra_weights: ClassVar[ByReduction] = {"mean": {"ft": 3.0}, "paper": {"ft": 200.0}}
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
         """A translator that learns and a paraphraser that does not."""

@@ -24,7 +24,7 @@ class ChannelCorrelation(AdaptedRecipe):
         cost="kd + the adapters and a C x C product at each tap",
         evidence="tests/distill/recipes/test_ickd.py; docs/recipes.md",
     )
-    extra_weights: ClassVar[ByReduction] = {"mean": {"ickd": 1.0}, "paper": {"ickd": 2.0}}
+    extra_weights: ClassVar[ByReduction] = {"mean": {"ickd": 2.0}, "paper": {"ickd": 2.0}}
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`ickd`: rows have length 1 already, so no scale is needed."""

@@ -33,7 +33,7 @@ class KnowledgeReview(ScaledRecipe):
         cost="kd + a 1x1 and a 3x3 convolution at each tap forward and backward",
         evidence="tests/distill/recipes/test_kr.py; docs/recipes.md",
     )
-    extra_weights: ClassVar[ByReduction] = {"mean": {"kr": 1.0}, "paper": {"kr": 1.0}}
+    extra_weights: ClassVar[ByReduction] = {"mean": {"kr": 3.0}, "paper": {"kr": 1.0}}
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
         """A fusion for each tap; the fused maps are as wide as the student's widest."""

@@ -63,13 +63,19 @@ class Blocks(Recipe):
         self._networks = (student, Rewired(ground.teacher, [t.teacher for t in self._taps], images))
 
     def fit(self, inputs: LossInputs) -> None:
-        """Stitches by least squares between the maps of both networks."""
-        maps = (inputs.student_features, inputs.teacher_features)
-        for enter, leave, own, theirs in zip(self.enter, self.leave, *maps, strict=True):
-            assert isinstance(enter, nn.Linear)
-            assert isinstance(leave, nn.Linear)
-            fit_adapter(enter, theirs, own)
-            fit_adapter(leave, own, theirs)
+        """Stitches by least squares: `enter` to what the whole student has, `leave` from what its
+        blocks make of that.
+
+        Both normalise by batch, as they will: the running statistics of a student that starts at
+        random are not yet those of its maps.
+        """
+        theirs = inputs.teacher_features
+        for stitch, own, other in zip(self.enter, self._own(inputs, None)[0], theirs, strict=True):
+            assert isinstance(stitch, nn.Linear)
+            fit_adapter(stitch, other, own)
+        for stitch, own, other in zip(self.leave, self.blocks(inputs)[0], theirs, strict=True):
+            assert isinstance(stitch, nn.Linear)
+            fit_adapter(stitch, own, other)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`hybrid`."""
@@ -78,12 +84,18 @@ class Blocks(Recipe):
 
     def blocks(self, inputs: LossInputs) -> tuple[list[Tensor], Tensor]:
         """What each block makes of the teacher's map before it, and the output of the last one."""
-        assert inputs.images is not None, "the trainer gives the images"
         pairs = zip(self.enter, inputs.teacher_features, strict=True)
-        entering = [stitched(stitch, theirs) for stitch, theirs in pairs]
+        return self._own(inputs, [stitched(stitch, theirs) for stitch, theirs in pairs])
+
+    def _own(
+        self, inputs: LossInputs, entering: Sequence[Tensor] | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The student's maps at the taps and its output; `entering` is what follows each tap."""
+        assert inputs.images is not None, "the trainer gives the images"
         made: dict[str, Tensor] = {}
         names = [tap.student for tap in self._taps]
-        swap = {n: partial(_kept, made, n, x) for n, x in zip(names, entering, strict=True)}
+        following = [None] * len(names) if entering is None else entering
+        swap = {n: partial(_kept, made, n, x) for n, x in zip(names, following, strict=True)}
         output = self._networks[0](inputs.images, swap)
         return [made[name] for name in names], output
 
@@ -108,9 +120,9 @@ def stitched(stitch: nn.Module, maps: Tensor) -> Tensor:
     return mixed.movedim(-1, 1)
 
 
-def _kept(made: dict[str, Tensor], name: str, following: Tensor, own: Tensor) -> Tensor:
+def _kept(made: dict[str, Tensor], name: str, following: Tensor | None, own: Tensor) -> Tensor:
     made[name] = own
-    return following
+    return own if following is None else following
 
 
 def _instead(following: Tensor, _own: Tensor) -> Tensor:

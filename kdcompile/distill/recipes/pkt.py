@@ -23,7 +23,7 @@ class ProbabilisticTransfer(Recipe):
         cost="kd + a B x B Gram of pooled maps",
         evidence="tests/distill/recipes/test_pkt.py: float64 and torchdistill; docs/recipes.md",
     )
-    extra_weights: ClassVar[ByReduction] = {"mean": {"pkt": 200.0}, "paper": {"pkt": 30000.0}}
+    extra_weights: ClassVar[ByReduction] = {"mean": {"pkt": 100.0}, "paper": {"pkt": 30000.0}}
     needs_taps = True
     needs = ("pairs",)
 

@@ -17,7 +17,7 @@ from kdcompile.spec_distill import Distill
 
 EPS = 1e-5
 START = 5.0  # variance before the fit, as released
-LEAST = 1e-3  # of the map's variance: what a channel that fits at once starts with
+LEAST = 1e-2  # of the map's variance: what a channel that fits at once starts with
 
 
 class VariationalInformation(MapRecipe):
@@ -85,17 +85,22 @@ class Regressor(nn.Module):
 
     @torch.no_grad()
     def fit(self, student: Tensor, teacher: Tensor, in_units: bool) -> None:
-        """Last layer, unit and variances from a first batch, where they are finite."""
+        """Last layer, unit and variances from a first batch, where they are finite.
+
+        The residuals of the fit itself are too small by its degrees of freedom. Of a few pixels
+        they tell nothing, and the variance is the map's own.
+        """
         hidden = self.hidden(student)
         fit_adapter(self.last, hidden, teacher)
-        spread = variance(teacher).to(self.unit)
-        if in_units and spread > 0:
-            self.unit.copy_(spread)
+        whole = variance(teacher).to(self.unit)
+        if in_units and whole > 0:
+            self.unit.copy_(whole)
+        pixels, free = teacher[:, 0].numel(), len(self.spread) + 1
         left = (promoted(self.last(hidden)) - promoted(teacher)).square().mean((0, 2, 3))
-        least = (LEAST * spread / self.unit).clamp_min(10 * EPS)
+        left = left * pixels / (pixels - free) if pixels >= 2 * free else whole.expand_as(left)
         if left.isfinite().all():
-            found = torch.maximum(left / self.unit, least)
-            self.spread.copy_(_inverse_softplus(found - EPS))
+            found = torch.maximum(left, LEAST * whole) / self.unit
+            self.spread.copy_(_inverse_softplus(found.clamp_min(10 * EPS) - EPS))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The negative log-likelihood without its constant, mean over all elements."""

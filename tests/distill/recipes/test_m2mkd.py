@@ -9,6 +9,8 @@ from recipe_ground import Bench, network
 from tiny_training import PowerCutError, stopped_at, trainer
 from torch import nn
 
+from kdcompile.distill.recipes.m2mkd import stitched
+
 KINDS = ("counting", "classification", "regression")
 LABEL = 0.5
 
@@ -148,17 +150,32 @@ def test_stitches_start_at_the_least_squares_fit():
     assert fitted.terms(images)["hybrid"] < random.terms(images)["hybrid"]
 
 
+def _normed(width, seed):
+    net = network("counting", width, seed)
+    for block in (net[0], net[1]):
+        block[0] = nn.Sequential(block[0], nn.BatchNorm2d(block[0].out_channels).double())
+    return net
+
+
+def test_stitches_fit_a_student_that_has_no_running_statistics_yet():
+    """Its maps in inference mode, which the first crops come with, are of another size."""
+    student = _normed(2, 1)
+    with torch.no_grad():
+        for block in (student[0], student[1]):
+            block[0][0].weight.mul_(0.01)
+    bench = Bench("m2mkd", "counting", teacher=_normed(4, 0), student=student)
+    student.eval()
+    inputs = bench.inputs(bench.images(8))
+    bench.recipe.fit(inputs)
+    made, _ = bench.recipe.blocks(inputs)
+    for stitch, own, theirs in zip(bench.recipe.leave, made, inputs.teacher_features, strict=True):
+        assert (stitched(stitch, own) - theirs).square().mean() < theirs.var()
+
+
 def test_running_statistics_are_those_of_the_student_itself():
     """A hybrid normalises by its own batch, and leaves no trace."""
-
-    def normed(width, seed):
-        net = network("counting", width, seed)
-        for block in (net[0], net[1]):
-            block[0] = nn.Sequential(block[0], nn.BatchNorm2d(block[0].out_channels).double())
-        return net
-
-    student = normed(2, 1)
-    bench = Bench("m2mkd", "counting", teacher=normed(4, 0), student=student)
+    student = _normed(2, 1)
+    bench = Bench("m2mkd", "counting", teacher=_normed(4, 0), student=student)
     inputs = bench.inputs(bench.images(6))
     before = [{n: v.clone() for n, v in m.state_dict().items()} for m in (student, bench.teacher)]
     first = bench.recipe.extra(inputs)
