@@ -132,6 +132,7 @@ def judged(job: Job, trainer: Any, spec: Any, splits: Any) -> dict[str, float]:
     right = np.array(told) == np.array(true)
     old = np.isin(true, OLD)
     values |= {"old": float(right[old].mean()), "new": float(right[~old].mean())}
+    values["balanced"] = (values["old"] + values["new"]) / 2
     if job.name == "partitioned":
         first = load_start(spec)
         known = np.array(_answers(first, splits.test, spec, trainer.device)) == np.array(true)

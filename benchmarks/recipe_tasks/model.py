@@ -9,12 +9,12 @@ WRONG = {1: 7, 7: 1, 4: 9}  # classes that a corrupted teacher takes for others
 class Classifier(nn.Module):
     """Two pooled pairs of convolutions with batch norms, a mean over the map, a linear layer."""
 
-    def __init__(self, width: int, classes: int = 10, *, norm: bool = True) -> None:
+    def __init__(self, width: int, classes: int = 10) -> None:
         """Untrained weights."""
         super().__init__()
         self.features = nn.Sequential(
-            *_pair(1, width, norm), nn.MaxPool2d(2), *_pair(width, 2 * width, norm),
-            nn.MaxPool2d(2), *_pair(2 * width, 3 * width, norm),
+            *_pair(1, width), nn.MaxPool2d(2), *_pair(width, 2 * width), nn.MaxPool2d(2),
+            *_pair(2 * width, 3 * width),
         )  # fmt: skip
         self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(3 * width, classes)
 
@@ -48,12 +48,11 @@ class Averaged(nn.Module):
         return both.mean(0).clamp_min(1e-6).log()
 
 
-def _pair(inputs: int, width: int, norm: bool) -> list[nn.Module]:
+def _pair(inputs: int, width: int) -> list[nn.Module]:
     found: list[nn.Module] = []
     for before in (inputs, width):
-        found.append(nn.Conv2d(before, width, 3, padding=1, bias=not norm))
-        found += [nn.BatchNorm2d(width)] if norm else []
-        found.append(nn.ReLU())
+        found.append(nn.Conv2d(before, width, 3, padding=1, bias=False))
+        found += [nn.BatchNorm2d(width), nn.ReLU()]
     return found
 
 
@@ -83,10 +82,5 @@ def student() -> nn.Module:
 
 
 def old_student() -> nn.Module:
-    """The student before the new classes came: no batch norm would follow their photos alone."""
-    return Classifier(8, 7, norm=False)
-
-
-def grown_student() -> nn.Module:
-    """The same with the new classes."""
-    return Classifier(8, norm=False)
+    """The student before the new classes came."""
+    return Classifier(4, 7)

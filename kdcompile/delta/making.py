@@ -17,7 +17,7 @@ from kdcompile.delta.layer import KINDS, Layer
 from kdcompile.delta.result import Judged, Made, Written
 from kdcompile.delta.student import FEW, Floats, Student
 from kdcompile.delta.tensors import State, check_same_form, half_size, read_student, weights_hash
-from kdcompile.delta.verdict import LOSS, judge
+from kdcompile.delta.verdict import LOSS, is_proven, judge
 from kdcompile.progress import counted
 from kdcompile.report import Verdict
 from kdcompile.spec import Spec
@@ -178,7 +178,7 @@ class _Making:
             state = rebuilt(self.delta(rung).layers, self.base)
             known[rung] = judge(student, state, reference, student.val, loss)
             log.info("delta: %d bytes, validation: %s", self._bytes(rung), known[rung].reason)
-            return known[rung].verdict == "passed"
+            return is_proven(known[rung], student.metric)
 
         if not proves(top):  # the new weights themselves
             self.validation = known[top]

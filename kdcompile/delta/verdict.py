@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from kdcompile.data.metric import Metric
 from kdcompile.data.photo import Photo
 from kdcompile.delta.result import Judged
 from kdcompile.delta.student import Floats, Student
@@ -9,6 +10,18 @@ from kdcompile.delta.tensors import State
 from kdcompile.gates.noninferior import observed_text
 
 LOSS = 0.005  # of the metric
+
+
+def is_proven(judged: Judged, metric: Metric) -> bool:
+    """Whether photos that a delta was chosen by prove its loss: an improvement does not count.
+
+    Rounding makes no student better. What it seems to gain on the photos that it was chosen by is
+    luck, which other photos take back; the width of the bound stays.
+    """
+    if judged.verdict != "passed" or judged.high is None:
+        return False
+    gain = max(0.0, -metric.worse_by(judged.value, judged.reference))
+    return judged.high + gain <= metric.allowance(judged.reference, judged.loss)
 
 
 def judge(

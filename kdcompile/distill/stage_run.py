@@ -147,16 +147,16 @@ class StageRun:
         output, maps = self._look(images.to(next(self.setting.teacher.parameters()).dtype))
         return output, maps
 
-    def see(self, batch: Batch, output: Any = None) -> Seen:
-        """What frozen networks say of a batch; `output` is the teacher's where it is known."""
-        images = batch.images
-        if output is None:
-            output = self.look(images) if self.recipe.needs_teacher else (None, [])
+    def see(self, batch: Batch, known: tuple[Tensor, list[Tensor]] | None = None) -> Seen:
+        """What frozen networks say of a batch; `known` is the teacher's view where there is one."""
+        images, needed = batch.images, self.recipe.needs_teacher
+        output, maps = (known or self.look(images)) if needed else (None, [])
         with torch.no_grad():
             first = self.setting.first if self.recipe.needs_first else None
             others = self.setting.others if self.recipe.needs_others else ()
             return Seen(
-                *output,
+                output,
+                maps,
                 None if first is None else first(images),
                 [each(images.to(next(each.parameters()).dtype)) for each in others],
                 batch.photo,

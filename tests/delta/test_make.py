@@ -6,11 +6,14 @@ import torch
 from delta_site import SPEC, updated, write_site
 from safetensors.torch import load_file, save_file
 
+from kdcompile.data.metric import MAE, TOP1
 from kdcompile.delta import apply, make
 from kdcompile.delta.biases import Biases
 from kdcompile.delta.making import Sight
+from kdcompile.delta.result import Judged
 from kdcompile.delta.student import Student
 from kdcompile.delta.tensors import read_student, weights_hash
+from kdcompile.delta.verdict import is_proven
 from kdcompile.errors import KDError
 from kdcompile.spec_file import load_spec
 
@@ -101,6 +104,19 @@ def test_the_search_leaves_room_for_other_photos(made):
     same, more = _student(folder, "data.test=test:40"), _student(folder, "data.test=test:400")
     assert same.search_loss(0.01) == pytest.approx(0.005)
     assert more.search_loss(0.01) == 0.01
+
+
+def test_a_gain_on_the_photos_of_the_choice_is_not_counted():
+    def found(value, high, verdict="passed"):
+        return Judged(verdict, "", "mae", value, 10.0, high, 0.05, 40)
+
+    assert is_proven(found(10.1, 0.5), MAE)
+    assert is_proven(found(9.9, 0.4), MAE)  # 0.5 wide
+    assert not is_proven(found(9.0, 0.4), MAE)  # 1.4 wide
+    assert not is_proven(found(10.1, 0.5, "failed"), MAE)
+    assert not is_proven(found(10.1, None, "inconclusive"), MAE)
+    rate = Judged("passed", "", "top1", 0.95, 0.9, 0.04, 0.05, 40)
+    assert not is_proven(rate, TOP1)  # five points better, nine wide
 
 
 def test_the_same_photos_give_the_same_bytes(made):

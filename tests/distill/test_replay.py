@@ -32,7 +32,7 @@ weights = { soft = { start = 4.0, end = 0.0 } }
 
 
 class Fault(nn.ReLU):
-    """After some calls in training it gives, or passes back, what is no number."""
+    """After some steps of training it gives, or passes back, what is no number."""
 
     def __init__(self, after=None, backward=False):
         super().__init__()
@@ -40,7 +40,7 @@ class Fault(nn.ReLU):
 
     def forward(self, x):
         x = super().forward(x)
-        if self.after is not None and self.training:
+        if self.after is not None and self.training and torch.is_grad_enabled():
             self.after -= 1
             if self.after < 0:
                 if not self.backward:
