@@ -6,7 +6,7 @@ from pathlib import Path
 from bad_inputs import SPEC, BadInput, project
 
 SPEC_FILE = "kdcompile.toml"
-PLAN = ("plan",)
+PLAN, DISTILL = ("plan",), ("distill",)
 
 
 def _spoilt(old: str, new: str):
@@ -17,6 +17,10 @@ def _spoilt(old: str, new: str):
 def _changed(old: str, new: str) -> str:
     assert SPEC.count(old) == 1, old
     return SPEC.replace(old, new)
+
+
+def _recipe(name: str):
+    return _spoilt('recipe = "none"', f'recipe = "{name}"')
 
 
 def _good(folder: Path) -> None:
@@ -230,5 +234,25 @@ CASES += [
     BadInput(
         "code-that-leaves", _code("import sys\nsys.exit(0)\n"), PLAN, "factory-broken", _mended,
         says=("SystemExit",),
+    ),
+    BadInput(
+        "no-such-recipe", _recipe("sktt"), DISTILL, "recipe-unknown", _good,
+        says=("(did you mean 'skt'?)", "kdcompile recipes"),
+    ),
+    BadInput(
+        "recipe-of-another-task", _recipe("dist"), DISTILL, "recipe-task", _good,
+        says=("is for classification, not counting: its loss correlates",),
+    ),
+    BadInput(
+        "recipe-without-its-second-teacher", _recipe("mixture"), DISTILL, "recipe-needs", _good,
+        says=("at least one more teacher", "[[teachers]]"),
+    ),
+    BadInput(
+        "recipe-without-a-deployed-student", _recipe("partitioned"), DISTILL, "recipe-needs", _good,
+        says=("the student that is deployed now", 'student.init = "file"'),
+    ),
+    BadInput(
+        "recipes-that-cannot-be-joined", _recipe("kd+kd"), DISTILL, "recipe-combine", _good,
+        says=("named twice", "leave one out"),
     ),
 ]  # fmt: skip
