@@ -169,7 +169,7 @@ class _Making:
         return _last(lambda rung: self._bytes(rung) <= self.room, len(self._ladder) - 1)
 
     def _proven(self, student: Student) -> tuple[int, Verdict, str]:
-        """The smallest rung that validation proves."""
+        """The smallest rung that validation proves: where there is room for one, of those."""
         top = len(self._ladder) - 1
         reference = student.errors(self.new, student.val)
         loss, known = student.search_loss(self.loss), dict[int, Judged]()
@@ -183,14 +183,15 @@ class _Making:
         if not proves(top):  # the new weights themselves
             self.validation = known[top]
             return top, "inconclusive", f"validation: {known[top].reason}"
-        rung = _first(proves, top)
+        largest = self._largest()
+        fits = largest is not None and proves(largest)
+        low, high = (0, largest) if fits else (0 if largest is None else largest + 1, top)
+        rung = _first(proves, low, high)
         self.validation = known[rung]
-        if self._bytes(rung) <= self.room:
+        if fits:
             return rung, "passed", ""
         reason = f"the smallest that validation proves has {self._bytes(rung)} bytes"
-        largest = self._largest()
         if largest is not None:
-            proves(largest)
             reason += f"; at {self._bytes(largest)} bytes {known[largest].reason}"
         return rung, "failed", reason
 
@@ -243,9 +244,8 @@ def _last(is_so: Callable[[int], bool], top: int) -> int | None:
     return None if low < 0 else low
 
 
-def _first(is_so: Callable[[int], bool], top: int) -> int:
-    """The first of 0 to top that is so, of what is so from some point on; top is."""
-    low, high = 0, top
+def _first(is_so: Callable[[int], bool], low: int, high: int) -> int:
+    """The first of low to high that is so, of what is so from some point on; high is."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if is_so(middle) else (middle + 1, high)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.distill.qad_modules import quantiser_of
+from kdcompile.distill.taps import as_maps, as_output
 from kdcompile.errors import KDError
 
 Swap = Mapping[str, Callable[[Tensor], Tensor]]
@@ -48,21 +49,22 @@ class Rewired:
         self._network.train(training)
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
-        def swapped(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
             self._calls[name] += 1
             if name not in self._swap or self._calls[name] != self._last[name]:
                 return None
-            return self._swap[name](output).to(output.dtype)
+            swapped = self._swap[name](as_maps(output))
+            return as_output(swapped, output).to(output.dtype)
 
-        return swapped
+        return hook
 
     def __call__(self, images: Tensor, swap: Swap) -> Tensor:
         """The output for images of any floating type.
 
         Args:
             images: [N, C, H, W].
-            swap: by name, what becomes of a module's output before the rest of the network sees
-                it; modules that are not named go on as they are.
+            swap: by name, what becomes of a module's maps (`as_maps`) before the rest of the
+                network sees them; modules that are not named go on as they are.
         """
         for name in self._calls:
             self._calls[name] = 0

@@ -25,6 +25,16 @@ class Tap:
     student_channels: int
 
 
+def as_maps(output: Tensor) -> Tensor:
+    """Feature maps as they are; a transformer's tokens [N, T, C] as maps [N, C, T, 1]."""
+    return output.transpose(1, 2).unsqueeze(3) if output.ndim == 3 else output
+
+
+def as_output(maps: Tensor, output: Tensor) -> Tensor:
+    """Maps in the form of the module's output that `as_maps` made them of."""
+    return maps.squeeze(3).transpose(1, 2) if output.ndim == 3 else maps
+
+
 @contextmanager
 def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """The outputs of the named modules during a forward pass; the hooks leave no trace."""
@@ -45,7 +55,7 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
 
 class Tapped(nn.Module):
-    """A network that gives its output and the maps of some of its modules.
+    """A network that gives its output and the maps of some of its modules, by `as_maps`.
 
     Hooks stay on the network until `release`, so that a compiled or captured forward pass holds
     them. The network's parameters keep their own names: read its `state_dict`, not this one's.
@@ -63,7 +73,7 @@ class Tapped(nn.Module):
 
     def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
         def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
-            self._maps[name] = output
+            self._maps[name] = as_maps(output)
             return output.detach() if self._blocks else None
 
         return keep
@@ -83,17 +93,21 @@ class Tapped(nn.Module):
 
 
 def feature_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, int, int]]:
-    """Channels, height and width of every leaf module's 4-D output, in order of execution."""
+    """Channels, height and width of every leaf module's maps, in order of execution.
+
+    Tokens [N, T, C] are maps of T x 1.
+    """
     leaves = [
         name for name, module in model.named_modules() if name and not list(module.children())
     ]
     with torch.no_grad(), captured(model, leaves) as features:
         model(example)
-    return {
-        name: (value.shape[1], value.shape[2], value.shape[3])
+    maps = {
+        name: as_maps(value)
         for name, value in features.items()
-        if isinstance(value, Tensor) and value.ndim == 4
+        if isinstance(value, Tensor) and value.ndim in (3, 4)
     }
+    return {name: (value.shape[1], value.shape[2], value.shape[3]) for name, value in maps.items()}
 
 
 def find_taps(setting: "Setting", options: Distill) -> list[Tap]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from kdcompile.distill.recipe import LossInputs, Recipe
 from kdcompile.distill.taps import Tapped
 
-
 FIT_PIXELS = 1 << 16  # of the crops that adapters are fitted on
 FIT_CROPS = (4, 64)  # at least, at most
 

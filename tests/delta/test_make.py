@@ -7,7 +7,7 @@ from delta_site import SPEC, updated, write_site
 from safetensors.torch import load_file, save_file
 
 from kdcompile.data.metric import MAE, TOP1
-from kdcompile.delta import apply, make
+from kdcompile.delta import apply, make, making
 from kdcompile.delta.biases import Biases
 from kdcompile.delta.making import Sight
 from kdcompile.delta.result import Judged
@@ -254,3 +254,19 @@ def build():
     assert found.test.high <= 0.2
     done = apply(tmp_path / "base.safetensors", tmp_path / "d", tmp_path / "out.safetensors")
     assert weights_hash(read_student(tmp_path / "out.safetensors")[0]) == done.result
+
+
+def test_what_there_is_room_for_is_taken_where_it_is_proven(made, monkeypatch):
+    """Even where rungs above it are not, for accuracy does not quite rise from rung to rung."""
+    folder, spec, _ = made
+    base, new, _ = _files(folder)
+    tried = []
+
+    def luck(judged, metric):
+        tried.append(judged)
+        return len(tried) in (1, 2)  # the new weights themselves, and the largest with room
+
+    monkeypatch.setattr(making, "is_proven", luck)
+    found = make(base, new, folder / "most", spec=spec, size=1.0, loss=0.9)
+    assert found.verdict == "passed"
+    assert 0.9 < found.share <= 1.0

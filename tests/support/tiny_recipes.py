@@ -73,15 +73,16 @@ def trainer(name, folder, work="work", *, steps=6, batch=4, **sets):
     (folder / "kdcompile.toml").write_text(SPEC)
     spec = load_spec(folder / "kdcompile.toml", [f"{k}={v}" for k, v in asked.items()])
     networks = [_network(folder, code, seed) for code, seed in ((teacher, 0), (student, 1))]
-    train, val = (_labelled(photos(count, count), kind) for count in (12, 6))
+    made = photos if kind == "counting" else classes
+    train, val = (made(count, count) for count in (12, 6))
     (folder / work).mkdir(exist_ok=True)
     return Trainer(spec, *networks, train, val, folder / work)
 
 
-def _labelled(made, kind):
-    if kind == "counting":
-        return made
-    return [replace(photo, label=float(i % CLASSES)) for i, photo in enumerate(made)]
+def classes(number, seed=0):
+    """Photos of the counting task with classes, which they do not show."""
+    made = enumerate(photos(number, seed))
+    return [replace(photo, label=float(i % CLASSES)) for i, photo in made]
 
 
 def _network(folder, code, seed) -> nn.Module:
