@@ -9,6 +9,7 @@ from paired import paired
 from recipes_tasks import CHECKS, TASKS, Check, Task
 
 HERE = Path(__file__).parent
+ENOUGH = 6  # seeds of a verdict
 NOT_LONGER, LONGEST = 1.05, 3.0  # a rival of this share of the time is as long
 Rows = Mapping[str, Any]
 INTRO = """# Recipes
@@ -24,17 +25,19 @@ on your own data before you choose.
 """
 METHOD = """## How it was measured
 
-{seeds} seeds, each with training data of its own; all arms of a seed start from the same student
-weights and see the same crops in the same order. What validated best is judged on the test split.
+Up to {seeds} seeds, as the column says, each with training data of its own; all arms of a seed
+start from the same student weights and see the same crops in the same order. What validated best is
+judged on the test split.
 *Equal steps*: against `kd` of as many steps. *Equal time*: against a `kd` that trains at least as
 long by processor time (it is trained at 1, 1.5, 2 and 3 times its steps; a recipe that costs
 more than {longest:g} times `kd` meets the longest, marked `>`). Cost: processor time of a step over
 that of `kd`, in turns on one thread; on a GPU the kernels make it smaller
-([kernels.md](kernels.md)). Intervals are 95 %, Student's t over the seeds, for each row alone: of
+([kernels.md](kernels.md)). Means are over a row's own seeds, gains
+over the pairs. Intervals are 95 %, Student's t over the seeds, for each row alone: of
 twenty rows without any effect one would still exclude zero.
 
 The verdict is against `kd` at equal time (`kd` itself: against `none` at equal steps): `helps` or
-`hurts here` where the interval excludes zero, else `neutral`.
+`hurts here` where the interval excludes zero, else `neutral`; under 6 seeds there is none.
 """
 
 
@@ -83,14 +86,16 @@ def _values(
 
 def _task(task: Task, rows: Rows, seeds: Sequence[int]) -> str:
     unit = "points of top-1" if task.metric == "top1" else task.metric.upper()
-    heads = ("recipe", task.metric, "over none", "over kd, equal steps", "over kd, equal time",
-             "cost of a step", "verdict here")  # fmt: skip
+    heads = ("recipe", "seeds", task.metric, "over none", "over kd, equal steps",
+             "over kd, equal time", "cost of a step", "verdict here")  # fmt: skip
     lines = [f"## {task.summary[0].upper()}{task.summary[1:]}", "", "| " + " | ".join(heads) + " |",
-             "|---|--:|--:|--:|--:|--:|---|"]  # fmt: skip
+             "|---|--:|--:|--:|--:|--:|--:|---|"]  # fmt: skip
     none, kd = (_values(rows, "task", task.name, arm, task.metric, 1.0) for arm in ("none", "kd"))
     refused = []
     names = {
-        row["arm"] for row in rows.values() if row["kind"] == "task" and row["name"] == task.name
+        row["arm"]
+        for row in rows.values()
+        if row["kind"] == "task" and row["name"] == task.name and task.suits(row["arm"])
     }
     for arm in sorted(names, key=lambda arm: (arm not in ("none", "kd"), arm)):
         own = _values(rows, "task", task.name, arm, task.metric, 1.0)
@@ -106,8 +111,8 @@ def _task(task: Task, rows: Rows, seeds: Sequence[int]) -> str:
         clock = _gain(rival, own, task) if arm not in ("none", "kd") else None
         judged = over_none if arm == "kd" else clock
         mean = sum(own.values()) / len(own) * (100 if task.metric == "top1" else 1)
-        cells = [f"`{arm}`", f"{mean:.3g}", _shown(over_none), _shown(steps), sign + _shown(clock),
-                 f"{cost:.2f}", _verdict(judged)]  # fmt: skip
+        gains = [_shown(over_none), _shown(steps), sign + _shown(clock)]
+        cells = [f"`{arm}`", str(len(own)), f"{mean:.3g}", *gains, f"{cost:.2f}", _verdict(judged)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Gains are in {unit}, larger is better."]
     if refused:
@@ -135,7 +140,7 @@ def _gain(
         return None
     sign = (1 if task.higher else -1) * (1 if getattr(task, "metric", "top1") == "mae" else 100)
     scaled = [{seed: sign * arm[seed] for seed in seeds} for arm in (base, own)]
-    return paired(*scaled, higher=True)
+    return paired(*scaled, higher=True) | {"seeds": len(seeds)}
 
 
 def _shown(gain: Mapping[str, Any] | None) -> str:
@@ -149,6 +154,8 @@ def _shown(gain: Mapping[str, Any] | None) -> str:
 def _verdict(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return "the baseline"
+    if gain["seeds"] < ENOUGH:
+        return "too few seeds"
     low, high = gain["interval"]
     return "helps" if low > 0 else "hurts here" if high < 0 else "neutral"
 

@@ -20,7 +20,7 @@ def benchmark(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def _rows(arms, task="scarce", seeds=4):
+def _rows(arms, task="scarce", seeds=6):
     """Runs of arms by their top-1 at seed 0; seeds differ, alike in every arm but for a trifle."""
     rows = {}
     for arm, (value, length, ratio) in arms.items():
@@ -51,6 +51,13 @@ def test_verdicts_are_against_kd_of_the_same_time(benchmark):
     assert "> +5.0" in rows["rkd"]  # it takes longer than the longest rival
     assert "+15.0" in rows["at"]
     assert "3.50" in rows["rkd"]
+
+
+def test_few_seeds_are_no_verdict(benchmark):
+    _, page = benchmark
+    text = page.page(_rows({"none": (0.5, 1.0, 0.5), "kd": (0.6, 1.0, 1.0)}, seeds=3))
+    assert "too few seeds" in text
+    assert "| helps |" not in text
 
 
 def test_a_refusal_is_told(benchmark):

@@ -184,12 +184,12 @@ class _Making:
             self.validation = known[top]
             return top, "inconclusive", f"validation: {known[top].reason}"
         largest = self._largest()
-        fits = largest is not None and proves(largest)
-        low, high = (0, largest) if fits else (0 if largest is None else largest + 1, top)
-        rung = _first(proves, low, high)
-        self.validation = known[rung]
-        if fits:
+        if largest is not None and proves(largest):
+            rung = _first(proves, 0, largest)
+            self.validation = known[rung]
             return rung, "passed", ""
+        rung = _first(proves, 0 if largest is None else largest + 1, top)
+        self.validation = known[rung]
         reason = f"the smallest that validation proves has {self._bytes(rung)} bytes"
         if largest is not None:
             reason += f"; at {self._bytes(largest)} bytes {known[largest].reason}"
@@ -206,7 +206,8 @@ def _options(base: State, new: State, student: Student | None) -> list[list[Opti
     """The ways to write each tensor, in the order of names, each with its error.
 
     The error is what it does to the network's outputs when all other tensors are the new ones, as
-    far as biases cannot make it good; without photos, what it does to the weights, squared.
+    far as biases cannot make it good; without photos, what it does to the weights, as a share of
+    them, squared.
     """
     names = sorted(base)
     sight = None if student is None else Sight(student, new, FEW)
@@ -221,10 +222,11 @@ def _options(base: State, new: State, student: Student | None) -> list[list[Opti
 def _option(layer: Layer, name: str, base: State, new: State, sight: Sight | None) -> Option:
     layer = measured(layer, base[name], new[name])
     if sight is None or not layer.error:
-        scale = np.square(form.values(new[name]) - form.values(base[name])).sum()
-        return Option(layer, float(layer.error**2 * scale))
-    change = sight.change({**new, name: form.rebuild(layer, base[name])})
-    return Option(layer, sight.biases.left(change))
+        goal = form.values(new[name])
+        change = np.square(goal - form.values(base[name])).sum() / (np.square(goal).sum() or 1.0)
+        return Option(layer, float(layer.error**2 * change))
+    outputs = sight.change({**new, name: form.rebuild(layer, base[name])})
+    return Option(layer, sight.biases.left(outputs))
 
 
 def measured(layer: Layer, base: Tensor, new: Tensor) -> Layer:

@@ -21,7 +21,7 @@ def is_proven(judged: Judged, metric: Metric) -> bool:
     if judged.verdict != "passed" or judged.high is None:
         return False
     gain = max(0.0, -metric.worse_by(judged.value, judged.reference))
-    return judged.high + gain <= metric.allowance(judged.reference, judged.loss)
+    return bool(judged.high + gain <= metric.allowance(judged.reference, judged.loss))
 
 
 def judge(

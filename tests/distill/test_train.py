@@ -266,8 +266,8 @@ def test_adapters_are_fitted_to_what_training_shows(spec, tmp_path):
     """Batch norms that have seen nothing give other maps in inference than in training."""
     training = trainer(spec("distill.steps=2", "distill.recipe=fitnet"), tmp_path / "work")
     student = training.setting.student
-    for network in (student, training.setting.ema):
-        network[3] = nn.Sequential(nn.BatchNorm2d(4), network[3])
+    for each in (student, training.setting.ema):
+        each[3] = nn.Sequential(nn.BatchNorm2d(4), each[3])
     student[0].weight.data.mul_(1e-3)
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
     run = training._enter(0, training._plans[0], 2, 0)

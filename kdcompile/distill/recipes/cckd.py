@@ -9,14 +9,15 @@ from torch.nn.functional import mse_loss
 
 from kdcompile.distill.embedding import embeddings, unit
 from kdcompile.distill.objective import ByReduction
-from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels._runtime import full_precision
 
 GAMMA = 0.4
 ORDER = 2
 
 
-class CorrelationTransfer(Recipe):
+class CorrelationTransfer(RelationRecipe):
     """Correlations between the embeddings of two images, through a kernel.
 
     `cckd` has the paper's best kernel, `cckd_bilinear` its plain one, which is off by default.
@@ -39,7 +40,6 @@ class CorrelationTransfer(Recipe):
         "mean": {"cckd": 200.0, "cckd_bilinear": 0.0},
         "paper": {"cckd": 0.003, "cckd_bilinear": 0.0},
     }
-    needs_taps = True
     needs = ("pairs",)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:

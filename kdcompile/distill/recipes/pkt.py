@@ -6,11 +6,12 @@ from torch import Tensor
 
 from kdcompile.distill.embedding import embeddings
 from kdcompile.distill.objective import ByReduction
-from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels.batch_relation import batch_relation
 
 
-class ProbabilisticTransfer(Recipe):
+class ProbabilisticTransfer(RelationRecipe):
     """How probable each image is as another's neighbour: KL between the networks' rows."""
 
     about = About(
@@ -24,7 +25,6 @@ class ProbabilisticTransfer(Recipe):
         evidence="tests/distill/recipes/test_pkt.py: float64 and torchdistill; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"pkt": 100.0}, "paper": {"pkt": 30000.0}}
-    needs_taps = True
     needs = ("pairs",)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:

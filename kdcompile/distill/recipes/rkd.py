@@ -7,14 +7,15 @@ from torch.nn.functional import smooth_l1_loss
 
 from kdcompile.distill.embedding import embeddings, unit
 from kdcompile.distill.objective import ByReduction
-from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels._runtime import full_precision
 from kdcompile.kernels.batch_relation import batch_relation
 
 WEIGHTS = {"rkd_distance": 25.0, "rkd_angle": 50.0}
 
 
-class RelationalTransfer(Recipe):
+class RelationalTransfer(RelationRecipe):
     """Distances between the embeddings of two images and angles between those of three."""
 
     about = About(
@@ -29,7 +30,6 @@ class RelationalTransfer(Recipe):
         evidence="tests/distill/recipes/test_rkd.py: float64 and torchdistill; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": WEIGHTS, "paper": WEIGHTS}
-    needs_taps = True
     needs = ("triples",)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from kdcompile.distill.embedding import in_one_type
 from kdcompile.distill.objective import ByReduction
-from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels.batch_relation import batch_relation
 
 
-class SimilarityTransfer(Recipe):
+class SimilarityTransfer(RelationRecipe):
     """Which images look alike to the last maps, cell by cell: Grams of the batch, row by row."""
 
     about = About(
@@ -25,7 +26,6 @@ class SimilarityTransfer(Recipe):
         " docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"spkd": 25.0}, "paper": {"spkd": 3000.0}}
-    needs_taps = True
     needs = ("pairs",)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kdcompile.distill.registry import refuse_recipes
+from kdcompile.distill.objective import OBJECTIVES
+from kdcompile.distill.registry import find_recipe, refuse_recipes
 from kdcompile.errors import KDError
 
 
@@ -23,3 +24,13 @@ def test_the_batch_of_a_stage_counts(spec):
         refuse_recipes(spec("distill.recipe=pkt+skt", more=stages))
     assert "every stage" in error.value.fix
     refuse_recipes(spec("distill.recipe=trg", more=stages))
+
+
+@pytest.mark.parametrize("name", ["pkt", "cckd", "rkd", "spkd"])
+def test_relations_weigh_less_where_cells_are_predicted(name):
+    kind = find_recipe(name)
+    counting, classes = OBJECTIVES["counting"], OBJECTIVES["classification"]
+    for term, weight in kind.extra_weights["mean"].items():
+        assert kind.defaults(classes, "mean")[term] == weight
+        assert kind.defaults(counting, "mean")[term] == pytest.approx(weight / 10)
+        assert kind.defaults(counting, "paper")[term] == kind.extra_weights["paper"][term]
