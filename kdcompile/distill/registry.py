@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from kdcompile.distill import recipes as folder
 from kdcompile.distill.combined import PLUS, combine
+from kdcompile.distill.elsewhere import ELSEWHERE
 from kdcompile.distill.ground import refuse_unmet
 from kdcompile.distill.recipe import Recipe
 from kdcompile.distill.schedule import stage_plans
@@ -33,6 +34,14 @@ def find_recipe(name: str) -> type[Recipe]:
     known = recipes()
     parts = [part.strip() for part in name.split(PLUS)]
     for part in parts:
+        home = next((about.home for about in ELSEWHERE if about.name == part), None)
+        if home is not None:
+            raise KDError(
+                "recipe-unknown",
+                f"{part} is no loss",
+                where="[distill] recipe",
+                fix=f"train with another recipe; {part} is {home}",
+            )
         if part not in known:
             raise KDError(
                 "recipe-unknown",
