@@ -19,6 +19,6 @@ ELSEWHERE = (
         source="GraftLLM/SkillPack (2025, arXiv 2505.18502), for convolutions and over the air",
         cost="none in training; none on the device, where the delta is merged before the engine",
         evidence="tests/delta: round trips, hashes, the accuracy gate; docs/recipes.md",
-        home="kdcompile delta make | apply",
+        home="kdcompile delta make and apply",
     ),
 )

@@ -45,7 +45,7 @@ def test_registry_finds_every_file():
     assert "'skt'" in error.value.message
     with pytest.raises(KDError) as error:
         find_recipe("kd+skillpack")
-    assert "skillpack is kdcompile delta make | apply" in error.value.fix
+    assert "skillpack is kdcompile delta make and apply" in error.value.fix
 
 
 def test_terms_grow_from_none_to_skt():
