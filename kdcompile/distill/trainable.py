@@ -11,7 +11,7 @@ from kdcompile.distill.recipe import LossInputs, Recipe
 from kdcompile.distill.taps import Tapped
 
 FIT_PIXELS = 1 << 16  # of the crops that adapters are fitted on
-FIT_CROPS = (4, 64)  # at least, at most
+FIT_CROPS = (4, 16)  # at least, at most
 
 
 def fit_crops(side: int) -> int:

@@ -31,13 +31,13 @@ def test_a_search_that_was_killed_goes_on(load, stage, tmp_path):
     command = [sys.executable, "-P", "-m", "kdcompile", *words]
     store, start = tmp_path / ".kdcompile", time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        while not list(store.glob(f"{stage}/*/artifact.json")):
+        while not list(store.glob(f"{stage}/[!.]*/artifact.json")):
             assert run.poll() is None
             assert time.monotonic() - start < 120
             time.sleep(0.005)
         os.kill(run.pid, signal.SIGKILL)
-    assert not list(store.glob("search/*/artifact.json"))
-    kept = {path: path.stat().st_mtime_ns for path in store.glob("*/*/artifact.json")}
+    assert not list(store.glob("search/[!.]*/artifact.json"))
+    kept = {path: path.stat().st_mtime_ns for path in store.glob("*/[!.]*/artifact.json")}
     assert {path.parent.parent.name for path in kept} >= {"lessons", "damage", "block", stage}
     _, again = searched(own)
     assert same_files(searched(load)[1], again)
