@@ -86,6 +86,7 @@ def test_an_update_that_harms_is_not_applied(command, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.soak
 def test_the_new_weights_become_a_student_without_training(command, tmp_path):
     """What docs/delta.md says of the way from a build and back into one."""
     project(tmp_path)

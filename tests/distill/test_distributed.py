@@ -145,6 +145,7 @@ def test_two_processes_build_what_one_builds_with_twice_the_batch(folder):
         assert torch.allclose(value, second[name], atol=2e-3), name
 
 
+@pytest.mark.soak
 def test_a_lost_process_ends_the_job_and_the_next_one_goes_on(folder):
     (folder / "fatal").write_text("8")
     sets = ("--set", "distill.steps=24", "--set", "distill.recipe=kd")

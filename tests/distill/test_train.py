@@ -52,6 +52,7 @@ def test_training_lowers_the_loss_and_keeps_the_best(spec, tmp_path, recipe):
 CURVE = 2e-3  # float32 sums in another order, their differences grown over the steps
 
 
+@pytest.mark.soak
 def test_kernels_and_references_train_alike(spec, tmp_path, monkeypatch):
     """The same curve, term by term, and the same weights in the end."""
     monkeypatch.setattr(train_module, "LOG_EVERY", 1)

@@ -158,6 +158,7 @@ def test_deterministic_and_repeatable(device):
         assert torch.equal(a, c)
 
 
+@pytest.mark.soak
 def test_compiled_and_autocast(device):
     leaves, teachers, density_t, count = _inputs(device=device)
     for check in (check_compiled, check_autocast):

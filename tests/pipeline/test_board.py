@@ -93,6 +93,7 @@ def test_the_same_board_is_not_asked_twice(built):
     assert again.stderr == ""
 
 
+@pytest.mark.soak
 def test_verify_over_ssh_goes_on_after_the_board_was_lost(built, server):
     """The connection dies while the board works; the same command then goes on and ends."""
     work = built / "lost"

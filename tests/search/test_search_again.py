@@ -24,6 +24,7 @@ def test_the_same_seed_the_same_bytes_in_one_process_or_two(load, sets, tmp_path
     assert same_files(first, again)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("stage", ["block", "finalist"])
 def test_a_search_that_was_killed_goes_on(load, stage, tmp_path):
     own = write_build(tmp_path)
