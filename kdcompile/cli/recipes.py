@@ -4,8 +4,33 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
+from typing_extensions import TypedDict
 
 from kdcompile.cli.options import as_json, echo_json
+
+
+class RecipeLine(TypedDict):
+    """A recipe of `kdcompile recipes`; no tasks: it suits all."""
+
+    summary: str
+    home: str
+    tasks: list[str]
+
+
+class Recipe(TypedDict):
+    """`kdcompile recipes show`."""
+
+    name: str
+    summary: str
+    formula: str
+    source: str
+    cost: str
+    evidence: str
+    home: str
+    tasks: list[str]
+    objectives: dict[str, str]
+    weights: dict[str, Any]
+    needs: list[str]
 
 
 @click.group(invoke_without_command=True)

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from kdcompile.bench.comparable import Difference
 from kdcompile.bench.verdict import Comparison
+from kdcompile.cli.recipes import Recipe, RecipeLine
 from kdcompile.delta.result import Applied, Made
 from kdcompile.doctor import Check
 from kdcompile.errors import KDError, nearest
@@ -221,30 +222,6 @@ class Removed(TypedDict):
     """`kdcompile clean`."""
 
     removed: list[str]
-
-
-class RecipeLine(TypedDict):
-    """A recipe of `kdcompile recipes`; no tasks: it suits all."""
-
-    summary: str
-    home: str
-    tasks: list[str]
-
-
-class Recipe(TypedDict):
-    """`kdcompile recipes show`."""
-
-    name: str
-    summary: str
-    formula: str
-    source: str
-    cost: str
-    evidence: str
-    home: str
-    tasks: list[str]
-    objectives: dict[str, str]
-    weights: Json
-    needs: list[str]
 
 
 DOCUMENTS: dict[str, Any] = {

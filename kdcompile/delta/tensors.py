@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdcompile.errors import KDError
 from kdcompile.models.factory import read_weights
+from kdcompile.models.fit import nonfinite
 
 State = Mapping[str, Tensor]
 STUDENT = "student.safetensors"  # as the distill stage calls it
@@ -29,12 +30,7 @@ def read_student(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     state, metadata = read_weights(path)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.to(torch.float64).isfinite().all():
-            raise KDError(
-                "weights-nonfinite",
-                f"{name} holds NaN or infinity",
-                where=str(path),
-                fix="use a checkpoint from before the training diverged",
-            )
+            raise nonfinite(name, path)
     return state, metadata
 
 

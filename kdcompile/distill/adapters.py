@@ -1,5 +1,7 @@
 """Adapters that start where they fit: least squares from the student's maps to the teacher's."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,15 @@ def fit_adapter(adapter: nn.Linear, student: Tensor, teacher: Tensor) -> None:
     solution = torch.linalg.lstsq(gram + strength.diag(), one.T @ y).solution
     adapter.weight.copy_(solution[:-1].T)
     adapter.bias.copy_(solution[-1])
+
+
+def fit_adapters(
+    adapters: Iterable[nn.Module], students: Iterable[Tensor], teachers: Iterable[Tensor]
+) -> None:
+    """`fit_adapter` for each that is an adapter, in order; what is none has nothing to fit."""
+    for adapter, student, teacher in zip(adapters, students, teachers, strict=True):
+        if isinstance(adapter, nn.Linear):
+            fit_adapter(adapter, student, teacher)
 
 
 def _pixels(maps: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ class Ground:
     teacher: frozen, in the type that it runs in. student: the one that is trained. first: the
     student as it started, frozen; None where no recipe of the training needs it. others: the
     networks of `[[teachers]]`, frozen. photos: how many train. crops: gives one unaugmented crop
-    of every photo, in batches. look: the teacher's
-    output and maps for some images, without gradients. autocast: what the networks run in.
+    of every photo, in batches. look: the teacher's output and maps for some images, without
+    gradients. autocast: what the networks run in.
     """
 
     teacher: nn.Module

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcompile.distill.adapters import fit_adapter
+from kdcompile.distill.adapters import fit_adapters
 from kdcompile.distill.objective import Objective
 from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import LossInputs, Recipe
 from kdcompile.distill.taps import Tap
+from kdcompile.kernels.feature_mse import feature_mse
 from kdcompile.spec_distill import Distill
 
 
@@ -81,16 +82,18 @@ class AdaptedRecipe(ScaledRecipe):
     def fit(self, inputs: LossInputs) -> None:
         """Adapters by least squares, and the scales."""
         super().fit(inputs)
-        pairs = zip(self.adapters, inputs.student_features, inputs.teacher_features, strict=True)
-        for adapter, student, teacher in pairs:
-            if isinstance(adapter, Adapter):
-                fit_adapter(adapter, student, teacher)
+        fit_adapters(self.adapters, inputs.student_features, inputs.teacher_features)
 
     def adapted(self, inputs: LossInputs) -> list[tuple[Tensor, Tensor]]:
         """The student's adapted map and the teacher's, in one type, of each tap."""
         pairs = zip(self.adapters, inputs.student_features, inputs.teacher_features, strict=True)
         made = [(adapter(student), teacher) for adapter, student, teacher in pairs]
         return [(student, teacher.to(student.dtype)) for student, teacher in made]
+
+    def squared(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The squared errors of pairs of maps, joined; under "paper" the sum of an image's."""
+        losses = [feature_mse(s, t) * (1 if self.is_mean else s[0].numel()) for s, t in pairs]
+        return self.scaled(losses)
 
 
 def variance(maps: Tensor) -> Tensor:

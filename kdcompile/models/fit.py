@@ -106,12 +106,17 @@ def _check_values(own: State, state: State, path: Path) -> None:
     for name, tensor in own.items():
         # as the network will hold it: a large float64 is infinite in float32
         if tensor.is_floating_point() and not state[name].to(tensor.dtype).isfinite().all():
-            raise KDError(
-                "weights-nonfinite",
-                f"{name} holds NaN or infinity",
-                where=str(path),
-                fix="use a checkpoint from before the training diverged",
-            )
+            raise nonfinite(name, path)
+
+
+def nonfinite(name: str, path: Path) -> KDError:
+    """The refusal of a tensor that is not a number everywhere."""
+    return KDError(
+        "weights-nonfinite",
+        f"{name} holds NaN or infinity",
+        where=str(path),
+        fix="use a checkpoint from before the training diverged",
+    )
 
 
 def _kind(tensor: Tensor) -> str:

@@ -76,6 +76,22 @@ def convolved(layer, maps):
     )
 
 
+def squared_errors(recipe, inputs):
+    """Of each tap the squared error of every element, by loops over pixels."""
+    for adapter, own, theirs in zip(
+        recipe.adapters, inputs.student_features, inputs.teacher_features, strict=True
+    ):
+        yield (affine(adapter, own) - theirs.numpy()) ** 2
+
+
+def check_nothing_lost(name):
+    """A student that is the teacher has no loss at all."""
+    recipe, inputs = made(name, EQUAL), drawn(EQUAL)
+    be_identity(recipe)
+    inputs.student_features[:] = inputs.teacher_features
+    assert own_term(recipe, inputs).item() == pytest.approx(0, abs=1e-24)
+
+
 def cells(size, grid):
     """Where PyTorch's adaptive pooling takes each cell from: slices along one side."""
     return [slice(i * size // grid, -(-(i + 1) * size // grid)) for i in range(grid)]

@@ -7,7 +7,6 @@ from torch import Tensor
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
-from kdcompile.kernels.feature_mse import feature_mse
 
 
 class Hints(AdaptedRecipe):
@@ -26,7 +25,5 @@ class Hints(AdaptedRecipe):
     extra_weights: ClassVar[ByReduction] = {"mean": {"fitnet": 3.0}, "paper": {"fitnet": 0.5}}
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """`fitnet`; under "paper" the sum of squares of an image, its 1/2 in the weight."""
-        pairs = self.adapted(inputs)
-        losses = [feature_mse(s, t) * (1 if self.is_mean else s[0].numel()) for s, t in pairs]
-        return {"fitnet": self.scaled(losses)}
+        """`fitnet`; under "paper" its 1/2 is in the weight."""
+        return {"fitnet": self.squared(self.adapted(inputs))}

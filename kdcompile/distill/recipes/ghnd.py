@@ -12,7 +12,6 @@ from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.distill.taps import Tap
-from kdcompile.kernels.feature_mse import feature_mse
 from kdcompile.spec_distill import Distill, Ramp
 
 CROPS = 64  # whose outputs tell how much the teacher's output varies
@@ -68,9 +67,7 @@ class HeadNetwork(AdaptedRecipe):
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`ghnd`."""
         assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
-        outputs = tuple(
+        own, theirs = (
             promoted(o).flatten(1)[:, :, None, None] for o in (inputs.student, inputs.teacher)
         )
-        pairs = [*self.adapted(inputs), outputs]
-        losses = [feature_mse(s, t) * (1 if self.is_mean else s[0].numel()) for s, t in pairs]
-        return {"ghnd": self.scaled(losses)}
+        return {"ghnd": self.squared([*self.adapted(inputs), (own, theirs)])}

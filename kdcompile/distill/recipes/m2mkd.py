@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdcompile.distill.adapters import fit_adapter
+from kdcompile.distill.adapters import fit_adapters
 from kdcompile.distill.ground import Ground
+from kdcompile.distill.maps import Adapter
 from kdcompile.distill.objective import Objective
 from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs, Recipe
@@ -52,8 +53,8 @@ class Blocks(Recipe):
         """Two stitches a tap."""
         super().__init__(taps, options, objective)
         self._taps = list(taps)
-        self.enter = nn.ModuleList(nn.Linear(t.teacher_channels, t.student_channels) for t in taps)
-        self.leave = nn.ModuleList(nn.Linear(t.student_channels, t.teacher_channels) for t in taps)
+        self.enter = nn.ModuleList(Adapter(t.teacher_channels, t.student_channels) for t in taps)
+        self.leave = nn.ModuleList(Adapter(t.student_channels, t.teacher_channels) for t in taps)
         self._networks: tuple[Rewired, ...] = ()  # a tuple, so that they are no submodules
 
     def prepare(self, ground: Ground) -> None:
@@ -70,12 +71,8 @@ class Blocks(Recipe):
         random are not yet those of its maps.
         """
         theirs = inputs.teacher_features
-        for stitch, own, other in zip(self.enter, self._own(inputs, None)[0], theirs, strict=True):
-            assert isinstance(stitch, nn.Linear)
-            fit_adapter(stitch, other, own)
-        for stitch, own, other in zip(self.leave, self.blocks(inputs)[0], theirs, strict=True):
-            assert isinstance(stitch, nn.Linear)
-            fit_adapter(stitch, own, other)
+        fit_adapters(self.enter, theirs, self._own(inputs, None)[0])
+        fit_adapters(self.leave, self.blocks(inputs)[0], theirs)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`hybrid`."""
@@ -85,7 +82,7 @@ class Blocks(Recipe):
     def blocks(self, inputs: LossInputs) -> tuple[list[Tensor], Tensor]:
         """What each block makes of the teacher's map before it, and the output of the last one."""
         pairs = zip(self.enter, inputs.teacher_features, strict=True)
-        return self._own(inputs, [stitched(stitch, theirs) for stitch, theirs in pairs])
+        return self._own(inputs, [stitch(promoted(theirs)) for stitch, theirs in pairs])
 
     def _own(
         self, inputs: LossInputs, entering: Sequence[Tensor] | None
@@ -104,7 +101,7 @@ class Blocks(Recipe):
         assert inputs.images is not None, "the trainer gives the images"
         outputs = []
         for tap, leave, own in zip(self._taps, self.leave, made, strict=True):
-            swap = {tap.teacher: partial(_instead, stitched(leave, own))}
+            swap = {tap.teacher: partial(_instead, leave(promoted(own)))}
             outputs.append(self._networks[1](inputs.images, swap))
         return [self._loss(inputs, output) for output in (*outputs, last)]
 
@@ -112,12 +109,6 @@ class Blocks(Recipe):
         assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
         terms = self.objective.terms(promoted(output), inputs.target, promoted(inputs.teacher))
         return LABEL * terms["hard"] + (1 - LABEL) * terms["soft"]
-
-
-def stitched(stitch: nn.Module, maps: Tensor) -> Tensor:
-    """A 1x1 convolution, held as an `nn.Linear`, of maps [N, C, H, W]."""
-    mixed: Tensor = stitch(promoted(maps).movedim(1, -1))
-    return mixed.movedim(-1, 1)
 
 
 def _kept(made: dict[str, Tensor], name: str, following: Tensor | None, own: Tensor) -> Tensor:

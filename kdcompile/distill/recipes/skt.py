@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdcompile.distill.adapters import fit_adapter
+from kdcompile.distill.adapters import fit_adapters
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.distill.taps import Tap
@@ -48,10 +48,7 @@ class StructuredTransfer(Recipe):
 
     def fit(self, inputs: LossInputs) -> None:
         """Adapters by least squares, so that the transfers start from what the student has."""
-        pairs = zip(self.adapters, inputs.student_features, inputs.teacher_features, strict=True)
-        for adapter, student, teacher in pairs:
-            assert isinstance(adapter, nn.Linear)
-            fit_adapter(adapter, student, teacher)
+        fit_adapters(self.adapters, inputs.student_features, inputs.teacher_features)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`intra` (mean over taps under "mean") and `inter`.

@@ -13,6 +13,7 @@ from map_recipes import (
     cells,
     check_gradients,
     check_learning,
+    check_nothing_lost,
     check_promises,
     drawn,
     made,
@@ -65,10 +66,7 @@ def test_gradients_and_promises():
 
 
 def test_a_student_that_is_the_teacher_loses_nothing():
-    recipe, inputs = made("fsp", EQUAL), drawn(EQUAL)
-    be_identity(recipe)
-    inputs.student_features[:] = inputs.teacher_features
-    assert own_term(recipe, inputs).item() == pytest.approx(0, abs=1e-24)
+    check_nothing_lost("fsp")
 
 
 def test_a_dead_student_costs_about_one():

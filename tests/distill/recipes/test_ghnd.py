@@ -7,7 +7,6 @@ from map_recipes import (
     CASES,
     EQUAL,
     WIDE,
-    affine,
     be_identity,
     check_gradients,
     check_learning,
@@ -16,6 +15,7 @@ from map_recipes import (
     ground,
     made,
     own_term,
+    squared_errors,
 )
 from recipe_fixtures import load
 
@@ -26,10 +26,7 @@ from kdcompile.errors import KDError
 
 def _errors(recipe, inputs):
     """The squared errors at the taps and of the output."""
-    for adapter, own, theirs in zip(
-        recipe.adapters, inputs.student_features, inputs.teacher_features, strict=True
-    ):
-        yield (affine(adapter, own) - theirs.numpy()) ** 2
+    yield from squared_errors(recipe, inputs)
     yield (inputs.student.numpy() - inputs.teacher.numpy()) ** 2
 
 
