@@ -28,7 +28,7 @@ from recipes_page import page
 from recipes_tasks import CHECKS, CLASSES, OLD, TASKS, make_networks
 
 RESULTS = Path(__file__).with_suffix(".json")
-LENGTHS = (1.5, 2.0, 3.0)  # of kd, beside its own
+LENGTHS = (1.25, 1.5, 2.0, 2.5, 3.0)  # of kd, beside its own
 ROUNDS, STEPS_A_ROUND = 5, 4
 
 

@@ -11,7 +11,7 @@ from recipes_tasks import CHECKS, TASKS, Check, Task
 HERE = Path(__file__).parent
 ENOUGH = 6  # seeds of a verdict
 OVER_LABELS = (("kd", "scarce"), ("skt", "counting"), ("logit-std", "scarce"))
-NOT_LONGER, LONGEST = 1.05, 3.0  # a rival of this share of the time is as long
+NOT_LONGER = 1.05  # a rival that a recipe takes so many times as long as is as long
 Rows = Mapping[str, Any]
 INTRO = """# Recipes
 
@@ -30,22 +30,25 @@ Up to {seeds} seeds, as the column says, each with training data of its own; all
 start from the same student weights and see the same crops in the same order. What validated best is
 judged on the test split.
 *Equal steps*: against `kd` of as many steps. *Equal time*: against a `kd` that trains at least as
-long by processor time (it is trained at 1, 1.5, 2 and 3 times its steps; a recipe that costs
-more than {longest:g} times `kd` meets the longest, marked `>`). Cost: processor time of a step over
-that of `kd`, in turns on one thread; on a GPU the kernels make it smaller
-([kernels.md](kernels.md)). Means are over a row's own seeds, gains
-over the pairs. Intervals are 95 %, Student's t over the seeds, for each row alone: of
-twenty rows without any effect one would still exclude zero.
+long by processor time. It is trained at {lengths} times its steps; a recipe that costs
+more meets the longest, marked `>`. Cost: processor time of a step over that of `kd`, in turns on
+one thread; on a GPU the kernels make it smaller ([kernels.md](kernels.md)). Means are over a row's
+own seeds, gains over the pairs. Intervals are 95 %, Student's t over the seeds, for each row alone:
+of twenty rows without any effect one would still exclude zero.
 
 The verdict is against `kd` at equal time (`kd` itself: against `none` at equal steps): `helps` or
-`hurts here` where the interval excludes zero, else `neutral`; under 6 seeds there is none.
+`hurts here` where the interval excludes zero, else `neutral`; under 6 seeds there is none. These
+trainings are short, and more steps of `kd` still help much: `hurts here` says that the time which a
+recipe costs is better spent on them, and *equal steps* whether its terms do good or harm.
 """
 
 
 def page(rows: Rows) -> str:
     """The whole page."""
     seeds = sorted({row["seed"] for row in rows.values() if row["kind"] == "task"})
-    parts = [INTRO, _catalogue(), METHOD.format(seeds=len(seeds), longest=LONGEST)]
+    *most, longest = (f"{length:g}" for length in _lengths(rows, TASKS[0]))
+    lengths = f"{', '.join(most)} and {longest}"
+    parts = [INTRO, _catalogue(), METHOD.format(seeds=len(seeds), lengths=lengths)]
     parts += [_task(task, rows, seeds) for task in TASKS]
     parts.append(_checks(rows))
     return "\n".join(part.rstrip() + "\n" for part in parts)
@@ -111,22 +114,25 @@ def _task(task: Task, rows: Rows, seeds: Sequence[int]) -> str:
         steps = _gain(kd, own, task) if arm not in ("none", "kd") else None
         clock = _gain(rival, own, task) if arm not in ("none", "kd") else None
         judged = over_none if arm == "kd" else clock
-        mean = sum(own.values()) / len(own) * (100 if task.metric == "top1" else 1)
         gains = [_shown(over_none), _shown(steps), sign + _shown(clock)]
-        cells = [f"`{arm}`", str(len(own)), f"{mean:.3g}", *gains, f"{cost:.2f}", _verdict(judged)]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [f"`{arm}`", str(len(own)), _mean(own, task.metric), *gains, f"{cost:.2f}"]
+        lines.append("| " + " | ".join([*cells, _verdict(judged)]) + " |")
     lines += ["", f"Gains are in {unit}, larger is better."]
     if refused:
         lines += ["", "Refused, before training:", "", *sorted(refused)]
     return "\n".join(lines) + "\n"
 
 
+def _lengths(rows: Rows, task: Task) -> list[float]:
+    """How many times its steps `kd` is trained."""
+    own = ("task", task.name, "kd")
+    found = {r["length"] for r in rows.values() if (r["kind"], r["name"], r["arm"]) == own}
+    return sorted(found)
+
+
 def _rival(rows: Rows, task: Task, cost: float) -> tuple[dict[int, float], str]:
     """`kd` of the least length that takes as long as the recipe; the longest where none does."""
-    lengths = sorted(
-        {row["length"] for row in rows.values() if row["kind"] == "task"
-         and (row["name"], row["arm"]) == (task.name, "kd")}
-    )  # fmt: skip
+    lengths = _lengths(rows, task)
     enough = [length for length in lengths if length * NOT_LONGER >= cost]
     length = enough[0] if enough else lengths[-1]
     return _values(rows, "task", task.name, "kd", task.metric, length), "" if enough else "> "
@@ -139,16 +145,16 @@ def _gain(
     seeds = sorted(set(base) & set(own))
     if len(seeds) < 2:
         return None
-    sign = (1 if task.higher else -1) * (1 if getattr(task, "metric", "top1") == "mae" else 100)
+    in_points = getattr(task, "metric", "top1") != "mae"
+    sign = (1 if task.higher else -1) * (100 if in_points else 1)
     scaled = [{seed: sign * arm[seed] for seed in seeds} for arm in (base, own)]
-    return paired(*scaled, higher=True) | {"seeds": len(seeds)}
+    return paired(*scaled, higher=True) | {"seeds": len(seeds), "digits": 1 if in_points else 3}
 
 
 def _shown(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return "-"
-    low, high = gain["interval"]
-    digits = 3 if max(abs(low), abs(high)) < 1 else 1
+    (low, high), digits = gain["interval"], gain["digits"]
     return f"{gain['difference']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 

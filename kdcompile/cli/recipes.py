@@ -78,7 +78,7 @@ def show_recipe(name: str, as_json: bool) -> None:
         if shown:
             click.echo(f"{key:<9} {shown}")
     for kind, formula in objectives.items():
-        click.echo(f"\n{kind}: {formula}")
+        click.echo(f"\n{kind}: {formula or 'the terms of the recipe alone'}")
         for by, terms in weights[kind].items():
             shown = ", ".join(f"{name} {weight}" for name, weight in terms.items())
             click.echo(f"  weights, {by}: {shown}")
@@ -98,12 +98,17 @@ def _facts(name: str) -> dict[str, Any]:
     recipe = find_recipe(name)
     suited = {k: o for k, o in OBJECTIVES.items() if not recipe.tasks or k in recipe.tasks}
     needs = (("teacher", recipe.needs_teacher), ("taps", recipe.needs_taps))
+    weights = {
+        kind: {by: _plain(recipe.defaults(objective, by)) for by in objective.weights}
+        for kind, objective in suited.items()
+    }
+    takes_part = {
+        kind: any(term in objective.weights["mean"] for term in weights[kind]["mean"])
+        for kind, objective in suited.items()
+    }
     return asdict(recipe.about) | {
-        "objectives": {kind: objective.formula for kind, objective in suited.items()},
-        "weights": {
-            kind: {by: _plain(recipe.defaults(objective, by)) for by in objective.weights}
-            for kind, objective in suited.items()
-        },
+        "objectives": {k: o.formula if takes_part[k] else "" for k, o in suited.items()},
+        "weights": weights,
         "needs": [
             *(need for need, used in needs if used),
             *(NEEDS[need].what for need in recipe.needs),

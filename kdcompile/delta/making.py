@@ -25,6 +25,7 @@ from kdcompile.spec import Spec
 log = logging.getLogger("kdcompile")
 SIZE = 0.1  # of the fp16 weights
 ROUNDS = 2  # of correcting the biases, whose effect is not quite linear
+TRIES = 8  # rungs that are looked at below one that is not proven
 
 
 def make(
@@ -155,7 +156,8 @@ class _Making:
     def search(self) -> tuple[int, Verdict, str]:
         """The rung that is wanted, and whether size and validation allow it.
 
-        More bytes are taken to be no less accurate, as the ladder is made.
+        More bytes are taken to be no less accurate, as the ladder is made, but for a few rungs
+        below the largest that there is room for: errors may happen to cancel out.
         """
         if self.student is not None:
             return self._proven(self.student)
@@ -169,30 +171,42 @@ class _Making:
         return _last(lambda rung: self._bytes(rung) <= self.room, len(self._ladder) - 1)
 
     def _proven(self, student: Student) -> tuple[int, Verdict, str]:
-        """The smallest rung that validation proves: where there is room for one, of those."""
+        """The smallest rung that validation proves: with loss to spare, where there is room for it.
+
+        To spare is half of the loss, since other photos take back what the search gained by luck.
+        Where nothing of the size proves that, it is the largest one that proves the loss.
+        """
         top = len(self._ladder) - 1
         reference = student.errors(self.new, student.val)
-        loss, known = student.search_loss(self.loss), dict[int, Judged]()
+        loss = student.search_loss(self.loss)
 
-        def proves(rung: int) -> bool:
+        def judged(rung: int, loss: float = loss) -> Judged:
             state = rebuilt(self.delta(rung).layers, self.base)
-            known[rung] = judge(student, state, reference, student.val, loss)
-            log.info("delta: %d bytes, validation: %s", self._bytes(rung), known[rung].reason)
-            return is_proven(known[rung], student.metric)
+            found = judge(student, state, reference, student.val, loss)
+            log.info("delta: %d bytes, validation: %s", self._bytes(rung), found.reason)
+            return found
+
+        def proves(rung: int, loss: float = loss) -> bool:
+            return is_proven(judged(rung, loss), student.metric)
+
+        def chosen(rung: int) -> Judged:
+            self.validation = judged(rung)
+            return self.validation
 
         if not proves(top):  # the new weights themselves
-            self.validation = known[top]
-            return top, "inconclusive", f"validation: {known[top].reason}"
+            return top, "inconclusive", f"validation: {chosen(top).reason}"
         largest = self._largest()
-        if largest is not None and proves(largest):
-            rung = _first(proves, 0, largest)
-            self.validation = known[rung]
+        tried = [] if largest is None else range(largest, max(-1, largest - TRIES), -1)
+        proven = next(filter(proves, tried), None)
+        if proven is not None:
+            rung = _first(lambda rung: proves(rung, loss / 2), 0, proven)
+            chosen(rung)
             return rung, "passed", ""
         rung = _first(proves, 0 if largest is None else largest + 1, top)
-        self.validation = known[rung]
+        chosen(rung)
         reason = f"the smallest that validation proves has {self._bytes(rung)} bytes"
         if largest is not None:
-            reason += f"; at {self._bytes(largest)} bytes {known[largest].reason}"
+            reason += f"; at {self._bytes(largest)} bytes {judged(largest).reason}"
         return rung, "failed", reason
 
     def judge(self, rung: int) -> Judged:

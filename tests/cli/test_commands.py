@@ -173,6 +173,7 @@ def test_targets_and_recipes():
     assert (facts["tensorrt"], facts["python"], facts["jetpack"]) == ("10.3", "3.10", "6.2")
     assert "skt" in _out("recipes")
     assert json.loads(_out("recipes", "show", "skt", "--json"))["needs"] == ["teacher", "taps"]
+    assert "counting: the terms of the recipe alone" in _out("recipes", "show", "ghnd")
     assert "Chen" in _out("recipes", "show", "skt")
 
 

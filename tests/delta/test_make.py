@@ -41,6 +41,7 @@ def test_the_smallest_that_validation_proves_is_written_and_judged(made):
     assert (found.verdict, found.output) == ("passed", str(folder / "d"))
     assert (found.validation.images, found.test.images) == (40, 80)
     assert found.test.high <= 0.01 * found.test.reference
+    assert found.validation.high <= 0.005 * found.validation.reference  # with half to spare
     assert abs(found.test.value - found.test.reference) < 0.01 * found.test.reference
     assert found.bytes == (folder / "d").stat().st_size
     kinds = {one.kind for one in found.tensors.values()}
@@ -269,5 +270,24 @@ def test_what_there_is_room_for_is_taken_where_it_is_proven(made, monkeypatch):
     monkeypatch.setattr(making, "is_proven", luck)
     found = make(base, new, folder / "most", spec=spec, size=1.0, loss=0.9)
     assert found.verdict == "passed"
-    assert found.validation is tried[1]
+    assert found.validation == tried[1]
     assert len(tried) > 4  # those below it were tried too
+
+
+def test_where_the_largest_is_not_proven_one_a_little_smaller_may_be(made, monkeypatch):
+    folder, spec, _ = made
+    base, new, _ = _files(folder)
+    tried = []
+
+    def luck(judged, metric):
+        tried.append(judged)
+        return len(tried) in (1, 4)  # the new weights themselves, and the third with room
+
+    monkeypatch.setattr(making, "is_proven", luck)
+    found = make(base, new, folder / "third", spec=spec, size=1.0, loss=0.9)
+    assert (found.verdict, found.validation) == ("passed", tried[3])
+
+    tried.clear()
+    monkeypatch.setattr(making, "is_proven", lambda judged, _: not tried and not tried.append(1))
+    found = make(base, new, folder / "no", spec=spec, size=1.0, loss=0.9)
+    assert found.verdict == "failed"
