@@ -2,12 +2,17 @@
 
 A difference of seconds apart would be a difference of clocks, caches and neighbours. Each block
 times a short run of A and of B, in the order A B, then B A, and so on; the blocks are the samples.
+
+A sample is the fastest call of its block. Means tell of others too: where another has a CPU,
+threads that wait for one another stand still together, and the network with more of that loses
+more. And of two networks that are open in one process each finds the other's threads spinning.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +33,7 @@ class PairedTimes:
     Args:
         a: float64 [blocks].
         b: float64 [blocks].
-        repeats: calls that each sample is the mean of.
+        repeats: calls in each block, which its sample stands for.
     """
 
     a: Floats
@@ -57,13 +62,13 @@ def alternate(
         clock: seconds, monotonic.
 
     Returns:
-        The samples of the blocks that were timed.
+        The fastest call of A and of B in each block that was timed.
     """
     if blocks < MIN_BLOCKS or warmup < 1:
         raise ValueError(f"needs blocks >= {MIN_BLOCKS} and warmup >= 1, got {blocks}, {warmup}")
     pair = 0.0
     for _ in range(warmup):
-        pair = _burst(a, 1, clock) + _burst(b, 1, clock)
+        pair = _fastest(a, 1, clock) + _fastest(b, 1, clock)
     block = min(seconds / blocks, BLOCK_SECONDS)
     wanted = math.floor(block / pair) - 1 if pair > 0 else MAX_REPEATS
     repeats = min(max(wanted, 1), MAX_REPEATS)
@@ -74,13 +79,12 @@ def alternate(
         if len(times_a) >= MIN_BLOCKS and clock() - start >= seconds:
             break
         if len(times_a) % 2:
-            times_b.append(_burst(b, repeats, clock))
-            times_a.append(_burst(a, repeats, clock))
+            times_b.append(_fastest(b, repeats, clock))
+            times_a.append(_fastest(a, repeats, clock))
         else:
-            times_a.append(_burst(a, repeats, clock))
-            times_b.append(_burst(b, repeats, clock))
-    to_ms = 1000.0 / repeats
-    return PairedTimes(np.array(times_a) * to_ms, np.array(times_b) * to_ms, repeats)
+            times_a.append(_fastest(a, repeats, clock))
+            times_b.append(_fastest(b, repeats, clock))
+    return PairedTimes(np.array(times_a) * 1000.0, np.array(times_b) * 1000.0, repeats)
 
 
 def ratio_interval(times: PairedTimes, seed: int) -> tuple[float, float, float]:
@@ -123,11 +127,12 @@ def _picks(count: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
 
 
-def _burst(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
-    """Seconds of `repeats` calls, after one more where that is cheap: it takes back the caches."""
+def _fastest(call: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    """Seconds of the fastest call, after one more where that is cheap: it takes back the caches."""
     if repeats > 1:
         call()
-    start = clock()
+    stamps = [clock()]
     for _ in range(repeats):
         call()
-    return clock() - start
+        stamps.append(clock())
+    return min(end - start for start, end in pairwise(stamps))

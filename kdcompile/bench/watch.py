@@ -22,9 +22,10 @@ from kdcompile.bench.signals import Reading, reading
 KEPT = 200  # blocks that the usual is the median of
 LEAST = 3  # readings, before there is a usual
 CLOCK_FALL = 0.05
+OTHERS = "other processes took the CPUs"
 # by how much a signal may exceed the usual; a CPU's ticks are 10 ms, a tenth of a block
 ALLOWED = {
-    "other processes took the CPUs": 0.25,  # share of the CPUs' time
+    OTHERS: 0.25,  # share of the CPUs' time
     "the process waited for a CPU": 0.10,  # share of the time that it ran or could have
     "the host took the CPUs (steal)": 0.10,  # share of the CPUs' time
     "the control group's quota held it back": 0.05,  # share of the block

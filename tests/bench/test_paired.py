@@ -40,7 +40,7 @@ def test_alternate_order_is_ab_ba_after_the_warmup() -> None:
     np.testing.assert_allclose(times.b, np.full(6, 1000.0))
 
 
-def test_fast_calls_are_repeated_within_a_block_and_the_sample_is_their_mean() -> None:
+def test_fast_calls_are_repeated_within_a_block() -> None:
     clock = FakeClock()
     times = alternate(
         clock.call("a", 0.008), clock.call("b", 0.002), blocks=10, warmup=1, seconds=2, clock=clock
@@ -48,6 +48,20 @@ def test_fast_calls_are_repeated_within_a_block_and_the_sample_is_their_mean() -
     assert times.repeats == 19
     np.testing.assert_allclose(times.a, np.full(10, 8.0))
     np.testing.assert_allclose(times.b, np.full(10, 2.0))
+
+
+def test_calls_that_stall_on_a_busy_machine_do_not_count() -> None:
+    """Of a network with more threads that wait for one another most calls may."""
+    clock = FakeClock()
+    stalls = iter([0.0, *[0.0, 0.4, 0.4] * 100])
+
+    def a() -> None:
+        clock.now += 0.01 + next(stalls)
+
+    times = alternate(a, clock.call("b", 0.002), blocks=6, warmup=1, seconds=0.3, clock=clock)
+    assert times.repeats == 3
+    np.testing.assert_allclose(times.a, np.full(6, 10.0))
+    assert ratio_interval(times, 0) == pytest.approx((5.0, 5.0, 5.0))
 
 
 def test_total_time_is_bounded_but_for_the_fewest_blocks() -> None:

@@ -240,6 +240,13 @@ def test_the_deployed_file_is_timed_where_here_is_the_target(step, tmp_path, tar
     assert ("both in fp32; int8 is chosen for the device" in speed.mode) == (target == "jetson")
 
 
+def test_that_others_had_the_cpus_is_said(step, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(measure, "crowded", lambda run: (run(), "90% went to others"))
+    _, report = run(step, tmp_path)
+    speed = next(g for g in report.gates if g.name == "speedup")
+    assert speed.reason.endswith("alternating, the fastest call of each block; 90% went to others")
+
+
 def test_a_board_build_leaves_gates_pending_and_weighs_the_kit(step, tmp_path) -> None:
     _, report = run(step, tmp_path, "jetson")
     pending = [g.name for g in report.gates if g.verdict == "pending"]
