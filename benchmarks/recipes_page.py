@@ -46,8 +46,7 @@ recipe costs is better spent on them, and *equal steps* whether its terms do goo
 def page(rows: Rows) -> str:
     """The whole page."""
     seeds = sorted({row["seed"] for row in rows.values() if row["kind"] == "task"})
-    *most, longest = (f"{length:g}" for length in _lengths(rows, TASKS[0]))
-    lengths = f"{', '.join(most)} and {longest}"
+    lengths = ", ".join(f"{length:g}" for length in _lengths(rows, TASKS))
     parts = [INTRO, _catalogue(), METHOD.format(seeds=len(seeds), lengths=lengths)]
     parts += [_task(task, rows, seeds) for task in TASKS]
     parts.append(_checks(rows))
@@ -123,16 +122,16 @@ def _task(task: Task, rows: Rows, seeds: Sequence[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lengths(rows: Rows, task: Task) -> list[float]:
-    """How many times its steps `kd` is trained."""
-    own = ("task", task.name, "kd")
-    found = {r["length"] for r in rows.values() if (r["kind"], r["name"], r["arm"]) == own}
+def _lengths(rows: Rows, tasks: Sequence[Task]) -> list[float]:
+    """How many times its steps `kd` is trained on any of some tasks."""
+    runs = {("task", task.name, "kd") for task in tasks}
+    found = {r["length"] for r in rows.values() if (r["kind"], r["name"], r["arm"]) in runs}
     return sorted(found)
 
 
 def _rival(rows: Rows, task: Task, cost: float) -> tuple[dict[int, float], str]:
     """`kd` of the least length that takes as long as the recipe; the longest where none does."""
-    lengths = _lengths(rows, task)
+    lengths = _lengths(rows, [task])
     enough = [length for length in lengths if length * NOT_LONGER >= cost]
     length = enough[0] if enough else lengths[-1]
     return _values(rows, "task", task.name, "kd", task.metric, length), "" if enough else "> "
