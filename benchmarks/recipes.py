@@ -6,6 +6,7 @@ recipe is compared with a `kd` that trains as long by the clock: `kd` is trained
 lengths, and the shortest that takes no less time than the recipe is the rival.
 
     python benchmarks/recipes.py [--seeds 8] [--jobs 2] [--only NAME ...] [-o FILE]
+    python benchmarks/recipes.py --photos FOLDER   # of examples/cifar10: that task alone, on a GPU
     python benchmarks/recipes.py --page docs/recipes.md
 
 Every run is kept at once, so that an interrupted benchmark goes on. Default weights were chosen
@@ -14,10 +15,11 @@ on seeds from 100 on and the validation split, never on these.
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,8 @@ from recipes_page import page
 from recipes_tasks import CHECKS, CLASSES, OLD, TASKS, make_networks
 
 RESULTS = Path(__file__).with_suffix(".json")
+OF_PHOTOS = RESULTS.with_stem("recipes_photos")
+PHOTOS = "KDCOMPILE_BENCHMARK_PHOTOS"  # the folder, for the processes that train
 LENGTHS = (1.25, 1.5, 2.0, 2.5, 3.0)  # of kd, beside its own
 ROUNDS, STEPS_A_ROUND = 5, 4
 
@@ -56,7 +60,10 @@ def settings(job: Job) -> tuple[Path, list[str]]:
     else:
         check = next(c for c in CHECKS if c.recipe == job.name)
         folder, sets = CLASSES, [*check.sets, *dict(check.arms)[job.arm]]
-    return folder, [f"seed={job.seed}", *(text.replace("{seed}", str(job.seed)) for text in sets)]
+    words = {"{seed}": str(job.seed), "{photos}": os.environ.get(PHOTOS, "")}
+    for word, value in words.items():
+        sets = [text.replace(word, value) for text in sets]
+    return folder, [f"seed={job.seed}", *sets]
 
 
 def at_rest(job: Job, work: Path) -> Any:
@@ -163,7 +170,7 @@ def _answers(network: Any, photos: Sequence[Any], spec: Any, device: Any) -> lis
 
 
 def cost(job: Job) -> dict[str, Any]:
-    """Processor time of a step over that of `kd`, in turns; medians of rounds."""
+    """Processor time of a step (on a GPU wall time) over that of `kd`, in turns; medians."""
     import torch
 
     from kdcompile.errors import KDError
@@ -177,18 +184,29 @@ def cost(job: Job) -> dict[str, Any]:
             try:
                 trainer, *_ = at_rest(Job(job.kind, job.name, arm, job.seed), Path(work))
                 runs[arm] = trainer._enter(0, trainer._plans[0], 10**4, 0)
+                clock = _clock(trainer.device)
             except KDError as error:
                 return row | {"refused": error.message}
         for turn in range(ROUNDS + 1):
             for arm, stage in runs.items():
-                began = time.process_time()
+                began = clock()
                 for step in range(STEPS_A_ROUND):
                     stage.step(turn * STEPS_A_ROUND + step)
                 if turn:
-                    rounds[arm].append((time.process_time() - began) / STEPS_A_ROUND * 1e3)
+                    rounds[arm].append((clock() - began) / STEPS_A_ROUND * 1e3)
     medians = {arm: statistics.median(times) for arm, times in rounds.items()}
     ratios = [a / b for a, b in zip(rounds[job.arm], rounds["kd"], strict=True)]
     return row | {"ms": medians[job.arm], "ratio": statistics.median(ratios)}
+
+
+def _clock(device: Any) -> Callable[[], float]:
+    import torch
+
+    def synchronized() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return synchronized if device.type == "cuda" else time.process_time
 
 
 def jobs_of(args: argparse.Namespace) -> tuple[list[Job], list[Job]]:
@@ -196,27 +214,33 @@ def jobs_of(args: argparse.Namespace) -> tuple[list[Job], list[Job]]:
     from kdcompile.distill.registry import recipes
 
     wanted = [n for n in recipes() if not args.only or n in args.only or n in ("none", "kd")]
+    tasks = [task for task in TASKS if task.has_photos == (args.photos is not None)]
+    checks = [c for c in CHECKS if not args.photos and (not args.only or c.recipe in args.only)]
     trainings: list[Job] = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         trainings += [
-            Job("task", task.name, arm, seed) for task in TASKS for arm in wanted if task.suits(arm)
+            Job("task", task.name, arm, seed) for task in tasks for arm in wanted if task.suits(arm)
         ]
-        trainings += [Job("task", t.name, "kd", seed, more) for t in TASKS for more in LENGTHS]
-        trainings += [
-            Job("check", check.recipe, arm, seed)
-            for check in CHECKS
-            if not args.only or check.recipe in args.only
-            for arm, _ in check.arms
-        ]
+        trainings += [Job("task", t.name, "kd", seed, more) for t in tasks for more in LENGTHS]
+        trainings += [Job("check", c.recipe, arm, seed) for c in checks for arm, _ in c.arms]
     costs = [
-        Job("task", t.name, arm, 0) for t in TASKS for arm in wanted if arm != "kd" and t.suits(arm)
+        Job("task", t.name, arm, 0) for t in tasks for arm in wanted if arm != "kd" and t.suits(arm)
     ]
     return trainings, costs
 
 
+def kept(path: Path) -> dict[str, Any]:
+    """The runs that a file has; none where there is no file."""
+    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    return rows
+
+
 def perform(todo: Sequence[Job], work: Any, rows: dict[str, Any], jobs: int, path: Path) -> None:
     """Run what is not kept yet; keep each row."""
-    environment = {"torch_version": version("torch"), "device": "cpu, one thread a run"}
+    import torch
+
+    on = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu, one thread a run"
+    environment = {"torch_version": version("torch"), "device": on}
     keys = [job.key if work is train else f"cost/{job.name}/{job.arm}" for job in todo]
     left = [(key, job) for key, job in zip(keys, todo, strict=True) if key not in rows]
     for (key, _), row in zip(left, run(work, [job for _, job in left], jobs), strict=True):
@@ -234,16 +258,20 @@ def main() -> None:
     made.add_argument("--jobs", type=int, default=1)
     made.add_argument("--only", nargs="*", default=[])
     made.add_argument("--page", type=Path)
-    made.add_argument("-o", "--output", type=Path, default=RESULTS)
+    made.add_argument("--photos", type=Path)
+    made.add_argument("-o", "--output", type=Path)
     args = made.parse_args()
-    rows = json.loads(args.output.read_text())["rows"] if args.output.exists() else {}
     if args.page:
-        args.page.write_text(page(rows))
+        args.page.write_text(page(kept(RESULTS) | kept(OF_PHOTOS)))
         return
-    make_networks(range(args.first_seed, args.first_seed + args.seeds))
-    trainings, costs = jobs_of(args)
-    perform(costs, cost, rows, args.jobs, args.output)
-    perform(trainings, train, rows, args.jobs, args.output)
+    output = args.output or (OF_PHOTOS if args.photos else RESULTS)
+    if args.photos:
+        os.environ[PHOTOS] = str(args.photos.resolve())
+    else:
+        make_networks(range(args.first_seed, args.first_seed + args.seeds))
+    rows, (trainings, costs) = kept(output), jobs_of(args)
+    perform(costs, cost, rows, args.jobs, output)
+    perform(trainings, train, rows, args.jobs, output)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def page(rows: Rows) -> str:
     seeds = sorted({row["seed"] for row in rows.values() if row["kind"] == "task"})
     lengths = ", ".join(f"{length:g}" for length in _lengths(rows, TASKS))
     parts = [INTRO, _catalogue(), METHOD.format(seeds=len(seeds), lengths=lengths)]
-    parts += [_task(task, rows, seeds) for task in TASKS]
+    measured = {row["name"] for row in rows.values() if row["kind"] == "task"}
+    parts += [_task(task, rows) for task in TASKS if task.name in measured]
     parts.append(_checks(rows))
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
@@ -87,7 +88,7 @@ def _values(
     return found
 
 
-def _task(task: Task, rows: Rows, seeds: Sequence[int]) -> str:
+def _task(task: Task, rows: Rows) -> str:
     unit = "points of top-1" if task.metric == "top1" else task.metric.upper()
     heads = ("recipe", "seeds", task.metric, "over none", "over kd, equal steps",
              "over kd, equal time", "cost of a step", "verdict here")  # fmt: skip

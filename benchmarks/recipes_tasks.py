@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DIGITS, CLASSES = HERE.parent / "examples" / "digits", HERE / "recipe_tasks"
+EXAMPLES, CLASSES = HERE.parent / "examples", HERE / "recipe_tasks"
 KEPT = HERE / ".recipes"  # teachers and deployed students, made once
 TEACHER_STEPS, DEPLOYED_STEPS = 600, 300
 OLD = range(7)
@@ -13,7 +13,10 @@ OLD = range(7)
 
 @dataclass(frozen=True)
 class Task:
-    """A training set that every recipe which fits is tried on; `{seed}` draws another one.
+    """A training set that every recipe which fits is tried on.
+
+    In sets `{seed}` stands for the seed, which draws another set, and `{photos}` for a folder that
+    the command names: such a task is run where one is named, on a GPU if there is one.
 
     metric: of the test split; higher: whether more of it is better. only: the recipes that it is
     for beside `none` and `kd`; all where it is empty. but: those that take over 20 s on it, and
@@ -28,6 +31,11 @@ class Task:
     summary: str
     only: tuple[str, ...] = ()
     but: tuple[str, ...] = ()
+
+    @property
+    def has_photos(self) -> bool:
+        """Whether it needs a folder of photos."""
+        return any("{photos}" in text for text in self.sets)
 
     def suits(self, recipe: str) -> bool:
         """Whether the recipe is tried on it."""
@@ -54,7 +62,7 @@ class Check:
 
 
 COUNTING = Task(
-    "counting", DIGITS,
+    "counting", EXAMPLES / "digits",
     ("data.train=train:32:{seed}", "distill.steps=200", "distill.batch=8", "distill.evaluations=3"),
     "mae", False, "counting digits among distractors: 32 canvases, a quarter of the width",
     but=("hard", "m2mkd"),
@@ -69,6 +77,10 @@ TASKS: Sequence[Task] = (
     Task("shift", CLASSES, ("data.train=scarce:{seed}", "data.test=shifted-test"), "top1", True,
          "6 clean scans a class; tested at a site whose scans are turned, blurred and noisy",
          only=("hard", "mixup", "logit-std")),
+    Task("cifar", EXAMPLES / "cifar10",
+         ("data.root={photos}", "student.init=random", "distill.steps=560",
+          "distill.evaluations=4"),
+         "top1", True, "classes of CIFAR photos: 9,000 of them four times, half the width"),
 )  # fmt: skip
 
 _FILE = "student.weights=" + str(KEPT)

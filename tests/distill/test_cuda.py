@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from tiny_recipes import trainer as recipe_trainer
 from tiny_training import PowerCutError, stopped_at, trainer
 
 from kdcompile.distill import train as train_module
+from kdcompile.distill.registry import recipes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,13 +20,13 @@ def _losses(state):
     return [row["loss"] for row in state.metrics if "loss" in row]
 
 
-@pytest.mark.parametrize("recipe", ["none", "kd", "skt"])
-def test_every_mode_has_the_same_curve(spec, tmp_path, monkeypatch, recipe):
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_mode_has_the_same_curve(tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(train_module, "LOG_EVERY", 1)
     curves = {}
     for mode in MODES:
-        sets = (f"distill.recipe={recipe}", "distill.steps=12", f"distill.execution={mode}")
-        state = trainer(spec(*sets), tmp_path / mode).run()
+        sets = {"distill.execution": f'"{mode}"'}
+        state = recipe_trainer(recipe, tmp_path, mode, steps=12, **sets).run()
         assert state.stages["distill"]["execution"]["mode"] == mode
         curves[mode] = _losses(state)
     assert len(curves["eager"]) == 12
