@@ -14,13 +14,19 @@ from kdcompile.spec_file import load_spec
 STEPS = 12
 SETS = (f"distill.steps={STEPS}", "distill.views=2")
 CPU = torch.device("cpu")
+
+
+def _zeroed(content: bytes) -> bytes:
+    """With a block of zeros from the first byte after the middle that is none."""
+    at = next(i for i in range(len(content) // 2, len(content)) if content[i])
+    return content[:at] + bytes(len(content[at : at + 64])) + content[at + 64 :]
+
+
 TORN = {
     "half": lambda content: content[: len(content) // 2],
     "zeros": lambda content: bytes(len(content)),
     "empty": lambda content: b"",
-    "a zeroed block": lambda content: (
-        content[: len(content) // 2] + bytes(64) + content[len(content) // 2 + 64 :]
-    ),
+    "a zeroed block": _zeroed,
 }
 
 
