@@ -73,7 +73,8 @@ def _catalogue() -> str:
         lines.append(
             f"| `{name}` | {about.summary} | {tasks} | {', '.join(needs)} | {about.source} |"
         )
-    lines += [f"| `{a.name}` | {a.summary} | {a.home} | | {a.source} |" for a in ELSEWHERE]
+    homes = ELSEWHERE.values()
+    lines += [f"| `{a.name}` | {a.summary} | {a.home} | | {a.source} |" for a in homes]
     return "\n".join(lines) + "\n"
 
 
@@ -216,10 +217,15 @@ def _pcoreset() -> str | None:
         return None
     one = found["accuracy, even, kd"]
     shown = ", ".join(f"{arm} {100 * one[arm]:.1f} %" for arm in ("random", "entropy", "pcoreset"))
-    low, high = (100 * bound for bound in one["- random"]["interval"])
-    gain = f"{100 * one['- random']['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+    over = one["- random"]
+    gain = {
+        "difference": 100 * over["difference"],
+        "interval": [100 * bound for bound in over["interval"]],
+        "seeds": int(over["higher_in"].partition(" of ")[2]),
+        "digits": 1,
+    }
     claim = "40 labels chosen by it teach a student more than 40 chosen at random"
-    return f"| `pcoreset` | {claim} | top1: {shown} | {gain} | {'yes' if low > 0 else 'no'} |"
+    return _line("pcoreset", claim, f"top1: {shown}", gain)
 
 
 def _skillpack() -> str | None:

@@ -51,8 +51,8 @@ def recipes(context: click.Context, as_json: bool) -> None:
         }
         for name, kind in known().items()
     }
-    for about in ELSEWHERE:
-        found[about.name] = {"summary": about.summary, "home": about.home, "tasks": []}
+    for name, about in ELSEWHERE.items():
+        found[name] = {"summary": about.summary, "home": about.home, "tasks": []}
     if as_json:
         echo_json(found)
         return
@@ -92,9 +92,8 @@ def _facts(name: str) -> dict[str, Any]:
     from kdcompile.distill.objective import OBJECTIVES
     from kdcompile.distill.registry import find_recipe
 
-    about = next((about for about in ELSEWHERE if about.name == name), None)
-    if about is not None:
-        return asdict(about) | {"objectives": {}, "weights": {}, "needs": [], "tasks": []}
+    if name in ELSEWHERE:
+        return asdict(ELSEWHERE[name]) | {"objectives": {}, "weights": {}, "needs": [], "tasks": []}
     recipe = find_recipe(name)
     suited = {k: o for k, o in OBJECTIVES.items() if not recipe.tasks or k in recipe.tasks}
     needs = (("teacher", recipe.needs_teacher), ("taps", recipe.needs_taps))

@@ -47,8 +47,8 @@ def apply(
     if spec is not None:
         student = Student(spec, before, metadata, base)
         against = before if new is None else read_student(new)[0]
-        reference = student.errors(against, student.test)
-        judged = judge(student, after, reference, student.test, loss)
+        reference, made = (student.errors(each, student.test) for each in (against, after))
+        judged = judge(student, made, reference, loss)
         reason = judged.reason
     verdict: Verdict = "passed" if judged is None else judged.verdict
     if verdict == "passed":

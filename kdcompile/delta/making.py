@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from kdcompile.data.photo import Photo
 from kdcompile.delta import encode
 from kdcompile.delta import layer as form
 from kdcompile.delta.biases import Biases
@@ -179,15 +181,15 @@ class _Making:
         top = len(self._ladder) - 1
         reference = student.errors(self.new, student.val)
         loss = student.search_loss(self.loss)
+        errors = cache(lambda rung: self._errors(student, rung, student.val))
 
         def judged(rung: int, loss: float = loss) -> Judged:
-            state = rebuilt(self.delta(rung).layers, self.base)
-            found = judge(student, state, reference, student.val, loss)
-            log.info("delta: %d bytes, validation: %s", self._bytes(rung), found.reason)
-            return found
+            return judge(student, errors(rung), reference, loss)
 
         def proves(rung: int, loss: float = loss) -> bool:
-            return is_proven(judged(rung, loss), student.metric)
+            found = judged(rung, loss)
+            log.info("delta: %d bytes, validation: %s", self._bytes(rung), found.reason)
+            return is_proven(found, student.metric)
 
         def chosen(rung: int) -> Judged:
             self.validation = judged(rung)
@@ -212,8 +214,12 @@ class _Making:
     def judge(self, rung: int) -> Judged:
         """The verdict of the test photos."""
         assert self.student is not None, "without a spec nothing is judged"
-        photos, state = self.student.test, rebuilt(self.delta(rung).layers, self.base)
-        return judge(self.student, state, self.student.errors(self.new, photos), photos, self.loss)
+        photos = self.student.test
+        reference = self.student.errors(self.new, photos)
+        return judge(self.student, self._errors(self.student, rung, photos), reference, self.loss)
+
+    def _errors(self, student: Student, rung: int, photos: Sequence[Photo]) -> Floats:
+        return student.errors(rebuilt(self.delta(rung).layers, self.base), photos)
 
 
 def _options(base: State, new: State, student: Student | None) -> list[list[Option]]:

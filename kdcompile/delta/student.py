@@ -144,15 +144,12 @@ class Student:
         predicted = predict(self.model, photos, self.preprocess, self.device, self.task)
         return self.task.errors(predicted, [self.task.truth(photo) for photo in photos])
 
-    def compare(
-        self, state: State, reference: Floats, photos: Sequence[Photo], loss: float
-    ) -> Decision:
-        """Is the metric of a state no worse than a reference's by more than `loss`, a share?
+    def compare(self, found: Floats, reference: Floats, loss: float) -> Decision:
+        """Is a metric no worse than a reference's by more than `loss`, a share?
 
-        Both its value and its 95 % bound, paired over the photos, must be within it; reference:
-        `errors` of the same photos.
+        Both its value and its 95 % bound, paired over the photos, must be within it; found,
+        reference: `errors` of the same photos.
         """
-        found = self.errors(state, photos)
         limits = {"margin": loss, "max_increase": loss}
         return compare(self.metric, reference, found, **limits, seed=self.spec.seed)
 

@@ -1,12 +1,8 @@
 """Is what a delta makes as accurate as it should be? The rule is that of the accuracy gate."""
 
-from collections.abc import Sequence
-
 from kdcompile.data.metric import Metric
-from kdcompile.data.photo import Photo
 from kdcompile.delta.result import Judged
 from kdcompile.delta.student import Floats, Student
-from kdcompile.delta.tensors import State
 from kdcompile.gates.noninferior import observed_text
 
 LOSS = 0.005  # of the metric
@@ -24,15 +20,13 @@ def is_proven(judged: Judged, metric: Metric) -> bool:
     return bool(judged.high + gain <= metric.allowance(judged.reference, judged.loss))
 
 
-def judge(
-    student: Student, state: State, reference: Floats, photos: Sequence[Photo], loss: float
-) -> Judged:
-    """The verdict of some photos on a state against the errors of a reference.
+def judge(student: Student, errors: Floats, reference: Floats, loss: float) -> Judged:
+    """The verdict of some photos by their errors, against those of a reference.
 
     Raises:
         KDError: `accuracy-images` or `accuracy-nonfinite`.
     """
-    found = student.compare(state, reference, photos, loss)
+    found = student.compare(errors, reference, loss)
     shown = observed_text(student.metric, found.reference, found.value)
     return Judged(
         found.verdict,
@@ -42,5 +36,5 @@ def judge(
         found.reference,
         found.high,
         loss,
-        len(photos),
+        len(errors),
     )

@@ -2,7 +2,7 @@
 
 from kdcompile.distill.recipe import About
 
-ELSEWHERE = (
+_METHODS = (
     About(
         name="pcoreset",
         summary="which images to label next, and which to calibrate with",
@@ -22,3 +22,4 @@ ELSEWHERE = (
         home="kdcompile delta make and apply",
     ),
 )
+ELSEWHERE = {about.name: about for about in _METHODS}

@@ -34,13 +34,12 @@ def find_recipe(name: str) -> type[Recipe]:
     known = recipes()
     parts = [part.strip() for part in name.split(PLUS)]
     for part in parts:
-        home = next((about.home for about in ELSEWHERE if about.name == part), None)
-        if home is not None:
+        if part in ELSEWHERE:
             raise KDError(
                 "recipe-unknown",
                 f"{part} is no loss",
                 where="[distill] recipe",
-                fix=f"train with another recipe; {part} is {home}",
+                fix=f"train with another recipe; {part} is {ELSEWHERE[part].home}",
             )
         if part not in known:
             raise KDError(

@@ -13,7 +13,7 @@ from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import Runner
 from kdcompile.bench.crowded import crowded
 from kdcompile.bench.machine import fingerprint_id, usable_cores
-from kdcompile.bench.paired import PairedTimes, alternate
+from kdcompile.bench.paired import alternate
 from kdcompile.data.agreement import LIMIT_DB
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
@@ -181,16 +181,14 @@ def _time(
     image = np.random.default_rng(step.spec.seed).standard_normal(shape, dtype=np.float32)
     teacher, student = runners["teacher"], runners[shipped]
     log.info("verify: timing teacher and student, at most %.0f s", TIMING_SECONDS)
-
-    def timed() -> PairedTimes:
-        return alternate(
+    times, words = crowded(
+        lambda: alternate(
             lambda: teacher(image),
             lambda: student(image),
             blocks=BLOCKS,
             warmup=WARMUP,
             seconds=TIMING_SECONDS,
         )
-
-    times, words = crowded(timed)
+    )
     mode += ", the fastest call of each block"
     return Latency(times, precision, f"{mode}; {words}" if words else mode)

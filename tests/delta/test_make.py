@@ -257,17 +257,23 @@ def build():
     assert weights_hash(read_student(tmp_path / "out.safetensors")[0]) == done.result
 
 
-def test_what_there_is_room_for_is_taken_where_it_is_proven(made, monkeypatch):
-    """Even where rungs above it are not, for accuracy does not quite rise from rung to rung."""
-    folder, spec, _ = made
-    base, new, _ = _files(folder)
+def _proven_at(monkeypatch, *turns):
+    """Let validation prove what is tried at these turns, from 1; the list of what was tried."""
     tried = []
 
     def luck(judged, metric):
         tried.append(judged)
-        return len(tried) in (1, 2)  # the new weights themselves, and the largest with room
+        return len(tried) in turns
 
     monkeypatch.setattr(making, "is_proven", luck)
+    return tried
+
+
+def test_what_there_is_room_for_is_taken_where_it_is_proven(made, monkeypatch):
+    """Even where rungs above it are not, for accuracy does not quite rise from rung to rung."""
+    folder, spec, _ = made
+    base, new, _ = _files(folder)
+    tried = _proven_at(monkeypatch, 1, 2)  # the new weights themselves, the largest with room
     found = make(base, new, folder / "most", spec=spec, size=1.0, loss=0.9)
     assert found.verdict == "passed"
     assert found.validation == tried[1]
@@ -277,17 +283,10 @@ def test_what_there_is_room_for_is_taken_where_it_is_proven(made, monkeypatch):
 def test_where_the_largest_is_not_proven_one_a_little_smaller_may_be(made, monkeypatch):
     folder, spec, _ = made
     base, new, _ = _files(folder)
-    tried = []
-
-    def luck(judged, metric):
-        tried.append(judged)
-        return len(tried) in (1, 4)  # the new weights themselves, and the third with room
-
-    monkeypatch.setattr(making, "is_proven", luck)
+    tried = _proven_at(monkeypatch, 1, 4)  # the new weights themselves, the third with room
     found = make(base, new, folder / "third", spec=spec, size=1.0, loss=0.9)
     assert (found.verdict, found.validation) == ("passed", tried[3])
 
-    tried.clear()
-    monkeypatch.setattr(making, "is_proven", lambda judged, _: not tried and not tried.append(1))
+    _proven_at(monkeypatch, 1)
     found = make(base, new, folder / "no", spec=spec, size=1.0, loss=0.9)
     assert found.verdict == "failed"
