@@ -143,4 +143,5 @@ def network_digest(network: nn.Module) -> str:
 def _parts(network: nn.Module) -> Iterator[bytes]:
     for name, tensor in network.state_dict().items():
         yield name.encode()
-        yield tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        # flat: a counter such as a batch norm's has no dimension to view as bytes
+        yield tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()

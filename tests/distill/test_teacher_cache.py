@@ -69,6 +69,35 @@ def test_another_augmentation_or_teacher_has_another_file(spec, tmp_path):
     assert network_digest(one) == network_digest(other)
 
 
+STATES = [
+    torch.tensor(3), torch.tensor(True), torch.tensor([True, False]), torch.zeros(0, 4),
+    torch.tensor(0.5, dtype=torch.bfloat16), torch.ones(2, 3, dtype=torch.bfloat16).T,
+    torch.tensor(2.0, dtype=torch.float64), torch.ones(2, 1, 3, 3).contiguous(
+        memory_format=torch.channels_last),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda t: f"{t.dtype}{tuple(t.shape)}")
+def test_any_state_has_a_digest(state):
+    network, other = torch.nn.Identity(), torch.nn.Identity()
+    network.register_buffer("state", state)
+    other.register_buffer("state", state.clone())
+    assert network_digest(network) == network_digest(other)
+    if state.numel():
+        other.state.fill_(0)
+        assert network_digest(network) != network_digest(other)
+
+
+def test_a_teacher_with_a_batch_norm_is_cached(spec, tmp_path):
+    training = trainer(
+        spec("distill.steps=2", "distill.views=2", "distill.recipe=kd"), tmp_path / "work"
+    )
+    training.setting.teacher.append(torch.nn.BatchNorm2d(1).eval())
+    run = training._enter(0, training._plans[0], 2, 0)
+    assert run.cache is not None
+    run.release()
+
+
 def test_it_is_bounded_and_says_so(spec, tmp_path):
     training, run = _run(spec, tmp_path / "work", "distill.teacher_cache_mb=0")
     assert run.cache is None
