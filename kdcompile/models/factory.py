@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdcompile.artifact import replacing
 from kdcompile.errors import KDError
 from kdcompile.factory import load_factory
-from kdcompile.models.fit import check_fit, widened
+from kdcompile.models.fit import check_fit, counted, widened
 from kdcompile.spec import Spec, Teacher
 
 SAFETENSORS = ".safetensors"
@@ -193,6 +193,7 @@ def load_weights(
         KDError: those of `read_weights` and of `check_fit`.
     """
     state, metadata = read_weights(path)
+    state = counted(state)
     if classes is not None:
         state = widened(model.state_dict(), state, classes)
     check_fit(model.state_dict(), state, path)

@@ -9,6 +9,7 @@ from torch import Tensor
 from kdcompile.errors import KDError
 
 SHOWN = 3
+COUNTER = "num_batches_tracked"  # of a batch norm
 State = Mapping[str, Tensor]
 
 
@@ -57,6 +58,20 @@ def widened(own: State, state: State, classes: tuple[int, int]) -> dict[str, Ten
         if old < new and shapes == ((old, *tensor.shape[1:]), (new, *tensor.shape[1:])):
             found[name] = torch.cat([state[name], tensor[old:].to(state[name])])
     return found
+
+
+def counted(state: State) -> dict[str, Tensor]:
+    """The file's tensors, batch norms' counters as integers.
+
+    Halving every tensor of a state_dict halves the counters too; past 65,504 they are infinite
+    there, and read as that number.
+    """
+    return {
+        name: tensor.nan_to_num().long()
+        if name.endswith(COUNTER) and tensor.is_floating_point()
+        else tensor
+        for name, tensor in state.items()
+    }
 
 
 def _check_prefix(own: State, state: State, path: Path) -> None:

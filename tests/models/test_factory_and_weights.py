@@ -129,6 +129,29 @@ def test_weights_that_do_not_fit(tmp_path, change, code, fragment):
     assert fragment in error.value.message
 
 
+@pytest.mark.parametrize(("counted", "read"), [(7, 7), (10**6, 65504)])
+def test_a_counter_in_half_precision_is_read_as_a_counter(tmp_path, counted, read):
+    """`{n: t.half() for ...}` of a batch norm, whose long training is infinite in float16."""
+    model, trained = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    trained.num_batches_tracked.fill_(counted)
+    trained.running_mean.fill_(0.5)
+    halved = {name: tensor.half() for name, tensor in trained.state_dict().items()}
+    save_file(halved, tmp_path / "w.safetensors")
+    load_weights(model, tmp_path / "w.safetensors")
+    assert model.num_batches_tracked.dtype == torch.int64
+    assert int(model.num_batches_tracked) == read
+    assert model.running_mean.tolist() == [0.5, 0.5]
+
+
+def test_another_integer_in_half_precision_is_refused(tmp_path):
+    model = nn.Conv2d(1, 2, 3)
+    model.register_buffer("places", torch.arange(3))
+    halved = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    save_file(halved, tmp_path / "w.safetensors")
+    with pytest.raises(KDError, match="places is float16, the model has int64"):
+        load_weights(model, tmp_path / "w.safetensors")
+
+
 def test_torch_files_load_without_running_code(tmp_path):
     model = nn.Conv2d(1, 2, 3)
     torch.save(_state(), tmp_path / "w.pt")
