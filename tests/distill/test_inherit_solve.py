@@ -13,7 +13,7 @@ from kdcompile.distill.inherit.rows import (
     set_weight,
 )
 from kdcompile.distill.inherit.select import explaining, most
-from kdcompile.distill.inherit.solve import Gate, fit
+from kdcompile.distill.inherit.solve import Gate, Solution, fit, is_dead
 
 MODULES = [
     (nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 3), groups=2), (9, 11)),
@@ -81,12 +81,12 @@ def test_no_readers_keeps_the_first():
     assert explaining([], 5, keep=2, blocks=1).tolist() == [0, 1]
 
 
-def _problem(rows=2000, width=12, outputs=5, hidden=8):
-    """Outputs of a wider layer, of whose inputs only some are seen."""
+def _problem(rows=2000, width=12, outputs=5, hidden=8, below=4):
+    """Outputs of a wider layer, of whose inputs only some are seen; most are below 0."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, rows, width + hidden, generator=generator)
     mix = torch.randn(1, width + hidden, outputs, generator=generator)
-    return x[:, :, :width], x @ mix - 4, mix[:, :width]
+    return x[:, :, :width], x @ mix - below, mix[:, :width]
 
 
 def _ones_gate(outputs):
@@ -101,6 +101,40 @@ def test_the_gated_solution_is_better_behind_the_relu():
     assert error == gated.error(x[:, -250:], y[:, -250:], gate)
     assert gated.error(x, y, gate) < 0.97 * plain.error(x, y, gate)
     assert plain.error(x, y, None) < gated.error(x, y, None)
+
+
+@pytest.mark.parametrize("below", [8, 9, 10])
+def test_what_is_rarely_above_the_threshold_is_not_dead(below):
+    """Every ungated fit is at 0 behind the ReLU for nearly each row, and so is the prior."""
+    x, y, prior = _problem(outputs=1, below=below)
+    gate = _ones_gate(1)
+    dead = Solution(prior.double(), torch.full((1, 1, 1), -100.0, dtype=torch.double))
+    assert is_dead(dead, x, y, gate)
+    solution, _ = fit(x, y, prior, intercept=True, gate=gate)
+    assert not is_dead(solution, x, y, gate)
+    assert float((gate(solution(x)) > 0).float().mean()) > 0.1
+    assert solution.error(x, y, gate) < min(1, dead.error(x, y, gate))
+
+
+def test_held_out_rows_that_are_all_below_do_not_judge():
+    x, y, prior = _problem(outputs=1, below=11)
+    gate = _ones_gate(1)
+    assert not gate(y[:, -250:]).any()
+    solution, error = fit(x, y, prior, intercept=True, gate=gate)
+    assert error == solution.error(x, y, gate) < 1
+
+
+def test_the_prior_that_is_exact_stays_behind_a_gate():
+    x, _, prior = _problem(outputs=1)
+    solution, error = fit(x, x @ prior - 8, prior, intercept=True, gate=_ones_gate(1))
+    assert torch.allclose(solution.weight.float(), prior, atol=1e-3)
+    assert error < 1e-3
+
+
+def test_outputs_are_clamped_where_the_gate_is_closed():
+    sign, threshold = torch.tensor([[[-1.0, 1.0, 0.0]]]), torch.tensor([[[0.5, 1.0, 0.0]]])
+    y = torch.tensor([[[0.0, 0.0, -3.0], [2.0, 2.0, 3.0]]])
+    assert Gate(sign, threshold).clamped(y).tolist() == [[[0.0, 1.0, -3.0], [0.5, 2.0, 3.0]]]
 
 
 def test_a_gate_can_be_turned_moved_or_open():

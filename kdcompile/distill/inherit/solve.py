@@ -14,6 +14,7 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # relative to the mean square of a
 HELD_OUT = 8  # one row in so many is held out
 CHUNK = 4096
 GATED_STEPS = 12
+CONSTANT = 1.0  # the relative error of each output's mean
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Gate:
         """What the layers behind see of an output, up to its scale."""
         above = self.sign * (y - self.threshold)
         return torch.where(self.sign == 0, y, above.clamp(min=0))
+
+    def clamped(self, y: Tensor) -> Tensor:
+        """The outputs themselves, those below the threshold at it."""
+        above = self.threshold + self.sign * self(y)
+        return torch.where(self.sign == 0, y, above)
 
     def target(self, y: Tensor, predicted: Tensor) -> Tensor:
         """The value nearest to the prediction that is as good as y behind the gate."""
@@ -54,6 +60,9 @@ class Solution:
         wrong = (found - y).double().square().sum()
         spread = (y - y.mean(1, keepdim=True)).double().square().sum()
         return float((wrong / spread.clamp(min=torch.finfo(torch.float32).tiny)).sqrt())
+
+
+_Test = tuple[Tensor, Tensor, Gate | None]  # held-out rows, their outputs, the gate
 
 
 @dataclass(frozen=True)
@@ -95,10 +104,24 @@ def _centred(rows: Tensor, mean: Tensor) -> Tensor:
     return rows.double() - mean if rows.is_cuda else rows - mean.float()
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A solution, its error on held-out rows, and its ridge: factor and strength, if it has one."""
+
+    solution: Solution
+    error: float
+    factor: Tensor | None = None
+    strength: float = 0.0
+
+
 def fit(
     x: Tensor, y: Tensor, prior: Tensor, intercept: bool, gate: Gate | None
 ) -> tuple[Solution, float]:
     """Solve one layer; the ridge is the one with the least error on held-out rows.
+
+    Where few rows are above a ReLU's threshold, every fit to what lies below it may be dead: at 0
+    for each row, and for ever, since no gradient passes. What is no better than a constant is
+    tried again from a fit to the clamped outputs, which is above the threshold in the mean.
 
     Args:
         x: float32 [G, N, D].
@@ -112,25 +135,59 @@ def fit(
     """
     held = max(1, x.shape[1] // HELD_OUT)
     rows, targets = x[:, : max(1, x.shape[1] - held)], y[:, : max(1, x.shape[1] - held)]
-    test = (x[:, -held:], y[:, -held:], gate)
+    test: _Test = (x[:, -held:], y[:, -held:], gate)
+    if gate is not None and not _varies(gate(test[1])):
+        test = (x, y, gate)  # none of them is above the threshold: they cannot tell
     system = _System.of(rows, intercept)
-    moments, mean = system.against(targets - rows @ prior)
+    best = _ridged(system, targets, prior, test)
+    if gate is not None:
+        best = _refined(system, targets, gate, best, prior, test)
+        if best.error >= CONSTANT or is_dead(best.solution, x, y, gate):
+            other = _ridged(system, gate.clamped(targets), prior, test)
+            further = _refined(system, targets, gate, other, prior, test)
+            best = min(
+                (best, other, further),
+                key=lambda found: (is_dead(found.solution, x, y, gate), found.error),
+            )
+    return best.solution, best.error
+
+
+def is_dead(solution: Solution, x: Tensor, y: Tensor, gate: Gate) -> bool:
+    """Whether no output varies behind the gate, where those to be met do."""
+    return _varies(gate(y)) and not _varies(gate(solution(x)))
+
+
+def _varies(y: Tensor) -> bool:
+    return bool((y != y[:, :1]).any())
+
+
+def _ridged(system: _System, y: Tensor, prior: Tensor, test: _Test) -> _Found:
+    """The ungated solution of the best ridge, or the prior where none is better."""
+    moments, mean = system.against(y - system.x @ prior)
     start = prior.double()
-    best, factor, strength = Solution(start, mean), None, 0.0
-    best_error = best.error(*test)
+    kept = Solution(start, mean)
+    best = _Found(kept, kept.error(*test))
     for ridge in RIDGES:
-        candidate = system.factor(ridge)
-        if candidate is None:
+        factor = system.factor(ridge)
+        if factor is None:
             continue
-        change = torch.cholesky_solve(moments, candidate)
+        change = torch.cholesky_solve(moments, factor)
         found = Solution(start + change, mean - system.mean @ change)
         error = found.error(*test)
-        if error < best_error:
-            best, best_error, factor, strength = found, error, candidate, ridge
-    if gate is not None and factor is not None:
-        best = _gated(system, targets, gate, best, (start, factor, strength))
-        best_error = best.error(*test)
-    return best, best_error
+        if error < best.error:
+            best = _Found(found, error, factor, ridge)
+    return best
+
+
+def _refined(
+    system: _System, y: Tensor, gate: Gate, found: _Found, prior: Tensor, test: _Test
+) -> _Found:
+    """The gated solution from an ungated one; the prior is left as it is."""
+    if found.factor is None:
+        return found
+    ridge = (prior.double(), found.factor, found.strength)
+    solution = _gated(system, y, gate, found.solution, ridge)
+    return _Found(solution, solution.error(*test), found.factor, found.strength)
 
 
 def _gated(
