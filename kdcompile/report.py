@@ -91,9 +91,9 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def overall(gates: Iterable[GateResult], require_device: bool = False) -> tuple[str, int]:
     """The verdict in words and its exit code.
 
-    A required gate that failed decides first, then one that is inconclusive or skipped; gates
+    A required gate that failed decides first, then one that is inconclusive or skipped. Gates
     that wait for the board leave the verdict at `passed on host`, and are exit 5 only when the
-    device is required.
+    device is required; a gate that passed by the latency model adds `and as predicted`.
     """
     gates = list(gates)
     required = [g for g in gates if g.required]
@@ -107,7 +107,9 @@ def overall(gates: Iterable[GateResult], require_device: bool = False) -> tuple[
         return f"inconclusive: {', '.join(skipped)} skipped", EXIT_INCONCLUSIVE
     if not any(g.verdict == "passed" for g in gates):
         return "inconclusive: no gate was decided", EXIT_INCONCLUSIVE
+    predicted = any(g.verdict == "passed" and g.evidence == "predicted" for g in gates)
+    words = "passed on host" + " and as predicted" * predicted
     if pending:
-        text = f"passed on host, {pending} gate{'s'[: pending > 1]} pending on the board"
+        text = f"{words}, {pending} gate{'s'[: pending > 1]} pending on the board"
         return text, EXIT_INCONCLUSIVE if require_device else EXIT_OK
-    return "passed", EXIT_OK
+    return words if predicted else "passed", EXIT_OK

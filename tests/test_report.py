@@ -5,8 +5,11 @@ import pytest
 from kdcompile.report import GateResult, Measurement, Report, overall
 
 
-def _gate(verdict, required=True, name="g"):
-    return GateResult(name, verdict, "host", required, "at least 1", "2", "why")
+def _gate(verdict, required=True, name="g", evidence="host"):
+    return GateResult(name, verdict, evidence, required, "at least 1", "2", "why")
+
+
+PREDICTED = _gate("passed", evidence="predicted")
 
 
 @pytest.mark.parametrize(
@@ -22,6 +25,17 @@ def _gate(verdict, required=True, name="g"):
         (
             [_gate("passed"), _gate("pending"), _gate("pending")],
             "passed on host, 2 gates pending on the board",
+            0,
+        ),
+        (
+            [_gate("passed"), PREDICTED, _gate("pending")],
+            "passed on host and as predicted, 1 gate pending on the board",
+            0,
+        ),
+        ([_gate("passed"), PREDICTED], "passed on host and as predicted", 0),
+        (
+            [_gate("passed"), _gate("failed", False, evidence="predicted"), _gate("pending")],
+            "passed on host, 1 gate pending on the board",
             0,
         ),
         ([_gate("pending")], "inconclusive: no gate was decided", 5),

@@ -1,4 +1,4 @@
-"""Did others have the CPUs during a run?"""
+"""Did others have the CPUs during a run? Then it is repeated, and decides nothing if it stays so."""
 
 import os
 import time
@@ -8,21 +8,39 @@ from typing import TypeVar
 
 from kdcompile.backends.worker import affinity
 from kdcompile.bench import signals
-from kdcompile.bench.watch import ALLOWED, OTHERS, rates
+from kdcompile.bench.watch import OTHERS, rates
 
 T = TypeVar("T")
+MOST = 0.10  # of the CPUs' time; with more to others two networks slow down by unlike factors
+TRIES = 3
 
 
-def crowded(run: Callable[[], T], root: Path = Path("/")) -> tuple[T, str]:
-    """What a function returns, and words for what share of the CPUs others had meanwhile.
+def crowded(run: Callable[[], T], root: Path = Path("/")) -> tuple[T, float]:
+    """What a function returns, and the share of the CPUs' time that others had meanwhile.
 
-    "" where that is little, or nothing tells.
+    0 where nothing tells.
     """
     pids, cpus, start = [os.getpid()], affinity(), time.monotonic()
     before = signals.read(root, pids, cpus)
     found = run()
     after = signals.read(root, pids, cpus)
-    share = rates(before, after, time.monotonic() - start).get(OTHERS, 0.0)
-    if share <= ALLOWED[OTHERS]:
-        return found, ""
-    return found, f"{share:.0%} of the CPUs' time went to other processes: at rest it may differ"
+    return found, rates(before, after, time.monotonic() - start).get(OTHERS, 0.0)
+
+
+def quietest(run: Callable[[], T], tries: int = TRIES) -> tuple[T, float]:
+    """Of up to `tries` runs the first that others left the CPUs to, else the one they left most.
+
+    Args:
+        run: measures.
+        tries: at least 1.
+
+    Returns:
+        What `run` returned, and the others' share of the CPUs' time; over `MOST` where that run
+        may decide nothing.
+    """
+    best = crowded(run)
+    for _ in range(tries - 1):
+        if best[1] <= MOST:
+            break
+        best = min(best, crowded(run), key=lambda found: found[1])
+    return best

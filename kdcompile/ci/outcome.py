@@ -95,8 +95,8 @@ def overall_of(outcomes: Sequence[Outcome]) -> tuple[str, int]:
 def _gate(outcome: Outcome) -> GateResult:
     verdict = "inconclusive" if outcome.verdict == "error" else outcome.verdict
     return GateResult(
-        outcome.name, verdict, "host", outcome.required, outcome.threshold, outcome.observed,
-        outcome.reason,
+        outcome.name, verdict, outcome.details.get("evidence", "host"), outcome.required,
+        outcome.threshold, outcome.observed, outcome.reason,
     )  # fmt: skip
 
 

@@ -98,12 +98,14 @@ class Latency:
         precision: of the student that was timed.
         mode: shape, threads, and what else a reader must know to compare.
         teacher_precision: of the teacher that was timed.
+        others: the share of this machine's CPU time that other processes had meanwhile.
     """
 
     times: PairedTimes
     precision: str
     mode: str
     teacher_precision: str = "fp32"
+    others: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,11 @@ class VerifyContext:
     def evidence(self) -> Evidence:
         """What a measurement of the deployed network proves."""
         return self.deployed.evidence
+
+    @property
+    def ran_on_target(self) -> bool:
+        """Whether the deployed network was timed on the target: a CPU target is this machine."""
+        return self.evidence == "device" or self.target.kind == "cpu"
 
     @property
     def model(self) -> Origin:

@@ -205,7 +205,7 @@ def _verdicts(
 ) -> list[GateResult]:
     """The gates in their order, the pending ones decided; the size again, of the engine.
 
-    What this machine could not measure and the board did is the board's alone.
+    What this machine could not measure, or only predict, and the board did is the board's alone.
     """
     found: list[GateResult] = []
     for old in gates:
@@ -217,7 +217,8 @@ def _verdicts(
         if name == "size_mb" and context is not None:
             found.append(_asked("size_mb", settings, context))
     decided = {gate.name for gate in found if gate.verdict != "pending"}
-    return [g for g in found if g.verdict != "skipped" or g.name + DEVICE not in decided]
+    weak = [g for g in found if g.verdict == "skipped" or g.evidence == "predicted"]
+    return [g for g in found if g not in weak or g.name + DEVICE not in decided]
 
 
 def _nothing_ships(gates: list[GateResult], why: str) -> list[GateResult]:

@@ -32,19 +32,25 @@ class Gate:
         threshold: settings to the threshold in words.
         on_board: how a board judges it too, when the target cannot be built here; None where the
             host's verdict is the board's.
+        host_decides: this machine's verdict holds for another device too, until the board's.
     """
 
     name: str
     decide: Decide
     threshold: Callable[[Any], str]
     on_board: str | None
+    host_decides: bool = True
 
 
 GATES: dict[str, Gate] = {}
 
 
 def gate(
-    name: str, *, threshold: Callable[[Any], str], on_board: str | None = None
+    name: str,
+    *,
+    threshold: Callable[[Any], str],
+    on_board: str | None = None,
+    host_decides: bool = True,
 ) -> Callable[[Decide], Decide]:
     """Register the decorated function as the gate `name`.
 
@@ -52,6 +58,7 @@ def gate(
         name: its section's.
         threshold: settings to the threshold in words, for the gate that waits for a board.
         on_board: how a board judges it too, for the gate that waits for it.
+        host_decides: as `Gate` has it.
 
     Raises:
         ValueError: the name is taken by another module.
@@ -61,7 +68,7 @@ def gate(
         known = GATES.get(name)
         if known is not None and known.decide.__module__ != decide.__module__:
             raise ValueError(f"gate {name!r} is defined in {known.decide.__module__} too")
-        GATES[name] = Gate(name, decide, threshold, on_board)
+        GATES[name] = Gate(name, decide, threshold, on_board, host_decides)
         return decide
 
     return register
@@ -79,8 +86,8 @@ def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
 
     A gate that accepts host evidence is decided here, and every gate where the engine ran on the
     target itself. For a target that cannot be built on this machine it is followed by its twin
-    `NAME@device`, pending until the board answers; a gate that asks for device evidence is that
-    pending one only.
+    `NAME@device`, pending until the board answers; so is a speed that this machine cannot measure,
+    of any target. A gate that asks for device evidence is that pending one only.
     """
     known = load_gates()
     results = []
@@ -95,7 +102,8 @@ def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
         on_device = context.evidence == "device"
         if settings.evidence != "device" or on_device:
             results.append(found.decide(settings, context))
-        if not on_device and (settings.evidence == "device" or context.target.is_foreign):
+        owed = context.target.is_foreign or not (found.host_decides or context.ran_on_target)
+        if not on_device and (settings.evidence == "device" or owed):
             results.append(_pending(found, settings, context))
     return results
 

@@ -28,6 +28,7 @@ from kdcompile.gates.worst import worst_rows
 from kdcompile.report import GateResult, Report, overall
 from kdcompile.targets import Target
 
+COSTED = ("teacher", "student")
 NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")
 log = logging.getLogger("kdcompile")
 
@@ -76,6 +77,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         "calibration": dict(inputs["calibrate"].meta),
         "parity": inputs["export"].json("parity.json"),
         **compiled_details(inputs),
+        "costs": costs(inputs["search"].json("estimate.json")),
         "examples": _examples(context, found.chosen, splits.classes),
         "data": _data(splits, splits_digest(spec.data, spec.folder, store.hasher), annotated),
         "dropped": splits.dropped,
@@ -103,14 +105,15 @@ def _context(
     classes: tuple[str, ...] | None,
 ) -> VerifyContext:
     inputs = step.inputs
+    choice = inputs["compile"].json("choice.json")
     return VerifyContext(
         target=target,
-        precision=inputs["compile"].json("choice.json")["precision"],
+        precision=choice["precision"],
         task=task,
         outcomes=outcomes,
         parity=found.parity,
         latency=found.latency,
-        predictions=predictions(inputs["search"].json("estimate.json")),
+        predictions=predictions(inputs["search"].json("estimate.json"), choice.get("candidates", ())),
         files=deployable(inputs["compile"]),
         seed=step.spec.seed,
         deployed=found.deployed,
@@ -139,14 +142,26 @@ def _outcomes(
     )
 
 
-def predictions(estimate: Mapping[str, Any]) -> dict[str, Prediction]:
-    """The latency model's numbers of `estimate.json`, by the student's precision.
+def predictions(
+    estimate: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Prediction]:
+    """The latency model's numbers by the student's precision.
 
     The teacher's is at the precision that it would be deployed in beside it, else at fp32.
+
+    Args:
+        estimate: of `estimate.json`.
+        candidates: of `choice.json`: a mixed network has its estimate there, with fp16's band.
     """
     found = {}
-    teachers = estimate["teacher"]
-    for precision, student in estimate["student"].items():
+    teachers, students = estimate["teacher"], dict(estimate["student"])
+    half = students.get("fp16")
+    for one in candidates:
+        if one["evidence"] == "predicted" and half and one["precision"] not in students:
+            share = one["latency_ms"] / half["ms"]
+            scaled = {key: share * half[key] for key in ("ms", "low_ms", "high_ms")}
+            students[one["precision"]] = {**half, **scaled}
+    for precision, student in students.items():
         teacher = teachers.get(teacher_precision(precision), teachers.get("fp32"))
         if not isinstance(student, dict) or teacher is None:
             continue  # MACs and parameters stand beside the precisions
@@ -154,6 +169,11 @@ def predictions(estimate: Mapping[str, Any]) -> dict[str, Prediction]:
         validated = bool(teacher["validated"] and student["validated"])
         found[precision] = Prediction(teacher["ms"], student["ms"], band, validated)
     return found
+
+
+def costs(estimate: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Multiply-adds and parameters of teacher and student, by network."""
+    return {who: {k: estimate[who][k] for k in ("macs", "params")} for who in COSTED}
 
 
 def deployable(compiled: Artifact) -> dict[str, int]:

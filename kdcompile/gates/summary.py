@@ -10,7 +10,7 @@ from kdcompile.gates.bootstrap import interval
 from kdcompile.gates.context import Origin, Outcomes, VerifyContext
 from kdcompile.gates.rates import rate_interval
 from kdcompile.gates.resources import resource_numbers
-from kdcompile.gates.speedup import measured_speedup
+from kdcompile.gates.speedup import measured_speedup, predicted_speedup
 from kdcompile.report import Measurement
 
 MB = 1e6
@@ -125,7 +125,8 @@ def _predictions(context: VerifyContext) -> list[Measurement]:
                     mode="validated" if prediction.validated else "unvalidated",
                 )
             )
-    return found
+    speedup = None if context.ran_on_target else predicted_speedup(context)
+    return found if speedup is None else [*found, speedup]
 
 
 def prediction_rows(outcomes: Outcomes) -> list[dict[str, Any]]:

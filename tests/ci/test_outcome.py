@@ -45,6 +45,13 @@ def test_ci_ends_with_the_exit_code_of_the_report(verdict, required, device):
     assert any(outcome.red for outcome in found) == (code != 0)
 
 
+def test_the_verdict_in_ci_is_the_reports():
+    predicted = GateResult("speedup", "passed", "predicted", True, "1.5x", "2x", "the model")
+    gates = [gate("size_mb", "passed"), predicted, gate("speedup@device", "pending")]
+    words = "passed on host and as predicted, 1 gate pending on the board"
+    assert overall_of(outcomes_of_report(report(*gates))) == overall(gates) == (words, 0)
+
+
 def test_a_gate_keeps_its_words_and_measurements():
     found = outcomes_of_report(report(gate("size_mb", "failed")))[0]
     assert (found.observed, found.threshold, found.reason) == ("1.5", "< 2", "because")

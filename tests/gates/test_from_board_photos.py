@@ -66,3 +66,17 @@ def test_without_an_earlier_network_or_photos_nothing_is_passed(device):
     found = judged(device)
     assert {gate.verdict for gate in found.values()} == {"pending"}
     assert found["flips"].reason == NO_TEST
+
+
+@pytest.mark.parametrize("verdict", ["passed", "inconclusive", "failed"])
+def test_what_the_device_measured_replaces_what_was_predicted(device, verdict):
+    report = host_report()
+    said = GateResult("speedup", verdict, "predicted", True, "at least 3x", "3x", "the model")
+    report = replace(report, gates=(said, *report.gates))
+    merged, _ = judge_board(report, KIT, GATES, device, "device.json")
+    speed = [gate for gate in merged.gates if gate.name.startswith("speedup")]
+    assert [(gate.name, gate.verdict) for gate in speed] == [("speedup@device", "passed")]
+    assert merged.verdict == "passed"
+    device["test"] = None
+    kept, _ = judge_board(report, KIT, GATES, device, "device.json")
+    assert said in kept.gates, "the device did not measure it"

@@ -181,13 +181,59 @@ def test_on_the_host_itself_nothing_is_pending(context) -> None:
 
 def test_a_board_owes_a_twin_of_each_gate_but_the_size(context) -> None:
     board = replace(context, target=targets.load("jetson"))
-    results = registry.judge(ALL, board)
+    sure = {"int8": Prediction(80.0, 8.0, 1.2, True)}
+    results = registry.judge(ALL, replace(board, predictions=sure))
     pending = [r for r in results if r.verdict == "pending"]
     assert [r.name for r in pending] == ["accuracy@device", "parity@device", "speedup@device"]
     assert all(r.evidence == "device" and r.reason for r in pending)
     assert pending[2].threshold == "at least 6.5x"
-    assert overall(results) == ("passed on host, 3 gates pending on the board", 0)
+    assert overall(results) == (
+        "passed on host and as predicted, 3 gates pending on the board", 0,
+    )  # fmt: skip
     assert overall(results, require_device=True)[1] == 5
+
+
+@pytest.mark.parametrize("target", ["jetson", "t4"])
+@pytest.mark.parametrize("evidence", ["host", "predicted"])
+@pytest.mark.parametrize(
+    ("minimum", "verdict"), [(6.5, "passed"), (7.5, "inconclusive"), (16.0, "failed")]
+)
+def test_this_machine_proves_no_speed_of_another(
+    context, target, evidence, minimum, verdict
+) -> None:
+    """The host measured 8x, whole interval over 7.5; the model says 10x, 6.67x to 15x."""
+    other = replace(context, target=targets.load(target))
+    gates = Gates(accuracy=MAE_GATE, speedup=SpeedupGate(min=minimum, evidence=evidence))
+    speed, twin = (r for r in registry.judge(gates, other) if r.name.startswith("speedup"))
+    assert (speed.verdict, speed.evidence) == (verdict, "predicted")
+    assert "; the 8.0" in speed.reason
+    assert "x measured on this machine is information" in speed.reason
+    assert (twin.name, twin.verdict) == ("speedup@device", "pending")
+
+
+def test_a_speed_that_nothing_predicts_is_not_passed(context) -> None:
+    bare = replace(context, target=targets.load("jetson"), predictions={})
+    result = speedup(SpeedupGate(min=1.5, evidence="host"), bare)
+    assert (result.verdict, result.evidence) == ("skipped", "predicted")
+    assert "no latency estimate" in result.reason
+    assert overall(registry.judge(ALL, bare))[1] == 5
+
+
+@pytest.mark.parametrize("evidence", ["device", "host", "predicted"])
+def test_the_device_decides_its_own_speed(context, evidence) -> None:
+    there = replace(context.deployed, evidence="device")
+    board = replace(context, target=targets.load("jetson"), deployed=there)
+    gates = Gates(accuracy=MAE_GATE, speedup=SpeedupGate(min=7.5, evidence=evidence))
+    (speed,) = (r for r in registry.judge(gates, board) if r.name.startswith("speedup"))
+    assert (speed.verdict, speed.evidence) == ("passed", "device")
+
+
+@pytest.mark.parametrize(("others", "verdict"), [(0.10, "passed"), (0.101, "inconclusive")])
+def test_a_ratio_beside_other_work_is_inconclusive(context, others, verdict) -> None:
+    beside = replace(context, latency=replace(context.latency, others=others))
+    assert speedup(SpeedupGate(min=6.5), beside).verdict == verdict
+    never = speedup(SpeedupGate(min=9.5), beside).verdict
+    assert never == ("failed" if verdict == "passed" else verdict)
 
 
 @pytest.mark.parametrize("target", ["jetson", "t4"])
