@@ -120,7 +120,7 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
     if refined.records:
         write_json(folder / "refine.json", refined.to_json())
         refined.table.write(folder / "calibration_refined.json")
-    if _may_be_fp8(work.spec.quantize.precision, target, tensorrt):
+    if may_be_fp8(work.spec.quantize.precision, target, tensorrt):
         onnx.save(insert_fp8(work.model, table), folder / "student_fp8.onnx")
     if _may_mix(work.spec.quantize.precision, target):
         write_json(folder / "sensitivity.json", _sensitivity(work, table).to_json())
@@ -160,7 +160,7 @@ def _refined(work: _Work, seen: _Observed, table: CalibrationTable) -> Refined:
     return refine(work.model, table, asked.refine, fit, again, judge)
 
 
-def _may_be_fp8(precision: str, target: "Target", tensorrt: str | None) -> bool:
+def may_be_fp8(precision: str, target: "Target", tensorrt: str | None) -> bool:
     """Whether a network in fp8 is a candidate."""
     known = "fp8" in target.precisions and tensorrt is not None
     return precision in ("auto", "fp8") and known and _generation(str(tensorrt)) >= FP8_SINCE

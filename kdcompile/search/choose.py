@@ -1,7 +1,7 @@
 """The widest student that meets the budget on a target."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from kdcompile.spec import Budget
 
 @dataclass(frozen=True)
 class Candidate:
-    """A student's architecture and what it costs. `latency` is at the budget's precision."""
+    """A network's architecture and what it costs. `latency` is at the precision that may ship."""
 
     architecture: dict[str, Any]
     macs: float
@@ -35,25 +35,31 @@ def widest(
     architectures: Sequence[dict[str, Any]],
     price: Callable[[dict[str, Any]], Candidate],
     budget: Budget,
-    teacher: Candidate,
+    teachers: Mapping[str, Candidate],
 ) -> Candidate:
     """The first candidate in falling width that keeps the budget, found by bisection.
 
     Cost falls with width but for the odd rounding, so the neighbours that bisection ends at are
     both priced.
 
+    Args:
+        architectures: in falling width.
+        price: of one of them.
+        budget: what is to be kept.
+        teachers: what a student of each precision is compared with.
+
     Raises:
         KDError: `budget-impossible`, naming the smallest reachable cost.
     """
     low, high = 0, len(architectures) - 1
     smallest = price(architectures[high])
-    if not met(budget, smallest, teacher):
-        raise _impossible(budget, smallest, teacher)
+    if not met(budget, smallest, teachers[smallest.latency.precision]):
+        raise _impossible(budget, smallest, teachers[smallest.latency.precision])
     best = smallest
     while low < high:
         middle = (low + high) // 2
         candidate = price(architectures[middle])
-        if met(budget, candidate, teacher):
+        if met(budget, candidate, teachers[candidate.latency.precision]):
             best, high = candidate, middle
         else:
             low = middle + 1

@@ -15,6 +15,7 @@ from kdcompile.search.cost import params
 from kdcompile.search.explain import Priced
 from kdcompile.search.kernels_of import Kernel, Precision, kernels_of
 from kdcompile.search.latency import estimate
+from kdcompile.search.precision import fastest
 from kdcompile.targets import Target
 
 AS_TYPE: dict[str, Precision] = {
@@ -57,6 +58,10 @@ class Network:
             self._kernels[kind] = kernels_of(self.model, self.shape, kind)
         kernels = self._kernels[kind]
         return Priced(kernels, estimate(kernels, target, precision), self.shape)
+
+    def fastest(self, target: Target, precisions: Sequence[str]) -> Priced:
+        """`priced` at the one of the precisions that is predicted to be the fastest."""
+        return fastest(self.priced(target, precision) for precision in precisions)
 
     def record(self, target: Target, precisions: Sequence[str]) -> Mapping[str, Any]:
         """`macs`, `params`, and the estimate at each precision, as JSON values."""

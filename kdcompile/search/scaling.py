@@ -1,6 +1,7 @@
 """Families `shrink` and of the user's own: the widest that keeps the budget, or the one given."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -11,29 +12,34 @@ from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.choose import Candidate, met, reachable, widest
 from kdcompile.search.cost import params
+from kdcompile.search.explain import Priced
 from kdcompile.search.latency import estimate
 from kdcompile.search.network import Network, as_type
+from kdcompile.search.precision import beside, candidates, fastest
 from kdcompile.search.shrink import architectures
 from kdcompile.search.template import Template
 from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
 
-def scaled(
-    spec: Spec, teacher: Network, target: Target, precisions: tuple[str, str]
-) -> dict[str, Any]:
+def scaled(spec: Spec, teacher: Network, target: Target) -> dict[str, Any]:
     """The architecture that the spec fixes, checked against the budget, or the widest that fits.
 
-    `precisions` are those of the teacher, which a speed-up is against, and of the student.
+    A student is priced at the precision that is expected to ship (`precision`), the teacher at
+    that which it is compared at.
 
     Raises:
         KDError: `budget-missed`, `budget-impossible`; those of a given student's file.
     """
     budget, student = spec.student.budget, spec.student
-    whole = _Price(spec, teacher, target, precisions[0]).network(teacher, {"width": 1.0})
-    price = _Price(spec, teacher, target, precisions[1])
+    price = _Price(spec, teacher, target)
+    teachers = {
+        precision: price.network(teacher, {"width": 1.0}, [beside(precision, target.precisions)])
+        for precision in price.precisions
+    }
     if student.init == "file" or student.family != "shrink":
         given = price(_given(spec, teacher.module))
+        whole = teachers[given.latency.precision]
         if not met(budget, given, whole):
             cost = (whole.latency.ms / given.latency.ms, given.latency.ms, given.macs)
             raise KDError(
@@ -47,15 +53,15 @@ def scaled(
     small = [shape[0], shape[1], *(min(side, 128) for side in shape[2:])]
     ratios = [budget.width] if budget.width is not None else []
     options = architectures(teacher.module, small, target.channel_tile, spec.seed, ratios)
-    return widest(options, price, budget, whole).architecture
+    return widest(options, price, budget, teachers).architecture
 
 
 class _Price:
     """What a student costs: from the teacher's file, or from its own where that cannot be."""
 
-    def __init__(self, spec: Spec, teacher: Network, target: Target, precision: str) -> None:
-        self._spec, self._teacher = spec, teacher
-        self._target, self._precision = target, precision
+    def __init__(self, spec: Spec, teacher: Network, target: Target) -> None:
+        self._spec, self._teacher, self._target = spec, teacher, target
+        self.precisions = candidates(spec, target)
         self._template: Template | None = None
         self._untold = False  # the teacher's file does not tell which channels are where
 
@@ -65,17 +71,21 @@ class _Price:
         ).eval()
         template = self._of_teacher() if architecture["family"] == "shrink" else None
         if template is None:
-            return self.network(Network(student, self._teacher.shape), architecture)
-        kernels = template.at(architecture, as_type(self._precision))
-        latency = estimate(kernels, self._target, self._precision)
-        macs = sum(kernel.macs for kernel in kernels)
-        return Candidate(architecture, macs, params(fold(student)), latency)
+            own = Network(student, self._teacher.shape)
+            return self.network(own, architecture, self.precisions)
+        prices = []
+        for precision in self.precisions:
+            kernels = template.at(architecture, as_type(precision))
+            latency = estimate(kernels, self._target, precision)
+            prices.append(Priced(kernels, latency, self._teacher.shape))
+        return _candidate(architecture, fold(student), fastest(prices))
 
-    def network(self, network: Network, architecture: dict[str, Any]) -> Candidate:
-        """The cost of a network from its own file."""
-        priced = network.priced(self._target, self._precision)
-        macs = sum(kernel.macs for kernel in priced.kernels)
-        return Candidate(architecture, macs, params(network.module), priced.estimate)
+    def network(
+        self, network: Network, architecture: dict[str, Any], precisions: Sequence[str]
+    ) -> Candidate:
+        """The cost of a network from its own file, at the fastest of some precisions."""
+        found = network.fastest(self._target, precisions)
+        return _candidate(architecture, network.module, found)
 
     def _of_teacher(self) -> Template | None:
         if self._template is None and not self._untold:
@@ -87,6 +97,11 @@ class _Price:
                     raise
                 self._untold = True
         return self._template
+
+
+def _candidate(architecture: dict[str, Any], module: nn.Module, priced: Priced) -> Candidate:
+    macs = sum(kernel.macs for kernel in priced.kernels)
+    return Candidate(architecture, macs, params(module), priced.estimate)
 
 
 def _given(spec: Spec, teacher: nn.Module) -> dict[str, Any]:

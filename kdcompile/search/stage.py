@@ -6,34 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.artifact import Artifact, Step, Store, write_json
-from kdcompile.backends.teacher import teacher_precision
 from kdcompile.export.opset import at_opset
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.explain import costly
 from kdcompile.search.network import Network
 from kdcompile.search.operators import operators_of
+from kdcompile.search.precision import beside, candidates
 from kdcompile.search.scaling import scaled
 from kdcompile.search.searched import searched
 from kdcompile.search.show import Found
 from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
-ORDER = ("int8", "fp16", "fp32")
-ALSO = ("bf16", "fp8")  # priced for the report and for `compile`, never what a budget is judged at
-
-
-def precisions(target: Target) -> list[str]:
-    """The precisions that kdcompile builds for a target, fastest arithmetic first."""
-    return [p for p in ORDER if p in target.precisions]
-
-
-def budget_precision(spec: Spec, target: Target) -> str:
-    """The precision at which a latency budget is judged: the asked one, or the fastest."""
-    asked = spec.quantize.precision
-    if asked == "auto":
-        return precisions(target)[0]
-    return "fp16" if asked == "mixed" else asked  # fp16 bounds it: mixed is no slower
+PRICED = ("int8", "fp16", "fp32", "bf16", "fp8")  # in the report and for `compile`
 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
@@ -49,20 +35,21 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
     def build(folder: Path) -> Mapping[str, Any]:
         spec = step.spec
-        shape, precision = spec.export.profile[1], budget_precision(spec, target)
+        shape, found = spec.export.profile[1], None
         teacher = _readable(Network(load_teacher(spec), shape), target)
-        beside = teacher_precision(precision)
-        beside = beside if beside in target.precisions else "fp32"
-        found = None
         if spec.student.searches:
-            found = searched(step, store, target, teacher, (beside, precision), folder)
+            # its students are compared at one precision: the fastest of what they are made from
+            pair = _compared(teacher, spec, target)
+            found = searched(step, store, target, teacher, pair, folder)
             architecture = dict(found.chosen.architecture)
         else:
-            architecture = scaled(spec, teacher, target, (beside, precision))
+            architecture = scaled(spec, teacher, target)
         module = student_from_architecture(teacher.module, architecture, spec.folder)
         student = _readable(Network(module.eval(), shape), target)
-        predicted = _predicted(teacher, student, target, (beside, precision))
-        why = costly(student.priced(target, precision)) if found is None else found.explanation
+        if found is None:
+            pair = _compared(student, spec, target)
+        predicted = _predicted(teacher, student, target, pair)
+        why = costly(student.priced(target, pair[1])) if found is None else found.explanation
         write_json(folder / "architecture.json", architecture)
         write_json(folder / "explanation.json", list(why))
         operators = [asdict(operator) for operator in operators_of(student.model, shape)]
@@ -72,6 +59,12 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         return _meta(predicted) | names | ({} if found is None else _judged(found))
 
     return store.make(step.stage, step.key, build)
+
+
+def _compared(network: Network, spec: Spec, target: Target) -> tuple[str, str]:
+    """What the teacher and a student, of which `network` tells, are compared at."""
+    precision = network.fastest(target, candidates(spec, target)).estimate.precision
+    return beside(precision, target.precisions), precision
 
 
 def _readable(network: Network, target: Target) -> Network:
@@ -88,14 +81,14 @@ def _predicted(
     teacher: Network, student: Network, target: Target, judged: tuple[str, str]
 ) -> dict[str, Any]:
     """The cost of both at every precision; `judged` are those that the speed-up compares."""
-    beside, precision = judged
-    priced = [*precisions(target), *(p for p in ALSO if p in target.precisions)]
+    teachers, precision = judged
+    priced = [p for p in PRICED if p in target.precisions]
     costs = {n: m.record(target, priced) for n, m in (("teacher", teacher), ("student", student))}
     return {
         **costs,
         "precision": precision,
-        "teacher_precision": beside,
-        "speedup": costs["teacher"][beside]["ms"] / costs["student"][precision]["ms"],
+        "teacher_precision": teachers,
+        "speedup": costs["teacher"][teachers]["ms"] / costs["student"][precision]["ms"],
         "target": target.name,
     }
 

@@ -24,7 +24,10 @@ WIDTHS = [n / 16 for n in range(16, 0, -1)]
 def test_widest_that_fits(budget):
     budget, teacher = Budget(**budget), _candidate(1.0)
     chosen = widest(
-        [{"width": w} for w in WIDTHS], lambda a: _candidate(a["width"]), budget, teacher
+        [{"width": w} for w in WIDTHS],
+        lambda a: _candidate(a["width"]),
+        budget,
+        {"fp16": teacher},
     )
     fitting = [w for w in WIDTHS if met(budget, _candidate(w), teacher)]
     assert chosen.architecture["width"] == max(fitting)
@@ -36,7 +39,7 @@ def test_an_impossible_budget_names_the_smallest_reach():
             [{"width": w} for w in WIDTHS],
             lambda a: _candidate(a["width"]),
             Budget(latency_ms=0.5),
-            _candidate(1.0),
+            {"fp16": _candidate(1.0)},
         )
     assert error.value.code == "budget-impossible"
     assert "1.04 ms" in error.value.message
