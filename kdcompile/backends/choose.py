@@ -9,6 +9,7 @@ from kdcompile.data.metric import Metric
 from kdcompile.report import Evidence
 
 Basis = Literal["measured", "predicted", "asked"]
+NOISE = 0.02  # validation metrics of one student's precisions are as good as this near
 TIE = 0.02  # medians of two engines in turns differ by this much between runs of one build
 ORDER = ("fp32", "fp16", "bf16", "mixed", "fp8", "int8")  # the most precise first, in a tie
 
@@ -19,7 +20,7 @@ class Candidate:
 
     `latency_ms` is of one image at the typical shape, measured or predicted as `evidence` says;
     `val_metric` is the task's metric; `sqnr_db` the agreement of its outputs with fp32's;
-    `why` says how `passed` came about.
+    `accurate` whether the metric alone is within its limit; `why` says how `passed` came about.
     """
 
     precision: str
@@ -27,6 +28,7 @@ class Candidate:
     evidence: Evidence
     val_metric: float
     sqnr_db: float
+    accurate: bool
     passed: bool
     why: str
 
@@ -68,15 +70,21 @@ def judge(
     )
     if not alike:
         why += f", and its outputs keep {sqnr_db:.1f} dB of {limits.min_sqnr_db:g}"
-    return Candidate(precision, latency_ms, evidence, val_metric, sqnr_db, accurate and alike, why)
+    return Candidate(
+        precision, latency_ms, evidence, val_metric, sqnr_db, accurate, accurate and alike, why
+    )
 
 
 def choose(candidates: Sequence[Candidate], metric: Metric, asked: str = "auto") -> Choice:
-    """The asked precision; for `auto` the fastest that passes, else the most accurate.
+    """The asked precision; for `auto` the fastest that passes.
+
+    Where none passes: fp32 if that is not accurate either, as then no quantisation is to blame,
+    else the most accurate.
 
     Args:
         candidates: at least one. Equal latencies go to the more accurate one; measured ones
-            within `TIE` of the fastest go to the more precise one.
+            within `TIE` of the fastest, and where none passes metrics within `NOISE` of the best,
+            go to the more precise one.
         metric: what their accuracy is in.
         asked: `auto`, or the precision of one of the candidates.
     """
@@ -85,9 +93,7 @@ def choose(candidates: Sequence[Candidate], metric: Metric, asked: str = "auto")
         return Choice(asked, "asked", f"the spec asks for {asked}; {given.why}")
     passing = [c for c in candidates if c.passed]
     if not passing:
-        best = min(candidates, key=lambda c: _loss(c, metric))
-        reason = f"no precision passes; {best.precision} is the most accurate: {best.why}"
-        return Choice(best.precision, _basis(best), reason)
+        return _none_passes(candidates, metric)
     best = fastest = min(passing, key=lambda c: (c.latency_ms, _loss(c, metric)))
     if _basis(best) == "measured":
         level = [c for c in passing if c.latency_ms <= (1 + TIE) * best.latency_ms]
@@ -95,6 +101,21 @@ def choose(candidates: Sequence[Candidate], metric: Metric, asked: str = "auto")
     place = "the fastest" if best is fastest else f"within {TIE:.0%} of the fastest"
     others = [_against(c, best) for c in candidates if c is not best]
     reason = "; ".join([f"{best.precision} is {place} that passes", *others])
+    return Choice(best.precision, _basis(best), reason)
+
+
+def _none_passes(candidates: Sequence[Candidate], metric: Metric) -> Choice:
+    for trained in candidates:
+        if trained.precision == "fp32" and not trained.accurate:
+            reason = f"no precision passes; the fp32 student fails by itself: {trained.why}"
+            return Choice("fp32", _basis(trained), reason)
+    first = min(candidates, key=lambda c: _loss(c, metric))
+    near = NOISE * abs(first.val_metric) if math.isfinite(first.val_metric) else 0.0
+    level = [c for c in candidates if _loss(c, metric) <= _loss(first, metric) + near]
+    best = min(level, key=lambda c: ORDER.index(c.precision))
+    is_first = _loss(best, metric) == _loss(first, metric)
+    place = "the most accurate" if is_first else f"within {NOISE:.0%} of the most accurate"
+    reason = f"no precision passes; {best.precision} is {place}: {best.why}"
     return Choice(best.precision, _basis(best), reason)
 
 

@@ -7,6 +7,7 @@ is judged on photos of the teacher's: what it knows of new ones would hide what 
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdcompile.data.metric import METRICS, Metric
 from kdcompile.gates.context import VerifyContext
@@ -65,9 +66,28 @@ def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
         threshold=_threshold(settings),
         observed=observed_text(metric, found.reference, found.value),
         reason=f"{found.reason}, on {outcomes.scope}"
-        + ("" if where is None else f", the {kept.sum()} of the teacher's classes"),
+        + ("" if where is None else f", the {kept.sum()} of the teacher's classes")
+        + _of_itself(settings, context, metric, found, kept),
         measurements=(difference(context, metric, found, "teacher", int(kept.sum())),),
     )
+
+
+def _of_itself(
+    settings: AccuracyGate,
+    context: VerifyContext,
+    metric: Metric,
+    found: Decision,
+    kept: NDArray[np.bool_],
+) -> str:
+    """Of a student that fails, that it does so in fp32 already; else nothing."""
+    if found.verdict != "failed" or not context.outcomes.knows("student_fp32", metric):
+        return ""
+    trained = metric(context.outcomes.errors(context.task, "student_fp32", metric)[kept])
+    if not metric.is_better(
+        metric.limit(found.reference, fraction(settings.max_increase)), trained
+    ):
+        return ""
+    return f"; the fp32 student fails by itself, with {metric.text(trained)}: not by quantisation"
 
 
 def difference(

@@ -25,6 +25,7 @@ def interval(
     *,
     confidence: float,
     seed: int,
+    least: float = -math.inf,
 ) -> tuple[float, float]:
     """The two-sided interval of a statistic over images.
 
@@ -38,6 +39,8 @@ def interval(
         statistic: `f(*samples, axis)` to one number, vectorised over the other axes.
         confidence: of the interval.
         seed: of the resampling.
+        least: the smallest value that the statistic can have, below which no end lies: Student's
+            interval is symmetric and would reach there.
 
     Returns:
         `(low, high)`; both are the statistic itself when no resample changes it.
@@ -46,7 +49,8 @@ def interval(
     point = float(statistic(*samples, axis=-1))
     reach = jackknife_reach(samples, statistic, confidence)
     # a bound that is no number stays one, and proves nothing
-    return float(np.minimum(found[0], point - reach)), float(np.maximum(found[1], point + reach))
+    low, high = np.minimum(found[0], point - reach), np.maximum(found[1], point + reach)
+    return float(np.maximum(least, low)), float(high)
 
 
 def bca(

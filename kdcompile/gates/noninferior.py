@@ -125,7 +125,8 @@ def bounds(
         return rate_decrease_interval(reference, errors, confidence)
     whole = metric(reference)
     if not whole:  # of a reference that is never wrong there is no share
-        return interval((errors,), metric.of, confidence=confidence, seed=seed)
+        # a bound at 0 decides as one below it: no allowance is negative
+        return interval((errors,), metric.of, confidence=confidence, seed=seed, least=0.0)
     powers = (np.abs(values / whole) ** metric.power for values in (reference, errors))
     low, high = ratio_interval(*powers, confidence=confidence, seed=seed)
     low, high = (whole * (end ** (1 / metric.power) - 1) for end in (low, high))

@@ -72,7 +72,7 @@ def _error(
     if metric.points:
         low, high = rate_interval(errors, confidence=0.95)
     elif len(errors) > 1:
-        low, high = interval((errors,), metric.of, confidence=0.95, seed=context.seed)
+        low, high = interval((errors,), metric.of, confidence=0.95, seed=context.seed, least=0.0)
     return context.measurement(
         name,
         metric(errors),

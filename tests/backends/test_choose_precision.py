@@ -19,10 +19,11 @@ def candidates(*rows):
         ((("fp32", 3, 9), ("fp16", 2, 9), ("int8", 1, 10.1)), "fp16"),
         ((("fp32", 3, 10), ("fp16", 2, 11), ("int8", 1, 12)), "fp32"),  # the limit itself passes
         ((("fp32", 1, 9), ("fp16", 2, 8), ("int8", 3, 7)), "fp32"),  # int8 that does not pay
-        ((("fp32", 3, 12), ("fp16", 2, 11), ("int8", 1, 13)), "fp16"),  # none passes
+        ((("fp32", 3, 12), ("fp16", 2, 11), ("int8", 1, 13)), "fp32"),  # not even fp32 passes
         ((("fp32", 3, 12), ("fp16", 2, math.nan), ("int8", 1, math.inf)), "fp32"),
         ((("fp32", 1, 9), ("int8", 1, 8)), "int8"),  # a tie goes to the more accurate
         ((("fp32", 1, math.nan),), "fp32"),
+        ((("fp32", 3, 18.046427), ("mixed", 1, 18.046333)), "fp32"),
     ],
 )
 def test_auto(rows, precision):
@@ -30,8 +31,31 @@ def test_auto(rows, precision):
 
 
 def test_none_passing_is_said():
-    choice = choose(candidates(("fp32", 3, 12), ("int8", 1, 13)), MAE)
-    assert choice.why.startswith("no precision passes; fp32 is the most accurate")
+    choice = choose(candidates(("fp32", 3, 12), ("int8", 1, 11)), MAE)
+    assert choice.why == (
+        "no precision passes; the fp32 student fails by itself: "
+        "validation mae 12 is over the limit 10"
+    )
+
+
+def test_where_fp32_is_no_candidate_the_most_accurate_is_chosen():
+    choice = choose(candidates(("fp16", 3, 12), ("int8", 1, 11)), MAE)
+    assert choice.precision == "int8"
+    assert choice.why.startswith("no precision passes; int8 is the most accurate: ")
+
+
+@pytest.mark.parametrize(("int8", "chosen"), [(11.76, "int8"), (11.77, "fp16"), (12, "fp16")])
+def test_where_none_passes_metrics_within_noise_go_to_the_more_precise(int8, chosen):
+    """12 is within 2 % of 11.77, and not of 11.76."""
+    choice = choose(candidates(("int8", 1, int8), ("fp16", 3, 12)), MAE)
+    assert choice.precision == chosen
+    assert ("within 2% of the most accurate" in choice.why) == (chosen == "fp16" and int8 < 12)
+
+
+def test_an_accurate_fp32_that_computes_something_else_is_not_to_blame():
+    found = [judge("fp32", 3, "device", 9, 3.0, LIMITS), judge("int8", 1, "device", 11, 9, LIMITS)]
+    choice = choose(found, MAE)
+    assert choice.why.startswith("no precision passes; fp32 is the most accurate: ")
 
 
 def test_nan_never_passes():
@@ -81,4 +105,4 @@ def test_of_a_rate_more_is_better():
     assert found[2].why == "validation top1 89.00% is under the limit 90.00%"
     strict = Limits(TOP1, 0.99, 20.0)
     none = [judge(p, ms, "predicted", value, 40.0, strict) for p, ms, value in rows]
-    assert choose(none, TOP1).why.startswith("no precision passes; fp32 is the most accurate")
+    assert choose(none, TOP1).why.startswith("no precision passes; the fp32 student fails by")

@@ -6,11 +6,13 @@ import pytest
 from kdcompile import targets
 from kdcompile.bench.paired import PairedTimes
 from kdcompile.data.agreement import decibels
+from kdcompile.data.metric import RMSE
 from kdcompile.data.task import find_task
 from kdcompile.gates import registry
 from kdcompile.gates.accuracy import accuracy
 from kdcompile.gates.bootstrap import MIN_IMAGES
 from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, Prediction, VerifyContext
+from kdcompile.gates.noninferior import bounds, compare
 from kdcompile.gates.parity import parity
 from kdcompile.gates.size_mb import size_mb
 from kdcompile.gates.speedup import speedup
@@ -78,6 +80,38 @@ def test_a_clearly_worse_student_fails(context, metric) -> None:
     result = accuracy(AccuracyGate(metric=metric), worse)
     assert result.verdict == "failed"
     assert "over the limit" in result.reason
+
+
+def test_a_student_that_fails_in_fp32_already_does_not_fail_by_quantisation(context) -> None:
+    told = "the fp32 student fails by itself"
+    worse = replace(context, outcomes=make_outcomes(150, bias=6))  # in every precision
+    assert told in accuracy(AccuracyGate(), worse).reason
+    spoiled = replace(worse.outcomes, student_fp32=context.outcomes.student)
+    result = accuracy(AccuracyGate(), replace(worse, outcomes=spoiled))
+    assert result.verdict == "failed"
+    assert told not in result.reason
+    assert told not in accuracy(AccuracyGate(), context).reason
+
+
+def test_the_interval_of_an_error_never_goes_below_0(context) -> None:
+    """One photo with nearly all of the error: Student's interval would reach below 0."""
+    true = np.full(12, 100.0)
+    predicted = true + np.array([0.1] * 11 + [50.0])
+    outcomes = replace(
+        make_outcomes(12), true=true, teacher=predicted, student=predicted, student_fp32=predicted,
+        student_int8=predicted,
+    )  # fmt: skip
+    numbers = measurements(replace(context, outcomes=outcomes), {})
+    errors = [m for m in numbers if m.name in ("teacher mae", "student rmse")]
+    assert {(m.name, m.low) for m in errors} == {("teacher mae", 0.0), ("student rmse", 0.0)}
+    assert all(m.high > m.value for m in errors)
+
+
+def test_a_bound_at_0_decides_as_one_below_it() -> None:
+    errors = np.array([0.1] * 11 + [50.0])
+    low, _ = bounds(RMSE, np.zeros(12), errors, seed=0)
+    assert low == 0.0
+    assert compare(RMSE, np.zeros(12), errors, margin=0.1, seed=0).verdict == "inconclusive"
 
 
 def test_a_clearly_better_student_passes(context) -> None:

@@ -98,7 +98,8 @@ def _of_one(errors: Any, power: int, seed: int) -> tuple[float, float]:
     spread = math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum()))
     low, high = _bca(metric, (errors,), seed)
     reach = _quantile(n) * spread
-    return float(np.minimum(low, point - reach)), float(np.maximum(high, point + reach))
+    low, high = np.minimum(low, point - reach), np.maximum(high, point + reach)
+    return float(np.maximum(0.0, low)), float(high)  # an error is not negative
 
 
 def _contrast(reference: Any, errors: Any) -> Any:
