@@ -18,7 +18,7 @@ from kdcompile.logs import kept_in
 from kdcompile.pipeline.board import find_board
 from kdcompile.pipeline.keys import covered, key_parts, measures, step_key
 from kdcompile.pipeline.stages import STAGES, upstream
-from kdcompile.pipeline.why import NEVER, keep, reasons
+from kdcompile.pipeline.why import NEVER, REUSED, keep, reasons
 from kdcompile.spec import Spec
 from kdcompile.targets import Target, load
 
@@ -124,7 +124,8 @@ class Plan:
         log.info("%s", name)
         stage, key = STAGES[name], self._key(name, made)
         assert key is not None, "upstream stages come first"
-        for reason in self.why(name, made):
+        why = self.why(name, made)
+        for reason in why:
             log.log(logging.DEBUG if reason == NEVER else logging.INFO, "%s: %s", name, reason)
         began = time.monotonic()
         inputs = {needed: made[needed] for needed in stage.inputs}
@@ -133,7 +134,8 @@ class Plan:
         artifact = stage.load()(step, self.store, self.target)
         with suppress(OSError):  # the step is made; why the next one runs is a courtesy
             keep(self.store, artifact, covered(stage, self.parts[name], inputs), self.rows)
-        log.info("%s: done in %.1f s", name, time.monotonic() - began)
+        if why != [REUSED]:
+            log.info("%s: done in %.1f s", name, time.monotonic() - began)
         return artifact
 
 

@@ -27,6 +27,7 @@ MOST_TOLD = 3  # changes of one kind
 MOST_CHARS = 40  # of a value
 ABSENT = object()
 NEVER = "never made here"
+REUSED = "an earlier build made it from the same inputs: reused"
 
 Cover = Mapping[str, Any]
 Change = tuple[tuple[str, ...], Any, Any]  # where, what was and what is
@@ -65,7 +66,9 @@ def drop_unused(store: Store) -> None:
 def reasons(
     store: Store, stage: str, key: str | None, cover: Cover, rows: Mapping[str, Sequence[Row]]
 ) -> list[str]:
-    """What makes a step that has no entry run, a sentence each.
+    """What makes a step run, a sentence each; `REUSED` where its entry turns out to be there.
+
+    That is so of a step whose key was not known before a step that it needs was made.
 
     Args:
         store: where its earlier entries are.
@@ -75,7 +78,8 @@ def reasons(
         rows: what the splits hold now.
     """
     if key is not None and store.entry(stage, key).is_dir():
-        return ["its entry in the store is damaged"]
+        whole = store.find(stage, key) is not None
+        return [REUSED if whole else "its entry in the store is damaged"]
     kept = _newest(store, stage)
     if kept is None:
         return [NEVER]

@@ -49,6 +49,29 @@ def test_an_entry_that_was_edited_is_called_so(folder):
     assert to_do(plan_of(folder))["export"] == ["its entry in the store is damaged"]
 
 
+def test_an_entry_that_another_target_made_is_called_reused(folder, caplog):
+    """The key of `distill` is known once `search` has run, which is made anew for a target."""
+    caplog.clear()
+    with caplog.at_level("INFO", "kdcompile"):
+        plan_of(folder, "target=cpu").make("distill")
+    told = [message for message in caplog.messages if message.startswith("distill")]
+    assert told == ["distill", "distill: an earlier build made it from the same inputs: reused"]
+    assert any(message.startswith("search: done in") for message in caplog.messages)
+
+
+def test_an_entry_that_another_target_made_and_was_edited_is_called_damaged(folder, caplog):
+    file = plan_of(folder).found()["distill"].file("student.safetensors")
+    file.chmod(0o644)
+    file.write_text("edited")
+    caplog.clear()
+    with caplog.at_level("INFO", "kdcompile"):
+        plan_of(folder, "target=cpu").make("distill")
+    told = [message for message in caplog.messages if message.startswith("distill")]
+    assert told[1] == "distill: its entry in the store is damaged"
+    assert told[-1].startswith("distill: done in")
+    assert not any("reused" in message for message in told)
+
+
 def test_a_split_that_a_stage_did_not_read_is_read_now(folder):
     """As where a student that was scaled is searched for."""
     (file,) = (folder / ".kdcompile" / "distill").glob("*.json")
