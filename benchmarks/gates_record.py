@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kdcompile.artifact import write_text
 from kdcompile.backends.via import Place, open_place
 from kdcompile.bench.machine import fingerprint
+from kdcompile.lazy import need
 
 Sides = dict[str, list[list[int]]]  # by copy: bursts of inferences
 NETWORKS = {"small": (16, 64), "large": (32, 96)}  # channels, pixels a side
@@ -126,7 +127,7 @@ def one_process(
 
 def local_process(path: Path, x: dict[str, Any]) -> Sides:
     """The bursts of two sessions of one thread, in this process."""
-    import onnxruntime as ort
+    ort = need("onnxruntime", "cpu", "timing")
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1

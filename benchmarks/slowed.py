@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from kdcompile.bench.paired import PairedTimes, ratio_interval
+from kdcompile.lazy import need
+
+ort = need("onnxruntime", "cpu", "timing")
 
 ROUNDS, BLOCKS, CALLS = 10, 120, 40
 CLOSE = 0.004  # to the ratio asked for

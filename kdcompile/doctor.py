@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Literal
 
 from kdcompile import __version__
 from kdcompile.errors import EXIT_MISSING, EXIT_OK
+from kdcompile.lazy import NO_TELEMETRY
 
 Status = Literal["ok", "missing", "warning", "error"]
 
@@ -154,6 +156,7 @@ def _onnxruntime() -> Check:
         fix = "pip install 'kdcompile[cpu]', or 'kdcompile[gpu]' with an NVIDIA GPU"
         return Check("onnxruntime", "error", "absent; for running and measuring networks", fix)
     try:
+        os.environ.update(NO_TELEMETRY)
         import onnxruntime
 
         providers = ", ".join(onnxruntime.get_available_providers())

@@ -1087,6 +1087,7 @@ class OnnxRuntime:
 
     def __init__(self) -> None:
         """Import the module, and see that it has the provider."""
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when the library loads
         try:
             import onnxruntime
         except ImportError as error:

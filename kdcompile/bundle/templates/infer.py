@@ -36,6 +36,7 @@ def read(manifest: dict[str, Any], name: str) -> bytes:
 
 def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
     """model.onnx as a function of one prepared image."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it sends usage data else; read when it loads
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,0 +1,95 @@
+"""ONNX Runtime sends no usage data: not from here, a board's worker or a bundle's own script."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from kdcompile.lazy import NO_TELEMETRY
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("kdcompile", "calib", "kernels", "targets", "examples", "benchmarks")
+INFER = ROOT / "kdcompile/bundle/templates/infer.py"
+((VARIABLE, OFF),) = NO_TELEMETRY.items()
+# what the package's own files do in place of `need`, which is not on a board or in a bundle
+ALONE = {"doctor.py", "worker.py", "infer.py"}
+WATCH = """
+import os, sys
+
+class Watch:
+    seen = []
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            self.seen.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
+
+sys.meta_path.insert(0, Watch())
+model = sys.argv[1]
+"""
+WAYS = {
+    "need": """
+from pathlib import Path
+from kdcompile.backends.onnxruntime_ import open_session
+open_session(Path(model))
+""",
+    "doctor": """
+from kdcompile.doctor import examine
+examine()
+""",
+    "worker": """
+from kdcompile.backends.worker import OnnxRuntime
+OnnxRuntime().ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+""",
+    "infer.py": f"""
+import hashlib, runpy
+with open(model, "rb") as stream:
+    sha = hashlib.sha256(stream.read()).hexdigest()
+names = runpy.run_path({str(INFER)!r})
+names["open_onnx"].__globals__["HERE"] = __import__("pathlib").Path(model).parent
+about = {{"model": "m.onnx", "files": {{"m.onnx": {{"sha256": sha}}}}}}
+names["open_onnx"](about, "CPUExecutionProvider")
+""",
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+@pytest.mark.parametrize(
+    ("way", "before"), [("need", None), ("need", ""), *((way, "0") for way in WAYS)]
+)
+def test_it_is_off_before_the_library_loads(way, before, model, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    quiet = {VARIABLE, "CI", "ORT_RUNNING_UNIT_TESTS"}  # each of them turns it off as well
+    environment = {k: v for k, v in os.environ.items() if k not in quiet}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
+    if before is not None:
+        environment[VARIABLE] = before
+    code = WATCH + WAYS[way] + f"\nassert Watch.seen == [{OFF!r}], Watch.seen\n"
+    command = [sys.executable, "-c", code, str(model)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(home.rglob("*onnxruntime*")), "a device id and queued events"
+
+
+def test_nothing_imports_it_another_way():
+    found = {}
+    for path in (path for name in SOURCES for path in (ROOT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.split(".")[0] == "onnxruntime" for name in names):
+                found[path.name] = found.get(path.name, 0) + 1
+    assert found == dict.fromkeys(ALONE, 1)
