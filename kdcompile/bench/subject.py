@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kdcompile.artifact import file_sha256
 from kdcompile.backends.engine import record_of
-from kdcompile.bundle.manifest import Bundle, read_bundle
+from kdcompile.bundle.manifest import Bundle
+from kdcompile.bundle.signature import open_bundle
 from kdcompile.errors import KDError
 from kdcompile.lazy import need
 
@@ -70,7 +71,7 @@ def find_subject(
 
     Raises:
         KDError: `artifact-missing`, `artifact-unknown`, `onnx-refused`, `engine-unknown`,
-            `engine-damaged`, `backend-differs`, those of `read_bundle`.
+            `engine-damaged`, `backend-differs`, those of `open_bundle`.
     """
     given = None if shape is None else tuple(shape)
     if not path.exists():
@@ -81,7 +82,7 @@ def find_subject(
             fix="name an ONNX file, an engine or a bundle; kdcompile build makes one",
         )
     if path.is_dir():
-        return _bundle(read_bundle(path), backend, given)
+        return _bundle(open_bundle(path), backend, given)
     if path.suffix == ".onnx":
         return _onnx(path, path.name, backend, given)
     if path.suffix in ENGINES:

@@ -14,6 +14,7 @@ from typing import Any
 
 from kdcompile.artifact import file_sha256, write_json, write_text
 from kdcompile.bundle import manifest, product
+from kdcompile.bundle.signature import open_bundle
 from kdcompile.bundle.swap import beside, swap
 from kdcompile.errors import KDError
 from kdcompile.report import Report
@@ -27,7 +28,13 @@ LARGEST = 256 * 1024 * 1024
 EXAMPLES = re.compile(r'<h2 id="examples">.*?(?=<h2 |</main>|</body>)', re.DOTALL)
 
 
-def merge(bundle: Path, device_json: Path, engine: Path | None, judge: Judge) -> Report:
+def merge(
+    bundle: Path,
+    device_json: Path,
+    engine: Path | None,
+    judge: Judge,
+    trusted: Path | None = None,
+) -> Report:
     """Judge a board's record, and rewrite the bundle with it, whole or not at all.
 
     Args:
@@ -35,15 +42,16 @@ def merge(bundle: Path, device_json: Path, engine: Path | None, judge: Judge) ->
         device_json: the record.
         engine: the engine that ships, or the folder of it; None leaves it out.
         judge: `kdcompile.gates.from_board.judge_board`.
+        trusted: the public key that must have signed the bundle; by default the environment's.
 
     Returns:
         The report with the board's verdicts.
 
     Raises:
-        KDError: `bundle-*`; `kit-missing`; `device-unreadable`; `merge-mismatch`, the record is of
-            another kit or engine; what `judge` raises; `output-unwritable`.
+        KDError: `bundle-*`, `signature-*`; `kit-missing`; `device-unreadable`; `merge-mismatch`,
+            the record is of another kit or engine; what `judge` raises; `output-unwritable`.
     """
-    found = manifest.read_bundle(bundle)
+    found = open_bundle(bundle, trusted)
     if "kit/kit.json" not in found.manifest["files"]:
         raise KDError(
             "kit-missing",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.artifact import write_json
-from kdcompile.bundle.manifest import NAME, SIGNATURE
+from kdcompile.bundle.manifest import NAME, SIGNATURE, Bundle, read_bundle
 from kdcompile.errors import KDError
 from kdcompile.lazy import need
 
@@ -46,6 +46,55 @@ def trusted_key(option: Path | None) -> Path | None:
     return option or (Path(found) if found else None)
 
 
+def open_bundle(folder: Path, trusted: Path | None = None) -> Bundle:
+    """The bundle in a folder: signed by the trusted key where there is one, and whole.
+
+    Every command that takes a bundle comes by here, before anything of it is run or told.
+
+    Args:
+        folder: the bundle.
+        trusted: the public key of `--trusted`; by default that of $KDCOMPILE_TRUSTED_KEY, if any.
+
+    Raises:
+        KDError: those of `check_signature` and `read_bundle`.
+        ToolMissingError: a key is trusted, and `cryptography` is not installed.
+    """
+    if (key := trusted_key(trusted)) is not None and (folder / NAME).is_file():
+        check_signature(folder, key)
+    return read_bundle(folder)
+
+
+def check_before_signing(folder: Path, key_file: Path, trusted: Path | None = None) -> None:
+    """Refuse to sign a rewritten bundle that nothing shows to be as its builder signed it.
+
+    Its signature must be by the trusted key, else by the one that is to sign: a new signature over
+    files that somebody changed would vouch for the change.
+
+    Args:
+        folder: the bundle, before it is rewritten.
+        key_file: the private key that is to sign it.
+        trusted: as for `open_bundle`.
+
+    Raises:
+        KDError: `key-unreadable`; those of `check_signature`.
+        ToolMissingError: `cryptography` is not installed.
+    """
+    keys, key = _private_key(key_file)
+    public = trusted_key(trusted)
+    if public is not None:
+        check_signature(folder, public)
+    elif not (folder / SIGNATURE).is_file():
+        raise KDError(
+            "signature-missing",
+            "the bundle is not signed, so nothing shows that its files are those of the build",
+            where=str((folder / SIGNATURE).absolute()),
+            fix="sign it as it comes from the build, with kdcompile build --sign KEY (finished "
+            "steps are kept), then merge with --sign; or merge without --sign",
+        )
+    else:
+        _check(folder, keys, key.public_key(), "the key that is to sign")
+
+
 def sign_bundle(folder: Path, key_file: Path) -> str:
     """Write `manifest.sig` beside the manifest; an older one is replaced.
 
@@ -61,6 +110,24 @@ def sign_bundle(folder: Path, key_file: Path) -> str:
         ToolMissingError: the library `cryptography` is not installed.
     """
     message = _manifest(folder)
+    keys, key = _private_key(key_file)
+    fingerprint = _fingerprint(keys, key.public_key())
+    record = {
+        "algorithm": ALGORITHM,
+        "public_key_sha256": fingerprint,
+        "signature": base64.b64encode(key.sign(message)).decode(),
+    }
+    write_json(folder / SIGNATURE, record)
+    return fingerprint
+
+
+def _private_key(key_file: Path) -> tuple[Any, Any]:
+    """The library's module of keys, and the key that signs.
+
+    Raises:
+        KDError: `key-unreadable`.
+        ToolMissingError: the library `cryptography` is not installed.
+    """
     keys = need("cryptography.hazmat.primitives.serialization", "sign", "signing a bundle")
     content = _read(key_file, "private", MAKE_KEY)
     try:
@@ -72,14 +139,7 @@ def sign_bundle(folder: Path, key_file: Path) -> str:
         raise _unreadable(key_file, "it is no PEM private key", MAKE_KEY) from error
     if not _is_ed25519(key):
         raise _unreadable(key_file, "its key is not Ed25519", MAKE_KEY)
-    fingerprint = _fingerprint(keys, key.public_key())
-    record = {
-        "algorithm": ALGORITHM,
-        "public_key_sha256": fingerprint,
-        "signature": base64.b64encode(key.sign(message)).decode(),
-    }
-    write_json(folder / SIGNATURE, record)
-    return fingerprint
+    return keys, key
 
 
 def check_signature(folder: Path, public_key: Path | None) -> Signature | None:
@@ -108,9 +168,8 @@ def check_signature(folder: Path, public_key: Path | None) -> Signature | None:
             fix="get the signed bundle from whoever built it (kdcompile build --sign KEY), or "
             f"leave out --trusted and unset {VARIABLE}",
         )
-    fingerprint, signature = _parsed(path)
     if public_key is None:
-        return Signature(fingerprint, is_trusted=False)
+        return Signature(_parsed(path)[0], is_trusted=False)
     keys = need("cryptography.hazmat.primitives.serialization", "sign", "checking a signature")
     content = _read(public_key, "public", MAKE_PUBLIC)
     try:
@@ -119,20 +178,27 @@ def check_signature(folder: Path, public_key: Path | None) -> Signature | None:
         raise _unreadable(public_key, "it is no PEM public key", MAKE_PUBLIC) from error
     if not _is_ed25519(key):
         raise _unreadable(public_key, "its key is not Ed25519", MAKE_PUBLIC)
+    return _check(folder, keys, key, "the trusted key")
+
+
+def _check(folder: Path, keys: Any, key: Any, whose: str) -> Signature:
+    """The signature of a bundle that has one, checked with a public key.
+
+    Raises:
+        KDError: `signature-corrupt`, `signature-wrong`.
+    """
+    path = folder / SIGNATURE
+    fingerprint, signature = _parsed(path)
     expected = _fingerprint(keys, key)
     if fingerprint != expected:
-        reason = f"it is by {fingerprint}, the trusted key is {expected}"
-        raise _wrong(path, reason)
-    _verify(key, signature, _manifest(folder), path)
-    return Signature(fingerprint, is_trusted=True)
-
-
-def _verify(key: Any, signature: bytes, message: bytes, path: Path) -> None:
+        raise _wrong(path, f"it is by {fingerprint}, {whose} is {expected}")
+    message = _manifest(folder)
     invalid = need("cryptography.exceptions", "sign", "checking a signature").InvalidSignature
     try:
         key.verify(signature, message)
     except invalid as error:
         raise _wrong(path, f"it is not of this {NAME}") from error
+    return Signature(fingerprint, is_trusted=True)
 
 
 def _manifest(folder: Path) -> bytes:

@@ -8,12 +8,15 @@ import click
 
 from kdcompile.cli.build import planned
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
+from kdcompile.cli.trust import trusted_option
 from kdcompile.errors import KDError
 
 if TYPE_CHECKING:
     from kdcompile.pipeline.plan import Plan
 
 TEACHERS = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
+NAME, SIGNATURE = "manifest.json", "manifest.sig"
+WITH_MERGE = "--engine, --sign, --trusted and --json"
 FOLDER = click.Path(path_type=Path)
 
 
@@ -35,6 +38,7 @@ FOLDER = click.Path(path_type=Path)
     "--engine", type=FOLDER, help="With --merge: the board's engine, or the folder that it is in."
 )
 @sign_option
+@trusted_option
 @as_json
 def bundle(
     spec: str | None,
@@ -46,21 +50,16 @@ def bundle(
     merge: Path | None,
     engine: Path | None,
     key: Path | None,
+    trusted: Path | None,
     as_json: bool,
 ) -> None:
     """Write the bundle's files; a test pack for a board; or merge what the board measured."""
     if merge is not None:
         if any((target, sets, via, output, test_pack)):
-            raise click.UsageError("--merge takes a BUNDLE, --engine, --sign and --json only")
-        folder = Path(spec or ".")
-        signed = (folder / "manifest.sig").is_file()
-        code = merge_board(folder, merge, engine, as_json)
-        sign(folder, key)
-        if signed and key is None:
-            click.echo("warning: the bundle is no longer signed; --sign KEY signs it", err=True)
-        sys.exit(code)
-    if engine is not None:
-        raise click.UsageError("--engine needs --merge")
+            raise click.UsageError(f"--merge takes a BUNDLE, {WITH_MERGE} only")
+        sys.exit(merge_board(Path(spec or "."), merge, engine, (key, trusted), as_json))
+    if engine is not None or trusted is not None:
+        raise click.UsageError(f"{'--engine' if engine else '--trusted'} needs --merge")
     if key is not None and output is None:
         raise click.UsageError("--sign needs -o: the stage's own files stay as they are")
     from kdcompile.bundle.stage import install
@@ -84,13 +83,39 @@ def bundle(
         click.echo(f"test pack: {test_pack}, {len(about['names'])} photos")
 
 
-def merge_board(folder: Path, record: Path, engine: Path | None, as_json: bool) -> int:
-    """Merge, print the report, and give its exit code."""
+def merge_board(
+    folder: Path,
+    record: Path,
+    engine: Path | None,
+    keys: tuple[Path | None, Path | None],
+    as_json: bool,
+) -> int:
+    """Merge, sign, print the report, and give its exit code.
+
+    Args:
+        folder: of the bundle.
+        record: the board's `device.json`.
+        engine: the board's engine, if it is to ship.
+        keys: the private key that signs what comes of it, and the public one that must have signed
+            what was there.
+        as_json: print JSON.
+
+    Raises:
+        KDError: those of `merge`; `signature-*` before anything is written.
+    """
     from kdcompile.bundle.merge import merge
+    from kdcompile.bundle.signature import check_before_signing
     from kdcompile.bundle.text import text_summary
     from kdcompile.gates.from_board import judge_board
 
-    report = merge(folder, record, engine, judge_board)
+    key, trusted = keys
+    signed = (folder / SIGNATURE).is_file()
+    if key is not None and (folder / NAME).is_file():
+        check_before_signing(folder, key, trusted)
+    report = merge(folder, record, engine, judge_board, trusted)
+    sign(folder, key)
+    if signed and key is None:
+        click.echo("warning: the bundle is no longer signed; --sign KEY keeps it so", err=True)
     if as_json:
         echo_json({"bundle": str(folder), **report.to_json()})
     else:

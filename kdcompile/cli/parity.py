@@ -10,10 +10,11 @@ import click
 from kdcompile.cli.build import planned
 from kdcompile.cli.network import backend_of
 from kdcompile.cli.options import echo_json
-from kdcompile.cli.trust import check_trust
+from kdcompile.cli.trust import open_trusted
 from kdcompile.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, KDError
 
 if TYPE_CHECKING:
+    from kdcompile.bundle.manifest import Bundle
     from kdcompile.parity.ladder import Ladder, Step
     from kdcompile.pipeline.plan import Plan
 
@@ -51,9 +52,8 @@ def open_ladder(
         return
     if target is not None or sets:
         raise click.UsageError("--target and --set are of a spec: a bundle is built")
-    folder = Path(str(spec))
-    check_trust(folder, trusted)  # before an engine of it is opened
-    with ladder_of_bundle(folder, via) as ladder:
+    bundle, _ = open_trusted(Path(str(spec)), trusted)  # before an engine of it is opened
+    with ladder_of_bundle(bundle, via) as ladder:
         yield ladder
 
 
@@ -71,18 +71,16 @@ def ladder_of_spec(plan: "Plan") -> AbstractContextManager["Ladder"]:
     return spec_ladder(plan.spec, plan.target, plan.found(), plan.board, IMAGES)
 
 
-def ladder_of_bundle(folder: Path, via: str | None) -> AbstractContextManager["Ladder"]:
+def ladder_of_bundle(bundle: "Bundle", via: str | None) -> AbstractContextManager["Ladder"]:
     """Of a bundle, with its engine at a place where one is named.
 
     Raises:
-        KDError: `bundle-corrupt` and its kin, `engine-missing`.
+        KDError: `bundle-corrupt`, `engine-missing`.
     """
-    from kdcompile.bundle.manifest import read_bundle
     from kdcompile.parity.from_bundle import bundle_ladder
     from kdcompile.targets import load
 
-    bundle = read_bundle(folder)
-    place = None
+    folder, place = bundle.folder, None
     if via is not None:
         if bundle.engine is None:
             raise KDError(

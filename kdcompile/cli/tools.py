@@ -7,7 +7,7 @@ import click
 
 from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, via_option
-from kdcompile.cli.trust import check_trust, trusted_option
+from kdcompile.cli.trust import open_trusted, trusted_option
 from kdcompile.errors import plain
 
 
@@ -54,14 +54,12 @@ def run(
 
     An engine that is in the bundle runs here, or at --via; otherwise the ONNX file runs.
     """
-    from kdcompile.bundle.manifest import read_bundle
     from kdcompile.bundle.run import run_bundle
     from kdcompile.data.photo import read_pixels
     from kdcompile.data.prepare import Preprocess
     from kdcompile.data.task import find_task
 
-    found = read_bundle(bundle)
-    check_trust(bundle, trusted)
+    found, _ = open_trusted(bundle, trusted)
     task, classes = find_task(found.manifest["task"]), found.manifest.get("classes")
     preprocess = Preprocess.from_json(found.preprocess)
     pixels = (read_pixels(photo, preprocess.channels) for photo in photos)
@@ -89,13 +87,13 @@ def run(
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
+@trusted_option
 @as_json
-def report(bundle: Path, as_json: bool) -> None:
+def report(bundle: Path, trusted: Path | None, as_json: bool) -> None:
     """Print the report of a BUNDLE; report.html lies in it."""
-    from kdcompile.bundle.manifest import read_bundle
     from kdcompile.bundle.text import text_summary
 
-    found = read_bundle(bundle)
+    found, _ = open_trusted(bundle, trusted)
     told = found.report()
     if as_json:
         echo_json(told.to_json())

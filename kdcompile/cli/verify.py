@@ -13,7 +13,7 @@ from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
 from kdcompile.cli.parity import is_bundle, open_ladder, show_ladder
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
-from kdcompile.cli.trust import check_trust, trusted_option
+from kdcompile.cli.trust import open_trusted, trusted_option
 from kdcompile.errors import EXIT_GATE
 
 if TYPE_CHECKING:
@@ -110,15 +110,13 @@ def verify_bundle(
     """Check and print a bundle.
 
     Raises:
-        KDError: that of `check_trust`, before an engine of it is opened; those of `check_bundle`.
+        KDError: of `open_trusted`, before an engine of it is opened; those of `check_bundle`.
     """
-    from kdcompile.bundle.manifest import read_bundle
     from kdcompile.ci.outcome import overall_of
     from kdcompile.cli.verify_ci import outcomes_of_bundle
     from kdcompile.report import overall
 
-    signature = check_trust(folder, trusted)
-    bundle = read_bundle(folder)
+    bundle, signature = open_trusted(folder, trusted)
     found = check_bundle(bundle, via) | {"signature": signature}
     report = bundle.report()
     if device and found["exit_code"] != EXIT_GATE:

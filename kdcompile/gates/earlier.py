@@ -10,7 +10,8 @@ from kdcompile.backends import engine
 from kdcompile.backends.carried import source_of
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import Runner
-from kdcompile.bundle.manifest import NAME, Bundle, read_bundle
+from kdcompile.bundle.manifest import NAME, Bundle
+from kdcompile.bundle.signature import open_bundle
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import load_splits, photos_digest
 from kdcompile.data.task import Task, find_task
@@ -95,17 +96,18 @@ def open_earlier(
     """The network of a bundle, where a comparison with it means something.
 
     Args:
-        folder: of the earlier bundle; every file is checked against its manifest.
+        folder: of the earlier bundle; every file is checked against its manifest, and that by the
+            trusted key, where the environment names one.
         task: of this build.
         classes: the names that the data has for them.
         photos_sha256: the hash of this build's test photos and their annotations.
 
     Raises:
-        KDError: `bundle-missing`, `bundle-corrupt` or `bundle-version`; `baseline-task` and
+        KDError: those of `open_bundle`; `baseline-task` and
             `baseline-classes`, it predicts something else; `baseline-test-set`, it was judged on
             other test photos.
     """
-    bundle = read_bundle(folder)
+    bundle = open_bundle(folder)
     kind, names = bundle.manifest["task"], bundle.manifest.get("classes")
     if kind != task.kind:
         raise _other("task", f"{folder.name} is of {kind}, this build of {task.kind}", bundle)

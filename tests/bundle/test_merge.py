@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 from played_board import (
     COUNT,
     ENGINE,
@@ -22,7 +23,9 @@ from played_board import (
 from kdcompile.artifact import Store, file_sha256, write_json
 from kdcompile.bundle import manifest, swap
 from kdcompile.bundle.merge import merge
+from kdcompile.bundle.signature import VARIABLE, open_bundle, sign_bundle
 from kdcompile.bundle.stage import install, run
+from kdcompile.cli import cli
 from kdcompile.errors import KDError
 from kdcompile.gates.from_board import NO_TEST, judge_board
 
@@ -361,3 +364,26 @@ def test_hostile_values_end_as_errors_or_verdicts(device, judged, place):
 
 
 CODES = ("device-invalid", "device-version", "merge-mismatch")
+
+
+def test_a_merged_bundle_is_signed_again(bundle, device, tmp_path, monkeypatch):
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    from cryptography.hazmat.primitives import serialization as s
+
+    key = ed25519.Ed25519PrivateKey.generate()
+    private = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    public = key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pem").write_bytes(private)
+    (tmp_path / "key.pub").write_bytes(public)
+    (tmp_path / "device.json").write_text(json.dumps(device))
+    sign_bundle(bundle, tmp_path / "key.pem")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "key.pub"))
+    words = ["bundle", str(bundle), "--merge", str(tmp_path / "device.json")]
+    for _ in range(2):  # a later record of the board takes the place of the first
+        done = CliRunner().invoke(cli, [*words, "--sign", str(tmp_path / "key.pem")])
+        assert not isinstance(done.exception, KDError), done.exception
+        assert "signed by " in done.stderr
+        found = open_bundle(bundle)
+        assert "device/device.json" in found.manifest["files"]
+    done = CliRunner().invoke(cli, words)
+    assert "no longer signed" in done.stderr

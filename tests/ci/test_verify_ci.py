@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from command_line import CommandLine
 
-from kdcompile.bundle import manifest
 from kdcompile.cli import cli
 from kdcompile.errors import KDError
 from kdcompile.parity.ladder import Step
@@ -82,8 +81,7 @@ def bundle(line, monkeypatch):
         def opened(*_, **__):
             yield lambda image: factor * image
 
-        monkeypatch.setattr(manifest, "read_bundle", lambda _: made)
-        monkeypatch.setattr(verify, "check_trust", lambda *_: "not signed")
+        monkeypatch.setattr(verify, "open_trusted", lambda *_: (made, "not signed"))
         monkeypatch.setattr(verify, "open_network", opened)
         return line
 

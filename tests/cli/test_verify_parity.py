@@ -66,7 +66,7 @@ def test_an_engine_that_is_not_trusted_is_not_opened(tmp_path, monkeypatch):
         order.append("trust")
         raise KDError("signature-missing", "not signed", fix="sign it")
 
-    monkeypatch.setattr(verify, "check_trust", trust)
+    monkeypatch.setattr(verify, "open_trusted", trust)
     monkeypatch.setattr(verify, "check_bundle", lambda *values: order.append("opened"))
     done = CliRunner().invoke(verify.verify, [str(tmp_path), "--trusted", "key.pub"])
     assert isinstance(done.exception, KDError)

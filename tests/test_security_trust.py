@@ -1,0 +1,160 @@
+"""With a trusted key every command that takes a bundle refuses one that was changed and resealed.
+
+The commands are those that click knows: one that is in neither table fails the first test.
+"""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+import tiny_bundle
+from bench_samples import made
+from command_line import CommandLine, contents
+
+import kdcompile
+from kdcompile.bench.baseline import make_baseline
+from kdcompile.bundle.signature import VARIABLE, sign_bundle
+from kdcompile.cli import cli
+
+PACKAGE = Path(kdcompile.__file__).parent
+# words of each command at every place where it takes a bundle, B; `spec` is a project
+TAKES = {
+    "baseline init": ["B name"],
+    "baseline update": ["B net --why new --device c --folder kept"],
+    "bench": ["B", "good --baseline base.json --reference B"],
+    "bisect": ["B", "B --rung onnx"],
+    "build": ["spec --baseline B", 'spec --set gates.previous.bundle="B"'],
+    "bundle": ["B --merge device.json", "B --merge device.json --sign key.pem"],
+    "compare": ["B good", "good B"],
+    "report": ["B", "B --json"],
+    "run": ["B photo.png", "B photo.png --onnx"],
+    "verify": ["B", "B --parity", "B --ci", "spec --baseline B"],
+}
+TAKES_NONE = {
+    "baseline show", "calibrate", "clean", "compile", "delta apply", "delta make", "distill",
+    "doctor", "export", "init", "plan", "recipes show", "schema", "search", "targets calibrate",
+    "targets show", "targets validate",
+}  # fmt: skip
+
+
+def leaves(group, *before):
+    """The names of all commands, those of groups too."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, *before, name)
+        else:
+            yield " ".join((*before, name))
+
+
+def test_every_command_is_known():
+    assert set(leaves(cli)) == {*TAKES, *TAKES_NONE}
+
+
+def test_a_bundle_is_read_in_one_place():
+    """`open_bundle` asks for the signature; who reads a bundle past it does not."""
+    allowed = {"bundle/signature.py", "bundle/manifest.py"}
+    callers = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "attr", None) or getattr(node, "id", None)
+            if isinstance(node, ast.Attribute | ast.Name) and name == "read_bundle":
+                callers.add(path.relative_to(PACKAGE).as_posix())
+    assert callers == allowed
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A spec, a signed bundle as `good`, and a changed one whose manifest is resealed.
+
+    That one has its old signature as `wrong`, and none as `missing`.
+    """
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    folder = tmp_path_factory.mktemp("trust")
+    pem, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    plain, form = serialization.NoEncryption(), serialization.PublicFormat.SubjectPublicKeyInfo
+    for name in ("key", "other"):
+        key = ed25519.Ed25519PrivateKey.generate()
+        (folder / f"{name}.pem").write_bytes(key.private_bytes(pem, kind, plain))
+        (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(pem, form))
+    tiny_bundle.copied(folder).rename(folder / "good")
+    sign_bundle(folder / "good", folder / "key.pem")
+    for name in ("wrong", "missing"):
+        shutil.copytree(folder / "good", folder / name)
+        with (folder / name / "infer.py").open("a") as script:
+            script.write("print('changed')\n")
+        tiny_bundle.resealed(folder / name)
+    (folder / "missing/manifest.sig").unlink()
+    leave = shutil.ignore_patterns("bundle", ".kdcompile")
+    shutil.copytree(tiny_bundle.built(), folder / "spec", ignore=leave)
+    (folder / "device.json").write_text("{}")
+    (folder / "kept/c").mkdir(parents=True)
+    for file in (folder / "base.json", folder / "kept/c/net.json"):
+        make_baseline(made(), folder / "good", file, "who", "why").write(file)
+    return folder
+
+
+@pytest.fixture
+def command(site, monkeypatch, capsys):
+    monkeypatch.chdir(site)
+    monkeypatch.setenv(VARIABLE, str(site / "key.pub"))
+    return CommandLine(monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("signature", ["wrong", "missing"])
+@pytest.mark.parametrize(
+    "words", [f"{name} {rest}" for name, each in TAKES.items() for rest in each]
+)
+def test_a_resealed_bundle_is_refused(words, signature, site, command):
+    before = contents(site / signature)
+    code, text = command(*(word.replace("B", signature) for word in words.split(" ")))
+    assert (code, f"error[signature-{signature}]" in text) == (1, True), text
+    assert contents(site / signature) == before
+
+
+def test_the_signed_one_is_taken(command):
+    assert command("report", "good") == (0, "")
+    assert command("run", "good", "photo.png")[0] == 0
+    command("verify", "good")
+    assert "signature: signed by " in command.out
+    code, text = command("bundle", "good", "--merge", "device.json", "--sign", "key.pem")
+    assert (code, "error[merge-mismatch]" in text) == (1, True), text
+
+
+def test_a_key_is_named_on_the_command_line_too(command, monkeypatch):
+    monkeypatch.delenv(VARIABLE)
+    for words in ("report wrong", "bundle wrong --merge device.json", "run wrong photo.png"):
+        code, text = command(*words.split(), "--trusted", "key.pub")
+        assert (code, "signature-wrong" in text) == (1, True), text
+    code, text = command("report", "wrong")
+    assert (code, text.startswith("warning: signed by ")) == (0, True)
+    assert json.loads(Path("wrong/manifest.sig").read_text())["public_key_sha256"] in text
+    assert command("bundle", "spec", "--trusted", "key.pub")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("bundle", "key", "error", "says"),
+    [
+        ("wrong", "key.pem", "signature-wrong", "it is not of this manifest.json"),
+        ("missing", "key.pem", "signature-missing", "kdcompile build --sign KEY"),
+        ("good", "other.pem", "signature-wrong", "the key that is to sign is"),
+        ("good", "key.pem", "merge-mismatch", "not made by this bundle's kit"),
+    ],
+)
+def test_nothing_is_signed_anew_that_was_not_signed_so(
+    bundle, key, error, says, site, command, monkeypatch
+):
+    """Also where nobody trusts a key: a new signature would vouch for what was changed."""
+    monkeypatch.delenv(VARIABLE)
+    before = contents(site / bundle)
+    code, text = command("bundle", bundle, "--merge", "device.json", "--sign", key)
+    assert (code, f"error[{error}]" in text, says in text) == (1, True, True), text
+    assert contents(site / bundle) == before
+
+
+def test_another_may_sign_what_a_trusted_key_has_signed(command):
+    code, text = command("bundle", "good", "--merge", "device.json", "--sign", "other.pem")
+    assert (code, "error[merge-mismatch]" in text) == (1, True), text
