@@ -159,7 +159,7 @@ def decide(
     worse = f"the {metric.worsening}"
     if low > allowance:
         return "failed", f"{worse} is at least {metric.difference(low)} at 95 %, over {allowed}"
-    if not high <= allowance:  # no number proves nothing
+    if not (math.isfinite(high) and high <= allowance):  # no number proves nothing
         shown = metric.difference(high) if math.isfinite(high) else "of any size"
         return "inconclusive", f"{worse} may be {shown} at 95 %, over {allowed}"
     return "passed", f"{worse} is at most {metric.difference(high)} at 95 %, within {allowed}"

@@ -42,6 +42,20 @@ def test_a_change_of_the_margin_is_found():
     assert found.decision == "regressed"
 
 
+@pytest.mark.parametrize("share", [0.52, 0.7, 0.85])
+def test_a_change_beyond_half_the_margin_that_may_be_more_is_a_regression(share):
+    """Surely slower, and for all that is known by more than the margin."""
+    slower, spread = share * np.log(1.03), 0.0065 * np.array([-1.0, 0.0, 1.0])
+    fine = 1 + 1e-9 * np.arange(400.0).reshape(20, 20)
+    ours, theirs = built([np.exp(slower + spread)[:, None, None] * fine]), built([[fine] * 3])
+    found = compare(ours, theirs, paired=True)
+    median = found.ratios[0]
+    assert 1 < median.low < median.value < 1.03 < median.high
+    assert (median.decision, found.decision) == ("regressed", "regressed")
+    found = compare(theirs, ours, paired=True)
+    assert found.ratios[0].decision == "improved"
+
+
 def test_a_sure_change_within_the_margin_is_equivalent():
     found = compare(made(1.015, **ONE, seed=1), made(**ONE, seed=2), paired=True)
     assert found.decision == "equivalent"

@@ -83,3 +83,13 @@ def test_a_point_over_its_limit_fails_however_few_photos():
     found = compare(MAE, teacher, student, margin=9.0, max_increase=0.5, seed=0)
     assert found.verdict == "failed"
     assert compare(MAE, teacher, student, margin=9.0, seed=0).verdict == "inconclusive"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:The BCa confidence interval")
+@pytest.mark.parametrize("sizes", [(1e160, 1e160), (1.0, 1e160), (1e160, 1.0)], ids=str)
+@pytest.mark.parametrize("student", [1.0, 9.0])
+def test_errors_too_large_to_compute_with_prove_nothing(sizes, student):
+    """Their squares are no numbers, and neither is the bound: a student 9 times as bad included."""
+    errors = 1 + np.random.default_rng(0).random(40)
+    teacher, own = sizes[0] * errors, sizes[1] * student * errors[::-1]
+    assert compare(RMSE, teacher, own, margin=0.15, seed=0).verdict == "inconclusive"
