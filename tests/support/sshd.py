@@ -86,26 +86,34 @@ def running_sshd(folder, sftp="Subsystem sftp internal-sftp"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name]
         subprocess.run(command, check=True)
     shutil.copyfile(folder / "user_key.pub", folder / "authorized")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for name, key in (("known_hosts", "host_key"), ("changed_hosts", "other_host_key")):
-        text = (folder / f"{key}.pub").read_text()
-        (folder / name).write_text(f"[127.0.0.1]:{port} {text}")
     (folder / "no_hosts").write_text("")
-    config = folder / "sshd_config"
-    config.write_text(SERVER_CONFIG.format(port=port, folder=folder, home=home, sftp=sftp))
-    with (folder / "sshd.log").open("w") as log:
-        server = subprocess.Popen([SERVER, "-D", "-e", "-f", config], stderr=log)
-        try:
-            _await(server, port, folder / "sshd.log")
-            made = Sshd(folder, home, port, server.pid, folder / "client_config")
-            made.client("client_config")
-            yield made
-        finally:
-            for pid in [*descendants(server.pid), server.pid]:
-                _kill(pid)
-            server.wait()
+    server, port = _started(folder, home, sftp)
+    try:
+        for name, key in (("known_hosts", "host_key"), ("changed_hosts", "other_host_key")):
+            text = (folder / f"{key}.pub").read_text()
+            (folder / name).write_text(f"[127.0.0.1]:{port} {text}")
+        made = Sshd(folder, home, port, server.pid, folder / "client_config")
+        made.client("client_config")
+        yield made
+    finally:
+        for pid in [*descendants(server.pid), server.pid]:
+            _kill(pid)
+        server.wait()
+
+
+def _started(folder, home, sftp):
+    """A server that listens, and its port: another one where that was taken meanwhile."""
+    config, log = folder / "sshd_config", folder / "sshd.log"
+    for _ in range(9):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        config.write_text(SERVER_CONFIG.format(port=port, folder=folder, home=home, sftp=sftp))
+        with log.open("w") as words:
+            server = subprocess.Popen([SERVER, "-D", "-e", "-f", config], stderr=words)
+        if _listens(server, port, log):
+            return server, port
+    pytest.fail(f"no port is free for sshd: {log.read_text()[-300:]}")
 
 
 def descendants(pid):
@@ -133,12 +141,13 @@ def _kill(pid):
         os.kill(pid, signal.SIGKILL)
 
 
-def _await(server, port, log):
-    for _ in range(200):
+def _listens(server, port, log):
+    """Waits until it says so, however busy the machine is; False where the port was taken."""
+    while f"Server listening on 127.0.0.1 port {port}" not in log.read_text():
         if server.poll() is not None:
-            pytest.skip(f"sshd may not run here: {log.read_text()[-300:]}")
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+            said = log.read_text()
+            if "Address already in use" in said:
+                return False
+            pytest.skip(f"sshd may not run here: {said[-300:]}")
         time.sleep(0.02)
-    pytest.skip("sshd does not listen")
+    return True
