@@ -148,10 +148,10 @@ def test_get_goes_on_after_sftp_was_stopped(board, sftp, tmp_path):
     local.write_bytes(b"old")
     with open_place(board.via(), BACKEND) as place:
         there = file_of(Path(place.path("big.engine")), 4 * MIB, seed=3)
-        speed.write_text("8000")
+        speed.write_text("800")
 
         def stop():
-            (pid,) = (p for p in descendants(os.getpid()) if b"-l\x008000" in command_line(p))
+            (pid,) = (p for p in descendants(os.getpid()) if b"-l\x00800" in command_line(p))
             os.kill(pid, 9)
 
         stopped, arrived = interrupt(

@@ -56,6 +56,18 @@ def test_a_change_beyond_half_the_margin_that_may_be_more_is_a_regression(share)
     assert found.ratios[0].decision == "improved"
 
 
+@pytest.mark.parametrize(("slow", "which", "gate"), [(15, 1, 1.1), (3, 2, 1.25)])
+@pytest.mark.parametrize(("share", "decision"), [(0.8, "inconclusive"), (1.1, "regressed")])
+def test_a_tail_has_to_be_slower_by_all_of_its_margin(slow, which, gate, share, decision):
+    """Surely slower is not enough: a few wild inferences move a tail."""
+    even = 1 + 1e-9 * np.arange(3000.0).reshape(3, 10, 100)
+    tail = np.where(np.arange(100) < slow, gate**share, 1.0)
+    found = compare(built([even * tail]), built([even]), paired=True)
+    assert found.ratios[which].low > 1
+    assert found.ratios[which].decision == decision
+    assert found.decision == ("regressed" if decision == "regressed" else "equivalent")
+
+
 def test_a_sure_change_within_the_margin_is_equivalent():
     found = compare(made(1.015, **ONE, seed=1), made(**ONE, seed=2), paired=True)
     assert found.decision == "equivalent"

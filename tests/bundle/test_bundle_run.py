@@ -61,7 +61,7 @@ def count_with(bundle, preprocess, photos, out=None):
 def infer(bundle, *arguments):
     return subprocess.run(
         [sys.executable, str(bundle.folder / "infer.py"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 

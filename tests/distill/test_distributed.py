@@ -117,7 +117,7 @@ def _kdcompile(folder, *args, processes=0):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=False, env=environment,
-        timeout=90,
+        timeout=600,
     )  # fmt: skip
 
 
