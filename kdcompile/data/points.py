@@ -35,7 +35,7 @@ def checked_points(given: Any, name: str, source: Path | None) -> NDArray[np.flo
         raise _invalid(name, "have a coordinate that is not a finite number", where)
     if (points < 0).any():
         raise _invalid(name, f"have a negative coordinate, {_first(points, points < 0)}", where)
-    twice = len(points) - len(np.unique(points, axis=0))
+    twice = len(points) - len(set(map(tuple, points.tolist())))
     if twice >= LEAST_TWICE and twice > MOST_TWICE * len(points):
         raise KDError(
             "annotation-duplicate",
