@@ -7,7 +7,6 @@ may come out wider than asked, never wrong.
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,22 +16,14 @@ from torch import nn
 from torch.fx import Node
 
 from kdcompile.errors import KDError
-from kdcompile.models.shrunk import RESIZABLE
+from kdcompile.models.channel_rules import CONVOLUTIONS, MERGE, PASS, operator_name, place
+from kdcompile.models.resizable import why_fixed
 
 # one run of channels: the group it is tied to, its length, and how often each channel repeats
 Run = tuple[int, int, int]
 Layout = tuple[Run, ...]
 
-PASS = {
-    "relu", "relu_", "relu6", "relu6_", "gelu", "silu", "silu_", "sigmoid", "tanh", "hardtanh",
-    "hardtanh_", "hardswish", "hardswish_", "hardsigmoid", "leaky_relu", "leaky_relu_", "elu",
-    "elu_", "mish", "softplus", "dropout", "dropout_", "feature_dropout", "clone", "contiguous",
-    "to", "neg", "abs", "exp", "sqrt", "square", "clamp", "max_pool2d", "avg_pool2d",
-    "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
-    "_upsample_bilinear2d_aa", "pad", "constant_pad_nd", "alias", "detach", "_to_copy",
-}  # fmt: skip
-MERGE = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum"}
-CONVOLUTIONS = {"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"}
+ENDS = "it is an input or output of the network"
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,8 @@ class Channels:
     multiple: list[int] = field(default_factory=list)
     frozen: set[int] = field(default_factory=set)
     nodes: dict[str, list[Node]] = field(default_factory=dict)  # where each layer runs
+    why: dict[int, str] = field(default_factory=dict)  # a frozen group cannot change, by its root
+    fixed: dict[str, str] = field(default_factory=dict)  # why a module is not among the layers
     _parent: list[int] = field(default_factory=list)
 
     def new(self, size: int, multiple: int = 1) -> Layout:
@@ -69,15 +62,18 @@ class Channels:
             group = self._parent[group]
         return group
 
-    def freeze(self, layout: Layout) -> None:
-        """Keep these channels at the teacher's width."""
-        self.frozen |= {self.root(group) for group, _, _ in layout}
+    def freeze(self, layout: Layout, why: str) -> None:
+        """Keep these channels at the teacher's width; the network's ends are the best reason."""
+        for root in {self.root(group) for group, _, _ in layout}:
+            self.frozen.add(root)
+            if why == ENDS or root not in self.why:
+                self.why[root] = why
 
     def unite(self, a: Layout, b: Layout) -> None:
         """Tie two layouts channel by channel; where their runs differ both are frozen."""
         if [run[1:] for run in a] != [run[1:] for run in b]:
-            self.freeze(a)
-            self.freeze(b)
+            for layout in (a, b):
+                self.freeze(layout, "tensors are joined whose channels are laid out differently")
             return
         for (left, _, _), (right, _, _) in zip(a, b, strict=True):
             one, other = self.root(left), self.root(right)
@@ -85,12 +81,12 @@ class Channels:
                 self._parent[other] = one
                 self.multiple[one] = math.lcm(self.multiple[one], self.multiple[other])
                 if other in self.frozen:
-                    self.frozen.add(one)
+                    self.freeze(((one, 0, 0),), self.why[other])
 
     def divisible(self, layout: Layout, by: int) -> None:
         """Keep the width of a single run divisible; a layout of several runs is frozen."""
         if len(layout) != 1:
-            self.freeze(layout)
+            self.freeze(layout, "a grouped convolution reads a concatenation")
             return
         root = self.root(layout[0][0])
         self.multiple[root] = math.lcm(self.multiple[root], by)
@@ -99,14 +95,17 @@ class Channels:
         """Channels of a layout when every free group is scaled by `ratio`."""
         return sum(self._group_width(group, ratio, tile) * each for group, _, each in layout)
 
-    def _group_width(self, group: int, ratio: float, tile: int) -> int:
+    def unit(self, group: int, tile: int) -> int:
+        """What the width of a group is a multiple of."""
         root = self.root(group)
+        unit = math.lcm(tile, self.multiple[root])
+        return self.multiple[root] if unit >= self.size[root] else unit
+
+    def _group_width(self, group: int, ratio: float, tile: int) -> int:
+        root, unit = self.root(group), self.unit(group, tile)
         full = self.size[root]
         if root in self.frozen:
             return full
-        unit = math.lcm(tile, self.multiple[root])
-        if unit >= full:
-            unit = self.multiple[root]
         return min(full, max(unit, round(full * ratio / unit) * unit))
 
 
@@ -149,10 +148,10 @@ class _Walk:
     def visit(self, node: Node) -> None:
         if node.op == "placeholder":
             if node.name not in self._owned:
-                self._layout[node] = self._fixed(node)
+                self._layout[node] = self._fixed(node, ENDS)
         elif node.op == "output":
             for source in node.all_input_nodes:
-                self._freeze(source)
+                self._freeze(source, ENDS)
         elif node.op == "call_function":
             layout = self._call(node)
             if layout is not None:
@@ -161,7 +160,7 @@ class _Walk:
     def _call(self, node: Node) -> Layout | None:
         name = operator_name(node)
         if name in CONVOLUTIONS or name == "linear":
-            layer = self._module(node.args[1])
+            layer = self._module(node.args[1], node)
             if layer is not None and self._shape(node.args[0]):
                 return (
                     self._convolution(node, layer)
@@ -189,7 +188,11 @@ class _Walk:
             made = source
         else:
             made = self.channels.new(outputs, groups)
-            if groups > 1:
+            if groups == inputs > 1:
+                why = f"{name} is a depthwise convolution that multiplies its channels"
+                for layout in (source, made):
+                    self.channels.freeze(layout, why)
+            elif groups > 1:
                 self.channels.divisible(source, groups)
         return self._layer(node, name, Layer(type(module), source, made, groups))
 
@@ -197,9 +200,10 @@ class _Walk:
         module = self._model.get_submodule(name)
         source = self._known(node.args[0])
         if len(self._shape(node.args[0])) != 2:
-            self._freeze(node.args[0])
+            why = f"a linear layer on {self._shape(node.args[0])}, which is not [N, C]"
+            self._freeze(node.args[0], f"it reaches {place(node)}: {why}")
             source = self.channels.new(int(module.in_features))  # type: ignore[arg-type]
-            self.channels.freeze(source)
+            self.channels.freeze(source, why)
         made = self.channels.new(int(module.out_features))  # type: ignore[arg-type]
         return self._layer(node, name, Layer(type(module), source, made))
 
@@ -214,22 +218,25 @@ class _Walk:
 
     def _batch_norm(self, node: Node) -> Layout:
         source = self._known(node.args[0])
-        name = next((n for n in map(self._module, node.args[1:5]) if n is not None), None)
+        names = (self._module(value, node) for value in node.args[1:5])
+        name = next((n for n in names if n is not None), None)
         if name is None:
-            self.channels.freeze(source)
+            self.channels.freeze(source, f"it reaches {place(node)}, which cannot be resized")
             return source
         kind = type(self._model.get_submodule(name))
         return self._layer(node, name, Layer(kind, source, source))
 
     def _merge(self, node: Node) -> Layout | None:
         tensors = [a for a in node.args if isinstance(a, Node)]
-        if any(t.name in self._owned for t in tensors):
+        # a learnt scalar has no channels
+        tensors = [t for t in tensors if t.name not in self._owned or math.prod(self._shape(t)) > 1]
+        if not tensors or any(t.name in self._owned for t in tensors):
             return self._unknown(node)
         channels = self._axis(node)
         wide = [t for t in tensors if self._axis(t) == channels]
         for narrow in tensors:
             if narrow not in wide:
-                self._freeze(narrow)
+                self._freeze(narrow, f"{place(node)} spreads it over other channels")
         first = self._known(wide[0])
         for other in wide[1:]:
             self.channels.unite(first, self._known(other))
@@ -247,34 +254,38 @@ class _Walk:
     def _unknown(self, node: Node) -> Layout | None:
         """Freeze what goes in; what comes out is of fixed width."""
         for source in node.all_input_nodes:
-            self._freeze(source)
-        return self._fixed(node)
+            self._freeze(source, f"it reaches {place(node)}, for which there is no rule")
+        return self._fixed(node, f"it comes from {place(node)}, for which there is no rule")
 
-    def _fixed(self, node: Node) -> Layout:
+    def _fixed(self, node: Node, why: str) -> Layout:
         layout = self.channels.new(self._axis(node))
-        self.channels.freeze(layout)
+        self.channels.freeze(layout, why)
         return layout
 
-    def _freeze(self, value: Any) -> None:
+    def _freeze(self, value: Any, why: str) -> None:
         if isinstance(value, Node):
             if value.name in self._owned:
                 name = self._owned[value.name].rpartition(".")[0]
                 layer = self.channels.layers.get(name)
                 for layout in (layer.inputs, layer.outputs) if layer else ():
-                    self.channels.freeze(layout)
+                    self.channels.freeze(layout, why)
             elif value in self._layout:
-                self.channels.freeze(self._layout[value])
+                self.channels.freeze(self._layout[value], why)
 
     def _known(self, value: Any) -> Layout:
         layout = self._layout.get(value)
-        return layout if layout is not None else self._fixed(value)
+        return layout if layout is not None else self._fixed(value, "how it is made is not known")
 
-    def _module(self, value: Any) -> str | None:
-        """The resizable module that a parameter node belongs to."""
+    def _module(self, value: Any, node: Node) -> str | None:
+        """The resizable module that a parameter which a node reads belongs to."""
         if not isinstance(value, Node) or value.name not in self._owned:
             return None
         name = self._owned[value.name].rpartition(".")[0]
-        return name if type(self._model.get_submodule(name)) in RESIZABLE else None
+        if name not in self.channels.layers and name not in self.channels.fixed:
+            why = why_fixed(self._model.get_submodule(name), self._shape(node.args[0]))
+            if why is not None:
+                self.channels.fixed[name] = why
+        return None if name in self.channels.fixed else name
 
     def _spatial(self, node: Node) -> bool:
         axes: Any = node.args[1]
@@ -287,11 +298,3 @@ class _Walk:
     def _axis(self, value: Any) -> int:
         shape = self._shape(value)
         return int(shape[1]) if len(shape) > 1 else 1
-
-
-def operator_name(node: Node) -> str:
-    """The operator that a node calls, without its namespace: `conv2d`, `relu`."""
-    target = node.target
-    if target is operator.getitem:
-        return "getitem"
-    return str((getattr(target, "_schema", None) and target._schema.name) or target).split("::")[-1]  # type: ignore[union-attr]

@@ -10,17 +10,9 @@ from torch import nn
 
 from kdcompile.models.dropped import drop
 from kdcompile.models.factory import build_model
+from kdcompile.models.resizable import resized
 from kdcompile.models.staged import StagedStudent
 
-RESIZABLE = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.Linear,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-)
 OUTPUT_STD = 0.01
 
 
@@ -49,33 +41,11 @@ def student_from_architecture(
         for name, widths in architecture["modules"].items():
             owner, _, leaf = name.rpartition(".")
             setattr(
-                student.get_submodule(owner), leaf, _resized(student.get_submodule(name), widths)
+                student.get_submodule(owner), leaf, resized(student.get_submodule(name), widths)
             )
         drop(student, architecture.get("dropped", ()))
         initialise(student)
     return student.requires_grad_(True)
-
-
-def _resized(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
-    """A module of the same kind with some of its widths replaced."""
-    kind = type(module)
-    arguments = {name: getattr(module, name) for name in _arguments(module)} | dict(widths)
-    if isinstance(
-        module, nn.Conv1d | nn.Conv2d | nn.Linear | nn.ConvTranspose1d | nn.ConvTranspose2d
-    ):
-        arguments["bias"] = module.bias is not None
-    return kind(**arguments)
-
-
-def _arguments(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, nn.Linear):
-        return ("in_features", "out_features")
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return ("num_features", "eps", "momentum", "affine", "track_running_stats")
-    shared = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
-    more = ("groups", "padding_mode")
-    transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
-    return (*shared, *more, "output_padding") if transposed else (*shared, *more)
 
 
 def initialise(student: nn.Module) -> None:

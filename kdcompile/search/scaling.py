@@ -8,6 +8,7 @@ from torch import nn
 
 from kdcompile.errors import KDError
 from kdcompile.models.blocks import fold
+from kdcompile.models.channels import Channels, trace
 from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.choose import Candidate, met, reachable, widest
@@ -16,20 +17,22 @@ from kdcompile.search.explain import Priced
 from kdcompile.search.latency import estimate
 from kdcompile.search.network import Network, as_type
 from kdcompile.search.precision import beside, candidates, fastest
-from kdcompile.search.shrink import architectures
+from kdcompile.search.shrink import GRID, students
 from kdcompile.search.template import Template
+from kdcompile.search.unshrunk import refuse_unshrunk
 from kdcompile.spec import Spec
 from kdcompile.targets import Target
 
 
-def scaled(spec: Spec, teacher: Network, target: Target) -> dict[str, Any]:
+def scaled(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any], list[str]]:
     """The architecture that the spec fixes, checked against the budget, or the widest that fits.
 
     A student is priced at the precision that is expected to ship (`precision`), the teacher at
-    that which it is compared at.
+    that which it is compared at. With it comes a sentence on what keeps the teacher's width, if
+    anything does.
 
     Raises:
-        KDError: `budget-missed`, `budget-impossible`; those of a given student's file.
+        KDError: `student-not-smaller`, `budget-impossible`; those of a given student's file.
     """
     budget, student = spec.student.budget, spec.student
     price = _Price(spec, teacher, target)
@@ -43,17 +46,24 @@ def scaled(spec: Spec, teacher: Network, target: Target) -> dict[str, Any]:
         if not met(budget, given, whole):
             cost = (whole.latency.ms / given.latency.ms, given.latency.ms, given.macs)
             raise KDError(
-                "budget-missed",
+                "student-not-smaller",
                 f"the given student needs {given.latency.ms:.3g} ms and {given.macs:.3g} MACs",
                 where="[student] budget",
                 fix=f"set {reachable(budget, *cost)} or weaker, or give a smaller student",
             )
-        return given.architecture
-    shape = spec.export.profile[1]
-    small = [shape[0], shape[1], *(min(side, 128) for side in shape[2:])]
-    ratios = [budget.width] if budget.width is not None else []
-    options = architectures(teacher.module, small, target.channel_tile, spec.seed, ratios)
-    return widest(options, price, budget, teachers).architecture
+        return given.architecture, []
+    channels, tile = trace(teacher.module, teacher.shape), target.channel_tile
+    if budget.width is not None:
+        (chosen,) = students(channels, tile, spec.seed, [budget.width])
+        return chosen, refuse_unshrunk(teacher.module, channels, chosen, budget.width, tile, budget)
+    options = students(channels, tile, spec.seed)
+    price.channels = channels
+    try:
+        return widest(options, price, budget, teachers).architecture, []
+    except KDError as error:
+        if error.code == "budget-impossible":  # better why, where the network gets no smaller
+            refuse_unshrunk(teacher.module, channels, options[-1], 1 / GRID, tile, budget)
+        raise
 
 
 class _Price:
@@ -62,6 +72,7 @@ class _Price:
     def __init__(self, spec: Spec, teacher: Network, target: Target) -> None:
         self._spec, self._teacher, self._target = spec, teacher, target
         self.precisions = candidates(spec, target)
+        self.channels: Channels | None = None  # of the teacher, where it was traced already
         self._template: Template | None = None
         self._untold = False  # the teacher's file does not tell which channels are where
 
@@ -91,7 +102,9 @@ class _Price:
         if self._template is None and not self._untold:
             try:
                 teacher = self._teacher
-                self._template = Template(teacher.model, teacher.module, teacher.shape)
+                self._template = Template(
+                    teacher.model, teacher.module, teacher.shape, self.channels
+                )
             except KDError as error:
                 if error.code != "template-unknown":
                     raise

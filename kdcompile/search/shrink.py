@@ -22,7 +22,13 @@ def architectures(
     Raises:
         KDError: the teacher cannot be traced.
     """
-    channels = trace(teacher, shape)
+    return students(trace(teacher, shape), tile, seed, ratios)
+
+
+def students(
+    channels: Channels, tile: int, seed: int, ratios: Sequence[float] = ()
+) -> list[dict[str, Any]]:
+    """As `architectures`, of a teacher that is traced already."""
     found: list[dict[str, Any]] = []
     for ratio in ratios or [n / GRID for n in range(GRID, 0, -1)]:
         modules = {n: _widths(channels, v, ratio, tile) for n, v in channels.layers.items()}

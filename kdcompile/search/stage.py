@@ -37,21 +37,23 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         spec = step.spec
         shape, found = spec.export.profile[1], None
         teacher = _readable(Network(load_teacher(spec), shape), target)
+        held: list[str] = []
         if spec.student.searches:
             # its students are compared at one precision: the fastest of what they are made from
             pair = _compared(teacher, spec, target)
             found = searched(step, store, target, teacher, pair, folder)
             architecture = dict(found.chosen.architecture)
         else:
-            architecture = scaled(spec, teacher, target)
+            architecture, held = scaled(spec, teacher, target)
         module = student_from_architecture(teacher.module, architecture, spec.folder)
         student = _readable(Network(module.eval(), shape), target)
         if found is None:
             pair = _compared(student, spec, target)
         predicted = _predicted(teacher, student, target, pair)
-        why = costly(student.priced(target, pair[1])) if found is None else found.explanation
+        why = [*costly(student.priced(target, pair[1])), *held]
+        why = why if found is None else list(found.explanation)
         write_json(folder / "architecture.json", architecture)
-        write_json(folder / "explanation.json", list(why))
+        write_json(folder / "explanation.json", why)
         operators = [asdict(operator) for operator in operators_of(student.model, shape)]
         write_json(folder / "operators.json", operators)
         write_json(folder / "estimate.json", predicted)

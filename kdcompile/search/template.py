@@ -18,7 +18,7 @@ from torch import nn
 from kdcompile.calib.shapes import inferred
 from kdcompile.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.models.channels import Layer, trace
+from kdcompile.models.channels import Channels, Layer, trace
 from kdcompile.models.dropped import members, tied
 from kdcompile.search.cut_graph import cut
 from kdcompile.search.fused_flow import BYTES
@@ -34,18 +34,25 @@ SETS = 1024  # of dropped parts, whose fused graphs are kept
 class Template:
     """Kernels by architecture; `Template.of` makes one."""
 
-    def __init__(self, model: ModelProto, network: nn.Module, shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        network: nn.Module,
+        shape: Sequence[int],
+        channels: Channels | None = None,
+    ) -> None:
         """From the teacher's ONNX file.
 
         Args:
             model: of `onnx_from_module`; its weights are not kept.
             network: the teacher.
             shape: input [N, C, H, W].
+            channels: of `trace` at this shape, where it has been traced.
 
         Raises:
             KDError: `template-unknown`, `trace-failed`, `shape-unknown`, `kernels-unknown`.
         """
-        self.channels, self._network = trace(network, shape), network
+        self.channels, self._network = channels or trace(network, shape), network
         self._shape = list(shape)
         self._model = ModelProto()
         self._model.CopyFrom(model)

@@ -146,7 +146,42 @@ def _paired(folder: Path) -> tuple[str, ...]:
     return (*EXPLAIN, "--set", 'distill.taps=[["body", "body"]]')
 
 
+def _of_tokens(budget: str):
+    """The project with a teacher of linear layers on channels-last maps, as ConvNeXt has them."""
+    model = MODEL.replace(
+        "self.body = nn.Conv2d",
+        "self.token = nn.Linear(width, width)\n        self.body = nn.Conv2d",
+    )
+    model = model.replace(
+        OUTPUT,
+        OUTPUT.replace(
+            "self.body(image)",
+            "self.token(self.body(image).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)",
+        ),
+    )
+    spec = SPEC.replace(OWN, 'family = "shrink"').replace("width = 1.0", budget)
+    return lambda folder: project(folder, spec=spec, model=model, weights=model)
+
+
+def _own(folder: Path) -> tuple[str, ...]:
+    """A smaller network of the user's own."""
+    small = "\n\nclass Small(Counter):\n    def __init__(self):\n        super().__init__(2)\n"
+    (folder / "model.py").write_text((folder / "model.py").read_text() + small)
+    return (*SEARCH, "--set", "student.family=model.py:Small")
+
+
 CASES += [
+    BadInput(
+        "teacher-that-cannot-be-narrower", _of_tokens("width = 0.5"), ("plan",),
+        "student-not-smaller", _own,
+        says=("width = 0.5 was asked", "keeps 100% of the teacher's weights", "token (", "body ("),
+    ),
+    BadInput(
+        "speed-up-of-a-teacher-that-cannot-be-narrower", _of_tokens("speedup = 50"), SEARCH,
+        "student-not-smaller",
+        lambda f: (*_own(f), "--set", "student.budget={latency_ms = 100}"),
+        says=("speedup = 50 was asked", "token ("),
+    ),
     BadInput(
         "student-that-reads-its-data",
         _student(OUTPUT.replace("return ", "y = ") + "\n        return y if y.sum() > 0 else -y"),
@@ -190,7 +225,7 @@ CASES += [
     ),
     BadInput(
         "student-over-its-budget", _costs("model.py:Counter", "macs = 9"), SEARCH,
-        "budget-missed", _proposed, says=("the given student needs",),
+        "student-not-smaller", _proposed, says=("the given student needs",),
     ),
     BadInput(
         "student-file-without-architecture", _of_a_file, SEARCH, "weights-architecture",

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.errors import KDError
-from kdcompile.models.channels import Channels, Layout, operator_name
+from kdcompile.models.channel_rules import operator_name
+from kdcompile.models.channels import Channels, Layout
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)

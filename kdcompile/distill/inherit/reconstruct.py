@@ -27,6 +27,7 @@ from kdcompile.distill.inherit.rows import (
 )
 from kdcompile.distill.inherit.solve import Gate, Solution, fit
 from kdcompile.errors import KDError
+from kdcompile.models.resizable import changes_forward
 
 ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system
 MOST_VALUES = 2**26  # in it, 256 MiB
@@ -142,6 +143,8 @@ def _why_only_sliced(module: nn.Module, plan: LayerPlan, called: bool) -> str | 
     if not called:
         return "its parameters are used without calling it"
     if not isinstance(module, BATCH_NORMS):
+        if changes_forward(module):
+            return f"a {type(module).__name__} may do more than its weights say"
         unknowns = grouped_weight(module)[0, 0].numel()
         if unknowns > MOST_UNKNOWNS:
             return f"an output reads {unknowns} values, more than {MOST_UNKNOWNS}"

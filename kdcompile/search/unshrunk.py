@@ -1,0 +1,185 @@
+"""Is a student of a width budget really smaller, and what kept its teacher's width?
+
+Criterion: a weight that lies between two layers has an input and an output axis inside the network,
+so where every width inside is scaled by `width` no layer keeps more than `width` of its weights.
+The rest of the teacher's weights, and by layers of its multiply-adds, is what must go. A student
+for which less than `REACHED` of that goes is refused: a part of the network was not resized. What
+may not change is left out: the channels of the network's own input and output, and widths that are
+rounded up to a whole channel tile or to what a grouped convolution is divisible by.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+
+from kdcompile.errors import KDError
+from kdcompile.models.channels import ENDS, Channels, Layer, Layout
+from kdcompile.models.resizable import NORMS
+from kdcompile.spec import Budget
+
+SHOWN = 3  # modules in a message
+FIX = (
+    'give a smaller network of your own: student.family = "student.py:build"; or set '
+    'student.family = "search" and search.space = "staged", with a budget of speedup, latency_ms '
+    "or macs"
+)
+REACHED = 0.9  # of the reduction: a channel shuffle keeps some channels of a network that halves
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module with weights of its own: how many the teacher has, the student and the criterion.
+
+    `positions` is how often each weight is used in one inference, 0 where that is not known; `why`
+    says what holds the module's width, and is empty where it was resized.
+    """
+
+    name: str
+    weights: int
+    kept: float
+    allowed: float
+    positions: int
+    why: str
+
+
+def refuse_unshrunk(
+    teacher: nn.Module,
+    channels: Channels,
+    architecture: Mapping[str, Any],
+    width: float,
+    tile: int,
+    budget: Budget,
+) -> list[str]:
+    """Refuse a student that keeps more of its teacher than its width leaves.
+
+    Args:
+        teacher: as it was traced.
+        channels: of the teacher.
+        architecture: of family `shrink`.
+        width: the share of the teacher's channels that is asked of it.
+        tile: of the target, in channels.
+        budget: for the message.
+
+    Returns:
+        A sentence on the modules of a good student that keep the teacher's width, if any do.
+
+    Raises:
+        KDError: `student-not-smaller`, naming what could not be resized and why.
+    """
+    parts = _parts(teacher, channels, architecture["modules"], width, tile)
+    for what, weighs in (("weights", lambda _: 1), ("multiply-adds", lambda p: p.positions)):
+        whole = sum(part.weights * weighs(part) for part in parts)
+        kept = sum(part.kept * weighs(part) for part in parts)
+        allowed = sum(part.allowed * weighs(part) for part in parts)
+        most = whole - REACHED * (whole - allowed)
+        if kept > most + 1e-9 * whole:
+            asked = ", ".join(
+                f"{k} = {v:g}" for k, v in budget.model_dump(exclude_none=True).items()
+            )
+            at = "" if budget.width is not None else f" at width {width:.3g}"
+            raise KDError(
+                "student-not-smaller",
+                f"{asked} was asked, and the student keeps {kept / whole:.0%} of the teacher's "
+                f"{what}{at}, where {most / whole:.0%} is the most; these modules could not be "
+                f"resized: {_named(parts)}",
+                where="[student] budget",
+                fix=FIX,
+            )
+    held = sum(part.weights for part in parts if part.why)
+    share = held / sum(part.weights for part in parts)
+    named = f"modules with {share:.0%} of the teacher's weights keep its width: {_named(parts)}"
+    return [named] if held else []
+
+
+def _named(parts: Sequence[Part]) -> str:
+    """The modules that keep the teacher's width, those with most weights first."""
+    held = sorted((part for part in parts if part.why), key=lambda part: -part.weights)
+    names = "; ".join(f"{part.name} ({part.why})" for part in held[:SHOWN])
+    return names + (f"; and {len(held) - SHOWN} more" if len(held) > SHOWN else "")
+
+
+def _parts(
+    teacher: nn.Module,
+    channels: Channels,
+    widths: Mapping[str, Mapping[str, int]],
+    ratio: float,
+    tile: int,
+) -> list[Part]:
+    found, seen = [], set()
+    for name, module in teacher.named_modules():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        count = sum(p.numel() for p in own)
+        if not count:
+            continue
+        layer = channels.layers.get(name)
+        if layer is None:
+            why = channels.fixed.get(name, f"there is no rule for {type(module).__name__}")
+            found.append(Part(name or "the network", count, count, count * ratio, 0, why))
+            continue
+        allowed = count * _most(channels, layer, ratio, tile)
+        kept = count * _kept(layer, widths[name])
+        held = "" if kept <= allowed or kept < count else _why(channels, layer)
+        positions = 0 if issubclass(layer.kind, NORMS) else _positions(channels.nodes[name], layer)
+        found.append(Part(name, count, kept, allowed, positions, held))
+    return found
+
+
+def _kept(layer: Layer, widths: Mapping[str, int]) -> float:
+    """The share of its weights that a layer has at these constructor arguments."""
+    made = [_full(layout) for layout in (layer.inputs, layer.outputs)]
+    if "num_features" in widths:
+        return widths["num_features"] / made[1]
+    if "in_features" in widths:
+        return widths["in_features"] * widths["out_features"] / (made[0] * made[1])
+    product = widths["in_channels"] * widths["out_channels"] / widths["groups"]
+    return product / (made[0] * made[1] / layer.groups)
+
+
+def _most(channels: Channels, layer: Layer, ratio: float, tile: int) -> float:
+    """The share that a layer may keep: that of the wider of its axes inside the network."""
+    shares = [
+        _rounded(channels, layout, ratio, tile) / _full(layout)
+        for layout in (layer.inputs, layer.outputs)
+        if not _is_end(channels, layout)
+    ]
+    return max(shares, default=1.0)
+
+
+def _full(layout: Layout) -> int:
+    """Channels of a layout in the teacher."""
+    return sum(size * each for _, size, each in layout)
+
+
+def _rounded(channels: Channels, layout: Layout, ratio: float, tile: int) -> int:
+    """Channels that a ratio leaves where every group is free and is rounded up to a tile."""
+    units = [channels.unit(group, tile) for group, _, _ in layout]
+    return sum(
+        min(size, math.ceil(size * ratio / unit) * unit) * each
+        for (_, size, each), unit in zip(layout, units, strict=True)
+    )
+
+
+def _is_end(channels: Channels, layout: Layout) -> bool:
+    return any(channels.why.get(channels.root(group)) == ENDS for group, _, _ in layout)
+
+
+def _why(channels: Channels, layer: Layer) -> str:
+    groups = [channels.root(group) for v in (layer.outputs, layer.inputs) for group, _, _ in v]
+    reasons = [channels.why[root] for root in groups if root in channels.frozen]
+    return next((reason for reason in reasons if reason != ENDS), "")
+
+
+def _positions(nodes: Sequence[Node], layer: Layer) -> int:
+    """Images and pixels (tokens of a linear layer) that a layer's weights are applied to."""
+    is_linear = issubclass(layer.kind, nn.Linear)
+    is_transposed = issubclass(layer.kind, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    total = 0
+    for node in nodes:
+        size = (node.args[0] if is_transposed else node).meta["val"].shape  # type: ignore[union-attr]
+        total += math.prod(size[:-1]) if is_linear else size[0] * math.prod(size[2:])
+    return total

@@ -1,0 +1,165 @@
+"""A student that keeps more of its teacher than was asked is refused, by name; others are not."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from unshrunk_networks import (
+    ConvNeXt,
+    Masked,
+    NormAct,
+    Remembering,
+    Standardised,
+    Subclassed,
+    ViT,
+    between,
+)
+
+from kdcompile.errors import KDError
+from kdcompile.models.channels import trace
+from kdcompile.models.csrnet import build
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.shrink import students
+from kdcompile.search.unshrunk import refuse_unshrunk
+from kdcompile.spec import Budget
+
+SHAPE = (1, 3, 16, 16)
+
+
+def _judge(teacher, width=0.5, shape=SHAPE, tile=8):
+    """The architecture at a width, and what is said of it."""
+    channels = trace(teacher.eval(), shape)
+    (made,) = students(channels, tile, 0, [width])
+    return made, refuse_unshrunk(teacher, channels, made, width, tile, Budget(width=width))
+
+
+def _params(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "why"),
+    [
+        (ConvNeXt, "blocks.0.widen", "linear layer on [1, 4, 4, "),
+        (ViT, "qkv", "for which there is no rule"),
+    ],
+)
+@pytest.mark.parametrize("width", [0.25, 0.5, 0.75])
+def test_a_network_of_tokens_is_refused_with_its_modules_and_why(kind, named, why, width):
+    with pytest.raises(KDError) as error:
+        _judge(kind(), width)
+    found = error.value
+    assert found.code == "student-not-smaller"
+    assert f"width = {width} was asked" in found.message
+    assert "keeps 100% of the teacher's weights" in found.message
+    assert f"{named} (" in found.message
+    assert why in found.message
+    assert "more" in found.message  # a count in place of a long list
+    assert 'student.family = "student.py:build"' in found.fix
+
+
+def test_a_width_of_one_asks_for_nothing():
+    assert _judge(ConvNeXt(), 1.0)[0]["modules"]
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(Subclassed, SHAPE), (build, (1, 3, 64, 64))])
+def test_networks_of_known_layers_never_are(kind, shape):
+    teacher = kind().eval()
+    channels = trace(teacher, shape)
+    for tile, width in itertools.product((1, 8, 16, 32), (0.1, 0.25, 0.5, 0.75)):
+        made = students(channels, tile, 0, [width])[0]
+        assert refuse_unshrunk(teacher, channels, made, width, tile, Budget(width=width)) == []
+
+
+def test_subclasses_of_torchs_layers_are_resized_and_keep_what_they_add(tmp_path):
+    teacher = Subclassed().eval()
+    made, _ = _judge(teacher)
+    student = student_from_architecture(teacher, made, tmp_path).eval()
+    assert _params(student) < 0.4 * _params(teacher)
+    assert [type(m) for m in student.modules()] == [type(m) for m in teacher.modules()]
+    assert isinstance(student.norm.act, nn.SiLU)
+    assert student.deep.groups == student.deep.weight.shape[0] == 16
+    assert student.norm.num_features == 16
+    assert student(torch.randn(2, 3, 16, 16)).shape == (2, 4)
+    assert (student.last(torch.randn(1, 32, 4, 4)) >= 0).all()
+    assert teacher.deep.groups == 32  # the teacher is as it was
+
+
+def test_a_subclass_starts_anew_like_the_layer_itself(tmp_path):
+    teacher = Subclassed().eval()
+    teacher.norm.running_mean.fill_(3.0)
+    made, _ = _judge(teacher)
+    one, two = (student_from_architecture(teacher, made, tmp_path) for _ in range(2))
+    assert torch.equal(one.stem.weight, two.stem.weight)
+    assert (one.norm.running_mean == 0).all()
+    assert one.stem.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Masked, "Masked has tensors that a Conv2d has not (mask)"),
+        (Remembering, "Remembering does not run at other widths"),
+        (Standardised, "for which there is no rule"),
+    ],
+)
+def test_a_subclass_that_cannot_be_resized_safely_keeps_its_width(kind, why, tmp_path):
+    teacher = between(kind).eval()
+    channels = trace(teacher, SHAPE)
+    made = students(channels, 8, 0, [0.5])[0]
+    student = student_from_architecture(teacher, made, tmp_path).eval()
+    assert student(torch.zeros(SHAPE)).shape == teacher(torch.zeros(SHAPE)).shape
+    assert student[1].weight.shape == teacher[1].weight.shape
+    with pytest.raises(KDError, match=r"1 \(") as error:
+        refuse_unshrunk(teacher, channels, made, 0.5, 8, Budget(width=0.5))
+    assert why in error.value.message
+
+
+class Beside(nn.Module):
+    """A branch that halves, and beside it one of `kept` channels that keeps its width."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 100, 1), nn.Conv2d(100, 100, 1)
+        self.before, self.fixed = nn.Conv2d(3, kept, 1), nn.Conv2d(kept, kept, 1)
+        self.last, self.other = nn.Conv2d(100, 1, 1), nn.Conv2d(kept, 1, 1)
+
+    def forward(self, x):
+        fixed = self.fixed(self.before(x).roll(0, 0)).roll(0, 0)
+        return self.last(self.second(self.first(x))) + self.other(fixed)
+
+
+def test_a_tenth_of_the_reduction_may_be_missed_and_no_more():
+    """At width 0.5 up to 55 %; these keep 54 and 58 % of the weights and multiply-adds."""
+    _, held = _judge(Beside(76), tile=1)
+    assert held[0].startswith("modules with 37% of the teacher's weights keep its width: fixed (")
+    assert "roll" in held[0]
+    with pytest.raises(KDError, match=r"58% of the teacher's weights, where 55% is the most"):
+        _judge(Beside(86), tile=1)
+
+
+def test_a_network_that_is_small_but_as_slow_is_refused():
+    """Almost all multiply-adds are of a part that keeps its width, almost all weights are not."""
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.fixed = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+            self.deep, self.head = nn.Conv2d(16, 256, 1), nn.Linear(256, 256)
+            self.last = nn.Linear(256, 2)
+
+        def forward(self, x):
+            x = self.deep(self.fixed(self.first(x).roll(0, 0)).roll(0, 0))
+            return self.last(self.head(x.mean((2, 3))))
+
+    with pytest.raises(KDError, match="of the teacher's multiply-adds"):
+        _judge(Slow(), shape=(1, 3, 32, 32))
+
+
+def test_a_norm_that_activates_is_read_by_both_of_its_readers(tmp_path):
+    """Its channels are those of the convolution before it."""
+    net = nn.Sequential(nn.Conv2d(3, 32, 1), NormAct(32), nn.Conv2d(32, 2, 1)).eval()
+    made, held = _judge(net)
+    assert made["modules"]["1"] == {"num_features": 16}
+    assert held == []
