@@ -11,6 +11,7 @@ from kdcompile.artifact import Artifact, Step, Store, write_json, write_text
 from kdcompile.data.images import ImageStore
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.data.task import find_task
+from kdcompile.distill.findings import start_findings
 from kdcompile.distill.flips import flips
 from kdcompile.distill.qad_modules import plain_weights
 from kdcompile.distill.setting import training_device
@@ -95,7 +96,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
         "inherit": inherited,
         **({"flips": flips(task, state, splits.val)} if is_refresh else {}),
         "qad": None if trainer.qad is None else trainer.qad.describe(),
-        "warnings": warnings,
+        "warnings": [*start_findings(task.metric, inherited), *warnings],
         "dropped": splits.dropped,
     }
     write_json(folder / "result.json", result)
@@ -115,7 +116,7 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     start = work / INITIAL
     searched = step.inputs["search"]
     initial = searched.file(ASSEMBLED) if ASSEMBLED in searched.files else None
-    kept_start(start, spec, teacher, student, architecture, store, initial)
+    kept_start(start, spec, teacher, student, architecture, store, initial, splits.val)
     metric = find_task(spec.task.kind).metric.name
     # what the teacher is worth follows from what this step's key covers
     judged = step.inputs["teacher"].json("teacher.json")

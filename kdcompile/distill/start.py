@@ -1,7 +1,10 @@
 """Where the student starts: from the teacher's knowledge, from a file, or at random."""
 
+import copy
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +14,31 @@ from torch import Tensor, nn
 from kdcompile.artifact import is_sealed, seal, write_json
 from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.data.images import ImageStore
+from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
+from kdcompile.data.splits import evenly
+from kdcompile.data.task import find_task
+from kdcompile.distill.alive import Pulse, dead
+from kdcompile.distill.evaluate import predict
+from kdcompile.distill.findings import start_findings
 from kdcompile.distill.inherit import inherit
-from kdcompile.distill.objective import OBJECTIVES, make_objective
+from kdcompile.distill.objective import OBJECTIVES, Objective, make_objective
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.shapes import class_counts, output_stride
 from kdcompile.distributed import processes
+from kdcompile.errors import KDError
 from kdcompile.models.factory import load_weights, write_weights
 from kdcompile.spec import Spec
 
 log = logging.getLogger("kdcompile")
 CROPS_AT_ONCE = 4
+JUDGED = 64  # validation photos that a start is judged on, at most
+FIXES = {
+    "inherit": "a ReLU behind the teacher's output is the usual cause: let the factory leave it "
+    'out, or set student.init = "random"',
+    "random": "set another seed; where a ReLU ends the network, leave it out of the factory",
+    "file": "name weights of a network whose output varies in student.weights",
+}
 
 
 def kept_start(
@@ -32,21 +49,164 @@ def kept_start(
     architecture: Mapping[str, Any],
     store: ImageStore,
     initial: Path | None = None,
+    val: Sequence[Photo] = (),
 ) -> None:
-    """`start_student`, made once: kept at `path`, and what it found beside it as JSON.
+    """`checked_start`, made once: kept at `path`, and what it found beside it as JSON.
 
     Of several processes the first one makes it and the others read it.
     """
     place = processes()
     files = (path, path.with_suffix(".json"))
     if place.is_main and not all(is_sealed(file) for file in files):
-        report = start_student(spec, teacher, student, architecture, store, initial)
+        report = checked_start(spec, teacher, student, architecture, store, initial, val)
         write_json(files[1], report)
         write_weights(path, student.state_dict())
         for file in files:
             seal(file)
     place.barrier()
     load_weights(student.cpu(), path)
+
+
+def checked_start(
+    spec: Spec,
+    teacher: nn.Module,
+    student: nn.Module,
+    architecture: Mapping[str, Any],
+    store: ImageStore,
+    initial: Path | None = None,
+    val: Sequence[Photo] = (),
+) -> dict[str, Any] | None:
+    """`start_student`, and that training can go on from there.
+
+    What was inherited and is dead, or worse on validation photos than a constant, is inherited
+    again with the other importance and from other crops; the best of these starts is taken. A start
+    that is worse than a constant and not dead is no error: training may repair it.
+
+    Args:
+        spec, teacher, student, architecture, store, initial: of `start_student`.
+        val: validation photos; without any, inherited starts are not compared with a constant.
+
+    Returns:
+        What inheriting found, with `validation` (photos, metric, start, constant) and, where there
+        was more than one, `attempts`.
+
+    Raises:
+        KDError: `student-dead`; those of `start_student`.
+    """
+    judge = _Judge(spec, store, evenly(val, JUDGED))
+    fresh = copy.deepcopy(student.state_dict())
+    starts: list[_Start] = []
+    for own in _attempts(spec, initial):
+        student.load_state_dict(fresh)
+        report = start_student(own, teacher, student, architecture, store, initial)
+        starts.append(judge(own, teacher.to(store.device), student.to(store.device), report))
+        if starts[-1].is_good:
+            break
+    best = min(starts, key=lambda start: start.rank)
+    if best.pulse is not None:
+        raise KDError(
+            "student-dead",
+            f"the student cannot learn from where it starts: {best.pulse}",
+            where="[student] init",
+            fix=FIXES[spec.student.init],
+        )
+    student.load_state_dict(best.state)
+    if best.report is None:
+        return None
+    more = [start.attempt for start in starts] if len(starts) > 1 else None
+    found = best.report | {"validation": best.validation} | ({"attempts": more} if more else {})
+    for text in start_findings(find_task(spec.task.kind).metric, found):
+        log.warning("distill: %s", text)
+    return found
+
+
+def _attempts(spec: Spec, initial: Path | None) -> list[Spec]:
+    """The spec, and where the student inherits other ways to do so."""
+    if spec.student.init != "inherit" or initial is not None:
+        return [spec]
+    other = "taylor" if spec.student.importance == "activation" else "activation"
+    ranked = spec.model_copy(
+        update={"student": spec.student.model_copy(update={"importance": other})}
+    )
+    return [spec, ranked, spec.model_copy(update={"seed": (spec.seed + 1) % 2**32})]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Weights to start from, and what was found of them; `pulse` is that of a dead student."""
+
+    spec: Spec
+    state: dict[str, Tensor]
+    report: dict[str, Any] | None
+    pulse: Pulse | None
+    validation: dict[str, Any] | None
+
+    @property
+    def is_good(self) -> bool:
+        """Not dead, and not worse than a constant as far as that is known."""
+        return self.pulse is None and not _worse(self.spec, self.validation)
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """The least is the best."""
+        value = math.nan if self.validation is None else self.validation["start"]
+        metric = find_task(self.spec.task.kind).metric
+        return self.pulse is not None, math.inf if math.isnan(value) else metric.worse_by(value, 0)
+
+    @property
+    def attempt(self) -> dict[str, Any]:
+        """For the report."""
+        start = self.spec.student
+        value = None if self.validation is None else self.validation["start"]
+        return {
+            "importance": start.importance,
+            "seed": self.spec.seed,
+            "dead": self.pulse is not None,
+            "start": value,
+        }
+
+
+def _worse(spec: Spec, validation: Mapping[str, Any] | None) -> bool:
+    """Whether a start is worse than a constant."""
+    if validation is None:
+        return False
+    metric = find_task(spec.task.kind).metric
+    return metric.is_better(validation["constant"], validation["start"])
+
+
+class _Judge:
+    """Looks at a student before it is trained."""
+
+    def __init__(self, spec: Spec, store: ImageStore, val: Sequence[Photo]) -> None:
+        self._task, self._store, self._val = find_task(spec.task.kind), store, val
+        self._preprocess = Preprocess.of(spec.data, spec.export)
+
+    def __call__(
+        self, spec: Spec, teacher: nn.Module, student: nn.Module, report: dict[str, Any] | None
+    ) -> _Start:
+        crops = batches(spec, teacher, student, self._store)
+        pulse = dead(student, crops, _objective(spec, crops))
+        predicted: list[float] = []
+        if self._val and (report is not None or pulse is not None):
+            device = self._store.device
+            predicted = predict(student, self._val, self._preprocess, device, self._task)
+        if len(set(predicted)) > 1 and pulse is not None and pulse.is_constant:
+            pulse = None  # nothing to be seen on these crops, and something on whole photos
+        validation = None if report is None or not predicted else self._validation(predicted)
+        state = {name: value.clone() for name, value in student.state_dict().items()}
+        return _Start(spec, state, report, pulse, validation)
+
+    def _validation(self, predicted: list[float]) -> dict[str, Any]:
+        """The start's metric, and that of the best constant of the training photos."""
+        task, name = self._task, self._task.metric.name
+        true = [task.truth(photo) for photo in self._val]
+        constant = task.constant([task.truth(photo) for photo in self._store.photos])
+        return {
+            "photos": len(true),
+            "metric": name,
+            "start": task.scores(predicted, true)[name],
+            "constant": task.scores([constant] * len(true), true)[name],
+        }
 
 
 def start_student(
@@ -83,9 +243,7 @@ def start_student(
         return None
     teacher, student = teacher.to(store.device).eval(), student.to(store.device)
     crops = batches(spec, teacher, student, store)
-    options = stage_plans(spec.distill)[0].options
-    labels = torch.cat([batch.target for batch in crops])
-    objective = make_objective(spec.task.kind, options, labels)
+    objective = _objective(spec, crops)
 
     def loss(output: Tensor, index: int) -> Tensor:
         return objective.hard(output, crops[index].target)
@@ -94,6 +252,12 @@ def start_student(
     report = inherit(teacher, student, architecture, images, spec.student.importance, loss)
     log.info("distill: inherited the teacher's channels in %.1f s", report["seconds"])
     return report
+
+
+def _objective(spec: Spec, crops: Sequence[Batch]) -> Objective:
+    """The task's losses, scaled by some crops' targets."""
+    labels = torch.cat([batch.target for batch in crops])
+    return make_objective(spec.task.kind, stage_plans(spec.distill)[0].options, labels)
 
 
 def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStore) -> list[Batch]:
