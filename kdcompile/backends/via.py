@@ -33,7 +33,7 @@ def open_place(via: str | None, backend: str) -> Place:
         ToolMissingError: OpenSSH here, or Python, numpy or the backend there, is absent.
     """
     if via is None:
-        return LocalPlace("here", sys.executable, backend)
+        return LocalPlace("this machine", sys.executable, backend)
     kind, colon, rest = via.partition(":")
     if kind == "python" and rest:
         return LocalPlace(via, rest, backend)

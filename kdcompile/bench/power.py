@@ -50,7 +50,7 @@ def measure(
         there = place.inputs(load(place, NETWORK))
         mode = _first_mode(place, there)
         memory = memory_of(before, place.call("memory"))
-        log.info("reading energy and memory at %s", place.label)
+        log.info("measuring energy and memory at %s", place.label)
         answer = place.call(
             "power", inputs=there, name=NETWORK, mode=mode, seconds=seconds, idle_s=idle_s
         )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +39,7 @@ class Subject:
         backend: that it needs; None for an ONNX file, which any backend takes.
         input_shape: typical, [N, C, H, W] for an image; None where only the engine knows it.
         record: what is written beside an engine.
+        target: of a bundle, the device that it is for.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Subject:
     backend: str | None = None
     input_shape: Shape | None = None
     record: Mapping[str, Any] | None = None
+    target: str | None = None
 
 
 def find_subject(
@@ -126,8 +128,9 @@ def _bundle(bundle: Bundle, backend: str | None, shape: Shape | None) -> Subject
     if bundle.engine is not None:
         made = backend_of(record_of(bundle.engine))
         if backend in (None, made):
-            return _engine(bundle.engine, name, made, shape)
-    return _onnx(bundle.model, name, backend, shape)
+            found = _engine(bundle.engine, name, made, shape)
+            return replace(found, target=bundle.target)
+    return replace(_onnx(bundle.model, name, backend, shape), target=bundle.target)
 
 
 def _typical(bundle: Bundle) -> Shape | None:

@@ -1,10 +1,12 @@
 """Latencies and verdicts as text for people."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from kdcompile.bench.samples import Samples
 from kdcompile.bench.summary import QUANTILES, disturbances, summary, usage
 from kdcompile.bench.verdict import Comparison, Ratio
+from kdcompile.errors import KDError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,6 +105,56 @@ def title(candidate: Samples, reference: Samples | None) -> str:
     if candidate.name == reference.name:
         return f"{candidate.name} ({candidate.sha256[:8]}) against {reference.sha256[:8]}"
     return f"{candidate.name} against {reference.name}"
+
+
+def places(candidate: Samples, reference: Samples | None, target: str | None) -> list[str]:
+    """Where and how it was measured, in a line, or in two where the sides differ.
+
+    Args:
+        candidate: what was measured.
+        reference: what it is held against, if anything.
+        target: the device that a bundle is for; a last line says where this was not it.
+    """
+    lines = [f"measured on {place(candidate)}"]
+    if reference is not None and place(reference) != place(candidate):
+        lines.append(f"the reference was measured on {place(reference)}")
+    if target is not None and _is_another(target, candidate.runs[-1].environment.get("facts", {})):
+        lines.append(f"this is not {target}: to measure on it, name it with --via PLACE")
+    return lines
+
+
+def place(samples: Samples) -> str:
+    """The machine, the backend with its version, threads and input of the last run."""
+    run = samples.runs[-1]
+    facts, mode = run.environment.get("facts", {}), run.mode
+    board = [str(facts[key]) for key in ("module", "power_mode") if facts.get(key)]
+    machine = " ".join(board) or facts.get("gpu") or facts.get("cpu") or facts.get("platform")
+    backend = str(facts.get("backend") or "an unnamed backend")
+    library = "tensorrt" if backend == "tensorrt" else "onnxruntime"
+    version = facts.get(f"{library}_version")
+    threads = mode.get("threads")
+    parts = [
+        str(machine or "an unnamed machine"),
+        backend if version is None else f"{backend} {version}",
+        "" if threads is None else f"{threads} thread{'s'[: threads != 1]}",
+        f"input {mode['input']}" if mode.get("input") else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _is_another(target: str, facts: Mapping[str, Any]) -> bool:
+    """Whether a measurement is of another kind of device than a target."""
+    from kdcompile.targets import load
+
+    try:
+        wanted = load(target)
+    except KDError:  # of a later kdcompile
+        return False
+    if wanted.kind == "cpu":
+        return facts.get("gpu") is not None
+    if wanted.kind == "jetson":
+        return facts.get("gpu") is None or facts.get("module") is None
+    return facts.get("compute_capability") != wanted.compute_capability
 
 
 def _table() -> "Table":

@@ -77,7 +77,7 @@ def bench(
             _save(samples, artifact, save)
     seconds = time.monotonic() - started
     advice = None if judged is None else what_to_type(judged, plan)
-    _print(samples, judged, save, as_json, advice)
+    _print(samples, judged, save, as_json, advice, subject.target)
     if folder is not None:
         ci_report(judged, samples, folder, str(artifact), seconds, as_json)
     sys.exit(EXIT_OK if judged is None else judged.comparison.exit_code)
@@ -243,8 +243,12 @@ def _print(
     saved: Path | None,
     as_json: bool,
     advice: str | None,
+    target: str | None = None,
 ) -> None:
-    """The report of a measurement, for people or as one JSON document."""
+    """The report of a measurement, for people or as one JSON document.
+
+    `target` is the device that a bundle is for.
+    """
     from kdcompile.bench import table
     from kdcompile.bench.judged import described
 
@@ -253,7 +257,10 @@ def _print(
         found |= {} if judged is None else judged.to_json() | {"to_decide": advice}
         echo_json(found | {"saved": None if saved is None else str(saved)})
         return
-    click.echo(table.title(samples, None if judged is None else judged.reference))
+    reference = None if judged is None else judged.reference
+    click.echo(table.title(samples, reference))
+    for line in table.places(samples, reference, target):
+        click.echo(line)
     if judged is None:
         lines = table.in_flight(samples) + table.disturbed(samples) + table.takes(samples)
         show(table.latencies(samples), lines)

@@ -38,7 +38,7 @@ def test_round_trip(via, onnx_files, tmp_path):
     image = np.random.default_rng(3).standard_normal((1, 3, 16, 24)).astype(np.float32)
     student = onnx_files()["fp32"]
     with open_place(via, BACKEND) as place:
-        assert place.label == (via or "here")
+        assert place.label == (via or "this machine")
         assert Path(place.work) == tmp_path / "work"
         there = place.put(student)
         assert place.put(student) == there
@@ -209,7 +209,7 @@ def test_an_absent_backend_is_an_absent_tool(backend, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     error = failure(open_place, None, backend)
     assert isinstance(error, ToolMissingError)
-    assert (error.code, error.where) == (f"{backend}-missing", "here")
+    assert (error.code, error.where) == (f"{backend}-missing", "this machine")
 
 
 def test_absent_tools_are_codes_of_the_worker():

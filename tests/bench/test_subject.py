@@ -169,7 +169,7 @@ def bundle(tmp_path, net):
 
 def test_a_bundle_is_measured_by_its_onnx_file(bundle):
     found = find_subject(bundle.sealed())
-    assert (found.name, found.kind) == ("crowd for jetson", "onnx")
+    assert (found.name, found.kind, found.target) == ("crowd for jetson", "onnx", "jetson")
     assert found.path == bundle.folder / "model.onnx"
     assert found.input_shape == (1, 3, 16, 16)
 
@@ -181,6 +181,7 @@ def test_a_bundle_is_measured_by_its_engine_where_the_backend_is_its(bundle):
     for backend in (None, "tensorrt"):
         found = find_subject(folder, backend)
         assert (found.kind, found.backend, found.precision) == ("engine", "tensorrt", "int8")
+        assert found.target == "jetson"
         assert found.input_shape == (1, 3, 16, 16)  # which the engine alone would not tell
     found = find_subject(folder, "onnxruntime")
     assert (found.kind, found.backend) == ("onnx", "onnxruntime")

@@ -11,6 +11,7 @@ from command_line import refusal
 
 from kdcompile.bench.baseline import read_baseline
 from kdcompile.bench.samples import Block
+from kdcompile.cli.measuring import Measuring
 from kdcompile.errors import KDError
 
 
@@ -35,10 +36,22 @@ def test_without_a_baseline_only_latencies(line):
     assert code == 0
     assert "p50" in line.out
     assert "--save" in line.out
+    assert line.out.splitlines()[:2] == [
+        "net.onnx",
+        "measured on played, an unnamed backend, 1 thread, input 1x3x16x16 float32",
+    ]
     code, found = line.json("bench", "net.onnx")
     assert (code, found["decision"], found["exit_code"]) == (0, None, 0)
     assert found["candidate"]["p50_ms"] == pytest.approx(2.0 * UNIT_MS, rel=0.01)
     assert found["candidate"]["environment"]["facts"] == {"cpu": "played"}
+
+
+def test_a_bundle_for_another_device_is_not_told_as_that_devices(line, monkeypatch):
+    real = Measuring.subject
+    monkeypatch.setattr(Measuring, "subject", lambda *a: replace(real(*a), target="jetson"))
+    line.network("net", 1.0)
+    assert line("bench", "net.onnx")[0] == 0
+    assert line.out.splitlines()[2].startswith("this is not jetson: ")
 
 
 def test_save_makes_three_runs_of_fresh_processes(line):
