@@ -49,7 +49,7 @@ class ToolMissingError(KDError):
     exit_code = EXIT_MISSING
 
 
-def plain(text: str) -> str:
+def plain(text: object) -> str:
     """Text that is one line and tells a terminal nothing: names in it may be anybody's."""
     return "".join(
         c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in str(text)

@@ -6,6 +6,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdcompile import __version__
+from kdcompile.report import escape
 
 
 def fill(template: str, **values: Any) -> str:
@@ -22,7 +23,7 @@ def fill(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"literal": literal, "float32": float32, "cell": cell}
+    environment.filters |= {"literal": literal, "float32": float32, "cell": escape}
     return environment.get_template(template).render(version=__version__, **values)
 
 
@@ -39,8 +40,3 @@ def float32(value: float) -> str:
     """A float literal of C++ that is the float32 nearest to the value."""
     text = f"{float(np.float32(value)):.9g}"
     return f"{text}f" if set(text) & set(".en") else f"{text}.0f"
-
-
-def cell(text: object) -> str:
-    """Text that cannot end its Markdown table cell, or become a tag."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

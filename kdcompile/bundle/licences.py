@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdcompile.artifact import write_text
 from kdcompile.bundle.distributions import UNKNOWN, Used
-from kdcompile.bundle.fill import cell
+from kdcompile.report import escape
 
 NAME = "LICENCES.md"
 OURS = "the files of kdcompile in this bundle: `infer.py`, `worker.py`, `cpp/`, `kit/*.py`"
@@ -40,7 +40,7 @@ def table(packages: Sequence[Used]) -> str:
     """The list as Markdown."""
     ours = next((one.licence for one in packages if one.name == "kdcompile"), UNKNOWN)
     rows = [
-        f"| {one.name} | {one.version} | {cell(one.licence)} | {one.licence_source or '-'} |"
+        f"| {one.name} | {one.version} | {escape(one.licence)} | {one.licence_source or '-'} |"
         for one in packages
     ]
     unknown = [one.name for one in packages if one.licence == UNKNOWN]

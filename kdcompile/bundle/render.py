@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures
 from kdcompile.bundle.overlay import overlay_png, photo_png
-from kdcompile.report import Report
+from kdcompile.report import Report, escape
 
 GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")
 NUMBER_HEADS = (
@@ -73,10 +73,10 @@ def markdown(report: Report) -> str:
     dropped = [(d["name"], d["split"], d["twin"]) for d in details.get("dropped") or []]
     title = facts.words(report).parts[1]
     parts = [
-        f"# {_cell(report.name)} for {_cell(report.target)}",
-        f"**{_cell(report.verdict)}** (exit {report.exit_code})",
+        f"# {escape(report.name)} for {escape(report.target)}",
+        f"**{escape(report.verdict)}** (exit {report.exit_code})",
         facts.meaning(report) + " " + facts.scope(report),
-        *(f"**Warning**: {_cell(text)}" for text in facts.warnings(report)),
+        *(f"**Warning**: {escape(text)}" for text in facts.warnings(report)),
         _section("Gates", GATE_HEADS, gate_rows(report)),
         _section("Numbers", NUMBER_HEADS, number_rows(report)),
         f"## Training\n\n{facts.progress(report) or facts.UNKNOWN}",
@@ -94,11 +94,6 @@ def markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(text: str) -> str:
-    """Text that cannot end its table cell or become a tag."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
 def _section(
     title: str,
     heads: Sequence[str],
@@ -107,7 +102,7 @@ def _section(
 ) -> str:
     if not rows:
         return f"## {title}\n\n{empty}"
-    lines = [heads, ["---"] * len(heads), *([_cell(cell) for cell in row] for row in rows)]
+    lines = [heads, ["---"] * len(heads), *([escape(cell) for cell in row] for row in rows)]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdcompile.ci.outcome import Outcome, counts, overall_of
+from kdcompile.report import escape as escape
 
 MARKS: Mapping[str, str] = {
     "passed": "✅", "failed": "❌", "inconclusive": "❔", "skipped": "⏭️", "pending": "⏳",
@@ -12,10 +13,6 @@ MARKS: Mapping[str, str] = {
 }  # fmt: skip
 LONGEST_CELL = 400  # characters: a cell is for reading; the whole is in outcomes.json
 MOST_ROWS = 200  # GitHub refuses a step's summary over 1 MiB whole
-# what GitHub's Markdown reads within a line; a backslash makes it text (CommonMark 2.4)
-SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
-EMOJI = re.compile(r":(?=[\w+-]+:)")
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def markdown(
@@ -39,23 +36,6 @@ def markdown(
     for outcome in ordered[:MOST_ROWS]:
         lines += _ratios(outcome)
     return "\n".join(lines) + "\n"
-
-
-def escape(text: str, longest: int | None = None) -> str:
-    """Text that Markdown, also inside a table, shows as it is, on one line.
-
-    Args:
-        text: anything.
-        longest: characters that are kept of it.
-    """
-    text = CONTROL.sub("\ufffd", " ".join(text.split()))
-    if longest is not None and len(text) > longest:
-        text = text[: longest - 1] + "…"
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # a name must call nobody and link to nothing
-    text = SPECIAL.sub(r"\\\1", text).replace("@", "&#64;").replace("://", "&#58;//")
-    text = EMOJI.sub("&#58;", text)
-    return text.replace("www.", "www&#46;")
 
 
 def _mark(code: int, outcomes: Sequence[Outcome]) -> str:

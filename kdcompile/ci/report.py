@@ -15,6 +15,7 @@ from kdcompile.ci.junit import junit
 from kdcompile.ci.markdown import markdown
 from kdcompile.ci.metrics import metrics
 from kdcompile.ci.outcome import Outcome, outcome_of_error, overall_of
+from kdcompile.ci.stream import unguarded
 from kdcompile.errors import EXIT_OK, KDError
 
 FORMAT = 1  # of outcomes.json
@@ -69,8 +70,9 @@ def report_ci(
     except OSError as error:
         raise _unwritable(folder, error) from error
     if environment.get("GITHUB_ACTIONS") == "true":
+        out = unguarded(stream or sys.stdout)
         for line in annotations(outcomes):
-            (stream or sys.stdout).write(line + "\n")
+            out.write(line + "\n")
     _append(environment.get("GITHUB_STEP_SUMMARY"), summary)
     return files
 

@@ -7,6 +7,7 @@ import sys
 import click
 
 from kdcompile import __version__
+from kdcompile.ci.stream import guarded
 from kdcompile.cli.baseline import baseline
 from kdcompile.cli.bench import bench, compare
 from kdcompile.cli.bisect import bisect
@@ -57,7 +58,7 @@ def main() -> None:
     """Entry point: errors become a block on standard error and their exit code."""
     follower = os.environ.get("RANK", "0") != "0"  # of torchrun; the first process talks for all
     begin(logging.WARNING if follower else logging.INFO)
-    with stoppable() as stop:
+    with guarded(sys.argv), stoppable() as stop:
         _run(stop)
 
 

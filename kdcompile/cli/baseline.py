@@ -7,7 +7,7 @@ import click
 
 from kdcompile.cli.measuring import Measuring, measuring_options
 from kdcompile.cli.options import as_json, echo_json
-from kdcompile.errors import KDError
+from kdcompile.errors import KDError, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -248,8 +248,8 @@ def _write(
     if change["before"] is not None:
         click.echo(f"before: {_numbers(change['before'])}")
     click.echo(f"now:    {_numbers(change['after'])}")
-    click.echo(f"wrote {file}; commit it, and judge with: kdcompile bench ARTIFACT "
-               f"--baseline {file}")  # fmt: skip
+    click.echo(f"wrote {plain(file)}; commit it, and judge with: kdcompile bench ARTIFACT "
+               f"--baseline {plain(file)}")  # fmt: skip
 
 
 def _facts(file: Path, one: "Baseline") -> dict[str, Any]:
@@ -279,11 +279,13 @@ def _list(found: "dict[Path, Baseline]") -> None:
 
 
 def _tell(file: Path, one: "Baseline") -> None:
-    click.echo(f"{file}\nartifact {one.artifact(file)}, SHA-256 {one.samples.sha256[:12]}...")
+    click.echo(
+        f"{plain(file)}\nartifact {plain(one.artifact(file))}, SHA-256 {one.samples.sha256[:12]}..."
+    )
     for key, value in one.record.items():
         click.echo(f"  {key:<24} {value}")
     for change in one.history:
-        click.echo(f"{change['when']} {change['who']}: {change['why']}")
+        click.echo(plain(f"{change['when']} {change['who']}: {change['why']}"))
         click.echo(f"  {_numbers(change['after'])}, SHA-256 {change['sha256'][:12]}...")
 
 

@@ -12,7 +12,7 @@ from kdcompile.cli.again import what_to_type
 from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_report, ci_stream
 from kdcompile.cli.measuring import Measuring, judging_options, measuring_options
 from kdcompile.cli.options import as_json, echo_json
-from kdcompile.errors import EXIT_OK, KDError
+from kdcompile.errors import EXIT_OK, KDError, plain
 
 if TYPE_CHECKING:
     from kdcompile.bench.against import Plan
@@ -258,9 +258,9 @@ def _print(
         echo_json(found | {"saved": None if saved is None else str(saved)})
         return
     reference = None if judged is None else judged.reference
-    click.echo(table.title(samples, reference))
+    click.echo(plain(table.title(samples, reference)))
     for line in table.places(samples, reference, target):
-        click.echo(line)
+        click.echo(plain(line))
     if judged is None:
         lines = table.in_flight(samples) + table.disturbed(samples) + table.takes(samples)
         show(table.latencies(samples), lines)
@@ -270,7 +270,7 @@ def _print(
         wanted = [] if advice is None else [f"to decide: {advice}"]
         show(table.verdict(judged), [*table.remarks(judged), *wanted])
     if saved is not None:
-        click.echo(f"saved {saved}, {len(samples.runs)} runs")
+        click.echo(f"saved {plain(saved)}, {len(samples.runs)} runs")
 
 
 def show(table: Any, lines: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import click
 from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of, title_of
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
-from kdcompile.errors import EXIT_FIXABLE, KDError
+from kdcompile.errors import EXIT_FIXABLE, KDError, plain
 
 if TYPE_CHECKING:
     from kdcompile.artifact import Artifact
@@ -117,7 +117,7 @@ def build(
         echo_json({"bundle": str(destination), **report.to_json(), "exit_code": code})
     else:
         click.echo(text_summary(report))
-        click.echo(f"bundle: {destination}")
+        click.echo(f"bundle: {plain(destination)}")
         click.echo(verdict)
     if folder is not None:
         from kdcompile.ci.outcome import outcomes_of_report
@@ -184,8 +184,8 @@ def make_stage_command(name: str, text: str) -> click.Command:
                 click.echo(line)
             for key, value in artifact.meta.items():
                 if value is not None:
-                    click.echo(f"{key}: {value}")
-            click.echo(f"{name}: {written}")
+                    click.echo(f"{key}: {plain(value)}")
+            click.echo(f"{name}: {plain(written)}")
 
     _add_options(command, name)
     return command

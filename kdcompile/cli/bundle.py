@@ -9,7 +9,7 @@ import click
 from kdcompile.cli.build import planned
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
 from kdcompile.cli.trust import trusted_option
-from kdcompile.errors import KDError
+from kdcompile.errors import KDError, plain
 
 if TYPE_CHECKING:
     from kdcompile.pipeline.plan import Plan
@@ -77,10 +77,10 @@ def bundle(
         echo_json(result)
         return
     for name, value in artifact.meta.items():
-        click.echo(f"{name}: {value}")
-    click.echo(f"bundle: {written}")
+        click.echo(f"{name}: {plain(value)}")
+    click.echo(f"bundle: {plain(written)}")
     if test_pack is not None:
-        click.echo(f"test pack: {test_pack}, {len(about['names'])} photos")
+        click.echo(f"test pack: {plain(test_pack)}, {len(about['names'])} photos")
 
 
 def merge_board(
@@ -120,7 +120,7 @@ def merge_board(
         echo_json({"bundle": str(folder), **report.to_json()})
     else:
         click.echo(text_summary(report))
-        click.echo(f"bundle: {folder}")
+        click.echo(f"bundle: {plain(folder)}")
         click.echo(report.verdict)
     return report.exit_code
 

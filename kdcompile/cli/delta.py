@@ -132,6 +132,6 @@ def _end(found: "Made | Applied", as_json: bool) -> None:
         echo_json(found.to_json())
     else:
         click.echo(f"{found.verdict}: {found.reason}")
-        wrote = "nothing written" if found.output is None else f"wrote {found.output}"
+        wrote = "nothing written" if found.output is None else f"wrote {plain(found.output)}"
         click.echo(wrote)
     sys.exit(EXITS[found.verdict])

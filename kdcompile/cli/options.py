@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,6 +79,10 @@ def add_levels(command: click.Command) -> None:
 
 
 def echo_json(value: Any) -> None:
-    """One JSON document on standard output, indented; a number that JSON has not is null."""
+    """One JSON document on standard output, indented; a number that JSON has not is null.
+
+    `##[` in a string, which a CI system might obey (`kdcompile.ci.stream`), is escaped.
+    """
     plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
-    click.echo(json.dumps(plain, indent=1, sort_keys=True, allow_nan=False))
+    text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False)
+    click.echo(re.sub(r"##(?=\w*\[)", r"#\\u0023", text))

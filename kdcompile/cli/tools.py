@@ -23,7 +23,7 @@ def init(folder: Path, example: str | None, as_json: bool) -> None:
     if as_json:
         echo_json({"written": [str(path) for path in written]})
     else:
-        click.echo("\n".join(f"wrote {path}" for path in written))
+        click.echo("\n".join(f"wrote {plain(path)}" for path in written))
 
 
 @click.command()
@@ -77,12 +77,13 @@ def run(
         echo_json(rows)
         return
     for row in rows:
+        photo = plain(row["photo"])
         if task.is_dense:
-            click.echo(f"{row['count']:10.1f}  {row['photo']}  {row['overlay']}")
+            click.echo(f"{row['count']:10.1f}  {photo}  {plain(row['overlay'])}")
         elif "class" in row:
-            click.echo(f"{plain(row['class']):<16} {row['probability']:6.1%}  {row['photo']}")
+            click.echo(f"{plain(row['class']):<16} {row['probability']:6.1%}  {photo}")
         else:
-            click.echo(f"{row['value']:10.4g}  {row['photo']}")
+            click.echo(f"{row['value']:10.4g}  {photo}")
 
 
 @click.command()
@@ -101,7 +102,7 @@ def report(bundle: Path, trusted: Path | None, as_json: bool) -> None:
     with found.reading("report.json"):  # whose details are free
         text = text_summary(told)
     click.echo(text)
-    click.echo(f"full report: {found.folder / 'report.html'}")
+    click.echo(f"full report: {plain(found.folder / 'report.html')}")
 
 
 @click.command()
@@ -171,4 +172,4 @@ def clean(spec: str | None, everything: bool, as_json: bool) -> None:
     if as_json:
         echo_json({"removed": [str(path) for path in removed]})
     else:
-        click.echo(f"removed {len(removed)} entries of {store.root}")
+        click.echo(f"removed {len(removed)} entries of {plain(store.root)}")

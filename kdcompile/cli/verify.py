@@ -14,7 +14,7 @@ from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
 from kdcompile.cli.parity import is_bundle, open_ladder, show_ladder
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
 from kdcompile.cli.trust import open_trusted, trusted_option
-from kdcompile.errors import EXIT_GATE
+from kdcompile.errors import EXIT_GATE, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +125,7 @@ def verify_bundle(
         echo_json(found)
     else:
         for key, value in found.items():
-            click.echo(f"{key}: {value}")
+            click.echo(f"{key}: {plain(value)}")
     outcomes = outcomes_of_bundle(report, found, require_device=device)
     words = overall_of(outcomes)[0] if found["exit_code"] == EXIT_GATE else found["verdict"]
     return outcomes, (words, found["exit_code"])

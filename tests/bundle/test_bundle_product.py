@@ -192,7 +192,7 @@ def test_card_names_the_data_where_the_report_does(a_report, tmp_path):
     assert "| train | 1,200 | ab12 |" in text
     assert "| val | 7 | not recorded |" in text
     assert "gate accuracy failed: +3.1 % against &lt;= 5 %" in text
-    assert "image, float [1 x 3 x any x any]" in text
+    assert r"image, float \[1 x 3 x any x any\]" in text
 
 
 # ---- engines
