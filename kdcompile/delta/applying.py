@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kdcompile.delta.file import applied, check_output, named, read_delta
+from kdcompile.delta.file import applied, check_output, inputs_of, named, read_delta
 from kdcompile.delta.result import Applied
 from kdcompile.delta.student import Student
 from kdcompile.delta.tensors import read_student
@@ -38,7 +38,7 @@ def apply(
             `delta-weights`, `delta-architecture`, `delta-output`; those of the weights and the
             spec's data.
     """
-    check_output(output)
+    check_output(output, (base, delta, new, *inputs_of(spec)))
     found = read_delta(delta)
     before, metadata = read_student(base)
     with named(delta):

@@ -29,8 +29,9 @@ from kdcompile.artifact import replacing
 from kdcompile.delta import layer as form
 from kdcompile.delta.layer import Layer
 from kdcompile.delta.packing import WHERE, corrupt
-from kdcompile.delta.tensors import State, weights_hash
+from kdcompile.delta.tensors import STUDENT, State, weights_hash
 from kdcompile.errors import KDError
+from kdcompile.spec import Spec
 
 KEY, VERSION, DATA = "kdcompile-delta", 1, "data"
 HEADER = 1024 * 1024  # bytes of a file in which the key is looked for
@@ -59,12 +60,26 @@ class Delta:
         return bytes(save({DATA: tensor.to(torch.uint8)}, {KEY: text}))
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, inputs: Sequence[Path | None] = ()) -> None:
     """Refuse a place for no file before anything is worked out; its folder is made.
+
+    Args:
+        path: of the result.
+        inputs: files that are read, or folders of a distill stage: the result must not take the
+            place of one, by whatever name.
 
     Raises:
         KDError: `delta-output`.
     """
+    for given in filter(None, inputs):
+        for file in (given, given / STUDENT):
+            if _is_one(path, file):
+                raise KDError(
+                    "delta-output",
+                    f"this is {file.name}, which is read: writing here would destroy it",
+                    where=str(path),
+                    fix="name another file with -o",
+                )
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         if not path.is_dir():
@@ -73,6 +88,22 @@ def check_output(path: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         why = f"its folder cannot be made: {error.strerror}"
     raise KDError("delta-output", why, where=str(path), fix="name a file with -o")
+
+
+def _is_one(path: Path, other: Path) -> bool:
+    """Whether two names are of one file, through links too."""
+    try:
+        return path.samefile(other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def inputs_of(spec: Spec | None) -> list[Path | None]:
+    """The files that a spec names: its own, and weights."""
+    if spec is None:
+        return []
+    weights = [each.weights for each in (spec.teacher, *spec.teachers, spec.student)]
+    return [spec.path, *weights]
 
 
 def write_delta(path: Path, delta: Delta) -> None:

@@ -14,7 +14,7 @@ from kdcompile.delta import encode
 from kdcompile.delta import layer as form
 from kdcompile.delta.biases import Biases
 from kdcompile.delta.choose import Ladder, Option
-from kdcompile.delta.file import Delta, check_output, rebuilt, write_delta
+from kdcompile.delta.file import Delta, check_output, inputs_of, rebuilt, write_delta
 from kdcompile.delta.layer import KINDS, Layer
 from kdcompile.delta.result import Judged, Made, Written
 from kdcompile.delta.student import FEW, Floats, Student
@@ -56,7 +56,7 @@ def make(
         KDError: `delta-form`, `delta-weights`, `delta-architecture`; those of the weights, the
             spec's teacher and its data; `delta-output`.
     """
-    check_output(output)
+    check_output(output, (base, new, *inputs_of(spec)))
     before, metadata = read_student(base)
     after, _ = read_student(new)
     check_same_form(before, after, new)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from bad_inputs import project
-from command_line import CommandLine
+from command_line import CommandLine, contents, refusal
 from delta_site import updated, write_site
 from documents import check_document
 from safetensors.torch import save_file
@@ -102,3 +102,35 @@ def test_the_new_weights_become_a_student_without_training(command, tmp_path):
     code, text = command("distill", ".", *(w for s in sets for w in ("--set", s)), "--json")
     assert code == 0, text
     assert weights_hash(read_student(Path(json.loads(command.out)["path"]))[0]) == result
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("delta make base new -o new", "new.safetensors"),
+        ("delta make base new -o base", "base.safetensors"),
+        ("delta make base new -o ./sub/../new.safetensors", "new.safetensors"),
+        ("delta make base new -o link", "new.safetensors"),
+        ("delta make link base -o new", "new.safetensors"),
+        ("delta make stage base -o stage/student.safetensors", "stage/student.safetensors"),
+        ("delta make base new -o teacher --spec .", "teacher.safetensors"),
+        ("delta make base new -o kdcompile.toml --spec .", "kdcompile.toml"),
+        ("delta apply base d -o base", "base.safetensors"),
+        ("delta apply base d -o d", "d"),
+        ("delta apply base d -o new --new new --spec .", "new.safetensors"),
+    ],
+)
+def test_no_input_is_written_over(words, lost, command, tmp_path):
+    for name in ("sub", "stage"):
+        (tmp_path / name).mkdir()
+    make(tmp_path / "base.safetensors", tmp_path / "new.safetensors", tmp_path / "d", size=1.0)
+    (tmp_path / "link").symlink_to("new.safetensors")
+    (tmp_path / "stage/student.safetensors").write_bytes(
+        (tmp_path / "new.safetensors").read_bytes()
+    )
+    before = contents(tmp_path)
+    there = ("base", "new", "teacher")
+    full = (f"{word}.safetensors" if word in there else word for word in words.split())
+    block = refusal(command(*full), "delta-output", "would destroy it", "name another file with -o")
+    assert Path(lost).name in block
+    assert contents(tmp_path) == before
