@@ -23,6 +23,8 @@ def checked_points(given: Any, name: str, source: Path | None) -> NDArray[np.flo
         KDError: `annotation-invalid` or `annotation-duplicate`.
     """
     where = "[data] format" if source is None else str(source)
+    if (other := _no_number(given)) is not None:  # NumPy makes numbers of "1" and true
+        raise _invalid(name, f"have a coordinate that is no number, {other!r:.40}", where)
     try:
         points = np.asarray(given, np.float64)
     except (ValueError, TypeError, OverflowError) as error:
@@ -45,6 +47,17 @@ def checked_points(given: Any, name: str, source: Path | None) -> NDArray[np.flo
         )
     with np.errstate(over="ignore"):  # what becomes infinite lies in no image
         return points.astype(np.float32)
+
+
+def _no_number(given: Any) -> Any:
+    """The first coordinate that is text or a truth value; None where there is none."""
+    pairs = (
+        given.tolist() if isinstance(given, np.ndarray) and given.dtype.kind in "bSUO" else given
+    )
+    if not isinstance(pairs, list | tuple):
+        return None
+    rows = (pair for pair in pairs if isinstance(pair, list | tuple))
+    return next((one for row in rows for one in row if isinstance(one, str | bytes | bool)), None)
 
 
 def check_within(points: NDArray[np.float32], size: tuple[int, int], name: str, where: str) -> None:

@@ -98,3 +98,14 @@ def test_points_on_the_far_borders_are_within():
         check_within(points, (8, 4), "a", "here")
     assert "the first at [8, 4]" in error.value.message
     assert checked_points([], "a", None).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[["1", "2"]], [[True, False]], [[3, True]], np.array([[True]] * 2).T, np.array([["1", "2"]])],
+)
+def test_a_coordinate_is_a_number(points):
+    """Which NumPy makes of text and truth values too."""
+    with pytest.raises(KDError, match="no number") as caught:
+        checked_points(points, "a", None)
+    assert caught.value.code == "annotation-invalid"

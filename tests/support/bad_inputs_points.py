@@ -164,6 +164,18 @@ CASES = [
     BadInput("points-ragged", _points("[[1, 2], [3]]"), PLAN, "annotation-invalid", _good),
     BadInput("points-with-words", _points('[[1, "two"]]'), PLAN, "annotation-invalid", _good),
     BadInput(
+        "points-of-digits-in-quotes", _points('[["1", "2"]]'), PLAN, "annotation-invalid", _good,
+        says=("no number, '1'",),
+    ),
+    BadInput(
+        "points-of-truth-values", _points("[[3, 4], [true, false]]"), PLAN, "annotation-invalid",
+        _good, says=("no number, True",),
+    ),
+    BadInput(
+        "points-half-of-truth-values", _points("[[3, true]]"), PLAN, "annotation-invalid", _good,
+        says=("no number, True",),
+    ),
+    BadInput(
         "points-not-a-number", _points("[[1, NaN]]"), PLAN, "annotation-invalid", _good,
         says=("not a finite number", "in pixels"),
     ),
