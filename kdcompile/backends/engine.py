@@ -1,18 +1,16 @@
 """Engines behind a transport: built once, loaded, run and timed by the worker there."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import digest, file_sha256, read_json
+from kdcompile.artifact import digest, file_sha256, read_json, write_json
 from kdcompile.backends.board import Board
 from kdcompile.backends.via import Place, open_place
 from kdcompile.errors import KDError
@@ -110,17 +108,14 @@ def _sidecar(place: Place, there: str) -> dict[str, Any] | None:
     side, found = there + ".json", place.call("stat", path=there)
     if not found["exists"] or not place.call("stat", path=side)["exists"]:
         return None
-    with TemporaryDirectory() as folder:
-        local = Path(folder) / "engine.json"
-        place.get(side, local)
-        about: dict[str, Any] = json.loads(local.read_text(encoding="utf-8"))
+    about = place.record(side)
     return about if about["sha256"] == found["sha256"] else None
 
 
 def bring(place: Place, built: Built, path: Path) -> None:
-    """Fetch an engine and what is written beside it to `path` and `path.json`."""
+    """Fetch an engine to `path`, and write its record beside it as `path.json`."""
     place.get(built.there, path)
-    place.get(built.there + ".json", path.with_name(path.name + ".json"))
+    write_json(path.with_name(path.name + ".json"), dict(built.about))
 
 
 def take(place: Place, engine: Path, network: str) -> str:
@@ -281,9 +276,21 @@ def in_turns(
 
 
 def median_of(answer: Mapping[str, Any], mode: str) -> float:
-    """The median of an answer of `time`: of the device's clock where there is one."""
+    """The median of an answer of `time`: of the device's clock where there is one.
+
+    Raises:
+        KDError: `time-zero`.
+    """
     wanted = ("end_to_end",) if mode == "end_to_end" else ("device", "wall")
-    return float(next(answer[name]["p50_ms"] for name in wanted if answer.get(name)))
+    found = [float(answer[name]["p50_ms"]) for name in wanted if answer.get(name)]
+    if not found or found[0] <= 0:
+        raise KDError(
+            "time-zero",
+            f"no latency of mode {mode} above 0 ms was told",
+            where="the worker's answer to time",
+            fix="run the same command again; if it repeats, see kdcompile doctor --via PLACE",
+        )
+    return found[0]
 
 
 def profile(place: Place, network: str, image: Floats) -> dict[str, Any]:

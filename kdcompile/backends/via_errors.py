@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from kdcompile.errors import KDError, ToolMissingError
+from kdcompile.errors import KDError, ToolMissingError, plain
 
 # codes of the worker and of its first lines that mean: install something there
 TOOLS = frozenset(
@@ -124,6 +124,17 @@ def timed_out(label: str, op: str, seconds: float) -> KDError:
     )
 
 
+def bad_answer(label: str, op: str, why: object) -> KDError:
+    """What came in place of a worker's answer; the worker was ended."""
+    return KDError(
+        "board-answer",
+        f"what came as the answer to {op} is none of a worker: {why}",
+        where=label,
+        fix="see that nothing there prints in the worker's place (a shell's start-up files, a "
+        "wrapper around python) and that the place is the one you mean, then run it again",
+    )
+
+
 FREE_DISK = (
     "free some there; ~/.cache/kdcompile has only copies and engines, which are made again: "
     "it may be deleted"
@@ -172,7 +183,7 @@ def copy_failed(label: str, said: Sequence[str]) -> KDError:
     """Sftp gave up, and the board still answers."""
     return KDError(
         "copy-failed",
-        f"the copy stopped: {said[-1] if said else 'sftp was ended'}",
+        f"the copy stopped: {plain(said[-1]) if said else 'sftp was ended'}",
         where=label,
         fix="run the same command again: it goes on where it stopped",
     )

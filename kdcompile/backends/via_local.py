@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from kdcompile.artifact import replacing
-from kdcompile.backends.via_errors import disk_full, no_python
+from kdcompile.backends.via_errors import disk_full, file_absent, no_python
 from kdcompile.backends.via_place import MIB, Place, boot_command
 from kdcompile.backends.via_process import Gone
 from kdcompile.errors import KDError
@@ -40,7 +40,7 @@ class LocalPlace(Place):
 
     def _copy_out(self, there: str, local: Path, sha256: str, size: int) -> None:
         with replacing(local) as temporary:
-            shutil.copyfile(there, temporary)
+            self._fetch(there, temporary)
             self._check_copy(temporary, sha256, there)
 
     def _send(self, local: Path, there: str) -> None:
@@ -54,4 +54,7 @@ class LocalPlace(Place):
             raise disk_full(self.label, self.work, free, local.stat().st_size / MIB) from None
 
     def _fetch(self, there: str, local: Path) -> None:
-        shutil.copyfile(there, local)
+        try:
+            shutil.copyfile(there, local)
+        except FileNotFoundError:
+            raise file_absent(there, self.label) from None

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.artifact import file_sha256
+from kdcompile.backends import via_answers
 from kdcompile.backends.via_errors import (
+    bad_answer,
     disk_full,
     file_absent,
     file_differs,
@@ -23,7 +25,7 @@ from kdcompile.backends.via_errors import (
     worker_died,
     worker_error,
 )
-from kdcompile.backends.via_process import Gone, WorkerProcess
+from kdcompile.backends.via_process import BadAnswer, Gone, WorkerProcess
 from kdcompile.errors import KDError
 
 HERE = Path(__file__).parent
@@ -67,9 +69,9 @@ class Place(ABC):
             raise self._not_started(gone) from None
         except TimeoutError:
             raise timed_out(self.label, "start", START_S) from None
-        if "error" in answer:
-            raise worker_error(answer["error"], self.label)
-        self.work = str(answer["ok"]["work"])
+        except BadAnswer as bad:
+            raise bad_answer(self.label, "start", bad) from None
+        self.work = str(self._read("start", answer)["work"])
         self._worker.forget_errors()
         self._worker.send(worker_source())
         self.about = self.call("hello")
@@ -83,8 +85,9 @@ class Place(ABC):
             values: the operation's own, as JSON values; paths are paths there.
 
         Raises:
-            KDError: the worker's error with its code, `worker-died`, `worker-timeout`, or over
-                SSH `board-lost`; after one of these three every call raises it again.
+            KDError: the worker's error with its code, `worker-died`, `worker-timeout`,
+                `board-answer`, or over SSH `board-lost`; after one of these four every call raises
+                it again.
             ToolMissingError: what the worker needs is not installed there.
         """
         if self._lost is not None:
@@ -98,14 +101,30 @@ class Place(ABC):
         except TimeoutError:
             self._lost = timed_out(self.label, op, limit)
             raise self._lost from None
+        except BadAnswer as bad:
+            self._lost = bad_answer(self.label, op, bad)
+            raise self._lost from None
         except BaseException:  # Ctrl-C: the late answer would be taken for the next one
             self._lost = stopped(self.label, op)
             self._worker.close(at_once=True)
             raise
-        if "error" in answer:
-            raise worker_error(answer["error"], self.label)
-        found: dict[str, Any] = answer["ok"]
-        return found
+        return self._read(op, answer, samples=bool(values.get("samples")))
+
+    def _read(self, op: str, answer: Mapping[str, Any], *, samples: bool = False) -> dict[str, Any]:
+        """What an answer says, once it is one."""
+        try:
+            if "error" not in answer:
+                return via_answers.checked(op, answer["ok"], samples=samples)
+            told = via_answers.failure(answer["error"])
+        except BadAnswer as bad:
+            raise self.refuse(op, bad) from None
+        raise worker_error(told, self.label)
+
+    def refuse(self, op: str, bad: BadAnswer) -> KDError:
+        """End a worker that is none; the error, which every later call raises."""
+        self._lost = bad_answer(self.label, op, bad)
+        self._worker.close(at_once=True)
+        return self._lost
 
     def path(self, name: str) -> str:
         """The path there of a plain file name in the work folder.
@@ -141,6 +160,20 @@ class Place(ABC):
             raise file_absent(there, self.label)
         self._copy_out(there, local, str(found["sha256"]), int(found["bytes"]))
 
+    def record(self, there: str) -> dict[str, Any]:
+        """What is written beside an engine there.
+
+        Raises:
+            KDError: those of `get`; `board-answer`.
+        """
+        with TemporaryDirectory() as folder:
+            local = Path(folder) / "engine.json"
+            self.get(there, local)
+            try:
+                return via_answers.record(local)
+            except BadAnswer as bad:
+                raise self.refuse("build", bad) from None
+
     def inputs(self, arrays: Arrays) -> str:
         """The path there of the inputs, which the next replace; equal ones are not sent again."""
         there = self.path(f"run-{self._token}-in.npz")
@@ -157,15 +190,17 @@ class Place(ABC):
         """The outputs of a loaded network, by name, for inputs by name.
 
         Raises:
-            KDError: the worker's, such as `shape-refused`.
+            KDError: the worker's, such as `shape-refused`; `board-answer`.
         """
         outputs = self.path(f"run-{self._token}-out.npz")
         self.call("run", inputs=self.inputs(arrays), outputs=outputs, name=name)
         with TemporaryDirectory() as folder:
             local = Path(folder) / "out.npz"
             self._fetch(outputs, local)
-            with np.load(local) as found:
-                return {key: found[key] for key in found.files}
+            try:
+                return via_answers.arrays(local)
+            except BadAnswer as bad:
+                raise self.refuse("run", bad) from None
 
     def time(self, arrays: Arrays, name: str = "main", **options: Any) -> dict[str, Any]:
         """Latency of a loaded network; `options` are those of the worker's `time`."""

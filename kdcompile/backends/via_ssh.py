@@ -26,6 +26,7 @@ from kdcompile.backends.via_process import Gone
 from kdcompile.errors import KDError
 
 CLOSED = "Connection closed"  # all that sftp says where the server has no such subsystem
+COPY_S = 7200.0  # of one file, over the slowest link that is of use
 CONFIG = "KDCOMPILE_SSH_CONFIG"
 # OpenSSH keeps the first value, so these stand before those of the user's configuration
 OPTIONS = {
@@ -146,7 +147,10 @@ class SshPlace(Place):
             KDError: `board-lost` where the worker is gone too, else `copy-failed`.
             ToolMissingError: `sftp-missing`, the server there offers none.
         """
-        done = self._run_sftp(line)
+        try:
+            done = self._run_sftp(line)
+        except subprocess.TimeoutExpired:
+            raise copy_failed(self.label, [f"not done in {COPY_S:g} s"]) from None
         if done.returncode:
             self.call("hello")  # raises where the board is gone
             said = done.stderr.strip().splitlines() if done.returncode > 0 else []
@@ -165,6 +169,7 @@ class SshPlace(Place):
             text=True,
             errors="replace",
             check=False,
+            timeout=COPY_S,
         )
 
 

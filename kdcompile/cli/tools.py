@@ -133,9 +133,9 @@ def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
         echo_json([asdict(check) for check in checks])
     else:
         for check in checks:
-            click.echo(f"{check.status:<8} {check.name:<18} {check.detail}")
+            click.echo(f"{check.status:<8} {check.name:<18} {plain(check.detail)}")
             if check.fix:
-                click.echo(f"{'':<27} fix: {check.fix}")
+                click.echo(f"{'':<27} fix: {plain(check.fix)}")
     sys.exit(exit_code(checks))
 
 

@@ -203,7 +203,7 @@ def _run(place: Place, row: Timed, iterations: int, warmup: int) -> list[float]:
         mode=row.mode, samples=True,
     )  # fmt: skip
     found = answer["samples"]
-    return [float(ms) for ms in found.get("device") or found["wall"]]
+    return [float(ms) for ms in found.get("device") or found.get("wall") or found["end_to_end"]]
 
 
 def _floats(flags: Sequence[str]) -> Precision:

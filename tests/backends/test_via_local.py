@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_place import HELLO
+from hostile_place import line as hello
 
 from kdcompile.backends import via_place
 from kdcompile.backends.onnxruntime_ import open_session
@@ -105,19 +107,19 @@ def test_a_worker_that_is_silent_is_stopped(monkeypatch):
 SLOW = b"""
 import sys, time
 for line in sys.stdin:
-    sys.stdout.write('{"id": 1, "ok": {}}\\n')
+    sys.stdout.buffer.write(%r)
     sys.stdout.flush()
     time.sleep(600)
-"""
+""" % hello(HELLO, 1)
 INTERRUPTS = b"""
 import os, signal, sys, time
 sys.stdin.readline()
-sys.stdout.write('{"id": 1, "ok": {}}\\n')
+sys.stdout.buffer.write(%r)
 sys.stdout.flush()
 sys.stdin.readline()
 os.kill(os.getppid(), signal.SIGALRM)
 time.sleep(600)
-"""
+""" % hello(HELLO, 1)
 
 
 def test_an_interruption_ends_the_worker(monkeypatch):
@@ -143,7 +145,7 @@ def test_a_busy_worker_ends_with_its_connection(monkeypatch):
     process.send(via_place.boot_source())
     assert process.answer(20)["ok"]["work"]
     process.send(SLOW)
-    assert process.ask({"op": "hello"}, 20) == {"id": 1, "ok": {}}
+    assert process.ask({"op": "hello"}, 20) == {"id": 1, "ok": HELLO}
     process.close()
     with pytest.raises(Gone) as gone:
         process.answer(20)

@@ -1,0 +1,272 @@
+"""The form of a worker's answer to each operation: the fields that are read, and their types."""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MOST_VALUES = 1 << 28  # of one input: 1 GiB in float32
+CLOCKS = ("device", "wall", "end_to_end")
+
+Text = Annotated[str, Field(max_length=4000)]
+Version = Annotated[str, Field(max_length=100, pattern=r"^\d{1,6}\.\d{1,6}(\.[\w.+-]*)?$")]
+Sha = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Amount = Annotated[Number, Field(ge=0)]
+Side = Annotated[int, Field(ge=-1, lt=1 << 31)]
+
+
+class Form(BaseModel):
+    """An answer's fields that are read; it may have others."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Failure(Form):
+    """The error of any operation."""
+
+    code: Annotated[str, Field(pattern="^[a-z][a-z0-9-]{0,60}$")]
+    message: str
+    fix: str
+
+
+class Boot(Form):
+    """Of the first lines: the work folder."""
+
+    work: Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+class Gpu(Form):
+    """The GPU of hello."""
+
+    name: Text
+    compute_capability: Annotated[str, Field(pattern=r"^\d{1,3}\.\d{1,3}$")]
+    memory_mb: Amount | None = None
+    free_mb: Amount | None = None
+
+
+class Plan(Form):
+    """How a precision is built."""
+
+    onnx: Text
+    flags: list[Text]
+
+
+class Memory(Form):
+    """The memory of hello."""
+
+    total: Amount | None
+    free: Amount | None
+
+
+class Machine(Form):
+    """Settings of the machine, which are compared and shown as they are."""
+
+    driver_version: Text | None
+
+
+class Hello(Form):
+    """Versions, machine and GPU."""
+
+    backend: Text
+    backend_version: Version
+    python: Text
+    numpy: Text
+    platform: Text
+    module: Text | None
+    l4t: Text | None
+    power_mode: Text | None
+    machine: Machine
+    clocks: dict[str, Amount]
+    memory_mb: Memory
+    disk_mb: Amount | None
+    modes: list[Text]
+    streams: Annotated[int, Field(ge=1)]
+    gpu: Gpu | None
+    precisions: dict[str, Plan]
+
+    @model_validator(mode="after")
+    def _has_a_mode(self) -> "Hello":
+        if "device" not in self.modes:
+            raise ValueError("modes lack device, which every worker has")
+        return self
+
+
+class Signals(Form):
+    """Counters, clocks and sensors; what nothing tells is absent."""
+
+    busy_s: Number | None = None
+    total_s: Number | None = None
+    steal_s: Number | None = None
+    own_s: Number | None = None
+    wait_s: Number | None = None
+    switches: Number | None = None
+    quota_s: Number | None = None
+    throttle_events: Number | None = None
+    cooling: Number | None = None
+    cpu_hz: Number | None = None
+    gpu_hz: Number | None = None
+    gpu_flags: int | None = None
+    os_version: Text | None = None
+    load_average: list[Number] | None = None
+    celsius: dict[str, Number] | None = None
+    clocks_hz: dict[str, Number] | None = None
+    throttling: list[Text] | None = None
+    power_w: dict[str, Number] | None = None
+    gpu_busy_percent: Number | None = None
+
+
+class Stat(Form):
+    """A file there."""
+
+    exists: bool
+    bytes: Count
+    sha256: Sha | None
+
+    @model_validator(mode="after")
+    def _has_a_hash(self) -> "Stat":
+        if self.exists and self.sha256 is None:
+            raise ValueError("a file without its SHA-256")
+        return self
+
+
+class Layer(Form):
+    """One layer of an engine."""
+
+    name: str
+    precision: Text | None
+    onnx: list[str] | None
+
+
+class Engine(Form):
+    """The record of a built engine, which lies beside it there too."""
+
+    sha256: Sha
+    bytes: Count
+    precision: Text
+    platform: Text
+    compute_capability: Text | None
+    flags: list[Text]
+    layers: list[Layer] | None
+    seconds: Amount
+
+
+class Tensor(Form):
+    """An input or output; -1 is a free size."""
+
+    dtype: Annotated[str, Field(pattern="^[a-z]+[0-9]{0,3}$")]
+    shape: Annotated[list[Side], Field(max_length=16)]
+
+    @model_validator(mode="after")
+    def _is_of_a_size(self) -> "Tensor":
+        if math.prod(max(1, side) for side in self.shape) > MOST_VALUES:
+            raise ValueError("a tensor that no board holds")
+        return self
+
+
+class Load(Form):
+    """A loaded network."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+class Clock(Form):
+    """A clock's milliseconds in short."""
+
+    p50_ms: Amount
+
+
+class Time(Form):
+    """Latency."""
+
+    device: Clock | None = None
+    wall: Clock | None = None
+    end_to_end: Clock | None = None
+    per_second: Amount | None = None
+    samples: dict[str, list[Amount]] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_clock(self) -> "Time":
+        if not any(getattr(self, clock) for clock in CLOCKS):
+            raise ValueError(f"none of {', '.join(CLOCKS)}")
+        return self
+
+
+class LayerTime(Layer):
+    """A layer's milliseconds."""
+
+    ms: Amount
+
+
+class Profile(Form):
+    """Milliseconds of each layer."""
+
+    layers: list[LayerTime]
+    total_ms: Amount
+
+
+class Looks(Form):
+    """Readings of the power: seconds, and values by rail."""
+
+    samples: list[Annotated[list[Any], Field(min_length=2, max_length=2)]]
+
+    @model_validator(mode="after")
+    def _are_readings(self) -> "Looks":
+        for at, values in self.samples:
+            if not _is_number(at) or not isinstance(values, dict):
+                raise ValueError("a reading is [seconds, {rail: value}]")
+            if not all(map(_is_number, values.values())):
+                raise ValueError("a reading that is no number")
+        if any(now[0] <= last[0] for last, now in pairwise(self.samples)):
+            raise ValueError("readings that go back in time")
+        return self
+
+
+class Busy(Looks):
+    """The readings while inferences followed each other."""
+
+    seconds: Positive
+    inferences: Annotated[int, Field(ge=1)]
+
+
+class Unread(Form):
+    """Nothing tells the power."""
+
+    unavailable: Text
+
+
+class Power(Form):
+    """Readings of the power."""
+
+    source: Text
+    unit: Literal["mW", "mJ"]
+    mode: Literal["graph", "device", "end_to_end"]
+    idle: Looks
+    busy: Busy
+
+
+class Resident(Form):
+    """Memory of the worker's process and of the machine."""
+
+    resident_mb: Amount | None
+    peak_mb: Amount | None
+    available_mb: Amount | None
+    gpu_mb: Amount | None
+    gpu_used_mb: Amount | None
+    restarted: bool
+    unified: bool
+
+
+FORMS: Mapping[str, type[Form]] = {
+    "start": Boot, "hello": Hello, "signals": Signals, "stat": Stat, "build": Engine, "load": Load,
+    "time": Time, "profile": Profile, "power": Power, "memory": Resident,
+}  # fmt: skip  # of the others nothing is read
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
