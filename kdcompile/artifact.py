@@ -110,7 +110,7 @@ class Store:
         """The entry, built by `build(folder) -> meta` unless it is there already.
 
         Raises:
-            KDError: `store-readonly`, `disk-full`; what `build` raises.
+            KDError: `store-readonly`, `store-locks`, `disk-full`; what `build` raises.
         """
         with self._locked(stage, key):
             found = self.find(stage, key)
@@ -136,7 +136,7 @@ class Store:
         """Keep what the hasher learnt; where that is not possible, the next run starts slower."""
         if not self.hasher.is_dirty:
             return
-        with suppress(OSError):
+        with suppress(OSError, KDError):
             (self.root / LOCKS).mkdir(parents=True, exist_ok=True)
             with if_free(self.root / LOCKS / "hashes") as free:
                 if free:  # else another process keeps what it learnt

@@ -1,5 +1,6 @@
 """Locks of a store: who waits says for whom; a process that dies leaves none behind."""
 
+import errno
 import logging
 import os
 import socket
@@ -7,9 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from kdcompile.errors import KDError
 
 log = logging.getLogger("kdcompile")
 OWNER = ".owner"
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
@@ -21,10 +26,12 @@ def locked(path: Path, what: str) -> Iterator[None]:
         what: the owner does, for those who wait: "makes distill".
 
     Raises:
+        KDError: `store-locks`, the file system has none.
         OSError: the lock's file cannot be written.
     """
     from filelock import FileLock, Timeout
 
+    check_locks(path.parent)
     lock, owner = FileLock(path), path.with_name(path.name + OWNER)
     try:
         lock.acquire(timeout=0)
@@ -48,10 +55,12 @@ def if_free(path: Path) -> Iterator[bool]:
     """Hold the lock where nobody has it; gives whether it is held now.
 
     Raises:
+        KDError: `store-locks`, the file system has none.
         OSError: the lock's file cannot be written.
     """
     from filelock import FileLock, Timeout
 
+    check_locks(path.parent)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -62,6 +71,38 @@ def if_free(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def check_locks(folder: Path) -> None:
+    """Refuse a file system without flock.
+
+    There filelock takes the existence of the lock's file for the lock, and the files of earlier
+    locks are there: it would wait for ever.
+
+    Raises:
+        KDError: `store-locks`.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has locks of its own
+        return
+    with ExitStack() as stack:
+        try:
+            probe = stack.enter_context(TemporaryFile(dir=folder))  # that nobody else locks
+        except OSError:  # the lock itself tells what is wrong with the folder
+            return
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise KDError(
+                "store-locks",
+                f"the file system there has no locks between processes (flock: {error.strerror})",
+                where=str(folder),
+                fix="work on a copy of the spec's folder on a local disk; Lustre has locks when "
+                "it is mounted with -o flock",
+            ) from error
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The store: whole entries or none, made once, found by content."""
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -8,11 +9,12 @@ import threading
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 from kdcompile.artifact import Hasher, Store, digest, is_sealed, replacing, seal, write_text
 from kdcompile.errors import KDError
-from kdcompile.locks import locked
+from kdcompile.locks import if_free, locked
 
 KEY, OTHER = "a" * 64, "b" * 64
 
@@ -337,3 +339,34 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_refused_and_not_waited_for(number, tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(number, os.strerror(number))
+
+    def never(lock, *asked, **options):
+        raise AssertionError("filelock would wait for ever here")
+
+    Store(tmp_path).make("stage", OTHER, _build())  # its locks stay there
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(filelock.FileLock, "acquire", never)
+    with pytest.raises(KDError) as error:
+        Store(tmp_path).make("stage", KEY, _build())
+    assert (error.value.code, error.value.where) == ("store-locks", str(tmp_path / "locks"))
+    assert os.strerror(number) in error.value.message
+    assert "local disk" in error.value.fix
+    with pytest.raises(KDError), if_free(tmp_path / "locks" / f"stage-{OTHER[:24]}"):
+        raise AssertionError("it is not free")
+    Store(tmp_path).save_hashes()  # only a slower start
+
+
+def test_another_error_of_a_lock_is_no_lack_of_locks(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(KDError) as error:
+        Store(tmp_path).make("stage", KEY, _build())
+    assert error.value.code != "store-locks"
