@@ -26,7 +26,7 @@ ALLOWED = {
     "spec_file": {"errors", "targets", "spec"},
     "disk": {"errors"},
     "files": {"disk"},
-    "locks": set(),
+    "locks": {"errors"},
     "artifact": {"errors", "targets", "disk", "files", "locks"},
     "report": {"errors", "targets"},
     "kernels": set(),

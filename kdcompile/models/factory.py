@@ -1,6 +1,7 @@
 """The teacher that a spec names, with its weights checked against its architecture."""
 
 import inspect
+import logging
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from kdcompile.artifact import replacing
 from kdcompile.errors import KDError
 from kdcompile.factory import load_factory
-from kdcompile.models.fit import check_fit, counted, widened
+from kdcompile.models.fit import check_fit, check_form, counted, unwrapped, widened
 from kdcompile.spec import Spec, Teacher
 
 SAFETENSORS = ".safetensors"
-SAVE_ALONE = "torch.save(model.state_dict(), path), or safetensors.torch.save_file"
+SAVE_ALONE = "torch.save(model.state_dict(), 'weights.pt'), or safetensors.torch.save_file"
+WRAPPED = ("state_dict", "model_state_dict", "model", "net", "ema")  # how checkpoints call it
+log = logging.getLogger("kdcompile")
 ZIP, PICKLE = b"PK", b"\x80"  # how files of torch.save start
 
 
@@ -116,11 +119,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix == SAFETENSORS:
             with safe_open(path, framework="pt") as opened:
                 metadata, names = dict(opened.metadata() or {}), list(opened.keys())
-                return {name: opened.get_tensor(name) for name in names}, metadata
-        state = torch.load(path, map_location="cpu", weights_only=True)
+                found = {name: opened.get_tensor(name) for name in names}
+        else:
+            metadata = {}
+            found = _plain(path, torch.load(path, map_location="cpu", weights_only=True))
+    except KDError:
+        raise
     except Exception as error:  # zipfile's, pickle's, safetensors' and torch's, by what is damaged
         raise _explained(path, start, error) from error
-    return _plain(path, state), {}
+    check_form(found, path)
+    return found, metadata
 
 
 def _explained(path: Path, start: bytes, error: Exception) -> KDError:
@@ -147,25 +155,33 @@ def _unreadable(path: Path, message: str, fix: str) -> KDError:
     return KDError("weights-unreadable", message, where=str(path), fix=fix)
 
 
-def _plain(path: Path, state: Any) -> dict[str, Tensor]:
-    """What torch.save wrote, if it is a state_dict.
+def _plain(path: Path, saved: Any) -> dict[str, Tensor]:
+    """The state_dict that torch.save wrote, alone or as the only one of a checkpoint.
 
     Raises:
         KDError: `weights-unreadable`.
     """
-    if _is_state(state):
-        return dict(state)
-    inside = [n for n, v in state.items() if _is_state(v)] if isinstance(state, Mapping) else []
+    if _is_state(saved):
+        return dict(saved)
+    inside = [n for n, v in saved.items() if _is_state(v)] if isinstance(saved, Mapping) else []
+    if len(inside) == 1 and inside[0] in WRAPPED:
+        log.info("%s: the weights under %r are taken", path.name, inside[0])
+        return dict(saved[inside[0]])
     message, fix = "the file holds no plain state_dict", SAVE_ALONE
     if inside:
-        message += f", but one under {inside[0]!r}"
-        fix = f"torch.save(torch.load(path)[{inside[0]!r}], path)"
+        message += f", but one under each of {', '.join(map(repr, inside))}"
+        fix = (
+            f"save the one that is meant in a file of its own: torch.save(torch.load("
+            f"{path.name!r})[{inside[0]!r}], 'weights.pt')"
+        )
     raise _unreadable(path, message, fix)
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(n, str) and isinstance(v, Tensor) for n, v in value.items()
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(n, str) and isinstance(v, Tensor) for n, v in value.items())
     )
 
 
@@ -193,7 +209,7 @@ def load_weights(
         KDError: those of `read_weights` and of `check_fit`.
     """
     state, metadata = read_weights(path)
-    state = counted(state)
+    state = unwrapped(model.state_dict(), counted(state), path)
     if classes is not None:
         state = widened(model.state_dict(), state, classes)
     check_fit(model.state_dict(), state, path)

@@ -1,5 +1,7 @@
 """Do the tensors of a file belong to a network?"""
 
+import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from kdcompile.errors import KDError
 
 SHOWN = 3
 COUNTER = "num_batches_tracked"  # of a batch norm
+WRAPPERS = r"((module|model|net|_orig_mod)\.)+"  # of DDP, Lightning and torch.compile
+log = logging.getLogger("kdcompile")
 State = Mapping[str, Tensor]
 
 
@@ -41,6 +45,62 @@ def check_fit(own: State, state: State, path: Path) -> None:
             fix="name the factory that these weights were trained with",
         )
     _check_values(own, state, path)
+
+
+def check_form(state: State, path: Path) -> None:
+    """Refuse tensors that are not all of their values, one after the other, in real numbers.
+
+    Raises:
+        KDError: `weights-form`, with the first such tensor; `weights-dtype`, a complex one.
+    """
+    for name, tensor in state.items():
+        form = _form(tensor)
+        if form:
+            raise KDError(
+                "weights-form",
+                f"{name} is {form}",
+                where=str(path),
+                fix="save the weights of the network as it was trained, each a dense tensor of its "
+                "own (t.detach().clone()), in a new file",
+            )
+        if tensor.is_complex():
+            raise KDError(
+                "weights-dtype",
+                f"{name} is {_type(tensor)}; only real numbers are exported and delivered",
+                where=str(path),
+                fix="train a network of real numbers: (real, imaginary) as channels",
+            )
+
+
+def _form(tensor: Tensor) -> str:
+    """What keeps a tensor from being plain; empty for one that is."""
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout != torch.strided:
+        return f"a sparse tensor ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_meta:
+        return "on the device meta, without values"
+    if tensor.is_quantized:
+        return f"quantised ({_type(tensor)})"
+    asked, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if asked > held:
+        return f"an expanded tensor: {asked} bytes, of which the file has {held}"
+    return ""
+
+
+def unwrapped(own: State, state: State, path: Path) -> State:
+    """The file's tensors by the network's names, without a usual wrapper's prefix where that fits.
+
+    Args:
+        own: the network's tensors by name.
+        state: the file's.
+        path: the file.
+    """
+    prefix = _prefix(inner=own, outer=state)
+    if not re.fullmatch(WRAPPERS, prefix):
+        return state
+    log.info("%s: every name starts with %r, which is left out", path.name, prefix)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def widened(own: State, state: State, classes: tuple[int, int]) -> dict[str, Tensor]:
@@ -82,7 +142,7 @@ def _check_prefix(own: State, state: State, path: Path) -> None:
             "weights-mismatch",
             f"every name in the file starts with {prefix!r}, and no name of the model does",
             where=str(path),
-            fix=f"save the network inside: torch.save(model.{prefix}state_dict(), path)",
+            fix=f"save the network inside: torch.save(model.{prefix}state_dict(), 'weights.pt')",
         )
     prefix = _prefix(inner=state, outer=own)
     if prefix:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kdcompile.delta.tensors import read_student
 from kdcompile.errors import KDError
 from kdcompile.factory import factory_sources, load_factory
 from kdcompile.models.csrnet import build
@@ -201,3 +202,84 @@ def test_weights_that_share_memory_are_written_and_read_back(tmp_path):
     assert torch.equal(state["b"], shared)
     assert torch.equal(state["c"], shared.T)
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+COMPLEX = torch.ones(2, dtype=torch.complex64)
+ODD = {
+    "an expanded tensor: 8796093022208 bytes, of which the file has 4": lambda: torch.ones(
+        1
+    ).expand(1 << 41),
+    "a sparse tensor (sparse_coo)": lambda: torch.eye(3).to_sparse(),
+    "a sparse tensor (sparse_csr)": lambda: torch.eye(3).to_sparse_csr(),
+    "on the device meta": lambda: torch.ones(3, device="meta"),
+    "quantised (qint8)": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "a nested tensor": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "complex64": lambda: COMPLEX,
+    "complex64; only real": lambda: COMPLEX.conj(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, on each of these
+@pytest.mark.parametrize("form", ODD)
+def test_tensors_that_are_no_plain_values_are_refused(form, tmp_path):
+    torch.save({"bias": torch.ones(1), "weight": ODD[form]()}, tmp_path / "w.pt")
+    for read in (read_weights, read_student):
+        with pytest.raises(KDError) as error:
+            read(tmp_path / "w.pt")
+        assert error.value.code == ("weights-dtype" if "complex" in form else "weights-form")
+        assert f"weight is {form}" in error.value.message
+
+
+@pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "model", "net", "ema"])
+def test_the_weights_of_a_checkpoint_are_read_and_its_file_is_left(name, tmp_path, caplog):
+    path, more = tmp_path / "last.ckpt", {"epoch": 3, "hyper_parameters": {}, "lr_schedulers": []}
+    torch.save({name: _state(), **more}, path)
+    before = path.read_bytes()
+    with caplog.at_level("INFO", "kdcompile"):
+        state, _ = read_weights(path)
+    assert torch.equal(state["weight"], torch.ones(2, 1, 3, 3))
+    assert f"last.ckpt: the weights under '{name}' are taken" in caplog.text
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("inside", [("model", "ema"), ("teacher",)])
+def test_a_checkpoint_that_leaves_a_choice_is_refused(inside, tmp_path):
+    torch.save({name: _state() for name in inside}, tmp_path / "w.pt")
+    with pytest.raises(KDError) as error:
+        read_weights(tmp_path / "w.pt")
+    assert error.value.code == "weights-unreadable"
+    assert all(repr(name) in error.value.message for name in inside)
+    assert error.value.fix.endswith(f"torch.save(torch.load('w.pt')[{inside[0]!r}], 'weights.pt')")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "_orig_mod.", "_orig_mod.module."])
+def test_the_prefix_of_a_wrapper_is_left_out(prefix, tmp_path, caplog):
+    torch.save({prefix + name: tensor for name, tensor in _state().items()}, tmp_path / "w.pt")
+    model = nn.Conv2d(1, 2, 3)
+    with caplog.at_level("INFO", "kdcompile"):
+        load_weights(model, tmp_path / "w.pt")
+    assert torch.equal(model.weight, torch.ones(2, 1, 3, 3))
+    assert f"every name starts with {prefix!r}, which is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: {f"backbone.{n}": t for n, t in s.items()},
+        lambda s: {"module.weight": s["weight"], "bias": s["bias"]},
+        lambda s: {f"module.{n}": t for n, t in s.items()} | {"module.more": torch.ones(1)},
+        lambda s: {"module.weight": s["weight"]},
+    ],
+)
+def test_names_that_differ_otherwise_are_refused(change, tmp_path):
+    torch.save(change(_state()), tmp_path / "w.pt")
+    with pytest.raises(KDError) as error:
+        load_weights(nn.Conv2d(1, 2, 3), tmp_path / "w.pt")
+    assert error.value.code == "weights-mismatch"
+
+
+def test_a_network_that_has_the_prefix_itself_keeps_it(tmp_path):
+    network = nn.ModuleDict({"model": nn.Conv2d(1, 2, 3)})
+    torch.save({f"model.{name}": tensor for name, tensor in _state().items()}, tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    assert torch.equal(network["model"].weight, torch.ones(2, 1, 3, 3))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from bad_inputs import MODEL, SPEC, BadInput, _weights, project
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load, load_file, save_file
 
 from kdcompile.models.factory import build_model
 
@@ -85,16 +85,29 @@ def _renamed(folder: Path) -> tuple[str, ...]:
     return (*DISTILL, "--set", "teacher.weights=w.pt")
 
 
-def _unprefixed(folder: Path) -> None:
-    """What `torch.save(model.module.state_dict())` has, as safetensors."""
-    state = {n.removeprefix("module."): t for n, t in load_file(folder / FILE).items()}
-    (folder / FILE).write_bytes(save(state))
+NEW_FILE = (*DISTILL, "--set", "teacher.weights=weights.pt")
 
 
-def _inside(folder: Path) -> None:
-    """Save the state_dict that lies under `model`."""
-    path = folder / "w.pt"
-    torch.save(torch.load(path)["model"], path)
+def _unprefixed(folder: Path) -> tuple[str, ...]:
+    """What `torch.save(model.backbone.state_dict(), 'weights.pt')` writes."""
+    state = {n.removeprefix("backbone."): t for n, t in load_file(folder / FILE).items()}
+    torch.save(state, folder / "weights.pt")
+    return NEW_FILE
+
+
+def _inside(folder: Path) -> tuple[str, ...]:
+    """Save the state_dict that lies under `model`, in a file of its own."""
+    torch.save(torch.load(folder / "w.pt")["model"], folder / "weights.pt")
+    return NEW_FILE
+
+
+def _odd(change):
+    """The project whose weights are a torch file with one tensor of another form."""
+    name = "body.bias"
+    return _with(
+        lambda path: torch.save({**good_weights(), name: change(good_weights()[name])}, path),
+        "w.pt",
+    )
 
 
 def _two_factories(folder: Path) -> None:
@@ -163,10 +176,15 @@ CASES = [
         DISTILL, "weights-unsafe", _restored, says=("bad_inputs_weights._Whole", "state_dict()"),
     ),
     BadInput(
-        "checkpoint-around-the-weights",
-        _with(_written(lambda: _torch_bytes({"model": _infinite(), "epoch": 3})), "w.pt"),
+        "checkpoint-of-two-networks",
+        _with(_written(lambda: _torch_bytes(
+            {"model": _infinite(), "ema": good_weights(), "epoch": 3})), "w.pt"),
         DISTILL, "weights-unreadable", _inside, after=1, then="weights-nonfinite",
-        says=("one under 'model'", "torch.load(path)['model']"),
+        says=("one under each of 'model', 'ema'", "['model'], 'weights.pt')"),
+    ),
+    BadInput(
+        "expanded-weights", _odd(lambda t: torch.ones(1).expand(1 << 41)), DISTILL,
+        "weights-form", _restored, says=("body.bias is an expanded tensor: 8796093022208 bytes",),
     ),
     BadInput(
         "weights-that-are-a-list", _with(_written(lambda: _torch_bytes([torch.ones(2)])), "w.pt"),
@@ -190,8 +208,9 @@ CASES = [
     ),
     BadInput(
         "weights-of-a-wrapped-network",
-        _saved(lambda s: {f"module.{n}": t for n, t in s.items()}), DISTILL, "weights-mismatch",
-        _unprefixed, says=("starts with 'module.'", "model.module.state_dict()"),
+        _saved(lambda s: {f"backbone.{n}": t for n, t in s.items()}), DISTILL,
+        "weights-mismatch", _unprefixed,
+        says=("starts with 'backbone.'", "model.backbone.state_dict(), 'weights.pt'"),
     ),
     BadInput(
         "network-wrapped-without-its-weights",
