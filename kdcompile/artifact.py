@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcompile.disk import disk_error, disk_full, is_full, sync_folder
+from kdcompile.disk import disk_error, disk_full, is_failed, is_full, sync_folder
 from kdcompile.errors import KDError
 from kdcompile.files import Hasher as Hasher
 from kdcompile.files import file_sha256 as file_sha256
@@ -282,8 +282,8 @@ class Store:
             yield
 
     def _unwritable(self, error: OSError) -> KDError:
-        if is_full(error):
-            return disk_full(str(self.root))
+        if is_full(error) or is_failed(error):
+            return disk_error(error, self.root) or disk_full(str(self.root))
         return KDError(
             "store-readonly",
             f"the artifact store cannot be written: {error.strerror}",

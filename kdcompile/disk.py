@@ -4,12 +4,14 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdcompile.errors import KDError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+FAILED = (errno.EIO, errno.ESTALE)
 
 
 def is_full(error: BaseException) -> bool:
@@ -17,15 +19,21 @@ def is_full(error: BaseException) -> bool:
 
     Libraries in C++ and Rust (torch, safetensors) give it as text, with the system's words.
     """
+    return _number_of(error, FULL) is not None
+
+
+def _number_of(error: BaseException, numbers: Sequence[int]) -> int | None:
+    """Which of these errors of the system caused an error; None for none of them."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in FULL:
-            return True
+        if isinstance(cause, OSError) and cause.errno in numbers:
+            return cause.errno
         text = str(cause)
-        if any(os.strerror(n) in text or f"os error {n})" in text for n in FULL):
-            return True
+        for n in numbers:
+            if os.strerror(n) in text or f"os error {n})" in text:
+                return n
         cause = cause.__cause__ or cause.__context__
-    return False
+    return None
 
 
 def disk_error(error: BaseException, place: Path | None = None) -> KDError | None:
@@ -41,6 +49,9 @@ def disk_error(error: BaseException, place: Path | None = None) -> KDError | Non
     if is_full(error):
         where = str(name) if isinstance(name, str) else str(_fullest(place or Path.cwd()))
         return disk_full(where)
+    failed = is_failed(error)
+    if failed is not None:
+        return disk_failed(failed, str(name or place or Path.cwd()))
     if isinstance(error, OSError) and error.errno in FORBIDDEN:
         return KDError(
             "not-permitted",
@@ -49,6 +60,22 @@ def disk_error(error: BaseException, place: Path | None = None) -> KDError | Non
             fix="change the permissions of that place, or work on a copy in a folder of your own",
         )
     return None
+
+
+def disk_failed(number: int, where: str) -> KDError:
+    """The error of a disk, or a network's file system, that does not do as it is told."""
+    return KDError(
+        "disk-failed",
+        f"the disk there does not work: {os.strerror(number)}",
+        where=where,
+        fix="see what the system says of it (dmesg, or the state of the network drive); then run "
+        "the same command again, on a copy on another disk where it is broken",
+    )
+
+
+def is_failed(error: BaseException) -> int | None:
+    """The number of the system's error where a disk that does not work caused it."""
+    return _number_of(error, FAILED)
 
 
 def disk_full(where: str) -> KDError:

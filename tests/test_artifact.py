@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -130,6 +131,44 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path, name):
     assert [p.name for p in (tmp_path / "stage").iterdir()] == [kept.path.name]
     assert store.find("stage", OTHER) is not None
     assert store.make("stage", KEY, _build()).meta == {"answer": 42}
+
+
+BROKEN = {"fsync": os, "rename": os, "replace": os, "copyfile": shutil, "unlink": os}
+
+
+@pytest.mark.parametrize("call", [*BROKEN, "write"])
+def test_a_disk_that_fails_is_said_with_its_place(tmp_path, monkeypatch, call):
+    def fail(*args, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # no file is named
+
+    def build(folder):
+        write_text(folder / "a.txt", "a")
+        shutil.copyfile(folder / "a.txt", folder / "b.txt")
+        (folder / "b.txt").unlink()
+        return {}
+
+    with monkeypatch.context() as patch:
+        if call == "write":
+            patch.setattr(Path, "write_text", fail)
+        else:
+            patch.setattr(BROKEN[call], call, fail)
+        with pytest.raises(KDError) as caught:
+            Store(tmp_path).make("stage", KEY, build)
+    assert caught.value.code == "disk-failed"
+    assert str(tmp_path) in caught.value.where
+    assert "Input/output error" in caught.value.message
+    assert "dmesg" in caught.value.fix
+    assert Store(tmp_path).make("stage", KEY, build).meta == {}
+
+
+def test_a_file_that_could_not_be_written_is_named(tmp_path, monkeypatch):
+    def fail(handle):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"a\.json"):
+        write_text(tmp_path / "a.json", "{}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_under_an_error_of_a_library_is_said(tmp_path):
@@ -369,4 +408,4 @@ def test_another_error_of_a_lock_is_no_lack_of_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(KDError) as error:
         Store(tmp_path).make("stage", KEY, _build())
-    assert error.value.code != "store-locks"
+    assert error.value.code == "disk-failed"

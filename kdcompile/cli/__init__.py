@@ -21,7 +21,7 @@ from kdcompile.cli.targets import targets
 from kdcompile.cli.tools import clean, doctor, init, report, run, schema
 from kdcompile.cli.verify import verify
 from kdcompile.disk import disk_error
-from kdcompile.errors import KDError
+from kdcompile.errors import EXIT_FIXABLE, KDError
 from kdcompile.logs import begin
 
 STAGE_COMMANDS = {
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _run(stop: Stop) -> None:
-    """The command; every error that a user can meet becomes its block and exit code."""
+    """The command; every error becomes its block and exit code."""
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as leave:
@@ -74,9 +74,14 @@ def _run(stop: Stop) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo(stop.line, err=True)
         sys.exit(stop.exit_code)
+    except BrokenPipeError:  # whoever read the results has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_FIXABLE)
     except Exception as error:
-        told = error if isinstance(error, KDError) else disk_error(error)
-        if told is None or "--debug" in sys.argv:
+        if "--debug" in sys.argv or os.environ.get("KDCOMPILE_DEBUG") == "1":
             raise
+        from kdcompile.cli.internal import unforeseen
+
+        told = error if isinstance(error, KDError) else disk_error(error) or unforeseen(error)
         click.echo(str(told), err=True)
         sys.exit(told.exit_code)
