@@ -76,7 +76,8 @@ def absmax_histogram_reference(
             rows = values.float().movedim(1, 0).flatten(1)
         magnitudes, seen = rows.abs(), ~rows.isnan()
         usable = (limit > TINY * bins) & limit.isfinite()
-        factor = torch.where(usable, bins / torch.where(usable, limit, 1), 0).reshape(-1, 1)
+        full = torch.full_like(limit, bins)  # a number / limit would be a reciprocal, rounded twice
+        factor = torch.where(usable, full / torch.where(usable, limit, 1), 0).reshape(-1, 1)
         bound = torch.where(usable, limit, 0).reshape(-1, 1)
         places = torch.where(seen, magnitudes, 0).minimum(bound) * factor
         first = bins * torch.arange(len(rows), device=rows.device).unsqueeze(1)

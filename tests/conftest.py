@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -13,6 +14,12 @@ os.environ.setdefault("KDCOMPILE_CACHE", tempfile.mkdtemp(prefix="kdcompile-test
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="kdcompile-tests-")  # no calibration
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of the tests that import onnxruntime themselves
 os.environ.setdefault("KDCOMPILE_TUNE", "0")  # tests measure nothing and leave no cache behind
+
+# the same examples in every run, and none that fails for taking long beside other work;
+# `--hypothesis-profile random` draws others
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, print_blob=True)
+settings.load_profile("same")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -18,7 +18,7 @@ SHAPES = st.fixed_dictionaries(
         "noise": st.sampled_from([0.0, 0.001, 0.05, 1.0]),
     }
 )
-SETTINGS = settings(max_examples=30, deadline=None)
+SETTINGS = settings(max_examples=30)
 
 
 @SETTINGS

@@ -28,7 +28,7 @@ def half_normal(n: int = 200_000, seed: int = 0) -> np.ndarray:
 
 
 @given(st.lists(arrays(np.float32, st.integers(1, 60), elements=FLOATS), min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_streaming_equals_one_histogram(parts: list[np.ndarray]) -> None:
     found = histogram(*parts)
     everything = np.concatenate(parts)
@@ -62,7 +62,7 @@ def test_the_span_is_a_power_of_two_over_every_value() -> None:
     st.lists(arrays(np.float32, st.integers(1, 60), elements=MODERATE), min_size=1, max_size=6),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_merging_equals_one_histogram_in_any_order(parts: list[np.ndarray], random: Any) -> None:
     whole = histogram(*parts)
     random.shuffle(parts)
@@ -90,7 +90,7 @@ def test_chunks_do_not_lose_values() -> None:
 
 
 @given(arrays(np.float32, st.integers(1, 300), elements=FLOATS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_minmax_is_the_largest_magnitude(values: np.ndarray) -> None:
     found = histogram(values)
     assert minmax(found) == np.abs(values).max()
@@ -98,7 +98,7 @@ def test_minmax_is_the_largest_magnitude(values: np.ndarray) -> None:
 
 
 @given(arrays(np.float32, st.integers(1, 300), elements=FLOATS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_calibrator_stays_within_the_data(values: np.ndarray) -> None:
     found = histogram(values)
     for choose in CALIBRATORS.values():
@@ -150,7 +150,7 @@ def brute_divergence(counts: list[float], edge: int) -> float:
 
 
 @given(arrays(np.int64, 200, elements=st.integers(0, 5)), st.integers(128, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_divergence_against_loops(counts: np.ndarray, edge: int) -> None:
     if counts[:edge].sum() == 0:
         return

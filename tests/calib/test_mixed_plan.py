@@ -76,7 +76,7 @@ def cases(draw, reformat=None, equal=False):
     return Case(noise, int8, fp16, edges, cost, limit)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases())
 def test_what_always_holds(case: Case) -> None:
     plan = case.plan()
@@ -103,21 +103,21 @@ def test_what_always_holds(case: Case) -> None:
         assert math.isclose(plan.steps[-1].latency_ms, now)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(reformat=st.just(0), equal=True))
 def test_the_fewest_layers_go_back(case: Case) -> None:
     most = max(len(s) for s in case.sets())
     assert len(case.plan().quantised) == most
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(reformat=st.just(0)))
 def test_within_one_layer_of_the_optimum(case: Case) -> None:
     saving = [case.costs.fp16_ms[n] - case.costs.int8_ms[n] for n in case.noise]
     assert case.plan().latency_ms <= case.optimum() + max(0, *saving, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(reformat=st.just(0), equal=True), st.integers(1, 10))
 def test_a_looser_limit_reverts_no_more(case: Case, more: int) -> None:
     tight = case.plan()

@@ -47,7 +47,7 @@ SCALES = st.floats(2.0**-120, 2.0**100, width=32)
 
 
 @given(st.dictionaries(NAMES, SCALES, min_size=3, max_size=6))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, scales: dict[str, float]) -> None:
     path = tmp_path_factory.mktemp("cache") / "calibration.cache"
     names = [name for name in scales if name not in {"density", "weight 0", "weight 1"}]

@@ -43,7 +43,7 @@ def by_brute_force(points, labelled, count):
     arrays(np.float64, st.tuples(st.integers(0, 4), st.just(2)), elements=numbers),
     st.integers(1, 10),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_it_is_the_greedy_choice(points, labelled, count):
     chosen, distances = k_center(points, labelled, count)
     slow, away = by_brute_force(points, labelled, count)
@@ -55,7 +55,7 @@ def test_it_is_the_greedy_choice(points, labelled, count):
     arrays(np.float64, st.tuples(st.integers(3, 8), st.integers(1, 3)), elements=st.floats(-9, 9)),
     st.integers(1, 3),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_it_is_within_twice_the_best(points, count):
     chosen, _ = k_center(points, points[:0], count)
     best = min(radius(points, points[list(c)]) for c in combinations(range(len(points)), count))

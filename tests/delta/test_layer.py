@@ -23,7 +23,7 @@ def _random(shape, dtype, seed, scale=1.0):
     return torch.from_numpy(np.asarray(noise)).to(dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.sampled_from(FLOATS), st.integers(0, 99), st.sampled_from([0, 1e-6, 0.1, 1e4]))
 def test_every_way_gives_the_shape_and_type_and_the_last_is_exact(shape, dtype, seed, scale):
     base = _random(shape, dtype, seed)
@@ -38,7 +38,7 @@ def test_every_way_gives_the_shape_and_type_and_the_last_is_exact(shape, dtype, 
     assert torch.equal(rebuild(ways[-1], base), new)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SHAPES, st.sampled_from([torch.int64, torch.uint8, torch.int8, torch.bool]))
 def test_integers_come_back_exactly(shape, dtype):
     base = torch.zeros(shape, dtype=dtype)
@@ -61,7 +61,7 @@ def test_minus_zero_is_a_change():
     assert torch.signbit(last).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.floats(1e-4, 10))
 def test_errors_are_bounded_by_the_kind(seed, scale):
     base = _random((6, 3, 3, 3), torch.float64, seed)

@@ -45,7 +45,7 @@ DETAILS = st.recursive(
     lambda below: st.lists(below, max_size=3) | st.dictionaries(TEXT, below, max_size=3),
     max_leaves=8,
 )
-quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=25)
 
 
 @pytest.fixture(scope="module")

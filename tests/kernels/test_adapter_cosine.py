@@ -88,7 +88,7 @@ def test_every_configuration(choice, device):
         _check(*(_inputs((1, 9, 6, 7, 9), torch.float16, device)[:2]))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     batch=st.integers(1, 3), narrow=st.integers(1, 20), height=st.integers(1, 9),
     width=st.integers(1, 9), wide=st.integers(1, 80), seed=st.integers(0, 99),

@@ -91,7 +91,7 @@ def test_many_blocks(formats, mode, device, monkeypatch):
     _check((3, 5, 6, 5, 7), torch.float32, device, formats, mode)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(
         st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 9),

@@ -106,7 +106,7 @@ def test_every_configuration(choice, device):
             _check(((65, 48), (65, 16)), "rkd", torch.float16, device)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     kind=st.sampled_from(KINDS), batch=st.integers(3, 20), ours=st.integers(3, 60),
     theirs=st.integers(3, 60), seed=st.integers(0, 99),

@@ -76,7 +76,7 @@ def test_rows_cut_into_strips(formats, programs, device, monkeypatch):
     _check((2, 3, 9, 29), torch.float32, device, formats, temperature=2.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     n=st.integers(1, 3), c=st.integers(1, 20), h=st.integers(1, 9), w=st.integers(1, 40),
     formats=st.sampled_from(FORMATS), temperature=st.floats(0.5, 8), seed=st.integers(0, 99),

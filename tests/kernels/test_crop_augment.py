@@ -118,7 +118,7 @@ def _crops(draw):
     return side, crops
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(drawn=_crops(), channels=st.integers(1, 4), colour=st.booleans(), seed=st.integers(0, 99))
 @example(
     drawn=(13, [(0, 8, 14, 14, 1, 13, 1), (0, 0, 0, 1, 1, 1, 1), (0, 0, 0, 1, 1, 1, 1)]),

@@ -86,7 +86,7 @@ def test_every_configuration(choice, device):
         _check((1, 1, 67, 130), torch.float32, device, block=65)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     shape=st.tuples(*[st.integers(1, top) for top in (3, 3, 20, 20)]), block=st.integers(1, 21),
     soft=st.booleans(), paper=st.booleans(), seed=st.integers(0, 99),

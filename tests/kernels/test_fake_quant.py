@@ -116,7 +116,7 @@ def test_every_configuration(choice, device):
         _check(last, _scales(x.shape, 1, device), 1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     shape=st.lists(st.integers(1, 17), min_size=1, max_size=4), axis=st.integers(0, 3),
     whole=st.booleans(), levels=st.sampled_from([1, 2, 7, 8, 127, 4096]), seed=st.integers(0, 99),

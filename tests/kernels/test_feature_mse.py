@@ -107,7 +107,7 @@ def test_many_blocks(formats, kind, normalize, device, monkeypatch):
     _check((2, 5, 7, 9), torch.float32, device, formats, kind, normalize)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(
         st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.integers(1, 40)

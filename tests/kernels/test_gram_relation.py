@@ -109,7 +109,7 @@ def _sizes(draw):
     return draw(st.permutations(sizes))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(sizes=_sizes(), batch=st.integers(1, 3), last=st.booleans(), seed=st.integers(0, 99))
 def test_any_shape(sizes, batch, last, seed):
     students, teachers = (_maps(batch, torch.float32, seed + i, sizes) for i in range(2))

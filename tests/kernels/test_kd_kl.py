@@ -92,7 +92,7 @@ def test_every_configuration(choice, device):
         _check((2, 7, 3, 5), torch.float32, device, reverse=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 40), classes=st.integers(1, 80), temperature=st.floats(0.5, 8),
     standardize=st.booleans(), reverse=st.booleans(), seed=st.integers(0, 99),

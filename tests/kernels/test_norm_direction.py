@@ -59,7 +59,7 @@ def test_every_configuration(choice, device):
         _check(_inputs((19, 300), torch.float32, device))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 40), width=st.integers(1, 300), classes=st.integers(1, 9),
     stretch=st.floats(0.1, 10), seed=st.integers(0, 99),

@@ -107,7 +107,7 @@ def test_wide_tokens_and_many_blocks(device):
     _check((131, 8), 3, torch.float32, device)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     graphs=st.integers(1, 2), tokens=st.integers(2, 40), width=st.integers(2, 40),
     theirs=st.integers(2, 40), diagonal=st.booleans(), temperature=st.floats(0.05, 2),

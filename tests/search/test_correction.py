@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcompile.search.correction import NOISE, SHARED, TRUST, Correction, log_sd
@@ -46,7 +46,6 @@ def test_one_pair_against_the_closed_form():
     assert 1.0 < moved.ms < 1.3
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(MS, BAND, RATIO), min_size=1, max_size=6))
 def test_every_pair_lies_in_its_own_interval(pairs):
     known = [(predicted(ms, band), ms * ratio) for ms, band, ratio in pairs]

@@ -4,7 +4,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcompile.data.metric import MAE, TOP1
@@ -29,7 +29,6 @@ POINTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(POINTS, st.sampled_from([MAE, TOP1]))
 def test_no_point_of_the_front_is_beaten_and_every_other_is(values, metric):
     points = [point(*value) for value in values]

@@ -105,7 +105,7 @@ PLACES = st.sampled_from(
 NOT_LESS = 1 - 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(WIDTHS, SIDES, PLACES, st.data())
 def test_more_width_pixels_or_layers_never_take_less(widths, side, place, data) -> None:
     target, precision = load(place[0]), place[1]
@@ -119,7 +119,7 @@ def test_more_width_pixels_or_layers_never_take_less(widths, side, place, data) 
     assert kernel_ms(chain(deeper, side, precision), target, precision) > before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(WIDTHS, SIDES, st.floats(1.0, 3.0))
 def test_more_bandwidth_or_clock_never_takes_longer(widths, side, factor) -> None:
     kernels = chain(widths, side)
@@ -132,7 +132,7 @@ def test_more_bandwidth_or_clock_never_takes_longer(widths, side, factor) -> Non
         assert kernel_ms(kernels, better, "fp16") <= before / NOT_LESS
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(WIDTHS, SIDES, PLACES)
 def test_bounds_and_parts_add_up_and_the_interval_holds_the_median(widths, side, place) -> None:
     target, precision = load(place[0]), place[1]
