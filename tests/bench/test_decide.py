@@ -11,7 +11,7 @@ from judged_samples import built, edited
 from scipy.special import stdtrit
 
 from kdcompile.bench.decide import compare
-from kdcompile.bench.needed import MIN_BLOCKS, MIN_INFERENCES
+from kdcompile.bench.needed import MIN_INFERENCES
 
 ONE = {"runs": 1}
 
@@ -117,11 +117,16 @@ def test_ten_samples_are_too_few_whatever_they_say():
     assert all(ratio.decision == "inconclusive" for ratio in found.ratios)
 
 
-def test_few_blocks_are_too_few_whatever_they_hold():
-    shape = {"runs": 1, "processes": 1, "blocks": MIN_BLOCKS - 1, "inferences": 100}
-    found = compare(made(1.5, **shape, seed=1), made(**shape, seed=2), paired=True)
-    assert found.decision == "inconclusive"
-    assert found.more_blocks == 1
+@pytest.mark.parametrize(
+    ("blocks", "inferences", "decision"),
+    [(7, 100, "inconclusive"), (8, 100, "regressed"), (8, 4, "inconclusive"), (8, 5, "regressed")],
+)
+def test_few_blocks_or_inferences_are_too_few_whatever_they_hold(blocks, inferences, decision):
+    """8 blocks and 40 inferences of each side are the least."""
+    shape = {"runs": 1, "processes": 1, "blocks": blocks, "inferences": inferences}
+    found = compare(made(3.0, **shape, seed=1), made(**shape, seed=2), paired=True)
+    assert found.decision == decision
+    assert found.more_blocks == (None if decision == "regressed" else {7: 1, 8: 2}[blocks])
 
 
 @pytest.mark.parametrize("paired", [True, False])

@@ -171,7 +171,7 @@ def test_a_jetson_at_the_board_leaves_nothing_pending(tmp_path, patch):
     with patch.context() as m:
         m.setattr(worker, "_first_line", NANO.get)
         m.setattr(worker, "_memory", lambda path: {"total": 7620, "free": 4000})
-        build = made_at(place, target, tmp_path, patch, ["gates.speedup.min=0.01"])
+        build = made_at(place, target, tmp_path, patch, ["gates.speedup.min=1e-6"])
     assert {g["evidence"] for g in build.report()["gates"]} == {"device"}
     build.run("compile", target)
     build.run("verify", target)
