@@ -13,6 +13,9 @@ TEMPLATE = """\
 # What kdcompile builds. `kdcompile schema` prints every field; `kdcompile plan` shows the steps.
 # Only [teacher] and [data] are needed; every other value below is the default.
 # Paths are relative to this file.
+# The defaults are for counting people on photos. For classes or values change: task.kind,
+# data.format, data.train, data.val, data.test, data.mean, data.std, distill.recipe, distill.crop,
+# distill.scale, export.shape. A whole spec of classes: kdcompile init --example cifar10 FOLDER
 
 target = "jetson"                # `kdcompile targets` lists them
 seed = 0
@@ -39,7 +42,8 @@ test = "test.txt"                # labels.csv; npz: "file.npz:train@0[:8000]"
 annotations = "annotations.jsonl"
 # unlabelled = "pool"            # photos without annotations: kdcompile plan --label N
 # files = ["*.npz"]             # what a data factory reads, globs under root; all of it by default
-mean = [0.485, 0.456, 0.406]     # what the teacher was trained with, per channel
+mean = [0.485, 0.456, 0.406]     # what the teacher was trained with, per channel, of 0..1;
+                                 # grey: one number each, and export.shape [1, 1, ...]
 std = [0.229, 0.224, 0.225]
 sigma = 1.0                      # width of a point in the training density, in output cells
 # max_test = 24                  # judge on fewer test images; the verdict says so
@@ -66,11 +70,11 @@ measure = 0                      # best students built and timed: kdcompile sear
 jobs = 0                         # processes side by side; 0: one for each core
 
 [distill]
-recipe = "skt"                   # none, kd, skt: `kdcompile recipes`
+recipe = "skt"                   # counting; for any task none, kd, ...: `kdcompile recipes`
 taps = "auto"                    # or pairs of module names: [["frontend.1", "frontend.1"]]
 # steps = 6000                   # the length: one of steps, or epochs = 40, or minutes = 30
 batch = 16                       # images a step and process
-crop = 512                       # side of the square training crop, pixels
+crop = 512                       # side of the square training crop, pixels: within the images
 scale = [0.7, 1.4]               # random zoom of a crop
 flip = true
 colour = 0.2                     # brightness and contrast jitter
@@ -100,7 +104,8 @@ teacher_cache_mb = 2048          # room for the teacher's outputs of recurring c
 # lr = 0.0003
 
 [export]
-shape = [1, 3, 576, 768]         # batch, channels, height, width of the deployed network; or:
+shape = [1, 3, 576, 768]         # batch, channels, height, width of the deployed network: yours,
+                                 # such as [1, 3, 32, 32]; or:
 # shape = { min = [1, 3, 384, 512], opt = [1, 3, 576, 768], max = [1, 3, 1024, 1024] }
 
 [quantize]

@@ -1,6 +1,8 @@
 """`kdcompile init` writes examples and a template that loads, and overwrites nothing."""
 
+import json
 import re
+import tomllib
 from pathlib import Path
 from typing import get_origin
 
@@ -79,6 +81,27 @@ def test_template_shows_every_section_and_field(tmp_path):
         assert (f"\n# [[{name}]]" if many else f"\n[{name}]" if section else f"\n{name} =") in text
         for key in section or ():
             assert f"{key} =" in text or f"[[{name}.{key}]]" in text, f"{name}.{key}"
+
+
+def test_the_fields_to_change_for_classes_are_named_and_suffice(tmp_path):
+    """With the values that an example of classes has there, the template is a spec of classes."""
+    (path,) = init_template(tmp_path)
+    text = path.read_text()
+    told = re.search(r"For classes or values change: (.*?)\.(?: |$)", text.replace("\n#", ""), re.S)
+    fields = [name.split(".") for name in re.split(r",\s+", told[1])]
+    init_example("cifar10", tmp_path / "classes")
+    classes = load_spec(tmp_path / "classes" / "kdcompile.toml")
+    given = tomllib.loads((tmp_path / "classes" / "kdcompile.toml").read_text())
+    sets = [f"{s}.{key}={json.dumps(given[s][key])}" for s, key in fields]
+    spec = load_spec(path, sets)
+    for section, key in fields:
+        assert getattr(getattr(spec, section), key) == getattr(getattr(classes, section), key)
+    assert spec.distill.crop <= min(spec.export.profile[1][2:])
+    # what only the length and the strength of the training, or the target, need is left
+    sections = {"task": {}, "data": {"root"}, "export": {}}
+    for section, own in sections.items():
+        pairs = (getattr(s, section).model_dump(exclude={*own}) for s in (spec, classes))
+        assert next(pairs) == next(pairs), section
 
 
 def test_commented_alternatives_of_the_template_are_valid(tmp_path):
