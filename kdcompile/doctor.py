@@ -107,7 +107,7 @@ def _libraries() -> list[Check]:
     try:
         requirements = importlib.metadata.requires("kdcompile") or []
     except importlib.metadata.PackageNotFoundError:
-        fix = "pip install -e . in the repository, or pip install kdcompile"
+        fix = "pip install -e . in the repository"
         return [Check("kdcompile", "error", f"{__version__}, not installed", fix)]
     checks = [Check("kdcompile", "ok", __version__)]
     for requirement in requirements:

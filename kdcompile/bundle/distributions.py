@@ -58,7 +58,7 @@ def used(root: str = ROOT) -> list[Used]:
                     "not-installed",
                     f"{root} has no metadata here, so what it uses cannot be listed",
                     where="the Python that runs it",
-                    fix="pip install -e . in the repository, or pip install kdcompile",
+                    fix="pip install -e . in the repository",
                 ) from error
             continue  # an extra that is not installed
         needs = sorted(set(_needs(here, all_extras=name == normal(root))))

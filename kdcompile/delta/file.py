@@ -160,7 +160,7 @@ def _check_version(version: object) -> None:
             "delta-newer",
             f"the delta is of version {str(version)[:20]}, and this kdcompile reads {VERSION}",
             where=WHERE,
-            fix="pip install -U kdcompile here, or make the delta with the version that is here",
+            fix="install the kdcompile that made it, or make the delta with this version",
         )
 
 

@@ -72,7 +72,7 @@ CASES = [
     ),
     BadInput(
         "delta-of-a-later-kdcompile", _site(_edited(b'version\\":1', b'version\\":2')), APPLY,
-        "delta-newer", _again, says=("version 2", "pip install -U kdcompile"),
+        "delta-newer", _again, says=("version 2", "install the kdcompile that made it"),
     ),
     BadInput(
         "weights-for-a-delta", _site(lambda f: None),
