@@ -4,7 +4,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def onnx_from_module(
         KDError: `export-failed`, `network-forward`, `export-dynamic`, `export-opset`,
             `export-simplify` or `export-leftover`.
     """
-    raw = _exported(module, shapes, output)
+    raw, captured = _exported(module, shapes, output)
     x = np.random.default_rng(0).standard_normal(tuple(shapes[0]), dtype=np.float32)
     if list(shapes[0]) != list(shapes[2]):
         _prove_range(module, raw, shapes)
@@ -78,7 +78,7 @@ def onnx_from_module(
         )
     model = _simplified(model, x, expected)
     at_opset(model, max_opset, ir_version)  # the simplifier must not have brought newer operators
-    prove_clean(model, module)
+    prove_clean(model, module, captured)
     restore_scopes(model, raw)
     onnx.save(model, path)
     return model
@@ -121,7 +121,10 @@ def traced(
     return program
 
 
-def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str) -> ModelProto:
+def _exported(
+    module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str
+) -> tuple[ModelProto, Mapping[str, object]]:
+    """The exporter's file, and what it found in forward() beside parameters and buffers."""
     try:
         program = traced(module, shapes, output)
     except torch.onnx.OnnxExporterError as error:
@@ -134,7 +137,8 @@ def _exported(module: nn.Module, shapes: tuple[Shape, Shape, Shape], output: str
             where=type(module).__name__,
             fix=f"use a network with one image in and one {output} out",
         )
-    return model
+    assert program.exported_program is not None, "the exporter was given a module"
+    return model, program.exported_program.constants
 
 
 def _prove_range(module: nn.Module, model: ModelProto, shapes: tuple[Shape, Shape, Shape]) -> None:
@@ -176,6 +180,8 @@ def quiet_exporter() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
             )
+            # nn.LSTM's own list of its weights, and tables that a forward keeps as attributes
+            warnings.filterwarnings("ignore", r"The tensor attributes? .+ assigned during export")
             with redirect_stderr(heard):
                 yield
         sys.stderr.write(heard.getvalue())

@@ -1,8 +1,15 @@
-"""How operators of a captured graph treat the channel axis."""
+"""A network's captured graph, and how its operators treat the channel axis."""
 
 import operator
+import warnings
+from collections.abc import Sequence
 
+import torch
+from torch import nn
+from torch.export import ExportedProgram
 from torch.fx import Node
+
+from kdcompile.errors import KDError
 
 PASS = {
     "relu", "relu_", "relu6", "relu6_", "gelu", "silu", "silu_", "sigmoid", "tanh", "hardtanh",
@@ -14,6 +21,27 @@ PASS = {
 }  # fmt: skip
 MERGE = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum"}
 CONVOLUTIONS = {"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"}
+
+
+def captured(model: nn.Module, shape: Sequence[int]) -> ExportedProgram:
+    """The graph of a network's forward pass.
+
+    Raises:
+        KDError: `trace-failed`.
+    """
+    try:
+        device = next((p.device for p in model.parameters()), None)
+        with warnings.catch_warnings():
+            # nn.LSTM's own list of its weights, and tables that a forward keeps as attributes
+            warnings.filterwarnings("ignore", r"The tensor attributes? .+ assigned during export")
+            return torch.export.export(model, (torch.zeros(*shape, device=device),))
+    except Exception as error:
+        raise KDError(
+            "trace-failed",
+            f"the teacher's forward pass cannot be captured: {str(error).strip().splitlines()[0]}",
+            where=type(model).__name__,
+            fix='write the student yourself: student.family = "student.py:build"',
+        ) from error
 
 
 def operator_name(node: Node) -> str:

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from kdcompile.errors import KDError
-from kdcompile.models.channel_rules import CONVOLUTIONS, MERGE, PASS, operator_name, place
+from kdcompile.models.channel_rules import CONVOLUTIONS, MERGE, PASS, captured, operator_name, place
 from kdcompile.models.resizable import why_fixed
 
 # one run of channels: the group it is tied to, its length, and how often each channel repeats
@@ -119,16 +118,7 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
     Raises:
         KDError: `trace-failed`, when the forward pass cannot be captured.
     """
-    try:
-        device = next((p.device for p in model.parameters()), None)
-        exported = torch.export.export(model, (torch.zeros(*shape, device=device),))
-    except Exception as error:
-        raise KDError(
-            "trace-failed",
-            f"the teacher's forward pass cannot be captured: {str(error).strip().splitlines()[0]}",
-            where=type(model).__name__,
-            fix='write the student yourself: student.family = "student.py:build"',
-        ) from error
+    exported = captured(model, shape)
     signature = exported.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     walk = _Walk(model, owned)

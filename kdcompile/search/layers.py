@@ -60,7 +60,9 @@ class LayerSpace:
             root: self._widths(root) for root in roots if root not in self._channels.frozen
         }
         """The widths that each free group may have, ascending, by its root."""
-        self.droppable = [n for n in droppable(teacher, shape) if self._can_tie(n)]
+        self.droppable = [
+            n for n in droppable(teacher, shape) if self._can_tie(n) and self.template.can_drop(n)
+        ]
         """Parts that may be dropped, in order of execution."""
 
     def uniform(self, ratio: float, dropped: Iterable[str] = ()) -> Architecture:

@@ -154,15 +154,31 @@ class Template:
                 raise _contradiction(name)
         return found
 
+    def can_drop(self, name: str) -> bool:
+        """Whether a part's nodes have one tensor in and one out, so that it can be cut out.
+
+        Where the exporter or the simplifier joined nodes of neighbours, they have not.
+        """
+        try:
+            self._without((name,))
+        except KDError as error:
+            if error.code != "template-dropped":
+                raise
+            return False
+        return True
+
+    def _without(self, dropped: Sequence[str]) -> ModelProto:
+        """The teacher's file without some parts."""
+        model = ModelProto()
+        model.CopyFrom(self._model)
+        modules = dict(self._network.named_modules())
+        for name in dropped:
+            part = members(self._network, name) if name in modules else [name]
+            cut(model.graph, part, self._known.spans)
+        return model
+
     def _parts(self, dropped: tuple[str, ...], float32_as: Precision) -> list[Part]:
-        model = self._model
-        if dropped:
-            model = ModelProto()
-            model.CopyFrom(self._model)
-            modules = dict(self._network.named_modules())
-            for name in dropped:
-                part = members(self._network, name) if name in modules else [name]
-                cut(model.graph, part, self._known.spans)
+        model = self._without(dropped) if dropped else self._model
         return [self._part(kernel) for kernel in kernels_of(model, self._shape, float32_as)]
 
     def _part(self, kernel: Kernel) -> Part:

@@ -243,6 +243,76 @@ def test_an_adapter_in_the_graph_is_a_leftover(net: nn.Module, tmp_path: Path) -
         prove_clean(model, net)
 
 
+class Recurrent(nn.Module):
+    """Initial states are made in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.last = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(24, 3)
+        self.rnn = nn.LSTM(8, 24, batch_first=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        states, _ = self.rnn(self.patch(image).flatten(2).transpose(1, 2))
+        return self.last(states[:, -1])
+
+
+class Relative(nn.Module):
+    """Attention with a table of relative positions, looked up by a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.table = nn.Conv2d(3, 8, 8, stride=8), nn.Parameter(torch.randn(69, 1))
+        steps = torch.arange(35)
+        index = (steps[:, None] - steps).add(34).clamp(0, 68)
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.patch(image).flatten(2).transpose(1, 2)
+        weights = torch.softmax(x @ x.transpose(1, 2) + self.table[self.index][..., 0], -1)
+        return (weights @ x).mean(1)
+
+
+class Anchored(nn.Module):
+    """A grid of points that its forward makes, and keeps while the size stays the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.points, self.size = nn.Conv2d(3, 4, 8, stride=8), torch.empty(0), None
+
+    def forward(self, image: Tensor) -> Tensor:
+        y = self.patch(image)
+        if self.size != y.shape:
+            rows, columns = (torch.arange(n) + 0.5 for n in y.shape[2:])
+            grid = torch.meshgrid(columns, rows, indexing="xy")
+            self.points, self.size = torch.stack(grid).flatten(1), y.shape
+        return torch.cat([y[:, :2].flatten(2) + self.points, y[:, 2:].flatten(2)], 1)
+
+
+@pytest.mark.parametrize("kind", [Recurrent, Relative, Anchored])
+@pytest.mark.parametrize("has_run", [False, True])
+def test_what_a_forward_computes_is_no_leftover(kind, has_run: bool, tmp_path: Path) -> None:
+    net, shape = kind().eval(), (1, 3, 40, 56)
+    if has_run:
+        net(torch.zeros(shape))
+    onnx_from_module(net, tmp_path / "a.onnx", (shape,) * 3)
+    assert parity(net, tmp_path / "a.onnx", images(shape[2:]))["max_rel_error"] < 1e-4
+
+
+def test_a_weight_that_the_network_does_not_know_is_named(tmp_path: Path) -> None:
+    class Hiding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.adapters = nn.Conv2d(3, 4, 1), [nn.Conv2d(4, 24, 1)]
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.adapters[0](self.inner(image)).mean(1, keepdim=True)
+
+    with pytest.raises(KDError, match=r"a tensor of \[24, 4, 1, 1\] that is no parameter") as error:
+        onnx_from_module(Hiding().eval(), tmp_path / "a.onnx", FIXED)
+    assert error.value.code == "export-leftover"
+    assert "nn.ModuleList" in error.value.fix
+
+
 def test_fp16_has_float32_ends_and_half_inside(net: nn.Module, dynamic: Path) -> None:
     model = onnx.load(dynamic)
     half = to_fp16(model)

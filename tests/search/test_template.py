@@ -7,12 +7,14 @@ import pytest
 import torch
 from droppable_networks import Block, Mobile, ResNet, quarter_csrnet, trained
 from torch import nn
+from unshrunk_networks import ConvNeXt
 
 from kdcompile.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.kernels_of import kernels_of
 from kdcompile.search.layers import LayerSpace
+from kdcompile.search.network import Network
 from kdcompile.search.template import Template
 
 NETWORKS = {
@@ -115,6 +117,29 @@ def test_refusals(template, architecture, code):
         template.at(architecture)
     assert refused.value.code == code
     assert refused.value.fix
+    if code == "template-dropped":  # which a search may end with
+        assert "kdcompile search" not in refused.value.fix
+        assert "staged" in refused.value.fix
+
+
+def test_a_block_whose_nodes_the_simplifier_replaced_is_dropped_whole(tmp_path):
+    """Those of a linear layer on channels-last maps are of no module in the file any more."""
+    teacher, shape = ConvNeXt().eval(), [1, 3, 16, 16]
+    space = LayerSpace(teacher, shape, 8, 0)
+    assert space.droppable == ["blocks.0", "blocks.1"]
+    for dropped in (["blocks.0"], ["blocks.0", "blocks.1"]):
+        made = space.uniform(1.0, dropped)
+        student = student_from_architecture(teacher, made, tmp_path).eval()
+        own = kernels_of(Network(student, shape).model, shape, "fp32")
+        assert [(k.kind, k.macs, k.shape) for k in space.kernels(made, "fp32")] == [
+            (k.kind, k.macs, k.shape) for k in own
+        ]
+
+
+def test_a_part_that_cannot_be_cut_out_is_never_dropped(monkeypatch):
+    monkeypatch.setattr("kdcompile.search.cut_graph.scopes", lambda node: [])
+    template = Template.of(ConvNeXt().eval(), [1, 3, 16, 16])
+    assert LayerSpace(ConvNeXt().eval(), [1, 3, 16, 16], 8, 0, template).droppable == []
 
 
 def test_an_operator_that_no_rule_covers(template, monkeypatch):
