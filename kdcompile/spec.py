@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from kdcompile.spec_deploy import Compile, Quantize
-from kdcompile.spec_distill import Closed, Distill
+from kdcompile.spec_distill import INHERITED_RATE, Closed, Distill
 from kdcompile.spec_gates import Gates
 from kdcompile.spec_search import Search
 
@@ -208,6 +208,14 @@ class Spec(Closed):
             raise ValueError(
                 f"data.mean has {len(self.data.mean)} numbers, export.shape {channels} channels"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_of_the_start(self) -> Self:
+        """A rate that the spec does not name follows from where the student starts."""
+        if self.student.init == "inherit" and "lr" not in self.distill.model_fields_set:
+            # the section is frozen for those who read it
+            self.__dict__["distill"] = self.distill.model_copy(update={"lr": INHERITED_RATE})
         return self
 
     @property

@@ -19,6 +19,8 @@ class Ramp(Closed):
     curve: Literal["linear", "cosine"] = "linear"
 
 
+RATE = 1e-3  # from random weights
+INHERITED_RATE = 3e-4  # see benchmarks/README.md: what is inherited is gone in 30 steps of more
 Weights = dict[str, float | Ramp]
 Taps = Literal["auto"] | list[tuple[str, str]]
 Scale = tuple[float, float]
@@ -65,7 +67,9 @@ class Distill(Closed):
     views: int = Field(
         default=0, ge=0, description="crops an image that recur; 0: a new one each time"
     )
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(
+        default=RATE, gt=0, description=f"by default {INHERITED_RATE} where the student inherits"
+    )
     weight_decay: float = Field(default=1e-4, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps")
     ema: float = Field(default=0.999, ge=0, lt=1)

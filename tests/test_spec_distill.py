@@ -5,7 +5,7 @@ from tiny_training import SPEC
 
 from kdcompile.distill.schedule import stage_plans, stage_steps
 from kdcompile.errors import KDError
-from kdcompile.spec_distill import Distill, Ramp
+from kdcompile.spec_distill import INHERITED_RATE, RATE, Distill, Ramp
 from kdcompile.spec_file import load_spec
 
 
@@ -16,6 +16,43 @@ def load(tmp_path):
         return load_spec(tmp_path / "kdcompile.toml", sets)
 
     return loaded
+
+
+@pytest.mark.parametrize(
+    ("sets", "rate"),
+    [
+        ([], INHERITED_RATE),
+        (["student.family=search", "student.budget.speedup=2.0"], INHERITED_RATE),
+        (["student.init=random"], RATE),
+        (["student.init=file", "student.weights=w.pt"], RATE),
+        (["student.family=model.py:student"], RATE),
+        (["distill.lr=0.001"], 1e-3),
+        (["distill.lr=0.05"], 0.05),
+        (["student.init=random", "distill.lr=0.05"], 0.05),
+    ],
+)
+def test_the_rate_follows_from_the_start_unless_it_is_named(tmp_path, sets, rate):
+    assert INHERITED_RATE < RATE
+    (tmp_path / "kdcompile.toml").write_text(SPEC.replace("lr = 1e-2\n", ""))
+    spec = load_spec(tmp_path / "kdcompile.toml", sets)
+    assert spec.distill.lr == rate
+    assert stage_plans(spec.distill)[0].options.lr == rate
+    assert spec.only(["distill"]).distill.lr == rate
+
+
+def test_a_stage_has_the_rate_that_it_names(tmp_path):
+    stages = """
+[[distill.stages]]
+name = "one"
+steps = 2
+[[distill.stages]]
+name = "two"
+steps = 2
+lr = 0.5
+"""
+    (tmp_path / "kdcompile.toml").write_text(SPEC.replace("lr = 1e-2\n", "") + stages)
+    spec = load_spec(tmp_path / "kdcompile.toml")
+    assert [plan.options.lr for plan in stage_plans(spec.distill)] == [INHERITED_RATE, 0.5]
 
 
 @pytest.mark.parametrize("length", ["steps = 30", "epochs = 2.0", "minutes = 5"])

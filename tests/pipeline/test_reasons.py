@@ -11,6 +11,7 @@ from kdcompile.pipeline import why
 from kdcompile.pipeline.show import lines, step_of
 from kdcompile.pipeline.stages import STAGES
 from kdcompile.pipeline.why import NEVER, drop_unused
+from kdcompile.spec_distill import INHERITED_RATE
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_what_waits_says_for_whom(written, folder):
     told = to_do(plan_of(folder, "distill.lr=0.5"))
     assert told["export"] == ["after distill"]
     assert told["bundle"] == ["after distill, export, calibrate, compile, verify"]
-    assert told["verify"][0] == "spec: distill.lr 0.001 -> 0.5"
+    assert told["verify"][0] == f"spec: distill.lr {INHERITED_RATE} -> 0.5"
 
 
 def test_another_result_of_the_step_before(folder):

@@ -14,6 +14,7 @@ from written_build import paint, paint_file, plan_of, to_do
 
 from kdcompile.pipeline import keys
 from kdcompile.pipeline import plan as plan_module
+from kdcompile.spec_distill import INHERITED_RATE
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_a_change_runs_again_what_depends_on_it(folder, monkeypatch, name):
 
 # setting: the step that it concerns and why
 SETTINGS = {
-    "distill.lr=0.5": ("distill", "spec: distill.lr 0.001 -> 0.5"),
+    "distill.lr=0.5": ("distill", f"spec: distill.lr {INHERITED_RATE} -> 0.5"),
     "seed=3": ("distill", "spec: seed 0 -> 3"),
     "data.max_test=2": ("verify", "spec: data.max_test none -> 2"),
     "target=jetson@15W": ("compile", "target: jetson-orin-nano-8gb"),
