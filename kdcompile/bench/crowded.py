@@ -1,4 +1,4 @@
-"""Did others have the CPUs during a run? Then it is repeated, and decides nothing if it stays so."""
+"""Detect that other processes had the CPUs during a measurement, and repeat it if so."""
 
 import os
 import time

@@ -62,6 +62,8 @@ def _moving(points: Points) -> Points:
 
 def _panel(axes: Axes, name: str, points: Points, colour: str) -> None:
     axes.set_title(printable(name))
+    axes.set_xlabel("step", fontsize=7)
+    axes.set_ylabel("loss", fontsize=7)
     axes.tick_params(labelsize=7)
     if not points:
         return

@@ -40,9 +40,11 @@ def meaning(report: Report) -> str:
             "much noise, or a gate that could not run. This is not a pass."
         )
     if pending:
+        predicted = any(g.evidence == "predicted" and g.verdict == "passed" for g in report.gates)
         return (
-            "Every required gate that can be decided on the machine of the build passed. The "
-            "pending gates are for the board to decide; each says how."
+            "Every required gate that can be decided on the machine of the build passed"
+            f"{', the speed by prediction only' * predicted}. The pending gates are for the device "
+            "to decide; each says how."
         )
     return "Every required gate passed, at the evidence that it accepts."
 
@@ -66,13 +68,26 @@ def number(value: Any) -> str:
 
 
 def amount(measurement: Measurement) -> str:
-    """The value, its unit, and its interval where it has one."""
-    unit = "" if measurement.unit == "1" else f" {measurement.unit}"
-    text = number(measurement.value) + unit
+    """The value, its unit, and its interval where it has one; a rate is in per cent."""
+    unit, text = "" if measurement.unit == "1" else f" {measurement.unit}", number
+    if measurement.unit == "1" and is_rate(measurement.name):
+        change = "crease" in measurement.name  # of a rate, in percentage points
+        unit, text = (" points", lambda v: f"{100 * v:.2f}") if change else ("", percent)
+    value = text(measurement.value) + unit
     if measurement.low is None or measurement.high is None:
-        return text
+        return value
     what = "band" if measurement.evidence == "predicted" else "95 %"
-    return f"{text} ({what}: {number(measurement.low)} to {number(measurement.high)})"
+    return f"{value} ({what}: {text(measurement.low)} to {text(measurement.high)})"
+
+
+def is_rate(name: str) -> bool:
+    """Whether a metric of that name, as in `val_top1` or `student top1`, is a share of 1."""
+    return "top1" in name
+
+
+def percent(value: float) -> str:
+    """A share of 1 for a person."""
+    return f"{value:.2%}"
 
 
 def backend(measurement: Measurement) -> str:
@@ -94,6 +109,8 @@ def flat(value: Mapping[str, Any] | None, prefix: str = "") -> list[tuple[str, s
             rows += flat(item, f"{name}: ")
         elif isinstance(item, list | tuple):
             rows.append((name, _listed(item)))
+        elif isinstance(item, float) and is_rate(str(key)):
+            rows.append((name, percent(item)))
         else:
             rows.append((name, number(item)))
     return rows
@@ -167,7 +184,7 @@ def metric_text(report: Report, value: float | None) -> str:
     """A value of the task's metric: a rate in per cent."""
     if value is None or not task(report)["is_rate"]:
         return number(value)
-    return f"{value:.2%}"
+    return percent(value)
 
 
 def part_rows(report: Report) -> list[tuple[str, int, float | None, float | None]]:

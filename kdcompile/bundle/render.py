@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdcompile import __version__
-from kdcompile.bundle import curves, facts, figures
+from kdcompile.bundle import curves, facts, figures, headline
 from kdcompile.bundle.overlay import overlay_png, photo_png
 from kdcompile.report import Report, escape
 
@@ -77,6 +77,7 @@ def markdown(report: Report) -> str:
         f"**{escape(report.verdict)}** (exit {report.exit_code})",
         facts.meaning(report) + " " + facts.scope(report),
         *(f"**Warning**: {escape(text)}" for text in facts.warnings(report)),
+        *_compared(report),
         _section("Gates", GATE_HEADS, gate_rows(report)),
         _section("Numbers", NUMBER_HEADS, number_rows(report)),
         f"## Training\n\n{facts.progress(report) or facts.UNKNOWN}",
@@ -94,6 +95,15 @@ def markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _compared(report: Report) -> list[str]:
+    """The first table, with what its latencies rest on."""
+    rows = headline.rows(report)
+    if not rows:
+        return []
+    notes = (escape(note) for note in headline.notes(report))
+    return [_section("Teacher and student", headline.HEADS, rows), *notes]
+
+
 def _section(
     title: str,
     heads: Sequence[str],
@@ -109,7 +119,11 @@ def _section(
 def _tables(report: Report) -> dict[str, list[tuple[str, str]]]:
     """The parts of the report that are names and values, by title."""
     details = report.details
-    choice = {k: v for k, v in (details.get("choice") or {}).items() if k != "candidates"}
+    choice = {
+        key: facts.metric_text(report, value) if key in ("teacher_metric", "limit") else value
+        for key, value in (details.get("choice") or {}).items()
+        if key != "candidates"
+    }
     tables = {
         "Compilation": facts.flat(choice),
         "Engines": facts.flat(details.get("engines")),
@@ -169,6 +183,9 @@ def html(
         scope=facts.scope(report),
         marks=facts.MARKS,
         evidence=facts.EVIDENCE,
+        compared=headline.rows(report),
+        compared_heads=headline.HEADS,
+        compared_notes=headline.notes(report),
         gates=gate_rows(report),
         gate_heads=GATE_HEADS,
         numbers=number_rows(report),

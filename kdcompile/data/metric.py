@@ -59,9 +59,9 @@ class Metric:
         return share if self.points else share * abs(teacher)
 
     def limit(self, teacher: float, share: float) -> float:
-        """The worst value that `share` of a per cent limit allows."""
+        """The worst possible value that `share` of a per cent limit allows."""
         allowed = self.allowance(teacher, share)
-        return teacher - allowed if self.higher else teacher + allowed
+        return self.possible(teacher - allowed if self.higher else teacher + allowed)
 
     @property
     def worsening(self) -> str:

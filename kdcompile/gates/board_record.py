@@ -236,6 +236,14 @@ class BoardRecord(Part):
         """The candidate that ships."""
         return next((c for c in self.candidates if c.precision == self.chosen), None)
 
+    def told(self) -> dict[str, Any]:
+        """What the report's environment says of the board and of its choice."""
+        about = self.environment.model_dump()
+        choice = {"chosen": self.chosen, "why": self.why, "judged_mode": self.judged_mode}
+        return {**about, **choice, "candidates": [
+            {"precision": c.precision, "verdict": c.verdict, "why": c.why} for c in self.candidates
+        ]}  # fmt: skip
+
 
 def read_record(value: Any, where: str) -> BoardRecord:
     """The validated record.

@@ -144,12 +144,14 @@ class Prediction:
         student: of the student.
         band: factor by which either may be off, each way; 1.5 for 2/3 to 3/2 of the estimate.
         validated: measured fixtures of this target back the estimates.
+        teacher_precision: of the teacher.
     """
 
     teacher: float
     student: float
     band: float
     validated: bool
+    teacher_precision: str = "fp32"
 
 
 @dataclass(frozen=True, eq=False)

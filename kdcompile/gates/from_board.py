@@ -29,6 +29,7 @@ from kdcompile.gates.context import (
 )
 from kdcompile.gates.registry import load_gates
 from kdcompile.gates.resources import of_board, resource_numbers
+from kdcompile.gates.speedup import target_speed
 from kdcompile.gates.summary import measurements
 from kdcompile.report import GateResult, Measurement, Report, overall
 from kdcompile.spec_gates import Gates
@@ -83,7 +84,8 @@ def judge_board(
         exit_code=code,
         gates=tuple(found),
         measurements=(*report.measurements, *numbers),
-        environment={**report.environment, "device": _told(record)},
+        environment={**report.environment, "device": record.told()},
+        details={**report.details, **_speed(report, context)},
     )
     winner = record.winner
     if winner is None or winner.build is None or winner.engine is None:
@@ -279,6 +281,13 @@ def _numbers(context: VerifyContext, record: BoardRecord) -> tuple[Measurement, 
     return (*told, *resource_numbers(context))
 
 
+def _speed(report: Report, context: VerifyContext | None) -> dict[str, Any]:
+    """What the report's first table says of the speed, where the board timed both networks."""
+    if context is None or not len(context.latency.times.a):
+        return {}
+    return {"target_speed": {**(report.details.get("target_speed") or {}), **target_speed(context)}}
+
+
 def _latency_of(
     context: VerifyContext, record: BoardRecord, mode: str, name: str, times: Times
 ) -> Measurement:
@@ -288,12 +297,3 @@ def _latency_of(
         f"{who or 'student'} latency", value, "ms", low=low, high=high, n=times.n,
         precision=precision, mode=_mode(record, mode),
     )  # fmt: skip
-
-
-def _told(record: BoardRecord) -> dict[str, Any]:
-    """What the report's environment says of the board and of its choice."""
-    about = record.environment.model_dump()
-    choice = {"chosen": record.chosen, "why": record.why, "judged_mode": record.judged_mode}
-    return {**about, **choice, "candidates": [
-        {"precision": c.precision, "verdict": c.verdict, "why": c.why} for c in record.candidates
-    ]}  # fmt: skip

@@ -1,5 +1,9 @@
 """How many times faster than the teacher is the student?"""
 
+from typing import Any
+
+import numpy as np
+
 from kdcompile.bench.crowded import MOST
 from kdcompile.bench.paired import ratio_interval
 from kdcompile.gates.context import VerifyContext
@@ -93,6 +97,39 @@ def predicted_speedup(context: VerifyContext) -> Measurement | None:
         high=ratio * found.band,
         mode=f"latency model, {'validated' if found.validated else 'unvalidated'}",
     )
+
+
+def target_speed(context: VerifyContext) -> dict[str, Any]:
+    """Both latencies on the target in ms and their ratio, for the report's first table.
+
+    Also `host`: what this machine measured, where that is not the target. No latencies where
+    the model has no estimate at the chosen precision.
+    """
+    latency = context.latency
+    here = {
+        "teacher_ms": float(np.median(latency.times.a)),
+        "student_ms": float(np.median(latency.times.b)),
+        "teacher_precision": latency.teacher_precision,
+        "precision": latency.precision,
+    }
+    timed = measured_speedup(context)
+    if context.ran_on_target:
+        return {"evidence": context.evidence, **here, **_bounds(timed)}
+    model = {"evidence": "predicted", "host": {**here, **_bounds(timed)}}
+    found, ratio = context.predictions.get(context.precision), predicted_speedup(context)
+    if found is None or ratio is None:
+        return model
+    return model | _bounds(ratio) | {
+        "teacher_ms": found.teacher,
+        "student_ms": found.student,
+        "teacher_precision": found.teacher_precision,
+        "precision": context.precision,
+        "validated": found.validated,
+    }  # fmt: skip
+
+
+def _bounds(ratio: Measurement) -> dict[str, Any]:
+    return {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
 
 
 def _result(

@@ -23,12 +23,12 @@ from kdcompile.gates.earlier import PREVIOUS, EarlierNetwork, earlier_folder, op
 from kdcompile.gates.measure import Measured, measure
 from kdcompile.gates.registry import judge
 from kdcompile.gates.resources import measured_resources
+from kdcompile.gates.speedup import target_speed
 from kdcompile.gates.summary import measurements, part_rows, prediction_rows
 from kdcompile.gates.worst import worst_rows
 from kdcompile.report import GateResult, Report, overall
 from kdcompile.targets import Target
 
-COSTED = ("teacher", "student")
 NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")
 log = logging.getLogger("kdcompile")
 
@@ -77,7 +77,8 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         "calibration": dict(inputs["calibrate"].meta),
         "parity": inputs["export"].json("parity.json"),
         **compiled_details(inputs),
-        "costs": costs(inputs["search"].json("estimate.json")),
+        "costs": costs(inputs),
+        "target_speed": target_speed(context),
         "examples": _examples(context, found.chosen, splits.classes),
         "data": _data(splits, splits_digest(spec.data, spec.folder, store.hasher), annotated),
         "dropped": splits.dropped,
@@ -113,7 +114,9 @@ def _context(
         outcomes=outcomes,
         parity=found.parity,
         latency=found.latency,
-        predictions=predictions(inputs["search"].json("estimate.json"), choice.get("candidates", ())),
+        predictions=predictions(
+            inputs["search"].json("estimate.json"), choice.get("candidates", ())
+        ),
         files=deployable(inputs["compile"]),
         seed=step.spec.seed,
         deployed=found.deployed,
@@ -162,18 +165,29 @@ def predictions(
             scaled = {key: share * half[key] for key in ("ms", "low_ms", "high_ms")}
             students[one["precision"]] = {**half, **scaled}
     for precision, student in students.items():
-        teacher = teachers.get(teacher_precision(precision), teachers.get("fp32"))
+        beside = teacher_precision(precision)
+        beside = beside if beside in teachers else "fp32"
+        teacher = teachers.get(beside)
         if not isinstance(student, dict) or teacher is None:
             continue  # MACs and parameters stand beside the precisions
         band = max(side["high_ms"] / side["ms"] for side in (teacher, student))
         validated = bool(teacher["validated"] and student["validated"])
-        found[precision] = Prediction(teacher["ms"], student["ms"], band, validated)
+        found[precision] = Prediction(teacher["ms"], student["ms"], band, validated, beside)
     return found
 
 
-def costs(estimate: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Multiply-adds and parameters of teacher and student, by network."""
-    return {who: {k: estimate[who][k] for k in ("macs", "params")} for who in COSTED}
+def costs(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, int]]:
+    """Multiply-adds, parameters and bytes as ONNX of the teacher and of what ships."""
+    estimate = inputs["search"].json("estimate.json")
+    files = {
+        "teacher": inputs["export"].path / "teacher.onnx",
+        "student": inputs["compile"].path / "model.onnx",
+    }
+    return {
+        who: {key: estimate[who][key] for key in ("macs", "params")}
+        | {"bytes": path.stat().st_size}
+        for who, path in files.items()
+    }
 
 
 def deployable(compiled: Artifact) -> dict[str, int]:

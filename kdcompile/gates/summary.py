@@ -112,7 +112,12 @@ def _latencies(context: VerifyContext) -> list[Measurement]:
 def _predictions(context: VerifyContext) -> list[Measurement]:
     found = []
     for precision, prediction in context.predictions.items():
-        for who, value in (("teacher", prediction.teacher), ("student", prediction.student)):
+        state = "validated" if prediction.validated else "unvalidated"
+        beside = f"{state}, beside {precision}"
+        for who, value, own, mode in (
+            ("teacher", prediction.teacher, prediction.teacher_precision, beside),
+            ("student", prediction.student, precision, state),
+        ):
             found.append(
                 context.measurement(
                     f"{who} latency",
@@ -121,8 +126,8 @@ def _predictions(context: VerifyContext) -> list[Measurement]:
                     origin=context.model,
                     low=value / prediction.band,
                     high=value * prediction.band,
-                    precision=precision,
-                    mode="validated" if prediction.validated else "unvalidated",
+                    precision=own,
+                    mode=mode,
                 )
             )
     speedup = None if context.ran_on_target else predicted_speedup(context)

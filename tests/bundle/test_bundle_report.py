@@ -85,7 +85,8 @@ def test_text_summary_is_aligned_and_complete(a_report):
     assert len({line.index(word) for line, word in
                 zip(table, ("gate", "accuracy", "speedup"), strict=True)}) == 1  # fmt: skip
     assert "Judged on 3 of 20 test images only (data.max_test = 3)." in text
-    assert "speedup: no board" in text
+    assert "  speedup: >= 3x; no board" in text
+    assert "  accuracy: <= 5 %; why | so" in text
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,8 @@ def test_every_term_has_a_panel_and_a_moving_weight_its_axis(monkeypatch):
     axes = drawn[0].axes
     titles = [a.get_title(loc="left") for a in axes if a.get_title(loc="left")]
     assert titles == ["loss", "hard", "soft", "count"]
+    labels = [(a.get_xlabel(), a.get_ylabel()) for a in axes if a.get_title(loc="left")]
+    assert labels == [("step", "loss")] * 4
     assert [a.get_ylabel() for a in axes].count("weight") == 1
     soft = axes[titles.index("soft")]
     assert soft.get_yscale() == "log"

@@ -58,6 +58,7 @@ def test_metrics_know_what_is_worse(metric, student, worse, limit):
     assert metric.worse_by(student, teacher) == pytest.approx(worse)
     assert metric.is_better(student, teacher) == (worse < 0)
     assert metric.limit(teacher, 0.05) == pytest.approx(limit)
+    assert metric.limit(teacher, 99.0) == (0.0 if metric.points else 1000.0), "no rate is below 0"
     assert metric.is_better(teacher, float("nan"))
     assert not metric.is_better(float("nan"), teacher)
     assert metric.is_better(teacher, metric.worst)

@@ -1,0 +1,151 @@
+"""The report's first table: teacher and student side by side, on the target, with thresholds."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kdcompile.bundle import facts
+from kdcompile.report import GateResult, Measurement, Report
+
+HEADS = ("on the target", "teacher", "student", "student / teacher", "threshold", "verdict")
+SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+MEGABYTE = 1e6
+DEVICE = "@device"
+ABSENT, PREDICTED = "", ", predicted"
+
+
+def rows(report: Report) -> list[tuple[str, ...]]:
+    """The main numbers as texts, in the order of `HEADS`; what is not known has no row.
+
+    Latency and speed-up are the target's: measured there, or what its latency model predicts.
+    """
+    found = [*_latency(report), *_accuracy(report), *_costs(report)]
+    return [(*cells, *_gate(report, gate)) for *cells, gate in found]
+
+
+def notes(report: Report) -> list[str]:
+    """What the latencies rest on, and what this machine measured beside them."""
+    speed = report.details.get("target_speed") or {}
+    host, evidence = speed.get("host"), speed.get("evidence")
+    lines = []
+    if evidence == "predicted":
+        if speed.get("ratio") is None:
+            lines.append(f"Latency on {report.target}: its latency model has no estimate.")
+        else:
+            state = "validated" if speed["validated"] else "not validated"
+            lines.append(
+                f"Latency is predicted by the model of {report.target}, with its band; for a "
+                f"network like this it is {state} by measurements."
+            )
+    elif evidence is not None:
+        where = "the device" if evidence == "device" else "this machine, which is the target"
+        lines.append(f"Latency was measured on {where}.")
+    if host is not None:
+        lines.append(
+            f"For information, the machine of the build: {_ms(host, 'teacher')} and "
+            f"{_ms(host, 'student')} in {host['precision']}, {host['ratio']:.2f}x. "
+            "It decides nothing of the target."
+        )
+    return lines
+
+
+def _ms(speed: Mapping[str, Any], who: str) -> str:
+    return f"{facts.number(float(speed[f'{who}_ms']))} ms"
+
+
+def _latency(report: Report) -> list[tuple[str, str, str, str, str]]:
+    speed = report.details.get("target_speed") or {}
+    if not speed:
+        return []
+    if speed.get("ratio") is None:
+        return [("latency", "no estimate", "no estimate", ABSENT, "speedup")]
+    ratio = f"{speed['ratio']:.2f}x faster ({speed['low']:.2f} to {speed['high']:.2f})"
+    how = PREDICTED if speed["evidence"] == "predicted" else ""
+    return [
+        (f"latency{how}", _ms(speed, "teacher"), _ms(speed, "student"), ratio, "speedup"),
+        ("precision", speed["teacher_precision"], speed["precision"], ABSENT, ""),
+    ]
+
+
+def _accuracy(report: Report) -> list[tuple[str, str, str, str, str]]:
+    gate = _find(report, "accuracy")
+    name = str(facts.task(report)["metric"])
+    if gate is not None and gate.measurements:
+        name = gate.measurements[0].name.split()[0]
+    precision = (report.details.get("choice") or {}).get("precision")
+    teacher = _last(report, f"teacher {name}", None)
+    student = _last(report, f"student {name}", precision)
+    if teacher is None or student is None:
+        return []
+    rate = name == "top1"
+    texts = (f"{m.value:.2%}" if rate else facts.number(m.value) for m in (teacher, student))
+    change = ABSENT
+    if rate:
+        change = f"{100 * (student.value - teacher.value):+.2f} points"
+    elif teacher.value > 0:
+        change = f"{student.value / teacher.value - 1:+.1%}"
+    label = "top-1 accuracy" if rate else name.upper()
+    return [(label, *texts, change, "accuracy")]
+
+
+def _last(report: Report, name: str, precision: str | None) -> Measurement | None:
+    """The strongest evidence of a number: a device's comes after the host's."""
+    found = [m for m in report.measurements if m.name == name]
+    exact = [m for m in found if precision is None or m.precision == precision]
+    on_device = [m for m in found if m.evidence == "device"]
+    return (on_device or exact or [None])[-1]
+
+
+def _costs(report: Report) -> list[tuple[str, str, str, str, str]]:
+    costs = report.details.get("costs")
+    if not costs:
+        return []
+    teacher, student = costs["teacher"], costs["student"]
+    shown = (
+        ("size", lambda n: f"{n / MEGABYTE:.3g} MB", "bytes", "size_mb"),
+        ("parameters", _scaled, "params", ""),
+        ("multiply-adds", _scaled, "macs", ""),
+    )
+    return [
+        (what, text(teacher[key]), text(student[key]), _smaller(teacher[key], student[key]), gate)
+        for what, text, key, gate in shown
+    ]
+
+
+def _scaled(value: int) -> str:
+    for scale, letter in SCALES:
+        if value >= scale:
+            return f"{value / scale:.3g} {letter}"
+    return str(value)
+
+
+def _smaller(teacher: int, student: int) -> str:
+    if not student:
+        return ABSENT
+    ratio = teacher / student
+    return f"{ratio:.3g}x smaller" if ratio >= 1 else f"{1 / ratio:.3g}x larger"
+
+
+def _gate(report: Report, name: str) -> tuple[str, str]:
+    """Threshold and verdict of a gate, the device's where it decided; empty where there is none."""
+    gate = _find(report, name) if name else None
+    if gate is None:
+        return ABSENT, ABSENT
+    verdict = gate.verdict + facts.optional(gate)
+    return _short(gate.threshold), verdict
+
+
+def _find(report: Report, name: str) -> GateResult | None:
+    gates = {gate.name: gate for gate in report.gates}
+    device = gates.get(name + DEVICE)
+    if device is not None and (device.verdict != "pending" or name not in gates):
+        return device
+    return gates.get(name)
+
+
+def _short(threshold: str) -> str:
+    """`at most +5%` of an accuracy gate's limits; others are short."""
+    limits = re.match(r"\w+ at most ([\d.]+(?:%| points)) (over|under) ", threshold)
+    if limits is None:
+        return threshold
+    return f"at most {'+' if limits[2] == 'over' else '-'}{limits[1]}"
