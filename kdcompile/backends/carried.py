@@ -2,7 +2,8 @@
 
 A build kit has the networks, reference inputs and gates (`kit.py`). Where there is no kit the
 bundle has `parity/`: `photos.npz`, some validation photos as uint8 at the network's size;
-`gates.json`; and `student_fp32.onnx` where `model.onnx` is another file.
+`gates.json`; `student_fp32.onnx` where `model.onnx` is another file; and `outputs.npz`, what ONNX
+Runtime makes of the first photos.
 """
 
 import json
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 
 from kdcompile.artifact import file_sha256, write_json
 from kdcompile.backends import engine
+from kdcompile.backends.kit import MAX_REFERENCES
+from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.backends.rig import RUNS_HERE
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly
@@ -86,6 +90,34 @@ def write_carried(
         arrays[str(len(arrays))] = pixels
     np.savez_compressed(parity / "photos.npz", allow_pickle=False, **arrays)
     write_json(parity / "gates.json", {name: gates[name] for name in ("accuracy", "parity")})
+
+
+def write_outputs(folder: Path, fp32: Path, precision: str, preprocess: Preprocess) -> None:
+    """Write `parity/outputs.npz`: `output_PRECISION_I` for the first photos of `write_carried`.
+
+    Of fp32, which an engine is held against, and of `model.onnx` as it runs here; nothing of a
+    precision that ONNX Runtime's CPU has not.
+
+    Args:
+        folder: of the bundle to be.
+        fp32: the student's fp32 ONNX file.
+        precision: of `model.onnx`.
+        preprocess: how photos become inputs.
+    """
+    if precision not in RUNS_HERE:
+        return
+    with np.load(folder / FOLDER / "photos.npz", allow_pickle=False) as photos:
+        inputs = [preprocess(photos[name]) for name in photos.files[:MAX_REFERENCES]]
+    arrays: dict[str, Floats] = {}
+    size = 0
+    runners = {"fp32": open_session(fp32)} | {precision: open_session(folder / MODEL)}
+    for index, image in enumerate(inputs):
+        found = {f"output_{name}_{index}": run(image) for name, run in runners.items()}
+        size += sum(output.nbytes for output in found.values())
+        if arrays and size > BYTES:
+            break
+        arrays |= found
+    np.savez_compressed(folder / FOLDER / "outputs.npz", allow_pickle=False, **arrays)
 
 
 def read_carried(folder: Path, files: Files, preprocess: Path) -> Carried:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.artifact import Artifact, Step, Store, write_json
-from kdcompile.backends.carried import gates_json, write_carried
+from kdcompile.backends.carried import gates_json, write_carried, write_outputs
 from kdcompile.backends.choose import Candidate, Limits, choose, judge
 from kdcompile.backends.engine import at
 from kdcompile.backends.kit import MAX_REFERENCES, write_kit
@@ -50,8 +50,7 @@ CHECKED = {  # fp16 is the fp32 graph with casts
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
     """Choose the precision on validation; `choice.json`, `model.onnx`, and where there is a board
-    `model.engine`, `teacher.engine`, `timing.cache`, `engines.json`; for a Jetson `kit/`, for the
-    others `parity/`.
+    `model.engine`, `teacher.engine`, `timing.cache`, `engines.json`; and `kit/` or `parity/`.
 
     Reads the sections quantize, compile, export, gates, data and task, and the artifacts of
     teacher, search, export and calibrate. The test split is not touched.
@@ -105,6 +104,7 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
         _kit(step, target, folder, paths, (photos, preprocess), choice.precision)
     else:
         write_carried(folder, paths["fp32"], photos, preprocess, gates_json(spec.gates, task))
+        write_outputs(folder, paths["fp32"], choice.precision, preprocess)
     return _meta(record)
 
 

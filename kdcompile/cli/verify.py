@@ -17,7 +17,7 @@ from kdcompile.cli.trust import open_trusted, trusted_option
 from kdcompile.errors import EXIT_GATE, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from kdcompile.bundle.manifest import Bundle
     from kdcompile.ci.outcome import Outcome
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kdcompile.pipeline.plan import Plan
 
 Verified: TypeAlias = "tuple[list[Outcome], tuple[str, int]]"  # its verdict and exit code
-REFERENCE = "kit/reference.npz"
+REFERENCES = {"kit": "reference.npz", "parity": "outputs.npz"}  # in a bundle, by its folder
 NO_REFERENCE = {"parity": "not checked: this bundle carries no reference outputs"}
 
 
@@ -125,10 +125,22 @@ def verify_bundle(
         echo_json(found)
     else:
         for key, value in found.items():
-            click.echo(f"{key}: {plain(value)}")
+            click.echo(f"{key}: {plain(value if key != 'parity' else _in_words(value))}")
     outcomes = outcomes_of_bundle(report, found, require_device=device)
     words = overall_of(outcomes)[0] if found["exit_code"] == EXIT_GATE else found["verdict"]
     return outcomes, (words, found["exit_code"])
+
+
+def _in_words(parity: "str | Mapping[str, Any]") -> str:
+    """The agreement with the reference outputs as text."""
+    if isinstance(parity, str):
+        return parity
+    least, sqnr = parity["min_sqnr_db"], parity["pooled_sqnr_db"]
+    return (
+        f"{'failed' if sqnr < least else 'passed'}, {sqnr:.1f} dB over {parity['n']} reference "
+        f"outputs, at least {least:g} dB wanted; the worst of them {parity['sqnr_db']:.1f} dB, "
+        f"largest relative error {parity['max_rel_error']:.2g}"
+    )
 
 
 def climb_ladder(
@@ -174,7 +186,7 @@ def check_bundle(bundle: "Bundle", via: str | None = None) -> dict[str, Any]:
         "verdict": bundle.manifest["verdict"],
         "exit_code": bundle.manifest["exit_code"],
     }
-    if via is None and not _reference(bundle).is_file():
+    if via is None and _carries(bundle) is None:
         return result | NO_REFERENCE
     with open_network(bundle, via, onnx=via is None) as network:
         if via is not None:
@@ -184,8 +196,36 @@ def check_bundle(bundle: "Bundle", via: str | None = None) -> dict[str, Any]:
         return _parity(bundle, network, result, precision)
 
 
-def _reference(bundle: "Bundle") -> Path:
-    return bundle.folder / REFERENCE
+def _carries(bundle: "Bundle") -> str | None:
+    """The folder of a bundle that has its reference outputs: a kit's, or of another target."""
+    found = (base for base, name in REFERENCES.items() if (bundle.folder / base / name).is_file())
+    return next(found, None)
+
+
+def _references(
+    bundle: "Bundle", base: str, precision: str
+) -> tuple[list["Floats"], list["Floats"]]:
+    """Inputs, and the outputs that are recorded of them; fp32's where there are none of its own."""
+    import numpy as np
+
+    from kdcompile.data.prepare import Preprocess
+
+    with (
+        bundle.reading(f"{base}/{REFERENCES[base]}") as path,
+        np.load(path, allow_pickle=False) as arrays,
+    ):
+        there = f"output_{precision}_0" in arrays.files
+        kind = f"output_{precision if there else 'fp32'}_"
+        inputs = [arrays[name] for name in arrays.files if name.startswith("input_")]
+        expected = [arrays[name] for name in arrays.files if name.startswith(kind)]
+    if base == "kit":
+        return inputs, expected
+    prepare = Preprocess.from_json(bundle.preprocess)
+    with (
+        bundle.reading("parity/photos.npz") as path,
+        np.load(path, allow_pickle=False) as photos,
+    ):
+        return [prepare(photos[name]) for name in photos.files[: len(expected)]], expected
 
 
 def _parity(
@@ -202,21 +242,16 @@ def _parity(
         result: what is known so far.
         precision: of the reference outputs; fp32's, where the kit could not run it.
     """
-    import numpy as np
-
     from kdcompile.data.agreement import agreement, pooled_sqnr
 
-    if not _reference(bundle).is_file():
+    base = _carries(bundle)
+    if base is None:
         return result | NO_REFERENCE
-    with bundle.reading(REFERENCE) as path, np.load(path, allow_pickle=False) as arrays:
-        there = f"output_{precision}_0" in arrays.files
-        kind = f"output_{precision if there else 'fp32'}_"
-        inputs = [arrays[name] for name in arrays.files if name.startswith("input_")]
-        expected = [arrays[name] for name in arrays.files if name.startswith(kind)]
+    inputs, expected = _references(bundle, base, precision)
     outputs = [network(image) for image in inputs]
     # the worst image is told; over all of them together it is judged, as by the gate
     found = agreement(expected, outputs) | {"pooled_sqnr_db": pooled_sqnr(expected, outputs)}
-    with bundle.reading("kit/gates.json") as path:
+    with bundle.reading(f"{base}/gates.json") as path:
         least = float(json.loads(path.read_bytes())["parity"]["min_sqnr_db"])
     found["min_sqnr_db"] = least
     if found["pooled_sqnr_db"] < least:

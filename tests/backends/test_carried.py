@@ -1,12 +1,23 @@
 """What a bundle without a kit carries for its parity ladder, and what its engine was built from."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from kdcompile.artifact import file_sha256
-from kdcompile.backends.carried import BYTES, IMAGES, read_carried, source_of, write_carried
+from kdcompile.backends import carried as carried_module
+from kdcompile.backends.carried import (
+    BYTES,
+    IMAGES,
+    read_carried,
+    source_of,
+    write_carried,
+    write_outputs,
+)
+from kdcompile.backends.kit import MAX_REFERENCES
+from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.errors import KDError
@@ -78,6 +89,43 @@ def test_what_is_lacking_is_named(carried, name, says):
         read_carried(folder, files, folder / "preprocess.json")
     assert caught.value.code == "parity-incomplete"
     assert f"no {says} ({name})" in caught.value.message
+
+
+@pytest.fixture
+def networks(carried, onnx_files):
+    """A carried folder with real networks: its fp32 file, and `model.onnx` in int8."""
+    files = onnx_files()
+    folder, _, _ = carried()
+    shutil.copyfile(files["int8"], folder / "model.onnx")
+    return folder, files["fp32"], Preprocess(3, (0.4,) * 3, (0.3,) * 3, (16, 24), (16, 24))
+
+
+def test_the_outputs_are_those_of_the_networks(networks):
+    folder, fp32, prepare = networks
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 16, 24, 3), np.uint8)
+    np.savez(folder / "parity/photos.npz", **{str(i): one for i, one in enumerate(pixels)})
+    write_outputs(folder, fp32, "int8", prepare)
+    with np.load(folder / "parity/outputs.npz") as arrays:
+        assert len(arrays.files) == 2 * MAX_REFERENCES
+        for precision, path in (("fp32", fp32), ("int8", folder / "model.onnx")):
+            expected = open_session(path)(prepare(pixels[3]))
+            assert np.array_equal(arrays[f"output_{precision}_3"], expected)
+
+
+def test_large_outputs_are_few_and_one_is_always_there(networks, monkeypatch):
+    monkeypatch.setattr(carried_module, "BYTES", 1)
+    folder, fp32, prepare = networks
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    np.savez(folder / "parity/photos.npz", **{"0": pixels, "1": pixels})
+    write_outputs(folder, fp32, "fp32", prepare)
+    with np.load(folder / "parity/outputs.npz") as arrays:
+        assert arrays.files == ["output_fp32_0"]
+
+
+def test_of_a_precision_that_does_not_run_here_there_are_no_outputs(networks):
+    folder, fp32, prepare = networks
+    write_outputs(folder, fp32, "bf16", prepare)
+    assert not (folder / "parity/outputs.npz").exists()
 
 
 def engine_of(folder, **record):

@@ -138,9 +138,12 @@ def test_cpu_is_measured_here_and_has_no_kit(compiled):
     assert not [name for name in found.files if name.startswith("kit/")]
     carried = {name for name in found.files if name.startswith("parity/")}
     quantised = choice["precision"] == "int8"
-    assert carried == {"parity/gates.json", "parity/photos.npz"} | (
+    assert carried == {"parity/gates.json", "parity/outputs.npz", "parity/photos.npz"} | (
         {"parity/student_fp32.onnx"} if quantised else set()
     )
+    with np.load(found.file("parity/outputs.npz")) as arrays:
+        recorded = {"fp32", choice["precision"]}
+        assert set(arrays.files) == {f"output_{p}_{i}" for p in recorded for i in range(2)}
     # the key of this stage covers two gates for such a target
     assert set(found.json("parity/gates.json")) == {"accuracy", "parity"}
     assert found.json("parity/gates.json")["accuracy"]["metric"] == "mae"
@@ -149,9 +152,11 @@ def test_cpu_is_measured_here_and_has_no_kit(compiled):
 def test_no_precision_passes_is_recorded(compiled):
     choice = compiled(load("jetson"), teacher_mae=0.001).json("choice.json")
     assert not any(c["passed"] for c in choice["candidates"])
-    assert choice["why"].startswith("no precision passes")
-    values = {c["precision"]: c["val_metric"] for c in choice["candidates"]}
-    assert choice["precision"] == min(values, key=values.get)
+    assert choice["why"].startswith("no precision passes; the fp32 student fails by itself: ")
+    assert choice["precision"] == "fp32"
+    assert {c["precision"]: c["accurate"] for c in choice["candidates"]} == {
+        "fp32": False, "fp16": False, "int8": False
+    }  # fmt: skip
 
 
 def test_slower_int8_is_not_chosen(compiled):

@@ -16,7 +16,9 @@ FILES = {
     "choice.json", "engines.json", "mixed.json", "model.engine", "model.engine.json", "model.onnx",
     "student_mixed.onnx", "teacher.engine", "teacher.engine.json", "timing.cache",
 }  # fmt: skip
-CARRIED = {"parity/gates.json", "parity/photos.npz", "parity/student_fp32.onnx"}
+CARRIED = {
+    "parity/gates.json", "parity/outputs.npz", "parity/photos.npz", "parity/student_fp32.onnx",
+}  # fmt: skip
 VERSIONS = {
     "8.6.1": (["fp32", "fp16", "int8", "mixed"], ["bf16", "fp8"]),
     "10.13.3": (["fp32", "fp16", "bf16", "int8", "fp8", "mixed"], []),

@@ -70,7 +70,7 @@ def test_markdown_has_the_facts_and_keeps_its_tables_whole(a_report):
     text = render.markdown(a_report())
     assert text.index("**passed on host") < text.index("## Gates") < text.index("## Numbers")
     assert "why \\| so" in text
-    assert "a &lt;b>CPU" in text
+    assert "a &lt;b&gt;CPU" in text
     assert "1.25 people (95 %: 1 to 1.5)" in text
     assert "int8 (ships)" in text
     rows = [line for line in text.splitlines() if line.startswith("| accuracy")]

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompile.bundle.manifest import Bundle
+from kdcompile.data.prepare import Preprocess
 from kdcompile.errors import KDError
 
 verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
@@ -56,6 +57,54 @@ def test_the_outputs_that_a_network_is_held_against(checked, precision, via, fac
     assert found["exit_code"] == code
     assert found["parity"]["n"] == 1
     assert ("engine" in found) == (via is not None)
+
+
+@pytest.fixture
+def without_a_kit(tmp_path, monkeypatch):
+    """`without_a_kit(factor)`: the check of a cpu bundle whose network multiplies the image."""
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    prepare = Preprocess(3, (0.5,) * 3, (0.25,) * 3, (4, 4), (4, 4))
+    (tmp_path / "preprocess.json").write_text(json.dumps(prepare.to_json()))
+    parity = tmp_path / "parity"
+    parity.mkdir()
+    (parity / "gates.json").write_text(json.dumps({"parity": {"min_sqnr_db": 20.0}}))
+    np.savez(parity / "photos.npz", **{"0": pixels, "1": pixels[::-1], "2": pixels})
+    images = [prepare(pixels), prepare(pixels[::-1])]  # there are fewer outputs than photos
+    outputs = {f"output_{p}_{i}": f * x for p, f in FACTORS.items() for i, x in enumerate(images)}
+    np.savez(parity / "outputs.npz", **outputs)
+    files = {f"parity/{path.name}": {} for path in parity.iterdir()} | {"preprocess.json": {}}
+    about = {"files": files, "verdict": "passed", "exit_code": 0, "precision": "int8"}
+    bundle = Bundle(tmp_path, about | {"preprocess": "preprocess.json"})
+
+    def check(factor, via=None):
+        @contextmanager
+        def opened(*_, **__):
+            yield lambda image: factor * image
+
+        monkeypatch.setattr(verify, "open_network", opened)
+        return verify.check_bundle(bundle, via)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("via", "factor", "code"), [(None, 3.0, 0), (None, 1.0, 3), ("x", 1.0, 0), ("x", 3.0, 3)]
+)
+def test_a_bundle_without_a_kit_is_checked_too(without_a_kit, via, factor, code):
+    found = without_a_kit(factor, via)
+    assert found["exit_code"] == code
+    assert found["parity"]["n"] == 2
+
+
+def test_the_agreement_is_told_in_words(without_a_kit):
+    assert verify._in_words(without_a_kit(3.0)["parity"]) == (
+        "passed, 200.0 dB over 2 reference outputs, at least 20 dB wanted; "
+        "the worst of them 200.0 dB, largest relative error 0"
+    )
+    failed = verify._in_words(without_a_kit(1.0)["parity"])
+    assert failed.startswith("failed, 3.5 dB over 2 reference outputs, at least 20 dB wanted")
+    absent = verify.NO_REFERENCE["parity"]
+    assert verify._in_words(absent) == absent
 
 
 def test_an_engine_that_is_not_trusted_is_not_opened(tmp_path, monkeypatch):
