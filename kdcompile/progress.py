@@ -1,6 +1,7 @@
 """How far long work is, on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,8 @@ from kdcompile.logs import is_quiet
 
 log = logging.getLogger("kdcompile")
 LINE_SECONDS = 10.0
+NARROW = 120  # columns of a terminal; one that has less gets the short bar
+BAR, SHORT_BAR = 20, 8
 Item = TypeVar("Item")
 
 
@@ -44,10 +47,15 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
+            from rich.table import Column
 
-            columns = (TextColumn(stage), BarColumn(20), TextColumn("{task.description}"))
-            self._bar = Bar(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(self._words(""), total=total, completed=done)
+            console = Console(stderr=True)
+            wide = BAR if console.width >= NARROW else SHORT_BAR
+            name = TextColumn(stage, table_column=Column(no_wrap=True, min_width=len(stage)))
+            columns = (name, BarColumn(wide), TextColumn("{task.description}"))
+            self._room = console.width - len(stage) - wide - len("  ")
+            self._bar, told = Bar(*columns, console=console), self._words("", self._room)
+            self._task = self._bar.add_task(told, total=total, completed=done)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -71,21 +79,35 @@ class Progress:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=self._words(note))
+            told = self._words(note, self._room)
+            self._bar.update(self._task, completed=done, description=told)
         elif not Progress._drawn and (important or self._clock() - self._told >= LINE_SECONDS):
             self._told = self._clock()
             log.info("%s: %s", self._stage, self._words(note))
 
-    def _words(self, note: str) -> str:
-        """`40 of 100 steps, 12.5 a second, 5 s left, ` and the note."""
+    def _words(self, note: str, room: float = math.inf) -> str:
+        """`40 of 100 steps, 12.5 a second, 5 s left, ` and the note; what has no room is left out.
+
+        Whole parts go, the last first: half a number would be read as another one.
+        """
         parts = [f"{self.done} of {self._total} {self._unit}"]
         passed, made = self._clock() - self._began, self.done - self._before
         if made > 0 and passed > 0:
             rate = made / passed
-            parts.append(f"{rate:.3g} a second" if rate >= 1 else f"{1 / rate:.3g} s each")
+            parts.append(
+                f"{_digits(rate)} a second" if rate >= 1 else f"{_digits(1 / rate)} s each"
+            )
             if self.done < self._total:
                 parts.append(f"{duration((self._total - self.done) / rate)} left")
-        return ", ".join([*parts, *([note] if note else [])])
+        parts += note.split(", ") if note else []
+        while len(parts) > 1 and len(", ".join(parts)) > room:
+            parts.pop()
+        return ", ".join(parts)
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all of a larger whole number: never an exponent."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def duration(seconds: float) -> str:

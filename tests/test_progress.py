@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 
 import pytest
 
@@ -70,6 +71,42 @@ def test_a_bar_has_the_same(begin):
     assert "distill" in shown
     assert "50 of 100 steps, 2 a second, 25 s left, stage head, loss 0.25, val mae 3.5" in shown
     assert "distill: " not in shown  # no lines beside the bar
+
+
+@pytest.mark.parametrize(
+    ("columns", "kept", "left_out"),
+    [
+        ("80", "distill ", "loss 2.574"),
+        ("80", "400 of 1500 steps, 4 a second, 4 min 35 s left, stage distill", "loss 2.574"),
+        ("100", "4 min 35 s left, stage distill, loss 2.574", "val mae"),
+        ("120", "4 min 35 s left, stage distill, loss 2.574, val mae 0.1916", "…"),
+        ("30", "400 of 1500 ", "a second"),
+    ],
+)
+def test_what_has_no_room_beside_a_bar_is_left_out_whole(
+    begin, monkeypatch, columns, kept, left_out
+):
+    terminal, clock = begin(Terminal()), Clock()
+    monkeypatch.setenv("COLUMNS", columns)
+    with Progress("distill", 1500, "steps", clock=clock) as shown:
+        clock.now += 100
+        shown.show(400, "stage distill, loss 2.574, val mae 0.1916")
+    told = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert kept in told
+    assert left_out not in told
+    assert "…" not in told
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [(12, "12 a second"), (999, "999 a second"), (2130, "2130 a second"), (0.5, "2 s each"),
+     (0.0005, "2000 s each")],
+)  # fmt: skip
+def test_a_rate_has_no_exponent(made, told):
+    clock = Clock()
+    shown = Progress("verify", 10**6, "photos", clock=clock)
+    clock.now, shown.done = 200.0, 100 * made
+    assert told in shown._words("")
 
 
 def test_a_line_while_a_bar_is_drawn_is_not_lost(begin):

@@ -69,7 +69,8 @@ def in_flight(samples: Samples, prefix: str = "") -> list[str]:
     rate = run.environment.get("state", {}).get("inferences_per_s")
     if rate is None:
         return []
-    return [f"{prefix}{run.mode['streams']} in flight: {rate:.4g} inferences a second"]
+    shown = f"{rate:.4g}" if rate < 9999.5 else f"{rate:.0f}"
+    return [f"{prefix}{run.mode['streams']} in flight: {shown} inferences a second"]
 
 
 def disturbed(samples: Samples, prefix: str = "", *, left_out: bool = True) -> list[str]:

@@ -11,6 +11,7 @@ import click
 from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of, title_of
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
+from kdcompile.cli.terminal import echo_text
 from kdcompile.errors import EXIT_FIXABLE, KDError, plain
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ MAIN_FILE = {
     "calibrate": "student_int8.onnx",
     "compile": "model.onnx",
 }
-
 RECORD = "search.json"  # of a search that looked at many students
 LABEL = "Print N photos of data.unlabelled to label next, in place of the plan; trains nothing."
 MEASURE = "Build and time this many of the best students before choosing."
@@ -74,7 +74,7 @@ def plan(
     if as_json:
         echo_json(found)
     else:
-        click.echo("\n".join(lines(found)))
+        echo_text("\n".join(lines(found)))
     if any(rule["effect"] == "refused" for rule in found["rules"]):
         sys.exit(EXIT_FIXABLE)
 
@@ -116,7 +116,7 @@ def build(
     if as_json:
         echo_json({"bundle": str(destination), **report.to_json(), "exit_code": code})
     else:
-        click.echo(text_summary(report))
+        echo_text(text_summary(report))
         click.echo(f"bundle: {plain(destination)}")
         click.echo(verdict)
     if folder is not None:
@@ -272,7 +272,7 @@ def _show(
     if as_json:
         echo_json(found)
     else:
-        click.echo("\n".join(lines(found)))
+        echo_text("\n".join(lines(found)))
 
 
 def copy_out(artifact: "Artifact", output: Path) -> str:

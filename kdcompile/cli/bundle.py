@@ -8,6 +8,7 @@ import click
 
 from kdcompile.cli.build import planned
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
+from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import trusted_option
 from kdcompile.errors import KDError, plain
 
@@ -119,7 +120,7 @@ def merge_board(
     if as_json:
         echo_json({"bundle": str(folder), **report.to_json()})
     else:
-        click.echo(text_summary(report))
+        echo_text(text_summary(report))
         click.echo(f"bundle: {plain(folder)}")
         click.echo(report.verdict)
     return report.exit_code

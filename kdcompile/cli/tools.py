@@ -7,6 +7,7 @@ import click
 
 from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, via_option
+from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import open_trusted, trusted_option
 from kdcompile.errors import plain
 
@@ -101,7 +102,7 @@ def report(bundle: Path, trusted: Path | None, as_json: bool) -> None:
         return
     with found.reading("report.json"):  # whose details are free
         text = text_summary(told)
-    click.echo(text)
+    echo_text(text)
     click.echo(f"full report: {plain(found.folder / 'report.html')}")
 
 

@@ -13,6 +13,7 @@ from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
 from kdcompile.cli.parity import is_bundle, open_ladder, show_ladder
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
+from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import open_trusted, trusted_option
 from kdcompile.errors import EXIT_GATE, plain
 
@@ -99,7 +100,7 @@ def verify_spec(work: "Plan", device: bool, as_json: bool) -> Verified:
     if as_json:
         echo_json({**report.to_json(), "exit_code": code})
     else:
-        click.echo(text_summary(report))
+        echo_text(text_summary(report))
         click.echo(verdict)
     return outcomes_of_report(report, require_device=device), (verdict, code)
 

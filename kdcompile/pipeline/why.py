@@ -26,6 +26,7 @@ SPLIT_FOLDER = "splits"
 MOST_TOLD = 3  # changes of one kind
 MOST_CHARS = 40  # of a value
 ABSENT = object()
+UNSEEN = "spec: other fields are read now, none of which is set"
 NEVER = "never made here"
 REUSED = "an earlier build made it from the same inputs: reused"
 
@@ -94,7 +95,8 @@ def reasons(
         for kind, told in _told(change, store, rows):
             if told not in found.setdefault(kind, []):
                 found[kind].append(told)
-    return [sentence for kind, told in found.items() for sentence in _few(kind, told)]
+    told_of = [sentence for kind, told in found.items() for sentence in _few(kind, told)]
+    return told_of or [UNSEEN] * (key is not None)
 
 
 def _few(kind: str, told: Sequence[str]) -> Iterator[str]:
@@ -130,7 +132,8 @@ def _read(path: Path) -> Any:
 def _changes(old: Any, new: Any, at: tuple[str, ...] = ()) -> Iterator[Change]:
     """Where two JSON values differ, down to what is no object."""
     if not isinstance(old, dict) or not isinstance(new, dict):
-        if old != new:
+        # a field that is not set and one that is not read say the same to a reader
+        if old != new and (old, new) not in ((ABSENT, None), (None, ABSENT)):
             yield at, old, new
         return
     for name in sorted({*old, *new}):

@@ -8,9 +8,10 @@ from written_build import paint, plan_of, to_do
 
 from kdcompile import logs
 from kdcompile.pipeline import why
+from kdcompile.pipeline.keys import covered
 from kdcompile.pipeline.show import lines, step_of
 from kdcompile.pipeline.stages import STAGES
-from kdcompile.pipeline.why import NEVER, drop_unused
+from kdcompile.pipeline.why import NEVER, UNSEEN, drop_unused, reasons
 from kdcompile.spec_distill import INHERITED_RATE
 
 
@@ -71,6 +72,31 @@ def test_an_entry_that_another_target_made_and_was_edited_is_called_damaged(fold
     assert told[1] == "distill: its entry in the store is damaged"
     assert told[-1].startswith("distill: done in")
     assert not any("reused" in message for message in told)
+
+
+def test_a_field_that_is_not_set_and_one_that_is_not_read_are_the_same(folder):
+    """`compile` reads two gates for a cpu, and all of them for a Jetson."""
+    told = to_do(plan_of(folder, "target=cpu"))["compile"]
+    assert not any("none -> none" in reason for reason in told)
+    assert "spec: target" not in told
+    now = {"spec": {"gates": {"energy_mj": None}}}
+    assert list(why._changes(now, {"spec": {"gates": {}}})) == []
+    assert list(why._changes({"spec": {"gates": {}}}, now)) == []
+    assert len(list(why._changes({"a": 1}, {}))) == 1
+    assert len(list(why._changes({"a": None}, {"a": [1]}))) == 1
+
+
+def test_where_no_field_that_is_set_differs_there_is_a_reason_all_the_same(folder):
+    (file,) = (folder / ".kdcompile" / "compile").glob("*.json")
+    plan = plan_of(folder)
+    cover = why._read(file)
+    cover["spec"]["gates"]["later"] = None
+    file.unlink()
+    why._write(file, cover)
+    made = plan.found()
+    stage = STAGES["compile"]
+    cover = covered(stage, plan.parts["compile"], made)
+    assert reasons(plan.store, "compile", "0" * 24, cover, plan.rows) == [UNSEEN]
 
 
 def test_a_split_that_a_stage_did_not_read_is_read_now(folder):
