@@ -1,8 +1,8 @@
 """Format `imagefolder`: a folder a split, with a folder a class, or a table of values.
 
     train/cat/a.jpg          classification: the folder's name is the class
-    train/labels.csv         regression: a line an image, `a.jpg,3.5`; a first line
-                             `image,value` is a heading
+    train/labels.csv         regression: a line an image, `a.jpg,3.5`; a first line that names
+                             neither an image nor a number, `image,value`, is a heading
 
 A split is such a folder under the root (`train`, `val` and `test` unless the spec names others) or
 a list of paths relative to the root, `cat/a.jpg` a line, where the class is the folder that an
@@ -18,7 +18,6 @@ from kdcompile.errors import KDError, nearest
 from kdcompile.spec import Data
 
 TABLE = "labels.csv"
-HEADING = ["image", "value"]
 
 
 def entries(data: Data) -> dict[str, list[Entry]]:
@@ -75,7 +74,7 @@ def _table(root: Path, table: Path, split: str) -> list[Entry]:
         raise _syntax(table, 1, str(error)) from error
     found: dict[Path, Entry] = {}
     for number, row in enumerate(rows, 1):
-        if not row or (number == 1 and [cell.strip().lower() for cell in row] == HEADING):
+        if not row or (number == 1 and _is_heading(row)):
             continue
         try:
             name, value = row
@@ -89,6 +88,17 @@ def _table(root: Path, table: Path, split: str) -> list[Entry]:
             raise _syntax(table, number, f"{name.strip()} has a line before this one")
         found[image] = Entry(image.relative_to(root).as_posix(), image, None, table, label)
     return list(found.values())
+
+
+def _is_heading(row: list[str]) -> bool:
+    """Whether a first line names its columns: two words, no image and no number."""
+    if len(row) != 2 or Path(row[0].strip()).suffix.lower() in SUFFIXES:
+        return False
+    try:
+        float(row[1])
+    except ValueError:
+        return bool(row[1].strip())
+    return False
 
 
 def _syntax(table: Path, line: int, problem: str) -> KDError:

@@ -123,10 +123,20 @@ def test_folders_that_cannot_be_read(folders, spoil, code, text):
     assert caught.value.fix
 
 
+@pytest.mark.parametrize("heading", ["name,value", "Image,value", "file name, weight (g)"])
+def test_a_first_line_that_names_the_columns_is_a_heading(tables, heading):
+    (tables.root / "train" / "labels.csv").write_text(f"{heading}\n0.png,1.5\n1.png,-2\n")
+    assert [photo.label for photo in load_splits(tables, tables.root).train] == [1.5, -2.0]
+
+
 @pytest.mark.parametrize(
     ("table", "code"),
     [
         ("0.png", "labels-syntax"),
+        ("0.png,1\nname,value", "labels-syntax"),  # a heading is the first line
+        ("name,1", "image-missing"),
+        ("name,", "labels-syntax"),
+        ("name,value,weight\n0.png,1", "labels-syntax"),
         ("0.png,1,2", "labels-syntax"),
         ("0.png,much", "labels-syntax"),
         ("0.png,inf", "labels-syntax"),
