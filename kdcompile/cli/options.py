@@ -14,14 +14,16 @@ from kdcompile.logs import is_quiet, set_level
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+SET = (
+    "Override a field of the spec. A path is relative to the current folder, code (FILE.py:NAME) "
+    "to the spec's."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 
 
 def spec_options(command: F) -> F:
     """SPEC, --target and --set."""
-    command = click.option(
-        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a field of the spec."
-    )(command)
+    command = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SET)(command)
     command = click.option("--target", help="Device name; see `kdcompile targets`.")(command)
     return click.argument("spec", required=False, metavar="[DIR_OR_SPEC]")(command)
 
