@@ -56,6 +56,18 @@ def test_a_change_beyond_half_the_margin_that_may_be_more_is_a_regression(share)
     assert found.ratios[0].decision == "improved"
 
 
+def test_a_spread_that_chance_makes_once_in_a_hundred_is_not_drawn_towards_the_usual():
+    """Of three processes: chi-squared 7.7 and 9.4, and 9.2 is what one in 100 is beyond."""
+    fine = 1 + 1e-9 * np.arange(400.0).reshape(20, 20)
+
+    def half_width(spread):
+        values = np.exp(spread * np.array([-1.0, 0.0, 1.0]))[:, None, None]
+        return _width(compare(built([values * fine]), built([[fine] * 3]), paired=True))
+
+    assert half_width(0.0065) > 1.4 * half_width(0.006)
+    assert half_width(0.006) < 1.2 * half_width(0.005)
+
+
 @pytest.mark.parametrize(("slow", "which", "gate"), [(15, 1, 1.1), (3, 2, 1.25)])
 @pytest.mark.parametrize(("share", "decision"), [(0.8, "inconclusive"), (1.1, "regressed")])
 def test_a_tail_has_to_be_slower_by_all_of_its_margin(slow, which, gate, share, decision):
@@ -223,6 +235,15 @@ def test_a_process_of_disturbed_blocks_is_left_out_whole():
     found = compare(a, b, paired=True)
     assert (found.left_out, found.blocks) == (10, 20)
     assert "2 processes" in found.reason
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize(("left", "out"), [(1, 10), (2, 8)])
+def test_two_blocks_that_are_left_of_a_process_are_used(left, out, paired):
+    a, b = made(**ONE, seed=1), made(**ONE, seed=2)
+    for block in range(10 - left):
+        a = edited(a, lambda x: replace(x, disturbed="load"), process=2, block=block)
+    assert compare(a, b, paired=paired).left_out == out
 
 
 @pytest.mark.parametrize("paired", [True, False])

@@ -9,6 +9,7 @@ from bench_samples import made
 from judged_samples import built, edited
 
 from kdcompile.bench.decide import compare
+from kdcompile.bench.matched import leans
 
 STEP = 0.0005  # ms, of a clock like that of CUDA's events
 
@@ -84,6 +85,20 @@ def test_what_the_candidate_disturbs_by_itself_is_not_left_out():
     all_of_it = throttled(made(runs=1, seed=1), 1.0, 1.3)
     assert compare(all_of_it, theirs, paired=True).decision == "regressed"
     assert compare(theirs, ours, paired=True).decision == "improved"
+
+
+@pytest.mark.parametrize(("counts", "side"), [((3, 2, 2), None), ((3, 3, 2), "candidate")])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_eight_disturbed_blocks_on_one_side_are_no_chance(counts, side, swapped):
+    """The sign test: 1 in 256 is below 0.005, and 1 in 128 is not."""
+    ours, theirs = made(runs=1, seed=1), made(runs=1, seed=2)
+    for process, count in enumerate(counts):
+        for block in range(count):
+            ours = edited(ours, lambda b: replace(b, disturbed="load"), process, block)
+    if swapped:
+        assert leans(theirs, ours, paired=True) == (side and "reference")
+    else:
+        assert leans(ours, theirs, paired=True) == side
 
 
 def test_taken_apart_a_verdict_must_hold_with_disturbed_blocks_and_without():

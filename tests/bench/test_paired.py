@@ -105,6 +105,13 @@ def test_ratio_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.88 <= covered / runs <= 1.0
 
 
+def test_median_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(8)
+    found = [median_interval(rng.normal(4.0, 0.2, 30), run)[1:] for run in range(120)]
+    covered = sum(low <= 4.0 <= high for low, high in found)
+    assert 0.88 <= covered / 120 <= 1.0
+
+
 def test_intervals_are_the_same_for_the_same_seed_and_narrow_without_noise() -> None:
     rng = np.random.default_rng(0)
     times = PairedTimes(rng.uniform(3, 5, 30), rng.uniform(1, 2, 30), 1)
