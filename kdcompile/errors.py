@@ -56,7 +56,10 @@ def plain(text: object) -> str:
     )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A ` (did you mean X?)` suffix, or nothing when no known name is close."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """A ` (did you mean X?)` suffix, or nothing when no known name is close.
+
+    `cutoff` is of difflib's ratio: raise it where names that look alike mean other things.
+    """
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" (did you mean {found[0]!r}?)" if found else ""

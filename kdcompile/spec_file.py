@@ -26,6 +26,7 @@ WANTED = {  # by the first part of pydantic's types of errors
     "path": "a path in quotes",
     "list": "a list in brackets",
 }
+MISSPELT = 0.7  # alike enough to be a slip; segmentation and regression are 0.55
 MOST_SHOWN = 80  # characters of a refused value
 LENGTHS = ("steps", "epochs", "minutes")
 PATH_FIELDS = (("teacher", "weights"), ("teachers", "weights"), ("student", "weights"),
@@ -206,7 +207,8 @@ def _fix(problem: ErrorDetails, dotted: str) -> str:
     if "fix" in details:
         return str(details["fix"])
     if kind == "literal_error":
-        close = nearest(str(problem["input"]), re.findall(r"'([^']*)'", details["expected"]))
+        known = re.findall(r"'([^']*)'", details["expected"])
+        close = nearest(str(problem["input"]), known, MISSPELT)
         return f"use one of {details['expected']}{close}"
     if kind in ("model_type", "model_attributes_type"):
         return f"write it as a section, [{dotted}]"

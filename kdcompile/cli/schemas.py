@@ -74,6 +74,7 @@ class Planned(TypedDict):
     stopped: Stopped | None
     rules: list[Violation]
     rules_on_operators: bool
+    warnings: list[str]
     decides: list[Decidable]
     metric: str
     margin: Margin | None

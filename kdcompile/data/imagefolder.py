@@ -34,6 +34,15 @@ def entries(data: Data) -> dict[str, list[Entry]]:
 
 def _split(data: Data, split: str) -> list[Entry]:
     given = inside(data.root, getattr(data, split))
+    if not given.exists() and not given.suffix:
+        name = getattr(data, split)
+        raise KDError(
+            "split-missing",
+            f"there is no folder {name!r} with the {split} split",
+            where=f"{data.root} [data] {split}",
+            fix=f"make it, with a folder for each class or a {TABLE}; or set data.{split} to the "
+            "folder or the list of images that this split is",
+        )
     if not given.is_dir():
         return [_listed(data.root, line, split) for line in read_list(given)]
     classes = sorted(path for path in given.iterdir() if path.is_dir() and path.name[0] != ".")

@@ -293,7 +293,7 @@ def find_task(kind: str) -> Task:
     if kind not in TASKS:
         raise KDError(
             "task-unknown",
-            f"there is no task {kind!r}{nearest(str(kind), TASKS)}",
+            f"there is no task {kind!r}{nearest(str(kind), TASKS, 0.7)}",
             where="[task] kind, or a bundle's manifest.json",
             fix=f"use one of {', '.join(TASKS)}",
         )

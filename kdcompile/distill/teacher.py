@@ -41,7 +41,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     model = load_teacher(spec).to(device)
     shape = output_shape(model, spec.export.profile[1], device, task)
     train, val = (
-        _taught(photos, task, shape, splits, spec) for photos in (splits.train, splits.val)
+        taught(photos, task, shape, splits, spec) for photos in (splits.train, splits.val)
     )
     if not val:
         raise KDError(
@@ -83,7 +83,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     return result
 
 
-def _taught(
+def taught(
     photos: list[Photo], task: Task, shape: tuple[int, ...], splits: Splits, spec: Spec
 ) -> list[Photo]:
     """The photos whose labels the teacher has an output for.

@@ -11,7 +11,7 @@ from typing import Any
 from kdcompile.artifact import Artifact, Step, Store
 from kdcompile.backends.board import Board
 from kdcompile.data.check import check_data
-from kdcompile.data.splits import Row, splits_rows
+from kdcompile.data.splits import Row, load_splits, splits_rows
 from kdcompile.distributed import leave, made_by_main, processes
 from kdcompile.doctor import version
 from kdcompile.logs import kept_in
@@ -89,9 +89,9 @@ class Plan:
         if place.is_main and any(self.parts[name]["splits"] for name in todo):
             check_data(self.spec, self.store.root)  # before anything is trained
         if place.is_main and "distill" in todo:
-            from kdcompile.distill.registry import refuse_recipes  # a build that is made needs none
+            from kdcompile.pipeline.refusals import refuse_settings  # a build that is made has none
 
-            refuse_recipes(self.spec)
+            refuse_settings(self.spec, load_splits(self.spec.data, self.spec.folder))
         last = max((n for n, name in enumerate(todo) if STAGES[name].parallel), default=-1)
         for name in todo[: last + 1]:
             made[name] = self._run_together(name, made)

@@ -10,12 +10,13 @@ import numpy as np
 from kdcompile.artifact import Artifact
 from kdcompile.backends.board import Board
 from kdcompile.data.metric import GAMES, RMSE, Metric
-from kdcompile.data.splits import judged, load_splits
+from kdcompile.data.splits import Splits, judged, load_splits
 from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
 from kdcompile.gates.decidable import decidable
 from kdcompile.gates.margin import forecast
 from kdcompile.pipeline.plan import Plan
+from kdcompile.pipeline.refusals import refuse_networks, refuse_settings, warnings_of
 from kdcompile.pipeline.rules import met_by, student_network
 from kdcompile.pipeline.stages import STAGES
 from kdcompile.spec_gates import AccuracyGate, fraction
@@ -29,12 +30,17 @@ def describe(plan: Plan) -> dict[str, Any]:
     stops on something that a rule of the target explains; then `stopped` is why.
 
     Raises:
-        KDError: the search's, where no rule explains it.
+        KDError: the search's, where no rule explains it; what a training that is still to do
+            would refuse of recipes, networks and labels.
     """
     made = plan.found()
-    photos = _photos(plan, made["teacher"].meta if "teacher" in made else None)
+    splits = load_splits(plan.spec.data, plan.spec.folder)
+    if "distill" not in made:
+        refuse_settings(plan.spec, splits)
+    photos = _photos(plan, splits, made["teacher"].meta if "teacher" in made else None)
     search, stopped = _search(plan)  # after the data, which is quicker to be found wrong
     found = plan.found()
+    refuse_networks(plan, splits, found)
     network = None if search is None else student_network(plan, found, search["precision"])
     return {
         "spec": str(plan.spec.path),
@@ -45,6 +51,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "stopped": stopped,
         "rules": [asdict(violation) for violation in met_by(plan, network)],
         "rules_on_operators": network is not None,
+        "warnings": warnings_of(plan.spec, splits),
         **photos,
     }
 
@@ -78,13 +85,13 @@ def _board(board: Board) -> dict[str, Any]:
     }
 
 
-def _photos(plan: Plan, teacher: Mapping[str, Any] | None) -> dict[str, Any]:
+def _photos(plan: Plan, splits: Splits, teacher: Mapping[str, Any] | None) -> dict[str, Any]:
     """`decides`: whether the test photos can decide each gate; `margin`: which, by what is known.
 
     There is no `margin` before `teacher` has run, nor of a metric of density maps.
     """
     spec = plan.spec
-    task, splits = find_task(spec.task.kind), load_splits(spec.data, spec.folder)
+    task = find_task(spec.task.kind)
     photos = judged(splits.test, spec.data.max_test)
     true = np.array([task.truth(photo) for photo in photos])
     rows = decidable(spec.gates, task, true, splits.classes, spec.seed)
@@ -134,7 +141,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         text.append(f"{step['stage']:<10} {'cached' if step['key'] else 'to do':<8} {first}")
         text += [f"{'':<19} {reason}" for reason in more]
     text += ["", *_cost_lines(plan), "", *_rule_lines(plan), ""]
-    return [*text, *_photo_lines(plan)]
+    return [*text, *(f"warning    {told}" for told in plan["warnings"]), *_photo_lines(plan)]
 
 
 def _cost_lines(plan: dict[str, Any]) -> list[str]:

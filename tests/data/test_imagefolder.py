@@ -112,7 +112,7 @@ def _values_in_test(root):
         (_more_classes, "classes-differ", "a class 'cow'"),
         (_values_in_test, "classes-differ", "has values, the training split has classes"),
         (lambda root: (root / "val" / "labels.csv").write_text(""), "split-ambiguous", "val"),
-        (lambda root: (root / "val").rename(root / "lost"), "split-missing", "cannot be read"),
+        (lambda root: (root / "val").rename(root / "lost"), "split-missing", "no folder 'val'"),
     ],
 )
 def test_folders_that_cannot_be_read(folders, spoil, code, text):

@@ -135,6 +135,12 @@ FOLDERS = [
         "classes-missing", again(_folders), says=("the val split",),
     ),
     BadInput(
+        "no-folder-of-a-split",
+        spoilt(_folders, lambda data: (data / "val").rename(data / "lost")), PLAN,
+        "split-missing", again(_folders),
+        says=("there is no folder 'val' with the val split", "a folder for each class"),
+    ),
+    BadInput(
         "folders-of-classes-that-are-empty",
         spoilt(_folders, lambda data: [p.unlink() for p in (data / "val").rglob("*.png")]), PLAN,
         "split-empty", again(_folders),

@@ -214,6 +214,10 @@ CASES += [
         says=("(1, 1, 8, 8)", "the teacher (1, 1, 16, 16)", "the teacher's output shape"),
     ),
     BadInput(
+        "planned-student-of-another-output", _student(OUTPUT + "[:, :, ::2, ::2]"), ("plan",),
+        "student-output", _plain, says=("the student gives (1, 1, 8, 8) for a crop of 16",),
+    ),
+    BadInput(
         "student-whose-operator-the-target-lacks", _mirrored,
         (*SEARCH, "--target", "jetson-xavier-nx"), "export-opset",
         lambda folder: (*SEARCH, "--target", "jetson-orin-nano-8gb"),

@@ -117,6 +117,11 @@ CASES = [
         _good, says=("use one of 'entropy'", "(did you mean 'entropy'?)"),
     ),
     BadInput(
+        "unknown-task", _spoilt("[data]", '[task]\nkind = "segmentation"\n[data]'), PLAN,
+        "spec-invalid", _good,
+        says=("fix:   use one of 'counting', 'classification' or 'regression'\n",),
+    ),
+    BadInput(
         "infinite-number", _spoilt("steps = 1", "steps = 1\nlr = inf"), PLAN, "spec-invalid",
         _good, says=("distill.lr", "a finite number"),
     ),
@@ -236,23 +241,27 @@ CASES += [
         says=("SystemExit",),
     ),
     BadInput(
+        "crop-far-larger-than-the-photos", _spoilt("crop = 16", "crop = 512"), PLAN,
+        "crop-larger", _good, says=("a crop of 512", "16 x 16", "set distill.crop to 16"),
+    ),
+    BadInput(
         "no-such-recipe", _recipe("sktt"), DISTILL, "recipe-unknown", _good,
         says=("(did you mean 'skt'?)", "kdcompile recipes"),
     ),
     BadInput(
-        "recipe-of-another-task", _recipe("dist"), DISTILL, "recipe-task", _good,
+        "recipe-of-another-task", _recipe("dist"), PLAN, "recipe-task", _good,
         says=("is for classification, not counting: its loss correlates",),
     ),
     BadInput(
-        "recipe-without-its-second-teacher", _recipe("mixture"), DISTILL, "recipe-needs", _good,
+        "recipe-without-its-second-teacher", _recipe("mixture"), PLAN, "recipe-needs", _good,
         says=("at least one more teacher", "[[teachers]]"),
     ),
     BadInput(
-        "recipe-without-a-deployed-student", _recipe("partitioned"), DISTILL, "recipe-needs", _good,
+        "recipe-without-a-deployed-student", _recipe("partitioned"), PLAN, "recipe-needs", _good,
         says=("the student that is deployed now", 'student.init = "file"'),
     ),
     BadInput(
-        "recipes-that-cannot-be-joined", _recipe("kd+kd"), DISTILL, "recipe-combine", _good,
+        "recipes-that-cannot-be-joined", _recipe("kd+kd"), PLAN, "recipe-combine", _good,
         says=("named twice", "leave one out"),
     ),
 ]  # fmt: skip
