@@ -20,7 +20,7 @@ class Ramp(Closed):
 
 
 RATE = 1e-3  # from random weights
-INHERITED_RATE = 3e-4  # see benchmarks/README.md: what is inherited is gone in 30 steps of more
+INHERITED_RATE = 1e-4  # at higher ones the first steps may lose it: benchmarks/README.md
 Weights = dict[str, float | Ramp]
 Taps = Literal["auto"] | list[tuple[str, str]]
 Scale = tuple[float, float]
