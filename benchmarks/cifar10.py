@@ -55,7 +55,8 @@ def train(job: Job) -> list[dict[str, Any]]:
     from kdcompile.targets import load
 
     torch.set_num_threads(1)
-    sets = [f"seed={job.seed}", f"student.init={job.start}", f"distill.epochs={EPOCHS}", *job.sets]
+    sets = [f"seed={job.seed}", f"student.init={job.start}", f"distill.epochs={EPOCHS}"]
+    sets += ["distill.lr=2e-3", *job.sets]  # that of the recorded runs
     specs = {
         name: load_spec(EXAMPLE / "kdcompile.toml", [*sets, f"distill.recipe={name}"])
         for name in RECIPES

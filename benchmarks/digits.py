@@ -54,6 +54,7 @@ def train(job: Job) -> dict[str, Any]:
         f"seed={job.seed}",
         f"distill.recipe={job.recipe}",
         f"distill.steps={STEPS}",
+        "distill.lr=4e-3",  # from random weights; the example's is for an inherited start
         f"data.train=train:{canvases}:{job.seed}",
         *(s for s in job.sets if not s.startswith("canvases=")),
     ]

@@ -44,7 +44,7 @@ STEPS, RATE, BATCH, TAU = 300, 3e-3, 64, 2.0
 SELECTS, IMAGES = ("even", "random", "pcoreset"), 16
 TRAINED = {
     "distill.recipe": "none", "distill.steps": 100, "distill.evaluations": 1,
-    "quantize.images": IMAGES, "data.val": "val:50",
+    "quantize.images": IMAGES, "data.val": "val:50", "distill.lr": 4e-3,
 }  # fmt: skip
 Floats = NDArray[np.float64]
 

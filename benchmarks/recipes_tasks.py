@@ -63,7 +63,8 @@ class Check:
 
 COUNTING = Task(
     "counting", EXAMPLES / "digits",
-    ("data.train=train:32:{seed}", "distill.steps=200", "distill.batch=8", "distill.evaluations=3"),
+    ("data.train=train:32:{seed}", "distill.steps=200", "distill.batch=8", "distill.evaluations=3",
+     "distill.lr=4e-3"),
     "mae", False, "counting digits among distractors: 32 canvases, a quarter of the width",
     but=("hard", "m2mkd"),
 )  # fmt: skip
@@ -79,7 +80,7 @@ TASKS: Sequence[Task] = (
          only=("hard", "mixup", "logit-std")),
     Task("cifar", EXAMPLES / "cifar10",
          ("data.root={photos}", "student.init=random", "distill.steps=560",
-          "distill.evaluations=4"),
+          "distill.evaluations=4", "distill.lr=2e-3"),
          "top1", True, "classes of CIFAR photos: 9,000 of them four times, half the width"),
 )  # fmt: skip
 

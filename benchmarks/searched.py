@@ -66,7 +66,7 @@ def trained(work: Path, arm: str, seed: int) -> Path:
     # uniform students keep the channel tile that the target has before it is calibrated
     known = _config(work) if arm.startswith("searched") else work / "uncalibrated"
     os.environ["XDG_CONFIG_HOME"] = str(known)
-    sets = [*SETS, *arms()[arm], f"seed={seed}"]
+    sets = [*SETS, "distill.lr=4e-3", *arms()[arm], f"seed={seed}"]
     spec = load_spec(work / "kdcompile.toml", sets, "cpu")
     return make_plan(spec).make("export").path
 

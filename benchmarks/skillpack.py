@@ -59,7 +59,8 @@ def train(folder: Path, name: str, seed: int, start: Path | None, *sets: str) ->
     from kdcompile.spec_file import load_spec
     from kdcompile.targets import load
 
-    own = (f"seed={seed}", "distill.recipe=none", "distill.evaluations=2", *sets)
+    rate = "distill.lr=4e-3"  # from random weights
+    own = (f"seed={seed}", "distill.recipe=none", "distill.evaluations=2", rate, *sets)
     spec = load_spec(folder / "kdcompile.toml", [*own, f"data.train=train:1000:{seed}"])
     teacher, ratio = load_teacher(spec), spec.student.budget.width
     assert ratio is not None, "the example fixes the width"
