@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from canvases_64 import AT_64
 from paired import keep, paired, parser, run
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
@@ -51,6 +52,7 @@ def train(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     canvases = next((s.partition("=")[2] for s in job.sets if s.startswith("canvases=")), CANVASES)
     sets = [
+        *AT_64,
         f"seed={job.seed}",
         f"distill.recipe={job.recipe}",
         f"distill.steps={STEPS}",

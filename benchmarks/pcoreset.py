@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from canvases_64 import AT_64
 from numpy.typing import NDArray
 from paired import keep, paired, parser, run
 from torch import Tensor, nn
@@ -179,7 +180,7 @@ def calibration(seed: int) -> list[dict[str, Any]]:
 
         init_example("digits", Path(folder))
         values = {**TRAINED, "seed": seed, "data.train": f"train:1000:{seed}"}
-        sets = [f"{name}={value}" for name, value in values.items()]
+        sets = [*AT_64, *(f"{name}={value}" for name, value in values.items())]
         plan = make_plan(load_spec(Path(folder) / "kdcompile.toml", sets))
         exported = plan.make("export")
         return [{"choice": how, **_in_int8(plan.spec, exported, how)} for how in SELECTS]

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from canvases_64 import AT_64
+
 HERE = Path(__file__).parent
 EXAMPLES, CLASSES = HERE.parent / "examples", HERE / "recipe_tasks"
 KEPT = HERE / ".recipes"  # teachers and deployed students, made once
@@ -63,8 +65,10 @@ class Check:
 
 COUNTING = Task(
     "counting", EXAMPLES / "digits",
-    ("data.train=train:32:{seed}", "distill.steps=200", "distill.batch=8", "distill.evaluations=3",
-     "distill.lr=4e-3"),
+    (
+        *AT_64, "data.train=train:32:{seed}", "distill.steps=200", "distill.batch=8",
+        "distill.evaluations=3", "distill.lr=4e-3",
+    ),
     "mae", False, "counting digits among distractors: 32 canvases, a quarter of the width",
     but=("hard", "m2mkd"),
 )  # fmt: skip

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from canvases_64 import AT_64
 from paired import SEEDS, paired
 
 from kdcompile.bench.paired import PairedTimes, ratio_interval
@@ -66,7 +67,7 @@ def trained(work: Path, arm: str, seed: int) -> Path:
     # uniform students keep the channel tile that the target has before it is calibrated
     known = _config(work) if arm.startswith("searched") else work / "uncalibrated"
     os.environ["XDG_CONFIG_HOME"] = str(known)
-    sets = [*SETS, "distill.lr=4e-3", *arms()[arm], f"seed={seed}"]
+    sets = [*AT_64, *SETS, "distill.lr=4e-3", *arms()[arm], f"seed={seed}"]
     spec = load_spec(work / "kdcompile.toml", sets, "cpu")
     return make_plan(spec).make("export").path
 
@@ -79,7 +80,7 @@ def judged(folder: Path, part: str) -> float:
     from kdcompile.export.session import cpu_session
     from kdcompile.spec_file import load_spec
 
-    spec = load_spec(EXAMPLE / "kdcompile.toml", [], "cpu")
+    spec = load_spec(EXAMPLE / "kdcompile.toml", AT_64, "cpu")
     photos = getattr(load_splits(spec.data, EXAMPLE), part)
     prepare = Preprocess.from_json(json.loads((folder / "preprocess.json").read_text()))
     session = cpu_session(folder / "student.onnx")

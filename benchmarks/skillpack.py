@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from canvases_64 import AT_64
 from paired import SEEDS, paired
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
@@ -59,8 +60,10 @@ def train(folder: Path, name: str, seed: int, start: Path | None, *sets: str) ->
     from kdcompile.spec_file import load_spec
     from kdcompile.targets import load
 
-    rate = "distill.lr=4e-3"  # from random weights
-    own = (f"seed={seed}", "distill.recipe=none", "distill.evaluations=2", rate, *sets)
+    own = (
+        *AT_64, f"seed={seed}", "distill.recipe=none", "distill.evaluations=2",
+        "distill.lr=4e-3", *sets,  # the rate is for random weights
+    )  # fmt: skip
     spec = load_spec(folder / "kdcompile.toml", [*own, f"data.train=train:1000:{seed}"])
     teacher, ratio = load_teacher(spec), spec.student.budget.width
     assert ratio is not None, "the example fixes the width"
@@ -95,7 +98,7 @@ def one(seed: int) -> dict[str, Any]:
         train(
             folder, "new", seed, base, f"distill.steps={UPDATE_STEPS}", "distill.lr=1e-3", *at_site
         )
-        spec = load_spec(folder / "kdcompile.toml", [f"seed={seed}", *at_site])
+        spec = load_spec(folder / "kdcompile.toml", [*AT_64, f"seed={seed}", *at_site])
         state, metadata = read_student(base)
         student = Student(spec, state, metadata, base)
         before = student.metric(student.errors(state, student.test))

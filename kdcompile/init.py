@@ -130,7 +130,7 @@ sparsity = false                 # 2:4 kernels where the weights are sparse
 [gates]                          # what must be proven; each may say required, evidence
 accuracy = { max_increase = "5%", margin = "15%" }  # metric = "mae", "rmse" or "top1", if given
 parity = { min_sqnr_db = 20.0 }  # deployed network against the trained one
-# speedup = { min = 3.0, evidence = "host" }
+# speedup = { min = 3.0 }        # of another device: predicted, until it is measured there
 # size_mb = { max = 8 }          # the largest deployable file, 10^6 bytes
 # energy_mj = { max = 12 }       # of one inference, read at the board
 # memory_mb = { max = 500 }      # peak, 10^6 bytes

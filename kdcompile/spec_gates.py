@@ -65,7 +65,11 @@ class AccuracyGate(GateSpec):
 
 
 class SpeedupGate(GateSpec):
-    """Teacher latency over student latency."""
+    """Teacher latency over student latency, on the target.
+
+    Of a target that is not this machine the latency model decides it, with its band, until the
+    device is measured; `evidence = "host"` is accepted and changes nothing there.
+    """
 
     min: float = Field(gt=0)
 

@@ -4,9 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
+from kdcompile import targets
+from kdcompile.data.prepare import Preprocess
 from kdcompile.factory import load_factory
+from kdcompile.gates.stage import predictions
+from kdcompile.models.factory import load_teacher
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.network import Network
+from kdcompile.search.shrink import architectures
+from kdcompile.spec_file import load_spec
 
 FOLDER = Path(__file__).parents[1] / "examples" / "digits"
 
@@ -36,6 +45,49 @@ def test_points_lie_on_ink(photos):
         for x, y in photo.points.astype(int):
             patch = photo.array[y - 5 : y + 6, x - 5 : x + 6]
             assert patch.mean() > photo.array.mean()
+
+
+def test_a_larger_canvas_is_as_dense_and_the_side_is_in_the_name(photos):
+    small, large = photos(FOLDER, "test:200"), photos(FOLDER, "test:24@128")
+    assert {photo.array.shape for photo in large} == {(128, 128, 1)}
+    assert max(photo.count for photo in large) <= 40
+    per_pixel = [np.mean([p.count / p.array.size for p in some]) for some in (small, large)]
+    assert per_pixel[1] == pytest.approx(per_pixel[0], rel=0.25)
+    for photo in large:
+        x, y = photo.points.T
+        assert ((photo.points >= 6) & (photo.points <= 122)).all()
+        near = np.hypot(x[:, None] - x, y[:, None] - y) + 9 * np.eye(len(x))
+        assert near.min(initial=9) >= 9 - 1e-4
+
+
+def test_the_teacher_counts_large_canvases_too(photos):
+    spec = load_spec(FOLDER / "kdcompile.toml")
+    teacher = load_teacher(spec).eval()
+    prepare = Preprocess.of(spec.data, spec.export)
+    errors = []
+    for photo in photos(FOLDER, "val:4@256"):
+        with torch.no_grad():
+            count = teacher(torch.from_numpy(prepare(photo.pixels(1)))).sum()
+        errors.append(abs(float(count) - photo.count))
+    assert np.mean(errors) < 1.5, "of 80 digits"
+
+
+def test_the_example_has_work_for_a_jetson_over_its_gate():
+    """The predicted band lies over the gate, with room, in every precision that may ship."""
+    spec, target = load_spec(FOLDER / "kdcompile.toml"), targets.load("jetson")
+    shape = spec.export.profile[1]
+    teacher = load_teacher(spec)
+    width = spec.student.budget.width
+    made = architectures(teacher, shape, target.channel_tile, spec.seed, [width])[0]
+    student = student_from_architecture(teacher, made, FOLDER).eval()
+    networks = {"teacher": Network(teacher, shape), "student": Network(student, shape)}
+    asked = ["fp32", "fp16", "int8"]
+    found = predictions({who: n.record(target, asked) for who, n in networks.items()})
+    assert spec.gates.speedup.min >= 1.5
+    for precision in ("fp16", "int8"):
+        one = found[precision]
+        low = one.teacher / one.student / one.band
+        assert low > 1.1 * spec.gates.speedup.min, precision
 
 
 def test_an_empty_canvas_occurs(photos):

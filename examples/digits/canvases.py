@@ -1,10 +1,12 @@
 """Canvases of real scanned digits among distractors: the data set of this example.
 
-Each canvas is 64x64 grey pixels with 0 to 10 digits and 0 to 6 distractors (digits whose pixels
-were shuffled: the same ink, no digit). To be counted: the digits, at their centres. The splits
-share no scan: digits 0 to 999 train, 1000 to 1296 validate, the rest test.
+Each canvas is a square of grey pixels. One of 64x64 has 0 to 10 digits and 0 to 6 distractors
+(digits whose pixels were shuffled: the same ink, no digit); a larger one as many in each part of
+that size. To be counted: the digits, at their centres. The splits share no scan: digits 0 to 999
+train, 1000 to 1296 validate, the rest test.
 
-A split is named `part:canvases` or `part:canvases:seed`, for example `train:256` or `test:400`.
+A split is named `part:canvases[@side][:seed]`, for example `train:256` or `test:100@256`; the side
+is in pixels, 64 where it is left out.
 """
 
 from functools import cache
@@ -17,6 +19,7 @@ from PIL import Image
 from kdcompile.data.photo import Photo
 
 SIDE, DIGIT, GAP = 64, 12, 9
+DIGITS, DISTRACTORS = 10, 6  # at most, in each part of SIDE x SIDE
 PARTS = {"train": (0, 1000), "val": (1000, 1297), "test": (1297, 1797)}
 
 
@@ -25,13 +28,16 @@ def photos(root: Path, split: str) -> list[Photo]:
 
     Args:
         root: the folder of `digits.npz`.
-        split: `part:canvases[:seed]`.
+        split: `part:canvases[@side][:seed]`.
     """
-    part, number, *seed = split.split(":")
+    part, size, *seed = split.split(":")
+    number, _, side = size.partition("@")
     first, last = PARTS[part]
     scans = _scans(root / "digits.npz")[first:last]
     random = np.random.default_rng([first, *map(int, seed)])
-    return [_canvas(f"{part}-{i:04d}", scans, random) for i in range(int(number))]
+    return [
+        _canvas(f"{part}-{i:04d}", int(side or SIDE), scans, random) for i in range(int(number))
+    ]
 
 
 @cache
@@ -40,10 +46,12 @@ def _scans(path: Path) -> NDArray[np.uint8]:
         return np.asarray(archive["images"])
 
 
-def _canvas(name: str, scans: NDArray[np.uint8], random: np.random.Generator) -> Photo:
-    digits, distractors = int(random.integers(0, 11)), int(random.integers(0, 7))
-    centres = _places(digits + distractors, random)
-    canvas = np.zeros((SIDE, SIDE), np.float32)
+def _canvas(name: str, side: int, scans: NDArray[np.uint8], random: np.random.Generator) -> Photo:
+    parts = (side / SIDE) ** 2
+    most = (round(DIGITS * parts), round(DISTRACTORS * parts))
+    digits, distractors = (int(random.integers(0, number + 1)) for number in most)
+    centres = _places(digits + distractors, side, random)
+    canvas = np.zeros((side, side), np.float32)
     for number, (x, y) in enumerate(centres):
         scan = scans[random.integers(len(scans))]
         if number >= digits:
@@ -58,10 +66,12 @@ def _canvas(name: str, scans: NDArray[np.uint8], random: np.random.Generator) ->
     return Photo(name, points, array=pixels)
 
 
-def _places(number: int, random: np.random.Generator) -> list[tuple[float, float]]:
+def _places(number: int, side: int, random: np.random.Generator) -> list[tuple[float, float]]:
     """Centres at least GAP pixels apart, as many as find room."""
-    found: list[tuple[float, float]] = []
-    for x, y in random.uniform(DIGIT / 2, SIDE - DIGIT / 2, (20 * number, 2)):
-        if len(found) < number and all(np.hypot(x - a, y - b) >= GAP for a, b in found):
-            found.append((float(x), float(y)))
-    return found
+    found = np.empty((0, 2))
+    for centre in random.uniform(DIGIT / 2, side - DIGIT / 2, (20 * number, 2)):
+        if len(found) == number:
+            break
+        if (np.hypot(*(found - centre).T) >= GAP).all():
+            found = np.vstack((found, centre))
+    return [(float(x), float(y)) for x, y in found]

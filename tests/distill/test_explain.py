@@ -4,6 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from small_digits import AT_64
 
 from kdcompile.cli import cli
 
@@ -33,6 +34,7 @@ def example(tmp_path):
 
 
 SETS = [
+    *AT_64,
     "distill.steps=40",
     "data.train=train:16",
     "data.val=val:4",

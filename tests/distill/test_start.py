@@ -7,10 +7,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, safe_open
+from small_digits import AT_64
 
 from kdcompile.cli import cli
 
 SETS = [
+    *AT_64,
     "distill.steps=3",
     "distill.evaluations=1",
     "data.train=train:32",

@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from small_digits import AT_64
 from torch import nn
 
 import kdcompile.examples.digits as example
@@ -36,7 +37,7 @@ def network():
 @pytest.fixture(scope="module")
 def spec():
     path = Path(example.__file__).with_name("kdcompile.toml")
-    sets = ("data.train=train:4", "data.val=val:24", "data.test=test:2")
+    sets = ("data.train=train:4", "data.val=val:24", "data.test=test:2", *AT_64)
     return load_spec(path, sets, None)
 
 

@@ -9,9 +9,11 @@ import threading
 import time
 
 import pytest
+from small_digits import AT_64
 from sshd import running_sshd
 
 SMALL = [
+    *AT_64,
     "distill.steps=12",
     "distill.evaluations=1",
     "data.train=train:24",
