@@ -22,6 +22,7 @@ from kdcompile.errors import KDError
 from kdcompile.files import Hasher as Hasher
 from kdcompile.files import file_sha256 as file_sha256
 from kdcompile.files import is_sealed as is_sealed
+from kdcompile.files import json_text as json_text
 from kdcompile.files import read_json as read_json
 from kdcompile.files import replacing as replacing
 from kdcompile.files import seal as seal

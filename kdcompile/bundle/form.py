@@ -6,8 +6,10 @@ by accident from what a build wrote.
 
 import json
 import math
+import os
 import unicodedata
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
@@ -22,6 +24,7 @@ from pydantic import (
 from pydantic import model_validator as validator
 
 from kdcompile.artifact import digest
+from kdcompile.errors import KDError
 
 SCHEMA, DIGEST = 1, "digest"
 NAME, SIGNATURE = "manifest.json", "manifest.sig"
@@ -76,6 +79,7 @@ class Manifest(_Form):
     backend: _Backend
     evidence: dict[str, str]
     files: dict[str, _File]
+    spec: Sha256 | None = None  # of a bundle that was installed: which spec's it is
 
 
 class Preprocess(_Form):
@@ -96,6 +100,25 @@ class Preprocess(_Form):
         if math.prod(self.max_hw) > MOST_PIXELS:
             raise ValueError(f"max_hw is over {MOST_PIXELS} pixels")
         return self
+
+
+def created() -> str:
+    """Now in UTC, or the moment that SOURCE_DATE_EPOCH names, for builds that repeat exactly.
+
+    Raises:
+        KDError: `epoch-invalid`.
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise KDError(
+            "epoch-invalid",
+            f"SOURCE_DATE_EPOCH={epoch} is not a time in seconds since 1970",
+            where="the environment",
+            fix="unset SOURCE_DATE_EPOCH, or set it to $(git log -1 --format=%ct)",
+        ) from error
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parsed(content: bytes) -> Any:

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from kdcompile.bundle.form import NAME as NAME
 from kdcompile.bundle.form import SCHEMA as SCHEMA
 from kdcompile.bundle.form import SIGNATURE as SIGNATURE
 from kdcompile.bundle.form import UNLISTED as UNLISTED
+from kdcompile.bundle.form import created as created
 from kdcompile.errors import KDError
 from kdcompile.report import Report
 
@@ -97,26 +97,13 @@ class Bundle:
         return self.folder / name
 
 
-def created() -> str:
-    """Now in UTC, or the moment that SOURCE_DATE_EPOCH names, for builds that repeat exactly.
-
-    Raises:
-        KDError: `epoch-invalid`.
-    """
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    try:
-        moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
-    except (ValueError, OverflowError, OSError) as error:
-        raise KDError(
-            "epoch-invalid",
-            f"SOURCE_DATE_EPOCH={epoch} is not a time in seconds since 1970",
-            where="the environment",
-            fix="unset SOURCE_DATE_EPOCH, or set it to $(git log -1 --format=%ct)",
-        ) from error
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str, Any]) -> None:
+def write_manifest(
+    folder: Path,
+    report: Report,
+    task: str,
+    choice: Mapping[str, Any],
+    spec: str | None = None,
+) -> None:
     """Write `manifest.json` over every other file of `folder`; call it last.
 
     A signature that is there is of an older manifest, and goes.
@@ -126,6 +113,7 @@ def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str,
         report: gives name, target, verdict, the names of the classes and the evidence of each gate.
         task: the task kind, such as `counting`.
         choice: `choice.json` of the compile stage: precision, backend and its version.
+        spec: of an installed bundle, its `spec_id`.
     """
     (folder / SIGNATURE).unlink(missing_ok=True)
     files = {
@@ -151,6 +139,7 @@ def write_manifest(folder: Path, report: Report, task: str, choice: Mapping[str,
         "backend": {"name": choice["backend"], "version": choice["backend_version"]},
         "evidence": evidence,
         "files": files,
+        **({} if spec is None else {"spec": spec}),
     }
     write_json(folder / NAME, form.sealed(manifest))
 

@@ -168,7 +168,7 @@ def _rewrite(
             about, backend = found.manifest, found.manifest["backend"]
             choice = {"precision": about["precision"], "backend": backend["name"],
                       "backend_version": backend["version"]}  # fmt: skip
-            manifest.write_manifest(fresh, report, about["task"], choice)
+            manifest.write_manifest(fresh, report, about["task"], choice, about.get("spec"))
             swap(fresh, bundle)
     except OSError as error:
         raise KDError(

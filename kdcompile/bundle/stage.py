@@ -3,13 +3,15 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcompile.artifact import Artifact, Step, Store, write_text
-from kdcompile.bundle import manifest, product
+from kdcompile.artifact import Artifact, Step, Store, json_text, write_json, write_text
+from kdcompile.bundle import form, manifest, product
+from kdcompile.bundle.place import check_place, spec_id
 from kdcompile.bundle.swap import beside, swap
 from kdcompile.disk import disk_full, is_full
 from kdcompile.errors import KDError
@@ -24,7 +26,6 @@ COPIED = (
     ("export", "preprocess.json"),
     ("calibrate", "calibration.json"),
     ("calibrate", "audit.json"),
-    ("verify", "report.json"),
     ("distill", "metrics.jsonl"),
 )
 CARRIED = ("kit/", "parity/")  # what a board builds from, or what `bisect` looks at
@@ -33,7 +34,8 @@ CARRIED = ("kit/", "parity/")  # what a board builds from, or what `bisect` look
 def run(step: Step, store: Store, target: "Target") -> Artifact:
     """Gather the bundle from the stages before it; `manifest.json` is written last.
 
-    Reads the `task` section of the spec. The report names the build and the target.
+    Reads the `task` section of the spec, and its name: what was verified may be a copy's of another
+    folder. The report names the target.
     """
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -45,7 +47,10 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(inputs["compile"].file(name), folder / name)
         product.copy_engine(folder, inputs["compile"])
-        report = Report.from_json(inputs["verify"].json("report.json"))
+        report = replace(
+            Report.from_json(inputs["verify"].json("report.json")), name=step.spec.name
+        )
+        write_json(folder / "report.json", report.to_json())
         _write_reports(folder, report, inputs["verify"].path)
         sample = files("kdcompile.bundle").joinpath("templates/infer.py")
         write_text(folder / "infer.py", sample.read_text(encoding="utf-8"))
@@ -71,7 +76,7 @@ def _write_reports(folder: Path, report: Report, examples: Path) -> None:
     write_text(folder / "report.html", render.html(report, examples, metrics))
 
 
-def install(artifact: Artifact, destination: Path) -> Path:
+def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> Path:
     """Copy a bundle from the store to where the user wants it, whole or not at all.
 
     A bundle that is there already and intact is left alone; an older one is replaced.
@@ -79,18 +84,19 @@ def install(artifact: Artifact, destination: Path) -> Path:
     Args:
         artifact: what `run` made.
         destination: `dist/NAME-TARGET`, or the folder of `-o`.
+        spec: the folder of the spec, whose bundle it is to be from now on.
 
     Returns:
         The destination, with links resolved.
 
     Raises:
-        KDError: `output-not-bundle`, the folder holds something that no build put there;
-            `output-unwritable`; `disk-full`.
+        KDError: those of `check_place`; `output-unwritable`; `disk-full`.
     """
     destination = destination.resolve()
-    if _is_same(artifact, destination):
+    installed = _manifest_of(artifact, None if spec is None else spec_id(spec, destination))
+    if _is_same(installed, destination):
         return destination
-    _refuse_foreign(destination, {*artifact.files, *manifest.UNLISTED})
+    check_place(destination, spec, artifact.path.parent, {*artifact.files, *manifest.UNLISTED})
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with beside(destination) as temporary:
@@ -98,6 +104,7 @@ def install(artifact: Artifact, destination: Path) -> Path:
             for name in artifact.files:
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(artifact.file(name), fresh / name)
+            write_text(fresh / manifest.NAME, installed)
             swap(fresh, destination)
     except OSError as error:
         if is_full(error):
@@ -111,46 +118,17 @@ def install(artifact: Artifact, destination: Path) -> Path:
     return destination
 
 
-def _is_same(artifact: Artifact, destination: Path) -> bool:
+def _manifest_of(artifact: Artifact, spec: str | None) -> str:
+    """The manifest that a bundle is installed with."""
+    about = form.parsed(artifact.file(manifest.NAME).read_bytes())
+    del about[form.DIGEST]
+    return json_text(form.sealed(about if spec is None else about | {"spec": spec}))
+
+
+def _is_same(installed: str, destination: Path) -> bool:
     there = destination / manifest.NAME
     return (
         there.is_file()
-        and there.read_bytes() == artifact.file(manifest.NAME).read_bytes()
+        and there.read_bytes() == installed.encode()
         and manifest.is_intact(destination)
-    )
-
-
-def _refuse_foreign(destination: Path, own: Set[str]) -> None:
-    """Raise unless the destination is absent, empty, or holds nothing but an older bundle.
-
-    One whose manifest a power cut has torn is taken for a bundle if it has no file beside `own`.
-    """
-    if not destination.exists():
-        return
-    if not destination.is_dir():
-        raise _foreign(destination, "is a file")
-    present = {p.relative_to(destination).as_posix() for p in destination.rglob("*")}
-    if not present:
-        return
-    try:
-        known: Set[str] = {*manifest.read_manifest(destination)["files"], *manifest.UNLISTED}
-    except KDError as error:
-        if manifest.NAME not in present or error.code != "bundle-corrupt":
-            what = f"is not empty and not a bundle ({error.message})"
-            raise _foreign(destination, what) from error
-        known = own
-        log.warning("bundle: %s is damaged and is replaced: %s", destination.name, error.message)
-    for name in sorted(present):
-        path = destination / name
-        ours = name in known or "__pycache__" in path.parts  # Python's, of scripts that ran
-        if not ours and (path.is_symlink() or not path.is_dir()):
-            raise _foreign(destination, f"holds {name}, which no build put there")
-
-
-def _foreign(destination: Path, what: str) -> KDError:
-    return KDError(
-        "output-not-bundle",
-        f"{destination.name} {what}; it will not be replaced",
-        where=str(destination),
-        fix="move it away, or name another folder with -o",
     )

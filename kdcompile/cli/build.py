@@ -130,12 +130,15 @@ def build(
 
 def make_bundle(work: "Plan", output: Path | None, key: Path | None) -> tuple["Report", Path]:
     """Run every stage, install the bundle and sign it; gives its report and where it lies."""
+    from kdcompile.bundle.place import check_place
     from kdcompile.bundle.stage import install
     from kdcompile.report import Report
 
-    destination = output or Path("dist") / f"{work.spec.name}-{work.spec.target.replace('@', '-')}"
+    spec = work.spec
+    destination = output or Path("dist") / f"{spec.name}-{spec.target.replace('@', '-')}"
+    check_place(destination.resolve(), spec.folder, work.store.root / "bundle")  # before the work
     artifact = work.make("bundle")
-    install(artifact, destination)
+    install(artifact, destination, spec.folder)
     sign(destination, key)
     return Report.from_json(artifact.json("report.json")), destination
 

@@ -67,7 +67,7 @@ def bundle(
 
     work = planned(spec, target, sets, via)
     artifact = work.make("bundle")
-    written = str(artifact.path if output is None else install(artifact, output))
+    written = str(artifact.path if output is None else install(artifact, output, work.spec.folder))
     if output is not None:
         sign(output, key)
     result = {"stage": "bundle", "path": written, **artifact.meta}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -95,7 +96,8 @@ def verify_spec(work: "Plan", device: bool, as_json: bool) -> Verified:
     from kdcompile.report import Report, overall
 
     check_previous(work.spec)
-    report = Report.from_json(work.make("verify").json("report.json"))
+    # made by the folder that this one is a copy of, perhaps
+    report = replace(Report.from_json(work.make("verify").json("report.json")), name=work.spec.name)
     verdict, code = overall(report.gates, require_device=device)
     if as_json:
         echo_json({**report.to_json(), "exit_code": code})

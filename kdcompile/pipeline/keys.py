@@ -65,6 +65,7 @@ def key_parts(
             "board": {"place": board.label} | dict(board.facts)
             if board is not None and measures(stage, spec)
             else None,
+            **({"name": spec.name} if stage.name == "bundle" else {}),
         }
         for stage in STAGES.values()
     }

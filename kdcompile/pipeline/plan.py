@@ -14,6 +14,7 @@ from kdcompile.data.check import check_data
 from kdcompile.data.splits import Row, load_splits, splits_rows
 from kdcompile.distributed import leave, made_by_main, processes
 from kdcompile.doctor import version
+from kdcompile.errors import KDError
 from kdcompile.logs import kept_in
 from kdcompile.pipeline.board import find_board
 from kdcompile.pipeline.keys import covered, key_parts, measures, step_key
@@ -147,14 +148,33 @@ def make_plan(spec: Spec, via: str | None = None) -> Plan:
         via: where the engine is built; None for this machine.
 
     Raises:
-        KDError: an unknown target, a file that is missing, or a board that does not answer.
+        KDError: an unknown target, a file that is missing, or a board that does not answer;
+            `name-unprintable`.
     """
+    check_name(spec)
     store = Store(spec.folder / ".kdcompile")
     board, target = find_board(spec, resolve_target(spec.target), via)
     rows = splits_rows(spec.data, spec.folder, store.hasher)
     parts = key_parts(spec, target, store.hasher, board, rows)
     store.save_hashes()
     return Plan(spec, target, store, parts, board, rows)
+
+
+def check_name(spec: Spec) -> None:
+    """Refuse a folder whose name no bundle may have, before anything is made for it.
+
+    Raises:
+        KDError: `name-unprintable`.
+    """
+    if spec.name and spec.name.isprintable():
+        return
+    what = f"{spec.name!r} has characters that are not printed" if spec.name else "it has no name"
+    raise KDError(
+        "name-unprintable",
+        f"the spec's folder names the bundle, and {what}",
+        where=str(spec.folder),
+        fix="give the folder another name, or move the spec and its files into one that has",
+    )
 
 
 def resolve_target(name: str) -> Target:

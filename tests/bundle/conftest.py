@@ -1,6 +1,7 @@
 """A report, and the artifacts that a bundle is made of, with a network small enough to read."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -141,7 +142,8 @@ def make_inputs(store, preprocess, report):
 
 def build_step(store, preprocess=FIXED_GREY, report=None, key="1" * 24):
     inputs = make_inputs(store, preprocess, report or build_report())
-    return Step("bundle", key, Spec.model_construct(task=Task()), inputs)
+    spec = Spec.model_construct(task=Task()).at(Path("crowd/kdcompile.toml"))
+    return Step("bundle", key, spec, inputs)
 
 
 @pytest.fixture(scope="session")

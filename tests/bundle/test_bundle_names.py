@@ -1,6 +1,7 @@
 """Names of images, classes and builds are shown as they are, and are read as nothing else."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from command_line import CommandLine
@@ -8,6 +9,7 @@ from markdown_it import MarkdownIt
 
 from kdcompile.artifact import Store
 from kdcompile.bundle.stage import install, run
+from kdcompile.spec import Task
 
 NAME = (
     "::stop-commands::x [a](http://x.y) ![a](http://x.y/p.png) a|b `a`|`b` <img src=x> *a* _b_ "
@@ -26,7 +28,9 @@ def bundle(make_step, a_report, tmp_path_factory):
     dropped = [{"name": NAME, "split": "val", "twin": f"test/{NAME}"}]
     report = replace(a_report(examples=examples, dropped=dropped), name=NAME)
     store = Store(folder / "store")
-    return install(run(make_step(store, report=report), store, None), folder / "bundle")
+    spec = SimpleNamespace(task=Task(), name=NAME)  # a folder's has no "/", which a link has
+    step = replace(make_step(store, report=report), spec=spec)
+    return install(run(step, store, None), folder / "bundle")
 
 
 def shown(text):

@@ -45,7 +45,7 @@ def spec(line, monkeypatch):
     def give(*gates):
         values = report_of(*gates).to_json()
         made = SimpleNamespace(
-            spec=SimpleNamespace(gates=SimpleNamespace(previous=None)),
+            spec=SimpleNamespace(name="crowd", gates=SimpleNamespace(previous=None)),
             make=lambda stage: SimpleNamespace(json=lambda name: values),
         )
         monkeypatch.setattr(verify, "planned", lambda *_: made)

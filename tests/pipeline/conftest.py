@@ -19,7 +19,7 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="session")
 def _built(written, tmp_path_factory):
     """The same, built; so that the tests need not hash kdcompile's own source each."""
-    folder = tmp_path_factory.mktemp("built") / "built"
+    folder = tmp_path_factory.mktemp("built") / "here"
     shutil.copytree(written, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stage, "load", lambda stage: write_stage)

@@ -211,3 +211,8 @@ def test_an_error_is_told_however_quiet(folder, monkeypatch, capsys):
     assert code == 1
     assert told.startswith("error[")
     assert run.out == ""
+
+
+def test_a_copy_of_another_name_makes_its_bundle_anew(folder):
+    copy = folder.rename(folder.with_name("parking"))
+    assert to_do(plan_of(copy)) == {"bundle": ["name: here -> parking"]}
