@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     PrivateAttr,
@@ -21,7 +22,21 @@ DEFAULT_NAME = "kdcompile.toml"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-Shape = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
+MOST_PIXELS = 1 << 28  # of a batch, as of a bundle's input: more takes all memory
+
+
+def _of_a_photo(shape: list[int]) -> list[int]:
+    batch, _, height, width = shape
+    if batch * height * width > MOST_PIXELS:
+        raise ValueError(f"{batch} x {height} x {width} is more than {MOST_PIXELS} pixels")
+    return shape
+
+
+Shape = Annotated[
+    list[Annotated[int, Field(ge=1)]],
+    Field(min_length=4, max_length=4),
+    AfterValidator(_of_a_photo),
+]
 
 
 class Task(Closed):

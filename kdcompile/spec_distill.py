@@ -21,6 +21,7 @@ class Ramp(Closed):
 
 RATE = 1e-3  # from random weights
 INHERITED_RATE = 1e-4  # at higher ones the first steps may lose it: benchmarks/README.md
+MOST_LR = 1e3  # far more than trains anything, and far less than a float32 holds
 Weights = dict[str, float | Ramp]
 Taps = Literal["auto"] | list[tuple[str, str]]
 Scale = tuple[float, float]
@@ -43,7 +44,7 @@ class DistillStage(Closed):
     flip: bool | None = None
     colour: float | None = Field(default=None, ge=0, le=1)
     views: int | None = Field(default=None, ge=0)
-    lr: float | None = Field(default=None, gt=0)
+    lr: float | None = Field(default=None, gt=0, le=MOST_LR)
     weight_decay: float | None = Field(default=None, ge=0)
     warmup: float | None = Field(default=None, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
@@ -68,7 +69,10 @@ class Distill(Closed):
         default=0, ge=0, description="crops an image that recur; 0: a new one each time"
     )
     lr: float = Field(
-        default=RATE, gt=0, description=f"by default {INHERITED_RATE} where the student inherits"
+        default=RATE,
+        gt=0,
+        le=MOST_LR,
+        description=f"by default {INHERITED_RATE} where the student inherits",
     )
     weight_decay: float = Field(default=1e-4, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps")

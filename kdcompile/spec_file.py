@@ -28,6 +28,7 @@ WANTED = {  # by the first part of pydantic's types of errors
 }
 MISSPELT = 0.7  # alike enough to be a slip; segmentation and regression are 0.55
 MOST_SHOWN = 80  # characters of a refused value
+MOST_PARTS = 16  # of a key; no field lies deeper than four
 LENGTHS = ("steps", "epochs", "minutes")
 PATH_FIELDS = (("teacher", "weights"), ("teachers", "weights"), ("student", "weights"),
                ("data", "root"), ("quantize", "cache"),
@@ -82,11 +83,11 @@ def _toml(text: str) -> dict[str, Any]:
 def parse_set(text: str) -> tuple[list[str], Any]:
     """`a.b=value` as its key path and value; the value is TOML if it parses, else a string."""
     key, mark, raw = text.partition("=")
-    parts = key.strip().split(".")
-    if not mark or not all(parts):
+    parts = key.strip().split(".", MOST_PARTS)
+    if not mark or not all(parts) or len(parts) > MOST_PARTS:
         raise KDError(
             "set-syntax",
-            f"--set {text!r} is not key=value",
+            f"--set {_shown(text)} is not key=value",
             where="--set",
             fix="write a dotted key and its value, such as --set distill.steps=60",
         )
@@ -162,7 +163,7 @@ def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> No
         if not isinstance(below, dict):
             raise KDError(
                 "set-syntax",
-                f"--set {text!r}: {key} is not a section",
+                f"--set {_shown(text)}: {_shown(key)} is not a section",
                 where="--set",
                 fix="name a field of a section; kdcompile schema prints them",
             )

@@ -30,8 +30,11 @@ HEAD = """\
 def path(module: str) -> Path:
     """The file of a target, whether it is there or not: `$XDG_CONFIG_HOME` or `~/.config`."""
     base = os.environ.get("XDG_CONFIG_HOME") or ""
-    # the XDG specification: a relative path there is to be ignored
-    home = Path(base) if os.path.isabs(base) else Path.home() / ".config"
+    try:
+        # the XDG specification: a relative path there is to be ignored
+        home = Path(base) if os.path.isabs(base) else Path.home() / ".config"
+    except RuntimeError:  # no HOME, and a user whom the system does not know
+        home = Path(os.devnull)  # in which nothing lies and nothing can be put
     return home / "kdcompile" / "targets" / f"{module}.toml"
 
 

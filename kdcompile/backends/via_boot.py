@@ -42,7 +42,10 @@ def main() -> None:
         found = ".".join(map(str, sys.version_info[:3]))
         stop("python-old", "Python " + found + " there; the worker needs 3.8", "")
     work = os.environ.get("KDCOMPILE_CACHE") or os.path.join("~", ".cache", "kdcompile")
-    work = os.path.abspath(os.path.expanduser(work))
+    work = os.path.expanduser(work)
+    if work.startswith("~"):  # no HOME, and a user whom the system does not know
+        stop("work-folder", "this user has no home folder", "set KDCOMPILE_CACHE there to a folder")
+    work = os.path.abspath(work)
     try:
         os.makedirs(work, mode=0o700, exist_ok=True)
         os.makedirs(os.path.join(work, "blobs"), exist_ok=True)

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -85,7 +85,7 @@ class Manifest(_Form):
 class Preprocess(_Form):
     """`preprocess.json`: channels, their mean and deviation, and the sizes in pixels."""
 
-    channels: Annotated[int, Field(ge=1)]
+    channels: Literal[1, 3]
     mean: list[Finite]
     std: list[Positive]
     min_hw: Annotated[Sides, Field(strict=False)]

@@ -21,6 +21,8 @@ from kdcompile.errors import EXIT_GATE, plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from numpy.typing import NDArray
+
     from kdcompile.bundle.manifest import Bundle
     from kdcompile.ci.outcome import Outcome
     from kdcompile.cli.network import Floats
@@ -218,17 +220,36 @@ def _references(
         np.load(path, allow_pickle=False) as arrays,
     ):
         there = f"output_{precision}_0" in arrays.files
-        kind = f"output_{precision if there else 'fp32'}_"
-        inputs = [arrays[name] for name in arrays.files if name.startswith("input_")]
-        expected = [arrays[name] for name in arrays.files if name.startswith(kind)]
-    if base == "kit":
-        return inputs, expected
+        expected = _arrays(arrays, f"output_{precision if there else 'fp32'}_")
+        if base == "kit":
+            inputs = _arrays(arrays, "input_")
+            if len(inputs) != len(expected):
+                raise ValueError(f"{len(inputs)} inputs, {len(expected)} outputs of them")
+            return inputs, expected
     prepare = Preprocess.from_json(bundle.preprocess)
     with (
         bundle.reading("parity/photos.npz") as path,
         np.load(path, allow_pickle=False) as photos,
     ):
         return [prepare(photos[name]) for name in photos.files[: len(expected)]], expected
+
+
+def _arrays(arrays: "Mapping[str, NDArray[Any]]", start: str) -> "list[Floats]":
+    """The float arrays of an archive whose names start so.
+
+    Raises:
+        ValueError: one is there twice, is not of finite floats, or there is none.
+    """
+    import numpy as np
+
+    names = [name for name in arrays if name.startswith(start)]
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"no {start}0, or one of them twice")
+    found = [arrays[name] for name in names]
+    for name, array in zip(names, found, strict=True):
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ValueError(f"{name} is not of finite floats")
+    return found
 
 
 def _parity(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
@@ -56,7 +57,8 @@ def _in_processes(
     context = _context(function.__module__)
     pool = ProcessPoolExecutor(jobs, context, initializer=_begin)
     try:
-        futures = [pool.submit(function, item) for item in items]
+        with _signals_held():
+            futures = [pool.submit(function, item) for item in items]
         pending: set[Future[Result]] = set(futures)
         with progress:
             while pending:
@@ -78,6 +80,30 @@ def _in_processes(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let a signal wait: a process that is half started would end in a traceback of its own."""
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: handler
+        for name in ("SIGINT", "SIGTERM", "SIGHUP")
+        if (number := getattr(signal, name, None)) is not None
+        and callable(handler := signal.getsignal(number))
+    }
+    for number in before:
+        signal.signal(number, lambda given, frame: told.append(given))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if told:
+            signal.raise_signal(told[0])
 
 
 def _begin() -> None:
@@ -104,6 +130,12 @@ def _context(module: str) -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])  # ignored once the server runs
+    resource_tracker.ensure_running()  # which takes Ctrl-C from itself, and gives it back to us
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()  # blocked there too and in what it forks: it is for the parent
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

@@ -1,5 +1,6 @@
 """Places of this machine, the grammar of `--via`, and a worker's process that misbehaves."""
 
+import json
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ import pytest
 from hostile_place import HELLO
 from hostile_place import line as hello
 
-from kdcompile.backends import via_place
+from kdcompile.backends import via_boot, via_place
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.via import open_place
 from kdcompile.backends.via_address import parse_ssh
@@ -197,6 +198,20 @@ def test_a_python_that_is_too_old(monkeypatch, tmp_path):
     error = failure(open_place, None, BACKEND)
     assert isinstance(error, ToolMissingError)
     assert (error.code, "3.6.9" in error.message) == ("python-old", True)
+
+
+def test_a_user_without_a_home_is_told_so_and_gets_no_folder_called_tilde(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.delenv("KDCOMPILE_CACHE")
+    monkeypatch.setattr(via_boot.os.path, "expanduser", lambda path: path)  # as it then does
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as leave:
+        via_boot.main()
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert (leave.value.code, told["code"]) == (4, "work-folder")
+    assert "KDCOMPILE_CACHE" in told["fix"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_work_folder_that_cannot_be_made(monkeypatch, tmp_path):

