@@ -27,7 +27,7 @@ kind = "counting"                # counting: a density map, whose sum is the cou
 [teacher]                        # your trained network
 model = "model.py:build"         # a function beside this file that returns the torch module,
                                  # or an installed "package.module:function"
-weights = "weights.safetensors"  # its weights: safetensors, or a state_dict
+weights = "weights.safetensors"  # its weights: safetensors, a state_dict or a checkpoint of one
 # [[teachers]]                   # more of them, for recipe mixture, with the same two fields
 # model = "other.py:build"
 # weights = "other.safetensors"

@@ -220,7 +220,7 @@ def _refuse_existing(save: Path | None) -> None:
             "baseline-exists",
             "there is a file of this name, whose samples and history would be lost",
             where=str(save),
-            fix="name another file, or remove this one; kdcompile baseline keeps a history",
+            fix="name another file, or move this one away; kdcompile baseline keeps a history",
         )
 
 

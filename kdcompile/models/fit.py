@@ -88,7 +88,7 @@ def _form(tensor: Tensor) -> str:
     return ""
 
 
-def unwrapped(own: State, state: State, path: Path) -> State:
+def unwrapped(own: State, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The file's tensors by the network's names, without a usual wrapper's prefix where that fits.
 
     Args:
