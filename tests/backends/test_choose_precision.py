@@ -89,6 +89,10 @@ def test_measured_times_within_their_noise_go_to_the_more_precise():
     assert "fp16 1 ms is slower than int8 0.97 ms" in measured(0.97).why
 
 
+def test_outputs_at_the_limit_pass():
+    assert judge("int8", 1, "predicted", 1.0, 20.0, LIMITS).passed
+
+
 @pytest.mark.parametrize("sqnr", [19.9, -200.0, math.nan])
 def test_outputs_that_differ_do_not_pass(sqnr):
     found = judge("int8", 1, "predicted", 1.0, sqnr, LIMITS)

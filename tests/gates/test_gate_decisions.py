@@ -162,7 +162,14 @@ def test_speedup_is_judged_by_its_whole_interval(context, minimum, verdict) -> N
 
 
 @pytest.mark.parametrize(
-    ("minimum", "verdict"), [(6.5, "passed"), (16.0, "failed"), (9.0, "inconclusive")]
+    ("minimum", "verdict"),
+    [
+        (6.5, "passed"),
+        (10 / 1.5, "passed"),  # the ends of the band themselves
+        (10 * 1.5, "inconclusive"),
+        (16.0, "failed"),
+        (9.0, "inconclusive"),
+    ],
 )
 def test_predicted_speedup_is_judged_by_its_band(context, minimum, verdict) -> None:
     result = speedup(SpeedupGate(min=minimum, evidence="predicted"), context)
