@@ -24,6 +24,8 @@ from kdcompile.files import file_sha256 as file_sha256
 from kdcompile.files import is_sealed as is_sealed
 from kdcompile.files import json_text as json_text
 from kdcompile.files import read_json as read_json
+from kdcompile.files import read_text as read_text
+from kdcompile.files import refuse_endless as refuse_endless
 from kdcompile.files import replacing as replacing
 from kdcompile.files import seal as seal
 from kdcompile.files import write_json as write_json

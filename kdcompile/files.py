@@ -1,8 +1,10 @@
 """Files that are whole or not there, and their hashes."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,8 +65,35 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is nested too deep") from error
 
 
+def refuse_endless(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which may never end or never begin.
+
+    Raises:
+        OSError: it is one, or cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a folder fails by itself
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a user's file, UTF-8 with or without a mark.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    refuse_endless(path)
+    return path.read_text(encoding="utf-8-sig")
+
+
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    refuse_endless(path)
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from kdcompile.artifact import refuse_endless
 from kdcompile.errors import KDError
 
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
@@ -28,6 +29,8 @@ def decoded(source: Path | io.BytesIO, channels: int, where: str) -> NDArray[np.
         KDError: `image-unreadable`, `image-huge`, `image-depth` or `image-tiny`.
     """
     try:
+        if isinstance(source, Path):
+            refuse_endless(source)
         with Image.open(source) as image:
             if image.size == (1, 1):
                 raise KDError("image-tiny", "the image is a single pixel", where, REPLACE)

@@ -6,7 +6,7 @@ from os.path import isfile, normpath
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import Hasher
+from kdcompile.artifact import Hasher, read_text
 from kdcompile.data.photo import Photo
 from kdcompile.data.points import checked_points
 from kdcompile.errors import KDError
@@ -64,7 +64,7 @@ def read_list(path: Path) -> list[str]:
         KDError: `split-missing`.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise KDError(
             "split-missing",

@@ -13,6 +13,7 @@ another split may lack some of them, never have one more.
 import csv
 from pathlib import Path
 
+from kdcompile.artifact import read_text
 from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
 from kdcompile.errors import KDError, nearest
 from kdcompile.spec import Data
@@ -78,7 +79,7 @@ def _listed(root: Path, line: str, split: str) -> Entry:
 
 def _table(root: Path, table: Path, split: str) -> list[Entry]:
     try:
-        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").split("\n")))
+        rows = list(csv.reader(read_text(table).split("\n")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _syntax(table, 1, str(error)) from error
     found: dict[Path, Entry] = {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcompile.artifact import read_text
 from kdcompile.data.entry import Entry, read_list, require_image
 from kdcompile.errors import KDError, nearest
 from kdcompile.spec import Data
@@ -81,7 +82,7 @@ def _entry(
 def _records(path: Path) -> dict[str, _Record]:
     """The lines by image."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise KDError(
             "annotations-missing",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.artifact import refuse_endless
 from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
 from kdcompile.data.mat5 import read_mat
 from kdcompile.errors import KDError
@@ -40,6 +41,7 @@ def read_points(path: Path) -> NDArray[np.float64]:
         KDError: `annotation-mat`.
     """
     try:
+        refuse_endless(path)
         (cell,) = read_mat(path.read_bytes())["image_info"]
         location = np.asarray(cell[0]["location"], np.float64)
         return location.reshape(-1, 2) if location.size == 0 else location
