@@ -49,12 +49,14 @@ class Progress:
             from rich.progress import Progress as Bar
             from rich.table import Column
 
-            console = Console(stderr=True)
+            # what is printed goes above the bar, but into a file or a pipe as it is
+            console, above = Console(stderr=True), sys.stdout.isatty()
             wide = BAR if console.width >= NARROW else SHORT_BAR
             name = TextColumn(stage, table_column=Column(no_wrap=True, min_width=len(stage)))
             columns = (name, BarColumn(wide), TextColumn("{task.description}"))
             self._room = console.width - len(stage) - wide - len("  ")
-            self._bar, told = Bar(*columns, console=console), self._words("", self._room)
+            self._bar = Bar(*columns, console=console, redirect_stdout=above)
+            told = self._words("", self._room)
             self._task = self._bar.add_task(told, total=total, completed=done)
 
     def __enter__(self) -> Self:

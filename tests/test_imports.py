@@ -45,7 +45,7 @@ ALLOWED = {
     | {"targets", "data", "models", "export", "calib", "backends", "bench", "bundle"},
     "ci": BASE | CORE | {"bench"},
     "parity": BASE | CORE | {"targets", "data", "models", "export", "calib", "backends"},
-    "bundle": BASE | CORE | {"targets", "disk", "locks"},
+    "bundle": BASE | CORE | {"targets", "data", "disk", "locks"},
     "doctor": BASE | CORE | {"targets"},
     "doctor_board": {"errors", "targets", "doctor"},
     "init": BASE | CORE | {"targets", "examples"},

@@ -27,9 +27,17 @@ class OrtRunner:
         """Float32 [N, C, H, W] to the network's first output.
 
         Raises:
-            KDError: `input-refused`, the network does not take this shape or type.
+            KDError: `input-refused`, the network does not take this shape or type, or it takes
+                more than one input; `run-failed`.
         """
-        spec = self.session.get_inputs()[0]
+        spec, *others = self.session.get_inputs()
+        if others:
+            raise KDError(
+                "input-refused",
+                f"it takes {', '.join(i.name for i in (spec, *others))}, where one image is given",
+                where="the network's inputs",
+                fix="use a network with one input",
+            )
         agrees = len(spec.shape) == image.ndim and all(
             not isinstance(want, int) or want == have
             for want, have in zip(spec.shape, image.shape, strict=True)
@@ -41,7 +49,15 @@ class OrtRunner:
                 where="the network's input",
                 fix="prepare images with the preprocessing that the network was exported with",
             )
-        output: NDArray[np.float32] = self.session.run(None, {spec.name: image})[0]
+        try:
+            output: NDArray[np.float32] = self.session.run(None, {spec.name: image})[0]
+        except Exception as error:  # the library's have no base of their own
+            raise KDError(
+                "run-failed",
+                f"ONNX Runtime {self.version} does not run it: {error}",
+                where=f"the network, on an input of {list(image.shape)}",
+                fix="export it again: kdcompile export",
+            ) from error
         return output
 
 

@@ -1,90 +1,157 @@
 """Predictions of a bundle's network for photos that nobody has annotated."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.bundle.manifest import Bundle
+from kdcompile.artifact import replacing
 from kdcompile.bundle.overlay import overlay_png
+from kdcompile.data.photo import read_pixels
+from kdcompile.data.prepare import Preprocess
+from kdcompile.data.task import Task
 from kdcompile.errors import KDError
 
-
-def covered(preprocess: Mapping[str, Any], height: int, width: int) -> tuple[float, float]:
-    """The part of the plane, in the photo's pixels, that the network saw: photo and padding.
-
-    Args:
-        preprocess: `min_hw` and `max_hw` of `preprocess.json`.
-        height: of the photo.
-        width: of the photo.
-    """
-    (low_h, low_w), (high_h, high_w) = preprocess["min_hw"], preprocess["max_hw"]
-    scale = min(1.0, high_h / height, high_w / width)
-    seen_h, seen_w = max(1, int(height * scale)), max(1, int(width * scale))
-    return max(low_h, seen_h) * height / seen_h, max(low_w, seen_w) * width / seen_w
+Floats = NDArray[np.float32]
+Row = dict[str, Any]
+OF_A_PHOTO = ("image-", "output-nonfinite")  # what ends one photo and not the others
+OTHER_IMAGE = "give an image that can be decoded, or leave this one out"
+FIXES = {
+    "image-unreadable": OTHER_IMAGE,
+    "image-tiny": OTHER_IMAGE,
+    "image-huge": "scale it down, or leave it out",
+}
 
 
-def run_bundle(
-    bundle: Bundle,
-    photos: Sequence[Path],
-    pixels: Iterable[NDArray[np.uint8]],
-    preprocess: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-    runner: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    describe: Callable[[NDArray[np.float32]], dict[str, Any]],
-    out: Path | None = None,
-) -> list[dict[str, Any]]:
-    """Say what the network predicts for each photo, and draw it where it is a density.
+class BundleRun:
+    """A bundle's network on photos, one after the other.
 
     Args:
-        bundle: gives the precision and the geometry of the preprocessing.
-        photos: image files, for the names.
-        pixels: what is in them, uint8 [H, W, C] each; a generator need hold only one.
-        preprocess: uint8 [H, W, C] to float32 [1, C, h, w].
+        task: of the bundle.
+        classes: their names, where they have any.
+        preprocess: of the bundle.
         runner: float32 [1, C, h, w] to the output.
-        describe: the output to the task's words for it, such as {"count": 3.2}.
-        out: the folder for overlays of a density [1, 1, h', w']; none are drawn if absent.
-
-    Returns:
-        For each photo {"photo", **words, "overlay"}; `overlay` is a path or None.
-
-    Raises:
-        KDError: `output-unwritable`.
+        precision: of the network, for the overlays' titles.
+        photos: image files.
+        out: the folder for overlays of a density; none are drawn if absent.
     """
-    results: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    for photo, image in zip(photos, pixels, strict=True):
-        output = runner(preprocess(image))
-        words = describe(output)
+
+    def __init__(
+        self,
+        task: Task,
+        classes: Sequence[str] | None,
+        preprocess: Preprocess,
+        runner: Callable[[Floats], Floats],
+        precision: str,
+        photos: Sequence[Path],
+        out: Path | None = None,
+    ) -> None:
+        self._task, self._classes, self._precision = task, classes, precision
+        self._preprocess, self._runner, self._out = preprocess, runner, out
+        self.photos = photos
+        self._inputs = {_place(photo) for photo in photos}
+        self._same = {mark for photo in photos for mark in _marks(photo)}
+        self._taken: set[str] = set()
+
+    def __iter__(self) -> Iterator[tuple[Path, Row | KDError]]:
+        """Each photo with its row, or with the error that it ends with.
+
+        A row is {"photo", **words of the task, "overlay"}; `overlay` is a path or None.
+
+        Raises:
+            KDError: no photo can be run: `output-shape`, `input-refused`, `output-unwritable`,
+                or what the engine's place says.
+        """
+        for photo in self.photos:
+            try:
+                found: Row | KDError = self._row(photo)
+            except KDError as error:
+                if not error.code.startswith(OF_A_PHOTO):
+                    raise
+                fix = FIXES.get(error.code, error.fix)
+                found = KDError(error.code, error.message, str(photo), fix)
+            yield photo, found
+
+    def _row(self, photo: Path) -> Row:
+        pixels = read_pixels(photo, self._preprocess.channels)
+        output = self._runner(self._preprocess(pixels))
+        self._check(output)
+        words = self._task.describe(output, self._classes)
         path = None
-        if out is not None:
-            extent = covered(bundle.preprocess, *image.shape[:2])
-            title = f"{photo.name}: {words['count']:.1f} ({bundle.manifest['precision']})"
-            drawn = overlay_png(image, output[0, 0], title, extent)
-            path = _write(out, _free_name(photo.stem, taken), drawn)
-        results.append({"photo": str(photo), **words, "overlay": path and str(path)})
-    return results
+        if self._out is not None:
+            extent = self._extent(*pixels.shape[:2])
+            title = f"{photo.name}: {words['count']:.1f} ({self._precision})"
+            drawn = overlay_png(pixels, output[0, 0], title, extent)
+            path = self._write(self._out, photo.stem, drawn)
+        return {"photo": str(photo), **words, "overlay": path and str(path)}
+
+    def _extent(self, height: int, width: int) -> tuple[float, float]:
+        """The part of the plane, in the photo's pixels, that the network saw: photo and padding."""
+        seen, least = self._preprocess.fitted(height, width), self._preprocess.min_hw
+        down, across = (max(have, low) for have, low in zip(seen, least, strict=True))
+        return down * height / seen[0], across * width / seen[1]
+
+    def _check(self, output: Floats) -> None:
+        problem = self._task.check_output(output.shape)
+        if problem is not None:
+            raise KDError(
+                "output-shape",
+                f"the network gives {list(output.shape)}: {problem}",
+                where="the bundle's network",
+                fix="build the bundle again: its network is not one of its task",
+            )
+        if not np.isfinite(output).all():
+            raise KDError(
+                "output-nonfinite",
+                "the network gives NaN or infinity for this image",
+                fix="check the image; if others fail too, build the bundle again in fp32: "
+                "--set quantize.precision=fp32",
+            )
+
+    def _write(self, folder: Path, stem: str, content: bytes) -> Path:
+        """The overlay's path; it replaces an earlier run's, and no input of this one."""
+        path = folder / self._free_name(folder, stem)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            raise KDError(
+                "output-unwritable",
+                f"the overlay cannot be written: {error.strerror}",
+                where=str(path),
+                fix="name a writable folder with -o",
+            ) from error
+        return path
+
+    def _free_name(self, folder: Path, stem: str) -> str:
+        """A name that no other photo of this run has, as its overlay or as itself."""
+        name, number = f"{stem}_density.png", 2
+        while (
+            name in self._taken
+            or _place(folder / name) in self._inputs
+            or _marks(folder / name) & self._same
+        ):
+            name, number = f"{stem}-{number}_density.png", number + 1
+        self._taken.add(name)
+        return name
 
 
-def _free_name(stem: str, taken: set[str]) -> str:
-    """A name that no other photo of this run has."""
-    name, number = stem, 2
-    while name in taken:
-        name, number = f"{stem}-{number}", number + 1
-    taken.add(name)
-    return f"{name}_density.png"
+def _place(path: Path) -> str:
+    """Where a name lies, whether it is a link or not, or absent."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def _write(folder: Path, name: str, content: bytes) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    except OSError as error:
-        raise KDError(
-            "output-unwritable",
-            f"the overlay cannot be written: {error.strerror}",
-            where=str(folder / name),
-            fix="name a writable folder with -o",
-        ) from error
-    return folder / name
+def _marks(path: Path) -> set[tuple[int, int]]:
+    """Device and inode of what a name is, and of what it leads to."""
+    found = set()
+    for look in (os.stat, os.lstat):
+        try:
+            info = look(path)
+        except OSError:
+            continue
+        found.add((info.st_dev, info.st_ino))
+    return found

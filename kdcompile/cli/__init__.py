@@ -16,9 +16,10 @@ from kdcompile.cli.bundle import bundle
 from kdcompile.cli.delta import delta
 from kdcompile.cli.options import add_levels
 from kdcompile.cli.recipes import recipes
+from kdcompile.cli.run import run
 from kdcompile.cli.stopping import Stop, stoppable
 from kdcompile.cli.targets import targets
-from kdcompile.cli.tools import clean, doctor, init, report, run, schema
+from kdcompile.cli.tools import clean, doctor, init, report, schema
 from kdcompile.cli.verify import verify
 from kdcompile.disk import disk_error
 from kdcompile.errors import EXIT_FIXABLE, KDError

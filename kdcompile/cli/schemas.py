@@ -225,6 +225,22 @@ class Removed(TypedDict):
     removed: list[str]
 
 
+class FailedPhoto(TypedDict):
+    """A photo that `kdcompile run` has no result for."""
+
+    photo: str
+    code: str
+    message: str
+    fix: str
+
+
+class Ran(TypedDict):
+    """`kdcompile run`: the results in order; their keys are the task's."""
+
+    results: list[Json]
+    errors: list[FailedPhoto]
+
+
 DOCUMENTS: dict[str, Any] = {
     "init": Written,
     "plan": Planned | ToLabel,
@@ -244,7 +260,7 @@ DOCUMENTS: dict[str, Any] = {
     "baseline show": Baselines,
     "delta make": Made,
     "delta apply": Applied,
-    "run": list[Json],
+    "run": Ran,
     "targets": Targets,
     "targets show": ShownTarget,
     "targets validate": Validated,

@@ -1,12 +1,11 @@
-"""Commands around a build: examples, recipes, reports, running a bundle, upkeep."""
+"""Commands around a build: examples, recipes, reports, upkeep."""
 
 import sys
 from pathlib import Path
 
 import click
 
-from kdcompile.cli.network import open_network
-from kdcompile.cli.options import as_json, echo_json, via_option
+from kdcompile.cli.options import as_json, echo_json
 from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import open_trusted, trusted_option
 from kdcompile.errors import plain
@@ -25,66 +24,6 @@ def init(folder: Path, example: str | None, as_json: bool) -> None:
         echo_json({"written": [str(path) for path in written]})
     else:
         click.echo("\n".join(f"wrote {plain(path)}" for path in written))
-
-
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    default="overlays",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder for the overlays.",
-)
-@click.option("--onnx", is_flag=True, help="The ONNX file, even where the bundle has an engine.")
-@via_option
-@trusted_option
-@as_json
-def run(
-    bundle: Path,
-    photos: tuple[Path, ...],
-    output: Path,
-    onnx: bool,
-    via: str | None,
-    trusted: Path | None,
-    as_json: bool,
-) -> None:
-    """Run a BUNDLE's network on PHOTOS: counts with drawn densities, classes, or values.
-
-    An engine that is in the bundle runs here, or at --via; otherwise the ONNX file runs.
-    """
-    from kdcompile.bundle.run import run_bundle
-    from kdcompile.data.photo import read_pixels
-    from kdcompile.data.prepare import Preprocess
-    from kdcompile.data.task import find_task
-
-    found, _ = open_trusted(bundle, trusted)
-    task, classes = find_task(found.manifest["task"]), found.manifest.get("classes")
-    preprocess = Preprocess.from_json(found.preprocess)
-    pixels = (read_pixels(photo, preprocess.channels) for photo in photos)
-    with open_network(found, via, onnx) as network:
-        rows = run_bundle(
-            found,
-            photos,
-            pixels,
-            preprocess,
-            network,
-            lambda result: task.describe(result, classes),
-            output if task.is_dense else None,
-        )
-    if as_json:
-        echo_json(rows)
-        return
-    for row in rows:
-        photo = plain(row["photo"])
-        if task.is_dense:
-            click.echo(f"{row['count']:10.1f}  {photo}  {plain(row['overlay'])}")
-        elif "class" in row:
-            click.echo(f"{plain(row['class']):<16} {row['probability']:6.1%}  {photo}")
-        else:
-            click.echo(f"{row['value']:10.4g}  {photo}")
 
 
 @click.command()

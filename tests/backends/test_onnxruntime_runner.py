@@ -1,5 +1,10 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import predict_outputs
@@ -50,6 +55,36 @@ def test_wrong_input(onnx_files, image, text):
     with pytest.raises(KDError, match=text) as caught:
         open_session(onnx_files()["fp32"])(image)
     assert caught.value.code == "input-refused"
+
+
+def test_a_second_input_and_a_run_that_fails(tmp_path):
+    def network(name, *inputs):
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            [helper.make_node("Add", [inputs[0], inputs[-1]], ["y"])], name,
+            [value(i, TensorProto.FLOAT, [1, None, None, 2]) for i in inputs],
+            [value("y", TensorProto.FLOAT, None)],
+        )  # fmt: skip
+        opset = [helper.make_opsetid("", 17)]
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+        return open_session(path)
+
+    image = np.zeros((1, 3, 4, 2), np.float32)
+    assert network("one", "image")(image).shape == image.shape
+    with pytest.raises(KDError, match="image, mask") as caught:
+        network("two", "image", "mask")(image)
+    assert caught.value.code == "input-refused"
+    runner = network("failing", "image")
+
+    def run(*given):
+        raise RuntimeError("out of memory")
+
+    runner = replace(runner, session=SimpleNamespace(
+        get_inputs=runner.session.get_inputs, run=run))  # fmt: skip
+    with pytest.raises(KDError, match="out of memory") as caught:
+        runner(image)
+    assert caught.value.code == "run-failed"
 
 
 def test_broken_and_missing_files(tmp_path):

@@ -1,18 +1,25 @@
-"""Counting with a bundle: the runtime sample and `run_bundle` give the same numbers."""
+"""Counting with a bundle: the runtime sample and `BundleRun` give the same numbers."""
 
 import ast
+import io
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import CommandLine, refusal
+from documents import check_document
 from PIL import Image
 
 from kdcompile.artifact import Store
 from kdcompile.bundle.manifest import read_bundle
-from kdcompile.bundle.run import covered, run_bundle
+from kdcompile.bundle.run import BundleRun
 from kdcompile.bundle.stage import install, run
+from kdcompile.cli import main
+from kdcompile.cli.run import MANY
 from kdcompile.data.photo import read_pixels
 from kdcompile.data.task import find_task
 from kdcompile.errors import KDError
@@ -46,16 +53,12 @@ def count_with(bundle, preprocess, photos, out=None):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(bundle.model, providers=["CPUExecutionProvider"])
-    pixels = (read_pixels(photo, preprocess.channels) for photo in photos)
-    return run_bundle(
-        bundle,
-        photos,
-        pixels,
-        preprocess,
-        lambda x: session.run(None, {"image": x})[0],
-        lambda output: find_task("counting").describe(output, None),
-        out,
-    )
+    return rows_of(photos, preprocess, lambda x: session.run(None, {"image": x})[0], out)
+
+
+def rows_of(photos, preprocess, network, out=None):
+    task = find_task("counting")
+    return [row for _, row in BundleRun(task, None, preprocess, network, "fp32", photos, out)]
 
 
 def infer(bundle, *arguments):
@@ -120,15 +123,144 @@ def test_sample_is_python_38_and_imports_nothing_of_kdcompile():
     assert third_party == {"numpy", "onnxruntime", "PIL"}
 
 
-def test_covered_adds_the_padding_and_undoes_the_scaling():
-    preprocess = {"min_hw": [32, 48], "max_hw": [32, 48]}
-    assert covered(preprocess, 20, 30) == (32, 48)
-    assert covered(preprocess, 64, 96) == (64, 96)
-    assert covered(preprocess, 64, 48) == (64, 96)  # halved to 32 x 24, padded to 32 x 48
-
-
 def test_folder_that_cannot_be_written_is_named(bundle, preprocess, photos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(KDError) as caught:
         count_with(bundle, preprocess, photos[:1], tmp_path / "file")
     assert caught.value.code == "output-unwritable"
+
+
+def test_no_overlay_replaces_an_input(bundle, preprocess, tmp_path):
+    """Not the next photo, not one that is there by a link, and nothing through a link."""
+    folder = tmp_path / "ph"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    for name in ("a.png", "a_density.png", "elsewhere.png"):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "a-2_density.png").symlink_to("elsewhere.png")
+    (tmp_path / "private").write_text("mine")
+    (folder / "elsewhere_density.png").symlink_to(tmp_path / "private")
+    photos = [
+        folder / name for name in ("a.png", "a_density.png", "a-2_density.png", "elsewhere.png")
+    ]
+    before = {photo: photo.read_bytes() for photo in photos}
+    rows = count_with(bundle, preprocess, photos, folder)
+    assert {photo: photo.read_bytes() for photo in photos} == before
+    assert (folder / "a-2_density.png").is_symlink()
+    assert (tmp_path / "private").read_text() == "mine"
+    drawn = [Path(row["overlay"]).name for row in rows]
+    assert drawn[0] == "a-3_density.png"
+    assert drawn[3] == "elsewhere_density.png"
+    assert not (folder / drawn[3]).is_symlink()
+    again = count_with(bundle, preprocess, photos, folder)  # an earlier run's are replaced
+    assert again == rows
+    assert not [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_an_input_that_an_overlay_would_make_is_not_made(bundle, preprocess, photos, tmp_path):
+    """An absent photo stays absent: it is not the overlay of the one before."""
+    absent = tmp_path / "drawn" / "photo_density.png"
+    first, second = count_with(bundle, preprocess, [photos[0], absent], tmp_path / "drawn")
+    assert Path(first["overlay"]).name == "photo-2_density.png"
+    assert isinstance(second, KDError)
+    assert not absent.exists()
+
+
+def test_a_photo_that_fails_is_its_own_error_and_the_others_go_on(preprocess, photos, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    os.mkfifo(tmp_path / "pipe.png")
+    given = [photos[0], tmp_path / "torn.png", tmp_path / "pipe.png", Path("/dev/zero"), photos[1]]
+    found = rows_of(given, preprocess, lambda image: np.ones((1, 1, 4, 6), np.float32))
+    assert [isinstance(row, KDError) for row in found] == [False, True, True, True, False]
+    for photo, error in zip(given[1:4], found[1:4], strict=True):
+        assert (error.code, error.where) == ("image-unreadable", str(photo))
+        assert "split" not in error.fix
+    assert "regular file" in found[2].message
+
+
+def test_nan_for_one_photo_is_its_error(preprocess, photos):
+    answers = iter([1.0, np.nan, 1.0])
+    found = rows_of(photos, preprocess, lambda _: np.full((1, 1, 4, 6), next(answers), np.float32))
+    assert [getattr(row, "code", None) for row in found] == [None, "output-nonfinite", None]
+    assert found[1].where == str(photos[1])
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (1, 2, 4, 6), (4, 6), (1, 1, 4, 6, 1)])
+def test_an_output_of_another_shape_ends_the_run(preprocess, photos, shape):
+    with pytest.raises(KDError) as caught:
+        rows_of(photos, preprocess, lambda _: np.ones(shape, np.float32))
+    assert caught.value.code == "output-shape"
+    assert str(list(shape)) in caught.value.message
+
+
+# ---- as a command
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    return CommandLine(monkeypatch, capsys)
+
+
+def test_one_bad_photo_is_one_line_and_the_others_are_counted(command, bundle, photos, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    given = [photos[0], tmp_path / "torn.png", photos[1]]
+    code, error = command("run", bundle.folder, *given, "-o", tmp_path / "drawn")
+    assert code == 1
+    (line,) = error.splitlines()
+    assert line.startswith(f"error[image-unreadable]: {tmp_path / 'torn.png'}: ")
+    assert line.endswith("fix: give an image that can be decoded, or leave this one out")
+    assert [row.split()[1] for row in command.out.splitlines()] == [str(p) for p in photos[:2]]
+    code, error = command("run", bundle.folder, *given, "-o", tmp_path / "drawn", "--json")
+    assert error.splitlines() == [line]
+    document = json.loads(command.out)
+    check_document("run", document)
+    assert code == 1
+    assert [row["photo"] for row in document["results"]] == [str(p) for p in photos[:2]]
+    assert [(e["photo"], e["code"]) for e in document["errors"]] == [
+        (str(given[1]), "image-unreadable")
+    ]
+    assert command("run", bundle.folder, photos[0], "-o", tmp_path / "drawn") == (0, "")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["lines", "json"])
+def test_ctrl_c_keeps_what_was_counted(command, bundle, photos, tmp_path, monkeypatch, options):
+    def interrupted(photo, channels):
+        if photo == photos[1]:
+            raise KeyboardInterrupt
+        return read_pixels(photo, channels)
+
+    monkeypatch.setattr("kdcompile.bundle.run.read_pixels", interrupted)
+    code, _ = command("run", bundle.folder, *photos, "-o", tmp_path / "drawn", *options)
+    assert code == 130
+    if options:
+        assert [row["photo"] for row in json.loads(command.out)["results"]] == [str(photos[0])]
+    else:
+        assert [line.split()[1] for line in command.out.splitlines()] == [str(photos[0])]
+
+
+def test_what_ends_the_whole_run_is_one_error_and_no_document(
+    command, bundle, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("kdcompile.data.task.Counting.check_output", lambda self, shape: "no map")
+    options = ("-o", tmp_path / "drawn", "--json")
+    refusal(command("run", bundle.folder, *photos, *options), "output-shape", "no map", "build")
+    assert command.out == ""
+
+
+def test_many_photos_have_a_bar_and_a_file_has_the_results_alone(
+    bundle, photos, tmp_path, monkeypatch
+):
+    """Standard error is a terminal, standard output a file."""
+    terminal, file = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdout", file)
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "200")):
+        monkeypatch.setenv(name, value)
+    many = [photos[0]] * MANY
+    monkeypatch.setattr("sys.argv", ["kdcompile", "run", str(bundle.folder), *map(str, many),
+                                     "-o", str(tmp_path / "drawn")])  # fmt: skip
+    main()
+    assert len(file.getvalue().splitlines()) == MANY
+    assert f"{MANY} of {MANY} photos" in terminal.getvalue()
+    assert str(photos[0]) not in terminal.getvalue()
