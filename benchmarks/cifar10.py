@@ -71,7 +71,7 @@ def train(job: Job) -> list[dict[str, Any]]:
     store = ImageStore(splits.train, spec.export.profile[1][1], device)
     start_student(spec, teacher, start, architecture, store)
     photos = splits.test if job.part == "test" else splits.val
-    preprocess, task = Preprocess.of(spec.data, spec.export), find_task(spec.task.kind)
+    preprocess, task = Preprocess.of(spec.data, spec.export, spec.task), find_task(spec.task.kind)
     true = [task.truth(photo) for photo in photos]
 
     def top1(network: torch.nn.Module) -> float:

@@ -74,7 +74,7 @@ def train(job: Job) -> dict[str, Any]:
         state = trainer.run()
     trainer.student.load_state_dict(state.best)
     photos = splits.test if job.part == "test" else splits.val
-    preprocess = Preprocess.of(spec.data, spec.export)
+    preprocess = Preprocess.of(spec.data, spec.export, spec.task)
     task = find_task("counting")
     true = [task.truth(p) for p in photos]
     mae, own = (

@@ -75,7 +75,7 @@ class Judge:
 
     def __init__(self, source: Source) -> None:
         self._spec = source.spec(0)
-        self._preprocess = Preprocess.of(self._spec.data, self._spec.export)
+        self._preprocess = Preprocess.of(self._spec.data, self._spec.export, self._spec.task)
         self._task = find_task(self._spec.task.kind)
 
     def __call__(

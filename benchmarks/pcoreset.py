@@ -199,7 +199,8 @@ def _in_int8(spec: Any, exported: Any, how: Any) -> dict[str, float]:
     from kdcompile.data.prepare import Preprocess
     from kdcompile.data.splits import load_splits
 
-    splits, prepare = load_splits(spec.data, spec.folder), Preprocess.of(spec.data, spec.export)
+    splits = load_splits(spec.data, spec.folder)
+    prepare = Preprocess.of(spec.data, spec.export, spec.task)
     model = onnx.load(exported.file("student.onnx"))
     feed = model.graph.input[0].name
 

@@ -165,7 +165,7 @@ def _answers(network: Any, photos: Sequence[Any], spec: Any, device: Any) -> lis
     from kdcompile.data.task import find_task
     from kdcompile.distill.evaluate import predict
 
-    preprocess = Preprocess.of(spec.data, spec.export)
+    preprocess = Preprocess.of(spec.data, spec.export, spec.task)
     return predict(network, photos, preprocess, device, find_task(spec.task.kind))
 
 

@@ -95,7 +95,7 @@ class Card:
         spec = self.plans["quarter"].spec
         photos = evenly(load_splits(spec.data, spec.folder).test, spec.data.max_test)
         task, device = find_task(spec.task.kind), training_device()
-        prepare = Preprocess.of(spec.data, spec.export)
+        prepare = Preprocess.of(spec.data, spec.export, spec.task)
         true = [task.truth(photo) for photo in photos]
         errors = {}
         for arm, plan in self.plans.items():

@@ -18,6 +18,7 @@ from kdcompile.calib.graph import Floats, Images
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.calib.worth import Outcome, Worth, compare, enough
+from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 
@@ -36,6 +37,11 @@ class Inputs:
 
     def __iter__(self) -> Iterator[Floats]:
         return (self.prepare(photo.pixels(self.prepare.channels)) for photo in self.photos)
+
+    def frames(self) -> list[Frame]:
+        """Where each photo lies in its input."""
+        every = (photo.pixels(self.prepare.channels) for photo in self.photos)
+        return [self.prepare.frame(*pixels.shape[:2]) for pixels in every]
 
 
 @dataclass(frozen=True)

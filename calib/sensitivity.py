@@ -13,6 +13,7 @@ from kdcompile.calib.qdq import choose_layers, insert_qdq
 from kdcompile.calib.session import cpu_session
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.data.agreement import pooled_sqnr
+from kdcompile.data.frame import Frame
 from kdcompile.data.metric import Metric
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
@@ -165,12 +166,18 @@ def photo_evaluator(
         KDError: `sensitivity-empty`; what reading a photo raises.
     """
     truth = [task.truth(photo) for photo in photos]
+    frames: list[Frame] = []  # of the images, once they were read
 
     def images() -> Iterator[Floats]:
-        return (prepare(photo.pixels(prepare.channels)) for photo in photos)
+        frames.clear()
+        for photo in photos:
+            pixels = photo.pixels(prepare.channels)
+            frames.append(prepare.frame(*pixels.shape[:2]))
+            yield prepare(pixels)
 
     def score(outputs: Sequence[Floats]) -> float:
-        return metric(task.errors([float(task.predictions(o)[0]) for o in outputs], truth))
+        seen = [task.within(o, frame) for o, frame in zip(outputs, frames, strict=True)]
+        return metric(task.errors([float(task.predictions(o)[0]) for o in seen], truth))
 
     return evaluator(reference, images, score)
 

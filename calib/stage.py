@@ -149,12 +149,14 @@ def _refined(work: _Work, seen: _Observed, table: CalibrationTable) -> Refined:
         return table_of(found, sha256, seen.chosen.identities, asked.calibrator, counting.name)
 
     photos = work.splits.val
+    inputs = Inputs(photos, work.prepare)
     judge = against(
         work.model,
-        Inputs(photos, work.prepare),
+        inputs,
         task,
         [task.truth(photo) for photo in photos],
         task.selection_metric(work.spec.gates.accuracy.metric),
+        inputs.frames() if task.is_dense else None,
     )
     fit = Inputs(evenly(seen.chosen.photos, FIT_IMAGES), work.prepare)
     return refine(work.model, table, asked.refine, fit, again, judge)

@@ -10,6 +10,7 @@ from onnx import ModelProto
 from kdcompile.calib.graph import Images
 from kdcompile.calib.session import cpu_session
 from kdcompile.data.agreement import decibels, powers
+from kdcompile.data.frame import Frame
 from kdcompile.data.metric import Metric
 from kdcompile.data.task import Task
 from kdcompile.errors import KDError
@@ -126,6 +127,7 @@ def against(
     task: Task | None = None,
     truths: Sequence[float] = (),
     metric: Metric | None = None,
+    frames: Sequence[Frame] | None = None,
 ) -> Callable[[ModelProto], Outcome]:
     """A judge of quantised networks by their outputs on some images, by ONNX Runtime.
 
@@ -135,14 +137,17 @@ def against(
         task: gives each output its error, where the truths are known.
         truths: one for each image.
         metric: of the task, the task's own if None.
+        frames: where each photo lies in its image; None where none is padded.
     """
     wanted = list(_outputs(reference, images))
 
     def judge(quantised: ModelProto) -> Outcome:
         sqnr, predicted = [], []
-        for reference_output, output in zip(wanted, _outputs(quantised, images), strict=True):
-            sqnr.append(decibels(*powers(reference_output, output)))
-            predicted += [] if task is None else list(task.predictions(output))
+        for i, output in enumerate(_outputs(quantised, images)):
+            sqnr.append(decibels(*powers(wanted[i], output)))
+            if task is not None:
+                seen = output if frames is None else task.within(output, frames[i])
+                predicted += list(task.predictions(seen))
         if task is None:
             return Outcome(np.array(sqnr))
         return Outcome(np.array(sqnr), task.errors(predicted, truths), metric or task.metric)

@@ -21,6 +21,7 @@ from kdcompile.backends import engine
 from kdcompile.backends.kit import MAX_REFERENCES
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.rig import RUNS_HERE
+from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly
@@ -43,12 +44,14 @@ class Carried:
         files: its other ONNX files by precision.
         gates: the spec's gates `accuracy` and `parity`, as JSON values.
         inputs: network inputs, float32 [1, C, H, W].
+        frames: where a photo lies in each; None in a kit, which keeps the inputs alone.
     """
 
     fp32: Path
     files: Mapping[str, Path]
     gates: Mapping[str, Any]
     inputs: Sequence[Floats]
+    frames: Sequence[Frame] | None
 
 
 def gates_json(gates: Gates, task: Task) -> dict[str, Any]:
@@ -147,12 +150,14 @@ def read_carried(folder: Path, files: Files, preprocess: Path) -> Carried:
     }
     with np.load(folder / base / images, allow_pickle=False) as arrays:
         if has_kit:
-            inputs = [arrays[name] for name in arrays.files if name.startswith("input_")]
+            inputs, frames = [arrays[n] for n in arrays.files if n.startswith("input_")], None
         else:
             prepare = Preprocess.from_json(json.loads(preprocess.read_text(encoding="utf-8")))
-            inputs = [prepare(arrays[name]) for name in arrays.files]
+            photos = [arrays[name] for name in arrays.files]
+            inputs = [prepare(pixels) for pixels in photos]
+            frames = [prepare.frame(*pixels.shape[:2]) for pixels in photos]
     gates = json.loads((folder / base / "gates.json").read_text(encoding="utf-8"))
-    return Carried(networks.pop("fp32", folder / MODEL), networks, gates, inputs)
+    return Carried(networks.pop("fp32", folder / MODEL), networks, gates, inputs, frames)
 
 
 def incomplete(folder: Path, lacks: Sequence[str]) -> KDError:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 
@@ -14,8 +15,10 @@ Runner = Callable[[Floats], Floats]
 
 def predict_outputs(
     runner: Runner, photos: Iterable[Photo], preprocess: Preprocess
-) -> list[Floats]:
-    """The network's output for each photo, [1, ...]; `Task.predictions` says what it means.
+) -> tuple[list[Floats], list[Frame]]:
+    """The network's output for each photo, [1, ...], and where the photo lay in its input.
+
+    `Task.within` and `Task.predictions` say what both mean.
 
     Args:
         runner: float32 [1, C, H, W] to the output.
@@ -25,4 +28,9 @@ def predict_outputs(
     Raises:
         KDError: a photo cannot be read.
     """
-    return [runner(preprocess(photo.pixels(preprocess.channels))) for photo in photos]
+    outputs, frames = [], []
+    for photo in photos:
+        pixels = photo.pixels(preprocess.channels)
+        outputs.append(runner(preprocess(pixels)))
+        frames.append(preprocess.frame(*pixels.shape[:2]))
+    return outputs, frames

@@ -21,6 +21,7 @@ from kdcompile.backends.rig import RUNS_HERE, BoardRig, HostRig, Rig
 from kdcompile.backends.teacher import keep_teacher
 from kdcompile.backends.tensorrt_rtx_ import compile_check
 from kdcompile.data.agreement import LIMIT_DB, pooled_sqnr
+from kdcompile.data.frame import Frame
 from kdcompile.data.metric import Metric
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
@@ -150,10 +151,12 @@ def _judge(
     """Every candidate on the validation photos, and where its latency is from."""
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     latencies = rig.latencies(image)
-    trained = predict_outputs(open_session(fp32), photos, preprocess)
-    outputs = {p: predict_outputs(runner, photos, preprocess) for p, runner in rig.runners.items()}
+    trained, frames = predict_outputs(open_session(fp32), photos, preprocess)
+    outputs = {
+        p: predict_outputs(runner, photos, preprocess)[0] for p, runner in rig.runners.items()
+    }
     sqnr = {p: pooled_sqnr(trained, found) for p, found in outputs.items()}
-    some = [photos[i] for i in known]
+    some = [(photos[i], frames[i]) for i in known]
     if "fp16" in sqnr and step.board is None:
         sqnr["fp16"] = _half_sqnr(step.inputs["export"])
     candidates = [
@@ -259,10 +262,13 @@ def _absent(step: Step, target: Target) -> dict[str, str]:
 
 
 def _metric(
-    outputs: Sequence[Floats], photos: Sequence[Photo], task: Task, metric: Metric
+    outputs: Sequence[Floats], photos: Sequence[tuple[Photo, Frame]], task: Task, metric: Metric
 ) -> float:
-    predicted = [float(task.predictions(output)[0]) for output in outputs]
-    return metric(task.errors(predicted, [task.truth(photo) for photo in photos]))
+    predicted = [
+        float(task.predictions(task.within(output, frame))[0])
+        for output, (_, frame) in zip(outputs, photos, strict=True)
+    ]
+    return metric(task.errors(predicted, [task.truth(photo) for photo, _ in photos]))
 
 
 def _typical(photo: Photo, preprocess: Preprocess, shape: Sequence[int]) -> Floats:

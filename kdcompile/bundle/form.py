@@ -83,13 +83,14 @@ class Manifest(_Form):
 
 
 class Preprocess(_Form):
-    """`preprocess.json`: channels, their mean and deviation, and the sizes in pixels."""
+    """`preprocess.json`: channels, their mean and deviation, the sizes in pixels, the padding."""
 
     channels: Literal[1, 3]
     mean: list[Finite]
     std: list[Positive]
     min_hw: Annotated[Sides, Field(strict=False)]
     max_hw: Annotated[Sides, Field(strict=False)]
+    padding: Literal["mean", "mirror"] = "mean"
 
     @validator(mode="after")
     def _agrees(self) -> "Preprocess":

@@ -77,22 +77,19 @@ class BundleRun:
 
     def _row(self, photo: Path) -> Row:
         pixels = read_pixels(photo, self._preprocess.channels)
-        output = self._runner(self._preprocess(pixels))
-        self._check(output)
+        whole = self._runner(self._preprocess(pixels))
+        self._check(whole)
+        frame = self._preprocess.frame(*pixels.shape[:2])
+        output = self._task.within(whole, frame)
         words = self._task.describe(output, self._classes)
         path = None
         if self._out is not None:
-            extent = self._extent(*pixels.shape[:2])
+            grow = [have / seen for have, seen in zip(frame.photo, frame.seen, strict=True)]
+            extent = frame.plane[0] * grow[0], frame.plane[1] * grow[1]
             title = f"{photo.name}: {words['count']:.1f} ({self._precision})"
             drawn = overlay_png(pixels, output[0, 0], title, extent)
             path = self._write(self._out, photo.stem, drawn)
         return {"photo": str(photo), **words, "overlay": path and str(path)}
-
-    def _extent(self, height: int, width: int) -> tuple[float, float]:
-        """The part of the plane, in the photo's pixels, that the network saw: photo and padding."""
-        seen, least = self._preprocess.fitted(height, width), self._preprocess.min_hw
-        down, across = (max(have, low) for have, low in zip(seen, least, strict=True))
-        return down * height / seen[0], across * width / seen[1]
 
     def _check(self, output: Floats) -> None:
         problem = self._task.check_output(output.shape)

@@ -7,29 +7,15 @@ GAME(0) is the absolute error of the count, and no level is less than the one be
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.data.frame import Frame
+
 Floats = NDArray[np.float64]
 LEVELS = (1, 2, 3)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where a photo lies in a network's input; [height, width] in pixels each.
-
-    Args:
-        photo: of the photo itself, in which its points are given.
-        seen: of the photo as the network saw it, scaled to fit.
-        plane: of the input: the photo from the top left corner, padded right and below.
-    """
-
-    photo: tuple[int, int]
-    seen: tuple[int, int]
-    plane: tuple[int, int]
 
 
 def game_errors(
@@ -41,7 +27,8 @@ def game_errors(
     """GAME of one image at each level, float64 [levels].
 
     Args:
-        density: [h, w], count per cell of the map; it covers the whole input plane.
+        density: [h, w], count per cell of the map; it covers the whole input plane, and is 0 in
+            the padding.
         points: [P, 2], x and y in pixels of the photo.
         frame: where the photo lies in the plane.
         levels: each cuts the photo, and not the padding, into 4^level cells.
@@ -59,8 +46,8 @@ def game_errors(
 def predicted_cells(density: NDArray[Any], frame: Frame, side: int) -> Floats:
     """The density's count in each of side x side cells of the photo, float64 [side, side].
 
-    A map's cell that lies across a border is shared by area. What lies in the padding belongs to
-    the cells beside it, so that the sum is the whole count.
+    A map's cell that lies across a border is shared by area. The last ones take all that is left,
+    so that the sum is the whole count of a map that is 0 in the padding (`Task.within`).
     """
     rows, columns = (
         _shares(size, side, seen / plane)

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcompile.spec import Data, Export
+from kdcompile.data.frame import Frame
+from kdcompile.data.task import find_task
+from kdcompile.spec import Data, Export, Task
+
+Padding = Literal["mean", "mirror"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,11 @@ class Preprocess:
     """Normalisation and the sizes that the deployed network accepts.
 
     An image larger than `max_hw` is scaled down to fit, keeping its aspect; one smaller than
-    `min_hw` is padded right and below with the mean colour. A fixed network has both equal.
+    `min_hw` is padded right and below. A fixed network has both equal.
+
+    `padding` is the mean colour, or for a map over the image the photo mirrored at its border: a
+    network goes on over the border as in the photo, where a flat area has features of its own that
+    leak into it. `frame` says what part of a map is the photo's.
     """
 
     channels: int
@@ -24,12 +32,15 @@ class Preprocess:
     std: tuple[float, ...]
     min_hw: tuple[int, int]
     max_hw: tuple[int, int]
+    padding: Padding = "mean"  # of bundles that do not name it
 
     @classmethod
-    def of(cls, data: Data, export: Export) -> "Preprocess":
+    def of(cls, data: Data, export: Export, task: Task) -> "Preprocess":
         """The preprocessing that a spec describes."""
         low, _, high = export.profile
-        return cls(low[1], tuple(data.mean), tuple(data.std), (low[2], low[3]), (high[2], high[3]))
+        sizes = (low[2], low[3]), (high[2], high[3])
+        padding: Padding = "mirror" if find_task(task.kind).is_dense else "mean"
+        return cls(low[1], tuple(data.mean), tuple(data.std), *sizes, padding)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocess":
@@ -48,6 +59,12 @@ class Preprocess:
         scale = min(1.0, self.max_hw[0] / height, self.max_hw[1] / width)
         return max(1, int(height * scale)), max(1, int(width * scale))
 
+    def frame(self, height: int, width: int) -> Frame:
+        """Where an image of this size lies in the network's input."""
+        seen = self.fitted(height, width)
+        plane = max(self.min_hw[0], seen[0]), max(self.min_hw[1], seen[1])
+        return Frame((height, width), seen, plane)
+
     def scaled(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 [H, W, C] scaled to fit, neither normalised nor padded."""
         fitted = self.fitted(*pixels.shape[:2])
@@ -59,11 +76,11 @@ class Preprocess:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [H, W, C] to normalised float32 [1, C, h, w]."""
+        frame = self.frame(*pixels.shape[:2])
         pixels = self.scaled(pixels)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         image_chw = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
-        pad = [
-            max(0, low - have) for low, have in zip(self.min_hw, image_chw.shape[1:], strict=True)
-        ]
-        padded = np.pad(image_chw, ((0, 0), (0, pad[0]), (0, pad[1])))
+        pad = [(0, whole - have) for whole, have in zip(frame.plane, frame.seen, strict=True)]
+        mode: Any = {"mean": "constant", "mirror": "symmetric"}[self.padding]
+        padded = np.pad(image_chw, ((0, 0), *pad), mode=mode)
         return np.ascontiguousarray(padded[None], dtype=np.float32)

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.game import Frame, game_errors
+from kdcompile.data.frame import Frame
+from kdcompile.data.game import game_errors
 from kdcompile.data.metric import GAMES, MAE, RMSE, TOP1, Metric
 from kdcompile.data.photo import Photo
 from kdcompile.data.strata import Stratum, by_class, by_value
@@ -100,6 +101,15 @@ class Task(ABC):
     @abstractmethod
     def predictions(self, output: NDArray[Any]) -> Floats:
         """A batch's output [N, ...] as one number an image, float64 [N]."""
+
+    def within(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """A batch's output [N, ...] without what a map [N, C, h, w] says of the padding.
+
+        Args:
+            output: of images that lie alike in the network's input.
+            frame: where.
+        """
+        return output * frame.inside(*output.shape[2:]) if self.is_dense else output
 
     def errors(self, predicted: Sequence[float] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""

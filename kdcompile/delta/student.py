@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly, judged, load_splits
@@ -50,24 +51,29 @@ class Student:
         self.val, self.test = splits.val, judged(splits.test, spec.data.max_test)
         self.task = find_task(spec.task.kind)
         self.metric = self.task.selection_metric(spec.gates.accuracy.metric)
-        self.preprocess = Preprocess.of(spec.data, spec.export)
+        self.preprocess = Preprocess.of(spec.data, spec.export, spec.task)
         self._inputs = self._calibration(splits.train)
 
-    def _calibration(self, train: Sequence[Photo]) -> list[Tensor]:
-        """Training photos, those of one size together, float32 [N, C, h, w]."""
-        sizes: dict[tuple[int, ...], list[NDArray[np.float32]]] = {}
+    def _calibration(self, train: Sequence[Photo]) -> list[tuple[Frame, Tensor]]:
+        """Training photos, float32 [N, C, h, w], those together that lie alike in the input."""
+        alike: dict[Frame, list[NDArray[np.float32]]] = {}
         height, width = train[0].pixels(self.preprocess.channels).shape[:2]
         most = min(IMAGES, max(FEW, PIXELS // (height * width)))
         for photo in evenly(train, most):
-            image = self.preprocess(photo.pixels(self.preprocess.channels))
-            sizes.setdefault(image.shape, []).append(image)
-        return [torch.from_numpy(np.concatenate(same)).to(self.device) for same in sizes.values()]
+            pixels = photo.pixels(self.preprocess.channels)
+            frame = self.preprocess.frame(*pixels.shape[:2])
+            alike.setdefault(frame, []).append(self.preprocess(pixels))
+        return [
+            (frame, torch.from_numpy(np.concatenate(same)).to(self.device))
+            for frame, same in alike.items()
+        ]
 
-    def _batches(self, every: int, pixels: int) -> Iterator[Tensor]:
+    def _batches(self, every: int, pixels: int) -> Iterator[tuple[Frame, Tensor]]:
         """One in `every` of the calibration photos of each size, so many pixels at once."""
-        for images in self._inputs:
+        for frame, images in self._inputs:
             area = images.shape[2] * images.shape[3]
-            yield from torch.split(images[::every], max(1, pixels // area))
+            for part in torch.split(images[::every], max(1, pixels // area)):
+                yield frame, part
 
     @torch.no_grad()
     def outputs(self, state: State, every: int = 1) -> Floats:
@@ -76,7 +82,10 @@ class Student:
         For one photo in `every` alone, of each size.
         """
         self.model.load_state_dict(state)
-        found = [self._reduced(self.model(part)) for part in self._batches(every, BATCH_PIXELS)]
+        found = [
+            self._reduced(self.model(part), frame)
+            for frame, part in self._batches(every, BATCH_PIXELS)
+        ]
         return np.concatenate([one.cpu().numpy().reshape(-1) for one in found])
 
     def moments(self, state: State) -> dict[str, Floats]:
@@ -123,9 +132,9 @@ class Student:
         hooks = [biased[name].register_forward_hook(hook(name)) for name in names]
         found: dict[str, list[Floats]] = {}
         try:
-            for part in self._batches(every, DIFFERENTIATED):
+            for frame, part in self._batches(every, DIFFERENTIATED):
                 shifts.clear()
-                outputs = self._reduced(self.model(part))
+                outputs = self._reduced(self.model(part), frame)
                 for name, slope in _slopes(outputs, shifts).items():
                     found.setdefault(name, []).append(slope)
         finally:
@@ -133,10 +142,12 @@ class Student:
                 each.remove()
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
-    def _reduced(self, output: Tensor) -> Tensor:
-        """Outputs [N, K]; of a density map its sum, for that is the prediction."""
-        flat = output.double().flatten(1)
-        return flat.sum(1, keepdim=True) if self.task.is_dense else flat
+    def _reduced(self, output: Tensor, frame: Frame) -> Tensor:
+        """Outputs [N, K]; of a density map its sum in the photo, for that is the prediction."""
+        if not self.task.is_dense:
+            return output.double().flatten(1)
+        inside = torch.from_numpy(frame.inside(*output.shape[2:])).to(output.device)
+        return (output.double() * inside).flatten(1).sum(1, keepdim=True)
 
     def errors(self, state: State, photos: Sequence[Photo]) -> Floats:
         """The error of each photo, float64 [N]."""

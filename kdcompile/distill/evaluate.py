@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.task import Task
@@ -31,7 +32,7 @@ def predict(
     model.eval()
     shown = counted(photos, len(photos), "validation", "photos")
     found: list[float] = []
-    for (output,) in outputs([model], shown, preprocess, device):
+    for (output,) in outputs([model], shown, preprocess, device, task):
         found += task.predictions(output).tolist()
     model.train(was_training)
     return found
@@ -42,16 +43,28 @@ def outputs(
     photos: Iterable[Photo],
     preprocess: Preprocess,
     device: torch.device,
+    task: Task,
 ) -> Iterator[list[NDArray[np.float32]]]:
     """Each model's outputs [N, ...] of one batch after the other, in the order of the photos.
 
-    Float32 whatever the training's precision is. The models are in inference mode.
+    Float32 whatever the training's precision is, maps without what they say of the padding. The
+    models are in inference mode.
     """
-    for images in _batches(photos, preprocess):
+    for images, frames in _batches(photos, preprocess):
         given = torch.from_numpy(images).to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False), _untimed_convolutions():
             found = [model(given).float().cpu().numpy() for model in models]
-        yield found
+        yield [_within(output, frames, task) for output in found]
+
+
+def _within(
+    output: NDArray[np.float32], frames: Sequence[Frame], task: Task
+) -> NDArray[np.float32]:
+    """`Task.within` of a batch's outputs [N, ...], whose photos may lie differently."""
+    if not task.is_dense:
+        return output
+    each = zip(output, frames, strict=True)
+    return np.concatenate([task.within(one[None], frame) for one, frame in each])
 
 
 @contextmanager
@@ -65,15 +78,23 @@ def _untimed_convolutions() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _batches(photos: Iterable[Photo], preprocess: Preprocess) -> Iterator[NDArray[np.float32]]:
-    """Inputs [N, C, h, w], in the order of the photos; one batch at a time in memory."""
+def _batches(
+    photos: Iterable[Photo], preprocess: Preprocess
+) -> Iterator[tuple[NDArray[np.float32], list[Frame]]]:
+    """Inputs [N, C, h, w] and where the photos lie in them, in the order of the photos.
+
+    One batch at a time is in memory.
+    """
     batch: list[NDArray[np.float32]] = []
+    frames: list[Frame] = []
     for photo in photos:
-        image = preprocess(photo.pixels(preprocess.channels))
+        pixels = photo.pixels(preprocess.channels)
+        image = preprocess(pixels)
         limit = min(BATCH, max(1, BATCH_PIXELS // (image.shape[2] * image.shape[3])))
         if batch and (len(batch) >= limit or batch[0].shape != image.shape):
-            yield np.concatenate(batch)
-            batch = []
+            yield np.concatenate(batch), frames
+            batch, frames = [], []
         batch.append(image)
+        frames.append(preprocess.frame(*pixels.shape[:2]))
     if batch:
-        yield np.concatenate(batch)
+        yield np.concatenate(batch), frames

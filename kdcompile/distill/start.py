@@ -265,7 +265,7 @@ def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStor
     first = stage_plans(spec.distill)[0].options
     plain = {"batch": min(CROPS_AT_ONCE, spec.student.crops), "colour": 0.0, "views": 0}
     options = first.model_copy(update=plain)
-    preprocess = Preprocess.of(spec.data, spec.export)
+    preprocess = Preprocess.of(spec.data, spec.export, spec.task)
     stride = output_stride(teacher, student, spec)
     kind = OBJECTIVES[spec.task.kind]
     targets = kind.targets(store.photos, stride, spec.data.sigma, store.device)

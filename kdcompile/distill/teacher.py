@@ -52,7 +52,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
         )
     known, true = ([task.truth(photo) for photo in photos] for photos in (train or val, val))
     log.info("teacher: %d validation photos", len(val))
-    predicted = predict(model, val, Preprocess.of(spec.data, spec.export), device, task)
+    predicted = predict(model, val, Preprocess.of(spec.data, spec.export, spec.task), device, task)
     if not np.isfinite(predicted).all():
         raise KDError(
             "teacher-output",

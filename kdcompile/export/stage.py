@@ -64,7 +64,7 @@ def trained(spec: Spec, distilled: Artifact, teacher: nn.Module | None = None) -
 
 def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     spec, distilled = step.spec, step.inputs["distill"]
-    prepare = Preprocess.of(spec.data, spec.export)
+    prepare = Preprocess.of(spec.data, spec.export, spec.task)
     images = prepared(load_splits(spec.data, spec.folder).val[:PARITY_IMAGES], prepare)
     teacher = load_teacher(spec)
     student = trained(spec, distilled, teacher)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kdcompile.backends.predict import Runner
 from kdcompile.data.agreement import decibels, powers, relative_error
-from kdcompile.data.game import Frame
+from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.task import Task
@@ -103,11 +103,13 @@ class _Seen:
         """One photo's outputs, and where it lay in each network's input."""
         task, pair = self.task, (outputs[self.compared[0]], outputs[self.compared[1]])
         true = _truth(task, photo, pair[1], self.classes)
-        self.difficulty.append(task.difficulty(pair[1], true))
-        for name, output in outputs.items():
+        for name, whole in outputs.items():
+            output = task.within(whole, frames[name])
+            if name == self.compared[1]:
+                self.difficulty.append(task.difficulty(output, true))
             self.predicted[name].append(float(task.predictions(output)[0]))
             self.maps[name].append(task.map_errors(output, photo, frames[name]))
-        signal, noise = powers(*pair)
+        signal, noise = powers(*pair)  # of whole outputs: whether both compute the same
         self.signal, self.noise = self.signal + signal, self.noise + noise
         self.worst = max(self.worst, relative_error(*pair))
 
@@ -127,9 +129,7 @@ def _view(photo: Photo, preprocess: Preprocess) -> tuple[Output, Frame]:
     """The input of a photo, and where the photo lies in it."""
     pixels = photo.pixels(preprocess.channels)
     image = preprocess(pixels)
-    height, width = pixels.shape[:2]
-    plane = (image.shape[2], image.shape[3])
-    return image, Frame((height, width), preprocess.fitted(height, width), plane)
+    return image, preprocess.frame(*pixels.shape[:2])
 
 
 def _truth(task: Task, photo: Photo, output: Output, classes: Sequence[str] | None) -> float:
@@ -177,14 +177,20 @@ def example_arrays(
         networks: those whose densities are drawn, by name; none for outputs that are no maps.
 
     Returns:
-        `pixels`, uint8 [H, W, C]: the photo as the networks saw it, scaled and padded; and by the
-        name of each network, float32 [h, w]: its density over exactly that area.
+        `pixels`, uint8 [H, W, C]: the photo as the networks saw it, scaled, with the mean colour
+        where it is padded; and by the name of each network, float32 [h, w]: its density over
+        exactly that area, 0 in the padding.
     """
-    image = preprocess(photo.pixels(preprocess.channels))
+    given = photo.pixels(preprocess.channels)
+    image, frame = preprocess(given), preprocess.frame(*given.shape[:2])
     std, mean = np.array(preprocess.std, np.float32), np.array(preprocess.mean, np.float32)
-    colour = image[0].transpose(1, 2, 0) * std + mean
+    inside = frame.inside(*frame.plane)[..., None]
+    colour = image[0].transpose(1, 2, 0) * inside * std + mean
     pixels = np.clip(np.rint(colour * 255), 0, 255).astype(np.uint8)
     return {
         "pixels": pixels,
-        **{name: run(image)[0, 0].astype(np.float32) for name, run in networks.items()},
+        **{
+            name: (output * frame.inside(*output.shape)).astype(np.float32)
+            for name, output in ((name, run(image)[0, 0]) for name, run in networks.items())
+        },
     }

@@ -72,6 +72,7 @@ def bundle_ladder(
             tolerance=tolerance,
             min_sqnr_db=float(gates["parity"]["min_sqnr_db"]),
             source=f"the {len(inputs)} reference inputs of the bundle",
+            frames=carried.frames,
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kdcompile.artifact import Artifact
 from kdcompile.backends import engine
 from kdcompile.backends.board import Board
+from kdcompile.backends.predict import predict_outputs
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly, load_splits
 from kdcompile.data.task import find_task
@@ -106,14 +107,14 @@ def export_ladder(
 
 def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Module]":
     """The ladder's first two rungs, the trained module and its exported program, and the module."""
-    task, prepare = find_task(spec.task.kind), Preprocess.of(spec.data, spec.export)
+    task, prepare = find_task(spec.task.kind), Preprocess.of(spec.data, spec.export, spec.task)
     photos = load_splits(spec.data, spec.folder).val
     many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
     module, gate = trained(spec, distilled), spec.gates.accuracy
     metric = task.selection_metric(gate.metric)
-    inputs = [prepare(photo.pixels(prepare.channels)) for photo in few]
+    inputs, frames = predict_outputs(lambda image: image, few, prepare)
     first = ModuleSide(module, inputs[0])
-    outputs = [first.run(prepare(p.pixels(prepare.channels)))[first.output] for p in many]
+    outputs, lie = predict_outputs(lambda image: first.run(image)[first.output], many, prepare)
     true = [task.truth(photo) for photo in many]
     program = ProgramSide(exported_program(module, spec.export.profile))
     ladder = Ladder(
@@ -125,8 +126,9 @@ def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Mod
         task=task,
         metric=metric,
         true=[task.truth(photo) for photo in few],
-        tolerance=tolerance_of(task, metric, fraction(gate.margin), outputs, true),
+        tolerance=tolerance_of(task, metric, fraction(gate.margin), outputs, lie, true),
         min_sqnr_db=spec.gates.parity.min_sqnr_db,
         source=f"{len(few)} of {len(photos)} validation images",
+        frames=frames,
     )
     return ladder, module

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.data.agreement import LIMIT_DB, pooled_sqnr
+from kdcompile.data.frame import Frame
 from kdcompile.data.metric import Metric
 from kdcompile.data.task import Task
 from kdcompile.parity.sides import Side
@@ -71,6 +72,8 @@ class Ladder:
         tolerance: of the noise of a rung.
         min_sqnr_db: of the parity gate.
         source: what the images are, in words.
+        frames: where a photo lies in each image; None where that is not known, and the whole output
+            is taken.
     """
 
     rungs: Sequence[Rung]
@@ -81,6 +84,14 @@ class Ladder:
     tolerance: Tolerance
     min_sqnr_db: float
     source: str
+    frames: Sequence[Frame] | None = None
+
+    def within(self, outputs: Sequence[Floats]) -> Sequence[Floats]:
+        """The outputs of the images, without what maps say of the padding (`Task.within`)."""
+        if self.frames is None:
+            return outputs
+        each = zip(outputs, self.frames, strict=True)
+        return [self.task.within(output, frame) for output, frame in each]
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,9 @@ def judge(
     against, references = before
     pairs = list(zip(references, outputs, strict=True))
     alike = _alike(pairs)
-    spent = noise(ladder.task, references, outputs) if alike else NO_LIMIT
+    spent = (
+        noise(ladder.task, ladder.within(references), ladder.within(outputs)) if alike else NO_LIMIT
+    )
     errors = tuple(divergence(a, b) for a, b in pairs)
     # over all images together, as the parity gate has it: an image of nothing has no scale
     sqnr = pooled_sqnr(references, outputs) if alike else -LIMIT_DB
@@ -217,7 +230,7 @@ def metric_of(ladder: Ladder, outputs: Sequence[Floats]) -> float | None:
     """The task's metric of some outputs, None where there is no truth or no number."""
     if ladder.true is None or not all(np.isfinite(output).all() for output in outputs):
         return None
-    predicted = [float(ladder.task.predictions(output)[0]) for output in outputs]
+    predicted = [float(ladder.task.predictions(output)[0]) for output in ladder.within(outputs)]
     return ladder.metric(ladder.task.errors(predicted, ladder.true))
 
 

@@ -13,6 +13,7 @@ from kdcompile.artifact import file_sha256
 from kdcompile.backends import engine
 from kdcompile.backends.board import Board
 from kdcompile.backends.via import Place
+from kdcompile.data.frame import Frame
 from kdcompile.data.metric import Metric
 from kdcompile.data.task import Task
 from kdcompile.errors import KDError, nearest
@@ -110,12 +111,14 @@ def tolerance_of(
     metric: Metric,
     share: float,
     outputs: Sequence[Floats],
+    frames: Sequence[Frame],
     true: Sequence[float],
 ) -> Tolerance:
     """Of the noise of a rung, from what the reference gives for images whose truth is known."""
     if metric.points:
         return of_classes(metric, share, outputs)
-    predicted = np.concatenate([task.predictions(output) for output in outputs])
+    seen = [task.within(output, frame) for output, frame in zip(outputs, frames, strict=True)]
+    predicted = np.concatenate([task.predictions(output) for output in seen])
     return of_numbers(task, metric, share, predicted, np.array(true, np.float64))
 
 

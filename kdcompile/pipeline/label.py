@@ -128,14 +128,15 @@ def answers(
     """
     from kdcompile.data.coreset import described, mean_of, space
     from kdcompile.data.prepare import Preprocess
+    from kdcompile.data.task import find_task
     from kdcompile.distill.evaluate import outputs
     from kdcompile.distill.setting import training_device
     from kdcompile.progress import counted
 
     shown = counted(photos, len(photos), "label", "photos")
-    prepare = Preprocess.of(spec.data, spec.export)
-    seen, done = [], 0
-    for batch in outputs([*networks.values()], shown, prepare, training_device()):
+    prepare = Preprocess.of(spec.data, spec.export, spec.task)
+    seen, done, task = [], 0, find_task(spec.task.kind)
+    for batch in outputs([*networks.values()], shown, prepare, training_device(), task):
         _refuse_nonfinite(dict(zip(networks, batch, strict=True)), photos[done:])
         seen.append(mean_of([described(output) for output in batch]))
         done += len(batch[0])

@@ -182,7 +182,7 @@ def validation_errors(network: nn.Module, spec: Spec, images: int | None = None)
     """
     task, device = find_task(spec.task.kind), training_device()
     photos = evenly(load_splits(spec.data, spec.folder).val, images)
-    preprocess = Preprocess.of(spec.data, spec.export)
+    preprocess = Preprocess.of(spec.data, spec.export, spec.task)
     was_on = next(network.parameters()).device
     predicted = predict(network.to(device), photos, preprocess, device, task)
     network.to(was_on)

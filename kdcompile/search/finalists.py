@@ -174,7 +174,7 @@ def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     teacher = load_teacher(spec)
     whole = validation_errors(teacher, spec)
     student = student_from_architecture(teacher, architecture, spec.folder)
-    channels = Preprocess.of(spec.data, spec.export).channels
+    channels = Preprocess.of(spec.data, spec.export, spec.task).channels
     images = ImageStore(splits.train, channels, training_device())
     if architecture["family"] == "staged" and spec.student.init == "inherit":
         load_weights(student, assemble(asked.ground, architecture).file(WEIGHTS))

@@ -216,7 +216,7 @@ def _crops(
         stride = output_stride(teacher, teacher, spec.model_copy(update={"distill": distill}))
         kind = OBJECTIVES[spec.task.kind]
         targets = kind.targets(chosen, stride, spec.data.sigma, device)
-        preprocess = Preprocess.of(spec.data, spec.export)
+        preprocess = Preprocess.of(spec.data, spec.export, spec.task)
         store = ImageStore(chosen, preprocess.channels, device)
         sampler = CropSampler(chosen, preprocess, distill, targets, spec.seed, device, store=store)
         steps = range(-(-number // distill.batch))

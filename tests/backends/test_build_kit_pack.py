@@ -57,7 +57,8 @@ def pack(kit, files, tmp_path):
         rng.integers(0, 256, (16, int(w), 3), dtype=np.uint8) for w in rng.integers(9, 25, COUNT)
     ]
     task, run = find_task("counting"), open_session(files["fp32"])
-    taught = [float(task.predictions(run(PREPROCESS(p)))[0]) for p in photos]
+    seen = [task.within(run(PREPROCESS(p)), PREPROCESS.frame(*p.shape[:2])) for p in photos]
+    taught = [float(task.predictions(output)[0]) for output in seen]
     rows = [
         {"name": f"{i}.jpg", "true": t + rng.normal(0, 3), "teacher": t}
         for i, t in enumerate(taught)

@@ -70,7 +70,7 @@ def compiled(tmp_path, data, onnx_files):
             task=Task(),
             data=Data(format="points-jsonl", root=data),
         ).only(SECTIONS)
-        preprocess = Preprocess.of(spec.data, export)
+        preprocess = Preprocess.of(spec.data, export, spec.task)
         judged = {"val_mae": teacher_mae, "val_rmse": 1e3, "output": [1, 2, 3]}
         inputs = {
             "teacher": put("teacher", {"teacher.json": judged}),
@@ -118,7 +118,8 @@ def test_metric_is_the_mean_error_of_the_counts(compiled, data):
 
     found = compiled(load("jetson"), "fp32")
     runner = open_session(found.file("model.onnx"))
-    preprocess = Preprocess.of(Data(format="points-jsonl", root=data), Export(shape=[1, 3, 16, 24]))
+    given = Data(format="points-jsonl", root=data)
+    preprocess = Preprocess.of(given, Export(shape=[1, 3, 16, 24]), Task())
     errors = [
         abs(float(runner(preprocess(np.asarray(Image.open(data / f"val{i}.png")))).sum()) - 5)
         for i in range(2)

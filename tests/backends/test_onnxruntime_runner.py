@@ -98,6 +98,7 @@ def test_broken_and_missing_files(tmp_path):
 def test_each_photo_has_its_output():
     preprocess = Preprocess(1, (0.0,), (1.0,), (1, 1), (64, 64))
     photos = [Photo(str(n), np.zeros((0, 2)), array=np.full((4, n, 1), 255)) for n in (2, 5)]
-    outputs = predict_outputs(lambda image: image, photos, preprocess)
+    outputs, frames = predict_outputs(lambda image: image, photos, preprocess)
     assert [output.shape for output in outputs] == [(1, 1, 4, 2), (1, 1, 4, 5)]
+    assert [frame.seen for frame in frames] == [(4, 2), (4, 5)]
     assert [output.sum() for output in outputs] == [8, 20]

@@ -19,12 +19,14 @@ from kdcompile.bundle.cpp import write_cpp
 from kdcompile.bundle.fill import float32, literal
 from kdcompile.bundle.network_io import Tensor
 from kdcompile.data.prepare import Preprocess
+from kdcompile.data.task import find_task
 
 STUBS = Path(__file__).with_name("cpp_stubs")
 IO = (Tensor("image", "FLOAT", (1, -1, -1, -1)), Tensor("density", "FLOAT", (1, 1, -1, -1)))
 WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-pedantic")
 RGB = Preprocess(3, (0.4, 0.5, 0.09), (0.2, 0.3, 0.155), (20, 24), (64, 80))
 GREY = Preprocess(1, (0.4,), (1 / 3,), (20, 24), (64, 80))
+MIRRORED = Preprocess(3, (0.4, 0.5, 0.09), (0.2, 0.3, 0.155), (45, 60), (64, 80), "mirror")
 needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
 
 
@@ -44,7 +46,7 @@ def built(tmp_path_factory):
     made = {}
 
     def build(preprocess, task="counting", classes=None):
-        key = (preprocess.channels, task)
+        key = (preprocess, task)
         if key not in made:
             folder = tmp_path_factory.mktemp("sample")
             write_cpp(folder, preprocess.to_json(), IO, task, classes)
@@ -56,8 +58,8 @@ def built(tmp_path_factory):
     return build
 
 
-def save_engine(folder, blob, **changes):
-    (folder / "model.engine").write_bytes(blob)
+def save_engine(folder, blob, name="model.engine", **changes):
+    (folder / name).write_bytes(blob)
     about = {
         "tensorrt": "10.3.0",
         "compute_capability": "8.7",
@@ -65,7 +67,7 @@ def save_engine(folder, blob, **changes):
         "sha256": hashlib.sha256(blob).hexdigest(),
         **changes,
     }
-    (folder / "model.engine.json").write_text(json.dumps(about, sort_keys=True))
+    (folder / f"{name}.json").write_text(json.dumps(about, sort_keys=True))
 
 
 def infer(folder, *inputs, engine="model.engine"):
@@ -125,6 +127,28 @@ def test_photo_is_prepared_as_by_the_pipeline(built, tmp_path, preprocess, size)
     ]
     done = infer(built(preprocess), tmp_path / "photo.ppm", tmp_path / "photo.pgm")
     assert printed(done) == pytest.approx(wanted, rel=1e-6)
+
+
+@needs_gxx
+@pytest.mark.parametrize("size", [(31, 42), (7, 9), (64, 20), (45, 61)])
+def test_what_is_counted_is_within_the_photo(built, tmp_path, size):
+    """Of cells of 8 x 8, some of which lie across the border, by the pipeline's definition."""
+    pixels = np.random.default_rng(5).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.ppm")
+    prepared, frame = MIRRORED(pixels), MIRRORED.frame(*size)
+    mean, std = np.float32(MIRRORED.mean), np.float32(MIRRORED.std)
+    photo = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+    np.save(tmp_path / "photo.npy", photo[None])  # as infer.py --save-input writes it
+    folder = built(MIRRORED)
+    save_engine(folder, b"pool engine", name="pool.engine")
+    done = infer(folder, tmp_path / "photo.ppm", tmp_path / "photo.npy", engine="pool.engine")
+    high, wide = (side // 8 * 8 + 8 for side in prepared.shape[2:])
+    padded = np.zeros((3, high, wide))
+    padded[:, : prepared.shape[2], : prepared.shape[3]] = prepared[0]
+    cells = padded.reshape(3, high // 8, 8, wide // 8, 8).sum((0, 2, 4))
+    cells = cells[: -(-prepared.shape[2] // 8), : -(-prepared.shape[3] // 8)]
+    counted = find_task("counting").within(cells[None, None], frame).sum()
+    assert printed(done) == pytest.approx([counted] * 2, rel=1e-4, abs=1e-3)
 
 
 @needs_gxx

@@ -62,7 +62,7 @@ def test_no_photos_and_a_photo_without_a_label_give_no_verdict() -> None:
 
 
 def test_a_network_may_take_another_preprocessing() -> None:
-    """Of twice the size here: it sees four times the sum."""
+    """Of twice the size here: its cells hold four times as much, and a quarter are the photo's."""
     larger = Preprocess(1, (0.0,), (1.0,), (8, 8), (8, 8))
     white = [Photo("white", array=np.full((4, 4, 1), 255, np.uint8))]
     runners = dict.fromkeys((*COMPARED, "previous"), lambda image: 0 * image + image.size)
@@ -70,6 +70,6 @@ def test_a_network_may_take_another_preprocessing() -> None:
         runners, COMPARED, white, PREPROCESS, find_task("counting"), own={"previous": larger}
     )
     assert found.predicted["student"].tolist() == [16 * 16]
-    assert found.predicted["previous"].tolist() == [64 * 64]
-    # what lies in the padding counts beside the photo: all of it is in the last cells
-    assert found.maps["previous"][0] == pytest.approx([64 * 64] * 3)
+    assert found.predicted["previous"].tolist() == [16 * 64]
+    # what lies in the padding is not counted: a quarter of the map is the photo's
+    assert found.maps["previous"][0] == pytest.approx([16 * 64] * 3)

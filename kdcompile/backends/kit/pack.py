@@ -38,9 +38,23 @@ def prepare(pixels: Any, constants: dict[str, Any]) -> Any:
     mean, std = (np.array(constants[key], np.float32) for key in ("mean", "std"))
     image = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
     low = constants["min_hw"]
-    pad = [max(0, low[axis] - image.shape[1 + axis]) for axis in (0, 1)]
-    padded = np.pad(image, ((0, 0), (0, pad[0]), (0, pad[1])))
+    pad = [(0, max(0, low[axis] - image.shape[1 + axis])) for axis in (0, 1)]
+    mode = "symmetric" if constants.get("padding") == "mirror" else "constant"
+    padded = np.pad(image, [(0, 0), *pad], mode=mode)
     return np.ascontiguousarray(padded[None], dtype=np.float32)
+
+
+def within(output: Any, seen: tuple[int, int], plane: tuple[int, int]) -> Any:
+    """A map [1, C, h, w] over the plane without what it says of the padding.
+
+    The same values as those of kdcompile's `Frame`: a cell across the border counts by its area.
+    `seen` is the photo's height and width, `plane` the network input's.
+    """
+    rows, columns = (
+        np.clip(seen[axis] * cells / plane[axis] - np.arange(cells), 0.0, 1.0)
+        for axis, cells in enumerate(output.shape[2:])
+    )
+    return output * np.outer(rows, columns).astype(np.float32)
 
 
 class Pack:
@@ -84,12 +98,16 @@ class Pack:
         every = [True] * len(self.names)  # in a pack of before there were classes it lacks
         self.taught = np.array(self.about.get("taught", every), bool)
 
-    def photos(self, constants: dict[str, Any]) -> Iterator[Any]:
-        """Every photo as the network's input, in the order of `names`; one shard at a time."""
+    def photos(self, constants: dict[str, Any]) -> Iterator[tuple[Any, tuple[int, int]]]:
+        """Every photo as the network's input, and its own height and width in it.
+
+        In the order of `names`; one shard at a time.
+        """
         for shard in self.about["shards"]:
             with np.load(os.path.join(self.folder, shard)) as arrays:
                 for key in sorted(arrays.files, key=int):
-                    yield prepare(arrays[key], constants)
+                    pixels = arrays[key]
+                    yield prepare(pixels, constants), pixels.shape[:2]
 
     def onnx(self, precision: str) -> str | None:
         """The teacher as an ONNX of a precision, or None where the pack has none."""

@@ -14,7 +14,7 @@ import numpy as np
 from alone import taken
 from judging import OVERFLOW, agreement, judge_accuracy, prediction
 from networks import BLOCKS, OTHER_BLOCKS, Networks
-from pack import Pack
+from pack import Pack, within
 from stop import Stop
 
 TELL_SECONDS = 5.0
@@ -106,14 +106,17 @@ class Build:
         broken: dict[str, str] = {}
         found: dict[str, list[float]] = {c["precision"]: [] for c in built}
         told = time.monotonic()
-        for index, image in enumerate(pack.photos(read_json("preprocess.json"))):
+        for index, (image, seen) in enumerate(pack.photos(read_json("preprocess.json"))):
             if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
                 say(f"photo {index + 1} of {len(pack.names)}")
             inputs = self.networks.save(image)
             for name in [n for n in found if n not in broken]:
                 try:
-                    found[name].append(prediction(self.networks.run(name, inputs), task))
+                    output = self.networks.run(name, inputs)
+                    if task == "counting":
+                        output = within(output, seen, image.shape[2:])
+                    found[name].append(prediction(output, task))
                 except Stop as error:
                     broken[name] = f"{pack.names[index]}: {error.code}: {error.message}"
                     continue

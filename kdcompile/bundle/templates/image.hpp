@@ -17,11 +17,37 @@
 
 namespace kd {
 
-// float32 [1, channels, height, width]
+// float32 [1, channels, height, width]; the photo is its top left seen_height x seen_width
 struct Input {
-  std::int64_t height = 0, width = 0;
+  std::int64_t height = 0, width = 0, seen_height = 0, seen_width = 0;
   std::vector<float> values;
 };
+
+// How much of a cell, of so many along an axis of the input, lies in the photo.
+inline double inside(std::int64_t cell, std::int64_t cells, std::int64_t seen, std::int64_t plane) {
+  const double edge = static_cast<double>(seen * cells) / static_cast<double>(plane);
+  return std::min(1.0, std::max(0.0, edge - static_cast<double>(cell)));
+}
+
+// A place beyond the border of a photo, as one within it that is mirrored.
+inline std::int64_t mirror(std::int64_t place, std::int64_t size) {
+  const std::int64_t turned = place % (2 * size);
+  return turned < size ? turned : 2 * size - 1 - turned;
+}
+
+// Padded right and below where the photo is smaller than the least.
+inline Input padded(const Input& photo) {
+  const std::int64_t h = photo.height, w = photo.width;
+  Input input{std::max(h, min_height), std::max(w, min_width), h, w, {}};
+  input.values.assign(static_cast<std::size_t>(channels * input.height * input.width), 0.0f);
+  float* to = input.values.data();
+  for (std::int64_t c = 0; c < channels; ++c)
+    for (std::int64_t y = 0; y < input.height; ++y)
+      for (std::int64_t x = 0; x < input.width; ++x, ++to)
+        if (mirrored || (y < h && x < w))
+          *to = photo.values[static_cast<std::size_t>((c * h + mirror(y, h)) * w + mirror(x, w))];
+  return input;
+}
 
 inline std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -52,7 +78,7 @@ inline int grey(const unsigned char* p) {
   return static_cast<int>((19595u * p[0] + 38470u * p[1] + 7471u * p[2] + 0x8000u) >> 16);
 }
 
-// Normalised, and padded right and below with the mean colour where it is smaller than the least.
+// Normalised.
 inline Input from_pnm(const std::string& data) {
   std::size_t at = 2;
   const int stored = data[1] == '6' ? 3 : 1;
@@ -69,8 +95,8 @@ inline Input from_pnm(const std::string& data) {
          << "; scale it down first, or prepare it with infer.py --save-input";
     throw std::runtime_error(text.str());
   }
-  Input input{std::max(height, min_height), std::max(width, min_width), {}};
-  input.values.assign(static_cast<std::size_t>(channels * input.height * input.width), 0.0f);
+  Input input{height, width, height, width, {}};
+  input.values.resize(static_cast<std::size_t>(channels) * pixels);
   const unsigned char* p = reinterpret_cast<const unsigned char*>(data.data()) + at;
   for (std::int64_t y = 0; y < height; ++y)
     for (std::int64_t x = 0; x < width; ++x, p += stored)
@@ -82,7 +108,8 @@ inline Input from_pnm(const std::string& data) {
   return input;
 }
 
-// Float32, little-endian, C order, [1, channels, H, W]: what infer.py --save-input writes.
+// Float32, little-endian, C order, [1, channels, H, W]: what infer.py --save-input writes, a photo
+// that is scaled and normalised, and not yet padded.
 inline Input from_npy(const std::string& data) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(data.at(i)); };
   const bool is_first = byte(6) == 1;
@@ -100,10 +127,10 @@ inline Input from_npy(const std::string& data) {
       shape.push_back(std::stoll(head.substr(at), &used));
       at += used - 1;
     }
-  if (shape.size() != 4 || shape[0] != 1 || shape[1] != channels || shape[2] < min_height ||
-      shape[2] > max_height || shape[3] < min_width || shape[3] > max_width)
+  if (shape.size() != 4 || shape[0] != 1 || shape[1] != channels || shape[2] < 1 ||
+      shape[2] > max_height || shape[3] < 1 || shape[3] > max_width)
     throw std::runtime_error("the NPY file must hold [1, channels, height, width] in range");
-  Input input{shape[2], shape[3], {}};
+  Input input{shape[2], shape[3], shape[2], shape[3], {}};
   const std::size_t count = static_cast<std::size_t>(channels * shape[2] * shape[3]);
   if (data.size() - begin - size != count * sizeof(float))
     throw std::runtime_error("the NPY file does not hold as many values as its shape says");
@@ -114,9 +141,9 @@ inline Input from_npy(const std::string& data) {
 
 inline Input read_input(const std::string& path) {
   const std::string data = read_file(path);
-  if (data.size() > 12 && data.compare(0, 6, "\x93NUMPY", 6) == 0) return from_npy(data);
+  if (data.size() > 12 && data.compare(0, 6, "\x93NUMPY", 6) == 0) return padded(from_npy(data));
   if (data.size() > 8 && data[0] == 'P' && (data[1] == '5' || data[1] == '6'))
-    return from_pnm(data);
+    return padded(from_pnm(data));
   throw std::runtime_error(path + ": neither binary PGM/PPM nor NPY");
 }
 

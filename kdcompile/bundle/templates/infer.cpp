@@ -92,6 +92,12 @@ std::string read_engine(const std::string& path) {
   return engine;
 }
 
+// float32 [..., height, width]
+struct Output {
+  std::int64_t height = 0, width = 0;
+  std::vector<float> values;
+};
+
 // A loaded engine with one float32 input and one float32 output.
 class Network {
  public:
@@ -109,7 +115,7 @@ class Network {
               std::string("the engine has no float32 tensor ") + name);
   }
 
-  std::vector<float> operator()(const Input& input) {
+  Output operator()(const Input& input) {
     nvinfer1::Dims shape{};
     using Extent = std::remove_reference_t<decltype(shape.d[0])>;  // int32 before TensorRT 10
     shape.nbDims = 4;
@@ -122,7 +128,9 @@ class Network {
       require(made.d[i] > 0, "the output has no size");
       count *= static_cast<std::size_t>(made.d[i]);
     }
-    return run(input, count);
+    const int last = made.nbDims - 1;
+    const std::int64_t width = made.d[last], height = last > 0 ? made.d[last - 1] : 1;
+    return {height, width, run(input, count)};
   }
 
  private:
@@ -149,8 +157,22 @@ class Network {
   }
 };
 
+// The density's sum over the cells that lie in the photo; those across its border by their area.
+double counted(const Input& input, const Output& made) {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < made.values.size(); ++i) {
+    const std::int64_t cell = static_cast<std::int64_t>(i);
+    const std::int64_t x = cell % made.width, y = cell / made.width % made.height;
+    const double rows = kd::inside(y, made.height, input.seen_height, input.height);
+    const double columns = kd::inside(x, made.width, input.seen_width, input.width);
+    sum += made.values[i] * static_cast<float>(rows * columns);
+  }
+  return sum;
+}
+
 // A count; a class and its probability; or a value.
-void print(const std::string& path, const std::vector<float>& output) {
+void print(const std::string& path, const Input& input, const Output& made) {
+  const std::vector<float>& output = made.values;
   std::cout << path << '\t';
   const std::string task = kd::task;
   if (task == "classification") {
@@ -166,10 +188,7 @@ void print(const std::string& path, const std::vector<float>& output) {
     std::cout << '\t' << 1.0 / sum << '\n';
     return;
   }
-  double value = task == "counting" ? 0.0 : output[0];
-  if (task == "counting")
-    for (float cell : output) value += cell;
-  std::cout << value << '\n';
+  std::cout << (task == "counting" ? counted(input, made) : output[0]) << '\n';
 }
 
 }  // namespace
@@ -182,7 +201,10 @@ int main(int count, char** arguments) {
   try {
     std::cout.precision(7);
     Network network(read_engine(arguments[1]));
-    for (int i = 2; i < count; ++i) print(arguments[i], network(kd::read_input(arguments[i])));
+    for (int i = 2; i < count; ++i) {
+      const Input input = kd::read_input(arguments[i]);
+      print(arguments[i], input, network(input));
+    }
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';
     return 1;

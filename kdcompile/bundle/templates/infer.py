@@ -84,10 +84,7 @@ def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
 
 
 def prepare(path: str, pre: dict[str, Any]) -> Any:
-    """The image as the network takes it: float32 [1, C, h, w].
-
-    Larger than max_hw: scaled down, keeping its aspect. Smaller than min_hw: padded with the mean.
-    """
+    """The image, normalised: float32 [1, C, h, w]; larger than max_hw it is scaled to fit."""
     channels = pre["channels"]
     with Image.open(path) as file:
         upright = ImageOps.exif_transpose(file)
@@ -102,10 +99,35 @@ def prepare(path: str, pre: dict[str, Any]) -> Any:
     pixels = np.asarray(image).reshape(image.height, image.width, channels)
     mean, std = np.float32(pre["mean"]), np.float32(pre["std"])
     chw = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
-    down = max(0, pre["min_hw"][0] - chw.shape[1])
-    right = max(0, pre["min_hw"][1] - chw.shape[2])
-    padded = np.pad(chw, ((0, 0), (0, down), (0, right)), mode="constant")
-    return np.ascontiguousarray(padded[None], dtype=np.float32)
+    return np.ascontiguousarray(chw[None], dtype=np.float32)
+
+
+def padded(image: Any, pre: dict[str, Any]) -> Any:
+    """The image as the network takes it, float32 [1, C, h, w].
+
+    Smaller than min_hw it is padded right and below: mirrored, or with the mean colour.
+    """
+    pad = [(0, max(0, pre["min_hw"][axis] - image.shape[2 + axis])) for axis in (0, 1)]
+    mode = "symmetric" if pre.get("padding") == "mirror" else "constant"
+    return np.ascontiguousarray(np.pad(image, [(0, 0), (0, 0), *pad], mode=mode))
+
+
+def within(density: Any, seen: Any, plane: Any) -> Any:
+    """A density over the plane without what lies in the padding; cells across count by area."""
+    rows, columns = (
+        np.clip(seen[axis] * cells / plane[axis] - np.arange(cells), 0.0, 1.0)
+        for axis, cells in enumerate(density.shape[2:])
+    )
+    return density * np.outer(rows, columns).astype(np.float32)
+
+
+def predict(network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any) -> Any:
+    """The network's output for what `prepare` gave; a density of the image alone."""
+    whole = padded(image, pre)
+    output = network(whole)
+    if manifest["task"] != "counting":
+        return output
+    return within(output, image.shape[2:], whole.shape[2:])
 
 
 def meaning(output: Any, manifest: dict[str, Any]) -> str:
@@ -126,7 +148,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--onnx", action="store_true", help="model.onnx, not the engine")
     parser.add_argument("--provider", default="CPUExecutionProvider", help="of onnxruntime")
-    parser.add_argument("--save-input", metavar="FILE.npy", help="write the prepared image, only")
+    parser.add_argument("--save-input", metavar="FILE.npy", help="only write it for cpp/infer")
     arguments = parser.parse_args()
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
     pre = json.loads(read(manifest, "preprocess.json").decode())
@@ -141,7 +163,8 @@ def main() -> None:
         else:
             network = open_onnx(manifest, arguments.provider)
         for path in arguments.images:
-            print(f"{path}\t{meaning(network(image_of(path, pre)), manifest)}")
+            output = predict(network, image_of(path, pre), manifest, pre)
+            print(f"{path}\t{meaning(output, manifest)}")
 
 
 def image_of(path: str, pre: dict[str, Any]) -> Any:
