@@ -2,11 +2,13 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
+from unshrunk_networks import Subclassed
 
 from kdcompile.distill.inherit import inherit
 from kdcompile.errors import KDError
@@ -393,3 +395,20 @@ def test_a_student_of_another_family(tmp_path):
         inherit(teacher, _teacher(Plain), {"family": "model.py:small", "seed": 0}, crops)
     assert error.value.code == "inherit-family"
     assert "random" in error.value.fix
+
+
+def test_layers_that_do_more_than_torchs_are_sliced_and_their_norms_corrected():
+    """A subclass's output is not that of its weights alone, so nothing is solved for it."""
+    torch.manual_seed(0)
+    teacher = Subclassed().eval()
+    made = architectures(teacher, (1, 3, 16, 16), 8, 0, [0.5])[0]
+    student = student_from_architecture(teacher, made, Path())
+    crops = [torch.randn(4, 3, 16, 16) for _ in range(2)]
+    report = inherit(teacher, student, made, crops)
+    assert [row["name"] for row in report["sliced"]] == ["stem", "deep"]
+    assert "a SamePad may do more than its weights say" in report["sliced"][0]["why"]
+    solved = {row["name"] for row in report["layers"] if row["relative_error"] is not None}
+    assert solved == {"point", "head"}
+    kept = {tuple(row) for row in teacher.stem.weight.flatten(1).tolist()}
+    assert {tuple(row) for row in student.stem.weight.flatten(1).tolist()} <= kept
+    assert torch.isfinite(student.eval()(crops[0])).all()
