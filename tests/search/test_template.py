@@ -7,7 +7,7 @@ import pytest
 import torch
 from droppable_networks import Block, Mobile, ResNet, quarter_csrnet, trained
 from torch import nn
-from unshrunk_networks import ConvNeXt
+from unshrunk_networks import ConvNeXt, Subclassed
 
 from kdcompile.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
@@ -21,6 +21,7 @@ NETWORKS = {
     "csrnet": (quarter_csrnet, [1, 3, 32, 32], 3),
     "resnet": (ResNet, [1, 3, 16, 16], 2),
     "mobile": (Mobile, [1, 3, 16, 16], 2),
+    "subclasses": (Subclassed, [1, 3, 16, 16], 0),
 }
 
 
