@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
+from kdcompile.data.task import Task
 
 Floats = NDArray[np.float32]
 Runner = Callable[[Floats], Floats]
@@ -34,3 +35,9 @@ def predict_outputs(
         outputs.append(runner(preprocess(pixels)))
         frames.append(preprocess.frame(*pixels.shape[:2]))
     return outputs, frames
+
+
+def predictions(task: Task, outputs: Iterable[Floats], frames: Iterable[Frame]) -> list[float]:
+    """What the outputs of `predict_outputs` say of each photo, without their padding."""
+    each = zip(outputs, frames, strict=True)
+    return [float(task.predictions(task.within(output, frame))[0]) for output, frame in each]

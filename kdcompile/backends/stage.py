@@ -16,13 +16,11 @@ from kdcompile.backends.engine import at
 from kdcompile.backends.kit import MAX_REFERENCES, write_kit
 from kdcompile.backends.mixed import NEEDS, add_mixed
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.backends.predict import predict_outputs
+from kdcompile.backends.predict import predict_outputs, predictions
 from kdcompile.backends.rig import RUNS_HERE, BoardRig, HostRig, Rig
 from kdcompile.backends.teacher import keep_teacher
 from kdcompile.backends.tensorrt_rtx_ import compile_check
 from kdcompile.data.agreement import LIMIT_DB, pooled_sqnr
-from kdcompile.data.frame import Frame
-from kdcompile.data.metric import Metric
 from kdcompile.data.photo import Photo
 from kdcompile.data.prepare import Preprocess
 from kdcompile.data.reference import taught_places
@@ -156,7 +154,7 @@ def _judge(
         p: predict_outputs(runner, photos, preprocess)[0] for p, runner in rig.runners.items()
     }
     sqnr = {p: pooled_sqnr(trained, found) for p, found in outputs.items()}
-    some = [(photos[i], frames[i]) for i in known]
+    lie, true = [frames[i] for i in known], [task.truth(photos[i]) for i in known]
     if "fp16" in sqnr and step.board is None:
         sqnr["fp16"] = _half_sqnr(step.inputs["export"])
     candidates = [
@@ -164,7 +162,7 @@ def _judge(
             precision,
             latencies[precision].ms,
             latencies[precision].evidence,
-            _metric([found[i] for i in known], some, task, limits.metric),
+            limits.metric(task.errors(predictions(task, [found[i] for i in known], lie), true)),
             sqnr[precision],
             limits,
         )
@@ -259,16 +257,6 @@ def _absent(step: Step, target: Target) -> dict[str, str]:
         if precision in target.precisions and name not in step.inputs[stage].files
         if step.spec.quantize.precision in ("auto", precision)
     }
-
-
-def _metric(
-    outputs: Sequence[Floats], photos: Sequence[tuple[Photo, Frame]], task: Task, metric: Metric
-) -> float:
-    predicted = [
-        float(task.predictions(task.within(output, frame))[0])
-        for output, (_, frame) in zip(outputs, photos, strict=True)
-    ]
-    return metric(task.errors(predicted, [task.truth(photo) for photo, _ in photos]))
 
 
 def _typical(photo: Photo, preprocess: Preprocess, shape: Sequence[int]) -> Floats:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from typing_extensions import TypedDict
 
 from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, via_option
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
     from kdcompile.bundle.run import BundleRun
 
 MANY = 10  # photos that progress is shown of
+
+
+class FailedPhoto(TypedDict):
+    """A photo that `kdcompile run` has no result for."""
+
+    photo: str
+    code: str
+    message: str
+    fix: str
+
+
+class Ran(TypedDict):
+    """`kdcompile run`: the results in order; their keys are the task's."""
+
+    results: list[dict[str, Any]]
+    errors: list[FailedPhoto]
 
 
 @click.command()
@@ -70,14 +87,17 @@ def _tell(each: "BundleRun", as_json: bool) -> bool:
     from kdcompile.progress import Progress
 
     few = len(each.photos) < MANY
-    document: dict[str, list[Any]] = {"results": [], "errors": []}
+    document: Ran = {"results": [], "errors": []}
     try:
         with Progress("run", len(each.photos), "photos", quiet=few) as progress:
             for done, (photo, told) in enumerate(each, 1):
                 if isinstance(told, KDError):
                     click.echo(_error_line(told), err=True)
-                    error = {"code": told.code, "message": told.message, "fix": told.fix}
-                    document["errors"].append({"photo": str(photo), **error})
+                    document["errors"].append(
+                        FailedPhoto(
+                            photo=str(photo), code=told.code, message=told.message, fix=told.fix
+                        )
+                    )
                 else:
                     document["results"].append(told)
                     if not as_json:

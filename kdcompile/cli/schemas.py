@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from kdcompile.bench.comparable import Difference
 from kdcompile.bench.verdict import Comparison
 from kdcompile.cli.recipes import Recipe, RecipeLine
+from kdcompile.cli.run import Ran
 from kdcompile.delta.result import Applied, Made
 from kdcompile.doctor import Check
 from kdcompile.errors import KDError, nearest
@@ -223,22 +224,6 @@ class Removed(TypedDict):
     """`kdcompile clean`."""
 
     removed: list[str]
-
-
-class FailedPhoto(TypedDict):
-    """A photo that `kdcompile run` has no result for."""
-
-    photo: str
-    code: str
-    message: str
-    fix: str
-
-
-class Ran(TypedDict):
-    """`kdcompile run`: the results in order; their keys are the task's."""
-
-    results: list[Json]
-    errors: list[FailedPhoto]
 
 
 DOCUMENTS: dict[str, Any] = {

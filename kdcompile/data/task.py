@@ -103,12 +103,7 @@ class Task(ABC):
         """A batch's output [N, ...] as one number an image, float64 [N]."""
 
     def within(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
-        """A batch's output [N, ...] without what a map [N, C, h, w] says of the padding.
-
-        Args:
-            output: of images that lie alike in the network's input.
-            frame: where.
-        """
+        """A batch's output [N, ...] without what a map [N, C, h, w] says of the padding."""
         return output * frame.inside(*output.shape[2:]) if self.is_dense else output
 
     def errors(self, predicted: Sequence[float] | Floats, true: Sequence[float] | Floats) -> Floats:

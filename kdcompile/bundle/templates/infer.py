@@ -108,7 +108,7 @@ def padded(image: Any, pre: dict[str, Any]) -> Any:
     Smaller than min_hw it is padded right and below: mirrored, or with the mean colour.
     """
     pad = [(0, max(0, pre["min_hw"][axis] - image.shape[2 + axis])) for axis in (0, 1)]
-    mode = "symmetric" if pre.get("padding") == "mirror" else "constant"
+    mode: Any = "symmetric" if pre.get("padding") == "mirror" else "constant"
     return np.ascontiguousarray(np.pad(image, [(0, 0), (0, 0), *pad], mode=mode))
 
 
