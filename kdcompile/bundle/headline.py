@@ -7,7 +7,7 @@ from typing import Any
 from kdcompile.bundle import facts
 from kdcompile.report import GateResult, Measurement, Report
 
-HEADS = ("on the target", "teacher", "student", "student / teacher", "threshold", "verdict")
+HEADS = ("quantity", "teacher", "student", "student / teacher", "threshold", "verdict")
 SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 MEGABYTE = 1e6
 DEVICE = "@device"
@@ -30,16 +30,16 @@ def notes(report: Report) -> list[str]:
     lines = []
     if evidence == "predicted":
         if speed.get("ratio") is None:
-            lines.append(f"Latency on {report.target}: its latency model has no estimate.")
+            lines.append(f"Target latency: the model of {report.target} has no estimate.")
         else:
             state = "validated" if speed["validated"] else "not validated"
             lines.append(
-                f"Latency is predicted by the model of {report.target}, with its band; for a "
-                f"network like this it is {state} by measurements."
+                f"Target latency is predicted by the model of {report.target}, with its band; for "
+                f"a network like this it is {state} by measurements."
             )
     elif evidence is not None:
         where = "the device" if evidence == "device" else "this machine, which is the target"
-        lines.append(f"Latency was measured on {where}.")
+        lines.append(f"Target latency was measured on {where}.")
     if host is not None:
         lines.append(
             f"For information, the machine of the build: {_ms(host, 'teacher')} and "
@@ -58,11 +58,11 @@ def _latency(report: Report) -> list[tuple[str, str, str, str, str]]:
     if not speed:
         return []
     if speed.get("ratio") is None:
-        return [("latency", "no estimate", "no estimate", ABSENT, "speedup")]
+        return [("target latency", "no estimate", "no estimate", ABSENT, "speedup")]
     ratio = f"{speed['ratio']:.2f}x faster ({speed['low']:.2f} to {speed['high']:.2f})"
     how = PREDICTED if speed["evidence"] == "predicted" else ""
     return [
-        (f"latency{how}", _ms(speed, "teacher"), _ms(speed, "student"), ratio, "speedup"),
+        (f"target latency{how}", _ms(speed, "teacher"), _ms(speed, "student"), ratio, "speedup"),
         ("precision", speed["teacher_precision"], speed["precision"], ABSENT, ""),
     ]
 
@@ -78,22 +78,24 @@ def _accuracy(report: Report) -> list[tuple[str, str, str, str, str]]:
     if teacher is None or student is None:
         return []
     rate = name == "top1"
-    texts = (f"{m.value:.2%}" if rate else facts.number(m.value) for m in (teacher, student))
+    before, after = (
+        facts.percent(m.value) if rate else facts.number(m.value) for m in (teacher, student)
+    )
     change = ABSENT
     if rate:
         change = f"{100 * (student.value - teacher.value):+.2f} points"
     elif teacher.value > 0:
         change = f"{student.value / teacher.value - 1:+.1%}"
     label = "top-1 accuracy" if rate else name.upper()
-    return [(label, *texts, change, "accuracy")]
+    return [(label, before, after, change, "accuracy")]
 
 
 def _last(report: Report, name: str, precision: str | None) -> Measurement | None:
     """The strongest evidence of a number: a device's comes after the host's."""
     found = [m for m in report.measurements if m.name == name]
     exact = [m for m in found if precision is None or m.precision == precision]
-    on_device = [m for m in found if m.evidence == "device"]
-    return (on_device or exact or [None])[-1]
+    known = [m for m in found if m.evidence == "device"] or exact
+    return known[-1] if known else None
 
 
 def _costs(report: Report) -> list[tuple[str, str, str, str, str]]:

@@ -55,7 +55,7 @@ def report(a_report):
 
 def test_teacher_student_and_threshold_on_the_target_come_first(report):
     assert headline.rows(report()) == [
-        ("latency, predicted", "0.5664 ms", "0.2142 ms", "2.64x faster (2.00 to 3.49)",
+        ("target latency, predicted", "0.5664 ms", "0.2142 ms", "2.64x faster (2.00 to 3.49)",
          "at least 1.5x", "passed"),
         ("precision", "fp16", "int8", "", "", ""),
         ("MAE", "0.25", "0.3", "+20.0%", "at most +100%", "passed"),
@@ -67,7 +67,7 @@ def test_teacher_student_and_threshold_on_the_target_come_first(report):
 
 def test_the_hosts_ratio_is_information_below(report):
     predicted, host = headline.notes(report())
-    assert predicted.startswith("Latency is predicted by the model of jetson, with its band")
+    assert predicted.startswith("Target latency is predicted by the model of jetson, with its band")
     assert "not validated" in predicted
     assert "9 ms and 2 ms in fp32, 4.50x. It decides nothing of the target." in host
 
@@ -75,9 +75,9 @@ def test_the_hosts_ratio_is_information_below(report):
 def test_it_is_the_first_table_of_every_report(report, tmp_path):
     made = report()
     text, page, marked = text_summary(made), render.html(made, tmp_path, []), render.markdown(made)
-    assert text.splitlines()[2].split("  ")[1].strip() == "on the target"
+    assert text.splitlines()[2].split("  ")[1].strip() == "quantity"
     assert "0.5664 ms" in text.splitlines()[3]
-    for told, table, gates in ((page, "<table", 'id="gates"'), (marked, "| on the", "## Gates")):
+    for told, table, gates in ((page, "<table", 'id="gates"'), (marked, "| quantity", "## Gates")):
         first = told[told.index(table) : told.index(gates)]
         assert "2.64x faster (2.00 to 3.49)" in first
         assert "at least 1.5x" in first
@@ -100,15 +100,15 @@ def test_a_devices_numbers_replace_the_predicted_ones(report):
     decided = gate("speedup@device", "failed", "at least 4x", evidence="device")
     made = replace(made, gates=(*made.gates[:2], decided))
     rows = headline.rows(made)
-    assert rows[0] == ("latency", "0.5664 ms", "0.2142 ms", "3.00x faster (2.90 to 3.10)",
+    assert rows[0] == ("target latency", "0.5664 ms", "0.2142 ms", "3.00x faster (2.90 to 3.10)",
                        "at least 4x", "failed")  # fmt: skip
     assert rows[2][2:4] == ("0.5", "+100.0%")
-    assert headline.notes(made)[0] == "Latency was measured on the device."
+    assert headline.notes(made)[0] == "Target latency was measured on the device."
 
 
 def test_what_nothing_predicts_is_not_taken_from_the_host(report):
     made = report(speed={"evidence": "predicted", "host": HOST})
-    assert headline.rows(made)[0][:4] == ("latency", "no estimate", "no estimate", "")
+    assert headline.rows(made)[0][:4] == ("target latency", "no estimate", "no estimate", "")
     assert "no estimate" in headline.notes(made)[0]
 
 
