@@ -121,6 +121,7 @@ OF_A_BUILD = [
     ("verify", "dist/tiny-jetson"), ("verify", "dist/tiny-jetson", "--parity"),
     ("bisect", "dist/tiny-jetson"), ("report", "dist/tiny-jetson"),
 ]  # fmt: skip
+UNCOMPARED = [("verify", "dist/tiny-jetson", "--parity"), ("bisect", "dist/tiny-jetson")]
 
 
 @pytest.mark.parametrize("words", OF_A_BUILD, ids=" ".join)
@@ -128,7 +129,8 @@ def test_json_is_one_document_of_its_schema(built, words):
     sets = _sets() if words[1] == "tiny" else []
     with chdir(built):
         found = CliRunner().invoke(cli, [*words, *sets, "--json"])
-    assert found.exit_code in (0, 3), found.output
+    # the fp32 student, which ships where none passes, has no other form to be held against
+    assert found.exit_code in ((5,) if words in UNCOMPARED else (0, 3)), found.output
     check_document(command_of(words), json.loads(found.stdout))
 
 
