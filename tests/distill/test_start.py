@@ -49,6 +49,11 @@ def test_an_inherited_student_starts_far_ahead(example, inherited):
     random, _ = _distill(example, "student.init=random")
     assert told["initial"]["val_mae"] < 0.5 * random["initial"]["val_mae"]
     assert random["inherit"] is None
+    judged = told["inherit"]["validation"]
+    assert judged["start"] == pytest.approx(told["initial"]["val_mae"])
+    assert judged["start"] < 0.5 * judged["constant"]
+    assert (judged["photos"], judged["metric"]) == (24, "mae")
+    assert "attempts" not in told["inherit"]
     layers = told["inherit"]["layers"]
     assert all(0 <= layer["relative_error"] < 1 for layer in layers)
     assert {layer["kept"] for layer in layers} <= {16, 32, 1}
