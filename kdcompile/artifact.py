@@ -28,6 +28,7 @@ from kdcompile.files import read_text as read_text
 from kdcompile.files import refuse_endless as refuse_endless
 from kdcompile.files import replacing as replacing
 from kdcompile.files import seal as seal
+from kdcompile.files import sweep_files as sweep_files
 from kdcompile.files import write_json as write_json
 from kdcompile.files import write_text as write_text
 from kdcompile.locks import OWNER, holder, if_free, locked
@@ -158,6 +159,8 @@ class Store:
                 stage, key = path.name.rsplit("-", 1)
                 if (self.root / stage / key / RECORD).is_file():
                     self._remove_if_free(path, stage, key)
+            for folder in (self.root, *self.root.glob("*/"), *self.root.glob(f"{WORK}/**/")):
+                sweep_files(folder)
             for name in sorted((self.root / LOCKS).glob(f"*{OWNER}")):
                 with if_free(name.with_suffix("")) as free:
                     if free:

@@ -4,36 +4,67 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from kdcompile.disk import sync_folder
+from kdcompile.locks import folder_if_free
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
+ABANDONED_S = 86_400
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name to write to; at the end the file is `path`, whole and on the disk.
 
-    Nobody can guess the name, and put a link there that the block would write through.
+    Nobody can guess the name, and put a link there that the block would write through. The file is
+    there, empty, and held until the end, so that `sweep_files` of another process leaves it alone.
 
     Where the block fails, what was at `path` stays and the temporary file goes.
     """
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename = str(path)  # a write or fsync names no file, and the other is gone
-        raise
+    with ExitStack() as held:
+        temporary = _begun(path, held)
+        try:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+                error.filename = str(path)  # a write or fsync names no file, and the other is gone
+            raise
     sync_folder(path.parent)
+
+
+def _begun(path: Path, held: ExitStack) -> Path:
+    """An empty temporary file beside `path`, held by this process where the system can tell."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        if held.enter_context(folder_if_free(temporary)) is not False:
+            return temporary  # else it was swept before it was held
+
+
+def sweep_files(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder, and no other file.
+
+    Where the system cannot tell whether a process has one, a day must have passed.
+    """
+    with suppress(OSError):  # where nothing can be removed, nothing can be made either
+        for path in folder.glob(".*.tmp"):
+            if not TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+                continue
+            with folder_if_free(path) as free:
+                if free or (free is None and time.time() - path.stat().st_mtime > ABANDONED_S):
+                    path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

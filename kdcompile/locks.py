@@ -107,7 +107,7 @@ def check_locks(folder: Path) -> None:
 
 @contextmanager
 def folder_if_free(path: Path) -> Iterator[bool | None]:
-    """Hold a folder itself where nobody has it, with no file of a lock in it.
+    """Hold a folder or a file itself where nobody has it, with no file of a lock beside it.
 
     Gives whether it is held now: False where another process has it or it is gone, None where the
     system or the file system cannot tell (Windows, NFS).

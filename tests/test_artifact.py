@@ -6,14 +6,28 @@ import json
 import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import filelock
 import pytest
 
-from kdcompile.artifact import Hasher, Store, digest, is_sealed, replacing, seal, write_text
+from kdcompile import files
+from kdcompile.artifact import (
+    Hasher,
+    Store,
+    digest,
+    is_sealed,
+    replacing,
+    seal,
+    sweep_files,
+    write_text,
+)
 from kdcompile.errors import KDError
 from kdcompile.locks import if_free, locked
 
@@ -409,3 +423,66 @@ def test_another_error_of_a_lock_is_no_lack_of_locks(tmp_path, monkeypatch):
     with pytest.raises(KDError) as error:
         Store(tmp_path).make("stage", KEY, _build())
     assert error.value.code == "disk-failed"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from kdcompile.files import replacing
+for name in sys.argv[1:]:
+    replacing(Path(name)).__enter__().write_text("half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_temporary_files_of_killed_processes_are_swept_and_no_others(tmp_path):
+    store, work = Store(tmp_path / "store"), tmp_path / "store/work/distill-1/deep"
+    work.mkdir(parents=True)
+    names = [store.root / "images.json", store.root / "splits.json", work / "a\nb.pt"]
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, names)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = [path for path in store.root.rglob("*.tmp") if path.read_text() == "half"]
+    assert len(left) == 3
+    (tmp_path / "aim").write_text("mine")
+    users = [store.root / name for name in (".notes.tmp", ".a.b.tmp", "a.0123456789abcdef.tmp")]
+    for path in users:
+        path.write_text("mine")
+    link = store.root / ".images.json.0123456789abcdef.tmp"
+    link.symlink_to(tmp_path / "aim")
+    with replacing(store.root / "images.json") as going_on:
+        store.sweep()
+        assert going_on.exists()
+        assert not any(path.exists() for path in left)
+        going_on.write_text("whole")
+    assert (store.root / "images.json").read_text() == "whole"
+    assert link.is_symlink()
+    assert all(path.read_text() == "mine" for path in users)
+
+
+def test_where_no_system_tells_who_has_a_file_it_is_old_before_it_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "folder_if_free", lambda path: nullcontext(None))
+    path = tmp_path / ".a.0123456789abcdef.tmp"
+    path.write_text("half")
+    sweep_files(tmp_path)
+    assert path.exists()
+    os.utime(path, (0, time.time() - files.ABANDONED_S - 60))
+    sweep_files(tmp_path)
+    assert not path.exists()
+
+
+def test_a_temporary_file_is_swept_before_it_is_held_and_made_anew(tmp_path, monkeypatch):
+    held = files.folder_if_free
+    taken = []
+
+    def late(path):
+        if not taken:
+            taken.append(path)
+            path.unlink()
+        return held(path)
+
+    monkeypatch.setattr(files, "folder_if_free", late)
+    with replacing(tmp_path / "a") as temporary:
+        assert temporary != taken[0]
+        temporary.write_text("whole")
+    assert (tmp_path / "a").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -25,7 +25,7 @@ ALLOWED = {
     "spec": {"errors", "targets", "spec_distill", "spec_deploy", "spec_gates", "spec_search"},
     "spec_file": {"errors", "targets", "spec"},
     "disk": {"errors"},
-    "files": {"disk"},
+    "files": {"disk", "locks"},
     "locks": {"errors"},
     "artifact": {"errors", "targets", "disk", "files", "locks"},
     "report": {"errors", "targets"},

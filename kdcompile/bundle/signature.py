@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import write_json
+from kdcompile.artifact import sweep_files, write_json
 from kdcompile.bundle.manifest import NAME, SIGNATURE, Bundle, read_bundle
 from kdcompile.errors import KDError
 from kdcompile.lazy import need
@@ -117,6 +117,7 @@ def sign_bundle(folder: Path, key_file: Path) -> str:
         "public_key_sha256": fingerprint,
         "signature": base64.b64encode(key.sign(message)).decode(),
     }
+    sweep_files(folder)  # no bundle may hold what a killed process left of an earlier signature
     write_json(folder / SIGNATURE, record)
     return fingerprint
 

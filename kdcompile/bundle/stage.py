@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdcompile.artifact import Artifact, Step, Store, json_text, write_json, write_text
 from kdcompile.bundle import form, manifest, product
 from kdcompile.bundle.place import check_place, spec_id
-from kdcompile.bundle.swap import beside, swap
+from kdcompile.bundle.swap import beside, swap, sweep_beside
 from kdcompile.disk import disk_full, is_full
 from kdcompile.errors import KDError
 from kdcompile.report import Report
@@ -93,6 +93,7 @@ def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> 
         KDError: those of `check_place`; `output-unwritable`; `disk-full`.
     """
     destination = destination.resolve()
+    sweep_beside(destination)
     installed = _manifest_of(artifact, None if spec is None else spec_id(spec, destination))
     if _is_same(installed, destination):
         return destination

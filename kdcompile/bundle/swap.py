@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from kdcompile.artifact import sweep_files
 from kdcompile.disk import sync_folder
 from kdcompile.locks import folder_if_free
 
@@ -26,11 +27,8 @@ def beside(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
+    sweep_beside(folder)
     prefix = f".{folder.name}{MADE}"
-    for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
-        with folder_if_free(leftover) as free:
-            if free:
-                shutil.rmtree(leftover, ignore_errors=True)
     with ExitStack() as held:
         for _ in range(TRIES):
             temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
@@ -39,6 +37,15 @@ def beside(folder: Path) -> Iterator[Path]:
             if free is not False:  # one just made has no owner yet: another may have taken it
                 break
         yield temporary
+
+
+def sweep_beside(folder: Path) -> None:
+    """Remove what killed processes left of `beside` this folder, and of files in it."""
+    for leftover in folder.parent.glob(f"{glob.escape(f'.{folder.name}{MADE}')}*"):
+        with folder_if_free(leftover) as free:
+            if free:
+                shutil.rmtree(leftover, ignore_errors=True)
+    sweep_files(folder)
 
 
 def sync_tree(folder: Path) -> None:

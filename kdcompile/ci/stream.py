@@ -81,7 +81,7 @@ def guarded(words: Sequence[str], environment: Mapping[str, str] = os.environ) -
         yield
         return
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Guarded(sys.stdout), Guarded(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Guarded(sys.stdout), Guarded(sys.stderr)
     try:
         yield
     finally:

@@ -38,7 +38,7 @@ def apply(
             `delta-weights`, `delta-architecture`, `delta-output`; those of the weights and the
             spec's data.
     """
-    check_output(output, (base, delta, new, *inputs_of(spec)))
+    check_output(output, (delta, new, *inputs_of(spec)))  # base: updated in place
     found = read_delta(delta)
     before, metadata = read_student(base)
     with named(delta):

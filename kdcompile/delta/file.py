@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kdcompile.artifact import replacing
+from kdcompile.artifact import replacing, sweep_files
 from kdcompile.delta import layer as form
 from kdcompile.delta.layer import Layer
 from kdcompile.delta.packing import WHERE, corrupt
@@ -83,6 +83,7 @@ def check_output(path: Path, inputs: Sequence[Path | None] = ()) -> None:
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         if not path.is_dir():
+            sweep_files(path.absolute().parent)
             return
         why = "this is a folder"
     except (FileExistsError, NotADirectoryError) as error:
@@ -102,8 +103,8 @@ def inputs_of(spec: Spec | None) -> list[Path | None]:
     """The files that a spec names: its own, and weights."""
     if spec is None:
         return []
-    weights = [each.weights for each in (spec.teacher, *spec.teachers, spec.student)]
-    return [spec.path, *weights]
+    teachers = (each.weights for each in (spec.teacher, *spec.teachers))
+    return [spec.path, spec.student.weights, *teachers]
 
 
 def write_delta(path: Path, delta: Delta) -> None:

@@ -135,3 +135,15 @@ def test_bundle_beside_a_spec_is_no_code_of_it(artifact, tmp_path):
     install(artifact, tmp_path / "out")
     assert factory_sources("model.py:build", tmp_path) == before
     assert [path.name for path in before] == ["blocks.py", "model.py"]
+
+
+def test_what_killed_processes_left_beside_a_bundle_and_in_it_goes(artifact, tmp_path):
+    folder = install(artifact, tmp_path / "out")
+    old, other = tmp_path / ".out.kdcompile-0", tmp_path / ".outer.kdcompile-0"
+    for left in (old, other):
+        (left / "new").mkdir(parents=True)
+    half = folder / ".manifest.sig.0123456789abcdef.tmp"
+    half.write_text("{")
+    install(artifact, folder)
+    assert (old.exists(), half.exists(), other.exists()) == (False, False, True)
+    assert read_bundle(folder).name == "crowd"

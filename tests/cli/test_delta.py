@@ -115,7 +115,6 @@ def test_the_new_weights_become_a_student_without_training(command, tmp_path):
         ("delta make stage base -o stage/student.safetensors", "stage/student.safetensors"),
         ("delta make base new -o teacher --spec .", "teacher.safetensors"),
         ("delta make base new -o kdcompile.toml --spec .", "kdcompile.toml"),
-        ("delta apply base d -o base", "base.safetensors"),
         ("delta apply base d -o d", "d"),
         ("delta apply base d -o new --new new --spec .", "new.safetensors"),
     ],
