@@ -27,8 +27,10 @@ from kdcompile.files import read_json as read_json
 from kdcompile.files import read_text as read_text
 from kdcompile.files import refuse_endless as refuse_endless
 from kdcompile.files import replacing as replacing
+from kdcompile.files import scratch as scratch
 from kdcompile.files import seal as seal
 from kdcompile.files import sweep_files as sweep_files
+from kdcompile.files import sweep_scratch as sweep_scratch
 from kdcompile.files import write_json as write_json
 from kdcompile.files import write_text as write_text
 from kdcompile.locks import OWNER, holder, if_free, locked
@@ -161,6 +163,7 @@ class Store:
                     self._remove_if_free(path, stage, key)
             for folder in (self.root, *self.root.glob("*/"), *self.root.glob(f"{WORK}/**/")):
                 sweep_files(folder)
+            sweep_scratch()
             for name in sorted((self.root / LOCKS).glob(f"*{OWNER}")):
                 with if_free(name.with_suffix("")) as free:
                     if free:

@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +19,7 @@ from kdcompile.locks import folder_if_free
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 ABANDONED_S = 86_400
+SCRATCH = ".kdcompile-scratch-"
 
 
 @contextmanager
@@ -65,6 +68,29 @@ def sweep_files(folder: Path) -> None:
             with folder_if_free(path) as free:
                 if free or (free is None and time.time() - path.stat().st_mtime > ABANDONED_S):
                     path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder of this process, gone at the end; `sweep_scratch` finds those it left."""
+    with ExitStack() as held:
+        free: bool | None = False
+        while free is False:  # swept before it was held
+            folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
+            held.callback(shutil.rmtree, folder, ignore_errors=True)
+            free = held.enter_context(folder_if_free(folder))
+        yield folder
+
+
+def sweep_scratch() -> None:
+    """Remove the folders of `scratch` that killed processes of this user left."""
+    user = os.getuid() if hasattr(os, "getuid") else None
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with suppress(OSError), folder_if_free(folder) as free:
+            about = folder.lstat()
+            ours = stat.S_ISDIR(about.st_mode) and user in (None, about.st_uid)
+            if ours and (free or (free is None and time.time() - about.st_mtime > ABANDONED_S)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

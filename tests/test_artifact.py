@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from kdcompile.artifact import (
     digest,
     is_sealed,
     replacing,
+    scratch,
     seal,
     sweep_files,
     write_text,
@@ -429,8 +431,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from kdcompile.files import replacing
-for name in sys.argv[1:]:
-    replacing(Path(name)).__enter__().write_text("half")
+writing = [replacing(Path(name)) for name in sys.argv[1:]]
+for one in writing:
+    one.__enter__().write_text("half")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -486,3 +489,25 @@ def test_a_temporary_file_is_swept_before_it_is_held_and_made_anew(tmp_path, mon
         temporary.write_text("whole")
     assert (tmp_path / "a").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+LEFT = """
+import os, signal
+from kdcompile.files import scratch
+work = scratch()
+(work.__enter__() / "network.onnx").write_text("half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_scratch_folders_of_killed_processes_are_swept_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", LEFT], check=False, env=environment)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    (tmp_path / "kdcompile-notes").mkdir()
+    with scratch() as going_on:
+        Store(tmp_path / "store").sweep()
+        assert (left.exists(), going_on.is_dir()) == (False, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["kdcompile-notes"]

@@ -6,13 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import file_sha256
+from kdcompile.artifact import file_sha256, scratch
 from kdcompile.backends import via_answers
 from kdcompile.backends.via_errors import (
     bad_answer,
@@ -166,7 +165,7 @@ class Place(ABC):
         Raises:
             KDError: those of `get`; `board-answer`.
         """
-        with TemporaryDirectory() as folder:
+        with scratch() as folder:
             local = Path(folder) / "engine.json"
             self.get(there, local)
             try:
@@ -177,7 +176,7 @@ class Place(ABC):
     def inputs(self, arrays: Arrays) -> str:
         """The path there of the inputs, which the next replace; equal ones are not sent again."""
         there = self.path(f"run-{self._token}-in.npz")
-        with TemporaryDirectory() as folder:
+        with scratch() as folder:
             local = Path(folder) / "in.npz"
             np.savez(local, allow_pickle=False, **arrays)
             sha256 = file_sha256(local)
@@ -194,7 +193,7 @@ class Place(ABC):
         """
         outputs = self.path(f"run-{self._token}-out.npz")
         self.call("run", inputs=self.inputs(arrays), outputs=outputs, name=name)
-        with TemporaryDirectory() as folder:
+        with scratch() as folder:
             local = Path(folder) / "out.npz"
             self._fetch(outputs, local)
             try:

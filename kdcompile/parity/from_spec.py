@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from kdcompile.artifact import Artifact
+from kdcompile.artifact import Artifact, scratch
 from kdcompile.backends import engine
 from kdcompile.backends.board import Board
 from kdcompile.backends.predict import predict_outputs
@@ -95,7 +94,7 @@ def export_ladder(
         KDError: as `spec_ladder`.
     """
     foot, module = _foot(spec, distilled, images)
-    with TemporaryDirectory() as folder:
+    with scratch() as folder:
         path = Path(folder) / "student.onnx"
         onnx_from_module(
             module, path, spec.export.profile, target.max_opset, target.ir_version,

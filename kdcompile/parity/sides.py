@@ -9,7 +9,6 @@ EngineSide   an engine at a place; to see a tensor an engine is built anew with 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from kdcompile.artifact import scratch
 from kdcompile.backends import engine
 from kdcompile.backends.board import Board
 from kdcompile.backends.via import Place
@@ -148,7 +148,7 @@ class EngineSide(Side):
     def _build(self, tensors: tuple[str, ...]) -> None:
         self._tensors = ()
         model, names = exposed(self.model, (self.output, *tensors), self._kinds)
-        with TemporaryDirectory() as folder:
+        with scratch() as folder:
             path = Path(folder) / "probe.onnx"
             onnx.save(model, path)
             built = engine.build(

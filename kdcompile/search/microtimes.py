@@ -1,6 +1,5 @@
 """Latencies of many small networks at a place, measured in turns within a time."""
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from kdcompile.artifact import scratch
 from kdcompile.backends import engine
 from kdcompile.backends.board import Board
 from kdcompile.backends.rig import REFUSALS
@@ -172,7 +172,7 @@ def _ready(place: Place, board: Board, case: Case, precision: str, there: list[s
     name, plan = case.name(precision), place.about["precisions"][precision]
     tensorrt = board.version if board.backend == "tensorrt" else None
     model = in_form(case.make(), plan["onnx"], tensorrt)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         path, arrays = Path(folder) / "network.onnx", Path(folder) / "in.npz"
         onnx.save(model, path)
         image = np.random.default_rng(0).standard_normal(case.shape, np.float32)

@@ -1,6 +1,5 @@
 """A network as the latency model sees it: the kernels of its ONNX file, priced on a target."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from onnx import ModelProto
 from torch import nn
 
+from kdcompile.artifact import scratch
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.models.blocks import fold
 from kdcompile.search.cost import params
@@ -42,7 +42,7 @@ class Network:
     def __init__(self, module: nn.Module, shape: Sequence[int]) -> None:
         self.module, self.shape = fold(module), list(shape)
         fixed = (self.shape, self.shape, self.shape)
-        with tempfile.TemporaryDirectory() as place:
+        with scratch() as place:
             path = Path(place) / "network.onnx"
             self.model: ModelProto = onnx_from_module(self.module, path, fixed)
         self._kernels: dict[Precision, list[Kernel]] = {}

@@ -54,7 +54,7 @@ def scaled(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any]
         return given.architecture, []
     channels, tile = trace(teacher.module, teacher.shape), target.channel_tile
     if budget.width is not None:
-        teacher.priced(target, precisions[1])  # refused where the target lacks the precision
+        teacher.fastest(target, price.precisions)  # refused where the target lacks a precision
         (chosen,) = students(channels, tile, spec.seed, [budget.width])
         return chosen, refuse_unshrunk(teacher.module, channels, chosen, budget.width, tile, budget)
     options = students(channels, tile, spec.seed)
