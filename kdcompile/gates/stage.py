@@ -114,9 +114,7 @@ def _context(
         outcomes=outcomes,
         parity=found.parity,
         latency=found.latency,
-        predictions=predictions(
-            inputs["search"].json("estimate.json"), choice.get("candidates", ())
-        ),
+        predictions=predictions(inputs["search"].json("estimate.json"), choice["precision"]),
         files=deployable(inputs["compile"]),
         seed=step.spec.seed,
         deployed=found.deployed,
@@ -145,25 +143,20 @@ def _outcomes(
     )
 
 
-def predictions(
-    estimate: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]] = ()
-) -> dict[str, Prediction]:
+def predictions(estimate: Mapping[str, Any], chosen: str = "") -> dict[str, Prediction]:
     """The latency model's numbers by the student's precision.
 
     The teacher's is at the precision that it would be deployed in beside it, else at fp32.
 
     Args:
         estimate: of `estimate.json`.
-        candidates: of `choice.json`: a mixed network has its estimate there, with fp16's band.
+        chosen: the precision that ships. A mixed network, which the model has no estimate of, takes
+            fp16's: it keeps fp16 wherever int8 is not faster.
     """
     found = {}
     teachers, students = estimate["teacher"], dict(estimate["student"])
-    half = students.get("fp16")
-    for one in candidates:
-        if one["evidence"] == "predicted" and half and one["precision"] not in students:
-            share = one["latency_ms"] / half["ms"]
-            scaled = {key: share * half[key] for key in ("ms", "low_ms", "high_ms")}
-            students[one["precision"]] = {**half, **scaled}
+    if chosen == "mixed" and "fp16" in students:
+        students.setdefault(chosen, students["fp16"])
     for precision, student in students.items():
         beside = teacher_precision(precision)
         beside = beside if beside in teachers else "fp32"
