@@ -13,11 +13,11 @@ demo: $(VENV)/.installed
 	$(BIN)/kdcompile report dist/digits-jetson
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest --durations=10 -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --durations=10 -n 2 --dist loadfile --no-loadscope-reorder
 
 # the same with coverage, which takes twice as long
 coverage: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered -n 2 --dist loadfile --no-loadscope-reorder
 
 # kills, builds side by side, full disks, fuzzers: under an hour; what each tried and found is printed
 soak: $(VENV)/.installed

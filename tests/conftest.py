@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from longest_first import pytest_collection_modifyitems as pytest_collection_modifyitems
 from told_skips import pytest_sessionfinish as pytest_sessionfinish
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
