@@ -170,12 +170,14 @@ def test_the_plan_as_text_and_as_values(folder):
     assert steps[1]["why"] == []
     described = {
         "spec": "s", "board": None, "steps": steps, "estimate": None, "stopped": None, "rules": [],
-        "rules_on_operators": True, "decides": [], "metric": "mae", "margin": None,
+        "rules_on_operators": True, "warnings": ["mostly padding"], "decides": [],
+        "metric": "mae", "margin": None,
         "target": plan.target.to_json() | {"full_name": plan.target.full_name},
     }  # fmt: skip
     text = lines(described)
     assert "distill    to do    data: images/001.png changed" in text
     assert f"{'':<19} after teacher" in text
+    assert "warning    mostly padding" in text
     assert any(line.startswith(f"search     cached   {steps[1]['key'][:12]}") for line in text)
 
 

@@ -21,6 +21,8 @@ weights = "w.safetensors"
 [data]
 format = "points-jsonl"
 root = "data"
+[distill]
+crop = 8
 """
 SPLITS = {"train": range(4), "val": range(4, 6), "test": range(6, 9)}
 FILES = {
