@@ -179,7 +179,7 @@ class _Judge:
 
     def __init__(self, spec: Spec, store: ImageStore, val: Sequence[Photo]) -> None:
         self._task, self._store, self._val = find_task(spec.task.kind), store, val
-        self._preprocess = Preprocess.of(spec.data, spec.export)
+        self._preprocess = Preprocess.of(spec.data, spec.export, spec.task)
 
     def __call__(
         self, spec: Spec, teacher: nn.Module, student: nn.Module, report: dict[str, Any] | None

@@ -116,7 +116,7 @@ def warnings_of(spec: Spec, splits: Splits) -> list[str]:
         for crop in _crops(spec)
         if (share := _filled(size, (crop, crop))) < FILLED
     ]
-    prepare = Preprocess.of(spec.data, spec.export)
+    prepare = Preprocess.of(spec.data, spec.export, spec.task)
     share = _filled(prepare.fitted(*size), prepare.min_hw)
     if share < FILLED:
         asked = " x ".join(map(str, prepare.min_hw))
