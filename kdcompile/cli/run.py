@@ -18,20 +18,19 @@ if TYPE_CHECKING:
 MANY = 10  # photos that progress is shown of
 
 
-class FailedPhoto(TypedDict):
-    """A photo that `kdcompile run` has no result for."""
+class Failure(TypedDict):
+    """Why a photo has no result."""
 
-    photo: str
     code: str
     message: str
     fix: str
 
 
-class Ran(TypedDict):
-    """`kdcompile run`: the results in order; their keys are the task's."""
+class Failed(TypedDict):
+    """The row of a photo that has no result."""
 
-    results: list[dict[str, Any]]
-    errors: list[FailedPhoto]
+    photo: str
+    error: Failure
 
 
 @click.command()
@@ -87,26 +86,25 @@ def _tell(each: "BundleRun", as_json: bool) -> bool:
     from kdcompile.progress import Progress
 
     few = len(each.photos) < MANY
-    document: Ran = {"results": [], "errors": []}
+    document: list[Any] = []
+    failed = False
     try:
         with Progress("run", len(each.photos), "photos", quiet=few) as progress:
             for done, (photo, told) in enumerate(each, 1):
                 if isinstance(told, KDError):
+                    failed = True
                     click.echo(_error_line(told), err=True)
-                    document["errors"].append(
-                        FailedPhoto(
-                            photo=str(photo), code=told.code, message=told.message, fix=told.fix
-                        )
-                    )
+                    why = Failure(code=told.code, message=told.message, fix=told.fix)
+                    document.append(Failed(photo=str(photo), error=why))
                 else:
-                    document["results"].append(told)
+                    document.append(told)
                     if not as_json:
                         click.echo(_line(told))
                 progress.show(done)
     finally:
-        if as_json and any(document.values()):
+        if as_json and document:
             echo_json(document)
-    return bool(document["errors"])
+    return failed
 
 
 def _line(row: dict[str, Any]) -> str:

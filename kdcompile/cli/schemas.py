@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from kdcompile.bench.comparable import Difference
 from kdcompile.bench.verdict import Comparison
 from kdcompile.cli.recipes import Recipe, RecipeLine
-from kdcompile.cli.run import Ran
+from kdcompile.cli.run import Failed
 from kdcompile.delta.result import Applied, Made
 from kdcompile.doctor import Check
 from kdcompile.errors import KDError, nearest
@@ -245,7 +245,7 @@ DOCUMENTS: dict[str, Any] = {
     "baseline show": Baselines,
     "delta make": Made,
     "delta apply": Applied,
-    "run": Ran,
+    "run": list[Failed | Json],  # a result has the keys of its task
     "targets": Targets,
     "targets show": ShownTarget,
     "targets validate": Validated,
