@@ -16,7 +16,7 @@ DOCUMENTS += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")
 BUILD = "kdcompile build crowd --target jetson\n"
 # `make demo` runs it as it is; here a few steps show that it runs, and not how well or fast
 QUICK = (
-    "distill.steps=40", "data.train=train:200", "data.test=test:60",
+    "distill.steps=10", "data.train=train:16@256", "data.val=val:8@256", "data.test=test:16@256",
     "gates.accuracy.required=false", "gates.speedup.required=false",
 )  # fmt: skip
 
