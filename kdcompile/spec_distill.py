@@ -20,7 +20,7 @@ class Ramp(Closed):
 
 
 RATE = 1e-3  # from random weights
-INHERITED_RATE = 3e-4  # at higher ones the first steps may lose it: benchmarks/README.md
+INHERITED_RATE = 1e-4  # at higher ones the first steps may lose it: benchmarks/README.md
 MOST_LR = 1e3  # far more than trains anything, and far less than a float32 holds
 Weights = dict[str, float | Ramp]
 Taps = Literal["auto"] | list[tuple[str, str]]
