@@ -21,7 +21,9 @@ def candidates(*rows):
         ((("fp32", 1, 9), ("fp16", 2, 8), ("int8", 3, 7)), "fp32"),  # int8 that does not pay
         ((("fp32", 3, 12), ("fp16", 2, 11), ("int8", 1, 13)), "fp32"),  # not even fp32 passes
         ((("fp32", 3, 12), ("fp16", 2, math.nan), ("int8", 1, math.inf)), "fp32"),
-        ((("fp32", 3, math.nan), ("fp16", 2, 11), ("int8", 1, 12)), "fp16"),
+        ((("fp32", 3, math.nan), ("fp16", 2, 11), ("int8", 1, 12)), "fp32"),  # nor is no number
+        ((("fp16", 2, math.nan), ("int8", 1, 12)), "int8"),
+        ((("int8", 1, 12), ("fp16", 2, math.nan)), "int8"),
         ((("fp32", 1, 9), ("int8", 1, 8)), "int8"),  # a tie goes to the more accurate
         ((("fp32", 1, math.nan),), "fp32"),
         ((("fp32", 3, 18.046427), ("mixed", 1, 18.046333)), "fp32"),

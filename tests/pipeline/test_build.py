@@ -150,7 +150,7 @@ def test_a_change_reruns_what_depends_on_it(built):
     assert [found["verify"][0] for found in why[:2]] == [
         "spec: data.max_test none -> 39", "spec: quantize.calibrator entropy -> minmax",
     ]  # fmt: skip
-    assert why[2]["distill"] == ["spec: distill.lr 0.004 -> 0.5"]
+    assert why[2]["distill"] == ["spec: distill.lr 0.001 -> 0.5"]
     assert why[3]["teacher"][0].startswith("data: ")
     assert why[3]["search"] == []
 

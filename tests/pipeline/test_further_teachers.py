@@ -48,7 +48,7 @@ def test_paths_are_of_the_spec_or_of_the_current_folder(folder, tmp_path, monkey
     [
         ("teachers=[{model = 'm.py:f'}]", "teachers.0.weights is missing"),
         ("teachers=[{model = 'm.py:f', weights = 'w', weight = 'v'}]", "unknown key"),
-        ("teachers.0.weights=w", "teachers is not a section"),
+        ("teachers.0.weights=w", "'teachers' is not a section"),
     ],
 )
 def test_a_teacher_that_is_none_is_refused(folder, given, said):

@@ -174,7 +174,7 @@ CASES = [
     ),
     BadInput(
         "set-below-a-value", project, ("plan", "--set", "seed=0", "--set", "seed.x=1"),
-        "set-syntax", _called("plan", "--set", "seed=0"), says=("seed is not a section",),
+        "set-syntax", _called("plan", "--set", "seed=0"), says=("'seed' is not a section",),
     ),
     BadInput(
         "unknown-target", project, ("plan", "--target", "cpuu"), "target-unknown",
