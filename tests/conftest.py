@@ -1,5 +1,6 @@
 """Shared fixtures. Nothing here needs a network or a GPU."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from hypothesis import settings
 from longest_first import pytest_collection_modifyitems as pytest_collection_modifyitems
 from told_skips import pytest_sessionfinish as pytest_sessionfinish
+
+from kdcompile.logs import CONSOLE
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -24,6 +27,16 @@ settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("same")
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _console_of_one_test():
+    """A command that ran with -q leaves no quiet console to the tests after it."""
+    root, log = logging.getLogger(), logging.getLogger("kdcompile")
+    level = log.level
+    yield
+    root.handlers[:] = [one for one in root.handlers if one.get_name() != CONSOLE]
+    log.setLevel(level)
 
 
 def _shared(*parts: str) -> Path:

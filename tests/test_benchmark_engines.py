@@ -174,7 +174,7 @@ def test_builds_have_their_exit_codes_and_gates(scripts, task, measured, capsys)
     passed, failed = record["builds"]["0.001"], record["builds"]["1000"]
     assert (passed["exit_code"], failed["exit_code"]) == (0, 3)
     speedup = {gate["name"]: gate for gate in failed["gates"]}["speedup"]
-    assert (speedup["verdict"], speedup["evidence"]) == ("failed", "host")
+    assert (speedup["verdict"], speedup["evidence"]) == ("failed", "predicted")
     assert passed["choice"]["precision"] == record["choice"]["precision"]
     printed = capsys.readouterr().out
     assert "`gates.speedup.min=0.001`: exit 0" in printed
