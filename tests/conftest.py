@@ -15,7 +15,8 @@ from kdcompile.logs import CONSOLE
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-os.environ.setdefault("KDCOMPILE_CACHE", tempfile.mkdtemp(prefix="kdcompile-tests-"))
+# of each of pytest-xdist's workers: they would sweep each other's files away
+os.environ["KDCOMPILE_CACHE"] = tempfile.mkdtemp(prefix="kdcompile-tests-")
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="kdcompile-tests-")  # no calibration
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of the tests that import onnxruntime themselves
 os.environ.setdefault("KDCOMPILE_TUNE", "0")  # tests measure nothing and leave no cache behind

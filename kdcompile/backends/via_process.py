@@ -19,6 +19,7 @@ MOST_BYTES = 8 << 20  # of one answer; that of a build, with ten thousand layers
 MOST_WAITING = 16  # answers that nobody asked for
 DIGITS = 20  # of a 64-bit mask
 PIECE = 1 << 16  # of a line of standard error
+LOOK_S = 0.5  # a signal that comes just before a wait is handled only when the wait returns
 
 
 class Gone(Exception):  # noqa: N818  # told to the user as one of several errors
@@ -84,9 +85,9 @@ class Answers:
             if left <= 0:
                 raise TimeoutError
             try:
-                line = self._lines.get(timeout=left)
+                line = self._lines.get(timeout=min(left, LOOK_S))
             except Empty:
-                raise TimeoutError from None
+                continue
             if line is None or isinstance(line, BadAnswer):
                 self._lines.put(line)  # for every later call
                 if line is None:

@@ -5,10 +5,11 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from queue import Empty
 
 import numpy as np
 import pytest
-from hostile_place import HELLO
+from hostile_place import HELLO, Clock
 from hostile_place import line as hello
 
 from kdcompile.backends import via_boot, via_place
@@ -17,7 +18,7 @@ from kdcompile.backends.via import open_place
 from kdcompile.backends.via_address import parse_ssh
 from kdcompile.backends.via_boot import HUNG_UP
 from kdcompile.backends.via_errors import TOOLS, worker_error
-from kdcompile.backends.via_process import Gone, WorkerProcess
+from kdcompile.backends.via_process import Answers, Gone, WorkerProcess
 from kdcompile.backends.worker import FIXES
 from kdcompile.errors import KDError, ToolMissingError
 
@@ -138,6 +139,23 @@ def test_an_interruption_ends_the_worker(monkeypatch):
             assert failure(place.call, "hello").code == "worker-stopped"
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_no_wait_for_an_answer_is_long():
+    """A signal that comes just before a wait is handled after it, so Ctrl-C would be lost in it."""
+    clock, waits = Clock(), []
+
+    def get(timeout):
+        waits.append(timeout)
+        clock.now += timeout
+        raise Empty
+
+    answers = Answers(clock)
+    answers._lines.get = get
+    with pytest.raises(TimeoutError):
+        answers.next(1, 60.2)
+    assert sum(waits) == pytest.approx(60.2)
+    assert max(waits) <= 1.0
 
 
 def test_a_busy_worker_ends_with_its_connection(monkeypatch):
