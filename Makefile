@@ -29,6 +29,7 @@ lint: $(VENV)/.installed
 	rm -rf build/typecheck build/lib build/bdist*
 	$(BIN)/pip install -q --no-deps --target build/typecheck .
 	$(BIN)/mypy
+	cd build/typecheck && ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache
 
 # every configuration of every kernel for every card: most of an hour on two cores
 kernels-aot: $(VENV)/.installed

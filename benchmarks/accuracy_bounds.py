@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from kdcompile.data.metric import MAE, RMSE, Metric
-from kdcompile.gates import bootstrap
-from kdcompile.gates.bootstrap import t_quantile
-from kdcompile.gates.noninferior import compare
+from kdcompile.stats import bootstrap
+from kdcompile.stats.bootstrap import t_quantile
+from kdcompile.stats.noninferiority import compare
+from kdcompile.tasks.metric import MAE, RMSE, Metric
 
 Floats = NDArray[np.float64]
 IMAGES, KINDS = (8, 20, 100, 500), ("normal", "t3", "crowd", "dense", "rare")

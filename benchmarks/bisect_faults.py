@@ -22,15 +22,15 @@ from bisect_networks import NETWORKS, copied, exported, in_precision
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from kdcompile.artifact import write_json
-from kdcompile.data.metric import MAE
-from kdcompile.data.task import TASKS
-from kdcompile.export.fp16 import to_fp16
-from kdcompile.parity.ladder import Ladder, Rung, climb
-from kdcompile.parity.locate import Finding, locate
-from kdcompile.parity.names import module_of
-from kdcompile.parity.sides import OnnxSide
-from kdcompile.parity.tolerance import of_numbers
+from kdcompile.core.files import write_json
+from kdcompile.debug.locate import Finding, locate
+from kdcompile.debug.names import module_of
+from kdcompile.debug.runners import OnnxSide
+from kdcompile.debug.tolerance import of_numbers
+from kdcompile.debug.variants import Ladder, Rung, climb
+from kdcompile.onnx_graph.fp16 import to_fp16
+from kdcompile.tasks.metric import MAE
+from kdcompile.tasks.task import TASKS
 
 TASK = TASKS["counting"]
 MARGIN = 0.15

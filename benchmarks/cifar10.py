@@ -40,19 +40,19 @@ def train(job: Job) -> list[dict[str, Any]]:
     """Train both arms and judge them and the teacher."""
     import torch
 
+    from kdcompile.config.load import load_spec
     from kdcompile.data.images import ImageStore
-    from kdcompile.data.prepare import Preprocess
     from kdcompile.data.splits import load_splits
-    from kdcompile.data.task import find_task
     from kdcompile.distill.evaluate import predict
-    from kdcompile.distill.setting import training_device
     from kdcompile.distill.start import start_student
     from kdcompile.distill.train import Trainer
+    from kdcompile.distill.training_context import training_device
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture
-    from kdcompile.search.shrink import architectures
-    from kdcompile.spec_file import load_spec
+    from kdcompile.search.spaces.uniform import architectures
     from kdcompile.targets import load
+    from kdcompile.tasks.preprocess import preprocess_of
+    from kdcompile.tasks.task import find_task
 
     torch.set_num_threads(1)
     sets = [f"seed={job.seed}", f"student.init={job.start}", f"distill.epochs={EPOCHS}"]
@@ -71,7 +71,7 @@ def train(job: Job) -> list[dict[str, Any]]:
     store = ImageStore(splits.train, spec.export.profile[1][1], device)
     start_student(spec, teacher, start, architecture, store)
     photos = splits.test if job.part == "test" else splits.val
-    preprocess, task = Preprocess.of(spec.data, spec.export, spec.task), find_task(spec.task.kind)
+    preprocess, task = preprocess_of(spec.data, spec.export, spec.task), find_task(spec.task.kind)
     true = [task.truth(photo) for photo in photos]
 
     def top1(network: torch.nn.Module) -> float:

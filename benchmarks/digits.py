@@ -38,16 +38,16 @@ def train(job: Job) -> dict[str, Any]:
     """Train one arm and judge it."""
     import torch
 
-    from kdcompile.data.prepare import Preprocess
+    from kdcompile.config.load import load_spec
     from kdcompile.data.splits import load_splits
-    from kdcompile.data.task import find_task
     from kdcompile.distill.evaluate import predict
     from kdcompile.distill.train import Trainer
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture
-    from kdcompile.search.shrink import architectures
-    from kdcompile.spec_file import load_spec
+    from kdcompile.search.spaces.uniform import architectures
     from kdcompile.targets import load
+    from kdcompile.tasks.preprocess import preprocess_of
+    from kdcompile.tasks.task import find_task
 
     torch.set_num_threads(1)
     canvases = next((s.partition("=")[2] for s in job.sets if s.startswith("canvases=")), CANVASES)
@@ -74,7 +74,7 @@ def train(job: Job) -> dict[str, Any]:
         state = trainer.run()
     trainer.student.load_state_dict(state.best)
     photos = splits.test if job.part == "test" else splits.val
-    preprocess = Preprocess.of(spec.data, spec.export, spec.task)
+    preprocess = preprocess_of(spec.data, spec.export, spec.task)
     task = find_task("counting")
     true = [task.truth(p) for p in photos]
     mae, own = (

@@ -28,7 +28,7 @@ from distill_speed import contenders, measure
 from distill_train import Clock, Judge, OutOfTimeError, run_arm
 from kernel_rows import commit
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.kernels import _runtime
 
 ROOT = Path(__file__).parents[1]

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcompile.artifact import digest, write_json
+from kdcompile.config.distill import Distill
+from kdcompile.config.load import load_spec
+from kdcompile.config.spec import Spec
+from kdcompile.core.files import write_json
+from kdcompile.core.store import digest
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import Splits, evenly, load_splits
-from kdcompile.distill.setting import training_device
 from kdcompile.distill.start import kept_start
+from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.shrink import architectures
-from kdcompile.spec import Spec
-from kdcompile.spec_distill import Distill
-from kdcompile.spec_file import load_spec
+from kdcompile.search.spaces.uniform import architectures
 from kdcompile.targets import load
 
 # of every arm, before --set
@@ -183,7 +184,7 @@ def card() -> str:
     """The GPU, or the processor and its cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    from kdcompile.bench.machine import fingerprint
+    from kdcompile.latency.host_fingerprint import fingerprint
 
     found = fingerprint()
     return f"{found['cpu']}, {found['usable_cores']} cores"

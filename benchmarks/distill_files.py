@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcompile.artifact import write_json, write_text
+from kdcompile.core.files import write_json, write_text
 from kdcompile.models.factory import write_weights
 
 COLUMNS = ("arm", "seed", "steps", "minutes", "steps_per_s", "val_mae", "test_mae", "card")

@@ -120,7 +120,7 @@ def pairs(rows: Sequence[Row], records: Records) -> Table:
 
 def difference(ours: Any, theirs: Any) -> tuple[float, float]:
     """The interval of the mean of `ours` - `theirs`, image by image."""
-    from kdcompile.gates.bootstrap import interval
+    from kdcompile.stats.bootstrap import interval
 
     def statistic(a: Any, b: Any, axis: int) -> Any:
         return np.mean(a, axis=axis) - np.mean(b, axis=axis)

@@ -12,8 +12,8 @@ from distill_files import Results
 from distill_train import fresh, make_trainer, steps_s
 
 from kdcompile.distill.execution import milliseconds
+from kdcompile.distill.phase import StageRun
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.distill.stage_run import StageRun
 from kdcompile.kernels import ran
 from kdcompile.kernels._runtime import using
 

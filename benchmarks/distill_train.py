@@ -16,21 +16,21 @@ from distill_files import Results
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdcompile.artifact import write_json, write_text
+from kdcompile.config.distill import Distill
+from kdcompile.core.files import write_json, write_text
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
 from kdcompile.distill import train as training
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.execution import undone
+from kdcompile.distill.phase import StageRun
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.distill.setting import training_device
-from kdcompile.distill.stage_run import StageRun
 from kdcompile.distill.state import State
 from kdcompile.distill.train import Trainer
+from kdcompile.distill.training_context import training_device
 from kdcompile.kernels import ran
-from kdcompile.search.cost import macs, operations, params
-from kdcompile.spec_distill import Distill
+from kdcompile.latency_model.module_cost import macs, operations, params
+from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import find_task
 
 WARM, TIMED = 3, 24
 PRICED = (1, 3, 576, 864)
@@ -75,7 +75,7 @@ class Judge:
 
     def __init__(self, source: Source) -> None:
         self._spec = source.spec(0)
-        self._preprocess = Preprocess.of(self._spec.data, self._spec.export, self._spec.task)
+        self._preprocess = preprocess_of(self._spec.data, self._spec.export, self._spec.task)
         self._task = find_task(self._spec.task.kind)
 
     def __call__(

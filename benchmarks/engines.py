@@ -28,15 +28,16 @@ from engines_report import report
 from engines_run import Engines
 from kernel_rows import commit
 
-from kdcompile.artifact import Store, digest, file_sha256
-from kdcompile.backends.via import Place, open_place
-from kdcompile.bench.machine import fingerprint
+from kdcompile.config.load import find_spec, load_spec
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
+from kdcompile.core.store import Store, digest
 from kdcompile.data.splits import evenly
-from kdcompile.errors import KDError
-from kdcompile.pipeline.plan import Plan, make_plan
-from kdcompile.pipeline.stages import upstream
-from kdcompile.spec import Spec
-from kdcompile.spec_file import find_spec, load_spec
+from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.passes.manager import Plan, make_plan
+from kdcompile.passes.stages import upstream
+from kdcompile.remote.open import Place, open_place
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("measure", "build", "report")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import write_json
+from kdcompile.core.files import write_json
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

@@ -9,17 +9,18 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from kdcompile.artifact import Store, digest, file_sha256
 from kdcompile.backends.engine import EngineRunner
-from kdcompile.backends.via import Place
-from kdcompile.bench.paired import PairedTimes, ratio_interval
-from kdcompile.calib.layers import weighted_layers
-from kdcompile.calib.macs import layer_macs
-from kdcompile.calib.session import cpu_session
-from kdcompile.data.agreement import pooled_sqnr, relative_error
+from kdcompile.core.files import file_sha256
+from kdcompile.core.store import Store, digest
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import Task
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.onnx_graph.layer_macs import layer_macs
+from kdcompile.onnx_graph.layers import weighted_layers
+from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.remote.open import Place
+from kdcompile.stats.alternating import PairedTimes, ratio_interval
+from kdcompile.tasks.agreement import pooled_sqnr, relative_error
+from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]
 # the order of a turn: what is compared follows one another

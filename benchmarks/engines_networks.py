@@ -11,13 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from kdcompile.artifact import Artifact, Store, digest, write_json
+from kdcompile.backends.candidate_runner import BoardRig
 from kdcompile.backends.choose import Limits
 from kdcompile.backends.mixed import NEEDS, add_mixed
-from kdcompile.backends.rig import BoardRig
-from kdcompile.backends.stage import FILES
 from kdcompile.backends.teacher import FILES as TEACHER_FILES
-from kdcompile.backends.via import Place
 from kdcompile.calib.calibrate import table_of
 from kdcompile.calib.chosen import ChosenImages
 from kdcompile.calib.collect import collect, tensors_to_observe
@@ -29,12 +26,17 @@ from kdcompile.calib.sensitivity import (
     measure_sensitivity,
     photo_evaluator,
 )
-from kdcompile.calib.stage import SENSITIVITY_IMAGES, weight_storage
+from kdcompile.calib.storage import weight_storage
 from kdcompile.calib.table import CalibrationTable
-from kdcompile.data.prepare import Preprocess
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Artifact, Store, digest
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits, evenly, load_splits
-from kdcompile.data.task import Task, find_task
-from kdcompile.pipeline.plan import Plan
+from kdcompile.passes.calibrate import SENSITIVITY_IMAGES
+from kdcompile.passes.compile import FILES
+from kdcompile.passes.manager import Plan
+from kdcompile.remote.open import Place
+from kdcompile.tasks.task import Task, find_task
 
 LOSS = 0.01  # of its fp32 metric: what the teacher's mixed network may lose on validation
 MIXED, REFUSED = "student_mixed.onnx", "refused.json"

@@ -8,7 +8,7 @@ import numpy as np
 from distill_report import Table, markdown
 from engines_files import read
 
-from kdcompile.data.metric import METRICS, Metric
+from kdcompile.tasks.metric import METRICS, Metric
 
 WITHIN = 0.03  # of back-to-back enqueueing: what the runner may add
 LOSS = 0.01  # of the fp32 engine's metric: what an int8 engine may lose

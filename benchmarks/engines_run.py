@@ -9,12 +9,13 @@ from engines_files import Results
 from engines_measure import References, int8_share, judge, parity, time_all
 from engines_networks import Networks, Source
 
-from kdcompile.artifact import Store, digest, file_sha256
+from kdcompile.backends.candidate_runner import RUNS_HERE, BoardRig
 from kdcompile.backends.engine import Built, runner
-from kdcompile.backends.rig import RUNS_HERE, BoardRig
-from kdcompile.backends.via import Place
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
+from kdcompile.core.store import Store, digest
 from kdcompile.data.splits import evenly
-from kdcompile.errors import KDError
+from kdcompile.remote.open import Place
 
 REFUSALS = ("onnx-refused", "precision-unsupported", "engine-refused")  # of one engine
 

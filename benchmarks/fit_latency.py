@@ -18,15 +18,15 @@ import onnx
 from reference_networks import NETWORKS, write
 from torch import nn
 
-from kdcompile.artifact import write_text
+from kdcompile.core.files import write_text
 from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.latency_model import reference_kernels
+from kdcompile.latency_model.kernels import Precision, kernels_of
+from kdcompile.latency_model.parameters import Efficiencies, elsewhere, fit, priors
+from kdcompile.latency_model.validate import observations
 from kdcompile.models.csrnet import CSRNet
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search import reference
-from kdcompile.search.efficiency import Efficiencies, elsewhere, fit, priors
-from kdcompile.search.kernels_of import Precision, kernels_of
-from kdcompile.search.shrink import architectures
-from kdcompile.search.validate import observations
+from kdcompile.search.spaces.uniform import architectures
 from kdcompile.targets.fixtures import load_fixtures
 
 TARGETS = Path(__file__).parents[1] / "targets"
@@ -60,10 +60,10 @@ def tables(networks: Sequence[str] | None = None) -> dict[str, list[dict[str, An
                 continue
             if name not in built:
                 built[name] = build(name, shape, Path(folder))
-            key = reference.key_of(name, shape, precision)
+            key = reference_kernels.key_of(name, shape, precision)
             if key not in found:
                 kernels = kernels_of(built[name], shape, float32_as=cast(Precision, precision))
-                found[key] = reference.compact(kernels)
+                found[key] = reference_kernels.compact(kernels)
     return found
 
 
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit-only", action="store_true", help="keep the kernels that are there")
     options = parser.parse_args(arguments)
     if not options.fit_only:
-        reference.write_reference(tables(), TARGETS / reference.FILE.name)
+        reference_kernels.write_reference(tables(), TARGETS / reference_kernels.FILE.name)
     gpu, cpu = (fit(observations(group), priors(group)) for group in ("gpu", "cpu"))
     write_text(TARGETS / "latency.toml", to_toml({"gpu": gpu, "cpu": elsewhere(cpu)}))
     return latency_tables.main()  # which reads the new file

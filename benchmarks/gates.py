@@ -26,15 +26,15 @@ import onnx
 from gates_simulated import fixed_mean, pytest_benchmark
 from slowed import tuned
 
-from kdcompile.artifact import write_json
-from kdcompile.bench.against import Measurement, Plan, from_samples, in_turns
-from kdcompile.bench.baseline import make_baseline, read_baseline
-from kdcompile.bench.effort import Effort
-from kdcompile.bench.judged import Judged
-from kdcompile.bench.machine import fingerprint
-from kdcompile.bench.mode import Mode
-from kdcompile.bench.samples import Samples
-from kdcompile.bench.subject import find_subject
+from kdcompile.core.files import write_json
+from kdcompile.latency.baseline import make_baseline, read_baseline
+from kdcompile.latency.budget import Effort
+from kdcompile.latency.compare import Measurement, Plan, from_samples, in_turns
+from kdcompile.latency.comparison_report import Judged
+from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.latency.settings import Mode
+from kdcompile.latency.subject import find_subject
+from kdcompile.stats.samples import Samples
 
 mpl.use("agg")
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from scipy.special import ndtr
 
-from kdcompile.bench.samples import Block, Build, Process, Run, Samples
+from kdcompile.stats.samples import Block, Build, Process, Run, Samples
 
 Floats = NDArray[np.float64]
 Random = np.random.Generator

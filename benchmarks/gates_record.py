@@ -24,10 +24,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from kdcompile.artifact import write_text
-from kdcompile.backends.via import Place, open_place
-from kdcompile.bench.machine import fingerprint
-from kdcompile.lazy import need
+from kdcompile.core.files import write_text
+from kdcompile.core.optional import need
+from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.remote.open import Place, open_place
 
 Sides = dict[str, list[list[int]]]  # by copy: bursts of inferences
 NETWORKS = {"small": (16, 64), "large": (32, 96)}  # channels, pixels a side

@@ -23,8 +23,8 @@ import gates_record
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import write_json
-from kdcompile.bench.decide import compare
+from kdcompile.core.files import write_json
+from kdcompile.stats.latency_test import compare
 
 LEVEL, MARGIN = 0.005, 0.03
 CHANGES = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, -0.03)

@@ -65,17 +65,17 @@ def train(job: Job) -> dict[str, Any]:
     """Train every arm from one start; the curves of validation by arm."""
     import torch
 
+    from kdcompile.config.load import load_spec
     from kdcompile.data.images import ImageStore
     from kdcompile.data.splits import load_splits
-    from kdcompile.data.task import find_task
-    from kdcompile.distill.setting import training_device
     from kdcompile.distill.start import start_student
     from kdcompile.distill.train import Trainer
+    from kdcompile.distill.training_context import training_device
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture
-    from kdcompile.search.shrink import architectures
-    from kdcompile.spec_file import load_spec
+    from kdcompile.search.spaces.uniform import architectures
     from kdcompile.targets import load
+    from kdcompile.tasks.task import find_task
 
     torch.set_num_threads(1)
     path, places = _place(job)

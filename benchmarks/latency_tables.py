@@ -15,15 +15,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kdcompile.artifact import write_text
+from kdcompile.core.files import write_text
+from kdcompile.latency_model import validate as goals
+from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
+from kdcompile.latency_model.network_cost import Network
+from kdcompile.latency_model.predict import estimate
+from kdcompile.latency_model.reference_kernels import reference_kernels
+from kdcompile.latency_model.validate import Row, Validation, validate
 from kdcompile.models.csrnet import build as csrnet
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search import validate as goals
-from kdcompile.search.kernels_of import Kernel, Precision, kernels_of
-from kdcompile.search.latency import estimate
-from kdcompile.search.network import Network
-from kdcompile.search.reference import reference_kernels
-from kdcompile.search.validate import Row, Validation, validate
 from kdcompile.targets import Target, load, names
 
 DOCS = Path(__file__).parents[1] / "docs" / "latency-model.md"

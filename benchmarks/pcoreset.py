@@ -33,7 +33,7 @@ from paired import keep, paired, parser, run
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcompile.artifact import write_json
+from kdcompile.core.files import write_json
 from kdcompile.data.coreset import described, k_center, mean_of, space
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
@@ -172,11 +172,11 @@ def _chosen(
 def calibration(seed: int) -> list[dict[str, Any]]:
     """SQNR and MAE in int8, for each choice of the calibration images."""
     torch.set_num_threads(1)
-    from kdcompile.pipeline.plan import make_plan
-    from kdcompile.spec_file import load_spec
+    from kdcompile.config.load import load_spec
+    from kdcompile.passes.manager import make_plan
 
     with tempfile.TemporaryDirectory() as folder:
-        from kdcompile.init import init_example
+        from kdcompile.config.template import init_example
 
         init_example("digits", Path(folder))
         values = {**TRAINED, "seed": seed, "data.train": f"train:1000:{seed}"}
@@ -194,13 +194,13 @@ def _in_int8(spec: Any, exported: Any, how: Any) -> dict[str, float]:
     from kdcompile.calib.collect import collect, tensors_to_observe
     from kdcompile.calib.qdq import insert_qdq
     from kdcompile.calib.select import select_images
-    from kdcompile.calib.session import cpu_session
-    from kdcompile.data.agreement import pooled_sqnr
-    from kdcompile.data.prepare import Preprocess
     from kdcompile.data.splits import load_splits
+    from kdcompile.onnx_graph.qdq_session import cpu_session
+    from kdcompile.tasks.agreement import pooled_sqnr
+    from kdcompile.tasks.preprocess import preprocess_of
 
     splits = load_splits(spec.data, spec.folder)
-    prepare = Preprocess.of(spec.data, spec.export, spec.task)
+    prepare = preprocess_of(spec.data, spec.export, spec.task)
     model = onnx.load(exported.file("student.onnx"))
     feed = model.graph.input[0].name
 

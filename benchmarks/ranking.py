@@ -29,15 +29,16 @@ from reference_export import randomise, write_onnx
 from scipy.stats import spearmanr
 from torch import nn
 
-from kdcompile.artifact import write_json
-from kdcompile.backends.board import Board, evidence_of, facts_of
-from kdcompile.backends.via import open_place
-from kdcompile.bench.machine import fingerprint
-from kdcompile.search.efficiency import efficiencies_of
-from kdcompile.search.latency import estimate
-from kdcompile.search.microbench import OPSET, SIDES
-from kdcompile.search.microtimes import Case, Timed, measure
-from kdcompile.search.right_device import check_device
+from kdcompile.config.board import Board
+from kdcompile.core.files import write_json
+from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.latency_model.device_check import check_device
+from kdcompile.latency_model.microbench import OPSET, SIDES
+from kdcompile.latency_model.microbench_timing import Case, Timed, measure
+from kdcompile.latency_model.parameters import efficiencies_of
+from kdcompile.latency_model.predict import estimate
+from kdcompile.remote.board import evidence_of, facts_of
+from kdcompile.remote.open import open_place
 from kdcompile.targets import Target, load
 
 GOAL, LEAST, SPAN = 0.95, 20, 5.0

@@ -68,16 +68,16 @@ def settings(job: Job) -> tuple[Path, list[str]]:
 
 def at_rest(job: Job, work: Path) -> Any:
     """The trainer of a run and its spec."""
+    from kdcompile.config.load import load_spec
     from kdcompile.data.images import ImageStore
     from kdcompile.data.splits import load_splits
     from kdcompile.distill.registry import refuse_recipes
-    from kdcompile.distill.setting import training_device
     from kdcompile.distill.start import start_student
     from kdcompile.distill.train import Trainer
+    from kdcompile.distill.training_context import training_device
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture
-    from kdcompile.search.shrink import architectures
-    from kdcompile.spec_file import load_spec
+    from kdcompile.search.spaces.uniform import architectures
     from kdcompile.targets import load
 
     folder, sets = settings(job)
@@ -106,7 +106,7 @@ def train(job: Job) -> dict[str, Any]:
     """Train one arm and judge it; or say why it is refused."""
     import torch
 
-    from kdcompile.errors import KDError
+    from kdcompile.core.errors import KDError
 
     torch.set_num_threads(1)
     row: dict[str, Any] = asdict(job)
@@ -128,7 +128,7 @@ def judged(job: Job, trainer: Any, spec: Any, splits: Any) -> dict[str, float]:
     import numpy as np
 
     from kdcompile.data.splits import load_splits
-    from kdcompile.data.task import find_task
+    from kdcompile.tasks.task import find_task
 
     task = find_task(spec.task.kind)
     told = _answers(trainer.student, splits.test, spec, trainer.device)
@@ -161,11 +161,11 @@ def load_start(spec: Any) -> Any:
 
 
 def _answers(network: Any, photos: Sequence[Any], spec: Any, device: Any) -> list[float]:
-    from kdcompile.data.prepare import Preprocess
-    from kdcompile.data.task import find_task
     from kdcompile.distill.evaluate import predict
+    from kdcompile.tasks.preprocess import preprocess_of
+    from kdcompile.tasks.task import find_task
 
-    preprocess = Preprocess.of(spec.data, spec.export, spec.task)
+    preprocess = preprocess_of(spec.data, spec.export, spec.task)
     return predict(network, photos, preprocess, device, find_task(spec.task.kind))
 
 
@@ -173,7 +173,7 @@ def cost(job: Job) -> dict[str, Any]:
     """Processor time of a step (on a GPU wall time) over that of `kd`, in turns; medians."""
     import torch
 
-    from kdcompile.errors import KDError
+    from kdcompile.core.errors import KDError
 
     torch.set_num_threads(1)
     row: dict[str, Any] = asdict(job) | {"kind": "cost"}

@@ -56,7 +56,7 @@ def page(rows: Rows) -> str:
 
 def _catalogue() -> str:
     from kdcompile.distill.elsewhere import ELSEWHERE
-    from kdcompile.distill.ground import NEEDS
+    from kdcompile.distill.recipe_context import NEEDS
     from kdcompile.distill.registry import recipes
 
     lines = [

@@ -162,8 +162,8 @@ def make_networks(seeds: Sequence[int]) -> None:
 
 
 def _train(name: str, model: str, sets: Sequence[str], steps: int) -> None:
-    from kdcompile.distill.teach import train_teacher
-    from kdcompile.spec_file import load_spec
+    from kdcompile.config.load import load_spec
+    from kdcompile.distill.train_teacher import train_teacher
 
     path = KEPT / f"{name}.safetensors"
     if path.exists():

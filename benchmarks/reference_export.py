@@ -9,13 +9,13 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from kdcompile.artifact import replacing
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import replacing
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.onnx_file import INPUT, onnx_from_module, quiet_exporter
-from kdcompile.export.opset import EXPORTED_OPSET, at_opset
 from kdcompile.export.scopes import restore_scopes
-from kdcompile.export.session import cpu_session
+from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset
+from kdcompile.onnx_graph.session import cpu_session
 
 IR_VERSION = 10
 TOLERANCE = 1e-3  # of the largest output: folded normalisations and another order of sums

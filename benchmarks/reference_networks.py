@@ -20,10 +20,10 @@ from reference_retinanet import RetinaNet
 from reference_ssd import SsdMobileNet, SsdResNet34
 from torch import nn
 
-from kdcompile.artifact import file_sha256, write_json
-from kdcompile.errors import KDError
-from kdcompile.export.opset import EXPORTED_OPSET
-from kdcompile.search.cost import macs, operations, params
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256, write_json
+from kdcompile.latency_model.module_cost import macs, operations, params
+from kdcompile.onnx_graph.opset import EXPORTED_OPSET
 
 TAIL = (
     "A measured run ends with class scores, box decoding and non-maximum suppression, wherever the "

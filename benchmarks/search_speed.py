@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcompile.artifact import write_json
+from kdcompile.config.search import Search
+from kdcompile.core.files import write_json
+from kdcompile.latency_model.network_cost import as_type
+from kdcompile.latency_model.predict import kernel_ms
 from kdcompile.models.csrnet import build as csrnet
 from kdcompile.models.cuts import cuts
-from kdcompile.search.latency import kernel_ms
-from kdcompile.search.layers import LayerSpace
-from kdcompile.search.network import as_type
-from kdcompile.search.space import Architecture, Space, candidates, identity
-from kdcompile.search.staged_space import StagedSpace
-from kdcompile.spec_search import Search
+from kdcompile.search.spaces.base import Architecture, Space, candidates, identity
+from kdcompile.search.spaces.pruned import LayerSpace
+from kdcompile.search.spaces.staged import StagedSpace
 from kdcompile.targets import Target, load
 
 OPTIONS = Search()

@@ -26,7 +26,7 @@ import numpy as np
 from canvases_64 import AT_64
 from paired import SEEDS, paired
 
-from kdcompile.bench.paired import PairedTimes, ratio_interval
+from kdcompile.stats.alternating import PairedTimes, ratio_interval
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
 WIDTHS = (0.125, 0.1875, 0.25, 0.3125, 0.375, 0.5, 0.75, 1.0)
@@ -61,8 +61,8 @@ def _config(work: Path) -> Path:
 
 def trained(work: Path, arm: str, seed: int) -> Path:
     """The folder of the exported student of an arm; made where it is not there yet."""
-    from kdcompile.pipeline.plan import make_plan
-    from kdcompile.spec_file import load_spec
+    from kdcompile.config.load import load_spec
+    from kdcompile.passes.manager import make_plan
 
     # uniform students keep the channel tile that the target has before it is calibrated
     known = _config(work) if arm.startswith("searched") else work / "uncalibrated"
@@ -74,11 +74,11 @@ def trained(work: Path, arm: str, seed: int) -> Path:
 
 def judged(folder: Path, part: str) -> float:
     """MAE of an exported student on the canvases of a split."""
-    from kdcompile.data.prepare import Preprocess
+    from kdcompile.config.load import load_spec
+    from kdcompile.data.preprocess import Preprocess
     from kdcompile.data.splits import load_splits
-    from kdcompile.data.task import find_task
-    from kdcompile.export.session import cpu_session
-    from kdcompile.spec_file import load_spec
+    from kdcompile.onnx_graph.session import cpu_session
+    from kdcompile.tasks.task import find_task
 
     spec = load_spec(EXAMPLE / "kdcompile.toml", AT_64, "cpu")
     photos = getattr(load_splits(spec.data, EXAMPLE), part)
@@ -111,7 +111,7 @@ def train(work: Path, seeds: int) -> None:
 
 def timed(work: Path) -> None:
     """Latency of every exported student, all taken in turns in a new order each round."""
-    from kdcompile.export.session import cpu_session
+    from kdcompile.onnx_graph.session import cpu_session
 
     found = json.loads((work / "mae.json").read_text())
     sessions, image = {}, np.random.default_rng(0).normal(size=(1, 1, 64, 64)).astype(np.float32)

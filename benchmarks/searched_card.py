@@ -21,19 +21,19 @@ import numpy as np
 from engines import SPEC
 from kernel_rows import commit
 
-from kdcompile.artifact import write_json
-from kdcompile.bench.machine import fingerprint
-from kdcompile.data.prepare import Preprocess
+from kdcompile.config.load import find_spec, load_spec
+from kdcompile.core.files import write_json
 from kdcompile.data.splits import evenly, load_splits
-from kdcompile.data.task import find_task
 from kdcompile.distill.evaluate import predict
-from kdcompile.distill.setting import training_device
+from kdcompile.distill.training_context import training_device
+from kdcompile.latency.host_fingerprint import fingerprint
 from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.pipeline.plan import Plan, make_plan
-from kdcompile.search.measure import measure
-from kdcompile.search.short import short
-from kdcompile.spec_file import find_spec, load_spec
+from kdcompile.passes.manager import Plan, make_plan
+from kdcompile.search.on_device import measure
+from kdcompile.search.spaces.arch_string import short
+from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import find_task
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("search", "train", "time", "report")
@@ -95,7 +95,7 @@ class Card:
         spec = self.plans["quarter"].spec
         photos = evenly(load_splits(spec.data, spec.folder).test, spec.data.max_test)
         task, device = find_task(spec.task.kind), training_device()
-        prepare = Preprocess.of(spec.data, spec.export, spec.task)
+        prepare = preprocess_of(spec.data, spec.export, spec.task)
         true = [task.truth(photo) for photo in photos]
         errors = {}
         for arm, plan in self.plans.items():

@@ -52,12 +52,12 @@ def seen(pixels):
 
 def train(folder: Path, name: str, seed: int, start: Path | None, *sets: str) -> dict[str, float]:
     """Train a student on labels alone and write its weights; its validation scores."""
+    from kdcompile.config.load import load_spec
     from kdcompile.data.splits import load_splits
     from kdcompile.distill.train import Trainer
     from kdcompile.models.factory import load_teacher, load_weights, write_weights
     from kdcompile.models.shrunk import student_from_architecture
-    from kdcompile.search.shrink import architectures
-    from kdcompile.spec_file import load_spec
+    from kdcompile.search.spaces.uniform import architectures
     from kdcompile.targets import load
 
     own = (
@@ -83,10 +83,10 @@ def train(folder: Path, name: str, seed: int, start: Path | None, *sets: str) ->
 
 def one(seed: int) -> dict[str, Any]:
     """Base, update and delta of a seed."""
+    from kdcompile.config.load import load_spec
     from kdcompile.delta import apply, make
     from kdcompile.delta.student import Student
     from kdcompile.delta.tensors import read_student
-    from kdcompile.spec_file import load_spec
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "digits"

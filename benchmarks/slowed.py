@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from kdcompile.bench.paired import PairedTimes, ratio_interval
-from kdcompile.lazy import need
+from kdcompile.core.optional import need
+from kdcompile.stats.alternating import PairedTimes, ratio_interval
 
 ort = need("onnxruntime", "cpu", "timing")
 

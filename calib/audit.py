@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from kdcompile.calib.chosen import ChosenImages
-from kdcompile.calib.drift import jensen_shannon, scale_spread, usual_drift
 from kdcompile.calib.histogram import Histogram, merged
 from kdcompile.calib.observers import CALIBRATORS
+from kdcompile.calib.range_stability import jensen_shannon, scale_spread, usual_drift
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
-from kdcompile.data.task import Task
+from kdcompile.tasks.task import Task
 
 Record = dict[str, Any]
 ByTensor = Mapping[str, Histogram]

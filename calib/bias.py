@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
-from kdcompile.calib.graph import (
+from kdcompile.onnx_graph.graph import (
     Graph,
     Images,
     by_channel,
@@ -26,8 +26,8 @@ from kdcompile.calib.graph import (
     is_plain,
     quantised_outputs,
 )
-from kdcompile.calib.layers import Layer, quantised_layers
-from kdcompile.calib.session import cpu_session
+from kdcompile.onnx_graph.layers import Layer, quantised_layers
+from kdcompile.onnx_graph.qdq_session import cpu_session
 
 ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip")
 Means = list[NDArray[np.float64]]

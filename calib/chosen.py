@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
 
 WHERE = "[data] train, [quantize] images"
 

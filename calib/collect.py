@@ -9,9 +9,9 @@ from onnx import ModelProto, TensorProto, helper
 
 from kdcompile.calib.counting import NUMPY, Counting
 from kdcompile.calib.histogram import Histogram, merged
-from kdcompile.calib.layers import quantised_layers
-from kdcompile.calib.session import cpu_session
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.onnx_graph.layers import quantised_layers
+from kdcompile.onnx_graph.qdq_session import cpu_session
 
 Histograms = dict[str, Histogram]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.calib.graph import Floats, Graph, attributes
-from kdcompile.calib.layers import Layer
+from kdcompile.onnx_graph.graph import Floats, Graph, attributes
+from kdcompile.onnx_graph.layers import Layer
 
 Places = NDArray[np.intp]
 

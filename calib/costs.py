@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onnx import ModelProto
 
-from kdcompile.calib.islands import Junctions
-from kdcompile.calib.layers import quantised_layers, weighted_layers
-from kdcompile.calib.macs import layer_macs, tensor_sizes
-from kdcompile.errors import KDError
+from kdcompile.calib.precision_regions import Junctions
+from kdcompile.core.errors import KDError
+from kdcompile.onnx_graph.layer_macs import layer_macs, tensor_sizes
+from kdcompile.onnx_graph.layers import quantised_layers, weighted_layers
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target

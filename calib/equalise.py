@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from kdcompile.calib.graph import Floats, Graph, attributes, by_channel, copied, is_plain
-from kdcompile.calib.layers import Layer, quantised_layers
+from kdcompile.onnx_graph.graph import Floats, Graph, attributes, by_channel, copied, is_plain
+from kdcompile.onnx_graph.layers import Layer, quantised_layers
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")

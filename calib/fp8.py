@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, version_converter
 
 from kdcompile.calib.qdq import Grid, choose_layers, insert_pairs
 from kdcompile.calib.table import CalibrationTable
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 OPSET = 19  # the first whose QuantizeLinear knows fp8
 IR_VERSION = 9  # the first that can hold it

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 BINS = 4096
 CHUNK = 1 << 17  # values at a time, so that the scratch arrays stay in the cache

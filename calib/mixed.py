@@ -11,12 +11,12 @@ from dataclasses import replace
 from onnx import ModelProto
 
 from kdcompile.calib.costs import Costs
-from kdcompile.calib.fp16_nodes import halve_nodes
-from kdcompile.calib.islands import Junctions
 from kdcompile.calib.mixed_plan import MixedPlan, plan_mixed
+from kdcompile.calib.precision_regions import Junctions
 from kdcompile.calib.qdq import Storage, choose_layers, insert_qdq
 from kdcompile.calib.sensitivity import Evaluate, Outcome, Sensitivity
 from kdcompile.calib.table import CalibrationTable
+from kdcompile.onnx_graph.partial_fp16 import halve_nodes
 
 
 def mixed_model(

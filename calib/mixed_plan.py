@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kdcompile.calib.costs import Costs
-from kdcompile.calib.islands import islands
+from kdcompile.calib.precision_regions import islands
 
 EQUAL = 1e-9  # latencies closer than this share of them are the same: sums are rounded
 

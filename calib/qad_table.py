@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from kdcompile.artifact import read_json
-from kdcompile.calib.layers import Layer, quantised_layers
 from kdcompile.calib.qdq import weight_scales
 from kdcompile.calib.table import INT8_MAX, CalibrationTable, TensorRange
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import read_json
+from kdcompile.onnx_graph.layers import Layer, quantised_layers
 
 RELATIVE = 1e-4  # of a scale: folding a batch norm reorders a few float32 products
 FILE = "qad.json"

@@ -15,9 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from kdcompile.calib.layers import Layer, quantised_layers
 from kdcompile.calib.table import DEAD_SCALE, INT8_MAX, CalibrationTable
-from kdcompile.errors import KDError, nearest
+from kdcompile.core.errors import KDError, nearest
+from kdcompile.onnx_graph.layers import Layer, quantised_layers
 
 Storage = Literal["int8", "float"]
 SMALLEST_SCALE = 2.0**-126  # the smallest normal float32

@@ -14,7 +14,8 @@ from onnx import ModelProto
 
 from kdcompile.calib.adaround import Problem, Settings, learn_rounding
 from kdcompile.calib.columns import Geometry, Places, geometry, patches, sample
-from kdcompile.calib.graph import (
+from kdcompile.calib.qdq import weight_scales
+from kdcompile.onnx_graph.graph import (
     Floats,
     Graph,
     Images,
@@ -24,9 +25,8 @@ from kdcompile.calib.graph import (
     is_plain,
     quantised_outputs,
 )
-from kdcompile.calib.layers import Layer, quantised_layers
-from kdcompile.calib.qdq import weight_scales
-from kdcompile.calib.session import cpu_session
+from kdcompile.onnx_graph.layers import Layer, quantised_layers
+from kdcompile.onnx_graph.qdq_session import cpu_session
 
 COLUMNS_MB = 64  # of a layer's sampled inputs
 MOST_COLUMNS = 16384

@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from kdcompile.calib.macs import layer_macs
 from kdcompile.calib.qdq import choose_layers, insert_qdq
-from kdcompile.calib.session import cpu_session
 from kdcompile.calib.table import CalibrationTable
-from kdcompile.data.agreement import pooled_sqnr
+from kdcompile.core.errors import KDError
 from kdcompile.data.frame import Frame
-from kdcompile.data.metric import Metric
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import Task
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.onnx_graph.layer_macs import layer_macs
+from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.tasks.agreement import pooled_sqnr
+from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]
 MAX_IMAGES = 16

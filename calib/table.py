@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import read_json, write_json
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import read_json, write_json
 
 INT8_MAX = 127
 DEAD_SCALE = 1.0  # of a tensor that was all zero: any positive scale represents it exactly

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from kdcompile.artifact import write_text
 from kdcompile.calib.collect import tensors_to_observe
 from kdcompile.calib.table import INT8_MAX, CalibrationTable, TensorRange, tensor_range
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_text
 
 ALGORITHM = "EntropyCalibration2"  # of the calibrator that trtexec --calib reads with
 FIRST = re.compile(r"TRT-\d+-(\w+)")

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kdcompile.errors import KDError, nearest
+from kdcompile.core.errors import KDError, nearest
 from kdcompile.targets import user
 from kdcompile.targets.rules import limits_of
 from kdcompile.targets.rules_file import Rule, tables

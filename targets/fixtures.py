@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kdcompile.errors import KDError, nearest
+from kdcompile.core.errors import KDError, nearest
 from kdcompile.targets import Target, load, names, resolve
 from kdcompile.targets.schema import toml
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcompile.errors import nearest
+from kdcompile.core.errors import nearest
 from kdcompile.targets.schema import WRONG, invalid, keys, toml
 
 FILE = Path(__file__).with_name("rules.toml")

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from kdcompile.errors import KDError, nearest
+from kdcompile.core.errors import KDError, nearest
 
 KINDS = ("jetson", "workstation", "cpu")
 PROVENANCE = ("measured", "derived", "datasheet")

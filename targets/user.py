@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.targets.schema import toml
 
 FORMAT = 1

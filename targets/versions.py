@@ -2,7 +2,7 @@
 
 import re
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 
 def version(text: str) -> tuple[int, ...]:

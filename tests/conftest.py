@@ -11,7 +11,7 @@ from hypothesis import settings
 from longest_first import pytest_collection_modifyitems as pytest_collection_modifyitems
 from told_skips import pytest_sessionfinish as pytest_sessionfinish
 
-from kdcompile.logs import CONSOLE
+from kdcompile.core.logs import CONSOLE
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")

@@ -18,11 +18,10 @@ from pathlib import Path
 import filelock
 import pytest
 
-from kdcompile import files
-from kdcompile.artifact import (
+from kdcompile.core import files
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import (
     Hasher,
-    Store,
-    digest,
     is_sealed,
     replacing,
     scratch,
@@ -30,8 +29,8 @@ from kdcompile.artifact import (
     sweep_files,
     write_text,
 )
-from kdcompile.errors import KDError
-from kdcompile.locks import if_free, locked
+from kdcompile.core.locks import if_free, locked
+from kdcompile.core.store import Store, digest
 
 KEY, OTHER = "a" * 64, "b" * 64
 
@@ -430,7 +429,7 @@ def test_another_error_of_a_lock_is_no_lack_of_locks(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from kdcompile.files import replacing
+from kdcompile.core.files import replacing
 writing = [replacing(Path(name)) for name in sys.argv[1:]]
 for one in writing:
     one.__enter__().write_text("half")
@@ -493,7 +492,7 @@ def test_a_temporary_file_is_swept_before_it_is_held_and_made_anew(tmp_path, mon
 
 LEFT = """
 import os, signal
-from kdcompile.files import scratch
+from kdcompile.core.files import scratch
 work = scratch()
 (work.__enter__() / "network.onnx").write_text("half")
 os.kill(os.getpid(), signal.SIGKILL)

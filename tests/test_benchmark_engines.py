@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_training import SPEC, network, photos
 
-from kdcompile.backends.worker import Worker
 from kdcompile.calib.sensitivity import Outcome
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.remote.worker import Worker
+from kdcompile.tasks.task import find_task
 
 ROOT = Path(__file__).parents[1]
 MODEL = """

@@ -13,8 +13,8 @@ import onnx
 import pytest
 import torch
 
-from kdcompile.export.opset import opset_of
-from kdcompile.export.session import cpu_session
+from kdcompile.onnx_graph.opset import opset_of
+from kdcompile.onnx_graph.session import cpu_session
 
 PARTS = ("networks", "export", "resnet", "ssd", "retinanet")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdcompile.data.prepare import Preprocess
+from kdcompile.config.load import load_spec
 from kdcompile.data.splits import load_splits
-from kdcompile.data.task import find_task
 from kdcompile.distill.evaluate import predict
 from kdcompile.models.factory import build_model, load_teacher
-from kdcompile.spec_file import load_spec
+from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import find_task
 
 FOLDER = Path(__file__).parents[1] / "examples" / "cifar10"
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
@@ -59,6 +59,6 @@ def test_the_splits_are_balanced_and_share_no_photo(splits):
 def test_the_teacher_knows_the_classes(spec, splits):
     teacher, task = load_teacher(spec), find_task("classification")
     some = splits.val[:300]
-    preprocess = Preprocess.of(spec.data, spec.export, spec.task)
+    preprocess = preprocess_of(spec.data, spec.export, spec.task)
     predicted = predict(teacher, some, preprocess, torch.device("cpu"), task)
     assert task.scores(predicted, [photo.label for photo in some])["top1"] > 0.6

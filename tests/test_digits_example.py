@@ -8,14 +8,14 @@ import torch
 from sklearn.datasets import load_digits
 
 from kdcompile import targets
-from kdcompile.data.prepare import Preprocess
-from kdcompile.factory import load_factory
-from kdcompile.gates.stage import predictions
+from kdcompile.config.load import load_spec
+from kdcompile.core.user_code import load_factory
+from kdcompile.latency_model.network_cost import Network
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.network import Network
-from kdcompile.search.shrink import architectures
-from kdcompile.spec_file import load_spec
+from kdcompile.passes.verify import predictions
+from kdcompile.search.spaces.uniform import architectures
+from kdcompile.tasks.preprocess import preprocess_of
 
 FOLDER = Path(__file__).parents[1] / "examples" / "digits"
 
@@ -63,7 +63,7 @@ def test_a_larger_canvas_is_as_dense_and_the_side_is_in_the_name(photos):
 def test_the_teacher_counts_large_canvases_too(photos):
     spec = load_spec(FOLDER / "kdcompile.toml")
     teacher = load_teacher(spec).eval()
-    prepare = Preprocess.of(spec.data, spec.export, spec.task)
+    prepare = preprocess_of(spec.data, spec.export, spec.task)
     errors = []
     for photo in photos(FOLDER, "val:4@256"):
         with torch.no_grad():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcompile import doctor
-from kdcompile.doctor import Check
+from kdcompile.environment import doctor
+from kdcompile.environment.doctor import Check
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 

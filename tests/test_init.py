@@ -9,10 +9,10 @@ from typing import get_origin
 import pytest
 
 import kdcompile.examples
-from kdcompile.errors import KDError
-from kdcompile.init import example_names, init_example, init_template
-from kdcompile.spec import Spec
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.config.spec import Spec
+from kdcompile.config.template import example_names, init_example, init_template
+from kdcompile.core.errors import KDError
 
 
 def test_digits_is_copied_whole(tmp_path):

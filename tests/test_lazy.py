@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from kdcompile.errors import EXIT_MISSING, KDError, ToolMissingError, nearest
-from kdcompile.lazy import need
+from kdcompile.core.errors import EXIT_MISSING, KDError, ToolMissingError, nearest
+from kdcompile.core.optional import need
 
 
 def test_a_module_that_is_there():

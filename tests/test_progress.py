@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from kdcompile import logs, progress
+from kdcompile.core import logs, progress
+from kdcompile.core.progress import Progress, counted, duration
 from kdcompile.distill.progress import TrainingProgress
-from kdcompile.progress import Progress, counted, duration
 
 
 class Clock:

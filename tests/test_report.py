@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdcompile.report import GateResult, Measurement, Report, overall
+from kdcompile.core.report import GateResult, Measurement, Report, overall
 
 
 def _gate(verdict, required=True, name="g", evidence="host"):

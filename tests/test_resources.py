@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcompile import files
+from kdcompile.config.spec import Data
+from kdcompile.core import files
+from kdcompile.core.files import Hasher
 from kdcompile.data import check
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import load_splits, splits_rows
-from kdcompile.data.task import find_task
 from kdcompile.distill.evaluate import predict
-from kdcompile.files import Hasher
 from kdcompile.gates.evaluate import evaluate
-from kdcompile.spec import Data
+from kdcompile.tasks.task import find_task
 
 
 def _data(folder, count):

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import kdcompile
-from kdcompile.backends.via_address import parse_ssh
 from kdcompile.bundle.card import write_card
 from kdcompile.bundle.network_io import Tensor
 from kdcompile.bundle.render import html, markdown
 from kdcompile.bundle.text import text_summary
-from kdcompile.errors import KDError
-from kdcompile.files import replacing
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import replacing
+from kdcompile.core.report import GateResult, Measurement, Report, overall
 from kdcompile.models.factory import read_weights
-from kdcompile.report import GateResult, Measurement, Report, overall
+from kdcompile.remote.address import parse_ssh
 
 PACKAGE = Path(kdcompile.__file__).parent
 FOLDERS = [PACKAGE, *(PACKAGE.parent / name for name in ("calib", "kernels", "targets"))]
@@ -32,7 +32,7 @@ LOADS_CODE = {
     "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "yaml.load", "dill.load",
     "joblib.load", "yaml.unsafe_load", "shelve.open", "eval", "tempfile.mktemp", "mktemp",
 }  # fmt: skip
-RUNS_TEXT = {"via_boot.py"}  # becomes the worker that is sent to it
+RUNS_TEXT = {"bootstrap.py"}  # becomes the worker that is sent to it
 READS_XML = {"lxml", "xml.sax", "xml.dom"}
 
 
@@ -254,4 +254,4 @@ def test_a_link_at_a_temporary_name_is_not_written_through(tmp_path):
     assert len(names) == 3
     assert not [name for name in names if str(os.getpid()) in name.split(".")]
     shared = [path.name for path in SOURCES if '"/tmp' in path.read_text()]
-    assert shared == ["via_ssh.py"], "only mkdtemp, whose folders are their owner's"
+    assert shared == ["ssh.py"], "only mkdtemp, whose folders are their owner's"

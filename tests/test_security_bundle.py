@@ -12,10 +12,10 @@ import tiny_bundle
 from command_line import CommandLine
 
 import kdcompile
-from kdcompile.artifact import file_sha256
 from kdcompile.bundle.manifest import read_bundle, read_manifest
 from kdcompile.bundle.signature import sign_bundle
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
 
 PACKAGE = Path(kdcompile.__file__).parent
 

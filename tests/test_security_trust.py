@@ -15,9 +15,9 @@ from bench_samples import made
 from command_line import CommandLine, contents
 
 import kdcompile
-from kdcompile.bench.baseline import make_baseline
 from kdcompile.bundle.signature import VARIABLE, sign_bundle
 from kdcompile.cli import cli
+from kdcompile.latency.baseline import make_baseline
 
 PACKAGE = Path(kdcompile.__file__).parent
 # words of each command at every place where it takes a bundle, B; `spec` is a project

@@ -8,10 +8,10 @@ from onnxruntime import InferenceSession
 from pydantic import ValidationError
 from torch import nn
 
-from kdcompile.errors import KDError
+from kdcompile.config.load import load_spec
+from kdcompile.config.spec import Compile, Export, Quantize
+from kdcompile.core.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.spec import Compile, Export, Quantize
-from kdcompile.spec_file import load_spec
 
 SPEC = """
 [teacher]

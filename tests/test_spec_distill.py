@@ -3,10 +3,10 @@
 import pytest
 from tiny_training import SPEC
 
+from kdcompile.config.distill import INHERITED_RATE, RATE, Distill, Ramp
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
 from kdcompile.distill.schedule import stage_plans, stage_steps
-from kdcompile.errors import KDError
-from kdcompile.spec_distill import INHERITED_RATE, RATE, Distill, Ramp
-from kdcompile.spec_file import load_spec
 
 
 @pytest.fixture

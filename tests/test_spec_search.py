@@ -3,11 +3,11 @@
 import pytest
 from tiny_training import SPEC
 
-from kdcompile.errors import KDError
+from kdcompile.config.load import load_spec
+from kdcompile.config.search import SCALES, Search
+from kdcompile.core.errors import KDError
 from kdcompile.models.blocks import BLOCKS
 from kdcompile.models.staged import SCALES as BUILT
-from kdcompile.spec_file import load_spec
-from kdcompile.spec_search import SCALES, Search
 
 SEARCH = ("student.family=search", "student.budget={speedup=2}")
 

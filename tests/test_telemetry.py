@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from kdcompile.lazy import NO_TELEMETRY
+from kdcompile.core.optional import NO_TELEMETRY
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("kdcompile", "calib", "kernels", "targets", "examples", "benchmarks")
@@ -38,11 +38,11 @@ from kdcompile.backends.onnxruntime_ import open_session
 open_session(Path(model))
 """,
     "doctor": """
-from kdcompile.doctor import examine
+from kdcompile.environment.doctor import examine
 examine()
 """,
     "worker": """
-from kdcompile.backends.worker import OnnxRuntime
+from kdcompile.remote.worker import OnnxRuntime
 OnnxRuntime().ort.InferenceSession(model, providers=["CPUExecutionProvider"])
 """,
     "infer.py": f"""

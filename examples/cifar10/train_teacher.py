@@ -10,8 +10,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from kdcompile.distill.teach import train_teacher
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.distill.train_teacher import train_teacher
 
 HERE = Path(__file__).parent
 OPTIONS = ("distill.recipe=none", "distill.lr=4e-3", "distill.weight_decay=0.05")

@@ -9,8 +9,8 @@ counts larger ones as they are.
 import argparse
 from pathlib import Path
 
-from kdcompile.distill.teach import train_teacher
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.distill.train_teacher import train_teacher
 
 HERE = Path(__file__).parent
 OPTIONS = (

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kdcompile.data.metric import Metric
-from kdcompile.report import Evidence
+from kdcompile.core.report import Evidence
+from kdcompile.tasks.metric import Metric
 
 Basis = Literal["measured", "predicted", "asked"]
 NOISE = 0.02  # validation metrics of one student's precisions are as good as this near

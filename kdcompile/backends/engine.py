@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import digest, file_sha256, read_json, write_json
-from kdcompile.backends.board import Board
-from kdcompile.backends.via import Place, open_place
-from kdcompile.errors import KDError
-from kdcompile.spec_deploy import Compile
+from kdcompile.config.board import Board
+from kdcompile.config.deploy import Compile
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256, read_json, write_json
+from kdcompile.core.store import digest
+from kdcompile.remote.open import Place, open_place
 
 Floats = NDArray[np.float32]
 Times = NDArray[np.float64]

@@ -9,21 +9,22 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from kdcompile.artifact import Artifact, write_json
+from kdcompile.backends.candidate_runner import Profiles, Rig
 from kdcompile.backends.choose import Limits
-from kdcompile.backends.rig import Profiles, Rig
 from kdcompile.calib.costs import Costs, measured_costs, measured_reformat_ms, predicted_costs
 from kdcompile.calib.mixed import mix, mixed_model
 from kdcompile.calib.mixed_plan import MixedPlan
 from kdcompile.calib.sensitivity import Outcome, Sensitivity, photo_evaluator
-from kdcompile.calib.stage import weight_storage
+from kdcompile.calib.storage import weight_storage
 from kdcompile.calib.table import CalibrationTable
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import evenly
-from kdcompile.data.task import Task
-from kdcompile.errors import KDError
 from kdcompile.targets import Target
+from kdcompile.tasks.task import Task
 
 if TYPE_CHECKING:
     from onnx import ModelProto

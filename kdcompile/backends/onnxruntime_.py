@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.errors import KDError
-from kdcompile.lazy import need
+from kdcompile.core.errors import KDError
+from kdcompile.core.optional import need
 
 QUIET = 3  # errors only: a warning about a fallback is checked for instead
 

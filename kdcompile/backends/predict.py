@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import Task
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]
 Runner = Callable[[Floats], Floats]

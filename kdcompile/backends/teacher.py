@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from kdcompile.artifact import Artifact
 from kdcompile.backends import engine
-from kdcompile.backends.rig import BoardRig
+from kdcompile.backends.candidate_runner import BoardRig
+from kdcompile.core.store import Artifact
 
 FILES = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
 

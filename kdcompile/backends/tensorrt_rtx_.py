@@ -8,11 +8,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kdcompile.config.deploy import Profile
+
 LABEL = (
     "compile check with TensorRT-RTX: proves that a TensorRT parser and compiler take the graph; "
     "it is not an engine for the target"
 )
-Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 
 @dataclass(frozen=True)

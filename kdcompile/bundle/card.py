@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import file_sha256, write_text
 from kdcompile.bundle import facts
 from kdcompile.bundle.fill import fill
 from kdcompile.bundle.manifest import ENGINE
 from kdcompile.bundle.network_io import Tensor
-from kdcompile.report import Report
+from kdcompile.core.files import file_sha256, write_text
+from kdcompile.core.report import Report
 
 NAME = "MODEL_CARD.md"
 SPLITS = ("train", "val", "test")

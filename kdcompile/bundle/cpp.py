@@ -5,9 +5,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import write_text
 from kdcompile.bundle.fill import fill
 from kdcompile.bundle.network_io import Tensor
+from kdcompile.core.files import write_text
 
 FOLDER = "cpp"
 SOURCES = ("infer.cpp", "image.hpp", "sha256.hpp", "CMakeLists.txt")

@@ -9,7 +9,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 ROOT = "kdcompile"
 NOT_OF_A_BUILD = ("dev",)  # the extra whose libraries make no bundle

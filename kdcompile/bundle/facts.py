@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcompile.errors import EXIT_GATE, EXIT_OK
-from kdcompile.report import GateResult, Measurement, Report
+from kdcompile.core.errors import EXIT_GATE, EXIT_OK
+from kdcompile.core.report import GateResult, Measurement, Report
 
 UNKNOWN = "not measured"
 MARKS: Mapping[str, str] = {

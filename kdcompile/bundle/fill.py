@@ -6,7 +6,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdcompile import __version__
-from kdcompile.report import escape
+from kdcompile.core.report import escape
 
 
 def fill(template: str, **values: Any) -> str:

@@ -23,8 +23,8 @@ from pydantic import (
 )
 from pydantic import model_validator as validator
 
-from kdcompile.artifact import digest
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import digest
 
 SCHEMA, DIGEST = 1, "digest"
 NAME, SIGNATURE = "manifest.json", "manifest.sig"

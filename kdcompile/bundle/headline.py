@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdcompile.bundle import facts
-from kdcompile.report import GateResult, Measurement, Report
+from kdcompile.core.report import GateResult, Measurement, Report
 
 HEADS = ("quantity", "teacher", "student", "student / teacher", "threshold", "verdict")
 SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcompile.artifact import write_text
 from kdcompile.bundle.distributions import UNKNOWN, Used
-from kdcompile.report import escape
+from kdcompile.core.files import write_text
+from kdcompile.core.report import escape
 
 NAME = "LICENCES.md"
 OURS = "the files of kdcompile in this bundle: `infer.py`, `worker.py`, `cpp/`, `kit/*.py`"

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile import __version__
-from kdcompile.artifact import file_sha256, write_json
 from kdcompile.bundle import form
 from kdcompile.bundle.form import NAME as NAME
 from kdcompile.bundle.form import SCHEMA as SCHEMA
 from kdcompile.bundle.form import SIGNATURE as SIGNATURE
 from kdcompile.bundle.form import UNLISTED as UNLISTED
 from kdcompile.bundle.form import created as created
-from kdcompile.errors import KDError
-from kdcompile.report import Report
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.report import Report
 
 ENGINE = "model.engine"
 
@@ -53,7 +53,7 @@ class Bundle:
 
     @property
     def preprocess(self) -> dict[str, Any]:
-        """The values of `kdcompile.data.prepare.Preprocess.from_json`.
+        """The values of `kdcompile.data.preprocess.Preprocess.from_json`.
 
         Raises:
             KDError: `bundle-corrupt`, no network takes such images.

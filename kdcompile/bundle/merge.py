@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import file_sha256, write_json, write_text
 from kdcompile.bundle import manifest, product
 from kdcompile.bundle.signature import open_bundle
 from kdcompile.bundle.swap import beside, swap
-from kdcompile.errors import KDError
-from kdcompile.report import Report
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256, write_json, write_text
+from kdcompile.core.report import Report
 
 Judge = Callable[
     [Report, Mapping[str, Any], Mapping[str, Any], Any, str], tuple[Report, Mapping[str, str]]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompile.errors import KDError
-from kdcompile.lazy import need
+from kdcompile.core.errors import KDError
+from kdcompile.core.optional import need
 
 
 @dataclass(frozen=True)

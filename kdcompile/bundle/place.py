@@ -7,7 +7,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from kdcompile.bundle import manifest
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 log = logging.getLogger("kdcompile")
 NETWORK = "model.onnx"

@@ -5,7 +5,6 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from kdcompile.artifact import Artifact, write_text
 from kdcompile.bundle import facts
 from kdcompile.bundle.card import write_card
 from kdcompile.bundle.cpp import write_cpp
@@ -15,7 +14,9 @@ from kdcompile.bundle.manifest import ENGINE
 from kdcompile.bundle.network_io import network_io
 from kdcompile.bundle.sbom import refresh_sbom, write_sbom
 from kdcompile.bundle.serving import write_triton
-from kdcompile.report import Report
+from kdcompile.core.files import write_text
+from kdcompile.core.report import Report
+from kdcompile.core.store import Artifact
 from kdcompile.targets import load
 
 
@@ -26,7 +27,7 @@ def copy_engine(folder: Path, compiled: Artifact) -> None:
     for name in (ENGINE, f"{ENGINE}.json"):
         shutil.copyfile(compiled.file(name), folder / name)
     if "kit/worker.py" not in compiled.files:
-        worker = files("kdcompile.backends").joinpath("worker.py")
+        worker = files("kdcompile.remote").joinpath("worker.py")
         write_text(folder / "worker.py", worker.read_text(encoding="utf-8"))
 
 

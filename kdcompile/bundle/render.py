@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures, headline
 from kdcompile.bundle.overlay import overlay_png, photo_png
-from kdcompile.report import Report, escape
+from kdcompile.core.report import Report, escape
 
 GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")
 NUMBER_HEADS = (

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import replacing
 from kdcompile.bundle.overlay import overlay_png
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import replacing
 from kdcompile.data.photo import read_pixels
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import Task
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]
 Row = dict[str, Any]

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from kdcompile.artifact import canonical, file_sha256, write_json
 from kdcompile.bundle import facts
 from kdcompile.bundle.distributions import UNKNOWN, Used
 from kdcompile.bundle.manifest import ENGINE, created
-from kdcompile.report import Report
+from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.report import Report
+from kdcompile.core.store import canonical
 
 NAME = "sbom.cdx.json"
 MODEL = "machine-learning-model"

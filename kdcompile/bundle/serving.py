@@ -9,11 +9,11 @@ import re
 import shutil
 from pathlib import Path
 
-from kdcompile.artifact import write_text
 from kdcompile.bundle.fill import fill
 from kdcompile.bundle.manifest import ENGINE
 from kdcompile.bundle.network_io import Tensor
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_text
 
 FOLDER = "triton"
 TYPES = {

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import sweep_files, write_json
 from kdcompile.bundle.manifest import NAME, SIGNATURE, Bundle, read_bundle
-from kdcompile.errors import KDError
-from kdcompile.lazy import need
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import sweep_files, write_json
+from kdcompile.core.optional import need
 
 ALGORITHM = "ed25519"
 VARIABLE = "KDCOMPILE_TRUSTED_KEY"

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from kdcompile.artifact import sweep_files
-from kdcompile.disk import sync_folder
-from kdcompile.locks import folder_if_free
+from kdcompile.core.disk import sync_folder
+from kdcompile.core.files import sweep_files
+from kdcompile.core.locks import folder_if_free
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, <fcntl.h> and <linux/fs.h>
 MADE = ".kdcompile-"

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import file_sha256, write_json
 from kdcompile.bundle.swap import beside, swap
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256, write_json
 
 NAME = "pack.json"
 FORMAT = 1

@@ -4,8 +4,8 @@ import textwrap
 from collections.abc import Sequence
 
 from kdcompile.bundle import facts, headline
-from kdcompile.errors import plain
-from kdcompile.report import Report, columns
+from kdcompile.core.errors import plain
+from kdcompile.core.report import Report, columns
 
 WIDTH = 80
 

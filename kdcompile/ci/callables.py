@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-from kdcompile.artifact import digest
-from kdcompile.bench.burst import BURSTS, agree
-from kdcompile.bench.machine import fingerprint
-from kdcompile.bench.samples import Block, Build, Process, Run, Samples
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import digest
+from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.latency.warmup import BURSTS, agree
+from kdcompile.stats.samples import Block, Build, Process, Run, Samples
 
 SAMPLE_S = 1e-4  # of one sample at least: reading the clock twice costs a thousandth of that
 BLOCK_S, BURST_S = 0.05, 0.02
@@ -36,7 +36,7 @@ Clock = Callable[[], float]
 
 
 class Watching(Protocol):
-    """What `kdcompile.bench.watch.Watch` does."""
+    """What `kdcompile.latency.interference.Watch` does."""
 
     def begin(self) -> None:
         """A block begins."""
@@ -180,11 +180,11 @@ def facts() -> dict[str, Any]:
 
 def process_watch() -> Watching:
     """A watch over this process, by what Linux tells; elsewhere one that sees nothing."""
-    from kdcompile.bench.watch import Watch
+    from kdcompile.latency.interference import Watch
 
     if not hasattr(os, "sched_getaffinity"):
         return Watch(None)
-    from kdcompile.bench.signals import read
+    from kdcompile.latency.telemetry import read
 
     cpus = os.sched_getaffinity(0)
     return Watch(lambda: read(Path("/"), (os.getpid(),), cpus))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from kdcompile.errors import KDError, nearest
+from kdcompile.core.errors import KDError, nearest
 
 DAY_S = 86400
 Undecided = Literal["fail", "skip"]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdcompile.ci.outcome import Outcome, counts, overall_of
-from kdcompile.report import escape as escape
+from kdcompile.core.report import escape as escape
 
 MARKS: Mapping[str, str] = {
     "passed": "✅", "failed": "❌", "inconclusive": "❔", "skipped": "⏭️", "pending": "⏳",

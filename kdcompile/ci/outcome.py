@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcompile.errors import EXIT_FIXABLE, EXIT_INCONCLUSIVE, EXIT_OK, KDError
-from kdcompile.report import GateResult, Report, overall
+from kdcompile.core.errors import EXIT_FIXABLE, EXIT_INCONCLUSIVE, EXIT_OK, KDError
+from kdcompile.core.report import GateResult, Report, overall
 
 if TYPE_CHECKING:
-    from kdcompile.bench.verdict import Comparison, Ratio
+    from kdcompile.stats.comparison import Comparison, Ratio
 
 Verdict = Literal["passed", "failed", "inconclusive", "skipped", "pending", "error"]
 UNDECIDED = ("inconclusive", "skipped", "error")  # red where the gate is required, like failed
@@ -80,7 +80,7 @@ def plain(value: Any) -> Any:
 
 
 def overall_of(outcomes: Sequence[Outcome]) -> tuple[str, int]:
-    """The verdict in words and the exit code, by the rules of `kdcompile.report.overall`.
+    """The verdict in words and the exit code, by the rules of `kdcompile.core.report.overall`.
 
     An error comes first: where something broke, nothing else is sure.
     """

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from kdcompile.artifact import read_json, write_text
-from kdcompile.bench.baseline import Baseline
-from kdcompile.bench.comparable import differing, record_of
-from kdcompile.bench.matched import check
-from kdcompile.bench.samples import Samples, samples_from_json
-from kdcompile.bench.writable import unwritable
 from kdcompile.ci.callables import Timer
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import read_json, write_text
+from kdcompile.latency.baseline import Baseline
+from kdcompile.latency.compatibility import differing, record_of
+from kdcompile.latency.writable import unwritable
+from kdcompile.stats.pairing import check
+from kdcompile.stats.samples import Samples, samples_from_json
 
 
 def partial(file: Path) -> Path:

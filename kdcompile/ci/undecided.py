@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from kdcompile.ci.mark import Settings
 
 if TYPE_CHECKING:
-    from kdcompile.bench.judged import Judged
-    from kdcompile.bench.samples import Samples
-    from kdcompile.bench.verdict import Comparison, Decision
+    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.stats.comparison import Comparison, Decision
+    from kdcompile.stats.samples import Samples
 
 TIMES = (2, 3, 4, 6, 8)  # as many blocks: what of them one process can hold
 RESERVE = 1.5  # times what should do: how many do is known from few samples
@@ -43,7 +43,7 @@ def to_decide(judged: "Judged", settings: Settings, *, function: bool) -> str:
 
 def _runs(judged: "Judged") -> str | None:
     """More runs of the baseline, if they would help."""
-    from kdcompile.bench.occasions import days_apart
+    from kdcompile.stats.sessions import days_apart
 
     if days_apart(judged.candidate, judged.reference):
         return DAYS_MORE
@@ -83,7 +83,7 @@ def _repeated(samples: "Samples", times: int) -> "Samples":
 def _again(
     candidate: "Samples", reference: "Samples", comparison: "Comparison", margin: float
 ) -> "Decision":
-    from kdcompile.bench.decide import compare
+    from kdcompile.stats.latency_test import compare
 
     paired, level = comparison.paired, comparison.level
     return compare(candidate, reference, paired=paired, margin=margin, level=level).decision

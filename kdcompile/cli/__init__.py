@@ -21,9 +21,9 @@ from kdcompile.cli.stopping import Stop, stoppable
 from kdcompile.cli.targets import targets
 from kdcompile.cli.tools import clean, doctor, init, report, schema
 from kdcompile.cli.verify import verify
-from kdcompile.disk import disk_error
-from kdcompile.errors import EXIT_FIXABLE, KDError
-from kdcompile.logs import begin
+from kdcompile.core.disk import disk_error
+from kdcompile.core.errors import EXIT_FIXABLE, KDError
+from kdcompile.core.logs import begin
 
 STAGE_COMMANDS = {
     "search": "design the student for the target",

@@ -12,9 +12,9 @@ from click.core import ParameterSource
 from kdcompile.cli.measuring import BACKENDS, shape_of
 
 if TYPE_CHECKING:
-    from kdcompile.bench.against import Plan
-    from kdcompile.bench.baseline import Baseline
-    from kdcompile.bench.judged import Judged
+    from kdcompile.latency.baseline import Baseline
+    from kdcompile.latency.compare import Plan
+    from kdcompile.latency.comparison_report import Judged
 
 Kept = tuple[Path, "Baseline"]  # with its file
 NO_WAY = "more samples would hardly decide: quiet the machine, or give a wider --margin"
@@ -32,7 +32,7 @@ def what_to_type(
         reference: the baseline whose samples stood for A of `compare`.
         candidate: the baseline whose samples stood for B.
     """
-    from kdcompile.bench.advice import to_decide
+    from kdcompile.latency.advice import to_decide
 
     if judged.comparison.decision != "inconclusive":
         return None
@@ -82,8 +82,8 @@ def _measured_as(baseline: "Baseline") -> dict[str, Any]:
 
 def _lies_there(kept: Kept) -> bool:
     """Whether the artifact of a baseline is where the baseline says, and is the same."""
-    from kdcompile.bench.against import reference_at_hand
-    from kdcompile.bench.subject import find_subject
+    from kdcompile.latency.compare import reference_at_hand
+    from kdcompile.latency.subject import find_subject
 
     file, baseline = kept
     return reference_at_hand(baseline, file, None, find_subject)[0] is not None

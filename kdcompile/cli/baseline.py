@@ -7,13 +7,13 @@ import click
 
 from kdcompile.cli.measuring import Measuring, measuring_options
 from kdcompile.cli.options import as_json, echo_json
-from kdcompile.errors import KDError, plain
+from kdcompile.core.errors import KDError, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kdcompile.bench.baseline import Baseline
-    from kdcompile.bench.samples import Samples
+    from kdcompile.latency.baseline import Baseline
+    from kdcompile.stats.samples import Samples
 
 PATH = click.Path(path_type=Path)
 folder_option = click.option(
@@ -52,15 +52,17 @@ def init_baseline(
     **measuring: Any,
 ) -> None:
     """Measure ARTIFACT three times and keep it as NAME (by default the artifact's)."""
-    from kdcompile.bench import kept
+    from kdcompile.latency import baseline_store
 
-    given, folder = Measuring(**measuring), folder or kept.FOLDER
-    called = kept.check_name(name or kept.slug(artifact.stem), "baseline")
+    given, folder = Measuring(**measuring), folder or baseline_store.FOLDER
+    called = baseline_store.check_name(name or baseline_store.slug(artifact.stem), "baseline")
     if device is not None:  # before anything is measured; else as soon as the device is known
-        _refuse_existing(folder / kept.check_name(device, "class") / f"{called}.json", artifact)
+        _refuse_existing(
+            folder / baseline_store.check_name(device, "class") / f"{called}.json", artifact
+        )
 
     def place(samples: "Samples") -> Path:
-        of = device or kept.device_class(samples.runs[0].environment)
+        of = device or baseline_store.device_class(samples.runs[0].environment)
         file = folder / of / f"{called}.json"
         _refuse_existing(file, artifact)
         return file
@@ -97,19 +99,19 @@ def update_baseline(
     With --add what is new joins what is there: an artifact that is not at hand later can be judged
     against only as well as the baseline knows how its device moves from day to day.
     """
-    from kdcompile.bench import kept
-    from kdcompile.bench.against import merged
-    from kdcompile.bench.baseline import read_baseline
+    from kdcompile.latency import baseline_store
+    from kdcompile.latency.baseline import read_baseline
+    from kdcompile.latency.compare import merged
 
-    given, folder = Measuring(**measuring), folder or kept.FOLDER
+    given, folder = Measuring(**measuring), folder or baseline_store.FOLDER
     if not why.strip():
         raise KDError(
             "baseline-why", "an update without a reason would leave none in the history",
             where="--why", fix='say what changed, such as --why "wider head for the new classes"',
         )  # fmt: skip
-    called = name or kept.slug(artifact.stem)
+    called = name or baseline_store.slug(artifact.stem)
     # a broken one is told before anything is measured
-    found = {file: read_baseline(file) for file in kept.find(folder, called, device)}
+    found = {file: read_baseline(file) for file in baseline_store.find(folder, called, device)}
     file = next(iter(found)) if len(found) == 1 else _here(given, artifact, found, called)
 
     old = found[file]
@@ -118,7 +120,7 @@ def update_baseline(
         if add and samples.sha256 != old.samples.sha256:
             raise _other(artifact, file)
         if device is None:
-            _of_class([file], kept.device_class(samples.runs[0].environment), called)
+            _of_class([file], baseline_store.device_class(samples.runs[0].environment), called)
 
     samples = _measure(given, artifact, runs, old, check, alike=file if add else None)
     if add:
@@ -133,11 +135,11 @@ def update_baseline(
 @as_json
 def show_baseline(name: str | None, folder: Path | None, device: str | None, as_json: bool) -> None:
     """List the baselines, or print the conditions and the history of NAME."""
-    from kdcompile.bench import kept
-    from kdcompile.bench.baseline import read_baseline
+    from kdcompile.latency import baseline_store
+    from kdcompile.latency.baseline import read_baseline
 
-    folder = folder or kept.FOLDER
-    found = {file: read_baseline(file) for file in kept.find(folder, name, device)}
+    folder = folder or baseline_store.FOLDER
+    found = {file: read_baseline(file) for file in baseline_store.find(folder, name, device)}
     if as_json:
         echo_json({"baselines": [_facts(file, one) for file, one in found.items()]})
     elif not found:
@@ -161,8 +163,8 @@ def _measure(
 
     With `alike`, the file of `old`, also under its conditions.
     """
-    from kdcompile.bench.against import Measurement
     from kdcompile.cli.bench import runs_wanted
+    from kdcompile.latency.compare import Measurement
 
     wanted = runs_wanted(runs)
     plan = given.plan("3%", kept=None if old is None else old.mode, runs=wanted)
@@ -183,15 +185,15 @@ def _here(given: Measuring, artifact: Path, found: "dict[Path, Baseline]", name:
 
     A machine is of two classes: of its GPU's and of its CPU's. What all of them ran on says which.
     """
-    from kdcompile.bench import kept
-    from kdcompile.bench.session import environment_at
-    from kdcompile.bench.subject import common_backend
+    from kdcompile.latency import baseline_store
+    from kdcompile.latency.sampler import environment_at
+    from kdcompile.latency.subject import common_backend
 
     subjects = [given.subject(artifact, one) for one in found.values()]
     if len({subject.backend for subject in subjects}) > 1:
         subjects = [given.subject(artifact)]
     environment = environment_at(given.via, common_backend(subjects))
-    return _of_class(list(found), kept.device_class(environment), name)
+    return _of_class(list(found), baseline_store.device_class(environment), name)
 
 
 def _other(artifact: Path, file: Path) -> KDError:
@@ -236,8 +238,8 @@ def _write(
     previous: "Baseline | None",
     as_json: bool,
 ) -> None:
-    from kdcompile.bench.author import author
-    from kdcompile.bench.baseline import make_baseline
+    from kdcompile.latency.baseline import make_baseline
+    from kdcompile.latency.baseline_author import author
 
     made = make_baseline(samples, artifact, file, who or author(), why, previous)
     made.write(file)
@@ -253,7 +255,7 @@ def _write(
 
 
 def _facts(file: Path, one: "Baseline") -> dict[str, Any]:
-    from kdcompile.bench.judged import described
+    from kdcompile.latency.comparison_report import described
 
     return {
         "file": str(file), "class": file.parent.name, "name": file.stem,
@@ -265,8 +267,8 @@ def _facts(file: Path, one: "Baseline") -> dict[str, Any]:
 def _list(found: "dict[Path, Baseline]") -> None:
     from rich.table import Table
 
-    from kdcompile.bench.summary import summary
     from kdcompile.cli.bench import show
+    from kdcompile.latency.summary import summary
 
     table = Table(box=None, pad_edge=False)
     for column in ("class", "name", "p50 ms", "p90 ms", "p99 ms", "changed", "by"):

@@ -12,14 +12,14 @@ from kdcompile.cli.again import what_to_type
 from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_report, ci_stream
 from kdcompile.cli.measuring import Measuring, judging_options, measuring_options
 from kdcompile.cli.options import as_json, echo_json
-from kdcompile.errors import EXIT_OK, KDError, plain
+from kdcompile.core.errors import EXIT_OK, KDError, plain
 
 if TYPE_CHECKING:
-    from kdcompile.bench.against import Plan
-    from kdcompile.bench.baseline import Baseline
-    from kdcompile.bench.judged import Judged
-    from kdcompile.bench.samples import Samples
-    from kdcompile.bench.subject import Subject
+    from kdcompile.latency.baseline import Baseline
+    from kdcompile.latency.compare import Plan
+    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.latency.subject import Subject
+    from kdcompile.stats.samples import Samples
 
 PATH = click.Path(path_type=Path)
 
@@ -126,8 +126,8 @@ def compare(
     Two artifacts are measured in turns; two baselines are compared by their samples; of one each,
     the artifact is measured. Exit code 0: no regression, 3: B is slower, 5: undecided.
     """
-    from kdcompile.bench.against import from_samples, in_turns, of_files
     from kdcompile.ci.report import in_ci
+    from kdcompile.latency.compare import from_samples, in_turns, of_files
 
     given, folder, stream = Measuring(**measuring), ci_place(ci, ci_folder), ci_stream(as_json)
     started = time.monotonic()
@@ -168,7 +168,7 @@ def is_baseline(path: Path) -> bool:
 
 def measured(subject: "Subject", plan: "Plan") -> "Samples":
     """The samples of all runs of a plan."""
-    from kdcompile.bench.against import Measurement
+    from kdcompile.latency.compare import Measurement
 
     return Measurement([subject], plan).all_runs()[0]
 
@@ -182,7 +182,7 @@ def judge(
     plan: "Plan",
 ) -> "Judged":
     """In turns with the baseline's artifact where it is at hand, else against its samples."""
-    from kdcompile.bench.against import from_samples, in_turns, reference_at_hand
+    from kdcompile.latency.compare import from_samples, in_turns, reference_at_hand
 
     beside, note = reference_at_hand(kept, file, reference, lambda path: given.subject(path, kept))
     if beside is not None:
@@ -196,7 +196,7 @@ def runs_wanted(runs: int | None, option: str = "--runs") -> int:
     Raises:
         KDError: `baseline-runs`, too few.
     """
-    from kdcompile.bench.baseline import MIN_RUNS
+    from kdcompile.latency.baseline import MIN_RUNS
 
     if runs is None or runs >= MIN_RUNS:
         return runs or MIN_RUNS
@@ -210,7 +210,7 @@ def runs_wanted(runs: int | None, option: str = "--runs") -> int:
 
 def _refuse_existing(save: Path | None) -> None:
     """Before anything is measured."""
-    from kdcompile.bench.writable import check_writable
+    from kdcompile.latency.writable import check_writable
 
     if save is None:
         return
@@ -225,14 +225,14 @@ def _refuse_existing(save: Path | None) -> None:
 
 
 def _kept(file: Path | None) -> "Baseline | None":
-    from kdcompile.bench.baseline import read_baseline
+    from kdcompile.latency.baseline import read_baseline
 
     return None if file is None else read_baseline(file)
 
 
 def _save(samples: "Samples", artifact: Path, file: Path) -> None:
-    from kdcompile.bench.author import author
-    from kdcompile.bench.baseline import make_baseline
+    from kdcompile.latency.baseline import make_baseline
+    from kdcompile.latency.baseline_author import author
 
     make_baseline(samples, artifact, file, author(), "kdcompile bench --save").write(file)
 
@@ -249,8 +249,8 @@ def _print(
 
     `target` is the device that a bundle is for.
     """
-    from kdcompile.bench import table
-    from kdcompile.bench.judged import described
+    from kdcompile.latency import report as table
+    from kdcompile.latency.comparison_report import described
 
     if as_json:
         found = {"candidate": described(samples), "decision": None, "exit_code": EXIT_OK}

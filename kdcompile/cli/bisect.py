@@ -9,11 +9,11 @@ import click
 from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
 from kdcompile.cli.parity import NOTHING, ladder_json, open_ladder
 from kdcompile.cli.trust import trusted_option
-from kdcompile.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK
+from kdcompile.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK
 
 if TYPE_CHECKING:
-    from kdcompile.parity.ladder import Ladder, Step
-    from kdcompile.parity.locate import Finding
+    from kdcompile.debug.locate import Finding
+    from kdcompile.debug.variants import Ladder, Step
 
 
 @click.command()
@@ -47,7 +47,7 @@ def bisect(
     DIR_OR_SPEC may be a bundle. Exit 3 where there is one, 0 where every rung agrees, 5 where none
     could be compared.
     """
-    from kdcompile.parity.ladder import climb
+    from kdcompile.debug.variants import climb
 
     with open_ladder(spec, target, sets, via, trusted) as ladder:
         steps = climb(ladder)
@@ -70,8 +70,8 @@ def look(
     Raises:
         KDError: `rung-unknown`, `rung-absent`, `bisect-inherited`, or `locate`'s.
     """
-    from kdcompile.parity.locate import inherited, locate
-    from kdcompile.parity.rungs import find_rung
+    from kdcompile.debug.locate import inherited, locate
+    from kdcompile.debug.variant import find_rung
 
     failed = [i for i, step in enumerate(steps) if step.verdict == "failed"]
     if rung is not None:
@@ -88,7 +88,7 @@ def look(
 
 def tell(ladder: "Ladder", steps: list["Step"], rung: str | None, found: "Finding | None") -> None:
     """Print what was found, or that nothing was."""
-    from kdcompile.parity.show import finding_lines, ladder_lines
+    from kdcompile.debug.show import finding_lines, ladder_lines
 
     if found is not None:
         step = next(step for step in steps if step.name == found.rung)

@@ -12,13 +12,13 @@ from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
 from kdcompile.cli.terminal import echo_text
-from kdcompile.errors import EXIT_FIXABLE, KDError, plain
+from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
 
 if TYPE_CHECKING:
-    from kdcompile.artifact import Artifact
-    from kdcompile.pipeline.plan import Plan
-    from kdcompile.report import Report
-    from kdcompile.spec import Student
+    from kdcompile.config.spec import Student
+    from kdcompile.core.report import Report
+    from kdcompile.core.store import Artifact
+    from kdcompile.passes.manager import Plan
 
 REPLAY = "Run the step of a loss that was not finite again, from its file; name the tensor."
 EXPLAIN = "Show stages, taps, shapes, adapters, terms and their weights; train nothing."
@@ -40,8 +40,8 @@ def planned(
     spec: str | None, target: str | None, sets: tuple[str, ...], via: str | None = None
 ) -> "Plan":
     """The plan of a spec named on the command line."""
-    from kdcompile.pipeline.plan import make_plan
-    from kdcompile.spec_file import find_spec, load_spec
+    from kdcompile.config.load import find_spec, load_spec
+    from kdcompile.passes.manager import make_plan
 
     return make_plan(load_spec(find_spec(spec), sets, target), via)
 
@@ -63,8 +63,8 @@ def plan(
 
     Exit 1 where the target would refuse it.
     """
-    from kdcompile.pipeline import label as labels
-    from kdcompile.pipeline.show import describe, lines
+    from kdcompile.passes import label as labels
+    from kdcompile.passes.show import describe, lines
 
     work = planned(spec, target, sets, via)
     if label is not None:
@@ -104,7 +104,7 @@ def build(
     """Run every stage and write the bundle to dist/NAME-TARGET/."""
     from kdcompile.bundle.text import text_summary
     from kdcompile.ci.report import in_ci
-    from kdcompile.report import overall
+    from kdcompile.core.report import overall
 
     folder, stream, device = ci_place(ci, ci_folder), ci_stream(as_json), require == "device"
     title = title_of("build", spec, target)
@@ -131,8 +131,8 @@ def build(
 def make_bundle(work: "Plan", output: Path | None, key: Path | None) -> tuple["Report", Path]:
     """Run every stage, install the bundle and sign it; gives its report and where it lies."""
     from kdcompile.bundle.place import check_place
-    from kdcompile.bundle.stage import install
-    from kdcompile.report import Report
+    from kdcompile.core.report import Report
+    from kdcompile.passes.bundle import install
 
     spec = work.spec
     destination = output or Path("dist") / f"{spec.name}-{spec.target.replace('@', '-')}"
@@ -228,7 +228,7 @@ def explained(artifact: "Artifact") -> list[str]:
     if artifact.stage != "search":
         return []
     if RECORD in artifact.files:
-        from kdcompile.search.show import lines
+        from kdcompile.search.report import lines
 
         return lines(artifact.json(RECORD))
     return [f"- {sentence}" for sentence in artifact.json("explanation.json")]
@@ -284,7 +284,7 @@ def copy_out(artifact: "Artifact", output: Path) -> str:
     Raises:
         KDError: `output-exists`, when the folder holds something else.
     """
-    from kdcompile.artifact import replacing
+    from kdcompile.core.files import replacing
 
     main = MAIN_FILE.get(artifact.stage)
     if main is not None and output.suffix == Path(main).suffix:

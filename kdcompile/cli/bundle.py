@@ -10,10 +10,10 @@ from kdcompile.cli.build import planned
 from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
 from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import trusted_option
-from kdcompile.errors import KDError, plain
+from kdcompile.core.errors import KDError, plain
 
 if TYPE_CHECKING:
-    from kdcompile.pipeline.plan import Plan
+    from kdcompile.passes.manager import Plan
 
 TEACHERS = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
 NAME, SIGNATURE = "manifest.json", "manifest.sig"
@@ -63,7 +63,7 @@ def bundle(
         raise click.UsageError(f"{'--engine' if engine else '--trusted'} needs --merge")
     if key is not None and output is None:
         raise click.UsageError("--sign needs -o: the stage's own files stay as they are")
-    from kdcompile.bundle.stage import install
+    from kdcompile.passes.bundle import install
 
     work = planned(spec, target, sets, via)
     artifact = work.make("bundle")
@@ -133,7 +133,7 @@ def pack_test(work: "Plan", folder: Path) -> dict[str, Any]:
         KDError: `kit-missing`, the target is no board; `pack-photos`; `output-exists`.
     """
     from kdcompile.bundle.testpack import write_test_pack
-    from kdcompile.data.prepare import Preprocess
+    from kdcompile.data.preprocess import Preprocess
     from kdcompile.data.splits import judged, load_splits
 
     spec, made = work.spec, work.found()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from kdcompile.bench.judged import Judged
-    from kdcompile.bench.samples import Samples
+    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.stats.samples import Samples
 
 F = TypeVar("F", bound=Callable[..., Any])
 FOLDER = "kdcompile-ci"
@@ -94,10 +94,10 @@ def ci_report(
     command: str = "bench",
 ) -> None:
     """Hand a latency's verdict to the CI reports; without a baseline there is none to fail."""
-    from kdcompile.bench.judged import described
-    from kdcompile.bench.table import how
     from kdcompile.ci.outcome import Outcome, outcome_of_comparison
     from kdcompile.ci.report import report_ci
+    from kdcompile.latency.comparison_report import described
+    from kdcompile.latency.report import how
 
     if judged is None:
         numbers = described(samples)

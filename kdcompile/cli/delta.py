@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcompile.cli.options import as_json, echo_json
-from kdcompile.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, plain
+from kdcompile.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, plain
 
 if TYPE_CHECKING:
+    from kdcompile.config.spec import Spec
     from kdcompile.delta.result import Applied, Made
-    from kdcompile.spec import Spec
 
 PATH = click.Path(path_type=Path)
 EXITS = {"passed": EXIT_OK, "failed": EXIT_GATE, "inconclusive": EXIT_INCONCLUSIVE}
@@ -113,7 +113,7 @@ def apply_delta(
 
 
 def _spec(argument: str | None) -> "Spec | None":
-    from kdcompile.spec_file import find_spec, load_spec
+    from kdcompile.config.load import find_spec, load_spec
 
     return None if argument is None else load_spec(find_spec(argument))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from kdcompile import __version__
-from kdcompile.errors import KDError
-from kdcompile.files import write_text
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_text
 
 STORE = ".kdcompile"
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "numpy", "pydantic")

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kdcompile.cli.options import via_option
-from kdcompile.errors import KDError, nearest
+from kdcompile.core.errors import KDError, nearest
 
 if TYPE_CHECKING:
-    from kdcompile.bench.against import Plan
-    from kdcompile.bench.baseline import Baseline
-    from kdcompile.bench.effort import Effort
-    from kdcompile.bench.mode import Mode
-    from kdcompile.bench.subject import Subject
+    from kdcompile.latency.baseline import Baseline
+    from kdcompile.latency.budget import Effort
+    from kdcompile.latency.compare import Plan
+    from kdcompile.latency.settings import Mode
+    from kdcompile.latency.subject import Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt")
@@ -96,7 +96,7 @@ class Measuring:
         Raises:
             KDError: `shape-invalid`, those of `find_subject`.
         """
-        from kdcompile.bench.subject import find_subject
+        from kdcompile.latency.subject import find_subject
 
         shape = None if self.shape is None else parse_shape(self.shape)
         found = find_subject(path, self.backend, shape=shape)
@@ -109,7 +109,7 @@ class Measuring:
 
     def effort(self) -> "Effort":
         """How much is measured."""
-        from kdcompile.bench.effort import Effort
+        from kdcompile.latency.budget import Effort
 
         wanted = {"seconds": self.seconds, "processes": self.processes, "builds": self.builds,
                   "samples": self.samples}  # fmt: skip
@@ -124,7 +124,7 @@ class Measuring:
         Raises:
             KDError: `mode-invalid`.
         """
-        from kdcompile.bench.mode import Mode
+        from kdcompile.latency.settings import Mode
 
         wanted: dict[str, Any] = {"batch": self.batch}
         if kept is not None:
@@ -160,7 +160,7 @@ class Measuring:
         Raises:
             KDError: `margin-invalid`, `limit-invalid`, `mode-invalid`, `effort-refused`.
         """
-        from kdcompile.bench.against import LIMIT_S, Plan
+        from kdcompile.latency.compare import LIMIT_S, Plan
 
         if until_decided and self.samples is not None:
             raise click.UsageError("--samples says how many; --until-decided as many as it takes")

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from kdcompile.errors import KDError, ToolMissingError
+from kdcompile.core.errors import KDError, ToolMissingError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from kdcompile.backends.via import Place
     from kdcompile.bundle.manifest import Bundle
+    from kdcompile.remote.open import Place
 
     Floats = NDArray[np.float32]
 
@@ -48,7 +48,7 @@ def open_network(
         yield open_session(bundle.model)
         return
     from kdcompile.backends import engine
-    from kdcompile.backends.via import open_place
+    from kdcompile.remote.open import open_place
 
     backend = backend_of(bundle)
     with ExitStack() as stack:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from kdcompile.logs import is_quiet, set_level
+from kdcompile.core.logs import is_quiet, set_level
 
 F = TypeVar("F", bound=Callable[..., Any])
 

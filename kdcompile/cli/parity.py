@@ -11,12 +11,12 @@ from kdcompile.cli.build import planned
 from kdcompile.cli.network import backend_of
 from kdcompile.cli.options import echo_json
 from kdcompile.cli.trust import open_trusted
-from kdcompile.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, KDError
+from kdcompile.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, KDError
 
 if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle
-    from kdcompile.parity.ladder import Ladder, Step
-    from kdcompile.pipeline.plan import Plan
+    from kdcompile.debug.variants import Ladder, Step
+    from kdcompile.passes.manager import Plan
 
 IMAGES = 16  # of the validation split
 NOTHING = "no rung could be held against another; the list says why each is absent"
@@ -59,7 +59,7 @@ def open_ladder(
 
 def ladder_of_spec(plan: "Plan") -> AbstractContextManager["Ladder"]:
     """Of a build; where its export is refused for its outputs, of the rungs up to there."""
-    from kdcompile.parity.from_spec import export_ladder, spec_ladder
+    from kdcompile.debug.from_spec import export_ladder, spec_ladder
 
     try:
         plan.make("compile")
@@ -77,7 +77,7 @@ def ladder_of_bundle(bundle: "Bundle", via: str | None) -> AbstractContextManage
     Raises:
         KDError: `bundle-corrupt`, `engine-missing`.
     """
-    from kdcompile.parity.from_bundle import bundle_ladder
+    from kdcompile.debug.from_bundle import bundle_ladder
     from kdcompile.targets import load
 
     folder, place = bundle.folder, None
@@ -96,7 +96,7 @@ def ladder_of_bundle(bundle: "Bundle", via: str | None) -> AbstractContextManage
 
 def show_ladder(ladder: "Ladder", steps: Sequence["Step"], as_json: bool) -> int:
     """Print the ladder; the exit code is 3 where a rung failed, 5 where none was compared."""
-    from kdcompile.parity.show import ladder_lines
+    from kdcompile.debug.show import ladder_lines
 
     failed = [step.name for step in steps if step.verdict == "failed"]
     judged = sum(step.verdict == "passed" for step in steps)

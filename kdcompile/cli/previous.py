@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from kdcompile.spec import Spec
+    from kdcompile.config.spec import Spec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +39,6 @@ def check_previous(spec: "Spec") -> None:
             `baseline-test-set`.
     """
     if spec.gates.previous is not None:
-        from kdcompile.gates.earlier import refuse_early
+        from kdcompile.gates.reference_bundle import refuse_early
 
         refuse_early(spec)

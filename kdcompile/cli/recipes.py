@@ -88,8 +88,8 @@ def _facts(name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     from kdcompile.distill.elsewhere import ELSEWHERE
-    from kdcompile.distill.ground import NEEDS
     from kdcompile.distill.objective import OBJECTIVES
+    from kdcompile.distill.recipe_context import NEEDS
     from kdcompile.distill.registry import find_recipe
 
     if name in ELSEWHERE:

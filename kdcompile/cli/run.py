@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, via_option
 from kdcompile.cli.trust import open_trusted, trusted_option
-from kdcompile.errors import EXIT_FIXABLE, KDError, plain
+from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
 
 if TYPE_CHECKING:
     from kdcompile.bundle.run import BundleRun
@@ -64,8 +64,8 @@ def run(
     others are run all the same; the exit code is then 1.
     """
     from kdcompile.bundle.run import BundleRun
-    from kdcompile.data.prepare import Preprocess
-    from kdcompile.data.task import find_task
+    from kdcompile.data.preprocess import Preprocess
+    from kdcompile.tasks.task import find_task
 
     found, _ = open_trusted(bundle, trusted)
     task, classes = find_task(found.manifest["task"]), found.manifest.get("classes")
@@ -83,7 +83,7 @@ def _tell(each: "BundleRun", as_json: bool) -> bool:
 
     The document is printed however the run ends, with what there was until then.
     """
-    from kdcompile.progress import Progress
+    from kdcompile.core.progress import Progress
 
     few = len(each.photos) < MANY
     document: list[Any] = []

@@ -10,17 +10,17 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from kdcompile.bench.comparable import Difference
-from kdcompile.bench.verdict import Comparison
 from kdcompile.cli.recipes import Recipe, RecipeLine
 from kdcompile.cli.run import Failed
+from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.report import Report
 from kdcompile.delta.result import Applied, Made
-from kdcompile.doctor import Check
-from kdcompile.errors import KDError, nearest
+from kdcompile.environment.doctor import Check
 from kdcompile.gates.decidable import Decidable
-from kdcompile.pipeline.label import ToLabel
-from kdcompile.report import Report
-from kdcompile.search.validate import Row
+from kdcompile.latency.compatibility import Difference
+from kdcompile.latency_model.validate import Row
+from kdcompile.passes.label import ToLabel
+from kdcompile.stats.comparison import Comparison
 from kdcompile.targets import Target
 from kdcompile.targets.fixtures import Fixture
 from kdcompile.targets.rules import Violation

@@ -69,7 +69,7 @@ def validate(as_json: bool) -> None:
 
     Each is predicted from the measurements of all other networks.
     """
-    from kdcompile.search.validate import validate as validated
+    from kdcompile.latency_model.validate import validate as validated
 
     found = validated()
     if as_json:
@@ -95,7 +95,7 @@ def calibrate(name: str, via: str | None, seconds: float, as_json: bool) -> None
     NAME may carry a power mode and a JetPack: jetson-orin-nano-8gb@25W. The result is a file of
     yours, which every command then uses for this target; deleting it undoes the calibration.
     """
-    from kdcompile.search.calibrate import calibrate as measured
+    from kdcompile.latency_model.calibrate import calibrate as measured
 
     found = measured(name, via, seconds, tell)
     if as_json:

@@ -8,7 +8,7 @@ import click
 from kdcompile.cli.options import as_json, echo_json
 from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import open_trusted, trusted_option
-from kdcompile.errors import plain
+from kdcompile.core.errors import plain
 
 
 @click.command()
@@ -17,7 +17,7 @@ from kdcompile.errors import plain
 @as_json
 def init(folder: Path, example: str | None, as_json: bool) -> None:
     """Write a commented kdcompile.toml, or copy an example, into FOLDER."""
-    from kdcompile.init import init_example, init_template
+    from kdcompile.config.template import init_example, init_template
 
     written = init_example(example, folder) if example else init_template(folder)
     if as_json:
@@ -57,13 +57,13 @@ def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
     """Say what is installed here, or on a board, what is missing and how to get it."""
     from dataclasses import asdict
 
-    from kdcompile.doctor import examine, exit_code
+    from kdcompile.environment.doctor import examine, exit_code
 
     if backend and not via:
         raise click.UsageError("--backend is of a place: give --via too")
     if via:
-        from kdcompile.backends.via import open_place
-        from kdcompile.doctor_board import examine_board
+        from kdcompile.environment.doctor_board import examine_board
+        from kdcompile.remote.open import open_place
 
         wanted = backend or "tensorrt"
         checks = examine_board(lambda: open_place(via, wanted), wanted)
@@ -89,7 +89,7 @@ def schema(command: str | None, as_json: bool) -> None:
 
         echo_json(schema_of(command))
         return
-    from kdcompile.spec import Spec
+    from kdcompile.config.spec import Spec
 
     echo_json(Spec.model_json_schema())
 
@@ -100,10 +100,10 @@ def schema(command: str | None, as_json: bool) -> None:
 @as_json
 def clean(spec: str | None, everything: bool, as_json: bool) -> None:
     """Remove store entries that the current spec does not use."""
-    from kdcompile.artifact import Store
     from kdcompile.cli.build import planned
-    from kdcompile.pipeline.why import drop_unused
-    from kdcompile.spec_file import find_spec
+    from kdcompile.config.load import find_spec
+    from kdcompile.core.store import Store
+    from kdcompile.passes.why import drop_unused
 
     store = Store(find_spec(spec).parent / ".kdcompile")
     keep = [] if everything else list(planned(spec, None, ()).found().values())

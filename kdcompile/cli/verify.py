@@ -16,7 +16,7 @@ from kdcompile.cli.parity import is_bundle, open_ladder, show_ladder
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
 from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import open_trusted, trusted_option
-from kdcompile.errors import EXIT_GATE, plain
+from kdcompile.core.errors import EXIT_GATE, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle
     from kdcompile.ci.outcome import Outcome
     from kdcompile.cli.network import Floats
-    from kdcompile.pipeline.plan import Plan
+    from kdcompile.passes.manager import Plan
 
 Verified: TypeAlias = "tuple[list[Outcome], tuple[str, int]]"  # its verdict and exit code
 REFERENCES = {"kit": "reference.npz", "parity": "outputs.npz"}  # in a bundle, by its folder
@@ -95,7 +95,7 @@ def verify_spec(work: "Plan", device: bool, as_json: bool) -> Verified:
     """
     from kdcompile.bundle.text import text_summary
     from kdcompile.ci.outcome import outcomes_of_report
-    from kdcompile.report import Report, overall
+    from kdcompile.core.report import Report, overall
 
     check_previous(work.spec)
     # made by the folder that this one is a copy of, perhaps
@@ -119,7 +119,7 @@ def verify_bundle(
     """
     from kdcompile.ci.outcome import overall_of
     from kdcompile.cli.verify_ci import outcomes_of_bundle
-    from kdcompile.report import overall
+    from kdcompile.core.report import overall
 
     bundle, signature = open_trusted(folder, trusted)
     found = check_bundle(bundle, via) | {"signature": signature}
@@ -163,7 +163,7 @@ def climb_ladder(
     """
     from kdcompile.ci.outcome import overall_of
     from kdcompile.cli.verify_ci import outcomes_of_ladder
-    from kdcompile.parity.ladder import climb
+    from kdcompile.debug.variants import climb
 
     with open_ladder(spec, target, sets, via, trusted) as ladder:
         steps = climb(ladder)
@@ -213,7 +213,7 @@ def _references(
     """Inputs, and the outputs that are recorded of them; fp32's where there are none of its own."""
     import numpy as np
 
-    from kdcompile.data.prepare import Preprocess
+    from kdcompile.data.preprocess import Preprocess
 
     with (
         bundle.reading(f"{base}/{REFERENCES[base]}") as path,
@@ -266,7 +266,7 @@ def _parity(
         result: what is known so far.
         precision: of the reference outputs; fp32's, where the kit could not run it.
     """
-    from kdcompile.data.agreement import agreement, pooled_sqnr
+    from kdcompile.tasks.agreement import agreement, pooled_sqnr
 
     base = _carries(bundle)
     if base is None:

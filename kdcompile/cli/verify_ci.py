@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcompile.ci.outcome import Outcome
-    from kdcompile.parity.ladder import Ladder, Step
-    from kdcompile.report import Report
+    from kdcompile.core.report import Report
+    from kdcompile.debug.variants import Ladder, Step
 
 
 def outcomes_of_bundle(

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcompile.artifact import digest
+from kdcompile.config.distill import Distill
+from kdcompile.core.store import digest
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.targets import Extra, Targets, photos_of
 from kdcompile.kernels._runtime import ran
 from kdcompile.kernels.crop_augment import SPLIT, Column, crop_augment
-from kdcompile.spec_distill import Distill
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -11,13 +11,13 @@ from typing import Any
 import PIL
 
 from kdcompile import __version__
-from kdcompile.artifact import read_json, write_json
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import read_json, write_json
+from kdcompile.core.progress import counted
 from kdcompile.data.photo import Photo
 from kdcompile.data.points import check_within
 from kdcompile.data.splits import SPLITS, evenly, load_splits
-from kdcompile.errors import KDError
-from kdcompile.progress import counted
-from kdcompile.spec import Spec
 
 log = logging.getLogger("kdcompile")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 Floats = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from kdcompile.artifact import refuse_endless
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import refuse_endless
 
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 REPLACE = "replace the file, or take its line out of the split"

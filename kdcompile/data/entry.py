@@ -6,10 +6,10 @@ from os.path import isfile, normpath
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import Hasher, read_text
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher, read_text
 from kdcompile.data.photo import Photo
 from kdcompile.data.points import checked_points
-from kdcompile.errors import KDError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # of images in a folder
 

@@ -13,10 +13,10 @@ another split may lack some of them, never have one more.
 import csv
 from pathlib import Path
 
-from kdcompile.artifact import read_text
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.files import read_text
 from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
-from kdcompile.errors import KDError, nearest
-from kdcompile.spec import Data
 
 TABLE = "labels.csv"
 

@@ -27,11 +27,11 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError, nearest
 from kdcompile.data.entry import inside
 from kdcompile.data.overlap import overlap
 from kdcompile.data.photo import Photo
-from kdcompile.errors import KDError, nearest
-from kdcompile.spec import Data
 
 PATTERN = re.compile(
     r"(?P<file>[^:@\[\]]+\.npz)(:(?P<part>\w+))?(@(?P<seed>\d+))?"

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from kdcompile.core.errors import KDError
 from kdcompile.data.entry import Entry
-from kdcompile.errors import KDError
 
 
 def refuse_shared(found: Mapping[str, Sequence[Entry]]) -> None:

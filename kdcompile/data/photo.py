@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import file_sha256
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
 from kdcompile.data.decode import decoded
-from kdcompile.errors import KDError
 
 
 def read_pixels(path: Path, channels: int) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 # of an image's points, how many may stand twice: published annotations have up to 8.5 %
 MOST_TWICE = 0.25

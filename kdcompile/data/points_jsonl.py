@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompile.artifact import read_text
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.files import read_text
 from kdcompile.data.entry import Entry, read_list, require_image
-from kdcompile.errors import KDError, nearest
-from kdcompile.spec import Data
 
 FIX = 'write {"image": "images/a.jpg", "points": [[x, y], ...]}'
 

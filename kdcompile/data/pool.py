@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcompile.artifact import Hasher
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher
+from kdcompile.core.progress import counted
 from kdcompile.data import npz
+from kdcompile.data.custom_dataset import made_photos
 from kdcompile.data.entry import SUFFIXES, inside, read_list, require_image
-from kdcompile.data.made import made_photos
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import FORMATS, SPLITS, Row, Splits, check_root, read_rows
-from kdcompile.errors import KDError
-from kdcompile.progress import counted
-from kdcompile.spec import Data
 
 FIELD = "unlabelled"
 

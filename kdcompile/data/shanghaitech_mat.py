@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import refuse_endless
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import refuse_endless
 from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
 from kdcompile.data.mat5 import read_mat
-from kdcompile.errors import KDError
-from kdcompile.spec import Data
 
 TRUTH_FOLDERS = ("ground-truth", "ground_truth")
 

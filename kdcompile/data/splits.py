@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from os.path import isdir
 from pathlib import Path
 
-from kdcompile.artifact import Hasher, digest
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher
+from kdcompile.core.progress import counted
+from kdcompile.core.store import digest
+from kdcompile.core.user_code import factory_sources
 from kdcompile.data import imagefolder, npz, points_jsonl, shanghaitech_mat
+from kdcompile.data.custom_dataset import made_photos
 from kdcompile.data.entry import Entry
-from kdcompile.data.made import made_photos
 from kdcompile.data.overlap import refuse_shared
 from kdcompile.data.photo import Photo
-from kdcompile.errors import KDError
-from kdcompile.factory import factory_sources
-from kdcompile.progress import counted
-from kdcompile.spec import Data
 
 SPLITS = ("train", "val", "test")
 Row = tuple[str, str, str]  # the name, what stands there, and what is annotated in it

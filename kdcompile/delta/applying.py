@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from kdcompile.config.spec import Spec
+from kdcompile.core.report import Verdict
 from kdcompile.delta.file import applied, check_output, inputs_of, named, read_delta
 from kdcompile.delta.result import Applied
 from kdcompile.delta.student import Student
 from kdcompile.delta.tensors import read_student
 from kdcompile.delta.verdict import LOSS, judge
 from kdcompile.models.factory import write_weights
-from kdcompile.report import Verdict
-from kdcompile.spec import Spec
 
 
 def apply(

@@ -25,13 +25,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kdcompile.artifact import replacing, sweep_files
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import replacing, sweep_files
 from kdcompile.delta import layer as form
 from kdcompile.delta.layer import Layer
 from kdcompile.delta.packing import WHERE, corrupt
 from kdcompile.delta.tensors import STUDENT, State, weights_hash
-from kdcompile.errors import KDError
-from kdcompile.spec import Spec
 
 KEY, VERSION, DATA = "kdcompile-delta", 1, "data"
 HEADER = 1024 * 1024  # bytes of a file in which the key is looked for

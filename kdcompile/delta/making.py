@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from kdcompile.config.spec import Spec
+from kdcompile.core.progress import counted
+from kdcompile.core.report import Verdict
 from kdcompile.data.photo import Photo
 from kdcompile.delta import encode
 from kdcompile.delta import layer as form
@@ -20,9 +23,6 @@ from kdcompile.delta.result import Judged, Made, Written
 from kdcompile.delta.student import FEW, Floats, Student
 from kdcompile.delta.tensors import State, check_same_form, half_size, read_student, weights_hash
 from kdcompile.delta.verdict import LOSS, is_proven, judge
-from kdcompile.progress import counted
-from kdcompile.report import Verdict
-from kdcompile.spec import Spec
 
 log = logging.getLogger("kdcompile")
 SIZE = 0.1  # of the fp16 weights

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 BITS = (2, 4, 8)
 WHERE = "the delta"  # until the reader says which file

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kdcompile.report import Verdict
+from kdcompile.core.report import Verdict
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
 from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly, judged, load_splits
-from kdcompile.data.task import find_task
 from kdcompile.delta.tensors import State
 from kdcompile.distill.evaluate import BATCH_PIXELS, predict
-from kdcompile.distill.setting import training_device
-from kdcompile.errors import KDError
-from kdcompile.gates.noninferior import Decision, compare
+from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.fit import check_fit
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.spec import Spec
+from kdcompile.stats.noninferiority import Decision, compare
+from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import find_task
 
 Floats = NDArray[np.float64]
 IMAGES, PIXELS = 256, 4 * 1024 * 1024  # training photos that are looked at, pixels of them
@@ -51,7 +51,7 @@ class Student:
         self.val, self.test = splits.val, judged(splits.test, spec.data.max_test)
         self.task = find_task(spec.task.kind)
         self.metric = self.task.selection_metric(spec.gates.accuracy.metric)
-        self.preprocess = Preprocess.of(spec.data, spec.export, spec.task)
+        self.preprocess = preprocess_of(spec.data, spec.export, spec.task)
         self._inputs = self._calibration(splits.train)
 
     def _calibration(self, train: Sequence[Photo]) -> list[tuple[Frame, Tensor]]:

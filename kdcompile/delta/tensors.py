@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.models.factory import read_weights
 from kdcompile.models.fit import nonfinite
 

@@ -1,9 +1,9 @@
 """Is what a delta makes as accurate as it should be? The rule is that of the accuracy gate."""
 
-from kdcompile.data.metric import Metric
 from kdcompile.delta.result import Judged
 from kdcompile.delta.student import Floats, Student
-from kdcompile.gates.noninferior import observed_text
+from kdcompile.stats.noninferiority import observed_text
+from kdcompile.tasks.metric import Metric
 
 LOSS = 0.005  # of the metric
 

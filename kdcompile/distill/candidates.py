@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, pad
 
-from kdcompile.distill.promoted import promoted
+from kdcompile.distill.amp import promoted
 from kdcompile.kernels._runtime import full_precision
 
 BRIGHTNESS = 0.3  # largest shift, in deviations of the pixels

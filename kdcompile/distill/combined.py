@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill, Ramp
+from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.taps import Tap
-from kdcompile.errors import KDError
-from kdcompile.spec_distill import Distill, Ramp
 
 PLUS = "+"
 FLAGS = (

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kdcompile.distill.promoted import promoted
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.recipe import LossInputs
 
 TINY = 1e-24  # a squared length no larger than this counts as zero

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from kdcompile.core.progress import counted
 from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import Task
-from kdcompile.progress import counted
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.tasks.task import Task
 
 BATCH, BATCH_PIXELS = 64, 512 * 1024  # images, and pixels of them, in one forward pass
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 log = logging.getLogger("kdcompile")
 T = TypeVar("T")

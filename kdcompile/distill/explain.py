@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kdcompile.config.distill import Ramp
+from kdcompile.config.spec import Spec
 from kdcompile.data.splits import load_splits
+from kdcompile.distill.phase import StageRun
 from kdcompile.distill.schedule import StagePlan, stage_plans, stage_steps
-from kdcompile.distill.stage_run import StageRun
 from kdcompile.distill.taps import feature_shapes
 from kdcompile.distill.train import Trainer
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.spec import Spec
-from kdcompile.spec_distill import Ramp
 
 UNTIMED = 0.0
 

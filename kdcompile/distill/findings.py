@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdcompile.data.metric import Metric
+from kdcompile.tasks.metric import Metric
 
 LOSS_SHARE = 0.05
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdcompile.data.photo import Photo
-from kdcompile.data.reference import changes
-from kdcompile.data.task import Task
 from kdcompile.distill.state import State
+from kdcompile.tasks.reference import changes
+from kdcompile.tasks.task import Task
 
 TOLERANCE = 1.0  # of the deployed student's mean absolute error, as gates.flips has it
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcompile.config.distill import Distill
 from kdcompile.distill.adapters import fit_adapters
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import Objective
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import LossInputs, Recipe
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels.feature_mse import feature_mse
-from kdcompile.spec_distill import Distill
 
 
 class Adapter(nn.Linear):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdcompile.config.distill import Distill
 from kdcompile.data.photo import Photo
 from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
 from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
-from kdcompile.spec_distill import Distill
 
 ByReduction = Mapping[str, Mapping[str, float]]
 BLOCK = 8  # cells a side of a block whose count is compared

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdcompile.progress import Progress
+from kdcompile.core.progress import Progress
 
 
 class TrainingProgress(Progress):

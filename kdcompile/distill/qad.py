@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
 from kdcompile.distill.qad_layers import QadLayer, find_layers
 from kdcompile.distill.qad_modules import LEVELS, Quantiser, attach, quantiser_of, weight_scales
 from kdcompile.distill.qad_observe import chosen_scales, observe
-from kdcompile.errors import KDError
-from kdcompile.spec import Spec
 
 if TYPE_CHECKING:
-    from kdcompile.distill.setting import Setting
-    from kdcompile.distill.stage_run import StageRun
+    from kdcompile.distill.phase import StageRun
     from kdcompile.distill.state import State
+    from kdcompile.distill.training_context import Setting
 
 OBSERVED_BATCHES, OBSERVED_CROPS = 4, 8
 OBSERVE_EVERY = 50  # steps, where scales are observed

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill, Ramp
+from kdcompile.core.errors import KDError, nearest
 from kdcompile.data.augment import Batch
-from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import Objective
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.taps import Tap
-from kdcompile.errors import KDError, nearest
-from kdcompile.spec_distill import Distill, Ramp
 
 
 @dataclass(frozen=True)

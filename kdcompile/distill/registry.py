@@ -4,14 +4,14 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError, nearest
 from kdcompile.distill import recipes as folder
 from kdcompile.distill.combined import PLUS, combine
 from kdcompile.distill.elsewhere import ELSEWHERE
-from kdcompile.distill.ground import refuse_unmet
 from kdcompile.distill.recipe import Recipe
+from kdcompile.distill.recipe_context import refuse_unmet
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.errors import KDError, nearest
-from kdcompile.spec import Spec
 
 
 def recipes() -> dict[str, type[Recipe]]:

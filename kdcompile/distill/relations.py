@@ -1,8 +1,8 @@
 """Recipes that compare images with each other: how much they weigh."""
 
+from kdcompile.config.distill import Ramp
 from kdcompile.distill.objective import Objective
 from kdcompile.distill.recipe import Recipe
-from kdcompile.spec_distill import Ramp
 
 DENSE = 0.1  # of a weight where cells are predicted: benchmarks/recipes.py, counting
 

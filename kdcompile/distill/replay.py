@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from kdcompile.core.distributed import Processes
+from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.distill.qad import is_quantised
-from kdcompile.distributed import Processes
-from kdcompile.errors import KDError
 from kdcompile.models.factory import read_weights, write_weights
 
 if TYPE_CHECKING:
-    from kdcompile.distill.stage_run import StageRun
+    from kdcompile.distill.phase import StageRun
 
 BATCH, NETWORKS, RECORD = ("images", "target", "photo"), ("student", "recipe", "first"), "moment"
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.distill.explain import at_rest
+from kdcompile.distill.phase import StageRun
 from kdcompile.distill.qad import switch
 from kdcompile.distill.replay import Replay, plain, read_replay
 from kdcompile.distill.schedule import StagePlan, stage_plans
-from kdcompile.distill.setting import Setting
-from kdcompile.distill.stage_run import StageRun
-from kdcompile.errors import KDError
-from kdcompile.spec import Spec
+from kdcompile.distill.training_context import Setting
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.qad_modules import quantiser_of
 from kdcompile.distill.taps import as_maps, as_output
-from kdcompile.errors import KDError
 
 Swap = Mapping[str, Callable[[Tensor], Tensor]]
 

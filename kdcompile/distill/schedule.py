@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kdcompile.spec_distill import Distill
+from kdcompile.config.distill import Distill
 
 DEFAULT_EPOCHS = 100
 TIMED_STEPS = 5

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
 from kdcompile.data.splits import Splits
-from kdcompile.data.task import find_task
 from kdcompile.distill.registry import any_recipe
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.errors import KDError
-from kdcompile.spec import Spec
+from kdcompile.tasks.task import find_task
 
 WIDENING = ', or set distill.recipe = "class-relation", which takes new classes'
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcompile.artifact import is_sealed, seal, write_json
+from kdcompile.config.spec import Spec
+from kdcompile.core.distributed import processes
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import is_sealed, seal, write_json
 from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
 from kdcompile.data.splits import evenly
-from kdcompile.data.task import find_task
 from kdcompile.distill.alive import Pulse, dead
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import start_findings
@@ -25,10 +26,9 @@ from kdcompile.distill.inherit import inherit
 from kdcompile.distill.objective import OBJECTIVES, Objective, make_objective
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.shapes import class_counts, output_stride
-from kdcompile.distributed import processes
-from kdcompile.errors import KDError
 from kdcompile.models.factory import load_weights, write_weights
-from kdcompile.spec import Spec
+from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import find_task
 
 log = logging.getLogger("kdcompile")
 CROPS_AT_ONCE = 4
@@ -179,7 +179,7 @@ class _Judge:
 
     def __init__(self, spec: Spec, store: ImageStore, val: Sequence[Photo]) -> None:
         self._task, self._store, self._val = find_task(spec.task.kind), store, val
-        self._preprocess = Preprocess.of(spec.data, spec.export, spec.task)
+        self._preprocess = preprocess_of(spec.data, spec.export, spec.task)
 
     def __call__(
         self, spec: Spec, teacher: nn.Module, student: nn.Module, report: dict[str, Any] | None
@@ -265,7 +265,7 @@ def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStor
     first = stage_plans(spec.distill)[0].options
     plain = {"batch": min(CROPS_AT_ONCE, spec.student.crops), "colour": 0.0, "views": 0}
     options = first.model_copy(update=plain)
-    preprocess = Preprocess.of(spec.data, spec.export, spec.task)
+    preprocess = preprocess_of(spec.data, spec.export, spec.task)
     stride = output_stride(teacher, student, spec)
     kind = OBJECTIVES[spec.task.kind]
     targets = kind.targets(store.photos, stride, spec.data.sigma, store.device)

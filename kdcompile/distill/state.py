@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcompile.artifact import replacing
+from kdcompile.core.files import replacing
 from kdcompile.kernels import ran
 
 log = logging.getLogger("kdcompile")

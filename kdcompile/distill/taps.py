@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kdcompile.errors import KDError, nearest
-from kdcompile.spec_distill import Distill
+from kdcompile.config.distill import Distill
+from kdcompile.core.errors import KDError, nearest
 
 if TYPE_CHECKING:
-    from kdcompile.distill.setting import Setting
+    from kdcompile.distill.training_context import Setting
 
 
 @dataclass(frozen=True)

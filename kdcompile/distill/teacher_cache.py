@@ -16,12 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdcompile.artifact import digest, is_sealed, replacing, seal
+from kdcompile.config.distill import Distill
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import is_sealed, replacing, seal
+from kdcompile.core.progress import counted
+from kdcompile.core.store import digest
 from kdcompile.data.augment import CropSampler
 from kdcompile.distill.recipe import Recipe
-from kdcompile.errors import KDError
-from kdcompile.progress import counted
-from kdcompile.spec_distill import Distill
 
 log = logging.getLogger("kdcompile")
 Key = tuple[int, int]

@@ -16,13 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdcompile.artifact import write_text
+from kdcompile.config.spec import Spec
+from kdcompile.core.distributed import Processes, processes
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_text
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
-from kdcompile.data.task import find_task
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import findings
+from kdcompile.distill.phase import StageRun
 from kdcompile.distill.progress import TrainingProgress
 from kdcompile.distill.qad import Qad, known_mode, make_qad, mean_seconds
 from kdcompile.distill.replay import stopped
@@ -33,12 +36,9 @@ from kdcompile.distill.schedule import (
     stage_plans,
     stage_steps,
 )
-from kdcompile.distill.setting import make_setting
-from kdcompile.distill.stage_run import StageRun
 from kdcompile.distill.state import Row, State, load_checkpoint, read_lengths, save_checkpoint
-from kdcompile.distributed import Processes, processes
-from kdcompile.errors import KDError
-from kdcompile.spec import Spec
+from kdcompile.distill.training_context import make_setting
+from kdcompile.tasks.task import find_task
 
 log = logging.getLogger("kdcompile")
 Judged = tuple[dict[str, float], list[float]]  # metrics by name, and a prediction a photo

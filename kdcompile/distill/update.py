@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill
+from kdcompile.core.distributed import Processes
 from kdcompile.distill.qad_modules import trained
-from kdcompile.distributed import Processes
-from kdcompile.spec_distill import Distill
 
 NEVER = -1
 SCALE_LR = 1e-2  # of a scale's logarithm: the largest change of a scale in a step is 1 %

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kdcompile.spec_distill import Distill, Ramp
+from kdcompile.config.distill import Distill, Ramp
 
 BALANCE_EVERY = 100
 LIMIT = 1e3  # a balanced factor lies between 1/LIMIT and LIMIT

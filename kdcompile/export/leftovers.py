@@ -8,7 +8,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 TRAIN_TIME = ("Dropout", "Identity")
 STRUCTURAL = 16  # a constant of so few numbers (a scale, a bound) is not a layer's weight

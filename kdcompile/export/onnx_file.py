@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.export.leftovers import prove_clean
-from kdcompile.export.opset import EXPORTED_OPSET, at_opset
 from kdcompile.export.refused import first_line, refused, size_refused
 from kdcompile.export.scopes import restore_scopes
-from kdcompile.export.session import cpu_session, run_onnx
+from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset
+from kdcompile.onnx_graph.session import cpu_session, run_onnx
 
 INPUT = "image"
 SIMPLIFIED_TOLERANCE = 1e-4  # of the largest output: folding reorders float32 sums
@@ -107,6 +107,8 @@ def traced(
     # torch.export specialises a size of 0 or 1, so trace at the largest
     sample = torch.zeros(tuple(high))
     with quiet_exporter():
+        import onnxscript  # noqa: F401  # what torch.onnx.export translates with, so in the key
+
         program = torch.onnx.export(
             module,
             (sample,),

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdcompile.data.agreement import agreement
-from kdcompile.export.session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.tasks.agreement import agreement
 
 Floats = NDArray[np.float32]
 

@@ -9,7 +9,7 @@ from types import FrameType
 import torch
 from torch import fx, nn
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 TORCH = str(Path(torch.__file__).parent)
 TRACEABLE = "write it in operators that torch.export traces"

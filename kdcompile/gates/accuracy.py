@@ -9,12 +9,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.metric import METRICS, Metric
+from kdcompile.config.gates import AccuracyGate, fraction
+from kdcompile.core.report import GateResult, Measurement
 from kdcompile.gates.context import VerifyContext
-from kdcompile.gates.noninferior import Decision, compare, limits_text, observed_text
 from kdcompile.gates.registry import gate
-from kdcompile.report import GateResult, Measurement
-from kdcompile.spec_gates import AccuracyGate, fraction
+from kdcompile.stats.noninferiority import Decision, compare, limits_text, observed_text
+from kdcompile.tasks.metric import METRICS, Metric
 
 NO_MAPS = (
     "a board sends home what it predicted, not its density maps: kdcompile build --via PLACE "

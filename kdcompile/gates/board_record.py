@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from kdcompile.errors import KDError
-from kdcompile.spec_deploy import Precision
+from kdcompile.config.deploy import Precision
+from kdcompile.core.errors import KDError
 
 FORMAT = 1
 MOST_PHOTOS, MOST_BLOCKS, MOST_TEXT, MOST_SAMPLES = 1_000_000, 10_000, 10_000, 100_000

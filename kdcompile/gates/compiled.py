@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kdcompile.artifact import Artifact
+from kdcompile.core.store import Artifact
 
 BUILD = ("bytes", "seconds", "flags", "timing_cache", "deterministic", "dla_fallback")
 LAYERS = 40  # of a deep network, the slowest

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.bench.paired import PairedTimes
-from kdcompile.bench.power import Resources
-from kdcompile.data.metric import Metric
-from kdcompile.data.task import Task
-from kdcompile.report import Evidence, Measurement
+from kdcompile.core.report import Evidence, Measurement
+from kdcompile.latency.energy_memory import Resources
+from kdcompile.stats.alternating import PairedTimes
 from kdcompile.targets import Target
+from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float64]
 

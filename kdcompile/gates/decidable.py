@@ -11,16 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcompile.data.metric import METRICS
-from kdcompile.data.task import Task
-from kdcompile.gates.context import Floats
-from kdcompile.gates.flips import find_flips
-from kdcompile.gates.needed import least_number
-from kdcompile.gates.noninferior import compare
-from kdcompile.gates.previous import both
-from kdcompile.gates.strata import judge_all, judge_parts
-from kdcompile.report import Verdict
-from kdcompile.spec_gates import (
+from kdcompile.config.gates import (
     AccuracyGate,
     FlipsGate,
     Gates,
@@ -28,6 +19,15 @@ from kdcompile.spec_gates import (
     StrataGate,
     fraction,
 )
+from kdcompile.core.report import Verdict
+from kdcompile.gates.churn import find_flips
+from kdcompile.gates.context import Floats
+from kdcompile.gates.previous import both
+from kdcompile.gates.subgroups import judge_all, judge_parts
+from kdcompile.stats.least_images import least_number
+from kdcompile.stats.noninferiority import compare
+from kdcompile.tasks.metric import METRICS
+from kdcompile.tasks.task import Task
 
 Found = tuple[Verdict, str]
 

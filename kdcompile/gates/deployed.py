@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import Step
 from kdcompile.backends import engine
-from kdcompile.backends.board import Board
-from kdcompile.backends.via import Place
-from kdcompile.bench.paired import PairedTimes, median_interval
+from kdcompile.config.board import Board
+from kdcompile.config.step import Step
+from kdcompile.core.report import Measurement
 from kdcompile.gates.context import MODES, Latency, Origin
-from kdcompile.report import Measurement
+from kdcompile.remote.open import Place
+from kdcompile.stats.alternating import PairedTimes, median_interval
 
 TEACHER, STUDENT = "teacher", "student"
 BOTH = (TEACHER, STUDENT)

@@ -2,12 +2,12 @@
 
 from typing import cast
 
-from kdcompile.backends.usage import Absent, energy_verdict
+from kdcompile.config.gates import EnergyGate
+from kdcompile.core.report import GateResult, Verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.gates.resources import resource_numbers, resources_of, unread
-from kdcompile.report import GateResult, Verdict
-from kdcompile.spec_gates import EnergyGate
+from kdcompile.remote.usage import Absent, energy_verdict
 
 
 def _threshold(settings: EnergyGate) -> str:

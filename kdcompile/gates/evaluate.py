@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.backends.predict import Runner
-from kdcompile.data.agreement import decibels, powers, relative_error
+from kdcompile.core.errors import KDError
+from kdcompile.core.progress import counted
 from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import Task
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.gates.context import Parity
-from kdcompile.progress import counted
+from kdcompile.tasks.agreement import decibels, powers, relative_error
+from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float64]
 Output = NDArray[np.float32]

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from kdcompile.backends.same_board import differences
 from kdcompile.backends.teacher import teacher_precision
-from kdcompile.bench.paired import PairedTimes, median_interval
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
+from kdcompile.config.gates import Gates
+from kdcompile.core.errors import KDError
+from kdcompile.core.report import GateResult, Measurement, Report, overall
 from kdcompile.gates.board_record import BoardRecord, Candidate, Times, read_record
 from kdcompile.gates.context import (
     MODES,
@@ -31,9 +30,10 @@ from kdcompile.gates.registry import load_gates
 from kdcompile.gates.resources import of_board, resource_numbers
 from kdcompile.gates.speedup import target_speed
 from kdcompile.gates.summary import measurements
-from kdcompile.report import GateResult, Measurement, Report, overall
-from kdcompile.spec_gates import Gates
+from kdcompile.remote.same_board import differences
+from kdcompile.stats.alternating import PairedTimes, median_interval
 from kdcompile.targets import load
+from kdcompile.tasks.task import find_task
 
 DEVICE = "@device"
 OF_PHOTOS = ("accuracy", "strata", "flips", "previous")  # what the engine predicts for each

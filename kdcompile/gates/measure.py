@@ -8,22 +8,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.artifact import Artifact, Step
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import Runner
-from kdcompile.bench.crowded import MOST, TRIES, quietest
-from kdcompile.bench.machine import fingerprint_id, usable_cores
-from kdcompile.bench.paired import alternate
-from kdcompile.data.agreement import LIMIT_DB
+from kdcompile.config.step import Step
+from kdcompile.core.report import Measurement
+from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import Task
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.gates.context import Earlier, Floats, Latency, Origin, Parity
 from kdcompile.gates.deployed import STUDENT, deployed
-from kdcompile.gates.earlier import PREVIOUS, EarlierNetwork
 from kdcompile.gates.evaluate import Evaluation, evaluate, example_arrays, pick_examples
-from kdcompile.report import Measurement
+from kdcompile.gates.reference_bundle import PREVIOUS, EarlierNetwork
+from kdcompile.latency.cpu_contention import MOST, TRIES, quietest
+from kdcompile.latency.host_fingerprint import fingerprint_id, usable_cores
+from kdcompile.stats.alternating import alternate
 from kdcompile.targets import Target
+from kdcompile.tasks.agreement import LIMIT_DB
+from kdcompile.tasks.task import Task
 
 OVERFLOW = 1e30  # a relative error without bound: JSON has no infinity
 BLOCKS, WARMUP, TIMING_SECONDS = 30, 3, 30.0

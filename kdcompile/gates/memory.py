@@ -1,11 +1,11 @@
 """How much memory does the network take at most?"""
 
-from kdcompile.backends.usage import Absent
+from kdcompile.config.gates import MemoryGate
+from kdcompile.core.report import GateResult, Verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.gates.resources import resource_numbers, resources_of, unread
-from kdcompile.report import GateResult, Verdict
-from kdcompile.spec_gates import MemoryGate
+from kdcompile.remote.usage import Absent
 
 
 def _threshold(settings: MemoryGate) -> str:

@@ -1,9 +1,9 @@
 """Does the deployed network compute what the trained one computes?"""
 
+from kdcompile.config.gates import ParityGate
+from kdcompile.core.report import GateResult
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
-from kdcompile.report import GateResult
-from kdcompile.spec_gates import ParityGate
 
 
 def _threshold(settings: ParityGate) -> str:

@@ -5,14 +5,14 @@ rule of `noninferior` with the earlier network as the reference; and did no more
 than `max_flips` allows, by the rule of `flips`, where the spec says how many.
 """
 
-from kdcompile.data.metric import METRICS
+from kdcompile.config.gates import PreviousGate, fraction
+from kdcompile.core.report import GateResult, Measurement, Verdict
 from kdcompile.gates.accuracy import NO_MAPS, difference
+from kdcompile.gates.churn import Flips, find_flips
 from kdcompile.gates.context import VerifyContext
-from kdcompile.gates.flips import Flips, find_flips
-from kdcompile.gates.noninferior import Decision, compare, limits_text, observed_text
 from kdcompile.gates.registry import gate
-from kdcompile.report import GateResult, Measurement, Verdict
-from kdcompile.spec_gates import PreviousGate, fraction
+from kdcompile.stats.noninferiority import Decision, compare, limits_text, observed_text
+from kdcompile.tasks.metric import METRICS
 
 ABSENT = "no earlier bundle was named: kdcompile build --baseline BUNDLE"
 ORDER: tuple[Verdict, ...] = ("failed", "inconclusive", "passed")  # the worse decides

@@ -5,7 +5,7 @@ A gate is one module of this package with one function:
     @gate("size_mb", threshold=in_words)
     def size_mb(settings: SizeGate, context: VerifyContext) -> GateResult: ...
 
-Its name is that of its section in `[gates]`, which `kdcompile.spec.Gates` declares.
+Its name is that of its section in `[gates]`, which `kdcompile.config.spec.Gates` declares.
 """
 
 import importlib
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import kdcompile.gates
+from kdcompile.config.gates import Gates, GateSpec
+from kdcompile.core.report import GateResult
 from kdcompile.gates.context import VerifyContext
-from kdcompile.report import GateResult
-from kdcompile.spec_gates import Gates, GateSpec
 
 Decide = Callable[[Any, VerifyContext], GateResult]
 

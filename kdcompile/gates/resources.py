@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from kdcompile.artifact import Step
 from kdcompile.backends import engine
-from kdcompile.backends.usage import Absent, energy_of, memory_of
-from kdcompile.backends.via import Place, open_place
-from kdcompile.bench.loading import onnx_record
-from kdcompile.bench.power import Resources, measure
+from kdcompile.config.gates import GateSpec
+from kdcompile.config.step import Step
+from kdcompile.core.report import GateResult, Measurement
 from kdcompile.gates.board_record import NoUsage, Usage
 from kdcompile.gates.context import MODES, VerifyContext
-from kdcompile.report import GateResult, Measurement
-from kdcompile.spec_gates import GateSpec
+from kdcompile.latency.energy_memory import Resources, measure
+from kdcompile.latency.subjects import onnx_record
+from kdcompile.remote.open import Place, open_place
+from kdcompile.remote.usage import Absent, energy_of, memory_of
 from kdcompile.targets import Target
 
 HERE = "onnxruntime"

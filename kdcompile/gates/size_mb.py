@@ -1,9 +1,9 @@
 """Is the largest file that may be deployed small enough?"""
 
+from kdcompile.config.gates import SizeGate
+from kdcompile.core.report import GateResult
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
-from kdcompile.report import GateResult
-from kdcompile.spec_gates import SizeGate
 
 MB = 1e6
 

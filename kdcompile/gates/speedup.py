@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from kdcompile.bench.crowded import MOST
-from kdcompile.bench.paired import ratio_interval
+from kdcompile.config.gates import SpeedupGate
+from kdcompile.core.report import Evidence, GateResult, Measurement, Verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
-from kdcompile.report import Evidence, GateResult, Measurement, Verdict
-from kdcompile.spec_gates import SpeedupGate
+from kdcompile.latency.cpu_contention import MOST
+from kdcompile.stats.alternating import ratio_interval
 
 
 def _threshold(settings: SpeedupGate) -> str:

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdcompile.bench.paired import median_interval
-from kdcompile.data.metric import Metric
-from kdcompile.data.task import Task
-from kdcompile.gates.bootstrap import interval
+from kdcompile.core.report import Measurement
 from kdcompile.gates.context import Origin, Outcomes, VerifyContext
-from kdcompile.gates.rates import rate_interval
 from kdcompile.gates.resources import resource_numbers
 from kdcompile.gates.speedup import measured_speedup, predicted_speedup
-from kdcompile.report import Measurement
+from kdcompile.stats.alternating import median_interval
+from kdcompile.stats.bootstrap import interval
+from kdcompile.stats.proportion_interval import rate_interval
+from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.task import Task
 
 MB = 1e6
 PRECISIONS = ("int8", "fp16", "bf16", "fp8", "mixed")

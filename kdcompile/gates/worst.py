@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.task import Task
 from kdcompile.gates.context import Floats, Outcomes
+from kdcompile.tasks.task import Task
 
 MOST = 10
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 PASS = {
     "relu", "relu_", "relu6", "relu6_", "gelu", "silu", "silu_", "sigmoid", "tanh", "hardtanh",

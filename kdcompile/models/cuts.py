@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 ACTIVATIONS = {
     "relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "leaky_relu", "leaky_relu_", "elu",

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdcompile.artifact import replacing
-from kdcompile.errors import KDError
-from kdcompile.factory import load_factory
+from kdcompile.config.spec import Spec, Teacher
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import replacing
+from kdcompile.core.user_code import load_factory
 from kdcompile.models.fit import check_fit, check_form, counted, unwrapped, widened
-from kdcompile.spec import Spec, Teacher
 
 SAFETENSORS = ".safetensors"
 SAVE_ALONE = "torch.save(model.state_dict(), 'weights.pt'), or safetensors.torch.save_file"

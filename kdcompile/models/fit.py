@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 SHOWN = 3
 COUNTER = "num_batches_tracked"  # of a batch norm

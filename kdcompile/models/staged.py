@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcompile.errors import KDError, nearest
+from kdcompile.core.errors import KDError, nearest
 from kdcompile.models.blocks import BLOCKS, window
 
 SCALES = {1.0: (1, 1), 0.75: (3, 4), 0.5: (1, 2)}

@@ -12,10 +12,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from kdcompile.artifact import replacing
-from kdcompile.data.metric import Metric
-from kdcompile.search.front import Point, front
-from kdcompile.search.latency import NINETY
+from kdcompile.core.files import replacing
+from kdcompile.latency_model.predict import NINETY
+from kdcompile.search.pareto import Point, front
+from kdcompile.tasks.metric import Metric
 
 INK, GRID, FAINT = "#3d4450", "#e6e8ec", "#9aa3b0"
 CHOICE, LINE, LIMIT = "#0f7b6c", "#3b82c4", "#c2577f"

@@ -16,10 +16,10 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
-from kdcompile.errors import KDError
+from kdcompile.config.spec import Budget
+from kdcompile.core.errors import KDError
 from kdcompile.models.channels import ENDS, Channels, Layer, Layout
 from kdcompile.models.resizable import NORMS
-from kdcompile.spec import Budget
 
 SHOWN = 3  # modules in a message
 FIX = (

@@ -10,11 +10,11 @@ import played_tensorrt as played
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdcompile.backends import worker
-from kdcompile.backends.kit import write_kit
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.data.task import find_task
+from kdcompile.remote import worker
+from kdcompile.remote.kit import write_kit
 from kdcompile.targets import load
+from kdcompile.tasks.task import find_task
 
 WEIGHT = (np.random.default_rng(0).standard_normal((1, 3, 3, 3)) * 0.1).astype(np.float32)
 

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 from hostile_place import GOOD, HELLO, Clock, HostilePlace, line, start
 
-from kdcompile.backends import via, via_answers, via_process
-from kdcompile.backends.via_process import Answers, BadAnswer
 from kdcompile.cli import cli
-from kdcompile.errors import EXIT_FIXABLE, KDError
+from kdcompile.core.errors import EXIT_FIXABLE, KDError
+from kdcompile.remote import answers, open, process
+from kdcompile.remote.process import Answers, BadAnswer
 
 WRONG_LINES = {
     "ok-is-a-number": b'{"id": 2, "ok": 1}',
@@ -171,7 +171,7 @@ def test_noise_is_dropped_and_an_endless_line_is_not_kept():
     stream, answers = Endless(), Answers(Clock())
     with pytest.raises(BadAnswer, match="more than 8 MiB"):
         answers.take_all(stream)
-    assert stream.given == via_process.MOST_BYTES + 1
+    assert stream.given == process.MOST_BYTES + 1
     quiet = Answers(Clock())
     quiet.take_all(io.BytesIO(b"Welcome\n" * 100_000))
     assert quiet._lines.qsize() == 1  # the end
@@ -202,7 +202,7 @@ def test_doctor_shows_no_control_characters(monkeypatch):
             """Nothing was put there."""
 
     hello = HELLO | {"module": SPEAKS, "power_mode": SPEAKS, "l4t": SPEAKS}
-    monkeypatch.setattr(via, "open_place", lambda *asked: Opened(*start(hello)))
+    monkeypatch.setattr(open, "open_place", lambda *asked: Opened(*start(hello)))
     shown = CliRunner().invoke(cli, ["doctor", "--via", "ssh://board"]).output
     assert shown.count(ESCAPED) == 3  # the file, the module and the power mode
     assert all(line.isprintable() for line in shown.splitlines())
@@ -251,11 +251,11 @@ def test_outputs_that_are_no_arrays_are_refused(write, tmp_path):
 def test_a_record_that_is_none_is_refused(text, tmp_path):
     (tmp_path / "engine.json").write_bytes(text)
     with pytest.raises(BadAnswer):
-        via_answers.record(tmp_path / "engine.json")
+        answers.record(tmp_path / "engine.json")
 
 
 def test_a_record_without_an_end_is_not_read(tmp_path):
     with (tmp_path / "engine.json").open("wb") as stream:
-        stream.truncate(via_process.MOST_BYTES + 1)
+        stream.truncate(process.MOST_BYTES + 1)
     with pytest.raises(BadAnswer, match="more than 8 MiB"):
-        via_answers.record(tmp_path / "engine.json")
+        answers.record(tmp_path / "engine.json")

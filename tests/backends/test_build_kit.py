@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from kdcompile.artifact import file_sha256
-from kdcompile.backends import worker
-from kdcompile.backends.kit import write_kit
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
+from kdcompile.remote import worker
+from kdcompile.remote.kit import write_kit
 from kdcompile.targets import load
+from kdcompile.tasks.task import find_task
 
 
 def build(kit, *options, expect=0, backend="onnxruntime"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdcompile.backends import same_board
+from kdcompile.remote import same_board
 
 NANO = "NVIDIA Jetson Orin Nano Developer Kit"
 TARGET = {"name": "jetson-orin-nano-8gb", "title": "NVIDIA Jetson Orin Nano 8GB",

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import kdcompile.backends.kit as kit_module
+import kdcompile.remote.kit as kit_module
 from kdcompile.backends import choose
-from kdcompile.bench.paired import PairedTimes, ratio_interval
-from kdcompile.data.agreement import decibels, powers, relative_error
-from kdcompile.data.metric import METRICS
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
-from kdcompile.gates.bootstrap import MIN_IMAGES
-from kdcompile.gates.noninferior import compare
-from kdcompile.spec_gates import AccuracyGate, fraction
+from kdcompile.config.gates import AccuracyGate, fraction
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.stats.alternating import PairedTimes, ratio_interval
+from kdcompile.stats.bootstrap import MIN_IMAGES
+from kdcompile.stats.noninferiority import compare
+from kdcompile.tasks.agreement import decibels, powers, relative_error
+from kdcompile.tasks.metric import METRICS
+from kdcompile.tasks.task import find_task
 
 KIT = Path(kit_module.__file__).parent / "kit"
 TOLERANCE = {"rel": 1e-9, "abs": 1e-9}

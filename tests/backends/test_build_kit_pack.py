@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from kdcompile.artifact import file_sha256
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.bundle.testpack import write_test_pack
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
+from kdcompile.config.spec import Gates
+from kdcompile.core.files import file_sha256
+from kdcompile.core.report import GateResult, Report
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.gates.from_board import judge_board
-from kdcompile.report import GateResult, Report
-from kdcompile.spec import Gates
+from kdcompile.tasks.task import find_task
 
 PREPROCESS = Preprocess(3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), (16, 24), (16, 24))
 COUNT = 40

@@ -8,10 +8,10 @@ import sys
 import pytest
 from scipy import stats
 
-from kdcompile.artifact import file_sha256
-from kdcompile.backends import usage
+from kdcompile.core.files import file_sha256
 from kdcompile.gates.board_record import NoUsage, read_record
 from kdcompile.gates.resources import of_board
+from kdcompile.remote import usage
 
 SENSOR = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
 GATES = {"energy_mj": {"required": True, "max": 1e9, "evidence": "device"},

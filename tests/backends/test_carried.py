@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from kdcompile.artifact import file_sha256
-from kdcompile.backends import carried as carried_module
-from kdcompile.backends.carried import (
+from kdcompile.backends import parity_inputs as carried_module
+from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.backends.parity_inputs import (
     BYTES,
     IMAGES,
     read_carried,
@@ -16,11 +16,11 @@ from kdcompile.backends.carried import (
     write_carried,
     write_outputs,
 )
-from kdcompile.backends.kit import MAX_REFERENCES
-from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.remote.kit import MAX_REFERENCES
 
 GATES = {"accuracy": {"metric": "mae"}, "parity": {"min_sqnr_db": 20}, "speedup": {"min": 6.5}}
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from kdcompile.backends.choose import Limits, choose, judge
-from kdcompile.data.metric import MAE, TOP1
+from kdcompile.tasks.metric import MAE, TOP1
 
 LIMITS = Limits(MAE, 10.0, 20.0)
 

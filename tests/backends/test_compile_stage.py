@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcompile.artifact import Step, Store, write_json
-from kdcompile.backends.rig import alternate_ms
-from kdcompile.backends.stage import run
-from kdcompile.data.prepare import Preprocess
-from kdcompile.errors import KDError
-from kdcompile.spec import Compile, Data, Export, Gates, Quantize, Spec, Task
+from kdcompile.backends.candidate_runner import alternate_ms
+from kdcompile.config.spec import Compile, Data, Export, Gates, Quantize, Spec, Task
+from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Store
+from kdcompile.passes.compile import run
 from kdcompile.targets import load
+from kdcompile.tasks.preprocess import preprocess_of
 
 SECTIONS = {"quantize", "compile", "export", "gates", "data", "task"}
 
@@ -70,7 +72,7 @@ def compiled(tmp_path, data, onnx_files):
             task=Task(),
             data=Data(format="points-jsonl", root=data),
         ).only(SECTIONS)
-        preprocess = Preprocess.of(spec.data, export, spec.task)
+        preprocess = preprocess_of(spec.data, export, spec.task)
         judged = {"val_mae": teacher_mae, "val_rmse": 1e3, "output": [1, 2, 3]}
         inputs = {
             "teacher": put("teacher", {"teacher.json": judged}),
@@ -119,7 +121,7 @@ def test_metric_is_the_mean_error_of_the_counts(compiled, data):
     found = compiled(load("jetson"), "fp32")
     runner = open_session(found.file("model.onnx"))
     given = Data(format="points-jsonl", root=data)
-    preprocess = Preprocess.of(given, Export(shape=[1, 3, 16, 24]), Task())
+    preprocess = preprocess_of(given, Export(shape=[1, 3, 16, 24]), Task())
     errors = [
         abs(float(runner(preprocess(np.asarray(Image.open(data / f"val{i}.png")))).sum()) - 5)
         for i in range(2)

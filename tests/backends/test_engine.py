@@ -12,12 +12,13 @@ from onnx import numpy_helper
 from onnx_graphs import chain, images, table_of
 
 from kdcompile import targets
-from kdcompile.artifact import file_sha256
-from kdcompile.backends import engine, worker
+from kdcompile.backends import engine
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.calib.qdq import insert_qdq
-from kdcompile.errors import KDError
-from kdcompile.spec import Compile
+from kdcompile.config.spec import Compile
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
+from kdcompile.remote import worker
 
 SHAPES = ([1, 3, 16, 16],) * 3
 TARGET = targets.load("h100").with_backend("8.6.1")

@@ -8,7 +8,8 @@ from onnx_graphs import chain
 from small_build import SmallBuild
 
 from kdcompile import targets
-from kdcompile.backends import engine, stage
+from kdcompile.backends import engine
+from kdcompile.passes import compile
 
 VERSION = "8.6.1"
 TARGET = targets.load("h100").with_backend(VERSION)
@@ -16,7 +17,7 @@ TARGET = targets.load("h100").with_backend(VERSION)
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    monkeypatch.setattr(stage, "compile_check", lambda *values: [])
+    monkeypatch.setattr(compile, "compile_check", lambda *values: [])
     monkeypatch.setattr(played_tensorrt, "REPLAY_MS", 0.0)
     monkeypatch.setattr(engine, "pace", lambda *values, **named: engine.Pace(3, 2, 1))
 

@@ -8,9 +8,9 @@ from onnx import TensorProto, helper
 
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import predict_outputs
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
 
 
 def test_runs_each_precision_alike(onnx_files):

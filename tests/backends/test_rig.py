@@ -8,9 +8,10 @@ from near_place import Near, NearGpu
 from small_build import SmallBuild
 
 from kdcompile import targets
-from kdcompile.artifact import file_sha256
-from kdcompile.backends import stage, worker
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
+from kdcompile.passes import compile
+from kdcompile.remote import worker
 
 FILES = {
     "choice.json", "engines.json", "mixed.json", "model.engine", "model.engine.json", "model.onnx",
@@ -29,7 +30,7 @@ VERSIONS = {
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     """No compile check beside, and a replayed graph takes what its layers take."""
-    monkeypatch.setattr(stage, "compile_check", lambda *values: [])
+    monkeypatch.setattr(compile, "compile_check", lambda *values: [])
     monkeypatch.setattr(played_tensorrt, "REPLAY_MS", 0.0)
 
 

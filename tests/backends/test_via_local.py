@@ -12,15 +12,15 @@ import pytest
 from hostile_place import HELLO, Clock
 from hostile_place import line as hello
 
-from kdcompile.backends import via_boot, via_place
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.backends.via import open_place
-from kdcompile.backends.via_address import parse_ssh
-from kdcompile.backends.via_boot import HUNG_UP
-from kdcompile.backends.via_errors import TOOLS, worker_error
-from kdcompile.backends.via_process import Answers, Gone, WorkerProcess
-from kdcompile.backends.worker import FIXES
-from kdcompile.errors import KDError, ToolMissingError
+from kdcompile.core.errors import KDError, ToolMissingError
+from kdcompile.remote import bootstrap, client
+from kdcompile.remote.address import parse_ssh
+from kdcompile.remote.bootstrap import HUNG_UP
+from kdcompile.remote.errors import TOOLS, worker_error
+from kdcompile.remote.open import open_place
+from kdcompile.remote.process import Answers, Gone, WorkerProcess
+from kdcompile.remote.worker import FIXES
 
 BACKEND = "onnxruntime"
 
@@ -74,7 +74,7 @@ def test_put_outlives_the_file_and_mends_a_damaged_copy(tmp_path):
 
 
 def test_a_full_disk_is_noticed_before(monkeypatch, tmp_path):
-    monkeypatch.setattr(via_place, "RESERVE_MB", 1e9)
+    monkeypatch.setattr(client, "RESERVE_MB", 1e9)
     (tmp_path / "file").write_bytes(b"content")
     with open_place(None, BACKEND) as place:
         error = failure(place.put, tmp_path / "file")
@@ -90,7 +90,7 @@ def test_only_plain_names_are_in_the_work_folder():
 
 def test_a_worker_that_dies_says_its_last_words(monkeypatch):
     dies = b"import os, sys; sys.stderr.write('out of memory\\n'); sys.stderr.flush(); os.abort()"
-    monkeypatch.setattr(via_place, "worker_source", lambda: dies)
+    monkeypatch.setattr(client, "worker_source", lambda: dies)
     error = failure(open_place, None, BACKEND)
     assert error.code == "worker-died"
     assert "by signal 6: " in error.message
@@ -99,8 +99,8 @@ def test_a_worker_that_dies_says_its_last_words(monkeypatch):
 
 def test_a_worker_that_is_silent_is_stopped(monkeypatch):
     slow = b"import sys, time\nfor line in sys.stdin: time.sleep(60)"
-    monkeypatch.setattr(via_place, "worker_source", lambda: slow)
-    monkeypatch.setattr(via_place, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(client, "worker_source", lambda: slow)
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.2)
     error = failure(open_place, None, BACKEND)
     assert error.code == "worker-timeout"
     assert "hello in 0.2 s" in error.message
@@ -126,7 +126,7 @@ time.sleep(600)
 
 def test_an_interruption_ends_the_worker(monkeypatch):
     """It comes while the request is under way: the worker itself sends it when it has read that."""
-    monkeypatch.setattr(via_place, "worker_source", lambda: INTERRUPTS)
+    monkeypatch.setattr(client, "worker_source", lambda: INTERRUPTS)
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
@@ -159,9 +159,9 @@ def test_no_wait_for_an_answer_is_long():
 
 
 def test_a_busy_worker_ends_with_its_connection(monkeypatch):
-    monkeypatch.setattr(via_place, "worker_source", lambda: SLOW)
-    process = WorkerProcess([sys.executable, *via_place.boot_command(BACKEND)])
-    process.send(via_place.boot_source())
+    monkeypatch.setattr(client, "worker_source", lambda: SLOW)
+    process = WorkerProcess([sys.executable, *client.boot_command(BACKEND)])
+    process.send(client.boot_source())
     assert process.answer(20)["ok"]["work"]
     process.send(SLOW)
     assert process.ask({"op": "hello"}, 20) == {"id": 1, "ok": HELLO}
@@ -180,7 +180,7 @@ def test_modules_of_the_current_folder_are_not_imported(monkeypatch, tmp_path):
 
 
 def test_after_a_death_every_call_says_so(monkeypatch):
-    monkeypatch.setattr(via_place, "worker_source", lambda: SLOW)  # it never answers a second time
+    monkeypatch.setattr(client, "worker_source", lambda: SLOW)  # it never answers a second time
     with open_place(None, BACKEND) as place:
         assert failure(place.call, "build", timeout_s=0.05).code == "worker-timeout"
         assert failure(place.call, "hello").code == "worker-timeout"
@@ -222,10 +222,10 @@ def test_a_user_without_a_home_is_told_so_and_gets_no_folder_called_tilde(
     monkeypatch, tmp_path, capsys
 ):
     monkeypatch.delenv("KDCOMPILE_CACHE")
-    monkeypatch.setattr(via_boot.os.path, "expanduser", lambda path: path)  # as it then does
+    monkeypatch.setattr(bootstrap.os.path, "expanduser", lambda path: path)  # as it then does
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as leave:
-        via_boot.main()
+        bootstrap.main()
     told = json.loads(capsys.readouterr().out)["error"]
     assert (leave.value.code, told["code"]) == (4, "work-folder")
     assert "KDCOMPILE_CACHE" in told["fix"]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from sshd import command_line, descendants, running_sshd
 
-from kdcompile.backends import via_place, via_ssh
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.backends.via import open_place
-from kdcompile.errors import KDError, ToolMissingError
+from kdcompile.core.errors import KDError, ToolMissingError
+from kdcompile.remote import client, ssh
+from kdcompile.remote.open import open_place
 
 BACKEND = "onnxruntime"
 MIB = 1 << 20
@@ -170,7 +170,7 @@ def test_get_goes_on_after_sftp_was_stopped(board, sftp, tmp_path):
 def test_a_damaged_part_is_dropped(board, tmp_path):
     local = file_of(tmp_path / "file", 2000, seed=4)
     with open_place(board.via(), BACKEND) as place:
-        sha256 = via_place.file_sha256(local)
+        sha256 = client.file_sha256(local)
         part = Path(place.work) / "blobs" / f"{sha256}.part"
         part.write_bytes(b"x" * 1000)
         with pytest.raises(KDError) as error:
@@ -264,7 +264,7 @@ def test_no_sftp_there(tmp_path, monkeypatch):
 
 
 def test_a_copy_that_cannot_fit_is_refused_before_it_starts(board, sftp, monkeypatch, tmp_path):
-    monkeypatch.setattr(via_place, "RESERVE_MB", 1e9)
+    monkeypatch.setattr(client, "RESERVE_MB", 1e9)
     with open_place(board.via(), BACKEND) as place:
         with pytest.raises(KDError) as error:
             place.put(file_of(tmp_path / "file", 100, seed=5))
@@ -286,7 +286,7 @@ def test_a_disk_that_fills_up_meanwhile(board, monkeypatch, tmp_path):
     try:
         config = board.client("small_disk", extra=f"  SetEnv KDCOMPILE_CACHE={disk}\n")
         monkeypatch.setenv("KDCOMPILE_SSH_CONFIG", str(config))
-        monkeypatch.setattr(via_ssh.SshPlace, "_check_room", lambda self, size: None)
+        monkeypatch.setattr(ssh.SshPlace, "_check_room", lambda self, size: None)
         local = file_of(tmp_path / "big", 4 * MIB, seed=6)
         with open_place(board.via(), BACKEND) as place:
             with pytest.raises(KDError) as error:

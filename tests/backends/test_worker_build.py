@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from played_tensorrt import GENERATIONS
 
-from kdcompile.backends import worker
+from kdcompile.remote import worker
 
 WEAK, TYPED = ["EXPLICIT_BATCH"], ["EXPLICIT_BATCH", "STRONGLY_TYPED"]
 PLANS = {

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from kdcompile.backends import worker
+from kdcompile.remote import worker
 
 DRIVER = r"""
 #include <stdlib.h>

@@ -5,7 +5,7 @@ import types
 import played_tensorrt as played
 import pytest
 
-from kdcompile.backends import worker
+from kdcompile.remote import worker
 
 SM = 1
 TOLD = {

@@ -7,7 +7,7 @@ import numpy as np
 import played_tensorrt as played
 import pytest
 
-from kdcompile.backends import worker
+from kdcompile.remote import worker
 
 MIB = 1 << 20
 ORIN = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"

@@ -13,9 +13,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from kdcompile.backends import worker
-from kdcompile.backends.kit import SCRIPTS
 from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.remote import worker
+from kdcompile.remote.kit import SCRIPTS
 
 FILE = Path(worker.__file__)
 

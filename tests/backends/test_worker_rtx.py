@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from kdcompile.backends import worker
+from kdcompile.remote import worker
 
 pytestmark = pytest.mark.rtx
 SHAPES = [[1, 3, 8, 8], [1, 3, 16, 24], [1, 3, 32, 32]]

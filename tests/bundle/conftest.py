@@ -8,10 +8,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdcompile.artifact import Step, write_json
-from kdcompile.data.prepare import Preprocess
-from kdcompile.report import GateResult, Measurement, Report, overall
-from kdcompile.spec import Spec, Task
+from kdcompile.config.spec import Spec, Task
+from kdcompile.config.step import Step
+from kdcompile.core.files import write_json
+from kdcompile.core.report import GateResult, Measurement, Report, overall
+from kdcompile.data.preprocess import Preprocess
 
 FIXED_GREY = Preprocess(1, (0.4,), (0.3,), (32, 48), (32, 48))
 DYNAMIC_RGB = Preprocess(3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), (24, 24), (64, 80))

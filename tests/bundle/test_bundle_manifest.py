@@ -6,11 +6,12 @@ import os
 
 import pytest
 
-from kdcompile.artifact import digest, write_json
 from kdcompile.bundle import manifest
 from kdcompile.bundle.manifest import created, read_bundle, write_manifest
-from kdcompile.errors import KDError
-from kdcompile.report import GateResult, Report
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.report import GateResult, Report
+from kdcompile.core.store import digest
 
 CHOICE = {"precision": "int8", "backend": "onnxruntime", "backend_version": "1.20"}
 

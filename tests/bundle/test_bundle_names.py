@@ -7,9 +7,9 @@ import pytest
 from command_line import CommandLine
 from markdown_it import MarkdownIt
 
-from kdcompile.artifact import Store
-from kdcompile.bundle.stage import install, run
-from kdcompile.spec import Task
+from kdcompile.config.spec import Task
+from kdcompile.core.store import Store
+from kdcompile.passes.bundle import install, run
 
 NAME = (
     "::stop-commands::x [a](http://x.y) ![a](http://x.y/p.png) a|b `a`|`b` <img src=x> *a* _b_ "

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import kdcompile
-from kdcompile.artifact import Store, write_json
 from kdcompile.bundle.card import write_card
 from kdcompile.bundle.distributions import UNKNOWN, Used, licence_of, used
 from kdcompile.bundle.licences import table
@@ -22,9 +21,11 @@ from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.bundle.network_io import Tensor
 from kdcompile.bundle.product import copy_engine, refresh_product
 from kdcompile.bundle.serving import write_triton
-from kdcompile.bundle.stage import install, run
 from kdcompile.cli.network import open_network
-from kdcompile.errors import KDError, ToolMissingError
+from kdcompile.core.errors import KDError, ToolMissingError
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Store
+from kdcompile.passes.bundle import install, run
 
 IMAGE = Tensor("image", "FLOAT", (1, 3, -1, -1))
 LOGITS = Tensor("logits", "FLOAT", (1, 10))
@@ -46,7 +47,7 @@ def variant(bundle, a_report, tmp_path):
         folder = tmp_path / "out"
         shutil.copytree(bundle.folder, folder)
         make_record(folder)
-        worker = Path(kdcompile.__file__).parent / "backends/worker.py"
+        worker = Path(kdcompile.__file__).parent / "remote/worker.py"
         shutil.copyfile(worker, folder / "worker.py")
         refresh_product(folder, a_report())
         write_manifest(folder, a_report(), "counting", CHOICE)
@@ -56,7 +57,7 @@ def variant(bundle, a_report, tmp_path):
 
 
 def played(folder):
-    from kdcompile.backends.worker import Worker
+    from kdcompile.remote.worker import Worker
 
     request = {"id": 1, "op": "build", "onnx": str(folder / "model.onnx"), "precision": "fp32",
                "engine": str(folder / "model.engine")}  # fmt: skip

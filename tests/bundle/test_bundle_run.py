@@ -14,15 +14,15 @@ from command_line import CommandLine, refusal
 from documents import check_document
 from PIL import Image
 
-from kdcompile.artifact import Store
 from kdcompile.bundle.manifest import read_bundle
 from kdcompile.bundle.run import BundleRun
-from kdcompile.bundle.stage import install, run
 from kdcompile.cli import main
 from kdcompile.cli.run import MANY
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import Store
 from kdcompile.data.photo import read_pixels
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
+from kdcompile.passes.bundle import install, run
+from kdcompile.tasks.task import find_task
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_ctrl_c_keeps_what_was_counted(command, bundle, photos, tmp_path, monkey
 def test_what_ends_the_whole_run_is_one_error_and_no_document(
     command, bundle, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("kdcompile.data.task.Counting.check_output", lambda self, shape: "no map")
+    monkeypatch.setattr("kdcompile.tasks.task.Counting.check_output", lambda self, shape: "no map")
     options = ("-o", tmp_path / "drawn", "--json")
     refusal(command("run", bundle.folder, *photos, *options), "output-shape", "no map", "build")
     assert command.out == ""

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from kdcompile.artifact import Store
 from kdcompile.bundle.manifest import read_bundle
-from kdcompile.bundle.stage import install, run
-from kdcompile.errors import KDError
-from kdcompile.factory import factory_sources
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import Store
+from kdcompile.core.user_code import factory_sources
+from kdcompile.passes.bundle import install, run
 
 
 @pytest.fixture(scope="module")

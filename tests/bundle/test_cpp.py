@@ -18,8 +18,8 @@ from PIL import Image
 from kdcompile.bundle.cpp import write_cpp
 from kdcompile.bundle.fill import float32, literal
 from kdcompile.bundle.network_io import Tensor
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.tasks.task import find_task
 
 STUBS = Path(__file__).with_name("cpp_stubs")
 IO = (Tensor("image", "FLOAT", (1, -1, -1, -1)), Tensor("density", "FLOAT", (1, 1, -1, -1)))

@@ -7,7 +7,7 @@ import pytest
 
 from kdcompile.bundle import facts, headline, render
 from kdcompile.bundle.text import WIDTH, text_summary
-from kdcompile.report import GateResult, Measurement
+from kdcompile.core.report import GateResult, Measurement
 
 HOST = {
     "teacher_ms": 9.0, "student_ms": 2.0, "teacher_precision": "fp32", "precision": "fp32",

@@ -20,14 +20,15 @@ from played_board import (
     told,
 )
 
-from kdcompile.artifact import Store, file_sha256, write_json
 from kdcompile.bundle import manifest, swap
 from kdcompile.bundle.merge import merge
 from kdcompile.bundle.signature import VARIABLE, open_bundle, sign_bundle
-from kdcompile.bundle.stage import install, run
 from kdcompile.cli import cli
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.store import Store
 from kdcompile.gates.from_board import NO_TEST, judge_board
+from kdcompile.passes.bundle import install, run
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from played_board import GATES, KIT, NANO, host_report, record
 
-from kdcompile.errors import KDError
+from kdcompile.config.spec import Gates
+from kdcompile.core.errors import KDError
+from kdcompile.core.report import GateResult
 from kdcompile.gates.from_board import NO_USAGE, judge_board
-from kdcompile.report import GateResult
-from kdcompile.spec import Gates
 
 HOSTILE = [None, True, -1, 1e308, 10**400, "", "x" * 20_000, [], {}, [[]], {"a": {}}]
 

@@ -16,22 +16,22 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-import kdcompile.backends
 import kdcompile.bundle
+import kdcompile.remote
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import predict_outputs
 from kdcompile.bundle.run import BundleRun
+from kdcompile.calib.keep_if_better import against
 from kdcompile.calib.sensitivity import photo_evaluator
-from kdcompile.calib.worth import against
-from kdcompile.data.metric import MAE
+from kdcompile.core.user_code import load_factory
 from kdcompile.data.photo import Photo, read_pixels
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.distill.evaluate import predict
-from kdcompile.factory import load_factory
 from kdcompile.gates.evaluate import evaluate, example_arrays
 from kdcompile.models.csrnet import build as csrnet
 from kdcompile.models.factory import read_weights
+from kdcompile.tasks.metric import MAE
+from kdcompile.tasks.task import find_task
 
 COUNTING = find_task("counting")
 FIXED = Preprocess(3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), (32, 48), (32, 48), "mirror")
@@ -57,7 +57,7 @@ def infer():
 
 @pytest.fixture
 def pack(monkeypatch):
-    kit = Path(kdcompile.backends.__file__).with_name("kit")
+    kit = Path(kdcompile.remote.__file__).with_name("kit")
     monkeypatch.syspath_prepend(kit)
     monkeypatch.delitem(sys.modules, "stop", raising=False)
     found = script(kit / "pack.py")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from kdcompile.artifact import file_sha256
 from kdcompile.bundle.distributions import UNKNOWN, Used, used
 from kdcompile.bundle.sbom import write_sbom
+from kdcompile.core.files import file_sha256
 
 PACKAGES = [
     Used("a", "1.0+cpu", "MIT OR Apache-2.0", "License-Expression", "ab" * 32, "cd" * 32, ("b",)),

@@ -6,13 +6,13 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from kdcompile.artifact import write_json
 from kdcompile.bundle.form import sealed
 from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.bundle.signature import VARIABLE, Signature, check_signature, sign_bundle
 from kdcompile.cli import cli
-from kdcompile.errors import EXIT_MISSING, KDError, ToolMissingError
-from kdcompile.report import Report
+from kdcompile.core.errors import EXIT_MISSING, KDError, ToolMissingError
+from kdcompile.core.files import write_json
+from kdcompile.core.report import Report
 
 CHOICE = {"precision": "int8", "backend": "onnxruntime", "backend_version": "1.20"}
 ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")

@@ -7,12 +7,12 @@ import threading
 import pytest
 from command_line import contents
 
-from kdcompile.artifact import Store
 from kdcompile.bundle import manifest, swap
-from kdcompile.bundle.stage import install
-from kdcompile.errors import KDError
-from kdcompile.locks import folder_if_free
-from kdcompile.report import Report
+from kdcompile.core.errors import KDError
+from kdcompile.core.locks import folder_if_free
+from kdcompile.core.report import Report
+from kdcompile.core.store import Store
+from kdcompile.passes.bundle import install
 
 KEY, OTHER = "a" * 64, "b" * 64
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from kdcompile.artifact import file_sha256
 from kdcompile.bundle.testpack import SHARD, write_test_pack
-from kdcompile.data.prepare import Preprocess
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
+from kdcompile.data.preprocess import Preprocess
 
 ABOUT = {"task": {"kind": "counting", "output": "density"}, "seed": 7, "available": 90}
 

@@ -9,13 +9,13 @@ from kdcompile.calib import audit
 from kdcompile.calib.calibrate import table_of
 from kdcompile.calib.chosen import ChosenImages
 from kdcompile.calib.collect import pooled
-from kdcompile.calib.drift import jensen_shannon, scale_spread, usual_drift
 from kdcompile.calib.histogram import Histogram
 from kdcompile.calib.observers import CALIBRATORS, minmax
+from kdcompile.calib.range_stability import jensen_shannon, scale_spread, usual_drift
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import TASKS, find_task
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.tasks.task import TASKS, find_task
 
 PREPARE = Preprocess(1, (0.0,), (1.0,), (4, 4), (4, 4))
 

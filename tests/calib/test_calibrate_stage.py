@@ -11,12 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from kdcompile import targets
-from kdcompile.artifact import Artifact, Step, Store, digest, write_json
-from kdcompile.calib import stage
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.calib.trt_cache import read_cache
-from kdcompile.errors import KDError
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Artifact, Store, digest
+from kdcompile.passes import calibrate as stage
 
 SIZE = (16, 24)
 SPEC = """

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from kdcompile.calib.histogram import BINS, Histogram, merged
 from kdcompile.calib.observers import CALIBRATORS, divergence, entropy, minmax, mse, percentile
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 MODERATE = st.floats(-1e6, 1e6, width=32).map(lambda x: 0.0 if abs(x) < 1e-30 else x)
 FLOATS = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)

@@ -4,8 +4,8 @@ import pytest
 from onnx_graphs import chain
 
 from kdcompile.calib.costs import measured_costs, measured_reformat_ms, predicted_costs
-from kdcompile.calib.layers import quantised_layers
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.onnx_graph.layers import quantised_layers
 from kdcompile.targets import load
 
 SHAPE = [1, 3, 16, 16]

@@ -15,11 +15,11 @@ from refine_networks import (
 )
 
 from kdcompile.calib.equalise import equalisable, equalise
-from kdcompile.calib.graph import Graph, by_channel
-from kdcompile.calib.layers import quantised_layers
+from kdcompile.calib.keep_if_better import against
 from kdcompile.calib.qdq import insert_qdq
-from kdcompile.calib.session import cpu_session
-from kdcompile.calib.worth import against
+from kdcompile.onnx_graph.graph import Graph, by_channel
+from kdcompile.onnx_graph.layers import quantised_layers
+from kdcompile.onnx_graph.qdq_session import cpu_session
 
 
 def largest_difference(a: ModelProto, b: ModelProto) -> float:

@@ -12,9 +12,9 @@ from kdcompile.backends.tensorrt_rtx_ import compile_check
 from kdcompile.calib.fp8 import insert_fp8
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.sensitivity import evaluator
-from kdcompile.calib.session import cpu_session
-from kdcompile.data.agreement import pooled_sqnr
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.tasks.agreement import pooled_sqnr
 
 
 def sqnr(a, b) -> float:

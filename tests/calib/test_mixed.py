@@ -13,16 +13,16 @@ from onnx.version_converter import convert_version
 from onnx_graphs import Graph, branches, chain, images, residual, table_of
 
 from kdcompile.calib.costs import Costs
-from kdcompile.calib.fp16_nodes import halve_nodes
-from kdcompile.calib.islands import Junctions
-from kdcompile.calib.layers import quantised_layers
 from kdcompile.calib.mixed import mix, mixed_model
+from kdcompile.calib.precision_regions import Junctions
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.sensitivity import evaluator, measure_sensitivity
-from kdcompile.calib.session import cpu_session
-from kdcompile.data.agreement import pooled_sqnr
-from kdcompile.errors import KDError
-from kdcompile.export.fp16 import to_fp16
+from kdcompile.core.errors import KDError
+from kdcompile.onnx_graph.fp16 import to_fp16
+from kdcompile.onnx_graph.layers import quantised_layers
+from kdcompile.onnx_graph.partial_fp16 import halve_nodes
+from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.tasks.agreement import pooled_sqnr
 
 SHAPE = [1, 3, 16, 16]
 NETWORKS = {build.__name__: build for build in (chain, residual, branches)}

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcompile.calib.costs import Costs
-from kdcompile.calib.islands import islands
 from kdcompile.calib.mixed_plan import MixedPlan, plan_mixed
+from kdcompile.calib.precision_regions import islands
 
 Layers = dict[str, int]
 

@@ -10,15 +10,16 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from kdcompile.calib.calibrate import calibrate
 from kdcompile.calib.collect import collect, tensors_to_observe
-from kdcompile.calib.layers import quantised_layers
 from kdcompile.calib.observers import CALIBRATORS
 from kdcompile.calib.qdq import insert_qdq, quantise, weight_scales
-from kdcompile.calib.session import cpu_session
-from kdcompile.calib.stage import weight_storage, worst_sqnr
+from kdcompile.calib.storage import weight_storage
 from kdcompile.calib.table import CalibrationTable, tensor_range
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
-from kdcompile.errors import KDError
+from kdcompile.onnx_graph.layers import quantised_layers
+from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.passes.calibrate import worst_sqnr
 
 Size = int | str
 

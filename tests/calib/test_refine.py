@@ -7,16 +7,16 @@ import pytest
 from onnx import ModelProto
 from refine_networks import badly_scaled, model_of, node, photos, table_of, weights
 
+from kdcompile.calib import keep_if_better as worth_module
 from kdcompile.calib import refine as refinement
-from kdcompile.calib import worth as worth_module
+from kdcompile.calib.keep_if_better import Outcome, against, compare
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.refine import Inputs, Trial, refine
-from kdcompile.calib.worth import Outcome, against, compare
-from kdcompile.data.metric import MAE, RMSE, TOP1
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.tasks.metric import MAE, RMSE, TOP1
+from kdcompile.tasks.task import find_task
 
 IMAGES = photos(8)
 RNG = np.random.default_rng(0)

@@ -9,11 +9,11 @@ from refine_networks import PAD, every_layer, model_of, node, photos, table_of, 
 from kdcompile.calib.adaround import Problem, Settings, learn_rounding
 from kdcompile.calib.bias import correct_bias
 from kdcompile.calib.columns import geometry, patches
-from kdcompile.calib.graph import Graph, by_channel
-from kdcompile.calib.layers import quantised_layers, weighted_layers
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.rounding import round_weights
-from kdcompile.calib.session import cpu_session
+from kdcompile.onnx_graph.graph import Graph, by_channel
+from kdcompile.onnx_graph.layers import quantised_layers, weighted_layers
+from kdcompile.onnx_graph.qdq_session import cpu_session
 
 IMAGES = photos(10)
 FAST = Settings(steps=300, lr=3e-2)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kdcompile.calib.select import select_images
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.errors import KDError
 
 PHOTOS = [Photo(str(i)) for i in range(12)]
 

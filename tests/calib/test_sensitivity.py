@@ -9,7 +9,6 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_graphs import Graph, branches, chain, images, residual, table_of
 
-from kdcompile.calib.macs import layer_macs
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.sensitivity import (
     Outcome,
@@ -18,14 +17,15 @@ from kdcompile.calib.sensitivity import (
     measure_sensitivity,
     photo_evaluator,
 )
-from kdcompile.calib.session import cpu_session
-from kdcompile.data.agreement import pooled_sqnr
-from kdcompile.data.metric import MAE
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
-from kdcompile.export.size import count_macs
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.onnx_graph.layer_macs import layer_macs
+from kdcompile.onnx_graph.macs import count_macs
+from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.tasks.agreement import pooled_sqnr
+from kdcompile.tasks.metric import MAE
+from kdcompile.tasks.task import find_task
 
 SHAPE = [1, 3, 16, 16]
 

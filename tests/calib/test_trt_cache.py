@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.table import CalibrationTable, tensor_range
 from kdcompile.calib.trt_cache import cache_version, first_line, read_cache, write_cache
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 
 def chain(*names: str) -> ModelProto:

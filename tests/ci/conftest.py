@@ -6,7 +6,7 @@ from bench_samples import made
 from onnx_graphs import chain
 from plugin_runs import MARKED
 
-from kdcompile.bench import against
+from kdcompile.latency import compare
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def run(pytester, monkeypatch):
 
     def call(words, body, *options):
         pytester.makepyfile(test_mine=MARKED.format(words=words, body=body))
-        plugin = ("-p", "kdcompile.pytest_plugin", "-p", "no:cacheprovider", "--strict-markers")
+        plugin = ("-p", "kdcompile.ci.pytest_plugin", "-p", "no:cacheprovider", "--strict-markers")
         return pytester.runpytest_inprocess(*plugin, *options)
 
     return call
@@ -41,5 +41,5 @@ def artifact(pytester, monkeypatch):
             for i, s in enumerate(subjects)
         ]  # fmt: skip
 
-    monkeypatch.setattr(against, "measure", measure)
+    monkeypatch.setattr(compare, "measure", measure)
     return played

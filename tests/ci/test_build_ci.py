@@ -10,7 +10,7 @@ import pytest
 
 from kdcompile.cli import main
 from kdcompile.cli.ci import FOLDER, asked_folder
-from kdcompile.report import GateResult, Report, overall
+from kdcompile.core.report import GateResult, Report, overall
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from kdcompile.ci import callables
 from kdcompile.ci.callables import MAX_BLOCKS, MIN_BLOCKS, Timer, facts, mode, traced
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 
 class Clock:

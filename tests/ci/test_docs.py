@@ -10,15 +10,15 @@ from bench_line import BenchLine
 from click import UsageError
 from played_board import NANO
 
-from kdcompile.bench.kept import device_class
 from kdcompile.ci.annotations import annotations
 from kdcompile.ci.junit import junit
 from kdcompile.ci.mark import Settings
 from kdcompile.ci.outcome import Outcome, outcome_of_error, outcomes_of_report, overall_of
 from kdcompile.ci.report import FILES
 from kdcompile.cli import cli
-from kdcompile.errors import KDError, ToolMissingError
-from kdcompile.report import GateResult, Report
+from kdcompile.core.errors import KDError, ToolMissingError
+from kdcompile.core.report import GateResult, Report
+from kdcompile.latency.baseline_store import device_class
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parents[2]
@@ -179,7 +179,7 @@ def test_the_pytest_file_runs(pytester, artifact, monkeypatch):
     (pytester.path / "net.onnx").rename(pytester.path / "dist" / "crowd-cpu" / "model.onnx")
     artifact.speeds["model.onnx"] = 1.0
     (save,) = (words for words in COMMANDS if words[0] == "pytest" and len(words) > 2)
-    plugin = ("-p", "kdcompile.pytest_plugin", "-p", "no:cacheprovider", "--strict-markers")
+    plugin = ("-p", "kdcompile.ci.pytest_plugin", "-p", "no:cacheprovider", "--strict-markers")
     result = pytester.runpytest_inprocess(*plugin, *save[1:])
     result.assert_outcomes(skipped=1, passed=1)
     result = pytester.runpytest_inprocess(*plugin, save[-1], "--junitxml=j.xml")
@@ -188,7 +188,7 @@ def test_the_pytest_file_runs(pytester, artifact, monkeypatch):
 
 
 def test_the_options_of_pytest_are_the_plugins():
-    import kdcompile.pytest_plugin as plugin
+    import kdcompile.ci.pytest_plugin as plugin
 
     known = set(re.findall(r'"(--kdcompile-[\w-]+)"', Path(plugin.__file__).read_text()))
     assert set(re.findall(r"--kdcompile-[\w-]+", TEXT)) <= known

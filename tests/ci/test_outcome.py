@@ -3,7 +3,6 @@ import json
 import pytest
 from click import Argument, MissingParameter, UsageError
 
-from kdcompile.bench.verdict import Comparison, Ratio
 from kdcompile.ci.outcome import (
     Outcome,
     kind_of,
@@ -12,8 +11,9 @@ from kdcompile.ci.outcome import (
     outcomes_of_report,
     overall_of,
 )
-from kdcompile.errors import KDError, ToolMissingError
-from kdcompile.report import GateResult, Measurement, Report, overall
+from kdcompile.core.errors import KDError, ToolMissingError
+from kdcompile.core.report import GateResult, Measurement, Report, overall
+from kdcompile.stats.comparison import Comparison, Ratio
 
 VERDICTS = ("passed", "failed", "inconclusive", "skipped", "pending")
 

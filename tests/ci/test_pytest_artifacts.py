@@ -5,8 +5,8 @@ import re
 
 from plugin_runs import said
 
-from kdcompile.artifact import file_sha256
-from kdcompile.bench.baseline import read_baseline
+from kdcompile.core.files import file_sha256
+from kdcompile.latency.baseline import read_baseline
 
 pytest_plugins = ["pytester"]
 

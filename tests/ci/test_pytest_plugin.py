@@ -10,9 +10,9 @@ import pytest
 from bench_samples import made
 from plugin_runs import MARKED, said
 
-from kdcompile.bench.baseline import make_baseline, read_baseline
 from kdcompile.ci import callables
 from kdcompile.ci.callables import facts, mode
+from kdcompile.latency.baseline import make_baseline, read_baseline
 
 pytest_plugins = ["pytester"]
 FUNCTION = "kdcompile_latency(lambda: None)"
@@ -136,7 +136,7 @@ def test_what_an_undecided_function_is_told_decides(run, speeds, pytester):
 
 def test_on_another_day_a_function_is_told_of_days(run, speeds, pytester, monkeypatch):
     saved(pytester, runs=6)
-    monkeypatch.setattr("kdcompile.bench.occasions.APART", timedelta(0))
+    monkeypatch.setattr("kdcompile.stats.sessions.APART", timedelta(0))
     result = run("baseline='b.json'", FUNCTION)
     result.assert_outcomes(failed=1)
     assert "a baseline of more runs, each on another day" in said(result)
@@ -324,9 +324,9 @@ def test_tests_without_the_mark_are_left_alone(run, pytester):
 
 def test_loading_the_plugin_imports_nothing_heavy():
     code = (
-        "import sys, pytest\nbefore = set(sys.modules)\nimport kdcompile.pytest_plugin, json\n"
+        "import sys, pytest\nbefore = set(sys.modules)\nimport kdcompile.ci.pytest_plugin, json\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours = {name for name in json.loads(found.stdout) if not name.startswith("json")}
-    assert ours == {"kdcompile", "kdcompile.pytest_plugin"}
+    assert ours == {"kdcompile", "kdcompile.ci.pytest_plugin"}

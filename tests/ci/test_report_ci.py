@@ -8,7 +8,7 @@ import pytest
 
 from kdcompile.ci.outcome import Outcome
 from kdcompile.ci.report import FILES, SUMMARY_BYTES, in_ci, report_ci
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 FAILED = Outcome("size", "size", "failed", True, "3 MB", "2 MB", "too big")
 

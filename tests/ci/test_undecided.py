@@ -6,12 +6,12 @@ import re
 import pytest
 from bench_samples import made
 
-from kdcompile.bench.decide import compare
-from kdcompile.bench.judged import Judged
 from kdcompile.ci.callables import BLOCKS_PER_S
 from kdcompile.ci.mark import Settings
+from kdcompile.ci.pytest_latency import PROCESSES, RUN_S
 from kdcompile.ci.undecided import LONGEST_S, to_decide
-from kdcompile.pytest_latency import PROCESSES, RUN_S
+from kdcompile.latency.comparison_report import Judged
+from kdcompile.stats.latency_test import compare
 
 
 def turns(seed, seconds, noise, function, change=0.0):

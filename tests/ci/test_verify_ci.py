@@ -11,9 +11,9 @@ import pytest
 from command_line import CommandLine
 
 from kdcompile.cli import cli
-from kdcompile.errors import KDError
-from kdcompile.parity.ladder import Step
-from kdcompile.report import GateResult, Report, overall
+from kdcompile.core.errors import KDError
+from kdcompile.core.report import GateResult, Report, overall
+from kdcompile.debug.variants import Step
 
 verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
 IMAGE = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 3, 4, 4)
@@ -173,7 +173,7 @@ def test_the_ladder(line, monkeypatch, steps, found, code):
 
     monkeypatch.setattr(verify, "open_ladder", opened)
     monkeypatch.setattr(
-        "kdcompile.parity.ladder.climb", lambda _: [step("onnx", "reference"), *steps]
+        "kdcompile.debug.variants.climb", lambda _: [step("onnx", "reference"), *steps]
     )
     monkeypatch.setattr(verify, "show_ladder", lambda *_: code)
     assert line("verify", "--parity", "--ci", "--ci-folder", "out")[0] == code

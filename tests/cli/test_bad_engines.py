@@ -14,10 +14,11 @@ from PIL import Image
 from small_build import SmallBuild
 
 from kdcompile import targets
-from kdcompile.artifact import file_sha256
-from kdcompile.backends import stage, worker
 from kdcompile.bundle.form import sealed
-from kdcompile.bundle.stage import install
+from kdcompile.core.files import file_sha256
+from kdcompile.passes import compile
+from kdcompile.passes.bundle import install
+from kdcompile.remote import worker
 
 VERSION = "8.6.1"
 has_tensorrt = importlib.util.find_spec("tensorrt") is not None
@@ -34,7 +35,7 @@ def made(tmp_path_factory):
     root, target = tmp_path_factory.mktemp("made"), targets.load("h100").with_backend(VERSION)
     place, build = NearGpu(VERSION, root / "there"), SmallBuild(root)
     with pytest.MonkeyPatch.context() as m, place.installed(m):
-        m.setattr(stage, "compile_check", lambda *values: [])
+        m.setattr(compile, "compile_check", lambda *values: [])
         board = place.board(target)
         for name in ("calibrate", "compile", "verify", "bundle"):
             build.run(name, target, board)

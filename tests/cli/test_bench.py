@@ -9,10 +9,10 @@ import pytest
 from bench_line import UNIT_MS, BenchLine
 from command_line import refusal
 
-from kdcompile.bench.baseline import read_baseline
-from kdcompile.bench.samples import Block
 from kdcompile.cli.measuring import Measuring
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.latency.baseline import read_baseline
+from kdcompile.stats.samples import Block
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_until_decided_from_samples_takes_more_runs(kept, monkeypatch):
     assert levels == pytest.approx([0.001] * 3)
     levels.clear()
     kept.undecided(99)
-    monkeypatch.setattr("kdcompile.bench.against.time.monotonic", kept.scene.clock)
+    monkeypatch.setattr("kdcompile.latency.compare.time.monotonic", kept.scene.clock)
     start = kept.scene.clock()
     code, found = kept.json(*words, "--limit", "20", "--seconds", "5")
     assert code == 5

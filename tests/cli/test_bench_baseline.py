@@ -5,7 +5,7 @@ import pytest
 from bench_line import UNIT_MS, BenchLine
 from command_line import refusal
 
-from kdcompile.bench.baseline import read_baseline
+from kdcompile.latency.baseline import read_baseline
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_update_in_one_of_several_classes_takes_its_mode_and_shape(line, monkeyp
         assert line("baseline", "init", "net.onnx", *words)[0] == 0
     read = []
     monkeypatch.setattr(
-        "kdcompile.bench.baseline.read_baseline",
+        "kdcompile.latency.baseline.read_baseline",
         lambda file: read.append(file) or read_baseline(file),
     )
     assert line("baseline", "update", "net.onnx", "--why", "again")[0] == 0
@@ -192,7 +192,9 @@ def test_without_git(line, monkeypatch):
 
 
 def _on(monkeypatch, day):
-    monkeypatch.setattr("kdcompile.bench.session._now", lambda: f"2026-03-{day:02}T08:00:00+00:00")
+    monkeypatch.setattr(
+        "kdcompile.latency.sampler._now", lambda: f"2026-03-{day:02}T08:00:00+00:00"
+    )
 
 
 def test_another_occasion_joins_the_baseline(kept, monkeypatch):

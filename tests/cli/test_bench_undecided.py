@@ -65,15 +65,15 @@ def test_seconds_hold_for_each_look_in_turns(line):
     _noisy(line, 0.1)
     seen = []
     line.undecided(9)
-    from kdcompile.bench import against
+    from kdcompile.latency import compare
 
-    real = against._compare
+    real = compare._compare
 
     def look(*arguments):
         seen.append(line.scene.clock())
         return real(*arguments)
 
-    line.monkeypatch.setattr(against, "_compare", look)
+    line.monkeypatch.setattr(compare, "_compare", look)
     start = line.scene.clock()
     words = ("compare", "net.onnx", "other.onnx", "--seconds", "6", "--until-decided")
     assert line(*words, "--limit", "1000")[0] == 5

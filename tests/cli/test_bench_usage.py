@@ -3,7 +3,7 @@
 import pytest
 from bench_line import BenchLine
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 
 @pytest.fixture

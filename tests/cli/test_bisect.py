@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from kdcompile.cli.bisect import bisect
-from kdcompile.data.metric import MAE
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
-from kdcompile.parity.ladder import Ladder, Rung
-from kdcompile.parity.sides import OnnxSide
-from kdcompile.parity.tolerance import Tolerance
+from kdcompile.core.errors import KDError
+from kdcompile.debug.runners import OnnxSide
+from kdcompile.debug.tolerance import Tolerance
+from kdcompile.debug.variants import Ladder, Rung
+from kdcompile.tasks.metric import MAE
+from kdcompile.tasks.task import find_task
 
 verify = importlib.import_module("kdcompile.cli.verify")
 module = importlib.import_module("kdcompile.cli.bisect")

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kdcompile.artifact import Artifact
 from kdcompile.cli import cli, main
 from kdcompile.cli.bundle import pack_test
+from kdcompile.config.spec import Data, Spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
-from kdcompile.spec import Data, Spec
+from kdcompile.tasks.task import find_task
 
 PREPROCESS = Preprocess(1, (0.4,), (0.3,), (8, 8), (16, 16))
 

@@ -10,14 +10,14 @@ import tiny_bundle
 from bad_inputs import project
 from command_line import CommandLine, contents, refusal
 
-from kdcompile.artifact import write_json
 from kdcompile.bundle.form import sealed
 from kdcompile.bundle.manifest import read_bundle
 from kdcompile.bundle.place import spec_id
-from kdcompile.bundle.stage import install
-from kdcompile.errors import KDError
-from kdcompile.pipeline.plan import make_plan
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.passes.bundle import install
+from kdcompile.passes.manager import make_plan
 
 
 @pytest.fixture(scope="module")

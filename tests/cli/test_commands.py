@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompile.cli import cli, main
-from kdcompile.errors import KDError
-from kdcompile.spec_file import find_spec, load_spec
+from kdcompile.config.load import find_spec, load_spec
+from kdcompile.core.errors import KDError
 
 SPEC = """
 [teacher]

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from sshd import running_sshd
 
 from kdcompile.cli import cli
-from kdcompile.doctor import exit_code
-from kdcompile.doctor_board import examine_board, jetpack_of
-from kdcompile.errors import KDError, ToolMissingError
+from kdcompile.core.errors import KDError, ToolMissingError
+from kdcompile.environment.doctor import exit_code
+from kdcompile.environment.doctor_board import examine_board, jetpack_of
 
 ORIN = {
     "python": "3.10.12",

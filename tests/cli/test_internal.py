@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from kdcompile import __version__, init
+from kdcompile import __version__
 from kdcompile.cli import internal
+from kdcompile.config import template
 
 SECRET = "hunter2"
 
@@ -20,7 +21,7 @@ def broken(monkeypatch, capsys, tmp_path):
     def fail(*values):
         raise ZeroDivisionError(f"at ssh://me:{SECRET}@board\nin two lines, token={SECRET}")
 
-    monkeypatch.setattr(init, "init_template", fail)
+    monkeypatch.setattr(template, "init_template", fail)
     monkeypatch.setattr(internal, "gettempdir", lambda: str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -84,7 +85,7 @@ def test_a_failing_disk_names_the_place(broken, monkeypatch):
     def fail(*values):
         raise OSError(5, "Input/output error", "/data/x")
 
-    monkeypatch.setattr(init, "init_template", fail)
+    monkeypatch.setattr(template, "init_template", fail)
     code, text = broken("init", "place")
     assert code == 1
     assert text.startswith("error[disk-failed]: ")

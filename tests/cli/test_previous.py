@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
-from kdcompile.errors import KDError
-from kdcompile.gates import earlier
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
+from kdcompile.gates import reference_bundle
 
 SPEC = """
 [teacher]
@@ -62,15 +62,15 @@ def test_the_option_is_a_field_of_the_spec_whatever_the_path(folder, monkeypatch
 def test_a_path_is_beside_the_spec_or_where_it_was_typed(folder, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     spec = load(folder, 'gates.previous={ bundle = "../old" }')
-    assert earlier.earlier_folder(spec) == Path.cwd().parent / "old"
+    assert reference_bundle.earlier_folder(spec) == Path.cwd().parent / "old"
     with (folder / "kdcompile.toml").open("a") as file:
         file.write('[gates.previous]\nbundle = "../older"\n')
-    assert earlier.earlier_folder(load(folder)) == folder.parent / "older"
+    assert reference_bundle.earlier_folder(load(folder)) == folder.parent / "older"
 
 
 def test_no_earlier_bundle_is_named(folder):
-    assert earlier.earlier_folder(load(folder)) is None
-    assert earlier.earlier_folder(load(folder, 'gates.previous={ margin = "2%" }')) is None
+    assert reference_bundle.earlier_folder(load(folder)) is None
+    assert reference_bundle.earlier_folder(load(folder, 'gates.previous={ margin = "2%" }')) is None
 
 
 def test_no_earlier_bundle_is_not_looked_for(folder):

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from kdcompile.cli import cli
 from kdcompile.cli.options import echo_json
 from kdcompile.cli.schemas import DOCUMENTS, schema_of
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 
 def _commands(group, name=()):

@@ -9,7 +9,7 @@ from searching import SETS, searched
 from staged_ground import write_build
 
 from kdcompile.cli import cli
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompile.bundle.manifest import Bundle
-from kdcompile.data.prepare import Preprocess
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.data.preprocess import Preprocess
 
 verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
 IMAGE = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 3, 4, 4)

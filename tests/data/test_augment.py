@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from kdcompile.config.spec import Distill
 from kdcompile.data.augment import CropSampler
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.targets import DensityTargets, LabelTargets
 from kdcompile.kernels._runtime import using
-from kdcompile.spec import Distill
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess(3, (0.5,) * 3, (0.25,) * 3, (32, 32), (512, 512))

@@ -7,12 +7,12 @@ import pytest
 from bad_inputs import SPEC, project
 from PIL import Image
 
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
 from kdcompile.data import check
 from kdcompile.data.check import CACHE, check_data
 from kdcompile.data.photo import Photo
 from kdcompile.data.points import check_within, checked_points
-from kdcompile.errors import KDError
-from kdcompile.spec_file import load_spec
 
 
 @pytest.fixture

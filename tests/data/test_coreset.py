@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from kdcompile.core.errors import KDError
 from kdcompile.data.coreset import BLOCK, GRID, cells, described, k_center, mean_of, space
-from kdcompile.errors import KDError
 
 NONE = np.zeros((0, 2))
 numbers = st.integers(-9, 9).map(float)  # whole: ties are exact

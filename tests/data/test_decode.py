@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import kdcompile.bundle
+from kdcompile.core.errors import KDError
 from kdcompile.data.decode import decoded
 from kdcompile.data.photo import read_pixels
-from kdcompile.data.prepare import Preprocess
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
 
 INFER = Path(kdcompile.bundle.__file__).parent / "templates" / "infer.py"
 BY_ORIENTATION = {  # as the EXIF standard has it: what turns the stored rows upright

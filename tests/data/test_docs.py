@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdcompile.config.load import load_spec
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import FORMATS, SPLITS, load_splits
-from kdcompile.spec_file import load_spec
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 (CODE,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.S | re.M)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from kdcompile.artifact import file_sha256, read_text
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256, read_text
 from kdcompile.data.entry import read_list
 from kdcompile.data.imagefolder import _table
 from kdcompile.data.photo import read_pixels
 from kdcompile.data.points_jsonl import _records
 from kdcompile.data.shanghaitech_mat import read_points
-from kdcompile.errors import KDError
 
 READERS = {
     "image": lambda path: read_pixels(path, 3),

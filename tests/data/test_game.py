@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from kdcompile.data.game import Frame, game_errors, predicted_cells, true_cells
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.gates.evaluate import evaluate
+from kdcompile.tasks.game import Frame, game_errors, predicted_cells, true_cells
+from kdcompile.tasks.task import find_task
 
 PLAIN = Frame((80, 160), (80, 160), (80, 160))
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcompile.artifact import Hasher
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher
 from kdcompile.data.splits import load_splits, splits_digest
-from kdcompile.errors import KDError
-from kdcompile.spec import Data
 
 
 def _image(path, value):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from kdcompile.core.errors import KDError
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
-from kdcompile.errors import KDError
 
 CPU = torch.device("cpu")
 SIZES = ((5, 7), (4, 4), (9, 3))

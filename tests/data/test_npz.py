@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcompile.artifact import Hasher
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher
 from kdcompile.data.npz import Selection, photos
 from kdcompile.data.splits import load_splits, splits_digest
-from kdcompile.errors import KDError
-from kdcompile.spec import Data
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (60, 8, 8, 3), np.uint8)

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from kdcompile.artifact import Hasher
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher
 from kdcompile.data.pool import load_pool, pool_rows
 from kdcompile.data.splits import load_splits, splits_digest, splits_rows
-from kdcompile.errors import KDError
-from kdcompile.spec import Data
 
 SPLITS = ("train", "val", "test")
 

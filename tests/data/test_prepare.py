@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from kdcompile.data.prepare import Preprocess
-from kdcompile.spec import Data, Export, Task
+from kdcompile.config.spec import Data, Export, Task
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.tasks.preprocess import preprocess_of
 
 DYNAMIC = Preprocess(3, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), (32, 32), (64, 96))
 
@@ -38,7 +39,7 @@ def test_small_photos_are_padded_with_the_mean():
 
 def test_a_fixed_network_gets_its_size():
     data = Data(format="m.py:f", root=".", mean=[0.1], std=[0.2])
-    fixed = Preprocess.of(data, Export(shape=[1, 1, 48, 64]), Task())
+    fixed = preprocess_of(data, Export(shape=[1, 1, 48, 64]), Task())
     for size in ((48, 64), (10, 10), (300, 70), (1, 1)):
         assert fixed(_pixels(*size, channels=1)).shape == (1, 1, 48, 64)
 

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from kdcompile.artifact import Hasher
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher
 from kdcompile.data import photo as photo_module
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import drop_twins, load_splits, photos_digest, splits_digest
-from kdcompile.errors import KDError
-from kdcompile.spec import Data
 
 
 def _image(path, value):

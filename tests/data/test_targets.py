@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from kdcompile.config.spec import Distill
+from kdcompile.core.errors import KDError
 from kdcompile.data.augment import CropSampler
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.targets import DensityTargets, Extra, LabelTargets
-from kdcompile.errors import KDError
 from kdcompile.kernels.crop_augment import Column
-from kdcompile.spec import Distill
 
 CPU = torch.device("cpu")
 GREY = Preprocess(1, (0.5,), (0.25,), (32, 32), (512, 512))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from kdcompile.data.metric import MAE, RMSE, TOP1
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.data.task import TASKS, find_task
-from kdcompile.errors import KDError
+from kdcompile.tasks.metric import MAE, RMSE, TOP1
+from kdcompile.tasks.task import TASKS, find_task
 
 LOGITS = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [np.nan, 1.0, 0.0]], np.float32)
 COUNTING, CLASSES, VALUES = (find_task(k) for k in ("counting", "classification", "regression"))

@@ -9,10 +9,10 @@ import torch
 from delta_site import updated
 from safetensors.torch import load, save, save_file
 
+from kdcompile.core.errors import KDError
 from kdcompile.delta import apply, make
 from kdcompile.delta.file import KEY, read_delta
 from kdcompile.delta.tensors import half_size, read_student, weights_hash
-from kdcompile.errors import KDError
 
 
 @pytest.fixture

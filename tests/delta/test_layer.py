@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from kdcompile.core.errors import KDError
 from kdcompile.delta import encode, packing
 from kdcompile.delta import layer as form
 from kdcompile.delta.layer import Layer, parse, raw_size, rebuild
-from kdcompile.errors import KDError
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = st.sampled_from([(), (1,), (0,), (7,), (1, 1), (3, 5), (4, 3, 3, 3), (2, 0), (9, 1)])

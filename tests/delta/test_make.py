@@ -6,7 +6,8 @@ import torch
 from delta_site import SPEC, updated, write_site
 from safetensors.torch import load_file, save_file
 
-from kdcompile.data.metric import MAE, TOP1
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
 from kdcompile.delta import apply, make, making
 from kdcompile.delta.biases import Biases
 from kdcompile.delta.making import Sight
@@ -14,8 +15,7 @@ from kdcompile.delta.result import Judged
 from kdcompile.delta.student import Student
 from kdcompile.delta.tensors import read_student, weights_hash
 from kdcompile.delta.verdict import is_proven
-from kdcompile.errors import KDError
-from kdcompile.spec_file import load_spec
+from kdcompile.tasks.metric import MAE, TOP1
 
 
 def _files(folder):

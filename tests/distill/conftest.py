@@ -3,7 +3,7 @@
 import pytest
 from tiny_training import SPEC
 
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
 
 
 @pytest.fixture

@@ -8,19 +8,19 @@ import torch
 from tiny_training import network, photos
 from torch import nn
 
+from kdcompile.config.distill import Distill
+from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.data.images import ImageStore
-from kdcompile.data.metric import MAE, TOP1
 from kdcompile.distill import start as start_module
 from kdcompile.distill.alive import dead
 from kdcompile.distill.findings import start_findings
 from kdcompile.distill.inherit import inherit
 from kdcompile.distill.objective import make_objective
 from kdcompile.distill.start import checked_start
-from kdcompile.errors import KDError
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.shrink import architectures
-from kdcompile.spec_distill import Distill
+from kdcompile.search.spaces.uniform import architectures
+from kdcompile.tasks.metric import MAE, TOP1
 
 
 def _closed(value=-100.0, last=None):

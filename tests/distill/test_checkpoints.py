@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_training import SPEC, PowerCutError, stopped_at, trainer
 
+from kdcompile.config.load import load_spec
 from kdcompile.distill import train
 from kdcompile.distill.state import BEFORE, CHECKPOINT, State, load_checkpoint, save_checkpoint
-from kdcompile.spec_file import load_spec
 
 STEPS = 12
 SETS = (f"distill.steps={STEPS}", "distill.views=2")

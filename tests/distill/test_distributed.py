@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kdcompile.distributed import Processes, lost_rank
-from kdcompile.errors import KDError
+from kdcompile.core.distributed import Processes, lost_rank
+from kdcompile.core.errors import KDError
 
 SPEC = """
 target = "cpu"

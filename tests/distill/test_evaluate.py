@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.distill import evaluate
+from kdcompile.tasks.task import find_task
 
 PREPROCESS = Preprocess(1, (0.5,), (0.25,), (8, 8), (64, 64))
 

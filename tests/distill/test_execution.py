@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_training import trainer
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill import execution
 from kdcompile.distill.execution import prepare, undone
-from kdcompile.errors import KDError
 
 
 class Stage:

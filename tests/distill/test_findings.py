@@ -1,7 +1,7 @@
 """What the report warns of."""
 
-from kdcompile.data.metric import MAE, TOP1
 from kdcompile.distill.findings import findings
+from kdcompile.tasks.metric import MAE, TOP1
 
 
 def _rows(losses, values, name="val_mae"):

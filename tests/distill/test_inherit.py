@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.functional import interpolate
 from unshrunk_networks import Subclassed
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.inherit import inherit
-from kdcompile.errors import KDError
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.shrink import architectures
+from kdcompile.search.spaces.uniform import architectures
 
 
 def _conv(inputs, outputs, kernel=3, **options):

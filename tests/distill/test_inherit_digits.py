@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kdcompile.core.user_code import load_factory
 from kdcompile.distill.inherit import inherit
-from kdcompile.factory import load_factory
 from kdcompile.models.factory import build_model, load_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.shrink import architectures
+from kdcompile.search.spaces.uniform import architectures
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 

@@ -12,16 +12,16 @@ from onnx import numpy_helper
 from tiny_training import network, photos, trainer
 from torch import nn
 
-from kdcompile.calib.layers import quantised_layers
 from kdcompile.calib.qad_table import read_qad, table_from_qad
 from kdcompile.calib.qdq import insert_qdq, quantise, weight_scales
+from kdcompile.core.errors import KDError
 from kdcompile.distill import qad as qad_module
 from kdcompile.distill.qad_layers import find_layers
 from kdcompile.distill.qad_modules import attach, plain_weights
 from kdcompile.distill.qad_modules import weight_scales as torch_scales
 from kdcompile.distill.qad_observe import chosen_scales, observe
-from kdcompile.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.onnx_graph.layers import quantised_layers
 from kdcompile.targets import load
 
 TARGET = load("jetson")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from kdcompile.artifact import Hasher
-from kdcompile.pipeline.keys import _section
-from kdcompile.pipeline.stages import STAGES
+from kdcompile.core.files import Hasher
+from kdcompile.passes.keys import _section
+from kdcompile.passes.stages import STAGES
 from kdcompile.targets import load
 
 

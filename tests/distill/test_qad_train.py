@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_training import PowerCutError, network, photos, stopped_at, trainer
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill import qad as qad_module
 from kdcompile.distill import train as train_module
 from kdcompile.distill.qad_modules import NAME, plain_weights, quantiser_of
 from kdcompile.distill.update import SCALE_LR
-from kdcompile.errors import KDError
 
 QAD = "quantize.qad=true"
 KINDS = ["learnt", "observed"]

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from kdcompile.config.spec import Distill
+from kdcompile.core.errors import KDError
 from kdcompile.distill.objective import OBJECTIVES, make_objective
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.registry import find_recipe, recipes
 from kdcompile.distill.taps import Tap
-from kdcompile.errors import KDError
 from kdcompile.kernels.adapter_cosine import adapter_cosine
 from kdcompile.kernels.gram_relation import gram_relation
-from kdcompile.spec import Distill
 
 TAPS = [Tap("a", "a", 6, 3), Tap("b", "b", 8, 4)]
 

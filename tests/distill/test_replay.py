@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from tiny_training import trainer
 from torch import nn
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill import replayed as replayed_module
 from kdcompile.distill import train as train_module
 from kdcompile.distill.replay import read_replay
 from kdcompile.distill.replayed import lines, replayed
-from kdcompile.errors import KDError
 
 NAN = float("nan")
 STAGES = """

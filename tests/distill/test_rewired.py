@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.qad import make_quantisable
 from kdcompile.distill.qad_modules import quantiser_of
 from kdcompile.distill.rewired import Rewired
 from kdcompile.distill.taps import Tapped
-from kdcompile.errors import KDError
 
 IMAGES = torch.linspace(-1, 1, 2 * 16).reshape(2, 1, 4, 4)
 

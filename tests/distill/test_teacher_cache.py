@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_training import trainer
 
+from kdcompile.config.distill import Distill
+from kdcompile.core.errors import KDError
 from kdcompile.distill.recipes.kd import OutputTransfer
 from kdcompile.distill.teacher_cache import cache_problem, network_digest
-from kdcompile.errors import KDError
-from kdcompile.spec_distill import Distill
 
 
 def _run(spec, work, *sets):

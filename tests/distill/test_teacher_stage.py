@@ -4,10 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdcompile.artifact import Step, Store
-from kdcompile.distill.teacher import run
-from kdcompile.errors import KDError
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import Store
+from kdcompile.passes.teacher import run
 from kdcompile.targets import load
 
 CODE = """

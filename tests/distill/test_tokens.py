@@ -7,9 +7,9 @@ import torch
 from tiny_recipes import CLASSES, classes
 from torch import nn
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.taps import Tapped, as_maps, as_output, feature_shapes, resolve_taps
 from kdcompile.distill.train import Trainer
-from kdcompile.errors import KDError
 
 TOKENS = 16
 

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from tiny_training import PowerCutError, network, stopped_at, trainer
 from torch import nn
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill import train as train_module
-from kdcompile.errors import KDError
 from kdcompile.kernels import ran
 from kdcompile.kernels._runtime import using
 

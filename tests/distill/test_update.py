@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from kdcompile.config.distill import Distill
+from kdcompile.core.distributed import Processes
 from kdcompile.distill.update import Update
-from kdcompile.distributed import Processes
-from kdcompile.spec_distill import Distill
 
 
 def _pair(**options):

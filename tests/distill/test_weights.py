@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from kdcompile.config.distill import Distill, Ramp
 from kdcompile.distill.weights import TermWeights, gradient_norms, ramped
-from kdcompile.spec_distill import Distill, Ramp
 
 CPU = torch.device("cpu")
 NAMES = ("hard", "soft", "intra")

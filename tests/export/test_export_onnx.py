@@ -10,15 +10,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from kdcompile.data.agreement import agreement
-from kdcompile.errors import KDError
-from kdcompile.export.fp16 import to_bf16, to_fp16
+from kdcompile.core.errors import KDError
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.export.opset import at_opset, opset_of
 from kdcompile.export.parity import half_outputs, parity, torch_outputs
-from kdcompile.export.session import run_onnx
-from kdcompile.export.size import count_macs
+from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
+from kdcompile.onnx_graph.macs import count_macs
+from kdcompile.onnx_graph.opset import at_opset, opset_of
+from kdcompile.onnx_graph.session import run_onnx
+from kdcompile.tasks.agreement import agreement
 
 FIXED = ([1, 3, 40, 56],) * 3
 RANGE = ([1, 3, 24, 32], [1, 3, 40, 56], [1, 3, 64, 80])

@@ -10,17 +10,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kdcompile import targets
-from kdcompile.artifact import Artifact, Step, Store, write_json
-from kdcompile.backends.stage import _absent
-from kdcompile.calib import stage as calibrate_stage
 from kdcompile.calib.table import CalibrationTable
-from kdcompile.errors import KDError
-from kdcompile.export import stage as export_stage
+from kdcompile.config.load import load_spec
+from kdcompile.config.spec import Spec
+from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Artifact, Store
 from kdcompile.export.parity import onnx_outputs
 from kdcompile.models.factory import build_model
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.spec import Spec
-from kdcompile.spec_file import load_spec
+from kdcompile.passes import calibrate as calibrate_stage
+from kdcompile.passes import export as export_stage
+from kdcompile.passes.compile import _absent
 
 SIZE = (24, 40)
 MODEL = """

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parsers import about, calibration
 
-from kdcompile.artifact import write_json
-from kdcompile.bench.baseline import make_baseline, read_baseline
-from kdcompile.bench.samples import samples_from_json
 from kdcompile.bundle import form
 from kdcompile.bundle.manifest import read_manifest
 from kdcompile.calib.calibrate import tensors_to_observe
 from kdcompile.calib.table import CalibrationTable, tensor_range
 from kdcompile.calib.trt_cache import read_cache, write_cache
+from kdcompile.config.spec import Data, Spec
+from kdcompile.core.files import write_json
+from kdcompile.core.report import GateResult, Measurement, Report
 from kdcompile.data.npz import photos
 from kdcompile.data.points_jsonl import entries
-from kdcompile.report import GateResult, Measurement, Report
-from kdcompile.spec import Data, Spec
+from kdcompile.latency.baseline import make_baseline, read_baseline
+from kdcompile.stats.samples import samples_from_json
 from kdcompile.targets import user
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
@@ -158,7 +158,7 @@ def test_labels_of_an_archive(folder, labels):
 @quick
 @given(st.integers(0, 2**31 - 1), st.integers(1, 10**6), st.floats(0.01, 1.0), NAME)
 def test_spec(folder, seed, steps, width, text):
-    from kdcompile.spec_file import load_spec
+    from kdcompile.config.load import load_spec
 
     quoted = json.dumps(text, ensure_ascii=False)
     (folder / "kdcompile.toml").write_text(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kdcompile import targets
-from kdcompile.bench.paired import PairedTimes
-from kdcompile.data.task import find_task
 from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, VerifyContext
+from kdcompile.stats.alternating import PairedTimes
+from kdcompile.tasks.task import find_task
 
 HERE = Origin("here", "onnxruntime", "1", "host")
 

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from kdcompile.data.game import Frame, game_errors
-from kdcompile.data.metric import GAMES, MAE, RMSE
+from kdcompile.config.gates import StrataGate
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import judged
-from kdcompile.data.task import find_task
-from kdcompile.gates.flips import find_flips
-from kdcompile.gates.noninferior import bounds, compare
-from kdcompile.gates.rates import decrease_interval, share_bounds
-from kdcompile.gates.strata import strata
+from kdcompile.gates.churn import find_flips
+from kdcompile.gates.subgroups import strata
 from kdcompile.gates.summary import part_rows
-from kdcompile.spec_gates import StrataGate
+from kdcompile.stats.noninferiority import bounds, compare
+from kdcompile.stats.proportion_interval import decrease_interval, share_bounds
+from kdcompile.tasks.game import Frame, game_errors
+from kdcompile.tasks.metric import GAMES, MAE, RMSE
+from kdcompile.tasks.task import find_task
 
 
 def cells_one_by_one(density, points, frame, level):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kdcompile.artifact import Store, write_json
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Store
 from kdcompile.gates.compiled import LAYERS, compiled_details
 
 

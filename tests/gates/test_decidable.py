@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from kdcompile.data.task import find_task
+from kdcompile.config.gates import Gates
 from kdcompile.gates.accuracy import accuracy
+from kdcompile.gates.churn import flips
 from kdcompile.gates.context import Earlier
 from kdcompile.gates.decidable import decidable
-from kdcompile.gates.flips import flips
-from kdcompile.gates.needed import MOST, least_number
 from kdcompile.gates.previous import previous
-from kdcompile.gates.strata import strata
-from kdcompile.spec_gates import Gates
+from kdcompile.gates.subgroups import strata
+from kdcompile.stats.least_images import MOST, least_number
+from kdcompile.tasks.task import find_task
 
 GATES = {"accuracy": accuracy, "strata": strata, "flips": flips, "previous": previous}
 CLASSES = ("cat", "dog", "owl")

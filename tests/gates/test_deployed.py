@@ -9,10 +9,11 @@ from near_place import NearGpu
 from small_build import SmallBuild
 
 from kdcompile import targets
-from kdcompile.backends import engine, worker
-from kdcompile.backends import stage as compile_stage
-from kdcompile.errors import KDError
+from kdcompile.backends import engine
+from kdcompile.core.errors import KDError
 from kdcompile.gates import measure
+from kdcompile.passes import compile as compile_stage
+from kdcompile.remote import worker
 
 ON_DEVICE = [f"gates.{gate}.evidence=device" for gate in ("accuracy", "parity", "speedup")]
 pace = engine.pace

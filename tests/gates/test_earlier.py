@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx_graphs import chain
 
-from kdcompile.artifact import file_sha256
 from kdcompile.bundle.manifest import Bundle
-from kdcompile.data.prepare import Preprocess
-from kdcompile.gates.earlier import EarlierNetwork
+from kdcompile.core.files import file_sha256
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.gates.reference_bundle import EarlierNetwork
 
 IMAGE = np.random.default_rng(0).random((1, 3, 16, 16), np.float32)
 
@@ -41,7 +41,7 @@ def earlier(tmp_path):
     ("engine", "precision", "layers"), [("model.engine", "fp16", 3), (None, "int8", 2)]
 )
 def test_the_network_is_the_one_that_the_engine_was_built_from(earlier, engine, precision, layers):
-    from kdcompile.parity.sides import OnnxSide
+    from kdcompile.debug.runners import OnnxSide
 
     runner, about = earlier(engine).runner(None, 1, as_written=True)
     assert about.precision == precision

@@ -8,14 +8,14 @@ import pytest
 from resourced import ENERGY, MEMORY, NOTHING, context
 
 from kdcompile import targets
-from kdcompile.artifact import file_sha256
-from kdcompile.backends.usage import Absent
-from kdcompile.bench.power import Resources
+from kdcompile.config.gates import EnergyGate, Gates
+from kdcompile.core.files import file_sha256
+from kdcompile.core.report import overall
 from kdcompile.gates import resources
 from kdcompile.gates.energy import energy_mj
 from kdcompile.gates.registry import judge
-from kdcompile.report import overall
-from kdcompile.spec_gates import EnergyGate, Gates
+from kdcompile.latency.energy_memory import Resources
+from kdcompile.remote.usage import Absent
 
 
 def settings(most, evidence="device", required=True):

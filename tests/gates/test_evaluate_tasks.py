@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.data.prepare import Preprocess
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.gates.evaluate import evaluate, example_arrays, pick_examples
+from kdcompile.tasks.task import find_task
 
 PREPROCESS = Preprocess(1, (0.0,), (1.0,), (4, 4), (4, 4))
 COMPARED = ("student_fp32", "student")

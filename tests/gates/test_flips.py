@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
-from kdcompile.gates.flips import find_flips, flips, photos_that_decide
-from kdcompile.gates.rates import share_bounds
-from kdcompile.spec_file import load_spec
-from kdcompile.spec_gates import FlipsGate, fraction
+from kdcompile.config.gates import FlipsGate, fraction
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
+from kdcompile.gates.churn import find_flips, flips, photos_that_decide
+from kdcompile.stats.proportion_interval import share_bounds
+from kdcompile.tasks.task import find_task
 
 
 def test_exact_bounds_are_those_of_the_binomial_tails():

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from played_board import GATES, KIT, host_report, record
 
+from kdcompile.core.report import GateResult
 from kdcompile.gates.from_board import NO_TEST, judge_board
-from kdcompile.report import GateResult
 
 EARLIER = {"title": "crowd for cpu", "sha256": "0" * 64, "precision": "int8", "ran": "its ONNX"}
 ASKED = {

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 
 from kdcompile import targets
-from kdcompile.bench.paired import PairedTimes
-from kdcompile.data.agreement import decibels
-from kdcompile.data.metric import RMSE
-from kdcompile.data.task import find_task
+from kdcompile.config.gates import AccuracyGate, Gates, ParityGate, SizeGate, SpeedupGate
+from kdcompile.core.report import overall
 from kdcompile.gates import registry
 from kdcompile.gates.accuracy import accuracy
-from kdcompile.gates.bootstrap import MIN_IMAGES
 from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, Prediction, VerifyContext
-from kdcompile.gates.noninferior import bounds, compare
 from kdcompile.gates.parity import parity
 from kdcompile.gates.size_mb import size_mb
 from kdcompile.gates.speedup import speedup
 from kdcompile.gates.summary import measurements, part_rows
-from kdcompile.report import overall
-from kdcompile.spec_gates import AccuracyGate, Gates, ParityGate, SizeGate, SpeedupGate
+from kdcompile.stats.alternating import PairedTimes
+from kdcompile.stats.bootstrap import MIN_IMAGES
+from kdcompile.stats.noninferiority import bounds, compare
+from kdcompile.tasks.agreement import decibels
+from kdcompile.tasks.metric import RMSE
+from kdcompile.tasks.task import find_task
 
 
 def make_outcomes(n: int, bias: float = 0.0, noise: float = 1.0, available: int = 0) -> Outcomes:

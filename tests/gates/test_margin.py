@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from kdcompile.data.metric import MAE, RMSE, TOP1
-from kdcompile.gates import bootstrap
-from kdcompile.gates.margin import forecast
-from kdcompile.gates.noninferior import compare
+from kdcompile.stats import bootstrap
+from kdcompile.stats.noninferiority import compare
+from kdcompile.stats.power_analysis import forecast
+from kdcompile.tasks.metric import MAE, RMSE, TOP1
 
 
 def pairs(rng, n, correlation=0.8):

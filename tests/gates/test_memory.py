@@ -8,14 +8,14 @@ import onnx_graphs
 import pytest
 from resourced import MEMORY, NOTHING, context
 
-from kdcompile.artifact import file_sha256
-from kdcompile.backends.usage import Absent, Energy
-from kdcompile.backends.via import open_place
-from kdcompile.bench.loading import onnx_record
-from kdcompile.bench.power import measure
+from kdcompile.config.gates import MemoryGate
+from kdcompile.core.files import file_sha256
+from kdcompile.core.report import overall
 from kdcompile.gates.memory import memory_mb
-from kdcompile.report import overall
-from kdcompile.spec_gates import MemoryGate
+from kdcompile.latency.energy_memory import measure
+from kdcompile.latency.subjects import onnx_record
+from kdcompile.remote.open import open_place
+from kdcompile.remote.usage import Absent, Energy
 
 
 def settings(most, evidence="host", required=True):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 from played_board import GATES, KIT, host_report, record
 
-from kdcompile.data.reference import changes, taught
-from kdcompile.data.task import find_task
+from kdcompile.config.gates import AccuracyGate
+from kdcompile.core.report import GateResult
 from kdcompile.gates.accuracy import accuracy
 from kdcompile.gates.from_board import judge_board
-from kdcompile.report import GateResult
-from kdcompile.spec_gates import AccuracyGate
+from kdcompile.tasks.reference import changes, taught
+from kdcompile.tasks.task import find_task
 
 TRUE = np.repeat([0, 1, 2], 40)  # the teacher has 0 and 1
 TEACHER = np.where(TRUE == 2, 0, TRUE)

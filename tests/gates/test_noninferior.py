@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdcompile.data.metric import GAMES, MAE, RMSE, TOP1
-from kdcompile.errors import KDError
-from kdcompile.gates import bootstrap
-from kdcompile.gates.bootstrap import MIN_IMAGES, interval, jackknife_reach, t_quantile
-from kdcompile.gates.noninferior import compare
+from kdcompile.core.errors import KDError
+from kdcompile.stats import bootstrap
+from kdcompile.stats.bootstrap import MIN_IMAGES, interval, jackknife_reach, t_quantile
+from kdcompile.stats.noninferiority import compare
+from kdcompile.tasks.metric import GAMES, MAE, RMSE, TOP1
 
 
 @pytest.mark.parametrize(

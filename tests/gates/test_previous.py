@@ -12,16 +12,16 @@ from small_build import SmallBuild
 
 from kdcompile import targets
 from kdcompile.backends import engine
-from kdcompile.backends import stage as compile_stage
 from kdcompile.bundle.manifest import read_bundle, write_manifest
-from kdcompile.data.task import find_task
-from kdcompile.errors import KDError
+from kdcompile.config.gates import PreviousGate
+from kdcompile.core.errors import KDError
+from kdcompile.core.report import Report
 from kdcompile.gates import measure
 from kdcompile.gates.context import Earlier
-from kdcompile.gates.earlier import open_earlier
 from kdcompile.gates.previous import previous
-from kdcompile.report import Report
-from kdcompile.spec_gates import PreviousGate
+from kdcompile.gates.reference_bundle import open_earlier
+from kdcompile.passes import compile as compile_stage
+from kdcompile.tasks.task import find_task
 
 EARLIER = Earlier("crowd for cpu", "0" * 64, "int8", "its ONNX file")
 CPU = "cpu"

@@ -10,10 +10,11 @@ from near_place import NearGpu
 from small_build import SmallBuild
 
 from kdcompile import targets
-from kdcompile.backends import engine, worker
-from kdcompile.backends import stage as compile_stage
-from kdcompile.bench import power
+from kdcompile.backends import engine
 from kdcompile.gates import measure, resources
+from kdcompile.latency import energy_memory
+from kdcompile.passes import compile as compile_stage
+from kdcompile.remote import worker
 
 MIB = 1 << 20
 GATES = ("gates.energy_mj.max=1e9", "gates.memory_mb.max=500", "gates.speedup.min=1e-6")
@@ -26,7 +27,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(engine, "pace", lambda *values, **named: engine.Pace(6, 2, 1))
     monkeypatch.setattr(measure, "TIMING_SECONDS", 0.05)
     monkeypatch.setattr(worker.Rails, "during", twenty_looks)
-    monkeypatch.setattr(resources, "measure", partial(power.measure, seconds=0.3, idle_s=0.1))
+    monkeypatch.setattr(
+        resources, "measure", partial(energy_memory.measure, seconds=0.3, idle_s=0.1)
+    )
 
 
 def twenty_looks(rails, act):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from kdcompile.data.task import find_task
-from kdcompile.gates import bootstrap
-from kdcompile.gates.strata import strata
-from kdcompile.spec_gates import METRICS_OF, StrataGate
+from kdcompile.config.gates import METRICS_OF, StrataGate
+from kdcompile.gates.subgroups import strata
+from kdcompile.stats import bootstrap
+from kdcompile.tasks.task import find_task
 
 
 def crowd(n, factors, seed=0):

@@ -9,12 +9,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kdcompile import targets
-from kdcompile.artifact import Artifact, Step, Store
-from kdcompile.bench import crowded
-from kdcompile.errors import KDError
-from kdcompile.gates import measure, stage
-from kdcompile.report import Report
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
+from kdcompile.core.report import Report
+from kdcompile.core.store import Artifact, Store
+from kdcompile.gates import measure
+from kdcompile.latency import cpu_contention
+from kdcompile.passes import verify
 
 SIDE = 24
 FACTORY = """
@@ -97,7 +99,7 @@ def estimate(ms: float) -> dict[str, object]:
 @pytest.fixture
 def step(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "TIMING_SECONDS", 0.05)
-    monkeypatch.setattr(crowded, "crowded", lambda run: (run(), 0.0))  # whatever else runs
+    monkeypatch.setattr(cpu_contention, "crowded", lambda run: (run(), 0.0))  # whatever else runs
     (tmp_path / "data.py").write_text(FACTORY)
     (tmp_path / "kdcompile.toml").write_text(SPEC)
     return make_step(tmp_path, "int8", 0.99)
@@ -130,7 +132,7 @@ def make_step(root: Path, precision: str, deployed: float, sets: tuple[str, ...]
 
 
 def run(step: Step, root: Path, target: str = "cpu") -> tuple[Artifact, Report]:
-    made = stage.run(step, Store(root / "out"), targets.load(target))
+    made = verify.run(step, Store(root / "out"), targets.load(target))
     return made, Report.from_json(made.json("report.json"))
 
 
@@ -140,18 +142,18 @@ def test_the_teacher_is_predicted_as_it_would_be_deployed() -> None:
 
     teacher = {"macs": 9, "fp32": at(8, 2.0), "fp16": at(4, 1.2), "int8": at(3)}
     student = {"macs": 2, "fp32": at(2), "fp16": at(1), "int8": at(0.5, 1.4, False)}
-    found = stage.predictions({"teacher": teacher, "student": student})
+    found = verify.predictions({"teacher": teacher, "student": student})
     assert {p: (f.teacher, f.student, f.validated) for p, f in found.items()} == {
         "fp32": (8, 2, True), "fp16": (4, 1, True), "int8": (4, 0.5, False),
     }  # fmt: skip
     assert [found[p].band for p in found] == pytest.approx([2.0, 1.5, 1.4])
     both = {"teacher": teacher, "student": student}
-    found = stage.predictions(both, "mixed")
+    found = verify.predictions(both, "mixed")
     assert set(found) == {"fp32", "fp16", "int8", "mixed"}
     assert found["mixed"] == found["fp16"], "it is no slower"
-    assert set(stage.predictions(both, "int8")) == {"fp32", "fp16", "int8"}
+    assert set(verify.predictions(both, "int8")) == {"fp32", "fp16", "int8"}
     without = {"teacher": {"fp32": at(8), "int8": at(3)}, "student": {"int8": at(0.5)}}
-    assert stage.predictions(without)["int8"].teacher == 8
+    assert verify.predictions(without)["int8"].teacher == 8
 
 
 def test_verify_measures_judges_and_draws(step, tmp_path, caplog, capsys) -> None:
@@ -252,7 +254,7 @@ def test_the_deployed_file_is_timed_where_here_is_the_target(step, tmp_path, tar
 def test_a_speed_beside_other_work_decides_nothing(
     step, tmp_path, monkeypatch, others, verdict, minimum
 ) -> None:
-    monkeypatch.setattr(crowded, "crowded", lambda run: (run(), others))
+    monkeypatch.setattr(cpu_contention, "crowded", lambda run: (run(), others))
     asked = make_step(tmp_path, "int8", 0.99, (f"gates.speedup.min={minimum}",))
     _, report = run(asked, tmp_path)
     speed = next(g for g in report.gates if g.name == "speedup")
@@ -264,7 +266,7 @@ def test_a_speed_beside_other_work_decides_nothing(
 
 def test_another_device_is_not_timed_again_beside_other_work(step, tmp_path, monkeypatch) -> None:
     runs = []
-    monkeypatch.setattr(crowded, "crowded", lambda run: (runs.append(0) or run(), 0.9))
+    monkeypatch.setattr(cpu_contention, "crowded", lambda run: (runs.append(0) or run(), 0.9))
     _, report = run(step, tmp_path, "jetson")
     assert len(runs) == 1
     (speed,) = (m for m in report.measurements if m.name == "speed-up" and m.evidence == "host")

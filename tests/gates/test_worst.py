@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from kdcompile.data.task import find_task
 from kdcompile.gates.evaluate import pick_examples
 from kdcompile.gates.worst import MOST, worst_rows
+from kdcompile.tasks.task import find_task
 
 
 def test_the_worst_come_first_with_what_the_teacher_said(make_context):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.examples.digits.model import DigitCounter
 from kdcompile.models.csrnet import CSRNet
 from kdcompile.models.cuts import Cut, cuts

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kdcompile.core.errors import KDError
+from kdcompile.core.user_code import factory_sources, load_factory
 from kdcompile.delta.tensors import read_student
-from kdcompile.errors import KDError
-from kdcompile.factory import factory_sources, load_factory
 from kdcompile.models.csrnet import build
 from kdcompile.models.factory import build_model, load_weights, read_weights, write_weights
 

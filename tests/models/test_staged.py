@@ -9,12 +9,12 @@ import torch
 from staged_designs import architecture, stage
 from torch import nn
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.export.session import run_onnx
 from kdcompile.models.blocks import BLOCKS, NormedConv, RepConv, fold, inner_width, window
 from kdcompile.models.shrunk import OUTPUT_STD, student_from_architecture
 from kdcompile.models.staged import StagedStudent
+from kdcompile.onnx_graph.session import run_onnx
 
 MIXED = architecture(
     stage("conv", 8),

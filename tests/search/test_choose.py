@@ -2,10 +2,10 @@
 
 import pytest
 
-from kdcompile.errors import KDError
-from kdcompile.search.choose import Candidate, met, reachable, widest
-from kdcompile.search.latency import Estimate
-from kdcompile.spec import Budget
+from kdcompile.config.spec import Budget
+from kdcompile.core.errors import KDError
+from kdcompile.latency_model.predict import Estimate
+from kdcompile.search.budget import Candidate, met, reachable, widest
 
 
 def _candidate(width):

@@ -10,23 +10,23 @@ import pytest
 import torch
 from staged_ground import network, write_build
 
-from kdcompile.data.metric import MAE, TOP1
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.latency_model.module_cost import params
+from kdcompile.latency_model.network_cost import Network
 from kdcompile.models.blocks import fold
 from kdcompile.models.cuts import cuts
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search import design
-from kdcompile.search.cost import params
-from kdcompile.search.design import search
-from kdcompile.search.evidence import Expected
-from kdcompile.search.field import Problem, of_each_resolution
-from kdcompile.search.finalists import Finalist
-from kdcompile.search.front import Point, keeps
-from kdcompile.search.measure import Measured
-from kdcompile.search.network import Network
-from kdcompile.search.space import identity
-from kdcompile.search.staged_space import StagedSpace
+from kdcompile.search import driver
+from kdcompile.search.candidate_pool import Problem, of_each_resolution
+from kdcompile.search.driver import search
+from kdcompile.search.on_device import Measured
+from kdcompile.search.pareto import Point, keeps
+from kdcompile.search.predictors.sensitivity import Expected
+from kdcompile.search.predictors.short_distillation import Finalist
+from kdcompile.search.spaces.base import identity
+from kdcompile.search.spaces.staged import StagedSpace
 from kdcompile.targets import load
+from kdcompile.tasks.metric import MAE, TOP1
 
 SHAPE = [1, 1, 16, 16]
 TEACHER = 4.0  # its metric
@@ -197,7 +197,7 @@ def _timed_at(monkeypatch, factor):
         why = (None,) * len(ms)
         return Measured(precision, "fp32", factor * own.ms, ms, why, "here", "plain", 0.01)
 
-    monkeypatch.setattr(design, "measure", measure)
+    monkeypatch.setattr(driver, "measure", measure)
     return calls
 
 

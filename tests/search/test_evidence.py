@@ -5,22 +5,28 @@ import pytest
 from staged_ground import OPTIONS, architecture, write_build
 from torch import nn
 
-from kdcompile.artifact import Store
-from kdcompile.data.task import find_task
+from kdcompile.core.store import Store
 from kdcompile.models.cuts import Cut
 from kdcompile.models.staged import stage
-from kdcompile.search import evidence
-from kdcompile.search.blocks import Block, blocks_of
-from kdcompile.search.capacity import (
+from kdcompile.search.predictors import sensitivity as evidence
+from kdcompile.search.predictors.block_data import lessons, prepare
+from kdcompile.search.predictors.block_distillation import BlockResult
+from kdcompile.search.predictors.block_error_model import (
     Capacity,
     Regression,
     convolution_weights,
     errors_of,
     measure_first,
 )
-from kdcompile.search.evidence import Curve, Damage, expected, paired_increase, sensitivity
-from kdcompile.search.imitate import BlockResult
-from kdcompile.search.imitate_data import lessons, prepare
+from kdcompile.search.predictors.sensitivity import (
+    Curve,
+    Damage,
+    expected,
+    paired_increase,
+    sensitivity,
+)
+from kdcompile.search.spaces.blocks import Block, blocks_of
+from kdcompile.tasks.task import find_task
 
 CUTS = [Cut("a", 1, 32, 2, 1), Cut("b", 2, 64, 2, 1)]
 

@@ -6,18 +6,19 @@ from dataclasses import replace
 import pytest
 
 from kdcompile import targets
-from kdcompile.artifact import write_json
-from kdcompile.data.metric import MAE, TOP1
-from kdcompile.search.breakdown import by_place, stage_costs
-from kdcompile.search.correction import Correction
-from kdcompile.search.explain import Priced, explain, facts, neighbours
-from kdcompile.search.front import Point, front
-from kdcompile.search.kernels_of import Kernel
-from kdcompile.search.latency import Estimate, Part, estimate
-from kdcompile.search.short import short
-from kdcompile.search.show import MARKS, ROWS, Found, lines
-from kdcompile.search.staged_kernels import staged_kernels
-from kdcompile.spec import Budget
+from kdcompile.config.spec import Budget
+from kdcompile.core.files import write_json
+from kdcompile.latency_model.breakdown import by_place, stage_costs
+from kdcompile.latency_model.correction import Correction
+from kdcompile.latency_model.kernels import Kernel
+from kdcompile.latency_model.predict import Estimate, Part, estimate
+from kdcompile.latency_model.priced import Priced
+from kdcompile.search.pareto import Point, front
+from kdcompile.search.rationale import explain, facts, neighbours
+from kdcompile.search.report import MARKS, ROWS, Found, lines
+from kdcompile.search.spaces.arch_string import short
+from kdcompile.search.spaces.staged_kernels import staged_kernels
+from kdcompile.tasks.metric import MAE, TOP1
 
 SHAPE = (1, 3, 96, 128)
 

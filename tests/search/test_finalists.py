@@ -8,19 +8,19 @@ import pytest
 import torch
 from staged_ground import OPTIONS, architecture, write_build
 
-from kdcompile.artifact import Store
-from kdcompile.errors import KDError
+from kdcompile.config.distill import DistillStage
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import Store
 from kdcompile.models.factory import load_teacher, read_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search import finalists
-from kdcompile.search.assemble import WEIGHTS, assemble, put_together
-from kdcompile.search.blocks import blocks_of
-from kdcompile.search.evidence import Expected
-from kdcompile.search.finalists import Finalist, calibrated, distil, shortened
-from kdcompile.search.imitate import imitate
-from kdcompile.search.imitate_data import lessons, prepare
-from kdcompile.search.shrink import architectures
-from kdcompile.spec_distill import DistillStage
+from kdcompile.search.predictors import short_distillation
+from kdcompile.search.predictors.assemble import WEIGHTS, assemble, put_together
+from kdcompile.search.predictors.block_data import lessons, prepare
+from kdcompile.search.predictors.block_distillation import imitate
+from kdcompile.search.predictors.sensitivity import Expected
+from kdcompile.search.predictors.short_distillation import Finalist, calibrated, distil, shortened
+from kdcompile.search.spaces.blocks import blocks_of
+from kdcompile.search.spaces.uniform import architectures
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_finalists_are_distilled_once(build, monkeypatch):
         assert found.value <= found.start  # the start is a candidate too
         assert found.increase_sd > 0
         assert read_weights(found.path)[1]["architecture"]
-    monkeypatch.setattr(finalists, "_build", None)
+    monkeypatch.setattr(short_distillation, "_build", None)
     assert distil(ground, designs, steps=8, jobs=1) == first
     assert not list((ground.root / "work").glob("finalist-*"))
 
@@ -121,14 +121,14 @@ def test_a_student_that_inherits_nothing_starts_untrained(build):
 def test_a_training_that_breaks_down_leaves_the_others(build, monkeypatch):
     _, ground = build
     designs = [architecture(width=6), architecture(width=2)]
-    real = finalists.finalist
+    real = short_distillation.finalist
 
     def breaks_down(asked):
         if json.loads(asked.architecture) == designs[0]:
             raise KDError("loss-nonfinite", "the loss is nan", where="step 1", fix="lower it")
         return real(asked)
 
-    monkeypatch.setattr(finalists, "finalist", breaks_down)
+    monkeypatch.setattr(short_distillation, "finalist", breaks_down)
     (left,) = distil(ground, designs, steps=2, jobs=1)
     assert left.architecture == designs[1]
     with pytest.raises(KDError) as refused:

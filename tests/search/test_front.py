@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcompile.data.metric import MAE, TOP1
-from kdcompile.errors import KDError
-from kdcompile.search.front import Point, best, front, impossible, keeps, likely_front, limit_ms
-from kdcompile.search.latency import Estimate, Part
-from kdcompile.spec import Budget
+from kdcompile.config.spec import Budget
+from kdcompile.core.errors import KDError
+from kdcompile.latency_model.predict import Estimate, Part
+from kdcompile.search.pareto import Point, best, front, impossible, keeps, likely_front, limit_ms
+from kdcompile.tasks.metric import MAE, TOP1
 
 
 def point(ms, quality, sd=1.0, evidence="blocks", band=1.3, measured=None, macs=None, name="p"):

@@ -9,14 +9,26 @@ import torch
 from staged_ground import OPTIONS, architecture, write_build
 from torch import nn
 
-from kdcompile.artifact import Store
-from kdcompile.errors import KDError
-from kdcompile.search import imitate as module
-from kdcompile.search.blocks import blocks_of
-from kdcompile.search.imitate import block_key, imitate, imitate_all, judged, measured, taught
-from kdcompile.search.imitate_data import bare_ground, lessons, prepare
-from kdcompile.search.teacher_maps import at_size, nested_order, output_demands, teacher_maps
-from kdcompile.search.workers import evaluate_all
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import Store
+from kdcompile.search.predictors import block_distillation as module
+from kdcompile.search.predictors.block_data import bare_ground, lessons, prepare
+from kdcompile.search.predictors.block_distillation import (
+    block_key,
+    imitate,
+    imitate_all,
+    judged,
+    measured,
+    taught,
+)
+from kdcompile.search.predictors.teacher_features import (
+    at_size,
+    nested_order,
+    output_demands,
+    teacher_maps,
+)
+from kdcompile.search.predictors.worker_pool import evaluate_all
+from kdcompile.search.spaces.blocks import blocks_of
 
 
 @pytest.fixture(scope="module")

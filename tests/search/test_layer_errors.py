@@ -9,14 +9,14 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn.functional import conv2d, interpolate
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.inherit import inherit
 from kdcompile.distill.inherit.solve import Gate
-from kdcompile.errors import KDError
 from kdcompile.models.channels import trace
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.layer_errors import LayerErrors
-from kdcompile.search.layers import LayerSpace
-from kdcompile.search.nested import RIDGE, nested
+from kdcompile.search.predictors.layer_reconstruction import LayerErrors
+from kdcompile.search.predictors.nested_ridge import RIDGE, nested
+from kdcompile.search.spaces.pruned import LayerSpace
 
 
 def _crops(channels, number=3):

@@ -13,16 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from kdcompile import targets
-from kdcompile.backends.board import Board, facts_of
-from kdcompile.backends.via import open_place
-from kdcompile.data.metric import MAE
-from kdcompile.errors import KDError
-from kdcompile.search import benches
-from kdcompile.search import measure as measuring
-from kdcompile.search.front import Point
-from kdcompile.search.latency import Estimate
-from kdcompile.search.measure import Measured, measure, nearest_to_budget, updated
-from kdcompile.spec import Budget, Spec
+from kdcompile.config.board import Board
+from kdcompile.config.spec import Budget, Spec
+from kdcompile.core.errors import KDError
+from kdcompile.latency_model.predict import Estimate
+from kdcompile.remote.board import facts_of
+from kdcompile.remote.open import open_place
+from kdcompile.search import device_timer
+from kdcompile.search import on_device as measuring
+from kdcompile.search.on_device import Measured, measure, nearest_to_budget, updated
+from kdcompile.search.pareto import Point
+from kdcompile.tasks.metric import MAE
 
 CPU = targets.load("cpu")
 
@@ -82,7 +83,7 @@ TEACHER = point(10.0, 70.0, "teacher")
 @pytest.fixture
 def ticking(monkeypatch):
     """A clock that an inference of a real session moves on by a microsecond for each weight."""
-    now, open_session = [0.0], benches.open_session
+    now, open_session = [0.0], device_timer.open_session
 
     def opened(path):
         runner = open_session(path)
@@ -94,8 +95,8 @@ def ticking(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(benches, "open_session", opened)
-    monkeypatch.setattr(benches, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(device_timer, "open_session", opened)
+    monkeypatch.setattr(device_timer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -215,7 +216,7 @@ def test_another_card_says_nothing_of_the_target(tmp_path, gpu):
 
 def test_another_power_mode_says_nothing_of_this_one(tmp_path, gpu, monkeypatch):
     board, target = gpu()
-    monkeypatch.setattr(benches, "mode_of", lambda about, target: "15W")
+    monkeypatch.setattr(device_timer, "mode_of", lambda about, target: "15W")
     with pytest.raises(KDError) as error:
         measure(net(), [net()], "fp16", spec(), target, board, tmp_path)
     assert "in power mode 15W" in error.value.message
@@ -225,13 +226,13 @@ def test_an_unsteady_place_is_told(tmp_path, quick, monkeypatch, caplog):
     def times(self, image):
         return {"teacher": [8.0, 8.1, 8.0], "student0": [1.0, 2.0, 4.0]}, "wall"
 
-    monkeypatch.setattr(benches.Here, "time", times)
+    monkeypatch.setattr(device_timer.Here, "time", times)
     found = measure(net(), [net()], "fp32", spec(), CPU, None, tmp_path)
     assert (found.teacher_ms, found.ms, found.variation) == (8.0, (2.0,), 0.75)
     assert "vary by 75 %" in caplog.text
     caplog.clear()
     steady = {"teacher": [8.0] * 3, "student0": [2.0] * 3}
-    monkeypatch.setattr(benches.Here, "time", lambda self, image: (steady, "wall"))
+    monkeypatch.setattr(device_timer.Here, "time", lambda self, image: (steady, "wall"))
     assert measure(net(), [net()], "fp32", spec(), CPU, None, tmp_path).variation == 0
     assert "vary" not in caplog.text
 

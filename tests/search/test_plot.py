@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from kdcompile.data.metric import MAE, TOP1
-from kdcompile.search.front import Point
-from kdcompile.search.latency import Estimate
+from kdcompile.latency_model.predict import Estimate
+from kdcompile.search.pareto import Point
 from kdcompile.search.plot import plot_front
+from kdcompile.tasks.metric import MAE, TOP1
 
 
 def point(ms, quality, evidence="blocks", measured=None):

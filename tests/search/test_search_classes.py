@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from searching import searched
 from torch import nn
 
+from kdcompile.config.load import load_spec
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.spec_file import load_spec
 
 MODEL = """
 from torch import nn

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from searching import LAYERS, searched
 from staged_ground import write_build
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.latency_model.module_cost import params
+from kdcompile.latency_model.network_cost import Network
 from kdcompile.models.factory import load_teacher, read_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.cost import params
-from kdcompile.search.judge import validation_metric
-from kdcompile.search.network import Network
+from kdcompile.search.predictors.base import validation_metric
 
 FILES = {
     "architecture.json", "estimate.json", "operators.json", "explanation.json", "search.json",
@@ -215,7 +215,7 @@ def test_a_teacher_of_neither_space(tmp_path, monkeypatch):
     model = tmp_path / "model.py"
     flat = model.read_text().replace("nn.ReLU(), nn.MaxPool2d(2)", "nn.ReLU(), nn.Identity()")
     model.write_text(flat)
-    monkeypatch.setattr("kdcompile.search.searched.Template", unknown)
+    monkeypatch.setattr("kdcompile.search.inputs.Template", unknown)
     with pytest.raises(KDError) as refused:
         searched(load, "search.space=auto")
     assert refused.value.code == "search-no-space"

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.models.csrnet import build
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.shrink import architectures
+from kdcompile.search.spaces.uniform import architectures
 
 
 class Residual(nn.Module):

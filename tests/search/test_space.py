@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from kdcompile.search.space import BINS, KEPT, Costed, candidates, elite, identity
+from kdcompile.search.spaces.base import BINS, KEPT, Costed, candidates, elite, identity
 
 
 class Numbers:

@@ -9,10 +9,10 @@ from staged_designs import stage
 from torch import nn
 
 from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.models.blocks import fold
 from kdcompile.models.staged import StagedStudent
-from kdcompile.search.kernels_of import kernels_of
-from kdcompile.search.staged_kernels import staged_kernels
+from kdcompile.search.spaces.staged_kernels import staged_kernels
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 SAME = (

@@ -6,12 +6,12 @@ from random import Random
 import pytest
 import torch
 
+from kdcompile.latency_model.kernels import kernels_of
+from kdcompile.latency_model.network_cost import Network
 from kdcompile.models.cuts import Cut
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.kernels_of import kernels_of
-from kdcompile.search.network import Network
-from kdcompile.search.space import identity
-from kdcompile.search.staged_space import COARSER, DEEPEST, StagedSpace
+from kdcompile.search.spaces.base import identity
+from kdcompile.search.spaces.staged import COARSER, DEEPEST, StagedSpace
 
 BLOCKS = ["conv", "separable", "repvgg", "bottleneck"]
 

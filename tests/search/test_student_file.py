@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kdcompile.errors import KDError
-from kdcompile.search.scaling import _given
+from kdcompile.core.errors import KDError
+from kdcompile.search.uniform_search import _given
 
 WIDTHS = {"out_channels": 4}
 GOOD = {"family": "shrink", "seed": 0, "modules": {"0": WIDTHS, "1": {"in_channels": 4}}}

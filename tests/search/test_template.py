@@ -9,13 +9,13 @@ from droppable_networks import Block, Mobile, ResNet, quarter_csrnet, trained
 from torch import nn
 from unshrunk_networks import ConvNeXt, Subclassed
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.latency_model.kernels import kernels_of
+from kdcompile.latency_model.network_cost import Network
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.kernels_of import kernels_of
-from kdcompile.search.layers import LayerSpace
-from kdcompile.search.network import Network
-from kdcompile.search.template import Template
+from kdcompile.search.spaces.pruned import LayerSpace
+from kdcompile.search.spaces.pruned_kernels import Template
 
 NETWORKS = {
     "csrnet": (quarter_csrnet, [1, 3, 32, 32], 3),
@@ -138,13 +138,13 @@ def test_a_block_whose_nodes_the_simplifier_replaced_is_dropped_whole(tmp_path):
 
 
 def test_a_part_that_cannot_be_cut_out_is_never_dropped(monkeypatch):
-    monkeypatch.setattr("kdcompile.search.cut_graph.scopes", lambda node: [])
+    monkeypatch.setattr("kdcompile.search.spaces.drop_modules.scopes", lambda node: [])
     template = Template.of(ConvNeXt().eval(), [1, 3, 16, 16])
     assert LayerSpace(ConvNeXt().eval(), [1, 3, 16, 16], 8, 0, template).droppable == []
 
 
 def test_an_operator_that_no_rule_covers(template, monkeypatch):
-    monkeypatch.setattr("kdcompile.search.tensor_channels.PASSING", set())
+    monkeypatch.setattr("kdcompile.search.spaces.tensor_channels.PASSING", set())
     with pytest.raises(KDError, match="Relu") as refused:
         Template(template._model, Chain().eval(), [1, 1, 8, 8])
     assert refused.value.code == "template-unknown"

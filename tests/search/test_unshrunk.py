@@ -16,13 +16,13 @@ from unshrunk_networks import (
     between,
 )
 
-from kdcompile.errors import KDError
+from kdcompile.config.spec import Budget
+from kdcompile.core.errors import KDError
 from kdcompile.models.channels import trace
 from kdcompile.models.csrnet import build
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.shrink import students
+from kdcompile.search.spaces.uniform import students
 from kdcompile.search.unshrunk import refuse_unshrunk
-from kdcompile.spec import Budget
 
 SHAPE = (1, 3, 16, 16)
 

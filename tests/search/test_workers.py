@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from kdcompile.search import workers
+from kdcompile.search.predictors import worker_pool
 
 
 def test_a_signal_waits_until_the_processes_are_started():
     done, before = [], signal.getsignal(signal.SIGINT)
 
     def start():
-        with workers._signals_held():
+        with worker_pool._signals_held():
             signal.raise_signal(signal.SIGINT)
             done.append("started")
 
@@ -26,7 +26,7 @@ def test_a_signal_waits_until_the_processes_are_started():
 def test_without_a_signal_nothing_is_raised_and_the_system_keeps_what_is_its():
     before = signal.getsignal(signal.SIGTERM)
     assert before is signal.SIG_DFL
-    with workers._signals_held():
+    with worker_pool._signals_held():
         assert signal.getsignal(signal.SIGTERM) is before
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -37,7 +37,7 @@ import re, signal
 from multiprocessing import forkserver
 from pathlib import Path
 from kdcompile.search import workers
-workers._context("kdcompile.search.workers")
+workers._context("kdcompile.search.predictors.worker_pool")
 server = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()
 blocked = int(re.search(r"^SigBlk:\\s*(\\w+)", server, re.MULTILINE)[1], 16)
 assert blocked >> (signal.SIGINT - 1) & 1, server

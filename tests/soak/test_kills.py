@@ -203,7 +203,7 @@ import kdcompile.cli as command_line
 import sleeping_worker
 
 def run(**options):
-    from kdcompile.search.workers import evaluate_all
+    from kdcompile.search.predictors.worker_pool import evaluate_all
     evaluate_all(sleeping_worker.sleep, [0, 1, 2, 3], 2, "naps")
 
 command_line.cli = run

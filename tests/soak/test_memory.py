@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from kdcompile.config.spec import Data
+from kdcompile.core.files import Hasher
 from kdcompile.data.splits import load_splits, splits_rows
-from kdcompile.files import Hasher
-from kdcompile.spec import Data
 
 pytestmark = pytest.mark.soak
 FEW, MANY, MOST_MB = 48, 482, 300

@@ -128,8 +128,8 @@ def picture(number: int, points: int = 6) -> tuple[np.ndarray, list[list[float]]
 @cache
 def finished(write: Callable[[Path], object], stage: str) -> Path:
     """The store of the project that `write` makes, up to a stage; made once."""
-    from kdcompile.pipeline.plan import make_plan
-    from kdcompile.spec_file import load_spec
+    from kdcompile.config.load import load_spec
+    from kdcompile.passes.manager import make_plan
 
     folder = Path(tempfile.mkdtemp(prefix="kdcompile-bad-inputs-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

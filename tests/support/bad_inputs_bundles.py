@@ -12,8 +12,8 @@ import numpy as np
 from bad_inputs import BadInput
 from tiny_bundle import TARGET, built, copied, read, resealed, restored
 
-from kdcompile.artifact import write_json
 from kdcompile.bundle.form import LARGEST, NAME
+from kdcompile.core.files import write_json
 
 RUN, REPORT, VERIFY = ("run", "bundle", "photo.png"), ("report", "bundle"), ("verify", "bundle")
 CORRUPT, MISSING = "bundle-corrupt", "bundle-missing"

@@ -9,9 +9,9 @@ from bad_inputs import MODEL, SPEC, BadInput, project, replace
 from bad_inputs_weights import DISTILL, SPEC_FILE, good_weights
 from safetensors.torch import save_file
 
-from kdcompile.errors import KDError
-from kdcompile.pipeline.plan import make_plan
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
+from kdcompile.passes.manager import make_plan
 
 SEARCH, EXPLAIN = ("search",), ("distill", "--explain")
 OUTPUT = "return self.output(torch.relu(self.body(image)))"

@@ -10,10 +10,11 @@ import onnx_graphs
 from benching import Scene
 from command_line import CommandLine
 
-from kdcompile.bench import against, session
 from kdcompile.cli import cli
 from kdcompile.cli.baseline import baseline
 from kdcompile.cli.bench import bench, compare
+from kdcompile.latency import compare as against
+from kdcompile.latency import sampler
 
 UNIT_MS = 10.0  # so slow that a block is few inferences, and a test quick
 
@@ -35,7 +36,7 @@ class BenchLine(CommandLine):
         self.speeds, self.rng = {}, np.random.default_rng(0)
         self.scene = Scene(ms=self._ms)
         self.noise, self.of_process = 0.003, {}
-        monkeypatch.setattr(session, "Tools", self.scene.tools)
+        monkeypatch.setattr(sampler, "Tools", self.scene.tools)
 
     def _ms(self, network, process, number):
         """Of one inference: noise of the process, which all of it shares, and its own."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kdcompile.bench.samples import Block, Build, Process, Run, Samples
+from kdcompile.stats.samples import Block, Build, Process, Run, Samples
 
 FACTS = {"cpu": "Test CPU", "usable_cores": 2, "onnxruntime_version": "1.20.0"}
 MODE = {"clock": "wall", "batch": 1, "streams": 1}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcompile.backends.worker import TICKS_PER_S
-from kdcompile.bench.session import Tools
-from kdcompile.bench.subject import Subject
-from kdcompile.bench.watch import Watch
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.latency.interference import Watch
+from kdcompile.latency.sampler import Tools
+from kdcompile.latency.subject import Subject
+from kdcompile.remote.worker import TICKS_PER_S
 
 START_S = 0.5
 CPU = {

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdcompile.config.distill import Distill
+from kdcompile.config.load import load_spec
 from kdcompile.data.photo import Photo
 from kdcompile.distill.objective import make_objective
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap
 from kdcompile.distill.train import Trainer
-from kdcompile.spec_distill import Distill
-from kdcompile.spec_file import load_spec
 
 SPEC = """
 seed = 1

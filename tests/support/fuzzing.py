@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 from parsers import Parser
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"  # a parser's inputs, a line each, base64
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)

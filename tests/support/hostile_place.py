@@ -4,8 +4,8 @@ import io
 import json
 from contextlib import suppress
 
-from kdcompile.backends.via_local import LocalPlace
-from kdcompile.backends.via_process import Answers, BadAnswer
+from kdcompile.remote.local import LocalPlace
+from kdcompile.remote.process import Answers, BadAnswer
 
 LAYER = {"name": "conv", "precision": None, "onnx": ["conv"]}
 HELLO = {

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from kdcompile.backends.worker import TICKS_PER_S, affinity
+from kdcompile.remote.worker import TICKS_PER_S, affinity
 
 CLUSTERS = {"nano": range(6), "agx": range(12)}
 GPU = {"nano": "17000000.gpu", "agx": "17000000.ga10b"}  # JetPack 6, JetPack 5

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdcompile.bench.samples import Block, Build, Process, Run, Samples
+from kdcompile.stats.samples import Block, Build, Process, Run, Samples
 
 
 def built(arrays, shas=("x",), disturbed=None):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcompile.artifact import KEY_CHARS, file_sha256
+from kdcompile.core.files import file_sha256
+from kdcompile.core.store import KEY_CHARS
 
 MODEL = """
 import torch
@@ -96,8 +97,8 @@ OF_A_RUN = (
     "artifact.json",
 )  # fmt: skip
 HEAVY = (
-    "kdcompile.cli", "kdcompile.distill.stage", "kdcompile.distill.teacher",
-    "kdcompile.search.stage", "kdcompile.export.stage", "onnx", "onnxruntime", "onnxscript",
+    "kdcompile.cli", "kdcompile.passes.distill", "kdcompile.passes.teacher",
+    "kdcompile.passes.search", "kdcompile.passes.export", "onnx", "onnxruntime", "onnxscript",
     "onnxslim", "networkx", "scipy.stats", "torch._dynamo", "torch.export", "torch.onnx",
 )  # fmt: skip
 
@@ -228,7 +229,7 @@ def tiny_spec(folder):
 
 def digits(folder):
     """The embedded example as `tiny` in a folder."""
-    from kdcompile.init import init_example
+    from kdcompile.config.template import init_example
 
     init_example("digits", folder / "tiny")
     return Builds(folder)

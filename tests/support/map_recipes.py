@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from kdcompile.config.distill import Distill
 from kdcompile.data.augment import Batch
 from kdcompile.distill.objective import make_objective
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap
-from kdcompile.spec_distill import Distill
 
 CASES = {  # the shapes of student and teacher at each tap
     "odd sizes": [((3, 2, 5, 7), (3, 4, 5, 7)), ((3, 3, 3, 4), (3, 2, 3, 4))],

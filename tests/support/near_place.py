@@ -6,9 +6,11 @@ from contextlib import contextmanager
 
 import computing_tensorrt
 
-from kdcompile.backends import engine, via
-from kdcompile.backends.board import Board, evidence_of, facts_of
-from kdcompile.backends.via_local import LocalPlace
+from kdcompile.backends import engine
+from kdcompile.config.board import Board
+from kdcompile.remote import open as via
+from kdcompile.remote.board import evidence_of, facts_of
+from kdcompile.remote.local import LocalPlace
 
 
 class _Asked:

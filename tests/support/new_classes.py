@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from kdcompile.factory import load_factory
+from kdcompile.core.user_code import load_factory
 
 OLD, NEW, SIDE = 4, 2, 16
 NAMES = ("arrow", "bar", "cross", "dot", "eye", "fork")

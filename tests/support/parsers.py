@@ -13,25 +13,25 @@ from bad_inputs import SPEC, picture
 from onnx_graphs import chain
 from PIL import Image
 
-from kdcompile.artifact import Store, digest
-from kdcompile.artifact import canonical as _json
 from kdcompile.backends.engine import record_of
-from kdcompile.bench.baseline import make_baseline, read_baseline
 from kdcompile.bundle import form, manifest, merge, signature
 from kdcompile.bundle.text import text_summary
 from kdcompile.calib.qad_table import read_qad
 from kdcompile.calib.table import CalibrationTable, TensorRange
 from kdcompile.calib.trt_cache import read_cache, tensors_to_observe
 from kdcompile.ci.partial import _read as read_partial
+from kdcompile.config.load import load_spec
+from kdcompile.config.spec import Data
+from kdcompile.core.files import Hasher
+from kdcompile.core.report import GateResult, Measurement, Report
+from kdcompile.core.store import Store, digest
+from kdcompile.core.store import canonical as _json
 from kdcompile.data import imagefolder, npz, points_jsonl, shanghaitech_mat
 from kdcompile.data.photo import read_pixels
 from kdcompile.delta.file import Delta, applied, read_delta
 from kdcompile.delta.tensors import weights_hash
-from kdcompile.files import Hasher
+from kdcompile.latency.baseline import make_baseline, read_baseline
 from kdcompile.models.factory import read_weights
-from kdcompile.report import GateResult, Measurement, Report
-from kdcompile.spec import Data
-from kdcompile.spec_file import load_spec
 from kdcompile.targets import rules_file, schema, user
 from kdcompile.targets.fixtures import parse_fixtures
 

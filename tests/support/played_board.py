@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 
-from kdcompile.data.task import find_task
-from kdcompile.report import GateResult, Measurement, Report, overall
-from kdcompile.spec import Gates
+from kdcompile.config.spec import Gates
+from kdcompile.core.report import GateResult, Measurement, Report, overall
+from kdcompile.tasks.task import find_task
 
 COUNT, SEED = 30, 5
 WORKER = "1" * 64

@@ -3,7 +3,7 @@
 import importlib
 
 # pytester forgets what an inner run imports, and NumPy's libraries load only once in a process
-for name in ("scipy.special", "kdcompile.bench.decide", "kdcompile.pytest_latency"):
+for name in ("scipy.special", "kdcompile.stats.latency_test", "kdcompile.ci.pytest_latency"):
     importlib.import_module(name)
 
 MARKED = """

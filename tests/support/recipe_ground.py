@@ -6,14 +6,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from kdcompile.config.spec import Distill
+from kdcompile.core.distributed import Processes
 from kdcompile.data.augment import Batch
-from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import make_objective
 from kdcompile.distill.recipe import LossInputs
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap, Tapped
-from kdcompile.distributed import Processes
-from kdcompile.spec import Distill
 
 NAMES = ("0.1", "1.1")  # of the taps, in both networks
 CLASSES = 3

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from kdcompile.config.spec import Distill
 from kdcompile.distill.objective import make_objective
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap
-from kdcompile.spec import Distill
 
 MAPS = {  # student's and teacher's shape
     "maps": ((5, 3, 3, 5), (5, 6, 3, 5)),

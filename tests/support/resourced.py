@@ -3,11 +3,11 @@
 import numpy as np
 
 from kdcompile import targets
-from kdcompile.backends.usage import Absent, Energy, Memory
-from kdcompile.bench.paired import PairedTimes
-from kdcompile.bench.power import Resources
-from kdcompile.data.task import find_task
 from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, VerifyContext
+from kdcompile.latency.energy_memory import Resources
+from kdcompile.remote.usage import Absent, Energy, Memory
+from kdcompile.stats.alternating import PairedTimes
+from kdcompile.tasks.task import find_task
 
 ENERGY = Energy(
     mj=12.0, low=11.5, high=12.5, above_idle_mj=8.0, watts=12.0, idle_watts=4.0,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tiny_recipes import trainer
 
-from kdcompile.distributed import leave
+from kdcompile.core.distributed import leave
 
 
 def main(folder, names):

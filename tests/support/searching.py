@@ -2,7 +2,7 @@
 
 from command_line import contents
 
-from kdcompile.pipeline.plan import make_plan
+from kdcompile.passes.manager import make_plan
 
 SETS = (
     "target=cpu", "student.family=search", "search.space=staged", "student.budget={macs=30000}",

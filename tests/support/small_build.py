@@ -12,11 +12,13 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx_graphs import chain
 
-from kdcompile.artifact import Step, Store, write_json
-from kdcompile.data.prepare import Preprocess
-from kdcompile.export.fp16 import to_bf16, to_fp16
-from kdcompile.pipeline.stages import STAGES
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.config.step import Step
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Store
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
+from kdcompile.passes.stages import STAGES
 
 PHOTOS = """
 import numpy as np

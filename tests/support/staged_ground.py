@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kdcompile.errors import KDError
-from kdcompile.search.imitate_data import ImitationOptions
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
+from kdcompile.search.predictors.block_data import ImitationOptions
 
 MODEL = """
 from torch import nn

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bad_inputs import SPEC, project
 
-from kdcompile.artifact import file_sha256, write_json
 from kdcompile.bundle.form import DIGEST, NAME, UNLISTED, sealed
+from kdcompile.core.files import file_sha256, write_json
 
 TARGET = "jetson"
 
@@ -18,9 +18,9 @@ TARGET = "jetson"
 @cache
 def built() -> Path:
     """The project's folder after a build, its bundle in `bundle`; not to be changed."""
-    from kdcompile.bundle.stage import install
-    from kdcompile.pipeline.plan import make_plan
-    from kdcompile.spec_file import load_spec
+    from kdcompile.config.load import load_spec
+    from kdcompile.passes.bundle import install
+    from kdcompile.passes.manager import make_plan
 
     folder = Path(tempfile.mkdtemp(prefix="kdcompile-tiny-bundle-"), "crowd")
     folder.mkdir()

@@ -7,10 +7,10 @@ import torch
 from tiny_training import SPEC, photos
 from torch import nn
 
+from kdcompile.config.load import load_spec
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.train import Trainer
 from kdcompile.models.factory import write_weights
-from kdcompile.spec_file import load_spec
 
 CLASSES = 3
 CODE = """

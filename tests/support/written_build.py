@@ -8,9 +8,9 @@ import json
 import numpy as np
 from PIL import Image
 
-from kdcompile.pipeline.plan import make_plan
-from kdcompile.pipeline.stages import STAGES
-from kdcompile.spec_file import load_spec
+from kdcompile.config.load import load_spec
+from kdcompile.passes.manager import make_plan
+from kdcompile.passes.stages import STAGES
 
 MODEL = "import torch\nfrom blocks.wide import layers\n\ndef build():\n    return layers()\n"
 SPEC = """

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kdcompile import targets
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.targets import fixtures
 from kdcompile.targets.fixtures import load_fixtures, parse_fixtures
 

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 from kdcompile import targets
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.targets import schema
 
 EXPECTED = {

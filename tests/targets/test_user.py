@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompile import targets
-from kdcompile.artifact import digest
 from kdcompile.cli import cli
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import digest
 from kdcompile.targets import user
 
 TABLE = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 from kdcompile.models.channel_rules import operator_name
 from kdcompile.models.channels import Channels, Layout
 

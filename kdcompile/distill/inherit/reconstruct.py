@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.inherit.batch_norm import (
     BatchNorm,
     Moments,
@@ -26,7 +27,6 @@ from kdcompile.distill.inherit.rows import (
     set_weight,
 )
 from kdcompile.distill.inherit.solve import Gate, Solution, fit
-from kdcompile.errors import KDError
 from kdcompile.models.resizable import changes_forward
 
 ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import ByReduction
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 
 SHARPNESS = 0.1  # the paper's t, a factor of the temperature

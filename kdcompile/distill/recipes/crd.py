@@ -7,15 +7,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill
+from kdcompile.core.distributed import Processes
+from kdcompile.core.errors import KDError
 from kdcompile.distill.embedding import embeddings, unit
-from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.taps import Tap
-from kdcompile.distributed import Processes
-from kdcompile.errors import KDError
 from kdcompile.kernels._runtime import full_precision
-from kdcompile.spec_distill import Distill
 
 WIDTH = 128  # of the space that both networks are projected to
 NEGATIVES = 16384  # an image and step

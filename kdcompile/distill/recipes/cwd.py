@@ -5,12 +5,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels.channel_kl import channel_kl
-from kdcompile.spec_distill import Distill
 
 
 class ChannelWise(AdaptedRecipe):

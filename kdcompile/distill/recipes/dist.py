@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kdcompile.config.distill import Distill
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import ByReduction
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.kernels._runtime import full_precision
-from kdcompile.spec_distill import Distill
 
 FLAT = 1e-4  # a deviation that small, beside equal probabilities, is none
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdcompile.config.distill import Distill
+from kdcompile.core.errors import KDError
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.distill.taps import Tap
-from kdcompile.errors import KDError
 from kdcompile.kernels._runtime import full_precision
-from kdcompile.spec_distill import Distill
 
 
 class Flow(AdaptedRecipe):

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcompile.distill.ground import Ground
+from kdcompile.config.distill import Distill
+from kdcompile.core.progress import counted
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import MapRecipe, direction
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.taps import Tap
-from kdcompile.progress import counted
-from kdcompile.spec_distill import Distill
 
 RATE = 0.5  # channels of a factor for one of the teacher's
 SLOPE = 0.1

@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdcompile.distill.ground import Ground
+from kdcompile.config.distill import Distill, Ramp
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.taps import Tap
-from kdcompile.spec_distill import Distill, Ramp
 
 CROPS = 64  # whose outputs tell how much the teacher's output varies
 

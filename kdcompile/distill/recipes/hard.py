@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from kdcompile.data.augment import Batch
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.candidates import recoloured, turned
-from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import DensityObjective, Objective, ValueObjective
-from kdcompile.distill.peek import peek
-from kdcompile.distill.promoted import promoted
+from kdcompile.distill.probe import peek
 from kdcompile.distill.recipe import About, Recipe
+from kdcompile.distill.recipe_context import Ground
 
 
 class HardViews(Recipe):

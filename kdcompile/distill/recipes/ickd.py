@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import AdaptedRecipe, direction
 from kdcompile.distill.objective import ByReduction
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.kernels._runtime import full_precision
 

@@ -13,15 +13,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill, Ramp
 from kdcompile.distill.adapters import fit_adapters
-from kdcompile.distill.ground import Ground
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import Adapter
 from kdcompile.distill.objective import Objective
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.rewired import Rewired
 from kdcompile.distill.taps import Tap
-from kdcompile.spec_distill import Distill, Ramp
 
 LABEL = 0.5  # share of the labels in a hybrid's loss, the paper's a
 FADE = Ramp(start=1.0, end=0.0, curve="linear")

@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill, Ramp
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.embedding import embedding
-from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.rewired import Rewired
 from kdcompile.distill.taps import Tap
-from kdcompile.spec_distill import Distill, Ramp
 
 TOP = 2  # teachers that an image follows
 HIDDEN = 32

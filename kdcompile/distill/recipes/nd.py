@@ -6,16 +6,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill
+from kdcompile.core.errors import KDError
 from kdcompile.distill.adapters import fit_adapter
 from kdcompile.distill.embedding import embedding, embeddings, in_one_type
-from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.taps import Tap
-from kdcompile.errors import KDError
 from kdcompile.kernels._runtime import full_precision
 from kdcompile.kernels.norm_direction import norm_direction
-from kdcompile.spec_distill import Distill
 
 
 class NormDirection(Recipe):

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kdcompile.config.distill import Ramp
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs, Recipe
-from kdcompile.spec_distill import Ramp
 
 
 class Partitioned(Recipe):

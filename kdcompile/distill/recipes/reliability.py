@@ -5,6 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kdcompile.config.distill import Ramp
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import (
     BLOCK,
     ByReduction,
@@ -12,11 +14,9 @@ from kdcompile.distill.objective import (
     Objective,
     ValueObjective,
 )
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.kernels._runtime import full_precision
 from kdcompile.kernels.kd_kl import kd_kl
-from kdcompile.spec_distill import Ramp
 
 RANKS = 10  # a label beyond the teacher's first ten is worth nothing
 

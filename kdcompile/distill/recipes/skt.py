@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill
 from kdcompile.distill.adapters import fit_adapters
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels.adapter_cosine import adapter_cosine
 from kdcompile.kernels.skt_tap import skt_tap
-from kdcompile.spec_distill import Distill
 
 
 class StructuredTransfer(Recipe):

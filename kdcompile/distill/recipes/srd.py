@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kdcompile.config.distill import Distill
 from kdcompile.distill.adapters import fit_adapter
 from kdcompile.distill.embedding import embeddings
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels._runtime import full_precision
-from kdcompile.spec_distill import Distill
 
 EPS = 1e-4  # of the batch norm, as released
 LEAST = 1e-8  # mean fourth power at which the logarithm ends: features that differ by 0.01

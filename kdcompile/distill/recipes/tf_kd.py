@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import ByReduction
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.kernels.kd_kl import kd_kl
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdcompile.config.distill import Distill
 from kdcompile.distill.adapters import fit_adapter
+from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import Adapter, MapRecipe, variance
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.promoted import promoted
 from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.distill.taps import Tap
-from kdcompile.spec_distill import Distill
 
 EPS = 1e-5
 START = 5.0  # variance before the fit, as released

@@ -2,9 +2,9 @@
 
 import pytest
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.registry import find_recipe, refuse_recipes
-from kdcompile.errors import KDError
 
 
 @pytest.mark.parametrize(("name", "least"), {"pkt": 2, "spkd": 2, "cckd": 2, "rkd": 3}.items())

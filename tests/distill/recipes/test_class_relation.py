@@ -11,15 +11,15 @@ from new_classes import NEW, OLD, SPEC, photos, project
 from recipe_fixtures import load
 from torch import nn
 
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.user_code import load_factory
 from kdcompile.data.photo import Photo
-from kdcompile.distill.ground import refuse_unmet
+from kdcompile.distill.recipe_context import refuse_unmet
 from kdcompile.distill.recipes.class_relation import old_class_weight
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.train import Trainer
-from kdcompile.errors import KDError
-from kdcompile.factory import load_factory
 from kdcompile.models.factory import load_weights
-from kdcompile.spec_file import load_spec
 
 NAME, TERM = "class-relation", "class_relation"
 

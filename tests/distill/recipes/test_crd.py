@@ -9,11 +9,11 @@ import torch
 from recipe_fixtures import load
 from relation_recipes import made, pooled, seen
 
+from kdcompile.core.distributed import Processes
+from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.distill.embedding import unit
 from kdcompile.distill.recipes import crd
-from kdcompile.distributed import Processes
-from kdcompile.errors import KDError
 
 PHOTOS = 7
 CLASSES = torch.tensor([2, 0, 2, 1, 0, 2, 2])

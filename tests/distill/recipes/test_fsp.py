@@ -21,8 +21,8 @@ from map_recipes import (
 )
 from recipe_fixtures import load
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.recipe import LossInputs
-from kdcompile.errors import KDError
 
 
 def _pooled(maps, size):

@@ -19,9 +19,9 @@ from map_recipes import (
 )
 from recipe_fixtures import load
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.registry import find_recipe
-from kdcompile.errors import KDError
 
 
 def _errors(recipe, inputs):

@@ -12,15 +12,15 @@ from tiny_training import trainer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kdcompile.config.distill import Distill
+from kdcompile.core.distributed import Processes
+from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.distill.candidates import recoloured, turned
-from kdcompile.distill.ground import Ground
 from kdcompile.distill.objective import make_objective
-from kdcompile.distill.peek import peek
+from kdcompile.distill.probe import peek
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.recipes.hard import HardViews, distance
-from kdcompile.distributed import Processes
-from kdcompile.errors import KDError
-from kdcompile.spec_distill import Distill
 
 KINDS = ("classification", "counting", "regression")
 

@@ -8,7 +8,7 @@ import torch
 from class_recipes import in_type, inputs, logits, recipe
 from recipe_fixtures import load
 
-from kdcompile.errors import KDError
+from kdcompile.core.errors import KDError
 
 
 def _loss(student, teacher, temperature=4.0):

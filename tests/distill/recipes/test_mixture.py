@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from tiny_training import PowerCutError, stopped_at, trainer
 from torch import nn
 
+from kdcompile.core.errors import KDError
 from kdcompile.distill.recipes.mixture import mask, routed
-from kdcompile.errors import KDError
 
 KINDS = ("counting", "classification", "regression")
 

@@ -12,11 +12,11 @@ from tiny_training import trainer as counting_trainer
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from kdcompile.core.distributed import Processes
+from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.ground import Ground
+from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.recipes.mixup import Mixup, pairs
-from kdcompile.distributed import Processes
-from kdcompile.errors import KDError
 
 CPU = torch.device("cpu")
 

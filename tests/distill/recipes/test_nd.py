@@ -8,10 +8,10 @@ import torch
 from class_recipes import in_type, inputs, logits, recipe, trainer
 from recipe_fixtures import load
 
+from kdcompile.core.distributed import Processes
+from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.ground import Ground
-from kdcompile.distributed import Processes
-from kdcompile.errors import KDError
+from kdcompile.distill.recipe_context import Ground
 
 
 def _maps(batch, channels, side=(1, 1), seed=0):

@@ -10,13 +10,13 @@ from class_recipes import in_type, inputs, logits, network, photos, recipe
 from class_recipes import trainer as class_trainer
 from tiny_training import trainer as counting_trainer
 
+from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.data.task import find_task
 from kdcompile.distill.flips import flips
-from kdcompile.distill.ground import refuse_unmet
+from kdcompile.distill.recipe_context import refuse_unmet
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.state import State
-from kdcompile.errors import KDError
+from kdcompile.tasks.task import find_task
 
 NAME = "partitioned"
 

@@ -8,10 +8,10 @@ import torch
 from class_recipes import in_type, inputs, logits, recipe
 from recipe_fixtures import load
 
+from kdcompile.config.distill import Distill
 from kdcompile.distill.objective import make_objective
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap
-from kdcompile.spec_distill import Distill
 
 
 def _densities(batch, side, seed=0):

@@ -1,0 +1,229 @@
+"""Where the candidates of a build run and are timed: ONNX Runtime here, or engines at a board."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.backends import engine
+from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.backends.predict import Runner
+from kdcompile.config.board import Board
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.report import Evidence
+from kdcompile.remote.open import Place
+from kdcompile.targets import Target
+
+Floats = NDArray[np.float32]
+Paths = Mapping[str, Path]
+Profiles = Mapping[str, Sequence[Mapping[str, Any]]]  # layers with `name`, `ms`, `onnx`
+# of one candidate; the others may still be built
+REFUSALS = (
+    "precision-refused", "build-failed", "engine-refused", "cuda-error", "run-failed",
+    "provider-fallback",
+)  # fmt: skip
+WARMUP, ROUNDS, SECONDS = 2, 15, 10.0
+MIN_ROUNDS = 5
+DLA_COMPUTES = ("fp16", "int8", "mixed")
+RUNS_HERE = ("fp32", "fp16", "int8", "mixed", "fp8")  # ONNX Runtime's CPU knows no bf16
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one image at the typical shape, and where the number is from."""
+
+    ms: float
+    evidence: Evidence
+    note: str
+
+
+class Rig(Protocol):
+    """Candidates that can be run and timed.
+
+    `runners` are those that are ready, by precision; `refused` says why another is not.
+    """
+
+    runners: dict[str, Runner]
+    refused: dict[str, str]
+
+    def add(self, precision: str, paths: Paths) -> None:
+        """Make a precision ready, or say in `refused` why not."""
+
+    def latencies(self, image: Floats) -> dict[str, Latency]:
+        """Of every precision that is ready, at a float32 [1, C, H, W]."""
+
+    def profiles(self, image: Floats) -> Profiles:
+        """The layers of each engine with their times; empty where nothing measures them."""
+
+    def expect(self, precision: str, to_fp16: float) -> None:
+        """Tell how long a precision without an estimate takes, as a share of fp16."""
+
+    def keep(self, precision: str, paths: Paths, folder: Path) -> None:
+        """Leave in the stage's folder what the chosen precision and the report need."""
+
+
+class HostRig:
+    """ONNX Runtime on this CPU; another device's latencies are its model's."""
+
+    def __init__(self, target: Target, estimates: Mapping[str, Any]) -> None:
+        """`estimates`: of the student, by precision, as the search wrote them."""
+        self.target, self.estimates = target, dict(estimates)
+        self.runners: dict[str, Runner] = {}
+        self.refused: dict[str, str] = {}
+
+    def add(self, precision: str, paths: Paths) -> None:
+        """A session."""
+        if precision not in RUNS_HERE:
+            self.refused[precision] = f"ONNX Runtime's CPU kernels have no {precision}"
+        elif precision not in self.estimates and self.target.kind != "cpu":
+            self.refused[precision] = "the latency model has no estimate of it"
+        else:
+            # a CPU target ships what ONNX Runtime makes of the file, the others what it says
+            written = self.target.kind != "cpu"
+            self.runners[precision] = open_session(paths[precision], as_written=written)
+
+    def latencies(self, image: Floats) -> dict[str, Latency]:
+        """Measured here where here is the target, else what the latency model predicts."""
+        if self.target.kind == "cpu":
+            calls = {p: (lambda r=runner: r(image)) for p, runner in self.runners.items()}
+            times = alternate_ms(calls)
+            return {p: Latency(ms, "host", "median of alternated runs") for p, ms in times.items()}
+        found = {}
+        for precision in self.runners:
+            e = self.estimates[precision]
+            state = "validated" if e["validated"] else "unvalidated"
+            note = f"{e['low_ms']:.3g} to {e['high_ms']:.3g} ms, {state} latency model"
+            found[precision] = Latency(float(e["ms"]), "predicted", note)
+        return found
+
+    def profiles(self, image: Floats) -> Profiles:
+        """None: a CPU's nodes say nothing of another device's."""
+        return {}
+
+    def expect(self, precision: str, to_fp16: float) -> None:
+        """Add the estimate: fp16's, its band with it."""
+        half = self.estimates["fp16"]
+        scaled = {key: to_fp16 * half[key] for key in ("ms", "low_ms", "high_ms")}
+        self.estimates[precision] = {**half, **scaled}
+
+    def keep(self, precision: str, paths: Paths, folder: Path) -> None:
+        """The chosen file."""
+        (folder / "model.onnx").write_bytes(paths[precision].read_bytes())
+
+
+class BoardRig:
+    """Engines, built and timed by the worker at a board."""
+
+    def __init__(self, place: Place, board: Board, spec: Spec) -> None:
+        """`place`: the board's, open; `spec`: its sections compile and export."""
+        self.place, self.board, self.spec = place, board, spec
+        self.runners: dict[str, Runner] = {}
+        self.refused: dict[str, str] = {}
+        self.built: dict[str, engine.Built] = {}
+        self.measured: dict[str, Any] = {}
+        self.image: Floats | None = None  # of the typical shape, once there is one
+
+    def add(self, precision: str, paths: Paths) -> None:
+        """Build and load the engine; `refused` where the worker cannot, with its reason.
+
+        Raises:
+            KDError: the network itself is refused.
+        """
+        plan = self.place.about["precisions"].get(precision)
+        if plan is None:
+            self.refused[precision] = f"{self.board.backend} {self.board.version} does not build it"
+            return
+        onnx, settings = self.onnx(precision, paths), self.spec.compile
+        if settings.dla is not None and precision not in DLA_COMPUTES:
+            self.refused[precision] = f"compile.dla is set, and a DLA has no {precision}"
+            return
+        try:
+            built = engine.build(
+                self.place, self.board, onnx, precision, settings, self.spec.export.profile
+            )
+            self.place.call("load", path=built.there, name=precision)
+            engine.prove(self.place, precision, self.spec.export.profile[1])
+        except KDError as error:
+            # a network that kdcompile itself mixed is no fault of the user's
+            if error.code not in REFUSALS and (precision, error.code) != ("mixed", "onnx-refused"):
+                raise
+            self.refused[precision] = error.message
+            return
+        self.built[precision] = built
+        self.runners[precision] = engine.runner(self.place, self.board, precision)
+
+    def onnx(self, precision: str, paths: Paths) -> Path:
+        """The file that this worker builds a precision from."""
+        wanted = self.place.about["precisions"][precision]["onnx"]
+        if wanted not in paths:
+            raise KDError(
+                "precision-unsupported",
+                f"{self.board.backend} {self.board.version} builds {precision} from a {wanted} "
+                "network, which this build does not make",
+                where="[quantize] precision",
+                fix=f"--set quantize.precision=auto, or one of {', '.join(paths)}",
+            )
+        return paths[wanted]
+
+    def latencies(self, image: Floats) -> dict[str, Latency]:
+        """Medians of engines that took turns there, in the judged mode."""
+        self.image = image
+        networks = list(self.runners)
+        mode, pace = engine.judged_pace(self.place, networks, image)
+        times = engine.in_turns(self.place, networks, image, mode=mode, **asdict(pace))
+        note = f"median of alternated runs at {self.board.label}, {mode}"
+        return {
+            p: Latency(float(np.median(samples)), self.board.evidence, note)
+            for p, samples in times.items()
+        }
+
+    def profiles(self, image: Floats) -> Profiles:
+        """Of every engine that is ready, measured layer by layer; the report has them too."""
+        for precision in self.runners:
+            self.measured[precision] = engine.profile(self.place, precision, image)
+        return {precision: found["layers"] for precision, found in self.measured.items()}
+
+    def expect(self, precision: str, to_fp16: float) -> None:
+        """Nothing: it will be measured."""
+
+    def keep(self, precision: str, paths: Paths, folder: Path) -> None:
+        """The engine with its sidecar, the network it is of, the timing cache, the layers."""
+        if precision not in self.measured and self.image is not None:
+            self.measured[precision] = engine.profile(self.place, precision, self.image)
+        onnx = self.onnx(precision, paths)
+        (folder / "model.onnx").write_bytes(onnx.read_bytes())
+        engine.bring(self.place, self.built[precision], folder / "model.engine")
+        cache = self.built[precision].timing_cache
+        if self.place.call("stat", path=cache)["exists"]:
+            self.place.get(cache, folder / "timing.cache")
+        record = {
+            p: {"build": b.about, "profile": self.measured.get(p)} for p, b in self.built.items()
+        }
+        write_json(folder / "engines.json", record)
+
+
+def alternate_ms(
+    calls: Mapping[str, Callable[[], object]],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median milliseconds of each call, the calls taking turns in an order that rotates."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for call in [*calls.values()] * WARMUP:
+        call()
+    begin = clock()
+    for turn in range(ROUNDS):
+        if turn >= MIN_ROUNDS and clock() - begin > SECONDS:
+            break
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = clock()
+            calls[name]()
+            times[name].append(1000 * (clock() - start))
+    return {name: median(values) for name, values in times.items()}

@@ -1,0 +1,1 @@
+"""The spec: its schema, how it is loaded, and the template of a new one."""

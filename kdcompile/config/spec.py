@@ -1,0 +1,261 @@
+"""`kdcompile.toml`: what the user asks for, as a closed schema (design section 3)."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
+
+from kdcompile.config.deploy import Compile, Quantize
+from kdcompile.config.distill import INHERITED_RATE, Closed, Distill
+from kdcompile.config.gates import Gates
+from kdcompile.config.search import Search
+
+DEFAULT_NAME = "kdcompile.toml"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+MOST_PIXELS = 1 << 28  # of a batch, as of a bundle's input: more takes all memory
+
+
+def _of_a_photo(shape: list[int]) -> list[int]:
+    batch, _, height, width = shape
+    if batch * height * width > MOST_PIXELS:
+        raise ValueError(f"{batch} x {height} x {width} is more than {MOST_PIXELS} pixels")
+    return shape
+
+
+Shape = Annotated[
+    list[Annotated[int, Field(ge=1)]],
+    Field(min_length=4, max_length=4),
+    AfterValidator(_of_a_photo),
+]
+
+
+class Task(Closed):
+    """What the network predicts of an image: a count, a class, or a number."""
+
+    kind: Literal["counting", "classification", "regression"] = "counting"
+
+
+class Teacher(Closed):
+    """The trained network: a factory for its architecture and a file with its weights."""
+
+    model: str
+    weights: Path
+
+
+class Data(Closed):
+    """Annotated images, in three splits."""
+
+    format: str
+    root: Path
+    train: str = "train.txt"
+    val: str = "val.txt"
+    test: str = "test.txt"
+    unlabelled: str | None = Field(
+        default=None, description="photos to be labelled: a folder, or named as a split is"
+    )
+    annotations: str = "annotations.jsonl"
+    files: list[str] = Field(default=["**/*"], description="what a factory reads, globs under root")
+    mean: list[float] = Field(default=list(IMAGENET_MEAN), description="per channel, of 0..1")
+    std: list[Annotated[float, Field(gt=0)]] = Field(default=list(IMAGENET_STD))
+    sigma: float = Field(default=1.0, gt=0, description="Gaussian of a point, in output cells")
+    max_test: int | None = Field(default=None, ge=1, description="judge on this many test images")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folders_are_splits(cls, given: Any) -> Any:
+        """An image folder's splits are folders unless the spec names lists."""
+        if isinstance(given, dict) and given.get("format") == "imagefolder":
+            return {"train": "train", "val": "val", "test": "test", **given}
+        return given
+
+    @model_validator(mode="after")
+    def _known_format(self) -> Self:
+        known = ("points-jsonl", "shanghaitech-mat", "imagefolder", "npz")
+        if self.format not in known and ":" not in self.format:
+            raise ValueError(f'use one of {", ".join(known)} or "module:factory"')
+        if any(Path(p).is_absolute() or ".." in Path(p).parts or not p for p in self.files):
+            raise ValueError("files are patterns under root, without ..")
+        if len(self.mean) != len(self.std):
+            raise ValueError("mean and std need one number per channel each")
+        return self
+
+
+class Budget(Closed):
+    """Exactly one of four ways to say how small the student must be."""
+
+    speedup: float | None = Field(default=None, gt=1)
+    latency_ms: float | None = Field(default=None, gt=0)
+    macs: float | None = Field(default=None, gt=0)
+    width: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("name exactly one of speedup, latency_ms, macs, width")
+        return self
+
+
+class Student(Closed):
+    """How the student is derived and from where it starts."""
+
+    family: str = "shrink"
+    budget: Budget = Budget(width=0.25)
+    init: Literal["inherit", "random", "file"] = "inherit"
+    weights: Path | None = None
+    importance: Literal["activation", "taylor"] = Field(
+        default="activation", description="how inherited channels are ranked"
+    )
+    crops: int = Field(default=32, ge=1, description="training crops that inheriting looks at")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_student_starts_by_itself(cls, given: Any) -> Any:
+        """A student of the user's own shares no channels with the teacher."""
+        if isinstance(given, dict) and ":" in str(given.get("family", "")):
+            return {"init": "file" if given.get("weights") else "random", **given}
+        return given
+
+    @property
+    def searches(self) -> bool:
+        """Whether a search makes the student, and not a given or a scaled one."""
+        return self.family == "search" and self.init != "file"
+
+    @model_validator(mode="after")
+    def _file_named(self) -> Self:
+        if (self.init == "file") != (self.weights is not None):
+            raise ValueError('init = "file" and weights = "..." go together')
+        derived = self.family in ("shrink", "search")
+        if not derived and ":" not in self.family:
+            raise ValueError('use "shrink", "search" or "module:factory"')
+        if not derived and self.init == "inherit":
+            raise ValueError('init = "inherit" needs family "shrink" or "search"')
+        if self.family == "search" and self.budget.width is not None:
+            raise ValueError("a search needs a budget of speedup, latency_ms or macs")
+        return self
+
+
+class Shapes(Closed):
+    """Input shapes of a dynamic export: [N, C, H, W], where N, H and W may vary."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        ordered = all(a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True))
+        same = self.min[1] == self.opt[1] == self.max[1]
+        if not ordered or not same or self.min[0] != 1:
+            raise ValueError(
+                "min <= opt <= max, with the same channels and the smallest batch 1, must hold"
+            )
+        return self
+
+
+def _kind_of_shape(given: Any) -> str:
+    """So that an error is about the form that was written, and not about the other one too."""
+    return "<range>" if isinstance(given, dict | Shapes) else "<fixed>"
+
+
+class Export(Closed):
+    """The input shape of the deployed network: fixed, or a range.
+
+    Latencies are of the typical shape; with a typical batch over 1 they are of the whole batch.
+    """
+
+    shape: Annotated[
+        Annotated[Shape, Tag("<fixed>")] | Annotated[Shapes, Tag("<range>")],
+        Discriminator(_kind_of_shape),
+    ] = Field(default=[1, 3, 576, 768])
+
+    @property
+    def profile(self) -> tuple[list[int], list[int], list[int]]:
+        """Smallest, typical and largest input shape, each [N, C, H, W]."""
+        if isinstance(self.shape, Shapes):
+            return self.shape.min, self.shape.opt, self.shape.max
+        return self.shape, self.shape, self.shape
+
+    @property
+    def is_dynamic(self) -> bool:
+        """True when batch, height or width may vary."""
+        low, _, high = self.profile
+        return low != high
+
+
+class Spec(Closed):
+    """One build. `folder` and `name` come from where the file lies."""
+
+    target: str = "jetson"
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    task: Task = Task()
+    teacher: Teacher
+    teachers: list[Teacher] = Field(default=[], description="more of them, for some recipes")
+    data: Data
+    student: Student = Student()
+    search: Search = Search()
+    distill: Distill = Distill()
+    export: Export = Export()
+    quantize: Quantize = Quantize()
+    compile: Compile = Compile()
+    gates: Gates = Gates()
+
+    _path: Path = PrivateAttr(default=Path(DEFAULT_NAME))
+
+    @model_validator(mode="after")
+    def _one_image_of_known_channels(self) -> Self:
+        batch, channels = self.export.profile[0][:2]
+        if batch != 1 or channels not in (1, 3):
+            raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
+        problem = self.gates.check_metrics(self.task.kind)
+        if problem is not None:
+            raise ValueError(problem)
+        if len(self.data.mean) != channels:
+            raise ValueError(
+                f"data.mean has {len(self.data.mean)} numbers, export.shape {channels} channels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_of_the_start(self) -> Self:
+        """A rate that the spec does not name follows from where the student starts."""
+        if self.student.init == "inherit" and "lr" not in self.distill.model_fields_set:
+            # the section is frozen for those who read it
+            self.__dict__["distill"] = self.distill.model_copy(update={"lr": INHERITED_RATE})
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The spec file, absolute."""
+        return self._path
+
+    @property
+    def folder(self) -> Path:
+        """The folder that code named by the spec may come from."""
+        return self._path.parent
+
+    @property
+    def name(self) -> str:
+        """The name of the spec's folder, which names the bundle."""
+        return self.folder.name
+
+    def at(self, path: Path) -> "Spec":
+        """This spec, knowing the file that it is from."""
+        self._path = path
+        return self
+
+    def only(self, sections: Iterable[str]) -> "Spec":
+        """The same spec with other sections absent, so that a stage reads what its key covers."""
+        view = Spec.model_construct(**{name: getattr(self, name) for name in sections})
+        for name in set(Spec.model_fields) - set(sections):
+            view.__dict__.pop(name, None)
+        return view.at(self._path)

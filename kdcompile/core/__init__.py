@@ -1,0 +1,1 @@
+"""What every room may use: errors, store, files, locks, logs, progress, user code."""

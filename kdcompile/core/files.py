@@ -1,0 +1,217 @@
+"""Files that are whole or not there, and their hashes."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from kdcompile.core.disk import sync_folder
+from kdcompile.core.locks import folder_if_free
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
+ABANDONED_S = 86_400
+SCRATCH = ".kdcompile-scratch-"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; at the end the file is `path`, whole and on the disk.
+
+    Nobody can guess the name, and put a link there that the block would write through. The file is
+    there, empty, and held until the end, so that `sweep_files` of another process leaves it alone.
+
+    Where the block fails, what was at `path` stays and the temporary file goes.
+    """
+    with ExitStack() as held:
+        temporary = _begun(path, held)
+        try:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+                error.filename = str(path)  # a write or fsync names no file, and the other is gone
+            raise
+    sync_folder(path.parent)
+
+
+def _begun(path: Path, held: ExitStack) -> Path:
+    """An empty temporary file beside `path`, held by this process where the system can tell."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        if held.enter_context(folder_if_free(temporary)) is not False:
+            return temporary  # else it was swept before it was held
+
+
+def sweep_files(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder, and no other file.
+
+    Where the system cannot tell whether a process has one, a day must have passed.
+    """
+    with suppress(OSError):  # where nothing can be removed, nothing can be made either
+        for path in folder.glob(".*.tmp"):
+            if not TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+                continue
+            with folder_if_free(path) as free:
+                if free or (free is None and time.time() - path.stat().st_mtime > ABANDONED_S):
+                    path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder of this process, gone at the end; `sweep_scratch` finds those it left."""
+    with ExitStack() as held:
+        free: bool | None = False
+        while free is False:  # swept before it was held
+            folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
+            held.callback(shutil.rmtree, folder, ignore_errors=True)
+            free = held.enter_context(folder_if_free(folder))
+        yield folder
+
+
+def sweep_scratch() -> None:
+    """Remove the folders of `scratch` that killed processes of this user left."""
+    user = os.getuid() if hasattr(os, "getuid") else None
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with suppress(OSError), folder_if_free(folder) as free:
+            about = folder.lstat()
+            ours = stat.S_ISDIR(about.st_mode) and user in (None, about.st_uid)
+            if ours and (free or (free is None and time.time() - about.st_mtime > ABANDONED_S)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the whole new one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of `json_text`."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON, as files have it."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file that anybody may have written.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def refuse_endless(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which may never end or never begin.
+
+    Raises:
+        OSError: it is one, or cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a folder fails by itself
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a user's file, UTF-8 with or without a mark.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    refuse_endless(path)
+    return path.read_text(encoding="utf-8-sig")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    refuse_endless(path)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Keep the hash of a finished file beside it, for `is_sealed`."""
+    write_text(_seal_of(path), file_sha256(path))
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is there and as it was when `seal` saw it."""
+    try:
+        return _seal_of(path).read_text() == file_sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+class Hasher:
+    """SHA-256 of files, remembered in `cache` by size, inode and times.
+
+    The time of the inode's change tells an edit that has put the modification time back.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._known: dict[str, list[Any]] = {}
+        self._dirty = False
+        if cache.is_file():
+            with suppress(ValueError, OSError):  # a torn cache is only a slower start
+                known = read_json(cache)
+                self._known = known if isinstance(known, dict) else {}
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether something was learnt since the last `save`."""
+        return self._dirty
+
+    def file(self, path: Path) -> str:
+        """Hex SHA-256 of the file's bytes."""
+        info = path.stat()
+        mark = [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+        known = self._known.get(str(path))
+        if isinstance(known, list) and len(known) == len(mark) + 1 and known[:-1] == mark:
+            return str(known[-1])
+        value = file_sha256(path)
+        self._known[str(path)] = [*mark, value]
+        self._dirty = True
+        return value
+
+    def files(self, paths: Iterable[Path], base: Path) -> dict[str, str]:
+        """Hashes by path relative to `base`."""
+        return {p.relative_to(base).as_posix(): self.file(p) for p in sorted(paths)}
+
+    def save(self) -> None:
+        """Keep what was learnt for the next run; where that is not possible, it starts slower."""
+        if self._dirty:
+            with suppress(OSError):
+                self._cache.parent.mkdir(parents=True, exist_ok=True)
+                write_text(self._cache, json.dumps(self._known))
+            self._dirty = False

@@ -1,0 +1,30 @@
+"""Optional libraries, imported when they are needed and never before."""
+
+import importlib
+import os
+from types import ModuleType
+
+from kdcompile.core.errors import ToolMissingError
+
+# ONNX Runtime 1.29 and newer send usage data and write below ~/.cache, while networks are timed
+# too. They read this when their library loads: disable_telemetry_events() comes too late for it.
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}
+
+
+def need(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import `module`, or say which extra of kdcompile brings it.
+
+    ONNX Runtime sends no usage data from here, whatever the environment said before.
+
+    Raises:
+        ToolMissingError: it is not installed, or its own libraries do not load.
+    """
+    os.environ.update(NO_TELEMETRY)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ToolMissingError(
+            "tool-missing",
+            f"{purpose} needs {module}, which does not import: {error}",
+            fix=f"pip install 'kdcompile[{extra}]', then kdcompile doctor",
+        ) from error

@@ -1,0 +1,76 @@
+"""From pixels to the network's input: one definition for training, verification and the bundle."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kdcompile.data.frame import Frame
+
+Padding = Literal["mean", "mirror"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Normalisation and the sizes that the deployed network accepts.
+
+    An image larger than `max_hw` is scaled down to fit, keeping its aspect; one smaller than
+    `min_hw` is padded right and below. A fixed network has both equal.
+
+    `padding` is the mean colour, or for a map over the image the photo mirrored at its border: a
+    network goes on over the border as in the photo, where a flat area has features of its own that
+    leak into it. `frame` says what part of a map is the photo's.
+    """
+
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min_hw: tuple[int, int]
+    max_hw: tuple[int, int]
+    padding: Padding = "mean"  # of bundles that do not name it
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Preprocess":
+        """The value that `to_json` gave."""
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
+        return cls(**plain)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values for the manifest."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def fitted(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that an image of this size is scaled to."""
+        scale = min(1.0, self.max_hw[0] / height, self.max_hw[1] / width)
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def frame(self, height: int, width: int) -> Frame:
+        """Where an image of this size lies in the network's input."""
+        seen = self.fitted(height, width)
+        plane = max(self.min_hw[0], seen[0]), max(self.min_hw[1], seen[1])
+        return Frame((height, width), seen, plane)
+
+    def scaled(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [H, W, C] scaled to fit, neither normalised nor padded."""
+        fitted = self.fitted(*pixels.shape[:2])
+        if fitted == pixels.shape[:2]:
+            return pixels
+        image = Image.fromarray(pixels.squeeze(2) if self.channels == 1 else pixels)
+        found = np.asarray(image.resize(fitted[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0))
+        return found.reshape(*fitted, self.channels)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [H, W, C] to normalised float32 [1, C, h, w]."""
+        frame = self.frame(*pixels.shape[:2])
+        pixels = self.scaled(pixels)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        image_chw = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+        pad = [(0, whole - have) for whole, have in zip(frame.plane, frame.seen, strict=True)]
+        mode: Any = {"mean": "constant", "mirror": "symmetric"}[self.padding]
+        padded = np.pad(image_chw, ((0, 0), *pad), mode=mode)
+        return np.ascontiguousarray(padded[None], dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Find where the variants of a network (PyTorch, ONNX, int8, engine) begin to differ."""

@@ -1,0 +1,34 @@
+"""A teacher where there is none yet: the spec's own architecture, trained on the labels alone."""
+
+from pathlib import Path
+
+import torch
+
+from kdcompile.config.deploy import Quantize
+from kdcompile.config.spec import Spec
+from kdcompile.data.splits import load_splits
+from kdcompile.distill.state import State
+from kdcompile.distill.train import Trainer
+from kdcompile.models.factory import build_model, write_weights
+from kdcompile.models.shrunk import initialise
+
+
+def train_teacher(spec: Spec, work: Path, path: Path) -> State:
+    """Train from random weights, resumably, and write what validated best in half precision.
+
+    Args:
+        spec: recipe `none`; `teacher.model` is trained, `teacher.weights` is not read.
+        work: folder of the checkpoint, made if absent.
+        path: the safetensors file.
+    """
+    spec = spec.model_copy(update={"quantize": Quantize()})  # a teacher is never quantised
+    torch.manual_seed(0)
+    network = build_model(spec.teacher.model, spec.folder)
+    initialise(network)
+    splits = load_splits(spec.data, spec.folder)
+    work.mkdir(exist_ok=True)
+    unused = build_model(spec.teacher.model, spec.folder)  # recipe none asks no teacher
+    state = Trainer(spec, unused, network, splits.train, splits.val, work).run()
+    halved = {n: t.half() if t.is_floating_point() else t for n, t in state.best.items()}
+    write_weights(path, halved)
+    return state

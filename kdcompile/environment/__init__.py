@@ -1,0 +1,1 @@
+"""Check this machine and boards for what kdcompile needs (`kdcompile doctor`)."""

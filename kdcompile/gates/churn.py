@@ -1,0 +1,146 @@
+"""On how many photos is the student worse than the teacher?
+
+A share of photos, however good the mean is: Yan et al., Positive-Congruent Training (CVPR 2021),
+call it the negative flip rate where a class that was right becomes wrong. For counts and values a
+photo flips where its absolute error grows by more than a tolerance, a share of the reference's mean
+absolute error. With low and high the one-sided 95 % bounds of the share (Clopper and Pearson,
+1934, exact for any number of photos) the verdict is
+
+    passed        high <= max
+    failed        low > max
+    inconclusive  otherwise
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.config.gates import FlipsGate, fraction
+from kdcompile.core.report import GateResult, Measurement, Verdict
+from kdcompile.gates.context import VerifyContext
+from kdcompile.gates.registry import gate
+from kdcompile.stats.least_images import least_number
+from kdcompile.stats.noninferiority import check_pairs
+from kdcompile.stats.proportion_interval import share_bounds
+from kdcompile.tasks.reference import changes
+from kdcompile.tasks.task import Task
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Which photos got worse.
+
+    Args:
+        worse: bool [N].
+        rule: when a photo counts as worse, in words.
+        low: one-sided 95 % lower bound of their share.
+        high: one-sided 95 % upper bound of it.
+    """
+
+    worse: NDArray[np.bool_]
+    rule: str
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """Of all photos."""
+        return float(self.worse.mean())
+
+    def text(self) -> str:
+        """How many got worse, with the interval."""
+        return (
+            f"{int(self.worse.sum())} of {len(self.worse)} photos got worse "
+            f"({self.share:.1%}; {self.low:.1%} to {self.high:.1%} at 95 %)"
+        )
+
+    def judge(self, most: float) -> tuple[Verdict, str]:
+        """The verdict by the rule that this module states, and why."""
+        n, high, limit = len(self.worse), _percent(self.high), _percent(most)
+        if self.high <= most:
+            return "passed", f"at most {high} at 95 %, within {limit}"
+        if self.low > most:
+            return "failed", f"at least {_percent(self.low)} at 95 %, over {limit}"
+        needed = photos_that_decide(int(self.worse.sum()), n, most)
+        told = "no number of them decides a share that is the limit"
+        if needed is not None:
+            told = f"{needed} with this share of worse ones would decide"
+        photos = f"{n} photo{'s'[: n != 1]} leave{'s'[: n == 1]}"
+        return "inconclusive", f"{photos} up to {high} possible, over {limit}; {told}"
+
+    def measurement(self, context: VerifyContext, whose: str) -> Measurement:
+        """The share, against that reference."""
+        return context.measurement(
+            f"photos worse than {whose}", self.share, "1", low=self.low, high=self.high,
+            n=len(self.worse), mode=f"{self.rule}; each bound one-sided 95 %",
+        )  # fmt: skip
+
+
+def find_flips(task: Task, reference: Floats, errors: Floats, tolerance: float) -> Flips:
+    """The photos that a network has worse than a reference.
+
+    Args:
+        task: what the errors are of.
+        reference: errors of the reference, [N].
+        errors: of the network that is judged, on the same photos.
+        tolerance: by which an error may grow, as a share of the reference's mean absolute error;
+            not used for classes.
+
+    Raises:
+        KDError: `accuracy-images`, `accuracy-unpaired` or `accuracy-nonfinite`.
+    """
+    check_pairs(reference, errors)
+    found = changes(task, reference, errors, tolerance)
+    bounds = share_bounds(int(found.worse.sum()), len(found.worse))
+    return Flips(found.worse, found.rule, *bounds)
+
+
+def photos_that_decide(count: int, n: int, most: float) -> int | None:
+    """How many photos with the same share of worse ones would decide; None where no number does.
+
+    Args:
+        count: photos that got worse.
+        n: of so many, which do not decide.
+        most: the largest share allowed.
+    """
+
+    def decides(photos: int) -> bool:
+        fewest, rest = divmod(count * photos, n)  # rounded to what decides less
+        high, low = share_bounds(fewest + (rest > 0), photos)[1], share_bounds(fewest, photos)[0]
+        return high <= most or low > most
+
+    return least_number(decides, n)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _threshold(settings: FlipsGate) -> str:
+    return f"at most {settings.max} of the photos worse than by the teacher, at 95 %"
+
+
+@gate(
+    "flips",
+    threshold=_threshold,
+    on_board="build_engine.py --test PACK predicts them; kdcompile bundle --merge judges",
+)
+def flips(settings: FlipsGate, context: VerifyContext) -> GateResult:
+    """Judge the share of photos that the student has worse, by the rule that this module states."""
+    task, outcomes = context.task, context.outcomes
+    errors = [task.errors(p, outcomes.true) for p in (outcomes.teacher, outcomes.student)]
+    found = find_flips(task, errors[0], errors[1], fraction(settings.tolerance))
+    verdict, reason = found.judge(fraction(settings.max))
+    return GateResult(
+        name="flips",
+        verdict=verdict,
+        evidence=context.evidence,
+        required=settings.required,
+        threshold=_threshold(settings),
+        observed=found.text(),
+        reason=f"{reason}; worse is {found.rule}, on {outcomes.scope}",
+        measurements=(found.measurement(context, "the teacher's"),),
+    )

@@ -1,0 +1,1 @@
+"""Measure latency and compare measurements: sampler, interference, baselines, reports."""

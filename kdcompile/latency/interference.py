@@ -1,0 +1,167 @@
+"""What disturbed a block: a clock that fell, throttling that began, load that came.
+
+Each signal is held against what is usual in this run, the median so far: a load that is always
+there is the machine's state, which slows both sides alike, and only what comes and goes is a
+disturbance. Reasons are fixed words, so that they can be counted.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Self
+
+from kdcompile.latency import nvidia_smi
+from kdcompile.latency.telemetry import Reading, reading
+from kdcompile.remote.local import LocalPlace
+from kdcompile.remote.open import Place
+from kdcompile.remote.usage import grown
+
+KEPT = 200  # blocks that the usual is the median of
+LEAST = 3  # readings, before there is a usual
+CLOCK_FALL = 0.05
+OTHERS = "other processes took the CPUs"
+# by how much a signal may exceed the usual; a CPU's ticks are 10 ms, a tenth of a block
+ALLOWED = {
+    OTHERS: 0.25,  # share of the CPUs' time
+    "the process waited for a CPU": 0.10,  # share of the time that it ran or could have
+    "the host took the CPUs (steal)": 0.10,  # share of the CPUs' time
+    "the control group's quota held it back": 0.05,  # share of the block
+    "it was taken off a CPU more often": 200.0,  # a second
+    "throttling began": 0.0,  # events a second
+}
+COOLING = "it was slowed to cool down"  # by more steps than usual
+Look = Callable[[], Reading]
+
+
+@dataclass(frozen=True)
+class _Start:
+    at: float
+    reading: Reading
+
+
+class Watch:
+    """Judges blocks one after the other; a context manager, since a GPU is listened to.
+
+    Args:
+        look: the counters now; None for no watch.
+        gpu: clocks and throttle flags of an NVIDIA GPU, while it is listened to.
+        clock: seconds, monotonic; the one that `gpu` uses.
+        past: of the processes before this one in the same run.
+    """
+
+    def __init__(
+        self,
+        look: Look | None,
+        gpu: nvidia_smi.Stream | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        past: "Past | None" = None,
+    ) -> None:
+        self._look, self._gpu, self._clock = look, gpu, clock
+        self._past = Past() if past is None else past
+        self._start: _Start | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._gpu is not None:
+            self._gpu.close()
+
+    def begin(self) -> None:
+        """A block, or a burst of the warm-up, begins."""
+        if self._look is not None:
+            self._start = _Start(self._clock(), self._look())
+
+    def reason(self) -> str | None:
+        """What disturbed it, now that it has ended; None where nothing was seen."""
+        if self._look is None or self._start is None:
+            return None
+        start, now = self._start, self._look()
+        values = rates(start.reading, now, self._clock() - start.at)
+        if now.cooling is not None:
+            values[COOLING] = now.cooling
+        clocks = {"the CPU's clock fell": now.cpu_hz, "the GPU's clock fell": now.gpu_hz}
+        flags = None if now.gpu_flags is None else set(nvidia_smi.throttles(now.gpu_flags))
+        if self._gpu is not None:  # it has looked all the while, and not only at the end
+            clocks["the GPU's clock fell"], flags = self._gpu.since(start.at) or (None, None)
+        if flags is not None:
+            for word in nvidia_smi.REASONS.values():
+                values[f"the GPU throttles: {word}"] = float(word in flags)
+        found = [name for name, value in values.items() if self._past.exceeds(name, value)]
+        fell = [name for name, hz in clocks.items() if hz and self._past.fell(name, hz)]
+        return next(iter(found + fell), None)
+
+
+class Past:
+    """The signals of the blocks so far, by name."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, deque[float]] = {}
+
+    def exceeds(self, name: str, value: float) -> bool:
+        """Whether a value is above the usual by more than is allowed; it is remembered."""
+        usual = self._usual(name, value)
+        return usual is not None and value > usual + ALLOWED.get(name, 0.0)
+
+    def fell(self, name: str, hz: float) -> bool:
+        """Whether a clock is below the usual by more than 5 %; it is remembered."""
+        usual = self._usual(name, hz)
+        return usual is not None and hz < (1 - CLOCK_FALL) * usual
+
+    def _usual(self, name: str, value: float) -> float | None:
+        seen = self._seen.setdefault(name, deque(maxlen=KEPT))
+        usual = median(seen) if len(seen) >= LEAST else None
+        seen.append(value)
+        return usual
+
+    def to_json(self) -> dict[str, float]:
+        """The usual value of each signal."""
+        return {name: round(median(seen), 4) for name, seen in sorted(self._seen.items())}
+
+
+def rates(start: Reading, end: Reading, seconds: float) -> dict[str, float]:
+    """Each signal of the time between two readings; those that nothing tells are absent.
+
+    Args:
+        start: the earlier one.
+        end: the later one.
+        seconds: between them.
+    """
+    used, total = grown(start.busy_s, end.busy_s), grown(start.total_s, end.total_s)
+    own, waited = grown(start.own_s, end.own_s), grown(start.wait_s, end.wait_s)
+    others = None if used is None or own is None else max(0.0, used - own)
+    wanted = None if own is None or waited is None else own + waited
+    shares = (
+        _share(others, total),
+        _share(waited, wanted),
+        _share(grown(start.steal_s, end.steal_s), total),
+        _share(grown(start.quota_s, end.quota_s), seconds),
+        _share(grown(start.switches, end.switches), seconds),
+        _share(grown(start.throttle_events, end.throttle_events), seconds),
+    )
+    found = dict(zip(ALLOWED, shares, strict=True))
+    return {name: share for name, share in found.items() if share is not None}
+
+
+def watch_of(place: Place, past: Past) -> Watch:
+    """The watch over a place: its worker looks; to an NVIDIA GPU of this machine one listens too.
+
+    Args:
+        place: open.
+        past: of the run so far.
+    """
+    here = isinstance(place, LocalPlace)
+    beside = [os.getpid()] if here else []
+    listened = here and place.about["gpu"] is not None and nvidia_smi.query(["name"])
+
+    def look() -> Reading:
+        return reading(place.call("signals", beside=beside, with_sensors=False))
+
+    return Watch(look, nvidia_smi.Stream() if listened else None, past=past)
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole

@@ -1,0 +1,176 @@
+"""What a network's latency will be on a target: a distribution, and what each kernel adds to it.
+
+The equations are in `equations`, the efficiencies and their uncertainty in `efficiency`, what is
+measured in `targets/fixtures.toml`. The prediction is log-normal: its variance is that of the
+efficiencies carried through the equations, plus the model's own.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+from kdcompile.latency_model.parameters import Efficiencies, efficiencies_of, log_deviation
+from kdcompile.latency_model.roofline import Times, lay_out, peak, times
+from kdcompile.targets import Target
+
+if TYPE_CHECKING:
+    from kdcompile.latency_model.kernels import Kernel
+
+NEAR = 4.0
+"""A fixture speaks for networks of between 1/NEAR and NEAR times its multiply-adds."""
+NINETY = 1.645  # standard deviations each way that hold 90 %
+
+Bound = Literal["arithmetic", "memory", "launch"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one kernel adds: `ms` of the median, and the largest share of it.
+
+    `known` is False where its operator has no efficiency of its own: it is then priced by its
+    memory traffic, at a low and uncertain bandwidth.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    ms: float
+    bound: Bound
+    known: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A predicted latency in milliseconds: median and 90 % interval.
+
+    `bounds` splits `ms` by what holds it up: `arithmetic`, `memory`, `launch`. `validated` says
+    that a measured fixture of the same module, power mode and precision, and of a network of about
+    this size, backs it; `calibrated` that its efficiencies were measured on the device. `notes` say
+    what a reader must know.
+    """
+
+    ms: float
+    low_ms: float
+    high_ms: float
+    validated: bool
+    precision: str
+    bounds: Mapping[str, float]
+    parts: tuple[Part, ...] = ()
+    notes: tuple[str, ...] = ()
+    calibrated: bool = False
+
+
+def estimate(
+    kernels: "Sequence[Kernel]",
+    target: Target,
+    precision: str,
+    efficiencies: Efficiencies | None = None,
+) -> Estimate:
+    """The latency of one inference, replayed as a CUDA graph.
+
+    Args:
+        kernels: of `kernels_of`, in the types of the engine.
+        target: in its power mode.
+        precision: of the engine; each kernel runs at its own.
+        efficiencies: those of the target where not given.
+
+    Raises:
+        KDError: `target-precision`, the target does not multiply in that precision or a kernel's.
+    """
+    peak(target, precision)
+    efficiencies = efficiencies or efficiencies_of(target)
+    layout = lay_out(kernels, target)
+    found = times(layout, efficiencies.values)
+    ms = 1e3 * found.total
+    factor = math.exp(NINETY * log_deviation(layout, efficiencies))
+    gmac = sum(kernel.macs for kernel in kernels) / 1e9
+    validated = _validated(gmac, target, precision)
+    parts = _parts(kernels, found)
+    return Estimate(
+        ms, ms / factor, ms * factor, validated, precision, _bounds(found), parts,
+        _notes(parts, target, precision, validated), target.calibration is not None,
+    )  # fmt: skip
+
+
+def kernel_ms(
+    kernels: "Sequence[Kernel]",
+    target: Target,
+    precision: str,
+    efficiencies: Efficiencies | None = None,
+) -> float:
+    """The median of `estimate` alone, in milliseconds.
+
+    Give the efficiencies when many networks are priced, so that they are looked up once.
+
+    Raises:
+        KDError: as `estimate`.
+    """
+    peak(target, precision)
+    values = (efficiencies or efficiencies_of(target)).values
+    return 1e3 * times(lay_out(kernels, target), values).total
+
+
+def _bounds(found: Times) -> dict[str, float]:
+    """Milliseconds by bound; the shorter of arithmetic and memory counts as far as it shows."""
+    longer = found.arithmetic >= found.memory
+    shown = longer + found.exposed * ~longer
+    hidden = ~longer + found.exposed * longer
+    return {
+        "arithmetic": 1e3 * float((found.arithmetic * shown).sum()),
+        "memory": 1e3 * float((found.memory * hidden).sum()),
+        "launch": 1e3 * found.overhead * len(longer),
+    }
+
+
+def _parts(kernels: "Sequence[Kernel]", found: Times) -> tuple[Part, ...]:
+    rows = zip(kernels, found.arithmetic, found.memory, found.busy, strict=True)
+    parts = []
+    for kernel, arithmetic, memory, busy in rows:
+        shares: dict[Bound, float] = {
+            "arithmetic": arithmetic, "memory": memory, "launch": found.overhead,
+        }  # fmt: skip
+        bound = max(shares, key=lambda name: shares[name])
+        ms = 1e3 * (float(busy) + found.overhead)
+        known = kernel.kind != "other"
+        parts.append(Part(kernel.name, kernel.kind, kernel.nodes, ms, bound, known))
+    return tuple(parts)
+
+
+def _notes(
+    parts: Sequence[Part], target: Target, precision: str, validated: bool
+) -> tuple[str, ...]:
+    notes = []
+    if not validated:
+        notes.append(
+            f"unvalidated: no measured latency of {target.name} in mode {target.power_mode} at "
+            f"{precision} of a network of about this size"
+        )
+    if target.calibration is not None:
+        notes.append(f"efficiencies from a calibration of {target.name} on the device")
+    unknown = [part.name for part in parts if not part.known]
+    if unknown:
+        listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        notes.append(f"{len(unknown)} unknown operators, counted as memory-bound: {listed}")
+    return tuple(notes)
+
+
+@cache
+def _sizes() -> dict[tuple[str, str, str], list[float]]:
+    """GMAC of the usable fixtures by module, mode and precision."""
+    from kdcompile.latency_model.reference_kernels import reference_gmac
+    from kdcompile.targets.fixtures import load_fixtures
+
+    sizes: dict[tuple[str, str, str], list[float]] = {}
+    for fixture in load_fixtures():
+        if fixture.usable:
+            gmac = fixture.gmac or reference_gmac(fixture.network, fixture.shape)
+            key = fixture.target, fixture.mode, fixture.precision
+            sizes.setdefault(key, []).append(gmac)
+    return sizes
+
+
+def _validated(gmac: float, target: Target, precision: str) -> bool:
+    sizes = _sizes().get((target.name, target.power_mode, precision), [])
+    return any(size / NEAR <= gmac <= size * NEAR for size in sizes)

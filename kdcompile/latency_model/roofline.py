@@ -1,0 +1,192 @@
+"""The equations of the latency model: a time for each kernel, given the efficiencies.
+
+    network = max(sum of its kernels, host x kernels: only where no CUDA graph replays it)
+    kernel = launch + fill / clock + max(arithmetic, memory) + exposed min(arithmetic, memory)
+             + stream: only where no CUDA graph replays it
+    arithmetic = min over tiles (max(operations of an SM / rate,
+                                     operands / (operands x clock), steps of K x step / clock)
+                                 + bytes of split K / L2 bandwidth)
+    rate = peak / SMs x arithmetic x generation x precision x kind
+    memory = (DRAM bytes / (bandwidth x dram) + L2 bytes / L2 bandwidth) / kind
+    L2 bandwidth = max(l2 x SMs x clock, bandwidth x dram)
+
+What a kernel lays out of a network (operations, bytes from DRAM and from L2) does not depend on
+the efficiencies, so a fit computes it once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from kdcompile.core.errors import KDError
+from kdcompile.latency_model.memory_traffic import traffic
+from kdcompile.latency_model.tiling import VECTOR_KINDS, Array, Work, kernel_work, stacked
+from kdcompile.targets import Target
+
+if TYPE_CHECKING:
+    from kdcompile.latency_model.kernels import Kernel
+
+L2_SHARE = 0.6
+"""Of the L2, what outlives the kernel that wrote it; the rest is weights and its own traffic."""
+ARITHMETIC_KINDS = ("dilated", "grouped", "transposed", "gemm", "attention", "depthwise")
+"""Kinds whose arithmetic has an efficiency of its own, over that of `conv`."""
+MEMORY_KINDS = ("pool", "resize", "pointwise", "reduction", "reformat", "other")
+"""Kinds that only move memory, over the DRAM's efficiency."""
+GENERATIONS = ("7", "8", "9", "10")
+"""Major compute capability; 7 stands for it and earlier, 10 for it and later."""
+TENSOR_PRECISIONS = ("fp32", "fp16", "int8", "fp8")
+
+
+class Layout(NamedTuple):
+    """What is known of a network's kernels on a target before any efficiency; first axis kernels.
+
+    `rate`: peak operations per second and SM. `arithmetic` and `memory`: the names of the
+    efficiencies that scale each kernel, besides those of all. `graph`: one CUDA graph replays all.
+    """
+
+    work: Work
+    rate: Array
+    dram: Array
+    l2: Array
+    arithmetic: tuple[tuple[str, ...], ...]
+    memory: tuple[str, ...]
+    launch_us: float
+    mhz: float
+    sms: int
+    bandwidth: float
+    generation: str
+    graph: bool
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each kernel; `overhead` is the same for all: launch, fill and drain.
+
+    `host` is what the processor needs to enqueue one; 0 where a CUDA graph replays them.
+    """
+
+    arithmetic: Array
+    memory: Array
+    overhead: float
+    exposed: float
+    host: float
+
+    @property
+    def busy(self) -> Array:
+        """Of each kernel without its overhead."""
+        longer = np.maximum(self.arithmetic, self.memory)
+        return longer + self.exposed * np.minimum(self.arithmetic, self.memory)
+
+    @property
+    def total(self) -> float:
+        """Of the network; the GPU and the processor that enqueues its kernels work side by side."""
+        count = len(self.memory)
+        return max(float(self.busy.sum()) + self.overhead * count, self.host * count)
+
+
+def generation(target: Target) -> str:
+    """The major compute capability that efficiencies are kept by; `cpu` for a CPU."""
+    if target.compute_capability is None:
+        return "cpu"
+    major = int(target.compute_capability.split(".")[0])
+    return str(min(max(major, int(GENERATIONS[0])), int(GENERATIONS[-1])))
+
+
+def peak(target: Target, precision: str) -> float:
+    """Dense operations per second; fp32 multiplies in TF32 where the GPU has it, as TensorRT does.
+
+    Raises:
+        KDError: `target-precision`, the target has no such precision, or no known peak for it.
+    """
+    peaks = target.peak_tflops
+    if precision not in target.precisions or precision not in peaks:
+        raise KDError(
+            "target-precision",
+            f"{target.name} has no {precision} with a known dense peak",
+            where="[quantize] precision",
+            fix="one of " + ", ".join(p for p in target.precisions if p in peaks),
+        )
+    tflops = peaks.get("tf32", peaks["fp32"]) if precision == "fp32" else peaks[precision]
+    return tflops * 1e12
+
+
+def lay_out(kernels: Sequence["Kernel"], target: Target, graph: bool = True) -> Layout:
+    """The layout of one inference.
+
+    Args:
+        kernels: of `kernels_of`.
+        target: in its power mode.
+        graph: a CUDA graph replays them; else they are enqueued one by one, back to back.
+
+    Raises:
+        KDError: `target-precision`, a kernel multiplies in what the target cannot.
+    """
+    cpu, sms = target.kind == "cpu", target.sm_count
+    rates: dict[str, float] = {}
+
+    def rate(kernel: "Kernel") -> float:
+        precision = kernel.input_precision if kernel.macs else "fp32"
+        if kernel.kind in VECTOR_KINDS and not cpu:  # no tensor cores: the vector units' float32
+            return target.peak_tflops["fp32"] * 1e12 / sms
+        if precision not in rates:
+            rates[precision] = peak(target, precision) / sms
+        return rates[precision]
+
+    dram, l2 = traffic(kernels, target.l2_mb * 1e6 * L2_SHARE, vectors=not cpu)
+    return Layout(
+        work=stacked([kernel_work(k, sms, target.channel_tile, cpu) for k in kernels]),
+        rate=np.array([rate(k) for k in kernels]),
+        dram=dram,
+        l2=l2,
+        arithmetic=tuple(_arithmetic_names(k, generation(target)) for k in kernels),
+        memory=tuple(k.kind if k.kind in MEMORY_KINDS else "" for k in kernels),
+        launch_us=target.launch_us,
+        mhz=target.gpu_mhz or 0.0,
+        sms=sms,
+        bandwidth=target.bandwidth_gbs * 1e9,
+        generation=generation(target),
+        graph=graph or cpu,
+    )
+
+
+def _arithmetic_names(kernel: "Kernel", major: str) -> tuple[str, ...]:
+    if not kernel.macs:
+        return ()
+    kind = (kernel.kind,) if kernel.kind in ARITHMETIC_KINDS else ()
+    precision = "fp16" if kernel.input_precision == "bf16" else kernel.input_precision
+    if major == "cpu":
+        own = f"int8.{kernel.kind}"  # ONNX Runtime has other kernels for it, not all as good
+        return ("arithmetic", *kind, *((own,) if precision == "int8" else ()))
+    if kernel.kind in VECTOR_KINDS:
+        return kind
+    return "arithmetic", f"generation.{major}", f"{precision}.{major}", *kind
+
+
+def times(layout: Layout, values: Mapping[str, float]) -> Times:
+    """Seconds of each kernel with these efficiencies."""
+    bandwidth = layout.bandwidth * values["dram"]
+    if layout.generation == "cpu":  # no clock is known: the cache goes by the memory
+        fast = bandwidth * max(values["l2"], 1.0)
+    else:
+        fast = max(values["l2"] * layout.sms * layout.mhz * 1e6, bandwidth)
+    shares: dict[tuple[str, ...], float] = {}
+    for names in set(layout.arithmetic):
+        shares[names] = float(np.prod([values[name] for name in names]))
+    rate = layout.rate * np.array([shares[names] for names in layout.arithmetic])
+    busy = layout.work.operations / rate[:, None]
+    if layout.mhz:
+        steps = layout.work.steps * values[f"step.{layout.generation}"]
+        cycles = np.maximum(layout.work.operands / values["operands"], steps)
+        busy = np.maximum(busy, cycles / (layout.mhz * 1e6))
+    arithmetic = (busy + layout.work.partial / fast).min(axis=1)
+    share = np.array([values[name] if name else 1.0 for name in layout.memory])
+    memory = (layout.dram / bandwidth + layout.l2 / fast) / share
+    overhead = 1e-6 * values["launch"] * layout.launch_us
+    if layout.mhz:
+        overhead += values["fill"] / (layout.mhz * 1e6)
+    if layout.graph:
+        return Times(arithmetic, memory, overhead, values["exposed"], host=0.0)
+    overhead += 1e-6 * values["stream"]
+    return Times(arithmetic, memory, overhead, values["exposed"], host=1e-6 * values["host"])

@@ -1,0 +1,144 @@
+"""How much arithmetic one SM has to do for a kernel: tiles of a matrix product, and their waves.
+
+A convolution is an implicit matrix product (Chetlur et al., cuDNN, arXiv:1410.0759): M output
+pixels by N output channels, K = input channels per group times the window. A kernel cuts it into
+blocks of a fixed tile that SMs take one after another, so time goes in whole waves of blocks. Which
+tile a builder takes is not known: it times all, so we take the menu's minimum. Each entry rises
+with M, N and K, hence so does the minimum.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from kdcompile.latency_model.kernels import Kernel
+
+Array = NDArray[np.float64]
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+ALIGNMENT = {"fp32": 4, "fp16": 8, "bf16": 8, "int8": 32, "fp8": 16}
+"""Channels that are stored and multiplied together: 16 bytes, but TensorRT's int8 tensors for
+tensor cores have 32 (its format CHW32)."""
+FIRST_CHANNELS = 4  # an image of 3 channels has a layout of its own, of 4
+DEPTH_BYTES = 32  # of K in one tensor-core instruction: 32 int8, 16 fp16, 8 TF32
+STEP_BYTES = 64  # of K, which a block loads and multiplies between two barriers
+PROLOGUE_STEPS = 4  # three loads before the first multiplication, and the outputs' way out
+RESIDENT_OUTPUTS, MOST_RESIDENT = 32768, 4
+"""Accumulators of an SM's registers, and blocks that share it: while one waits, another works."""
+MENU = (
+    (256, 128), (256, 64), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (128, 32),
+    (64, 32), (32, 64), (32, 128),
+)  # fmt: skip
+SPLITS = (1, 2, 4, 8)
+VECTOR_KINDS = ("depthwise",)
+PRODUCT_KINDS = ("conv", "dilated", "grouped", "transposed", "gemm")
+PARTIAL_BYTES = 8  # a float32 partial sum of split K is written and read
+
+
+class Product(NamedTuple):
+    """`groups` matrix products of M x K by K x N, channels padded to the alignment."""
+
+    m: int
+    n: int
+    k: int
+    groups: int
+
+
+class Work(NamedTuple):
+    """For each entry of the menu, of the busiest SM.
+
+    `operations`: waves x tile x K, in operations (two per multiply-add). `steps`: of K, one after
+    another, however few the blocks are. `operands`: bytes that the tiles load, every tap of a
+    window anew. `partial`: bytes of split K over all SMs.
+    """
+
+    operations: Array
+    steps: Array
+    operands: Array
+    partial: Array
+
+
+_SPLIT = np.array([(*tile, split) for split in SPLITS for tile in MENU], np.float64)
+_WHOLE = np.array([(*tile, 1) for _ in SPLITS for tile in MENU], np.float64)  # of the same shape
+_ZERO = np.zeros(len(_SPLIT))
+
+
+def padded(channels: int, alignment: int) -> int:
+    """Channels rounded up to whole operand rows; of an image's few, to whole rows of 4 at most."""
+    row = min(FIRST_CHANNELS, alignment) if channels <= FIRST_CHANNELS else alignment
+    return -(-channels // row) * row
+
+
+def product_of(kernel: "Kernel", alignment: int, packing: int = 1) -> Product:
+    """The matrix product of a convolution or product kernel.
+
+    Groups of fewer than `packing` channels are put together as in a block-diagonal weight.
+    """
+    window = math.prod(kernel.kernel_size)
+    groups, inner, outer = kernel.groups, kernel.in_channels, kernel.out_channels
+    if kernel.kernel_size:
+        inner, outer = inner // groups, outer // groups
+    m = -(-kernel.macs // (groups * inner * outer * window))
+    packed = max(1, packing // max(inner, outer)) if groups > 1 and kernel.kernel_size else 1
+    n, k = padded(outer * packed, alignment), padded(inner * packed, alignment)
+    if kernel.kind == "transposed":  # each input pixel gives a window of outputs
+        n *= window
+    else:
+        k *= window
+    return Product(m, n, k, -(-groups // packed))
+
+
+@lru_cache(maxsize=1 << 16)
+def gpu_work(product: Product, sms: int, size: int, splits: bool) -> Work:
+    """Of a matrix product on tensor cores.
+
+    Args:
+        product: M, N, K and groups.
+        sms: streaming multiprocessors.
+        size: bytes of an operand.
+        splits: K may be split over blocks, as matrix products do; convolutions do not.
+    """
+    m, n, k, groups = product
+    rows, columns, split = (_SPLIT if splits else _WHOLE).T
+    blocks = np.ceil(m / rows) * np.ceil(n / columns) * groups * split
+    step = STEP_BYTES // size
+    steps = np.ceil(k / split / step)
+    resident = np.clip(RESIDENT_OUTPUTS // (rows * columns), 1, MOST_RESIDENT)
+    serial = np.ceil(blocks / (sms * resident)) * (steps + PROLOGUE_STEPS)
+    depth = np.ceil(blocks / sms) * steps * step
+    partial = np.where(split > 1, PARTIAL_BYTES * split * float(m) * n * groups, 0.0)
+    return Work(2 * depth * rows * columns, serial, depth * (rows + columns) * size, partial)
+
+
+def even_work(operations: float, sms: int) -> Work:
+    """Of arithmetic that spreads over all SMs without a remainder."""
+    return Work(np.full(len(_SPLIT), operations / sms), _ZERO, _ZERO, _ZERO)
+
+
+def kernel_work(kernel: "Kernel", sms: int, tile: int, cpu: bool) -> Work:
+    """Of any kernel.
+
+    Args:
+        kernel: whose input precision sets the alignment on a GPU.
+        sms: streaming multiprocessors; cores of a CPU.
+        tile: channels of a CPU's vector.
+        cpu: products have no tiles but the vector's.
+    """
+    if kernel.kind not in PRODUCT_KINDS or not kernel.macs:
+        return even_work(2.0 * kernel.macs, sms)
+    if cpu:
+        return even_work(2.0 * math.prod(product_of(kernel, tile)), sms)
+    precision = kernel.input_precision if kernel.input_precision in BYTES else "fp32"
+    size = BYTES[precision]
+    product = product_of(kernel, ALIGNMENT[precision], DEPTH_BYTES // size)
+    return gpu_work(product, sms, size, kernel.kind == "gemm")
+
+
+def stacked(rows: Sequence[Work]) -> Work:
+    """[kernels, menu] of several kernels."""
+    return Work(*(np.stack(column) for column in zip(*rows, strict=True)))

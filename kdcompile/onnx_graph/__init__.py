@@ -1,0 +1,1 @@
+"""ONNX graphs: sessions, shapes, multiply-adds, half precision, opsets."""

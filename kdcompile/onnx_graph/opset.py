@@ -1,0 +1,88 @@
+"""The opset and IR version that a target reads."""
+
+import re
+
+import onnx
+from onnx import ModelProto, version_converter
+
+from kdcompile.core.errors import KDError
+
+EXPORTED_OPSET = 18  # the oldest that torch's exporter writes by itself
+SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "namespace")
+
+
+def at_opset(model: ModelProto, max_opset: int, ir_version: int) -> ModelProto:
+    """The model within an opset and IR version, converted only if it is newer.
+
+    Raises:
+        KDError: `export-opset`: an operator has no older form, or is not ONNX's own.
+    """
+    if opset_of(model) > max_opset:
+        try:
+            converted = version_converter.convert_version(model, max_opset)
+        except (RuntimeError, version_converter.ConvertError) as error:
+            raise _refused(model, max_opset, str(error)) from error
+        _drop_newer_defaults(converted)
+        model = converted
+    model.ir_version = min(model.ir_version, ir_version)
+    _verify(model, max_opset, ir_version)
+    return model
+
+
+def _drop_newer_defaults(model: ModelProto) -> None:
+    """Remove what onnx's converter leaves: an attribute that opset 18 brought, at its default."""
+    for node in model.graph.node:
+        for attribute in list(node.attribute):
+            if attribute.name == "noop_with_empty_axes" and attribute.i == 0:
+                node.attribute.remove(attribute)
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators that the model asks for."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def _verify(model: ModelProto, max_opset: int, ir_version: int) -> None:
+    foreign = sorted({o.domain for o in model.opset_import if o.domain not in ("", "ai.onnx")})
+    foreign += sorted({n.domain for n in model.graph.node if n.domain not in ("", "ai.onnx")})
+    if foreign or model.functions:
+        raise KDError(
+            "export-opset",
+            f"the network needs operators of {foreign[0] if foreign else 'its own functions'}, "
+            "which are not ONNX's",
+            where=", ".join(n.op_type for n in model.graph.node if n.domain in foreign),
+            fix="write the module in standard operators",
+        )
+    if not 0 < opset_of(model) <= max_opset or model.ir_version > ir_version:
+        raise KDError(
+            "export-opset",
+            f"the file has opset {opset_of(model)} and IR {model.ir_version}; the target reads "
+            f"opset {max_opset} and IR {ir_version}",
+            fix="upgrade onnx: its version converter is at fault",
+        )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise KDError(
+            "export-opset",
+            f"the file is not valid ONNX of opset {opset_of(model)}: {str(error).splitlines()[0]}",
+            fix="upgrade onnx, or replace the operator that is named",
+        ) from error
+
+
+def _refused(model: ModelProto, max_opset: int, text: str) -> KDError:
+    """Names the operators that the converter's message mentions, with their modules."""
+    reason = re.sub(r"^.*failed: ", "", " ".join(text.split()))
+    guilty = [n for n in model.graph.node if re.search(rf"\b{n.op_type}\b", reason)]
+    places = []
+    for node in guilty:
+        meta = {p.key: p.value for p in node.metadata_props}
+        scope = next((meta[key] for key in SCOPE_KEYS if key in meta), "")
+        places.append(f"{node.op_type} {node.name} {scope}".strip())
+    names = sorted({n.op_type for n in guilty})
+    return KDError(
+        "export-opset",
+        f"{', '.join(names) or 'an operator'} has no form in opset {max_opset}: {reason}",
+        where="; ".join(places[:3]),
+        fix="replace that module, or choose a target with a newer TensorRT",
+    )

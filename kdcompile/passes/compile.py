@@ -1,0 +1,295 @@
+"""Stage `compile`: the precision that ships, its engine or file, and for a board the build kit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.backends.candidate_runner import RUNS_HERE, BoardRig, HostRig, Rig
+from kdcompile.backends.choose import Candidate, Limits, choose, judge
+from kdcompile.backends.engine import at
+from kdcompile.backends.mixed import NEEDS, add_mixed
+from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.backends.parity_inputs import gates_json, write_carried, write_outputs
+from kdcompile.backends.predict import predict_outputs, predictions
+from kdcompile.backends.teacher import keep_teacher
+from kdcompile.backends.tensorrt_rtx_ import compile_check
+from kdcompile.config.gates import fraction
+from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Artifact, Store
+from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.splits import load_splits
+from kdcompile.remote.kit import MAX_REFERENCES, write_kit
+from kdcompile.targets import Target
+from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
+from kdcompile.tasks.reference import taught_places
+from kdcompile.tasks.task import Task, find_task
+
+Floats = NDArray[np.float32]
+FILES = {
+    "fp32": ("export", "student.onnx"),
+    "fp16": ("export", "student_fp16.onnx"),
+    "bf16": ("export", "student_bf16.onnx"),
+    "int8": ("calibrate", "student_int8.onnx"),
+    "fp8": ("calibrate", "student_fp8.onnx"),
+}
+ORIN = ("8.0", "8.6")  # the library's nearest to Orin's 8.7
+CHECKED = {  # fp16 is the fp32 graph with casts
+    "fp32": ORIN,
+    "int8": ORIN,
+    "mixed": ORIN,
+    "fp8": ("8.9", "12.0"),
+}
+
+
+def run(step: Step, store: Store, target: Target) -> Artifact:
+    """Choose the precision on validation; `choice.json`, `model.onnx`, and where there is a board
+    `model.engine`, `teacher.engine`, `timing.cache`, `engines.json`; and `kit/` or `parity/`.
+
+    Reads the sections quantize, compile, export, gates, data and task, and the artifacts of
+    teacher, search, export and calibrate. The test split is not touched.
+
+    Raises:
+        KDError: `precision-unsupported`, the target has no such arithmetic; what data, sessions
+            and the board's worker raise.
+    """
+    return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
+
+
+def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
+    spec, task = step.spec, find_task(step.spec.task.kind)
+    paths = candidate_paths(step, target)
+    preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
+    photos = load_splits(spec.data, spec.folder).val
+    teacher_metric, limits, known = _limits(step, task, photos)
+    with _rig(step, target) as rig:
+        rig.refused.update(_absent(step, target))
+        for precision in _wanted(spec.quantize.precision, paths, step):
+            rig.add(precision, paths)
+        image = _typical(photos[0], preprocess, spec.export.profile[1])
+        if spec.quantize.precision in ("auto", "mixed"):
+            parts = [photos[i] for i in known], preprocess, task, limits
+            add_mixed(rig, paths, step.inputs["calibrate"], target, parts, image, folder)
+        _check_asked(spec.quantize.precision, rig)
+        candidates, notes = _judge(step, rig, paths["fp32"], photos, image, task, limits, known)
+        choice = choose(candidates, limits.metric, spec.quantize.precision)
+        rig.keep(choice.precision, paths, folder)
+        if isinstance(rig, BoardRig):
+            keep_teacher(rig, step.inputs["export"], choice.precision, folder)
+    reference = open_session(paths["fp32"])
+    board = step.board
+    record = {
+        **asdict(choice),
+        "backend": reference.name if board is None else board.backend,
+        "backend_version": reference.version if board is None else board.version,
+        "board": None if board is None else {"label": board.label, **board.facts},
+        "target_backend": "tensorrt" if target.tensorrt else "onnxruntime",
+        "target_backend_version": target.backend or target.tensorrt,
+        "metric": limits.metric.name,
+        "teacher_metric": teacher_metric,
+        "limit": limits.limit,
+        "n_val": len(photos),
+        "candidates": [asdict(c) | {"latency": notes[c.precision]} for c in candidates],
+        "refused": rig.refused,
+        "rtx_compile_check": _rtx(paths, spec.export.profile),
+    }
+    write_json(folder / "choice.json", record)
+    if target.is_foreign:
+        _kit(step, target, folder, paths, (photos, preprocess), choice.precision)
+    else:
+        write_carried(folder, paths["fp32"], photos, preprocess, gates_json(spec.gates, task))
+        write_outputs(folder, paths["fp32"], choice.precision, preprocess)
+    return _meta(record)
+
+
+@contextmanager
+def _rig(step: Step, target: Target) -> Iterator[Rig]:
+    """The place where the candidates run."""
+    if step.board is None:
+        yield HostRig(target, step.inputs["search"].json("estimate.json")["student"])
+        return
+    with at(step.board) as place:
+        yield BoardRig(place, step.board, step.spec)
+
+
+def _wanted(asked: str, paths: Mapping[str, Path], step: Step) -> list[str]:
+    """The precisions to make ready: all, but no engine that the spec does not ask for."""
+    if step.board is None or asked == "auto":
+        return list(paths)
+    return list(NEEDS) if asked == "mixed" else [asked]
+
+
+def _check_asked(asked: str, rig: Rig) -> None:
+    if asked in rig.runners or (asked == "auto" and rig.runners):
+        return
+    reasons = "; ".join(f"{precision}: {why}" for precision, why in rig.refused.items())
+    raise KDError(
+        "precision-unsupported",
+        f"{asked} cannot be built: {reasons}",
+        where="[quantize] precision",
+        fix="--set quantize.precision=auto, or another that kdcompile doctor --via shows",
+    )
+
+
+def _judge(
+    step: Step,
+    rig: Rig,
+    fp32: Path,
+    photos: Sequence[Photo],
+    image: Floats,
+    task: Task,
+    limits: Limits,
+    known: Sequence[int],
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Every candidate on the validation photos, and where its latency is from."""
+    preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
+    latencies = rig.latencies(image)
+    trained, frames = predict_outputs(open_session(fp32), photos, preprocess)
+    outputs = {
+        p: predict_outputs(runner, photos, preprocess)[0] for p, runner in rig.runners.items()
+    }
+    sqnr = {p: pooled_sqnr(trained, found) for p, found in outputs.items()}
+    lie, true = [frames[i] for i in known], [task.truth(photos[i]) for i in known]
+    if "fp16" in sqnr and step.board is None:
+        sqnr["fp16"] = _half_sqnr(step.inputs["export"])
+    candidates = [
+        judge(
+            precision,
+            latencies[precision].ms,
+            latencies[precision].evidence,
+            limits.metric(task.errors(predictions(task, [found[i] for i in known], lie), true)),
+            sqnr[precision],
+            limits,
+        )
+        for precision, found in outputs.items()
+    ]
+    return candidates, {p: latency.note for p, latency in latencies.items()}
+
+
+def _half_sqnr(export: Artifact) -> float:
+    """Export's agreement of fp16 with fp32, dB, every layer rounded to half.
+
+    A CPU computes an fp16 file in fp32, so its outputs would show no difference; an overflow is no
+    agreement at all.
+    """
+    half = export.json("parity.json")["student_fp16"]
+    return float(half["sqnr_db"]) if half["finite"] else -LIMIT_DB
+
+
+def _limits(step: Step, task: Task, photos: Sequence[Photo]) -> tuple[float, Limits, list[int]]:
+    """The teacher's metric, what the gates allow beside it, and on which photos, by place."""
+    gates, judged = step.spec.gates, step.inputs["teacher"].json("teacher.json")
+    metric = task.selection_metric(gates.accuracy.metric)
+    teacher = float(judged[f"val_{metric.name}"])
+    limit = metric.limit(teacher, fraction(gates.accuracy.max_increase))
+    known = taught_places(task, photos, judged["output"][0])
+    return teacher, Limits(metric, limit, gates.parity.min_sqnr_db), known
+
+
+def _kit(
+    step: Step,
+    target: Target,
+    folder: Path,
+    paths: Mapping[str, Path],
+    shown: tuple[Sequence[Photo], Preprocess],
+    predicted: str,
+) -> None:
+    """The kit with the first validation photos as its reference, run by ONNX Runtime."""
+    photos, preprocess = shown
+    images = [preprocess(p.pixels(preprocess.channels)) for p in photos[:MAX_REFERENCES]]
+    carried = {p: path for p, path in paths.items() if p in RUNS_HERE}
+    runners = {p: open_session(path, as_written=True) for p, path in carried.items()}
+    outputs = {p: [runner(image) for image in images] for p, runner in runners.items()}
+    task = find_task(step.spec.task.kind)
+    write_kit(
+        folder,
+        target,
+        carried,
+        step.inputs["calibrate"].file("calibration.json"),
+        step.inputs["export"].file("preprocess.json"),
+        gates_json(step.spec.gates, task),
+        (images, outputs),
+        task,
+        profile=step.spec.export.profile,
+        predicted=predicted,
+        settings=step.spec.compile.model_dump(),
+    )
+
+
+def candidate_paths(step: Step, target: Target) -> dict[str, Path]:
+    """The ONNX of each precision that is built for the target.
+
+    Raises:
+        KDError: `precision-unsupported`.
+    """
+    known = [
+        precision
+        for precision, (stage, name) in FILES.items()
+        if precision in target.precisions and name in step.inputs[stage].files
+    ]
+    asked = step.spec.quantize.precision
+    possible = known + ["mixed"] * all(precision in known for precision in NEEDS)
+    if asked not in ("auto", *possible):
+        why = _absent(step, target).get(asked, f"{target.name} does not have it")
+        raise KDError(
+            "precision-unsupported",
+            f"there is no {asked} here: {why}",
+            where="[quantize] precision",
+            fix=f"--set quantize.precision=auto, or one of {', '.join(possible)}",
+        )
+    return {p: step.inputs[FILES[p][0]].file(FILES[p][1]) for p in known}
+
+
+def _absent(step: Step, target: Target) -> dict[str, str]:
+    """Why the network has no file in a precision that the target has."""
+    half = step.inputs["export"].json("parity.json")["student_fp16"]
+    reasons = {"fp16": half.get("why", "it was not exported")}
+    return {
+        precision: reasons.get(
+            precision, f"not written for TensorRT {target.backend or target.tensorrt}"
+        )
+        for precision, (stage, name) in FILES.items()
+        if precision in target.precisions and name not in step.inputs[stage].files
+        if step.spec.quantize.precision in ("auto", precision)
+    }
+
+
+def _typical(photo: Photo, preprocess: Preprocess, shape: Sequence[int]) -> Floats:
+    """A real photo's values at the typical shape, repeated or cut where the sizes differ."""
+    image = preprocess(photo.pixels(preprocess.channels))
+    pad = [(0, max(0, want - have)) for want, have in zip(shape, image.shape, strict=True)]
+    padded = np.pad(image, pad, mode="wrap")
+    return np.ascontiguousarray(padded[tuple(slice(size) for size in shape)])
+
+
+def _rtx(
+    paths: Mapping[str, Path], profile: tuple[list[int], list[int], list[int]]
+) -> list[dict[str, Any]]:
+    """The compile check of every kind of network that may ship."""
+    return [
+        {"precision": precision, **found}
+        for precision, capabilities in CHECKED.items()
+        if precision in paths
+        for found in compile_check(paths[precision], capabilities, profile)
+    ]
+
+
+def _meta(record: Mapping[str, Any]) -> dict[str, Any]:
+    checks = record["rtx_compile_check"]
+    counts = {
+        name: sum(check["ok"] is value for check in checks)
+        for name, value in (("passed", True), ("failed", False), ("skipped", None))
+    }
+    return {
+        "precision": record["precision"],
+        "basis": record["basis"],
+        "why": record["why"],
+        "rtx_compile_check": counts,
+    }

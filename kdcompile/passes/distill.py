@@ -1,0 +1,133 @@
+"""Stage `distill`: trained student weights and how they came about."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcompile.config.step import Step
+from kdcompile.core.distributed import made_by_main, processes
+from kdcompile.core.files import write_json, write_text
+from kdcompile.core.store import Artifact, Store
+from kdcompile.data.images import ImageStore
+from kdcompile.data.splits import Splits, load_splits
+from kdcompile.distill.findings import start_findings
+from kdcompile.distill.flips import flips
+from kdcompile.distill.qad_modules import plain_weights
+from kdcompile.distill.shapes import output_stride, refuse_labels
+from kdcompile.distill.start import kept_start
+from kdcompile.distill.train import Trainer
+from kdcompile.distill.training_context import training_device
+from kdcompile.kernels import forget, ran
+from kdcompile.models.factory import load_teacher, write_weights
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.targets import Target
+from kdcompile.tasks.task import find_task
+
+INITIAL = "initial.safetensors"
+ASSEMBLED = "initial.safetensors"  # of a search, whose student is made of taught blocks
+QAD = "qad.json"
+
+
+def run(step: Step, store: Store, target: Target) -> Artifact:
+    """Train; `student.safetensors`, `architecture.json`, `metrics.jsonl`, `result.json`.
+
+    With `quantize.qad` also `qad.json`: the scales that the student was trained with.
+
+    Of several processes all train and the first one makes the artifact.
+
+    Raises:
+        KDError: what the trainer raises; `store-not-shared`.
+    """
+    work, place = store.work(step.stage, step.key), processes()
+    if not place.is_main:
+        if place.told(True):
+            trainer, _, _ = make_trainer(step, work)
+            trainer.run()
+            trainer.conclude()
+        place.barrier()
+        return made_by_main(store, step.stage, step.key)
+    trained = False
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        nonlocal trained
+        trained = place.told(True)
+        return _build(step, work, folder)
+
+    artifact = store.make(step.stage, step.key, build)
+    if not trained:  # another build has made it meanwhile
+        place.told(False)
+    place.barrier()
+    store.drop_work(step.stage, step.key)
+    return artifact
+
+
+def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
+    forget()  # the report is of this training
+    trainer, splits, inherited = make_trainer(step, work)
+    state = trainer.run()
+    train_value, warnings = trainer.conclude()
+    architecture = step.inputs["search"].json("architecture.json")
+    metadata = {"architecture": json.dumps(architecture)}
+    write_weights(folder / "student.safetensors", plain_weights(state.best), metadata)
+    if trainer.qad is not None:
+        write_json(folder / QAD, trainer.qad.record(splits.train))
+    lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
+    write_text(folder / "metrics.jsonl", lines)
+    write_json(folder / "architecture.json", architecture)
+    task, first = find_task(step.spec.task.kind), state.metrics[0]
+    metric, is_refresh = task.metric.name, step.spec.student.init == "file"
+    result = {
+        **{f"val_{name}": value for name, value in state.scores.items()},
+        "metric": metric,
+        "initial": {name: first[name] for name in first if name.startswith("val_")},
+        f"train_{metric}": train_value,
+        "best_step": state.best_step,
+        "steps": state.step,
+        "recipe": step.spec.distill.recipe,
+        "taps": next((stage["taps"] for stage in state.stages.values()), []),
+        "stages": state.stages,
+        "device": _device_name(trainer.device),
+        "processes": processes().world,
+        "seconds": state.seconds,
+        "steps_per_s": state.step / state.seconds if state.seconds else None,
+        "n_train": len(splits.train),
+        "losses": state.losses | ran(),
+        "inherit": inherited,
+        **({"flips": flips(task, state, splits.val)} if is_refresh else {}),
+        "qad": None if trainer.qad is None else trainer.qad.describe(),
+        "warnings": [*start_findings(task.metric, inherited), *warnings],
+        "dropped": splits.dropped,
+    }
+    write_json(folder / "result.json", result)
+    return result
+
+
+def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any] | None]:
+    """The trainer of a step, at rest; the data; and what inheriting the student gave."""
+    spec = step.spec
+    architecture = step.inputs["search"].json("architecture.json")
+    splits = load_splits(spec.data, spec.folder)
+    teacher = load_teacher(spec)
+    student = student_from_architecture(teacher, architecture, spec.folder)
+    store = ImageStore(splits.train, spec.export.profile[1][1], training_device())
+    output_stride(teacher, student, spec)  # refused before anything is worked out
+    refuse_labels(student, spec, splits)
+    start = work / INITIAL
+    searched = step.inputs["search"]
+    initial = searched.file(ASSEMBLED) if ASSEMBLED in searched.files else None
+    kept_start(start, spec, teacher, student, architecture, store, initial, splits.val)
+    metric = find_task(spec.task.kind).metric.name
+    # what the teacher is worth follows from what this step's key covers
+    judged = step.inputs["teacher"].json("teacher.json")
+    value = judged[f"val_{metric}"] if not judged["n_new"] else None  # else of other photos
+    trainer = Trainer(
+        spec, teacher, student, splits.train, splits.val, work, teacher_value=value, store=store
+    )
+    return trainer, splits, json.loads(start.with_suffix(".json").read_text())
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,142 @@
+"""The export stage: student and teacher as ONNX files that the target reads."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import nn
+
+from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Artifact, Store
+from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.splits import load_splits
+from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.export.parity import half_outputs, onnx_outputs, parity, torch_outputs
+from kdcompile.models.factory import load_teacher
+from kdcompile.models.trained import trained
+from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
+from kdcompile.onnx_graph.macs import count_macs
+from kdcompile.onnx_graph.opset import opset_of
+from kdcompile.targets import Target
+from kdcompile.tasks.agreement import agreement
+from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import find_task
+
+PARITY_IMAGES = 4
+MAX_REL_ERROR = 1e-3  # float32 sums in another order stay far below
+MAX_HALF_ERROR = 0.05  # of a file whose weights alone are rounded; a broken one is far beyond
+
+
+def run(step: Step, store: Store, target: Target) -> Artifact:
+    """Write student and teacher as ONNX with `parity.json` and `preprocess.json`.
+
+    `student.onnx`, `teacher.onnx` and both in fp16 as `*_fp16.onnx`; for a target that has bf16,
+    `student_bf16.onnx` too.
+
+    Raises:
+        KDError: the network cannot be exported for this target, or the file does not agree with
+            PyTorch (`export-parity`).
+    """
+    return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
+
+
+def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
+    spec, distilled = step.spec, step.inputs["distill"]
+    prepare = preprocess_of(spec.data, spec.export, spec.task)
+    images = prepared(load_splits(spec.data, spec.folder).val[:PARITY_IMAGES], prepare)
+    teacher = load_teacher(spec)
+    student = trained(spec, distilled, teacher)
+
+    output = find_task(spec.task.kind).output
+    models: dict[str, ModelProto] = {}
+    report: dict[str, Any] = {}
+    for name, module in (("student", student), ("teacher", teacher)):
+        path = folder / f"{name}.onnx"
+        models[name] = onnx_from_module(
+            module, path, spec.export.profile, target.max_opset, target.ir_version, output
+        )
+        report[name] = _checked(name, module, path, images)
+    report["student_fp16"] = _half(student, models["student"], folder, images)
+    with suppress(KDError):  # a teacher that overflows is timed in fp32
+        onnx.save(to_fp16(models["teacher"]), folder / "teacher_fp16.onnx")
+    if "bf16" in target.precisions:
+        onnx.save(to_bf16(models["student"]), folder / "student_bf16.onnx")
+    report |= {
+        "opset": opset_of(models["student"]),
+        "ir_version": models["student"].ir_version,
+        "params": sum(p.numel() for p in student.parameters()),
+        "macs": count_macs(models["student"], spec.export.profile[1]),
+    }
+    write_json(folder / "parity.json", report)
+    write_json(folder / "preprocess.json", prepare.to_json())
+    return {name: report[name] for name in ("opset", "ir_version", "params", "macs")} | {
+        f"{name}_sqnr_db": report[name]["sqnr_db"] for name in ("student", "teacher")
+    }
+
+
+def _half(
+    student: nn.Module, model: ModelProto, folder: Path, images: list[NDArray[np.float32]]
+) -> dict[str, Any]:
+    """Write `student_fp16.onnx` and compare it; where there is no such form, say `why`."""
+    path = folder / "student_fp16.onnx"
+    try:
+        onnx.save(to_fp16(model), path)
+        return _half_agreement(student, path, images)
+    except KDError as error:  # the network may still be deployed in another precision
+        path.unlink(missing_ok=True)
+        blank = {"finite": False, "max_rel_error": None, "sqnr_db": None, "n": len(images)}
+        return {**blank, "why": error.message}
+
+
+def _half_agreement(
+    student: nn.Module, path: Path, images: list[NDArray[np.float32]]
+) -> dict[str, Any]:
+    """`agreement` of float16 with float32, `finite` false and no numbers where it overflows.
+
+    Overflow is recorded, not raised: the network may still be deployed in another precision. That
+    the file itself runs is checked with ONNX Runtime.
+    """
+    outputs = half_outputs(student, images)
+    finite = all(bool(np.isfinite(output).all()) for output in outputs)
+    if not finite:
+        return {"finite": False, "max_rel_error": None, "sqnr_db": None, "n": len(images)}
+    reference = torch_outputs(student, images)
+    file = agreement(reference, onnx_outputs(path, images))
+    found = agreement(reference, outputs)
+    if file["max_rel_error"] > MAX_HALF_ERROR:
+        raise KDError(
+            "export-parity",
+            f"the float16 file differs by {file['max_rel_error']:.2g} of the largest output "
+            f"(allowed {MAX_HALF_ERROR:g})",
+            where=path.name,
+            fix='set quantize.precision = "fp32" or "int8", and report the network',
+        )
+    return {"finite": True, **found}
+
+
+def prepared(photos: list[Photo], prepare: Preprocess) -> list[NDArray[np.float32]]:
+    """The photos as network inputs."""
+    return [prepare(photo.pixels(prepare.channels)) for photo in photos]
+
+
+def _checked(
+    name: str, module: nn.Module, path: Path, images: list[NDArray[np.float32]]
+) -> dict[str, float]:
+    found = parity(module, path, images)
+    if found["max_rel_error"] > MAX_REL_ERROR:
+        raise KDError(
+            "export-parity",
+            f"the {name}'s ONNX differs from PyTorch by {found['max_rel_error']:.2g} of the "
+            f"largest output (allowed {MAX_REL_ERROR:g})",
+            where=path.name,
+            fix="look for operators whose ONNX form differs, such as a custom autograd function",
+        )
+    return found

@@ -1,0 +1,195 @@
+"""The cache key of a step: everything that its result depends on, and nothing else."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdcompile.config.board import Board
+from kdcompile.config.deploy import Quantize
+from kdcompile.config.gates import Gates
+from kdcompile.config.spec import Spec, Teacher
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher
+from kdcompile.core.sources import source_key, sources_of
+from kdcompile.core.store import Artifact, digest
+from kdcompile.core.user_code import factory_sources
+from kdcompile.data.splits import Row, splits_rows
+from kdcompile.environment.doctor import version
+from kdcompile.latency.host_fingerprint import fingerprint_id
+from kdcompile.passes.stages import ALL, STAGES, Stage
+from kdcompile.targets import Target
+
+# what the content of the data's files stands for, or what verification alone reads
+DATA_FIELDS_BY_CONTENT = {
+    "root", "train", "val", "test", "unlabelled", "annotations", "files", "max_test",
+}  # fmt: skip
+
+# what a search for a student reads and a mere scaling of the teacher does not
+SEARCHED = {"data", "search", "distill", "teachers"}
+
+# libraries that compute nothing of a result
+SHOW_AND_CHECK = {"filelock", "pydantic", "pydantic_core", "rich", "safetensors"}
+
+FILES = "files"  # of a section: what is hashed, by name
+
+# what a training in int8 reads of [quantize]
+QAD_FIELDS = {"qad", "qad_scales", "qad_start", "calibrator"}
+
+
+def key_parts(
+    spec: Spec,
+    target: Target,
+    hasher: Hasher,
+    board: Board | None = None,
+    rows: Mapping[str, Sequence[Row]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """What each stage's key covers beside the content of its inputs.
+
+    `rows` are those of the splits, where they are known already.
+
+    Raises:
+        KDError: a file that the spec names is missing or unreadable.
+    """
+    rows = splits_rows(spec.data, spec.folder, hasher) if rows is None else rows
+    splits = {split: digest(held) for split, held in rows.items()}
+    return {
+        stage.name: {
+            "stage": stage.name,
+            "spec": {name: _section(spec, name, stage, hasher, target) for name in stage.sections},
+            "splits": {name: splits[name] for name in stage.splits if not _unread(stage, spec)},
+            "source": source_key(stage.module, hasher, stage.version),
+            "libraries": _libraries(stage.module),
+            "target": target.to_json() | {"full_name": target.full_name}
+            if stage.on_target
+            else None,
+            "machine": fingerprint_id() if measures(stage, spec) else None,
+            "board": {"place": board.label} | dict(board.facts)
+            if board is not None and measures(stage, spec)
+            else None,
+            **({"name": spec.name} if stage.name == "bundle" else {}),
+        }
+        for stage in STAGES.values()
+    }
+
+
+def measures(stage: Stage, spec: Spec) -> bool:
+    """Whether the stage times networks, so that its result is of a machine."""
+    searching = stage.name == "search" and spec.student.searches
+    return stage.on_machine or (searching and spec.search.measure > 0)
+
+
+def _unread(stage: Stage, spec: Spec) -> bool:
+    """Whether the stage is a search that looks at neither data nor training."""
+    return stage.name == "search" and not spec.student.searches
+
+
+def step_key(stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
+    """The key of a step whose inputs are made: by their content, so an equal result is a hit."""
+    return digest(covered(stage, parts, inputs))
+
+
+def covered(
+    stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifact]
+) -> dict[str, Any]:
+    """All that the key of a step is the hash of; of inputs that are not made yet nothing."""
+    content = {
+        name: {f: sha for f, sha in inputs[name].files.items() if files == ALL or f in files}
+        for name, files in stage.inputs.items()
+        if name in inputs
+    }
+    return {**parts, "inputs": content}
+
+
+def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target) -> Any:
+    """The values of a section; files by their content, under `FILES`."""
+    value = getattr(spec, name)
+    if name in SEARCHED and _unread(stage, spec):
+        return None
+    if name == "compile" and not measures(stage, spec):
+        return None
+    if name == "search":
+        return value.model_dump(mode="json", exclude={"jobs"})  # how many change no result
+    if name == "data":
+        fields = value.model_dump(mode="json", exclude=DATA_FIELDS_BY_CONTENT)
+        limit = value.max_test if "test" in stage.splits else None
+        return fields | {"max_test": limit, FILES: _code(value.format, spec, hasher)}
+    if name == "teacher":
+        return _teacher(value, spec, hasher, "teacher.weights")
+    if name == "teachers":  # by number, from 1 as a reader counts, so that changes have a place
+        return {
+            str(n): _teacher(teacher, spec, hasher, "teachers.weights")
+            for n, teacher in enumerate(value, 1)
+        }
+    if name == "student" and stage.name == "teacher":
+        return {"own": ":" in value.family}  # whose classes may be more than the teacher's
+    if name == "student":
+        fields = value.model_dump(mode="json", exclude={"weights"})
+        files = _file(value.weights, hasher, "student.weights")
+        return fields | {FILES: _code(value.family, spec, hasher) | files}
+    if name == "quantize" and stage.name == "distill":
+        return _trained_in_int8(value)
+    if name == "quantize":
+        fields = value.model_dump(mode="json", exclude={"cache"})
+        return fields | {FILES: _file(value.cache, hasher, "quantize.cache")}
+    if name == "gates":
+        return _gates(value, stage, spec, hasher, target)
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _teacher(teacher: Teacher, spec: Spec, hasher: Hasher, key: str) -> dict[str, Any]:
+    files = _code(teacher.model, spec, hasher) | _file(teacher.weights, hasher, key)
+    return {"model": teacher.model, FILES: files}
+
+
+def _gates(gates: Gates, stage: Stage, spec: Spec, hasher: Hasher, target: Target) -> Any:
+    """What a stage reads of `[gates]`; an earlier bundle by its manifest, which has all hashes."""
+    if stage.name == "calibrate":
+        return gates.accuracy.metric
+    if stage.name == "compile" and not target.is_foreign:
+        return gates.model_dump(mode="json", include={"accuracy", "parity"})  # a kit has them all
+    fields = gates.model_dump(mode="json", exclude={"previous": {"bundle"}})
+    earlier = None if gates.previous is None else gates.previous.bundle
+    if stage.name != "verify" or earlier is None:
+        return fields
+    manifest = spec.folder / earlier / "manifest.json"
+    return fields | {FILES: _file(manifest, hasher, "gates.previous.bundle")}
+
+
+def _trained_in_int8(quantize: Quantize) -> Any:
+    """What the training depends on of `[quantize]`: nothing where the student is not quantised."""
+    if not quantize.qad:
+        return None
+    return quantize.model_dump(mode="json", include=QAD_FIELDS)
+
+
+def _file(path: Path | None, hasher: Hasher, key: str) -> dict[str, str]:
+    """The hash of a file that a field of the spec names, by that field: its name is nothing."""
+    section, field = key.split(".")[:2]
+    if path is None:
+        return {}
+    if not path.is_file():
+        is_one = section != "teachers"  # --set gives a list of sections whole or not at all
+        raise KDError(
+            f"{field}-missing",
+            "this is a folder, not a file" if path.is_dir() else "there is no such file",
+            where=str(path),
+            fix=f"correct the path{f', or pass it with --set {key}=PATH' if is_one else ''}",
+        )
+    return {field: hasher.file(path)}
+
+
+def _code(factory: str, spec: Spec, hasher: Hasher) -> dict[str, str]:
+    """The source of a factory by its place; nothing for the name of something of kdcompile's."""
+    if ":" not in factory:
+        return {}
+    files = factory_sources(factory, spec.folder)
+    return {_place(path, spec.folder): hasher.file(path) for path in files}
+
+
+def _place(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
+def _libraries(module: str) -> dict[str, str | None]:
+    """The versions of the libraries that a module's results can depend on."""
+    return {name: version(name) for name in sorted(sources_of(module).libraries - SHOW_AND_CHECK)}

@@ -1,0 +1,187 @@
+"""What a build would do, and the build itself."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdcompile.config.board import Board
+from kdcompile.config.spec import Spec
+from kdcompile.config.step import Step
+from kdcompile.core.distributed import leave, made_by_main, processes
+from kdcompile.core.errors import KDError
+from kdcompile.core.logs import kept_in
+from kdcompile.core.store import Artifact, Store
+from kdcompile.data.check import check_data
+from kdcompile.data.splits import Row, load_splits, splits_rows
+from kdcompile.environment.doctor import version
+from kdcompile.passes.board import find_board
+from kdcompile.passes.keys import covered, key_parts, measures, step_key
+from kdcompile.passes.stages import STAGES, upstream
+from kdcompile.passes.why import NEVER, REUSED, keep, reasons
+from kdcompile.targets import Target, load
+
+log = logging.getLogger("kdcompile")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec bound to a target. A step's key is known once its inputs are made.
+
+    `parts` is what each stage's key covers beside its inputs, `rows` what the splits hold.
+    """
+
+    spec: Spec
+    target: Target
+    store: Store
+    parts: Mapping[str, Mapping[str, Any]]
+    board: Board | None = None
+    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+
+    def found(self) -> dict[str, Artifact]:
+        """Every finished artifact of this build, by stage."""
+        made: dict[str, Artifact] = {}
+        for name in STAGES:
+            key = self._key(name, made)
+            artifact = None if key is None else self.store.find(name, key)
+            if artifact is not None:
+                made[name] = artifact
+        return made
+
+    def why(self, name: str, made: Mapping[str, Artifact]) -> list[str]:
+        """What makes a step run that is not among those that are made."""
+        stage = STAGES[name]
+        cover = covered(stage, self.parts[name], made)
+        own = reasons(self.store, name, self._key(name, made), cover, self.rows)
+        waits = [needed for needed in stage.inputs if needed not in made]
+        return own if own == [NEVER] or not waits else [*own, f"after {', '.join(waits)}"]
+
+    @property
+    def awaits_search(self) -> bool:
+        """Whether the student is still to be searched for, which trains on the data."""
+        return self.spec.student.searches and "search" not in self.found()
+
+    def make(self, stage: str) -> Artifact:
+        """The stage's artifact, made if it is not there, and before it whatever it needs.
+
+        Of several processes (torchrun) the first one runs every stage, and the others only take
+        part in those that run in parallel: for them this ends the program.
+
+        Raises:
+            KDError: any stage's.
+        """
+        made, place = self.found(), processes()
+        if place.is_main:
+            self.store.sweep()
+        place.barrier()  # all have seen the same store before anyone writes to it
+        todo = [n for n in upstream(stage) if n not in made] if stage not in made else []
+        for name in made:
+            log.debug("%s: cached %s", name, made[name].path)
+        if todo and place.is_main:
+            with kept_in(self.store.root):
+                return self._make(todo, made)[stage]
+        return self._make(todo, made)[stage]
+
+    def _make(self, todo: Sequence[str], made: dict[str, Artifact]) -> dict[str, Artifact]:
+        """Run the steps in order, adding them to what is made."""
+        place = processes()
+        if place.is_main and any(self.parts[name]["splits"] for name in todo):
+            check_data(self.spec, self.store.root)  # before anything is trained
+        if place.is_main and "distill" in todo:
+            from kdcompile.passes.refusals import refuse_settings  # a build that is made has none
+
+            refuse_settings(self.spec, load_splits(self.spec.data, self.spec.folder))
+        last = max((n for n, name in enumerate(todo) if STAGES[name].parallel), default=-1)
+        for name in todo[: last + 1]:
+            made[name] = self._run_together(name, made)
+        if not place.is_main:
+            leave()
+            sys.exit(0)
+        for name in todo[last + 1 :]:
+            made[name] = self._run(name, made)
+        return made
+
+    def _run_together(self, name: str, made: Mapping[str, Artifact]) -> Artifact:
+        """A stage while other processes follow."""
+        place = processes()
+        if place.is_main or STAGES[name].parallel:
+            artifact = self._run(name, made)
+        if not STAGES[name].parallel:
+            place.barrier()
+        if not place.is_main:
+            key = self._key(name, made)
+            assert key is not None, "upstream stages come first"
+            artifact = made_by_main(self.store, name, key)
+        return artifact
+
+    def _key(self, name: str, made: Mapping[str, Artifact]) -> str | None:
+        stage = STAGES[name]
+        ready = all(needed in made for needed in stage.inputs)
+        return step_key(stage, self.parts[name], made) if ready else None
+
+    def _run(self, name: str, made: Mapping[str, Artifact]) -> Artifact:
+        log.info("%s", name)
+        stage, key = STAGES[name], self._key(name, made)
+        assert key is not None, "upstream stages come first"
+        why = self.why(name, made)
+        for reason in why:
+            log.log(logging.DEBUG if reason == NEVER else logging.INFO, "%s: %s", name, reason)
+        began = time.monotonic()
+        inputs = {needed: made[needed] for needed in stage.inputs}
+        board = self.board if measures(stage, self.spec) else None
+        step = Step(name, key, self.spec.only(stage.sections), inputs, board)
+        artifact = stage.load()(step, self.store, self.target)
+        with suppress(OSError):  # the step is made; why the next one runs is a courtesy
+            keep(self.store, artifact, covered(stage, self.parts[name], inputs), self.rows)
+        if why != [REUSED]:
+            log.info("%s: done in %.1f s", name, time.monotonic() - began)
+        return artifact
+
+
+def make_plan(spec: Spec, via: str | None = None) -> Plan:
+    """Resolve the target, ask the board if there is one, and hash what the steps depend on.
+
+    Args:
+        spec: what is asked for.
+        via: where the engine is built; None for this machine.
+
+    Raises:
+        KDError: an unknown target, a file that is missing, or a board that does not answer;
+            `name-unprintable`.
+    """
+    check_name(spec)
+    store = Store(spec.folder / ".kdcompile")
+    board, target = find_board(spec, resolve_target(spec.target), via)
+    rows = splits_rows(spec.data, spec.folder, store.hasher)
+    parts = key_parts(spec, target, store.hasher, board, rows)
+    store.save_hashes()
+    return Plan(spec, target, store, parts, board, rows)
+
+
+def check_name(spec: Spec) -> None:
+    """Refuse a folder whose name no bundle may have, before anything is made for it.
+
+    Raises:
+        KDError: `name-unprintable`.
+    """
+    if spec.name and spec.name.isprintable():
+        return
+    what = f"{spec.name!r} has characters that are not printed" if spec.name else "it has no name"
+    raise KDError(
+        "name-unprintable",
+        f"the spec's folder names the bundle, and {what}",
+        where=str(spec.folder),
+        fix="give the folder another name, or move the spec and its files into one that has",
+    )
+
+
+def resolve_target(name: str) -> Target:
+    """The target; a workstation's with the TensorRT that is installed here, if one is."""
+    target = load(name)
+    found = version("tensorrt")
+    if target.kind == "workstation" and found is not None:
+        return target.with_backend(found)
+    return target

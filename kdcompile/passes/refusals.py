@@ -1,0 +1,159 @@
+"""What a build would refuse once it trains, and what it would do badly: told by its plan already.
+
+Networks are run on shapes alone, so nothing is computed and nothing is traced for it.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import Artifact
+from kdcompile.data.photo import Photo
+from kdcompile.data.splits import Splits, evenly
+from kdcompile.distill.registry import refuse_recipes
+from kdcompile.distill.schedule import stage_plans
+from kdcompile.distill.shapes import output_stride, refuse_labels, refuse_other_outputs
+from kdcompile.models.factory import load_teacher, load_teachers
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.passes.teacher import output_shape, taught
+from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import find_task
+
+if TYPE_CHECKING:
+    from kdcompile.passes.manager import Plan
+
+T = TypeVar("T")
+LOOKED_AT = 32  # photos whose size is read
+FILLED = 0.5  # of a crop or an input: below it most of what a network sees is padding
+HARDLY_FILLED = 0.25  # of a crop: below it a network learns padding
+
+
+def refuse_networks(plan: "Plan", splits: Splits, found: Mapping[str, Artifact]) -> None:
+    """Refuse a teacher and a student that do not fit the task, the data or each other.
+
+    Args:
+        plan: whose student is known unless a search is still to do.
+        splits: of its data.
+        found: what is made already; what has trained is not looked at again.
+
+    Raises:
+        KDError: `teacher-output`, `teacher-forward`, `labels-invalid`, `student-output`,
+            `student-forward` or `crop-stride`.
+    """
+    if "distill" in found:
+        return
+    spec, task = plan.spec, find_task(plan.spec.task.kind)
+    teacher = load_teacher(spec)
+    asked = spec.export.profile[1]
+    shape = on_shapes(lambda: output_shape(teacher, asked, torch.device("cpu"), task))
+    for photos in (splits.train, splits.val):
+        taught(photos, task, shape, splits, spec)
+    others = load_teachers(spec)
+    on_shapes(lambda: refuse_other_outputs(teacher, others, spec))
+    if "search" not in found:  # its student will have the teacher's outputs
+        on_shapes(lambda: output_stride(teacher, teacher, spec))
+        return
+    architecture = found["search"].json("architecture.json")
+    student = student_from_architecture(teacher, architecture, spec.folder)
+    on_shapes(lambda: output_stride(teacher, student, spec))
+    on_shapes(lambda: refuse_labels(student, spec, splits))
+
+
+def on_shapes(check: Callable[[], T]) -> T:
+    """A check of networks, which are run on shapes alone unless they cannot be.
+
+    Raises:
+        KDError: the check's, of a network that really ran.
+    """
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return check()
+    except KDError as error:
+        if not error.code.endswith("-forward"):
+            raise
+    return check()  # what fails on shapes may run on numbers
+
+
+def refuse_settings(spec: Spec, splits: Splits) -> None:
+    """Refuse recipes that do not exist or do not fit, and crops that are little but padding.
+
+    Raises:
+        KDError: those of `refuse_recipes`; `crop-larger`.
+    """
+    refuse_recipes(spec)
+    size = typical_size(splits)
+    if size is None:
+        return
+    for crop in _crops(spec):
+        share = _filled(size, (crop, crop))
+        if share < HARDLY_FILLED:
+            raise KDError(
+                "crop-larger",
+                f"a crop of {crop} is larger than the photos, which are {size[0]} x {size[1]}: "
+                f"{1 - share:.0%} of it would be padding",
+                where="[distill] crop",
+                fix=f"set distill.crop to {min(size)} or less, and export.shape to the photos' "
+                "size",
+            )
+
+
+def warnings_of(spec: Spec, splits: Splits) -> list[str]:
+    """What a build would do hardly as it is meant: crops and inputs that are mostly padding."""
+    size = typical_size(splits)
+    if size is None:
+        return []
+    photos = f"the photos, which are {size[0]} x {size[1]}"
+    told = [
+        f"distill.crop = {crop} is larger than {photos}: {1 - share:.0%} of a crop is padding; set "
+        f"it to {min(size)} or less"
+        for crop in _crops(spec)
+        if (share := _filled(size, (crop, crop))) < FILLED
+    ]
+    prepare = preprocess_of(spec.data, spec.export, spec.task)
+    share = _filled(prepare.fitted(*size), prepare.min_hw)
+    if share < FILLED:
+        asked = " x ".join(map(str, prepare.min_hw))
+        told.append(
+            f"export.shape, {asked}, is larger than {photos}: {1 - share:.0%} of an input is "
+            "padding; set export.shape to the size of the photos that it will be used on"
+        )
+    return told
+
+
+def typical_size(splits: Splits) -> tuple[int, int] | None:
+    """Median height and width of a few training photos, read from the heads of their files."""
+    found = [size for photo in evenly(splits.train, LOOKED_AT) if (size := _size(photo))]
+    if not found:
+        return None
+    height, width = np.median(np.array(found), axis=0)
+    return int(height), int(width)
+
+
+def _crops(spec: Spec) -> list[int]:
+    return list(dict.fromkeys(plan.options.crop for plan in stage_plans(spec.distill)))
+
+
+def _filled(size: tuple[int, int], asked: tuple[int, int]) -> float:
+    """The share of an area that a photo at its top left corner covers."""
+    return min(1.0, size[0] / asked[0]) * min(1.0, size[1] / asked[1])
+
+
+def _size(photo: Photo) -> tuple[int, int] | None:
+    """Height and width; None of a file that cannot be read, which is told elsewhere."""
+    if photo.array is not None:
+        return photo.array.shape[0], photo.array.shape[1]
+    source = photo.path if photo.encoded is None else io.BytesIO(photo.encoded)
+    try:
+        assert source is not None, "a photo has a path, an array or encoded bytes"
+        with Image.open(source) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5
+            return image.size if turned else image.size[::-1]
+    except Exception:  # decoders raise nearly anything on arbitrary bytes
+        return None

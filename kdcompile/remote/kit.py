@@ -1,0 +1,141 @@
+"""The build kit: what a board needs to build its own engine and prove it."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile import __version__
+from kdcompile.config.deploy import Profile
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256, write_json, write_text
+from kdcompile.targets import Target
+from kdcompile.tasks.task import Task
+
+HERE = Path(__file__).parent
+TEMPLATES = HERE / "kit"
+SHARED = ("worker.py", "same_board.py", "usage.py")
+SCRIPTS = (*(HERE / name for name in SHARED), *sorted(TEMPLATES.glob("*.py")))
+INPUT = "image"
+MAX_REFERENCES = 4
+SETTINGS = ("workspace_mb", "optimization_level", "deterministic", "dla", "sparsity")  # [compile]
+Reference = tuple[
+    Sequence[NDArray[np.float32]], Mapping[str, Sequence[NDArray[np.float32]]]
+]  # inputs, and outputs by precision
+
+
+def write_kit(
+    folder: Path,
+    target: Target,
+    onnx_by_precision: Mapping[str, Path],
+    calibration: Path,
+    preprocess: Path,
+    gates: Mapping[str, Any],
+    reference: Reference,
+    task: Task,
+    *,
+    profile: Profile,
+    predicted: str,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `folder/kit/`; `kit.json` lists every other file with its SHA-256.
+
+    Args:
+        folder: where `kit/` is made.
+        target: the board.
+        onnx_by_precision: the student's files; fp32 must be among them. Any precision that the
+            worker knows may be: fp16, bf16, int8, fp8, mixed.
+        calibration: the table of int8 ranges.
+        preprocess: how images become inputs.
+        gates: the `gates` section of the spec as JSON values.
+        reference: 1 to 4 inputs, and the outputs of ONNX Runtime for them: fp32's, which the
+            board compares with, and those of other precisions that run here.
+        task: what the outputs mean.
+        profile: smallest, typical and largest input shape.
+        predicted: the precision that was chosen without the board.
+        settings: the `compile` section of the spec: what `build_engine.py` does unless told
+            otherwise.
+
+    Returns:
+        What `kit.json` says.
+
+    Raises:
+        KDError: `kit-reference`, the reference does not hold what the board compares with.
+    """
+    _check(onnx_by_precision, reference)
+    kit = folder / "kit"
+    kit.mkdir(parents=True)
+    for precision, path in onnx_by_precision.items():
+        shutil.copyfile(path, kit / f"student_{precision}.onnx")
+    shutil.copyfile(calibration, kit / "calibration.json")
+    shutil.copyfile(preprocess, kit / "preprocess.json")
+    write_json(kit / "gates.json", dict(gates))
+    _save(kit / "reference.npz", reference)
+    for script in SCRIPTS:
+        shutil.copyfile(script, kit / script.name)
+    about = _about(target, list(onnx_by_precision), task, profile, predicted)
+    about["compile"] = {key: (settings or {}).get(key) for key in SETTINGS}
+    write_text(kit / "README.md", _readme(target, about))
+    files = {path.name: file_sha256(path) for path in sorted(kit.iterdir())}
+    meta = {**about, "files": files}
+    write_json(kit / "kit.json", meta)
+    return meta
+
+
+def _save(path: Path, reference: Reference) -> None:
+    """`input_I`, and `output_PRECISION_I` for each precision."""
+    inputs, outputs = reference
+    arrays = {f"input_{i}": image for i, image in enumerate(inputs)}
+    for precision, found in outputs.items():
+        arrays |= {f"output_{precision}_{i}": output for i, output in enumerate(found)}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def _check(onnx_by_precision: Mapping[str, Path], reference: Reference) -> None:
+    inputs, outputs = reference
+    whole = all(len(found) == len(inputs) for found in outputs.values())
+    if not {"fp32"} <= set(onnx_by_precision) & set(outputs) or not whole:
+        raise KDError(
+            "kit-reference",
+            f"the kit needs fp32 and as many outputs as inputs; it has {sorted(onnx_by_precision)}"
+            f" and outputs { ({p: len(o) for p, o in outputs.items()}) } for {len(inputs)} inputs",
+            where="the build kit",
+            fix="report it: the compile stage makes both",
+        )
+    if not 1 <= len(inputs) <= MAX_REFERENCES:
+        raise ValueError(f"a kit takes 1 to {MAX_REFERENCES} reference inputs, got {len(inputs)}")
+
+
+def _about(
+    target: Target, precisions: Sequence[str], task: Task, profile: Profile, predicted: str
+) -> dict[str, Any]:
+    board = (
+        "name", "title", "compute_capability", "jetpack", "tensorrt", "power_mode", "python",
+        "memory_gb",
+    )  # fmt: skip
+    return {
+        "kdcompile_version": __version__,
+        "target": {name: getattr(target, name) for name in board},
+        "precisions": list(precisions),
+        "profile": [list(shape) for shape in profile],
+        "predicted": predicted,
+        "input": INPUT,
+        "output": task.output,
+        "task": task.kind,
+    }
+
+
+def _readme(target: Target, about: Mapping[str, Any]) -> str:
+    text = (TEMPLATES / "README.md").read_text(encoding="utf-8")
+    return Template(text).substitute(
+        title=target.title,
+        jetpack=target.jetpack,
+        tensorrt=target.tensorrt,
+        power_mode=target.power_mode,
+        precisions=", ".join(about["precisions"]),
+        predicted=about["predicted"],
+    )

@@ -1,0 +1,206 @@
+"""A worker on a board, through the user's own OpenSSH: one connection for all of it."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from tempfile import mkdtemp
+
+from kdcompile.core.errors import KDError
+from kdcompile.remote.address import Address
+from kdcompile.remote.client import MIB, Place, boot_command
+from kdcompile.remote.errors import (
+    LOST,
+    SSH_FAILED,
+    board_lost,
+    copy_failed,
+    disk_full,
+    file_differs,
+    no_program,
+    no_sftp,
+    not_started,
+    worker_died,
+)
+from kdcompile.remote.process import Gone
+
+CLOSED = "Connection closed"  # all that sftp says where the server has no such subsystem
+COPY_S = 7200.0  # of one file, over the slowest link that is of use
+CONFIG = "KDCOMPILE_SSH_CONFIG"
+# OpenSSH keeps the first value, so these stand before those of the user's configuration
+OPTIONS = {
+    "BatchMode": "yes",
+    "ClearAllForwardings": "yes",
+    "ConnectTimeout": "15",
+    "ControlPersist": "no",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "LogLevel": "ERROR",
+    "PermitLocalCommand": "no",
+    "RemoteCommand": "none",
+    "RequestTTY": "no",
+    "ServerAliveCountMax": "3",
+    "ServerAliveInterval": "10",
+    "StrictHostKeyChecking": "yes",
+}
+SHORT = "/tmp"  # a socket's path has about 100 characters; TMPDIR may have more
+
+
+class SshPlace(Place):
+    """A board. The worker's connection is the one that copies share.
+
+    Args:
+        address: its parts, checked.
+        backend: of the worker.
+    """
+
+    def __init__(self, address: Address, backend: str) -> None:
+        self._ssh, self._sftp, self._address = _program("ssh"), _program("sftp"), address
+        # only its owner may enter a folder of mkdtemp: it holds the connection's socket
+        self._private = Path(mkdtemp(prefix="kdc-", dir=SHORT if os.path.isdir(SHORT) else None))
+        self._options = _options(address, self._private / "c")
+        remote = shlex.join([address.python, *boot_command(backend)])
+        master = ["-o", "ControlMaster=yes", address.host, remote]
+        try:
+            super().__init__(address.label, [self._ssh, *self._options, *master])
+        except BaseException:
+            shutil.rmtree(self._private, ignore_errors=True)
+            raise
+
+    def close(self) -> None:
+        """End the worker and the connection."""
+        try:
+            super().close()
+        finally:
+            shutil.rmtree(self._private, ignore_errors=True)
+
+    def _not_started(self, gone: Gone) -> KDError:
+        address = self._address
+        return not_started(self.label, address.destination, address.python, gone.status, gone.lines)
+
+    def _gone(self, gone: Gone) -> KDError:
+        """The client's own status is also that of a worker which a signal ended."""
+        if gone.status == SSH_FAILED and any(LOST.search(line) for line in gone.lines):
+            return board_lost(self.label)
+        # OpenSSH's own words may name key files; the worker's are told
+        lines = [] if gone.status == SSH_FAILED else gone.lines
+        return worker_died(self.label, gone.status, lines)
+
+    def _copy_in(self, local: Path, there: str, sha256: str) -> None:
+        """Into `there.part`, which a broken copy leaves and the next one goes on with."""
+        part, size = f"{there}.part", local.stat().st_size
+        found = self.call("stat", path=part)
+        have = int(found["bytes"]) if found["exists"] else 0
+        if have >= size and found.get("sha256") != sha256:
+            self.call("remove", path=part)
+            have = 0
+        if have < size:
+            self._check_room(size - have)
+            self._upload("reput" if have else "put", local, part)
+        if self.call("stat", path=part).get("sha256") != sha256:
+            self.call("remove", path=part)
+            raise file_differs(str(local), self.label)
+        self._batch(f"rename {_quoted(part)} {_quoted(there)}")
+
+    def _copy_out(self, there: str, local: Path, sha256: str, size: int) -> None:
+        """Into `.NAME.HASH.part` beside the file, likewise; the hash is that of the whole."""
+        part = local.with_name(f".{local.name}.{sha256[:16]}.part")
+        have = part.stat().st_size if part.is_file() else 0
+        if have > size:
+            part.unlink()
+        if have != size:
+            self._transfer(f"{'reget' if 0 < have < size else 'get'} {_quoted(there)} local", part)
+        self._check_copy(part, sha256, there)
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        part.replace(local)
+
+    def _send(self, local: Path, there: str) -> None:
+        self._upload("put", local, there)
+
+    def _fetch(self, there: str, local: Path) -> None:
+        self._transfer(f"get {_quoted(there)} local", local)
+
+    def _upload(self, verb: str, local: Path, there: str) -> None:
+        """A copy to the board, whose server gives no reason where its disk is full."""
+        try:
+            self._transfer(f"{verb} local {_quoted(there)}", local)
+        except KDError as error:
+            have = int(self.call("stat", path=there).get("bytes") or 0)
+            rest = (local.stat().st_size - have) / MIB
+            free = self._free_mb()
+            raise disk_full(self.label, self.work, free, rest) if free < rest else error from None
+
+    def _transfer(self, line: str, local: Path) -> None:
+        """One copy; `local` in the line is a link, so that no name from here is parsed there."""
+        link = self._private / "local"
+        with suppress(FileNotFoundError):
+            link.unlink()
+        link.symlink_to(local.absolute())
+        self._batch(line)
+
+    def _batch(self, line: str) -> None:
+        """One command of sftp over the open connection.
+
+        Raises:
+            KDError: `board-lost` where the worker is gone too, else `copy-failed`.
+            ToolMissingError: `sftp-missing`, the server there offers none.
+        """
+        try:
+            done = self._run_sftp(line)
+        except subprocess.TimeoutExpired:
+            raise copy_failed(self.label, [f"not done in {COPY_S:g} s"]) from None
+        if done.returncode:
+            self.call("hello")  # raises where the board is gone
+            said = done.stderr.strip().splitlines() if done.returncode > 0 else []
+            if said[-1:] == [CLOSED] and self._run_sftp("pwd").returncode:
+                raise no_sftp(self.label)
+            raise copy_failed(self.label, said)
+
+    def _run_sftp(self, line: str) -> subprocess.CompletedProcess[str]:
+        host = self._address.host
+        command = [self._sftp, "-q", "-b", "-", "-S", self._ssh, *self._options]
+        return subprocess.run(
+            [*command, "-o", "ControlMaster=no", f"[{host}]" if ":" in host else host],
+            input=line + "\n",
+            cwd=self._private,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=COPY_S,
+        )
+
+
+def _options(address: Address, socket: Path) -> list[str]:
+    """Arguments that ssh and sftp share."""
+    config = os.environ.get(CONFIG)
+    values = {**OPTIONS, "ControlPath": str(socket)}
+    values |= {"User": address.user} if address.user else {}
+    values |= {"Port": str(address.port)} if address.port else {}
+    options = [word for key, value in values.items() for word in ("-o", f"{key}={value}")]
+    return [*(["-F", os.path.abspath(config)] if config else []), *options]
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise no_program(name)
+    return found
+
+
+def _quoted(path: str) -> str:
+    """A path as one word of an sftp batch.
+
+    Raises:
+        KDError: `via-path`, a line break, which would end the command.
+    """
+    if not path.isprintable():
+        raise KDError(
+            "via-path",
+            f"{path!r} has characters that sftp cannot be told",
+            where="a path on the board",
+            fix="set KDCOMPILE_CACHE there to a folder with a plain name",
+        )
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'

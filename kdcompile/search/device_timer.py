@@ -1,0 +1,183 @@
+"""Where a search times its candidates: ONNX Runtime of this process, or a worker's engines."""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.backends import engine
+from kdcompile.backends.candidate_runner import RUNS_HERE
+from kdcompile.backends.onnxruntime_ import OrtRunner, open_session
+from kdcompile.config.board import Board
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
+from kdcompile.latency_model.device_check import difference, mode_of
+from kdcompile.remote.open import Place
+from kdcompile.targets import Target
+
+Floats = NDArray[np.float32]
+TURNS, MIN_TURNS, SECONDS = 15, 5, 30.0  # samples of each network, fewer where that takes long
+ITERATIONS, SAMPLE_MS = 20, 50.0  # of one sample: at most so many inferences, in about so long
+
+
+class Bench(Protocol):
+    """Networks side by side under names; a context manager. `label` says where."""
+
+    label: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *raised: Any) -> None: ...
+
+    def file_of(self, precision: str) -> str | None:
+        """The kind of ONNX file that a precision is built from; None where it cannot be built."""
+
+    def add(self, name: str, onnx: Path, precision: str) -> None:
+        """Make a network ready.
+
+        Raises:
+            KDError: it cannot be built, loaded or run there.
+        """
+
+    def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
+        """Milliseconds of each network, samples of all taking turns, and how they were timed.
+
+        Args:
+            image: float32 [N, C, H, W].
+        """
+
+
+def bench_of(target: Target, board: Board | None, spec: Spec) -> Bench:
+    """The bench at a board, or of this process; only the device that the latencies are for.
+
+    Raises:
+        KDError: `measure-foreign`.
+    """
+    if board is None:
+        if target.kind != "cpu":
+            raise _foreign("ONNX Runtime on this machine's CPU", target)
+        return Here()
+    return There(target, board, spec)
+
+
+class Here:
+    """ONNX Runtime on this CPU, as a build for the CPU ships it."""
+
+    label = "this machine"
+
+    def __init__(self) -> None:
+        self.runners: dict[str, OrtRunner] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.runners.clear()
+
+    def file_of(self, precision: str) -> str | None:
+        """Each has its own."""
+        return precision if precision in RUNS_HERE else None
+
+    def add(self, name: str, onnx: Path, precision: str) -> None:
+        """A session."""
+        self.runners[name] = open_session(onnx)
+
+    def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
+        """By the wall clock."""
+        times: dict[str, list[float]] = {name: [] for name in self.runners}
+        begin = time.perf_counter()
+        for turn in range(TURNS):
+            if turn >= MIN_TURNS and time.perf_counter() - begin > SECONDS:
+                break
+            names = list(times)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                times[name].append(_sample(self.runners[name], image))
+        return times, "wall"
+
+
+def _sample(runner: OrtRunner, image: Floats) -> float:
+    """Median milliseconds of a few inferences, after one that takes back the caches."""
+    runner(image)
+    found: list[float] = []
+    while len(found) < ITERATIONS and sum(found) < SAMPLE_MS:
+        start = time.perf_counter()
+        runner(image)
+        found.append(1000 * (time.perf_counter() - start))
+    return median(found)
+
+
+class There:
+    """Engines that the worker at a board builds, loads and times."""
+
+    def __init__(self, target: Target, board: Board, spec: Spec) -> None:
+        """`spec`: its sections compile and export."""
+        self.target, self.board, self.spec = target, board, spec
+        self.label, self.names = board.label, list[str]()
+        self._open = ExitStack()
+        self.place: Place
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.place = stack.enter_context(engine.at(self.board))
+            self._check()
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def _check(self) -> None:
+        """Only the target itself, in its power mode, tells of its model."""
+        if self.target.kind == "cpu":
+            return
+        about = self.place.about
+        if self.board.evidence != "device" or difference(about, self.target):
+            raise _foreign(self.label, self.target)
+        running = mode_of(about, self.target)
+        if running not in (None, self.target.power_mode):
+            raise _foreign(f"{self.label} in power mode {running}", self.target)
+
+    def file_of(self, precision: str) -> str | None:
+        """As the worker's hello says."""
+        plan: Mapping[str, Any] | None = self.place.about["precisions"].get(precision)
+        return None if plan is None else str(plan["onnx"])
+
+    def add(self, name: str, onnx: Path, precision: str) -> None:
+        """An engine, built unless an equal one lies there, loaded and run once."""
+        profile = self.spec.export.profile
+        built = engine.build(self.place, self.board, onnx, precision, self.spec.compile, profile)
+        self.place.call("load", path=built.there, name=name)
+        try:
+            engine.prove(self.place, name, profile[1])
+        except KDError:
+            self.place.call("unload", name=name)
+            raise
+        self.names.append(name)
+
+    def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
+        """By the device's clock, in the leanest mode that every network runs in."""
+        mode, pace = engine.judged_pace(self.place, self.names, image)
+        times = engine.in_turns(self.place, self.names, image, mode=mode, **asdict(pace))
+        return {name: samples.tolist() for name, samples in times.items()}, mode
+
+
+def _foreign(place: str, target: Target) -> KDError:
+    return KDError(
+        "measure-foreign",
+        f"{place} is not {target.full_name}: times there say nothing of it",
+        where="[search] measure",
+        fix="name the board with --via ssh://USER@BOARD, or search without measuring: "
+        "--set search.measure=0",
+    )

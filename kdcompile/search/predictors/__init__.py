@@ -1,0 +1,1 @@
+"""Predict a candidate's quality without training it in full."""

@@ -1,0 +1,261 @@
+"""What blocks are taught with: training crops, the teacher's cuts, and an order of its channels.
+
+The crops and the orders are made once and kept in the store; whoever measures a block reads them
+and runs the teacher as far as the block's cut.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher, write_json
+from kdcompile.core.sources import source_key
+from kdcompile.core.store import Artifact, Store, digest
+from kdcompile.core.user_code import factory_sources
+from kdcompile.data.augment import CropSampler
+from kdcompile.data.images import ImageStore
+from kdcompile.data.photo import Photo
+from kdcompile.data.splits import load_splits, splits_digest
+from kdcompile.distill.objective import OBJECTIVES
+from kdcompile.distill.shapes import output_stride
+from kdcompile.distill.training_context import training_device
+from kdcompile.models.cuts import Cut, cuts
+from kdcompile.models.factory import load_teacher, read_weights, write_weights
+from kdcompile.search.predictors.teacher_features import (
+    AT_ONCE,
+    nested_order,
+    output_demands,
+    rows_of,
+    teacher_maps,
+)
+from kdcompile.tasks.preprocess import preprocess_of
+
+SIDE = 256  # larger crops teach a block nothing more, and cost
+HELD_OUT = 4  # one training photo in so many is held out
+LIBRARIES = ("torch", "numpy", "pillow")
+DATA_FIELDS = ("format", "mean", "std")
+DISTILL_FIELDS = ("crop", "scale", "flip")
+
+
+@dataclass(frozen=True)
+class ImitationOptions:
+    """How blocks are taught: crops to learn from, crops held out, Adam's steps, batch and rate."""
+
+    crops: int = 48
+    held: int = 16
+    steps: int = 300
+    batch: int = 8
+    lr: float = 2e-2
+
+
+@dataclass(frozen=True)
+class Ground:
+    """All that an evaluation needs to start in a process of its own.
+
+    root: of the store; key: of the lessons that are kept there.
+    """
+
+    spec: Spec
+    root: Path
+    options: ImitationOptions
+    key: str
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """The teacher (inference mode) with its cuts, and crops [N, C, s, s], on one device.
+
+    orders: for each cut its channels [C], so that every beginning explains the most of what the
+    output makes of all. demands: what it makes of them (`output_demands`), [C, C], of trace C.
+    """
+
+    teacher: nn.Module
+    cuts: Sequence[Cut]
+    orders: Sequence[Tensor]
+    demands: Sequence[Tensor]
+    fit: Tensor
+    held: Tensor
+
+    def kept(self, cut: int, maps: Tensor, width: int) -> Tensor:
+        """The first `width` channels of a cut's maps, in its order; zeros beyond all of them."""
+        order = self.orders[cut]
+        chosen = maps[:, order[:width]]
+        return functional.pad(chosen, (0, 0, 0, 0, 0, max(0, width - len(order))))
+
+
+def prepare(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
+    """Make the lessons, unless the store has them.
+
+    Args:
+        spec: its sections seed, task, teacher, data, distill and export.
+        options: how many crops.
+        store: where they are kept, as stage `lessons`.
+
+    Raises:
+        KDError: `stages-unknown`, or those of the teacher and the data.
+    """
+    key = _key(spec, options, store.hasher)
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        device = training_device()
+        teacher = load_teacher(spec).to(device)
+        side = _side(spec.distill.crop)
+        found = cuts(teacher, spec.export.profile[1])  # as the space of students has them
+        fit, held = _crops(spec, teacher, options, side, device)
+        demands = output_demands(teacher, [cut.name for cut in found], fit, spec.seed)
+        moments = _covariances(teacher, found, fit)
+        orders = [nested_order(*pair) for pair in zip(moments, demands, strict=True)]
+        write_json(folder / "cuts.json", [asdict(cut) for cut in found])
+        write_weights(folder / "crops.safetensors", {"fit": fit, "held": held})
+        named = {f"order.{i}": order for i, order in enumerate(orders)}
+        named |= {f"demand.{i}": demand.float() for i, demand in enumerate(demands)}
+        write_weights(folder / "orders.safetensors", named)
+        return {"cuts": [cut.name for cut in found], "crops": len(fit), "held": len(held)}
+
+    store.make("lessons", key, build)
+    return Ground(spec, store.root, options, key)
+
+
+def bare_ground(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
+    """A ground without lessons, for students that are not made of taught blocks.
+
+    Raises:
+        KDError: `weights-missing`, or those of the data.
+    """
+    return Ground(spec, store.root, options, _key(spec, options, store.hasher))
+
+
+def lessons(ground: Ground) -> Lessons:
+    """The lessons of a ground, read once a process."""
+    return _read(Handle(ground))
+
+
+class Handle:
+    """A ground that is equal to another by its key, for caches within a process."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Handle) and self._mark == other._mark
+
+    def __hash__(self) -> int:
+        return hash(self._mark)
+
+    @property
+    def _mark(self) -> tuple[str, str]:
+        return str(self.ground.root), self.ground.key
+
+
+@functools.lru_cache(maxsize=1)
+def _read(handle: Handle) -> Lessons:
+    ground, device = handle.ground, training_device()
+    entry = kept_entry(Store(ground.root), "lessons", ground.key)
+    crops, _ = read_weights(entry.file("crops.safetensors"))
+    orders, _ = read_weights(entry.file("orders.safetensors"))
+    found = [Cut(**cut) for cut in entry.json("cuts.json")]
+    return Lessons(
+        load_teacher(ground.spec).to(device).requires_grad_(False),
+        found,
+        [orders[f"order.{i}"].to(device) for i in range(len(found))],
+        [orders[f"demand.{i}"].to(device) for i in range(len(found))],
+        crops["fit"].to(device),
+        crops["held"].to(device),
+    )
+
+
+def kept_entry(store: Store, stage: str, key: str) -> Artifact:
+    """An entry that was made before.
+
+    Raises:
+        KDError: `evidence-gone`.
+    """
+    entry = store.find(stage, key)
+    if entry is None:
+        raise KDError(
+            "evidence-gone",
+            f"the store's entry {stage}/{key[:8]} went away during the search",
+            where=str(store.root),
+            fix="run the search again; what is there is not made twice",
+        )
+    return entry
+
+
+def _covariances(teacher: nn.Module, found: Sequence[Cut], images: Tensor) -> list[Tensor]:
+    """Covariance [C, C] of each cut's channels over sampled positions, float64."""
+    sums: list[list[Tensor]] = [[] for _ in found]
+    for _, maps in teacher_maps(teacher, [cut.name for cut in found], images):
+        for i, each in enumerate(maps):
+            rows = rows_of(each, i).double()
+            new = [rows.new_tensor(float(len(rows))), rows.sum(0), rows.T @ rows]
+            sums[i] = [a + b for a, b in zip(sums[i], new, strict=True)] if sums[i] else new
+    means = [(total / count, squares / count) for count, total, squares in sums]
+    return [squares - torch.outer(mean, mean) for mean, squares in means]
+
+
+def _crops(
+    spec: Spec, teacher: nn.Module, options: ImitationOptions, side: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Crops to learn from and held-out ones, of different photos where there are several."""
+    photos = load_splits(spec.data, spec.folder).train
+    apart = photos[::HELD_OUT] if len(photos) > 1 else photos
+    rest = [p for i, p in enumerate(photos) if i % HELD_OUT] or photos
+
+    def drawn(chosen: Sequence[Photo], number: int) -> Tensor:
+        plain = {"batch": min(AT_ONCE, number), "crop": side, "colour": 0.0, "views": 0}
+        distill = spec.distill.model_copy(update=plain)
+        stride = output_stride(teacher, teacher, spec.model_copy(update={"distill": distill}))
+        kind = OBJECTIVES[spec.task.kind]
+        targets = kind.targets(chosen, stride, spec.data.sigma, device)
+        preprocess = preprocess_of(spec.data, spec.export, spec.task)
+        store = ImageStore(chosen, preprocess.channels, device)
+        sampler = CropSampler(chosen, preprocess, distill, targets, spec.seed, device, store=store)
+        steps = range(-(-number // distill.batch))
+        return torch.cat([sampler.batch(step).images for step in steps])[:number]
+
+    return drawn(rest, options.crops), drawn(apart, options.held)
+
+
+def _side(crop: int) -> int:
+    """Of the crops: the training's, or less where that is sure to keep strides whole."""
+    return SIDE if crop > SIDE and crop % 32 == 0 else crop
+
+
+def _key(spec: Spec, options: ImitationOptions, hasher: Hasher) -> str:
+    """Everything that the lessons depend on: no budget and no target.
+
+    And the source of what all evidence is measured with, since its keys are made of this one.
+    """
+    factory = factory_sources(spec.teacher.model, spec.folder)
+    if not spec.teacher.weights.is_file():
+        raise KDError(
+            "weights-missing",
+            "there is no such file",
+            where=str(spec.teacher.weights),
+            fix="correct the path, or pass it with --set teacher.weights=PATH",
+        )
+    return digest(
+        {
+            "seed": spec.seed,
+            "task": spec.task.kind,
+            "teacher": [spec.teacher.model, hasher.file(spec.teacher.weights)],
+            "data": [spec.data.model_dump(mode="json", include=set(DATA_FIELDS))],
+            "train": splits_digest(spec.data, spec.folder, hasher)["train"],
+            "distill": spec.distill.model_dump(mode="json", include=set(DISTILL_FIELDS)),
+            "shape": spec.export.profile[1],
+            "crops": [options.crops, options.held],
+            "source": source_key(__name__, hasher),
+            "factory": sorted(hasher.file(path) for path in factory),
+            "libraries": [metadata.version(name) for name in LIBRARIES],
+            "device": training_device().type,
+        }
+    )

@@ -1,0 +1,271 @@
+"""What a block's imitation error costs the whole network, in the validation metric.
+
+The teacher is damaged on purpose, one cut at a time: its maps are replaced by what a few of their
+channels can tell of all of them. That gives pairs (relative squared error at the cut as blocks are
+judged by, increase of the metric), and between them a rising curve for each cut. A student's
+expected increase is the sum of its blocks' values on the curves: to first order in the errors,
+which are taken as independent.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdcompile.config.spec import Spec
+from kdcompile.core.files import write_json
+from kdcompile.core.sources import source_key
+from kdcompile.core.store import Store, digest
+from kdcompile.data.splits import evenly, load_splits, splits_digest
+from kdcompile.distill.evaluate import predict
+from kdcompile.distill.training_context import training_device
+from kdcompile.search.predictors.block_data import Ground, Handle, Lessons, lessons
+from kdcompile.search.predictors.teacher_features import (
+    as_the_next_sees,
+    rows_of,
+    teacher_maps,
+    weighed,
+)
+from kdcompile.search.predictors.worker_pool import evaluate_all
+from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import Task, find_task
+
+Floats = NDArray[np.float64]
+KEPT = (0.0, 1 / 16, 1 / 4, 1 / 2)  # shares of a cut's channels; 0: only their means
+RIDGE = 1e-6  # relative to the mean variance of a channel
+RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A teacher whose maps at one cut are predicted from `kept` of their channels.
+
+    error: relative squared error at the cut, as `BlockResult.error`; increase: how much worse the
+    validation metric is than the undamaged teacher's, and its standard error over the photos (a
+    paired bootstrap).
+    """
+
+    cut: int
+    kept: int
+    error: float
+    increase: float
+    increase_sd: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Metric increase over error at one cut: rising, from (0, 0), linear between its points."""
+
+    errors: tuple[float, ...]
+    increases: tuple[float, ...]
+    sds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, damages: Sequence[Damage]) -> "Curve":
+        """Through the damages of one cut; where they fall, the weighted mean of neighbours."""
+        ordered = sorted(damages, key=lambda d: d.error)
+        least = max((d.increase_sd for d in ordered), default=0.0) * 1e-3 + 1e-12
+        values = _rising(
+            np.array([0.0, *(d.increase for d in ordered)]),
+            # the origin is exact: it outweighs what noise puts below it
+            np.array([1e6 / least**2, *(1 / max(d.increase_sd, least) ** 2 for d in ordered)]),
+        )
+        return cls(
+            (0.0, *(d.error for d in ordered)),
+            (0.0, *(max(0.0, float(v)) for v in values[1:])),
+            (0.0, *(d.increase_sd for d in ordered)),
+        )
+
+    def at(self, error: float) -> float:
+        """The increase at an error; beyond the last point in proportion to the error."""
+        last = self.errors[-1]
+        value = float(np.interp(error, self.errors, self.increases))
+        return value if error <= last or last <= 0 else value * error / last
+
+    def sd_at(self, error: float, error_sd: float) -> float:
+        """The value's deviation: of the curve, and of the error through the slope."""
+        own = float(np.interp(error, self.errors, self.sds))
+        low, high = max(0.0, error - error_sd), error + error_sd
+        return float(np.hypot(own, (self.at(high) - self.at(low)) / 2))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How much worse than the teacher a student should be, in the metric's unit, and how sure."""
+
+    mean: float
+    sd: float
+
+
+def expected(curves: Sequence[Curve], errors: Sequence[tuple[float, float]]) -> Expected:
+    """A student's expected increase.
+
+    Args:
+        curves: of the cuts.
+        errors: (error, its deviation) of the student's block at each cut, measured or predicted.
+    """
+    pairs = list(zip(curves, errors, strict=True))
+    mean = sum(curve.at(error) for curve, (error, _) in pairs)
+    squares = sum(curve.sd_at(error, sd) ** 2 for curve, (error, sd) in pairs)
+    return Expected(mean, squares**0.5)
+
+
+def sensitivity(ground: Ground, images: int = 32, jobs: int = 1) -> list[Curve]:
+    """The curve of every cut, from the store where it was measured before.
+
+    Args:
+        ground: the lessons.
+        images: validation photos to look at, evenly spread.
+        jobs: processes.
+    """
+    known = lessons(ground)
+    asked = [
+        _Asked(ground, images, cut, kept)
+        for cut, order in enumerate(known.orders)
+        for kept in sorted({int(share * len(order)) for share in KEPT})
+    ]
+    found = evaluate_all(measure, asked, jobs, "damages of the teacher")
+    return [Curve.of([d for d in found if d.cut == cut]) for cut in range(len(known.cuts))]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One damage to be measured."""
+
+    ground: Ground
+    images: int
+    cut: int
+    kept: int
+
+
+def measure(asked: _Asked) -> Damage:
+    """One damage, from the store if it is there; stage `damage`."""
+    ground, store = asked.ground, Store(asked.ground.root)
+    spec = ground.spec
+    val = splits_digest(spec.data, spec.folder, store.hasher)["val"]
+    parts = [ground.key, asked.images, asked.cut, asked.kept, val, spec.export.profile]
+    source = source_key(__name__, store.hasher)
+
+    def build(folder: Path) -> Mapping[str, Any]:
+        found = asdict(_measured(asked))
+        write_json(folder / "damage.json", found)
+        return found
+
+    return Damage(**store.make("damage", digest([*parts, source]), build).json("damage.json"))
+
+
+def _measured(asked: _Asked) -> Damage:
+    spec, known = asked.ground.spec, lessons(asked.ground)
+    task = find_task(spec.task.kind)
+    weight, bias, mean = _from_kept(known, asked.cut, asked.kept)
+    whole = _whole(Handle(asked.ground), asked.images)
+    with _replaced(known, asked.cut, asked.kept, weight, bias):
+        damaged = validation_errors(known.teacher, spec, asked.images)
+    increase, sd = paired_increase(task, whole, damaged, spec.seed)
+    error = _error(known, asked.cut, asked.kept, weight, bias, mean)
+    return Damage(asked.cut, asked.kept, error, increase, sd)
+
+
+@functools.lru_cache(maxsize=1)
+def _whole(handle: Handle, images: int) -> Floats:
+    """The undamaged teacher's errors, once a process."""
+    return validation_errors(lessons(handle.ground).teacher, handle.ground.spec, images)
+
+
+def validation_errors(network: nn.Module, spec: Spec, images: int | None = None) -> Floats:
+    """A network's error on each validation photo, as the task has them, float64 [N].
+
+    Args:
+        network: as it is at this moment, hooks with it; it comes back on its own device.
+        spec: its task and its data.
+        images: photos to look at, evenly spread; all of them where None.
+    """
+    task, device = find_task(spec.task.kind), training_device()
+    photos = evenly(load_splits(spec.data, spec.folder).val, images)
+    preprocess = preprocess_of(spec.data, spec.export, spec.task)
+    was_on = next(network.parameters()).device
+    predicted = predict(network.to(device), photos, preprocess, device, task)
+    network.to(was_on)
+    return task.errors(predicted, [task.truth(photo) for photo in photos])
+
+
+def _from_kept(known: Lessons, cut: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight [C, kept] and bias [C] that predict all channels from the first, and the mean [C]."""
+    parts = [rows_of(maps[0], cut) for _, maps in _maps(known, cut, known.fit)]
+    rows = torch.cat(parts).double()
+    mean = rows.mean(0)
+    moments = (rows - mean).T @ (rows - mean) / len(rows)
+    chosen = known.orders[cut][:kept]
+    own = moments[chosen][:, chosen]
+    strength = RIDGE * moments.diagonal().mean().clamp(min=1e-30)
+    own = own + strength * torch.eye(kept, dtype=own.dtype, device=own.device)
+    weight = torch.linalg.solve(own, moments[chosen]).T if kept else rows.new_zeros(len(mean), 0)
+    return weight.float(), (mean - weight @ mean[chosen]).float(), mean.float()
+
+
+def _maps(known: Lessons, cut: int, images: Tensor) -> Any:
+    return teacher_maps(known.teacher, [known.cuts[cut].name], images)
+
+
+def _error(
+    known: Lessons, cut: int, kept: int, weight: Tensor, bias: Tensor, mean: Tensor
+) -> float:
+    wrong, spread = 0.0, 0.0
+    for _, (whole,) in _maps(known, cut, known.held):
+        maps = as_the_next_sees(known.cuts, cut, whole)
+        made = _predicted(maps, known.orders[cut][:kept], weight, bias)
+        wrong += float(weighed(made - maps, known.demands[cut]).sum())
+        spread += float(weighed(maps - mean[:, None, None], known.demands[cut]).sum())
+    return wrong / max(spread, 1e-30)
+
+
+def _predicted(maps: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.einsum("ck,nkhw->nchw", weight, maps[:, chosen]) + bias[:, None, None]
+
+
+@contextmanager
+def _replaced(known: Lessons, cut: int, kept: int, weight: Tensor, bias: Tensor) -> Any:
+    """The teacher with its maps at a cut predicted from the kept channels."""
+    chosen = known.orders[cut][:kept]
+
+    def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return _predicted(output, chosen, weight, bias)
+
+    hook = known.teacher.get_submodule(known.cuts[cut].name).register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def paired_increase(task: Task, whole: Floats, damaged: Floats, seed: int) -> tuple[float, float]:
+    """How much worse the metric became, and the deviation of that over resampled photos.
+
+    No rate is known to less than one of the photos, though all of them be answered alike.
+    """
+    metric, random = task.metric, np.random.default_rng(seed)
+    picks = random.integers(len(whole), size=(RESAMPLES, len(whole)))
+    spread = metric.worse_by(metric.of(damaged[picks], -1), metric.of(whole[picks], -1))
+    least = 1 / len(whole) if metric.points else 0.0
+    increase = float(metric.worse_by(metric(damaged), metric(whole)))
+    return increase, max(float(np.std(spread)), least)
+
+
+def _rising(values: Floats, weights: Floats) -> Floats:
+    """The nearest rising sequence in weighted least squares (pool adjacent violators)."""
+    blocks: list[list[float]] = []  # mean, weight, length
+    for value, weight in zip(values, weights, strict=True):
+        blocks.append([float(value), float(weight), 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            mean, mass, length = blocks.pop()
+            before = blocks[-1]
+            joint = before[1] + mass
+            blocks[-1] = [(before[0] * before[1] + mean * mass) / joint, joint, before[2] + length]
+    return np.repeat([b[0] for b in blocks], [int(b[2]) for b in blocks])

@@ -1,0 +1,123 @@
+"""The result of a search as one record, `search.json`, and as the text of `kdcompile search`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcompile.config.spec import Budget
+from kdcompile.core.report import columns
+from kdcompile.latency_model.correction import SHARED, Correction
+from kdcompile.latency_model.predict import NINETY
+from kdcompile.search.pareto import Point, front, likely_front, limit_ms
+from kdcompile.search.spaces.arch_string import short
+from kdcompile.tasks.metric import METRICS, Metric
+
+ROWS = 24  # beside the front so many likely points are printed
+HEADER = (
+    "", "latency ms", "90 %", "expected, 90 %", "GMACs", "Mparams", "evidence", "architecture"
+)  # fmt: skip
+MARKS = "> the choice   * on the front   ~ perhaps on it, as uncertain as the two are"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search gives.
+
+    Args:
+        target: the device with its mode, as latencies name it.
+        precision: at which the latencies are.
+        metric: of the qualities.
+        budget: what was asked.
+        teacher: as a point, at the precision that it is compared at.
+        chosen: one of the points.
+        points: every candidate whose quality was judged.
+        explanation: sentences.
+        stages: the chosen student's time by stage, as `explain.facts` gives it.
+        correction: of the latencies, from measurements.
+    """
+
+    target: str
+    precision: str
+    metric: Metric
+    budget: Budget
+    teacher: Point
+    chosen: Point
+    points: Sequence[Point]
+    explanation: Sequence[str]
+    stages: Sequence[Mapping[str, Any]] = ()
+    correction: Correction | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; points fastest first, each with `short`, `on_front` and `likely`.
+
+        The parts of a latency are kept for teacher and choice alone.
+        """
+        shared = SHARED if self.correction is None else self.correction.shared
+        best = front(self.points, self.metric)
+        likely = likely_front(self.points, self.metric, shared)
+        rows = []
+        for point in sorted(self.points, key=lambda p: p.ms):
+            row = point.to_json()
+            if point != self.chosen:
+                row["latency"]["parts"] = []
+            row |= {"on_front": point in best, "likely": point in likely}
+            rows.append(row | {"short": short(point.architecture)})
+        return {
+            "target": self.target,
+            "precision": self.precision,
+            "metric": self.metric.name,
+            "budget": self.budget.model_dump(exclude_none=True),
+            "limit_ms": limit_ms(self.budget, self.teacher),
+            "teacher": self.teacher.to_json(),
+            "chosen": [row["architecture"] for row in rows].index(dict(self.chosen.architecture)),
+            "points": rows,
+            "explanation": list(self.explanation),
+            "stages": [dict(stage) for stage in self.stages],
+            "correction": None if self.correction is None else self.correction.to_json(),
+        }
+
+
+def lines(record: Mapping[str, Any]) -> list[str]:
+    """The record of `Found.to_json` as text: the front as a table, then the explanation."""
+    metric, points = METRICS[record["metric"]], record["points"]
+    asked = ", ".join(f"{name} = {value:g}" for name, value in record["budget"].items())
+    chosen, shown = record["chosen"], _shown(record)
+    rows: list[Sequence[str]] = [HEADER]
+    for index, point in enumerate(points):
+        if index in shown:
+            mark = ">" if index == chosen else "*" if point["on_front"] else "~"
+            rows.append((mark, *_cells(point, metric, point["short"])))
+    rows.append(("", *_cells(record["teacher"], metric, "the teacher")))
+    left = len(points) - len(shown)
+    return [
+        f"search  {record['target']} at {record['precision']}, budget {asked}, "
+        f"{len(points)} students judged by {metric.name}",
+        "",
+        *columns(rows),
+        "",
+        MARKS + (f"   ({left} more in search.json)" if left else ""),
+        "",
+        *(f"- {sentence}" for sentence in record["explanation"]),
+    ]
+
+
+def _shown(record: Mapping[str, Any]) -> set[int]:
+    points = record["points"]
+    kept = {i for i, point in enumerate(points) if point["on_front"]} | {record["chosen"]}
+    likely = [i for i, point in enumerate(points) if point["likely"] and i not in kept]
+    return kept | set(likely[:ROWS])
+
+
+def _cells(point: Mapping[str, Any], metric: Metric, name: str) -> tuple[str, ...]:
+    latency, measured = point["latency"], point["measured_ms"]
+    half = NINETY * point["quality_sd"]
+    interval = f"{latency['low_ms']:.3g} to {latency['high_ms']:.3g}"
+    return (
+        f"{latency['ms']:.3g}" if measured is None else f"{measured:.3g}",
+        interval if measured is None else "measured",
+        metric.text(point["quality"]) + (f" +- {metric.difference(half)}" if half else ""),
+        f"{point['macs'] / 1e9:.4g}",
+        f"{point['params'] / 1e6:.4g}",
+        point["evidence"],
+        name,
+    )

@@ -1,0 +1,274 @@
+"""The kernels of any narrower or shallower student, from one export of the teacher.
+
+The fused kernels of a student differ from the teacher's only in their numbers: each activation has
+as many bytes as its channels ask for, a layer's arithmetic and weight go with inputs times outputs.
+What is dropped is cut out of the teacher's graph, which is then fused anew, once for each set.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from onnx import ModelProto, NodeProto
+from torch import nn
+
+from kdcompile.core.errors import KDError
+from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.latency_model.fusion import WEIGHTED
+from kdcompile.latency_model.graph import BYTES
+from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
+from kdcompile.models.channels import Channels, Layer, trace
+from kdcompile.models.dropped import members, tied
+from kdcompile.onnx_graph.shapes import inferred
+from kdcompile.search.spaces.drop_modules import cut
+from kdcompile.search.spaces.narrowed_kernel import Part
+from kdcompile.search.spaces.tensor_channels import Span, TensorChannels, span
+
+SMALL = 64  # elements; larger constants are weights, of which only the size matters
+SETS = 1024  # of dropped parts, whose fused graphs are kept
+
+
+class Template:
+    """Kernels by architecture; `Template.of` makes one."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        network: nn.Module,
+        shape: Sequence[int],
+        channels: Channels | None = None,
+    ) -> None:
+        """From the teacher's ONNX file.
+
+        Args:
+            model: of `onnx_from_module`; its weights are not kept.
+            network: the teacher.
+            shape: input [N, C, H, W].
+            channels: of `trace` at this shape, where it has been traced.
+
+        Raises:
+            KDError: `template-unknown`, `trace-failed`, `shape-unknown`, `kernels-unknown`.
+        """
+        self.channels, self._network = channels or trace(network, shape), network
+        self._shape = list(shape)
+        self._model = ModelProto()
+        self._model.CopyFrom(model)
+        self._graph = inferred(self._model, shape)
+        for tensor in self._model.graph.initializer:
+            if math.prod(tensor.dims) > SMALL:
+                tensor.ClearField("raw_data")
+                tensor.ClearField("float_data")
+        values = (*self._graph.value_info, *self._graph.input, *self._graph.output)
+        self._sizes: dict[str, Sequence[int]] = {
+            v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values
+        }
+        self._sizes |= {t.name: list(t.dims) for t in self._graph.initializer}
+        self._known = TensorChannels(self._graph, self.channels, self._sizes)
+        self._nodes = {n.name or n.output[0]: n for n in self._graph.node}
+        self._free = {
+            root: self.channels.size[root]
+            for one in self._known.spans.values()
+            for root, _ in one.free
+        }
+        self._layers = {
+            name: tuple(span(self.channels, v) for v in (layer.inputs, layer.outputs))
+            for name, layer in self.channels.layers.items()
+        }
+        self.parts = lru_cache(SETS)(self._parts)
+
+    @classmethod
+    def of(cls, teacher: nn.Module, shape: Sequence[int], folder: Path | None = None) -> "Template":
+        """Export the teacher at a fixed shape.
+
+        Args:
+            teacher: in inference mode, on the CPU.
+            shape: input [N, C, H, W].
+            folder: where the ONNX file is put for the time of the export.
+
+        Raises:
+            KDError: of the export, and those of `Template`.
+        """
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            fixed = (shape, shape, shape)
+            return cls(onnx_from_module(teacher, Path(place) / "a.onnx", fixed), teacher, shape)
+
+    def at(self, architecture: Mapping[str, Any], float32_as: Precision = "fp32") -> list[Kernel]:
+        """The kernels of a student, in an order in which they can run.
+
+        Args:
+            architecture: of family `shrink`.
+            float32_as: as in `kernels_of`.
+
+        Raises:
+            KDError: `template-family`; `template-widths`, the widths contradict each other;
+                `template-dropped`, a dropped part is not one that takes and gives one tensor.
+        """
+        if architecture["family"] != "shrink":
+            raise KDError(
+                "template-family",
+                f"a student of family {architecture['family']!r} is not the teacher's own code",
+                where="student.family",
+                fix='set student.family = "shrink"',
+            )
+        dropped = tuple(sorted(architecture.get("dropped", ())))
+        widths = self.widths(architecture["modules"], dropped)
+        return [part.at(widths) for part in self.parts(dropped, float32_as)]
+
+    def widths(
+        self, modules: Mapping[str, Mapping[str, int]], dropped: Sequence[str] = ()
+    ) -> dict[int, int]:
+        """The width of each free group, by its root; the teacher's where no module names it.
+
+        Args:
+            modules: the constructor arguments by module.
+            dropped: parts whose input is read in the place of their output.
+
+        Raises:
+            KDError: `template-widths`.
+        """
+        found = dict(self._free)
+        named: dict[int, int] = {}
+        for name in modules.keys() - self._layers.keys():
+            raise _contradiction(name)
+        given = [
+            (name, end, value)
+            for name, made in modules.items()
+            for end, value in zip(self._layers[name], sides(made), strict=True)
+        ]
+        for name, end, value in given:
+            if len(end.free) == 1 and not end.fixed:
+                root, each = end.free[0]
+                if named.setdefault(root, value // each) * each != value:
+                    raise _contradiction(name)
+        ties = tied(self.channels, dropped)
+        for root in ties:
+            if root in self.channels.frozen:
+                named[root] = self.channels.size[root]
+        agreed = {ties[root]: width for root, width in named.items() if root in ties}
+        found |= named | {r: agreed[leader] for r, leader in ties.items() if leader in agreed}
+        for name, end, value in given:
+            if end.width(found) != value:
+                raise _contradiction(name)
+        return found
+
+    def can_drop(self, name: str) -> bool:
+        """Whether a part's nodes have one tensor in and one out, so that it can be cut out.
+
+        Where the exporter or the simplifier joined nodes of neighbours, they have not.
+        """
+        try:
+            self._without((name,))
+        except KDError as error:
+            if error.code != "template-dropped":
+                raise
+            return False
+        return True
+
+    def _without(self, dropped: Sequence[str]) -> ModelProto:
+        """The teacher's file without some parts."""
+        model = ModelProto()
+        model.CopyFrom(self._model)
+        modules = dict(self._network.named_modules())
+        for name in dropped:
+            part = members(self._network, name) if name in modules else [name]
+            cut(model.graph, part, self._known.spans)
+        return model
+
+    def _parts(self, dropped: tuple[str, ...], float32_as: Precision) -> list[Part]:
+        model = self._without(dropped) if dropped else self._model
+        return [self._part(kernel) for kernel in kernels_of(model, self._shape, float32_as)]
+
+    def _part(self, kernel: Kernel) -> Part:
+        nodes = [self._nodes[name] for name in kernel.nodes if name in self._nodes]
+        weighted = [node for node in nodes if node.op_type in WEIGHTED]
+        core = weighted[0] if weighted else (nodes[0] if nodes else None)
+        layer = self._known.layers.get(core.name or core.output[0]) if core is not None else None
+        ends = self._ends(kernel, core, layer)
+        product = held = bias = 0
+        if layer is not None and core is not None:
+            product = kernel.out_channels * kernel.in_channels // kernel.groups
+            weight = next(n for n in core.input[:2] if n not in self._known.spans)
+            size = math.prod(self._sizes[weight]) * BYTES[kernel.weight_precision]
+            held, bias = size // product, (kernel.weight_bytes - size) // kernel.out_channels
+        return Part(
+            kernel,
+            tuple(self._tensor(name, size) for name, size in kernel.reads.items()),
+            tuple(self._tensor(name, size) for name, size in kernel.writes.items()),
+            ends,
+            layer,
+            product,
+            held,
+            bias,
+            () if layer is not None else self._constants(kernel, nodes),
+        )
+
+    def _ends(
+        self, kernel: Kernel, core: NodeProto | None, layer: Layer | None
+    ) -> tuple[Span, Span]:
+        """Spans of the input and output channels; those of the teacher where they are no axis."""
+        if layer is not None:
+            first, last = (span(self.channels, v) for v in (layer.inputs, layer.outputs))
+            return first, last
+        fixed = Span((), kernel.in_channels, 0), Span((), kernel.out_channels, 0)
+        if core is None or not core.input:
+            return fixed
+        found = (self._known.spans.get(name) for name in (core.input[0], core.output[0]))
+        return cast(
+            "tuple[Span, Span]",
+            tuple(
+                one if one is not None and one.free else other
+                for one, other in zip(found, fixed, strict=True)
+            ),
+        )
+
+    def _tensor(self, name: str, size: int) -> tuple[str, int, Span]:
+        # kernels_of gives the network's ends a second name, where they change precision
+        of = self._known.spans.get(name.removesuffix("_reformat"))
+        if of is None or size % of.full:
+            raise KDError(
+                "template-unknown",
+                f"tensor {name} is not one of the exported float32 network",
+                where=name,
+                fix="derive kernels from the float32 export, not from a quantised file",
+            )
+        return name, size // of.full, of
+
+    def _constants(
+        self, kernel: Kernel, nodes: Iterable[NodeProto]
+    ) -> tuple[tuple[int, Span], ...]:
+        """A batch norm that is not folded holds vectors as long as its channels."""
+        total = Span((), 1, 1)
+        scaled = [
+            (name, self._known.spans[node.output[0]])
+            for node in nodes
+            if node.op_type == "BatchNormalization" and self._known.spans[node.output[0]].free
+            for name in node.input
+            if name not in self._known.spans
+        ]
+        if not scaled or not kernel.weight_bytes:
+            return ((kernel.weight_bytes, total),)
+        each = BYTES[kernel.weight_precision]
+        rest = kernel.weight_bytes - sum(each * of.full for of in dict(scaled).values())
+        return (*((each, of) for of in dict(scaled).values()), (rest, total))
+
+
+def sides(widths: Mapping[str, int]) -> tuple[int, int]:
+    """Input and output channels in a module's constructor arguments."""
+    if "num_features" in widths:
+        return widths["num_features"], widths["num_features"]
+    if "in_features" in widths:
+        return widths["in_features"], widths["out_features"]
+    return widths["in_channels"], widths["out_channels"]
+
+
+def _contradiction(where: str) -> KDError:
+    return KDError(
+        "template-widths",
+        "the architecture's widths contradict each other: a layer reads or gives another number "
+        "of channels than those around it",
+        where=where,
+        fix="search again with this teacher: kdcompile search",
+    )

@@ -1,0 +1,1 @@
+"""Statistics for decisions: intervals, tests, sample sizes."""

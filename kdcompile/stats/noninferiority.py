@@ -1,0 +1,183 @@
+"""Is a network no worse than another by more than a margin, on the same photos?
+
+With r the reference's metric, s the network's, d how much worse s is (s - r for an error, r - s for
+a rate of right answers), and low, high the one-sided 95 % bounds of d over photos, each with
+both of its errors: by `ratio`, or for a rate by the score interval of paired proportions (`rates`),
+the verdict is
+
+    failed        d > limit, the point estimate is over its limit;
+                  or low > margin, it is worse than the margin allows
+    inconclusive  otherwise, if high > margin, these photos cannot exclude that it is worse;
+                  or if there are fewer than `MIN_IMAGES` photos, two for a rate
+    passed        otherwise
+
+where the limits of an error are shares of r, and those of a rate percentage points. A network over
+the limit by chance fails too: a limit on the point estimate is what was asked for.
+
+The margin of an error moves with r, which is as uncertain as s. So the bounds of d are r times what
+those of the ratio s / r leave (`ratio`), of mean squares for a root mean square.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.core.errors import KDError
+from kdcompile.core.report import Verdict
+from kdcompile.stats.bootstrap import MIN_IMAGES, interval
+from kdcompile.stats.proportion_interval import rate_decrease_interval
+from kdcompile.stats.ratio_interval import ratio_interval
+from kdcompile.tasks.metric import Metric
+
+Floats = NDArray[np.float64]
+CONFIDENCE = 0.9  # two-sided; each end is a one-sided 95 % bound
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict and what it rests on: both metrics, and the bounds of how much worse one is."""
+
+    verdict: Verdict
+    reason: str
+    reference: float
+    value: float
+    low: float | None
+    high: float | None
+
+
+def compare(
+    metric: Metric,
+    reference: Floats,
+    errors: Floats,
+    *,
+    margin: float,
+    max_increase: float | None = None,
+    seed: int,
+) -> Decision:
+    """The verdict by the rule that this module states.
+
+    Args:
+        metric: of the errors.
+        reference: errors of the reference, [N].
+        errors: of the network that is judged, on the same photos.
+        margin: as a share, 0.15 of "15%".
+        max_increase: the limit of the point estimate, as a share; none if absent.
+        seed: of the resampling.
+
+    Raises:
+        KDError: `accuracy-images`, `accuracy-unpaired` or `accuracy-nonfinite`.
+    """
+    check_pairs(reference, errors)
+    r, s = metric(reference), metric(errors)
+    low, high = bounds(metric, reference, errors, seed)
+    verdict, reason = decide(metric, r, s, low, high, margin, max_increase, len(errors))
+    return Decision(verdict, reason, r, s, low, high)
+
+
+def check_pairs(reference: Floats, errors: Floats) -> None:
+    """Refuse errors that no verdict can rest on.
+
+    Raises:
+        KDError: `accuracy-images`, there are none; `accuracy-unpaired`, they are not of the same
+            photos; `accuracy-nonfinite`, one is no number.
+    """
+    if len(reference) != len(errors):
+        raise KDError(
+            "accuracy-unpaired",
+            f"{len(errors)} errors are held against {len(reference)}: not of the same test photos",
+            where="[data] test",
+            fix="kdcompile verify runs both networks on one test split",
+        )
+    if not len(errors):
+        raise KDError(
+            "accuracy-images",
+            "there are no test photos, so there is nothing to judge",
+            where="[data] test",
+            fix="list the test images in the split's file",
+        )
+    if not (np.isfinite(reference).all() and np.isfinite(errors).all()):
+        raise KDError(
+            "accuracy-nonfinite",
+            "an error of a test photo is NaN or infinite",
+            where="the network's output, or the photo's label",
+            fix="check the weights and the labels; in fp16, a value over 65504 overflows",
+        )
+
+
+def least_images(metric: Metric) -> int:
+    """How many photos a bound needs: two of a rate, whose interval is wide by itself."""
+    return 2 if metric.points else MIN_IMAGES
+
+
+def bounds(
+    metric: Metric,
+    reference: Floats,
+    errors: Floats,
+    seed: int,
+    confidence: float = CONFIDENCE,
+) -> tuple[float | None, float | None]:
+    """The two-sided interval of how much worse a network is; None for too few photos."""
+    if len(errors) < least_images(metric):
+        return None, None
+    if metric.points:
+        return rate_decrease_interval(reference, errors, confidence)
+    whole = metric(reference)
+    if not whole:  # of a reference that is never wrong there is no share
+        # a bound at 0 decides as one below it: no allowance is negative
+        return interval((errors,), metric.of, confidence=confidence, seed=seed, least=0.0)
+    powers = (np.abs(values / whole) ** metric.power for values in (reference, errors))
+    low, high = ratio_interval(*powers, confidence=confidence, seed=seed)
+    low, high = (whole * (end ** (1 / metric.power) - 1) for end in (low, high))
+    observed = metric(errors) - whole  # rounding must not leave it outside
+    return float(np.minimum(low, observed)), float(np.maximum(high, observed))
+
+
+def decide(
+    metric: Metric,
+    reference: float,
+    value: float,
+    low: float | None,
+    high: float | None,
+    margin: float,
+    max_increase: float | None,
+    n: int,
+) -> tuple[Verdict, str]:
+    """The verdict of two metrics and the bounds of their difference, and why."""
+    if max_increase is not None:
+        limit = metric.limit(reference, max_increase)
+        if metric.is_better(limit, value):
+            relation = "under" if metric.higher else "over"
+            shown = f"{metric.name} {metric.text(value)}"
+            return "failed", f"{shown} is {relation} the limit of {metric.text(limit)}"
+    if low is None or high is None:
+        few, least = f"{n} photo{'s'[: n > 1]}", least_images(metric)
+        return "inconclusive", f"{few}, too few for a bound at 95 %: {least} at least"
+    allowance = metric.allowance(reference, margin)
+    allowed = f"the margin of {metric.difference(allowance)}"
+    worse = f"the {metric.worsening}"
+    if low > allowance:
+        return "failed", f"{worse} is at least {metric.difference(low)} at 95 %, over {allowed}"
+    if not (math.isfinite(high) and high <= allowance):  # no number proves nothing
+        shown = metric.difference(high) if math.isfinite(high) else "of any size"
+        return "inconclusive", f"{worse} may be {shown} at 95 %, over {allowed}"
+    return "passed", f"{worse} is at most {metric.difference(high)} at 95 %, within {allowed}"
+
+
+def observed_text(metric: Metric, reference: float, value: float) -> str:
+    """Both metrics and their difference, such as `mae 4.2 against 4 (+5.0%)`."""
+    change = ""
+    if metric.points:
+        change = f" ({100 * (value - reference):+.2f} points)"
+    elif reference > 0:
+        change = f" ({(value / reference - 1):+.1%})"
+    return f"{metric.name} {metric.text(value)} against {metric.text(reference)}{change}"
+
+
+def limits_text(metric: Metric, max_increase: str, margin: str, whose: str) -> str:
+    """The limits of a spec in words."""
+    if metric.points:
+        max_increase, margin = (f"{text.rstrip('%')} points" for text in (max_increase, margin))
+    relation = "under" if metric.higher else "over"
+    return f"{metric.name} at most {max_increase} {relation} {whose}, 95 % bound within {margin}"

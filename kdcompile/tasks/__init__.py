@@ -1,0 +1,1 @@
+"""Tasks: targets, losses, metrics and how their values are named."""

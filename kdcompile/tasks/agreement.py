@@ -1,0 +1,63 @@
+"""How closely two networks agree on the same images: SQNR and largest relative error."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.core.errors import KDError
+
+LIMIT_DB = 200.0  # stands for "equal" (and its negative for "not at all"): JSON has no infinity
+
+Floats = NDArray[np.float32]
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise) of two powers, kept within +-`LIMIT_DB`; noise must be a number."""
+    if noise == 0:
+        return LIMIT_DB
+    if signal == 0 or not np.isfinite(noise):
+        return -LIMIT_DB
+    return float(np.clip(10 * np.log10(signal / noise), -LIMIT_DB, LIMIT_DB))
+
+
+def powers(reference: Floats, output: Floats) -> tuple[float, float]:
+    """The power of a reference and of what an output differs from it, summed in float64."""
+    a = reference.astype(np.float64)
+    return float(np.square(a).sum()), float(np.square(a - output).sum())
+
+
+def pooled_sqnr(references: Iterable[Floats], outputs: Iterable[Floats]) -> float:
+    """SQNR in dB over all images together: 20 log10(|a| / |a - b|)."""
+    both = [powers(a, b) for a, b in zip(references, outputs, strict=True)]
+    return decibels(sum(s for s, _ in both), sum(n for _, n in both))
+
+
+def relative_error(reference: Floats, output: Floats) -> float:
+    """max |a - b| / max |a|."""
+    peak = max(float(np.abs(reference).max()), 1e-30)
+    return float(np.abs(reference.astype(np.float64) - output).max()) / peak
+
+
+def agreement(references: Sequence[Floats], outputs: Iterable[Floats]) -> dict[str, float]:
+    """The worst over images: `max_rel_error`, `sqnr_db`, and their number `n`.
+
+    Raises:
+        KDError: `parity-nonfinite`, or `parity-empty` for no images.
+    """
+    pairs = list(zip(references, outputs, strict=True))
+    for place, pair in enumerate(pairs):
+        if not all(np.isfinite(value).all() for value in pair):
+            raise KDError(
+                "parity-nonfinite",
+                "the network's output holds NaN or infinity",
+                where=f"image {place}",
+                fix="check the weights; in fp16, a value over 65504 overflows",
+            )
+    if not pairs:
+        raise KDError("parity-empty", "there is no image to compare on", fix="fill the val split")
+    return {
+        "max_rel_error": max(relative_error(a, b) for a, b in pairs),
+        "sqnr_db": min(decibels(*powers(a, b)) for a, b in pairs),
+        "n": len(pairs),
+    }

@@ -1,0 +1,192 @@
+"""The model against the fixtures, and the reference networks' kernels against their files."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from documents import check_document
+
+from kdcompile.cli.targets import targets as command
+from kdcompile.core.errors import KDError
+from kdcompile.latency_model import validate as module
+from kdcompile.latency_model.parameters import efficiencies_of, fit, priors
+from kdcompile.latency_model.reference_kernels import key_of, reference_gmac, reference_kernels
+from kdcompile.latency_model.validate import Validation, observations, validate
+from kdcompile.targets import load
+from kdcompile.targets.fixtures import load_fixtures
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@cache
+def validation(without="network") -> Validation:
+    return validate(without)
+
+
+def test_every_usable_fixture_of_a_gpu_is_there() -> None:
+    rows = {row.name: row for row in validation().rows}
+    usable = [f for f in load_fixtures() if f.usable and f.target != "cpu"]
+    assert {f.name for f in usable if f.held_out} == {r.name for r in validation().held}
+    wanted = [f for f in usable if not f.held_out]
+    assert set(rows) == {f.name for f in wanted}
+    assert len(rows) >= 10
+    for fixture in wanted:
+        row = rows[fixture.name]
+        assert row.measured_ms == fixture.measured_ms
+        assert row.error == pytest.approx(row.predicted_ms / row.measured_ms - 1)
+        assert row.inside == (row.low_ms <= row.measured_ms <= row.high_ms)
+
+
+def test_it_is_as_good_as_documented() -> None:
+    assert all(validation().goals.values())
+    modules = validation("module")  # no goal of its own; not to get worse
+    assert modules.median_error < 0.13
+    assert modules.worst_error < 0.31
+    assert modules.coverage > 0.9
+
+
+def test_a_fixture_is_predicted_without_its_network() -> None:
+    known = observations("gpu")
+    row = next(r for r in validation().rows if r.network == "SSD-ResNet34")
+    others = fit([o for o in known if o.network != "SSD-ResNet34"], priors("gpu"))
+    own = next(o for o in known if o.network == "SSD-ResNet34")
+    assert module._row(own, others).predicted_ms == pytest.approx(row.predicted_ms, rel=1e-6)
+    doubled = replace(own, ms=2 * own.ms)
+    assert module._row(doubled, others).predicted_ms == pytest.approx(row.predicted_ms, rel=1e-6)
+
+
+def test_the_package_holds_the_fit_of_today() -> None:
+    fitted, packaged = fit(observations("gpu"), priors("gpu")), efficiencies_of(load("h100"))
+    for name, value in fitted.values.items():
+        assert packaged.values[name] == pytest.approx(value, rel=0.02), (
+            f"{name}: run benchmarks/fit_latency.py --fit-only"
+        )
+    assert packaged.residual == pytest.approx(fitted.residual, rel=0.02)
+
+
+def test_the_report_says_what_rests_on_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(module, "validate", validation)
+    runner = CliRunner()
+    text = runner.invoke(command, ["validate"]).output
+    assert "jetson-orin-nano-8gb: no fixture that can be used" in text
+    assert "no Jetson has a fixture at fp16: predictions at it are unvalidated" in text
+    assert "RetinaNet is not rebuilt exactly: how boxes are decoded" in text
+    assert "median absolute error" in text
+    assert "(goal at most 12%: " in text
+    data = json.loads(runner.invoke(command, ["validate", "--json"]).output)
+    check_document("targets validate", data)
+    assert len(data["fixtures"]) == len(validation().rows)
+    assert {"name", "predicted_ms", "low_ms", "high_ms", "measured_ms"} <= set(data["fixtures"][0])
+    assert set(data["goals"]) == {"median", "worst", "coverage"}
+    assert data["unvalidated"]
+    assert [line.split()[0] for line in data["inexact"]] == [
+        "RetinaNet", "SSD-MobileNet-v1", "SSD-ResNet34",
+    ]  # fmt: skip
+
+
+def test_a_goal_that_is_missed_is_said_to_be() -> None:
+    row = validation().rows[0]
+    bad = module.Row(**{**vars(row), "error": 0.5, "inside": False})
+    found = Validation((bad,), ())
+    assert not any(found.goals.values())
+    assert found.text().count("missed") == 3
+    assert "outside" in found.text()
+
+
+def test_mlperf_hands_the_image_over_in_the_engines_type() -> None:
+    known = {o.name: o for o in observations("gpu")}
+    assert known["xavier-nx-resnet50-b1-int8"].kernels[0].kind == "conv"
+    assert known["h100-csrnet-b1-int8"].kernels[0].kind == "reformat"
+
+
+def test_what_is_held_out_is_predicted_as_shipped_and_moves_nothing() -> None:
+    held = observations("gpu", held_out=True)
+    assert not {o.name for o in held} & {o.name for o in observations("gpu")}
+    for o, row in zip(held, validation().held, strict=True):
+        shipped = efficiencies_of(o.target)
+        assert row.predicted_ms == pytest.approx(module._row(o, shipped).predicted_ms)
+        assert abs(row.error) < 0.30
+        assert row.inside
+    assert {row.name for row in validation().apart} == {o.name for o in held}
+    assert "held out, predicted as shipped" in validation().text()
+    assert len(validation().to_json()["held_out"]) == len(held) >= 7
+
+
+def test_a_fixture_is_held_against_as_it_was_enqueued() -> None:
+    told = {f.name: f.graph for f in load_fixtures()}
+    for o in observations("gpu"):
+        assert o.graph == told[o.name]
+    h100 = next(o for o in observations("gpu") if o.name == "h100-csrnet-quarter-b1-int8")
+    assert not h100.graph
+    graph = replace(h100, graph=True)
+    fitted = efficiencies_of(h100.target)
+    assert module._row(graph, fitted).predicted_ms < 0.95 * module._row(h100, fitted).predicted_ms
+
+
+def test_the_document_has_the_tables_of_the_code(monkeypatch, tmp_path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import latency_tables
+
+    text = latency_tables.DOCS.read_text(encoding="utf-8")
+    made = latency_tables.sections(validation(), validation("module"))
+    now = latency_tables.rewritten(text, made)
+    assert set(made) == {"validation", "held", "module", "family"}
+    said, found = (re.split(r"([+-]?\d+(?:\.\d+)?)", each) for each in (text, now))
+    why = "run benchmarks/latency_tables.py"
+    assert said[::2] == found[::2], why  # every word
+    for old, new in zip(said[1::2], found[1::2], strict=True):  # and number, but for rounding
+        decimals = len(new.partition(".")[2])
+        assert float(old) == pytest.approx(float(new), rel=0.01, abs=2 * 10**-decimals), why
+    with pytest.raises(ValueError, match="section family"):
+        latency_tables.rewritten(text.replace("begin family", "begin"), made)
+    stage = {"block": "conv", "width": 24, "depth": 1, "stride": 2, "down": "pool", "dilation": 1}
+    student = {"family": "staged", "stages": [stage] * 2, "in_channels": 3, "out_channels": 1,
+               "head": "dense", "output_stride": 4, "input_scale": 1.0, "seed": 0}  # fmt: skip
+    monkeypatch.setattr(latency_tables, "SEARCHED", tmp_path / "searched.json")
+    assert set(latency_tables.networks()) == {"CSRNet", "CSRNet-1/4"}
+    latency_tables.SEARCHED.write_text(json.dumps({"architecture": student}))
+    kernels = latency_tables.networks()["searched"]("int8")
+    assert kernels[1].input_precision == "int8"
+    monkeypatch.delitem(sys.modules, "latency_tables")
+
+
+def test_a_network_that_is_not_kept_is_refused() -> None:
+    with pytest.raises(KDError) as caught:
+        reference_kernels("LeNet", (1, 1, 28, 28), "fp16")
+    assert caught.value.code == "reference-unknown"
+    assert "fit_latency.py" in caught.value.fix
+    with pytest.raises(KDError):
+        reference_gmac("LeNet", (1, 1, 28, 28))
+
+
+def test_multiply_adds_are_those_of_the_fixtures() -> None:
+    for fixture in load_fixtures():
+        if fixture.usable and fixture.gmac:
+            found = reference_gmac(fixture.network, fixture.shape)
+            assert found == pytest.approx(fixture.gmac, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    "network", ["CSRNet-1/4", pytest.param("SSD-MobileNet-v1", marks=pytest.mark.slow)]
+)
+def test_the_kept_kernels_are_those_of_the_rebuilt_networks(network, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fit_latency
+
+    from kdcompile.latency_model.reference_kernels import compact
+
+    rebuilt = fit_latency.tables([network])
+    assert rebuilt
+    fixtures = [f for f in load_fixtures() if f.usable and f.network == network]
+    for fixture in fixtures:
+        kept = reference_kernels(network, fixture.shape, fixture.precision)
+        assert compact(kept) == rebuilt[key_of(network, fixture.shape, fixture.precision)]
+    for name in [
+        n for n in sys.modules if n.startswith(("reference_", "fit_latency", "latency_tables"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)

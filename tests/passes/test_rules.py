@@ -1,0 +1,179 @@
+"""What `plan` says of the hardware's limits: in text, in --json, and by its exit code."""
+
+import json
+import os
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import numpy_helper, parser
+
+from kdcompile import targets
+from kdcompile.cli import cli
+from kdcompile.config.load import load_spec
+from kdcompile.config.template import init_example
+from kdcompile.core.store import Artifact
+from kdcompile.latency_model.operators import operators_of
+from kdcompile.passes.rules import OPERATORS, asked_of, met_by, student_network
+from kdcompile.passes.show import lines
+from kdcompile.passes.stages import STAGES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("rules") / "tiny"
+    init_example("digits", place)
+    return place
+
+
+def plan(folder, *sets, target="jetson"):
+    """A plan as far as its limits are concerned."""
+    spec = load_spec(folder / "kdcompile.toml", sets, target)
+    return SimpleNamespace(spec=spec, target=targets.load(target))
+
+
+def codes(folder, *sets, **named):
+    return [violation.code for violation in met_by(plan(folder, *sets, **named))]
+
+
+def run(folder, *words):
+    words = [str(folder), "--target", "jetson", *words]
+    return CliRunner().invoke(cli, ["plan", *words])
+
+
+def test_a_precision_that_the_target_lacks_is_explained_and_nothing_is_priced(folder):
+    found = run(folder, "--set", "quantize.precision=fp8", "--json")
+    assert found.exit_code == 1, found.output
+    told = json.loads(found.stdout)
+    (rule,) = told["rules"]
+    assert rule["code"] == "fp8-arithmetic"
+    assert rule["where"] == "[quantize] precision = fp8"
+    assert "jetson-orin-nano-8gb has 8.7" in rule["message"]
+    assert rule["fix"]
+    assert told["estimate"] is None
+    assert told["stopped"]["code"] == "target-precision"
+    text = "\n".join(lines(told))
+    assert "refused    fp8-arithmetic: fp8 arithmetic begins with" in text
+    assert "no costs: the search stops with target-precision" in text
+    assert f"fix:   {rule['fix']}" in text
+
+
+def test_another_error_of_the_search_is_an_error(folder):
+    found = run(folder, "--set", "student.budget={speedup=1e6}")
+    assert found.exception.code.startswith("budget-")
+
+
+def test_a_plan_without_limits_says_so(folder):
+    found = run(folder, "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert (told["rules"], told["stopped"]) == ([], None)
+    assert told["rules_on_operators"]
+    assert "limits     none is met" in "\n".join(lines(told))
+
+
+def test_the_costs_are_at_the_precisions_that_the_speed_up_compares(folder):
+    found = run(folder, "--json")
+    told = json.loads(found.stdout)
+    estimate = told["estimate"]
+    assert (estimate["teacher_precision"], estimate["precision"]) == ("fp16", "int8")
+    text, rows = "\n".join(lines(told)), (("teacher", "fp16"), ("student", "int8"))
+    teacher, student = (
+        float(re.search(rf"^{name} .* ([\d.e-]+) ms at {precision} ", text, re.M)[1])
+        for name, precision in rows
+    )
+    assert teacher / student == pytest.approx(estimate["speedup"], rel=0.01)
+
+
+def test_a_student_that_is_still_to_be_searched_for_costs_nothing_to_plan(folder):
+    sets = ("--set", "student.family=search", "--set", "student.budget={speedup=2}")
+    found = run(folder, *sets, "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert (told["estimate"], told["stopped"], told["rules_on_operators"]) == (None, None, False)
+    assert {step["stage"]: step["key"] for step in told["steps"]}["search"] is None
+    text = "\n".join(lines(told))
+    assert "no costs yet: kdcompile search finds the student" in text
+    assert "known once `search` has run" in text
+    refused = run(folder, *sets, "--set", "quantize.precision=fp8", "--json")
+    assert refused.exit_code == 1
+    assert [rule["code"] for rule in json.loads(refused.stdout)["rules"]] == ["fp8-arithmetic"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "target", "expected"),
+    [
+        (["compile.dla=0"], "jetson", ["dla-cores"]),
+        (["compile.dla=1"], "jetson-agx-xavier", ["dla-explicit-int8"]),
+        (["compile.sparsity=true"], "jetson-agx-xavier", ["sparse-arithmetic"]),
+        (["compile.optimization_level=0"], "jetson@jp5.1.2", ["optimization-level"]),
+        ([], "jetson", []),
+    ],
+)
+def test_the_options_of_a_spec_reach_the_rules(folder, sets, target, expected):
+    assert codes(folder, *sets, target=target) == expected
+
+
+def test_a_dynamic_shape_reaches_the_rules(folder):
+    shapes = "{min=[1,1,48,48],opt=[1,1,48,48],max=[1,1,96,96]}"
+    spec = plan(folder, f"export.shape={shapes}").spec
+    assert asked_of(spec).is_dynamic
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """An export whose network has an Erf and 12 channels."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,1,48,48] x) => (float[1,12,48,48] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, v)
+        b = Erf (a)
+        y = Conv <pads = [1, 1, 1, 1]> (b, w)
+    }"""
+    model = parser.parse_model(text)
+    for name, size in (("v", (12, 1, 3, 3)), ("w", (12, 12, 3, 3))):
+        tensor = numpy_helper.from_array(np.zeros(size, np.float32), name)
+        model.graph.initializer.append(tensor)
+    for number, node in enumerate(model.graph.node):
+        node.name = f"n{number}"
+    onnx.save(model, tmp_path / "student.onnx")
+    return Artifact("export", "0", tmp_path, {"student.onnx": "0"}, {})
+
+
+def test_the_exported_student_is_held_against_dla_and_tile(folder, exported):
+    on_dla = plan(folder, "compile.dla=0", "quantize.precision=fp16", target="jetson-agx-orin-64gb")
+    network = student_network(on_dla, {"export": exported}, "fp16")
+    assert (network.opset, network.ir_version) == (17, 8)
+    found = {v.code: v for v in met_by(on_dla, network)}
+    assert list(found) == ["dla-operator", "channel-tile"]
+    assert found["dla-operator"].where == "n1"
+    assert "a DLA has no Erf; 1 of 3 operators" in found["dla-operator"].message
+    assert found["channel-tile"].where == "n2, n0"
+    assert "(most: n2 12 to 12, n0 1 to 12)" in found["channel-tile"].message
+
+
+def test_before_the_export_the_operators_are_those_of_the_search(folder, exported, tmp_path):
+    waiting = plan(folder)
+    assert student_network(waiting, {}, "int8") is None
+    without = Artifact("search", "0", tmp_path, {"estimate.json": "0"}, {})
+    assert student_network(waiting, {"search": without}, "int8") is None
+    model, shape = onnx.load(exported.file("student.onnx")), waiting.spec.export.profile[1]
+    rows = [vars(operator) for operator in operators_of(model, shape)]
+    (tmp_path / OPERATORS).write_text(json.dumps(rows))
+    search = Artifact("search", "0", tmp_path, {OPERATORS: "0"}, {})
+    found = student_network(waiting, {"search": search}, "int8")
+    assert found.operators == student_network(waiting, {"export": exported}, "int8").operators
+
+
+def test_the_stages_of_a_refused_plan_are_left_as_they_were(folder):
+    store = folder / ".kdcompile"
+
+    def files():
+        kept = {name for name in os.listdir(store) if name in STAGES} if store.is_dir() else set()
+        return {*os.listdir(folder)} - {store.name} | kept  # a log is kept of whatever was asked
+
+    before = files()
+    run(folder, "--set", "quantize.precision=fp8")
+    assert files() == before
