@@ -24,7 +24,8 @@ REFUSALS = (
     (
         "unreachable",
         "Could not resolve|Connection (refused|closed|reset)|timed out|No route to host"
-        "|is unreachable|Host is down|kex_exchange_identification|banner exchange",
+        "|is unreachable|Host is down|kex_exchange_identification|banner exchange"
+        "|exec: .*not found",  # of a ProxyCommand; ssh itself is then silent at times
     ),
 )
 LOST = re.compile(

@@ -14,6 +14,7 @@ from sshd import command_line, descendants, running_sshd
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.remote import client, ssh
+from kdcompile.remote.errors import not_started
 from kdcompile.remote.open import open_place
 
 BACKEND = "onnxruntime"
@@ -189,6 +190,13 @@ def test_a_worker_that_is_killed_there_is_no_lost_board(board):
         with pytest.raises(KDError) as error:
             place.call("hello")
         assert error.value.code == "worker-died"
+
+
+def test_a_proxy_that_does_not_start_is_unreachable_also_where_ssh_says_nothing_itself():
+    """In one of five runs the client ends before it has a word for it."""
+    lines = ["/bin/sh: 1: exec: no-such-program: not found"]
+    assert not_started("b", "b", "python3", 255, lines).code == "ssh-unreachable"
+    assert not_started("b", "b", "python3", 255, ["what is this"]).code == "ssh-failed"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,14 @@ import pytest
 from kdcompile.search.predictors import worker_pool
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Python's own handler, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_waits_until_the_processes_are_started():
     done, before = [], signal.getsignal(signal.SIGINT)
 
@@ -36,8 +44,8 @@ BEGUN = """
 import re, signal
 from multiprocessing import forkserver
 from pathlib import Path
-from kdcompile.search import workers
-workers._context("kdcompile.search.predictors.worker_pool")
+from kdcompile.search.predictors import worker_pool
+worker_pool._context("kdcompile.search.predictors.worker_pool")
 server = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()
 blocked = int(re.search(r"^SigBlk:\\s*(\\w+)", server, re.MULTILINE)[1], 16)
 assert blocked >> (signal.SIGINT - 1) & 1, server
