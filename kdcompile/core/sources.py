@@ -69,11 +69,21 @@ def source_key(module: str, hasher: Hasher, version: int = 1) -> Any:
         version: what an installed release keys by; it rises when a release changes results.
 
     Returns:
-        In a checkout the hash of each file that the module depends on; else the version.
+        In a checkout the hash of each file that the module depends on, by its path in the package;
+        else the version.
     """
     if not is_checkout():
         return version
-    return {name: hasher.file(path) for name, path in sorted(sources_of(module).files.items())}
+    files = sources_of(module).files
+    return {_shown(name, path): hasher.file(path) for name, path in sorted(files.items())}
+
+
+def _shown(name: str, path: Path) -> str:
+    """`distill/train.py` of kdcompile.distill.train; data files are named so already."""
+    if "/" in name:
+        return name
+    inner = name.removeprefix(ROOT).strip(".").replace(".", "/")
+    return f"{inner}/__init__.py".strip("/") if path.name == "__init__.py" else f"{inner}.py"
 
 
 def is_checkout() -> bool:

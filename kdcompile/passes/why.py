@@ -152,7 +152,7 @@ def _told(
     elif part == "spec":
         yield "spec", f"{'.'.join(path)} {_values(old, new)}"
     elif part == "source":
-        yield "kdcompile", _file_told("/".join(path), old, new)
+        yield "kdcompile", _file_told("/".join(path) or "the version of this step", old, new)
     elif part == "inputs":
         yield path[0], _file_told("/".join(path[1:]) or "its files", old, new)
     else:

@@ -94,6 +94,6 @@ def test_a_release_is_keyed_by_its_version_and_a_checkout_by_its_files(monkeypat
     hasher = Hasher(tmp_path / "hashes.json")
     assert sources.is_checkout()
     files = source_key("kdcompile.core.errors", hasher, 7)
-    assert set(files) == {"kdcompile.core.errors"}
+    assert set(files) == {"core/errors.py"}
     monkeypatch.setattr(sources, "is_checkout", lambda: False)
     assert source_key("kdcompile.core.errors", hasher, 7) == 7

@@ -4,10 +4,7 @@ The stages here only write files; `test_build.py` has a real build.
 """
 
 import json
-import shutil
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 
 import pytest
 from written_build import paint, paint_file, plan_of, to_do
@@ -69,23 +66,17 @@ def _target_value(folder, monkeypatch):
     )
 
 
-def _own_code(package, file):
-    """Another version of a package of kdcompile."""
+def _own_code(file):
+    """Another version of a file of kdcompile."""
 
     def change(folder, monkeypatch):
-        copy = folder.parent / f"{folder.name}_{package}"
-        real = find_spec(f"kdcompile.{package}").submodule_search_locations[0]
-        shutil.copytree(real, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / file).write_text((copy / file).read_text() + "\n# more\n")
+        real = keys.source_key
 
-        def found(name):
-            if name != f"kdcompile.{package}":
-                return find_spec(name)
-            spec = ModuleSpec(name, None, is_package=True)
-            spec.submodule_search_locations.append(str(copy))
-            return spec
+        def found(module, hasher, version):
+            files = real(module, hasher, version)
+            return {name: sha if name != file else "0" * 64 for name, sha in files.items()}
 
-        monkeypatch.setattr(keys, "find_spec", found)
+        monkeypatch.setattr(keys, "source_key", found)
 
     return change
 
@@ -120,11 +111,11 @@ CHANGES = {
     ),
     "the order of a split": (_reverse, TRAINED, "distill", "data: train is in another order"),
     "the library of statistics": (
-        _install("scipy"), ("search", *LAST), "verify",
+        _install("scipy"), ("search", "calibrate", *FROM_COMPILE), "verify",
         f"libraries: scipy {keys.version('scipy')} -> 99.0",
     ),
     "the library of charts": (
-        _install("matplotlib"), ("bundle",), "bundle",
+        _install("matplotlib"), ("search", "bundle"), "bundle",
         f"libraries: matplotlib {keys.version('matplotlib')} -> 99.0",
     ),
     "the library of training": (
@@ -135,18 +126,18 @@ CHANGES = {
         _target_value, ("search", *FROM_EXPORT), "export", "target: memory_gb 8 -> 3.0",
     ),
     "the code of the stage that bundles": (
-        _own_code("bundle", "render.py"), ("bundle",), "bundle",
+        _own_code("bundle/render.py"), ("bundle",), "bundle",
         "kdcompile: bundle/render.py changed",
     ),
     "the code of the stage that judges": (
-        _own_code("gates", "accuracy.py"), LAST, "verify", "kdcompile: gates/accuracy.py changed",
+        _own_code("gates/accuracy.py"), LAST, "verify", "kdcompile: gates/accuracy.py changed",
     ),
     "the code of the stage that exports": (
-        _own_code("export", "stage.py"), ("search", *FROM_EXPORT), "export",
-        "kdcompile: export/stage.py changed",
+        _own_code("export/onnx_file.py"), ("search", *FROM_EXPORT), "export",
+        "kdcompile: export/onnx_file.py changed",
     ),
     "the code of the stage that trains": (
-        _own_code("distill", "train.py"), ("search", *TRAINED), "distill",
+        _own_code("distill/train.py"), ("search", "distill", *FROM_EXPORT), "distill",
         "kdcompile: distill/train.py changed",
     ),
 }  # fmt: skip
