@@ -18,7 +18,7 @@ from kdcompile.onnx_graph.layer_macs import layer_macs
 from kdcompile.onnx_graph.layers import weighted_layers
 from kdcompile.onnx_graph.qdq_session import cpu_session
 from kdcompile.remote.open import Place
-from kdcompile.stats.alternating import PairedTimes, ratio_interval
+from kdcompile.stats.latency_interval import PairedTimes, ratio_interval
 from kdcompile.tasks.agreement import pooled_sqnr, relative_error
 from kdcompile.tasks.task import Task
 

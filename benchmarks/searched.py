@@ -26,7 +26,7 @@ import numpy as np
 from canvases_64 import AT_64
 from paired import SEEDS, paired
 
-from kdcompile.stats.alternating import PairedTimes, ratio_interval
+from kdcompile.stats.latency_interval import PairedTimes, ratio_interval
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
 WIDTHS = (0.125, 0.1875, 0.25, 0.3125, 0.375, 0.5, 0.75, 1.0)

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from kdcompile.core.optional import need
-from kdcompile.stats.alternating import PairedTimes, ratio_interval
+from kdcompile.stats.latency_interval import PairedTimes, ratio_interval
 
 ort = need("onnxruntime", "cpu", "timing")
 

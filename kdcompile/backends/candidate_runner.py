@@ -1,10 +1,8 @@
 """Where the candidates of a build run and are timed: ONNX Runtime here, or engines at a board."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +15,7 @@ from kdcompile.config.board import Board
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
+from kdcompile.core.measurement import Settings, measure
 from kdcompile.core.report import Evidence
 from kdcompile.remote.open import Place
 from kdcompile.targets import Target
@@ -29,8 +28,7 @@ REFUSALS = (
     "precision-refused", "build-failed", "engine-refused", "cuda-error", "run-failed",
     "provider-fallback",
 )  # fmt: skip
-WARMUP, ROUNDS, SECONDS = 2, 15, 10.0
-MIN_ROUNDS = 5
+TIMING = Settings(blocks=15, warmup=2, seconds=10.0, repeats=3)
 DLA_COMPUTES = ("fp16", "int8", "mixed")
 RUNS_HERE = ("fp32", "fp16", "int8", "mixed", "fp8")  # ONNX Runtime's CPU knows no bf16
 
@@ -93,8 +91,11 @@ class HostRig:
         """Measured here where here is the target, else what the latency model predicts."""
         if self.target.kind == "cpu":
             calls = {p: (lambda r=runner: r(image)) for p, runner in self.runners.items()}
-            times = alternate_ms(calls)
-            return {p: Latency(ms, "host", "median of alternated runs") for p, ms in times.items()}
+            times, note = (
+                measure(calls, TIMING).ms,
+                "median of the fastest calls of interleaved blocks",
+            )
+            return {p: Latency(float(np.median(ms)), "host", note) for p, ms in times.items()}
         found = {}
         for precision in self.runners:
             e = self.estimates[precision]
@@ -207,23 +208,3 @@ class BoardRig:
             p: {"build": b.about, "profile": self.measured.get(p)} for p, b in self.built.items()
         }
         write_json(folder / "engines.json", record)
-
-
-def alternate_ms(
-    calls: Mapping[str, Callable[[], object]],
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Median milliseconds of each call, the calls taking turns in an order that rotates."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    for call in [*calls.values()] * WARMUP:
-        call()
-    begin = clock()
-    for turn in range(ROUNDS):
-        if turn >= MIN_ROUNDS and clock() - begin > SECONDS:
-            break
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = clock()
-            calls[name]()
-            times[name].append(1000 * (clock() - start))
-    return {name: median(values) for name, values in times.items()}

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kdcompile.core.report import Evidence, Measurement
 from kdcompile.latency.energy_memory import Resources
-from kdcompile.stats.alternating import PairedTimes
+from kdcompile.stats.latency_interval import PairedTimes
 from kdcompile.targets import Target
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task

@@ -14,7 +14,7 @@ from kdcompile.config.step import Step
 from kdcompile.core.report import Measurement
 from kdcompile.gates.context import MODES, Latency, Origin
 from kdcompile.remote.open import Place
-from kdcompile.stats.alternating import PairedTimes, median_interval
+from kdcompile.stats.latency_interval import PairedTimes, median_interval
 
 TEACHER, STUDENT = "teacher", "student"
 BOTH = (TEACHER, STUDENT)

@@ -31,7 +31,7 @@ from kdcompile.gates.resources import of_board, resource_numbers
 from kdcompile.gates.speedup import target_speed
 from kdcompile.gates.summary import measurements
 from kdcompile.remote.same_board import differences
-from kdcompile.stats.alternating import PairedTimes, median_interval
+from kdcompile.stats.latency_interval import PairedTimes, median_interval
 from kdcompile.targets import load
 from kdcompile.tasks.task import find_task
 

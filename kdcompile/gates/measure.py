@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import Runner
 from kdcompile.config.step import Step
+from kdcompile.core.measurement import Settings
+from kdcompile.core.measurement import measure as measure_latency
 from kdcompile.core.report import Measurement
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
@@ -21,13 +23,13 @@ from kdcompile.gates.evaluate import Evaluation, evaluate, example_arrays, pick_
 from kdcompile.gates.reference_bundle import PREVIOUS, EarlierNetwork
 from kdcompile.latency.cpu_contention import MOST, TRIES, quietest
 from kdcompile.latency.host_fingerprint import fingerprint_id, usable_cores
-from kdcompile.stats.alternating import alternate
+from kdcompile.stats.latency_interval import PairedTimes
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB
 from kdcompile.tasks.task import Task
 
 OVERFLOW = 1e30  # a relative error without bound: JSON has no infinity
-BLOCKS, WARMUP, TIMING_SECONDS = 30, 3, 30.0
+TIMING = Settings(blocks=30, warmup=3, seconds=30.0)
 log = logging.getLogger("kdcompile")
 
 
@@ -184,17 +186,10 @@ def _time(
         precision, shipped = "fp32", "student_fp32"
     image = np.random.default_rng(step.spec.seed).standard_normal(shape, dtype=np.float32)
     teacher, student = runners["teacher"], runners[shipped]
-    log.info("verify: timing teacher and student, at most %.0f s", TIMING_SECONDS)
-    times, others = quietest(
-        lambda: alternate(
-            lambda: teacher(image),
-            lambda: student(image),
-            blocks=BLOCKS,
-            warmup=WARMUP,
-            seconds=TIMING_SECONDS,
-        ),
-        tries=TRIES if decides else 1,
-    )
+    log.info("verify: timing teacher and student, at most %.0f s", TIMING.seconds)
+    pair = {"teacher": lambda: teacher(image), "student": lambda: student(image)}
+    found, others = quietest(lambda: measure_latency(pair, TIMING), tries=TRIES if decides else 1)
+    times = PairedTimes(found.ms["teacher"], found.ms["student"], found.repeats)
     mode += ", the fastest call of each block"
     if others > MOST:
         mode += f"; other processes took {others:.0%} of the CPUs' time: on an idle machine it may "

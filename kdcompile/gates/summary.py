@@ -7,8 +7,8 @@ from kdcompile.core.report import Measurement
 from kdcompile.gates.context import Origin, Outcomes, VerifyContext
 from kdcompile.gates.resources import resource_numbers
 from kdcompile.gates.speedup import measured_speedup, predicted_speedup
-from kdcompile.stats.alternating import median_interval
 from kdcompile.stats.bootstrap import interval
+from kdcompile.stats.latency_interval import median_interval
 from kdcompile.stats.proportion_interval import rate_interval
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task

@@ -1,11 +1,9 @@
 """Where a search times its candidates: ONNX Runtime of this process, or a worker's engines."""
 
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -18,13 +16,13 @@ from kdcompile.backends.onnxruntime_ import OrtRunner, open_session
 from kdcompile.config.board import Board
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import Settings, measure
 from kdcompile.latency_model.device_check import difference, mode_of
 from kdcompile.remote.open import Place
 from kdcompile.targets import Target
 
 Floats = NDArray[np.float32]
-TURNS, MIN_TURNS, SECONDS = 15, 5, 30.0  # samples of each network, fewer where that takes long
-ITERATIONS, SAMPLE_MS = 20, 50.0  # of one sample: at most so many inferences, in about so long
+TIMING = Settings(blocks=15, warmup=1, seconds=30.0, repeats=20)
 
 
 class Bench(Protocol):
@@ -91,26 +89,9 @@ class Here:
 
     def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
         """By the wall clock."""
-        times: dict[str, list[float]] = {name: [] for name in self.runners}
-        begin = time.perf_counter()
-        for turn in range(TURNS):
-            if turn >= MIN_TURNS and time.perf_counter() - begin > SECONDS:
-                break
-            names = list(times)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                times[name].append(_sample(self.runners[name], image))
-        return times, "wall"
-
-
-def _sample(runner: OrtRunner, image: Floats) -> float:
-    """Median milliseconds of a few inferences, after one that takes back the caches."""
-    runner(image)
-    found: list[float] = []
-    while len(found) < ITERATIONS and sum(found) < SAMPLE_MS:
-        start = time.perf_counter()
-        runner(image)
-        found.append(1000 * (time.perf_counter() - start))
-    return median(found)
+        calls = {name: (lambda r=runner: r(image)) for name, runner in self.runners.items()}
+        found = measure(calls, TIMING).ms
+        return {name: samples.tolist() for name, samples in found.items()}, "wall"
 
 
 class There:

@@ -11,8 +11,8 @@ import kdcompile.remote.kit as kit_module
 from kdcompile.backends import choose
 from kdcompile.config.gates import AccuracyGate, fraction
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.stats.alternating import PairedTimes, ratio_interval
 from kdcompile.stats.bootstrap import MIN_IMAGES
+from kdcompile.stats.latency_interval import PairedTimes, ratio_interval
 from kdcompile.stats.noninferiority import compare
 from kdcompile.tasks.agreement import decibels, powers, relative_error
 from kdcompile.tasks.metric import METRICS

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcompile.backends.candidate_runner import alternate_ms
 from kdcompile.config.spec import Compile, Data, Export, Gates, Quantize, Spec, Task
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
@@ -204,18 +203,3 @@ def test_workstation_is_predicted_without_a_kit(compiled):
     found = compiled(replace(target, precisions=("fp32", "fp16", "int8")))
     assert found.json("choice.json")["basis"] == "predicted"
     assert "kit/kit.json" not in found.files
-
-
-def test_turns_are_alternated_and_medians_taken():
-    now, order = [0.0], []
-
-    def call(name, cost):
-        def timed():
-            order.append(name)
-            now[0] += cost * (50 if len(order) == 10 else 1)  # one outlier
-
-        return timed
-
-    found = alternate_ms({"a": call("a", 0.002), "b": call("b", 0.001)}, clock=lambda: now[0])
-    assert found == pytest.approx({"a": 2, "b": 1})
-    assert order[4:10] == ["a", "b", "b", "a", "a", "b"]

@@ -7,7 +7,7 @@ import pytest
 
 from kdcompile import targets
 from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, VerifyContext
-from kdcompile.stats.alternating import PairedTimes
+from kdcompile.stats.latency_interval import PairedTimes
 from kdcompile.tasks.task import find_task
 
 HERE = Origin("here", "onnxruntime", "1", "host")

@@ -13,8 +13,8 @@ from kdcompile.gates.parity import parity
 from kdcompile.gates.size_mb import size_mb
 from kdcompile.gates.speedup import speedup
 from kdcompile.gates.summary import measurements, part_rows
-from kdcompile.stats.alternating import PairedTimes
 from kdcompile.stats.bootstrap import MIN_IMAGES
+from kdcompile.stats.latency_interval import PairedTimes
 from kdcompile.stats.noninferiority import bounds, compare
 from kdcompile.tasks.agreement import decibels
 from kdcompile.tasks.metric import RMSE

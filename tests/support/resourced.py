@@ -6,7 +6,7 @@ from kdcompile import targets
 from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, VerifyContext
 from kdcompile.latency.energy_memory import Resources
 from kdcompile.remote.usage import Absent, Energy, Memory
-from kdcompile.stats.alternating import PairedTimes
+from kdcompile.stats.latency_interval import PairedTimes
 from kdcompile.tasks.task import find_task
 
 ENERGY = Energy(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 RESAMPLES, BATCH_VALUES = 9999, 2_000_000  # of kdcompile.stats.bootstrap
-SPEED_RESAMPLES = 4000  # of kdcompile.stats.alternating
+SPEED_RESAMPLES = 4000  # of kdcompile.stats.latency_interval
 CONFIDENCE = 0.9  # two-sided; each end is a one-sided 95 % bound
 LIMIT_DB, OVERFLOW = 200.0, 1e30  # JSON has no infinity
 MIN_IMAGES = 8  # of kdcompile.stats.bootstrap

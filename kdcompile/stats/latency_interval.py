@@ -1,0 +1,66 @@
+"""Reduce interleaved latency samples: a median, and the ratio of two, each with its interval."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.core.errors import KDError
+
+Floats = NDArray[np.float64]
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True, eq=False)
+class PairedTimes:
+    """Milliseconds a call, one sample a block; sample i of `a` and of `b` are neighbours in time.
+
+    Args:
+        a: float64 [blocks].
+        b: float64 [blocks].
+        repeats: calls in each block, which its sample stands for.
+    """
+
+    a: Floats
+    b: Floats
+    repeats: int
+
+
+def ratio_interval(times: PairedTimes, seed: int) -> tuple[float, float, float]:
+    """How many times faster B is than A, with a 95 % interval.
+
+    The ratio is that of the medians. The interval is a percentile bootstrap over blocks; a block
+    is drawn with both of its samples, so what slowed both cancels.
+
+    Returns:
+        `(ratio, low, high)`.
+
+    Raises:
+        KDError: `time-zero`, the clock saw no time pass in B.
+    """
+    if not float(np.median(times.b)) > 0:
+        raise KDError(
+            "time-zero",
+            "a timed call took no measurable time",
+            where="paired latency",
+            fix="time a larger input, so that one call takes at least some microseconds",
+        )
+    picks = _picks(len(times.a), seed)
+    ratios = np.median(times.a[picks], axis=1) / np.median(times.b[picks], axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(np.median(times.a) / np.median(times.b)), float(low), float(high)
+
+
+def median_interval(samples: Floats, seed: int) -> tuple[float, float, float]:
+    """The median of one side's samples with a 95 % percentile bootstrap interval.
+
+    Returns:
+        `(median, low, high)` in the unit of `samples`.
+    """
+    medians = np.median(samples[_picks(len(samples), seed)], axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(np.median(samples)), float(low), float(high)
+
+
+def _picks(count: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
