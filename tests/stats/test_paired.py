@@ -11,6 +11,11 @@ from kdcompile.stats.alternating import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _blocks_as_in_a_build(monkeypatch):
+    monkeypatch.setattr("kdcompile.stats.alternating.BLOCK_SECONDS", 0.3)
+
+
 class FakeClock:
     """Time that passes only in the timed calls; `calls` is their order."""
 
