@@ -34,7 +34,7 @@ from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits, evenly, load_splits
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.tasks.agreement import agreement
 from kdcompile.tasks.task import find_task
 

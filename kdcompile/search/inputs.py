@@ -14,8 +14,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
 from kdcompile.latency.host_fingerprint import usable_cores
-from kdcompile.latency_model.module_cost import params
-from kdcompile.latency_model.network_cost import Network
+from kdcompile.latency_model.network_cost import Network, params
 from kdcompile.models.cuts import cuts
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.candidate_pool import Problem

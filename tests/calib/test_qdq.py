@@ -18,7 +18,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
 from kdcompile.onnx_graph.layers import quantised_layers
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.passes.calibrate import worst_sqnr
 
 Size = int | str
