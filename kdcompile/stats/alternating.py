@@ -8,18 +8,22 @@ threads that wait for one another stand still together, and the network with mor
 more. And of two networks that are open in one process each finds the other's threads spinning.
 """
 
+from __future__ import annotations
+
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import TYPE_CHECKING, Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
 MIN_BLOCKS = 6  # fewer distinct resamples than 6 blocks have cannot carry a 95 % interval
 MAX_REPEATS = 200
 BLOCK_SECONDS = 0.3  # longer blocks of fast calls would add time and no samples
@@ -135,4 +139,4 @@ def _fastest(call: Callable[[], object], repeats: int, clock: Callable[[], float
     for _ in range(repeats):
         call()
         stamps.append(clock())
-    return min(end - start for start, end in pairwise(stamps))
+    return min(end - start for start, end in zip(stamps, stamps[1:]))
