@@ -11,7 +11,8 @@ from kdcompile.remote import agent
 NAME = "agent.pyz"
 START = f"{agent.__name__}.__main__"
 MAIN = f"import sys\n\nfrom {START} import main\n\nsys.exit(main())\n"
-STARTS = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)  # of a statement
+STARTS = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)  # before a statement
+NOTHING = (tokenize.COMMENT, tokenize.NL)
 OLDEST = (1980, 1, 1, 0, 0, 0)  # that a zip file can say: the bytes depend on the sources alone
 
 
@@ -26,9 +27,8 @@ def agent_zip() -> bytes:
     for module, path in sources_of(START).files.items():
         if path.suffix == ".py" and module.startswith("kdcompile."):
             package = "/__init__" if path.name == "__init__.py" else ""
-            texts[f"{module.replace('.', '/')}{package}.py"] = bare(
-                path.read_text(encoding="utf-8")
-            )
+            text = bare(path.read_text(encoding="utf-8"))
+            texts[f"{module.replace('.', '/')}{package}.py"] = text
     for folder in {name.rpartition("/")[0] for name in texts if "/" in name}:
         parts = folder.split("/")
         for depth in range(1, len(parts) + 1):
@@ -39,13 +39,20 @@ def agent_zip() -> bytes:
 def bare(source: str) -> str:
     """A module without its docstrings and comments; each line keeps its number."""
     lines, before = source.splitlines(keepends=True), tokenize.NEWLINE
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     found: list[tuple[tuple[int, int], tuple[int, int], str]] = []
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    for i, token in enumerate(tokens):
         if token.type == tokenize.COMMENT:
             found.append((token.start, token.end, ""))
-        elif token.type == tokenize.STRING and before in STARTS:
-            found.append((token.start, token.end, '""' + "\n" * (token.end[0] - token.start[0])))
-        if token.type not in (tokenize.COMMENT, tokenize.NL):
+        elif (  # a string that is a whole statement
+            token.type == tokenize.STRING
+            and before in STARTS
+            and tokens[i + 1].type == tokenize.NEWLINE
+        ):
+            after = next(t.type for t in tokens[i + 2 :] if t.type not in NOTHING)
+            text = "pass" if after == tokenize.DEDENT else ""
+            found.append((token.start, token.end, text + "\n" * (token.end[0] - token.start[0])))
+        if token.type not in NOTHING:
             before = token.type
     for (row, column), (last, end), text in reversed(found):
         whole = lines[row - 1][:column] + text + lines[last - 1][end:]

@@ -1,16 +1,12 @@
 """The board's numpy rules are the gates' own: same bounds, same verdicts, same inputs."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-import kdcompile.remote.kit as kit_module
 from kdcompile.backends import choose
 from kdcompile.config.gates import AccuracyGate, fraction
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.remote.agent import judging, pack
 from kdcompile.stats.alternating import PairedTimes, ratio_interval
 from kdcompile.stats.bootstrap import MIN_IMAGES
 from kdcompile.stats.noninferiority import compare
@@ -18,20 +14,7 @@ from kdcompile.tasks.agreement import decibels, powers, relative_error
 from kdcompile.tasks.metric import METRICS
 from kdcompile.tasks.task import find_task
 
-KIT = Path(kit_module.__file__).parent / "kit"
 TOLERANCE = {"rel": 1e-9, "abs": 1e-9}
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    """The kit's `judging` and `pack` as modules."""
-    sys.path.insert(0, str(KIT))
-    try:
-        yield importlib.import_module("judging"), importlib.import_module("pack")
-    finally:
-        sys.path.remove(str(KIT))
-        for name in ("judging", "pack", "stop"):
-            sys.modules.pop(name, None)
 
 
 def at_home(settings, task, true, teacher, student, seed):
@@ -61,8 +44,7 @@ def random_case(rng, kind):
     ("kind", "metric"),
     [("counting", "mae"), ("counting", "rmse"), ("regression", "rmse"), ("classification", "top1")],
 )
-def test_accuracy_is_judged_as_at_home(scripts, kind, metric):
-    judging, _ = scripts
+def test_accuracy_is_judged_as_at_home(kind, metric):
     rng, seen = np.random.default_rng(len(metric)), set()
     for seed in range(10 if kind == "classification" else 6):
         true, teacher, student = random_case(rng, kind)
@@ -84,8 +66,7 @@ def test_accuracy_is_judged_as_at_home(scripts, kind, metric):
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("counting", "mae"), ("classification", "top1")])
-def test_extreme_cases_are_judged_as_at_home(scripts, kind, metric):
-    judging, _ = scripts
+def test_extreme_cases_are_judged_as_at_home(kind, metric):
     settings, task = AccuracyGate(metric=metric), find_task(kind)
     gate, true = settings.model_dump(mode="json"), np.array([1.0, 2, 0, 3] * 2)
     others = [true, true + 1, np.zeros(8), true + np.eye(8)[2], true + np.eye(8)[5]]
@@ -102,8 +83,7 @@ def test_extreme_cases_are_judged_as_at_home(scripts, kind, metric):
     assert at_home(settings, task, *some, 0) == ("inconclusive", None, None)
 
 
-def test_a_metric_of_maps_is_stood_for_by_the_count(scripts):
-    judging, _ = scripts
+def test_a_metric_of_maps_is_stood_for_by_the_count():
     true = np.arange(12.0)
     found, wanted = (
         judging.judge_accuracy(
@@ -114,8 +94,7 @@ def test_a_metric_of_maps_is_stood_for_by_the_count(scripts):
     assert found == wanted
 
 
-def test_speed_up_is_judged_as_at_home(scripts):
-    judging, _ = scripts
+def test_speed_up_is_judged_as_at_home():
     rng = np.random.default_rng(2)
     a, b = rng.uniform(5, 9, 12), rng.uniform(1, 2, 12)
     expected = ratio_interval(PairedTimes(a, b, 10), seed=4)
@@ -125,8 +104,7 @@ def test_speed_up_is_judged_as_at_home(scripts):
         assert found["verdict"] == verdict
 
 
-def test_parity_is_measured_as_at_home(scripts):
-    judging, _ = scripts
+def test_parity_is_measured_as_at_home():
     rng = np.random.default_rng(3)
     want = [rng.normal(size=(1, 1, 4, 6)).astype(np.float32) for _ in range(3)]
     have = [w + rng.normal(0, 0.01, w.shape).astype(np.float32) for w in want]
@@ -147,8 +125,7 @@ def test_parity_is_measured_as_at_home(scripts):
         Preprocess(1, (0.4,), (0.3,), (16, 24), (16, 24)),
     ],
 )
-def test_preprocessing_is_the_packages_bit_for_bit(scripts, preprocess):
-    _, pack = scripts
+def test_preprocessing_is_the_packages_bit_for_bit(preprocess):
     rng = np.random.default_rng(0)
     for shape in ((16, 24), (7, 9), (16, 5)):
         pixels = rng.integers(0, 256, (*shape, preprocess.channels), dtype=np.uint8)
@@ -160,8 +137,7 @@ def test_preprocessing_is_the_packages_bit_for_bit(scripts, preprocess):
 
 
 @pytest.mark.parametrize("kind", ["counting", "classification", "regression"])
-def test_predictions_and_errors_are_the_tasks(scripts, kind):
-    judging, _ = scripts
+def test_predictions_and_errors_are_the_tasks(kind):
     task, rng = find_task(kind), np.random.default_rng(1)
     shape = {"counting": (1, 1, 5, 7), "classification": (1, 4), "regression": (1, 1)}[kind]
     outputs = [rng.normal(size=shape).astype(np.float32) for _ in range(6)]
@@ -174,8 +150,7 @@ def test_predictions_and_errors_are_the_tasks(scripts, kind):
         assert judging.prediction(np.float32([[1, np.nan]]), kind) == -1
 
 
-def test_choice_prefers_precision_where_speed_is_level(scripts):
-    judging, _ = scripts
+def test_choice_prefers_precision_where_speed_is_level():
     name, why = judging.choose([("int8", 0.246), ("fp16", 0.238), ("fp32", 0.9)], [("fp8", 0.2)])
     assert name == "fp16"
     assert "int8 0.246 ms is slower than fp16 0.238 ms" in why

@@ -58,7 +58,9 @@ def test_what_a_registry_loads_is_in_the_key():
 
 
 def test_files_that_the_code_reads_are_in_the_key():
-    assert "remote/kit/prove.py" in sources_of("kdcompile.passes.compile").files
+    for stage in ("compile", "bundle"):
+        found = sources_of(f"kdcompile.passes.{stage}").files
+        assert {"kdcompile.remote.agent.candidates", "remote/kit/build_engine.py"} <= set(found)
     assert "bundle/templates/infer.py" in sources_of("kdcompile.passes.bundle").files
     assert "targets/latency.toml" in sources_of("kdcompile.passes.search").files
     assert "targets/jetson-orin-nano-8gb.toml" not in sources_of("kdcompile.passes.search").files
@@ -71,14 +73,16 @@ def test_libraries():
     assert "onnxscript" in found["export"]
     assert "matplotlib" not in found["distill"]
     assert "onnxruntime" in found["compile"] & found["calibrate"] & found["export"]
-    assert all("torch" not in SHOW_AND_CHECK and "torch" in found[s] for s in ("teacher", "distill"))
+    assert all(
+        "torch" not in SHOW_AND_CHECK and "torch" in found[s] for s in ("teacher", "distill")
+    )
 
 
 def test_a_module_that_is_imported_for_types_is_not(monkeypatch, tmp_path):
     (tmp_path / "a.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from kdcompile import b\n"
-        "    import scipy\n\ndef f():\n    from kdcompile import (\n        c,  # why\n        d as e,\n"
-        "    )\n    import PIL.Image as image, onnx\n"
+        "    import scipy\n\ndef f():\n    from kdcompile import (\n        c,  # why\n"
+        "        d as e,\n    )\n    import PIL.Image as image, onnx\n"
     )
     for name in "bcd":
         (tmp_path / f"{name}.py").write_text("")

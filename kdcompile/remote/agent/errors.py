@@ -31,7 +31,7 @@ FIXES = {
     "provider-fallback": "install the CUDA, cuDNN or TensorRT that this onnxruntime was built for, "
     "or use the backend tensorrt",
     "qdq-asymmetric": "quantise with symmetric int8 (zero points 0), as kdcompile calibrate does",
-    "request-invalid": "send {id, op, ...} with an op and its values as worker.py names them",
+    "request-invalid": "send {id, op, ...} with an op and its values as the worker names them",
     "run-failed": "rebuild it here with build_engine.py",
     "streams-refused": "time it on one stream, or build it for one fixed shape",
     "shape-refused": "give a shape between the profile's min and max",

@@ -116,7 +116,7 @@ def clocks_hz(root: str = "/sys") -> dict[str, int]:
     return found
 
 
-def machine_memory(path: str = "/proc/meminfo") -> dict[str, int | None]:
+def memory_mb(path: str = "/proc/meminfo") -> dict[str, int | None]:
     """Total and free memory of the machine in MiB; a Jetson's GPU uses the same."""
     found: dict[str, int | None] = {"total": None, "free": None}
     try:

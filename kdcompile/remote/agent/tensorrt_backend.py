@@ -13,11 +13,11 @@ from kdcompile.remote.agent.engine_record import preflight, write_engine
 from kdcompile.remote.agent.errors import WorkerError
 from kdcompile.remote.agent.onnx_file import OnnxFile
 from kdcompile.remote.agent.system import MIB, platform_name, version_of, write_file
-from kdcompile.remote.agent.tensorrt_layers import layers_of
 from kdcompile.remote.agent.tensorrt_network import (
     NEEDS_CAPABILITY,
     PRECISIONS,
     add_profile,
+    layers_of,
     parse_errors,
     typing_plan,
 )

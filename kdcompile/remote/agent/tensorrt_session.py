@@ -11,7 +11,7 @@ from kdcompile.remote.agent.cuda import Cuda
 from kdcompile.remote.agent.engine_record import check_inputs
 from kdcompile.remote.agent.errors import WorkerError
 from kdcompile.remote.agent.system import MIB
-from kdcompile.remote.agent.tensorrt_layers import layers_of
+from kdcompile.remote.agent.tensorrt_network import layers_of
 
 NUMPY_NAME = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64",
               "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"}  # fmt: skip

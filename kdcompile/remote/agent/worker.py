@@ -13,16 +13,8 @@ from typing import Any, Callable, Dict
 
 import numpy as np
 
+from kdcompile.remote.agent import machine
 from kdcompile.remote.agent.errors import WorkerError
-from kdcompile.remote.agent.machine import (
-    affinity,
-    clocks_hz,
-    facts,
-    free_disk_mb,
-    machine_memory,
-    power_mode,
-    process_sizes_mb,
-)
 from kdcompile.remote.agent.onnxruntime_backend import (
     OnnxRuntime,
     OnnxRuntimeCuda,
@@ -35,8 +27,6 @@ from kdcompile.remote.agent.tensorrt_backend import TensorRT
 
 PROTOCOL = 2
 STREAMS = 32  # the most hardware queues that CUDA lets one process have
-
-
 BACKENDS: Dict[str, Callable[[], Any]] = {
     "tensorrt": TensorRT, "onnxruntime": OnnxRuntime, "onnxruntime-cuda": OnnxRuntimeCuda,
     "onnxruntime-tensorrt": OnnxRuntimeTensorRT,
@@ -71,9 +61,11 @@ class Worker:
             "platform": platform_name(),
             "module": first_line(os.path.join(root, "proc/device-tree/model")),
             "l4t": first_line(os.path.join(root, "etc/nv_tegra_release")),
-            "power_mode": power_mode(), "machine": {**facts(root), **self._nvml("facts")},
-            "clocks": clocks_hz(os.path.join(root, "sys")), "memory_mb": machine_memory(memory),
-            "disk_mb": free_disk_mb(), "modes": list(self.backend.modes), "streams": STREAMS,
+            "power_mode": machine.power_mode(),
+            "machine": {**machine.facts(root), **self._nvml("facts")},
+            "clocks": machine.clocks_hz(os.path.join(root, "sys")),
+            "memory_mb": machine.memory_mb(memory), "disk_mb": machine.free_disk_mb(),
+            "modes": list(self.backend.modes), "streams": STREAMS,
             **self.backend.about(),
         }  # fmt: skip
 
@@ -84,7 +76,7 @@ class Worker:
             beside: ids of further processes of this machine that take part in measuring.
             with_sensors: temperatures, load and power (`sensors`) too, which take some ms.
         """
-        found = signals(self.root, ["self", *map(int, beside)], affinity())
+        found = signals(self.root, ["self", *map(int, beside)], machine.affinity())
         more = sensors(self.root) if with_sensors else {}
         return {**more, **found, **self._nvml("signals")}
 
@@ -270,9 +262,9 @@ class Worker:
             unified = bool(cuda._attribute(18, cuda.device))  # integrated
             with suppress(OSError, AttributeError, WorkerError):  # told by none: null
                 gpu = Nvml(cuda, self.nvml).process_mb()
-        resident, peak = process_sizes_mb(os.path.join(process, "status"))
+        resident, peak = machine.process_sizes_mb(os.path.join(process, "status"))
         return {"resident_mb": resident, "peak_mb": peak, "restarted": restarted,
-                "available_mb": machine_memory(os.path.join(self.root, "proc/meminfo"))["free"],
+                "available_mb": machine.memory_mb(os.path.join(self.root, "proc/meminfo"))["free"],
                 "unified": unified, "gpu_mb": gpu, "gpu_used_mb": used}  # fmt: skip
 
     def answer(self, request: Any) -> dict[str, Any]:
