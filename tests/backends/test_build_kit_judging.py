@@ -1,86 +1,66 @@
-"""The board's numpy rules are the gates' own: same bounds, same verdicts, same inputs."""
+"""The board judges by the gates' own rules: same bounds, same verdicts, same inputs."""
 
 import numpy as np
 import pytest
+from played_board import GATES, KIT, SEED, WORKER, host_report, record, rows
 
 from kdcompile.backends import choose
-from kdcompile.config.gates import AccuracyGate, fraction
+from kdcompile.config.gates import AccuracyGate
+from kdcompile.core.errors import KDError
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.gates.from_board import judge_board
 from kdcompile.remote.agent import judging, pack
-from kdcompile.stats.alternating import PairedTimes, ratio_interval
 from kdcompile.stats.bootstrap import MIN_IMAGES
-from kdcompile.stats.noninferiority import compare
 from kdcompile.tasks.agreement import decibels, powers, relative_error
-from kdcompile.tasks.metric import METRICS
 from kdcompile.tasks.task import find_task
 
-TOLERANCE = {"rel": 1e-9, "abs": 1e-9}
+
+def judged_at_home(predicted, blocks, kit=KIT):
+    """The gates of a report that a board's numbers were merged into, by name."""
+    value = record("0" * 64)
+    chosen = next(c for c in value["candidates"] if c["precision"] == value["chosen"])
+    chosen["predictions"] = predicted.tolist()
+    value["latency"]["graph"][value["chosen"]]["blocks"] = blocks.tolist()
+    report, _ = judge_board(host_report(), kit, GATES, value, "device.json")
+    return {gate.name: gate for gate in report.gates}
 
 
-def at_home(settings, task, true, teacher, student, seed):
-    """Verdict and bounds of the accuracy gate of `verify`."""
-    errors = [task.errors(predicted, true) for predicted in (teacher, student)]
-    found = compare(
-        METRICS[settings.metric], *errors, margin=fraction(settings.margin),
-        max_increase=fraction(settings.max_increase), seed=seed,
-    )  # fmt: skip
-    ends = (None if end is None or not np.isfinite(end) else end for end in (found.low, found.high))
-    return found.verdict, *ends
+def test_the_board_and_home_judge_alike():
+    lists = [np.array([row[key] for row in rows()]) for key in ("true", "teacher")]
+    teacher_blocks = record("")["latency"]["graph"]["teacher_fp16"]["blocks"]
+    accuracy, least = GATES["accuracy"], GATES["speedup"]["min"]
+    rng, seen = np.random.default_rng(1), set()
+    wrong = lists[1] - lists[0]
+    for errors, ms in ((1.001 * wrong, 1.0), (rng.permutation(wrong), 2.0), (2 * wrong, 3.0)):
+        student, blocks = lists[0] + errors, rng.normal(ms, 0.1, 12)
+        home = judged_at_home(student, blocks)
+        for name, found in (
+            ("accuracy", judging.judge_accuracy(accuracy, "counting", *lists, student, SEED)),
+            ("speedup", judging.judge_speedup(least, teacher_blocks, blocks, SEED)),
+        ):
+            gate = home[f"{name}@device"]
+            (number,) = gate.measurements
+            assert found["verdict"] == gate.verdict
+            assert (found["low"], found["high"]) == (number.low, number.high)
+            seen.add((name, gate.verdict))
+    assert len(seen) == 6, "each gate with each verdict"
 
 
-def random_case(rng, kind):
-    count = int(rng.integers(2, 60))
-    if kind == "classification":
-        true = rng.integers(0, 4, count).astype(float)
-        teacher, student = (np.where(rng.random(count) < p, true, 4.0) for p in rng.random(2))
-        return true, teacher, student
-    true = rng.uniform(0, 500, count)
-    teacher = true + rng.normal(0, 20, count)
-    student = teacher + rng.normal(rng.uniform(-2, 3), rng.uniform(0.1, 8), count)
-    return true, teacher, student
-
-
-@pytest.mark.parametrize(
-    ("kind", "metric"),
-    [("counting", "mae"), ("counting", "rmse"), ("regression", "rmse"), ("classification", "top1")],
-)
-def test_accuracy_is_judged_as_at_home(kind, metric):
-    rng, seen = np.random.default_rng(len(metric)), set()
-    for seed in range(10 if kind == "classification" else 6):
-        true, teacher, student = random_case(rng, kind)
-        limits = {
-            "max_increase": f"{rng.uniform(0, 20):.2f}%",
-            "margin": f"{rng.uniform(1, 30):g}%",
-        }
-        settings = AccuracyGate(metric=metric, **limits)
-        verdict, low, high = at_home(settings, find_task(kind), true, teacher, student, seed)
-        gate = settings.model_dump(mode="json")
-        found = judging.judge_accuracy(gate, kind, true, teacher, student, seed)
-        assert found["verdict"] == verdict
-        if low is None:
-            assert (found["low"], found["high"]) == (None, None)
-        else:
-            assert (found["low"], found["high"]) == pytest.approx((low, high), **TOLERANCE)
-        seen.add(verdict)
-    assert len(seen) > 1
+def test_a_bundle_of_before_the_agent_was_one_file_is_judged():
+    student, blocks = np.array([row["teacher"] for row in rows()]), np.full(12, 1.0)
+    old = {**KIT, "files": {"worker.py": WORKER}}
+    assert judged_at_home(student, blocks, old)["accuracy@device"].verdict == "passed"
+    with pytest.raises(KDError, match=r"worker\.py there is not the kit's"):
+        judged_at_home(student, blocks, {**KIT, "files": {"worker.py": "0" * 64}})
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("counting", "mae"), ("classification", "top1")])
-def test_extreme_cases_are_judged_as_at_home(kind, metric):
-    settings, task = AccuracyGate(metric=metric), find_task(kind)
-    gate, true = settings.model_dump(mode="json"), np.array([1.0, 2, 0, 3] * 2)
-    others = [true, true + 1, np.zeros(8), true + np.eye(8)[2], true + np.eye(8)[5]]
-    for teacher in others:
-        for student in others:
-            verdict, low, high = at_home(settings, task, true, teacher, student, 0)
-            found = judging.judge_accuracy(gate, kind, true, teacher, student, 0)
-            assert found["verdict"] == verdict
-            for key, wanted in (("low", low), ("high", high)):
-                assert found[key] == (wanted and pytest.approx(wanted, **TOLERANCE))
-    few = 1 if kind == "classification" else MIN_IMAGES - 1
-    some = (true[:few], true[:few], true[:few])
-    assert judging.judge_accuracy(gate, kind, *some, 0)["verdict"] == "inconclusive"
-    assert at_home(settings, task, *some, 0) == ("inconclusive", None, None)
+def test_too_few_photos_decide_nothing(kind, metric):
+    gate = AccuracyGate(metric=metric).model_dump(mode="json")
+    for few in (0, 1 if kind == "classification" else MIN_IMAGES - 1):
+        some = np.arange(float(few))
+        found = judging.judge_accuracy(gate, kind, some, some, some, 0)
+        assert found["verdict"] == "inconclusive"
 
 
 def test_a_metric_of_maps_is_stood_for_by_the_count():
@@ -92,16 +72,6 @@ def test_a_metric_of_maps_is_stood_for_by_the_count():
         for name in ("game2", "mae")
     )
     assert found == wanted
-
-
-def test_speed_up_is_judged_as_at_home():
-    rng = np.random.default_rng(2)
-    a, b = rng.uniform(5, 9, 12), rng.uniform(1, 2, 12)
-    expected = ratio_interval(PairedTimes(a, b, 10), seed=4)
-    for least, verdict in ((1.0, "passed"), (expected[0], "inconclusive"), (99, "failed")):
-        found = judging.judge_speedup(least, a, b, 4)
-        assert (found["ratio"], found["low"], found["high"]) == pytest.approx(expected, rel=1e-12)
-        assert found["verdict"] == verdict
 
 
 def test_parity_is_measured_as_at_home():
