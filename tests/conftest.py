@@ -34,7 +34,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 def _short_timings():
     """A build times teacher and student for 9 s, and no test depends on what it finds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdcompile.stats.alternating.BLOCK_SECONDS", 0.02)
+        patch.setattr("kdcompile.core.measurement.BLOCK_SECONDS", 0.02)
         yield
 
 

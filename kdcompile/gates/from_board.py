@@ -30,6 +30,7 @@ from kdcompile.gates.registry import load_gates
 from kdcompile.gates.resources import of_board, resource_numbers
 from kdcompile.gates.speedup import target_speed
 from kdcompile.gates.summary import measurements
+from kdcompile.remote.archive import NAME
 from kdcompile.remote.same_board import differences
 from kdcompile.stats.latency_interval import PairedTimes, median_interval
 from kdcompile.targets import load
@@ -102,8 +103,9 @@ def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, 
             fix="keep the bundle as it is, or build it without --via and merge into that one",
         )
     wrong = []
-    if record.worker != kit["files"]["worker.py"]:
-        wrong.append("worker.py there is not the kit's")
+    agent = NAME if NAME in kit["files"] else "worker.py"  # of a bundle before there was the file
+    if record.worker != kit["files"][agent]:
+        wrong.append(f"{agent} there is not the kit's")
     if record.shape != list(kit["profile"][1]):
         wrong.append(f"it timed {record.shape}, the typical shape is {kit['profile'][1]}")
     wrong += differences(kit["target"], record.environment.model_dump())

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from kdcompile.latency import telemetry
 from kdcompile.latency.interference import OTHERS, rates
-from kdcompile.remote.worker import affinity
+from kdcompile.remote.agent.machine import affinity
 
 T = TypeVar("T")
 MOST = 0.10  # of the CPUs' time; with more to others two networks slow down by unlike factors

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.core.store import digest
-from kdcompile.remote import worker
+from kdcompile.remote.agent.machine import affinity, cpu_model
 
 # the distributions that run or time a network; an absent one is left out
 LIBRARIES = (
@@ -60,12 +60,12 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
 
 def cpu() -> str:
     """The processor's model; boards without a model name give their device-tree model."""
-    return worker.cpu_model("/")
+    return cpu_model("/")
 
 
 def usable_cores() -> int:
     """Cores that this process may run on: a pinned run is another measurement."""
-    return len(worker.affinity())
+    return len(affinity())
 
 
 def _gpus() -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kdcompile.remote import worker
+from kdcompile.remote.agent.signals import signals
 
 
 @dataclass(frozen=True)
@@ -54,4 +54,4 @@ def read(root: Path, pids: Sequence[int], cpus: Iterable[int]) -> Reading:
         pids: the processes that measure, the timed one first.
         cpus: on which these may run.
     """
-    return reading(worker.signals(str(root), pids, cpus))
+    return reading(signals(str(root), pids, cpus))

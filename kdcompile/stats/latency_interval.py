@@ -1,13 +1,19 @@
 """Reduce interleaved latency samples: a median, and the ratio of two, each with its interval."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
 RESAMPLES = 4000
 
 

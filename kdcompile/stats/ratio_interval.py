@@ -1,14 +1,18 @@
 """An interval for the ratio of two mean errors over the same images; tails may be heavy."""
 
+from __future__ import annotations
+
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdcompile.stats.bootstrap import bca, t_quantile
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 
 def ratio_interval(

@@ -13,7 +13,7 @@ from kdcompile.backends import engine
 from kdcompile.core.errors import KDError
 from kdcompile.gates import measure
 from kdcompile.passes import compile as compile_stage
-from kdcompile.remote import worker
+from kdcompile.remote.agent import machine, worker
 
 ON_DEVICE = [f"gates.{gate}.evidence=device" for gate in ("accuracy", "parity", "speedup")]
 pace = engine.pace
@@ -170,8 +170,8 @@ def test_a_jetson_at_the_board_leaves_nothing_pending(tmp_path, patch):
     target = targets.load("jetson")
     place = NearGpu("10.3.0", tmp_path / "there", capability="8.7", name=b"Orin")
     with patch.context() as m:
-        m.setattr(worker, "_first_line", NANO.get)
-        m.setattr(worker, "_memory", lambda path: {"total": 7620, "free": 4000})
+        m.setattr(worker, "first_line", NANO.get)
+        m.setattr(machine, "memory_mb", lambda path: {"total": 7620, "free": 4000})
         build = made_at(place, target, tmp_path, patch, ["gates.speedup.min=1e-6"])
     assert {g["evidence"] for g in build.report()["gates"]} == {"device"}
     build.run("compile", target)

@@ -6,7 +6,7 @@ from benching import Clock, Machine
 from kdcompile.latency import nvidia_smi
 from kdcompile.latency.interference import COOLING, LEAST, Past, Watch, rates
 from kdcompile.latency.telemetry import Reading, read, reading
-from kdcompile.remote import worker
+from kdcompile.remote.agent.signals import sensors
 
 BLOCK_S = 0.8  # long against a tick of /proc/stat, so that shares come out exactly
 CALM = {"own": 1.0, "others": 0.1}
@@ -158,7 +158,7 @@ def test_temperatures_and_a_jetsons_over_current_events(tmp_path):
     machine.put("sys/class/thermal/thermal_zone0/temp", "48500")
     machine.put("sys/class/thermal/thermal_zone1/temp", "unreadable")
     machine.put("sys/class/hwmon/hwmon3/oc1_event_cnt", "2")
-    assert worker.sensors(str(tmp_path))["celsius"] == {"cpu-thermal": 48.5}
+    assert sensors(str(tmp_path))["celsius"] == {"cpu-thermal": 48.5}
     assert read(tmp_path, (7,), (0, 1)).throttle_events == 2
 
 
@@ -176,7 +176,7 @@ def test_what_cools_by_slowing_disturbs_and_a_fan_does_not(bench):
     assert bench.block() is None
     cool(1, "cpufreq-cpu0", 2)
     assert bench.block() == COOLING
-    assert worker.sensors(str(bench.machine.root))["throttling"] == ["cpufreq-cpu0"]
+    assert sensors(str(bench.machine.root))["throttling"] == ["cpufreq-cpu0"]
 
 
 class Heard:

@@ -52,7 +52,7 @@ def test_the_bundle_holds_everything(built):
     assert {
         "manifest.json", "report.json", "report.md", "report.html", "model.onnx", "infer.py",
         "preprocess.json", "calibration.json", "metrics.jsonl", "kit/build_engine.py",
-        "kit/worker.py", "kit/student_fp32.onnx", "kit/student_fp16.onnx", "kit/student_int8.onnx",
+        "kit/agent.pyz", "kit/student_fp32.onnx", "kit/student_fp16.onnx", "kit/student_int8.onnx",
         "kit/reference.npz", "kit/gates.json",
     } <= names  # fmt: skip
     assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == names - {

@@ -11,20 +11,15 @@ import time
 from typing import Any
 
 import numpy as np
-from alone import taken
-from judging import OVERFLOW, agreement, judge_accuracy, prediction
-from networks import BLOCKS, OTHER_BLOCKS, Networks
-from pack import Pack, within
-from stop import Stop
+
+from kdcompile.core.errors import KDError
+from kdcompile.remote.agent.judging import OVERFLOW, agreement, judge_accuracy, prediction
+from kdcompile.remote.agent.networks import BLOCKS, OTHER_BLOCKS, Networks
+from kdcompile.remote.agent.pack import Pack, within
+from kdcompile.remote.agent.second_worker import read_usage
 
 TELL_SECONDS = 5.0
-KIT = os.path.dirname(os.path.abspath(__file__))
-
-
-def read_json(name: str) -> Any:
-    """A JSON file of the kit."""
-    with open(os.path.join(KIT, name), encoding="utf-8") as stream:
-        return json.load(stream)
+AGENT = "agent.pyz"  # its name in a kit
 
 
 def say(text: str) -> None:
@@ -35,7 +30,7 @@ def say(text: str) -> None:
 
 def predictions_apart(outputs: list[Any], reference: list[Any], task: str) -> dict[str, float]:
     """The share of equal classes, or the largest difference of a count or value."""
-    pairs = list(zip(outputs, reference))  # noqa: B905
+    pairs = list(zip(outputs, reference))
     is_finite = all(np.isfinite(output).all() for output in outputs)
     if task == "classification":
         equal = [float(is_finite and a.argmax() == b.argmax()) for a, b in pairs]
@@ -49,21 +44,35 @@ class Build:
     """One run over the kit's candidates."""
 
     def __init__(
-        self, backend: Any, options: argparse.Namespace, kit: dict[str, Any], scratch: str
+        self,
+        backend: Any,
+        options: argparse.Namespace,
+        folder: str,
+        kit: dict[str, Any],
+        scratch: str,
     ) -> None:
-        """Read the kit and the test pack; `backend` is an open worker."""
-        self.options, self.kit = options, kit
+        """Read the kit in a folder and the test pack; `backend` is an open worker."""
+        self.options, self.folder, self.kit = options, folder, kit
         ports = kit["input"], kit["output"]
         self.networks = Networks(backend, options.out, scratch, ports)
         self.here = self.networks.here
-        self.gates = read_json("gates.json")
+        self.gates = self.read_json("gates.json")
         given = {key: getattr(options, key, None) for key in kit["compile"]}
         told = {key: value for key, value in given.items() if value is not None}
         self.settings = dict(kit["compile"], **told)
         self.pack = Pack(options.test, kit) if options.test else None
-        with np.load(os.path.join(KIT, "reference.npz")) as arrays:
+        with np.load(self.path("reference.npz")) as arrays:
             self.reference = {key: arrays[key] for key in arrays.files}
         self.count = sum(key.startswith("input_") for key in self.reference)
+
+    def path(self, name: str) -> str:
+        """A file of the kit."""
+        return os.path.join(self.folder, name)
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the kit."""
+        with open(self.path(name), encoding="utf-8") as stream:
+            return json.load(stream)
 
     def engine(self, name: str, precision: str, onnx: str) -> dict[str, Any]:
         """Build and load one engine."""
@@ -79,7 +88,7 @@ class Build:
             version = f"{self.here['backend']} {self.here['backend_version']}"
             return dict(found, why=f"{version} builds no {precision} here")
         found["onnx"] = f"student_{source}.onnx"
-        path = os.path.join(KIT, found["onnx"])
+        path = self.path(found["onnx"])
         if not os.path.isfile(path):
             return dict(found, why=f"the kit has no {found['onnx']}")
         try:
@@ -87,7 +96,7 @@ class Build:
             images = [self.reference[f"input_{i}"] for i in range(self.count)]
             save, run = self.networks.save, self.networks.run
             outputs = [run(precision, save(image)) for image in images]
-        except Stop as error:
+        except KDError as error:
             why = " ".join(f"{error.code}: {error.message}".split())
             return dict(found, verdict="failed", why=why)
         wanted = [self.reference[f"output_fp32_{i}"] for i in range(self.count)]
@@ -106,7 +115,7 @@ class Build:
         broken: dict[str, str] = {}
         found: dict[str, list[float]] = {c["precision"]: [] for c in built}
         told = time.monotonic()
-        for index, (image, seen) in enumerate(pack.photos(read_json("preprocess.json"))):
+        for index, (image, seen) in enumerate(pack.photos(self.read_json("preprocess.json"))):
             if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
                 say(f"photo {index + 1} of {len(pack.names)}")
@@ -117,7 +126,7 @@ class Build:
                     if task == "counting":
                         output = within(output, seen, image.shape[2:])
                     found[name].append(prediction(output, task))
-                except Stop as error:
+                except KDError as error:
                     broken[name] = f"{pack.names[index]}: {error.code}: {error.message}"
                     continue
                 if not math.isfinite(found[name][-1]):
@@ -129,9 +138,9 @@ class Build:
             else:
                 c["predictions"] = found[name]
                 numbers = (pack.true, pack.teacher, np.array(found[name]))
-                known = [values[pack.taught] for values in numbers]
+                true, teacher, student = (values[pack.taught] for values in numbers)
                 c["accuracy"] = judge_accuracy(
-                    self.gates["accuracy"], task, *known, pack.about["seed"]
+                    self.gates["accuracy"], task, true, teacher, student, pack.about["seed"]
                 )
             verdict, reason = c["accuracy"]["verdict"], c["accuracy"]["reason"]
             c["why"] += f"; accuracy {verdict}: {reason}"
@@ -150,7 +159,7 @@ class Build:
             try:
                 about = self.engine(f"teacher_{precision}", precision, onnx)
                 found[precision] = {"engine": f"teacher_{precision}", "build": about}
-            except Stop as error:
+            except KDError as error:
                 found[precision] = {"why": f"the teacher: {error.code}: {error.message}"}
         return found
 
@@ -159,7 +168,8 @@ class Build:
         precision = chosen["precision"]
         say(f"energy and memory, {precision}")
         inputs = self.networks.save(self.typical())
-        found = taken(self.here["backend"], self.networks.file(precision), inputs, mode)
+        engine = self.networks.file(precision)
+        found = read_usage(self.path(AGENT), self.here["backend"], engine, inputs, mode)
         return dict(found, precision=precision)
 
     def typical(self) -> Any:
@@ -179,7 +189,7 @@ class Build:
                     names, image, mode, self.options.iterations, blocks
                 )
                 judged = judged or mode
-            except Stop as error:
+            except KDError as error:
                 failure, found[mode] = error, {"error": f"{error.code}: {error.message}"}
         if not judged and failure is not None:
             raise failure

@@ -1,16 +1,16 @@
-"""The engines of the kit: built once, loaded, run and timed in turns by the worker beside it."""
+"""The engines of the kit: built once, loaded, run and timed in turns by a worker."""
 
 from __future__ import annotations
 
 import json
 import os
 import statistics
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Iterable
 
 import numpy as np
-from pack import file_sha256
-from stop import Stop
+
+from kdcompile.core.errors import KDError
+from kdcompile.remote.agent.pack import file_sha256
 
 BLOCKS, OTHER_BLOCKS = 12, 6  # a paired interval needs at least 6
 FIRST_WARMUP, WARMUP = 10, 3
@@ -37,10 +37,10 @@ class Networks:
         self.known = os.path.join(out, "built.json")
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """An answer of the worker, or its error as `Stop`."""
+        """An answer of the worker, or its error, raised."""
         reply = self.backend.answer(dict(request, id=1))
         if "error" in reply:
-            raise Stop(**reply["error"])
+            raise KDError(**reply["error"])
         answer: dict[str, Any] = reply["ok"]
         return answer
 

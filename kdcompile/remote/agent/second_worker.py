@@ -1,32 +1,30 @@
-"""What the engine that ships takes of the board: read in a process that has no other network."""
+"""Reads the power and memory of one engine in a process that has no other network."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from contextlib import suppress
 from typing import Any
 
-from stop import Stop
+from kdcompile.core.errors import KDError
 
-NAME = "alone"
+NAME = "second"
 POWER = {"seconds": 5.0, "idle_s": 2.0}
-WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
 
 
-class Alone:
+class SecondWorker:
     """A second worker, asked by JSON lines; a context manager that ends it."""
 
-    def __init__(self, backend: str) -> None:
-        """Start it with a backend by name."""
+    def __init__(self, agent: str, backend: str) -> None:
+        """Start the agent's file with a backend by name."""
         self._process = subprocess.Popen(
-            [sys.executable, WORKER, backend],
+            [sys.executable, agent, backend],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
-    def __enter__(self) -> Alone:
+    def __enter__(self) -> SecondWorker:
         """Itself."""
         return self
 
@@ -36,7 +34,7 @@ class Alone:
         self._process.communicate()
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """An answer of the worker, or its error as `Stop`."""
+        """An answer of the worker, or its error, raised."""
         to, back = self._process.stdin, self._process.stdout
         assert to is not None, "both are pipes"
         assert back is not None, "both are pipes"
@@ -45,19 +43,20 @@ class Alone:
             to.flush()
         line = back.readline()
         if not line:
-            raise Stop("worker-died", f"the worker ended in the middle of {request['op']}",
-                       "free memory on the board, and run this again")  # fmt: skip
+            raise KDError("worker-died", f"the worker ended in the middle of {request['op']}",
+                          fix="free memory on the board, and run this again")  # fmt: skip
         reply = json.loads(line.decode())
         if "error" in reply:
-            raise Stop(**reply["error"])
+            raise KDError(**reply["error"])
         answer: dict[str, Any] = reply["ok"]
         return answer
 
 
-def taken(backend: str, path: str, inputs: str, mode: str) -> dict[str, Any]:
-    """The worker's readings of memory and power, to be judged by `usage.py`; or why there are none.
+def read_usage(agent: str, backend: str, path: str, inputs: str, mode: str) -> dict[str, Any]:
+    """The worker's readings of memory and power, or why there are none; `usage` judges them.
 
     Args:
+        agent: the path of `agent.pyz`.
         backend: by name.
         path: of the built engine.
         inputs: npz file.
@@ -68,13 +67,13 @@ def taken(backend: str, path: str, inputs: str, mode: str) -> dict[str, Any]:
     """
     run = {"inputs": inputs, "name": NAME, "mode": mode}
     try:
-        with Alone(backend) as worker:
+        with SecondWorker(agent, backend) as worker:
             before = worker.ask(op="memory", restart=True)
             worker.ask(op="load", path=path, name=NAME)
             worker.ask(op="time", iterations=3, warmup=1, **run)
             after = worker.ask(op="memory")
             power = worker.ask(op="power", **run, **POWER)
-    except Stop as error:
+    except KDError as error:
         return {"absent": " ".join(f"{error.code}: {error.message}".split())}
     except OSError as error:  # no memory for a second process
         return {"absent": f"a second process did not start: {error.strerror}"}

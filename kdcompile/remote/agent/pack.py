@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
-from stop import Stop
+
+from kdcompile.core.errors import KDError
 
 FORMAT = 1
 
@@ -31,15 +31,15 @@ def prepare(pixels: Any, constants: dict[str, Any]) -> Any:
     height, width, channels = pixels.shape
     shape = (constants["channels"], *constants["max_hw"])
     if channels != shape[0] or height > shape[1] or width > shape[2]:
-        raise Stop(
+        raise KDError(
             "pack-mismatch", f"a photo of {pixels.shape} does not fit a network of {shape}",
-            "write the test pack again from the build that this kit is of",
+            fix="write the test pack again from the build that this kit is of",
         )  # fmt: skip
     mean, std = (np.array(constants[key], np.float32) for key in ("mean", "std"))
     image = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
     low = constants["min_hw"]
     pad = [(0, max(0, low[axis] - image.shape[1 + axis])) for axis in (0, 1)]
-    mode = "symmetric" if constants.get("padding") == "mirror" else "constant"
+    mode: Any = "symmetric" if constants.get("padding") == "mirror" else "constant"
     padded = np.pad(image, [(0, 0), *pad], mode=mode)
     return np.ascontiguousarray(padded[None], dtype=np.float32)
 
@@ -76,19 +76,21 @@ class Pack:
                 raise ValueError("its lists, shards or numbers do not fit together")
             found = {name: file_sha256(os.path.join(folder, name)) for name in files}
         except OSError as error:
-            raise Stop("pack-incomplete", f"{error.filename}: {error.strerror}", again) from error
+            text = f"{error.filename}: {error.strerror}"
+            raise KDError("pack-incomplete", text, fix=again) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Stop("pack-corrupt", f"pack.json cannot be read: {error!r}", again) from error
+            text = f"pack.json cannot be read: {error!r}"
+            raise KDError("pack-corrupt", text, fix=again) from error
         wrong = sorted(name for name in files if found[name] != files[name])
         if wrong:
-            raise Stop("pack-corrupt", f"{wrong[0]} is not what was written", again)
+            raise KDError("pack-corrupt", f"{wrong[0]} is not what was written", fix=again)
         wanted = {"format": FORMAT, "task": kit["task"], "output": kit["output"],
                   "preprocess": kit["files"]["preprocess.json"]}  # fmt: skip
         differing = [key for key in wanted if self.about.get(key) != wanted[key]]
         if differing:
-            raise Stop(
+            raise KDError(
                 "pack-mismatch", f"the pack is of another build: {', '.join(differing)} differ",
-                "write the test pack again from the build that this kit is of",
+                fix="write the test pack again from the build that this kit is of",
             )  # fmt: skip
         self.sha256 = hashlib.sha256(blob).hexdigest()
         self.names: list[str] = self.about["names"]

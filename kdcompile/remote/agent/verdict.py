@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from judging import choose, judge_speedup
-from prove import Build, teacher_of
-from usage import Absent, energy_of, energy_verdict, memory_of
+from kdcompile.remote.agent.candidates import Build, teacher_of
+from kdcompile.remote.agent.judging import choose, judge_speedup
+from kdcompile.remote.usage import Absent, energy_of, energy_verdict, memory_of
 
 MEGABYTE = 1e6
 HOW = (
