@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from kdcompile.config.named import MISSPELT
 from kdcompile.config.spec import DEFAULT_NAME, Spec
 from kdcompile.core.errors import KDError, nearest
 
@@ -26,7 +27,6 @@ WANTED = {  # by the first part of pydantic's types of errors
     "path": "a path in quotes",
     "list": "a list in brackets",
 }
-MISSPELT = 0.7  # alike enough to be a slip; segmentation and regression are 0.55
 MOST_SHOWN = 80  # characters of a refused value
 MOST_PARTS = 16  # of a key; no field lies deeper than four
 LENGTHS = ("steps", "epochs", "minutes")

@@ -143,7 +143,8 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
     rows, predicted = _rows(report), candidate.predictions
     student = np.array(predicted if predicted is not None else [], np.float64)
     true, teacher = (np.array([float(row[k]) for row in rows]) for k in ("true", "teacher"))
-    task = find_task(report.details["task"]["kind"])
+    facts = report.details["task"]
+    task = find_task(facts.get("name", facts["kind"]))
     available = report.details.get("test_photos") or len(rows)
     names = tuple(str(row["name"]) for row in rows)
     earlier = report.details.get("previous")

@@ -19,7 +19,7 @@ from kdcompile.passes.rules import met_by, student_network
 from kdcompile.passes.stages import STAGES
 from kdcompile.stats.power_analysis import forecast
 from kdcompile.tasks.metric import GAMES, RMSE, Metric
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _photos(plan: Plan, splits: Splits, teacher: Mapping[str, Any] | None) -> di
     There is no `margin` before `teacher` has run, nor of a metric of density maps.
     """
     spec = plan.spec
-    task = find_task(spec.task.kind)
+    task = task_of(spec)
     photos = judged(splits.test, spec.data.max_test)
     true = np.array([task.truth(photo) for photo in photos])
     rows = decidable(spec.gates, task, true, splits.classes, spec.seed)

@@ -29,7 +29,7 @@ from kdcompile.gates.worst import worst_rows
 from kdcompile.latency.host_fingerprint import fingerprint, fingerprint_id
 from kdcompile.targets import Target
 from kdcompile.tasks.reference import taught
-from kdcompile.tasks.task import Task, find_task
+from kdcompile.tasks.task import Task, task_of
 
 NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")
 log = logging.getLogger("kdcompile")
@@ -55,7 +55,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     note = f", as {copies} are copies of others" if copies else ""
     log.info("verify: %d of %d test photos%s", len(photos), len(splits.test), note)
     preprocess = Preprocess.from_json(inputs["export"].json("preprocess.json"))
-    task = find_task(spec.task.kind)
+    task = task_of(spec)
     annotated = photos_digest(splits.test)
     earlier = _earlier(step, task, splits, annotated)
     found = measure(step, target, photos, preprocess, task, splits.classes, earlier)

@@ -125,7 +125,7 @@ def _about(
         "predicted": predicted,
         "input": INPUT,
         "output": task.output,
-        "task": task.kind,
+        "task": task.like,
     }
 
 
