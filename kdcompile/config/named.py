@@ -41,10 +41,7 @@ class Named:
         known = plugins.names(self.kind)
         if name in known or (self.code and ":" in name):
             return name
-        other = f' or "{self.code}"' if self.code else ""
-        near = nearest(name, known, MISSPELT)
-        raise PydanticCustomError(
-            "name_unknown",
-            "there is no such {kind}",
-            {"kind": self.kind[:-1], "fix": f"use one of {', '.join(known)}{other}{near}"},
-        )
+        known = [*known, f'"{self.code}"'] if self.code else known
+        shown = f"use one of {', '.join(known)}"
+        fix = shown + nearest(name, known, MISSPELT)
+        raise PydanticCustomError("name_unknown", "{shown}", {"shown": shown, "fix": fix})

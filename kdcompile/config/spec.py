@@ -206,7 +206,7 @@ class Spec(Closed):
     export: Export = Export()
     quantize: Quantize = Quantize()
     compile: Compile = Compile()
-    gates: Gates = Gates()
+    gates: Gates = Field(default_factory=Gates)
 
     _path: Path = PrivateAttr(default=Path(DEFAULT_NAME))
 
@@ -215,8 +215,10 @@ class Spec(Closed):
         batch, channels = self.export.profile[0][:2]
         if batch != 1 or channels not in (1, 3):
             raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
-        problem = self.gates.check_metrics(self.task.kind)
-        if problem is not None:
+        task = plugins.plugin("tasks", self.task.kind)
+        metrics = () if task is None else (*task.value.metrics, *task.value.map_metrics)
+        problem = self.gates.check_metrics(self.task.kind, [metric.name for metric in metrics])
+        if task is not None and problem is not None:
             raise ValueError(problem)
         if len(self.data.mean) != channels:
             raise ValueError(

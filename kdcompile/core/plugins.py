@@ -126,9 +126,13 @@ def plugin(kind: str, name: str) -> Plugin | None:
 
 def names(kind: str) -> list[str]:
     """Every known name of a kind, the built-in ones first; no entry point is imported."""
+    return list(dict.fromkeys([*loaded(kind), *(entry.name for entry in _entries(kind))]))
+
+
+def loaded(kind: str) -> list[str]:
+    """The names of the built-in objects of a kind, and of what else is imported already."""
     _load_built_in(kind)
-    own = [name for of, name in _known if of == kind]
-    return list(dict.fromkeys([*own, *(entry.name for entry in _entries(kind))]))
+    return [name for of, name in _known if of == kind]
 
 
 @cache

@@ -142,17 +142,20 @@ def _teacher(teacher: Teacher, spec: Spec, hasher: Hasher, key: str) -> dict[str
 
 
 def _gates(gates: Gates, stage: Stage, spec: Spec, hasher: Hasher, target: Target) -> Any:
-    """What a stage reads of `[gates]`; an earlier bundle by its manifest, which has all hashes."""
+    """What a stage reads of `[gates]`; what lies elsewhere by the files that stand for it."""
     if stage.name == "calibrate":
         return gates.accuracy.metric
     if stage.name == "compile" and not target.is_foreign:
         return gates.model_dump(mode="json", include={"accuracy", "parity"})  # a kit has them all
-    fields = gates.model_dump(mode="json", exclude={"previous": {"bundle"}})
-    earlier = None if gates.previous is None else gates.previous.bundle
-    if stage.name != "verify" or earlier is None:
-        return fields
-    manifest = spec.folder / earlier / "manifest.json"
-    return fields | {FILES: _file(manifest, hasher, "gates.previous.bundle")}
+    if stage.name != "verify":
+        return gates.to_json()
+    files = {
+        f"{name}.{field}": sha
+        for name, settings in gates.named().items()
+        for field, path in settings.files(spec.folder).items()
+        for sha in _file(path, hasher, f"gates.{name}.{field}").values()
+    }
+    return gates.to_json() | ({FILES: files} if files else {})
 
 
 def _trained_in_int8(quantize: Quantize) -> Any:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from kdcompile.config.board import Board
-from kdcompile.config.gates import AccuracyGate, fraction
+from kdcompile.config.gates import fraction
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.splits import Splits, judged, load_splits
+from kdcompile.gates.accuracy import AccuracyGate
 from kdcompile.gates.decidable import decidable
 from kdcompile.passes.manager import Plan
 from kdcompile.passes.refusals import refuse_networks, refuse_settings, warnings_of

@@ -9,8 +9,9 @@ import pytest
 
 import kdcompile.remote.kit as kit_module
 from kdcompile.backends import choose
-from kdcompile.config.gates import AccuracyGate, fraction
+from kdcompile.config.gates import fraction
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.gates.accuracy import AccuracyGate
 from kdcompile.stats.alternating import PairedTimes, ratio_interval
 from kdcompile.stats.bootstrap import MIN_IMAGES
 from kdcompile.stats.noninferiority import compare
