@@ -135,6 +135,20 @@ def loaded(kind: str) -> list[str]:
     return [name for of, name in _known if of == kind]
 
 
+def listing(kind: str) -> list[tuple[Plugin, KDError | None]]:
+    """Every object of a kind, with the error of one that cannot be used; its value is None."""
+    found: list[tuple[Plugin, KDError | None]] = []
+    for name in names(kind):
+        try:
+            one = plugin(kind, name)
+            assert one is not None, "a name that is listed is known"
+            found.append((one, None))
+        except KDError as error:
+            entry = next(entry for entry in _entries(kind) if entry.name == name)
+            found.append((Plugin(kind, name, None, *_distribution(entry), entry.value), error))
+    return found
+
+
 @cache
 def _load_built_in(kind: str) -> None:
     package = importlib.import_module(BUILT_IN[kind])
@@ -150,8 +164,7 @@ def _entries(kind: str) -> tuple[EntryPoint, ...]:
 @cache
 def _load(kind: str, entry: EntryPoint) -> None:
     """Import an entry point and register its object with its distribution."""
-    assert entry.dist is not None, "entry points of installed distributions know them"
-    name, version = entry.dist.name, entry.dist.version
+    name, version = _distribution(entry)
     _loading.append((name, version))
     try:
         value = entry.load()
@@ -168,6 +181,11 @@ def _load(kind: str, entry: EntryPoint) -> None:
     finally:
         _loading.pop()
     _add(Plugin(kind, entry.name, value, name, version, entry.value))
+
+
+def _distribution(entry: EntryPoint) -> tuple[str, str]:
+    assert entry.dist is not None, "an entry point that is found knows its distribution"
+    return entry.dist.name, entry.dist.version
 
 
 def _add(new: Plugin) -> None:

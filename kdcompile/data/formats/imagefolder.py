@@ -143,4 +143,4 @@ def _check_classes(found: dict[str, list[Entry]]) -> None:
 
 
 SPLITS = {split: split for split in ("train", "val", "test")}  # folders, and no lists
-FORMAT = register("formats", "imagefolder")(Files(entries, defaults=SPLITS))
+FORMAT = register("formats", "imagefolder", __name__)(Files(entries, defaults=SPLITS))

@@ -233,4 +233,4 @@ class _Arrays:
         )
 
 
-FORMAT = register("formats", "npz")(Archive(archive_path, photos))
+FORMAT = register("formats", "npz", __name__)(Archive(archive_path, photos))

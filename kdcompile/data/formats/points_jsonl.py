@@ -124,4 +124,4 @@ def _record(number: int, line: str, path: Path) -> _Record:
     return _Record(number, image, points)
 
 
-FORMAT = register("formats", "points-jsonl")(Files(entries, in_one_file=True))
+FORMAT = register("formats", "points-jsonl", __name__)(Files(entries, in_one_file=True))

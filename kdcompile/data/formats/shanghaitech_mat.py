@@ -78,4 +78,4 @@ def _entry(image: Path, root: Path) -> Entry:
     )
 
 
-FORMAT = register("formats", "shanghaitech-mat")(Files(entries))
+FORMAT = register("formats", "shanghaitech-mat", __name__)(Files(entries))
