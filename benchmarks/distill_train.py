@@ -30,7 +30,7 @@ from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device
 from kdcompile.kernels import ran
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 WARM, TIMED = 3, 24
 PRICED = (1, 3, 576, 864)
@@ -75,8 +75,8 @@ class Judge:
 
     def __init__(self, source: Source) -> None:
         self._spec = source.spec(0)
-        self._preprocess = preprocess_of(self._spec.data, self._spec.export, self._spec.task)
-        self._task = find_task(self._spec.task.kind)
+        self._preprocess = preprocess_of(self._spec)
+        self._task = task_of(self._spec)
 
     def __call__(
         self, network: nn.Module, photos: Sequence[Photo]

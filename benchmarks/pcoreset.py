@@ -200,7 +200,7 @@ def _in_int8(spec: Any, exported: Any, how: Any) -> dict[str, float]:
     from kdcompile.tasks.preprocess import preprocess_of
 
     splits = load_splits(spec.data, spec.folder)
-    prepare = preprocess_of(spec.data, spec.export, spec.task)
+    prepare = preprocess_of(spec)
     model = onnx.load(exported.file("student.onnx"))
     feed = model.graph.input[0].name
 

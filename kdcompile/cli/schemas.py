@@ -10,13 +10,14 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
+from kdcompile.cli.plugins import Plugins
 from kdcompile.cli.recipes import Recipe, RecipeLine
 from kdcompile.cli.run import Failed
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.report import Report
 from kdcompile.delta.result import Applied, Made
 from kdcompile.environment.doctor import Check
-from kdcompile.gates.decidable import Decidable
+from kdcompile.gates.registry import Decidable
 from kdcompile.latency.compatibility import Difference
 from kdcompile.latency_model.validate import Row
 from kdcompile.passes.label import ToLabel
@@ -250,6 +251,7 @@ DOCUMENTS: dict[str, Any] = {
     "targets show": ShownTarget,
     "targets validate": Validated,
     "targets calibrate": Calibrated,
+    "plugins": Plugins,
     "recipes": dict[str, RecipeLine],
     "recipes show": Recipe,
     "report": Report,

@@ -21,7 +21,7 @@ from kdcompile.debug.variants import Ladder, Rung
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.models.trained import trained
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,7 +101,7 @@ def export_ladder(
 
 def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Module]":
     """The ladder's first two rungs, the trained module and its exported program, and the module."""
-    task, prepare = find_task(spec.task.kind), preprocess_of(spec.data, spec.export, spec.task)
+    task, prepare = task_of(spec), preprocess_of(spec)
     photos = load_splits(spec.data, spec.folder).val
     many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
     module, gate = trained(spec, distilled), spec.gates.accuracy

@@ -16,6 +16,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
 from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
+from kdcompile.tasks.task import Task
 
 ByReduction = Mapping[str, Mapping[str, float]]
 BLOCK = 8  # cells a side of a block whose count is compared
@@ -159,6 +160,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
 }
 
 
-def make_objective(kind: str, options: Distill, targets: Tensor) -> Objective:
-    """The objective of `[task] kind`, scaled by some batches of targets."""
-    return OBJECTIVES[kind](options, torch.as_tensor(targets))
+def objective_of(task: Task) -> type[Objective]:
+    """The losses of a task: its own, or else those of the built-in one that it is like."""
+    own: type[Objective] | None = task.objective()
+    return own or OBJECTIVES[task.like]

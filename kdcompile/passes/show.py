@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from kdcompile.config.board import Board
-from kdcompile.config.gates import AccuracyGate, fraction
+from kdcompile.config.gates import fraction
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.splits import Splits, judged, load_splits
+from kdcompile.gates.accuracy import AccuracyGate
 from kdcompile.gates.decidable import decidable
 from kdcompile.passes.manager import Plan
 from kdcompile.passes.refusals import refuse_networks, refuse_settings, warnings_of
@@ -19,7 +20,7 @@ from kdcompile.passes.rules import met_by, student_network
 from kdcompile.passes.stages import STAGES
 from kdcompile.stats.power_analysis import forecast
 from kdcompile.tasks.metric import GAMES, RMSE, Metric
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _photos(plan: Plan, splits: Splits, teacher: Mapping[str, Any] | None) -> di
     There is no `margin` before `teacher` has run, nor of a metric of density maps.
     """
     spec = plan.spec
-    task = find_task(spec.task.kind)
+    task = task_of(spec)
     photos = judged(splits.test, spec.data.max_test)
     true = np.array([task.truth(photo) for photo in photos])
     rows = decidable(spec.gates, task, true, splits.classes, spec.seed)

@@ -124,7 +124,7 @@ def _about(
         "predicted": predicted,
         "input": INPUT,
         "output": task.output,
-        "task": task.kind,
+        "task": task.like,
     }
 
 

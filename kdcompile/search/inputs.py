@@ -30,7 +30,7 @@ from kdcompile.search.spaces.pruned import LayerSpace
 from kdcompile.search.spaces.pruned_kernels import Template
 from kdcompile.search.spaces.staged import StagedSpace
 from kdcompile.targets import Target
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 Spaces = list[tuple[Space, Callable[[], Judge]]]
 log = logging.getLogger("kdcompile")
@@ -88,7 +88,7 @@ def _problem(spec: Spec, target: Target, teacher: Network, beside: str, precisio
         spec=spec,
         target=target,
         precision=precision,
-        metric=find_task(spec.task.kind).metric,
+        metric=task_of(spec).metric,
         teacher=teacher.module,
         point=point,
         priced=priced,

@@ -5,9 +5,9 @@ import pytest
 from played_board import GATES, KIT, SEED, WORKER, host_report, record, rows
 
 from kdcompile.backends import choose
-from kdcompile.config.gates import AccuracyGate
 from kdcompile.core.errors import KDError
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.gates.accuracy import AccuracyGate
 from kdcompile.gates.from_board import judge_board
 from kdcompile.remote.agent import judging, pack
 from kdcompile.stats.bootstrap import MIN_IMAGES

@@ -16,7 +16,9 @@ from pathlib import Path
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.files import read_text
+from kdcompile.core.plugins import register
 from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
+from kdcompile.data.formats import Files
 
 TABLE = "labels.csv"
 
@@ -138,3 +140,7 @@ def _check_classes(found: dict[str, list[Entry]]) -> None:
         raise KDError(
             "classes-differ", message, where=f"[data] {split}", fix="label every split alike"
         )
+
+
+SPLITS = {split: split for split in ("train", "val", "test")}  # folders, and no lists
+FORMAT = register("formats", "imagefolder", __name__)(Files(entries, defaults=SPLITS))

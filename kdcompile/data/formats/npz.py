@@ -16,9 +16,9 @@ a piece: `train@0[:8000]` and `train@0[8000:]` share no image and have each clas
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
+from itertools import pairwise
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.plugins import register
 from kdcompile.data.entry import inside
-from kdcompile.data.overlap import overlap
+from kdcompile.data.formats import Archive
 from kdcompile.data.photo import Photo
 
 PATTERN = re.compile(
@@ -156,22 +156,6 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def refuse_shared(data: Data, found: Mapping[str, Sequence[Photo]]) -> None:
-    """Refuse an image of an archive in two splits.
-
-    Raises:
-        KDError: `split-overlap`.
-    """
-    for first, second in combinations(found, 2):
-        if archive_path(data.root, getattr(data, first)).samefile(
-            archive_path(data.root, getattr(data, second))
-        ):
-            names = {photo.name for photo in found[second]}
-            shared = [photo.name for photo in found[first] if photo.name in names]
-            if shared:
-                raise overlap((first, second), shared)
-
-
 class _Arrays:
     """The checked arrays of one part."""
 
@@ -247,3 +231,6 @@ class _Arrays:
             where=str(self._path),
             fix="write the arrays as the format's description says",
         )
+
+
+FORMAT = register("formats", "npz", __name__)(Archive(archive_path, photos))

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import refuse_endless
+from kdcompile.core.plugins import register
 from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
+from kdcompile.data.formats import Files
 from kdcompile.data.mat5 import read_mat
 
 TRUTH_FOLDERS = ("ground-truth", "ground_truth")
@@ -74,3 +76,6 @@ def _entry(image: Path, root: Path) -> Entry:
         where=str(image.parent.parent / TRUTH_FOLDERS[0] / f"GT_{image.stem}.mat"),
         fix="put the .mat file there, as in the published archive",
     )
+
+
+FORMAT = register("formats", "shanghaitech-mat", __name__)(Files(entries))

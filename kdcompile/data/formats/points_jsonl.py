@@ -14,7 +14,9 @@ from typing import Any
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.files import read_text
+from kdcompile.core.plugins import register
 from kdcompile.data.entry import Entry, read_list, require_image
+from kdcompile.data.formats import Files
 
 FIX = 'write {"image": "images/a.jpg", "points": [[x, y], ...]}'
 
@@ -120,3 +122,6 @@ def _record(number: int, line: str, path: Path) -> _Record:
             fix=FIX,
         ) from error
     return _Record(number, image, points)
+
+
+FORMAT = register("formats", "points-jsonl", __name__)(Files(entries, in_one_file=True))
