@@ -11,6 +11,7 @@ from small_build import SmallBuild
 from kdcompile import targets
 from kdcompile.backends import engine
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import Settings
 from kdcompile.gates import measure
 from kdcompile.passes import compile as compile_stage
 from kdcompile.remote.agent import machine, worker
@@ -27,7 +28,7 @@ def patch():
         m.setattr(compile_stage, "compile_check", lambda *values: [])
         m.setattr(played_tensorrt, "REPLAY_MS", 0.0)
         m.setattr(engine, "pace", lambda *values, **named: engine.Pace(6, 2, 1))
-        m.setattr(measure, "TIMING_SECONDS", 0.05)
+        m.setattr(measure, "TIMING", Settings(seconds=0.05))
         yield m
 
 

@@ -14,6 +14,7 @@ from kdcompile import targets
 from kdcompile.backends import engine
 from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import Settings
 from kdcompile.core.report import Report
 from kdcompile.gates import measure
 from kdcompile.gates.context import Earlier
@@ -94,7 +95,7 @@ def patch():
     with pytest.MonkeyPatch.context() as m:
         m.setattr(compile_stage, "compile_check", lambda *values: [])
         m.setattr(engine, "pace", lambda *values, **named: engine.Pace(6, 2, 1))
-        m.setattr(measure, "TIMING_SECONDS", 0.05)
+        m.setattr(measure, "TIMING", Settings(seconds=0.05))
         yield m
 
 

@@ -11,6 +11,7 @@ from small_build import SmallBuild
 
 from kdcompile import targets
 from kdcompile.backends import engine
+from kdcompile.core.measurement import Settings
 from kdcompile.gates import measure, resources
 from kdcompile.latency import energy_memory
 from kdcompile.passes import compile as compile_stage
@@ -26,7 +27,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(compile_stage, "compile_check", lambda *values: [])
     monkeypatch.setattr(played_tensorrt, "REPLAY_MS", 0.0)
     monkeypatch.setattr(engine, "pace", lambda *values, **named: engine.Pace(6, 2, 1))
-    monkeypatch.setattr(measure, "TIMING_SECONDS", 0.05)
+    monkeypatch.setattr(measure, "TIMING", Settings(seconds=0.05))
     monkeypatch.setattr(Rails, "during", twenty_looks)
     monkeypatch.setattr(
         resources, "measure", partial(energy_memory.measure, seconds=0.3, idle_s=0.1)

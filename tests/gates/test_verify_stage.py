@@ -12,6 +12,7 @@ from kdcompile import targets
 from kdcompile.config.load import load_spec
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import Settings
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact, Store
 from kdcompile.gates import measure
@@ -98,7 +99,7 @@ def estimate(ms: float) -> dict[str, object]:
 
 @pytest.fixture
 def step(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "TIMING_SECONDS", 0.05)
+    monkeypatch.setattr(measure, "TIMING", Settings(seconds=0.05))
     monkeypatch.setattr(cpu_contention, "crowded", lambda run: (run(), 0.0))  # whatever else runs
     (tmp_path / "data.py").write_text(FACTORY)
     (tmp_path / "kdcompile.toml").write_text(SPEC)
