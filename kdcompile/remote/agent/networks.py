@@ -10,7 +10,7 @@ from typing import Any, Iterable
 import numpy as np
 
 from kdcompile.core.errors import KDError
-from kdcompile.remote.agent.pack import file_sha256
+from kdcompile.remote.agent.system import file_sha256, write_file
 
 BLOCKS, OTHER_BLOCKS = 12, 6  # a paired interval needs at least 6
 FIRST_WARMUP, WARMUP = 10, 3
@@ -20,10 +20,7 @@ CLOCKS = {"device": ("device", "wall"), "graph": ("device", "wall"),
 
 def write_json(path: str, value: Any) -> None:
     """Write a file so that it is either the old one or the whole new one."""
-    with open(path + ".tmp", "w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1, sort_keys=True)
-        stream.write("\n")
-    os.replace(path + ".tmp", path)
+    write_file(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 class Networks:

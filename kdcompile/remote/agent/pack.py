@@ -10,17 +10,9 @@ from typing import Any, Iterator
 import numpy as np
 
 from kdcompile.core.errors import KDError
+from kdcompile.remote.agent.system import file_sha256
 
 FORMAT = 1
-
-
-def file_sha256(path: str) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces."""
-    found = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for piece in iter(lambda: stream.read(1 << 20), b""):
-            found.update(piece)
-    return found.hexdigest()
 
 
 def prepare(pixels: Any, constants: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from typing import Any
@@ -48,3 +49,12 @@ def read_number(path: str) -> float | None:
         return float(first_line(path) or "")
     except ValueError:
         return None
+
+
+def file_sha256(path: str) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for piece in iter(lambda: stream.read(MIB), b""):
+            found.update(piece)
+    return found.hexdigest()

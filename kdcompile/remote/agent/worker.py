@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import platform
@@ -22,7 +21,7 @@ from kdcompile.remote.agent.onnxruntime_backend import (
 )
 from kdcompile.remote.agent.power import Nvml, find_power, run_for
 from kdcompile.remote.agent.signals import sensors, signals
-from kdcompile.remote.agent.system import MIB, first_line, platform_name
+from kdcompile.remote.agent.system import file_sha256, first_line, platform_name
 from kdcompile.remote.agent.tensorrt_backend import TensorRT
 
 PROTOCOL = 2
@@ -92,11 +91,7 @@ class Worker:
         """Whether a file is there, its size and its SHA-256."""
         if not os.path.isfile(path):
             return {"exists": False, "bytes": 0, "sha256": None}
-        hashed = hashlib.sha256()
-        with open(path, "rb") as stream:
-            for block in iter(lambda: stream.read(MIB), b""):
-                hashed.update(block)
-            return {"exists": True, "bytes": stream.tell(), "sha256": hashed.hexdigest()}
+        return {"exists": True, "bytes": os.path.getsize(path), "sha256": file_sha256(path)}
 
     def remove(self, path: str) -> dict[str, Any]:
         """Delete a file, if it is there."""
