@@ -112,7 +112,7 @@ def _outcome(gate: GateResult, require_device: bool) -> Outcome:
 def kind_of(name: str) -> str:
     """The kind of a gate, by its own name or that of its twin on the device; `gate` if unknown."""
     found = plugins.plugin("gates", name.removesuffix("@device"))
-    return "gate" if found is None else str(found.value.kind)
+    return str(getattr(found.value, "kind", "gate")) if found is not None else "gate"
 
 
 def outcome_of_comparison(

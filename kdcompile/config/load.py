@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kdcompile.config.gates import Gates
+from kdcompile.config.gates import Gate, Gates
 from kdcompile.config.gates import sections as gate_sections
 from kdcompile.config.named import MISSPELT
 from kdcompile.config.spec import DEFAULT_NAME, Spec
@@ -190,7 +190,7 @@ def _paths_of_gates(gates: Any) -> list[tuple[str, ...]]:
     return [
         ("gates", name, field)
         for name, gate in found.items()
-        if gate is not None
+        if gate is not None and isinstance(gate.value, Gate)
         for field in gate.value.settings.local
     ]
 

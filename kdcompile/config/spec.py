@@ -216,9 +216,13 @@ class Spec(Closed):
         if batch != 1 or channels not in (1, 3):
             raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
         task = plugins.plugin("tasks", self.task.kind)
-        metrics = () if task is None else (*task.value.metrics, *task.value.map_metrics)
-        problem = self.gates.check_metrics(self.task.kind, [metric.name for metric in metrics])
-        if task is not None and problem is not None:
+        metrics = [
+            metric.name
+            for field in ("metrics", "map_metrics")
+            for metric in getattr(task and task.value, field, ())
+        ]
+        problem = self.gates.check_metrics(self.task.kind, metrics) if metrics else None
+        if problem is not None:
             raise ValueError(problem)
         if len(self.data.mean) != channels:
             raise ValueError(

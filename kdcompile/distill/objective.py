@@ -25,11 +25,15 @@ BLOCK = 8  # cells a side of a block whose count is compared
 class Objective(ABC):
     """The terms of a task, float32 scalars.
 
-    `weights` has the default weight of each term by reduction, those against the teacher
-    (`soft`) included; `formula` is what `kdcompile recipes show` prints.
+    `kind` is the built-in task that recipes take it for (`Task.like`); `of_classes`: the targets
+    are class indices; `is_dense`: they are maps. `weights` has the default weight of each term by
+    reduction, those against the teacher (`soft`) included; `formula` is what `kdcompile recipes
+    show` prints.
     """
 
     kind: ClassVar[str]
+    of_classes: ClassVar[bool] = False
+    is_dense: ClassVar[bool] = False
     weights: ClassVar[ByReduction]
     formula: ClassVar[str]
 
@@ -68,7 +72,7 @@ class DensityObjective(Objective):
     dimensionless; counts always by the labels' mean count of a block.
     """
 
-    kind = "counting"
+    kind, is_dense = "counting", True
     weights: ClassVar[ByReduction] = {
         "mean": {"hard": 1.0, "count": 1.0, "soft": 4.0},
         "paper": {"hard": 1.0, "count": 0.0, "soft": 1.0},
@@ -100,7 +104,7 @@ class DensityObjective(Objective):
 class ClassObjective(Objective):
     """Cross-entropy of logits [N, K] with class indices, and Hinton's softened KL with its T^2."""
 
-    kind = "classification"
+    kind, of_classes = "classification", True
     weights: ClassVar[ByReduction] = {
         "mean": {"hard": 0.1, "soft": 0.9},
         "paper": {"hard": 0.1, "soft": 0.9},

@@ -82,7 +82,7 @@ def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) ->
 
 def _is_wider(given: tuple[int, ...], asked: tuple[int, ...], spec: Spec) -> bool:
     """Whether the student has the teacher's classes and more."""
-    classes = task_of(spec).like == "classification" and len(given) == len(asked) == 2
+    classes = task_of(spec).has_classes and len(given) == len(asked) == 2
     return classes and given[1] > asked[1]
 
 

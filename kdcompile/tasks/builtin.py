@@ -64,7 +64,7 @@ class Classification(Task):
 
     kind = like = "classification"
     output, unit = "logits", "class"
-    metrics, parts = (TOP1,), "by_class"
+    metrics, parts, has_classes = (TOP1,), "by_class", True
 
     def truth(self, photo: Photo) -> float:
         """The class's index."""

@@ -29,10 +29,11 @@ class Task(ABC):
 
     kind: as `[task] kind` names it; like: the built-in task as which recipes, boards, reports and
     bundles take its outputs: "counting", a map that is summed, "classification", logits, or
-    "regression", one number; output: the name of the network's output in ONNX files;
-    unit: of a prediction, "1" where it has none; metrics: of predictions, the first one selects
-    the student; map_metrics: of density maps, known only where whole outputs are at hand;
-    is_dense: the output is a map over the image; parts: the report's key for accuracy in `groups`.
+    "regression", one number; output: the name of the network's output in ONNX files; unit: of a
+    prediction, "1" where it has none; metrics: of predictions, the first one selects the student;
+    map_metrics: of density maps, known only where whole outputs are available; is_dense: the output
+    is a map over the image; has_classes: it is one number a class; parts: the report's key for
+    accuracy in `groups`.
     """
 
     kind: ClassVar[str]
@@ -42,6 +43,7 @@ class Task(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     map_metrics: ClassVar[tuple[Metric, ...]] = ()
     is_dense: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = False
     parts: ClassVar[str]
 
     def objective(self) -> Any:
@@ -184,7 +186,7 @@ def task_of(spec: Spec) -> Task:
         return find_task(kind)
     found: Any = load_factory(kind, spec.folder)
     if isinstance(found, type) and issubclass(found, Task):
-        return _made(found)
+        return _make(found)
     raise KDError(
         "task-invalid",
         f"{kind} is no class that derives from kdcompile.tasks.task.Task",
@@ -195,7 +197,11 @@ def task_of(spec: Spec) -> Task:
 
 @cache
 def _made(kind: type[Task]) -> Task:
-    """The one instance of a task."""
+    """The one instance of a registered task."""
+    return _make(kind)
+
+
+def _make(kind: type[Task]) -> Task:
     with users_code(
         "task-invalid", f"task {kind.__name__} cannot be made", f"{kind.__module__}", "correct it"
     ):

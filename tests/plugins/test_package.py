@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from plugin_site import install_package
+from plugin_site import PACKAGE, install_package
 from safetensors.torch import save_file
 from tiny_training import network, photos
 
@@ -132,6 +132,14 @@ def test_the_command_names_what_the_package_brings(site):
     assert own["gates", "worst"]["source"] == "acme_kd.gate:worst"
     assert {one["problem"] for one in found} == {None}
     assert {one["distribution"] for one in found} == {"acme-kd", "kdcompile"}
+
+
+def test_the_page_shows_the_package_as_it_is():
+    page = (PACKAGE.parents[2] / "docs" / "plugins.md").read_text()
+    files = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".toml")]
+    shown = [path for path in files if path.name != "__init__.py"]
+    assert len(shown) == 7
+    assert [path.name for path in shown if path.read_text().rstrip() not in page] == []
 
 
 def test_another_version_is_made_anew(built, folder, site, tmp_path):

@@ -91,7 +91,7 @@ class ContrastiveTransfer(Recipe):
         Raises:
             KDError: `recipe-photos`.
         """
-        if self.objective.kind != "classification":
+        if not self.objective.of_classes:
             return
         classes = torch.zeros_like(self.order)
         for batch in ground.crops():

@@ -67,13 +67,13 @@ class HardViews(Recipe):
 
     def candidate(self, images: Tensor) -> Tensor:
         """A random view of each image, in the same type and memory format."""
-        moved = turned(images) if self.objective.kind == "classification" else images
+        moved = turned(images) if self.objective.of_classes else images
         return torch.empty_like(images).copy_(recoloured(moved))
 
     @property
     def limit(self) -> float:
         """How far the teacher's answers to an image and to a view of it may be apart."""
-        return self.nats if self.objective.kind == "classification" else self.tolerance
+        return self.nats if self.objective.of_classes else self.tolerance
 
 
 def distance(reference: Tensor, other: Tensor, objective: Objective) -> Tensor:

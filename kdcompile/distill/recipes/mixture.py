@@ -118,7 +118,7 @@ class Mixture(Recipe):
     def _statistics(self, output: Tensor) -> Tensor:
         """Logits, or mean, largest and deviation of what else there is, near 1: [N, D]."""
         output = promoted(output)
-        if self.objective.kind == "classification":
+        if self.objective.of_classes:
             return symlog(output)
         flat = output.flatten(1)
         found = torch.stack([flat.mean(1), flat.amax(1), flat.std(1, correction=0)], 1)
@@ -130,7 +130,7 @@ class Mixture(Recipe):
 
         Softened logits are those whose softened probabilities are the mean of the softened ones.
         """
-        if self.objective.kind == "classification":
+        if self.objective.of_classes:
             temperature = self.options.temperature if soften else 1.0
             logs = (outputs / temperature).log_softmax(2) + log_weights.T[:, :, None]
             return temperature * logs.logsumexp(0)

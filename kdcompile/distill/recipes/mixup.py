@@ -47,7 +47,7 @@ class Mixup(Recipe):
     def prepare(self, ground: Ground) -> None:
         """Count the student's classes on one crop."""
         self._classes = 0
-        if self.objective.kind == "classification":
+        if self.objective.of_classes:
             crop = next(iter(ground.crops())).images[:1]
             with ground.autocast():
                 self._classes = peek(ground.student, crop).shape[1]
@@ -64,7 +64,7 @@ class Mixup(Recipe):
 
     def base(self, inputs: LossInputs) -> dict[str, Tensor]:
         """For classes `hard` and `soft` of logits over their deviation, else the objective's."""
-        if self.objective.kind != "classification":
+        if not self.objective.of_classes:
             return super().base(inputs)
         terms = {"hard": cross_entropy(scaled(promoted(inputs.student)), inputs.target)}
         if inputs.teacher is not None:

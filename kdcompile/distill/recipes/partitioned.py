@@ -1,6 +1,5 @@
 """Recipe `partitioned`: each photo is taught by whichever of teacher and old student knows it."""
 
-from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -62,7 +61,7 @@ class Partitioned(Recipe):
         """Whose photos they are: bool [N, 1, ...], true for the teacher's."""
         assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
         assert inputs.first is not None, "the trainer runs the first student for this recipe"
-        error = ERRORS[self.objective.kind]
+        error = _surprise if self.objective.of_classes else _distance
         teacher, first = (error(x, inputs.target) for x in (inputs.teacher, inputs.first))
         return (teacher < first).reshape(-1, *[1] * (inputs.student.dim() - 1))
 
@@ -75,10 +74,3 @@ def _surprise(logits: Tensor, target: Tensor) -> Tensor:
 def _distance(output: Tensor, target: Tensor) -> Tensor:
     """|sum of output - sum of target| of each crop, [N]: of counts, or of single values."""
     return (promoted(output) - target).flatten(1).sum(1).abs()
-
-
-ERRORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "classification": _surprise,
-    "counting": _distance,
-    "regression": _distance,
-}

@@ -62,7 +62,7 @@ class Reliability(Recipe):
             weight = self.trust(teacher, inputs.target)
             if self.options.reduction == "paper":
                 weight = weight.mean().expand(len(weight))
-            if self.objective.kind == "classification":
+            if self.objective.of_classes:
                 own = weight.float().contiguous()
                 return {"reliable": kd_kl(student, teacher, self.options.temperature, weight=own)}
             return {"reliable": (weight * self._soft(student, teacher)).mean()}
