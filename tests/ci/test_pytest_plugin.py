@@ -329,4 +329,4 @@ def test_loading_the_plugin_imports_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours = {name for name in json.loads(found.stdout) if not name.startswith("json")}
-    assert ours == {"kdcompile", "kdcompile.ci.pytest_plugin"}
+    assert ours == {"kdcompile", "kdcompile.ci", "kdcompile.ci.pytest_plugin"}
