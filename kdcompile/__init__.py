@@ -39,12 +39,16 @@ PACKAGES = ("distill", "export", "search")  # whose names are verbs too
 
 
 def __getattr__(name: str) -> Any:
-    """A verb, imported when it is first asked for."""
+    """A verb, or the module `api`, imported when it is first asked for."""
+    if name == "api" or name in PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in PACKAGES:
-        return import_module(f"{__name__}.{name}")
     return getattr(import_module(f"{__name__}.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 class _Verb(ModuleType):
