@@ -111,9 +111,30 @@ def load_spec(path: Path, sets: Sequence[str] = (), target: str | None = None) -
         KDError: `spec-syntax`, `spec-unreadable`, `spec-invalid` or `set-syntax`.
     """
     path = Path(abspath(path))
-    raw = _read(path)
+    return parse_spec(_read(path), path, path.parent, sets, target)
+
+
+def parse_spec(
+    raw: dict[str, Any],
+    path: Path,
+    base: Path,
+    sets: Sequence[str] = (),
+    target: str | None = None,
+) -> Spec:
+    """Check the values of a spec, which come from a file or from a Python caller.
+
+    Args:
+        raw: sections by name; changed in place.
+        path: the TOML file that they are of, or would be: its folder is the spec's.
+        base: what relative paths in `raw` resolve against.
+        sets: as for `load_spec`.
+        target: as for `load_spec`.
+
+    Raises:
+        KDError: `spec-invalid` or `set-syntax`.
+    """
     _refuse_null(raw, str(path))
-    _absolute_paths(raw, path.parent)
+    _absolute_paths(raw, base)
     for text in sets:
         keys, value = parse_set(text)
         override: dict[str, Any] = {}

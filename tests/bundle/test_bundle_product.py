@@ -19,10 +19,10 @@ from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.bundle.network_io import Tensor
 from kdcompile.bundle.product import copy_engine, refresh_product
 from kdcompile.bundle.serving import write_triton
-from kdcompile.cli.network import open_network
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
+from kdcompile.debug.network import open_network
 from kdcompile.passes.bundle import install, run
 from kdcompile.remote.archive import NAME, agent_zip
 
