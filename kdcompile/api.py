@@ -265,7 +265,7 @@ def bench(
             judged, samples = None, Measurement([subject], plan).all_runs()[0]
         else:
             there = None if reference is None else Path(reference)
-            judged = given.judge(subject, kept, file, there, plan)
+            judged = given.compare(subject, kept, file, there, plan)
             samples = judged.candidate
     if new is not None:
         make_baseline(samples, path, new, author(), "kdcompile bench --save").write(new)

@@ -33,7 +33,7 @@ class Inputs(TypedDict, total=False):
     Attributes:
         teacher: a torch.nn.Module with its weights, or the section of a spec.
         data: `train`, `val` and `test`, each a list of (image, label), a map-style data set or a
-            DataLoader of one, with `mean`, `std`, ... beside them; or the section of a spec.
+            DataLoader of one, with `mean`, `std`, ... next to them; or the section of a spec.
         task: its kind, or the section of a spec.
         target: name of the device.
         seed: of all random numbers.
