@@ -20,7 +20,7 @@ from kdcompile.data.photo import Photo
 
 SPLITS = ("train", "val", "test")
 Row = tuple[str, str, str]  # the name, what stands there, and what is annotated in it
-WRITTEN = {".kdcompile", "dist", "overlays", "__pycache__"}
+WRITTEN = {".kdcompile", ".kdcompile-work", "dist", "overlays", "__pycache__"}
 FORMATS: Mapping[str, Callable[[Data], dict[str, list[Entry]]]] = {
     "points-jsonl": points_jsonl.entries,
     "shanghaitech-mat": shanghaitech_mat.entries,
