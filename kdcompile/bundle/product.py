@@ -19,14 +19,21 @@ from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
 from kdcompile.targets import load
 
+OPENER = "opener.py"
+
 
 def copy_engine(folder: Path, compiled: Artifact) -> None:
-    """Copy the engine, its record and the worker that runs it, where `compile` built an engine."""
+    """Copy the engine, its record and what runs it, where `compile` built an engine.
+
+    That is the opener of the engine's backend, or the agent.
+    """
     if ENGINE not in compiled.files:
         return
     for name in (ENGINE, f"{ENGINE}.json"):
         shutil.copyfile(compiled.file(name), folder / name)
-    if "kit/worker.py" not in compiled.files:
+    if OPENER in compiled.files:
+        shutil.copyfile(compiled.file(OPENER), folder / OPENER)
+    elif "kit/worker.py" not in compiled.files:
         worker = files("kdcompile.remote").joinpath("worker.py")
         write_text(folder / "worker.py", worker.read_text(encoding="utf-8"))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kdcompile.cli.options import via_option
+from kdcompile.core.backends import names
 from kdcompile.core.errors import KDError, nearest
 
 if TYPE_CHECKING:
@@ -20,14 +21,13 @@ if TYPE_CHECKING:
     from kdcompile.latency.subject import Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
-BACKENDS = ("tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt")
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 COPIES = ("none", "in", "out", "both")
 MODE_KEYS = ("copies", "graph", "spin", "threads")
 
 _OPTIONS = (
     via_option,
-    click.option("--backend", type=click.Choice(BACKENDS), help="That runs an ONNX file there."),
+    click.option("--backend", type=click.Choice(names()), help="That runs an ONNX file there."),
     click.option("--shape", metavar="NxCxHxW", help="Of the input, where the artifact leaves it."),
     click.option("--batch", type=int, help="Images of one inference."),
     click.option("--streams", type=int, help="Inferences in flight at once (1)."),
@@ -103,7 +103,7 @@ class Measuring:
         if baseline is None or found.kind == "engine":
             return found
         kept = baseline.environment.get("facts", {}).get("backend")
-        backend = self.backend or (kept if kept in BACKENDS else None)
+        backend = self.backend or (kept if kept in names() else None)
         kept_shape = found.input_shape or shape_of(baseline.mode)
         return replace(found, backend=backend, input_shape=kept_shape)
 

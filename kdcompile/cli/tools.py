@@ -8,6 +8,7 @@ import click
 from kdcompile.cli.options import as_json, echo_json
 from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import open_trusted, trusted_option
+from kdcompile.core.backends import names
 from kdcompile.core.errors import plain
 
 
@@ -49,7 +50,7 @@ def report(bundle: Path, trusted: Path | None, as_json: bool) -> None:
 @click.option("--via", metavar="PLACE", help="Look at python:PATH or ssh://[user@]host[:port].")
 @click.option(
     "--backend",
-    type=click.Choice(["tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"]),
+    type=click.Choice(names()),
     help="What should run networks there; TensorRT by default.",
 )
 @as_json

@@ -10,12 +10,13 @@ import click
 
 from kdcompile.cli.build import planned
 from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of, title_of
-from kdcompile.cli.network import open_network
+from kdcompile.cli.network import backend_of, open_network
 from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
 from kdcompile.cli.parity import is_bundle, open_ladder, show_ladder
 from kdcompile.cli.previous import check_previous, previous_option, with_previous
 from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import open_trusted, trusted_option
+from kdcompile.core.backends import is_served
 from kdcompile.core.errors import EXIT_GATE, plain
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def check_bundle(bundle: "Bundle", via: str | None = None) -> dict[str, Any]:
 
     Args:
         bundle: whose files are intact.
-        via: where its engine is loaded and run; None for its ONNX file, here.
+        via: where its engine is loaded and run; None for this machine: the engine of a backend that
+            kdcompile serves here, else the ONNX file.
 
     Raises:
         KDError: of an engine that does not load there `engine-mismatch` and its kin.
@@ -193,9 +195,10 @@ def check_bundle(bundle: "Bundle", via: str | None = None) -> dict[str, Any]:
     }
     if via is None and _carries(bundle) is None:
         return result | NO_REFERENCE
-    with open_network(bundle, via, onnx=via is None) as network:
-        if via is not None:
-            result["engine"] = f"loads at {via}"
+    served = bundle.engine is not None and is_served(backend_of(bundle))
+    with open_network(bundle, via, onnx=via is None and not served) as network:
+        if via is not None or served:
+            result["engine"] = f"loads at {via or 'this machine'}"
         # an engine is held against fp32, as on its board, in whichever precision a merge put it
         precision = bundle.manifest["precision"] if via is None else "fp32"
         return _parity(bundle, network, result, precision)

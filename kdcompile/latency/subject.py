@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcompile.backends.engine import record_of
+from kdcompile.backends.engine import backend_of, record_of
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.bundle.signature import open_bundle
 from kdcompile.core.errors import KDError
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 ENGINES = (".engine", ".plan")
 DEFAULT = "onnxruntime"
-PROVIDERS = {
-    "CPUExecutionProvider": "onnxruntime",
-    "CUDAExecutionProvider": "onnxruntime-cuda",
-    "TensorrtExecutionProvider": "onnxruntime-tensorrt",
-}
 
 
 @dataclass(frozen=True)
@@ -95,13 +90,6 @@ def find_subject(
         where=str(path),
         fix=f"name a file that ends in .onnx or {' or '.join(ENGINES)}, or a bundle's folder",
     )
-
-
-def backend_of(record: Mapping[str, Any]) -> str:
-    """The worker's backend that made and loads an engine."""
-    if "tensorrt" in record:
-        return "tensorrt"
-    return PROVIDERS.get(str(record.get("provider")), "onnxruntime")
 
 
 def common_backend(subjects: Sequence[Subject]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.core.backends import library
 from kdcompile.core.errors import KDError
 from kdcompile.latency.subject import Shape, Subject
 from kdcompile.remote.open import Place
@@ -104,7 +105,7 @@ def onnx_record(about: Mapping[str, Any], sha256: str, precision: str) -> dict[s
     """The record that stands for an ONNX file, which ONNX Runtime compiles when it loads it."""
     gpu = about["gpu"] or {}
     return {
-        "onnxruntime": about["backend_version"],
+        library(about["backend"]): about["backend_version"],
         "platform": about["platform"],
         "compute_capability": gpu.get("compute_capability"),
         "sha256": sha256,

@@ -112,7 +112,7 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
     record = _audited(work, seen, table)
     table.write(folder / "calibration.json")
     write_json(folder / "audit.json", record)
-    tensorrt = target.backend or target.tensorrt
+    tensorrt = target.software
     version = cache_version(tensorrt)
     if version is not None:
         write_cache(table, folder / "calibration.cache", version)

@@ -2,8 +2,8 @@
 # ruff: noqa: T201
 """Run this bundle's network on images: python3 infer.py photo.jpg ...
 
-Runs the engine where the bundle has one (the device's TensorRT and numpy), else model.onnx
-(onnxruntime). Needs Pillow; Python 3.8 or newer. Its only input is the bundle's folder.
+Runs the engine where the bundle has one (with numpy and the device's TensorRT or OpenVINO), else
+model.onnx (onnxruntime). Needs Pillow; Python 3.8 or newer. Its only input is the bundle's folder.
 """
 
 from __future__ import annotations
@@ -49,17 +49,30 @@ def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
     return lambda image: session.run(None, {name: image})[0]
 
 
-def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
-    """The engine as a function of one prepared image, run by the worker that is in the bundle."""
-    name = manifest["engine"]
-    read(manifest, name)
-    built = json.loads(read(manifest, name + ".json").decode())
-    where = "kit/worker.py" if "kit/worker.py" in manifest["files"] else "worker.py"
+def imported(manifest: dict[str, Any], where: str, scratch: str) -> Any:
+    """A program of the bundle as a module."""
     read(manifest, where)
     usual, sys.pycache_prefix = sys.pycache_prefix, scratch  # what runs is the file just read,
     sys.path.insert(0, str((HERE / where).parent))
-    worker = importlib.import_module("worker")  # and nothing compiled that lies beside it
+    module = importlib.import_module(Path(where).stem)  # and nothing compiled that lies beside it
     sys.pycache_prefix = usual
+    return module
+
+
+def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
+    """The engine as a function of one prepared image, run by the program that is in the bundle."""
+    name = manifest["engine"]
+    read(manifest, name)
+    if "opener.py" in manifest["files"]:
+        try:
+            opener: Callable[[str], Any] = imported(manifest, "opener.py", scratch).open_network
+            network: Callable[[Any], Any] = opener(str(HERE / name))
+            return network
+        except ImportError as error:
+            sys.exit(f"error: {error}; pip install it, or run model.onnx with --onnx")
+    built = json.loads(read(manifest, name + ".json").decode())
+    where = "kit/worker.py" if "kit/worker.py" in manifest["files"] else "worker.py"
+    worker = imported(manifest, where, scratch)
     backend = "onnxruntime" + PROVIDERS.get(built.get("provider"), "")
     try:
         place = worker.Worker("tensorrt" if "tensorrt" in built else backend)
