@@ -32,7 +32,7 @@ def open_network(path: str, threads: int = 0, profiled: bool = False) -> Any:
     """
     import sys
 
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # sends nothing
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it sends usage data
     import openvino
 
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
