@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.core.backends import register as register
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from kdcompile.targets import Target
 
 Arrays = Mapping[str, NDArray[Any]]
-Opener = Callable[[str], Callable[[NDArray[np.float32]], NDArray[Any]]]
+Opener = Callable[[str], Any]  # the path of an engine to a function of one float32 array
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,12 @@ class Capabilities:
     dla: int = 0
     dla_precisions: tuple[str, ...] = ()
     sparsity: bool = False
+
+    def refusal(self, precision: str, settings: Mapping[str, Any]) -> str:
+        """Why a precision is not built with these settings of `[compile]`; empty where it is."""
+        if settings["dla"] is not None and precision not in self.dla_precisions:
+            return f"compile.dla is set, and a DLA has no {precision}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -119,13 +124,19 @@ class Network(Protocol):
 
 
 class Description(Protocol):
-    """What is known of a backend without its library.
+    """What is known of a backend without its library."""
 
-    Args:
-        precisions: that it can compute in on some target.
-    """
+    @property
+    def title(self) -> str:
+        """Its name in sentences."""
 
-    precisions: tuple[str, ...]
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What it can compute in on some target."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether an engine is something else than the ONNX file, and built before it is loaded."""
 
     def capabilities(self, target: "Target") -> Capabilities:
         """What it can do for a target."""
@@ -144,14 +155,14 @@ class Description(Protocol):
 
 
 class Backend(Description, Protocol):
-    """A runtime of this machine; constructing it loads no library.
+    """A runtime of this machine; constructing it loads no library."""
 
-    Args:
-        opener: a function that opens an engine for `infer.py` of a bundle. It stands alone: its
-            source is shipped, and it imports what it needs.
-    """
+    @property
+    def opener(self) -> Opener:
+        """A function that opens an engine for `infer.py` of a bundle.
 
-    opener: Opener
+        It stands alone: its source is shipped, and it imports what it needs.
+        """
 
     @property
     def version(self) -> str:

@@ -143,8 +143,8 @@ class BoardRig:
             self.refused[precision] = f"{self.board.backend} {self.board.version} does not build it"
             return
         onnx, settings = self.onnx(precision, paths), self.spec.compile
-        if settings.dla is not None and precision not in self.able.dla_precisions:
-            self.refused[precision] = f"compile.dla is set, and a DLA has no {precision}"
+        if refusal := self.able.refusal(precision, settings.model_dump()):
+            self.refused[precision] = refusal
             return
         try:
             built = engine.build(

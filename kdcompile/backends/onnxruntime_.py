@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.backends.base import Capabilities
+from kdcompile.backends.base import Capabilities, register
 from kdcompile.backends.tensorrt_ import gpu_differences
 from kdcompile.core.errors import KDError
 from kdcompile.core.optional import need
 from kdcompile.targets import EXPORT_OPSET
 
 if TYPE_CHECKING:
+    from kdcompile.backends.base import Description
     from kdcompile.targets import Target
 
 OPSETS = (7, EXPORT_OPSET)  # the newest is what kdcompile writes: ONNX Runtime reads more
@@ -68,9 +69,11 @@ class OrtRunner:
         return output
 
 
+@register("onnxruntime")
 class OnnxRuntime:
     """ONNX Runtime on a CPU, by the agent or in this process; its kernels know no bf16."""
 
+    title, compiles = "ONNX Runtime", False
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8", "mixed", "fp8")
 
     def capabilities(self, target: "Target") -> Capabilities:
@@ -82,6 +85,7 @@ class OnnxRuntime:
         return None
 
 
+@register("onnxruntime-cuda")
 class OnnxRuntimeCuda(OnnxRuntime):
     """ONNX Runtime on an NVIDIA GPU; what ships on a Jetson is TensorRT."""
 
@@ -90,10 +94,15 @@ class OnnxRuntimeCuda(OnnxRuntime):
         return None if target.is_foreign else gpu_differences(target, about)
 
 
+@register("onnxruntime-tensorrt")
 class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
     """ONNX Runtime on an NVIDIA GPU, by the TensorRT that it was built with."""
 
     precisions = ("fp32", "fp16", "int8", "mixed")
+
+
+if TYPE_CHECKING:
+    _described: Description = OnnxRuntime()  # holds it against the protocol
 
 
 def open_session(

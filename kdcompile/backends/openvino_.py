@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcompile.backends.base import Arrays, BuildOptions, Capabilities, Engine, Layer, Tensor
+from kdcompile.backends.base import (
+    Arrays,
+    BuildOptions,
+    Capabilities,
+    Engine,
+    Layer,
+    Tensor,
+    register,
+)
 from kdcompile.core.errors import KDError, ToolMissingError
 
 if TYPE_CHECKING:
+    from kdcompile.backends.base import Backend
     from kdcompile.targets import Target
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -52,9 +61,11 @@ def open_network(path: str, threads: int = 0, profiled: bool = False) -> Any:
     return run
 
 
+@register("openvino")
 class OpenVino:
     """OpenVINO's CPU device; the library is imported when a network is built or loaded."""
 
+    title, compiles = "OpenVINO", False
     precisions = ("fp32", "int8")
     opener = staticmethod(open_network)
 
@@ -90,6 +101,10 @@ class OpenVino:
     def load(self, engine: Path, threads: int = 0) -> "OpenVinoNetwork":
         """A network compiled for this CPU."""
         return OpenVinoNetwork(engine, threads)
+
+
+if TYPE_CHECKING:
+    _backend: Backend = OpenVino()  # holds it against the protocol
 
 
 class OpenVinoNetwork:

@@ -15,6 +15,15 @@ from kdcompile.backends.base import Arrays, BuildOptions, Network
 from kdcompile.core.backends import opened
 from kdcompile.core.errors import KDError
 from kdcompile.remote import worker
+from kdcompile.remote.worker import (
+    FIXES,
+    OnnxRuntimeSession,
+    WorkerError,
+    check_inputs,
+    write_engine,
+)
+from kdcompile.remote.worker import _platform as platform_name
+from kdcompile.remote.worker import _read_record as read_record
 
 FIXED = ("sha256", "platform")
 
@@ -44,9 +53,7 @@ class Served:
         start = time.perf_counter()
         if precision not in self.backend.precisions:
             able = ", ".join(self.backend.precisions)
-            raise worker.WorkerError(
-                "precision-refused", f"{self.name} has {able}, not {precision}"
-            )
+            raise WorkerError("precision-refused", f"{self.name} has {able}, not {precision}")
         options = BuildOptions(precision, profile, settings)
         temporary = Path(f"{engine}.{os.getpid()}.tmp")
         try:
@@ -58,13 +65,13 @@ class Served:
             {"name": name, "precision": None, "onnx": list(nodes) or None}
             for name, nodes in made.layers.items()
         ]
-        return worker.write_engine(engine, blob, {
-            "backend": self.name, self.name: self.version, "platform": worker._platform(),
+        return write_engine(engine, blob, {
+            "backend": self.name, self.name: self.version, "platform": platform_name(),
             "compute_capability": None, "precision": precision, "flags": list(made.flags),
             "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob),
             "onnx_sha256": hashlib.sha256(Path(onnx).read_bytes()).hexdigest(),
             "profile": profile, "layers": layers, "timing_cache": "none", "deterministic": "off",
-            "dla_fallback": None, "seconds": time.perf_counter() - start,
+            "seconds": time.perf_counter() - start,
         })  # fmt: skip
 
     def load(
@@ -72,26 +79,24 @@ class Served:
     ) -> "ServedSession":
         """A network whose record says that it was built by this version for this platform."""
         if graph:
-            raise worker.WorkerError("mode-refused", f"{self.name} runs no CUDA graph")
-        self._check(path, worker._read_record(path) if expected is None else expected)
+            raise WorkerError("mode-refused", f"{self.name} runs no CUDA graph")
+        self._check(path, read_record(path) if expected is None else expected)
         return ServedSession(lambda: _asked(lambda: self.backend.load(Path(path), threads)))
 
     def _check(self, path: str, record: Any) -> None:
         known = record if isinstance(record, dict) else {}
         if any(key not in known for key in (self.name, *FIXED)):
             wanted = ", ".join((self.name, *FIXED))
-            raise worker.WorkerError(
-                "engine-unknown", f"the record of {path} lacks one of {wanted}"
-            )
+            raise WorkerError("engine-unknown", f"the record of {path} lacks one of {wanted}")
         if hashlib.sha256(Path(path).read_bytes()).hexdigest() != known["sha256"]:
-            raise worker.WorkerError("engine-damaged", f"{path} is not what was built")
+            raise WorkerError("engine-damaged", f"{path} is not what was built")
         built = f"{self.name} {known[self.name]} on {known['platform']}"
-        here = f"{self.name} {self.version} on {worker._platform()}"
+        here = f"{self.name} {self.version} on {platform_name()}"
         if built != here:
-            raise worker.WorkerError("engine-mismatch", f"built by {built}; here {here}")
+            raise WorkerError("engine-mismatch", f"built by {built}; here {here}")
 
 
-class ServedSession(worker.OnnxRuntimeSession):
+class ServedSession(OnnxRuntimeSession):
     """A loaded network with the calls of an engine; the loops that time are the agent's."""
 
     def __init__(self, make: Callable[[], Network]) -> None:
@@ -120,14 +125,14 @@ class ServedSession(worker.OnnxRuntimeSession):
         ]
 
     def _feeds(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = worker.check_inputs(dict(arrays), self.types, list(self.types))
+        wanted = check_inputs(dict(arrays), self.types, list(self.types))
         for name, shape in wanted.items():
             size = self.session.inputs[name].shape
             if len(shape) != len(size) or any(
                 n not in (-1, a) for a, n in zip(shape, size, strict=True)
             ):
                 text = f"{name} of {shape}; the network has {size}"
-                raise worker.WorkerError("shape-refused", text)
+                raise WorkerError("shape-refused", text)
         return {n: np.ascontiguousarray(arrays[n], t) for n, t in self.types.items()}
 
     def _once(self, session: Network, feeds: Arrays, mode: str) -> Callable[[], Any]:
@@ -145,8 +150,8 @@ def _asked(act: Callable[[], Any]) -> Any:
         return act()
     except KDError as error:
         code = "backend-missing" if error.code == "tool-missing" else error.code
-        worker.FIXES[code] = error.fix
-        raise worker.WorkerError(code, error.message) from error
+        FIXES[code] = error.fix
+        raise WorkerError(code, error.message) from error
 
 
 def main(name: str, reference: str) -> None:

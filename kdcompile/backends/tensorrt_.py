@@ -3,21 +3,24 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kdcompile.backends.base import Capabilities
+from kdcompile.backends.base import Capabilities, register
 from kdcompile.remote.same_board import differences
 from kdcompile.targets.rules_file import tables
 from kdcompile.targets.versions import version
 
 if TYPE_CHECKING:
+    from kdcompile.backends.base import Description
     from kdcompile.targets import Target
 
 OLDEST_OPSET = 7
 OPTIONS = frozenset({"optimization_level", "deterministic", "dla", "sparsity"})
 
 
+@register("tensorrt")
 class TensorRT:
     """TensorRT on an NVIDIA GPU."""
 
+    title, compiles = "TensorRT", True
     precisions = ("fp32", "fp16", "bf16", "int8", "fp8", "mixed")
 
     def capabilities(self, target: "Target") -> Capabilities:
@@ -39,6 +42,10 @@ class TensorRT:
         if target.is_foreign:
             return differences(target.to_json(), about)
         return gpu_differences(target, about)
+
+
+if TYPE_CHECKING:
+    _described: Description = TensorRT()  # holds it against the protocol
 
 
 def gpu_differences(target: "Target", about: Mapping[str, Any]) -> list[str] | None:

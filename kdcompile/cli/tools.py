@@ -51,7 +51,7 @@ def report(bundle: Path, trusted: Path | None, as_json: bool) -> None:
 @click.option(
     "--backend",
     type=click.Choice(names()),
-    help="What should run networks there; TensorRT by default.",
+    help="Backend that should run networks there; by default the first.",
 )
 @as_json
 def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
@@ -66,7 +66,7 @@ def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
         from kdcompile.environment.doctor_board import examine_board
         from kdcompile.remote.open import open_place
 
-        wanted = backend or "tensorrt"
+        wanted = backend or names()[0]
         checks = examine_board(lambda: open_place(via, wanted), wanted)
     else:
         checks = examine()

@@ -16,7 +16,7 @@ from kdcompile.core.errors import KDError, nearest
 
 GROUP = "kdcompile.backends"
 ONNXRUNTIME = "kdcompile.backends.onnxruntime_"
-# module:class of each; a decorator adds to them
+# module:class of each, so that a name imports nothing; `register` adds to them
 BACKENDS = {
     "tensorrt": "kdcompile.backends.tensorrt_:TensorRT",
     "onnxruntime": f"{ONNXRUNTIME}:OnnxRuntime",

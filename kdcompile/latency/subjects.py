@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.core.backends import library
+from kdcompile.core.backends import find, library
 from kdcompile.core.errors import KDError
 from kdcompile.latency.subject import Shape, Subject
 from kdcompile.remote.open import Place
@@ -114,7 +114,7 @@ def onnx_record(about: Mapping[str, Any], sha256: str, precision: str) -> dict[s
 
 
 def _is_built(subject: Subject, backend: str) -> bool:
-    return subject.kind == "onnx" and backend == "tensorrt"
+    return subject.kind == "onnx" and bool(find(backend).compiles)
 
 
 def _check_builds(subjects: Sequence[Subject], backend: str) -> None:
@@ -130,7 +130,7 @@ def _check_builds(subjects: Sequence[Subject], backend: str) -> None:
                 "builds-none",
                 f"{subject.name} cannot be built several times: {reason}",
                 where=str(subject.path),
-                fix="leave --builds out, or name ONNX files and a place with TensorRT",
+                fix="leave --builds out, or name ONNX files and a backend that compiles them",
             )
 
 

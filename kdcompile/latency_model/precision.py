@@ -26,14 +26,13 @@ def candidates(spec: Spec, target: Target) -> tuple[str, ...]:
     asked = spec.quantize.precision
     if asked != "auto":
         return ("fp16",) if asked == "mixed" else (asked,)
-    tensorrt = target.software
-    on_dla = find(target.runtime).capabilities(target).dla_precisions
+    able = find(target.runtime).capabilities(target)
     return tuple(
         precision
         for precision in ORDER
         if precision in target.precisions
-        if precision != "fp8" or may_be_fp8(asked, target, tensorrt)
-        if spec.compile.dla is None or precision in on_dla
+        if precision != "fp8" or may_be_fp8(asked, target)
+        if not able.refusal(precision, spec.compile.model_dump())
     )
 
 

@@ -53,5 +53,5 @@ def backend_for(spec: Spec, target: Target, via: str | None) -> str | None:
     if asked == "auto":
         if via is not None or is_served(target.runtime):
             return target.runtime
-        return target.runtime if target.kind == "workstation" and version("tensorrt") else None
+        return target.runtime if target.kind == "workstation" and version(target.runtime) else None
     return None if asked == "onnxruntime" and via is None else asked

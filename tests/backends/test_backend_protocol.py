@@ -35,6 +35,7 @@ from kdcompile.core.errors import ToolMissingError
 
 @register("toy")
 class Toy:
+    title, compiles = "Toy", False
     precisions = ("fp32",)
     version = "1.2.3"
 
