@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from kdcompile.core.backends import is_served
 from kdcompile.core.errors import KDError, ToolMissingError
 
 if TYPE_CHECKING:
@@ -75,10 +76,10 @@ def take_engine(place: "Place", bundle: "Bundle") -> None:
     except KDError as error:
         if not error.code.startswith("engine-"):
             raise
-        fix = (
-            f"in the spec's folder: kdcompile build --target {bundle.target} --via PLACE, on the "
-            f"place that is to run it; {INSTEAD}"
-        )
+        again = f"in the spec's folder: kdcompile build --target {bundle.target}"
+        if not is_served(backend_of(bundle)):
+            again += " --via PLACE, on the place that is to run it"
+        fix = f"{again}; {INSTEAD}"
         raise KDError(error.code, error.message, str(bundle.engine), fix) from error
 
 

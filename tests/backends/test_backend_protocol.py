@@ -11,12 +11,14 @@ from click.testing import CliRunner
 from small_build import SmallBuild
 
 from kdcompile import targets
+from kdcompile.backends import engine
 from kdcompile.cli import cli
 from kdcompile.config.board import Board
 from kdcompile.config.load import load_spec
 from kdcompile.config.spec import Spec
 from kdcompile.core import backends
 from kdcompile.core.errors import KDError, ToolMissingError
+from kdcompile.gates import deployed
 from kdcompile.passes.board import find_board
 from kdcompile.remote.board import facts_of
 from kdcompile.remote.open import open_place
@@ -163,11 +165,13 @@ def test_an_installed_package_s_entry_point_is_a_backend(toy, monkeypatch):
         backends._installed.cache_clear()
 
 
-def test_a_registered_backend_builds_and_ships(toy, tmp_path):
+def test_a_registered_backend_builds_and_is_verified(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "SAMPLE_MS", 1.0)  # the evaluator is slow
+    monkeypatch.setattr(deployed, "SECONDS", 1.0)
     build = SmallBuild(tmp_path, sets=["compile.backend=toy"])
     board, target = find_board(load_spec(build.root / "kdcompile.toml", build.sets), CPU, None)
     assert (board.backend, board.version, board.evidence) == ("toy", "1.2.3", "device")
-    for stage in ("calibrate", "compile", "verify", "bundle"):
+    for stage in ("calibrate", "compile", "verify"):
         build.run(stage, target, board)
     choice = build.made["compile"].json("choice.json")
     assert [(row["precision"], row["evidence"]) for row in choice["candidates"]] == [
@@ -178,7 +182,7 @@ def test_a_registered_backend_builds_and_ships(toy, tmp_path):
     assert built["build"]["flags"] == ["fp32"]
     assert built["profile"]["layers"][0]["onnx"] == ["a", "b"]
     assert build.report()["environment"]["backend_version"] == "1.2.3"
-    assert "ReferenceEvaluator" in build.made["bundle"].file("opener.py").read_text()
+    assert "ReferenceEvaluator" in build.made["compile"].file("opener.py").read_text()
     with pytest.raises(KDError) as error:
         find_board(load_spec(build.root / "kdcompile.toml", build.sets), targets.load("h100"), None)
     assert error.value.code == "board-mismatch"
@@ -193,12 +197,12 @@ def test_its_process_answers_like_the_agent(toy, tmp_path):
         assert list(place.about["precisions"]) == ["fp32"]
         board = Board(None, "toy", place.label, facts_of(place.about), "host")
         assert board.version == "1.2.3"
-        engine = place.path("toy.engine")
+        built = place.path("toy.engine")
         with pytest.raises(KDError) as error:
-            place.call("build", onnx=place.put(onnx), engine=engine, precision="int8")
+            place.call("build", onnx=place.put(onnx), engine=built, precision="int8")
         assert error.value.code == "precision-refused"
-        place.call("build", onnx=place.put(onnx), engine=engine, precision="fp32", sparsity=False)
-        place.call("load", path=engine)
+        place.call("build", onnx=place.put(onnx), engine=built, precision="fp32", sparsity=False)
+        place.call("load", path=built)
         for options, clock in (({}, "wall"), ({"mode": "end_to_end"}, "end_to_end")):
             found = place.time({"image": image}, iterations=3, samples=True, **options)
             assert len(found["samples"][clock]) == found[clock]["n"] == 3
@@ -211,7 +215,7 @@ def test_its_process_answers_like_the_agent(toy, tmp_path):
             place.run({"picture": image})
         assert error.value.code == "input-missing"
         with pytest.raises(KDError) as error:
-            place.call("load", path=engine, graph=True)
+            place.call("load", path=built, graph=True)
         assert error.value.code == "mode-refused"
         (output,) = place.run({"image": image}).values()
     expected = toy.Toy().opener(str(onnx))(image)

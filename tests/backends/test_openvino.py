@@ -94,7 +94,7 @@ def test_the_bundle_runs_without_kdcompile(build, tmp_path):
         [sys.executable, "-c", watch, bundle / "infer.py", photo], capture_output=True, text=True
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    code, found = line("run", bundle, photo)
+    code, found = line("run", bundle, photo, "-o", tmp_path / "out")
     assert code == 0
     assert float(ran.stdout.split("\t")[1]) == pytest.approx(found[0]["count"], rel=1e-3)
 
@@ -114,6 +114,13 @@ def test_verify_loads_the_engine_and_bench_and_compare_time_it(build):
     assert {
         side["environment"]["facts"]["backend"] for side in (found["candidate"], found["reference"])
     } == {"openvino"}
+
+
+def test_the_parity_of_its_engine_is_a_step_of_the_ladder(build):
+    code, found = line("verify", build.root / "bundle", "--parity")
+    last = found["rungs"][-1]
+    assert (code, last["name"], last["verdict"]) == (0, "engine", "passed")
+    assert last["what"].startswith("openvino ")
 
 
 def test_any_onnx_file_is_benched_with_it(build):
