@@ -21,10 +21,6 @@ from kdcompile.remote.open import Place, open_place
 Floats = NDArray[np.float32]
 Times = NDArray[np.float64]
 INPUT = "image"
-PROVIDERS = {
-    "CUDAExecutionProvider": "onnxruntime-cuda",
-    "TensorrtExecutionProvider": "onnxruntime-tensorrt",
-}
 MODES = ("graph", "device", "end_to_end")
 ITERATIONS, SAMPLE_MS = 20, 300.0  # of one sample: at most so many inferences, in about so long
 MIN_TURNS = 6  # what an interval over the samples needs
@@ -158,15 +154,6 @@ def record_of(engine: Path) -> dict[str, Any]:
             fix="build the engine again: kdcompile build --via PLACE",
         )
     return about
-
-
-def backend_of(record: Mapping[str, Any]) -> str:
-    """The backend that made an engine and loads it, by its record."""
-    if "backend" in record:
-        return str(record["backend"])
-    if "tensorrt" in record:
-        return "tensorrt"
-    return PROVIDERS.get(str(record.get("provider")), "onnxruntime")
 
 
 def runner(place: Place, board: Board, network: str) -> EngineRunner:

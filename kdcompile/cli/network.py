@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from kdcompile.core.backends import is_served
+from kdcompile.core.backends import is_served, of_record
 from kdcompile.core.errors import KDError, ToolMissingError
 
 if TYPE_CHECKING:
@@ -92,4 +92,4 @@ def backend_of(bundle: "Bundle") -> str:
     from kdcompile.backends import engine
 
     assert bundle.engine is not None, "the caller has seen one"
-    return engine.backend_of(engine.record_of(bundle.engine))
+    return of_record(engine.record_of(bundle.engine))

@@ -7,7 +7,7 @@ so a name costs nothing; an installed distribution adds its own by the entry poi
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -23,6 +23,10 @@ BACKENDS = {
     "onnxruntime-cuda": f"{ONNXRUNTIME}:OnnxRuntimeCuda",
     "onnxruntime-tensorrt": f"{ONNXRUNTIME}:OnnxRuntimeTensorRT",
     "openvino": "kdcompile.backends.openvino_:OpenVino",
+}
+PROVIDERS = {
+    "CUDAExecutionProvider": "onnxruntime-cuda",
+    "TensorrtExecutionProvider": "onnxruntime-tensorrt",
 }
 C = TypeVar("C", bound=type)
 
@@ -88,6 +92,15 @@ def opened(reference: str) -> Any:
 def library(name: str) -> str:
     """The library of a backend: those of ONNX Runtime are named after their providers."""
     return "onnxruntime" if name.startswith("onnxruntime-") else name
+
+
+def of_record(record: Mapping[str, Any]) -> str:
+    """The backend that made an engine and loads it, by the engine's record."""
+    if "backend" in record:
+        return str(record["backend"])
+    if "tensorrt" in record:
+        return "tensorrt"
+    return PROVIDERS.get(str(record.get("provider")), "onnxruntime")
 
 
 def is_served(name: str) -> bool:

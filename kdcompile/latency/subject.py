@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kdcompile.backends.engine import backend_of, record_of
+from kdcompile.backends.engine import record_of
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.bundle.signature import open_bundle
+from kdcompile.core.backends import of_record
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.core.optional import need
@@ -114,7 +115,7 @@ def _bundle(bundle: Bundle, backend: str | None, shape: Shape | None) -> Subject
     name = f"{bundle.name} for {bundle.target}"
     shape = shape or _typical(bundle)
     if bundle.engine is not None:
-        made = backend_of(record_of(bundle.engine))
+        made = of_record(record_of(bundle.engine))
         if backend in (None, made):
             found = _engine(bundle.engine, name, made, shape)
             return replace(found, target=bundle.target)
@@ -134,7 +135,7 @@ def _typical(bundle: Bundle) -> Shape | None:
 
 def _engine(path: Path, name: str, backend: str | None, shape: Shape | None) -> Subject:
     record, sha256 = record_of(path), file_sha256(path)
-    made = backend_of(record)
+    made = of_record(record)
     if backend not in (None, made):
         raise KDError(
             "backend-differs",
