@@ -189,7 +189,7 @@ class Teacher:
     def _mix(self, place: Place, calibrated: Artifact, folder: Path) -> Mapping[str, Any]:
         source, board = self.source, self.source.plan.board
         assert board is not None, "the benchmark has a board"
-        rig = BoardRig(place, board, source.spec)
+        rig = BoardRig(place, board, source.spec, source.target)
         paths = {**self.paths, "int8": calibrated.file("teacher_int8.onnx")}
         for precision in NEEDS:
             rig.add(precision, paths)

@@ -86,7 +86,7 @@ class Engines:
 
     def _built(self, networks: Networks, precision: str) -> Built | str:
         """The engine, loaded under its precision; or the worker's reason against it."""
-        rig = BoardRig(self.place, self.board, self.source.spec)
+        rig = BoardRig(self.place, self.board, self.source.spec, self.source.target)
         try:
             rig.add(precision, networks.paths)
         except KDError as error:

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 FP8_SINCE = 10  # the first TensorRT whose parser reads fp8 pairs
 
 
-def may_be_fp8(precision: str, target: "Target", tensorrt: str | None) -> bool:
+def may_be_fp8(precision: str, target: "Target") -> bool:
     """Whether a network in fp8 is a candidate."""
+    tensorrt = target.software
     known = "fp8" in target.precisions and tensorrt is not None
     return precision in ("auto", "fp8") and known and _generation(str(tensorrt)) >= FP8_SINCE
 

@@ -5,7 +5,7 @@ MODULE may be an alias. Peaks are dense (never the sparse headline), in TFLOP/s,
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ from kdcompile.core.plugins import register
 from kdcompile.targets import user
 from kdcompile.targets.rules import limits_of
 from kdcompile.targets.rules_file import Rule, tables
-from kdcompile.targets.schema import invalid, parse
+from kdcompile.targets.schema import BACKENDS, invalid, parse, vendors
 from kdcompile.targets.versions import version as _version
 
 FOLDER = Path(__file__).parent
@@ -30,8 +30,10 @@ NO_TARGETS = {"fixtures", "latency", "rules"}  # what else lies in the folder
 class Target:
     """One device in one power mode with one software generation.
 
-    `tensorrt` is a version for a Jetson, a range `MIN..MAX` for a workstation, None for a CPU;
-    `backend` is the version found on a workstation (`with_backend`). `sources` gives, for each
+    `runtime` is the backend that a build for it uses by default, and `vendor` what another vendor's
+    table has. NVIDIA's facts are fields: `sm_count` (of a CPU its cores), `dla`, `tensorrt`, which
+    is a version for a Jetson, a range `MIN..MAX` for a workstation and None for a CPU, and
+    `backend`, the version found on a workstation (`with_backend`). `sources` gives, for each
     fact, `kind: where it is from`, with kind one of measured, derived, datasheet. `calibration` is
     what the user measured (`targets.user`): it replaces the latency model's own efficiencies.
     """
@@ -63,6 +65,13 @@ class Target:
     ir_version: int
     sources: Mapping[str, str]
     calibration: Mapping[str, Any] | None = None
+    runtime: str = "onnxruntime"
+    vendor: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def software(self) -> str | None:
+        """The version of TensorRT, as far as it is known; None where there is none."""
+        return self.backend or self.tensorrt
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -109,7 +118,7 @@ class Target:
             raise KDError(
                 "target-backend",
                 f"TensorRT {version} is outside {self.tensorrt}, the range of {self.name}",
-                where=f"targets/{self.name}.toml [facts] tensorrt_min, tensorrt_max",
+                where=f"targets/{self.name}.toml [nvidia] tensorrt_min, tensorrt_max",
                 fix=f"install a TensorRT in {self.tensorrt}, or choose another target",
             )
         opset, ir = onnx_limits(version)
@@ -210,12 +219,10 @@ def _parts(table: Mapping[str, Any], name: str) -> tuple[str | None, str | None]
         by_case = {key.lower(): key for key in table["modes"]}
         if part.lower() in by_case and mode is None:
             mode = by_case[part.lower()]
-        elif (
-            part.lower().startswith("jp") and part[2:] in table.get("jetpacks", {}) and not jetpack
-        ):
+        elif part.lower().startswith("jp") and part[2:] in _jetpacks(table) and not jetpack:
             jetpack = part[2:]
         else:
-            known = [*table["modes"], *(f"jp{key}" for key in table.get("jetpacks", {}))]
+            known = [*table["modes"], *(f"jp{key}" for key in _jetpacks(table))]
             second = part.lower() in {key.lower() for key in known}
             fault = f"has no {part!r}{nearest(part, known)}"
             if second:
@@ -239,12 +246,23 @@ def _usable_mode(table: Mapping[str, Any], jetpack: str | None) -> str:
 
 
 def _target(table: Mapping[str, Any], mode: str, jetpack: str | None) -> Target:
-    sheet = {**table["facts"], **table["modes"][mode]}
+    nvidia = {k: v for k, v in table.get("nvidia", {}).items() if k != "jetpacks"}
+    sheet = {
+        **table["facts"],
+        **nvidia,
+        **table["modes"][mode],
+        **_jetpacks(table).get(jetpack or "", {}),
+    }
+    if "cores" in sheet:
+        sheet["sm_count"] = sheet.pop("cores")
     peaks = sheet.pop("peak_tflops")
-    software = table.get("jetpacks", {}).get(jetpack, {})
-    sheet.update(software)
     value = {key: fact["value"] for key, fact in sheet.items()}
-    facts = {**sheet, **{f"peak_tflops.{p}": fact for p, fact in peaks.items()}}
+    others = {k: f for name in vendors(table) if name != "nvidia" for k, f in table[name].items()}
+    facts = {
+        **sheet,
+        **{f"peak_tflops.{p}": fact for p, fact in peaks.items()},
+        **{f"vendor.{key}": fact for key, fact in others.items()},
+    }
     tensorrt = value.get("tensorrt")
     if table["kind"] == "workstation":
         tensorrt = f"{value['tensorrt_min']}..{value['tensorrt_max']}"
@@ -255,16 +273,23 @@ def _target(table: Mapping[str, Any], mode: str, jetpack: str | None) -> Target:
         name=table["name"], title=table["title"], kind=table["kind"],
         compute_capability=value.get("compute_capability"),
         power_mode=mode, power_modes=tuple(table["modes"]),
-        jetpack=jetpack, jetpacks=tuple(table.get("jetpacks", {})), l4t=value.get("l4t"),
+        jetpack=jetpack, jetpacks=tuple(_jetpacks(table)), l4t=value.get("l4t"),
         tensorrt=tensorrt, backend=None, cuda=value.get("cuda"), python=value.get("python"),
         precisions=tuple(value["precisions"]), channel_tile=value["channel_tile"],
         sm_count=value["sm_count"], gpu_mhz=value.get("gpu_mhz"),
         peak_tflops={p: float(fact["value"]) for p, fact in peaks.items()},
         bandwidth_gbs=float(value["bandwidth_gbs"]), launch_us=float(value["launch_us"]),
-        memory_gb=value["memory_gb"], l2_mb=float(value["l2_mb"]), dla=value["dla"],
+        memory_gb=value["memory_gb"], l2_mb=float(value["l2_mb"]), dla=value.get("dla", 0),
         max_opset=opset, ir_version=ir,
         sources={k: f"{f['kind']}: {table['sources'][f['source']]}" for k, f in facts.items()},
+        runtime=table.get("backend", BACKENDS[table["kind"]]),
+        vendor={key: fact["value"] for key, fact in others.items()},
     )  # fmt: skip
+
+
+def _jetpacks(table: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = table.get("nvidia", {}).get("jetpacks", {})
+    return found
 
 
 @cache

@@ -150,7 +150,7 @@ def describe_gaps(fixtures: Iterable[Fixture] | None = None) -> tuple[str, ...]:
     """
     known = tuple(load_fixtures() if fixtures is None else fixtures)
     missing = uncovered(known)
-    jetsons = [target for target in map(_shipped, names()) if target.kind == "jetson"]
+    jetsons = [target for target in map(_shipped, names()) if target.is_foreign]
     said = [
         f"no Jetson has a fixture at {precision}: predictions at it are unvalidated on all of them"
         for precision in dict.fromkeys(p for target in jetsons for p in target.precisions)

@@ -132,7 +132,7 @@ def _hardware(rule: Rule, target: "Target", asked: Asked) -> str:
 
 def _software(rule: Rule, target: "Target") -> str:
     """A workstation whose TensorRT is not known yet may have the newest of its range."""
-    needs, found = rule.needs, target.backend or target.tensorrt
+    needs, found = rule.needs, target.software
     least = needs.get("tensorrt")
     if found is None:
         return f"{target.name} runs ONNX Runtime" if least else ""

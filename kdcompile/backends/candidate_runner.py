@@ -1,5 +1,6 @@
 """Where the candidates of a build run and are timed: ONNX Runtime here, or engines at a board."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.backends import engine
-from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.backends.onnxruntime_ import OnnxRuntime, open_session
 from kdcompile.backends.predict import Runner
 from kdcompile.config.board import Board
 from kdcompile.config.spec import Spec
+from kdcompile.core.backends import find, is_served
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import write_json
+from kdcompile.core.files import write_json, write_text
 from kdcompile.core.measurement import Settings, measure
 from kdcompile.core.report import Evidence
 from kdcompile.remote.open import Place
@@ -29,8 +31,7 @@ REFUSALS = (
     "provider-fallback",
 )  # fmt: skip
 TIMING = Settings(blocks=15, warmup=2, seconds=10.0, repeats=3)
-DLA_COMPUTES = ("fp16", "int8", "mixed")
-RUNS_HERE = ("fp32", "fp16", "int8", "mixed", "fp8")  # ONNX Runtime's CPU knows no bf16
+RUNS_HERE = OnnxRuntime.precisions
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,12 @@ class HostRig:
 
 
 class BoardRig:
-    """Engines, built and timed by the worker at a board."""
+    """Engines, built and timed by the agent at a board, or by a process that serves a backend."""
 
-    def __init__(self, place: Place, board: Board, spec: Spec) -> None:
+    def __init__(self, place: Place, board: Board, spec: Spec, target: Target) -> None:
         """`place`: the board's, open; `spec`: its sections compile and export."""
         self.place, self.board, self.spec = place, board, spec
+        self.able = find(board.backend).capabilities(target)
         self.runners: dict[str, Runner] = {}
         self.refused: dict[str, str] = {}
         self.built: dict[str, engine.Built] = {}
@@ -142,8 +144,8 @@ class BoardRig:
             self.refused[precision] = f"{self.board.backend} {self.board.version} does not build it"
             return
         onnx, settings = self.onnx(precision, paths), self.spec.compile
-        if settings.dla is not None and precision not in DLA_COMPUTES:
-            self.refused[precision] = f"compile.dla is set, and a DLA has no {precision}"
+        if refusal := self.able.refusal(precision, settings.model_dump()):
+            self.refused[precision] = refusal
             return
         try:
             built = engine.build(
@@ -208,3 +210,13 @@ class BoardRig:
             p: {"build": b.about, "profile": self.measured.get(p)} for p, b in self.built.items()
         }
         write_json(folder / "engines.json", record)
+        if is_served(self.board.backend):
+            write_opener(self.board.backend, folder)
+
+
+def write_opener(backend: str, folder: Path) -> None:
+    """Write `opener.py`, with which `infer.py` opens an engine of a backend without kdcompile."""
+    source = inspect.getsource(find(backend).opener)
+    head = f'"""Opens an engine of {backend}: `open_network(path)` is a function of one array."""'
+    text = f"{head}\n\nfrom __future__ import annotations\n\nfrom typing import Any\n\n\n{source}"
+    write_text(folder / "opener.py", text)

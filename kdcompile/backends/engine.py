@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import kdcompile.backends  # noqa: F401  # all of them: cache keys follow imports
 from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
 from kdcompile.core.errors import KDError

@@ -71,7 +71,7 @@ def add_mixed(
     if not plan.quantised:
         rig.refused["mixed"] = plan.summary
         return
-    storage = weight_storage(target.backend or target.tensorrt)
+    storage = weight_storage(target.software)
     path = folder / "student_mixed.onnx"
     onnx.save(mixed_model(model, table, storage, plan.quantised), path)
     paths["mixed"] = path

@@ -1,16 +1,25 @@
 """ONNX Runtime: the embedded default and the reference for parity."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.backends.base import Capabilities, register
+from kdcompile.backends.tensorrt_ import gpu_differences
 from kdcompile.core.errors import KDError
 from kdcompile.core.optional import need
 from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.targets import EXPORT_OPSET
+
+if TYPE_CHECKING:
+    from kdcompile.backends.base import Description
+    from kdcompile.targets import Target
+
+OPSETS = (7, EXPORT_OPSET)  # the newest is what kdcompile writes: ONNX Runtime reads more
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,42 @@ class OrtRunner:
                 fix="export it again: kdcompile export",
             ) from error
         return output
+
+
+@register("onnxruntime")
+class OnnxRuntime:
+    """ONNX Runtime on a CPU, by the agent or in this process; its kernels know no bf16."""
+
+    title, compiles = "ONNX Runtime", False
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8", "mixed", "fp8")
+
+    def capabilities(self, target: "Target") -> Capabilities:
+        """Whatever file a precision has; no option of a builder."""
+        return Capabilities(self.precisions, OPSETS)
+
+    def differences(self, target: "Target", about: Mapping[str, Any]) -> list[str] | None:
+        """None: it stands in for a board, and a CPU target is any CPU."""
+        return None
+
+
+@register("onnxruntime-cuda")
+class OnnxRuntimeCuda(OnnxRuntime):
+    """ONNX Runtime on an NVIDIA GPU; what ships on a Jetson is TensorRT."""
+
+    def differences(self, target: "Target", about: Mapping[str, Any]) -> list[str] | None:
+        """Of a workstation its GPU's compute capability."""
+        return None if target.is_foreign else gpu_differences(target, about)
+
+
+@register("onnxruntime-tensorrt")
+class OnnxRuntimeTensorRT(OnnxRuntimeCuda):
+    """ONNX Runtime on an NVIDIA GPU, by the TensorRT that it was built with."""
+
+    precisions = ("fp32", "fp16", "int8", "mixed")
+
+
+if TYPE_CHECKING:
+    _described: Description = OnnxRuntime()  # holds it against the protocol
 
 
 def open_session(

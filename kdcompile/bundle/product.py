@@ -18,14 +18,21 @@ from kdcompile.core.store import Artifact
 from kdcompile.remote.archive import NAME, agent_zip
 from kdcompile.targets import load
 
+OPENER = "opener.py"
+
 
 def copy_engine(folder: Path, compiled: Artifact) -> None:
-    """Copy the engine, its record and the agent that runs it, where `compile` built an engine."""
+    """Copy the engine, its record and what runs it, where `compile` built an engine.
+
+    That is the opener of the engine's backend, or the agent.
+    """
     if ENGINE not in compiled.files:
         return
     for name in (ENGINE, f"{ENGINE}.json"):
         shutil.copyfile(compiled.file(name), folder / name)
-    if f"kit/{NAME}" not in compiled.files:
+    if OPENER in compiled.files:
+        shutil.copyfile(compiled.file(OPENER), folder / OPENER)
+    elif f"kit/{NAME}" not in compiled.files:
         (folder / NAME).write_bytes(agent_zip())
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from kdcompile.latency.request import BACKENDS, shape_of
+from kdcompile.core.backends import names
+from kdcompile.latency.request import shape_of
 
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline
@@ -76,7 +77,7 @@ def _measured_as(baseline: "Baseline") -> dict[str, Any]:
         "shape": shape and "x".join(map(str, shape)),
         "streams": mode["streams"] if mode.get("streams", 1) > 1 else None,
         "modes": tuple(keys),
-        "backend": backend if backend in BACKENDS else None,
+        "backend": backend if backend in names() else None,
     }
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from kdcompile.cli.options import via_option
+from kdcompile.core.backends import names
 from kdcompile.core.errors import KDError, nearest
-from kdcompile.latency.request import BACKENDS, COPIES
+from kdcompile.latency.request import COPIES
 
 if TYPE_CHECKING:
     from kdcompile.latency.request import Measuring
@@ -19,7 +20,7 @@ MODE_KEYS = ("copies", "graph", "spin", "threads")
 
 _OPTIONS = (
     via_option,
-    click.option("--backend", type=click.Choice(BACKENDS), help="That runs an ONNX file there."),
+    click.option("--backend", type=click.Choice(names()), help="That runs an ONNX file there."),
     click.option("--shape", metavar="NxCxHxW", help="Of the input, where the artifact leaves it."),
     click.option("--batch", type=int, help="Images of one inference."),
     click.option("--streams", type=int, help="Inferences in flight at once (1)."),

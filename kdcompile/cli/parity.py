@@ -10,6 +10,7 @@ import click
 from kdcompile.cli.build import planned
 from kdcompile.cli.options import echo_json
 from kdcompile.cli.trust import open_trusted
+from kdcompile.core.backends import is_served
 from kdcompile.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, KDError
 from kdcompile.debug.network import backend_of
 
@@ -80,7 +81,8 @@ def ladder_of_bundle(bundle: "Bundle", via: str | None) -> AbstractContextManage
     from kdcompile.debug.from_bundle import bundle_ladder
     from kdcompile.targets import load
 
-    folder, place = bundle.folder, None
+    folder = bundle.folder
+    place: tuple[str | None, str] | None = None
     if via is not None:
         if bundle.engine is None:
             raise KDError(
@@ -90,6 +92,8 @@ def ladder_of_bundle(bundle: "Bundle", via: str | None) -> AbstractContextManage
                 fix="leave out --via, or build the engine: kdcompile build --via PLACE",
             )
         place = via, backend_of(bundle)
+    elif bundle.engine is not None and is_served(backend_of(bundle)):
+        place = None, backend_of(bundle)  # which runs here or nowhere
     on_cpu = load(bundle.target).kind == "cpu"
     return bundle_ladder(folder, bundle.manifest, bundle.report(), on_cpu, place)
 

@@ -41,9 +41,9 @@ def show(name: str, as_json: bool) -> None:
         echo_json(values | {"rules": rules, "fixtures": [asdict(f) for f in fixtures]})
         return
     sources = values.pop("sources")
-    peaks = values.pop("peak_tflops")
     calibration = values.pop("calibration")
-    values |= {f"peak_tflops.{precision}": peak for precision, peak in peaks.items()}
+    for group in ("peak_tflops", "vendor"):
+        values |= {f"{group}.{key}": value for key, value in values.pop(group).items()}
     for key, value in values.items():
         source = f"   [{sources[key]}]" if key in sources else ""
         text = ", ".join(map(str, value)) if isinstance(value, list) else value

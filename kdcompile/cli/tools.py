@@ -8,6 +8,7 @@ import click
 from kdcompile.cli.options import as_json, echo_json
 from kdcompile.cli.terminal import echo_text
 from kdcompile.cli.trust import open_trusted, trusted_option
+from kdcompile.core.backends import names
 from kdcompile.core.errors import plain
 
 
@@ -49,8 +50,8 @@ def report(bundle: Path, trusted: Path | None, as_json: bool) -> None:
 @click.option("--via", metavar="PLACE", help="Look at python:PATH or ssh://[user@]host[:port].")
 @click.option(
     "--backend",
-    type=click.Choice(["tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"]),
-    help="What should run networks there; TensorRT by default.",
+    type=click.Choice(names()),
+    help="Backend that should run networks there; by default the first.",
 )
 @as_json
 def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
@@ -65,7 +66,7 @@ def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
         from kdcompile.environment.doctor_board import examine_board
         from kdcompile.remote.open import open_place
 
-        wanted = backend or "tensorrt"
+        wanted = backend or names()[0]
         checks = examine_board(lambda: open_place(via, wanted), wanted)
     else:
         checks = examine()

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from kdcompile.config.distill import Closed
 from kdcompile.config.named import Named
+from kdcompile.core.backends import names
+from kdcompile.core.errors import nearest
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
 Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]  # smallest, usual, largest shape
@@ -46,11 +48,21 @@ class Quantize(Closed):
         return self
 
 
+def _known_backend(name: str) -> str:
+    """A registered backend's name, or `auto`."""
+    known = ("auto", *names())
+    if name not in known:
+        raise ValueError(f"no backend {name!r}{nearest(name, known)}; one of {', '.join(known)}")
+    return name
+
+
 class Compile(Closed):
     """How the engine is built and run."""
 
-    backend: Literal[
-        "auto", "tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt"
+    backend: Annotated[
+        str,
+        AfterValidator(_known_backend),
+        WithJsonSchema({"type": "string", "enum": ["auto", *names()]}),
     ] = "auto"
     workspace_mb: int = Field(default=1024, ge=16, description="builder's scratch memory")
     optimization_level: int | None = Field(default=None, ge=0, le=5)

@@ -120,7 +120,7 @@ qad_scales = "learnt"            # learnt, observed
 qad_start = 0.5                  # share of the steps before the student is quantised
 
 [compile]                        # for the engine of `--via PLACE`
-backend = "auto"                 # tensorrt, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt
+backend = "auto"                 # the target's own; kdcompile bench --help lists the others
 workspace_mb = 1024              # builder's scratch memory; a board shares its memory
 # optimization_level = 3         # 0 to 5
 deterministic = false            # rebuild from the timing cache only

@@ -38,7 +38,7 @@ def bundle_ladder(
     manifest: Mapping[str, Any],
     report: Report,
     on_cpu: bool,
-    via: tuple[str, str] | None,
+    via: tuple[str | None, str] | None,
 ) -> Iterator[Ladder]:
     """The ladder of what a bundle carries.
 
@@ -89,7 +89,7 @@ def _shipped(folder: Path, manifest: Mapping[str, Any], on_cpu: bool) -> Shipped
 
 
 @contextmanager
-def _place(via: tuple[str, str] | None) -> Iterator[tuple[Place, Board] | None]:
+def _place(via: tuple[str | None, str] | None) -> Iterator[tuple[Place, Board] | None]:
     """The place that runs the engine, and its facts."""
     if via is None:
         yield None

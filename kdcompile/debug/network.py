@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from kdcompile.core.backends import is_served, of_record
 from kdcompile.core.errors import KDError, ToolMissingError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
 INSTEAD = "or run its ONNX file here: kdcompile run --onnx BUNDLE PHOTO..."
 
 
@@ -76,10 +76,10 @@ def take_engine(place: "Place", bundle: "Bundle") -> None:
     except KDError as error:
         if not error.code.startswith("engine-"):
             raise
-        fix = (
-            f"in the spec's folder: kdcompile build --target {bundle.target} --via PLACE, on the "
-            f"place that is to run it; {INSTEAD}"
-        )
+        again = f"in the spec's folder: kdcompile build --target {bundle.target}"
+        if not is_served(backend_of(bundle)):
+            again += " --via PLACE, on the place that is to run it"
+        fix = f"{again}; {INSTEAD}"
         raise KDError(error.code, error.message, str(bundle.engine), fix) from error
 
 
@@ -92,7 +92,4 @@ def backend_of(bundle: "Bundle") -> str:
     from kdcompile.backends import engine
 
     assert bundle.engine is not None, "the caller has seen one"
-    built = engine.record_of(bundle.engine)
-    if "tensorrt" in built:
-        return "tensorrt"
-    return "onnxruntime" + PROVIDERS.get(str(built.get("provider")), "")
+    return of_record(engine.record_of(bundle.engine))

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.bundle.manifest import Bundle
+from kdcompile.core.backends import is_served
 from kdcompile.core.errors import EXIT_GATE
-from kdcompile.debug.network import open_network
+from kdcompile.debug.network import backend_of, open_network
 
 Floats = NDArray[np.float32]
 REFERENCES = {"kit": "reference.npz", "parity": "outputs.npz"}  # in a bundle, by its folder
@@ -52,7 +53,8 @@ def check_outputs(bundle: Bundle, via: str | None = None) -> BundleCheck:
 
     Args:
         bundle: whose files are intact.
-        via: where its engine is loaded and run; None for its ONNX file, here.
+        via: where its engine is loaded and run; None for this machine: the engine of a backend that
+            kdcompile serves here, else the ONNX file.
 
     Raises:
         KDError: of an engine that does not load there `engine-mismatch` and its kin.
@@ -67,9 +69,10 @@ def check_outputs(bundle: Bundle, via: str | None = None) -> BundleCheck:
     )
     if via is None and _carries(bundle) is None:
         return result
-    with open_network(bundle, via, onnx=via is None) as network:
-        if via is not None:
-            result = replace(result, engine=f"loads at {via}")
+    served = bundle.engine is not None and is_served(backend_of(bundle))
+    with open_network(bundle, via, onnx=via is None and not served) as network:
+        if via is not None or served:
+            result = replace(result, engine=f"loads at {via or 'this machine'}")
         # an engine is held against fp32, as on its board, in whichever precision a merge put it
         precision = bundle.manifest["precision"] if via is None else "fp32"
         return _parity(bundle, network, result, precision)

@@ -26,7 +26,6 @@ from kdcompile.tasks.task import Task
 Floats = NDArray[np.float32]
 DEPLOYED = "parity-deployed"  # the name that the shipped engine is loaded under
 NOT_HERE = "ONNX Runtime's CPU has no bf16 kernels"
-SETTINGS = ("workspace_mb", "optimization_level", "dla", "sparsity")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ def last_rung(
 
 def settings_of(record: Mapping[str, Any]) -> Compile:
     """How an engine was built, by the record beside it."""
-    return Compile(**{name: record[name] for name in SETTINGS if name in record})
+    names = Compile.model_fields.keys() - {"backend", "deterministic"}  # a record says how it went
+    return Compile(**{name: record[name] for name in names if name in record})
 
 
 def tolerance_of(

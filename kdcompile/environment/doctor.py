@@ -75,6 +75,11 @@ def examine() -> list[Check]:
             "compile checks without a GPU, engines for RTX GPUs",
             "pip install 'kdcompile[rtx]'",
         ),
+        _optional(
+            "openvino",
+            "networks on an Intel CPU (--target intel-cpu)",
+            "pip install 'kdcompile[openvino]'",
+        ),
         _jetson(),
         _disk(),
     ]

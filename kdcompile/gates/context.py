@@ -199,8 +199,12 @@ class VerifyContext:
 
     @property
     def ran_on_target(self) -> bool:
-        """Whether the deployed network was timed on the target: a CPU target is this machine."""
-        return self.evidence == "device" or self.target.kind == "cpu"
+        """Whether the deployed network was timed on the target.
+
+        A CPU target is this machine, unless its file names a vendor, which the evidence then has.
+        """
+        is_any_cpu = self.target.kind == "cpu" and not self.target.vendor
+        return self.evidence == "device" or is_any_cpu
 
     @property
     def model(self) -> Origin:

@@ -85,7 +85,7 @@ def measure(
     """
     inputs, threads = step.inputs, usable_cores()
     paths = networks(inputs, with_shipped=step.board is None)
-    written = target.kind != "cpu"  # which ships what ONNX Runtime makes of the file
+    written = target.runtime != "onnxruntime"  # which ships what it makes of the file itself
     here = {name: open_session(path, threads, as_written=written) for name, path in paths.items()}
     host = Origin(fingerprint_id(), here["teacher"].name, here["teacher"].version, "host")
     with deployed(step) as board:

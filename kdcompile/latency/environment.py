@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kdcompile.core.backends import library
 from kdcompile.latency import nvidia_smi
 from kdcompile.remote.local import LocalPlace
 from kdcompile.remote.open import Place
@@ -45,12 +46,11 @@ def look(place: Place, *, ask: nvidia_smi.Ask = nvidia_smi.ask) -> dict[str, Any
 
 def _facts(about: Mapping[str, Any]) -> dict[str, Any]:
     """Of the worker's hello, without the clocks and free memory, which pass."""
-    library = "tensorrt" if about["backend"] == "tensorrt" else "onnxruntime"
     gpu, machine = about["gpu"] or {}, dict(about["machine"])
     driver = machine.pop("driver_version")  # of a GPU that is used
     return {
         "backend": about["backend"],
-        f"{library}_version": about["backend_version"],
+        f"{library(about['backend'])}_version": about["backend_version"],
         "python_version": about["python"],
         "platform": about["platform"],
         "module": about["module"],

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kdcompile.core.backends import library
 from kdcompile.core.errors import KDError
 from kdcompile.latency.summary import QUANTILES, disturbances, summary, usage
 from kdcompile.stats.comparison import Comparison, Ratio
@@ -131,8 +132,7 @@ def place(samples: Samples) -> str:
     board = [str(facts[key]) for key in ("module", "power_mode") if facts.get(key)]
     machine = " ".join(board) or facts.get("gpu") or facts.get("cpu") or facts.get("platform")
     backend = str(facts.get("backend") or "an unnamed backend")
-    library = "tensorrt" if backend == "tensorrt" else "onnxruntime"
-    version = facts.get(f"{library}_version")
+    version = facts.get(f"{library(backend)}_version")
     threads = mode.get("threads")
     parts = [
         str(machine or "an unnamed machine"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict
 
+from kdcompile.core.backends import names
 from kdcompile.core.errors import KDError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from kdcompile.latency.settings import Mode
     from kdcompile.latency.subject import Subject
 
-BACKENDS = ("tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt")
 COPIES = ("none", "in", "out", "both")
 
 
@@ -44,7 +44,7 @@ class Request:
 
     Args:
         via: where it is measured, such as `ssh://user@board`; None for this machine.
-        backend: runtime of an ONNX file, one of `BACKENDS`.
+        backend: runtime of an ONNX file, one of `core.backends.names()`.
         shape: of the input, where the artifact has dynamic dimensions.
         batch: images of one inference.
         streams: inferences in flight at once.
@@ -78,7 +78,7 @@ class Request:
         if baseline is None or found.kind == "engine":
             return found
         kept = baseline.environment.get("facts", {}).get("backend")
-        backend = self.backend or (kept if kept in BACKENDS else None)
+        backend = self.backend or (kept if kept in names() else None)
         kept_shape = found.input_shape or shape_of(baseline.mode)
         return replace(found, backend=backend, input_shape=kept_shape)
 

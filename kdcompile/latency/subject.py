@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdcompile.backends.engine import record_of
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.bundle.signature import open_bundle
+from kdcompile.core.backends import of_record
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.core.optional import need
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 ENGINES = (".engine", ".plan")
 DEFAULT = "onnxruntime"
-PROVIDERS = {
-    "CPUExecutionProvider": "onnxruntime",
-    "CUDAExecutionProvider": "onnxruntime-cuda",
-    "TensorrtExecutionProvider": "onnxruntime-tensorrt",
-}
 
 
 @dataclass(frozen=True)
@@ -97,13 +93,6 @@ def find_subject(
     )
 
 
-def backend_of(record: Mapping[str, Any]) -> str:
-    """The worker's backend that made and loads an engine."""
-    if "tensorrt" in record:
-        return "tensorrt"
-    return PROVIDERS.get(str(record.get("provider")), "onnxruntime")
-
-
 def common_backend(subjects: Sequence[Subject]) -> str:
     """The one that all need; ONNX Runtime where none needs one.
 
@@ -126,7 +115,7 @@ def _bundle(bundle: Bundle, backend: str | None, shape: Shape | None) -> Subject
     name = f"{bundle.name} for {bundle.target}"
     shape = shape or _typical(bundle)
     if bundle.engine is not None:
-        made = backend_of(record_of(bundle.engine))
+        made = of_record(record_of(bundle.engine))
         if backend in (None, made):
             found = _engine(bundle.engine, name, made, shape)
             return replace(found, target=bundle.target)
@@ -146,7 +135,7 @@ def _typical(bundle: Bundle) -> Shape | None:
 
 def _engine(path: Path, name: str, backend: str | None, shape: Shape | None) -> Subject:
     record, sha256 = record_of(path), file_sha256(path)
-    made = backend_of(record)
+    made = of_record(record)
     if backend not in (None, made):
         raise KDError(
             "backend-differs",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.core.backends import find, library
 from kdcompile.core.errors import KDError
 from kdcompile.latency.subject import Shape, Subject
 from kdcompile.remote.open import Place
@@ -104,7 +105,7 @@ def onnx_record(about: Mapping[str, Any], sha256: str, precision: str) -> dict[s
     """The record that stands for an ONNX file, which ONNX Runtime compiles when it loads it."""
     gpu = about["gpu"] or {}
     return {
-        "onnxruntime": about["backend_version"],
+        library(about["backend"]): about["backend_version"],
         "platform": about["platform"],
         "compute_capability": gpu.get("compute_capability"),
         "sha256": sha256,
@@ -113,7 +114,7 @@ def onnx_record(about: Mapping[str, Any], sha256: str, precision: str) -> dict[s
 
 
 def _is_built(subject: Subject, backend: str) -> bool:
-    return subject.kind == "onnx" and backend == "tensorrt"
+    return subject.kind == "onnx" and bool(find(backend).compiles)
 
 
 def _check_builds(subjects: Sequence[Subject], backend: str) -> None:
@@ -129,7 +130,7 @@ def _check_builds(subjects: Sequence[Subject], backend: str) -> None:
                 "builds-none",
                 f"{subject.name} cannot be built several times: {reason}",
                 where=str(subject.path),
-                fix="leave --builds out, or name ONNX files and a place with TensorRT",
+                fix="leave --builds out, or name ONNX files and a backend that compiles them",
             )
 
 

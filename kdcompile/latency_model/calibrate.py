@@ -116,7 +116,7 @@ def calibrate(
     """
     target = load(name, calibrated=False)
     _check_writable(user.path(target.name))
-    backend = "tensorrt" if target.tensorrt else "onnxruntime"
+    backend = target.runtime
     with opener(via, backend) as place:
         check_device(place.about, target, place.label)
         if target.kind == "workstation":

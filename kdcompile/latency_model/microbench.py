@@ -148,7 +148,7 @@ def model_of(chain: Chain, ir_version: int = 8) -> ModelProto:
     return _Writer(chain).model(ir_version)
 
 
-def in_form(model: ModelProto, form: str, tensorrt: str | None = None) -> ModelProto:
+def in_form(model: ModelProto, form: str, software: str | None = None) -> ModelProto:
     """A float32 network in a form of `FORMS`: half inside two casts, or int8 with Q/DQ pairs.
 
     Every layer with weights is quantised, the last too, with ranges that are made up: an int8 layer
@@ -171,7 +171,7 @@ def in_form(model: ModelProto, form: str, tensorrt: str | None = None) -> ModelP
         return model
     tensors = {layer.data: same for layer in layers}
     table = CalibrationTable("none", "0" * 64, (("none", "0" * 64),), tensors)
-    return insert_pairs(model, table, INT8, weight_storage(tensorrt), layers)
+    return insert_pairs(model, table, INT8, weight_storage(software), layers)
 
 
 class _Writer:

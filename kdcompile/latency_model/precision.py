@@ -7,10 +7,10 @@ the candidates. The budget, the plan and the explanation all ask here.
 
 from collections.abc import Iterable, Sequence
 
-from kdcompile.backends.candidate_runner import DLA_COMPUTES
 from kdcompile.backends.teacher import teacher_precision
 from kdcompile.calib.storage import may_be_fp8
 from kdcompile.config.spec import Spec
+from kdcompile.core.backends import find
 from kdcompile.latency_model.priced import Priced
 from kdcompile.targets import Target
 
@@ -26,13 +26,13 @@ def candidates(spec: Spec, target: Target) -> tuple[str, ...]:
     asked = spec.quantize.precision
     if asked != "auto":
         return ("fp16",) if asked == "mixed" else (asked,)
-    tensorrt = target.backend or target.tensorrt
+    able = find(target.runtime).capabilities(target)
     return tuple(
         precision
         for precision in ORDER
         if precision in target.precisions
-        if precision != "fp8" or may_be_fp8(asked, target, tensorrt)
-        if spec.compile.dla is None or precision in DLA_COMPUTES
+        if precision != "fp8" or may_be_fp8(asked, target)
+        if not able.refusal(precision, spec.compile.model_dump())
     )
 
 

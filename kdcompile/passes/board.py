@@ -2,6 +2,7 @@
 
 from kdcompile.config.board import Board
 from kdcompile.config.spec import Spec
+from kdcompile.core.backends import find, is_served
 from kdcompile.core.errors import KDError
 from kdcompile.environment.doctor import version
 from kdcompile.remote.board import evidence_of, facts_of
@@ -25,32 +26,32 @@ def find_board(spec: Spec, target: Target, via: str | None) -> tuple[Board | Non
 
     with open_place(via, backend) as place:
         about, label = place.about, place.label
-    if target.kind == "workstation" and backend == "tensorrt":
+    if target.kind == "workstation" and backend == target.runtime:
         target = target.with_backend(str(about["backend_version"]))
     evidence = evidence_of(about, target, label)
     return Board(via, backend, label, facts_of(about), evidence), target
 
 
 def _refuse_options(spec: Spec, target: Target) -> None:
-    """An option of TensorRT's builder is not ignored for a target that has no TensorRT."""
-    options = spec.compile.model_dump(
-        include={"optimization_level", "deterministic", "dla", "sparsity"}
-    )
-    asked = [name for name, value in options.items() if value is not None and value is not False]
-    if asked and not target.tensorrt:
+    """An option is not ignored for a target whose backend has none of it."""
+    options = spec.compile.model_dump(exclude={"backend", "workspace_mb"})
+    able = find(target.runtime).capabilities(target).options
+    for name, value in options.items():
+        if value is None or value is False or name in able:
+            continue
         raise KDError(
             "option-refused",
-            f"compile.{asked[0]} is of TensorRT's builder, and {target.name} has no TensorRT",
+            f"compile.{name} is no option of {target.runtime}, which builds for {target.name}",
             where="[compile]",
-            fix="leave it out, or name a device that has TensorRT: --target jetson",
+            fix="leave it out, or name a device that has it: --target jetson",
         )
 
 
 def backend_for(spec: Spec, target: Target, via: str | None) -> str | None:
-    """The worker's backend; None where ONNX Runtime of this process is all that a build runs."""
+    """The backend that builds; None where ONNX Runtime of this process is all that a build runs."""
     asked = spec.compile.backend
     if asked == "auto":
-        if via is not None:
-            return "tensorrt" if target.tensorrt else "onnxruntime"
-        return "tensorrt" if target.kind == "workstation" and version("tensorrt") else None
+        if via is not None or is_served(target.runtime):
+            return target.runtime
+        return target.runtime if target.kind == "workstation" and version(target.runtime) else None
     return None if asked == "onnxruntime" and via is None else asked

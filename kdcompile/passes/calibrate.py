@@ -112,17 +112,17 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
     record = _audited(work, seen, table)
     table.write(folder / "calibration.json")
     write_json(folder / "audit.json", record)
-    tensorrt = target.backend or target.tensorrt
-    version = cache_version(tensorrt)
+    software = target.software
+    version = cache_version(software)
     if version is not None:
         write_cache(table, folder / "calibration.cache", version)
     refined = _refined(work, seen, table)
-    quantised = insert_qdq(refined.model, refined.table, weight_storage(tensorrt))
+    quantised = insert_qdq(refined.model, refined.table, weight_storage(software))
     onnx.save(quantised, folder / "student_int8.onnx")
     if refined.records:
         write_json(folder / "refine.json", refined.to_json())
         refined.table.write(folder / "calibration_refined.json")
-    if may_be_fp8(work.spec.quantize.precision, target, tensorrt):
+    if may_be_fp8(work.spec.quantize.precision, target):
         onnx.save(insert_fp8(work.model, table), folder / "student_fp8.onnx")
     if _may_mix(work.spec.quantize.precision, target):
         write_json(folder / "sensitivity.json", _sensitivity(work, table).to_json())

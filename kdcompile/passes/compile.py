@@ -90,8 +90,8 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
         "backend": reference.name if board is None else board.backend,
         "backend_version": reference.version if board is None else board.version,
         "board": None if board is None else {"label": board.label, **board.facts},
-        "target_backend": "tensorrt" if target.tensorrt else "onnxruntime",
-        "target_backend_version": target.backend or target.tensorrt,
+        "target_backend": target.runtime,
+        "target_backend_version": target.software,
         "metric": limits.metric.name,
         "teacher_metric": teacher_metric,
         "limit": limits.limit,
@@ -116,7 +116,7 @@ def _rig(step: Step, target: Target) -> Iterator[Rig]:
         yield HostRig(target, step.inputs["search"].json("estimate.json")["student"])
         return
     with at(step.board) as place:
-        yield BoardRig(place, step.board, step.spec)
+        yield BoardRig(place, step.board, step.spec, target)
 
 
 def _wanted(asked: str, paths: Mapping[str, Path], step: Step) -> list[str]:
@@ -252,9 +252,7 @@ def _absent(step: Step, target: Target) -> dict[str, str]:
     half = step.inputs["export"].json("parity.json")["student_fp16"]
     reasons = {"fp16": half.get("why", "it was not exported")}
     return {
-        precision: reasons.get(
-            precision, f"not written for TensorRT {target.backend or target.tensorrt}"
-        )
+        precision: reasons.get(precision, f"not written for TensorRT {target.software}")
         for precision, (stage, name) in FILES.items()
         if precision in target.precisions and name not in step.inputs[stage].files
         if step.spec.quantize.precision in ("auto", precision)

@@ -30,8 +30,8 @@ DATA_FIELDS_BY_CONTENT = {
 # what a search for a student reads and a mere scaling of the teacher does not
 SEARCHED = {"data", "search", "distill", "teachers"}
 
-# libraries that compute nothing of a result
-SHOW_AND_CHECK = {"filelock", "pydantic", "pydantic_core", "rich", "safetensors"}
+# libraries that compute nothing of a result, and a backend's, whose version the board's facts have
+SHOW_AND_CHECK = {"filelock", "openvino", "pydantic", "pydantic_core", "rich", "safetensors"}
 
 FILES = "files"  # of a section: what is hashed, by name
 

@@ -186,7 +186,7 @@ def check_name(spec: Spec) -> None:
 def resolve_target(name: str) -> Target:
     """The target; a workstation's with the TensorRT that is installed here, if one is."""
     target = load(name)
-    found = version("tensorrt")
+    found = version(target.runtime)
     if target.kind == "workstation" and found is not None:
         return target.with_backend(found)
     return target

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdcompile.config.board import Board
 from kdcompile.config.gates import fraction
+from kdcompile.core.backends import find
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.splits import Splits, judged, load_splits
@@ -201,12 +202,11 @@ def _margin(metric: Metric, images: int, asked: AccuracyGate, teacher: Mapping[s
 def lines(plan: dict[str, Any]) -> list[str]:
     """The description as text."""
     target = plan["target"]
-    backend = target["backend"] or target["tensorrt"] or "ONNX Runtime"
+    software = target["backend"] or target["tensorrt"]
+    backend = " ".join(filter(None, (find(target["runtime"]).title, software)))
     text = [
         f"spec    {plan['spec']}",
-        f"target  {target['full_name']}: {target['title']}, TensorRT {backend}"
-        if target["tensorrt"]
-        else f"target  {target['full_name']}: {target['title']}, {backend}",
+        f"target  {target['full_name']}: {target['title']}, {backend}",
         *_board_lines(plan["board"]),
         f"opset   {target['max_opset']} (IR {target['ir_version']})",
         "",

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kdcompile.core.backends import find
 from kdcompile.core.errors import KDError
 from kdcompile.core.report import Evidence
-from kdcompile.remote.same_board import differences
 from kdcompile.targets import Target
 
 # of hello: what a measurement there depends on, and stays put between two runs
@@ -20,21 +20,17 @@ def facts_of(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evidence_of(about: Mapping[str, Any], target: Target, label: str) -> Evidence:
-    """`device` where the GPU, the module and the backend's generation are the target's.
+    """`device` where the backend finds nothing that differs from the target.
 
-    ONNX Runtime on a CPU only plays a board, and on a Jetson's GPU it is not what ships: `host`.
+    A backend that only stands in for the target's, such as ONNX Runtime for a Jetson's TensorRT,
+    measures `host` evidence.
 
     Raises:
-        KDError: `board-mismatch`, a GPU that is another device than the target.
+        KDError: `board-mismatch`, another device than the target.
     """
-    gpu = about["gpu"]
-    if gpu is None or (target.kind == "jetson" and about["backend"] != "tensorrt"):
+    wrong = find(str(about["backend"])).differences(target, about)
+    if wrong is None:
         return "host"
-    if target.kind == "jetson":
-        wrong = differences(target.to_json(), about)
-    else:
-        here, wanted = gpu["compute_capability"], target.compute_capability
-        wrong = [] if here == wanted else [f"compute capability {here}, the target has {wanted}"]
     if wrong:
         raise KDError(
             "board-mismatch",

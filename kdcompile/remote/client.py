@@ -47,9 +47,11 @@ class Place(ABC):
     Args:
         label: how errors and reports call it; never with a secret.
         command: starts the first lines of `bootstrap` there, which read standard input.
+        source: a zip file with the program that they run; None for the agent.
     """
 
-    def __init__(self, label: str, command: Sequence[str]) -> None:
+    def __init__(self, label: str, command: Sequence[str], source: bytes | None = None) -> None:
+        self._source = agent_zip() if source is None else source
         self.label, self.about, self.work = label, dict[str, Any](), ""
         self._lost: KDError | None = None
         self._token = secrets.token_hex(4)
@@ -73,7 +75,7 @@ class Place(ABC):
             raise bad_answer(self.label, "start", bad) from None
         self.work = str(self._read("start", answer)["work"])
         self._worker.forget_errors()
-        self._worker.send(agent_zip())
+        self._worker.send(self._source)
         self.about = self.call("hello")
 
     def call(self, op: str, timeout_s: float | None = None, **values: Any) -> dict[str, Any]:
@@ -258,12 +260,17 @@ class Place(ABC):
     def _fetch(self, there: str, local: Path) -> None: ...
 
 
-def boot_command(backend: str) -> tuple[str, str, str, str]:
-    """Python's arguments: it reads and runs `bootstrap`, which reads and runs the agent."""
+def boot_command(backend: str, source: bytes | None = None) -> tuple[str, str, str, str]:
+    """Python's arguments: it reads and runs `bootstrap`, which reads and runs the agent.
+
+    Args:
+        backend: of the agent.
+        source: a zip file with a program in place of the agent.
+    """
     # no module of the folder that one happens to be in may stand for the library's
     safe = "sys.path[:]=[p for p in sys.path if p]"
     code = f"import sys;{safe};exec(sys.stdin.buffer.read({len(boot_source())}))"
-    return ("-c", code, backend, str(len(agent_zip())))
+    return ("-c", code, backend, str(len(agent_zip() if source is None else source)))
 
 
 def boot_source() -> bytes:

@@ -8,6 +8,7 @@ from kdcompile.core.errors import KDError, ToolMissingError, plain
 # codes of the worker and of its first lines that mean: install something there
 TOOLS = frozenset(
     {
+        "backend-missing",
         "cuda-missing",
         "numpy-missing",
         "onnxruntime-missing",

@@ -13,15 +13,22 @@ from kdcompile.remote.process import Gone
 
 
 class LocalPlace(Place):
-    """This interpreter or another one; files are copied within the machine."""
+    """This interpreter or another one; files are copied within the machine.
 
-    def __init__(self, label: str, python: str, backend: str) -> None:
+    Args:
+        label: how errors and reports name it.
+        python: the interpreter.
+        backend: of the worker.
+        source: a zip file with the program that serves the backend; None for the agent.
+    """
+
+    def __init__(self, label: str, python: str, backend: str, source: bytes | None = None) -> None:
         program = shutil.which(os.path.expanduser(python))
         if program is None:
             raise no_python(python)
         self._python = python
         try:
-            super().__init__(label, [program, *boot_command(backend)])
+            super().__init__(label, [program, *boot_command(backend, source)], source)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise

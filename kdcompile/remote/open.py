@@ -11,6 +11,8 @@ unknown host key is refused.
 
 import sys
 
+from kdcompile.core.backends import is_served, program
+from kdcompile.core.errors import KDError
 from kdcompile.remote.address import masked, parse_ssh
 from kdcompile.remote.client import Place
 from kdcompile.remote.errors import invalid
@@ -25,15 +27,24 @@ def open_place(via: str | None, backend: str) -> Place:
 
     Args:
         via: see the module's first lines.
-        backend: of the worker: tensorrt, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt.
+        backend: a name of `core.backends`. One that this interpreter serves runs here only.
 
     Raises:
-        KDError: `via-invalid`, `via-python`; over SSH `host-key`, `ssh-refused`,
+        KDError: `via-invalid`, `via-python`, `backend-local`; over SSH `host-key`, `ssh-refused`,
             `ssh-unreachable`, `ssh-failed`; `worker-died`.
         ToolMissingError: OpenSSH here, or Python, numpy or the backend there, is absent.
     """
+    served = is_served(backend)
     if via is None:
-        return LocalPlace("this machine", sys.executable, backend)
+        source = program(backend) if served else None
+        return LocalPlace("this machine", sys.executable, backend, source)
+    if served:
+        raise KDError(
+            "backend-local",
+            f"{backend} runs in this interpreter only, and a place is named",
+            where=f"--via {masked(via)}",
+            fix="leave --via out, and run kdcompile on that machine",
+        )
     kind, colon, rest = via.partition(":")
     if kind == "python" and rest:
         return LocalPlace(via, rest, backend)

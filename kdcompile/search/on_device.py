@@ -270,7 +270,7 @@ class _Site:
 
 
 def _int8(model: ModelProto, target: Target) -> ModelProto:
-    return insert_qdq(model, _dummy(model), weight_storage(target.backend or target.tensorrt))
+    return insert_qdq(model, _dummy(model), weight_storage(target.software))
 
 
 def _dummy(model: ModelProto) -> CalibrationTable:

@@ -130,7 +130,12 @@ def test_of_a_cpu_target_the_file_is_measured_here(step, measured, tmp_path):
     assert open_() == (None, "onnxruntime")
     asked = []
     place = SimpleNamespace(
-        about={"backend_version": "1.20", "platform": "linux x86_64", "gpu": None},
+        about={
+            "backend": "onnxruntime",
+            "backend_version": "1.20",
+            "platform": "linux x86_64",
+            "gpu": None,
+        },
         put=lambda path: f"there/{path.name}",
         call=lambda op, **values: asked.append((op, values)),
     )

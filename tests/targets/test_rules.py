@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompile import targets
-from kdcompile.backends import candidate_runner
+from kdcompile.backends.tensorrt_ import TensorRT
 from kdcompile.cli import cli
 from kdcompile.core.errors import KDError
 from kdcompile.remote.agent.tensorrt_network import NEEDS_CAPABILITY
@@ -125,7 +125,8 @@ def test_no_target_file_promises_what_a_rule_of_the_hardware_refuses() -> None:
 def test_the_rules_are_those_that_the_board_goes_by() -> None:
     for precision, least in NEEDS_CAPABILITY.items():
         assert version(RULES[f"{precision}-arithmetic"].needs["capability"]) == least
-    assert set(RULES["dla-precision"].needs["dla_precisions"]) == set(candidate_runner.DLA_COMPUTES)
+    capabilities = TensorRT().capabilities(targets.load("jetson"))
+    assert set(RULES["dla-precision"].needs["dla_precisions"]) == set(capabilities.dla_precisions)
 
 
 def test_the_limits_of_a_target() -> None:

@@ -13,7 +13,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.targets import schema
 
 EXPECTED = {
-    "cpu", "h100", "jetson-agx-orin-32gb", "jetson-agx-orin-64gb", "jetson-agx-xavier",
+    "cpu", "h100", "intel-cpu", "jetson-agx-orin-32gb", "jetson-agx-orin-64gb", "jetson-agx-xavier",
     "jetson-orin-nano-4gb", "jetson-orin-nano-8gb", "jetson-orin-nx-16gb", "jetson-orin-nx-8gb",
     "jetson-thor-t4000", "jetson-thor-t5000", "jetson-xavier-nx", "l4", "rtx-4090", "t4",
 }  # fmt: skip
@@ -48,7 +48,8 @@ def test_all_the_devices_are_there() -> None:
 def test_every_value_has_a_known_kind_and_a_written_source(name: str) -> None:
     target = targets.load(name)
     said = {"jetpack", "jetpacks", "backend", "max_opset", "ir_version", "sources"}
-    said |= {"name", "title", "kind", "power_mode", "power_modes"}  # what the file is about
+    said |= {"name", "title", "kind", "power_mode", "power_modes", "runtime"}  # what it is about
+    said |= {"dla"} if target.kind == "cpu" else set()
     for key, value in target.to_json().items():
         if key in said or value is None:
             continue
@@ -198,18 +199,21 @@ def test_json_is_plain_and_stable() -> None:
 
 @pytest.mark.parametrize("break_it", [
     lambda t: t.update(watts=15),
-    lambda t: t["facts"].update(sm_cuont=t["facts"]["sm_count"]),
-    lambda t: t["facts"].pop("dla"),
+    lambda t: t["nvidia"].update(sm_cuont=t["nvidia"]["sm_count"]),
+    lambda t: t["nvidia"].pop("dla"),
+    lambda t: t.pop("nvidia"),
     lambda t: t["facts"].pop("l2_mb"),
-    lambda t: t["facts"]["dla"].pop("source"),
-    lambda t: t["facts"]["dla"].update(source="nowhere"),
-    lambda t: t["facts"]["dla"].update(kind="guessed"),
-    lambda t: t["facts"]["dla"].update(value="none"),
+    lambda t: t["nvidia"]["dla"].pop("source"),
+    lambda t: t["nvidia"]["dla"].update(source="nowhere"),
+    lambda t: t["nvidia"]["dla"].update(kind="guessed"),
+    lambda t: t["nvidia"]["dla"].update(value="none"),
+    lambda t: t.update(acme={"cores": {"value": 4, "kind": "datasheet", "source": "nowhere"}}),
+    lambda t: t.update(acme={"cores": {"value": [4], "kind": "datasheet", "source": "spec"}}),
     lambda t: t["facts"].update(memory_gb=8),
     lambda t: t["modes"]["15W"]["peak_tflops"].update(fp4=40.0),
     lambda t: t["modes"]["15W"].pop("bandwidth_gbs"),
-    lambda t: t["jetpacks"]["6.2"].pop("python"),
-    lambda t: t.pop("jetpacks"),
+    lambda t: t["nvidia"]["jetpacks"]["6.2"].pop("python"),
+    lambda t: t["nvidia"].pop("jetpacks"),
     lambda t: t.update(default_mode="30W"),
     lambda t: t.update(default_jetpack="4.6"),
     lambda t: t.update(name="other"),
@@ -222,6 +226,33 @@ def test_the_schema_is_closed(break_it: object) -> None:
     with pytest.raises(KDError) as caught:
         schema.validate(broken, "jetson-orin-nano-8gb")
     assert caught.value.code == "target-invalid"
+
+
+@pytest.mark.parametrize("name", ["jetson-orin-nano-8gb", "h100", "cpu"])
+def test_a_file_of_version_1_is_read_into_the_vendor_s_table(name: str) -> None:
+    """There NVIDIA's facts were among the others, and a CPU's cores were `sm_count`."""
+    lines = (targets.FOLDER / f"{name}.toml").read_text().splitlines()
+    flat = [
+        line for line in lines if line.split(" ")[0] in {"compute_capability", "sm_count", "dla"}
+    ]
+    flat += [line for line in lines if line.startswith("tensorrt_m")]
+    if name == "cpu":
+        flat = ['dla = { value = 0, kind = "datasheet", source = "onnxruntime" }']
+    rest = [line for line in lines if line not in (*flat, "[nvidia]")]
+    at = rest.index("[facts]") + 1
+    old = "\n".join([*rest[:at], *flat, *rest[at:]]).replace("[nvidia.jetpacks.", "[jetpacks.")
+    old = old.replace("cores = {", "sm_count = {")
+    assert "nvidia]" not in old
+    assert schema.parse(old, name) == table(name)
+
+
+def test_a_vendor_s_own_table_reaches_its_backend() -> None:
+    intel = targets.load("intel-cpu")
+    assert (intel.runtime, intel.vendor) == ("openvino", {"cpu_vendor": "GenuineIntel"})
+    assert intel.sources["vendor.cpu_vendor"].startswith("datasheet: ")
+    assert (targets.load("cpu").runtime, targets.load("jetson").runtime) == (
+        "onnxruntime", "tensorrt",
+    )  # fmt: skip
 
 
 def test_loading_a_target_imports_nothing_heavy() -> None:

@@ -2,8 +2,8 @@
 # ruff: noqa: T201
 """Run this bundle's network on images: python3 infer.py photo.jpg ...
 
-Runs the engine where the bundle has one (the device's TensorRT and numpy), else model.onnx
-(onnxruntime). Needs Pillow; Python 3.8 or newer. Its only input is the bundle's folder.
+Runs the engine where the bundle has one (with numpy and the device's TensorRT or OpenVINO), else
+model.onnx (onnxruntime). Needs Pillow; Python 3.8 or newer. Its only input is the bundle's folder.
 """
 
 from __future__ import annotations
@@ -49,16 +49,30 @@ def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
     return lambda image: session.run(None, {name: image})[0]
 
 
+def imported(manifest: dict[str, Any], where: str, module: str, scratch: str) -> Any:
+    """A module of the bundle's, from a private copy of what was just checked."""
+    copy = Path(scratch, Path(where).name)
+    copy.write_bytes(read(manifest, where))
+    sys.path.insert(0, str(copy if copy.suffix == ".pyz" else copy.parent))
+    return importlib.import_module(module)
+
+
 def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
-    """The engine as a function of one prepared image, run by the agent that is in the bundle."""
+    """The engine as a function of one prepared image, run by the program that is in the bundle."""
     name = manifest["engine"]
     read(manifest, name)
+    if "opener.py" in manifest["files"]:
+        try:
+            opener: Callable[[str], Any] = imported(
+                manifest, "opener.py", "opener", scratch
+            ).open_network
+            network: Callable[[Any], Any] = opener(str(HERE / name))
+            return network
+        except ImportError as error:
+            sys.exit(f"error: {error}; pip install it, or run model.onnx with --onnx")
     built = json.loads(read(manifest, name + ".json").decode())
     agent = "kit/agent.pyz" if "kit/agent.pyz" in manifest["files"] else "agent.pyz"
-    copy = Path(scratch, "agent.pyz")
-    copy.write_bytes(read(manifest, agent))  # what runs is what was just read
-    sys.path.insert(0, str(copy))
-    worker = importlib.import_module("kdcompile.remote.agent.worker")
+    worker = imported(manifest, agent, "kdcompile.remote.agent.worker", scratch)
     backend = "onnxruntime" + PROVIDERS.get(built.get("provider"), "")
     try:
         place = worker.Worker("tensorrt" if "tensorrt" in built else backend)

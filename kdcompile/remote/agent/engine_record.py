@@ -34,7 +34,7 @@ def preflight(path: str, blob: bytes, here: dict[str, Any], expected: Any) -> di
         here: `backend`, its `version`, and the `compute_capability` and `platform` of here.
         expected: stands in for the record; it must have what a record has.
     """
-    built = _read_record(path) if expected is None else expected
+    built = read_record(path) if expected is None else expected
     named = built if isinstance(built, dict) else {}
     known = [backend for backend in ("tensorrt", "onnxruntime") if backend in named]
     if len(known) != 1 or any(key not in named for key in RECORD):
@@ -60,7 +60,8 @@ def _origin(backend: str, version: str, facts: dict[str, Any]) -> str:
     return f"{backend} {version}{gpu} on {facts['platform']}"
 
 
-def _read_record(path: str) -> Any:
+def read_record(path: str) -> Any:
+    """The record beside an engine, `ENGINE.json`, or the error `engine-unknown`."""
     if not os.path.isfile(path + ".json"):
         raise WorkerError("engine-unknown", f"no {path}.json says what built {path}")
     with open(path + ".json", "rb") as stream:

@@ -1,0 +1,156 @@
+"""The process of a registered backend: it answers the agent's requests through the protocol."""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdcompile.backends.base import Arrays, BuildOptions, Network
+from kdcompile.core.backends import opened
+from kdcompile.core.errors import KDError
+from kdcompile.remote.agent import worker
+from kdcompile.remote.agent.__main__ import serve
+from kdcompile.remote.agent.engine_record import check_inputs, read_record, write_engine
+from kdcompile.remote.agent.errors import FIXES, WorkerError
+from kdcompile.remote.agent.onnxruntime_session import OnnxRuntimeSession
+from kdcompile.remote.agent.system import platform_name
+
+FIXED = ("sha256", "platform")
+
+
+class Served:
+    """A backend with the calls that the agent makes of its own."""
+
+    modes = ("device", "end_to_end")
+    cuda: Any = None
+
+    def __init__(self, name: str, reference: str) -> None:
+        self.name, self.backend = name, _asked(lambda: opened(reference))
+        self.version = _asked(lambda: self.backend.version)
+
+    def about(self) -> dict[str, Any]:
+        """No GPU; each precision is built from its own ONNX file."""
+        plans = {p: {"onnx": p, "flags": [], "network": []} for p in self.backend.precisions}
+        return {"gpu": None, "precisions": plans}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def build(
+        self, onnx: str, engine: str, precision: str, profile: Any = None, **settings: Any
+    ) -> dict[str, Any]:
+        """The engine and its record, `ENGINE.json`."""
+        start = time.perf_counter()
+        if precision not in self.backend.precisions:
+            able = ", ".join(self.backend.precisions)
+            raise WorkerError("precision-refused", f"{self.name} has {able}, not {precision}")
+        options = BuildOptions(precision, profile, settings)
+        temporary = Path(f"{engine}.{os.getpid()}.tmp")
+        try:
+            made = _asked(lambda: self.backend.build(Path(onnx), temporary, options))
+            blob = temporary.read_bytes()
+        finally:
+            temporary.unlink(missing_ok=True)
+        layers = [
+            {"name": name, "precision": None, "onnx": list(nodes) or None}
+            for name, nodes in made.layers.items()
+        ]
+        return write_engine(engine, blob, {
+            "backend": self.name, self.name: self.version, "platform": platform_name(),
+            "compute_capability": None, "precision": precision, "flags": list(made.flags),
+            "sha256": hashlib.sha256(blob).hexdigest(), "bytes": len(blob),
+            "onnx_sha256": hashlib.sha256(Path(onnx).read_bytes()).hexdigest(),
+            "profile": profile, "layers": layers, "timing_cache": "none", "deterministic": "off",
+            "seconds": time.perf_counter() - start,
+        })  # fmt: skip
+
+    def load(
+        self, path: str, graph: bool = False, expected: Any = None, threads: int = 0
+    ) -> "ServedSession":
+        """A network whose record says that it was built by this version for this platform."""
+        if graph:
+            raise WorkerError("mode-refused", f"{self.name} runs no CUDA graph")
+        self._check(path, read_record(path) if expected is None else expected)
+        return ServedSession(lambda: _asked(lambda: self.backend.load(Path(path), threads)))
+
+    def _check(self, path: str, record: Any) -> None:
+        known = record if isinstance(record, dict) else {}
+        if any(key not in known for key in (self.name, *FIXED)):
+            wanted = ", ".join((self.name, *FIXED))
+            raise WorkerError("engine-unknown", f"the record of {path} lacks one of {wanted}")
+        if hashlib.sha256(Path(path).read_bytes()).hexdigest() != known["sha256"]:
+            raise WorkerError("engine-damaged", f"{path} is not what was built")
+        built = f"{self.name} {known[self.name]} on {known['platform']}"
+        here = f"{self.name} {self.version} on {platform_name()}"
+        if built != here:
+            raise WorkerError("engine-mismatch", f"built by {built}; here {here}")
+
+
+class ServedSession(OnnxRuntimeSession):
+    """A loaded network with the calls of an engine; the loops that time are the agent's."""
+
+    def __init__(self, make: Callable[[], Network]) -> None:
+        self.make, self.session, self.beside = make, make(), []
+        self.types = {name: np.dtype(t.dtype) for name, t in self.session.inputs.items()}
+
+    def about(self) -> dict[str, Any]:
+        """Inputs and outputs."""
+        ports = {"inputs": self.session.inputs, "outputs": self.session.outputs}
+        tensors = {
+            side: {name: {"dtype": t.dtype, "shape": list(t.shape)} for name, t in named.items()}
+            for side, named in ports.items()
+        }
+        return {"device_memory_mb": None, **tensors}
+
+    def run(self, arrays: Arrays) -> dict[str, Any]:
+        """The outputs by name."""
+        return dict(_asked(lambda: self.session.run(self._feeds(arrays))))
+
+    def profile(self, arrays: Arrays, iterations: int) -> list[dict[str, Any]]:
+        """Mean milliseconds of each layer."""
+        layers = _asked(lambda: self.session.profile(self._feeds(arrays), iterations))
+        return [
+            {"name": e.name, "ms": e.ms, "precision": e.precision, "onnx": list(e.onnx) or None}
+            for e in layers
+        ]
+
+    def _feeds(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = check_inputs(dict(arrays), self.types, list(self.types))
+        for name, shape in wanted.items():
+            size = self.session.inputs[name].shape
+            if len(shape) != len(size) or any(
+                n not in (-1, a) for a, n in zip(shape, size, strict=True)
+            ):
+                text = f"{name} of {shape}; the network has {size}"
+                raise WorkerError("shape-refused", text)
+        return {n: np.ascontiguousarray(arrays[n], t) for n, t in self.types.items()}
+
+    def _once(self, session: Network, feeds: Arrays, mode: str) -> Callable[[], Any]:
+        if mode == "end_to_end":
+            return partial(session.run, feeds)
+        return session.bind(feeds)
+
+    def _check_providers(self, feeds: Arrays) -> None:
+        """A backend has one device."""
+
+
+def _asked(act: Callable[[], Any]) -> Any:
+    """What a backend returns; its error with its own fix, as the agent sends errors."""
+    try:
+        return act()
+    except KDError as error:
+        code = "backend-missing" if error.code == "tool-missing" else error.code
+        FIXES[code] = error.fix
+        raise WorkerError(code, error.message) from error
+
+
+def main(name: str, reference: str) -> None:
+    """Answer requests on standard input until it ends."""
+    worker.BACKENDS[name] = partial(Served, name, reference)
+    sys.exit(serve(name))
