@@ -9,7 +9,7 @@ from scipy import stats
 from kdcompile.core.errors import KDError
 from kdcompile.stats import bootstrap
 from kdcompile.stats.bootstrap import MIN_IMAGES, interval, jackknife_reach, t_quantile
-from kdcompile.stats.noninferiority import compare
+from kdcompile.stats.noninferiority import compare, least_images
 from kdcompile.tasks.metric import GAMES, MAE, RMSE, TOP1
 
 
@@ -103,3 +103,9 @@ def test_errors_too_large_to_compute_with_prove_nothing(sizes, student):
     errors = 1 + np.random.default_rng(0).random(40)
     teacher, own = sizes[0] * errors, sizes[1] * student * errors[::-1]
     assert compare(RMSE, teacher, own, margin=0.15, seed=0).verdict == "inconclusive"
+
+
+def test_how_many_images_a_bound_needs():
+    """Two of a rate, whose interval is wide by itself; of an error as many as BCa is right for."""
+    assert least_images(TOP1) == 2
+    assert least_images(MAE) == MIN_IMAGES == 8

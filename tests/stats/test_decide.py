@@ -1,6 +1,7 @@
 """The verdict: what it says of which samples, and what it says nothing of."""
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from scipy.special import stdtrit
 
 from kdcompile.stats import latency_test
 from kdcompile.stats.latency_test import compare
-from kdcompile.stats.sample_size import MIN_INFERENCES
+from kdcompile.stats.sample_size import MIN_BLOCKS, MIN_INFERENCES
 
 ONE = {"runs": 1}
 
@@ -340,3 +341,18 @@ def test_each_edge_of_a_decision(side, value, near, far, decision):
 def test_what_would_decide_depends_on_the_medians_own_share_of_the_margin():
     assert latency_test._wanted(0.2, 0.25) == 0.2
     assert latency_test._wanted(0.1, 0.25) == 0.15
+
+
+@pytest.mark.parametrize(
+    ("inferences", "decision"),
+    [((20, 20), "equivalent"), ((2, 20), "inconclusive"), ((20, 2), "inconclusive")],
+)
+def test_either_side_may_have_too_few_inferences(inferences, decision):
+    """Blocks are as many on both sides; the inferences in them need not be."""
+    sides = [built([[np.tile(1 + 1e-6 * np.arange(n), (MIN_BLOCKS, 1))]]) for n in inferences]
+    assert compare(*sides, paired=True, margin=0.1).decision == decision
+
+
+def test_a_ratio_beyond_what_a_float_holds_stays_a_number():
+    assert latency_test._exp(1e6) == math.exp(700)
+    assert latency_test._exp(-1e6) == math.exp(-700)
