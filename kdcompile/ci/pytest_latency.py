@@ -16,7 +16,7 @@ from kdcompile.core.errors import KDError
 if TYPE_CHECKING:
     from kdcompile.cli.measuring import Measuring
     from kdcompile.latency.baseline import Baseline
-    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.latency.report import Judged
     from kdcompile.stats.comparison import Comparison
 
 PROCESSES, RUN_S = 3, 10.0  # of a run in the usual time: more of it is more of them
@@ -147,7 +147,7 @@ class Latency:
         from kdcompile.ci.callables import Timer
         from kdcompile.ci.partial import calls_of
         from kdcompile.latency.baseline import check_baseline
-        from kdcompile.latency.comparison_report import Judged
+        from kdcompile.latency.report import Judged
         from kdcompile.stats.latency_test import compare
 
         if reference is not None:
@@ -193,8 +193,7 @@ class Latency:
         from kdcompile.ci.partial import one_more, partial
         from kdcompile.cli.bench import measured, runs_wanted
         from kdcompile.latency.baseline import make_baseline, read_baseline
-        from kdcompile.latency.baseline_author import author
-        from kdcompile.latency.writable import check_writable
+        from kdcompile.latency.baseline_store import author, check_writable
 
         runs_wanted(self.runs, "--kdcompile-runs")
         assert settings.baseline is not None, "checked"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kdcompile.ci.mark import Settings
 
 if TYPE_CHECKING:
-    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.latency.report import Judged
     from kdcompile.stats.comparison import Comparison, Decision
     from kdcompile.stats.samples import Samples
 
@@ -43,7 +43,7 @@ def to_decide(judged: "Judged", settings: Settings, *, function: bool) -> str:
 
 def _runs(judged: "Judged") -> str | None:
     """More runs of the baseline, if they would help."""
-    from kdcompile.stats.sessions import days_apart
+    from kdcompile.stats.samples import days_apart
 
     if days_apart(judged.candidate, judged.reference):
         return DAYS_MORE

@@ -14,7 +14,7 @@ from kdcompile.cli.measuring import BACKENDS, shape_of
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline
     from kdcompile.latency.compare import Plan
-    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.latency.report import Judged
 
 Kept = tuple[Path, "Baseline"]  # with its file
 NO_WAY = "more samples would hardly decide: quiet the machine, or give a wider --margin"

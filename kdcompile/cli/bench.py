@@ -17,7 +17,7 @@ from kdcompile.core.errors import EXIT_OK, KDError, plain
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline
     from kdcompile.latency.compare import Plan
-    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.latency.report import Judged
     from kdcompile.latency.subject import Subject
     from kdcompile.stats.samples import Samples
 
@@ -210,7 +210,7 @@ def runs_wanted(runs: int | None, option: str = "--runs") -> int:
 
 def _refuse_existing(save: Path | None) -> None:
     """Before anything is measured."""
-    from kdcompile.latency.writable import check_writable
+    from kdcompile.latency.baseline_store import check_writable
 
     if save is None:
         return
@@ -232,7 +232,7 @@ def _kept(file: Path | None) -> "Baseline | None":
 
 def _save(samples: "Samples", artifact: Path, file: Path) -> None:
     from kdcompile.latency.baseline import make_baseline
-    from kdcompile.latency.baseline_author import author
+    from kdcompile.latency.baseline_store import author
 
     make_baseline(samples, artifact, file, author(), "kdcompile bench --save").write(file)
 
@@ -250,7 +250,7 @@ def _print(
     `target` is the device that a bundle is for.
     """
     from kdcompile.latency import report as table
-    from kdcompile.latency.comparison_report import described
+    from kdcompile.latency.report import described
 
     if as_json:
         found = {"candidate": described(samples), "decision": None, "exit_code": EXIT_OK}

@@ -14,9 +14,8 @@ from kdcompile.core.errors import KDError, nearest
 
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline
-    from kdcompile.latency.budget import Effort
     from kdcompile.latency.compare import Plan
-    from kdcompile.latency.settings import Mode
+    from kdcompile.latency.settings import Effort, Mode
     from kdcompile.latency.subject import Subject
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,7 +108,7 @@ class Measuring:
 
     def effort(self) -> "Effort":
         """How much is measured."""
-        from kdcompile.latency.budget import Effort
+        from kdcompile.latency.settings import Effort
 
         wanted = {"seconds": self.seconds, "processes": self.processes, "builds": self.builds,
                   "samples": self.samples}  # fmt: skip

@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError, nearest
-from kdcompile.data.entry import inside
-from kdcompile.data.overlap import overlap
+from kdcompile.data.entry import inside, overlap
 from kdcompile.data.photo import Photo
 
 PATTERN = re.compile(

@@ -14,8 +14,7 @@ from kdcompile.core.store import digest
 from kdcompile.core.user_code import factory_sources
 from kdcompile.data import imagefolder, npz, points_jsonl, shanghaitech_mat
 from kdcompile.data.custom_dataset import made_photos
-from kdcompile.data.entry import Entry
-from kdcompile.data.overlap import refuse_shared
+from kdcompile.data.entry import Entry, refuse_shared
 from kdcompile.data.photo import Photo
 
 SPLITS = ("train", "val", "test")

@@ -16,13 +16,15 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly, judged, load_splits
+from kdcompile.delta.result import Judged
 from kdcompile.delta.tensors import State
 from kdcompile.distill.evaluate import BATCH_PIXELS, predict
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.fit import check_fit
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.stats.noninferiority import Decision, compare
+from kdcompile.stats.noninferiority import Decision, compare, observed_text
+from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import find_task
 
@@ -217,3 +219,38 @@ def _columns(module: nn.Module, given: Tensor) -> Tensor:
         given = functional.unfold(padded, *sides).transpose(1, 2)
     flat = given.reshape(-1, given.shape[-1])
     return flat[:: max(1, len(flat) // (PLACES * len(given)))].double()
+
+
+LOSS = 0.005  # of the metric
+
+
+def is_proven(judged: Judged, metric: Metric) -> bool:
+    """Whether photos that a delta was chosen by prove its loss: an improvement does not count.
+
+    Rounding makes no student better. What it seems to gain on the photos that it was chosen by is
+    luck, which other photos take back; the width of the bound stays.
+    """
+    if judged.verdict != "passed" or judged.high is None:
+        return False
+    gain = max(0.0, -metric.worse_by(judged.value, judged.reference))
+    return bool(judged.high + gain <= metric.allowance(judged.reference, judged.loss))
+
+
+def judge(student: Student, errors: Floats, reference: Floats, loss: float) -> Judged:
+    """The verdict of some photos by their errors, against those of a reference.
+
+    Raises:
+        KDError: `accuracy-images` or `accuracy-nonfinite`.
+    """
+    found = student.compare(errors, reference, loss)
+    shown = observed_text(student.metric, found.reference, found.value)
+    return Judged(
+        found.verdict,
+        f"{shown}: {found.reason}",
+        student.metric.name,
+        found.value,
+        found.reference,
+        found.high,
+        loss,
+        len(errors),
+    )

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from kdcompile.latency.compare import LIMIT_S, Plan, first_look
-from kdcompile.latency.comparison_report import Judged
+from kdcompile.latency.report import Judged
 from kdcompile.stats.sequential import LOOKS
 
 GROWTH = 2 ** (LOOKS - 1)  # times the first samples, which --until-decided takes at most

@@ -15,17 +15,15 @@ from typing import Any
 
 from kdcompile.core.errors import KDError
 from kdcompile.latency.baseline import Baseline
-from kdcompile.latency.budget import Effort
-from kdcompile.latency.comparison_report import Judged
 from kdcompile.latency.compatibility import Difference, check_comparable, record_of
+from kdcompile.latency.report import Judged
 from kdcompile.latency.sampler import measure
-from kdcompile.latency.settings import Mode
+from kdcompile.latency.settings import Effort, Mode
 from kdcompile.latency.subject import Subject
 from kdcompile.stats.comparison import Comparison
 from kdcompile.stats.pairing import check
-from kdcompile.stats.samples import Samples
+from kdcompile.stats.samples import Samples, days_apart
 from kdcompile.stats.sequential import Looks
-from kdcompile.stats.sessions import days_apart
 
 LEVEL, MARGIN, LIMIT_S = 0.005, 0.03, 300.0
 FEWEST = 3  # processes that tell how processes differ

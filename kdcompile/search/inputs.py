@@ -13,7 +13,7 @@ from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
-from kdcompile.latency.host_fingerprint import usable_cores
+from kdcompile.latency.environment import usable_cores
 from kdcompile.latency_model.module_cost import params
 from kdcompile.latency_model.network_cost import Network
 from kdcompile.models.cuts import cuts

@@ -1,18 +1,19 @@
 """The verdict on two artifacts' latencies. docs/gates.md has the reasons and what it finds."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdcompile.core.errors import KDError
-from kdcompile.stats.clock_resolution import coarseness
-from kdcompile.stats.comparison import Comparison, Decision, Ratio
-from kdcompile.stats.explain import reason
+from kdcompile.stats.comparison import Comparison, Decision, Ratio, reason
 from kdcompile.stats.hierarchical import Estimate, apart
 from kdcompile.stats.hierarchical import paired as in_pairs
 from kdcompile.stats.pairing import by_runs, in_turns, leans
 from kdcompile.stats.sample_size import MIN_BLOCKS, MIN_INFERENCES, half_width, more_blocks
-from kdcompile.stats.samples import Samples
-from kdcompile.stats.sessions import occasions
+from kdcompile.stats.samples import Samples, occasions
 
 NAMES = ("p50", "p90", "p99")
 SHARES = (0.8, 0.1, 0.1)  # of the level: an alarm of any of the three is an alarm
@@ -174,3 +175,22 @@ def _verdict(ratios: tuple[Ratio, ...]) -> Decision:
     if any(ratio.decision == "regressed" for ratio in ratios):
         return "regressed"
     return ratios[0].decision
+
+
+Floats = NDArray[np.float64]
+
+
+def coarseness(sides: Sequence[Iterable[Sequence[Floats]]]) -> float:
+    """How far a log ratio of quantiles may be off: one step, half of it for either side.
+
+    The step is the least difference between two latencies, which is next to nothing where the clock
+    is fine, and infinite where all are the same: then no step is known.
+
+    Args:
+        sides: blocks of each process of candidate and reference, in milliseconds.
+    """
+    times = [np.concatenate([b for process in side for b in process]) for side in sides]
+    steps = np.diff(np.unique(np.concatenate(times)))
+    if not len(steps):
+        return float("inf")
+    return float(np.log1p(steps.min() / min(float(np.median(side)) for side in times)))

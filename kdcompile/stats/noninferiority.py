@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.report import Verdict
-from kdcompile.stats.bootstrap import MIN_IMAGES, interval
+from kdcompile.stats.bootstrap import MIN_IMAGES, interval, ratio_interval
 from kdcompile.stats.proportion_interval import rate_decrease_interval
-from kdcompile.stats.ratio_interval import ratio_interval
 from kdcompile.tasks.metric import Metric
 
 Floats = NDArray[np.float64]

@@ -15,7 +15,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact, Store
 from kdcompile.gates import measure
-from kdcompile.latency import cpu_contention
+from kdcompile.latency import interference
 from kdcompile.passes import verify
 
 SIDE = 24
@@ -99,7 +99,7 @@ def estimate(ms: float) -> dict[str, object]:
 @pytest.fixture
 def step(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "TIMING_SECONDS", 0.05)
-    monkeypatch.setattr(cpu_contention, "crowded", lambda run: (run(), 0.0))  # whatever else runs
+    monkeypatch.setattr(interference, "crowded", lambda run: (run(), 0.0))  # whatever else runs
     (tmp_path / "data.py").write_text(FACTORY)
     (tmp_path / "kdcompile.toml").write_text(SPEC)
     return make_step(tmp_path, "int8", 0.99)
@@ -254,7 +254,7 @@ def test_the_deployed_file_is_timed_where_here_is_the_target(step, tmp_path, tar
 def test_a_speed_beside_other_work_decides_nothing(
     step, tmp_path, monkeypatch, others, verdict, minimum
 ) -> None:
-    monkeypatch.setattr(cpu_contention, "crowded", lambda run: (run(), others))
+    monkeypatch.setattr(interference, "crowded", lambda run: (run(), others))
     asked = make_step(tmp_path, "int8", 0.99, (f"gates.speedup.min={minimum}",))
     _, report = run(asked, tmp_path)
     speed = next(g for g in report.gates if g.name == "speedup")
@@ -266,7 +266,7 @@ def test_a_speed_beside_other_work_decides_nothing(
 
 def test_another_device_is_not_timed_again_beside_other_work(step, tmp_path, monkeypatch) -> None:
     runs = []
-    monkeypatch.setattr(cpu_contention, "crowded", lambda run: (runs.append(0) or run(), 0.9))
+    monkeypatch.setattr(interference, "crowded", lambda run: (runs.append(0) or run(), 0.9))
     _, report = run(step, tmp_path, "jetson")
     assert len(runs) == 1
     (speed,) = (m for m in report.measurements if m.name == "speed-up" and m.evidence == "host")

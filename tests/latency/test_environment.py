@@ -6,8 +6,7 @@ import pytest
 from benching import CPU, GPU, Machine
 
 from kdcompile.latency.compatibility import differing, record
-from kdcompile.latency.environment import look
-from kdcompile.latency.host_fingerprint import usable_cores
+from kdcompile.latency.environment import look, usable_cores
 from kdcompile.remote import worker
 from kdcompile.remote.local import LocalPlace
 

@@ -7,8 +7,7 @@ import pytest
 
 from kdcompile.core.errors import KDError
 from kdcompile.stats.latency_test import compare
-from kdcompile.stats.samples import Block, Build, Process, Run, Samples
-from kdcompile.stats.sessions import occasions
+from kdcompile.stats.samples import Block, Build, Process, Run, Samples, occasions
 
 
 def samples(ms, started, runs=3, seed=0):

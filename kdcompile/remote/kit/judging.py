@@ -68,7 +68,7 @@ def agreement(outputs: list[Any], reference: list[Any]) -> dict[str, float]:
 def increase(teacher: Any, student: Any, power: int, seed: int) -> tuple[float, float]:
     """The two-sided interval (low, high) of how much larger the student's error is.
 
-    That of the ratio of the two, as in kdcompile.stats.ratio_interval; an error here is the mean of
+    That of the ratio of the two, as in kdcompile.stats.bootstrap; an error here is the mean of
     the images' errors to a power, and the root of that.
     """
     whole = float(np.mean(np.abs(teacher) ** power) ** (1 / power))
