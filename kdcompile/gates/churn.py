@@ -20,9 +20,9 @@ from kdcompile.config.gates import FlipsGate, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
-from kdcompile.stats.least_images import least_number
 from kdcompile.stats.noninferiority import check_pairs
 from kdcompile.stats.proportion_interval import share_bounds
+from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.reference import changes
 from kdcompile.tasks.task import Task
 

@@ -24,8 +24,8 @@ from kdcompile.gates.churn import find_flips
 from kdcompile.gates.context import Floats
 from kdcompile.gates.previous import both
 from kdcompile.gates.subgroups import judge_all, judge_parts
-from kdcompile.stats.least_images import least_number
 from kdcompile.stats.noninferiority import compare
+from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.metric import METRICS
 from kdcompile.tasks.task import Task
 

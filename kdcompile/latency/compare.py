@@ -192,7 +192,7 @@ def from_samples(
         comparison, looks = decide(work.samples, plan.level), 1
     else:
         # what tells runs apart is seen only between runs: their number grows, but not that of
-        # the occasions
+        # the sessions
         looking = Looks(decide, plan.level)
         end = time.monotonic() + plan.limit
         for _ in range(looking.most_rounds):

@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 from kdcompile.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK
 from kdcompile.stats.hierarchical import Estimate
-from kdcompile.stats.sample_size import MIN_BLOCKS, MIN_INFERENCES
 
 Decision = Literal["regressed", "improved", "equivalent", "inconclusive"]
 EXIT: Mapping[Decision, int] = {
     "regressed": EXIT_GATE, "improved": EXIT_OK, "equivalent": EXIT_OK,
     "inconclusive": EXIT_INCONCLUSIVE,
 }  # fmt: skip
+
+MIN_BLOCKS = 8  # of each side: all of them on one side is a chance of 1 in 256 (sign test)
+MIN_INFERENCES = 40  # of each side: four of them lie above a p90
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ STEPS = (
     "the clock counts in steps too large for so short a latency, which no number of samples makes "
     "finer: time a larger input or --batch"
 )
-OCCASIONS = (
-    "measuring on does not tell how much this device moves from one occasion to the next: run the "
-    "reference beside it, or add occasions to the baseline (kdcompile baseline update --add)"
+SESSIONS_NEEDED = (
+    "measuring on does not tell how much this device moves from one session to the next: run the "
+    "reference beside it, or add sessions to the baseline (kdcompile baseline update --add)"
 )
 WORDS = {"p50": "the median", "p90": "p90", "p99": "p99"}
 
@@ -120,8 +122,8 @@ def reason(
 
 
 def _missing(more: int | None, estimate: Estimate, *, paired: bool, enough: bool) -> str:
-    if estimate.level == "occasion":
-        return OCCASIONS
+    if estimate.level == "session":
+        return SESSIONS_NEEDED
     if more is None:
         what = "processes or builds" if paired else "runs of the reference"
         return f"more {what} are needed to decide"

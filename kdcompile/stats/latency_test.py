@@ -8,12 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
-from kdcompile.stats.comparison import Comparison, Decision, Ratio, reason
-from kdcompile.stats.hierarchical import Estimate, apart
+from kdcompile.stats.comparison import (
+    MIN_BLOCKS,
+    MIN_INFERENCES,
+    Comparison,
+    Decision,
+    Ratio,
+    reason,
+)
+from kdcompile.stats.hierarchical import Estimate, half_width, unpaired
 from kdcompile.stats.hierarchical import paired as in_pairs
-from kdcompile.stats.pairing import by_runs, in_turns, leans
-from kdcompile.stats.sample_size import MIN_BLOCKS, MIN_INFERENCES, half_width, more_blocks
-from kdcompile.stats.samples import Samples, occasions
+from kdcompile.stats.pairing import by_runs, interleaved, leans
+from kdcompile.stats.sample_size import more_blocks
+from kdcompile.stats.samples import Samples, sessions
 
 NAMES = ("p50", "p90", "p99")
 SHARES = (0.8, 0.1, 0.1)  # of the level: an alarm of any of the three is an alarm
@@ -54,7 +61,7 @@ def compare(
         reference: what it is held against.
         paired: the two were measured in turns, in the same processes, block beside block. Else
             they are compared from their samples alone, and the run is the top level, or the
-            occasion where they were measured on more than one.
+            session where they were measured on more than one.
         margin: a change of the median that counts as none, as a share.
         level: chance of `regressed` where nothing changed.
         seed: of the draws of blocks.
@@ -90,13 +97,13 @@ def _judge(
 ) -> Comparison:  # fmt: skip
     """A verdict without the disturbed blocks, or on every block."""
     if paired:
-        pairs, left_out = in_turns(*both, every=every)
+        pairs, left_out = interleaved(*both, every=every)
         sides = [[side[i] for build in pairs for side in build] for i in (0, 1)]
         estimate = in_pairs(pairs, seed)
     else:
         runs, started, gone = zip(*(by_runs(side, every=every) for side in both), strict=True)
         sides = [[p for run in side for build in run for p in build] for side in runs]
-        left_out, estimate = sum(gone), apart(runs, seed, occasions(started, both[1].name))
+        left_out, estimate = sum(gone), unpaired(runs, seed, sessions(started, both[1].name))
     blocks = min(sum(len(process) for process in side) for side in sides)
     inferences = min(sum(len(b) for process in side for b in process) for side in sides)
     enough = blocks >= MIN_BLOCKS and inferences >= MIN_INFERENCES
@@ -104,7 +111,7 @@ def _judge(
     ratios = _ratios(estimate, margin, level, coarse, enough=enough)
     decision = _verdict(ratios)
     more = None
-    if decision == "inconclusive" and estimate.level != "occasion":  # measuring on makes no more
+    if decision == "inconclusive" and estimate.level != "session":  # measuring on makes no more
         wanted = _wanted(abs(float(estimate.value[0])), math.log1p(margin)) - coarse
         more = more_blocks(estimate, level * SHARES[0], wanted, blocks, inferences)
     text = reason(decision, ratios, more, estimate, coarse, paired=paired, enough=enough)

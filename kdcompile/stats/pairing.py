@@ -16,7 +16,7 @@ FEWEST = 2  # undisturbed blocks of a process: one alone has no spread, and woul
 Runs = list[list[list[Blocks]]]  # of builds of processes, none of them empty
 
 
-def in_turns(
+def interleaved(
     ours: Samples, theirs: Samples, *, every: bool = False
 ) -> tuple[list[list[tuple[Blocks, Blocks]]], int]:
     """Neighbouring blocks of two sides that were measured in turns.
@@ -99,7 +99,7 @@ def leans(ours: Samples, theirs: Samples, *, paired: bool) -> str | None:
 
     flags = _disturbed(ours), _disturbed(theirs)
     if paired:
-        # in_turns refuses what does not lie alike
+        # interleaved refuses what does not lie alike
         pairs = [(a, b) for a, b in zip(*flags, strict=False) if len(a) == len(b)]
         flags = [a & ~b for a, b in pairs], [b & ~a for a, b in pairs]
     counts, sizes = ([sum(map(f, side)) for side in flags] for f in (np.sum, np.size))

@@ -8,8 +8,6 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import betaincinv
 
 Floats = NDArray[np.float64]
 SURE = 1e-9  # how near a difference of rates comes to -1 and 1
@@ -40,6 +38,8 @@ def share_bounds(count: int, n: int, confidence: float = 0.9) -> tuple[float, fl
         n: images, at least 1.
         confidence: of the interval; each end of one at 90 % is a one-sided 95 % bound.
     """
+    from scipy.special import betaincinv
+
     tail = (1 - confidence) / 2
     low = betaincinv(count, n - count + 1, tail) if count else 0.0
     high = betaincinv(count + 1, n - count, 1 - tail) if count < n else 1.0
@@ -63,6 +63,8 @@ def rate_decrease_interval(
 
 def decrease_interval(lost: int, won: int, n: int, confidence: float) -> tuple[float, float]:
     """The same by how many of n images only the teacher, and only the student, has right."""
+    from scipy.optimize import brentq
+
     z = _quantile(confidence)
 
     def excess(difference: float) -> float:

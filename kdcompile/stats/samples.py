@@ -118,18 +118,18 @@ def _process(data: Mapping[str, Any]) -> Process:
     )
 
 
-APART = timedelta(minutes=10)  # between runs of two occasions
+APART = timedelta(minutes=10)  # between runs of two sessions
 
 
-def occasions(sides: Sequence[Sequence[str]], where: str = "") -> list[list[int]] | None:
-    """By side, the number of each run's occasion.
+def sessions(sides: Sequence[Sequence[str]], where: str = "") -> list[list[int]] | None:
+    """By side, the number of each run's session.
 
     Args:
         sides: when each run of a side started: ISO 8601, UTC where it says nothing else.
         where: for the error.
 
     Returns:
-        None where all runs of all sides are of one occasion.
+        None where all runs of all sides are of one session.
 
     Raises:
         KDError: `samples-invalid`, a time that cannot be read.
@@ -143,9 +143,9 @@ def occasions(sides: Sequence[Sequence[str]], where: str = "") -> list[list[int]
 
 
 def days_apart(ours: Samples, theirs: Samples) -> bool:
-    """Whether the two were measured on more than one occasion."""
+    """Whether the two were measured on more than one session."""
     started = [[run.started for run in side.runs] for side in (ours, theirs)]
-    return occasions(started, theirs.name) is not None
+    return sessions(started, theirs.name) is not None
 
 
 def _time(text: str, where: str) -> datetime:

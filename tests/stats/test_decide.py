@@ -10,8 +10,8 @@ from bench_samples import made
 from judged_samples import built, edited
 from scipy.special import stdtrit
 
+from kdcompile.stats.comparison import MIN_INFERENCES
 from kdcompile.stats.latency_test import compare
-from kdcompile.stats.sample_size import MIN_INFERENCES
 
 ONE = {"runs": 1}
 
