@@ -1,4 +1,4 @@
-"""What a stage makes, and the content-addressed store that keeps it.
+"""The content-addressed store of artifacts, which are what the stages of a build make.
 
 An entry is a folder `STAGE/KEY` with an `artifact.json` that lists every file with its SHA-256.
 It is made in a temporary folder under a lock, then renamed, so that a reader never sees half of it.

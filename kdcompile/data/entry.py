@@ -1,4 +1,4 @@
-"""One line of a split before anything is decoded."""
+"""One line of a split before anything is decoded, and the check that splits are disjoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,5 +136,5 @@ def overlap(splits: tuple[str, str], names: Sequence[str]) -> KDError:
         "split-overlap",
         f"{names[0]}{more}: in the {first} split and in the {second} split",
         where=f"[data] {first}, {second}",
-        fix=f"list each image in one split: take those out of {first} to be judged on them",
+        fix=f"list each image in one split: take those out of {first} to evaluate on them",
     )

@@ -1,4 +1,4 @@
-"""One annotated image."""
+"""One annotated image and its decoded pixels."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""The pool: photos without annotations, of which some are to be labelled.
+"""The pool of images without annotations, of which some are to be labelled.
 
 `data.unlabelled` is a folder, a list of paths relative to the root, a selection of an archive, or
 a name that the factory knows, by the format of the splits. What is annotated there is ignored. It
@@ -63,9 +63,9 @@ def load_pool(data: Data, folder: Path, splits: Splits) -> Pool:
         have = f"all {len(photos)} are in the splits" if photos else "there is none"
         raise KDError(
             "pool-empty",
-            f"no photo is left to be labelled: {have}",
+            f"no image is left to be labelled: {have}",
             where=_where(data),
-            fix="put photos there that no split holds, or name another pool in data.unlabelled",
+            fix="put images there that no split holds, or name another pool in data.unlabelled",
         )
     return Pool(kept, [{"name": photo.name, "twin": held[photo.sha256()]} for photo in twins])
 
@@ -117,7 +117,7 @@ def _files(data: Data) -> tuple[dict[str, Path], bool]:
         if not isfile(path):
             raise KDError(
                 "pool-missing",
-                f"there is no {path.name!r}, neither a folder of photos nor a list",
+                f"there is no {path.name!r}, neither a folder of images nor a list",
                 where=_where(data),
                 fix="put them there, or correct data.unlabelled, relative to data.root",
             )
@@ -137,7 +137,7 @@ def _given(data: Data) -> str:
     if data.unlabelled is None:
         raise KDError(
             "pool-unset",
-            "the spec names no unlabelled photos",
+            "the spec names no unlabelled images",
             where="[data] unlabelled",
             fix='name their folder or list under data.root: --set data.unlabelled="pool"',
         )

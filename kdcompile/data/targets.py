@@ -1,4 +1,4 @@
-"""What a student shall predict of each crop, made on the device from the crops' table."""
+"""Training targets of crops (labels and density maps), computed on the device."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

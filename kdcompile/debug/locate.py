@@ -1,4 +1,4 @@
-"""Between two rungs of the ladder: the first tensor that differs, and what it is called."""
+"""Search between two variants for the first tensor that differs, and its name."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""What a tensor is called: its ONNX node, the PyTorch module, the engine's layers."""
+"""Names of a tensor: its ONNX node, the PyTorch module, the engine's layers."""
 
 import ast
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The forms of one network that are compared: each gives its output, and any tensor inside.
+"""Runners of the forms of a network that are compared: each gives its output and inner tensors.
 
 ModuleSide   PyTorch; tensors are the outputs of its modules, by path
 ProgramSide  what torch.export made; tensors are the nodes of its graph

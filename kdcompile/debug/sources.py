@@ -1,4 +1,4 @@
-"""The ladder of a build: every rung, on validation images."""
+"""Parity variants of a build, on validation images, or of a bundle, on its reference inputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""What is different about the node where two ONNX networks part."""
+"""Reasons why two ONNX networks differ at a node: its shape, scale, attributes, constants."""
 
 from collections.abc import Mapping
 from typing import Any

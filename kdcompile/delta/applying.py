@@ -1,4 +1,4 @@
-"""From the weights that are there and a delta to the new ones."""
+"""Apply a delta to the base's weights and write the new ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""From two sets of weights to the smallest delta that is right enough."""
+"""Make the smallest delta between two sets of weights that is accurate enough."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Which way for each tensor: the most error taken away for a byte, first."""
+"""Selection of an encoding for each tensor by error per byte, and correction of the biases."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The student that weights belong to, on a spec's photos: what matters in it, how right it is."""
+"""A student of a spec with weights to evaluate: its outputs, errors, sensitivities and verdict."""
 
 import json
 import math
@@ -188,7 +188,7 @@ def _architecture(metadata: Mapping[str, str], path: Path) -> Mapping[str, objec
         "the file does not say of which architecture its weights are",
         where=str(path),
         fix="name student.safetensors as kdcompile distill wrote it, or leave out --spec: then no "
-        "photo is looked at and no accuracy judged",
+        "image is run and no accuracy is known",
     )
 
 

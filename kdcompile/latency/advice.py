@@ -1,4 +1,4 @@
-"""What would decide a comparison that was not decided: with which options to measure again."""
+"""Command-line options with which a repeated measurement would decide a comparison."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Baselines that a repository keeps: a folder, in it one for each class of devices, in it files.
+"""The folder of baselines in a repository (a folder per device class), and who writes to it.
 
 .kdcompile-baselines/nvidia-jetson-orin-nano/crowd.json
 """

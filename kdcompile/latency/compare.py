@@ -1,4 +1,4 @@
-"""An artifact judged against another, or against the samples of a baseline.
+"""Measure an artifact against a reference artifact, or against the samples of a baseline.
 
 Where the reference can run here, both take turns in the same processes and the baseline's samples
 are not used: what the machine does today then touches both sides. Where it cannot, the baseline's
@@ -155,7 +155,7 @@ def in_turns(
         work.all_runs()
         comparison, looks = decide(work.samples, plan.level), 1
     else:
-        # processes are what a comparison in turns is short of: their number grows within one run
+        # processes are what a interleaved comparison is short of: their number grows within one run
         effort = plan.effort
         looking = Looks(decide, plan.level, first=first_look(effort) * effort.builds)
         most = looking.most_rounds // effort.builds

@@ -1,4 +1,4 @@
-"""What a latency depends on: facts that a comparison must hold equal, and the state that passes."""
+"""Facts that a latency depends on, the machine's state at the time, and a fingerprint of both."""
 
 import os
 import platform

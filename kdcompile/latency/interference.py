@@ -1,4 +1,4 @@
-"""What disturbed a block: a clock that fell, throttling that began, load that came.
+"""Detect what disturbed a block: other load, a clock that fell, throttling that began.
 
 Each signal is held against what is usual in this run, the median so far: a load that is always
 there is the machine's state, which slows both sides alike, and only what comes and goes is a

@@ -1,4 +1,4 @@
-"""Latencies and verdicts as text for people."""
+"""Reports of latencies and comparisons: quantiles, JSON values, and tables for people."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Measuring: several processes, warmed up until they are steady, whose blocks alternate.
+"""Measure latency in several processes, warmed up until they are steady, with alternating blocks.
 
 In each process every subject is loaded, and blocks are taken in the order A B B A ..., so that a
 drift of the machine touches both sides alike; from process to process the order turns round, as

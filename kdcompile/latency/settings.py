@@ -1,4 +1,4 @@
-"""How latency is measured: what a comparison must hold equal on both sides.
+"""Settings of a latency measurement: its effort, and the mode that both sides must share.
 
 A wish (`Mode`) leaves open what a place may decide; a `Way` is what its worker can do about it. A
 network that takes no CUDA graph is timed without one, and the record says which it was.
@@ -187,19 +187,16 @@ class Effort:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                raise _effort(name, value, f"at least {low}")
+                raise _effort(f"{name} must be at least {low} (got {value})", f"give {low} or more")
         if not (math.isfinite(self.seconds) and self.seconds > 0):
-            raise _effort("seconds", self.seconds, "a time above 0")
+            raise _effort(f"seconds must be above 0 (got {self.seconds})", "give a time above 0")
         if self.samples is not None and self.builds > 1:
-            raise _effort("samples", self.samples, "one build, as they are of one process")
+            fault = f"samples are taken of one build (got {self.builds} builds)"
+            raise _effort(fault, "leave out the builds, or the number of samples")
         if self.samples is not None and streams > 1:
-            raise _effort("samples", self.samples, "one stream, as they follow each other")
+            fault = f"samples are taken in one stream (got {streams} streams)"
+            raise _effort(fault, "give one stream, or leave out the number of samples")
 
 
-def _effort(name: str, value: object, wanted: str) -> KDError:
-    return KDError(
-        "effort-refused",
-        f"{name} {value} was asked for, and it takes {wanted}",
-        where="the measurement",
-        fix=f"give {name} {wanted}",
-    )
+def _effort(fault: str, fix: str) -> KDError:
+    return KDError("effort-refused", fault, where="the measurement", fix=fix)

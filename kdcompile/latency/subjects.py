@@ -1,4 +1,4 @@
-"""Subjects at a place: built there where they must be, loaded, with inputs to time them on."""
+"""Build and load the measured artifacts on their device, and make inputs to time them on."""
 
 import logging
 import secrets
@@ -129,7 +129,7 @@ def _check_builds(subjects: Sequence[Subject], backend: str) -> None:
                 "builds-none",
                 f"{subject.name} cannot be built several times: {reason}",
                 where=str(subject.path),
-                fix="leave --builds out, or name ONNX files and a place with TensorRT",
+                fix="leave --builds out, or name ONNX files and a device with TensorRT",
             )
 
 

@@ -1,4 +1,4 @@
-"""What a comparison of two artifacts' latencies says."""
+"""The result of comparing two latencies, and its explanation in one sentence."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Ratio:
     Args:
         quantile: `p50`, `p90` or `p99`.
         value: of the samples.
-        low, high: the interval at `confidence` of the verdict.
+        low, high: the interval at `level` of the comparison.
         margin: what counts as no change: a ratio within 1 / (1 + margin) and 1 + margin.
         decision: at this quantile alone.
     """
@@ -47,7 +47,7 @@ class Comparison:
         reason: one sentence.
         ratios: p50 first.
         level: chance of a false alarm that was allowed.
-        paired: the two were taken in turns, in one run.
+        paired: the two were interleaved, in one run.
         blocks: of each side that were used, and `left_out` as disturbed.
         more_blocks: how many more of each side would decide, as far as it can be told.
     """
@@ -77,8 +77,8 @@ STEPS = (
     "finer: time a larger input or --batch"
 )
 SESSIONS_NEEDED = (
-    "measuring on does not tell how much this device moves from one session to the next: run the "
-    "reference beside it, or add sessions to the baseline (kdcompile baseline update --add)"
+    "more measuring does not show how much this device varies between sessions: measure the "
+    "reference with it, or add sessions to the baseline (kdcompile baseline update --add)"
 )
 WORDS = {"p50": "the median", "p90": "p90", "p99": "p99"}
 
@@ -101,7 +101,7 @@ def reason(
         more: blocks of each side that would decide.
         estimate: that the ratios are of.
         coarse: what the clock's step leaves open of them, as a log ratio.
-        paired: measured in turns.
+        paired: interleaved.
         enough: there were as many blocks and inferences as a verdict needs.
     """
     median = ratios[0]
@@ -142,10 +142,10 @@ def _basis(estimate: Estimate, *, paired: bool) -> str:
     counts = estimate.units
     if not paired:
         units = _count(counts[0], estimate.level)
-        return f"from samples alone, {units} against {counts[1]}, not in turns"
+        return f"from samples alone, {units} against {counts[1]}, not interleaved"
     if counts[0] == 1:
-        return "in turns in one process, so that the spread of processes is assumed"
-    return f"in turns, {_count(counts[0], estimate.level)}"
+        return "interleaved in one process, so that the spread of processes is assumed"
+    return f"interleaved, {_count(counts[0], estimate.level)}"
 
 
 def _count(count: int, what: str) -> str:

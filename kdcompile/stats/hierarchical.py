@@ -1,4 +1,4 @@
-"""How far a log latency, or a ratio of two, is known: blocks in processes in builds in runs.
+"""Estimate a log latency ratio and its error from blocks in processes in builds in runs.
 
 Each level is estimated by itself. Inside a process the blocks are drawn with replacement (Davison
 and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Above it there are three
@@ -6,7 +6,7 @@ processes or two builds, and of so few a bootstrap finds too little spread: by a
 in variance, with normal tails where they should be Student's. So there the closed form stands in
 its place, with degrees of freedom, and is moderated (Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004,
 equation 4): the spread that such a level usually has counts like a few more observations. Where
-the measured spread refutes the usual one, it is not drawn towards it: on a restless machine one
+the measured spread refutes the usual one, it is not drawn towards it: on a noisy machine one
 verdict in 20 would be wrong.
 """
 
@@ -40,7 +40,7 @@ class Usual:
 
 
 # docs/gates.md says what they were set by
-PAIR = Usual(np.array([0.003, 0.01, 0.05]), 4)  # of a process, between two that ran in turns
+PAIR = Usual(np.array([0.003, 0.01, 0.05]), 4)  # of a process, between two that were interleaved
 PROCESS = Usual(np.array([0.006, 0.02, 0.08]), 4)  # of a process by itself
 BUILD = Usual(np.array([0.006, 0.02, 0.08]), 2)  # builds and runs vary more from place to place
 RUN = Usual(np.array([0.005, 0.02, 0.08]), 2)

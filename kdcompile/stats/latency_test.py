@@ -1,4 +1,4 @@
-"""The verdict on two artifacts' latencies. docs/gates.md has the reasons and what it finds."""
+"""Decide whether the latency of one artifact differs from another's (reasons: docs/gates.md)."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ def compare(
         improved      the same downwards
         inconclusive  else
 
-    Disturbed blocks are left out. What was taken in turns was disturbed alike by all that comes
+    Disturbed blocks are left out. What was interleaved was disturbed alike by all that comes
     from outside: where one side was disturbed far more often, it is the artifact's own doing, and
     all blocks count. Taken apart, nothing tells one from the other, and a verdict must hold both
     ways.
@@ -59,7 +59,7 @@ def compare(
     Args:
         candidate: what is judged.
         reference: what it is held against.
-        paired: the two were measured in turns, in the same processes, block beside block. Else
+        paired: the two were interleaved, in the same processes, block next to block. Else
             they are compared from their samples alone, and the run is the top level, or the
             session where they were measured on more than one.
         margin: a change of the median that counts as none, as a share.

@@ -1,4 +1,4 @@
-"""The blocks that a comparison uses: what was disturbed is left out, what is no latency refused."""
+"""Select the blocks that a comparison uses: undisturbed ones, each with its neighbour."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ Runs = list[list[list[Blocks]]]  # of builds of processes, none of them empty
 def interleaved(
     ours: Samples, theirs: Samples, *, every: bool = False
 ) -> tuple[list[list[tuple[Blocks, Blocks]]], int]:
-    """Neighbouring blocks of two sides that were measured in turns.
+    """Neighbouring blocks of two sides that were interleaved.
 
     A block is used where neither of the two was disturbed, with `every` also else. Processes of
     the same pair of engines are together, in whichever run they were.
@@ -179,7 +179,7 @@ def _times(blocks: Iterable[Block]) -> Blocks:
 def _unpaired(where: str) -> NoReturn:
     raise KDError(
         "samples-unpaired",
-        "the two sides were not measured in turns: their samples do not lie alike",
+        "the two sample sets have different structure, so they were not interleaved",
         where=where,
         fix="measure both in one run, `kdcompile compare A B` with the two artifacts, or compare "
         "them from their samples alone",

@@ -1,4 +1,4 @@
-"""Latencies as they were taken: blocks of inferences, in processes, of builds, in measuring runs.
+"""Latency samples as they were taken: blocks of inferences in processes, builds, runs, sessions.
 
 What repeats together varies together: inferences of one block share clocks and caches, blocks of
 one process its memory layout, processes of one engine the kernels that its builder chose, and all

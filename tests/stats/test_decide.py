@@ -208,7 +208,7 @@ def test_builds_are_a_level_above_processes():
 
 def test_processes_of_one_pair_of_engines_belong_together_in_any_run():
     a, b = made(runs=2, seed=1), made(runs=2, seed=2)
-    assert "in turns, 6 processes" in compare(a, b, paired=True).reason
+    assert "interleaved, 6 processes" in compare(a, b, paired=True).reason
 
 
 @pytest.mark.parametrize("paired", [True, False])
