@@ -23,7 +23,7 @@ from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.fit import check_fit
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.stats.noninferiority import Decision, compare, observed_text
+from kdcompile.stats.noninferiority import compare, observed_text
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import find_task
@@ -157,15 +157,6 @@ class Student:
         predicted = predict(self.model, photos, self.preprocess, self.device, self.task)
         return self.task.errors(predicted, [self.task.truth(photo) for photo in photos])
 
-    def compare(self, found: Floats, reference: Floats, loss: float) -> Decision:
-        """Is a metric no worse than a reference's by more than `loss`, a share?
-
-        Both its value and its 95 % bound, paired over the photos, must be within it; found,
-        reference: `errors` of the same photos.
-        """
-        limits = {"margin": loss, "max_increase": loss}
-        return compare(self.metric, reference, found, **limits, seed=self.spec.seed)
-
     def search_loss(self, loss: float) -> float:
         """The loss that validation must prove for the test photos to be expected to prove `loss`.
 
@@ -237,12 +228,16 @@ def is_proven(judged: Judged, metric: Metric) -> bool:
 
 
 def judge(student: Student, errors: Floats, reference: Floats, loss: float) -> Judged:
-    """The verdict of some photos by their errors, against those of a reference.
+    """The verdict of some images by their errors, against those of a reference.
+
+    Both the metric and its 95 % bound, paired over the images, must be within `loss`, a share.
 
     Raises:
         KDError: `accuracy-images` or `accuracy-nonfinite`.
     """
-    found = student.compare(errors, reference, loss)
+    found = compare(
+        student.metric, reference, errors, margin=loss, max_increase=loss, seed=student.spec.seed
+    )
     shown = observed_text(student.metric, found.reference, found.value)
     return Judged(
         found.verdict,

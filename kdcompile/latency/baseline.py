@@ -252,17 +252,7 @@ def _rounded(samples: Samples) -> Samples:
             tuple(round(ms, DECIMALS) for ms in block.ms), round(block.at_s, 3), block.disturbed
         )
 
-    runs = []
-    for run in samples.runs:
-        builds = []
-        for build in run.builds:
-            processes = tuple(
-                replace(process, blocks=tuple(map(short, process.blocks)))
-                for process in build.processes
-            )
-            builds.append(replace(build, processes=processes))
-        runs.append(replace(run, builds=tuple(builds)))
-    return replace(samples, runs=tuple(runs))
+    return samples.with_blocks(lambda blocks: tuple(map(short, blocks)))
 
 
 def _broken(file: Path, what: str) -> KDError:

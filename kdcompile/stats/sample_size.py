@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -84,7 +84,7 @@ def more_blocks_of_one_process(
     if not comparison.paired:
         return None
     for times in TIMES:
-        ours, theirs = _repeated(candidate, times), _repeated(reference, times)
+        ours, theirs = (_repeated(side, times) for side in (candidate, reference))
         if _again(ours, theirs, comparison, comparison.ratios[0].margin) != "inconclusive":
             return comparison.blocks * (times - 1)
     return None
@@ -107,10 +107,7 @@ def least_margin(candidate: Samples, reference: Samples, comparison: Comparison)
 
 
 def _repeated(samples: Samples, times: int) -> Samples:
-    run = samples.runs[0]
-    build = run.builds[0]
-    process = replace(build.processes[0], blocks=build.processes[0].blocks * times)
-    return replace(samples, runs=(replace(run, builds=(replace(build, processes=(process,)),)),))
+    return samples.with_blocks(lambda blocks: blocks * times)
 
 
 def _again(
