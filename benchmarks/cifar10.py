@@ -52,7 +52,7 @@ def train(job: Job) -> list[dict[str, Any]]:
     from kdcompile.search.spaces.uniform import architectures
     from kdcompile.targets import load
     from kdcompile.tasks.preprocess import preprocess_of
-    from kdcompile.tasks.task import find_task
+    from kdcompile.tasks.task import task_of
 
     torch.set_num_threads(1)
     sets = [f"seed={job.seed}", f"student.init={job.start}", f"distill.epochs={EPOCHS}"]
@@ -71,7 +71,7 @@ def train(job: Job) -> list[dict[str, Any]]:
     store = ImageStore(splits.train, spec.export.profile[1][1], device)
     start_student(spec, teacher, start, architecture, store)
     photos = splits.test if job.part == "test" else splits.val
-    preprocess, task = preprocess_of(spec.data, spec.export, spec.task), find_task(spec.task.kind)
+    preprocess, task = preprocess_of(spec), task_of(spec)
     true = [task.truth(photo) for photo in photos]
 
     def top1(network: torch.nn.Module) -> float:

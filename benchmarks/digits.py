@@ -74,7 +74,7 @@ def train(job: Job) -> dict[str, Any]:
         state = trainer.run()
     trainer.student.load_state_dict(state.best)
     photos = splits.test if job.part == "test" else splits.val
-    preprocess = preprocess_of(spec.data, spec.export, spec.task)
+    preprocess = preprocess_of(spec)
     task = find_task("counting")
     true = [task.truth(p) for p in photos]
     mae, own = (

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from distill_arms import Arm, Source, card, claim, with_steps
 from distill_files import Results
+from reference_networks import count
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -28,9 +29,8 @@ from kdcompile.distill.state import State
 from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device
 from kdcompile.kernels import ran
-from kdcompile.latency_model.module_cost import macs, operations, params
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 WARM, TIMED = 3, 24
 PRICED = (1, 3, 576, 864)
@@ -75,8 +75,8 @@ class Judge:
 
     def __init__(self, source: Source) -> None:
         self._spec = source.spec(0)
-        self._preprocess = preprocess_of(self._spec.data, self._spec.export, self._spec.task)
-        self._task = find_task(self._spec.task.kind)
+        self._preprocess = preprocess_of(self._spec)
+        self._task = task_of(self._spec)
 
     def __call__(
         self, network: nn.Module, photos: Sequence[Photo]
@@ -279,5 +279,5 @@ def _sizes(student: nn.Module) -> dict[str, Any]:
     """Parameters, and MACs at the size that students are compared at."""
     channels = next(iter(student.parameters())).shape[1]
     shape = (1, channels, *PRICED[2:])
-    found = operations(student, shape)
-    return {"params": params(student), "macs": macs(found), "macs_shape": list(shape)}
+    found = count(student, shape)
+    return {"params": found.params, "macs": found.macs, "macs_shape": list(shape)}

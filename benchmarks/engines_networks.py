@@ -36,7 +36,7 @@ from kdcompile.passes.calibrate import SENSITIVITY_IMAGES
 from kdcompile.passes.compile import FILES
 from kdcompile.passes.manager import Plan
 from kdcompile.remote.open import Place
-from kdcompile.tasks.task import Task, find_task
+from kdcompile.tasks.task import Task, task_of
 
 LOSS = 0.01  # of its fp32 metric: what the teacher's mixed network may lose on validation
 MIXED, REFUSED = "student_mixed.onnx", "refused.json"
@@ -68,7 +68,7 @@ class Source:
         self.made = plan.found()
         self.prepare = Preprocess.from_json(self.made["export"].json("preprocess.json"))
         self.splits: Splits = load_splits(plan.spec.data, plan.spec.folder)
-        self.task: Task = find_task(plan.spec.task.kind)
+        self.task: Task = task_of(plan.spec)
 
     @property
     def shape(self) -> list[int]:

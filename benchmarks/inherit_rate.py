@@ -75,7 +75,7 @@ def train(job: Job) -> dict[str, Any]:
     from kdcompile.models.shrunk import student_from_architecture
     from kdcompile.search.spaces.uniform import architectures
     from kdcompile.targets import load
-    from kdcompile.tasks.task import find_task
+    from kdcompile.tasks.task import task_of
 
     torch.set_num_threads(1)
     path, places = _place(job)
@@ -90,7 +90,7 @@ def train(job: Job) -> dict[str, Any]:
     start = student_from_architecture(teacher, architecture, spec.folder)
     store = ImageStore(splits.train, shape[1], training_device())
     start_student(spec, teacher, start, architecture, store)
-    metric = find_task(spec.task.kind).metric.name
+    metric = task_of(spec).metric.name
     curves = {}
     for name in job.arms:
         lr, warmup = ARMS[name]

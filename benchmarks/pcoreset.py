@@ -195,12 +195,12 @@ def _in_int8(spec: Any, exported: Any, how: Any) -> dict[str, float]:
     from kdcompile.calib.qdq import insert_qdq
     from kdcompile.calib.select import select_images
     from kdcompile.data.splits import load_splits
-    from kdcompile.onnx_graph.qdq_session import cpu_session
+    from kdcompile.onnx_graph.session import cpu_session
     from kdcompile.tasks.agreement import pooled_sqnr
     from kdcompile.tasks.preprocess import preprocess_of
 
     splits = load_splits(spec.data, spec.folder)
-    prepare = preprocess_of(spec.data, spec.export, spec.task)
+    prepare = preprocess_of(spec)
     model = onnx.load(exported.file("student.onnx"))
     feed = model.graph.input[0].name
 

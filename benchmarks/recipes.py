@@ -128,9 +128,9 @@ def judged(job: Job, trainer: Any, spec: Any, splits: Any) -> dict[str, float]:
     import numpy as np
 
     from kdcompile.data.splits import load_splits
-    from kdcompile.tasks.task import find_task
+    from kdcompile.tasks.task import task_of
 
-    task = find_task(spec.task.kind)
+    task = task_of(spec)
     told = _answers(trainer.student, splits.test, spec, trainer.device)
     true = [task.truth(photo) for photo in splits.test]
     values = {task.metric.name: float(task.metric(task.errors(told, true)))}
@@ -163,10 +163,10 @@ def load_start(spec: Any) -> Any:
 def _answers(network: Any, photos: Sequence[Any], spec: Any, device: Any) -> list[float]:
     from kdcompile.distill.evaluate import predict
     from kdcompile.tasks.preprocess import preprocess_of
-    from kdcompile.tasks.task import find_task
+    from kdcompile.tasks.task import task_of
 
-    preprocess = preprocess_of(spec.data, spec.export, spec.task)
-    return predict(network, photos, preprocess, device, find_task(spec.task.kind))
+    preprocess = preprocess_of(spec)
+    return predict(network, photos, preprocess, device, task_of(spec))
 
 
 def cost(job: Job) -> dict[str, Any]:

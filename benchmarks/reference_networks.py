@@ -9,20 +9,23 @@ Post-processing (activation of the logits, box decoding, non-maximum suppression
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from reference_export import randomise, write_onnx
 from reference_resnet import resnet50
 from reference_retinanet import RetinaNet
 from reference_ssd import SsdMobileNet, SsdResNet34
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json
-from kdcompile.latency_model.module_cost import macs, operations, params
+from kdcompile.latency_model.network_cost import params
 from kdcompile.onnx_graph.opset import EXPORTED_OPSET
 
 TAIL = (
@@ -114,8 +117,11 @@ class Counts:
 def count(network: nn.Module, shape: Sequence[int]) -> Counts:
     """The counts of a network on any device for an input of `shape`; nothing is computed."""
     norms = [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    total = params(network)
-    return Counts(total, total - sum(norms), macs(operations(network, shape)))
+    total, flops = params(network), FlopCounterMode(display=False)
+    shadow = copy.deepcopy(network).to("meta").eval()
+    with torch.no_grad(), flops:
+        shadow(torch.empty(tuple(shape), device="meta"))
+    return Counts(total, total - sum(norms), flops.get_total_flops() // 2)
 
 
 def write(reference: Reference, folder: Path, max_opset: int = EXPORTED_OPSET) -> Path:

@@ -33,7 +33,7 @@ from kdcompile.passes.manager import Plan, make_plan
 from kdcompile.search.on_device import measure
 from kdcompile.search.spaces.arch_string import short
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("search", "train", "time", "report")
@@ -94,8 +94,8 @@ class Card:
         """Each arm's errors on the test photos."""
         spec = self.plans["quarter"].spec
         photos = evenly(load_splits(spec.data, spec.folder).test, spec.data.max_test)
-        task, device = find_task(spec.task.kind), training_device()
-        prepare = preprocess_of(spec.data, spec.export, spec.task)
+        task, device = task_of(spec), training_device()
+        prepare = preprocess_of(spec)
         true = [task.truth(photo) for photo in photos]
         errors = {}
         for arm, plan in self.plans.items():

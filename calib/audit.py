@@ -12,9 +12,10 @@ import numpy as np
 
 from kdcompile.calib.chosen import ChosenImages
 from kdcompile.calib.histogram import Histogram, merged
-from kdcompile.calib.observers import CALIBRATORS
+from kdcompile.calib.observers import Calibrator
 from kdcompile.calib.range_stability import jensen_shannon, scale_spread, usual_drift
 from kdcompile.calib.table import CalibrationTable
+from kdcompile.core import plugins
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
 from kdcompile.tasks.task import Task
@@ -89,7 +90,8 @@ def about_tensors(
         folds: histograms of parts of the chosen images.
         held: histograms of training images that were not chosen, if there were any.
     """
-    choose = CALIBRATORS.get(table.calibrator)
+    known = plugins.plugin("calibrators", table.calibrator)
+    choose: Calibrator | None = None if known is None else known.value
     found = {}
     observed = {name: entry for name, entry in table.tensors.items() if name in folds[0]}
     for name, entry in observed.items():

@@ -27,7 +27,7 @@ from kdcompile.onnx_graph.graph import (
     quantised_outputs,
 )
 from kdcompile.onnx_graph.layers import Layer, quantised_layers
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 
 ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip")
 Means = list[NDArray[np.float64]]

@@ -9,7 +9,7 @@ from onnx import ModelProto
 from kdcompile.calib.collect import collect, tensors_to_observe
 from kdcompile.calib.counting import NUMPY
 from kdcompile.calib.histogram import Histogram
-from kdcompile.calib.observers import CALIBRATORS
+from kdcompile.calib.observers import find_calibrator
 from kdcompile.calib.table import CalibrationTable, tensor_range
 
 
@@ -27,7 +27,7 @@ def calibrate(
         onnx_sha256: hash of its file.
         images: float32 [1, C, H, W] each, read once and one at a time.
         identities: name and SHA-256 of each image.
-        calibrator: a name in `observers.CALIBRATORS`.
+        calibrator: its name, as `[quantize] calibrator` has it.
 
     Raises:
         KDError: `calib-empty`, `calib-nonfinite` or `calib-nothing`.
@@ -48,7 +48,7 @@ def table_of(
     Raises:
         KDError: `calib-empty` or `calib-nonfinite`.
     """
-    choose = CALIBRATORS[calibrator]
+    choose = find_calibrator(calibrator)
     tensors = {}
     for name, histogram in histograms.items():
         amax = choose(histogram)

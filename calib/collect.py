@@ -11,7 +11,7 @@ from kdcompile.calib.counting import NUMPY, Counting
 from kdcompile.calib.histogram import Histogram, merged
 from kdcompile.core.errors import KDError
 from kdcompile.onnx_graph.layers import quantised_layers
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 
 Histograms = dict[str, Histogram]
 

@@ -10,8 +10,8 @@ from onnx import ModelProto
 
 from kdcompile.calib.precision_regions import Junctions
 from kdcompile.core.errors import KDError
-from kdcompile.onnx_graph.layer_macs import layer_macs, tensor_sizes
 from kdcompile.onnx_graph.layers import quantised_layers, weighted_layers
+from kdcompile.onnx_graph.macs import known_sizes, layer_macs
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target
@@ -64,7 +64,7 @@ def predicted_costs(model: ModelProto, shape: Sequence[int], target: "Target") -
             where="[quantize] precision",
             fix=f"--set quantize.precision=auto, or one of {', '.join(target.precisions)}",
         )
-    sizes, macs = tensor_sizes(model, shape), layer_macs(model, shape)
+    sizes, macs = known_sizes(model, shape), layer_macs(model, shape)
 
     def milliseconds(precision: str, width: int) -> dict[str, float]:
         found = {}

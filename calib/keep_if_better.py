@@ -10,7 +10,7 @@ from onnx import ModelProto
 from kdcompile.core.errors import KDError
 from kdcompile.data.frame import Frame
 from kdcompile.onnx_graph.graph import Images
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.stats.bootstrap import percentile_interval, resampled
 from kdcompile.tasks.agreement import decibels, powers
 from kdcompile.tasks.metric import Metric

@@ -16,7 +16,7 @@ from kdcompile.calib.precision_regions import Junctions
 from kdcompile.calib.qdq import Storage, choose_layers, insert_qdq
 from kdcompile.calib.sensitivity import Evaluate, Outcome, Sensitivity
 from kdcompile.calib.table import CalibrationTable
-from kdcompile.onnx_graph.partial_fp16 import halve_nodes
+from kdcompile.onnx_graph.fp16 import halve_nodes
 
 
 def mixed_model(

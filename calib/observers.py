@@ -1,27 +1,33 @@
 """Calibrators: from the histogram of a tensor to the magnitude that int8 shall reach.
 
 Each takes a `Histogram` and returns `amax`; values beyond it are clipped, and the scale is
-`amax / 127`. Adding one is a function here and its line in `CALIBRATORS`.
+`amax / 127`. One from outside is such a function under `register("calibrators", NAME)` or an entry
+point of `kdcompile.calibrators`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.calib.histogram import Histogram
+from kdcompile.core import plugins
+from kdcompile.core.plugins import register
 
 LEVELS = 128  # magnitudes of symmetric int8: 0 to 127
 PERCENTILE = 99.99
 STRIDE = 8  # bins between the ranges that a search tries
 Floats = NDArray[np.float64]
+Calibrator = Callable[[Histogram], float]
 
 
+@register("calibrators", "minmax")
 def minmax(histogram: Histogram) -> float:
     """The largest magnitude: nothing is clipped."""
     return histogram.amax
 
 
+@register("calibrators", "percentile")
 def percentile(histogram: Histogram) -> float:
     """The smallest range that clips at most 0.01 % of the values."""
     if not histogram.span:
@@ -31,6 +37,7 @@ def percentile(histogram: Histogram) -> float:
     return _edge(histogram, edge)
 
 
+@register("calibrators", "mse")
 def mse(histogram: Histogram) -> float:
     """The range with the least squared error, rounding and clipping together.
 
@@ -46,6 +53,7 @@ def mse(histogram: Histogram) -> float:
     return _edge(histogram, edges[int(np.argmin(errors))])
 
 
+@register("calibrators", "entropy")
 def entropy(histogram: Histogram) -> float:
     """The range whose 128 levels lose least information (Kullback-Leibler divergence).
 
@@ -63,12 +71,14 @@ def entropy(histogram: Histogram) -> float:
     return _edge(histogram, edges[int(np.argmin(losses))])
 
 
-CALIBRATORS: Mapping[str, Callable[[Histogram], float]] = {
-    "entropy": entropy,
-    "percentile": percentile,
-    "mse": mse,
-    "minmax": minmax,
-}
+def find_calibrator(name: str) -> Calibrator:
+    """The calibrator of that name.
+
+    Raises:
+        KDError: `calibrator-unknown`, or those of `plugins.find`.
+    """
+    found: Calibrator = plugins.find("calibrators", name, Callable, "[quantize] calibrator")
+    return found
 
 
 def divergence(counts: Floats, edge: int) -> float:

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 from onnx import ModelProto, NodeProto
 
+from kdcompile.onnx_graph.fp16 import float_tensors
 from kdcompile.onnx_graph.layers import quantised_layers, weighted_layers
-from kdcompile.onnx_graph.partial_fp16 import float_tensors
 
 POINTWISE = {
     "Add", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Mul", "PRelu",

@@ -26,7 +26,7 @@ from kdcompile.onnx_graph.graph import (
     quantised_outputs,
 )
 from kdcompile.onnx_graph.layers import Layer, quantised_layers
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 
 COLUMNS_MB = 64  # of a layer's sampled inputs
 MOST_COLUMNS = 16384

@@ -14,8 +14,8 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.onnx_graph.layer_macs import layer_macs
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.macs import layer_macs
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.tasks.agreement import pooled_sqnr
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task

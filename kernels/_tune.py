@@ -1,7 +1,9 @@
 """The choice of a launch configuration: measured once per shape class and card, then kept.
 
-Triton's own autotuner keeps no name of the card with its timings and measures wherever the first
-call happens to be, in a captured CUDA graph too; hence this small one.
+Triton's own autotuner, cached or not, chooses inside the launch of one kernel, when its buffers are
+allocated. Here most calls launch several kernels, and their partial sums are as many as the blocks
+of the configuration. It also measures wherever the first call happens to be, in a captured CUDA
+graph too; hence this small one.
 """
 
 import json

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.plugins import register
 from kdcompile.targets import user
 from kdcompile.targets.rules import limits_of
 from kdcompile.targets.rules_file import Rule, tables
@@ -130,8 +133,8 @@ def onnx_limits(tensorrt: str) -> tuple[int, int]:
 
 
 def names() -> list[str]:
-    """The modules, without their aliases, sorted."""
-    return sorted({path.stem for path in FOLDER.glob("*.toml")} - NO_TARGETS)
+    """The modules, without their aliases: the shipped ones sorted, then those of plug-ins."""
+    return plugins.names("targets")
 
 
 def aliases() -> dict[str, str]:
@@ -148,15 +151,15 @@ def resolve(name: str) -> str:
     module = name.split("@", 1)[0]
     if module in names():
         return module
-    known = aliases()
-    if module not in known:
-        raise KDError(
-            "target-unknown",
-            f"there is no target {module!r}{nearest(module, [*names(), *known])}",
-            where=name,
-            fix="kdcompile targets lists the known ones",
-        )
-    return known[module]
+    for known in names():  # a plug-in is imported only where no shipped target has the alias
+        if module in _read(known).get("aliases", ()):
+            return known
+    raise KDError(
+        "target-unknown",
+        f"there is no target {module!r}{nearest(module, [*names(), *aliases()])}",
+        where=name,
+        fix="kdcompile targets lists the known ones",
+    )
 
 
 def load(name: str, calibrated: bool = True) -> Target:
@@ -267,4 +270,16 @@ def _target(table: Mapping[str, Any], mode: str, jetpack: str | None) -> Target:
 @cache
 def _read(module: str) -> dict[str, Any]:
     """One file, parsed and held against the schema."""
-    return parse((FOLDER / f"{module}.toml").read_text(encoding="utf-8"), module)
+    found: Path | ModuleType = plugins.find("targets", module, Path | ModuleType)
+    path = Path(found.__file__ or "").parent if isinstance(found, ModuleType) else found
+    path = path if path.suffix == ".toml" else path / f"{module}.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise invalid(module, "file", f"it cannot be read: {error}") from error
+    return parse(text, module)
+
+
+for _path in sorted(FOLDER.glob("*.toml")):
+    if _path.stem not in NO_TARGETS:
+        register("targets", _path.stem, __name__)(_path)

@@ -30,6 +30,14 @@ settings.load_profile("same")
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _short_timings():
+    """A build times teacher and student for 9 s, and no test depends on what it finds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdcompile.core.measurement.BLOCK_SECONDS", 0.02)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _console_of_one_test():
     """A command that ran with -q leaves no quiet console to the tests after it."""

@@ -16,7 +16,7 @@ from tiny_training import SPEC, network, photos
 
 from kdcompile.calib.sensitivity import Outcome
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.remote.worker import Worker
+from kdcompile.remote.agent.worker import Worker
 from kdcompile.tasks.task import find_task
 
 ROOT = Path(__file__).parents[1]

@@ -59,6 +59,6 @@ def test_the_splits_are_balanced_and_share_no_photo(splits):
 def test_the_teacher_knows_the_classes(spec, splits):
     teacher, task = load_teacher(spec), find_task("classification")
     some = splits.val[:300]
-    preprocess = preprocess_of(spec.data, spec.export, spec.task)
+    preprocess = preprocess_of(spec)
     predicted = predict(teacher, some, preprocess, torch.device("cpu"), task)
     assert task.scores(predicted, [photo.label for photo in some])["top1"] > 0.6

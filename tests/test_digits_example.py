@@ -63,7 +63,7 @@ def test_a_larger_canvas_is_as_dense_and_the_side_is_in_the_name(photos):
 def test_the_teacher_counts_large_canvases_too(photos):
     spec = load_spec(FOLDER / "kdcompile.toml")
     teacher = load_teacher(spec).eval()
-    prepare = preprocess_of(spec.data, spec.export, spec.task)
+    prepare = preprocess_of(spec)
     errors = []
     for photo in photos(FOLDER, "val:4@256"):
         with torch.no_grad():

@@ -34,7 +34,7 @@ def test_everything_ships_under_one_name(wheel):
         "kdcompile/kernels/gram_relation.py",
         "kdcompile/targets/jetson-orin-nano-8gb.toml",
         "kdcompile/calib/observers.py",
-        "kdcompile/remote/worker.py",
+        "kdcompile/remote/agent/worker.py",
         "kdcompile/remote/kit/build_engine.py",
         "kdcompile/bundle/templates/report.html.j2",
         "kdcompile/examples/digits/teacher.safetensors",

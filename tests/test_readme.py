@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_digits import AT_64
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
@@ -16,8 +17,8 @@ DOCUMENTS += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")
 BUILD = "kdcompile build crowd --target jetson\n"
 # `make demo` runs it as it is; here a few steps show that it runs, and not how well or fast
 QUICK = (
-    "distill.steps=10", "data.train=train:16@256", "data.val=val:8@256", "data.test=test:16@256",
-    "gates.accuracy.required=false", "gates.speedup.required=false",
+    *AT_64, "distill.steps=4", "distill.evaluations=1", "data.train=train:16", "data.val=val:8",
+    "data.test=test:16", "gates.accuracy.required=false", "gates.speedup.required=false",
 )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_weights_in_a_torch_archive_run_nothing(tmp_path):
 
 
 def test_arrays_that_are_pickles_run_nothing(tmp_path):
-    from kdcompile.data.npz import photos
+    from kdcompile.data.formats.npz import photos
 
     mark = tmp_path / "ran"
     objects = np.empty(1, object)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from kdcompile.bundle.manifest import read_bundle, read_manifest
 from kdcompile.bundle.signature import sign_bundle
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
+from kdcompile.remote.archive import NAME, agent_zip, packed
 
 PACKAGE = Path(kdcompile.__file__).parent
 
@@ -33,10 +33,11 @@ def test_python_files_of_a_bundle_are_the_packages_own(bundle):
     own = {path.read_bytes(): path.name for path in PACKAGE.rglob("*.py")}
     files = read_bundle(bundle).manifest["files"]
     scripts = [name for name in _names(bundle) if name.endswith(".py")]
-    assert {"infer.py", "kit/worker.py", "kit/build_engine.py"} <= set(scripts)
+    assert {"infer.py", "kit/build_engine.py"} <= set(scripts)
     for name in scripts:
         assert own[(bundle / name).read_bytes()] == Path(name).name
         assert files[name]["sha256"] == file_sha256(bundle / name)
+    assert (bundle / "kit" / NAME).read_bytes() == agent_zip()
     runs = (".sh", ".so", ".exe", ".bat", ".pyc", ".dll")
     assert not [name for name in _names(bundle) if name.endswith(runs)]
 
@@ -51,7 +52,7 @@ def test_a_flipped_byte_in_any_file_is_refused(bundle, command, tmp_path):
     private, public = _keys(tmp_path)
     sign_bundle(bundle, private)
     names = _names(bundle)
-    assert len(names) > 35
+    assert len(names) > 30
     for name in names:
         content = (bundle / name).read_bytes()
         middle = len(content) // 2
@@ -94,26 +95,41 @@ def test_a_file_without_end_is_refused_before_it_is_read(bundle):
         read_bundle(bundle)
 
 
-def test_a_compiled_file_beside_the_worker_is_not_run(bundle, tmp_path):
+def test_a_module_beside_the_agent_is_not_run(bundle, tmp_path):
+    """Neither by `infer.py`, which runs an engine with it, nor by the script of the kit."""
     mark = tmp_path / "ran"
-    (tmp_path / "worker.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
-    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    cache = f"__pycache__/worker.{sys.implementation.cache_tag}.pyc"
-    py_compile.compile(
-        str(tmp_path / "worker.py"), str(bundle / "kit" / cache), invalidation_mode=unchecked
-    )
+    plant = f"import os\nos.mkdir({str(mark)!r})\n"
+    for name in ("kdcompile.py", "zipfile.py", "argparse.py"):
+        (bundle / "kit" / name).write_text(plant)
     engine = bundle / "model.engine"
     engine.write_bytes(b"no engine")
     (bundle / "model.engine.json").write_text(json.dumps({"precision": "int8"}))
     tiny_bundle.resealed(bundle, engine="model.engine")
+    for words in (("infer.py", tmp_path / "photo.png"), ("kit/build_engine.py",)):
+        command = [sys.executable, bundle / words[0], *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode in (1, 4)
+        assert "error" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not mark.exists()
+    plain = f"import sys; sys.path.insert(0, {str(bundle / 'kit')!r}); import kdcompile"
+    subprocess.run([sys.executable, "-S", "-c", plain], check=True)
+    assert mark.is_dir(), "the plant works where Python looks for it"
+
+
+def test_an_agent_that_was_changed_is_not_run(bundle, tmp_path):
+    mark = tmp_path / "ran"
+    engine = bundle / "model.engine"
+    engine.write_bytes(b"no engine")
+    (bundle / "model.engine.json").write_text(json.dumps({"precision": "int8"}))
+    tiny_bundle.resealed(bundle, engine="model.engine")
+    source = {"kdcompile/__init__.py": f"import os\nos.mkdir({str(mark)!r})\n"}
+    (bundle / "kit" / NAME).write_bytes(packed(source))
     words = [sys.executable, bundle / "infer.py", tmp_path / "photo.png"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "error:" in done.stderr
+    assert "error: kit/agent.pyz is not the file of the manifest" in done.stderr
     assert not mark.exists()
-    plain = f"import sys; sys.path.insert(0, {str(bundle / 'kit')!r}); import worker"
-    subprocess.run([sys.executable, "-c", plain], check=True)
-    assert mark.is_dir(), "the plant works where Python looks for it"
 
 
 def test_a_kit_that_ran_leaves_its_bundle_intact(bundle, tmp_path):

@@ -17,7 +17,7 @@ SOURCES = ("kdcompile", "calib", "kernels", "targets", "examples", "benchmarks")
 INFER = ROOT / "kdcompile/bundle/templates/infer.py"
 ((VARIABLE, OFF),) = NO_TELEMETRY.items()
 # what the package's own files do in place of `need`, which is not on a board or in a bundle
-ALONE = {"doctor.py", "worker.py", "infer.py"}
+ALONE = {"doctor.py", "onnxruntime_backend.py", "infer.py"}
 WATCH = """
 import os, sys
 
@@ -42,7 +42,7 @@ from kdcompile.environment.doctor import examine
 examine()
 """,
     "worker": """
-from kdcompile.remote.worker import OnnxRuntime
+from kdcompile.remote.agent.onnxruntime_backend import OnnxRuntime
 OnnxRuntime().ort.InferenceSession(model, providers=["CPUExecutionProvider"])
 """,
     "infer.py": f"""

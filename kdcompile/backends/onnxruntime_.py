@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.optional import need
-
-QUIET = 3  # errors only: a warning about a fallback is checked for instead
+from kdcompile.onnx_graph.session import cpu_session
 
 
 @dataclass(frozen=True)
@@ -85,18 +84,10 @@ def open_session(
     ort = need("onnxruntime", "cpu", "running ONNX")
     if not path.is_file():
         raise KDError("onnx-missing", f"{path.name} does not exist", str(path), "build it again")
-    options = ort.SessionOptions()
-    options.log_severity_level = QUIET
-    if threads is not None:
-        options.intra_op_num_threads = threads
     if providers[0] not in ort.get_available_providers():
         raise _fallback(providers[0], f"this onnxruntime has {ort.get_available_providers()}", path)
     try:
-        if as_written:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-            if _has_fp8(path):  # from the next level on its results on fp8 are garbage (1.32)
-                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        session = ort.InferenceSession(str(path), options, providers=list(providers))
+        session = cpu_session(path, as_written, threads=threads, providers=providers)
     except Exception as error:  # neither library's have a base of their own
         raise KDError(
             "onnx-refused",
@@ -107,14 +98,6 @@ def open_session(
     if session.get_providers()[0] != providers[0]:
         raise _fallback(providers[0], f"the session runs on {session.get_providers()[0]}", path)
     return OrtRunner(session, str(ort.__version__), providers[0])
-
-
-def _has_fp8(path: Path) -> bool:
-    """Whether a network has constants of E4M3, as explicit fp8 pairs do."""
-    import onnx
-
-    kinds = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
-    return int(onnx.TensorProto.FLOAT8E4M3FN) in kinds
 
 
 def _fallback(wanted: str, found: str, path: Path) -> KDError:

@@ -56,8 +56,7 @@ class Carried:
 
 def gates_json(gates: Gates, task: Task) -> dict[str, Any]:
     """The gates as JSON values, each with the metric that it judges."""
-    where = {"previous": {"bundle"}}  # a folder of this machine
-    return gates.with_metrics(task.kind).model_dump(mode="json", exclude=where)
+    return gates.with_metric(task.metric.name).to_json()
 
 
 def write_carried(

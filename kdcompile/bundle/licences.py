@@ -8,7 +8,7 @@ from kdcompile.core.files import write_text
 from kdcompile.core.report import escape
 
 NAME = "LICENCES.md"
-OURS = "the files of kdcompile in this bundle: `infer.py`, `worker.py`, `cpp/`, `kit/*.py`"
+OURS = "the files of kdcompile in this bundle: `infer.py`, `agent.pyz`, `cpp/`, `kit/*.py`"
 HEAD = """# Licences
 
 What the metadata of each distribution says of itself; nobody has read the texts for this list.

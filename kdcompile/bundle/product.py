@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib.resources import files
 from pathlib import Path
 
 from kdcompile.bundle import facts
@@ -14,21 +13,20 @@ from kdcompile.bundle.manifest import ENGINE
 from kdcompile.bundle.network_io import network_io
 from kdcompile.bundle.sbom import refresh_sbom, write_sbom
 from kdcompile.bundle.serving import write_triton
-from kdcompile.core.files import write_text
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
+from kdcompile.remote.archive import NAME, agent_zip
 from kdcompile.targets import load
 
 
 def copy_engine(folder: Path, compiled: Artifact) -> None:
-    """Copy the engine, its record and the worker that runs it, where `compile` built an engine."""
+    """Copy the engine, its record and the agent that runs it, where `compile` built an engine."""
     if ENGINE not in compiled.files:
         return
     for name in (ENGINE, f"{ENGINE}.json"):
         shutil.copyfile(compiled.file(name), folder / name)
-    if "kit/worker.py" not in compiled.files:
-        worker = files("kdcompile.remote").joinpath("worker.py")
-        write_text(folder / "worker.py", worker.read_text(encoding="utf-8"))
+    if f"kit/{NAME}" not in compiled.files:
+        (folder / NAME).write_bytes(agent_zip())
 
 
 def write_product(folder: Path, report: Report) -> None:

@@ -1,5 +1,8 @@
 """`sbom.cdx.json`: CycloneDX 1.5 of what built a bundle, and of the networks in it.
 
+cyclonedx-python-lib, by which the tests validate the document, has no model card (11.12), and the
+networks' task and measurements are in theirs; so the document is written here.
+
 The same content gives the same bytes: the serial number is derived from it, and there is a
 timestamp only where SOURCE_DATE_EPOCH names one.
 """

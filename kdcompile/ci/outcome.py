@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from kdcompile.core import plugins
 from kdcompile.core.errors import EXIT_FIXABLE, EXIT_INCONCLUSIVE, EXIT_OK, KDError
 from kdcompile.core.report import GateResult, Report, overall
 
@@ -13,20 +14,6 @@ if TYPE_CHECKING:
 
 Verdict = Literal["passed", "failed", "inconclusive", "skipped", "pending", "error"]
 UNDECIDED = ("inconclusive", "skipped", "error")  # red where the gate is required, like failed
-# a part of a gate's name and the kind that it tells; the first that is found
-KINDS = (
-    ("parity", "parity"),
-    ("energy", "energy"),
-    ("power", "energy"),
-    ("memory", "memory"),
-    ("size", "size"),
-    ("speedup", "latency"),
-    ("latency", "latency"),
-    ("accuracy", "accuracy"),
-    ("flips", "accuracy"),
-    ("strata", "accuracy"),
-    ("previous", "accuracy"),
-)
 
 
 @dataclass(frozen=True)
@@ -123,8 +110,9 @@ def _outcome(gate: GateResult, require_device: bool) -> Outcome:
 
 
 def kind_of(name: str) -> str:
-    """The kind that a gate's name tells; `gate` where it tells none."""
-    return next((kind for part, kind in KINDS if part in name), "gate")
+    """The kind of a gate, by its own name or that of its twin on the device; `gate` if unknown."""
+    found = plugins.plugin("gates", name.removesuffix("@device"))
+    return str(getattr(found.value, "kind", "gate")) if found is not None else "gate"
 
 
 def outcome_of_comparison(

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,9 @@ from kdcompile.ci.undecided import to_decide
 from kdcompile.core.errors import KDError
 
 if TYPE_CHECKING:
-    from kdcompile.cli.measuring import Measuring
     from kdcompile.latency.baseline import Baseline
     from kdcompile.latency.report import Judged
+    from kdcompile.latency.request import Request
     from kdcompile.stats.comparison import Comparison
 
 PROCESSES, RUN_S = 3, 10.0  # of a run in the usual time: more of it is more of them
@@ -123,8 +122,8 @@ class Latency:
             return self._function(settings, candidate, reference)
         from kdcompile.latency.compare import from_samples, in_turns, reference_at_hand
 
-        times, margin = max(1.0, settings.seconds / RUN_S), _percent(settings)
-        given = _measuring(settings, processes=math.ceil(PROCESSES * times))
+        times, margin = max(1.0, settings.seconds / RUN_S), settings.max_regression
+        given = _request(settings, processes=math.ceil(PROCESSES * times))
         if reference is not None:
             assert not callable(reference), "checked"
             other = given.subject(self._path(reference))
@@ -137,7 +136,7 @@ class Latency:
             return in_turns(subject, beside, plan, kept.record, str(file))
         # what tells two baselines apart is seen between runs only: more time is more of these
         runs = math.ceil(times)
-        given = _measuring(settings, seconds=settings.seconds / runs)
+        given = _request(settings, seconds=settings.seconds / runs)
         plan = given.plan(margin, settings.allow, kept=kept.mode, runs=runs)
         return from_samples(subject, kept.samples, plan, note, str(file))
 
@@ -191,9 +190,9 @@ class Latency:
     def _saved(self, settings: Settings, candidate: Candidate) -> str:
         """Measure for the baseline; says what was written."""
         from kdcompile.ci.partial import one_more, partial
-        from kdcompile.cli.bench import measured, runs_wanted
-        from kdcompile.latency.baseline import make_baseline, read_baseline
+        from kdcompile.latency.baseline import make_baseline, read_baseline, runs_wanted
         from kdcompile.latency.baseline_store import author, check_writable
+        from kdcompile.latency.compare import Measurement
 
         runs_wanted(self.runs, "--kdcompile-runs")
         assert settings.baseline is not None, "checked"
@@ -213,9 +212,9 @@ class Latency:
             if len(samples.runs) < self.runs:
                 return f"run {len(samples.runs)} of {self.runs} of {file.name}: {AGAIN} again"
         else:
-            given, artifact = _measuring(settings), self._path(candidate)
-            plan = given.plan(_percent(settings), runs=self.runs)
-            samples = measured(given.subject(artifact), plan)
+            given, artifact = _request(settings), self._path(candidate)
+            plan = given.plan(settings.max_regression, runs=self.runs)
+            samples = Measurement([given.subject(artifact)], plan).all_runs()[0]
         why = self.why.strip() or AGAIN
         make_baseline(samples, artifact, file, author(), why, previous).write(file)
         partial(file).unlink(missing_ok=True)
@@ -230,17 +229,11 @@ def text_of(judged: "Judged") -> str:
     return f"{comparison.decision}: p50 {change:+.1f} %: {'; '.join(parts)}"
 
 
-def _measuring(settings: Settings, **effort: float) -> "Measuring":
-    """Place and effort of the mark, as the command line's options give them."""
-    from kdcompile.cli.measuring import Measuring
+def _request(settings: Settings, **effort: Any) -> "Request":
+    """Device and effort of the mark."""
+    from kdcompile.latency.request import Request
 
-    unsaid: dict[str, Any] = {field.name: None for field in fields(Measuring)}
-    said = {"via": settings.via, "modes": (), "seconds": settings.seconds}
-    return Measuring(**(unsaid | said | effort))
-
-
-def _percent(settings: Settings) -> str:
-    return f"{100 * settings.max_regression:.9g}%"
+    return Request(**{"via": settings.via, "seconds": settings.seconds} | effort)
 
 
 def _call(name: str, message: str) -> KDError:

@@ -15,6 +15,7 @@ from kdcompile.cli.build import build, make_stage_command, plan
 from kdcompile.cli.bundle import bundle
 from kdcompile.cli.delta import delta
 from kdcompile.cli.options import add_levels
+from kdcompile.cli.plugins import plugins
 from kdcompile.cli.recipes import recipes
 from kdcompile.cli.run import run
 from kdcompile.cli.stopping import Stop, stoppable
@@ -46,8 +47,8 @@ for _command in (init, plan, build):
 for _name, _help in STAGE_COMMANDS.items():
     cli.add_command(make_stage_command(_name, _help))
 for _command in (
-    bundle, verify, bisect, bench, compare, baseline, delta, run, targets, recipes, report, doctor,
-    schema, clean,
+    bundle, verify, bisect, bench, compare, baseline, delta, run, targets, recipes, plugins, report,
+    doctor, schema, clean,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from kdcompile.cli.measuring import BACKENDS, shape_of
+from kdcompile.latency.request import BACKENDS, shape_of
 
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcompile.cli.measuring import Measuring, measuring_options
+from kdcompile.cli.measuring import measuring_options, request_of
 from kdcompile.cli.options import as_json, echo_json
 from kdcompile.core.errors import KDError, plain
+from kdcompile.latency.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,7 @@ def init_baseline(
     """Measure ARTIFACT three times and keep it as NAME (by default the artifact's)."""
     from kdcompile.latency import baseline_store
 
-    given, folder = Measuring(**measuring), folder or baseline_store.FOLDER
+    given, folder = Request(**request_of(measuring)), folder or baseline_store.FOLDER
     called = baseline_store.check_name(name or baseline_store.slug(artifact.stem), "baseline")
     if device is not None:  # before anything is measured; else as soon as the device is known
         _refuse_existing(
@@ -103,7 +104,7 @@ def update_baseline(
     from kdcompile.latency.baseline import read_baseline
     from kdcompile.latency.compare import merged
 
-    given, folder = Measuring(**measuring), folder or baseline_store.FOLDER
+    given, folder = Request(**request_of(measuring)), folder or baseline_store.FOLDER
     if not why.strip():
         raise KDError(
             "baseline-why", "an update without a reason would leave none in the history",
@@ -152,7 +153,7 @@ def show_baseline(name: str | None, folder: Path | None, device: str | None, as_
 
 
 def _measure(
-    given: Measuring,
+    given: Request,
     artifact: Path,
     runs: int | None,
     old: "Baseline | None",
@@ -163,11 +164,11 @@ def _measure(
 
     With `alike`, the file of `old`, also under its conditions.
     """
-    from kdcompile.cli.bench import runs_wanted
-    from kdcompile.latency.compare import Measurement
+    from kdcompile.latency.baseline import runs_wanted
+    from kdcompile.latency.compare import MARGIN, Measurement
 
     wanted = runs_wanted(runs)
-    plan = given.plan("3%", kept=None if old is None else old.mode, runs=wanted)
+    plan = given.plan(MARGIN, kept=None if old is None else old.mode, runs=wanted)
     theirs = None if old is None or alike is None else old.record
     work = Measurement([given.subject(artifact, old)], plan, theirs, str(alike))
     work.on_first = check
@@ -180,7 +181,7 @@ def _measure(
         raise KDError(error.code, error.message, where=str(alike), fix=fix) from error
 
 
-def _here(given: Measuring, artifact: Path, found: "dict[Path, Baseline]", name: str) -> Path:
+def _here(given: Request, artifact: Path, found: "dict[Path, Baseline]", name: str) -> Path:
     """Of several classes the file of this device's, which is asked before anything is measured.
 
     A machine is of two classes: of its GPU's and of its CPU's. What all of them ran on says which.

@@ -10,16 +10,18 @@ import click
 
 from kdcompile.cli.again import what_to_type
 from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_report, ci_stream
-from kdcompile.cli.measuring import Measuring, judging_options, measuring_options
+from kdcompile.cli.measuring import (
+    judging_options,
+    limit_of,
+    measuring_options,
+    parse_margin,
+    request_of,
+)
 from kdcompile.cli.options import as_json, echo_json
-from kdcompile.core.errors import EXIT_OK, KDError, plain
+from kdcompile.core.errors import plain
 
 if TYPE_CHECKING:
-    from kdcompile.latency.baseline import Baseline
-    from kdcompile.latency.compare import Plan
-    from kdcompile.latency.report import Judged
-    from kdcompile.latency.subject import Subject
-    from kdcompile.stats.samples import Samples
+    from kdcompile.latency.benchmark import Benchmark
 
 PATH = click.Path(path_type=Path)
 
@@ -54,33 +56,24 @@ def bench(
     With --baseline the two take turns where the baseline's artifact is at hand, and the exit code
     says whether ARTIFACT regressed: 0 no, 3 yes, 5 undecided.
     """
+    from kdcompile import api
     from kdcompile.ci.report import in_ci
 
-    given, folder, stream = Measuring(**measuring), ci_place(ci, ci_folder), ci_stream(as_json)
+    folder, stream = ci_place(ci, ci_folder), ci_stream(as_json)
     started = time.monotonic()
     with in_ci(folder, "bench", str(artifact), stream=stream):
         _check_usage(baseline, save, runs, reference, allow, until_decided)
-        kept = _kept(baseline)
-        _refuse_existing(save)
-        wanted = 1 if save is None else runs_wanted(runs)
-        plan = given.plan(
-            margin, allow, until_decided, limit, None if kept is None else kept.mode, wanted
-        )
-        subject = given.subject(artifact, kept)
-        judged: Judged | None = None
-        if kept is None or baseline is None:
-            samples = measured(subject, plan)
-        else:
-            judged = judge(subject, kept, baseline, reference, given, plan)
-            samples = judged.candidate
-        if save is not None:
-            _save(samples, artifact, save)
+        more = limit_of(until_decided, limit, measuring["samples"])
+        found = api.bench(
+            artifact, baseline=baseline, reference=reference, save=save, runs=runs,
+            margin=parse_margin(margin), allow=allow, limit=more, **request_of(measuring),
+        )  # fmt: skip
     seconds = time.monotonic() - started
-    advice = None if judged is None else what_to_type(judged, plan)
-    _print(samples, judged, save, as_json, advice, subject.target)
+    advice = None if found.judged is None else what_to_type(found.judged, found.plan)
+    _print(found, as_json, advice)
     if folder is not None:
-        ci_report(judged, samples, folder, str(artifact), seconds, as_json)
-    sys.exit(EXIT_OK if judged is None else judged.comparison.exit_code)
+        ci_report(found.judged, found.samples, folder, str(artifact), seconds, as_json)
+    sys.exit(found.exit_code)
 
 
 def _check_usage(
@@ -126,140 +119,42 @@ def compare(
     Two artifacts are measured in turns; two baselines are compared by their samples; of one each,
     the artifact is measured. Exit code 0: no regression, 3: B is slower, 5: undecided.
     """
+    from kdcompile import api
     from kdcompile.ci.report import in_ci
-    from kdcompile.latency.compare import from_samples, in_turns, of_files
+    from kdcompile.latency.benchmark import is_baseline
 
-    given, folder, stream = Measuring(**measuring), ci_place(ci, ci_folder), ci_stream(as_json)
+    folder, stream = ci_place(ci, ci_folder), ci_stream(as_json)
     started = time.monotonic()
     with in_ci(folder, "compare", str(after), stream=stream):
-        old, new = (_kept(path if is_baseline(path) else None) for path in (before, after))
-        mode = next((kept.mode for kept in (old, new) if kept is not None), None)
-        plan = given.plan(margin, allow, until_decided, limit, mode)
-        note = "A is a baseline: its samples stand for it, which were taken at other times"
-        if old is not None and new is not None:
-            if until_decided:
-                raise click.UsageError("nothing is measured of two baselines: no --until-decided")
-            judged = of_files(new.samples, old.samples, plan, f"{before}, {after}")
-        elif old is not None:
-            judged = from_samples(given.subject(after, old), old.samples, plan, note, str(before))
-        elif new is not None:
-            raise KDError(
-                "compare-order",
-                "B is a baseline and A an artifact: a baseline is what is compared with",
-                where=f"{before}, {after}",
-                fix=f"kdcompile compare {after} {before}",
-            )
-        elif allow:
+        kinds = [is_baseline(path) for path in (before, after)]
+        if all(kinds) and until_decided:
+            raise click.UsageError("nothing is measured of two baselines: no --until-decided")
+        if not any(kinds) and allow:
             raise click.UsageError("two artifacts are measured alike: nothing for --allow to allow")
-        else:
-            judged = in_turns(given.subject(after), given.subject(before), plan)
+        more = limit_of(until_decided, limit, measuring["samples"])
+        found = api.compare(
+            before, after, margin=parse_margin(margin), allow=allow, limit=more,
+            **request_of(measuring),
+        )  # fmt: skip
     seconds = time.monotonic() - started
-    apart = [None if one is None else (path, one) for path, one in ((before, old), (after, new))]
-    _print(judged.candidate, judged, None, as_json, what_to_type(judged, plan, *apart))
+    assert found.judged is not None, "two are compared"
+    _print(found, as_json, what_to_type(found.judged, found.plan, *found.baselines))
     if folder is not None:
-        ci_report(judged, judged.candidate, folder, str(after), seconds, as_json, "compare")
-    sys.exit(judged.comparison.exit_code)
+        ci_report(found.judged, found.samples, folder, str(after), seconds, as_json, "compare")
+    sys.exit(found.exit_code)
 
 
-def is_baseline(path: Path) -> bool:
-    """Whether a word of the command line names a baseline and no artifact."""
-    return path.suffix == ".json" and not path.is_dir()
-
-
-def measured(subject: "Subject", plan: "Plan") -> "Samples":
-    """The samples of all runs of a plan."""
-    from kdcompile.latency.compare import Measurement
-
-    return Measurement([subject], plan).all_runs()[0]
-
-
-def judge(
-    subject: "Subject",
-    kept: "Baseline",
-    file: Path,
-    reference: Path | None,
-    given: Measuring,
-    plan: "Plan",
-) -> "Judged":
-    """In turns with the baseline's artifact where it is at hand, else against its samples."""
-    from kdcompile.latency.compare import from_samples, in_turns, reference_at_hand
-
-    beside, note = reference_at_hand(kept, file, reference, lambda path: given.subject(path, kept))
-    if beside is not None:
-        return in_turns(subject, beside, plan, kept.record, str(file))
-    return from_samples(subject, kept.samples, plan, note, str(file))
-
-
-def runs_wanted(runs: int | None, option: str = "--runs") -> int:
-    """How many runs a baseline is measured in, as an option says.
-
-    Raises:
-        KDError: `baseline-runs`, too few.
-    """
-    from kdcompile.latency.baseline import MIN_RUNS
-
-    if runs is None or runs >= MIN_RUNS:
-        return runs or MIN_RUNS
-    raise KDError(
-        "baseline-runs",
-        f"a baseline of {runs} measuring runs cannot tell their spread",
-        where=option,
-        fix=f"leave {option} out, or give {MIN_RUNS} or more",
-    )
-
-
-def _refuse_existing(save: Path | None) -> None:
-    """Before anything is measured."""
-    from kdcompile.latency.baseline_store import check_writable
-
-    if save is None:
-        return
-    check_writable(save)
-    if save.exists():
-        raise KDError(
-            "baseline-exists",
-            "there is a file of this name, whose samples and history would be lost",
-            where=str(save),
-            fix="name another file, or move this one away; kdcompile baseline keeps a history",
-        )
-
-
-def _kept(file: Path | None) -> "Baseline | None":
-    from kdcompile.latency.baseline import read_baseline
-
-    return None if file is None else read_baseline(file)
-
-
-def _save(samples: "Samples", artifact: Path, file: Path) -> None:
-    from kdcompile.latency.baseline import make_baseline
-    from kdcompile.latency.baseline_store import author
-
-    make_baseline(samples, artifact, file, author(), "kdcompile bench --save").write(file)
-
-
-def _print(
-    samples: "Samples",
-    judged: "Judged | None",
-    saved: Path | None,
-    as_json: bool,
-    advice: str | None,
-    target: str | None = None,
-) -> None:
-    """The report of a measurement, for people or as one JSON document.
-
-    `target` is the device that a bundle is for.
-    """
+def _print(found: "Benchmark", as_json: bool, advice: str | None) -> None:
+    """The report of a measurement, for people or as one JSON document."""
     from kdcompile.latency import report as table
-    from kdcompile.latency.report import described
 
+    judged, samples, saved = found.judged, found.samples, found.saved
     if as_json:
-        found = {"candidate": described(samples), "decision": None, "exit_code": EXIT_OK}
-        found |= {} if judged is None else judged.to_json() | {"to_decide": advice}
-        echo_json(found | {"saved": None if saved is None else str(saved)})
+        echo_json(found.to_json() | ({} if judged is None else {"to_decide": advice}))
         return
     reference = None if judged is None else judged.reference
     click.echo(plain(table.title(samples, reference)))
-    for line in table.places(samples, reference, target):
+    for line in table.places(samples, reference, found.target):
         click.echo(plain(line))
     if judged is None:
         lines = table.in_flight(samples) + table.disturbed(samples) + table.takes(samples)

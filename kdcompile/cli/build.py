@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of, title_of
-from kdcompile.cli.options import as_json, echo_json, sign, sign_option, spec_options, via_option
-from kdcompile.cli.previous import check_previous, previous_option, with_previous
+from kdcompile.cli.options import as_json, echo_json, sign_option, spec_options, tell, via_option
+from kdcompile.cli.previous import previous_option, with_previous
 from kdcompile.cli.terminal import echo_text
 from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
 
 if TYPE_CHECKING:
     from kdcompile.config.spec import Student
-    from kdcompile.core.report import Report
     from kdcompile.core.store import Artifact
     from kdcompile.passes.manager import Plan
 
@@ -40,10 +39,9 @@ def planned(
     spec: str | None, target: str | None, sets: tuple[str, ...], via: str | None = None
 ) -> "Plan":
     """The plan of a spec named on the command line."""
-    from kdcompile.config.load import find_spec, load_spec
-    from kdcompile.passes.manager import make_plan
+    from kdcompile import api
 
-    return make_plan(load_spec(find_spec(spec), sets, target), via)
+    return api.planned(spec, {"target": target, "sets": sets}, via)
 
 
 @click.command()
@@ -63,19 +61,17 @@ def plan(
 
     Exit 1 where the target would refuse it.
     """
+    from kdcompile import api
     from kdcompile.passes import label as labels
-    from kdcompile.passes.show import describe, lines
+    from kdcompile.passes.show import lines
 
-    work = planned(spec, target, sets, via)
     if label is not None:
+        work = planned(spec, target, sets, via)
         _show(labels.to_label(work, label), labels.lines, as_json)
         return
-    found = describe(work)
-    if as_json:
-        echo_json(found)
-    else:
-        echo_text("\n".join(lines(found)))
-    if any(rule["effect"] == "refused" for rule in found["rules"]):
+    found = api.plan(spec, via=via, target=target, sets=sets)
+    _show(found.to_json(), lines, as_json)
+    if found.is_refused:
         sys.exit(EXIT_FIXABLE)
 
 
@@ -102,6 +98,7 @@ def build(
     as_json: bool,
 ) -> None:
     """Run every stage and write the bundle to dist/NAME-TARGET/."""
+    from kdcompile import api
     from kdcompile.bundle.text import text_summary
     from kdcompile.ci.report import in_ci
     from kdcompile.core.report import overall
@@ -109,38 +106,25 @@ def build(
     folder, stream, device = ci_place(ci, ci_folder), ci_stream(as_json), require == "device"
     title = title_of("build", spec, target)
     with in_ci(folder, "build", name_of(spec), title=title, stream=stream):
-        work = planned(spec, target, with_previous(sets, baseline), via)
-        check_previous(work.spec)
-        report, destination = make_bundle(work, output, key)
-    verdict, code = overall(report.gates, require_device=device)
+        built = api.build(
+            spec, out=output, sign=key, via=via, require_device=device, target=target,
+            sets=with_previous(sets, baseline),
+        )  # fmt: skip
+    if built.signed_by is not None:
+        tell(f"signed by {built.signed_by}")
     if as_json:
-        echo_json({"bundle": str(destination), **report.to_json(), "exit_code": code})
+        echo_json(built.to_json())
     else:
-        echo_text(text_summary(report))
-        click.echo(f"bundle: {plain(destination)}")
-        click.echo(verdict)
+        echo_text(text_summary(built))
+        click.echo(f"bundle: {plain(built.bundle)}")
+        click.echo(overall(built.gates, require_device=device)[0])
     if folder is not None:
         from kdcompile.ci.outcome import outcomes_of_report
         from kdcompile.ci.report import report_ci
 
-        outcomes = outcomes_of_report(report, require_device=device)
+        outcomes = outcomes_of_report(built, require_device=device)
         report_ci(outcomes, folder, title, stream=stream)
-    sys.exit(code)
-
-
-def make_bundle(work: "Plan", output: Path | None, key: Path | None) -> tuple["Report", Path]:
-    """Run every stage, install the bundle and sign it; gives its report and where it lies."""
-    from kdcompile.bundle.place import check_place
-    from kdcompile.core.report import Report
-    from kdcompile.passes.bundle import install
-
-    spec = work.spec
-    destination = output or Path("dist") / f"{spec.name}-{spec.target.replace('@', '-')}"
-    check_place(destination.resolve(), spec.folder, work.store.root / "bundle")  # before the work
-    artifact = work.make("bundle")
-    install(artifact, destination, spec.folder)
-    sign(destination, key)
-    return Report.from_json(artifact.json("report.json")), destination
+    sys.exit(built.exit_code)
 
 
 def make_stage_command(name: str, text: str) -> click.Command:

@@ -1,27 +1,20 @@
 """The options with which latency is measured, and what they say together."""
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from kdcompile.cli.options import via_option
 from kdcompile.core.errors import KDError, nearest
+from kdcompile.latency.request import BACKENDS, COPIES
 
 if TYPE_CHECKING:
-    from kdcompile.latency.baseline import Baseline
-    from kdcompile.latency.compare import Plan
-    from kdcompile.latency.settings import Effort, Mode
-    from kdcompile.latency.subject import Subject
+    from kdcompile.latency.request import Measuring
 
 F = TypeVar("F", bound=Callable[..., Any])
-BACKENDS = ("tensorrt", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt")
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-COPIES = ("none", "in", "out", "both")
 MODE_KEYS = ("copies", "graph", "spin", "threads")
 
 _OPTIONS = (
@@ -59,12 +52,12 @@ _JUDGING = (
 
 
 def measuring_options(command: F) -> F:
-    """Place, shape, mode and effort, for a `Measuring`."""
+    """Device, shape, mode and effort, for `request_of`."""
     return _added(command, _OPTIONS)
 
 
 def judging_options(command: F) -> F:
-    """Margin, allowed differences and going on, for `Measuring.plan`."""
+    """Margin, allowed differences and going on, for the plan of a comparison."""
     return _added(command, _JUDGING)
 
 
@@ -74,107 +67,31 @@ def _added(command: F, options: Sequence[Callable[[F], F]]) -> F:
     return command
 
 
-@dataclass(frozen=True)
-class Measuring:
-    """`measuring_options` as they were given; None where one was not."""
+def request_of(measuring: Mapping[str, Any]) -> "Measuring":
+    """What `measuring_options` ask for, as `kdcompile.api.bench` takes it.
 
-    via: str | None
-    backend: str | None
-    shape: str | None
-    batch: int | None
-    streams: int | None
-    modes: tuple[str, ...]
-    seconds: float | None
-    processes: int | None
-    builds: int | None
-    samples: int | None
+    Raises:
+        KDError: `shape-invalid`, `mode-invalid`.
+    """
+    given = {key: value for key, value in measuring.items() if value is not None}
+    if "shape" in given:
+        given["shape"] = parse_shape(given["shape"])
+    return cast("Measuring", given | {"mode": dict(map(parse_mode, given.pop("modes")))})
 
-    def subject(self, path: Path, baseline: "Baseline | None" = None) -> "Subject":
-        """The artifact at a path; what it leaves open is as in the baseline.
 
-        Raises:
-            KDError: `shape-invalid`, those of `find_subject`.
-        """
-        from kdcompile.latency.subject import find_subject
+def limit_of(until_decided: bool, limit: float | None, samples: int | None) -> float | None:
+    """Seconds in which to go on until there is a decision; None to measure once.
 
-        shape = None if self.shape is None else parse_shape(self.shape)
-        found = find_subject(path, self.backend, shape=shape)
-        if baseline is None or found.kind == "engine":
-            return found
-        kept = baseline.environment.get("facts", {}).get("backend")
-        backend = self.backend or (kept if kept in BACKENDS else None)
-        kept_shape = found.input_shape or shape_of(baseline.mode)
-        return replace(found, backend=backend, input_shape=kept_shape)
+    Raises:
+        click.UsageError: options that do not go together.
+    """
+    from kdcompile.latency.compare import LIMIT_S
 
-    def effort(self) -> "Effort":
-        """How much is measured."""
-        from kdcompile.latency.settings import Effort
-
-        wanted = {"seconds": self.seconds, "processes": self.processes, "builds": self.builds,
-                  "samples": self.samples}  # fmt: skip
-        given: dict[str, Any] = {key: v for key, v in wanted.items() if v is not None}
-        effort = Effort(**given)
-        effort.check()  # before anything else is spent
-        return effort
-
-    def mode(self, kept: Mapping[str, Any] | None = None) -> "Mode":
-        """How it is measured; what was not said is as in a baseline's mode.
-
-        Raises:
-            KDError: `mode-invalid`.
-        """
-        from kdcompile.latency.settings import Mode
-
-        wanted: dict[str, Any] = {"batch": self.batch}
-        if kept is not None:
-            wanted |= _as_kept(kept, self.batch)
-        if self.streams is not None:
-            wanted["streams"] = self.streams
-        for text in self.modes:
-            key, value = parse_mode(text)
-            wanted[key] = value
-            if key == "threads":
-                wanted["kept"] = False
-        return Mode(**wanted)
-
-    def plan(
-        self,
-        margin: str,
-        allow: Sequence[str] = (),
-        until_decided: bool = False,
-        limit: float | None = None,
-        kept: Mapping[str, Any] | None = None,
-        runs: int = 1,
-    ) -> "Plan":
-        """How artifacts are measured and judged.
-
-        Args:
-            margin: a percentage.
-            allow: keys that may differ.
-            until_decided: go on while it is inconclusive.
-            limit: seconds in which to.
-            kept: the mode of the baseline.
-            runs: measuring runs.
-
-        Raises:
-            KDError: `margin-invalid`, `limit-invalid`, `mode-invalid`, `effort-refused`.
-        """
-        from kdcompile.latency.compare import LIMIT_S, Plan
-
-        if until_decided and self.samples is not None:
-            raise click.UsageError("--samples says how many; --until-decided as many as it takes")
-        if limit is not None and not until_decided:
-            raise click.UsageError("--limit is that of --until-decided")
-        if limit is not None and not (math.isfinite(limit) and limit > 0):
-            raise KDError(
-                "limit-invalid", f"a limit of {limit:g} seconds leaves no time to measure",
-                where="--limit", fix=f"give a time above 0, such as --limit {LIMIT_S:g}",
-            )  # fmt: skip
-        return Plan(
-            self.via, self.effort(), self.mode(kept), runs, parse_margin(margin),
-            allow=tuple(allow), limit=(limit or LIMIT_S) if until_decided else None,
-            with_usage=True,
-        )  # fmt: skip
+    if until_decided and samples is not None:
+        raise click.UsageError("--samples says how many; --until-decided as many as it takes")
+    if limit is not None and not until_decided:
+        raise click.UsageError("--limit is that of --until-decided")
+    return (LIMIT_S if limit is None else limit) if until_decided else None
 
 
 def parse_margin(text: str) -> float:
@@ -234,26 +151,3 @@ def parse_mode(text: str) -> tuple[str, Any]:
         fix="write copies=none, copies=in, copies=out, copies=both, graph=true, graph=false, "
         "spin=true, spin=false or threads=1",
     )
-
-
-def _as_kept(kept: Mapping[str, Any], batch: int | None) -> dict[str, Any]:
-    """The wishes that give a baseline's mode again, as far as a wish can."""
-    wanted: dict[str, Any] = {}
-    first = {part.split("x")[0] for part in str(kept.get("input", "")).split(", ")}
-    if batch is None and first == {str(kept.get("batch"))}:  # of every input alike
-        wanted["batch"] = int(kept["batch"])
-    if kept.get("copies") in COPIES:
-        wanted["copies"] = kept["copies"]
-    if kept.get("graph") is False:
-        wanted["graph"] = False
-    if isinstance(kept.get("streams"), int):
-        wanted["streams"] = kept["streams"]
-    if isinstance(kept.get("threads"), int):
-        wanted |= {"threads": kept["threads"], "kept": True}
-    return wanted
-
-
-def shape_of(mode: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The one input's shape that a mode records, such as `1x3x576x768 float32`."""
-    found = re.fullmatch(r"(\d+(?:x\d+)*) \w+", str(mode.get("input", "")))
-    return None if found is None else tuple(map(int, found[1].split("x")))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcompile.cli.build import planned
-from kdcompile.cli.network import backend_of
 from kdcompile.cli.options import echo_json
 from kdcompile.cli.trust import open_trusted
 from kdcompile.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, KDError
+from kdcompile.debug.network import backend_of
 
 if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle

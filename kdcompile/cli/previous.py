@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from kdcompile.config.spec import Spec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,16 +26,3 @@ def with_previous(sets: tuple[str, ...], baseline: Path | None) -> tuple[str, ..
         return sets
     path = str(baseline.resolve()).replace("\\", "\\\\").replace('"', '\\"')
     return (f'gates.previous.bundle="{path}"', *sets)
-
-
-def check_previous(spec: "Spec") -> None:
-    """Refuse an earlier bundle that cannot be compared, before hours of work.
-
-    Raises:
-        KDError: `bundle-missing` and its kin; `baseline-task`, `baseline-classes` or
-            `baseline-test-set`.
-    """
-    if spec.gates.previous is not None:
-        from kdcompile.gates.reference_bundle import refuse_early
-
-        refuse_early(spec)

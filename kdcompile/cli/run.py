@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from typing_extensions import TypedDict
 
-from kdcompile.cli.network import open_network
 from kdcompile.cli.options import as_json, echo_json, via_option
 from kdcompile.cli.trust import open_trusted, trusted_option
 from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
+from kdcompile.debug.network import open_network
 
 if TYPE_CHECKING:
     from kdcompile.bundle.run import BundleRun

@@ -10,51 +10,25 @@ from typing import Any, NotRequired
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
+from kdcompile.api import Built
+from kdcompile.cli.plugins import Plugins
 from kdcompile.cli.recipes import Recipe, RecipeLine
 from kdcompile.cli.run import Failed
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.report import Report
+from kdcompile.debug.reference_outputs import BundleCheck
 from kdcompile.delta.result import Applied, Made
 from kdcompile.environment.doctor import Check
-from kdcompile.gates.decidable import Decidable
 from kdcompile.latency.compatibility import Difference
 from kdcompile.latency_model.validate import Row
 from kdcompile.passes.label import ToLabel
+from kdcompile.passes.show import Planned
 from kdcompile.stats.comparison import Comparison
 from kdcompile.targets import Target
 from kdcompile.targets.fixtures import Fixture
-from kdcompile.targets.rules import Violation
 from kdcompile.targets.rules_file import Rule
 
 Json = dict[str, Any]
-
-
-class PlannedStep(TypedDict):
-    """A step of a build: `key` where it is made, and else `why` it is to do."""
-
-    stage: str
-    key: str | None
-    why: list[str]
-
-
-class Stopped(TypedDict):
-    """The error that a search stops with."""
-
-    code: str
-    message: str
-    where: str
-    fix: str
-
-
-class Margin(TypedDict):
-    """Which margin of accuracy the test photos are expected to decide."""
-
-    images: int
-    smallest: float | None
-    over_limit: float
-    max_increase: str
-    asked: str
-    unit: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,28 +38,11 @@ class NamedTarget(Target):
     full_name: str = field()
 
 
-class Planned(TypedDict):
-    """`kdcompile plan`."""
-
-    spec: str
-    target: NamedTarget
-    board: Json | None
-    steps: list[PlannedStep]
-    estimate: Json | None
-    stopped: Stopped | None
-    rules: list[Violation]
-    rules_on_operators: bool
-    warnings: list[str]
-    decides: list[Decidable]
-    metric: str
-    margin: Margin | None
-
-
 @dataclass(frozen=True, kw_only=True)
-class Built(Report):
-    """`kdcompile build`, and a merge into a bundle."""
+class NamedPlan(Planned):
+    """`kdcompile plan`, whose target bears its full name."""
 
-    bundle: str
+    target: NamedTarget
 
 
 class Staged(TypedDict):
@@ -116,18 +73,6 @@ class Ladder(TypedDict):
     min_sqnr_db: float
     finding: NotRequired[Json | None]
     exit_code: int
-
-
-class Verified(TypedDict):
-    """`kdcompile verify BUNDLE`."""
-
-    bundle: str
-    files: str
-    signature: str
-    verdict: str
-    exit_code: int
-    parity: Json | str
-    engine: NotRequired[str]
 
 
 class Measured(TypedDict):
@@ -228,7 +173,7 @@ class Removed(TypedDict):
 
 DOCUMENTS: dict[str, Any] = {
     "init": Written,
-    "plan": Planned | ToLabel,
+    "plan": NamedPlan | ToLabel,
     "build": Built,
     "search": Staged,
     "distill": Staged | Explained,
@@ -236,7 +181,7 @@ DOCUMENTS: dict[str, Any] = {
     "calibrate": Staged,
     "compile": Staged,
     "bundle": Staged | Built,
-    "verify": Report | Verified | Ladder,
+    "verify": Report | BundleCheck | Ladder,
     "bisect": Ladder,
     "bench": Measured | Compared,
     "compare": Compared,
@@ -250,6 +195,7 @@ DOCUMENTS: dict[str, Any] = {
     "targets show": ShownTarget,
     "targets validate": Validated,
     "targets calibrate": Calibrated,
+    "plugins": Plugins,
     "recipes": dict[str, RecipeLine],
     "recipes show": Recipe,
     "report": Report,

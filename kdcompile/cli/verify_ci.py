@@ -1,45 +1,46 @@
 """What `verify` found of a bundle and of a parity ladder, as the outcomes of `--ci`."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kdcompile.ci.outcome import Outcome
     from kdcompile.core.report import Report
+    from kdcompile.debug.reference_outputs import BundleCheck
     from kdcompile.debug.variants import Ladder, Step
 
 
 def outcomes_of_bundle(
-    report: "Report", found: Mapping[str, Any], *, require_device: bool
+    report: "Report", found: "BundleCheck", *, require_device: bool
 ) -> "list[Outcome]":
     """The bundle's gates, its files and, where it has reference outputs, those of its network.
 
     Args:
         report: of the build.
-        found: of `check_bundle`, with `signature`.
+        found: of `check_bundle`.
         require_device: a gate that waits for the board counts as undecided.
     """
     from kdcompile.ci.outcome import Outcome, outcomes_of_report
 
-    signature = f"signature: {found['signature']}"
+    signature = f"signature: {found.signature}"
     files = Outcome(
-        "bundle files", "integrity", "passed", observed=found["files"],
+        "bundle files", "integrity", "passed", observed=found.files,
         threshold="every hash is the manifest's", reason=signature,
     )  # fmt: skip
     return [*outcomes_of_report(report, require_device=require_device), files, _outputs(found)]
 
 
-def _outputs(found: Mapping[str, Any]) -> "Outcome":
+def _outputs(found: "BundleCheck") -> "Outcome":
     from kdcompile.ci.outcome import Outcome
 
-    name, numbers = "bundle outputs", found["parity"]
+    name, numbers = "bundle outputs", found.parity
     if isinstance(numbers, str):
         return Outcome(name, "parity", "skipped", required=False, reason=numbers)
     least, sqnr = numbers["min_sqnr_db"], numbers["pooled_sqnr_db"]
     return Outcome(
         name, "parity", "failed" if sqnr < least else "passed",
         observed=f"{sqnr:.1f} dB over {numbers['n']} inputs", threshold=f"at least {least:g} dB",
-        reason=found.get("engine", "its ONNX file, run here"), details={"parity": numbers},
+        reason=found.engine or "its ONNX file, run here", details={"parity": numbers},
     )  # fmt: skip
 
 

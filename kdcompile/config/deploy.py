@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from kdcompile.config.distill import Closed
+from kdcompile.config.named import Named
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
 Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]  # smallest, usual, largest shape
@@ -19,7 +20,7 @@ class Quantize(Closed):
     precision: Literal["auto", Precision] = Field(
         default="auto", description="auto keeps the fastest that passes; mixed is int8 and fp16"
     )
-    calibrator: Literal["entropy", "percentile", "mse", "minmax"] = "entropy"
+    calibrator: Annotated[str, Named("calibrators")] = "entropy"
     images: int = Field(default=128, ge=1)
     cache: Path | None = Field(
         default=None, description="a TensorRT calibration cache to take the ranges from"

@@ -1,14 +1,23 @@
-"""`[gates]`: the proofs that a build must bring."""
+"""`[gates]`: the proofs that a build must bring, each with the settings of its own gate."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    create_model,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from kdcompile.config.distill import Closed
+from kdcompile.core import plugins
 
 
 def _fraction(text: str) -> str:
@@ -31,12 +40,6 @@ def _provable(text: str) -> str:
 Percent = Annotated[str, AfterValidator(_fraction)]
 Share = Annotated[Percent, AfterValidator(_provable)]  # of images that got worse, at most
 Evidence = Literal["device", "host", "predicted"]
-MetricName = Literal["mae", "rmse", "top1", "game1", "game2", "game3"]
-METRICS_OF: Mapping[str, tuple[str, ...]] = {  # by the kind of the task
-    "counting": ("mae", "rmse", "game1", "game2", "game3"),
-    "classification": ("top1",),
-    "regression": ("mae", "rmse"),
-}
 
 
 def fraction(percent: str) -> float:
@@ -45,122 +48,112 @@ def fraction(percent: str) -> float:
 
 
 class GateSpec(Closed):
-    """What every gate may say."""
+    """What every gate may say; a gate's own settings derive from it.
+
+    local: fields that are paths of this machine, resolved as other paths of the spec are.
+    """
+
+    local: ClassVar[tuple[str, ...]] = ()
 
     required: bool = True
     evidence: Evidence = "host"
 
-
-class AccuracyGate(GateSpec):
-    """Student against teacher, paired over the test images.
-
-    Without a metric it is the task's first: mae, or top1 for classification. The limits of an
-    error (mae, rmse, game1 to game3) are shares of the teacher's value, those of top1 percentage
-    points.
-    """
-
-    metric: MetricName | None = None
-    max_increase: Percent = "5%"
-    margin: Percent = "15%"
+    def files(self, folder: Path) -> Mapping[str, Path]:
+        """What of the files that `local` names is in a cache key, by field."""
+        return {}
 
 
-class SpeedupGate(GateSpec):
-    """Teacher latency over student latency, on the target.
+class MetricGate(GateSpec):
+    """What a gate may say that is decided by a metric of the task: which one, else its first."""
 
-    Of a target that is not this machine the latency model decides it, with its band, until the
-    device is measured; `evidence = "host"` is accepted and changes nothing there.
-    """
-
-    min: float = Field(gt=0)
+    metric: str | None = None
 
 
-class SizeGate(GateSpec):
-    """The largest deployable file, in units of 10^6 bytes."""
+@runtime_checkable
+class Gate(Protocol):
+    """What the schema must know of a gate; `kdcompile.gates.registry.Gate` has it."""
 
-    max: float = Field(gt=0)
-
-
-class EnergyGate(GateSpec):
-    """Energy of one inference, in mJ, where the device tells it."""
-
-    evidence: Evidence = "device"
-    max: float = Field(gt=0)
+    name: str
+    settings: type[GateSpec]
+    always: bool
+    rank: int
 
 
-class MemoryGate(GateSpec):
-    """Peak memory of the network, in units of 10^6 bytes, where the device tells it."""
+class Gates(BaseModel):
+    """The proofs that the build must bring: a section for each gate, None where it is not named."""
 
-    max: float = Field(gt=0)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
+    if TYPE_CHECKING:
 
-class ParityGate(GateSpec):
-    """Deployed network against the trained one on the same images."""
+        def __getattr__(self, name: str) -> Any:
+            """The settings of a gate, or None."""
 
-    min_sqnr_db: float = 20.0
+    @model_validator(mode="before")
+    @classmethod
+    def _by_their_gates(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        whole = sections(given).model_validate(given)
+        return {name: getattr(whole, name) for name in type(whole).model_fields}
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Of the sections of every gate that is installed."""
+        return handler(sections(plugins.names("gates")).__pydantic_core_schema__)
 
-class StrataGate(GateSpec):
-    """Student against teacher in each part of the test images: by density, value or class."""
+    def named(self) -> dict[str, GateSpec]:
+        """The gates that decide, with their settings, in the order of a report."""
+        found: Mapping[str, GateSpec | None] = self.model_extra or {}
+        return {name: settings for name, settings in found.items() if settings is not None}
 
-    metric: MetricName | None = None
-    margin: Percent = "30%"
-
-
-class FlipsGate(GateSpec):
-    """The share of test images that the student has worse than the teacher.
-
-    For classes: right by the teacher and wrong by the student. Else: an absolute error that grew
-    by more than `tolerance`, a share of the teacher's mean absolute error.
-    """
-
-    max: Share
-    tolerance: Percent = "100%"
-
-
-class PreviousGate(GateSpec):
-    """Student against the network of an earlier bundle, on the same test images.
-
-    The limits are those of the accuracy gate, beside the earlier network's values.
-    """
-
-    bundle: Path | None = Field(
-        default=None, description="folder of the earlier bundle; --baseline BUNDLE names it too"
-    )
-    metric: MetricName | None = None
-    max_increase: Percent = "5%"
-    margin: Percent = "15%"
-    max_flips: Share | None = Field(
-        default=None, description="largest share of images that got worse; told only, if absent"
-    )
-    tolerance: Percent = "100%"
-
-
-class Gates(Closed):
-    """The proofs that the build must bring."""
-
-    accuracy: AccuracyGate = AccuracyGate()
-    parity: ParityGate = ParityGate()
-    speedup: SpeedupGate | None = None
-    size_mb: SizeGate | None = None
-    energy_mj: EnergyGate | None = None
-    memory_mb: MemoryGate | None = None
-    strata: StrataGate | None = None
-    flips: FlipsGate | None = None
-    previous: PreviousGate | None = None
-
-    def with_metrics(self, kind: str) -> "Gates":
-        """The same with the metric of a task of this kind wherever none is named: its first."""
-        named = {
-            name: settings.model_copy(update={"metric": settings.metric or METRICS_OF[kind][0]})
-            for name in ("accuracy", "strata", "previous")
-            if (settings := getattr(self, name)) is not None
+    def with_metric(self, name: str) -> "Gates":
+        """The same with this metric wherever none is named."""
+        without = {
+            gate: settings.model_copy(update={"metric": name})
+            for gate, settings in self.named().items()
+            if isinstance(settings, MetricGate) and settings.metric is None
         }
-        return self.model_copy(update=named)
+        return self.model_copy(update=without)
 
-    def check_metrics(self, kind: str) -> str | None:
+    def check_metrics(self, kind: str, known: Iterable[str]) -> str | None:
         """Which metric is none of a task of this kind, in words, or None."""
-        for name in ("accuracy", "strata", "previous"):
-            metric = getattr(getattr(self, name), "metric", None)
-            if metric is not None and metric not in METRICS_OF[kind]:
-                return f"gates.{name}.metric {metric!r} is not one of {kind}"
+        metrics = list(known)
+        for gate, settings in self.named().items():
+            metric = settings.metric if isinstance(settings, MetricGate) else None
+            if metric is not None and metric not in metrics:
+                return f"gates.{gate}.metric {metric!r} is not one of {kind}: {', '.join(metrics)}"
         return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings by gate as JSON values, without the paths of this machine."""
+        where = {name: set(settings.local) for name, settings in self.named().items()}
+        return self.model_dump(mode="json", exclude=where)
+
+
+def sections(named: Iterable[str]) -> type[BaseModel]:
+    """The closed schema of `[gates]`: of the built-in gates, and of the plug-ins that are named.
+
+    Raises:
+        KDError: a plug-in that is named is broken.
+    """
+    known = plugins.names("gates")
+    return _sections(
+        tuple(dict.fromkeys([*plugins.loaded("gates"), *(n for n in named if n in known)]))
+    )
+
+
+@cache
+def _sections(names: tuple[str, ...]) -> type[BaseModel]:
+    gates = sorted((plugins.find("gates", name, Gate) for name in names), key=_order)
+    fields: dict[str, Any] = {
+        gate.name: (gate.settings, gate.settings()) if gate.always else (gate.settings | None, None)
+        for gate in gates
+    }
+    return create_model("Gates", __base__=Closed, **fields)
+
+
+def _order(gate: Gate) -> tuple[int, str]:
+    return gate.rank, gate.name

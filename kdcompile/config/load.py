@@ -13,7 +13,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from kdcompile.config.gates import Gate, Gates
+from kdcompile.config.gates import sections as gate_sections
+from kdcompile.config.named import MISSPELT
 from kdcompile.config.spec import DEFAULT_NAME, Spec
+from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
 
 SCHEMA = "kdcompile schema prints what each field takes"
@@ -26,13 +30,11 @@ WANTED = {  # by the first part of pydantic's types of errors
     "path": "a path in quotes",
     "list": "a list in brackets",
 }
-MISSPELT = 0.7  # alike enough to be a slip; segmentation and regression are 0.55
 MOST_SHOWN = 80  # characters of a refused value
 MOST_PARTS = 16  # of a key; no field lies deeper than four
 LENGTHS = ("steps", "epochs", "minutes")
 PATH_FIELDS = (("teacher", "weights"), ("teachers", "weights"), ("student", "weights"),
-               ("data", "root"), ("quantize", "cache"),
-               ("gates", "previous", "bundle"))  # fmt: skip
+               ("data", "root"), ("quantize", "cache"))  # fmt: skip
 
 
 def find_spec(argument: str | None) -> Path:
@@ -109,9 +111,30 @@ def load_spec(path: Path, sets: Sequence[str] = (), target: str | None = None) -
         KDError: `spec-syntax`, `spec-unreadable`, `spec-invalid` or `set-syntax`.
     """
     path = Path(abspath(path))
-    raw = _read(path)
+    return parse_spec(_read(path), path, path.parent, sets, target)
+
+
+def parse_spec(
+    raw: dict[str, Any],
+    path: Path,
+    base: Path,
+    sets: Sequence[str] = (),
+    target: str | None = None,
+) -> Spec:
+    """Check the values of a spec, which come from a file or from a Python caller.
+
+    Args:
+        raw: sections by name; changed in place.
+        path: the TOML file that they are of, or would be: its folder is the spec's.
+        base: what relative paths in `raw` resolve against.
+        sets: as for `load_spec`.
+        target: as for `load_spec`.
+
+    Raises:
+        KDError: `spec-invalid` or `set-syntax`.
+    """
     _refuse_null(raw, str(path))
-    _absolute_paths(raw, path.parent)
+    _absolute_paths(raw, base)
     for text in sets:
         keys, value = parse_set(text)
         override: dict[str, Any] = {}
@@ -172,13 +195,25 @@ def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> No
 
 
 def _absolute_paths(raw: dict[str, Any], base: Path) -> None:
-    for *sections, key in PATH_FIELDS:
+    for *sections, key in (*PATH_FIELDS, *_paths_of_gates(raw.get("gates"))):
         values: Any = raw
         for section in sections:
             values = values.get(section) if isinstance(values, dict) else None
         for table in values if isinstance(values, list) else [values]:
             if isinstance(table, dict) and isinstance(table.get(key), str):
                 table[key] = realpath(Path(base, table[key]))
+
+
+def _paths_of_gates(gates: Any) -> list[tuple[str, ...]]:
+    """The fields of the named gates that are paths, by the gates' own settings."""
+    named = gates if isinstance(gates, dict) else {}
+    found = {name: plugins.plugin("gates", name) for name in named}
+    return [
+        ("gates", name, field)
+        for name, gate in found.items()
+        if gate is not None and isinstance(gate.value, Gate)
+        for field in gate.value.settings.local
+    ]
 
 
 def _explain(error: ValidationError, path: Path) -> KDError:
@@ -224,8 +259,12 @@ def _shown(value: Any) -> str:
 
 def _known_keys(location: Sequence[str]) -> list[str]:
     """The keys of the section at a place, or none where its keys are free."""
+    if location == ["gates"]:
+        return plugins.names("gates")
     model: type[BaseModel] = Spec
     for part in location:
+        if model is Gates:
+            model = gate_sections(location[1:])
         if part.isdigit():  # a place in a list of sections
             continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None

@@ -16,7 +16,9 @@ from pydantic import (
 from kdcompile.config.deploy import Compile, Quantize
 from kdcompile.config.distill import INHERITED_RATE, Closed, Distill
 from kdcompile.config.gates import Gates
+from kdcompile.config.named import Named
 from kdcompile.config.search import Search
+from kdcompile.core import plugins
 
 DEFAULT_NAME = "kdcompile.toml"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,7 +44,7 @@ Shape = Annotated[
 class Task(Closed):
     """What the network predicts of an image: a count, a class, or a number."""
 
-    kind: Literal["counting", "classification", "regression"] = "counting"
+    kind: Annotated[str, Named("tasks", "file.py:Class")] = "counting"
 
 
 class Teacher(Closed):
@@ -55,7 +57,7 @@ class Teacher(Closed):
 class Data(Closed):
     """Annotated images, in three splits."""
 
-    format: str
+    format: Annotated[str, Named("formats", "module:factory")]
     root: Path
     train: str = "train.txt"
     val: str = "val.txt"
@@ -72,17 +74,14 @@ class Data(Closed):
 
     @model_validator(mode="before")
     @classmethod
-    def _folders_are_splits(cls, given: Any) -> Any:
-        """An image folder's splits are folders unless the spec names lists."""
-        if isinstance(given, dict) and given.get("format") == "imagefolder":
-            return {"train": "train", "val": "val", "test": "test", **given}
-        return given
+    def _defaults_of_the_format(cls, given: Any) -> Any:
+        """A format's own defaults: an image folder's splits are folders, and no lists."""
+        name = given.get("format") if isinstance(given, dict) else None
+        found = plugins.plugin("formats", name) if isinstance(name, str) else None
+        return given if found is None else {**getattr(found.value, "defaults", {}), **given}
 
     @model_validator(mode="after")
-    def _known_format(self) -> Self:
-        known = ("points-jsonl", "shanghaitech-mat", "imagefolder", "npz")
-        if self.format not in known and ":" not in self.format:
-            raise ValueError(f'use one of {", ".join(known)} or "module:factory"')
+    def _consistent(self) -> Self:
         if any(Path(p).is_absolute() or ".." in Path(p).parts or not p for p in self.files):
             raise ValueError("files are patterns under root, without ..")
         if len(self.mean) != len(self.std):
@@ -207,7 +206,7 @@ class Spec(Closed):
     export: Export = Export()
     quantize: Quantize = Quantize()
     compile: Compile = Compile()
-    gates: Gates = Gates()
+    gates: Gates = Field(default_factory=Gates)
 
     _path: Path = PrivateAttr(default=Path(DEFAULT_NAME))
 
@@ -216,7 +215,13 @@ class Spec(Closed):
         batch, channels = self.export.profile[0][:2]
         if batch != 1 or channels not in (1, 3):
             raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
-        problem = self.gates.check_metrics(self.task.kind)
+        task = plugins.plugin("tasks", self.task.kind)
+        metrics = [
+            metric.name
+            for field in ("metrics", "map_metrics")
+            for metric in getattr(task and task.value, field, ())
+        ]
+        problem = self.gates.check_metrics(self.task.kind, metrics) if metrics else None
         if problem is not None:
             raise ValueError(problem)
         if len(self.data.mean) != channels:

@@ -6,6 +6,8 @@
 Exit 2 is click's (usage); 3 (a gate failed) and 5 (inconclusive) are verdicts, not errors.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
 from typing import Any

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
 
+from kdcompile.core.events import StepDone, emit
 from kdcompile.core.logs import is_quiet
 
 log = logging.getLogger("kdcompile")
@@ -40,7 +41,7 @@ class Progress:
         """
         self._stage, self._total, self._unit, self._clock = stage, total, unit, clock
         self.done = self._before = done
-        self._quiet = quiet or is_quiet()
+        self._silent, self._quiet = quiet, quiet or is_quiet()
         self._began = self._told = clock()
         self._bar = None
         if sys.stderr.isatty() and not self._quiet and not Progress._drawn:
@@ -78,6 +79,8 @@ class Progress:
     def show(self, done: int, note: str = "", important: bool = False) -> None:
         """So much is done; an `important` note has a line even where the last one is new."""
         self.done = done
+        if not self._silent:
+            emit(StepDone(self._stage, done, self._total, self._unit))
         if self._quiet:
             return
         if self._bar is not None:

@@ -15,9 +15,10 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import read_json, write_json
 from kdcompile.core.progress import counted
+from kdcompile.data.formats import Files
 from kdcompile.data.photo import Photo
 from kdcompile.data.points import check_within
-from kdcompile.data.splits import SPLITS, evenly, load_splits
+from kdcompile.data.splits import SPLITS, evenly, format_of, load_splits
 
 log = logging.getLogger("kdcompile")
 
@@ -51,7 +52,8 @@ def check_data(spec: Spec, store: Path) -> None:
 
 def _source(spec: Spec, photo: Photo) -> str:
     """Where a user looks for the annotation of a photo."""
-    if spec.data.format == "points-jsonl":
+    form = format_of(spec.data)
+    if isinstance(form, Files) and form.in_one_file:
         return f"{spec.data.root / spec.data.annotations}, {photo.name}"
     return f"{spec.data.format} [data] format, {photo.name}"
 

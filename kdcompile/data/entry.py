@@ -50,7 +50,7 @@ class Entry:
             return Photo(self.name, path=self.image, label=float(value))
         points: Any = self.points
         if points is None:
-            from kdcompile.data.shanghaitech_mat import read_points
+            from kdcompile.data.formats.shanghaitech_mat import read_points
 
             assert self.annotation is not None, "points that are not given lie in a file"
             points = read_points(self.annotation)

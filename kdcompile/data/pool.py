@@ -16,11 +16,11 @@ from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
 from kdcompile.core.progress import counted
-from kdcompile.data import npz
 from kdcompile.data.custom_dataset import made_photos
 from kdcompile.data.entry import SUFFIXES, inside, read_list, require_image
+from kdcompile.data.formats import Archive, Files
 from kdcompile.data.photo import Photo
-from kdcompile.data.splits import FORMATS, SPLITS, Row, Splits, check_root, read_rows
+from kdcompile.data.splits import SPLITS, Row, Splits, check_root, format_of, read_rows
 
 FIELD = "unlabelled"
 
@@ -83,7 +83,7 @@ def pool_rows(
         hasher: remembers hashes.
         splits: what `splits_rows` gives.
     """
-    if data.format in FORMATS:
+    if isinstance(format_of(data), Files):
         held = {sha for rows in splits.values() for _, sha, _ in rows}
         rows = [(name, hasher.file(path), "") for name, path in _files(data)[0].items()]
         return [row for row in rows if row[1] not in held]
@@ -97,11 +97,12 @@ def _photos(data: Data, folder: Path) -> tuple[list[Photo], bool]:
     """The photos, and whether they are all that a folder holds."""
     check_root(data)
     given = _given(data)
-    if data.format in FORMATS:
+    form = format_of(data)
+    if isinstance(form, Files):
         files, is_folder = _files(data)
         return [Photo(name, path=path) for name, path in files.items()], is_folder
-    if data.format == "npz":
-        return npz.photos(data.root, given, labelled=False)[0], False
+    if isinstance(form, Archive):
+        return form.photos(data.root, given, False)[0], False
     nothing = np.zeros((0, 2), np.float32)
     made = made_photos(data, folder, FIELD)
     return [replace(photo, points=nothing, label=None) for photo in made], False
@@ -166,10 +167,10 @@ def _refuse_labelled(data: Data, photos: Sequence[Photo], splits: Splits) -> Non
 
 def _mark(data: Data, split: str, photo: Photo) -> tuple[int | str, ...] | None:
     """What tells a photo from all others, by whatever path it is named; None where nothing does."""
-    path = photo.path
-    if data.format == "npz":
-        path = npz.archive_path(data.root, getattr(data, split))
+    path, form = photo.path, format_of(data)
+    if isinstance(form, Archive):
+        path = form.path(data.root, getattr(data, split))
     if path is None:
         return None
     info = path.stat()
-    return info.st_dev, info.st_ino, photo.name if data.format == "npz" else ""
+    return info.st_dev, info.st_ino, photo.name if isinstance(form, Archive) else ""

@@ -1,30 +1,27 @@
 """The three splits of a data set, without images that would leak from one into another."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from os.path import isdir
 from pathlib import Path
 
 from kdcompile.config.spec import Data
+from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
 from kdcompile.core.progress import counted
 from kdcompile.core.store import digest
 from kdcompile.core.user_code import factory_sources
-from kdcompile.data import imagefolder, npz, points_jsonl, shanghaitech_mat
 from kdcompile.data.custom_dataset import made_photos
-from kdcompile.data.entry import Entry, refuse_shared
+from kdcompile.data.entry import Entry, overlap, refuse_shared
+from kdcompile.data.formats import Archive, Files, Format
 from kdcompile.data.photo import Photo
 
 SPLITS = ("train", "val", "test")
 Row = tuple[str, str, str]  # the name, what stands there, and what is annotated in it
 WRITTEN = {".kdcompile", "dist", "overlays", "__pycache__"}
-FORMATS: Mapping[str, Callable[[Data], dict[str, list[Entry]]]] = {
-    "points-jsonl": points_jsonl.entries,
-    "shanghaitech-mat": shanghaitech_mat.entries,
-    "imagefolder": imagefolder.entries,
-}
 
 
 @dataclass(frozen=True)
@@ -125,11 +122,12 @@ def splits_rows(data: Data, folder: Path, hasher: Hasher) -> dict[str, list[Row]
     files that may be read and the names of the later splits count instead.
     """
     check_root(data)
-    if data.format not in FORMATS:
+    form = format_of(data)
+    if not isinstance(form, Files):
         read = read_rows(data, folder, hasher, SPLITS)
         names = [(f"[data] {split}", getattr(data, split), "") for split in SPLITS]
         return {split: [*read, *names[n:]] for n, split in enumerate(SPLITS)}
-    found = _entries(data)
+    found = _entries(form, data)
     result: dict[str, list[Row]] = {}
     held: set[str] = set()
     for split in reversed(SPLITS):
@@ -145,8 +143,9 @@ def splits_rows(data: Data, folder: Path, hasher: Hasher) -> dict[str, list[Row]
 def read_rows(data: Data, folder: Path, hasher: Hasher, splits: Iterable[str]) -> list[Row]:
     """The files that a factory may read, or the archives of the splits."""
     code: dict[str, str] = {}
-    if data.format == "npz":
-        paths = {npz.archive_path(data.root, getattr(data, split)) for split in splits}
+    form = format_of(data)
+    if isinstance(form, Archive):
+        paths = {form.path(data.root, getattr(data, split)) for split in splits}
     else:
         code, paths = hasher.files(factory_sources(data.format, folder), folder), _files(data)
     return [(name, sha, "") for name, sha in (hasher.files(paths, data.root) | code).items()]
@@ -155,18 +154,34 @@ def read_rows(data: Data, folder: Path, hasher: Hasher, splits: Iterable[str]) -
 def _photos(data: Data, folder: Path) -> tuple[dict[str, list[Photo]], tuple[str, ...] | None]:
     """The photos of each split, and the names of the classes."""
     check_root(data)
-    if data.format in FORMATS:
-        found = _entries(data)
+    form = format_of(data)
+    if isinstance(form, Files):
+        found = _entries(form, data)
         labels = {entry.label for entry in found["train"]}
         names = sorted(label for label in labels if isinstance(label, str))
         numbers = {name: number for number, name in enumerate(names)}
         photos = {split: [entry.photo(numbers) for entry in found[split]] for split in SPLITS}
         return photos, tuple(names) or None
-    if data.format == "npz":
-        read = {split: npz.photos(data.root, getattr(data, split)) for split in SPLITS}
-        npz.refuse_shared(data, {split: photos for split, (photos, _) in read.items()})
-        return {split: photos for split, (photos, _) in read.items()}, read["train"][1]
+    if isinstance(form, Archive):
+        read = {split: form.photos(data.root, getattr(data, split), True) for split in SPLITS}
+        photos = {split: found for split, (found, _) in read.items()}
+        _refuse_shared(data, form, photos)
+        return photos, read["train"][1]
     return {split: made_photos(data, folder, split) for split in SPLITS}, None
+
+
+def format_of(data: Data) -> Format | None:
+    """The format of the data; None where a factory of the user's makes the photos.
+
+    Raises:
+        KDError: `format-unknown`, or those of `plugins.find`.
+    """
+    import kdcompile.data.formats  # noqa: F401  a cache key covers all of them
+
+    if ":" in data.format:
+        return None
+    found: Format = plugins.find("formats", data.format, Format, "[data] format")
+    return found
 
 
 def check_root(data: Data) -> None:
@@ -184,14 +199,29 @@ def check_root(data: Data) -> None:
         )
 
 
-def _entries(data: Data) -> dict[str, list[Entry]]:
+def _refuse_shared(data: Data, form: Archive, found: Mapping[str, Sequence[Photo]]) -> None:
+    """Refuse an image of an archive in two splits.
+
+    Raises:
+        KDError: `split-overlap`.
+    """
+    for first, second in combinations(found, 2):
+        paths = (form.path(data.root, getattr(data, split)) for split in (first, second))
+        if next(paths).samefile(next(paths)):
+            names = {photo.name for photo in found[second]}
+            shared = [photo.name for photo in found[first] if photo.name in names]
+            if shared:
+                raise overlap((first, second), shared)
+
+
+def _entries(form: Files, data: Data) -> dict[str, list[Entry]]:
     """What the data's lists and annotations name, by split; no file in two of them.
 
     Raises:
         KDError: those of the format; `data-unreadable`, `split-overlap`.
     """
     try:
-        found = FORMATS[data.format](data)
+        found = form.entries(data)
         refuse_shared(found)
     except OSError as error:  # a folder without rights, a name that is too long
         raise KDError(

@@ -1,4 +1,4 @@
-"""Intermediate tensors of an ONNX network as extra outputs, and sessions that compute as written.
+"""Intermediate tensors of an ONNX network as extra outputs, and half tensors stored as half.
 
 ONNX Runtime's CPU computes float16 nodes in float32 and drops the casts between them, so a float16
 file shows neither its rounding nor its overflow there. `stored` puts an Identity after each half
@@ -7,27 +7,15 @@ removes it. The sums inside one node stay float32, as on a GPU's tensor cores.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from kdcompile.core.optional import need
 from kdcompile.onnx_graph.graph import copied
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 FLOATS = (TensorProto.FLOAT, *HALVES)
-QUIET = 3  # errors only: ONNX Runtime's severity
 SUFFIX = "__exposed"
-
-
-def element_types(model: ModelProto) -> dict[str, int]:
-    """The ONNX element type of every tensor for which shape inference finds one."""
-    found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    kinds = {t.name: t.data_type for t in found.initializer}
-    for value in (*found.value_info, *found.input, *found.output):
-        kinds[value.name] = value.type.tensor_type.elem_type
-    return kinds
 
 
 def computed(model: ModelProto) -> dict[str, NodeProto]:
@@ -93,23 +81,3 @@ def stored(model: ModelProto, kinds: Mapping[str, int]) -> ModelProto:
     del result.graph.node[:]
     result.graph.node.extend(body)
     return result
-
-
-def session_of(model: ModelProto, optimised: bool = False) -> Any:
-    """A session on this CPU that computes every node as it is written.
-
-    Args:
-        model: at most 2 GB.
-        optimised: let ONNX Runtime fuse and quantise as it does where it is itself what ships.
-
-    Raises:
-        ToolMissingError: onnxruntime is not installed.
-    """
-    ort = need("onnxruntime", "cpu", "comparing the rungs of the parity ladder")
-    options = ort.SessionOptions()
-    options.log_severity_level = QUIET
-    if not optimised:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )

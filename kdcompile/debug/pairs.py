@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from onnx import ModelProto, NodeProto
 
 from kdcompile.debug.bisect import Probe
-from kdcompile.debug.expose import FLOATS, computed, element_types
+from kdcompile.debug.expose import FLOATS, computed
+from kdcompile.onnx_graph.shapes import element_types
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

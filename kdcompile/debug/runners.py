@@ -21,7 +21,9 @@ from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import scratch
-from kdcompile.debug.expose import element_types, exposed, session_of, stored
+from kdcompile.debug.expose import exposed, stored
+from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.shapes import element_types
 from kdcompile.remote.open import Place
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class OnnxSide(Side):
     def _open(self, tensors: tuple[str, ...]) -> None:
         model, names = exposed(self._base, (self.output, *tensors), self.kinds)
         self._session, self._names, self._tensors = None, {}, None
-        self._session = session_of(model, self.optimised)
+        self._session = cpu_session(model, optimised=self.optimised)
         self._names, self._tensors = names, tensors
 
 

@@ -29,7 +29,7 @@ from kdcompile.remote.board import facts_of
 from kdcompile.remote.open import Place, open_place
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import Task, find_task
+from kdcompile.tasks.task import Task, find_task, task_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,7 +109,7 @@ def export_ladder(
 
 def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Module]":
     """The ladder's first two rungs, the trained module and its exported program, and the module."""
-    task, prepare = find_task(spec.task.kind), preprocess_of(spec.data, spec.export, spec.task)
+    task, prepare = task_of(spec), preprocess_of(spec)
     photos = load_splits(spec.data, spec.folder).val
     many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
     module, gate = trained(spec, distilled), spec.gates.accuracy

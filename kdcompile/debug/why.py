@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from kdcompile.debug.bisect import Probe
-from kdcompile.debug.expose import computed, session_of
+from kdcompile.debug.expose import computed
 from kdcompile.debug.names import module_of, producers
 from kdcompile.debug.pairs import match_nodes
 from kdcompile.onnx_graph.graph import computing
+from kdcompile.onnx_graph.session import cpu_session
 
 Floats = NDArray[np.float32]
 FP16_MAX = 65504.0
@@ -164,5 +165,5 @@ def constant_raw(model: ModelProto, tensor: str) -> NDArray[Any] | None:
     part = computing(model, [tensor])
     del part.graph.input[:], part.graph.output[:]
     part.graph.output.append(helper.make_empty_tensor_value_info(tensor))
-    value: NDArray[Any] = session_of(part).run(None, {})[0]
+    value: NDArray[Any] = cpu_session(part, optimised=False).run(None, {})[0]
     return value

@@ -26,7 +26,7 @@ from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.stats.noninferiority import compare, observed_text
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 Floats = NDArray[np.float64]
 IMAGES, PIXELS = 256, 4 * 1024 * 1024  # training photos that are looked at, pixels of them
@@ -51,9 +51,9 @@ class Student:
         self.model.to(self.device).eval()
         splits = load_splits(spec.data, spec.folder)
         self.val, self.test = splits.val, judged(splits.test, spec.data.max_test)
-        self.task = find_task(spec.task.kind)
+        self.task = task_of(spec)
         self.metric = self.task.selection_metric(spec.gates.accuracy.metric)
-        self.preprocess = preprocess_of(spec.data, spec.export, spec.task)
+        self.preprocess = preprocess_of(spec)
         self._inputs = self._calibration(splits.train)
 
     def _calibration(self, train: Sequence[Photo]) -> list[tuple[Frame, Tensor]]:

@@ -83,7 +83,7 @@ class Combined(Recipe):
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """The terms of all parts; where images are mixed, of the class of the larger part."""
-        if self.objective.kind == "classification" and inputs.target.is_floating_point():
+        if self.objective.of_classes and inputs.target.is_floating_point():
             inputs = replace(inputs, target=inputs.target.argmax(1))
         return {name: term for part in self._each() for name, term in part.extra(inputs).items()}
 

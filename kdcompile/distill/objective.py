@@ -16,6 +16,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
 from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
+from kdcompile.tasks.task import Task
 
 ByReduction = Mapping[str, Mapping[str, float]]
 BLOCK = 8  # cells a side of a block whose count is compared
@@ -24,11 +25,15 @@ BLOCK = 8  # cells a side of a block whose count is compared
 class Objective(ABC):
     """The terms of a task, float32 scalars.
 
-    `weights` has the default weight of each term by reduction, those against the teacher
-    (`soft`) included; `formula` is what `kdcompile recipes show` prints.
+    `kind` is the built-in task that recipes take it for (`Task.like`); `of_classes`: the targets
+    are class indices; `is_dense`: they are maps. `weights` has the default weight of each term by
+    reduction, those against the teacher (`soft`) included; `formula` is what `kdcompile recipes
+    show` prints.
     """
 
     kind: ClassVar[str]
+    of_classes: ClassVar[bool] = False
+    is_dense: ClassVar[bool] = False
     weights: ClassVar[ByReduction]
     formula: ClassVar[str]
 
@@ -67,7 +72,7 @@ class DensityObjective(Objective):
     dimensionless; counts always by the labels' mean count of a block.
     """
 
-    kind = "counting"
+    kind, is_dense = "counting", True
     weights: ClassVar[ByReduction] = {
         "mean": {"hard": 1.0, "count": 1.0, "soft": 4.0},
         "paper": {"hard": 1.0, "count": 0.0, "soft": 1.0},
@@ -99,7 +104,7 @@ class DensityObjective(Objective):
 class ClassObjective(Objective):
     """Cross-entropy of logits [N, K] with class indices, and Hinton's softened KL with its T^2."""
 
-    kind = "classification"
+    kind, of_classes = "classification", True
     weights: ClassVar[ByReduction] = {
         "mean": {"hard": 0.1, "soft": 0.9},
         "paper": {"hard": 0.1, "soft": 0.9},
@@ -159,6 +164,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
 }
 
 
-def make_objective(kind: str, options: Distill, targets: Tensor) -> Objective:
-    """The objective of `[task] kind`, scaled by some batches of targets."""
-    return OBJECTIVES[kind](options, torch.as_tensor(targets))
+def objective_of(task: Task) -> type[Objective]:
+    """The losses of a task: its own, or else those of the built-in one that it is like."""
+    own: type[Objective] | None = task.objective()
+    return own or OBJECTIVES[task.like]

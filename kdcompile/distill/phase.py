@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdcompile.config.distill import Distill
 from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.distill.execution import Execution, Mode, prepare
-from kdcompile.distill.objective import OBJECTIVES, Objective, make_objective
+from kdcompile.distill.objective import Objective, objective_of
 from kdcompile.distill.qad_modules import trained
 from kdcompile.distill.recipe import Recipe
 from kdcompile.distill.recipe_context import Ground
@@ -27,6 +27,7 @@ from kdcompile.distill.trainable import Seen, Trainable, fit_crops, in_training
 from kdcompile.distill.training_context import Setting
 from kdcompile.distill.update import Update
 from kdcompile.distill.weights import TermWeights, gradient_norms
+from kdcompile.tasks.task import task_of
 
 SCALE_BATCHES = 8
 SEED_STRIDE = 1_000_003
@@ -51,7 +52,7 @@ class StageRun:
         self.device, options = setting.device, plan.options
         self._number, self._seed = number, setting.spec.seed + SEED_STRIDE * number
         spec = setting.spec
-        self._targets = OBJECTIVES[spec.task.kind].targets(
+        self._targets = objective_of(task_of(spec)).targets(
             setting.photos, setting.stride, spec.data.sigma, self.device
         )
         place = (setting.processes.rank, setting.processes.world)
@@ -116,7 +117,7 @@ class StageRun:
         """The task's losses, scaled by the first targets of all processes."""
         own = torch.cat([self.sampler.targets_of(step) for step in range(SCALE_BATCHES)])
         everyone = torch.cat(self.setting.processes.gather(own))
-        return make_objective(self.setting.spec.task.kind, self.plan.options, everyone)
+        return objective_of(task_of(self.setting.spec))(self.plan.options, everyone)
 
     @torch.no_grad()
     def _fit(self) -> None:

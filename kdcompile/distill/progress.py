@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kdcompile.core.events import Metric, emit
 from kdcompile.core.progress import Progress
 
 
@@ -29,3 +30,6 @@ class TrainingProgress(Progress):
             self._metric = f", val {self._name} {validated:.4g}"
         note = f"stage {row['stage']}, loss {row['loss']:.4g}{self._metric}"
         self.show(done, note, important=validated is not None)
+        for name, value in row.items():
+            if not self._silent and (name == "loss" or name.startswith("val_")):
+                emit(Metric("distill", done, name, float(value)))

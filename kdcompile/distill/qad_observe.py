@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.calib.histogram import Histogram
-from kdcompile.calib.observers import CALIBRATORS
+from kdcompile.calib.observers import find_calibrator
 from kdcompile.calib.table import tensor_range
 from kdcompile.distill.qad_layers import QadLayer
 
@@ -44,7 +44,7 @@ def observe(
 
 def chosen_scales(histograms: Iterable[Histogram], calibrator: str) -> list[float]:
     """The scale that a calibrator chooses for each tensor."""
-    choose = CALIBRATORS[calibrator]
+    choose = find_calibrator(calibrator)
     return [tensor_range(choose(h), 0.0, h.minimum, h.maximum).scale for h in histograms]
 
 

@@ -1,28 +1,28 @@
-"""How the files of `recipes/` are found, and recipes that are joined with a plus sign."""
+"""Finding recipes by name, those of plug-ins included, and joining several with a plus sign."""
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 
+import kdcompile.distill.recipes  # noqa: F401  a cache key covers all of them
 from kdcompile.config.spec import Spec
-from kdcompile.core.errors import KDError, nearest
-from kdcompile.distill import recipes as folder
+from kdcompile.core import plugins
+from kdcompile.core.errors import KDError
 from kdcompile.distill.combined import PLUS, combine
 from kdcompile.distill.elsewhere import ELSEWHERE
 from kdcompile.distill.recipe import Recipe
 from kdcompile.distill.recipe_context import refuse_unmet
 from kdcompile.distill.schedule import stage_plans
+from kdcompile.tasks.task import task_of
 
 
 def recipes() -> dict[str, type[Recipe]]:
-    """Every recipe by name: the one subclass that each file of `recipes/` defines."""
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"{folder.__name__}.{module.name}")
-    known: list[type[Recipe]] = list(Recipe.__subclasses__())
-    for kind in known:
-        known += [sub for sub in kind.__subclasses__() if sub not in known]
-    shipped = [kind for kind in known if kind.__module__.startswith(folder.__name__)]
-    return {kind.about.name: kind for kind in sorted(shipped, key=lambda k: k.about.name)}
+    """Every recipe by name, sorted."""
+    return {name: _one(name) for name in sorted(plugins.names("recipes"))}
+
+
+def _one(name: str) -> type[Recipe]:
+    fix = f"one of {', '.join(sorted(plugins.names('recipes')))}; kdcompile recipes describes them"
+    found: type[Recipe] = plugins.find("recipes", name, Recipe, "[distill] recipe", fix)
+    return found
 
 
 def find_recipe(name: str) -> type[Recipe]:
@@ -31,7 +31,6 @@ def find_recipe(name: str) -> type[Recipe]:
     Raises:
         KDError: `recipe-unknown` or `recipe-combine`.
     """
-    known = recipes()
     parts = [part.strip() for part in name.split(PLUS)]
     for part in parts:
         if part in ELSEWHERE:
@@ -41,14 +40,8 @@ def find_recipe(name: str) -> type[Recipe]:
                 where="[distill] recipe",
                 fix=f"train with another recipe; {part} is {ELSEWHERE[part].home}",
             )
-        if part not in known:
-            raise KDError(
-                "recipe-unknown",
-                f"there is no recipe {part!r}{nearest(part, known)}",
-                where="[distill] recipe",
-                fix=f"one of {', '.join(known)}; kdcompile recipes describes them",
-            )
-    return known[name] if len(parts) == 1 else combine([known[part] for part in parts])
+    kinds = [_one(part) for part in parts]
+    return kinds[0] if len(kinds) == 1 else combine(kinds)
 
 
 def refuse_recipes(spec: Spec) -> None:
@@ -59,7 +52,7 @@ def refuse_recipes(spec: Spec) -> None:
     """
     for plan in stage_plans(spec.distill):
         kind = find_recipe(plan.options.recipe)
-        kind.refuse_task(spec.task.kind)
+        kind.refuse_task(task_of(spec).like)
         refuse_unmet(kind.about.name, kind.needs, spec)
 
 

@@ -22,7 +22,7 @@ class RelationRecipe(Recipe):
     ) -> dict[str, float | Ramp]:
         """Under "paper" as published, whatever the task."""
         found = super().defaults(objective, reduction)
-        if objective.kind == "counting" and reduction == "mean":
+        if objective.is_dense and reduction == "mean":
             own = cls.extra_weights["mean"]
             found |= {name: DENSE * w for name, w in own.items() if isinstance(w, int | float)}
         return found

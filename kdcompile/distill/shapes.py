@@ -10,7 +10,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.splits import Splits
 from kdcompile.distill.registry import any_recipe
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 WIDENING = ', or set distill.recipe = "class-relation", which takes new classes'
 
@@ -67,7 +67,7 @@ def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) ->
             where="[student] family",
             fix=f"give the student the teacher's output shape{more}",
         )
-    if not find_task(spec.task.kind).is_dense:
+    if not task_of(spec).is_dense:
         return 1
     stride, rest = divmod(crop, asked[2])
     if rest or asked[2] != asked[3]:
@@ -82,7 +82,7 @@ def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) ->
 
 def _is_wider(given: tuple[int, ...], asked: tuple[int, ...], spec: Spec) -> bool:
     """Whether the student has the teacher's classes and more."""
-    classes = spec.task.kind == "classification" and len(given) == len(asked) == 2
+    classes = task_of(spec).has_classes and len(given) == len(asked) == 2
     return classes and given[1] > asked[1]
 
 
@@ -105,7 +105,7 @@ def refuse_labels(student: nn.Module, spec: Spec, splits: Splits) -> None:
     Raises:
         KDError: `labels-invalid`.
     """
-    task = find_task(spec.task.kind)
+    task = task_of(spec)
     labels = [task.truth(photo) for photo in (*splits.train, *splits.val)]
     outputs = _output("student", student, spec, spec.distill.crop)[1]
     problem = task.check_labels(labels, outputs, splits.classes)

@@ -23,12 +23,12 @@ from kdcompile.distill.alive import Pulse, dead
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import start_findings
 from kdcompile.distill.inherit import inherit
-from kdcompile.distill.objective import OBJECTIVES, Objective, make_objective
+from kdcompile.distill.objective import Objective, objective_of
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.shapes import class_counts, output_stride
 from kdcompile.models.factory import load_weights, write_weights
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 log = logging.getLogger("kdcompile")
 CROPS_AT_ONCE = 4
@@ -115,7 +115,7 @@ def checked_start(
         return None
     more = [start.attempt for start in starts] if len(starts) > 1 else None
     found = best.report | {"validation": best.validation} | ({"attempts": more} if more else {})
-    for text in start_findings(find_task(spec.task.kind).metric, found):
+    for text in start_findings(task_of(spec).metric, found):
         log.warning("distill: %s", text)
     return found
 
@@ -150,7 +150,7 @@ class _Start:
     def rank(self) -> tuple[bool, float]:
         """The least is the best."""
         value = math.nan if self.validation is None else self.validation["start"]
-        metric = find_task(self.spec.task.kind).metric
+        metric = task_of(self.spec).metric
         return self.pulse is not None, math.inf if math.isnan(value) else metric.worse_by(value, 0)
 
     @property
@@ -170,7 +170,7 @@ def _worse(spec: Spec, validation: Mapping[str, Any] | None) -> bool:
     """Whether a start is worse than a constant."""
     if validation is None:
         return False
-    metric = find_task(spec.task.kind).metric
+    metric = task_of(spec).metric
     return metric.is_better(validation["constant"], validation["start"])
 
 
@@ -178,8 +178,8 @@ class _Judge:
     """Looks at a student before it is trained."""
 
     def __init__(self, spec: Spec, store: ImageStore, val: Sequence[Photo]) -> None:
-        self._task, self._store, self._val = find_task(spec.task.kind), store, val
-        self._preprocess = preprocess_of(spec.data, spec.export, spec.task)
+        self._task, self._store, self._val = task_of(spec), store, val
+        self._preprocess = preprocess_of(spec)
 
     def __call__(
         self, spec: Spec, teacher: nn.Module, student: nn.Module, report: dict[str, Any] | None
@@ -257,7 +257,7 @@ def start_student(
 def _objective(spec: Spec, crops: Sequence[Batch]) -> Objective:
     """The task's losses, scaled by some crops' targets."""
     labels = torch.cat([batch.target for batch in crops])
-    return make_objective(spec.task.kind, stage_plans(spec.distill)[0].options, labels)
+    return objective_of(task_of(spec))(stage_plans(spec.distill)[0].options, labels)
 
 
 def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStore) -> list[Batch]:
@@ -265,10 +265,11 @@ def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStor
     first = stage_plans(spec.distill)[0].options
     plain = {"batch": min(CROPS_AT_ONCE, spec.student.crops), "colour": 0.0, "views": 0}
     options = first.model_copy(update=plain)
-    preprocess = preprocess_of(spec.data, spec.export, spec.task)
+    preprocess = preprocess_of(spec)
     stride = output_stride(teacher, student, spec)
-    kind = OBJECTIVES[spec.task.kind]
-    targets = kind.targets(store.photos, stride, spec.data.sigma, store.device)
+    targets = objective_of(task_of(spec)).targets(
+        store.photos, stride, spec.data.sigma, store.device
+    )
     sampler = CropSampler(
         store.photos, preprocess, options, targets, spec.seed, store.device, store=store
     )

@@ -38,7 +38,7 @@ from kdcompile.distill.schedule import (
 )
 from kdcompile.distill.state import Row, State, load_checkpoint, read_lengths, save_checkpoint
 from kdcompile.distill.training_context import make_setting
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 log = logging.getLogger("kdcompile")
 Judged = tuple[dict[str, float], list[float]]  # metrics by name, and a prediction a photo
@@ -77,7 +77,7 @@ class Trainer:
         self._spec, self._options, self._work = spec, spec.distill, work
         self._train, self._val, self._teacher_value = train, val, teacher_value
         self._on_validated = on_validated
-        self._task = find_task(spec.task.kind)
+        self._task = task_of(spec)
         self._processes = processes()
         self.setting = make_setting(spec, teacher, student, train, work, store)
         self.device = self.setting.device

@@ -80,7 +80,7 @@ def make_setting(
     bf16 = fast and torch.cuda.is_bf16_supported()
     torch.backends.cudnn.benchmark = fast  # crops of one size
     layout = torch.channels_last if fast else torch.contiguous_format
-    preprocess = preprocess_of(spec.data, spec.export, spec.task)
+    preprocess = preprocess_of(spec)
     loaded = load_teachers(spec) if any_recipe(spec, lambda kind: kind.needs_others) else []
     teacher, *others = (
         _placed(each, device, layout).requires_grad_(False).eval() for each in (teacher, *loaded)

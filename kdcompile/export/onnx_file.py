@@ -1,5 +1,6 @@
 """From a PyTorch module to a checked, simplified ONNX file."""
 
+import functools
 import io
 import logging
 import sys
@@ -7,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -106,7 +108,7 @@ def traced(
     }
     # torch.export specialises a size of 0 or 1, so trace at the largest
     sample = torch.zeros(tuple(high))
-    with quiet_exporter():
+    with quiet_exporter(), one_registry():
         import onnxscript  # noqa: F401  # what torch.onnx.export translates with, so in the key
 
         program = torch.onnx.export(
@@ -163,6 +165,31 @@ def _prove_range(module: nn.Module, model: ModelProto, shapes: tuple[Shape, Shap
         if got.shape != expected.shape or not np.allclose(got, expected, rtol=1e-3, atol=1e-4):
             why = "the ONNX file gives another output than PyTorch"
             raise size_refused(f"at {list(size)}, {why}")
+
+
+@contextmanager
+def one_registry() -> Iterator[None]:
+    """Let the exports of this process share one registry of translations; none of ours alters it.
+
+    torch.onnx.export makes it of 500 functions in every call, which takes 0.3 s (torch 2.13).
+    """
+    from torch.onnx._internal.exporter import _registration
+
+    registries = getattr(_registration, "ONNXRegistry", None)
+    make = vars(registries).get("from_torchlib") if registries else None
+    if not isinstance(make, classmethod):  # private to torch: a release without it is only slower
+        yield
+        return
+    registries.from_torchlib = staticmethod(_shared(registries))
+    try:
+        yield
+    finally:
+        registries.from_torchlib = make
+
+
+@functools.cache
+def _shared(registries: Any) -> Any:
+    return functools.cache(registries.from_torchlib)
 
 
 @contextmanager

@@ -5,16 +5,19 @@ is judged on photos of the teacher's: what it knows of new ones would hide what 
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.config.gates import AccuracyGate, fraction
-from kdcompile.core.report import GateResult, Measurement
-from kdcompile.gates.context import VerifyContext
-from kdcompile.gates.registry import gate
+from kdcompile.config.gates import MetricGate, Percent, fraction
+from kdcompile.core.report import GateResult, Measurement, Verdict
+from kdcompile.gates.context import Floats, VerifyContext
+from kdcompile.gates.decidable import of_all
+from kdcompile.gates.registry import Decidable, gate
 from kdcompile.stats.noninferiority import Decision, compare, limits_text, observed_text
-from kdcompile.tasks.metric import METRICS, Metric
+from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.task import Task
 
 NO_MAPS = (
     "a board sends home what it predicted, not its density maps: kdcompile build --via PLACE "
@@ -22,32 +25,61 @@ NO_MAPS = (
 )
 
 
-def _threshold(settings: AccuracyGate) -> str:
-    assert settings.metric is not None, "verify names the metric that the spec leaves to the task"
-    metric = METRICS[settings.metric]
+class AccuracyGate(MetricGate):
+    """Student against teacher, paired over the test images.
+
+    Without a metric it is the task's first: mae, or top1 for classification. The limits of an
+    error (mae, rmse, game1 to game3) are shares of the teacher's value, those of top1 percentage
+    points.
+    """
+
+    max_increase: Percent = "5%"
+    margin: Percent = "15%"
+
+
+def _threshold(settings: AccuracyGate, task: Task) -> str:
+    metric = task.find_metric(settings.metric)
     return limits_text(metric, settings.max_increase, settings.margin, "the teacher's")
+
+
+def _easiest(
+    settings: AccuracyGate, task: Task, true: Floats, classes: Sequence[str] | None, seed: int
+) -> Decidable:
+    metric = task.find_metric(settings.metric)
+
+    def rule(n: int) -> tuple[Verdict, str]:
+        found = never_wrong(metric, n, settings.margin, settings.max_increase, seed)
+        return found.verdict, found.reason
+
+    return of_all("accuracy", len(true), rule)
 
 
 @gate(
     "accuracy",
+    AccuracyGate,
     threshold=_threshold,
+    needs=("predictions",),
+    kind="accuracy",
+    rank=0,
+    always=True,
+    easiest=_easiest,
     on_board="build_engine.py --test PACK judges it; kdcompile bundle --test-pack FOLDER writes it",
 )
 def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
     """Judge the student's predictions by the rule that this module states."""
     task, outcomes = context.task, context.outcomes
     metric = task.find_metric(settings.metric)
-    settings = settings.model_copy(update={"metric": metric.name})
+    threshold = _threshold(settings, task)
     if not outcomes.knows("student", metric):
         return GateResult(
-            "accuracy", "skipped", context.evidence, settings.required, _threshold(settings),
+            "accuracy", "skipped", context.evidence, settings.required, threshold,
             "no density maps", NO_MAPS,
         )  # fmt: skip
     names, where = outcomes.names, outcomes.taught
     kept = np.ones(len(names), np.bool_) if where is None else where
     if where is not None and not where.any():
         return GateResult(
-            "accuracy", "inconclusive", context.evidence, settings.required, _threshold(settings),
+            "accuracy", "inconclusive", context.evidence, settings.required, threshold,
             "no number", "no test photo is of one of the teacher's classes: add some to data.test",
         )  # fmt: skip
     found = compare(
@@ -63,7 +95,7 @@ def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
         verdict=found.verdict,
         evidence=context.evidence,
         required=settings.required,
-        threshold=_threshold(settings),
+        threshold=threshold,
         observed=observed_text(metric, found.reference, found.value),
         reason=f"{found.reason}, on {outcomes.scope}"
         + ("" if where is None else f", the {kept.sum()} of the teacher's classes")
@@ -88,6 +120,13 @@ def _of_itself(
     ):
         return ""
     return f"; the fp32 student fails by itself, with {metric.text(trained)}: not by quantisation"
+
+
+def never_wrong(metric: Metric, n: int, margin: str, max_increase: str, seed: int) -> Decision:
+    """The decision on n photos on which neither network is wrong, by the limits of a spec."""
+    right = np.zeros(n)
+    most = fraction(max_increase)
+    return compare(metric, right, right, margin=fraction(margin), max_increase=most, seed=seed)
 
 
 def difference(

@@ -11,22 +11,22 @@ absolute error. With low and high the one-sided 95 % bounds of the share (Cloppe
     inconclusive  otherwise
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.config.gates import FlipsGate, fraction
+from kdcompile.config.gates import GateSpec, Percent, Share, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
-from kdcompile.gates.context import VerifyContext
-from kdcompile.gates.registry import gate
+from kdcompile.gates.context import Floats, VerifyContext
+from kdcompile.gates.decidable import of_all
+from kdcompile.gates.registry import Decidable, gate
+from kdcompile.stats.exact_interval import share_bounds
 from kdcompile.stats.noninferiority import check_pairs
-from kdcompile.stats.proportion_interval import share_bounds
 from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.reference import changes
 from kdcompile.tasks.task import Task
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,40 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _threshold(settings: FlipsGate) -> str:
+class FlipsGate(GateSpec):
+    """The share of test images that the student has worse than the teacher.
+
+    For classes: right by the teacher and wrong by the student. Else: an absolute error that grew
+    by more than `tolerance`, a share of the teacher's mean absolute error.
+    """
+
+    max: Share
+    tolerance: Percent = "100%"
+
+
+def _threshold(settings: FlipsGate, task: Task) -> str:
     return f"at most {settings.max} of the photos worse than by the teacher, at 95 %"
+
+
+def _easiest(
+    settings: FlipsGate, task: Task, true: Floats, classes: Sequence[str] | None, seed: int
+) -> Decidable:
+    def rule(n: int) -> tuple[Verdict, str]:
+        right = np.zeros(n)
+        worse = find_flips(task, right, right, fraction(settings.tolerance))
+        return worse.judge(fraction(settings.max))
+
+    return of_all("flips", len(true), rule)
 
 
 @gate(
     "flips",
+    FlipsGate,
     threshold=_threshold,
+    needs=("predictions",),
+    kind="accuracy",
+    rank=7,
+    easiest=_easiest,
     on_board="build_engine.py --test PACK predicts them; kdcompile bundle --merge judges",
 )
 def flips(settings: FlipsGate, context: VerifyContext) -> GateResult:
@@ -139,7 +166,7 @@ def flips(settings: FlipsGate, context: VerifyContext) -> GateResult:
         verdict=verdict,
         evidence=context.evidence,
         required=settings.required,
-        threshold=_threshold(settings),
+        threshold=_threshold(settings, context.task),
         observed=found.text(),
         reason=f"{reason}; worse is {found.rule}, on {outcomes.scope}",
         measurements=(found.measurement(context, "the teacher's"),),

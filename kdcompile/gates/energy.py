@@ -2,21 +2,35 @@
 
 from typing import cast
 
-from kdcompile.config.gates import EnergyGate
+from pydantic import Field
+
+from kdcompile.config.gates import Evidence, GateSpec
 from kdcompile.core.report import GateResult, Verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.gates.resources import resource_numbers, resources_of, unread
 from kdcompile.remote.usage import Absent, energy_verdict
+from kdcompile.tasks.task import Task
 
 
-def _threshold(settings: EnergyGate) -> str:
+class EnergyGate(GateSpec):
+    """Energy of one inference, in mJ, where the device tells it."""
+
+    evidence: Evidence = "device"
+    max: float = Field(gt=0)
+
+
+def _threshold(settings: EnergyGate, task: Task) -> str:
     return f"at most {settings.max:g} mJ an inference"
 
 
 @gate(
     "energy_mj",
+    EnergyGate,
     threshold=_threshold,
+    needs=("usage",),
+    kind="energy",
+    rank=4,
     on_board="build_engine.py of the kit reads the power; kdcompile bundle --merge judges",
 )
 def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
@@ -25,7 +39,7 @@ def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
     It is the energy in all, what the idle device draws with it, as a battery has to give it. Where
     nothing tells it the gate is skipped: a limit that was not held against a number is not kept.
     """
-    found, threshold = resources_of(context).energy, _threshold(settings)
+    found, threshold = resources_of(context).energy, _threshold(settings, context.task)
     if settings.evidence == "predicted":
         found = Absent("no model predicts the energy of an inference")
     if isinstance(found, Absent):

@@ -14,6 +14,7 @@ import numpy as np
 
 from kdcompile.backends.teacher import teacher_precision
 from kdcompile.config.gates import Gates
+from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.core.report import GateResult, Measurement, Report, overall
 from kdcompile.gates.board_record import BoardRecord, Candidate, Times, read_record
@@ -26,19 +27,17 @@ from kdcompile.gates.context import (
     Parity,
     VerifyContext,
 )
-from kdcompile.gates.registry import load_gates
+from kdcompile.gates.registry import Need, find_gate
 from kdcompile.gates.resources import of_board, resource_numbers
 from kdcompile.gates.speedup import target_speed
 from kdcompile.gates.summary import measurements
+from kdcompile.remote.archive import NAME
 from kdcompile.remote.same_board import differences
 from kdcompile.stats.latency_interval import PairedTimes, median_interval
 from kdcompile.targets import load
 from kdcompile.tasks.task import find_task
 
 DEVICE = "@device"
-OF_PHOTOS = ("accuracy", "strata", "flips", "previous")  # what the engine predicts for each
-NEEDS_TEST = (*OF_PHOTOS, "speedup")
-OF_USAGE = ("energy_mj", "memory_mb")
 NO_USAGE = (
     "device.json has no readings of it: run the kit's build_engine.py again, of a bundle that this "
     "kdcompile built"
@@ -102,8 +101,9 @@ def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, 
             fix="keep the bundle as it is, or build it without --via and merge into that one",
         )
     wrong = []
-    if record.worker != kit["files"]["worker.py"]:
-        wrong.append("worker.py there is not the kit's")
+    agent = NAME if NAME in kit["files"] else "worker.py"  # of a bundle before there was the file
+    if record.worker != kit["files"][agent]:
+        wrong.append(f"{agent} there is not the kit's")
     if record.shape != list(kit["profile"][1]):
         wrong.append(f"it timed {record.shape}, the typical shape is {kit['profile'][1]}")
     wrong += differences(kit["target"], record.environment.model_dump())
@@ -143,7 +143,8 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
     rows, predicted = _rows(report), candidate.predictions
     student = np.array(predicted if predicted is not None else [], np.float64)
     true, teacher = (np.array([float(row[k]) for row in rows]) for k in ("true", "teacher"))
-    task = find_task(report.details["task"]["kind"])
+    facts = report.details["task"]
+    task = find_task(facts.get("name", facts["kind"]))
     available = report.details.get("test_photos") or len(rows)
     names = tuple(str(row["name"]) for row in rows)
     earlier = report.details.get("previous")
@@ -205,7 +206,7 @@ def _verdicts(
     record: BoardRecord,
     context: VerifyContext | None,
 ) -> list[GateResult]:
-    """The gates in their order, the pending ones decided; the size again, of the engine.
+    """The gates in their order, the pending ones decided; those of files again, of the engine.
 
     What this machine could not measure, or only predict, and the board did is the board's alone.
     """
@@ -216,20 +217,22 @@ def _verdicts(
             found.append(_decided(old, name, settings, record, context))
             continue
         found.append(old)
-        if name == "size_mb" and context is not None:
-            found.append(_asked("size_mb", settings, context))
+        if "files" in _needs(name) and context is not None:
+            found.append(_asked(name, settings, context))
     decided = {gate.name for gate in found if gate.verdict != "pending"}
     weak = [g for g in found if g.verdict == "skipped" or g.evidence == "predicted"]
     return [g for g in found if g not in weak or g.name + DEVICE not in decided]
 
 
 def _nothing_ships(gates: list[GateResult], why: str) -> list[GateResult]:
-    """Without an engine a gate fails: parity, where the closest candidate failed none."""
+    """Without an engine a gate fails: that of its outputs, where the closest one failed none."""
     if any(g.verdict == "failed" for g in gates if g.name.endswith(DEVICE)):
         return gates
     reason = f"the board ships no engine: {why}"
     return [
-        replace(g, verdict="failed", reason=reason) if g.name == f"parity{DEVICE}" else g
+        replace(g, verdict="failed", reason=reason)
+        if g.name.endswith(DEVICE) and "outputs" in _needs(g.name.removesuffix(DEVICE))
+        else g
         for g in gates
     ]
 
@@ -246,24 +249,30 @@ def _decided(
         told = "; ".join(f"{c.precision}: {c.why}" for c in record.candidates)
         reason = f"no engine was built on the board: {told}"
         return replace(old, verdict="failed", observed="no engine", reason=reason)
-    if name in NEEDS_TEST and record.test is None:
+    needs = _needs(name)
+    if {"predictions", "latency"} & set(needs) and record.test is None:
         return replace(old, reason=NO_TEST)
-    if name in OF_USAGE and context.resources is None:
+    if "usage" in needs and context.resources is None:
         return replace(old, reason=NO_USAGE)
-    if name in OF_PHOTOS and len(context.outcomes.student) != len(context.outcomes.names):
+    if "predictions" in needs and len(context.outcomes.student) != len(context.outcomes.names):
         return replace(old, verdict="failed", observed="no number",
                        reason=f"the {context.precision} engine did not give a number for each of "
                        f"{len(context.outcomes.names)} photos")  # fmt: skip
-    if name == "speedup" and not len(context.latency.times.a):
+    if "latency" in needs and not len(context.latency.times.a):
         teacher = record.teachers.get(teacher_precision(context.precision))  # type: ignore[call-overload]
         reason = teacher.why if teacher is not None and teacher.why else "the teacher was not timed"
         return replace(old, reason=f"on the board: {reason}")
     return _asked(name, settings, context)
 
 
+def _needs(name: str) -> tuple[Need, ...]:
+    """What a gate takes of the measurements; of one that is not installed here nothing is known."""
+    return find_gate(name).needs if name in plugins.names("gates") else ()
+
+
 def _asked(name: str, settings: Gates, context: VerifyContext) -> GateResult:
     own = getattr(settings, name).model_copy(update={"evidence": "device"})
-    return replace(load_gates()[name].decide(own, context), name=name + DEVICE)
+    return replace(find_gate(name)(own, context), name=name + DEVICE)
 
 
 def _numbers(context: VerifyContext, record: BoardRecord) -> tuple[Measurement, ...]:

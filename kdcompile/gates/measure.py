@@ -21,6 +21,7 @@ from kdcompile.gates.context import Earlier, Floats, Latency, Origin, Parity
 from kdcompile.gates.deployed import STUDENT, deployed
 from kdcompile.gates.evaluate import Evaluation, evaluate, example_arrays, pick_examples
 from kdcompile.gates.reference_bundle import PREVIOUS, EarlierNetwork
+from kdcompile.gates.registry import find_gate
 from kdcompile.latency.environment import fingerprint_id, usable_cores
 from kdcompile.latency.interference import MOST, TRIES, quietest
 from kdcompile.stats.latency_interval import PairedTimes
@@ -176,8 +177,10 @@ def _time(
     timed in fp32: how its int8 or fp16 compares is not for this CPU to say. A measurement that
     decides a gate is repeated where others took the CPUs.
     """
-    gate = step.spec.gates.speedup
-    decides = target.kind == "cpu" and gate is not None and gate.evidence != "predicted"
+    decides = target.kind == "cpu" and any(
+        "latency" in find_gate(name).needs and settings.evidence != "predicted"
+        for name, settings in step.spec.gates.named().items()
+    )
     precision = step.inputs["compile"].json("choice.json")["precision"]
     shape = step.spec.export.profile[1]
     mode = f"ONNX Runtime CPU, {'x'.join(map(str, shape))}, {threads} threads, alternating"

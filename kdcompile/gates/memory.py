@@ -1,25 +1,38 @@
 """How much memory does the network take at most?"""
 
-from kdcompile.config.gates import MemoryGate
+from pydantic import Field
+
+from kdcompile.config.gates import GateSpec
 from kdcompile.core.report import GateResult, Verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.gates.resources import resource_numbers, resources_of, unread
 from kdcompile.remote.usage import Absent
+from kdcompile.tasks.task import Task
 
 
-def _threshold(settings: MemoryGate) -> str:
+class MemoryGate(GateSpec):
+    """Peak memory of the network, in units of 10^6 bytes, where the device tells it."""
+
+    max: float = Field(gt=0)
+
+
+def _threshold(settings: MemoryGate, task: Task) -> str:
     return f"at most {settings.max:g} MB"
 
 
 @gate(
     "memory_mb",
+    MemoryGate,
     threshold=_threshold,
+    needs=("usage",),
+    kind="memory",
+    rank=5,
     on_board="build_engine.py of the kit reads it; kdcompile bundle --merge judges",
 )
 def memory_mb(settings: MemoryGate, context: VerifyContext) -> GateResult:
     """Passed when the peak is within the maximum; skipped where nothing tells it."""
-    found, threshold = resources_of(context).memory, _threshold(settings)
+    found, threshold = resources_of(context).memory, _threshold(settings, context.task)
     if settings.evidence == "predicted":
         found = Absent("no model predicts the peak memory")
     if isinstance(found, Absent):

@@ -5,38 +5,86 @@ rule of `noninferior` with the earlier network as the reference; and did no more
 than `max_flips` allows, by the rule of `flips`, where the spec says how many.
 """
 
-from kdcompile.config.gates import PreviousGate, fraction
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from kdcompile.config.gates import MetricGate, Percent, Share, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
-from kdcompile.gates.accuracy import NO_MAPS, difference
+from kdcompile.gates.accuracy import NO_MAPS, difference, never_wrong
 from kdcompile.gates.churn import Flips, find_flips
-from kdcompile.gates.context import VerifyContext
-from kdcompile.gates.registry import gate
+from kdcompile.gates.context import Floats, VerifyContext
+from kdcompile.gates.decidable import of_all
+from kdcompile.gates.registry import Decidable, gate
 from kdcompile.stats.noninferiority import Decision, compare, limits_text, observed_text
-from kdcompile.tasks.metric import METRICS
+from kdcompile.tasks.task import Task
 
 ABSENT = "no earlier bundle was named: kdcompile build --baseline BUNDLE"
 ORDER: tuple[Verdict, ...] = ("failed", "inconclusive", "passed")  # the worse decides
 
 
-def _threshold(settings: PreviousGate) -> str:
-    assert settings.metric is not None, "verify names the metric that the spec leaves to the task"
-    metric = METRICS[settings.metric]
+class PreviousGate(MetricGate):
+    """Student against the network of an earlier bundle, on the same test images.
+
+    The limits are those of the accuracy gate, beside the earlier network's values.
+    """
+
+    local = ("bundle",)
+
+    bundle: Path | None = Field(
+        default=None, description="folder of the earlier bundle; --baseline BUNDLE names it too"
+    )
+    max_increase: Percent = "5%"
+    margin: Percent = "15%"
+    max_flips: Share | None = Field(
+        default=None, description="largest share of images that got worse; told only, if absent"
+    )
+    tolerance: Percent = "100%"
+
+    def files(self, folder: Path) -> Mapping[str, Path]:
+        """Its manifest, which has the hashes of all others."""
+        return {} if self.bundle is None else {"bundle": folder / self.bundle / "manifest.json"}
+
+
+def _threshold(settings: PreviousGate, task: Task) -> str:
+    metric = task.find_metric(settings.metric)
     text = limits_text(metric, settings.max_increase, settings.margin, "the earlier bundle's")
     if settings.max_flips is not None:
         text += f"; at most {settings.max_flips} of the photos worse, at 95 %"
     return text
 
 
+def _easiest(
+    settings: PreviousGate, task: Task, true: Floats, classes: Sequence[str] | None, seed: int
+) -> Decidable:
+    metric = task.find_metric(settings.metric)
+
+    def rule(n: int) -> tuple[Verdict, str]:
+        right = np.zeros(n)
+        found = never_wrong(metric, n, settings.margin, settings.max_increase, seed)
+        worse = find_flips(task, right, right, fraction(settings.tolerance))
+        verdict, reasons = both(found, worse, settings.max_flips)
+        return verdict, "; ".join(reasons)
+
+    return of_all("previous", len(true), rule)
+
+
 @gate(
     "previous",
+    PreviousGate,
     threshold=_threshold,
+    needs=("predictions",),
+    kind="accuracy",
+    rank=8,
+    easiest=_easiest,
     on_board="build_engine.py --test PACK predicts the photos; kdcompile bundle --merge judges",
 )
 def previous(settings: PreviousGate, context: VerifyContext) -> GateResult:
     """Judge the student beside the earlier network by the rules that this module states."""
     task, outcomes, earlier = context.task, context.outcomes, context.earlier
     metric = task.find_metric(settings.metric)
-    settings = settings.model_copy(update={"metric": metric.name})
     if earlier is None or outcomes.previous is None:
         return _result(settings, context, "skipped", "not compared", ABSENT, ())
     if not outcomes.knows("student", metric):
@@ -80,6 +128,6 @@ def _result(
     told: tuple[Measurement, ...],
 ) -> GateResult:
     return GateResult(
-        "previous", verdict, context.evidence, settings.required, _threshold(settings), observed,
-        reason, told,
+        "previous", verdict, context.evidence, settings.required,
+        _threshold(settings, context.task), observed, reason, told,
     )  # fmt: skip

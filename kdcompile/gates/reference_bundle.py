@@ -18,7 +18,7 @@ from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import load_splits, photos_digest
 from kdcompile.gates.context import Earlier
 from kdcompile.gates.deployed import Deployed
-from kdcompile.tasks.task import Task, find_task
+from kdcompile.tasks.task import Task, task_of
 
 PREVIOUS = "previous"  # its name among the networks that run
 OPTION = "--baseline BUNDLE, or [gates] previous.bundle"
@@ -86,7 +86,7 @@ def refuse_early(spec: Spec) -> None:
     folder = earlier_folder(spec)
     if folder is not None:
         splits = load_splits(spec.data, spec.folder)
-        task = find_task(spec.task.kind)
+        task = task_of(spec)
         open_earlier(folder, task, splits.classes, photos_digest(splits.test))
 
 
@@ -109,8 +109,8 @@ def open_earlier(
     """
     bundle = open_bundle(folder)
     kind, names = bundle.manifest["task"], bundle.manifest.get("classes")
-    if kind != task.kind:
-        raise _other("task", f"{folder.name} is of {kind}, this build of {task.kind}", bundle)
+    if kind != task.like:
+        raise _other("task", f"{folder.name} is of {kind}, this build of {task.like}", bundle)
     if names != (None if classes is None else list(classes)):
         what = f"{folder.name} has the classes {names}, this build {list(classes or ())}"
         raise _other("classes", what, bundle)

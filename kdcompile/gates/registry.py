@@ -1,84 +1,124 @@
-"""The gates by name, and how a build is judged by those that its spec names.
+"""The registry of gates, and the verdict of those that a spec names.
 
-A gate is one module of this package with one function:
+A gate is one module: its settings, a function that decides, and under `@gate` what it needs:
 
-    @gate("size_mb", threshold=in_words)
+    class SizeGate(GateSpec):
+        max: float
+
+    @gate("size_mb", SizeGate, threshold=in_words, needs=("files",), kind="size")
     def size_mb(settings: SizeGate, context: VerifyContext) -> GateResult: ...
 
-Its name is that of its section in `[gates]`, which `kdcompile.config.spec.Gates` declares.
+Its name is that of its section in `[gates]`.
 """
 
-import importlib
-import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import kdcompile.gates
+import kdcompile.gates  # noqa: F401  a cache key covers all of them
 from kdcompile.config.gates import Gates, GateSpec
+from kdcompile.core import plugins
 from kdcompile.core.report import GateResult
-from kdcompile.gates.context import VerifyContext
+from kdcompile.gates.context import Floats, VerifyContext
+from kdcompile.tasks.task import Task
 
 Decide = Callable[[Any, VerifyContext], GateResult]
+Threshold = Callable[[Any, Task], str]
+Need = Literal["predictions", "outputs", "latency", "usage", "files"]
+
+
+@dataclass(frozen=True)
+class Decidable:
+    """Whether a gate can be decided.
+
+    Args:
+        gate: its name.
+        images: test photos that it would be judged on.
+        decides: a student that is never wrong passes on them.
+        why: what the gate says of it.
+        needed: with how many it would pass; None where no number does.
+        each: that many in each part, and not in all.
+    """
+
+    gate: str
+    images: int
+    decides: bool
+    why: str
+    needed: int | None
+    each: bool = False
+
+
+Easiest = Callable[[Any, Task, Floats, Sequence[str] | None, int], Decidable]
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A registered gate.
+    """A registered gate; called, it decides.
 
     Args:
         name: its section's.
+        settings: the class of its section.
         decide: settings and measurements to one verdict.
-        threshold: settings to the threshold in words.
-        on_board: how a board judges it too, when the target cannot be built here; None where the
+        threshold: settings and the task to the threshold in words.
+        needs: what it takes of the measurements: `predictions` on the test photos, `outputs` beside
+            the reference's, `latency` of teacher and student, `usage` (energy and memory), `files`.
+            A board measures these for it too.
+        kind: what CI reports file it under, such as `latency` or `accuracy`.
+        on_board: how a board decides it too, when the target cannot be built here; None where the
             host's verdict is the board's.
         host_decides: this machine's verdict holds for another device too, until the board's.
+        always: it decides with its defaults where the spec does not name it.
+        rank: its place in a report; gates of one rank come by name.
+        easiest: whether some annotated values could decide it, of a student that is never wrong;
+            None where their number is nothing to it.
     """
 
     name: str
+    settings: type[GateSpec]
     decide: Decide
-    threshold: Callable[[Any], str]
-    on_board: str | None
+    threshold: Threshold
+    needs: tuple[Need, ...] = ()
+    kind: str = "gate"
+    on_board: str | None = None
     host_decides: bool = True
+    always: bool = False
+    rank: int = 100
+    easiest: Easiest | None = None
 
-
-GATES: dict[str, Gate] = {}
+    def __call__(self, settings: Any, context: VerifyContext) -> GateResult:
+        """The verdict."""
+        return self.decide(settings, context)
 
 
 def gate(
-    name: str,
-    *,
-    threshold: Callable[[Any], str],
-    on_board: str | None = None,
-    host_decides: bool = True,
-) -> Callable[[Decide], Decide]:
-    """Register the decorated function as the gate `name`.
-
-    Args:
-        name: its section's.
-        threshold: settings to the threshold in words, for the gate that waits for a board.
-        on_board: how a board judges it too, for the gate that waits for it.
-        host_decides: as `Gate` has it.
+    name: str, settings: type[GateSpec], *, threshold: Threshold, **facts: Any
+) -> Callable[[Decide], Gate]:
+    """Make the decorated function a gate and register it; the arguments are `Gate`'s.
 
     Raises:
-        ValueError: the name is taken by another module.
+        KDError: `plugin-duplicate`.
     """
 
-    def register(decide: Decide) -> Decide:
-        known = GATES.get(name)
-        if known is not None and known.decide.__module__ != decide.__module__:
-            raise ValueError(f"gate {name!r} is defined in {known.decide.__module__} too")
-        GATES[name] = Gate(name, decide, threshold, on_board, host_decides)
-        return decide
+    def make(decide: Decide) -> Gate:
+        made = Gate(name, settings, decide, threshold, **facts)
+        return plugins.register("gates", name, decide.__module__)(made)
 
-    return register
+    return make
 
 
-def load_gates() -> dict[str, Gate]:
-    """Import every module of this package, so that all of its gates are in `GATES`."""
-    for module in pkgutil.iter_modules(kdcompile.gates.__path__):
-        importlib.import_module(f"kdcompile.gates.{module.name}")
-    return GATES
+def find_gate(name: str) -> Gate:
+    """The gate of that name.
+
+    Raises:
+        KDError: `gate-unknown`, or those of `plugins.find`.
+    """
+    found: Gate = plugins.find("gates", name, Gate, "[gates]")
+    return found
+
+
+def any_needs(gates: Gates, need: Need) -> bool:
+    """Whether one of the named gates takes that of the measurements."""
+    return any(need in find_gate(name).needs for name in gates.named())
 
 
 def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
@@ -89,13 +129,9 @@ def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
     `NAME@device`, pending until the board answers; so is a speed that this machine cannot measure,
     of any target. A gate that asks for device evidence is that pending one only.
     """
-    known = load_gates()
     results = []
-    for name in type(gates).model_fields:
-        settings: GateSpec | None = getattr(gates, name)
-        if settings is None:
-            continue
-        found = known[name]
+    for name, settings in gates.named().items():
+        found = find_gate(name)
         if found.on_board is None:
             results.append(found.decide(settings, context))
             continue
@@ -118,7 +154,7 @@ def _pending(found: Gate, settings: GateSpec, context: VerifyContext) -> GateRes
         verdict="pending",
         evidence="device",
         required=settings.required,
-        threshold=found.threshold(settings),
+        threshold=found.threshold(settings, context.task),
         observed="not yet measured",
         reason=reason,
     )

@@ -11,6 +11,7 @@ from kdcompile.config.step import Step
 from kdcompile.core.report import GateResult, Measurement
 from kdcompile.gates.board_record import NoUsage, Usage
 from kdcompile.gates.context import MODES, VerifyContext
+from kdcompile.gates.registry import any_needs
 from kdcompile.latency.energy_memory import Resources, measure
 from kdcompile.latency.subjects import onnx_record
 from kdcompile.remote.open import Place, open_place
@@ -28,8 +29,7 @@ def measured_resources(step: Step, target: Target) -> Resources | None:
     Raises:
         KDError: the board does not answer, or the network does not run there.
     """
-    gates = step.spec.gates
-    if gates.energy_mj is None and gates.memory_mb is None:
+    if not any_needs(step.spec.gates, "usage"):
         return None
     shape, compiled, board = step.spec.export.profile[1], step.inputs["compile"], step.board
     image = np.random.default_rng(step.spec.seed).standard_normal(tuple(shape), dtype=np.float32)

@@ -3,22 +3,38 @@
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from kdcompile.config.gates import SpeedupGate
+from kdcompile.config.gates import GateSpec
 from kdcompile.core.report import Evidence, GateResult, Measurement, Verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.latency.interference import MOST
 from kdcompile.stats.latency_interval import ratio_interval
+from kdcompile.tasks.task import Task
 
 
-def _threshold(settings: SpeedupGate) -> str:
+class SpeedupGate(GateSpec):
+    """Teacher latency over student latency, on the target.
+
+    Of a target that is not this machine the latency model decides it, with its band, until the
+    device is measured; `evidence = "host"` is accepted and changes nothing there.
+    """
+
+    min: float = Field(gt=0)
+
+
+def _threshold(settings: SpeedupGate, task: Task) -> str:
     return f"at least {settings.min:g}x"
 
 
 @gate(
     "speedup",
+    SpeedupGate,
     threshold=_threshold,
+    needs=("latency",),
+    kind="latency",
+    rank=2,
     on_board="build_engine.py --test PACK of the kit times teacher and student in turns",
     host_decides=False,
 )
@@ -37,7 +53,9 @@ def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:
         found = predicted_speedup(context)
     if found is None:
         reason = f"no latency estimate of {context.target.name} at {context.precision}"
-        return _result(settings, "skipped", "predicted", "none", reason + _aside(context), ())
+        return _result(
+            settings, context, "skipped", "predicted", "none", reason + _aside(context), ()
+        )
     assert found.low is not None, "a speed-up has an interval"
     assert found.high is not None, "a speed-up has an interval"
     reason = found.mode if found.evidence != "predicted" else found.mode + _aside(context)
@@ -51,7 +69,7 @@ def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:
     else:
         verdict = "inconclusive"
     observed = f"{found.value:.2f}x ({found.low:.2f} to {found.high:.2f})"
-    return _result(settings, verdict, found.evidence, observed, reason, (found,))
+    return _result(settings, context, verdict, found.evidence, observed, reason, (found,))
 
 
 def _aside(context: VerifyContext) -> str:
@@ -135,6 +153,7 @@ def _bounds(ratio: Measurement) -> dict[str, Any]:
 
 def _result(
     settings: SpeedupGate,
+    context: VerifyContext,
     verdict: Verdict,
     evidence: Evidence,
     observed: str,
@@ -146,7 +165,7 @@ def _result(
         verdict=verdict,
         evidence=evidence,
         required=settings.required,
-        threshold=_threshold(settings),
+        threshold=_threshold(settings, context.task),
         observed=observed,
         reason=reason,
         measurements=measurements,

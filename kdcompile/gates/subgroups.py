@@ -15,14 +15,18 @@ lower bound at 1 - 5 %/k the verdict is
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kdcompile.config.gates import StrataGate, fraction
+import numpy as np
+
+from kdcompile.config.gates import MetricGate, Percent, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
 from kdcompile.data.strata import Stratum, stratum_text
 from kdcompile.gates.accuracy import NO_MAPS, difference
 from kdcompile.gates.context import Floats, VerifyContext
-from kdcompile.gates.registry import gate
+from kdcompile.gates.registry import Decidable, gate
 from kdcompile.stats.noninferiority import CONFIDENCE, Decision, bounds, compare
-from kdcompile.tasks.metric import METRICS, Metric
+from kdcompile.stats.sample_size import least_number
+from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.task import Task
 
 SHOWN = 3  # parts that a reason names
 
@@ -36,23 +40,49 @@ class Part:
     decision: Decision
 
 
-def _threshold(settings: StrataGate) -> str:
-    assert settings.metric is not None, "verify names the metric that the spec leaves to the task"
-    points = METRICS[settings.metric].points
-    margin = f"{settings.margin.rstrip('%')} points" if points else settings.margin
-    return f"{settings.metric} of every part within {margin} of the teacher's, at 95 %"
+class StrataGate(MetricGate):
+    """Student against teacher in each part of the test images: by density, value or class."""
+
+    margin: Percent = "30%"
+
+
+def _threshold(settings: StrataGate, task: Task) -> str:
+    metric = task.find_metric(settings.metric)
+    margin = f"{settings.margin.rstrip('%')} points" if metric.points else settings.margin
+    return f"{metric.name} of every part within {margin} of the teacher's, at 95 %"
+
+
+def _easiest(
+    settings: StrataGate, task: Task, true: Floats, classes: Sequence[str] | None, seed: int
+) -> Decidable:
+    metric, margin = task.find_metric(settings.metric), fraction(settings.margin)
+    right = np.zeros(len(true))
+    groups = task.groups(true, classes)
+    verdict, why = judge_all(judge_parts(groups, metric, right, right, margin, seed), classes)
+
+    def one_passes(n: int) -> bool:
+        part = np.zeros(n)
+        return compare(metric, part, part, margin=margin, seed=seed).verdict == "passed"
+
+    needed = least_number(one_passes)
+    return Decidable("strata", len(true), verdict == "passed", why, needed, each=True)
 
 
 @gate(
     "strata",
+    StrataGate,
     threshold=_threshold,
+    needs=("predictions",),
+    kind="accuracy",
+    rank=6,
+    easiest=_easiest,
     on_board="build_engine.py --test PACK predicts the photos; kdcompile bundle --merge judges",
 )
 def strata(settings: StrataGate, context: VerifyContext) -> GateResult:
     """Judge each part of the photos by the rule that this module states."""
     task, outcomes = context.task, context.outcomes
     metric = task.find_metric(settings.metric)
-    settings = settings.model_copy(update={"metric": metric.name})
+    threshold = _threshold(settings, task)
     verdict: Verdict = "skipped"
     observed, reason = "no density maps", NO_MAPS
     told: tuple[Measurement, ...] = ()
@@ -69,7 +99,7 @@ def strata(settings: StrataGate, context: VerifyContext) -> GateResult:
             for part in parts
         )
     return GateResult(
-        "strata", verdict, context.evidence, settings.required, _threshold(settings), observed,
+        "strata", verdict, context.evidence, settings.required, threshold, observed,
         reason, told,
     )  # fmt: skip
 

@@ -262,3 +262,19 @@ def _broken(file: Path, what: str) -> KDError:
         where=str(file),
         fix=f"take it from version control again, or measure a new one: {ANEW}",
     )
+
+
+def runs_wanted(runs: int | None, option: str = "--runs") -> int:
+    """How many runs a baseline is measured in; `option` is what a caller sets them by.
+
+    Raises:
+        KDError: `baseline-runs`, too few.
+    """
+    if runs is None or runs >= MIN_RUNS:
+        return runs or MIN_RUNS
+    raise KDError(
+        "baseline-runs",
+        f"a baseline of {runs} measuring runs cannot tell their spread",
+        where=option,
+        fix=f"leave {option} out, or give {MIN_RUNS} or more",
+    )

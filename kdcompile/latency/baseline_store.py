@@ -102,6 +102,22 @@ def check_writable(file: Path) -> None:
         raise unwritable(file, error) from error
 
 
+def check_new(file: Path) -> None:
+    """Refuse a file that cannot be written, or is there already.
+
+    Raises:
+        KDError: `baseline-folder`, `baseline-exists`.
+    """
+    check_writable(file)
+    if file.exists():
+        raise KDError(
+            "baseline-exists",
+            "there is a file of this name, whose samples and history would be lost",
+            where=str(file),
+            fix="name another file, or move this one away; kdcompile baseline keeps a history",
+        )
+
+
 def unwritable(file: Path, error: OSError | ValueError) -> KDError:
     """The error of a baseline's file that cannot be written."""
     why = error.strerror if isinstance(error, OSError) else str(error)

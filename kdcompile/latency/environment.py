@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcompile.core.store import digest
 from kdcompile.latency import nvidia_smi
-from kdcompile.remote import worker
+from kdcompile.remote.agent.machine import affinity, cpu_model
 from kdcompile.remote.local import LocalPlace
 from kdcompile.remote.open import Place
 
@@ -152,12 +152,12 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
 
 def cpu() -> str:
     """The processor's model; boards without a model name give their device-tree model."""
-    return worker.cpu_model("/")
+    return cpu_model("/")
 
 
 def usable_cores() -> int:
     """Cores that this process may run on: a pinned run is another measurement."""
-    return len(worker.affinity())
+    return len(affinity())
 
 
 def _gpus() -> list[str]:

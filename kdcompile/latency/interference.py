@@ -15,11 +15,11 @@ from statistics import median
 from typing import Any, Self, TypeVar
 
 from kdcompile.latency import nvidia_smi
-from kdcompile.remote import worker
+from kdcompile.remote.agent.machine import affinity
+from kdcompile.remote.agent.signals import signals
 from kdcompile.remote.local import LocalPlace
 from kdcompile.remote.open import Place
 from kdcompile.remote.usage import grown
-from kdcompile.remote.worker import affinity
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read(root: Path, pids: Sequence[int], cpus: Iterable[int]) -> Reading:
         pids: the processes that measure, the timed one first.
         cpus: on which these may run.
     """
-    return reading(worker.signals(str(root), pids, cpus))
+    return reading(signals(str(root), pids, cpus))
 
 
 KEPT = 200  # blocks that the usual is the median of

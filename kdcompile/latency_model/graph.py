@@ -18,11 +18,10 @@ from onnx import (
     TensorProto,
     helper,
     numpy_helper,
-    shape_inference,
 )
 
 from kdcompile.core.errors import KDError
-from kdcompile.onnx_graph.shapes import inferred
+from kdcompile.onnx_graph.shapes import inferred, shape_unknown, tensor_sizes
 
 VIEWS = {"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 TYPES = {
@@ -99,17 +98,11 @@ def flow_of(model: ModelProto, shape: Sequence[int], float32_as: str = "fp32") -
         KDError: `shape-unknown`, a tensor's size does not follow from the input's;
             `kernels-unknown`, control flow.
     """
-    graph = _inferred(model, shape)
+    graph = inferred(model, shape)
+    sizes = tensor_sizes(graph)
     values = (*graph.value_info, *graph.input, *graph.output)
-    sizes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in values
-        if v.type.tensor_type.HasField("shape")
-    }
     types = {v.name: TYPES.get(v.type.tensor_type.elem_type, "fp32") for v in values}
-    for tensor in graph.initializer:
-        sizes[tensor.name] = list(tensor.dims)
-        types[tensor.name] = TYPES.get(tensor.data_type, "fp32")
+    types |= {t.name: TYPES.get(t.data_type, "fp32") for t in graph.initializer}
     held = {t.name for t in graph.initializer}
     flow = Flow(sizes, types, [v.name for v in graph.input if v.name not in held])
     flow.outputs = {v.name for v in graph.output}
@@ -121,7 +114,7 @@ def flow_of(model: ModelProto, shape: Sequence[int], float32_as: str = "fp32") -
     for op in flow.ops:
         for name in (*op.inputs, *op.outputs):
             if 0 in sizes.get(name, [0]):
-                raise _unknown(f"that of {name}, at {op.type} {op.node.name}, is not")
+                raise shape_unknown(f"{name} at {op.type} {op.node.name}")
     return flow
 
 
@@ -131,23 +124,6 @@ def attribute(op: Op, name: str, default: Any = None) -> Any:
         if found.name == name:
             return helper.get_attribute_value(found)
     return default
-
-
-def _inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
-    try:
-        return inferred(model, shape)
-    except shape_inference.InferenceError as error:
-        raise _unknown(str(error).splitlines()[0]) from error
-
-
-def _unknown(why: str) -> KDError:
-    return KDError(
-        "shape-unknown",
-        f"the size of every tensor does not follow from the input's: {why}",
-        where="[export] shape",
-        fix="give the shape of the network's input, and export without operators that onnx does "
-        "not know",
-    )
 
 
 def _fold(flow: Flow, graph: GraphProto) -> None:

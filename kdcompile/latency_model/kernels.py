@@ -20,6 +20,7 @@ from onnx import ModelProto
 from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, SCALES, WEIGHTED, Group, group
 from kdcompile.latency_model.graph import BYTES, Flow, Op, attribute, flow_of
 from kdcompile.latency_model.qdq_propagation import settle_pairs
+from kdcompile.onnx_graph.macs import inner_size, node_macs
 
 Kind = Literal[
     "conv", "depthwise", "grouped", "transposed", "dilated", "gemm", "attention", "pool", "resize",
@@ -162,7 +163,7 @@ def _kernel(flow: Flow, found: Group, parts: Mapping[str, list[str]]) -> Kernel:
         input_precision=source,
         weight_precision=held,
         output_precision=flow.types[written[0]],
-        macs=sum(_macs(flow, op) for op in found.ops),
+        macs=sum(node_macs(op.node, flow.sizes) for op in found.ops),
         reads=reads,
         writes={name: flow.bytes(name) for name in written},
         weight_bytes=_weight_bytes(flow, found, core, held),
@@ -205,24 +206,6 @@ def _weight(flow: Flow, op: Op) -> str:
     return next((name for name in op.node.input[:2] if name in flow.fixed), "")
 
 
-def _macs(flow: Flow, op: Op) -> int:
-    """Of a convolution or a product; zero of anything else."""
-    if op.type not in WEIGHTED:
-        return 0
-    data, weight, output = (
-        flow.sizes[n] for n in (op.node.input[0], op.node.input[1], op.node.output[0])
-    )
-    if op.type == "Conv":  # weight [out, in / groups, k, k]
-        return math.prod(output) * math.prod(weight[1:])
-    if op.type == "ConvTranspose":  # weight [in, out / groups, k, k]
-        return math.prod(data) * math.prod(weight[1:])
-    return math.prod(output) * _inner(op, data)
-
-
-def _inner(op: Op, data: Sequence[int]) -> int:
-    return data[-2 if attribute(op, "transA", 0) else -1]
-
-
 def _weight_bytes(flow: Flow, found: Group, core: Op, precision: str) -> int:
     if core.type not in WEIGHTED:
         counted = POINTWISE | NORMALISATIONS
@@ -242,7 +225,7 @@ def _channels(flow: Flow, op: Op) -> tuple[int, int]:
     output = flow.sizes[op.node.output[0]]
     data = flow.sizes.get(op.node.input[0], output) if op.node.input else output
     if op.type in ("Gemm", "MatMul"):
-        return _inner(op, data), output[-1]
+        return inner_size(op.node, data), output[-1]
     first, last = (size[1] if len(size) > 1 else 1 for size in (data, output))
     return first, last
 

@@ -11,7 +11,6 @@ from torch import nn
 from kdcompile.core.files import scratch
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
-from kdcompile.latency_model.module_cost import params
 from kdcompile.latency_model.precision import fastest
 from kdcompile.latency_model.predict import estimate
 from kdcompile.latency_model.priced import Priced
@@ -26,6 +25,11 @@ AS_TYPE: dict[str, Precision] = {
 def as_type(precision: str) -> Precision:
     """What the float32 of a network becomes at a precision; fp8 moves the bytes of int8."""
     return AS_TYPE[precision]
+
+
+def params(module: nn.Module) -> int:
+    """Number of parameters, biases included, each shared one counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class Network:

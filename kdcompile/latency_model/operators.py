@@ -1,6 +1,5 @@
 """A network's operators as a target's limits see them (`kdcompile.targets.limits`)."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from onnx import ModelProto
 
 from kdcompile.latency_model.fusion import POOLS, RESIZES, WEIGHTED
 from kdcompile.latency_model.graph import Flow, Op, attribute, flow_of
+from kdcompile.onnx_graph.macs import inner_size, node_macs
 from kdcompile.targets.limits import Operator
 
 
@@ -41,19 +41,17 @@ def _operator(flow: Flow, op: Op) -> Operator:
 
 def _weighted(flow: Flow, op: Op, plain: Operator) -> Operator:
     """A convolution or a product with its channels and multiply-adds."""
-    data, weight = (flow.sizes[name] for name in op.node.input[:2])
+    data, macs = flow.sizes[op.node.input[0]], node_macs(op.node, flow.sizes)
     fixed = any(name in flow.fixed for name in op.node.input[:2])
     if op.type in ("Conv", "ConvTranspose"):
-        spread = plain.shape if op.type == "Conv" else data
         return Operator(
             plain.name, op.type, plain.shape, groups=attribute(op, "group", 1),
             in_channels=data[1], out_channels=plain.shape[1], weight=fixed,
-            macs=math.prod(spread) * math.prod(weight[1:]), **_window(flow, op),
+            macs=macs, **_window(flow, op),
         )  # fmt: skip
-    inner = data[-2 if attribute(op, "transA", 0) else -1]
     return Operator(
-        plain.name, op.type, plain.shape, in_channels=inner, out_channels=plain.shape[-1],
-        macs=math.prod(plain.shape) * inner, weight=fixed,
+        plain.name, op.type, plain.shape, in_channels=inner_size(op.node, data),
+        out_channels=plain.shape[-1], macs=macs, weight=fixed,
     )  # fmt: skip
 
 

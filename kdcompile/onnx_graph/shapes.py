@@ -1,8 +1,10 @@
-"""The shape of every tensor of a network, from that of its input."""
+"""Shape and element type of every tensor of a network, from the shape of its input."""
 
 from collections.abc import Sequence
 
 from onnx import GraphProto, ModelProto, shape_inference
+
+from kdcompile.core.errors import KDError
 
 
 def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
@@ -13,7 +15,7 @@ def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
         shape: of the first input.
 
     Raises:
-        InferenceError: onnx's, where an operator does not fit its inputs, or the input has not as
+        KDError: `shape-unknown`, an operator does not fit its inputs, or the input has not as
             many axes as `shape`.
     """
     fixed = ModelProto()
@@ -22,11 +24,42 @@ def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
     del graph.value_info[:]
     dims = graph.input[0].type.tensor_type.shape.dim
     if len(dims) != len(shape):
-        raise shape_inference.InferenceError(
-            f"the input has {len(dims)} axes, {list(shape)} has {len(shape)}"
-        )
+        raise shape_unknown(f"the input has {len(dims)} axes, {list(shape)} has {len(shape)}")
     for dim, size in zip(dims, shape, strict=True):
         dim.dim_value = size
     for output in graph.output:
         output.type.tensor_type.ClearField("shape")
-    return shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+    try:
+        return shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+    except shape_inference.InferenceError as error:
+        raise shape_unknown(str(error).splitlines()[0]) from error
+
+
+def tensor_sizes(graph: GraphProto) -> dict[str, list[int]]:
+    """The shape of every tensor of an `inferred` graph that has one; an unknown axis is 0."""
+    sizes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.value_info, *graph.input, *graph.output)
+        if v.type.tensor_type.HasField("shape")
+    }
+    return sizes | {t.name: list(t.dims) for t in graph.initializer}
+
+
+def element_types(model: ModelProto) -> dict[str, int]:
+    """The ONNX element type of every tensor for which shape inference finds one."""
+    found = shape_inference.infer_shapes(model, data_prop=True).graph
+    kinds = {t.name: t.data_type for t in found.initializer}
+    for value in (*found.value_info, *found.input, *found.output):
+        kinds[value.name] = value.type.tensor_type.elem_type
+    return kinds
+
+
+def shape_unknown(why: str) -> KDError:
+    """The error where a tensor's size does not follow from the input's."""
+    return KDError(
+        "shape-unknown",
+        f"shape inference failed for the given input shape: {why}",
+        where="[export] shape",
+        fix="set export.shape to the shape of the network's input, and export without operators "
+        "that onnx does not know",
+    )

@@ -18,6 +18,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import json_text, write_json, write_text
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact, Store
+from kdcompile.tasks.task import task_of
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target
@@ -58,7 +59,7 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
         write_text(folder / "infer.py", sample.read_text(encoding="utf-8"))
         product.write_product(folder, report)
         choice = inputs["compile"].json("choice.json")
-        manifest.write_manifest(folder, report, step.spec.task.kind, choice)
+        manifest.write_manifest(folder, report, task_of(step.spec).like, choice)
         return {
             "name": report.name,
             "target": report.target,

@@ -34,9 +34,9 @@ from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits, evenly, load_splits
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.tasks.agreement import agreement
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 if TYPE_CHECKING:
     from kdcompile.config.spec import Spec
@@ -140,7 +140,7 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
 
 def _refined(work: _Work, seen: _Observed, table: CalibrationTable) -> Refined:
     """The network and table with the refinements that helped on the validation photos."""
-    asked, task = work.spec.quantize, find_task(work.spec.task.kind)
+    asked, task = work.spec.quantize, task_of(work.spec)
     if not asked.refine:
         return Refined(work.model, table, ())
     names, counting = tensors_to_observe(work.model), best_counting()
@@ -171,7 +171,7 @@ def _may_mix(precision: str, target: "Target") -> bool:
 
 def _sensitivity(work: _Work, table: CalibrationTable) -> Sensitivity:
     """Of each layer, by the accuracy gate's metric on some validation photos."""
-    photos, task = evenly(work.splits.val, SENSITIVITY_IMAGES), find_task(work.spec.task.kind)
+    photos, task = evenly(work.splits.val, SENSITIVITY_IMAGES), task_of(work.spec)
     metric = task.selection_metric(work.spec.gates.accuracy.metric)
     evaluate = photo_evaluator(work.model, photos, work.prepare, task, metric)
     shape = work.spec.export.profile[1]
@@ -210,9 +210,7 @@ def _audited(work: _Work, seen: _Observed, table: CalibrationTable) -> audit.Rec
     asked, splits = work.spec.quantize, work.splits
     return audit.record(
         audit.about_images(seen.chosen, asked.select, asked.images, work.spec.seed),
-        audit.strata(
-            splits.train, seen.chosen.photos, find_task(work.spec.task.kind), splits.classes
-        ),
+        audit.strata(splits.train, seen.chosen.photos, task_of(work.spec), splits.classes),
         seen.others,
         audit.about_tensors(table, seen.folds, seen.held),
     )

@@ -30,7 +30,7 @@ from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
 from kdcompile.tasks.reference import taught_places
-from kdcompile.tasks.task import Task, find_task
+from kdcompile.tasks.task import Task, task_of
 
 Floats = NDArray[np.float32]
 FILES = {
@@ -64,7 +64,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
 
 def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
-    spec, task = step.spec, find_task(step.spec.task.kind)
+    spec, task = step.spec, task_of(step.spec)
     paths = candidate_paths(step, target)
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     photos = load_splits(spec.data, spec.folder).val
@@ -207,7 +207,7 @@ def _kit(
     carried = {p: path for p, path in paths.items() if p in RUNS_HERE}
     runners = {p: open_session(path, as_written=True) for p, path in carried.items()}
     outputs = {p: [runner(image) for image in images] for p, runner in runners.items()}
-    task = find_task(step.spec.task.kind)
+    task = task_of(step.spec)
     write_kit(
         folder,
         target,

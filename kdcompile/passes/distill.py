@@ -24,7 +24,7 @@ from kdcompile.kernels import forget, ran
 from kdcompile.models.factory import load_teacher, write_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 INITIAL = "initial.safetensors"
 ASSEMBLED = "initial.safetensors"  # of a search, whose student is made of taught blocks
@@ -77,7 +77,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
     lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
     write_text(folder / "metrics.jsonl", lines)
     write_json(folder / "architecture.json", architecture)
-    task, first = find_task(step.spec.task.kind), state.metrics[0]
+    task, first = task_of(step.spec), state.metrics[0]
     metric, is_refresh = task.metric.name, step.spec.student.init == "file"
     result = {
         **{f"val_{name}": value for name, value in state.scores.items()},
@@ -119,7 +119,7 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     searched = step.inputs["search"]
     initial = searched.file(ASSEMBLED) if ASSEMBLED in searched.files else None
     kept_start(start, spec, teacher, student, architecture, store, initial, splits.val)
-    metric = find_task(spec.task.kind).metric.name
+    metric = task_of(spec).metric.name
     # what the teacher is worth follows from what this step's key covers
     judged = step.inputs["teacher"].json("teacher.json")
     value = judged[f"val_{metric}"] if not judged["n_new"] else None  # else of other photos

@@ -28,7 +28,7 @@ from kdcompile.onnx_graph.opset import opset_of
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import agreement
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 PARITY_IMAGES = 4
 MAX_REL_ERROR = 1e-3  # float32 sums in another order stay far below
@@ -50,12 +50,12 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
 def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     spec, distilled = step.spec, step.inputs["distill"]
-    prepare = preprocess_of(spec.data, spec.export, spec.task)
+    prepare = preprocess_of(spec)
     images = prepared(load_splits(spec.data, spec.folder).val[:PARITY_IMAGES], prepare)
     teacher = load_teacher(spec)
     student = trained(spec, distilled, teacher)
 
-    output = find_task(spec.task.kind).output
+    output = task_of(spec).output
     models: dict[str, ModelProto] = {}
     report: dict[str, Any] = {}
     for name, module in (("student", student), ("teacher", teacher)):

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from kdcompile.config.board import Board
 from kdcompile.config.deploy import Quantize
 from kdcompile.config.gates import Gates
-from kdcompile.config.spec import Spec, Teacher
+from kdcompile.config.spec import Spec, Task, Teacher
+from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
 from kdcompile.core.sources import source_key, sources_of
@@ -66,6 +69,7 @@ def key_parts(
             "board": {"place": board.label} | dict(board.facts)
             if board is not None and measures(stage, spec)
             else None,
+            **({"plugins": used} if (used := _plugins(stage, spec, target)) else {}),
             **({"name": spec.name} if stage.name == "bundle" else {}),
         }
         for stage in STAGES.values()
@@ -81,6 +85,30 @@ def measures(stage: Stage, spec: Spec) -> bool:
 def _unread(stage: Stage, spec: Spec) -> bool:
     """Whether the stage is a search that looks at neither data nor training."""
     return stage.name == "search" and not spec.student.searches
+
+
+def _plugins(stage: Stage, spec: Spec, target: Target) -> dict[str, str]:
+    """The distributions, with their versions, of the plug-ins that a stage runs."""
+    used: list[tuple[str, str]] = []
+    if "task" in stage.sections:
+        used.append(("tasks", spec.task.kind))
+    if "data" in stage.sections and not _unread(stage, spec):
+        used.append(("formats", spec.data.format))
+    if "distill" in stage.sections and not _unread(stage, spec):
+        recipes = [spec.distill.recipe, *(one.recipe or "" for one in spec.distill.stages)]
+        used += [("recipes", name.strip()) for one in recipes for name in one.split("+")]
+    if stage.name == "calibrate" or (stage.name == "distill" and spec.quantize.qad):
+        used.append(("calibrators", spec.quantize.calibrator))
+    if stage.name == "verify":
+        used += [("gates", name) for name in spec.gates.named()]
+    if stage.on_target:
+        used.append(("targets", target.name))
+    found = [plugins.plugin(kind, name) for kind, name in used]
+    return {
+        f"{one.kind[:-1]} {one.name}": f"{one.distribution} {one.version}".strip() or one.source
+        for one in found
+        if one is not None and one.distribution != plugins.ROOT
+    }
 
 
 def step_key(stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
@@ -133,7 +161,14 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
         return fields | {FILES: _file(value.cache, hasher, "quantize.cache")}
     if name == "gates":
         return _gates(value, stage, spec, hasher, target)
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    return _whole(value, spec, hasher)
+
+
+def _whole(value: Any, spec: Spec, hasher: Hasher) -> Any:
+    """A section that counts as it is; of a task of the user's own with its source."""
+    code = _code(value.kind, spec, hasher) if isinstance(value, Task) else {}
+    fields = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return fields | {FILES: code} if code else fields
 
 
 def _teacher(teacher: Teacher, spec: Spec, hasher: Hasher, key: str) -> dict[str, Any]:
@@ -142,17 +177,20 @@ def _teacher(teacher: Teacher, spec: Spec, hasher: Hasher, key: str) -> dict[str
 
 
 def _gates(gates: Gates, stage: Stage, spec: Spec, hasher: Hasher, target: Target) -> Any:
-    """What a stage reads of `[gates]`; an earlier bundle by its manifest, which has all hashes."""
+    """What a stage reads of `[gates]`; what lies elsewhere by the files that stand for it."""
     if stage.name == "calibrate":
         return gates.accuracy.metric
     if stage.name == "compile" and not target.is_foreign:
         return gates.model_dump(mode="json", include={"accuracy", "parity"})  # a kit has them all
-    fields = gates.model_dump(mode="json", exclude={"previous": {"bundle"}})
-    earlier = None if gates.previous is None else gates.previous.bundle
-    if stage.name != "verify" or earlier is None:
-        return fields
-    manifest = spec.folder / earlier / "manifest.json"
-    return fields | {FILES: _file(manifest, hasher, "gates.previous.bundle")}
+    if stage.name != "verify":
+        return gates.to_json()
+    files = {
+        f"{name}.{field}": sha
+        for name, settings in gates.named().items()
+        for field, path in settings.files(spec.folder).items()
+        for sha in _file(path, hasher, f"gates.{name}.{field}").values()
+    }
+    return gates.to_json() | ({FILES: files} if files else {})
 
 
 def _trained_in_int8(quantize: Quantize) -> Any:

@@ -106,7 +106,7 @@ def _networks(plan: "Plan") -> dict[str, "nn.Module"]:
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.trained import trained
     from kdcompile.passes.teacher import output_shape
-    from kdcompile.tasks.task import find_task
+    from kdcompile.tasks.task import task_of
 
     spec, made, device = plan.spec, plan.found(), training_device()
     teacher = load_teacher(spec)
@@ -114,7 +114,7 @@ def _networks(plan: "Plan") -> dict[str, "nn.Module"]:
     if "distill" in made:
         networks["student"] = trained(spec, made["distill"], teacher)
     networks = {name: network.to(device) for name, network in networks.items()}
-    output_shape(teacher, spec.export.profile[1], device, find_task(spec.task.kind))
+    output_shape(teacher, spec.export.profile[1], device, task_of(spec))
     return networks
 
 
@@ -131,11 +131,11 @@ def answers(
     from kdcompile.distill.evaluate import outputs
     from kdcompile.distill.training_context import training_device
     from kdcompile.tasks.preprocess import preprocess_of
-    from kdcompile.tasks.task import find_task
+    from kdcompile.tasks.task import task_of
 
     shown = counted(photos, len(photos), "label", "photos")
-    prepare = preprocess_of(spec.data, spec.export, spec.task)
-    seen, done, task = [], 0, find_task(spec.task.kind)
+    prepare = preprocess_of(spec)
+    seen, done, task = [], 0, task_of(spec)
     for batch in outputs([*networks.values()], shown, prepare, training_device(), task):
         _refuse_nonfinite(dict(zip(networks, batch, strict=True)), photos[done:])
         seen.append(mean_of([described(output) for output in batch]))

@@ -13,6 +13,7 @@ from kdcompile.config.spec import Spec
 from kdcompile.config.step import Step
 from kdcompile.core.distributed import leave, made_by_main, processes
 from kdcompile.core.errors import KDError
+from kdcompile.core.events import StageFinished, StageHit, StageStarted, emit
 from kdcompile.core.logs import kept_in
 from kdcompile.core.store import Artifact, Store
 from kdcompile.data.check import check_data
@@ -78,8 +79,9 @@ class Plan:
             self.store.sweep()
         place.barrier()  # all have seen the same store before anyone writes to it
         todo = [n for n in upstream(stage) if n not in made] if stage not in made else []
-        for name in made:
+        for name in (name for name in upstream(stage) if name in made):
             log.debug("%s: cached %s", name, made[name].path)
+            emit(StageHit(name, made[name].key))
         if todo and place.is_main:
             with kept_in(self.store.root):
                 return self._make(todo, made)[stage]
@@ -129,6 +131,7 @@ class Plan:
         why = self.why(name, made)
         for reason in why:
             log.log(logging.DEBUG if reason == NEVER else logging.INFO, "%s: %s", name, reason)
+        emit(StageHit(name, key) if why == [REUSED] else StageStarted(name, tuple(why)))
         began = time.monotonic()
         inputs = {needed: made[needed] for needed in stage.inputs}
         board = self.board if measures(stage, self.spec) else None
@@ -137,7 +140,9 @@ class Plan:
         with suppress(OSError):  # the step is made; why the next one runs is a courtesy
             keep(self.store, artifact, covered(stage, self.parts[name], inputs), self.rows)
         if why != [REUSED]:
-            log.info("%s: done in %.1f s", name, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            log.info("%s: done in %.1f s", name, seconds)
+            emit(StageFinished(name, key, seconds))
         return artifact
 
 

@@ -24,7 +24,7 @@ from kdcompile.models.factory import load_teacher, load_teachers
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.teacher import output_shape, taught
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 if TYPE_CHECKING:
     from kdcompile.passes.manager import Plan
@@ -49,7 +49,7 @@ def refuse_networks(plan: "Plan", splits: Splits, found: Mapping[str, Artifact])
     """
     if "distill" in found:
         return
-    spec, task = plan.spec, find_task(plan.spec.task.kind)
+    spec, task = plan.spec, task_of(plan.spec)
     teacher = load_teacher(spec)
     asked = spec.export.profile[1]
     shape = on_shapes(lambda: output_shape(teacher, asked, torch.device("cpu"), task))
@@ -116,7 +116,7 @@ def warnings_of(spec: Spec, splits: Splits) -> list[str]:
         for crop in _crops(spec)
         if (share := _filled(size, (crop, crop))) < FILLED
     ]
-    prepare = preprocess_of(spec.data, spec.export, spec.task)
+    prepare = preprocess_of(spec)
     share = _filled(prepare.fitted(*size), prepare.min_hw)
     if share < FILLED:
         asked = " x ".join(map(str, prepare.min_hw))

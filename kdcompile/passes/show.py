@@ -2,28 +2,106 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from kdcompile.config.board import Board
-from kdcompile.config.gates import AccuracyGate, fraction
+from kdcompile.config.gates import fraction
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.splits import Splits, judged, load_splits
+from kdcompile.gates.accuracy import AccuracyGate
 from kdcompile.gates.decidable import decidable
+from kdcompile.gates.registry import Decidable
 from kdcompile.passes.manager import Plan
 from kdcompile.passes.refusals import refuse_networks, refuse_settings, warnings_of
 from kdcompile.passes.rules import met_by, student_network
 from kdcompile.passes.stages import STAGES
 from kdcompile.stats.sample_size import forecast
+from kdcompile.targets import Target
+from kdcompile.targets.rules import Violation
 from kdcompile.tasks.metric import GAMES, RMSE, Metric
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """Steps, costs, the hardware's limits and what the data can decide, as JSON values.
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step of a build: `key` where its artifact is made, and else `why` it is to do."""
+
+    stage: str
+    key: str | None
+    why: list[str]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The error that a search stops with."""
+
+    code: str
+    message: str
+    where: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Which margin of accuracy the test images are expected to decide, in `unit`."""
+
+    images: int
+    smallest: float | None
+    over_limit: float
+    max_increase: str
+    asked: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a build would do: steps, cache hits, costs, limits of the hardware, what data decides.
+
+    Args:
+        spec: path of the spec.
+        target: the device.
+        board: the connected device's facts, where one is connected.
+        steps: all stages, in order.
+        estimate: costs of teacher and student; None where a search is still to train for them.
+        stopped: why there is no estimate, where a rule of the target explains it.
+        rules: limits of the target that this build meets.
+        rules_on_operators: whether the student's operators were known for that.
+        warnings: of the spec.
+        decides: whether the test images can decide each gate.
+        metric: of the accuracy gate.
+        margin: which margin of it they can decide, once the teacher was evaluated.
+    """
+
+    spec: str
+    target: Target
+    board: dict[str, Any] | None
+    steps: list[PlannedStep]
+    estimate: dict[str, Any] | None
+    stopped: Stopped | None
+    rules: list[Violation]
+    rules_on_operators: bool
+    warnings: list[str]
+    decides: list[Decidable]
+    metric: str
+    margin: Margin | None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the target would refuse the build."""
+        return any(rule.effect == "refused" for rule in self.rules)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as `kdcompile plan --json` prints them."""
+        target = self.target.to_json() | {"full_name": self.target.full_name}
+        return asdict(self) | {"target": target}
+
+
+def describe(plan: Plan) -> Planned:
+    """Steps, costs, the hardware's limits and what the data can decide.
 
     A student that the spec scales is chosen if it is not yet, since the costs are of it; nothing
     else runs. `estimate` is None where a search, which trains, is still to do, and where choosing
@@ -37,23 +115,27 @@ def describe(plan: Plan) -> dict[str, Any]:
     splits = load_splits(plan.spec.data, plan.spec.folder)
     if "distill" not in made:
         refuse_settings(plan.spec, splits)
-    photos = _photos(plan, splits, made["teacher"].meta if "teacher" in made else None)
+    decides, metric, margin = _photos(
+        plan, splits, made["teacher"].meta if "teacher" in made else None
+    )
     search, stopped = _search(plan)  # after the data, which is quicker to be found wrong
     found = plan.found()
     refuse_networks(plan, splits, found)
     network = None if search is None else student_network(plan, found, search["precision"])
-    return {
-        "spec": str(plan.spec.path),
-        "target": plan.target.to_json() | {"full_name": plan.target.full_name},
-        "board": None if plan.board is None else _board(plan.board),
-        "steps": [step_of(plan, name, found) for name in STAGES],
-        "estimate": search,
-        "stopped": stopped,
-        "rules": [asdict(violation) for violation in met_by(plan, network)],
-        "rules_on_operators": network is not None,
-        "warnings": warnings_of(plan.spec, splits),
-        **photos,
-    }
+    return Planned(
+        spec=str(plan.spec.path),
+        target=plan.target,
+        board=None if plan.board is None else _board(plan.board),
+        steps=[PlannedStep(**step_of(plan, name, found)) for name in STAGES],
+        estimate=search,
+        stopped=stopped,
+        rules=met_by(plan, network),
+        rules_on_operators=network is not None,
+        warnings=warnings_of(plan.spec, splits),
+        decides=decides,
+        metric=metric,
+        margin=margin,
+    )
 
 
 def step_of(plan: Plan, name: str, found: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -63,7 +145,7 @@ def step_of(plan: Plan, name: str, found: Mapping[str, Artifact]) -> dict[str, A
     return {"stage": name, "key": None, "why": plan.why(name, found)}
 
 
-def _search(plan: Plan) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+def _search(plan: Plan) -> tuple[dict[str, Any] | None, Stopped | None]:
     """The estimate, or the error in place of it; neither where a search is still to do."""
     if plan.awaits_search:
         return None, None
@@ -72,8 +154,7 @@ def _search(plan: Plan) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
     except KDError as error:
         if not any(violation.effect == "refused" for violation in met_by(plan)):
             raise
-        parts = {"message": error.message, "where": error.where, "fix": error.fix}
-        return None, {"code": error.code, **parts}
+        return None, Stopped(error.code, error.message, error.where, error.fix)
 
 
 def _board(board: Board) -> dict[str, Any]:
@@ -85,13 +166,15 @@ def _board(board: Board) -> dict[str, Any]:
     }
 
 
-def _photos(plan: Plan, splits: Splits, teacher: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`decides`: whether the test photos can decide each gate; `margin`: which, by what is known.
+def _photos(
+    plan: Plan, splits: Splits, teacher: Mapping[str, Any] | None
+) -> tuple[list[Decidable], str, Margin | None]:
+    """Whether the test images can decide each gate, the metric, and which margin of it.
 
     There is no `margin` before `teacher` has run, nor of a metric of density maps.
     """
     spec = plan.spec
-    task = find_task(spec.task.kind)
+    task = task_of(spec)
     photos = judged(splits.test, spec.data.max_test)
     true = np.array([task.truth(photo) for photo in photos])
     rows = decidable(spec.gates, task, true, splits.classes, spec.seed)
@@ -100,26 +183,19 @@ def _photos(plan: Plan, splits: Splits, teacher: Mapping[str, Any] | None) -> di
     margin = None
     if teacher is not None and metric.level is None:
         margin = _margin(metric, len(photos), asked, teacher)
-    return {"decides": [asdict(row) for row in rows], "metric": metric.name, "margin": margin}
+    return rows, metric.name, margin
 
 
-def _margin(
-    metric: Metric, images: int, asked: AccuracyGate, teacher: Mapping[str, Any]
-) -> dict[str, Any]:
+def _margin(metric: Metric, images: int, asked: AccuracyGate, teacher: Mapping[str, Any]) -> Margin:
     mean = teacher[f"val_{metric.name}"] ** metric.power
     deviation = teacher["val_squared_error_std" if metric is RMSE else "val_abs_error_std"]
     if metric.points:  # by Laplace's rule, as no teacher is right for certain
         mean = (mean * teacher["n_val"] + 1) / (teacher["n_val"] + 2)
         deviation = (mean * (1 - mean)) ** 0.5
     found = forecast(metric, images, mean, deviation, fraction(asked.max_increase))
-    return {
-        "images": images,
-        "smallest": found.margin,
-        "over_limit": found.over_limit,
-        "max_increase": asked.max_increase,
-        "asked": asked.margin,
-        "unit": "percentage points" if metric.points else f"% of the teacher's {metric.name}",
-    }
+    unit = "percentage points" if metric.points else f"% of the teacher's {metric.name}"
+    limits = (found.margin, found.over_limit, asked.max_increase, asked.margin)
+    return Margin(images, *limits, unit)
 
 
 def lines(plan: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from kdcompile.models.factory import load_teacher
 from kdcompile.targets import Target
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.reference import taught_places
-from kdcompile.tasks.task import Task, find_task
+from kdcompile.tasks.task import Task, task_of
 
 log = logging.getLogger("kdcompile")
 
@@ -37,7 +37,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
 
 def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
-    task = find_task(spec.task.kind)
+    task = task_of(spec)
     splits = load_splits(spec.data, spec.folder)
     device = training_device()
     model = load_teacher(spec).to(device)
@@ -54,7 +54,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
         )
     known, true = ([task.truth(photo) for photo in photos] for photos in (train or val, val))
     log.info("teacher: %d validation photos", len(val))
-    predicted = predict(model, val, preprocess_of(spec.data, spec.export, spec.task), device, task)
+    predicted = predict(model, val, preprocess_of(spec), device, task)
     if not np.isfinite(predicted).all():
         raise KDError(
             "teacher-output",

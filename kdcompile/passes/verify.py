@@ -29,7 +29,7 @@ from kdcompile.gates.worst import worst_rows
 from kdcompile.latency.environment import fingerprint, fingerprint_id
 from kdcompile.targets import Target
 from kdcompile.tasks.reference import taught
-from kdcompile.tasks.task import Task, find_task
+from kdcompile.tasks.task import Task, task_of
 
 NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")
 log = logging.getLogger("kdcompile")
@@ -55,7 +55,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     note = f", as {copies} are copies of others" if copies else ""
     log.info("verify: %d of %d test photos%s", len(photos), len(splits.test), note)
     preprocess = Preprocess.from_json(inputs["export"].json("preprocess.json"))
-    task = find_task(spec.task.kind)
+    task = task_of(spec)
     annotated = photos_digest(splits.test)
     earlier = _earlier(step, task, splits, annotated)
     found = measure(step, target, photos, preprocess, task, splits.classes, earlier)
@@ -64,7 +64,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         np.savez_compressed(folder / f"example_{kind}.npz", allow_pickle=False, **arrays)
     outcomes = _outcomes(task, photos, found, len(splits.test), inputs["teacher"])
     context = _context(step, target, task, found, outcomes, splits.classes)
-    gates = judge(spec.gates.with_metrics(task.kind), context)
+    gates = judge(spec.gates.with_metric(task.metric.name), context)
     for result in gates:
         log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
     details = {

@@ -1,16 +1,20 @@
-"""The first lines of a worker's process: they make the work folder, then become the worker.
+"""The first lines of a worker's process: they make the work folder, then run the agent.
 
-They are sent down the pipe before the worker's source, so that nothing is installed there and the
-worker is always this version's. Their syntax is old enough for an old Python to say that it is one.
+They are sent down the pipe before the agent's zip file, so that nothing is installed there and the
+agent is always this version's. Their syntax is old enough for an old Python to say that it is one.
 
-    python3 -c "import sys; exec(sys.stdin.buffer.read(SIZE_OF_THIS))" BACKEND SIZE_OF_WORKER
+    python3 -c "import sys; exec(sys.stdin.buffer.read(SIZE_OF_THIS))" BACKEND SIZE_OF_AGENT
 """
 
+import io
 import json
 import os
 import select
 import sys
 import threading
+import zipfile
+from importlib.util import spec_from_loader
+from typing import Any, Dict
 
 LEAST = (3, 8)
 HUNG_UP = 1
@@ -36,11 +40,40 @@ def watch() -> None:
     os._exit(HUNG_UP)
 
 
+class Archive:
+    """Imports modules from a zip file in memory, which leaves no file that could be changed."""
+
+    def __init__(self, data: bytes) -> None:
+        """Read the sources."""
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            self.sources = {name: archive.read(name) for name in archive.namelist()}
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """The module or package of that name, if it is in the file."""
+        base = name.replace(".", "/")
+        for file in (base + "/__init__.py", base + ".py"):
+            if file in self.sources:
+                package = file.endswith("/__init__.py")
+                return spec_from_loader(name, self, origin=file, is_package=package)  # type: ignore[arg-type]
+        return None
+
+    def create_module(self, spec: Any) -> None:
+        """Leave that to Python."""
+
+    def exec_module(self, module: Any) -> None:
+        """Run a module's source."""
+        self.run(module.__spec__.origin, module.__dict__)
+
+    def run(self, file: str, names: Dict[str, Any]) -> None:
+        """Run one of the sources."""
+        exec(compile(self.sources[file], file, "exec", dont_inherit=True), names)
+
+
 def main() -> None:
-    """Change to the work folder and run the worker that follows on standard input."""
+    """Change to the work folder and run the agent that follows on standard input."""
     if sys.version_info < LEAST:
         found = ".".join(map(str, sys.version_info[:3]))
-        stop("python-old", "Python " + found + " there; the worker needs 3.8", "")
+        stop("python-old", "Python " + found + " there; the agent needs 3.8", "")
     work = os.environ.get("KDCOMPILE_CACHE") or os.path.join("~", ".cache", "kdcompile")
     work = os.path.expanduser(work)
     if work.startswith("~"):  # no HOME, and a user whom the system does not know
@@ -54,9 +87,9 @@ def main() -> None:
         stop("work-folder", str(error), "make that folder writable, or free the disk there")
     threading.Thread(target=watch, daemon=True).start()
     say("ok", {"work": work})
-    source = sys.stdin.buffer.read(int(sys.argv.pop()))
-    code = compile(source, "worker.py", "exec", dont_inherit=True)
-    exec(code, {"__name__": "__main__", "__file__": "worker.py"})
+    archive = Archive(sys.stdin.buffer.read(int(sys.argv.pop())))
+    sys.meta_path.insert(0, archive)
+    archive.run("__main__.py", {"__name__": "__main__", "__file__": "__main__.py"})
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, scratch
 from kdcompile.remote import answers
+from kdcompile.remote.archive import agent_zip
 from kdcompile.remote.errors import (
     bad_answer,
     disk_full,
@@ -27,7 +28,7 @@ from kdcompile.remote.errors import (
 )
 from kdcompile.remote.process import BadAnswer, Gone, WorkerProcess
 
-HERE = Path(__file__).parent
+BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 START_S = 60.0
 TIMEOUT_S = 600.0
 BUILD_S = 7200.0  # a board with little memory takes long for one engine
@@ -72,7 +73,7 @@ class Place(ABC):
             raise bad_answer(self.label, "start", bad) from None
         self.work = str(self._read("start", answer)["work"])
         self._worker.forget_errors()
-        self._worker.send(worker_source())
+        self._worker.send(agent_zip())
         self.about = self.call("hello")
 
     def call(self, op: str, timeout_s: float | None = None, **values: Any) -> dict[str, Any]:
@@ -258,18 +259,13 @@ class Place(ABC):
 
 
 def boot_command(backend: str) -> tuple[str, str, str, str]:
-    """Python's arguments: it reads and runs `bootstrap`, which reads and becomes the worker."""
+    """Python's arguments: it reads and runs `bootstrap`, which reads and runs the agent."""
     # no module of the folder that one happens to be in may stand for the library's
     safe = "sys.path[:]=[p for p in sys.path if p]"
     code = f"import sys;{safe};exec(sys.stdin.buffer.read({len(boot_source())}))"
-    return ("-c", code, backend, str(len(worker_source())))
+    return ("-c", code, backend, str(len(agent_zip())))
 
 
 def boot_source() -> bytes:
     """The text of `bootstrap`."""
-    return (HERE / "bootstrap.py").read_bytes()
-
-
-def worker_source() -> bytes:
-    """The text of the worker."""
-    return (HERE / "worker.py").read_bytes()
+    return BOOTSTRAP.read_bytes()

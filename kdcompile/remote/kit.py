@@ -13,13 +13,12 @@ from kdcompile import __version__
 from kdcompile.config.deploy import Profile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json, write_text
+from kdcompile.remote import archive
 from kdcompile.targets import Target
 from kdcompile.tasks.task import Task
 
-HERE = Path(__file__).parent
-TEMPLATES = HERE / "kit"
-SHARED = ("worker.py", "same_board.py", "usage.py")
-SCRIPTS = (*(HERE / name for name in SHARED), *sorted(TEMPLATES.glob("*.py")))
+TEMPLATES = Path(__file__).parent / "kit"
+SCRIPT, README = "build_engine.py", "README.md"
 INPUT = "image"
 MAX_REFERENCES = 4
 SETTINGS = ("workspace_mb", "optimization_level", "deterministic", "dla", "sparsity")  # [compile]
@@ -75,11 +74,11 @@ def write_kit(
     shutil.copyfile(preprocess, kit / "preprocess.json")
     write_json(kit / "gates.json", dict(gates))
     _save(kit / "reference.npz", reference)
-    for script in SCRIPTS:
-        shutil.copyfile(script, kit / script.name)
+    (kit / archive.NAME).write_bytes(archive.agent_zip())
+    shutil.copyfile(TEMPLATES / SCRIPT, kit / SCRIPT)
     about = _about(target, list(onnx_by_precision), task, profile, predicted)
     about["compile"] = {key: (settings or {}).get(key) for key in SETTINGS}
-    write_text(kit / "README.md", _readme(target, about))
+    write_text(kit / README, _readme(target, about))
     files = {path.name: file_sha256(path) for path in sorted(kit.iterdir())}
     meta = {**about, "files": files}
     write_json(kit / "kit.json", meta)
@@ -125,12 +124,12 @@ def _about(
         "predicted": predicted,
         "input": INPUT,
         "output": task.output,
-        "task": task.kind,
+        "task": task.like,
     }
 
 
 def _readme(target: Target, about: Mapping[str, Any]) -> str:
-    text = (TEMPLATES / "README.md").read_text(encoding="utf-8")
+    text = (TEMPLATES / README).read_text(encoding="utf-8")
     return Template(text).substitute(
         title=target.title,
         jetpack=target.jetpack,

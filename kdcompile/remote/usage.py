@@ -143,7 +143,7 @@ def _steps(
     """
     pairs = [(t, values[rail]) for t, values in samples if rail in values]
     if unit == "mJ":
-        moved = [now for last, now in zip(pairs, pairs[1:]) if now[1] != last[1]]  # noqa: B905, RUF007
+        moved = [now for last, now in zip(pairs, pairs[1:]) if now[1] != last[1]]
         t, mj = np.array(moved, np.float64).reshape(-1, 2).T
         return np.diff(mj) / 1000 / np.diff(t), np.diff(t)
     t, mw = np.array(pairs, np.float64).reshape(-1, 2).T
@@ -158,7 +158,7 @@ def _mean(steps: tuple[Any, Any]) -> float:
 def _half_width(steps: tuple[Any, Any], parts: int) -> float:
     """Of the 95 % interval of the mean power, in watts."""
     watts, seconds = (np.array_split(side, parts) for side in steps)
-    means = [_mean(pair) for pair in zip(watts, seconds)]  # noqa: B905  # Python 3.8
+    means = [_mean(pair) for pair in zip(watts, seconds)]
     return QUANTILES[parts] * float(np.std(means, ddof=1)) / math.sqrt(parts)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from kdcompile.config.spec import Spec
-from kdcompile.latency_model.module_cost import params
-from kdcompile.latency_model.network_cost import as_type
+from kdcompile.latency_model.network_cost import as_type, params
 from kdcompile.latency_model.parameters import efficiencies_of
 from kdcompile.latency_model.predict import estimate, kernel_ms
 from kdcompile.latency_model.priced import Priced

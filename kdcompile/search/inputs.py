@@ -14,8 +14,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
 from kdcompile.latency.environment import usable_cores
-from kdcompile.latency_model.module_cost import params
-from kdcompile.latency_model.network_cost import Network
+from kdcompile.latency_model.network_cost import Network, params
 from kdcompile.models.cuts import cuts
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.candidate_pool import Problem
@@ -31,7 +30,7 @@ from kdcompile.search.spaces.pruned import LayerSpace
 from kdcompile.search.spaces.pruned_kernels import Template
 from kdcompile.search.spaces.staged import StagedSpace
 from kdcompile.targets import Target
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 Spaces = list[tuple[Space, Callable[[], Judge]]]
 log = logging.getLogger("kdcompile")
@@ -89,7 +88,7 @@ def _problem(spec: Spec, target: Target, teacher: Network, beside: str, precisio
         spec=spec,
         target=target,
         precision=precision,
-        metric=find_task(spec.task.kind).metric,
+        metric=task_of(spec).metric,
         teacher=teacher.module,
         point=point,
         priced=priced,

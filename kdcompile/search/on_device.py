@@ -37,7 +37,7 @@ from kdcompile.search.device_timer import Bench, bench_of
 from kdcompile.search.pareto import Point, front, keeps, likely_front, limit_ms
 from kdcompile.targets import Target
 from kdcompile.tasks.metric import Metric
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 TEACHER = "teacher"
 STEADY = 0.1  # variation that is not worth a warning
@@ -232,7 +232,7 @@ class _Site:
     def add(self, name: str, module: nn.Module, precision: str) -> None:
         """Export, convert and build a copy of a network."""
         module = fold(copy.deepcopy(module).cpu().float().eval())
-        path, output = self.folder / f"{name}.onnx", find_task(self.spec.task.kind).output
+        path, output = self.folder / f"{name}.onnx", task_of(self.spec).output
         profile, target = self.spec.export.profile, self.target
         model = onnx_from_module(module, path, profile, target.max_opset, target.ir_version, output)
         kind = self.bench.file_of(precision)

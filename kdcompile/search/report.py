@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kdcompile.config.spec import Budget
 from kdcompile.core.report import columns
 from kdcompile.latency_model.correction import SHARED, Correction
@@ -79,7 +81,8 @@ class Found:
 
 def lines(record: Mapping[str, Any]) -> list[str]:
     """The record of `Found.to_json` as text: the front as a table, then the explanation."""
-    metric, points = METRICS[record["metric"]], record["points"]
+    name, points = record["metric"], record["points"]
+    metric = METRICS.get(name) or Metric(name, np.mean)  # of a plug-in: its values show as numbers
     asked = ", ".join(f"{name} = {value:g}" for name, value in record["budget"].items())
     chosen, shown = record["chosen"], _shown(record)
     rows: list[Sequence[str]] = [HEADER]

@@ -8,8 +8,7 @@ from torch import nn
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
-from kdcompile.latency_model.module_cost import params
-from kdcompile.latency_model.network_cost import Network, as_type
+from kdcompile.latency_model.network_cost import Network, as_type, params
 from kdcompile.latency_model.precision import beside, candidates, fastest
 from kdcompile.latency_model.predict import estimate
 from kdcompile.latency_model.priced import Priced

@@ -1,11 +1,20 @@
 """Reduce interleaved latency samples: a median, and the ratio of two, each with its interval."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdcompile.core.errors import KDError
-from kdcompile.stats.bootstrap import Floats, Ints, percentile_interval, resampled
+from kdcompile.stats.bootstrap import percentile_interval, resampled
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
 
 RESAMPLES = 4000  # of the blocks
 

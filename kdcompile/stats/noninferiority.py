@@ -18,19 +18,26 @@ The margin of an error moves with r, which is as uncertain as s. So the bounds o
 those of the ratio s / r leave, of mean squares for a root mean square.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.report import Verdict
 from kdcompile.stats.bootstrap import MIN_IMAGES, interval, ratio_interval
 from kdcompile.stats.proportion_interval import rate_decrease_interval
-from kdcompile.tasks.metric import Metric
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kdcompile.core.report import Verdict
+    from kdcompile.tasks.metric import Metric
+
+    Floats = NDArray[np.float64]
+
 CONFIDENCE = 0.9  # two-sided; each end is a one-sided 95 % bound
 
 

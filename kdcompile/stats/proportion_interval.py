@@ -3,13 +3,18 @@
 A bootstrap of images that are all right never draws a wrong one, and so claims to be certain.
 """
 
+from __future__ import annotations
+
 import math
 from statistics import NormalDist
+from typing import TYPE_CHECKING, Callable
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+    Floats = NDArray[np.float64]
+
 SURE = 1e-9  # how near a difference of rates comes to -1 and 1
 
 
@@ -25,25 +30,6 @@ def rate_interval(errors: Floats, confidence: float) -> tuple[float, float]:
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def share_bounds(count: int, n: int, confidence: float = 0.9) -> tuple[float, float]:
-    """The two-sided exact interval (Clopper and Pearson, 1934) of a share of images.
-
-    Each end is wrong no more often than it says, for any number of images: of none in n the upper
-    one at 95 % is 1 - 0.05^(1/n), about 3/n.
-
-    Args:
-        count: images that have a property.
-        n: images, at least 1.
-        confidence: of the interval; each end of one at 90 % is a one-sided 95 % bound.
-    """
-    from scipy.special import betaincinv
-
-    tail = (1 - confidence) / 2
-    low = betaincinv(count, n - count + 1, tail) if count else 0.0
-    high = betaincinv(count + 1, n - count, 1 - tail) if count < n else 1.0
-    return float(low), float(high)
 
 
 def rate_decrease_interval(
@@ -63,17 +49,24 @@ def rate_decrease_interval(
 
 def decrease_interval(lost: int, won: int, n: int, confidence: float) -> tuple[float, float]:
     """The same by how many of n images only the teacher, and only the student, has right."""
-    from scipy.optimize import brentq
-
     z = _quantile(confidence)
 
-    def excess(difference: float) -> float:
-        return _score(difference, lost, won, n) ** 2 - z * z
+    def inside(difference: float) -> bool:
+        return abs(_score(difference, lost, won, n)) <= z
 
     observed = (lost - won) / n
-    low = -1.0 if observed <= -1 + SURE else brentq(excess, -1 + SURE, observed)
-    high = 1.0 if observed >= 1 - SURE else brentq(excess, observed, 1 - SURE)
-    return float(low), float(high)
+    low = -1.0 if observed <= -1 + SURE else _edge(inside, observed, -1 + SURE)
+    high = 1.0 if observed >= 1 - SURE else _edge(inside, observed, 1 - SURE)
+    return low, high
+
+
+def _edge(inside: Callable[[float], bool], start: float, limit: float) -> float:
+    """Where a condition that holds at `start` ends on the way to `limit`, by bisection."""
+    near, far = start, limit
+    for _ in range(100):
+        middle = (near + far) / 2
+        near, far = (middle, far) if inside(middle) else (near, middle)
+    return (near + far) / 2
 
 
 def _score(difference: float, lost: int, won: int, n: int) -> float:

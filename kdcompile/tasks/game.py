@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.data.frame import Frame
+from kdcompile.tasks.metric import LEVELS
 
 Floats = NDArray[np.float64]
-LEVELS = (1, 2, 3)
 
 
 def game_errors(

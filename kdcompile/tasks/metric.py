@@ -1,15 +1,18 @@
 """One number for the errors of many images: what it is, and what is better."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kdcompile.tasks.game import LEVELS
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+    Floats = NDArray[np.float64]
+
+LEVELS = (1, 2, 3)  # of GAME
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,20 @@ the gates, the report) asks it and knows no task by name.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.config.spec import Spec
+from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.user_code import load_factory, users_code
 from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.strata import Stratum, by_class, by_value
-from kdcompile.tasks.game import game_errors
-from kdcompile.tasks.metric import GAMES, MAE, RMSE, TOP1, Metric
+from kdcompile.data.strata import Stratum, by_value
+from kdcompile.tasks.metric import Metric
 
 Floats = NDArray[np.float64]
 
@@ -24,19 +27,31 @@ Floats = NDArray[np.float64]
 class Task(ABC):
     """What is predicted for an image.
 
-    kind: as `[task] kind` names it; output: the name of the network's output in ONNX files;
-    unit: of a prediction, "1" where it has none; metrics: of predictions, the first one selects
-    the student; map_metrics: of density maps, known only where whole outputs are at hand;
-    is_dense: the output is a map over the image; parts: the report's key for accuracy in `groups`.
+    kind: as `[task] kind` names it; like: the built-in task as which recipes, boards, reports and
+    bundles take its outputs: "counting", a map that is summed, "classification", logits, or
+    "regression", one number; output: the name of the network's output in ONNX files; unit: of a
+    prediction, "1" where it has none; metrics: of predictions, the first one selects the student;
+    map_metrics: of density maps, known only where whole outputs are available; is_dense: the output
+    is a map over the image; has_classes: it is one number a class; parts: the report's key for
+    accuracy in `groups`.
     """
 
     kind: ClassVar[str]
+    like: ClassVar[str]
     output: ClassVar[str]
     unit: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
     map_metrics: ClassVar[tuple[Metric, ...]] = ()
     is_dense: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = False
     parts: ClassVar[str]
+
+    def objective(self) -> Any:
+        """The class of its losses (`distill.objective.Objective`); None: those of `like`.
+
+        Import it in here: only what trains has a use for PyTorch.
+        """
+        return None
 
     @property
     def metric(self) -> Metric:
@@ -84,7 +99,8 @@ class Task(ABC):
     def facts(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
         """What a report and a bundle must know of the task, as JSON values."""
         return {
-            "kind": self.kind,
+            "kind": self.like,
+            "name": self.kind,
             "output": self.output,
             "unit": self.unit,
             "metric": self.metric.name,
@@ -148,158 +164,45 @@ class Task(ABC):
         """What is wrong with an output of this shape for one image, or None."""
 
 
-class Counting(Task):
-    """Points to be counted by a density map [N, 1, h, w], whose sum is the count."""
-
-    kind, output, unit = "counting", "density", "count"
-    metrics, map_metrics = (MAE, RMSE), GAMES
-    is_dense, parts = True, "by_density"
-
-    def truth(self, photo: Photo) -> float:
-        """The number of annotated points.
-
-        Raises:
-            KDError: `points-missing`.
-        """
-        if photo.label is not None:
-            raise KDError(
-                "points-missing",
-                f"{photo.name} has a label, where points are to be counted",
-                where="[task] kind and [data] format",
-                fix='set task.kind to "classification" or "regression", or use a format of points',
-            )
-        return float(photo.count)
-
-    def predictions(self, output: NDArray[Any]) -> Floats:
-        """The sum of each map."""
-        return np.asarray(output.reshape(len(output), -1).sum(1, dtype=np.float64))
-
-    def map_errors(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
-        """GAME at each level."""
-        return game_errors(output[0, 0], photo.points, frame)
-
-    def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
-        """`count`."""
-        return {"count": float(self.predictions(output)[0])}
-
-    def check_output(self, shape: tuple[int, ...]) -> str | None:
-        """Four axes and one channel."""
-        good = len(shape) == 4 and shape[1] == 1
-        return None if good else "counting needs a density map [N, 1, h, w]"
-
-
-class Classification(Task):
-    """One class an image, by logits [N, K]."""
-
-    kind, output, unit = "classification", "logits", "class"
-    metrics, parts = (TOP1,), "by_class"
-
-    def truth(self, photo: Photo) -> float:
-        """The class's index."""
-        return photo.labelled()
-
-    def predictions(self, output: NDArray[Any]) -> Floats:
-        """The class with the largest logit; -1, which is never right, where one is no number."""
-        finite = np.isfinite(output).all(axis=1)
-        return np.where(finite, output.argmax(axis=1), -1).astype(np.float64)
-
-    def errors(self, predicted: Sequence[float] | Floats, true: Sequence[float] | Floats) -> Floats:
-        """1 where the class is wrong, 0 where it is right."""
-        return np.not_equal(predicted, true).astype(np.float64)
-
-    def difficulty(self, output: NDArray[Any], true: float) -> float:
-        """1 less the probability of the true class."""
-        return 1.0 - float(_softmax(output[0])[int(true)])
-
-    def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
-        """`class`, its name or else its index, and `probability`."""
-        chosen = self.predictions(output)[0]
-        return {
-            "class": self.name_of(chosen, classes),
-            "probability": float(_softmax(output[0])[int(chosen)]),
-        }
-
-    def name_of(self, prediction: float, classes: Sequence[str] | None) -> str | float:
-        """The name of a class, or its index where classes have none; `none` for no class."""
-        if prediction < 0:
-            return "none"
-        return str(int(prediction)) if classes is None else classes[int(prediction)]
-
-    def groups(self, true: Floats, classes: Sequence[str] | None) -> list[Stratum]:
-        """The images of each class."""
-        return by_class(true, lambda value: self.name_of(value, classes))
-
-    def check_labels(
-        self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
-    ) -> str | None:
-        """Indices of the outputs, one output a class."""
-        if classes is not None and len(classes) != outputs:
-            return f"the data has {len(classes)} classes, the network {outputs} outputs"
-        wrong = [label for label in labels if label not in range(outputs)]
-        if wrong:
-            return f"a label of {wrong[0]:g} is no index of the network's {outputs} outputs"
-        return None
-
-    def constant(self, train: Sequence[float]) -> float:
-        """The most frequent class."""
-        values, counts = np.unique(train, return_counts=True)
-        return float(values[counts.argmax()])
-
-    def check_output(self, shape: tuple[int, ...]) -> str | None:
-        """Two axes and at least two classes."""
-        good = len(shape) == 2 and shape[1] >= 2
-        return None if good else "classification needs logits [N, K] of at least two classes"
-
-
-class Regression(Task):
-    """One number an image, by an output [N, 1]."""
-
-    kind, output, unit = "regression", "value", "1"
-    metrics, parts = (MAE, RMSE), "by_value"
-
-    def truth(self, photo: Photo) -> float:
-        """The annotated number."""
-        return photo.labelled()
-
-    def predictions(self, output: NDArray[Any]) -> Floats:
-        """The output itself."""
-        return np.asarray(output.reshape(len(output)), np.float64)
-
-    def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
-        """`value`."""
-        return {"value": float(self.predictions(output)[0])}
-
-    def check_labels(
-        self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
-    ) -> str | None:
-        """Values, and not classes that have names."""
-        return None if classes is None else "the data has classes, not values to be predicted"
-
-    def check_output(self, shape: tuple[int, ...]) -> str | None:
-        """Two axes and one value."""
-        return None if tuple(shape[1:]) == (1,) else "regression needs one value an image, [N, 1]"
-
-
-def _softmax(logits: NDArray[Any]) -> Floats:
-    """Probabilities of one image's logits [K]."""
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    return np.asarray(powers / powers.sum())
-
-
-TASKS: dict[str, Task] = {task.kind: task for task in (Counting(), Classification(), Regression())}
-
-
 def find_task(kind: str) -> Task:
-    """The task of `[task] kind`, or of a bundle's manifest.
+    """The task of `[task] kind` or of a bundle's manifest; not one that is a file beside a spec.
 
     Raises:
-        KDError: `task-unknown`.
+        KDError: `task-unknown`, or those of `plugins.find`.
     """
-    if kind not in TASKS:
-        raise KDError(
-            "task-unknown",
-            f"there is no task {kind!r}{nearest(str(kind), TASKS, 0.7)}",
-            where="[task] kind, or a bundle's manifest.json",
-            fix=f"use one of {', '.join(TASKS)}",
-        )
-    return TASKS[kind]
+    import kdcompile.tasks.builtin  # noqa: F401  a cache key covers it
+
+    return _made(plugins.find("tasks", str(kind), Task, "[task] kind, or a bundle's manifest.json"))
+
+
+def task_of(spec: Spec) -> Task:
+    """The task of a spec: of a name, or of a class in a file beside it (`task.py:Depth`).
+
+    Raises:
+        KDError: `task-unknown`, `task-invalid`, or those of `load_factory`.
+    """
+    kind = spec.task.kind
+    if ":" not in kind:
+        return find_task(kind)
+    found: Any = load_factory(kind, spec.folder)
+    if isinstance(found, type) and issubclass(found, Task):
+        return _make(found)
+    raise KDError(
+        "task-invalid",
+        f"{kind} is no class that derives from kdcompile.tasks.task.Task",
+        where=f"{spec.path} [task] kind",
+        fix="name a class that derives from Task; docs/plugins.md has an example",
+    )
+
+
+@cache
+def _made(kind: type[Task]) -> Task:
+    """The one instance of a registered task."""
+    return _make(kind)
+
+
+def _make(kind: type[Task]) -> Task:
+    with users_code(
+        "task-invalid", f"task {kind.__name__} cannot be made", f"{kind.__module__}", "correct it"
+    ):
+        return kind()

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.remote import worker
+from kdcompile.remote.agent.worker import Worker
 from kdcompile.remote.kit import write_kit
 from kdcompile.targets import load
 from kdcompile.tasks.task import find_task
@@ -151,7 +151,7 @@ def board(played_tensorrt, tmp_path):
     def make(version):
         module, _ = played_tensorrt(version)
         (tmp_path / "m.onnx").write_bytes(b"graph")
-        served = worker.Worker("tensorrt")
+        served = Worker("tensorrt")
         return (lambda op, **values: served.answer({"id": 1, "op": op, **values})), module.scene
 
     return make

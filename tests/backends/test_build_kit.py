@@ -1,6 +1,5 @@
 """The kit, built and run as on a board, with ONNX Runtime in TensorRT's place."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,7 +10,9 @@ import pytest
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
-from kdcompile.remote import worker
+from kdcompile.remote.agent import machine, worker
+from kdcompile.remote.agent.candidates import predictions_apart
+from kdcompile.remote.agent.kit import main as build_kit
 from kdcompile.remote.kit import write_kit
 from kdcompile.targets import load
 from kdcompile.tasks.task import find_task
@@ -39,10 +40,9 @@ def kit(onnx_files, make_kit):
 def test_contents(kit):
     about = json.loads((kit / "kit.json").read_text())
     assert set(about["files"]) == {
-        "README.md", "alone.py", "build_engine.py", "calibration.json", "gates.json", "judging.py",
-        "networks.py", "pack.py", "preprocess.json", "prove.py", "reference.npz", "same_board.py",
-        "stop.py", "student_fp16.onnx", "student_fp32.onnx", "student_int8.onnx", "usage.py",
-        "verdict.py", "worker.py",
+        "README.md", "agent.pyz", "build_engine.py", "calibration.json", "gates.json",
+        "preprocess.json", "reference.npz", "student_fp16.onnx", "student_fp32.onnx",
+        "student_int8.onnx",
     }  # fmt: skip
     assert about["target"]["compute_capability"] == "8.7"
     assert about["predicted"] == "int8"
@@ -205,32 +205,19 @@ def test_reference_must_be_whole(onnx_files, tmp_path):
 
 
 @pytest.fixture
-def script(kit, monkeypatch):
-    """The kit's script as a module, with the package's worker."""
-    own = {path.stem for path in kit.glob("*.py")} - {"worker"}
-    monkeypatch.syspath_prepend(str(kit))
-    monkeypatch.setitem(sys.modules, "worker", worker)
-    for name in own:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("build_engine")
-    for name in own:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
 def on_a_nano(monkeypatch):
     """This machine says of itself what a Jetson Orin Nano says."""
-    monkeypatch.setattr(worker, "_first_line", lambda path: NANO if "model" in path else None)
-    monkeypatch.setattr(worker, "_memory", lambda *_: {"total": 7620, "free": 5000})
+    monkeypatch.setattr(worker, "first_line", lambda path: NANO if "model" in path else None)
+    monkeypatch.setattr(machine, "memory_mb", lambda *_: {"total": 7620, "free": 5000})
 
 
 NANO = "NVIDIA Jetson Orin Nano Developer Kit"
 
 
-def test_on_the_target_it_is_device_evidence(script, kit, played_tensorrt, on_a_nano, capsys):
+def test_on_the_target_it_is_device_evidence(kit, played_tensorrt, on_a_nano, capsys):
     played_tensorrt("10.3.0")
     doubled_reference(kit)
-    assert script.main([]) == 0
+    assert build_kit(str(kit), []) == 0
     found = record(kit)
     assert (found["evidence"], found["not_the_target"]) == ("device", [])
     assert found["environment"]["gpu"]["name"] == "Played GPU"
@@ -244,7 +231,7 @@ def test_on_the_target_it_is_device_evidence(script, kit, played_tensorrt, on_a_
     assert "NOT the target" not in capsys.readouterr().out
 
 
-def test_a_deterministic_build_has_a_cache_for_each_engine(script, kit, played_tensorrt, on_a_nano):
+def test_a_deterministic_build_has_a_cache_for_each_engine(kit, played_tensorrt, on_a_nano):
     """With one for all, the second network would miss its kernels in the first one's."""
     played_tensorrt("10.3.0")
     about = json.loads((kit / "kit.json").read_text())
@@ -253,43 +240,39 @@ def test_a_deterministic_build_has_a_cache_for_each_engine(script, kit, played_t
     (kit / "kit.json").write_text(json.dumps(about))
     doubled_reference(kit)
     for expected in ("recorded", "enforced"):
-        assert script.main([]) == 0
+        assert build_kit(str(kit), []) == 0
         built = [c["build"] for c in record(kit)["candidates"] if "build" in c]
         assert len(built) > 1
         assert {b["deterministic"] for b in built} == {expected}
         (kit / "out" / "built.json").unlink()  # so that all are built again
 
 
-def test_another_tensorrt_is_refused_unless_allowed(
-    script, kit, played_tensorrt, on_a_nano, capsys
-):
+def test_another_tensorrt_is_refused_unless_allowed(kit, played_tensorrt, on_a_nano, capsys):
     played_tensorrt("8.6.1")
     doubled_reference(kit)
-    assert script.main([]) == 1
+    assert build_kit(str(kit), []) == 1
     shown = capsys.readouterr().err
     assert "error[not-the-target]: TensorRT 8.6.1, the target has 10.3" in shown
     assert "--allow-version" in shown
-    assert script.main(["--allow-version", "--no-graph"]) == 0
+    assert build_kit(str(kit), ["--allow-version", "--no-graph"]) == 0
     assert record(kit)["evidence"] == "host"
     assert record(kit)["judged_mode"] == "device"
 
 
-def test_a_classifier_is_compared_by_its_classes(script):
-    apart = importlib.import_module("prove").predictions_apart
+def test_a_classifier_is_compared_by_its_classes():
     logits = [np.float32([[1, 2]]), np.float32([[5, 4]])]
     turned = [np.float32([[1, 2.1]]), np.float32([[4, 5]])]
-    assert apart(turned, logits, "classification") == {"top1_agreement": 0.5}
+    assert predictions_apart(turned, logits, "classification") == {"top1_agreement": 0.5}
     broken = [np.float32([[1, np.nan]]), logits[1]]
-    assert apart(broken, logits, "classification") == {"top1_agreement": 0}
+    assert predictions_apart(broken, logits, "classification") == {"top1_agreement": 0}
 
 
-def test_a_value_is_compared_by_its_difference(script):
+def test_a_value_is_compared_by_its_difference():
     values, other = (
         [np.float32([[1.0]]), np.float32([[5.0]])],
         [np.float32([[1.5]]), np.float32([[3]])],
     )
-    apart = importlib.import_module("prove").predictions_apart
-    assert apart(list(other), list(values), "regression") == {"value_difference": 2}
+    assert predictions_apart(list(other), list(values), "regression") == {"value_difference": 2}
 
 
 def doubled_reference(kit):

@@ -1,109 +1,69 @@
-"""The board's numpy rules are the gates' own: same bounds, same verdicts, same inputs."""
-
-import importlib
-import sys
-from pathlib import Path
+"""The board judges by the gates' own rules: same bounds, same verdicts, same inputs."""
 
 import numpy as np
 import pytest
+from played_board import GATES, KIT, SEED, WORKER, host_report, record, rows
 
-import kdcompile.remote.kit as kit_module
 from kdcompile.backends import choose
-from kdcompile.config.gates import AccuracyGate, fraction
+from kdcompile.core.errors import KDError
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.gates.accuracy import AccuracyGate
+from kdcompile.gates.from_board import judge_board
+from kdcompile.remote.agent import judging, pack
 from kdcompile.stats.bootstrap import MIN_IMAGES
-from kdcompile.stats.latency_interval import PairedTimes, ratio_interval
-from kdcompile.stats.noninferiority import compare
 from kdcompile.tasks.agreement import decibels, powers, relative_error
-from kdcompile.tasks.metric import METRICS
 from kdcompile.tasks.task import find_task
 
-KIT = Path(kit_module.__file__).parent / "kit"
-TOLERANCE = {"rel": 1e-9, "abs": 1e-9}
+
+def judged_at_home(predicted, blocks, kit=KIT):
+    """The gates of a report that a board's numbers were merged into, by name."""
+    value = record("0" * 64)
+    chosen = next(c for c in value["candidates"] if c["precision"] == value["chosen"])
+    chosen["predictions"] = predicted.tolist()
+    value["latency"]["graph"][value["chosen"]]["blocks"] = blocks.tolist()
+    report, _ = judge_board(host_report(), kit, GATES, value, "device.json")
+    return {gate.name: gate for gate in report.gates}
 
 
-@pytest.fixture(scope="module")
-def scripts():
-    """The kit's `judging` and `pack` as modules."""
-    sys.path.insert(0, str(KIT))
-    try:
-        yield importlib.import_module("judging"), importlib.import_module("pack")
-    finally:
-        sys.path.remove(str(KIT))
-        for name in ("judging", "pack", "stop"):
-            sys.modules.pop(name, None)
+def test_the_board_and_home_judge_alike():
+    lists = [np.array([row[key] for row in rows()]) for key in ("true", "teacher")]
+    teacher_blocks = record("")["latency"]["graph"]["teacher_fp16"]["blocks"]
+    accuracy, least = GATES["accuracy"], GATES["speedup"]["min"]
+    rng, seen = np.random.default_rng(1), set()
+    wrong = lists[1] - lists[0]
+    for errors, ms in ((1.001 * wrong, 1.0), (rng.permutation(wrong), 2.0), (2 * wrong, 3.0)):
+        student, blocks = lists[0] + errors, rng.normal(ms, 0.1, 12)
+        home = judged_at_home(student, blocks)
+        for name, found in (
+            ("accuracy", judging.judge_accuracy(accuracy, "counting", *lists, student, SEED)),
+            ("speedup", judging.judge_speedup(least, teacher_blocks, blocks, SEED)),
+        ):
+            gate = home[f"{name}@device"]
+            (number,) = gate.measurements
+            assert found["verdict"] == gate.verdict
+            assert (found["low"], found["high"]) == (number.low, number.high)
+            seen.add((name, gate.verdict))
+    assert len(seen) == 6, "each gate with each verdict"
 
 
-def at_home(settings, task, true, teacher, student, seed):
-    """Verdict and bounds of the accuracy gate of `verify`."""
-    errors = [task.errors(predicted, true) for predicted in (teacher, student)]
-    found = compare(
-        METRICS[settings.metric], *errors, margin=fraction(settings.margin),
-        max_increase=fraction(settings.max_increase), seed=seed,
-    )  # fmt: skip
-    ends = (None if end is None or not np.isfinite(end) else end for end in (found.low, found.high))
-    return found.verdict, *ends
-
-
-def random_case(rng, kind):
-    count = int(rng.integers(2, 60))
-    if kind == "classification":
-        true = rng.integers(0, 4, count).astype(float)
-        teacher, student = (np.where(rng.random(count) < p, true, 4.0) for p in rng.random(2))
-        return true, teacher, student
-    true = rng.uniform(0, 500, count)
-    teacher = true + rng.normal(0, 20, count)
-    student = teacher + rng.normal(rng.uniform(-2, 3), rng.uniform(0.1, 8), count)
-    return true, teacher, student
-
-
-@pytest.mark.parametrize(
-    ("kind", "metric"),
-    [("counting", "mae"), ("counting", "rmse"), ("regression", "rmse"), ("classification", "top1")],
-)
-def test_accuracy_is_judged_as_at_home(scripts, kind, metric):
-    judging, _ = scripts
-    rng, seen = np.random.default_rng(len(metric)), set()
-    for seed in range(10 if kind == "classification" else 6):
-        true, teacher, student = random_case(rng, kind)
-        limits = {
-            "max_increase": f"{rng.uniform(0, 20):.2f}%",
-            "margin": f"{rng.uniform(1, 30):g}%",
-        }
-        settings = AccuracyGate(metric=metric, **limits)
-        verdict, low, high = at_home(settings, find_task(kind), true, teacher, student, seed)
-        gate = settings.model_dump(mode="json")
-        found = judging.judge_accuracy(gate, kind, true, teacher, student, seed)
-        assert found["verdict"] == verdict
-        if low is None:
-            assert (found["low"], found["high"]) == (None, None)
-        else:
-            assert (found["low"], found["high"]) == pytest.approx((low, high), **TOLERANCE)
-        seen.add(verdict)
-    assert len(seen) > 1
+def test_a_bundle_of_before_the_agent_was_one_file_is_judged():
+    student, blocks = np.array([row["teacher"] for row in rows()]), np.full(12, 1.0)
+    old = {**KIT, "files": {"worker.py": WORKER}}
+    assert judged_at_home(student, blocks, old)["accuracy@device"].verdict == "passed"
+    with pytest.raises(KDError, match=r"worker\.py there is not the kit's"):
+        judged_at_home(student, blocks, {**KIT, "files": {"worker.py": "0" * 64}})
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("counting", "mae"), ("classification", "top1")])
-def test_extreme_cases_are_judged_as_at_home(scripts, kind, metric):
-    judging, _ = scripts
-    settings, task = AccuracyGate(metric=metric), find_task(kind)
-    gate, true = settings.model_dump(mode="json"), np.array([1.0, 2, 0, 3] * 2)
-    others = [true, true + 1, np.zeros(8), true + np.eye(8)[2], true + np.eye(8)[5]]
-    for teacher in others:
-        for student in others:
-            verdict, low, high = at_home(settings, task, true, teacher, student, 0)
-            found = judging.judge_accuracy(gate, kind, true, teacher, student, 0)
-            assert found["verdict"] == verdict
-            for key, wanted in (("low", low), ("high", high)):
-                assert found[key] == (wanted and pytest.approx(wanted, **TOLERANCE))
-    few = 1 if kind == "classification" else MIN_IMAGES - 1
-    some = (true[:few], true[:few], true[:few])
-    assert judging.judge_accuracy(gate, kind, *some, 0)["verdict"] == "inconclusive"
-    assert at_home(settings, task, *some, 0) == ("inconclusive", None, None)
+def test_too_few_photos_decide_nothing(kind, metric):
+    gate = AccuracyGate(metric=metric).model_dump(mode="json")
+    for few in (0, 1 if kind == "classification" else MIN_IMAGES - 1):
+        some = np.arange(float(few))
+        found = judging.judge_accuracy(gate, kind, some, some, some, 0)
+        assert found["verdict"] == "inconclusive"
 
 
-def test_a_metric_of_maps_is_stood_for_by_the_count(scripts):
-    judging, _ = scripts
+def test_a_metric_of_maps_is_stood_for_by_the_count():
     true = np.arange(12.0)
     found, wanted = (
         judging.judge_accuracy(
@@ -114,19 +74,7 @@ def test_a_metric_of_maps_is_stood_for_by_the_count(scripts):
     assert found == wanted
 
 
-def test_speed_up_is_judged_as_at_home(scripts):
-    judging, _ = scripts
-    rng = np.random.default_rng(2)
-    a, b = rng.uniform(5, 9, 12), rng.uniform(1, 2, 12)
-    expected = ratio_interval(PairedTimes(a, b, 10), seed=4)
-    for least, verdict in ((1.0, "passed"), (expected[0], "inconclusive"), (99, "failed")):
-        found = judging.judge_speedup(least, a, b, 4)
-        assert (found["ratio"], found["low"], found["high"]) == pytest.approx(expected, rel=1e-12)
-        assert found["verdict"] == verdict
-
-
-def test_parity_is_measured_as_at_home(scripts):
-    judging, _ = scripts
+def test_parity_is_measured_as_at_home():
     rng = np.random.default_rng(3)
     want = [rng.normal(size=(1, 1, 4, 6)).astype(np.float32) for _ in range(3)]
     have = [w + rng.normal(0, 0.01, w.shape).astype(np.float32) for w in want]
@@ -147,8 +95,7 @@ def test_parity_is_measured_as_at_home(scripts):
         Preprocess(1, (0.4,), (0.3,), (16, 24), (16, 24)),
     ],
 )
-def test_preprocessing_is_the_packages_bit_for_bit(scripts, preprocess):
-    _, pack = scripts
+def test_preprocessing_is_the_packages_bit_for_bit(preprocess):
     rng = np.random.default_rng(0)
     for shape in ((16, 24), (7, 9), (16, 5)):
         pixels = rng.integers(0, 256, (*shape, preprocess.channels), dtype=np.uint8)
@@ -160,8 +107,7 @@ def test_preprocessing_is_the_packages_bit_for_bit(scripts, preprocess):
 
 
 @pytest.mark.parametrize("kind", ["counting", "classification", "regression"])
-def test_predictions_and_errors_are_the_tasks(scripts, kind):
-    judging, _ = scripts
+def test_predictions_and_errors_are_the_tasks(kind):
     task, rng = find_task(kind), np.random.default_rng(1)
     shape = {"counting": (1, 1, 5, 7), "classification": (1, 4), "regression": (1, 1)}[kind]
     outputs = [rng.normal(size=shape).astype(np.float32) for _ in range(6)]
@@ -174,8 +120,7 @@ def test_predictions_and_errors_are_the_tasks(scripts, kind):
         assert judging.prediction(np.float32([[1, np.nan]]), kind) == -1
 
 
-def test_choice_prefers_precision_where_speed_is_level(scripts):
-    judging, _ = scripts
+def test_choice_prefers_precision_where_speed_is_level():
     name, why = judging.choose([("int8", 0.246), ("fp16", 0.238), ("fp32", 0.9)], [("fp8", 0.2)])
     assert name == "fp16"
     assert "int8 0.246 ms is slower than fp16 0.238 ms" in why

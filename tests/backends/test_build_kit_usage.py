@@ -1,9 +1,9 @@
 """Energy and memory of the engine that ships, as the kit reads them on a board."""
 
-import importlib
 import json
 import subprocess
 import sys
+from zipfile import ZipFile
 
 import pytest
 from scipy import stats
@@ -12,6 +12,8 @@ from kdcompile.core.files import file_sha256
 from kdcompile.gates.board_record import NoUsage, read_record
 from kdcompile.gates.resources import of_board
 from kdcompile.remote import usage
+from kdcompile.remote.agent import second_worker
+from kdcompile.remote.archive import NAME, packed
 
 SENSOR = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
 GATES = {"energy_mj": {"required": True, "max": 1e9, "evidence": "device"},
@@ -24,7 +26,12 @@ def kit(onnx_files, make_kit):
     made = make_kit(onnx_files())
     gates = json.loads((made / "gates.json").read_text())
     (made / "gates.json").write_text(json.dumps(gates | GATES))
-    edit(made / "alone.py", '{"seconds": 5.0, "idle_s": 2.0}', '{"seconds": 1.0, "idle_s": 0.2}')
+    edit(
+        made,
+        "second_worker.py",
+        '{"seconds": 5.0, "idle_s": 2.0}',
+        '{"seconds": 1.0, "idle_s": 0.2}',
+    )
     return made
 
 
@@ -45,10 +52,14 @@ def run(kit):
     return make
 
 
-def edit(path, old, new):
-    text = path.read_text()
-    assert text.count(old) == 1
-    path.write_text(text.replace(old, new))
+def edit(kit, module, old, new):
+    """Change one module of the kit's agent."""
+    with ZipFile(kit / NAME) as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist()}
+    name = f"kdcompile/remote/agent/{module}"
+    assert texts[name].count(old) == 1
+    texts[name] = texts[name].replace(old, new)
+    (kit / NAME).write_bytes(packed(texts))
 
 
 def verdicts(record):
@@ -63,7 +74,7 @@ def test_with_a_sensor_both_gates_are_decided_and_home_agrees(kit, run, tmp_path
     process = tmp_path / "root/proc"
     process.mkdir()
     (process / "self").symlink_to("/proc/self")
-    edit(kit / "worker.py", 'root = "/"', f"root = {str(tmp_path / 'root')!r}")
+    edit(kit, "worker.py", 'root = "/"', f"root = {str(tmp_path / 'root')!r}")
     shown, record = run(3)  # by the memory gate, which nothing passes
     told, busy = record["usage"], record["usage"]["power"]["busy"]
     assert (told["precision"], told["mode"], told["power"]["source"]) == (
@@ -103,17 +114,6 @@ def test_nothing_ships_and_nothing_is_read(kit, run):
     assert of_board(read_record(record, "device.json").usage) is None
 
 
-@pytest.fixture
-def alone(kit, monkeypatch):
-    """The kit's `alone.py` as a module."""
-    monkeypatch.syspath_prepend(str(kit))
-    for name in ("alone", "stop"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("alone")
-    for name in ("alone", "stop"):
-        sys.modules.pop(name, None)
-
-
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -132,18 +132,18 @@ def alone(kit, monkeypatch):
         ),
     ],
 )  # fmt: skip
-def test_a_worker_that_fails_is_a_reason_and_no_error(alone, monkeypatch, tmp_path, source, reason):
+def test_a_worker_that_fails_is_a_reason_and_no_error(tmp_path, source, reason):
     (tmp_path / "broken.py").write_text(source)
-    monkeypatch.setattr(alone, "WORKER", str(tmp_path / "broken.py"))
-    found = alone.taken("tensorrt", "engine.plan", "in.npz", "device")
+    agent = str(tmp_path / "broken.py")
+    found = second_worker.read_usage(agent, "tensorrt", "engine.plan", "in.npz", "device")
     assert found == {"absent": reason}
     record = of_board(NoUsage.model_validate(found))
     assert record.memory.reason == record.energy.reason == f"on the board: {reason}"
 
 
-def test_a_board_without_room_for_a_second_process_is_a_reason(alone, monkeypatch, tmp_path):
-    monkeypatch.setattr(alone.sys, "executable", str(tmp_path / "none"))
-    found = alone.taken("tensorrt", "engine.plan", "in.npz", "device")
+def test_a_board_without_room_for_a_second_process_is_a_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    found = second_worker.read_usage("agent.pyz", "tensorrt", "engine.plan", "in.npz", "device")
     assert found == {"absent": "a second process did not start: No such file or directory"}
 
 

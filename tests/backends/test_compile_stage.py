@@ -71,7 +71,7 @@ def compiled(tmp_path, data, onnx_files):
             task=Task(),
             data=Data(format="points-jsonl", root=data),
         ).only(SECTIONS)
-        preprocess = preprocess_of(spec.data, export, spec.task)
+        preprocess = preprocess_of(spec)
         judged = {"val_mae": teacher_mae, "val_rmse": 1e3, "output": [1, 2, 3]}
         inputs = {
             "teacher": put("teacher", {"teacher.json": judged}),
@@ -120,7 +120,9 @@ def test_metric_is_the_mean_error_of_the_counts(compiled, data):
     found = compiled(load("jetson"), "fp32")
     runner = open_session(found.file("model.onnx"))
     given = Data(format="points-jsonl", root=data)
-    preprocess = preprocess_of(given, Export(shape=[1, 3, 16, 24]), Task())
+    preprocess = preprocess_of(
+        Spec.model_construct(data=given, export=Export(shape=[1, 3, 16, 24]), task=Task())
+    )
     errors = [
         abs(float(runner(preprocess(np.asarray(Image.open(data / f"val{i}.png")))).sum()) - 5)
         for i in range(2)

@@ -18,7 +18,8 @@ from kdcompile.calib.qdq import insert_qdq
 from kdcompile.config.spec import Compile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
-from kdcompile.remote import worker
+from kdcompile.remote.agent.system import platform_name
+from kdcompile.remote.agent.worker import Worker
 
 SHAPES = ([1, 3, 16, 16],) * 3
 TARGET = targets.load("h100").with_backend("8.6.1")
@@ -178,7 +179,7 @@ REFUSED = {
     ),
     "another GPU": (
         lambda path: _rewrite(path, compute_capability="8.7"),
-        "engine-mismatch", f"for sm_87 on {worker._platform()}; here tensorrt 8.6.1 for sm_90",
+        "engine-mismatch", f"for sm_87 on {platform_name()}; here tensorrt 8.6.1 for sm_90",
     ),
     "another version inside": (
         lambda path: _rewrite(path, path.read_bytes()[:24] + b"\12\3\0" + path.read_bytes()[27:]),
@@ -280,7 +281,7 @@ def test_the_median_is_of_the_devices_clock(mode, device, wall, end_to_end, expe
 def test_the_judged_mode_is_the_leanest(near, tmp_path):
     with near.open() as place:
         assert engine.modes(place) == ["graph", "device", "end_to_end"]
-    with Near(lambda: worker.Worker("onnxruntime"), tmp_path / "cpu").open() as place:
+    with Near(lambda: Worker("onnxruntime"), tmp_path / "cpu").open() as place:
         assert engine.modes(place) == ["device", "end_to_end"]
 
 

@@ -11,7 +11,8 @@ from kdcompile import targets
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.passes import compile
-from kdcompile.remote import worker
+from kdcompile.remote.agent import machine, worker
+from kdcompile.remote.agent.worker import Worker
 
 FILES = {
     "choice.json", "engines.json", "mixed.json", "model.engine", "model.engine.json", "model.onnx",
@@ -199,8 +200,8 @@ def test_an_engine_that_is_no_cuda_graph_is_timed_without_one(compiled, caplog):
 
 def test_a_jetson_at_the_board_has_device_evidence_and_its_kit(tmp_path, monkeypatch, capsys):
     module = {"/proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit"}
-    monkeypatch.setattr(worker, "_first_line", module.get)
-    monkeypatch.setattr(worker, "_memory", lambda path: {"total": 7620, "free": 4000})
+    monkeypatch.setattr(worker, "first_line", module.get)
+    monkeypatch.setattr(machine, "memory_mb", lambda path: {"total": 7620, "free": 4000})
     target = targets.load("jetson")
     place = NearGpu("10.3.0", tmp_path / "there", capability="8.7", name=b"Orin")
     build = SmallBuild(tmp_path)
@@ -221,7 +222,7 @@ def test_a_jetson_at_the_board_has_device_evidence_and_its_kit(tmp_path, monkeyp
 
 
 def test_onnx_runtime_plays_a_board(tmp_path, monkeypatch):
-    place = Near(lambda: worker.Worker("onnxruntime"), tmp_path / "there")
+    place = Near(lambda: Worker("onnxruntime"), tmp_path / "there")
     target, build = targets.load("jetson"), SmallBuild(tmp_path)
     build.run("calibrate", target)
     with place.installed(monkeypatch):

@@ -16,11 +16,12 @@ from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.remote import bootstrap, client
 from kdcompile.remote.address import parse_ssh
+from kdcompile.remote.agent.errors import FIXES
+from kdcompile.remote.archive import packed
 from kdcompile.remote.bootstrap import HUNG_UP
 from kdcompile.remote.errors import TOOLS, worker_error
 from kdcompile.remote.open import open_place
 from kdcompile.remote.process import Answers, Gone, WorkerProcess
-from kdcompile.remote.worker import FIXES
 
 BACKEND = "onnxruntime"
 
@@ -35,6 +36,12 @@ def failure(action, *values, **options):
         action(*values, **options)
     assert error.value.fix
     return error.value
+
+
+def agent_is(monkeypatch, source):
+    """The agent is a program of this source."""
+    made = packed({"__main__.py": source.decode()})
+    monkeypatch.setattr(client, "agent_zip", lambda: made)
 
 
 @pytest.mark.parametrize("via", [None, f"python:{sys.executable}"])
@@ -90,7 +97,7 @@ def test_only_plain_names_are_in_the_work_folder():
 
 def test_a_worker_that_dies_says_its_last_words(monkeypatch):
     dies = b"import os, sys; sys.stderr.write('out of memory\\n'); sys.stderr.flush(); os.abort()"
-    monkeypatch.setattr(client, "worker_source", lambda: dies)
+    agent_is(monkeypatch, dies)
     error = failure(open_place, None, BACKEND)
     assert error.code == "worker-died"
     assert "by signal 6: " in error.message
@@ -99,7 +106,7 @@ def test_a_worker_that_dies_says_its_last_words(monkeypatch):
 
 def test_a_worker_that_is_silent_is_stopped(monkeypatch):
     slow = b"import sys, time\nfor line in sys.stdin: time.sleep(60)"
-    monkeypatch.setattr(client, "worker_source", lambda: slow)
+    agent_is(monkeypatch, slow)
     monkeypatch.setattr(client, "TIMEOUT_S", 0.2)
     error = failure(open_place, None, BACKEND)
     assert error.code == "worker-timeout"
@@ -126,7 +133,7 @@ time.sleep(600)
 
 def test_an_interruption_ends_the_worker(monkeypatch):
     """It comes while the request is under way: the worker itself sends it when it has read that."""
-    monkeypatch.setattr(client, "worker_source", lambda: INTERRUPTS)
+    agent_is(monkeypatch, INTERRUPTS)
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
@@ -159,11 +166,11 @@ def test_no_wait_for_an_answer_is_long():
 
 
 def test_a_busy_worker_ends_with_its_connection(monkeypatch):
-    monkeypatch.setattr(client, "worker_source", lambda: SLOW)
+    agent_is(monkeypatch, SLOW)
     process = WorkerProcess([sys.executable, *client.boot_command(BACKEND)])
     process.send(client.boot_source())
     assert process.answer(20)["ok"]["work"]
-    process.send(SLOW)
+    process.send(client.agent_zip())
     assert process.ask({"op": "hello"}, 20) == {"id": 1, "ok": HELLO}
     process.close()
     with pytest.raises(Gone) as gone:
@@ -180,7 +187,7 @@ def test_modules_of_the_current_folder_are_not_imported(monkeypatch, tmp_path):
 
 
 def test_after_a_death_every_call_says_so(monkeypatch):
-    monkeypatch.setattr(client, "worker_source", lambda: SLOW)  # it never answers a second time
+    agent_is(monkeypatch, SLOW)  # it never answers a second time
     with open_place(None, BACKEND) as place:
         assert failure(place.call, "build", timeout_s=0.05).code == "worker-timeout"
         assert failure(place.call, "hello").code == "worker-timeout"

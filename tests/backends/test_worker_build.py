@@ -10,14 +10,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from played_tensorrt import GENERATIONS
 
-from kdcompile.remote import worker
+from kdcompile.remote.agent.errors import WorkerError
+from kdcompile.remote.agent.onnx_file import OnnxFile
+from kdcompile.remote.agent.tensorrt_network import PRECISIONS, _layer
+from kdcompile.remote.agent.worker import Worker
 
 WEAK, TYPED = ["EXPLICIT_BATCH"], ["EXPLICIT_BATCH", "STRONGLY_TYPED"]
 PLANS = {
     "8.5.3": {"fp32": ("fp32", []), "fp16": ("fp32", ["FP16"]), "int8": ("int8", ["INT8", "FP16"]),
               "mixed": ("mixed", ["INT8", "FP16"])},
     "10.3.0": {"bf16": ("fp32", ["BF16"]), "fp8": ("fp8", ["FP8", "FP16"])},
-    "10.13.3": {p: (p, []) for p in worker.PRECISIONS},
+    "10.13.3": {p: (p, []) for p in PRECISIONS},
 }  # fmt: skip
 PLANS["8.6.1"] = PLANS["8.5.3"]
 PLANS["10.3.0"].update(PLANS["8.5.3"])
@@ -39,7 +42,7 @@ def test_every_generation_is_planned():
 
 
 @pytest.mark.parametrize("version", GENERATIONS)
-@pytest.mark.parametrize("precision", worker.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_build(board, order, tmp_path, played_driver, version, precision):
     played_driver.capability = [9, 0]
     ask, scene = board(version)
@@ -74,7 +77,7 @@ def test_build(board, order, tmp_path, played_driver, version, precision):
 def test_what_the_gpu_lacks(board, order, played_driver, capability, absent):
     played_driver.capability = [int(n) for n in capability.split(".")]
     ask, _ = board("10.13.3")
-    assert set(ask("hello")["ok"]["precisions"]) == set(worker.PRECISIONS) - absent
+    assert set(ask("hello")["ok"]["precisions"]) == set(PRECISIONS) - absent
     for precision in absent:
         error = ask("build", **order(precision))["error"]
         assert error["code"] == "precision-refused"
@@ -95,8 +98,8 @@ def test_layers(board, order, version):
 def test_nodes_of_a_fused_layer_are_found_by_name():
     known = {"/a/Conv", "/a/Relu", "/b/Add"}
     name = "w + q_1 + /a/Conv + PWN(PWN(/a/Relu), /b/Add)"
-    assert worker._layer({"Name": name}, known)["onnx"] == ["/a/Conv", "/a/Relu", "/b/Add"]
-    assert worker._layer("Reformatting CopyNode for Input Tensor 0 to x", known)["onnx"] is None
+    assert _layer({"Name": name}, known)["onnx"] == ["/a/Conv", "/a/Relu", "/b/Add"]
+    assert _layer("Reformatting CopyNode for Input Tensor 0 to x", known)["onnx"] is None
 
 
 @pytest.mark.parametrize(
@@ -275,18 +278,18 @@ def test_symmetric_passes(board, order, tmp_path, onnx_files):
 
 
 def test_onnx_file(onnx_files):
-    nodes = worker.OnnxFile(onnx_files()["fp16"].read_bytes()).nodes
+    nodes = OnnxFile(onnx_files()["fp16"].read_bytes()).nodes
     assert [(n["name"], n["operator"]) for n in nodes] == [
         ("node_of_half", "Cast"), ("head", "Conv"), ("node_of_absolute", "Abs"),
         ("node_of_density", "Cast"),
     ]  # fmt: skip
     whole = onnx_files()["fp32"].read_bytes()
     for end in range(0, len(whole), 7):  # torn anywhere, it names what it can and raises nothing
-        worker.OnnxFile(whole[:end])
+        OnnxFile(whole[:end])
 
 
 def test_old_tensorrt_is_refused(monkeypatch):
     module = types.SimpleNamespace(__version__="8.2.1", IExecutionContext=object)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    with pytest.raises(worker.WorkerError, match=r"8\.2\.1 is older than 8\.5"):
-        worker.Worker("tensorrt")
+    with pytest.raises(WorkerError, match=r"8\.2\.1 is older than 8\.5"):
+        Worker("tensorrt")

@@ -7,7 +7,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from kdcompile.remote import worker
+from kdcompile.remote.agent.cuda import Cuda
+from kdcompile.remote.agent.errors import WorkerError
+from kdcompile.remote.agent.worker import Worker
 
 DRIVER = r"""
 #include <stdlib.h>
@@ -74,7 +76,7 @@ def driver(tmp_path_factory):
 @pytest.fixture
 def cuda(driver, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    return worker.Cuda()
+    return Cuda()
 
 
 def counter(driver, name):
@@ -87,7 +89,7 @@ def test_opens_the_primary_context(cuda):
 
 
 def test_failure_is_named(cuda):
-    with pytest.raises(worker.WorkerError, match=r"cuMemAlloc_v2 failed: CUDA_ERROR_PLAYED \(2\)"):
+    with pytest.raises(WorkerError, match=r"cuMemAlloc_v2 failed: CUDA_ERROR_PLAYED \(2\)"):
         cuda.allocate(1 << 40)
 
 
@@ -96,14 +98,14 @@ def test_absent_driver(monkeypatch):
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
-    with pytest.raises(worker.WorkerError) as caught:
-        worker.Cuda()
+    with pytest.raises(WorkerError) as caught:
+        Cuda()
     assert caught.value.code == "cuda-missing"
 
 
 def test_session_on_the_driver(cuda, driver, played_tensorrt, order, tmp_path):
     module, _ = played_tensorrt("8.6.1")
-    served = worker.Worker("tensorrt")
+    served = Worker("tensorrt")
     served.backend.cuda = cuda
     (tmp_path / "m.onnx").write_bytes(b"graph")
     served.backend.build(**order())

@@ -1,11 +1,15 @@
 """What the worker tells of its machine: what it is set to, and what it does at this moment."""
 
+import ctypes
 import types
 
 import played_tensorrt as played
 import pytest
 
-from kdcompile.remote import worker
+from kdcompile.remote.agent.cuda import Cuda
+from kdcompile.remote.agent.machine import facts
+from kdcompile.remote.agent.signals import sensors, signals
+from kdcompile.remote.agent.worker import Worker
 
 SM = 1
 TOLD = {
@@ -53,9 +57,9 @@ def asked(monkeypatch, tmp_path):
 
     def make(nvml):
         with monkeypatch.context() as patch:
-            patch.setattr(worker.ctypes, "CDLL", lambda name: Driver("9.0"))
-            cuda = worker.Cuda()
-        made = worker.Worker("onnxruntime")
+            patch.setattr(ctypes, "CDLL", lambda name: Driver("9.0"))
+            cuda = Cuda()
+        made = Worker("onnxruntime")
         made.backend = types.SimpleNamespace(
             cuda=cuda, modes=("device",), version="1", about=lambda: {"gpu": cuda.about()}
         )
@@ -89,19 +93,19 @@ def test_a_card_that_tells_nothing_has_no_signals(asked, lib):
 @pytest.mark.parametrize(("text", "count"), [("0-5", 6), ("0-3,6", 5), ("0", 1)])
 def test_cores_that_are_on(tmp_path, text, count):
     put(tmp_path, "sys/devices/system/cpu/online", text)
-    assert worker.facts(str(tmp_path))["cores"] == count
+    assert facts(str(tmp_path))["cores"] == count
 
 
 def test_clusters_with_limits_of_their_own_are_each_told(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 4}, raising=False)
     for cpu, khz in ((0, 1_510_400), (1, 1_510_400), (4, 2_201_600), (5, 9)):
         put(tmp_path, f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_max_freq", khz)
-    found = worker.facts(str(tmp_path))
+    found = facts(str(tmp_path))
     assert found["cpu_max_hz"] == [1_510_400_000, 2_201_600_000]
     assert (found["cpu_min_hz"], found["governor"], found["clock_limits"]) == (None, None, None)
 
 
 def test_a_machine_that_tells_nothing(tmp_path):
-    assert worker.signals(str(tmp_path), ["self"], {0, 1}) == {}
-    assert worker.sensors(str(tmp_path)) == {}
-    assert worker.facts(str(tmp_path))["cpu"]  # the platform's word, at least
+    assert signals(str(tmp_path), ["self"], {0, 1}) == {}
+    assert sensors(str(tmp_path)) == {}
+    assert facts(str(tmp_path))["cpu"]  # the platform's word, at least

@@ -1,13 +1,18 @@
 """The worker's `power` and `memory`, on played trees of `/sys` and `/proc` and a played NVML."""
 
+import ctypes
 import os
+import shutil
+import threading
 import types
 
 import numpy as np
 import played_tensorrt as played
 import pytest
 
-from kdcompile.remote import worker
+from kdcompile.remote.agent.cuda import Cuda
+from kdcompile.remote.agent.power import Nvml, Rails, find_power, ina3221, tegrastats_mw
+from kdcompile.remote.agent.worker import Worker
 
 MIB = 1 << 20
 ORIN = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
@@ -100,8 +105,8 @@ class Driver(played.Driver):
 
 @pytest.fixture
 def cuda(monkeypatch):
-    monkeypatch.setattr(worker.ctypes, "CDLL", lambda name: Driver("9.0"))
-    found = worker.Cuda()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver("9.0"))
+    found = Cuda()
     monkeypatch.undo()
     return found
 
@@ -120,10 +125,10 @@ class Network:
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """`served(cuda, nvml)` -> a worker with a network, at `tmp_path` as the root, and an asker."""
-    monkeypatch.setattr(worker.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
 
     def make(cuda=None, nvml=None):
-        made = worker.Worker("onnxruntime")
+        made = Worker("onnxruntime")
         made.backend = types.SimpleNamespace(cuda=cuda, modes=("device", "graph"))
         made.root, made.nvml, made.loaded = str(tmp_path), nvml, {"main": Network()}
         np.savez(tmp_path / "in.npz", image=np.zeros(3, np.float32))
@@ -134,13 +139,13 @@ def served(tmp_path, monkeypatch):
 
 
 def test_rails_of_an_orin(orin):
-    rails = worker.ina3221(str(orin))
+    rails = ina3221(str(orin))
     assert (rails.source, rails.unit) == ("INA3221", "mW")
     assert rails.read() == {"VDD_IN": 6000.0, "VDD_CPU_GPU_CV": 2000.0, "VDD_SOC": 1240.0}
 
 
 def test_rails_of_a_xavier(xavier):
-    found = worker.ina3221(str(xavier)).read()
+    found = ina3221(str(xavier)).read()
     assert found == {
         "GPU": 0.0, "CPU": 1900.0, "SOC": 3800.0, "CV": 5700.0, "VDDRQ": 7600.0, "SYS5V": 9500.0,
     }  # fmt: skip
@@ -149,11 +154,11 @@ def test_rails_of_a_xavier(xavier):
 def test_a_rail_that_is_not_connected_or_cannot_be_read_is_none(orin):
     put(orin, f"{ORIN}/in2_label", "NC")
     (orin / f"{ORIN}/curr3_input").unlink()
-    rails = worker.ina3221(str(orin))
+    rails = ina3221(str(orin))
     assert rails.read() == {"VDD_IN": 6000.0}
     (orin / f"{ORIN}/curr1_input").unlink()  # a sensor that is busy
     assert rails.read() == {}
-    assert worker.ina3221(str(orin)) is None
+    assert ina3221(str(orin)) is None
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,7 @@ def test_a_rail_that_is_not_connected_or_cannot_be_read_is_none(orin):
     ],
 )
 def test_lines_of_tegrastats(line, rails):
-    assert worker.tegrastats_mw(line) == rails
+    assert tegrastats_mw(line) == rails
 
 
 @pytest.mark.parametrize(("line", "found"), [("VDD_IN 4180mW/4175mW", True), ("RAM 1/2MB", False)])
@@ -182,7 +187,7 @@ def test_tegrastats_is_asked_last_and_ended(tmp_path, monkeypatch, line, found):
     put(tmp_path, "bin/tegrastats", f"#!/bin/sh\nwhile echo '{line}'; do sleep 0.01; done")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    rails = worker.find_power(None, str(tmp_path / "empty"))
+    rails = find_power(None, str(tmp_path / "empty"))
     if not found:
         assert rails == "no INA3221 sensor, no power in tegrastats, no GPU"
         return
@@ -195,11 +200,11 @@ def test_tegrastats_is_asked_last_and_ended(tmp_path, monkeypatch, line, found):
 def test_a_counter_of_energy_goes_before_the_power(cuda):
     numbers = {"nvmlDeviceGetTotalEnergyConsumption": 1 << 40, "nvmlDeviceGetPowerUsage": 70_000}
     lib = PlayedNvml(numbers)
-    rails = worker.Nvml(cuda, lib).power()
+    rails = Nvml(cuda, lib).power()
     assert (rails.source, rails.unit, rails.read()) == ("NVML", "mJ", {"GPU": float(1 << 40)})
     assert lib.asked_for == b"0000:17:00.0"  # the GPU that CUDA has, however NVML counts them
     lib.numbers["nvmlDeviceGetTotalEnergyConsumption"] = None
-    rails = worker.Nvml(cuda, lib).power()
+    rails = Nvml(cuda, lib).power()
     assert (rails.unit, rails.read()) == ("mW", {"GPU": 70_000.0})
     lib.numbers["nvmlDeviceGetPowerUsage"] = None
     assert rails.read() == {}
@@ -214,8 +219,8 @@ def test_a_counter_of_energy_goes_before_the_power(cuda):
     ],
 )
 def test_a_gpu_that_tells_nothing_says_why(cuda, lib, why, tmp_path, monkeypatch):
-    monkeypatch.setattr(worker.shutil, "which", lambda name: None)
-    assert why in worker.find_power(cuda, str(tmp_path), lib)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert why in find_power(cuda, str(tmp_path), lib)
 
 
 @pytest.mark.parametrize("version", ["_v3", "_v2"])
@@ -230,11 +235,11 @@ def test_a_gpu_that_tells_nothing_says_why(cuda, lib, why, tmp_path, monkeypatch
     ],
 )
 def test_memory_of_this_process_on_the_gpu(cuda, version, processes, mb):
-    assert worker.Nvml(cuda, PlayedNvml(processes=processes, version=version)).process_mb() == mb
+    assert Nvml(cuda, PlayedNvml(processes=processes, version=version)).process_mb() == mb
 
 
 def test_an_old_driver_names_no_processes(cuda):
-    assert worker.Nvml(cuda, PlayedNvml(version="_v1")).process_mb() is None
+    assert Nvml(cuda, PlayedNvml(version="_v1")).process_mb() is None
 
 
 def test_power_is_read_while_inferences_run(orin, served):
@@ -252,7 +257,7 @@ def test_power_is_read_while_inferences_run(orin, served):
 
 def test_a_look_that_fails_is_left_out():
     seen = iter([{"GPU": 1.0}, OSError("busy"), {}, {"GPU": 2.0}])
-    taken = worker.threading.Event()
+    taken = threading.Event()
 
     def read():
         value = next(seen, None)
@@ -263,7 +268,7 @@ def test_a_look_that_fails_is_left_out():
             raise value
         return value
 
-    answer, looks = worker.Rails("INA3221", "mW", read).during(lambda: taken.wait(10.0))
+    answer, looks = Rails("INA3221", "mW", read).during(lambda: taken.wait(10.0))
     assert answer
     assert [values for _, values in looks] == [{"GPU": 1.0}, {"GPU": 2.0}]
 

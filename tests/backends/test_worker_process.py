@@ -1,12 +1,12 @@
 """The worker as a process, as a board runs it, with ONNX Runtime in TensorRT's place."""
 
-import ast
 import hashlib
 import json
 import re
 import subprocess
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,37 +14,33 @@ import onnxruntime
 import pytest
 
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.remote import worker
-from kdcompile.remote.kit import SCRIPTS
+from kdcompile.remote import agent
+from kdcompile.remote.agent.errors import FIXES, WorkerError
+from kdcompile.remote.agent.machine import clocks_hz, memory_mb
+from kdcompile.remote.agent.onnxruntime_backend import OnnxRuntime
+from kdcompile.remote.agent.system import platform_name
+from kdcompile.remote.agent.worker import BACKENDS, PROTOCOL, Worker
+from kdcompile.remote.archive import NAME, agent_zip
 
-FILE = Path(worker.__file__)
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory):
+    """`talk(*requests)`: send lines to the agent's file, read the answers."""
+    agent = tmp_path_factory.mktemp("a folder") / NAME
+    agent.write_bytes(agent_zip())
+    return partial(converse, agent)
 
 
-def talk(*requests, backend="onnxruntime", expect=0):
-    """Send lines, read the answers."""
+def converse(agent, *requests, backend="onnxruntime", expect=0):
     lines = [
         r if isinstance(r, str) else json.dumps({"id": i, **r}) for i, r in enumerate(requests)
     ]
     done = subprocess.run(
-        [sys.executable, FILE, backend], input="\n".join(lines), capture_output=True, text=True
+        [sys.executable, agent, backend], input="\n".join(lines), capture_output=True, text=True
     )
     assert done.returncode == expect, done.stderr
     assert "Traceback" not in done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_is_python_38(path):
-    tree = ast.parse(path.read_text(), feature_version=(3, 8))
-    imported = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imported.update(name.name.split(".")[0] for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module.split(".")[0])
-    beside = set() if path == FILE else {script.stem for script in SCRIPTS}
-    allowed = {"numpy", "tensorrt", "onnxruntime"} | beside
-    assert imported - set(sys.stdlib_module_names) <= allowed
 
 
 def test_a_cpu_session_has_the_threads_that_were_asked_for(onnx_files):
@@ -54,17 +50,17 @@ def test_a_cpu_session_has_the_threads_that_were_asked_for(onnx_files):
         "sha256": hashlib.sha256(blob).hexdigest(),
         "onnxruntime": onnxruntime.__version__,
         "precision": "fp32",
-        "platform": worker._platform(),
+        "platform": platform_name(),
         "compute_capability": None,
     }
-    played = worker.Worker("onnxruntime")
+    played = Worker("onnxruntime")
     for threads in (0, 1, 2):
         played.load(path, expected=record, threads=threads)
         options = played.loaded["main"].session.get_session_options()
         assert options.intra_op_num_threads == threads
 
 
-def test_conversation(onnx_files, tmp_path):
+def test_conversation(talk, onnx_files, tmp_path):
     image = np.random.default_rng(3).standard_normal((1, 3, 16, 24)).astype(np.float32)
     np.savez(tmp_path / "in.npz", image=image)
     files = onnx_files()
@@ -79,7 +75,7 @@ def test_conversation(onnx_files, tmp_path):
         {"op": "hello"},  # not answered any more
     )
     assert [a["id"] for a in (hello, built, loaded, ran, timed, bye)] == list(range(6))
-    assert hello["ok"]["protocol"] == worker.PROTOCOL
+    assert hello["ok"]["protocol"] == PROTOCOL
     assert (hello["ok"]["backend"], hello["ok"]["gpu"]) == ("onnxruntime", None)
     assert hello["ok"]["memory_mb"]["total"] >= hello["ok"]["memory_mb"]["free"] > 0
     assert hello["ok"]["disk_mb"] > 0
@@ -96,7 +92,7 @@ def test_conversation(onnx_files, tmp_path):
     assert bye["ok"] == {}
 
 
-def test_errors_are_answers(onnx_files, tmp_path):
+def test_errors_are_answers(talk, onnx_files, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     np.savez(tmp_path / "other.npz", picture=np.zeros((1, 3, 16, 24), np.float32))
     np.savez(tmp_path / "size.npz", image=np.zeros((1, 3, 16, 25), np.float32))
@@ -134,7 +130,7 @@ def test_errors_are_answers(onnx_files, tmp_path):
 
 
 @pytest.mark.parametrize(("backend", "code"), [("tensorrt", "-missing"), ("abacus", "-unknown")])
-def test_absent_backend(tmp_path, monkeypatch, backend, code):
+def test_absent_backend(talk, tmp_path, monkeypatch, backend, code):
     (tmp_path / "tensorrt.py").write_text("raise ImportError('no libnvinfer here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (answer,) = talk({"op": "hello"}, backend=backend, expect=4)
@@ -142,13 +138,13 @@ def test_absent_backend(tmp_path, monkeypatch, backend, code):
 
 
 def test_every_code_has_its_fix():
-    text = FILE.read_text()
-    assert set(re.findall(r'WorkerError\(\s*"([a-z-]+)"', text)) <= set(worker.FIXES)
-    for code in worker.FIXES:
+    text = "".join(path.read_text() for path in Path(agent.__file__).parent.glob("*.py"))
+    assert set(re.findall(r'WorkerError\(\s*"([a-z-]+)"', text)) <= set(FIXES)
+    for code in FIXES:
         assert text.count(f'"{code}"') >= 2, f"{code} is raised nowhere"
 
 
-def test_files(tmp_path):
+def test_files(talk, tmp_path):
     (tmp_path / "a").write_bytes(b"12345")
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     there, absent, _, gone, none = talk(
@@ -168,7 +164,7 @@ def test_files(tmp_path):
 @pytest.fixture
 def served(onnx_files, tmp_path):
     """A worker of this process with the int8 network as `main`, and its input's file."""
-    made = worker.Worker("onnxruntime")
+    made = Worker("onnxruntime")
     made.backend.build(str(onnx_files()["int8"]), str(tmp_path / "e.onnx"), "int8")
     made.load(str(tmp_path / "e.onnx"))
     np.savez(tmp_path / "in.npz", image=np.ones((1, 3, 16, 24), np.float32))
@@ -193,12 +189,12 @@ def test_modes_and_profile(served):
     "option", [{"dla": 0}, {"sparsity": True}, {"deterministic": True}, {"optimization_level": 3}]
 )
 def test_options_of_tensorrt_are_refused(onnx_files, tmp_path, option):
-    made = worker.Worker("onnxruntime")
-    with pytest.raises(worker.WorkerError) as caught:
+    made = Worker("onnxruntime")
+    with pytest.raises(WorkerError) as caught:
         made.backend.build(str(onnx_files()["fp32"]), str(tmp_path / "e"), "fp32", **option)
     assert caught.value.code == "option-refused"
     assert next(iter(option)) in caught.value.message
-    with pytest.raises(worker.WorkerError) as caught:
+    with pytest.raises(WorkerError) as caught:
         made.backend.build(str(onnx_files()["fp32"]), str(tmp_path / "e"), "bf16")
     assert caught.value.code == "precision-refused"
 
@@ -216,7 +212,7 @@ def test_preflight(served, tmp_path, change, code):
     made, _ = served
     side = tmp_path / "e.onnx.json"
     side.write_text(json.dumps({**json.loads(side.read_text()), **change}))
-    with pytest.raises(worker.WorkerError) as caught:
+    with pytest.raises(WorkerError) as caught:
         made.load(str(tmp_path / "e.onnx"))
     assert caught.value.code == code
 
@@ -227,7 +223,7 @@ def test_an_engine_of_tensorrt_is_not_opened(served, tmp_path):
     record = json.loads(side.read_text())
     version = record.pop("onnxruntime")
     side.write_text(json.dumps({**record, "tensorrt": version}))
-    with pytest.raises(worker.WorkerError, match=r"built by tensorrt .* here onnxruntime"):
+    with pytest.raises(WorkerError, match=r"built by tensorrt .* here onnxruntime"):
         made.load(str(tmp_path / "e.onnx"))
 
 
@@ -256,8 +252,8 @@ class PlayedSession:
 def test_falling_back_is_an_error(
     monkeypatch, played_driver, onnx_files, tmp_path, backend, provider
 ):
-    with pytest.raises(worker.WorkerError, match=f"not {provider}") as caught:
-        worker.Worker(backend)  # the installed one has the CPU only
+    with pytest.raises(WorkerError, match=f"not {provider}") as caught:
+        Worker(backend)  # the installed one has the CPU only
     assert caught.value.code == "onnxruntime-missing"
     played = types.SimpleNamespace(
         __version__="1.26.0", InferenceSession=PlayedSession,
@@ -265,11 +261,11 @@ def test_falling_back_is_an_error(
         get_available_providers=lambda: [provider, "CPUExecutionProvider"],
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "onnxruntime", played)
-    made = worker.Worker(backend)
+    made = Worker(backend)
     assert made.hello()["gpu"]["compute_capability"] == "8.7"
     order = (str(onnx_files()["int8"]), str(tmp_path / "e.onnx"), "int8")
     PlayedSession.takes = ["CPUExecutionProvider"]
-    with pytest.raises(worker.WorkerError, match="took CPUExecutionProvider") as caught:
+    with pytest.raises(WorkerError, match="took CPUExecutionProvider") as caught:
         made.backend.build(*order)
     assert caught.value.code == "provider-fallback"
     PlayedSession.takes = [provider, "CPUExecutionProvider"]
@@ -287,9 +283,9 @@ def azure(monkeypatch, played_driver):
     provider = "AzureExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         pytest.skip(f"this onnxruntime has no {provider}")
-    backend = type("Azure", (worker.OnnxRuntime,), {"provider": provider})
-    monkeypatch.setitem(worker.BACKENDS, "azure", backend)
-    return worker.Worker("azure")
+    backend = type("Azure", (OnnxRuntime,), {"provider": provider})
+    monkeypatch.setitem(BACKENDS, "azure", backend)
+    return Worker("azure")
 
 
 def test_nodes_that_fall_back_one_by_one_are_an_error(azure, served, onnx_files, tmp_path):
@@ -298,7 +294,7 @@ def test_nodes_that_fall_back_one_by_one_are_an_error(azure, served, onnx_files,
     azure.backend.build(str(onnx_files()["fp32"]), str(tmp_path / "a.onnx"), "fp32")
     azure.load(str(tmp_path / "a.onnx"))
     for _ in range(2):
-        with pytest.raises(worker.WorkerError, match=r"Conv .* runs on CPUExec.*, not Az") as e:
+        with pytest.raises(WorkerError, match=r"Conv .* runs on CPUExec.*, not Az") as e:
             azure.time(inputs, 1)
         assert e.value.code == "provider-fallback"
 
@@ -324,9 +320,9 @@ def test_machine_facts(tmp_path):
     ):
         folder.mkdir(parents=True)
         (folder / name).write_text(value + "\n")
-    assert worker._clocks(str(tmp_path)) == {"17000000.gpu": 930750000, "policy0": 2201600000}
+    assert clocks_hz(str(tmp_path)) == {"17000000.gpu": 930750000, "policy0": 2201600000}
     (gpu / "cur_freq").write_text("<unsupported>")
-    assert worker._clocks(str(tmp_path)) == {"policy0": 2201600000}
+    assert clocks_hz(str(tmp_path)) == {"policy0": 2201600000}
     (tmp_path / "meminfo").write_text("MemTotal: 8192 kB\nMemAvailable: 2048 kB\n")
-    assert worker._memory(str(tmp_path / "meminfo")) == {"total": 8, "free": 2}
-    assert worker._memory(str(tmp_path / "absent")) == {"total": None, "free": None}
+    assert memory_mb(str(tmp_path / "meminfo")) == {"total": 8, "free": 2}
+    assert memory_mb(str(tmp_path / "absent")) == {"total": None, "free": None}

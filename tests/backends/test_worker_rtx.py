@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from kdcompile.remote import worker
+from kdcompile.remote.agent.onnx_file import OnnxFile
+from kdcompile.remote.agent.worker import Worker
 
 pytestmark = pytest.mark.rtx
 SHAPES = [[1, 3, 8, 8], [1, 3, 16, 24], [1, 3, 32, 32]]
@@ -25,7 +26,7 @@ def build(monkeypatch, tmp_path, request):
     module = types.SimpleNamespace(**{**vars(rtx), "__version__": "11.4.0"})
     request.getfixturevalue("played_driver").capability = [8, 9]
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    served = worker.Worker("tensorrt")
+    served = Worker("tensorrt")
 
     def make(path, precision, **more):
         values = {"onnx": str(path), "engine": str(tmp_path / "e.plan"), "precision": precision}
@@ -85,7 +86,7 @@ def test_asymmetric_by_its_own_parser(build, onnx_files, monkeypatch):
             tensor.CopyFrom(numpy_helper.from_array(np.int8(3), "z"))
     onnx.save(model, path)
     assert build(path, "int8")["error"]["code"] == "qdq-asymmetric"
-    monkeypatch.setattr(worker.OnnxFile, "asymmetric", lambda self: None)
+    monkeypatch.setattr(OnnxFile, "asymmetric", lambda self: None)
     error = build(path, "int8")["error"]
     assert error["code"] == "qdq-asymmetric"
     assert "QuantizeLinear node_of_qi" in error["message"]

@@ -8,7 +8,7 @@ import onnx_graphs
 import pytest
 from played_tensorrt import GENERATIONS, LAUNCH_MS, REPLAY_MS
 
-from kdcompile.remote.worker import Worker
+from kdcompile.remote.agent.worker import Worker
 
 
 @pytest.fixture

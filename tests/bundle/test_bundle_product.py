@@ -7,13 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import kdcompile
 from kdcompile.bundle.card import write_card
 from kdcompile.bundle.distributions import UNKNOWN, Used, licence_of, used
 from kdcompile.bundle.licences import table
@@ -21,11 +19,12 @@ from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.bundle.network_io import Tensor
 from kdcompile.bundle.product import copy_engine, refresh_product
 from kdcompile.bundle.serving import write_triton
-from kdcompile.cli.network import open_network
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
+from kdcompile.debug.network import open_network
 from kdcompile.passes.bundle import install, run
+from kdcompile.remote.archive import NAME, agent_zip
 
 IMAGE = Tensor("image", "FLOAT", (1, 3, -1, -1))
 LOGITS = Tensor("logits", "FLOAT", (1, 10))
@@ -47,8 +46,7 @@ def variant(bundle, a_report, tmp_path):
         folder = tmp_path / "out"
         shutil.copytree(bundle.folder, folder)
         make_record(folder)
-        worker = Path(kdcompile.__file__).parent / "remote/worker.py"
-        shutil.copyfile(worker, folder / "worker.py")
+        (folder / NAME).write_bytes(agent_zip())
         refresh_product(folder, a_report())
         write_manifest(folder, a_report(), "counting", CHOICE)
         return read_bundle(folder)
@@ -57,7 +55,7 @@ def variant(bundle, a_report, tmp_path):
 
 
 def played(folder):
-    from kdcompile.remote.worker import Worker
+    from kdcompile.remote.agent.worker import Worker
 
     request = {"id": 1, "op": "build", "onnx": str(folder / "model.onnx"), "precision": "fp32",
                "engine": str(folder / "model.engine")}  # fmt: skip
@@ -207,9 +205,9 @@ def test_engine_of_the_compile_stage_comes_with_the_worker(tmp_path):
     artifact = Store(tmp_path / "store").make("compile", "7" * 24, build)
     copy_engine(tmp_path, artifact)
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
-        "model.engine", "model.engine.json", "worker.py",
+        "model.engine", "model.engine.json", NAME,
     }  # fmt: skip
-    assert "class Worker" in (tmp_path / "worker.py").read_text()
+    assert (tmp_path / NAME).read_bytes() == agent_zip()
 
 
 def infer(found, *arguments):

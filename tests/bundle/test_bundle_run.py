@@ -240,7 +240,9 @@ def test_ctrl_c_keeps_what_was_counted(command, bundle, photos, tmp_path, monkey
 def test_what_ends_the_whole_run_is_one_error_and_no_document(
     command, bundle, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("kdcompile.tasks.task.Counting.check_output", lambda self, shape: "no map")
+    monkeypatch.setattr(
+        "kdcompile.tasks.builtin.Counting.check_output", lambda self, shape: "no map"
+    )
     options = ("-o", tmp_path / "drawn", "--json")
     refusal(command("run", bundle.folder, *photos, *options), "output-shape", "no map", "build")
     assert command.out == ""

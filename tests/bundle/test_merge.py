@@ -282,7 +282,7 @@ def test_another_engine_is_refused(merged, bundle, tmp_path, content):
     ("spoil", "part"),
     [
         (lambda d: d.update(kit="3" * 64), "not made by this bundle's kit"),
-        (lambda d: d.update(worker="3" * 64), "worker.py"),
+        (lambda d: d.update(worker="3" * 64), "agent.pyz"),
         (lambda d: d["environment"].update(backend="onnxruntime"), "not TensorRT"),
         (lambda d: d["environment"].update(backend_version="8.6.1"), "TensorRT 8.6.1"),
         (lambda d: d["environment"].update(module="NVIDIA Jetson AGX Orin"), "AGX Orin"),

@@ -5,7 +5,6 @@ padding in is wrong by far, and each test here fails without the mask.
 """
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from PIL import Image
 from torch import nn
 
 import kdcompile.bundle
-import kdcompile.remote
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.predict import predict_outputs
 from kdcompile.bundle.run import BundleRun
@@ -30,6 +28,7 @@ from kdcompile.distill.evaluate import predict
 from kdcompile.gates.evaluate import evaluate, example_arrays
 from kdcompile.models.csrnet import build as csrnet
 from kdcompile.models.factory import read_weights
+from kdcompile.remote.agent import pack
 from kdcompile.tasks.metric import MAE
 from kdcompile.tasks.task import find_task
 
@@ -43,7 +42,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def script(path):
-    """A file of the samples or of the kit, alone."""
+    """A file of the samples, alone."""
     spec = importlib.util.spec_from_file_location(f"_alone_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -55,19 +54,9 @@ def infer():
     return script(Path(kdcompile.bundle.__file__).with_name("templates") / "infer.py")
 
 
-@pytest.fixture
-def pack(monkeypatch):
-    kit = Path(kdcompile.remote.__file__).with_name("kit")
-    monkeypatch.syspath_prepend(kit)
-    monkeypatch.delitem(sys.modules, "stop", raising=False)
-    found = script(kit / "pack.py")
-    monkeypatch.delitem(sys.modules, "stop", raising=False)
-    return found
-
-
 @pytest.mark.parametrize("preprocess", [FIXED, FREE, FLAT], ids=["fixed", "free", "mean"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_samples_and_the_kit_mean_the_same(infer, pack, tmp_path, preprocess, size):
+def test_the_samples_and_the_kit_mean_the_same(infer, tmp_path, preprocess, size):
     """The C++ sample is held against the same definition in test_cpp.py."""
     path, channels = tmp_path / "photo.png", preprocess.channels
     shape = size if channels == 1 else (*size, channels)

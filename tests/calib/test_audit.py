@@ -10,12 +10,13 @@ from kdcompile.calib.calibrate import table_of
 from kdcompile.calib.chosen import ChosenImages
 from kdcompile.calib.collect import pooled
 from kdcompile.calib.histogram import Histogram
-from kdcompile.calib.observers import CALIBRATORS, minmax
+from kdcompile.calib.observers import minmax
 from kdcompile.calib.range_stability import jensen_shannon, scale_spread, usual_drift
+from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.tasks.task import TASKS, find_task
+from kdcompile.tasks.task import find_task
 
 PREPARE = Preprocess(1, (0.0,), (1.0,), (4, 4), (4, 4))
 
@@ -102,7 +103,7 @@ def test_strata_of_counts() -> None:
 @pytest.mark.parametrize("classes", [("cat", "dog"), None])
 def test_strata_of_classes(classes: tuple[str, ...] | None) -> None:
     train = [Photo(str(i), label=float(i % 2)) for i in range(20)]
-    parts = audit.strata(train, train[::2], TASKS["classification"], classes)
+    parts = audit.strata(train, train[::2], find_task("classification"), classes)
     names = classes or ("0", "1")
     assert parts == [
         {"class": names[0], "train": 10, "chosen": 10},
@@ -163,7 +164,7 @@ def test_usual_drift_is_the_oddest_fold() -> None:
     assert usual_drift(folds[:1]) is None
 
 
-@pytest.mark.parametrize("calibrator", list(CALIBRATORS))
+@pytest.mark.parametrize("calibrator", plugins.names("calibrators"))
 def test_tensors_without_a_fault_give_no_warning(calibrator: str) -> None:
     folds = [{"a": histogram(half_normal(i, 100_000))} for i in range(8)]
     table = table_of(pooled(folds), "f", [("x", "y")], calibrator)

@@ -8,7 +8,7 @@ from refine_networks import badly_scaled, every_layer, photos, table_of
 from kdcompile.calib.bias import correct_bias
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.onnx_graph.graph import Graph, computing
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 
 IMAGES = photos(8)
 

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kdcompile.calib.histogram import BINS, Histogram, merged
-from kdcompile.calib.observers import CALIBRATORS, divergence, entropy, minmax, mse, percentile
+from kdcompile.calib.observers import divergence, entropy, find_calibrator, minmax, mse, percentile
+from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 
+EVERY = {name: find_calibrator(name) for name in plugins.names("calibrators")}
 MODERATE = st.floats(-1e6, 1e6, width=32).map(lambda x: 0.0 if abs(x) < 1e-30 else x)
 FLOATS = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
 
@@ -101,7 +103,7 @@ def test_minmax_is_the_largest_magnitude(values: np.ndarray) -> None:
 @settings(max_examples=60)
 def test_every_calibrator_stays_within_the_data(values: np.ndarray) -> None:
     found = histogram(values)
-    for choose in CALIBRATORS.values():
+    for choose in EVERY.values():
         amax = choose(found)
         assert 0 <= amax <= found.amax
         assert amax > 0 or not found.span
@@ -172,7 +174,7 @@ def test_entropy_is_the_least_divergence() -> None:
 def test_an_outlier_is_clipped(name: str) -> None:
     values = np.concatenate([half_normal(), np.array([60.0], np.float32)])
     found = histogram(values)
-    amax = CALIBRATORS[name](found)
+    amax = EVERY[name](found)
     assert 1.0 < amax < 45.0
     assert found.clipped(amax) > 0
 
@@ -190,7 +192,7 @@ def test_an_outlier_is_kept_by_minmax() -> None:
     assert minmax(histogram(np.array([0.1, -60.0]))) == 60.0
 
 
-@pytest.mark.parametrize("choose", CALIBRATORS.values(), ids=CALIBRATORS.keys())
+@pytest.mark.parametrize("choose", EVERY.values(), ids=EVERY.keys())
 def test_zeros_give_zero(choose: object) -> None:
     assert choose(histogram(np.zeros(10))) == 0.0
 

@@ -19,7 +19,7 @@ from kdcompile.calib.keep_if_better import against
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.onnx_graph.graph import Graph, by_channel
 from kdcompile.onnx_graph.layers import quantised_layers
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 
 
 def largest_difference(a: ModelProto, b: ModelProto) -> float:

@@ -13,7 +13,7 @@ from kdcompile.calib.fp8 import insert_fp8
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.sensitivity import evaluator
 from kdcompile.core.errors import KDError
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.tasks.agreement import pooled_sqnr
 
 

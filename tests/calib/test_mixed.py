@@ -18,10 +18,9 @@ from kdcompile.calib.precision_regions import Junctions
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.sensitivity import evaluator, measure_sensitivity
 from kdcompile.core.errors import KDError
-from kdcompile.onnx_graph.fp16 import to_fp16
+from kdcompile.onnx_graph.fp16 import halve_nodes, to_fp16
 from kdcompile.onnx_graph.layers import quantised_layers
-from kdcompile.onnx_graph.partial_fp16 import halve_nodes
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.tasks.agreement import pooled_sqnr
 
 SHAPE = [1, 3, 16, 16]

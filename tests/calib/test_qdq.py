@@ -10,15 +10,15 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from kdcompile.calib.calibrate import calibrate
 from kdcompile.calib.collect import collect, tensors_to_observe
-from kdcompile.calib.observers import CALIBRATORS
 from kdcompile.calib.qdq import insert_qdq, quantise, weight_scales
 from kdcompile.calib.storage import weight_storage
 from kdcompile.calib.table import CalibrationTable, tensor_range
+from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
 from kdcompile.onnx_graph.layers import quantised_layers
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.passes.calibrate import worst_sqnr
 
 Size = int | str
@@ -130,7 +130,7 @@ def test_both_storages_give_the_same_and_int8_is_smaller() -> None:
     assert "w2" in {t.name for t in paired.graph.initializer}
 
 
-@pytest.mark.parametrize("calibrator", list(CALIBRATORS))
+@pytest.mark.parametrize("calibrator", plugins.names("calibrators"))
 def test_int8_is_close_to_float(calibrator: str) -> None:
     model = network()
     quantised = insert_qdq(model, table_of(model, calibrator))

@@ -13,7 +13,7 @@ from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.rounding import round_weights
 from kdcompile.onnx_graph.graph import Graph, by_channel
 from kdcompile.onnx_graph.layers import quantised_layers, weighted_layers
-from kdcompile.onnx_graph.qdq_session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session
 
 IMAGES = photos(10)
 FAST = Settings(steps=300, lr=3e-2)

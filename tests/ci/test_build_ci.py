@@ -3,11 +3,11 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
+from kdcompile import api
 from kdcompile.cli import main
 from kdcompile.cli.ci import FOLDER, asked_folder
 from kdcompile.core.report import GateResult, Report, overall
@@ -22,13 +22,15 @@ def run(tmp_path, monkeypatch, capsys):
 
     def call(*words, gates=None):
         if gates is not None:
-            made = (tuple(GateResult(*gate, "t", "o", "why") for gate in gates),)
-            verdict, code = overall(made[0])
-            report = Report("crowd", "jetson", verdict, code, made[0], (), {})
-            cli_build = sys.modules["kdcompile.cli.build"]  # the package has a command by its name
-            monkeypatch.setattr(cli_build, "planned", lambda *_: SimpleNamespace(spec=None))
-            monkeypatch.setattr(cli_build, "check_previous", lambda _: None)
-            monkeypatch.setattr(cli_build, "make_bundle", lambda *_: (report, Path("dist/x")))
+            gates = tuple(GateResult(*gate, "t", "o", "why") for gate in gates)
+            verdict, code = overall(gates)
+            report = Report("crowd", "jetson", verdict, code, gates, (), {})
+
+            def build(*_, require_device, **__):
+                code = overall(gates, require_device=require_device)[1]
+                return api.Built(**vars(report) | {"exit_code": code}, bundle=Path("dist/x"))
+
+            monkeypatch.setattr(api, "build", build)
         monkeypatch.setattr(sys, "argv", ["kdcompile", "build", *words])
         with pytest.raises(SystemExit) as leave:
             main()

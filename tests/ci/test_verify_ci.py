@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from command_line import CommandLine
 
+from kdcompile import api
 from kdcompile.cli import cli
 from kdcompile.core.errors import KDError
 from kdcompile.core.report import GateResult, Report, overall
+from kdcompile.debug import reference_outputs
 from kdcompile.debug.variants import Step
 
 verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
@@ -48,7 +50,7 @@ def spec(line, monkeypatch):
             spec=SimpleNamespace(name="crowd", gates=SimpleNamespace(previous=None)),
             make=lambda stage: SimpleNamespace(json=lambda name: values),
         )
-        monkeypatch.setattr(verify, "planned", lambda *_: made)
+        monkeypatch.setattr(api, "planned", lambda *_: made)
         return line
 
     return give
@@ -82,7 +84,7 @@ def bundle(line, monkeypatch):
             yield lambda image: factor * image
 
         monkeypatch.setattr(verify, "open_trusted", lambda *_: (made, "not signed"))
-        monkeypatch.setattr(verify, "open_network", opened)
+        monkeypatch.setattr(reference_outputs, "open_network", opened)
         return line
 
     return give
@@ -200,7 +202,7 @@ def test_an_error_takes_the_place_of_the_old_verdict(spec, monkeypatch):
     def broken(*_):
         raise KDError("bundle-corrupt", "a hash is another", "here", "build it again")
 
-    monkeypatch.setattr(verify, "planned", broken)
+    monkeypatch.setattr(api, "planned", broken)
     assert line("verify", "--ci")[0] == 1
     assert read(line)[0] == {line.folder.name: "error"}
     assert line("verify", "--parity", "--require", "device", "--ci")[0] == 2

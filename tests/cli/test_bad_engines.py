@@ -18,7 +18,7 @@ from kdcompile.bundle.form import sealed
 from kdcompile.core.files import file_sha256
 from kdcompile.passes import compile
 from kdcompile.passes.bundle import install
-from kdcompile.remote import worker
+from kdcompile.remote.agent.system import platform_name
 
 VERSION = "8.6.1"
 has_tensorrt = importlib.util.find_spec("tensorrt") is not None
@@ -120,7 +120,7 @@ BUNDLES = {
     ),
     "another GPU": (
         with_record({"compute_capability": "8.7"}),
-        "engine-mismatch", f"for sm_87 on {worker._platform()}; here tensorrt 8.6.1", AGAIN,
+        "engine-mismatch", f"for sm_87 on {platform_name()}; here tensorrt 8.6.1", AGAIN,
     ),
     "another platform": (
         with_record({"platform": "linux riscv64"}),
@@ -197,7 +197,7 @@ def test_via_without_an_engine(folder, command):
     seal(folder / "bundle")
     refusal(
         command("run", "bundle", "photo.png", "--via", "python:x"),
-        "engine-missing", "no engine is to be run", "leave out --via",
+        "engine-missing", "--via needs an engine", "leave out --via",
     )  # fmt: skip
 
 

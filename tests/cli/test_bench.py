@@ -9,9 +9,9 @@ import pytest
 from bench_line import UNIT_MS, BenchLine
 from command_line import refusal
 
-from kdcompile.cli.measuring import Measuring
 from kdcompile.core.errors import KDError
 from kdcompile.latency.baseline import read_baseline
+from kdcompile.latency.request import Request
 from kdcompile.stats.samples import Block
 
 
@@ -47,8 +47,8 @@ def test_without_a_baseline_only_latencies(line):
 
 
 def test_a_bundle_for_another_device_is_not_told_as_that_devices(line, monkeypatch):
-    real = Measuring.subject
-    monkeypatch.setattr(Measuring, "subject", lambda *a: replace(real(*a), target="jetson"))
+    real = Request.subject
+    monkeypatch.setattr(Request, "subject", lambda *a: replace(real(*a), target="jetson"))
     line.network("net", 1.0)
     assert line("bench", "net.onnx")[0] == 0
     assert line.out.splitlines()[2].startswith("this is not jetson: ")

@@ -41,7 +41,7 @@ def test_a_schema_is_one(command):
 
 LIGHT = [
     ("doctor",), ("targets",), ("targets", "show", "jetson"), ("targets", "show", "cpu"),
-    ("recipes",), ("recipes", "show", "skt"), ("schema",), ("schema", "--of", "plan"),
+    ("plugins",), ("recipes",), ("recipes", "show", "skt"), ("schema",), ("schema", "--of", "plan"),
     ("init", "made"),
 ]  # fmt: skip
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from kdcompile import api
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.core.errors import KDError
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.debug import reference_outputs
 
 verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
 IMAGE = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 3, 4, 4)
@@ -35,8 +37,8 @@ def checked(tmp_path, monkeypatch):
             assert (found, place, onnx) == (bundle, via, via is None)
             yield lambda image: factor * image
 
-        monkeypatch.setattr(verify, "open_network", opened)
-        return verify.check_bundle(bundle, via)
+        monkeypatch.setattr(reference_outputs, "open_network", opened)
+        return api.check_bundle(bundle, via=via)
 
     return check
 
@@ -54,9 +56,9 @@ def checked(tmp_path, monkeypatch):
 )
 def test_the_outputs_that_a_network_is_held_against(checked, precision, via, factor, code):
     found = checked(precision, via, factor)
-    assert found["exit_code"] == code
-    assert found["parity"]["n"] == 1
-    assert ("engine" in found) == (via is not None)
+    assert found.exit_code == code
+    assert found.parity["n"] == 1
+    assert (found.engine is not None) == (via is not None)
 
 
 @pytest.fixture
@@ -81,8 +83,8 @@ def without_a_kit(tmp_path, monkeypatch):
         def opened(*_, **__):
             yield lambda image: factor * image
 
-        monkeypatch.setattr(verify, "open_network", opened)
-        return verify.check_bundle(bundle, via)
+        monkeypatch.setattr(reference_outputs, "open_network", opened)
+        return api.check_bundle(bundle, via=via)
 
     return check
 
@@ -92,18 +94,18 @@ def without_a_kit(tmp_path, monkeypatch):
 )
 def test_a_bundle_without_a_kit_is_checked_too(without_a_kit, via, factor, code):
     found = without_a_kit(factor, via)
-    assert found["exit_code"] == code
-    assert found["parity"]["n"] == 2
+    assert found.exit_code == code
+    assert found.parity["n"] == 2
 
 
 def test_the_agreement_is_told_in_words(without_a_kit):
-    assert verify._in_words(without_a_kit(3.0)["parity"]) == (
+    assert verify._in_words(without_a_kit(3.0).parity) == (
         "passed, 200.0 dB over 2 reference outputs, at least 20 dB wanted; "
         "the worst of them 200.0 dB, largest relative error 0"
     )
-    failed = verify._in_words(without_a_kit(1.0)["parity"])
+    failed = verify._in_words(without_a_kit(1.0).parity)
     assert failed.startswith("failed, 3.5 dB over 2 reference outputs, at least 20 dB wanted")
-    absent = verify.NO_REFERENCE["parity"]
+    absent = reference_outputs.NO_REFERENCE
     assert verify._in_words(absent) == absent
 
 
@@ -116,7 +118,7 @@ def test_an_engine_that_is_not_trusted_is_not_opened(tmp_path, monkeypatch):
         raise KDError("signature-missing", "not signed", fix="sign it")
 
     monkeypatch.setattr(verify, "open_trusted", trust)
-    monkeypatch.setattr(verify, "check_bundle", lambda *values: order.append("opened"))
+    monkeypatch.setattr(api, "check_bundle", lambda *_, **__: order.append("opened"))
     done = CliRunner().invoke(verify.verify, [str(tmp_path), "--trusted", "key.pub"])
     assert isinstance(done.exception, KDError)
     assert order == ["trust"]

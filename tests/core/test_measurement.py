@@ -7,6 +7,11 @@ from kdcompile.core.measurement import MIN_BLOCKS, Settings, measure
 from kdcompile.stats.latency_interval import PairedTimes, ratio_interval
 
 
+@pytest.fixture(autouse=True)
+def _blocks_as_in_a_build(monkeypatch):
+    monkeypatch.setattr("kdcompile.core.measurement.BLOCK_SECONDS", 0.3)
+
+
 class FakeClock:
     """Time that passes only in the timed calls; `calls` is their order."""
 

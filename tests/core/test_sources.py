@@ -58,7 +58,9 @@ def test_what_a_registry_loads_is_in_the_key():
 
 
 def test_files_that_the_code_reads_are_in_the_key():
-    assert "remote/kit/prove.py" in sources_of("kdcompile.passes.compile").files
+    for stage in ("compile", "bundle"):
+        found = sources_of(f"kdcompile.passes.{stage}").files
+        assert {"kdcompile.remote.agent.candidates", "remote/kit/build_engine.py"} <= set(found)
     assert "bundle/templates/infer.py" in sources_of("kdcompile.passes.bundle").files
     assert "targets/latency.toml" in sources_of("kdcompile.passes.search").files
     assert "targets/jetson-orin-nano-8gb.toml" not in sources_of("kdcompile.passes.search").files

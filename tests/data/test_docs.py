@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from kdcompile.config.load import load_spec
+from kdcompile.core import plugins
 from kdcompile.data.photo import Photo
-from kdcompile.data.splits import FORMATS, SPLITS, load_splits
+from kdcompile.data.splits import SPLITS, load_splits
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 (CODE,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.S | re.M)
@@ -47,7 +48,7 @@ def test_the_factory_is_a_data_set(folder):
 def test_every_format_and_every_field_of_a_photo_is_in_the_tables():
     named = set(re.findall(r"^\| `([\w-]+)` \|", TEXT, re.M))
     fields = {field.name for field in dataclasses.fields(Photo)}
-    assert named - fields - {"format"} == {*FORMATS, "npz"}
+    assert named - fields - {"format"} == {*plugins.names("formats")}
     assert fields <= named
 
 

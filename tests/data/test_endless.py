@@ -8,10 +8,10 @@ import pytest
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, read_text
 from kdcompile.data.entry import read_list
-from kdcompile.data.imagefolder import _table
+from kdcompile.data.formats.imagefolder import _table
+from kdcompile.data.formats.points_jsonl import _records
+from kdcompile.data.formats.shanghaitech_mat import read_points
 from kdcompile.data.photo import read_pixels
-from kdcompile.data.points_jsonl import _records
-from kdcompile.data.shanghaitech_mat import read_points
 
 READERS = {
     "image": lambda path: read_pixels(path, 3),

@@ -12,8 +12,8 @@ from scipy.io import loadmat, savemat
 
 from kdcompile.core.errors import KDError
 from kdcompile.data import mat5
+from kdcompile.data.formats.shanghaitech_mat import read_points
 from kdcompile.data.mat5 import read_mat
-from kdcompile.data.shanghaitech_mat import read_points
 
 SMALL, LARGE = b" " * 124 + b"\x00\x01IM", b" " * 124 + b"\x01\x00MI"
 

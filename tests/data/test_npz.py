@@ -9,7 +9,7 @@ from PIL import Image
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
-from kdcompile.data.npz import Selection, photos
+from kdcompile.data.formats.npz import Selection, photos
 from kdcompile.data.splits import load_splits, splits_digest
 
 RNG = np.random.default_rng(0)
@@ -166,7 +166,7 @@ def test_files_that_are_no_archives(tmp_path):
 
 
 def test_what_no_memory_holds_is_refused_before_it_is_unpacked(data, monkeypatch):
-    monkeypatch.setattr("kdcompile.data.npz.memory_bytes", lambda: 1000)
+    monkeypatch.setattr("kdcompile.data.formats.npz.memory_bytes", lambda: 1000)
     monkeypatch.setattr(np, "load", None)  # never asked
     with pytest.raises(KDError, match="GB") as caught:
         photos(data.root, "d.npz:a")

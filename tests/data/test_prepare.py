@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kdcompile.config.spec import Data, Export, Task
+from kdcompile.config.spec import Data, Export, Spec, Task
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.tasks.preprocess import preprocess_of
 
@@ -39,7 +39,9 @@ def test_small_photos_are_padded_with_the_mean():
 
 def test_a_fixed_network_gets_its_size():
     data = Data(format="m.py:f", root=".", mean=[0.1], std=[0.2])
-    fixed = preprocess_of(data, Export(shape=[1, 1, 48, 64]), Task())
+    fixed = preprocess_of(
+        Spec.model_construct(data=data, export=Export(shape=[1, 1, 48, 64]), task=Task())
+    )
     for size in ((48, 64), (10, 10), (300, 70), (1, 1)):
         assert fixed(_pixels(*size, channels=1)).shape == (1, 1, 48, 64)
 

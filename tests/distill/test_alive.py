@@ -16,7 +16,7 @@ from kdcompile.distill import start as start_module
 from kdcompile.distill.alive import dead
 from kdcompile.distill.findings import start_findings
 from kdcompile.distill.inherit import inherit
-from kdcompile.distill.objective import make_objective
+from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.start import checked_start
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.spaces.uniform import architectures
@@ -39,7 +39,7 @@ def _crops(number=4):
 
 def _dead(student, crops=None):
     crops = crops or _crops()
-    objective = make_objective("counting", Distill(), torch.cat([b.target for b in crops]))
+    objective = OBJECTIVES["counting"](Distill(), torch.cat([b.target for b in crops]))
     return dead(student, crops, objective)
 
 

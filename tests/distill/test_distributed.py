@@ -128,19 +128,20 @@ def _curve(path):
     ]
 
 
-def test_two_processes_build_what_one_builds_with_twice_the_batch(folder):
-    two = _kdcompile(folder, "build", "-o", "two", processes=2)
+def test_two_processes_train_what_one_trains_with_twice_the_batch(folder):
+    """And one of the two alone exports what both have trained."""
+    two = _kdcompile(folder, "export", "-o", "two.onnx", processes=2)
     assert two.returncode == 0, two.stdout + two.stderr
-    assert two.stdout.count("bundle: two") == 1
-    report = json.loads((folder / "two" / "report.json").read_text())
-    assert report["details"]["distill"]["processes"] == 2
-    batch = report["details"]["distill"]["stages"]["distill"]["batch"]
-    one = _kdcompile(folder, "build", "-o", "one", "--set", f"distill.batch={batch}")
+    assert two.stdout.count("export: two.onnx") == 1
+    (trained,) = (folder / ".kdcompile" / "distill").glob("*/student.safetensors")
+    found = json.loads(trained.with_name("result.json").read_text())
+    assert found["processes"] == 2
+    batch = found["stages"]["distill"]["batch"]
+    one = _kdcompile(folder, "distill", "-o", "one", "--set", f"distill.batch={batch}")
     assert one.returncode == 0, one.stderr
-    for a, b in zip(_curve(folder / "two"), _curve(folder / "one"), strict=True):
+    for a, b in zip(_curve(trained.parent), _curve(folder / "one"), strict=True):
         assert a == pytest.approx(b, rel=1e-3)
-    entries = sorted((folder / ".kdcompile" / "distill").glob("*/student.safetensors"))
-    first, second = (load_file(path) for path in entries)
+    first, second = load_file(trained), load_file(folder / "one" / "student.safetensors")
     for name, value in first.items():
         assert torch.allclose(value, second[name], atol=2e-3), name
 

@@ -5,7 +5,7 @@ import torch
 
 from kdcompile.config.spec import Distill
 from kdcompile.core.errors import KDError
-from kdcompile.distill.objective import OBJECTIVES, make_objective
+from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.registry import find_recipe, recipes
 from kdcompile.distill.taps import Tap
@@ -33,7 +33,7 @@ def _inputs(seed=0):
 def _recipe(name, **options):
     torch.manual_seed(0)
     options = Distill(**options)
-    objective = make_objective("counting", options, torch.ones(1))
+    objective = OBJECTIVES["counting"](options, torch.ones(1))
     objective.squared, objective.block = 0.5, 2.0
     return find_recipe(name)(TAPS, options, objective)
 
@@ -139,9 +139,9 @@ def test_labels_are_scaled_by_what_they_are():
 
 def test_the_density_objective_measures_its_labels():
     maps = torch.full((3, 1, 8, 8), 2.0)
-    objective = make_objective("counting", Distill(), maps)
+    objective = OBJECTIVES["counting"](Distill(), maps)
     assert (objective.squared, objective.block) == (4.0, 128.0)
-    empty = make_objective("counting", Distill(), torch.zeros(1, 1, 8, 8))
+    empty = OBJECTIVES["counting"](Distill(), torch.zeros(1, 1, 8, 8))
     assert empty.squared > 0 < empty.block
 
 
@@ -150,25 +150,25 @@ def test_classes_have_cross_entropy_and_softened_kl():
     torch.manual_seed(0)
     student, teacher, target = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2])
     options = Distill(temperature=3.0)
-    terms = make_objective("classification", options, target).terms(student, target, teacher)
+    terms = OBJECTIVES["classification"](options, target).terms(student, target, teacher)
     log_p = (student.double() / 3).log_softmax(1)
     q = (teacher.double() / 3).softmax(1)
     soft = 9 * (q * (q.log() - log_p)).sum(1).mean()
     hard = -student.double().log_softmax(1)[torch.arange(5), target].mean()
     assert terms["soft"].item() == pytest.approx(soft.item(), rel=1e-5)
     assert terms["hard"].item() == pytest.approx(hard.item(), rel=1e-5)
-    same = make_objective("classification", options, target).terms(teacher, target, teacher)
+    same = OBJECTIVES["classification"](options, target).terms(teacher, target, teacher)
     assert same["soft"].item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("hard", "power"), [("l1", 1), ("l2", 2)])
 def test_values_are_measured_in_deviations_of_the_labels(hard, power):
     labels = torch.tensor([[10.0], [30.0]])  # deviation 10
-    objective = make_objective("regression", Distill(hard=hard), labels)
+    objective = OBJECTIVES["regression"](Distill(hard=hard), labels)
     terms = objective.terms(labels + 20, labels, labels - 10)
     assert terms["hard"].item() == pytest.approx(2.0**power)
     assert terms["soft"].item() == pytest.approx(3.0**power)
-    constant = make_objective("regression", Distill(), torch.ones(4, 1))
+    constant = OBJECTIVES["regression"](Distill(), torch.ones(4, 1))
     assert constant.terms(torch.zeros(4, 1), torch.ones(4, 1), None)["hard"].item() == 1
 
 
@@ -180,14 +180,14 @@ def test_every_task_has_the_weights_of_its_terms(kind, name):
         "classification": (torch.rand(2, 3), torch.tensor([0, 2])),
         "regression": (torch.rand(2, 1), torch.rand(2, 1)),
     }[kind]
-    recipe = find_recipe(name)([], Distill(), make_objective(kind, Distill(), target))
+    recipe = find_recipe(name)([], Distill(), OBJECTIVES[kind](Distill(), target))
     terms = recipe.terms(LossInputs(output, target, output + 1, [], []))
     assert set(terms) == set(recipe.weights)
     assert ("soft" in terms) == (name == "kd")
 
 
 def test_a_recipe_refuses_a_task_that_it_is_not_made_for():
-    objective = make_objective("regression", Distill(), torch.rand(4, 1))
+    objective = OBJECTIVES["regression"](Distill(), torch.rand(4, 1))
     with pytest.raises(KDError) as error:
         find_recipe("skt")(TAPS, Distill(), objective)
     assert error.value.code == "recipe-task"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcompile.core.errors import KDError
 from kdcompile.export.leftovers import prove_clean
-from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.export.onnx_file import _shared, onnx_from_module
 from kdcompile.export.parity import half_outputs, parity, torch_outputs
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
 from kdcompile.onnx_graph.macs import count_macs
@@ -386,3 +386,29 @@ def test_agreement_needs_images() -> None:
     with pytest.raises(KDError) as error:
         agreement([], [])
     assert error.value.code == "parity-empty"
+
+
+def test_exports_share_one_registry_and_torch_keeps_its_own(tmp_path):
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    make, counted = vars(ONNXRegistry)["from_torchlib"], []
+    assert isinstance(make, classmethod), "torch has another method now: see one_registry"
+
+    def counting(cls, *args, **options):
+        counted.append(cls)
+        return make.__func__(cls, *args, **options)
+
+    ONNXRegistry.from_torchlib = classmethod(counting)
+    try:
+        _shared.cache_clear()
+        files = []
+        for name in ("a", "b"):
+            torch.manual_seed(0)
+            onnx_from_module(nn.Conv2d(3, 4, 3).eval(), tmp_path / name, [[1, 3, 8, 8]] * 3)
+            files.append((tmp_path / name).read_bytes())
+        assert len(counted) == 1
+        assert files[0] == files[1]
+        assert vars(ONNXRegistry)["from_torchlib"].__func__ is counting
+    finally:
+        ONNXRegistry.from_torchlib = make
+        _shared.cache_clear()

@@ -21,8 +21,8 @@ from kdcompile.calib.trt_cache import read_cache, write_cache
 from kdcompile.config.spec import Data, Spec
 from kdcompile.core.files import write_json
 from kdcompile.core.report import GateResult, Measurement, Report
-from kdcompile.data.npz import photos
-from kdcompile.data.points_jsonl import entries
+from kdcompile.data.formats.npz import photos
+from kdcompile.data.formats.points_jsonl import entries
 from kdcompile.latency.baseline import make_baseline, read_baseline
 from kdcompile.stats.samples import samples_from_json
 from kdcompile.targets import user

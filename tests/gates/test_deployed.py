@@ -11,9 +11,10 @@ from small_build import SmallBuild
 from kdcompile import targets
 from kdcompile.backends import engine
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import Settings
 from kdcompile.gates import measure
 from kdcompile.passes import compile as compile_stage
-from kdcompile.remote import worker
+from kdcompile.remote.agent import machine, worker
 
 ON_DEVICE = [f"gates.{gate}.evidence=device" for gate in ("accuracy", "parity", "speedup")]
 pace = engine.pace
@@ -27,7 +28,7 @@ def patch():
         m.setattr(compile_stage, "compile_check", lambda *values: [])
         m.setattr(played_tensorrt, "REPLAY_MS", 0.0)
         m.setattr(engine, "pace", lambda *values, **named: engine.Pace(6, 2, 1))
-        m.setattr(measure, "TIMING_SECONDS", 0.05)
+        m.setattr(measure, "TIMING", Settings(seconds=0.05))
         yield m
 
 
@@ -170,8 +171,8 @@ def test_a_jetson_at_the_board_leaves_nothing_pending(tmp_path, patch):
     target = targets.load("jetson")
     place = NearGpu("10.3.0", tmp_path / "there", capability="8.7", name=b"Orin")
     with patch.context() as m:
-        m.setattr(worker, "_first_line", NANO.get)
-        m.setattr(worker, "_memory", lambda path: {"total": 7620, "free": 4000})
+        m.setattr(worker, "first_line", NANO.get)
+        m.setattr(machine, "memory_mb", lambda path: {"total": 7620, "free": 4000})
         build = made_at(place, target, tmp_path, patch, ["gates.speedup.min=1e-6"])
     assert {g["evidence"] for g in build.report()["gates"]} == {"device"}
     build.run("compile", target)

@@ -8,11 +8,11 @@ import pytest
 from resourced import ENERGY, MEMORY, NOTHING, context
 
 from kdcompile import targets
-from kdcompile.config.gates import EnergyGate, Gates
+from kdcompile.config.gates import Gates
 from kdcompile.core.files import file_sha256
 from kdcompile.core.report import overall
 from kdcompile.gates import resources
-from kdcompile.gates.energy import energy_mj
+from kdcompile.gates.energy import EnergyGate, energy_mj
 from kdcompile.gates.registry import judge
 from kdcompile.latency.energy_memory import Resources
 from kdcompile.remote.usage import Absent

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from kdcompile.config.gates import FlipsGate, fraction
+from kdcompile.config.gates import fraction
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
-from kdcompile.gates.churn import find_flips, flips, photos_that_decide
-from kdcompile.stats.proportion_interval import share_bounds
+from kdcompile.gates.churn import FlipsGate, find_flips, flips, photos_that_decide
+from kdcompile.stats.exact_interval import share_bounds
 from kdcompile.tasks.task import find_task
 
 

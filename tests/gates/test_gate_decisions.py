@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from kdcompile import targets
-from kdcompile.config.gates import AccuracyGate, Gates, ParityGate, SizeGate, SpeedupGate
+from kdcompile.config.gates import Gates
+from kdcompile.core.errors import KDError
 from kdcompile.core.report import overall
 from kdcompile.gates import registry
-from kdcompile.gates.accuracy import accuracy
+from kdcompile.gates.accuracy import AccuracyGate, accuracy
 from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, Prediction, VerifyContext
-from kdcompile.gates.parity import parity
-from kdcompile.gates.size_mb import size_mb
-from kdcompile.gates.speedup import speedup
+from kdcompile.gates.parity import ParityGate, parity
+from kdcompile.gates.size_mb import SizeGate, size_mb
+from kdcompile.gates.speedup import SpeedupGate, speedup
 from kdcompile.gates.summary import measurements, part_rows
 from kdcompile.stats.bootstrap import MIN_IMAGES
 from kdcompile.stats.latency_interval import PairedTimes
@@ -203,14 +204,16 @@ MAE_GATE = AccuracyGate(metric="mae")  # as verify names it where the spec does 
 ALL = Gates(accuracy=MAE_GATE, speedup=SpeedupGate(min=6.5), size_mb=SizeGate(max=8))
 
 
-def test_every_gate_of_the_spec_is_registered() -> None:
-    assert registry.load_gates().keys() == Gates.model_fields.keys()
+def test_the_gates_come_in_the_order_of_a_report() -> None:
+    order = ["accuracy", "parity", "speedup", "size_mb", "energy_mj", "memory_mb"]
+    assert [*Gates().model_dump()] == [*order, "strata", "flips", "previous"]
+    assert [*Gates().named()] == ["accuracy", "parity"]
 
 
 def test_a_gate_name_is_taken_once() -> None:
-    registry.load_gates()
-    with pytest.raises(ValueError, match="defined in"):
-        registry.gate("parity", threshold=str)(lambda settings, context: None)
+    with pytest.raises(KDError, match=r"defined by kdcompile .* and by tests") as error:
+        registry.gate("parity", ParityGate, threshold=str)(lambda settings, context: None)
+    assert error.value.code == "plugin-duplicate"
 
 
 def test_on_the_host_itself_nothing_is_pending(context) -> None:

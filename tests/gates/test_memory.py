@@ -8,10 +8,9 @@ import onnx_graphs
 import pytest
 from resourced import MEMORY, NOTHING, context
 
-from kdcompile.config.gates import MemoryGate
 from kdcompile.core.files import file_sha256
 from kdcompile.core.report import overall
-from kdcompile.gates.memory import memory_mb
+from kdcompile.gates.memory import MemoryGate, memory_mb
 from kdcompile.latency.energy_memory import measure
 from kdcompile.latency.subjects import onnx_record
 from kdcompile.remote.open import open_place

@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 from played_board import GATES, KIT, host_report, record
 
-from kdcompile.config.gates import AccuracyGate
 from kdcompile.core.report import GateResult
-from kdcompile.gates.accuracy import accuracy
+from kdcompile.gates.accuracy import AccuracyGate, accuracy
 from kdcompile.gates.from_board import judge_board
 from kdcompile.tasks.reference import changes, taught
 from kdcompile.tasks.task import find_task

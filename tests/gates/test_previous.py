@@ -13,12 +13,12 @@ from small_build import SmallBuild
 from kdcompile import targets
 from kdcompile.backends import engine
 from kdcompile.bundle.manifest import read_bundle, write_manifest
-from kdcompile.config.gates import PreviousGate
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import Settings
 from kdcompile.core.report import Report
 from kdcompile.gates import measure
 from kdcompile.gates.context import Earlier
-from kdcompile.gates.previous import previous
+from kdcompile.gates.previous import PreviousGate, previous
 from kdcompile.gates.reference_bundle import open_earlier
 from kdcompile.passes import compile as compile_stage
 from kdcompile.tasks.task import find_task
@@ -95,7 +95,7 @@ def patch():
     with pytest.MonkeyPatch.context() as m:
         m.setattr(compile_stage, "compile_check", lambda *values: [])
         m.setattr(engine, "pace", lambda *values, **named: engine.Pace(6, 2, 1))
-        m.setattr(measure, "TIMING_SECONDS", 0.05)
+        m.setattr(measure, "TIMING", Settings(seconds=0.05))
         yield m
 
 

@@ -11,10 +11,12 @@ from small_build import SmallBuild
 
 from kdcompile import targets
 from kdcompile.backends import engine
+from kdcompile.core.measurement import Settings
 from kdcompile.gates import measure, resources
 from kdcompile.latency import energy_memory
 from kdcompile.passes import compile as compile_stage
-from kdcompile.remote import worker
+from kdcompile.remote.agent.power import Rails
+from kdcompile.remote.agent.worker import Worker
 
 MIB = 1 << 20
 GATES = ("gates.energy_mj.max=1e9", "gates.memory_mb.max=500", "gates.speedup.min=1e-6")
@@ -25,8 +27,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(compile_stage, "compile_check", lambda *values: [])
     monkeypatch.setattr(played_tensorrt, "REPLAY_MS", 0.0)
     monkeypatch.setattr(engine, "pace", lambda *values, **named: engine.Pace(6, 2, 1))
-    monkeypatch.setattr(measure, "TIMING_SECONDS", 0.05)
-    monkeypatch.setattr(worker.Rails, "during", twenty_looks)
+    monkeypatch.setattr(measure, "TIMING", Settings(seconds=0.05))
+    monkeypatch.setattr(Rails, "during", twenty_looks)
     monkeypatch.setattr(
         resources, "measure", partial(energy_memory.measure, seconds=0.3, idle_s=0.1)
     )
@@ -60,7 +62,7 @@ class Nvml:
 
 @pytest.mark.parametrize(("most", "verdict"), [(500, "passed"), (400, "failed")])
 def test_at_a_board(tmp_path, monkeypatch, most, verdict):
-    monkeypatch.setattr(worker.Worker, "nvml", Nvml())
+    monkeypatch.setattr(Worker, "nvml", Nvml())
     target, place = targets.load("h100").with_backend("8.6.1"), NearGpu("8.6.1", tmp_path / "there")
     build = SmallBuild(tmp_path, sets=(*GATES, f"gates.memory_mb.max={most}"))
     build.run("calibrate", target)

@@ -12,6 +12,7 @@ from kdcompile import targets
 from kdcompile.config.load import load_spec
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import Settings
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact, Store
 from kdcompile.gates import measure
@@ -98,7 +99,7 @@ def estimate(ms: float) -> dict[str, object]:
 
 @pytest.fixture
 def step(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "TIMING_SECONDS", 0.05)
+    monkeypatch.setattr(measure, "TIMING", Settings(seconds=0.05))
     monkeypatch.setattr(interference, "crowded", lambda run: (run(), 0.0))  # whatever else runs
     (tmp_path / "data.py").write_text(FACTORY)
     (tmp_path / "kdcompile.toml").write_text(SPEC)
@@ -216,7 +217,7 @@ def test_strata_and_flips_are_judged_where_the_spec_asks(step, tmp_path) -> None
     _, report = run(make_step(tmp_path, "int8", 0.99, asked), tmp_path, "jetson")
     found = {gate.name: gate for gate in report.gates}
     assert found["strata"].verdict == "inconclusive"  # three photos each
-    assert "3 images, too few" in found["strata"].reason
+    assert "3 photos, too few" in found["strata"].reason
     assert found["flips"].verdict == "passed"
     assert {"strata@device", "flips@device"} <= set(found)
     assert (report.exit_code, report.verdict) == (3, "failed: speedup")

@@ -12,14 +12,12 @@ from kdcompile.kernels import _aot
 from kdcompile.kernels._registry import kernels
 from kdcompile.kernels._runtime import triton_problem
 
-BUDGET = 250  # compilations in one run of the tests, over all PAIRS
-PAIRS = {
-    80: ["float16"],
-    86: ["float16"],
-    87: ["float16", "bfloat16", "float32"],
-    90: ["float16", "bfloat16", "float32"],
-    120: ["float16"],
-}
+BUDGET = 125  # compilations in one run of the tests, over all PAIRS
+# every type for the board that the targets name first; another generation each in one type. 80 and
+# 86 have the instructions of 87, and their shared memory is asked of its rows; soak compiles them
+PAIRS = {87: ["float16", "bfloat16", "float32"], 90: ["float16"], 120: ["float16"]}
+LATER = {80: ["float16"], 86: ["float16"], 90: ["bfloat16", "float32"]}
+LIKE = {87: (80, 86, 87)}
 
 pytestmark = pytest.mark.skipif(triton_problem() is not None, reason=str(triton_problem()))
 
@@ -36,10 +34,20 @@ def _compile(arguments, folder, **variables):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("arch", LATER)
+def test_quick_configurations_of_the_other_cards(arch, tmp_path):
+    _check_quick(arch, LATER[arch], tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", PAIRS)
 def test_quick_configurations(arch, tmp_path):
-    done = _compile(["--arch", str(arch), "--jobs", "2", "--dtype", *PAIRS[arch]], tmp_path)
+    _check_quick(arch, PAIRS[arch], tmp_path)
+
+
+def _check_quick(arch, dtypes, folder):
+    done = _compile(["--arch", str(arch), "--jobs", "2", "--dtype", *dtypes], folder)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     problems = [" ".join(map(str, row.values())) for row in rows if row["problem"]]
     assert not problems, "\n".join([*problems, done.stderr])
@@ -48,7 +56,7 @@ def test_quick_configurations(arch, tmp_path):
     for row in rows:
         assert row["arch"] == arch
         assert row["spilled_bytes"] == 0
-        assert row["shared_bytes"] <= _aot.SHARED_BYTES[arch]
+        assert row["shared_bytes"] <= min(_aot.SHARED_BYTES[a] for a in LIKE.get(arch, (arch,)))
         assert row["registers"] > 0
 
 

@@ -13,8 +13,8 @@ from kdcompile.latency.environment import look
 from kdcompile.latency.interference import COOLING, LEAST, Past, watch_of
 from kdcompile.latency.settings import Effort, Mode
 from kdcompile.latency.subject import find_subject
+from kdcompile.remote.agent.machine import THREADS
 from kdcompile.remote.open import open_place
-from kdcompile.remote.worker import THREADS
 
 MAXN = {"cpu_khz": 1728000, "gpu_hz": 1020000000, "emc_hz": 3199000000}
 

@@ -7,7 +7,8 @@ from benching import CPU, GPU, Machine
 
 from kdcompile.latency.compatibility import differing, record
 from kdcompile.latency.environment import look, usable_cores
-from kdcompile.remote import worker
+from kdcompile.remote.agent.machine import affinity, facts
+from kdcompile.remote.agent.signals import sensors, signals
 from kdcompile.remote.local import LocalPlace
 
 SMI = {
@@ -25,11 +26,11 @@ class Board:
     label = "board"
 
     def __init__(self, about, root):
-        self.about, self.root = about | {"machine": worker.facts(str(root))}, str(root)
+        self.about, self.root = about | {"machine": facts(str(root))}, str(root)
 
     def call(self, op):
         assert op == "signals"
-        return worker.sensors(self.root) | worker.signals(self.root, [], worker.affinity())
+        return sensors(self.root) | signals(self.root, [], affinity())
 
 
 class Here(Board, LocalPlace):

@@ -14,7 +14,7 @@ from kdcompile.latency.interference import (
     read,
     reading,
 )
-from kdcompile.remote import worker
+from kdcompile.remote.agent.signals import sensors
 
 BLOCK_S = 0.8  # long against a tick of /proc/stat, so that shares come out exactly
 CALM = {"own": 1.0, "others": 0.1}
@@ -166,7 +166,7 @@ def test_temperatures_and_a_jetsons_over_current_events(tmp_path):
     machine.put("sys/class/thermal/thermal_zone0/temp", "48500")
     machine.put("sys/class/thermal/thermal_zone1/temp", "unreadable")
     machine.put("sys/class/hwmon/hwmon3/oc1_event_cnt", "2")
-    assert worker.sensors(str(tmp_path))["celsius"] == {"cpu-thermal": 48.5}
+    assert sensors(str(tmp_path))["celsius"] == {"cpu-thermal": 48.5}
     assert read(tmp_path, (7,), (0, 1)).throttle_events == 2
 
 
@@ -184,7 +184,7 @@ def test_what_cools_by_slowing_disturbs_and_a_fan_does_not(bench):
     assert bench.block() is None
     cool(1, "cpufreq-cpu0", 2)
     assert bench.block() == COOLING
-    assert worker.sensors(str(bench.machine.root))["throttling"] == ["cpufreq-cpu0"]
+    assert sensors(str(bench.machine.root))["throttling"] == ["cpufreq-cpu0"]
 
 
 class Heard:

@@ -1,14 +1,13 @@
 """A build whose engine is made elsewhere: another interpreter, or a board behind a real sshd."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from command_line import kdcompile
 from small_digits import AT_64
 from sshd import running_sshd
 
@@ -28,17 +27,6 @@ SMALL = [
 PYTHON = f"python:{sys.executable}"
 
 
-def _kdcompile(folder, *args, code=0, **environment):
-    command = [sys.executable, "-P", "-m", "kdcompile", *args]
-    env = {**os.environ, **environment}
-    found = subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == code, found.stdout + found.stderr
-    assert "Traceback" not in found.stderr
-    return found
-
-
 def _sets(*more):
     return [word for value in (*SMALL, *more) for word in ("--set", value)]
 
@@ -47,8 +35,8 @@ def _sets(*more):
 def built(tmp_path_factory):
     """A folder with the example and its bundle, the engine built by another interpreter."""
     folder = tmp_path_factory.mktemp("board")
-    _kdcompile(folder, "init", "--example", "digits", "tiny")
-    _kdcompile(folder, "build", "tiny", "--target", "jetson", "--via", PYTHON, *_sets())
+    kdcompile(folder, "init", "--example", "digits", "tiny")
+    kdcompile(folder, "build", "tiny", "--target", "jetson", "--via", PYTHON, *_sets())
     return folder
 
 
@@ -94,7 +82,7 @@ def test_onnx_runtime_on_a_cpu_only_plays_a_jetson(built):
 
 
 def test_the_same_board_is_not_asked_twice(built):
-    again = _kdcompile(built, "build", "tiny", "--target", "jetson", "--via", PYTHON, *_sets())
+    again = kdcompile(built, "build", "tiny", "--target", "jetson", "--via", PYTHON, *_sets())
     assert again.stderr == ""
 
 
@@ -115,14 +103,14 @@ def test_verify_over_ssh_goes_on_after_the_board_was_lost(built, server):
 
     thread = threading.Thread(target=cut)
     thread.start()
-    lost = _kdcompile(work, *args, code=1, **env)
+    lost = kdcompile(work, *args, code=1, **env)
     stop.set()
     thread.join()
     assert "error[board-lost]" in lost.stderr
     assert "same command" in lost.stderr
     kept = {p.name: p.stat().st_mtime_ns for p in _engines(server)}
     assert kept
-    found = json.loads(_kdcompile(work, *args, **env).stdout)
+    found = json.loads(kdcompile(work, *args, **env).stdout)
     assert found["details"]["choice"]["board"]["label"].startswith("ssh://")
     now = {p.name: p.stat().st_mtime_ns for p in _engines(server)}
     assert kept.items() <= now.items(), "what was built before the loss is used, not built again"
@@ -135,5 +123,5 @@ def _engines(server):
 def test_a_board_without_tensorrt_is_exit_4(built, server):
     args = ("compile", "tiny", "--target", "jetson", "--via", server.via())
     sets = _sets("compile.backend=tensorrt")
-    found = _kdcompile(built, *args, *sets, code=4, KDCOMPILE_SSH_CONFIG=str(server.config))
+    found = kdcompile(built, *args, *sets, code=4, KDCOMPILE_SSH_CONFIG=str(server.config))
     assert "error[tensorrt-missing]" in found.stderr

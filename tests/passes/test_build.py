@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from command_line import kdcompile
 from documents import check_document, command_of
 from PIL import Image
 from small_digits import AT_64
@@ -32,14 +33,6 @@ SMALL = [
 ]
 
 
-def _kdcompile(folder, *args, code=0):
-    command = [sys.executable, "-P", "-m", "kdcompile", *args]
-    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert found.returncode == code, found.stdout + found.stderr
-    assert "Traceback" not in found.stderr
-    return found
-
-
 def _sets():
     return [word for value in SMALL for word in ("--set", value)]
 
@@ -48,8 +41,8 @@ def _sets():
 def built(tmp_path_factory):
     """A folder with the example and its bundle; 24 steps cannot pass the accuracy gate."""
     folder = tmp_path_factory.mktemp("build")
-    _kdcompile(folder, "init", "--example", "digits", "tiny")
-    _kdcompile(folder, "build", "tiny", "--target", "jetson", *_sets(), code=3)
+    kdcompile(folder, "init", "--example", "digits", "tiny")
+    kdcompile(folder, "build", "tiny", "--target", "jetson", *_sets(), code=3)
     return folder
 
 
@@ -59,7 +52,7 @@ def test_the_bundle_holds_everything(built):
     assert {
         "manifest.json", "report.json", "report.md", "report.html", "model.onnx", "infer.py",
         "preprocess.json", "calibration.json", "metrics.jsonl", "kit/build_engine.py",
-        "kit/worker.py", "kit/student_fp32.onnx", "kit/student_fp16.onnx", "kit/student_int8.onnx",
+        "kit/agent.pyz", "kit/student_fp32.onnx", "kit/student_fp16.onnx", "kit/student_int8.onnx",
         "kit/reference.npz", "kit/gates.json",
     } <= names  # fmt: skip
     assert set(json.loads((bundle / "manifest.json").read_text())["files"]) == names - {
@@ -95,9 +88,9 @@ def test_the_verdict_names_what_failed_and_what_is_pending(built):
 
 
 def test_a_second_build_runs_nothing(built):
-    found = _kdcompile(built, "build", "tiny", "--target", "jetson", *_sets(), code=3)
+    found = kdcompile(built, "build", "tiny", "--target", "jetson", *_sets(), code=3)
     assert found.stderr == ""
-    plan = json.loads(_kdcompile(built, "plan", "tiny", *_sets(), "--json").stdout)
+    plan = json.loads(kdcompile(built, "plan", "tiny", *_sets(), "--json").stdout)
     assert all(step["key"] for step in plan["steps"])
     assert plan["margin"]["images"] == 40
 
@@ -137,7 +130,7 @@ def test_json_is_one_document_of_its_schema(built, words):
 def test_a_change_reruns_what_depends_on_it(built):
     def steps(*sets):
         words = [w for value in sets for w in ("--set", value)]
-        plan = json.loads(_kdcompile(built, "plan", "tiny", *_sets(), *words, "--json").stdout)
+        plan = json.loads(kdcompile(built, "plan", "tiny", *_sets(), *words, "--json").stdout)
         why.append({step["stage"]: step["why"] for step in plan["steps"]})
         return [step["stage"] for step in plan["steps"] if step["key"] is None]
 
@@ -157,7 +150,7 @@ def test_a_change_reruns_what_depends_on_it(built):
 
 def test_another_power_mode_trains_nothing_again(built):
     plan = json.loads(
-        _kdcompile(built, "plan", "tiny", *_sets(), "--target", "jetson@15W", "--json").stdout
+        kdcompile(built, "plan", "tiny", *_sets(), "--target", "jetson@15W", "--json").stdout
     )
     keys = {step["stage"]: step["key"] for step in plan["steps"]}
     assert keys["distill"]
@@ -166,14 +159,14 @@ def test_another_power_mode_trains_nothing_again(built):
 
 def test_this_machine_as_the_target(built):
     untimed = ("--set", "gates.speedup.evidence=predicted")  # a busy machine is timed three times
-    _kdcompile(built, "build", "tiny", "--target", "cpu", *_sets(), *untimed, code=3)
+    kdcompile(built, "build", "tiny", "--target", "cpu", *_sets(), *untimed, code=3)
     bundle = built / "dist" / "tiny-cpu"
     report = json.loads((bundle / "report.json").read_text())
     assert not any(gate["verdict"] == "pending" for gate in report["gates"])
     assert report["details"]["choice"]["basis"] == "measured"
     assert {c["precision"] for c in report["details"]["choice"]["candidates"]} == {"fp32", "int8"}
     assert not (bundle / "kit").exists()
-    ladder = json.loads(_kdcompile(built, "bisect", bundle, "--json").stdout)
+    ladder = json.loads(kdcompile(built, "bisect", bundle, "--json").stdout)
     verdicts = {rung["name"]: rung["verdict"] for rung in ladder["rungs"]}
     assert (verdicts["onnx"], verdicts["engine"]) == ("reference", "passed")
     assert ladder["n"] == 16  # of the validation photos, of at most 4 MB
@@ -183,7 +176,7 @@ def test_run_and_infer_count_alike(built):
     bundle = built / "dist" / "tiny-jetson"
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 99, (64, 64), np.uint8)).save(built / "photo.png")
-    rows = json.loads(_kdcompile(built, "run", str(bundle), "photo.png", "--json").stdout)
+    rows = json.loads(kdcompile(built, "run", str(bundle), "photo.png", "--json").stdout)
     check_document("run", rows)
     assert (built / rows[0]["overlay"]).is_file()
     command = [sys.executable, str(bundle / "infer.py"), "photo.png"]
@@ -197,11 +190,11 @@ def test_run_and_infer_count_alike(built):
 
 def test_verify_and_report_read_the_bundle(built):
     bundle = str(built / "dist" / "tiny-jetson")
-    checked = json.loads(_kdcompile(built, "verify", bundle, "--json", code=3).stdout)
+    checked = json.loads(kdcompile(built, "verify", bundle, "--json", code=3).stdout)
     report = json.loads((built / "dist" / "tiny-jetson" / "report.json").read_text())
     precision = report["details"]["choice"]["precision"]
     assert checked["parity"]["sqnr_db"] > {"fp32": 100, "fp16": 50}.get(precision, 30)
-    assert "failed: accuracy" in _kdcompile(built, "report", bundle).stdout
+    assert "failed: accuracy" in kdcompile(built, "report", bundle).stdout
 
 
 def test_a_flipped_byte_is_refused(built):
@@ -213,39 +206,39 @@ def test_a_flipped_byte_is_refused(built):
     (copy / "model.onnx").write_bytes(content)
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(built / "black.png")
     for args in (("run", "copy", "black.png"), ("verify", "copy"), ("report", "copy")):
-        error = _kdcompile(built, *args, code=1).stderr
+        error = kdcompile(built, *args, code=1).stderr
         assert error.startswith("error[bundle-corrupt]")
         assert "model.onnx" in error
 
 
 def test_a_stage_alone_writes_its_file(built):
-    found = _kdcompile(built, "export", "tiny", *_sets(), "-o", "student.onnx")
+    found = kdcompile(built, "export", "tiny", *_sets(), "-o", "student.onnx")
     assert "student.onnx" in found.stdout
     model = onnx.load(built / "student.onnx")
     assert opset_of(model) == 18
     assert model.ir_version == 9
-    _kdcompile(built, "calibrate", "tiny", *_sets(), "-o", "calibrated")
+    kdcompile(built, "calibrate", "tiny", *_sets(), "-o", "calibrated")
     assert (built / "calibrated" / "calibration.json").is_file()
 
 
 def test_a_spoilt_store_entry_is_made_again(built):
-    plan = json.loads(_kdcompile(built, "plan", "tiny", *_sets(), "--json").stdout)
+    plan = json.loads(kdcompile(built, "plan", "tiny", *_sets(), "--json").stdout)
     key = next(step["key"] for step in plan["steps"] if step["stage"] == "export")
     entry = built / "tiny" / ".kdcompile" / "export" / key[:KEY_CHARS] / "student.onnx"
     entry.chmod(0o644)
     entry.write_bytes(b"edited")
-    found = _kdcompile(built, "export", "tiny", *_sets(), "-o", "again.onnx")
+    found = kdcompile(built, "export", "tiny", *_sets(), "-o", "again.onnx")
     assert "export" in found.stderr.splitlines()
     assert (built / "again.onnx").read_bytes() == (built / "student.onnx").read_bytes()
 
 
 def test_clean_keeps_what_the_spec_needs(built):
-    found = json.loads(_kdcompile(built, "clean", "tiny", "--json").stdout)
+    found = json.loads(kdcompile(built, "clean", "tiny", "--json").stdout)
     check_document("clean", found)
     assert any("distill" in path for path in found["removed"])
-    plan = json.loads(_kdcompile(built, "plan", "tiny", "--json").stdout)
+    plan = json.loads(kdcompile(built, "plan", "tiny", "--json").stdout)
     assert [s["stage"] for s in plan["steps"] if s["key"]] == ["search"]
-    _kdcompile(built, "clean", "tiny", "--all")
+    kdcompile(built, "clean", "tiny", "--all")
     store = built / "tiny" / ".kdcompile"
     assert [p for p in store.glob("*/*") if p.is_dir() and p.parent.name != "locks"] == []
 
@@ -257,5 +250,5 @@ def test_a_useless_teacher_stops_the_build(built):
     state = {name: tensor * 0 for name, tensor in load_file(weights).items()}
     save_file(state, built / "zero.safetensors")
     sets = [*_sets(), "--set", "teacher.weights=zero.safetensors"]
-    error = _kdcompile(built, "build", "tiny", *sets, code=1).stderr
+    error = kdcompile(built, "build", "tiny", *sets, code=1).stderr
     assert "error[teacher-useless]" in error

@@ -10,7 +10,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.latency.interference import Watch
 from kdcompile.latency.sampler import Tools
 from kdcompile.latency.subject import Subject
-from kdcompile.remote.worker import TICKS_PER_S
+from kdcompile.remote.agent.signals import TICKS_PER_S
 
 START_S = 0.5
 CPU = {

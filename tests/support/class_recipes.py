@@ -9,7 +9,7 @@ from torch import nn
 from kdcompile.config.distill import Distill
 from kdcompile.config.load import load_spec
 from kdcompile.data.photo import Photo
-from kdcompile.distill.objective import make_objective
+from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap
@@ -43,7 +43,7 @@ def recipe(name, kind="classification", taps=(), targets=None, **options):
     """In float64, for a task whose labels are `targets`."""
     torch.manual_seed(0)
     options = Distill(**options)
-    objective = make_objective(kind, options, torch.zeros(1) if targets is None else targets)
+    objective = OBJECTIVES[kind](options, torch.zeros(1) if targets is None else targets)
     return find_recipe(name)(
         [Tap("a", "a", *widths) for widths in taps], options, objective
     ).double()

@@ -1,9 +1,41 @@
 """`kdcompile` as a user runs it, in this process, and what its refusals must look like."""
 
 import hashlib
+import io
+import os
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from unittest.mock import patch
 
 from kdcompile.cli import main
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command gave."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def kdcompile(folder, *words, code=0, **environment):
+    """Run `kdcompile` in a folder as its entry point does, in this process: imports cost once."""
+    out, err, found = io.StringIO(), io.StringIO(), 0
+    with (
+        chdir(folder), redirect_stdout(out), redirect_stderr(err),
+        patch.object(sys, "argv", ["kdcompile", *map(str, words)]),
+        patch.dict(os.environ, environment),
+    ):  # fmt: skip
+        try:
+            main()
+        except SystemExit as leave:
+            found = leave.code or 0
+    made = Finished(found, out.getvalue(), err.getvalue())
+    assert made.code == code, made.stdout + made.stderr
+    assert "Traceback" not in made.stderr
+    return made
 
 
 class CommandLine:

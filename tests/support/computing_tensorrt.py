@@ -13,7 +13,7 @@ import numpy as np
 import played_tensorrt as played
 from played_plan import Plan
 
-from kdcompile.remote import worker
+from kdcompile.remote.agent.worker import Worker
 
 MS = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0}
 FORMAT = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "int8": "Int8", "fp8": "FP8"}
@@ -230,4 +230,4 @@ def start(trt, driver):
         mock.patch.dict("sys.modules", {"tensorrt": trt}),
         mock.patch.object(ctypes, "CDLL", return_value=driver),
     ):
-        return worker.Worker("tensorrt")
+        return Worker("tensorrt")

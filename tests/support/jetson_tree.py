@@ -4,7 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from kdcompile.remote.worker import TICKS_PER_S, affinity
+from kdcompile.remote.agent.machine import affinity
+from kdcompile.remote.agent.signals import TICKS_PER_S
 
 CLUSTERS = {"nano": range(6), "agx": range(12)}
 GPU = {"nano": "17000000.gpu", "agx": "17000000.ga10b"}  # JetPack 6, JetPack 5
@@ -20,7 +21,7 @@ CUSTOM = """
 import builtins
 real = builtins.compile
 def compile_(source, name, *more, **named):
-    if name == "worker.py":
+    if name == "kdcompile/remote/agent/worker.py":
         old = b'root = "/"'
         assert source.count(old) == 1
         source = source.replace(old, b"root = {root!r}")

@@ -8,7 +8,7 @@ import torch
 
 from kdcompile.config.distill import Distill
 from kdcompile.data.augment import Batch
-from kdcompile.distill.objective import make_objective
+from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap
@@ -28,7 +28,7 @@ def made(name, shapes, kind="counting", **options):
     """The recipe for taps of these shapes, in float64."""
     torch.manual_seed(0)
     options = Distill(**options)
-    objective = make_objective(kind, options, torch.ones(2, 1))
+    objective = OBJECTIVES[kind](options, torch.ones(2, 1))
     taps = [Tap("a", "a", theirs[1], own[1]) for own, theirs in shapes]
     return find_recipe(name)(taps, options, objective).double()
 

@@ -26,7 +26,7 @@ from kdcompile.core.files import Hasher
 from kdcompile.core.report import GateResult, Measurement, Report
 from kdcompile.core.store import Store, digest
 from kdcompile.core.store import canonical as _json
-from kdcompile.data import imagefolder, npz, points_jsonl, shanghaitech_mat
+from kdcompile.data.formats import imagefolder, npz, points_jsonl, shanghaitech_mat
 from kdcompile.data.photo import read_pixels
 from kdcompile.delta.file import Delta, applied, read_delta
 from kdcompile.delta.tensors import weights_hash

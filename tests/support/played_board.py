@@ -18,7 +18,7 @@ GATES = Gates.model_validate(
 ).model_dump(mode="json")
 TARGET = {"name": "jetson-orin-nano-8gb", "title": "NVIDIA Jetson Orin Nano 8GB",
           "compute_capability": "8.7", "tensorrt": "10.3", "memory_gb": 8}  # fmt: skip
-KIT = {"target": TARGET, "files": {"worker.py": WORKER}, "profile": [[1, 1, 32, 48]] * 3}
+KIT = {"target": TARGET, "files": {"agent.pyz": WORKER}, "profile": [[1, 1, 32, 48]] * 3}
 NANO = {"backend": "tensorrt", "backend_version": "10.3.0", "platform": "linux aarch64",
         "python": "3.10.12", "module": "NVIDIA Jetson Orin Nano Developer Kit",
         "power_mode": "NV Power Mode: 25W 1", "l4t": "R36", "clocks": {"gpu": 1},

@@ -9,7 +9,7 @@ from torch import nn
 from kdcompile.config.spec import Distill
 from kdcompile.core.distributed import Processes
 from kdcompile.data.augment import Batch
-from kdcompile.distill.objective import make_objective
+from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.registry import find_recipe
@@ -60,7 +60,7 @@ class Bench:
         self.student = (student or network(kind, 2, 1)).to(dtype)
         self.others = [other.requires_grad_(False).to(dtype) for other in others]
         options = Distill(**options)
-        objective = make_objective(kind, options, targets(kind, 8, side))
+        objective = OBJECTIVES[kind](options, targets(kind, 8, side))
         taps = [
             Tap(n, n, *(list(m.get_submodule(n[0]).parameters())[1].numel()
                         for m in (self.teacher, self.student)))

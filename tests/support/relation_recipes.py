@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdcompile.config.spec import Distill
-from kdcompile.distill.objective import make_objective
+from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.recipe import LossInputs
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap
@@ -26,7 +26,7 @@ def made(name, widths=(3, 6), kind="counting", **options):
     torch.manual_seed(0)
     options = Distill(**options)
     taps = [Tap("last", "last", widths[1], widths[0])]
-    return find_recipe(name)(taps, options, make_objective(kind, options, LABELS[kind]))
+    return find_recipe(name)(taps, options, OBJECTIVES[kind](options, LABELS[kind]))
 
 
 def seen(student, teacher, photo=None):

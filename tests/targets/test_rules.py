@@ -10,7 +10,7 @@ from kdcompile import targets
 from kdcompile.backends import candidate_runner
 from kdcompile.cli import cli
 from kdcompile.core.errors import KDError
-from kdcompile.remote import worker
+from kdcompile.remote.agent.tensorrt_network import NEEDS_CAPABILITY
 from kdcompile.targets import rules_file
 from kdcompile.targets.limits import Operator, dla_refusals, padded_macs, tile
 from kdcompile.targets.rules import Asked, Network, Violation, violations
@@ -123,7 +123,7 @@ def test_no_target_file_promises_what_a_rule_of_the_hardware_refuses() -> None:
 
 
 def test_the_rules_are_those_that_the_board_goes_by() -> None:
-    for precision, least in worker.NEEDS_CAPABILITY.items():
+    for precision, least in NEEDS_CAPABILITY.items():
         assert version(RULES[f"{precision}-arithmetic"].needs["capability"]) == least
     assert set(RULES["dla-precision"].needs["dla_precisions"]) == set(candidate_runner.DLA_COMPUTES)
 

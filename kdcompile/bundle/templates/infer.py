@@ -50,21 +50,20 @@ def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
 
 
 def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
-    """The engine as a function of one prepared image, run by the worker that is in the bundle."""
+    """The engine as a function of one prepared image, run by the agent that is in the bundle."""
     name = manifest["engine"]
     read(manifest, name)
     built = json.loads(read(manifest, name + ".json").decode())
-    where = "kit/worker.py" if "kit/worker.py" in manifest["files"] else "worker.py"
-    read(manifest, where)
-    usual, sys.pycache_prefix = sys.pycache_prefix, scratch  # what runs is the file just read,
-    sys.path.insert(0, str((HERE / where).parent))
-    worker = importlib.import_module("worker")  # and nothing compiled that lies beside it
-    sys.pycache_prefix = usual
+    agent = "kit/agent.pyz" if "kit/agent.pyz" in manifest["files"] else "agent.pyz"
+    copy = Path(scratch, "agent.pyz")
+    copy.write_bytes(read(manifest, agent))  # what runs is what was just read
+    sys.path.insert(0, str(copy))
+    worker = importlib.import_module("kdcompile.remote.agent.worker")
     backend = "onnxruntime" + PROVIDERS.get(built.get("provider"), "")
     try:
         place = worker.Worker("tensorrt" if "tensorrt" in built else backend)
     except worker.WorkerError as error:
-        sys.exit(f"error: {error}; {worker.FIXES[error.code]}, or run model.onnx with --onnx")
+        sys.exit(f"error: {error.message}; {error.fix}, or run model.onnx with --onnx")
     files = {"inputs": os.path.join(scratch, "in.npz"), "outputs": os.path.join(scratch, "out.npz")}
 
     def ask(**request: Any) -> Any:

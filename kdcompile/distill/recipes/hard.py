@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kdcompile.core.plugins import register
 from kdcompile.data.augment import Batch
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.candidates import recoloured, turned
@@ -14,6 +15,7 @@ from kdcompile.distill.recipe import About, Recipe
 from kdcompile.distill.recipe_context import Ground
 
 
+@register("recipes", "hard")
 class HardViews(Recipe):
     """kd on the hardest of a few random views of each image that its teacher answers alike.
 
@@ -65,13 +67,13 @@ class HardViews(Recipe):
 
     def candidate(self, images: Tensor) -> Tensor:
         """A random view of each image, in the same type and memory format."""
-        moved = turned(images) if self.objective.kind == "classification" else images
+        moved = turned(images) if self.objective.of_classes else images
         return torch.empty_like(images).copy_(recoloured(moved))
 
     @property
     def limit(self) -> float:
         """How far the teacher's answers to an image and to a view of it may be apart."""
-        return self.nats if self.objective.kind == "classification" else self.tolerance
+        return self.nats if self.objective.of_classes else self.tolerance
 
 
 def distance(reference: Tensor, other: Tensor, objective: Objective) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill, Ramp
+from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.embedding import embedding
 from kdcompile.distill.objective import ByReduction, Objective
@@ -26,6 +27,7 @@ HIDDEN = 32
 OPEN = 4.0  # a mask starts at sigmoid(4) = 0.98
 
 
+@register("recipes", "mixture")
 class Mixture(Recipe):
     """The label terms, and the objective's soft term against a weighted mixture of teachers.
 
@@ -116,7 +118,7 @@ class Mixture(Recipe):
     def _statistics(self, output: Tensor) -> Tensor:
         """Logits, or mean, largest and deviation of what else there is, near 1: [N, D]."""
         output = promoted(output)
-        if self.objective.kind == "classification":
+        if self.objective.of_classes:
             return symlog(output)
         flat = output.flatten(1)
         found = torch.stack([flat.mean(1), flat.amax(1), flat.std(1, correction=0)], 1)
@@ -128,7 +130,7 @@ class Mixture(Recipe):
 
         Softened logits are those whose softened probabilities are the mean of the softened ones.
         """
-        if self.objective.kind == "classification":
+        if self.objective.of_classes:
             temperature = self.options.temperature if soften else 1.0
             logs = (outputs / temperature).log_softmax(2) + log_weights.T[:, :, None]
             return temperature * logs.logsumexp(0)

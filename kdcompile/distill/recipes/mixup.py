@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from kdcompile.core.plugins import register
 from kdcompile.data.augment import Batch
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.probe import peek
@@ -17,6 +18,7 @@ from kdcompile.kernels.kd_kl import kd_kl
 EPS = 1e-6  # least standard deviation of a row of logits, as in kernels/kd_kl.py
 
 
+@register("recipes", "mixup")
 class Mixup(Recipe):
     """Both networks see a few images of each batch blended with another one, labels and all.
 
@@ -45,7 +47,7 @@ class Mixup(Recipe):
     def prepare(self, ground: Ground) -> None:
         """Count the student's classes on one crop."""
         self._classes = 0
-        if self.objective.kind == "classification":
+        if self.objective.of_classes:
             crop = next(iter(ground.crops())).images[:1]
             with ground.autocast():
                 self._classes = peek(ground.student, crop).shape[1]
@@ -62,7 +64,7 @@ class Mixup(Recipe):
 
     def base(self, inputs: LossInputs) -> dict[str, Tensor]:
         """For classes `hard` and `soft` of logits over their deviation, else the objective's."""
-        if self.objective.kind != "classification":
+        if not self.objective.of_classes:
             return super().base(inputs)
         terms = {"hard": cross_entropy(scaled(promoted(inputs.student)), inputs.target)}
         if inputs.teacher is not None:

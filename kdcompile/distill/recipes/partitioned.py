@@ -1,17 +1,18 @@
 """Recipe `partitioned`: each photo is taught by whichever of teacher and old student knows it."""
 
-from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Ramp
+from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 
 
+@register("recipes", "partitioned")
 class Partitioned(Recipe):
     """The objective's soft term against the trusted one of teacher and deployed student.
 
@@ -60,7 +61,7 @@ class Partitioned(Recipe):
         """Whose photos they are: bool [N, 1, ...], true for the teacher's."""
         assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
         assert inputs.first is not None, "the trainer runs the first student for this recipe"
-        error = ERRORS[self.objective.kind]
+        error = _surprise if self.objective.of_classes else _distance
         teacher, first = (error(x, inputs.target) for x in (inputs.teacher, inputs.first))
         return (teacher < first).reshape(-1, *[1] * (inputs.student.dim() - 1))
 
@@ -73,10 +74,3 @@ def _surprise(logits: Tensor, target: Tensor) -> Tensor:
 def _distance(output: Tensor, target: Tensor) -> Tensor:
     """|sum of output - sum of target| of each crop, [N]: of counts, or of single values."""
     return (promoted(output) - target).flatten(1).sum(1).abs()
-
-
-ERRORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "classification": _surprise,
-    "counting": _distance,
-    "regression": _distance,
-}

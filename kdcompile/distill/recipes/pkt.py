@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from kdcompile.core.plugins import register
 from kdcompile.distill.embedding import embeddings
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
@@ -11,6 +12,7 @@ from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels.batch_relation import batch_relation
 
 
+@register("recipes", "pkt")
 class ProbabilisticTransfer(RelationRecipe):
     """How probable each image is as another's neighbour: KL between the networks' rows."""
 

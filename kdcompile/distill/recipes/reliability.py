@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Ramp
+from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import (
     BLOCK,
@@ -21,6 +22,7 @@ from kdcompile.kernels.kd_kl import kd_kl
 RANKS = 10  # a label beyond the teacher's first ten is worth nothing
 
 
+@register("recipes", "reliability")
 class Reliability(Recipe):
     """The soft term of each image times how well the teacher does on it, 0 to 1.
 
@@ -60,7 +62,7 @@ class Reliability(Recipe):
             weight = self.trust(teacher, inputs.target)
             if self.options.reduction == "paper":
                 weight = weight.mean().expand(len(weight))
-            if self.objective.kind == "classification":
+            if self.objective.of_classes:
                 own = weight.float().contiguous()
                 return {"reliable": kd_kl(student, teacher, self.options.temperature, weight=own)}
             return {"reliable": (weight * self._soft(student, teacher)).mean()}

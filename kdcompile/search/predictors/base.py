@@ -13,7 +13,7 @@ from torch import nn
 from kdcompile.config.spec import Spec
 from kdcompile.search.predictors.sensitivity import Expected, validation_errors
 from kdcompile.search.predictors.short_distillation import Finalist
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 Architecture = Mapping[str, Any]
 
@@ -39,4 +39,4 @@ class Judge(Protocol):
 
 def validation_metric(network: nn.Module, spec: Spec) -> float:
     """The metric of a network on all validation images."""
-    return find_task(spec.task.kind).metric(validation_errors(network, spec))
+    return task_of(spec).metric(validation_errors(network, spec))

@@ -25,7 +25,7 @@ from kdcompile.data.augment import CropSampler
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import load_splits, splits_digest
-from kdcompile.distill.objective import OBJECTIVES
+from kdcompile.distill.objective import objective_of
 from kdcompile.distill.shapes import output_stride
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.cuts import Cut, cuts
@@ -38,6 +38,7 @@ from kdcompile.search.predictors.teacher_features import (
     teacher_maps,
 )
 from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import task_of
 
 SIDE = 256  # larger crops teach a block nothing more, and cost
 HELD_OUT = 4  # one training photo in so many is held out
@@ -214,9 +215,8 @@ def _crops(
         plain = {"batch": min(AT_ONCE, number), "crop": side, "colour": 0.0, "views": 0}
         distill = spec.distill.model_copy(update=plain)
         stride = output_stride(teacher, teacher, spec.model_copy(update={"distill": distill}))
-        kind = OBJECTIVES[spec.task.kind]
-        targets = kind.targets(chosen, stride, spec.data.sigma, device)
-        preprocess = preprocess_of(spec.data, spec.export, spec.task)
+        targets = objective_of(task_of(spec)).targets(chosen, stride, spec.data.sigma, device)
+        preprocess = preprocess_of(spec)
         store = ImageStore(chosen, preprocess.channels, device)
         sampler = CropSampler(chosen, preprocess, distill, targets, spec.seed, device, store=store)
         steps = range(-(-number // distill.batch))

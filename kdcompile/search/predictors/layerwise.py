@@ -25,7 +25,7 @@ from kdcompile.search.predictors.layer_reconstruction import LayerErrors
 from kdcompile.search.predictors.sensitivity import Expected, paired_increase, validation_errors
 from kdcompile.search.predictors.short_distillation import Finalist, distil
 from kdcompile.search.spaces.pruned import LayerSpace
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 ANCHORS = (0.75, 0.5, 0.25)  # uniform widths whose inherited students are judged
 UNSURE = 0.5  # relative deviation of an expectation, before the anchors
@@ -75,7 +75,7 @@ class LayersJudge:
     @cached_property
     def _cost(self) -> tuple[float, float]:
         """Metric for a unit of the output's relative error, and the deviation of that."""
-        task = find_task(self._spec.task.kind)
+        task = task_of(self._spec)
         whole = validation_errors(self._teacher, self._spec)
         errors, worse = [], []
         for ratio in ANCHORS:

@@ -36,7 +36,7 @@ from kdcompile.search.predictors.teacher_features import (
 from kdcompile.search.predictors.worker_pool import evaluate_all
 from kdcompile.stats.bootstrap import resamples
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import Task, find_task
+from kdcompile.tasks.task import Task, task_of
 
 Floats = NDArray[np.float64]
 KEPT = (0.0, 1 / 16, 1 / 4, 1 / 2)  # shares of a cut's channels; 0: only their means
@@ -164,7 +164,7 @@ def measure(asked: _Asked) -> Damage:
 
 def _measured(asked: _Asked) -> Damage:
     spec, known = asked.ground.spec, lessons(asked.ground)
-    task = find_task(spec.task.kind)
+    task = task_of(spec)
     weight, bias, mean = _from_kept(known, asked.cut, asked.kept)
     whole = _whole(Handle(asked.ground), asked.images)
     with _replaced(known, asked.cut, asked.kept, weight, bias):
@@ -188,9 +188,9 @@ def validation_errors(network: nn.Module, spec: Spec, images: int | None = None)
         spec: its task and its data.
         images: photos to look at, evenly spread; all of them where None.
     """
-    task, device = find_task(spec.task.kind), training_device()
+    task, device = task_of(spec), training_device()
     photos = evenly(load_splits(spec.data, spec.folder).val, images)
-    preprocess = preprocess_of(spec.data, spec.export, spec.task)
+    preprocess = preprocess_of(spec)
     was_on = next(network.parameters()).device
     predicted = predict(network.to(device), photos, preprocess, device, task)
     network.to(was_on)

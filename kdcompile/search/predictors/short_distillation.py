@@ -33,7 +33,7 @@ from kdcompile.search.predictors.block_data import Ground
 from kdcompile.search.predictors.sensitivity import Expected, paired_increase, validation_errors
 from kdcompile.search.predictors.worker_pool import evaluate_all
 from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import task_of
 
 log = logging.getLogger("kdcompile")
 Floats = NDArray[np.float64]
@@ -171,11 +171,11 @@ def _content(teacher: Teacher, spec: Spec, store: Store) -> list[str]:
 def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     spec = shortened(asked.ground.spec, asked.steps)
     architecture = json.loads(asked.architecture)
-    task, splits = find_task(spec.task.kind), load_splits(spec.data, spec.folder)
+    task, splits = task_of(spec), load_splits(spec.data, spec.folder)
     teacher = load_teacher(spec)
     whole = validation_errors(teacher, spec)
     student = student_from_architecture(teacher, architecture, spec.folder)
-    channels = preprocess_of(spec.data, spec.export, spec.task).channels
+    channels = preprocess_of(spec).channels
     images = ImageStore(splits.train, channels, training_device())
     if architecture["family"] == "staged" and spec.student.init == "inherit":
         load_weights(student, assemble(asked.ground, architecture).file(WEIGHTS))

@@ -22,7 +22,7 @@ from kdcompile.latency_model.graph import BYTES
 from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
 from kdcompile.models.channels import Channels, Layer, trace
 from kdcompile.models.dropped import members, tied
-from kdcompile.onnx_graph.shapes import inferred
+from kdcompile.onnx_graph.shapes import inferred, tensor_sizes
 from kdcompile.search.spaces.drop_modules import cut
 from kdcompile.search.spaces.narrowed_kernel import Part
 from kdcompile.search.spaces.tensor_channels import Span, TensorChannels, span
@@ -61,11 +61,7 @@ class Template:
             if math.prod(tensor.dims) > SMALL:
                 tensor.ClearField("raw_data")
                 tensor.ClearField("float_data")
-        values = (*self._graph.value_info, *self._graph.input, *self._graph.output)
-        self._sizes: dict[str, Sequence[int]] = {
-            v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values
-        }
-        self._sizes |= {t.name: list(t.dims) for t in self._graph.initializer}
+        self._sizes: dict[str, Sequence[int]] = {**tensor_sizes(self._graph)}
         self._known = TensorChannels(self._graph, self.channels, self._sizes)
         self._nodes = {n.name or n.output[0]: n for n in self._graph.node}
         self._free = {

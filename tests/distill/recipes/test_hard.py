@@ -17,7 +17,7 @@ from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.distill.candidates import recoloured, turned
-from kdcompile.distill.objective import make_objective
+from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.probe import peek
 from kdcompile.distill.recipe_context import Ground
 from kdcompile.distill.recipes.hard import HardViews, distance
@@ -38,7 +38,7 @@ def _network(kind, seed):
 def _made(kind, limit=None, candidates=4, student=None):
     """The recipe between two networks, with a limit of its own, and its target's scale 0.5 or 2."""
     options = Distill()
-    objective = make_objective(kind, options, torch.tensor([[-2.0], [2.0]]))
+    objective = OBJECTIVES[kind](options, torch.tensor([[-2.0], [2.0]]))
     made = HardViews([], options, objective)
     teacher, student = _network(kind, 0).eval(), student or _network(kind, 1).train()
     looked = []
@@ -85,7 +85,7 @@ def test_distances_are_the_formulas(kind):
 
 
 def test_classes_that_only_the_student_has_are_left_out():
-    objective = make_objective("classification", Distill(), torch.zeros(1))
+    objective = OBJECTIVES["classification"](Distill(), torch.zeros(1))
     one, other = torch.randn(4, 3), torch.randn(4, 5)
     assert torch.equal(distance(one, other, objective), distance(one, other[:, :3], objective))
 

@@ -9,7 +9,7 @@ from class_recipes import in_type, inputs, logits, recipe
 from recipe_fixtures import load
 
 from kdcompile.config.distill import Distill
-from kdcompile.distill.objective import make_objective
+from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap
 
@@ -194,6 +194,6 @@ def test_its_weight_is_that_of_soft_in_kd(kind, reduction):
 
 def test_combined_it_keeps_the_tasks_weight():
     options = Distill(weights={"intra": 5.0})
-    objective = make_objective("counting", options, torch.rand(4, 1, 8, 8))
+    objective = OBJECTIVES["counting"](options, torch.rand(4, 1, 8, 8))
     both = find_recipe("skt+reliability")([Tap("a", "a", 4, 2)], options, objective)
     assert both.weights == {"hard": 1, "count": 1, "reliable": 4, "intra": 5, "inter": 10}

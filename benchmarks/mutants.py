@@ -1,0 +1,210 @@
+"""Change each threshold, guard and sum of some files, one at a time: some test must fail.
+
+mutmut 3 changes functions only, and most thresholds are constants of a module. cosmic-ray changes
+the files of the checkout themselves and starts a process for each mutant, which imports for 3 s.
+Here a mutant runs in a fork of a process that has imported the libraries, against the tests that
+reach its line, the fastest first.
+
+    python tests/support/mutants.py [FILE ...] [--kinds threshold,guard,sum]
+"""
+
+import argparse
+import ast
+import importlib
+import json
+import os
+import resource
+import sys
+import tempfile
+from collections import Counter
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+ROOMS = {
+    "kdcompile/stats": ("tests/stats", "tests/gates"),
+    "kdcompile/gates": ("tests/gates",),
+    "kdcompile/latency/compare.py": ("tests/latency", "tests/cli/test_bench_baseline.py"),
+}
+LIBRARIES = ("torch", "scipy.stats", "onnx", "hypothesis", "pydantic", "click", "pytest")
+OPERATORS = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+    ast.And: ast.Or, ast.Or: ast.And, ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+}  # fmt: skip
+QUIET = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+SECONDS = 60  # of CPU for the tests of one mutant: one that never ends is found too
+
+
+def changes(tree):
+    """Every change: (line, kind, words, a function that makes it in the tree)."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Raise | ast.JoinedStr):  # what is told of an error
+            waiting = waiting[: len(waiting) - len([*ast.iter_child_nodes(node)])]
+        elif isinstance(node, ast.AnnAssign | ast.arg) and node.annotation in waiting:
+            waiting.remove(node.annotation)
+        elif isinstance(node, ast.FunctionDef) and node.returns in waiting:
+            waiting.remove(node.returns)
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+            new = _other(node.value)
+            yield node.lineno, "threshold", f"{node.value} -> {new}", _setter(node, "value", new)
+        elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
+            ops = [OPERATORS[type(node.ops[0])](), *node.ops[1:]]
+            yield node.lineno, "guard", _words(node, "ops", ops), _setter(node, "ops", ops)
+        elif isinstance(node, ast.BoolOp | ast.BinOp) and type(node.op) in OPERATORS:
+            new, kind = (
+                OPERATORS[type(node.op)](),
+                "guard" if isinstance(node, ast.BoolOp) else "sum",
+            )
+            yield node.lineno, kind, _words(node, "op", new), _setter(node, "op", new)
+        elif isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise | ast.Return):
+            never = ast.Constant(False, lineno=node.lineno, col_offset=0)
+            text = f"if {ast.unparse(node.test)} -> if False"
+            yield node.lineno, "guard", text, _setter(node, "test", never)
+
+
+def _other(value):
+    if type(value) is bool:
+        return not value
+    return value + 1 if type(value) is int else value * 1.25 or 1.0
+
+
+def _setter(node, name, value):
+    return lambda: setattr(node, name, value)
+
+
+def _words(node, name, value):
+    before, old = ast.unparse(node), getattr(node, name)
+    setattr(node, name, value)
+    after = ast.unparse(node)
+    setattr(node, name, old)
+    return f"{before} -> {after}"
+
+
+class Mutated:
+    """Finds one module and gives its changed tree; before the finders of the checkout."""
+
+    def __init__(self, path, tree):
+        self.name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        self.path, self.tree = path, tree
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        return ModuleSpec(name, self, origin=str(self.path.resolve()))
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        module.__file__ = str(self.path.resolve())
+        exec(compile(self.tree, module.__file__, "exec"), vars(module))
+
+
+class Lines:
+    """A pytest plug-in: which tests reach which lines, and how long each takes."""
+
+    def __init__(self):
+        from coverage import Coverage
+
+        self.cover = Coverage(data_file=None, config_file=False, include=["kdcompile/*"])
+        self.seconds = {}
+
+    def pytest_sessionstart(self):
+        self.cover.start()
+
+    def pytest_runtest_setup(self, item):
+        self.cover.switch_context(item.nodeid)
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+    def found(self):
+        self.cover.stop()
+        data = self.cover.get_data()
+        lines = {f: data.contexts_by_lineno(f) for f in data.measured_files()}
+        return {"lines": lines, "seconds": self.seconds}
+
+
+def forked(work):
+    """The exit code of `work` in a child of this process, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+        code = 99
+        try:
+            code = int(work())
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _pytest(words, *plugins):
+    import pytest
+
+    return pytest.main([*QUIET, *words], list(plugins))
+
+
+def reached(rooms):
+    """By file and line the tests that reach it."""
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+
+        def work():
+            lines = Lines()
+            code = _pytest(rooms, lines)
+            Path(file.name).write_text(json.dumps(lines.found()))
+            return code
+
+        if forked(work):
+            sys.exit(f"the tests of {', '.join(rooms)} fail before anything is changed")
+        return json.loads(file.read())
+
+
+def survives(path, number, tests):
+    """Whether all tests pass with one change; what no test reaches survives."""
+
+    def work():
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        tree = ast.parse(path.read_text())
+        list(changes(tree))[number][3]()
+        sys.meta_path.insert(0, Mutated(path, tree))
+        return _pytest(["-x", *tests])
+
+    return not tests or forked(work) == 0
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--kinds", default="threshold,guard,sum")
+    given = parser.parse_args()
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    counts = Counter()
+    for room, tests in ROOMS.items():
+        files = [Path(room)] if room.endswith(".py") else sorted(Path(room).glob("*.py"))
+        files = [f for f in files if not given.files or f in given.files]
+        known = reached(tests) if files else {}
+        for path in files:
+            lines = known["lines"].get(str(path.resolve()), {})
+            everything = {t for found in lines.values() for t in found}
+            for number, (line, kind, words, _) in enumerate(changes(ast.parse(path.read_text()))):
+                if kind not in given.kinds.split(","):
+                    continue
+                near = set(lines.get(str(line), ())) - {""} or everything - {""}
+                order = sorted(near, key=known["seconds"].__getitem__)
+                alive = survives(path, number, order)
+                counts[kind, alive] += 1
+                if alive:
+                    print(f"{path}:{line}: {kind}: {words}", flush=True)
+    for kind in given.kinds.split(","):
+        print(f"{kind}: {counts[kind, False]} killed, {counts[kind, True]} survived")
+
+
+if __name__ == "__main__":
+    main()

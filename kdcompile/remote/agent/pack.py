@@ -1,0 +1,116 @@
+"""A test pack on the board: annotated photos, the teacher, and what it predicted for them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any, Iterator
+
+import numpy as np
+
+from kdcompile.core.errors import KDError
+from kdcompile.remote.agent.system import file_sha256
+
+FORMAT = 1
+
+
+def prepare(pixels: Any, constants: dict[str, Any]) -> Any:
+    """uint8 [H, W, C] that fits `max_hw` to the network's input, float32 [1, C, h, w].
+
+    The same values bit for bit as those of kdcompile's `Preprocess`.
+    """
+    height, width, channels = pixels.shape
+    shape = (constants["channels"], *constants["max_hw"])
+    if channels != shape[0] or height > shape[1] or width > shape[2]:
+        raise KDError(
+            "pack-mismatch", f"a photo of {pixels.shape} does not fit a network of {shape}",
+            fix="write the test pack again from the build that this kit is of",
+        )  # fmt: skip
+    mean, std = (np.array(constants[key], np.float32) for key in ("mean", "std"))
+    image = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+    low = constants["min_hw"]
+    pad = [(0, max(0, low[axis] - image.shape[1 + axis])) for axis in (0, 1)]
+    mode: Any = "symmetric" if constants.get("padding") == "mirror" else "constant"
+    padded = np.pad(image, [(0, 0), *pad], mode=mode)
+    return np.ascontiguousarray(padded[None], dtype=np.float32)
+
+
+def within(output: Any, seen: tuple[int, int], plane: tuple[int, int]) -> Any:
+    """A map [1, C, h, w] over the plane without what it says of the padding.
+
+    The same values as those of kdcompile's `Frame`: a cell across the border counts by its area.
+    `seen` is the photo's height and width, `plane` the network input's.
+    """
+    rows, columns = (
+        np.clip(seen[axis] * cells / plane[axis] - np.arange(cells), 0.0, 1.0)
+        for axis, cells in enumerate(output.shape[2:])
+    )
+    return output * np.outer(rows, columns).astype(np.float32)
+
+
+class Pack:
+    """A test pack whose every file was found to be what `pack.json` says."""
+
+    def __init__(self, folder: str, kit: dict[str, Any]) -> None:
+        """Read and check the pack against its own hashes and the kit's preprocessing and task."""
+        self.folder = folder
+        again = "copy the test pack again, or write it: kdcompile bundle --test-pack FOLDER"
+        try:
+            with open(os.path.join(folder, "pack.json"), "rb") as stream:
+                blob = stream.read()
+            self.about: dict[str, Any] = json.loads(blob.decode("utf-8"))
+            files = self.about["files"]
+            lists = [list(self.about[key]) for key in ("names", "true", "teacher")]
+            counts = {len(each) for each in lists}
+            loose = sorted(set(self.about["shards"]) - set(files))
+            if len(counts) != 1 or loose or not {"seed", "available"} <= set(self.about):
+                raise ValueError("its lists, shards or numbers do not fit together")
+            found = {name: file_sha256(os.path.join(folder, name)) for name in files}
+        except OSError as error:
+            text = f"{error.filename}: {error.strerror}"
+            raise KDError("pack-incomplete", text, fix=again) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            text = f"pack.json cannot be read: {error!r}"
+            raise KDError("pack-corrupt", text, fix=again) from error
+        wrong = sorted(name for name in files if found[name] != files[name])
+        if wrong:
+            raise KDError("pack-corrupt", f"{wrong[0]} is not what was written", fix=again)
+        wanted = {"format": FORMAT, "task": kit["task"], "output": kit["output"],
+                  "preprocess": kit["files"]["preprocess.json"]}  # fmt: skip
+        differing = [key for key in wanted if self.about.get(key) != wanted[key]]
+        if differing:
+            raise KDError(
+                "pack-mismatch", f"the pack is of another build: {', '.join(differing)} differ",
+                fix="write the test pack again from the build that this kit is of",
+            )  # fmt: skip
+        self.sha256 = hashlib.sha256(blob).hexdigest()
+        self.names: list[str] = self.about["names"]
+        self.true, self.teacher = (
+            np.array(self.about[key], np.float64) for key in ("true", "teacher")
+        )
+        every = [True] * len(self.names)  # in a pack of before there were classes it lacks
+        self.taught = np.array(self.about.get("taught", every), bool)
+
+    def photos(self, constants: dict[str, Any]) -> Iterator[tuple[Any, tuple[int, int]]]:
+        """Every photo as the network's input, and its own height and width in it.
+
+        In the order of `names`; one shard at a time.
+        """
+        for shard in self.about["shards"]:
+            with np.load(os.path.join(self.folder, shard)) as arrays:
+                for key in sorted(arrays.files, key=int):
+                    pixels = arrays[key]
+                    yield prepare(pixels, constants), pixels.shape[:2]
+
+    def onnx(self, precision: str) -> str | None:
+        """The teacher as an ONNX of a precision, or None where the pack has none."""
+        path = os.path.join(self.folder, f"teacher_{precision}.onnx")
+        return path if os.path.basename(path) in self.about["files"] else None
+
+    def summary(self) -> dict[str, Any]:
+        """What `device.json` says of the pack; `digest` is of the names and the numbers."""
+        told = json.dumps([self.names, self.about["true"], self.about["teacher"]])
+        digest = hashlib.sha256(told.encode()).hexdigest()
+        counts = {key: self.about[key] for key in ("seed", "available")}
+        return dict(counts, pack=self.sha256, digest=digest, n=len(self.names))
