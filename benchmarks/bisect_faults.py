@@ -24,7 +24,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from kdcompile.core.files import write_json
 from kdcompile.debug.locate import Finding, locate
-from kdcompile.debug.names import module_of
+from kdcompile.debug.tensors import module_of
 from kdcompile.debug.runners import OnnxSide
 from kdcompile.debug.tolerance import of_numbers
 from kdcompile.debug.variants import Ladder, Rung, climb

@@ -58,7 +58,6 @@ NOT_YET = frozenset(
         "kdcompile/ci/__init__.py",
         "kdcompile/ci/pytest_latency.py",
         "kdcompile/ci/pytest_plugin.py",
-        "kdcompile/ci/undecided.py",
         "kdcompile/cli/again.py",
         "kdcompile/cli/baseline.py",
         "kdcompile/cli/bench.py",

@@ -1,4 +1,4 @@
-"""What would decide a latency test that was not decided, in words of its mark."""
+"""Suggestions of what would decide an undecided latency test, in words of its mark."""
 
 import math
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ def to_decide(judged: "Judged", settings: Settings, *, function: bool) -> str:
         None if more is None else longer(judged, settings, max(more, 1)),
         None if paired else _runs(judged),
         None if paired
-        else "reference=OLD in the call, in place of the mark's baseline: in turns, less decides",
+        else "reference=OLD in the call, not the mark's baseline: interleaved, less decides",
         wider(judged),
         ANYWAY,
     ]  # fmt: skip

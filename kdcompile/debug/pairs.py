@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from onnx import ModelProto, NodeProto
 
 from kdcompile.debug.bisect import Probe
-from kdcompile.debug.expose import FLOATS, computed
+from kdcompile.debug.tensors import FLOATS, computed
 from kdcompile.onnx_graph.shapes import element_types
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import scratch
-from kdcompile.debug.expose import exposed, stored
+from kdcompile.debug.tensors import exposed, stored
 from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.onnx_graph.shapes import element_types
 from kdcompile.remote.open import Place

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from kdcompile.debug.bisect import Probe
-from kdcompile.debug.expose import computed
-from kdcompile.debug.names import module_of, producers
 from kdcompile.debug.pairs import match_nodes
+from kdcompile.debug.tensors import computed, module_of, producers
 from kdcompile.onnx_graph.graph import computing
 from kdcompile.onnx_graph.session import cpu_session
 

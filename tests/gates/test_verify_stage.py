@@ -217,7 +217,7 @@ def test_strata_and_flips_are_judged_where_the_spec_asks(step, tmp_path) -> None
     _, report = run(make_step(tmp_path, "int8", 0.99, asked), tmp_path, "jetson")
     found = {gate.name: gate for gate in report.gates}
     assert found["strata"].verdict == "inconclusive"  # three photos each
-    assert "3 photos, too few" in found["strata"].reason
+    assert "3 images, too few" in found["strata"].reason
     assert found["flips"].verdict == "passed"
     assert {"strata@device", "flips@device"} <= set(found)
     assert (report.exit_code, report.verdict) == (3, "failed: speedup")
