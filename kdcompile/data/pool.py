@@ -5,7 +5,7 @@ a name that the factory knows, by the format of the splits. What is annotated th
 is read only where it is asked for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os.path import isdir, isfile
 from pathlib import Path
@@ -14,13 +14,12 @@ import numpy as np
 
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import Hasher
 from kdcompile.core.progress import counted
 from kdcompile.data.custom_dataset import made_photos
 from kdcompile.data.entry import SUFFIXES, inside, read_list, require_image
 from kdcompile.data.formats import Archive, Files
 from kdcompile.data.photo import Photo
-from kdcompile.data.splits import SPLITS, Row, Splits, check_root, format_of, read_rows
+from kdcompile.data.splits import SPLITS, Splits, check_root, format_of
 
 FIELD = "unlabelled"
 
@@ -68,29 +67,6 @@ def load_pool(data: Data, folder: Path, splits: Splits) -> Pool:
             fix="put images there that no split holds, or name another pool in data.unlabelled",
         )
     return Pool(kept, [{"name": photo.name, "twin": held[photo.sha256()]} for photo in twins])
-
-
-def pool_rows(
-    data: Data, folder: Path, hasher: Hasher, splits: Mapping[str, Sequence[Row]]
-) -> list[Row]:
-    """What `load_pool` leaves, for a cache key: names and hashes of images.
-
-    As with `splits_rows`, files count in place of what a factory or an archive holds.
-
-    Args:
-        data: the spec's section.
-        folder: the spec's folder.
-        hasher: remembers hashes.
-        splits: what `splits_rows` gives.
-    """
-    if isinstance(format_of(data), Files):
-        held = {sha for rows in splits.values() for _, sha, _ in rows}
-        rows = [(name, hasher.file(path), "") for name, path in _files(data)[0].items()]
-        return [row for row in rows if row[1] not in held]
-    names = (*SPLITS, FIELD)
-    fields = [(f"[data] {name}", str(getattr(data, name)), "") for name in names]
-    _given(data)
-    return [*read_rows(data, folder, hasher, names), *fields]
 
 
 def _photos(data: Data, folder: Path) -> tuple[list[Photo], bool]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
 INSTEAD = "or run its ONNX file here: kdcompile run --onnx BUNDLE PHOTO..."
 
 
@@ -90,9 +89,7 @@ def backend_of(bundle: "Bundle") -> str:
         KDError: `engine-unknown`.
     """
     from kdcompile.backends import engine
+    from kdcompile.latency import subject
 
     assert bundle.engine is not None, "the caller has seen one"
-    built = engine.record_of(bundle.engine)
-    if "tensorrt" in built:
-        return "tensorrt"
-    return "onnxruntime" + PROVIDERS.get(str(built.get("provider")), "")
+    return subject.backend_of(engine.record_of(bundle.engine))

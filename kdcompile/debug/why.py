@@ -17,7 +17,6 @@ Floats = NDArray[np.float32]
 FP16_MAX = 65504.0
 GRIDS = {"int8": 127.0, "uint8": 255.0, "float8_e4m3fn": 448.0}
 COARSE = 8.0  # a scale that holds so many times what occurs wastes three of eight bits
-CONSTANT_LIMIT = 0.2  # int8 weights are within a few per cent; float ones far closer
 
 
 def reasons(
