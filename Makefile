@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TRITON_DEFAULT_FP_FUSION ?= 1
 
-.PHONY: demo test coverage soak lint kernels-aot kernels-docs clean
+.PHONY: demo test coverage mutants soak lint kernels-aot kernels-docs clean
 
 demo: $(VENV)/.installed
 	rm -rf dist/digits-demo && mkdir -p dist/digits-demo
@@ -18,6 +18,11 @@ test: $(VENV)/.installed
 # the same with coverage, which takes twice as long
 coverage: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --cov --cov-report=term:skip-covered -n 2 --dist loadfile --no-loadscope-reorder
+
+# thresholds and guards of statistics, gates and the regression check are changed one at a time, and
+# those that no test notices are printed: hours on one core; FILES=... for some files
+mutants: $(VENV)/.installed
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/support/mutants.py $(FILES)
 
 # kills, builds side by side, full disks, fuzzers: under an hour; what each tried and found is printed
 soak: $(VENV)/.installed

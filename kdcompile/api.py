@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from kdcompile.core.disk import disk_error
 from kdcompile.core.errors import KDError
 from kdcompile.core.events import Event as Event
 from kdcompile.core.events import Metric as Metric
@@ -78,7 +79,7 @@ def plan(
     """
     from kdcompile.passes.show import describe
 
-    with reporting_to(on_progress):
+    with _working(on_progress):
         return describe(planned(spec, inputs, via))
 
 
@@ -113,8 +114,7 @@ def build(
     from kdcompile.bundle.signature import sign_bundle
     from kdcompile.passes.bundle import install
 
-    ran: list[str] = []
-    with _noting(ran, on_progress):
+    with _working(on_progress) as ran:
         work = planned(spec, inputs, via)
         check_previous(work.spec)
         name, target = work.spec.name, work.spec.target
@@ -144,7 +144,7 @@ def run_stage(
     Raises:
         KDError: any stage's.
     """
-    with reporting_to(on_progress):
+    with _working(on_progress):
         return planned(spec, inputs, via).make(stage)
 
 
@@ -202,7 +202,7 @@ def verify(
     Raises:
         KDError: any stage's.
     """
-    with reporting_to(on_progress):
+    with _working(on_progress):
         work = planned(spec, inputs, via)
         check_previous(work.spec)
         artifact = work.make("verify")
@@ -259,12 +259,12 @@ def bench(
     wanted = 1 if new is None else runs_wanted(runs)
     plan = given.plan(margin, allow, limit, None if kept is None else kept.mode, wanted)
     subject = given.subject(path, kept)
-    with reporting_to(on_progress):
+    with _working(on_progress):
         if kept is None or file is None:
             judged, samples = None, Measurement([subject], plan).all_runs()[0]
         else:
             there = None if reference is None else Path(reference)
-            judged = given.judge(subject, kept, file, there, plan)
+            judged = given.compare(subject, kept, file, there, plan)
             samples = judged.candidate
     if new is not None:
         make_baseline(samples, path, new, author(), "kdcompile bench --save").write(new)
@@ -303,7 +303,7 @@ def compare(
             where=f"{before}, {after}",
             fix=f"kdcompile compare {after} {before}",
         )
-    with reporting_to(on_progress):
+    with _working(on_progress):
         if old is None:
             judged = in_turns(given.subject(paths[1]), given.subject(paths[0]), plan)
         elif new is None:
@@ -366,8 +366,13 @@ def check_previous(spec: "Spec") -> None:
 
 
 @contextmanager
-def _noting(ran: list[str], on_progress: OnProgress | None) -> Iterator[None]:
-    """Note the names of the stages that run, and pass the events on."""
+def _working(on_progress: OnProgress | None) -> Iterator[list[str]]:
+    """Report events; an error of the disk becomes a `KDError`.
+
+    Yields:
+        The names of the stages that have run, which grows.
+    """
+    ran: list[str] = []
 
     def note(event: Event) -> None:
         if isinstance(event, StageStarted):
@@ -375,5 +380,11 @@ def _noting(ran: list[str], on_progress: OnProgress | None) -> Iterator[None]:
         if on_progress is not None:
             on_progress(event)
 
-    with reporting_to(note):
-        yield
+    try:
+        with reporting_to(note):
+            yield ran
+    except Exception as error:
+        found = disk_error(error)
+        if found is None:
+            raise
+        raise found from error

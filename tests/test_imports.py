@@ -19,6 +19,7 @@ def test_import_loads_nothing_heavy():
         _run("import sys, json, kdcompile, kdcompile.cli; print(json.dumps(sorted(sys.modules)))")
     )
     assert not HEAVY & {name.split(".")[0] for name in loaded}
+    assert "kdcompile.api" not in loaded
 
 
 def test_help_imports_little():

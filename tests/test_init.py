@@ -9,6 +9,7 @@ from typing import get_origin
 import pytest
 
 import kdcompile.examples
+from kdcompile.config.gates import Gates, sections
 from kdcompile.config.load import load_spec
 from kdcompile.config.spec import Spec
 from kdcompile.config.template import example_names, init_example, init_template
@@ -76,7 +77,8 @@ def test_template_shows_every_section_and_field(tmp_path):
     (path,) = init_template(tmp_path)
     text = path.read_text()
     for name, field in Spec.model_fields.items():
-        section = getattr(field.annotation, "model_fields", None)
+        kind = sections(()) if field.annotation is Gates else field.annotation
+        section = getattr(kind, "model_fields", None)
         many = get_origin(field.annotation) is list  # of sections, as a comment
         assert (f"\n# [[{name}]]" if many else f"\n[{name}]" if section else f"\n{name} =") in text
         for key in section or ():

@@ -35,8 +35,8 @@ TAKES = {
 }
 TAKES_NONE = {
     "baseline show", "calibrate", "clean", "compile", "delta apply", "delta make", "distill",
-    "doctor", "export", "init", "plan", "recipes show", "schema", "search", "targets calibrate",
-    "targets show", "targets validate",
+    "doctor", "export", "init", "plan", "plugins", "recipes show", "schema", "search",
+    "targets calibrate", "targets show", "targets validate",
 }  # fmt: skip
 
 

@@ -69,10 +69,10 @@ def bench(
             margin=parse_margin(margin), allow=allow, limit=more, **request_of(measuring),
         )  # fmt: skip
     seconds = time.monotonic() - started
-    advice = None if found.judged is None else what_to_type(found.judged, found.plan)
+    advice = None if found.compared is None else what_to_type(found.compared, found.plan)
     _print(found, as_json, advice)
     if folder is not None:
-        ci_report(found.judged, found.samples, folder, str(artifact), seconds, as_json)
+        ci_report(found.compared, found.samples, folder, str(artifact), seconds, as_json)
     sys.exit(found.exit_code)
 
 
@@ -137,10 +137,10 @@ def compare(
             **request_of(measuring),
         )  # fmt: skip
     seconds = time.monotonic() - started
-    assert found.judged is not None, "two are compared"
-    _print(found, as_json, what_to_type(found.judged, found.plan, *found.baselines))
+    assert found.compared is not None, "two are compared"
+    _print(found, as_json, what_to_type(found.compared, found.plan, *found.baselines))
     if folder is not None:
-        ci_report(found.judged, found.samples, folder, str(after), seconds, as_json, "compare")
+        ci_report(found.compared, found.samples, folder, str(after), seconds, as_json, "compare")
     sys.exit(found.exit_code)
 
 
@@ -148,7 +148,7 @@ def _print(found: "Benchmark", as_json: bool, advice: str | None) -> None:
     """The report of a measurement, for people or as one JSON document."""
     from kdcompile.latency import report as table
 
-    judged, samples, saved = found.judged, found.samples, found.saved
+    judged, samples, saved = found.compared, found.samples, found.saved
     if as_json:
         echo_json(found.to_json() | ({} if judged is None else {"to_decide": advice}))
         return

@@ -158,10 +158,11 @@ def make_stage_command(name: str, text: str) -> click.Command:
             return
         if measure is not None:
             sets = (*sets, f"search.measure={measure}")
-        work = planned(spec, target, sets, via)
-        if measure and not work.spec.student.searches:
-            raise unsearched(work.spec.student)
-        artifact = work.make(name)
+        if measure and not (student := planned(spec, target, sets, via).spec.student).searches:
+            raise unsearched(student)
+        from kdcompile import api
+
+        artifact = api.run_stage(name, spec, via=via, target=target, sets=sets)
         written = str(artifact.path) if output is None else copy_out(artifact, output)
         if as_json:
             record = {"search": artifact.json(RECORD)} if RECORD in artifact.files else {}

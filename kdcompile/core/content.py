@@ -15,23 +15,24 @@ from typing import Any
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
 SITES = {"site-packages", "dist-packages"}  # folders of installed libraries
+Seen = dict[int, tuple[int, Any]]
 WRAPPING = ("__func__", "fget", "fset")  # of class methods, static methods and properties
 
 
-def described(value: Any, seen: dict[int, Any] | None = None) -> Any:
+def described(value: Any, seen: Seen | None = None) -> Any:
     """JSON values that differ where two objects differ in what they compute.
 
     Args:
         value: anything; of an object of a foreign type that has no `__dict__` the type alone.
-        seen: the objects on the way here, by `id`.
+        seen: the objects so far, by `id`, each with its number: it is described once.
     """
     seen = {} if seen is None else seen
     if isinstance(value, PLAIN):
         return repr(value)
     name = f"{type(value).__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     if id(value) in seen:
-        return name
-    seen[id(value)] = value  # held, so that no other object gets its id
+        return seen[id(value)][0]
+    seen[id(value)] = len(seen), value  # held, so that no other object gets its id
     if isinstance(value, MethodType):
         return [described(value.__func__, seen), described(value.__self__, seen)]
     if isinstance(value, ModuleType):
@@ -46,7 +47,7 @@ def described(value: Any, seen: dict[int, Any] | None = None) -> Any:
     if isinstance(value, list | tuple):
         return [name, [described(one, seen) for one in value]]
     if isinstance(value, set | frozenset):
-        return [name, sorted(str(described(one, seen)) for one in value)]
+        return [name, sorted(str(described(one, seen)) for one in sorted(value, key=repr))]
     if hasattr(value, "__array__") and hasattr(value, "dtype"):
         return [name, *_array(value)]
     if isinstance(value, functools.partial):
@@ -79,10 +80,10 @@ def _library(module: str | None, name: str = "") -> str | None:
     return f"{name} {getattr(first, '__version__', '')}"
 
 
-def _function(function: FunctionType, seen: dict[int, Any]) -> list[Any]:
+def _function(function: FunctionType, seen: Seen) -> list[Any]:
     cells = [cell.cell_contents for cell in function.__closure__ or () if cell != type(cell)()]
     known = function.__globals__
-    found = {name: known[name] for name in _names(function.__code__) if name in known}
+    found = {name: known[name] for name in sorted(_names(function.__code__)) if name in known}
     parts = (function.__defaults__, function.__kwdefaults__, cells, found)
     return [_code(function.__code__), *(described(part, seen) for part in parts)]
 
@@ -97,7 +98,7 @@ def _code(code: CodeType) -> list[Any]:
     return [code.co_code.hex(), code.co_names, consts]
 
 
-def _class(kind: type, seen: dict[int, Any]) -> list[Any]:
+def _class(kind: type, seen: Seen) -> list[Any]:
     """A class by its bases and its methods, properties and constants."""
     found: dict[str, Any] = {}
     for name, value in vars(kind).items():

@@ -77,8 +77,15 @@ def _dataset(given: Any, split: str) -> Any:
         return given
     from torch.utils.data import RandomSampler, SequentialSampler, default_collate
 
-    plain = isinstance(given.sampler, SequentialSampler | RandomSampler)
-    if not plain or given.collate_fn is not default_collate:
+    sampler = given.sampler
+    whole = type(sampler) is SequentialSampler
+    whole |= type(sampler) is RandomSampler and not sampler.replacement
+    whole &= len(sampler) == len(given.dataset)
+    own = (
+        given.batch_sampler is not None
+        and getattr(given.batch_sampler, "sampler", None) is not sampler
+    )
+    if not whole or own or given.collate_fn is not default_collate:
         raise KDError(
             "data-loader",
             "the loader has a sampler or a collate_fn of its own, which would change the samples",

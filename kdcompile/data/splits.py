@@ -21,7 +21,7 @@ from kdcompile.data.photo import Photo
 
 SPLITS = ("train", "val", "test")
 Row = tuple[str, str, str]  # the name, what stands there, and what is annotated in it
-WRITTEN = {".kdcompile", "dist", "overlays", "__pycache__"}
+WRITTEN = {".kdcompile", ".kdcompile-work", "dist", "overlays", "__pycache__"}
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,17 @@ class BundleCheck:
         verdict: of the build.
         exit_code: of the build, or 3 where the outputs differ.
         parity: the agreement with the reference outputs, or why it was not checked.
-        engine: where its engine was loaded, if anywhere.
         signature: whose it is, in words.
+        engine: where its engine was loaded, if anywhere.
     """
 
     bundle: str
     files: str
     verdict: str
     exit_code: int
-    parity: dict[str, Any] | str = NO_REFERENCE
+    parity: dict[str, Any] | str
+    signature: str
     engine: str | None = None
-    signature: str = "not checked"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; without an engine there is no `engine`."""
@@ -62,6 +62,8 @@ def check_outputs(bundle: Bundle, via: str | None = None) -> BundleCheck:
         files=f"{len(bundle.manifest['files'])} intact",
         verdict=bundle.manifest["verdict"],
         exit_code=bundle.manifest["exit_code"],
+        parity=NO_REFERENCE,
+        signature="not checked",
     )
     if via is None and _carries(bundle) is None:
         return result

@@ -175,8 +175,8 @@ def one_registry() -> Iterator[None]:
     """
     from torch.onnx._internal.exporter import _registration
 
-    registries = getattr(_registration, "ONNXRegistry", None)
-    make = vars(registries).get("from_torchlib") if registries else None
+    registries: Any = getattr(_registration, "ONNXRegistry", object)
+    make = vars(registries).get("from_torchlib")
     if not isinstance(make, classmethod):  # private to torch: a release without it is only slower
         yield
         return

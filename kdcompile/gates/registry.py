@@ -60,9 +60,9 @@ class Gate:
         settings: the class of its section.
         decide: settings and measurements to one verdict.
         threshold: settings and the task to the threshold in words.
-        needs: what it takes of the measurements: `predictions` on the test photos, `outputs` beside
-            the reference's, `latency` of teacher and student, `usage` (energy and memory), `files`.
-            A board measures these for it too.
+        needs: what it takes of the measurements: `predictions` on the test images, `outputs` next
+            to the reference's, `latency` of teacher and student, `usage` (energy and memory),
+            `files`. A board measures these for it too.
         kind: what CI reports file it under, such as `latency` or `accuracy`.
         on_board: how a board decides it too, when the target cannot be built here; None where the
             host's verdict is the board's.

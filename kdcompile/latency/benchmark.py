@@ -20,7 +20,7 @@ class Benchmark:
     Args:
         samples: of the artifact; of the later one, where two are compared.
         plan: how it was measured.
-        judged: the comparison with a reference, where there is one.
+        compared: the comparison with a reference, where there is one.
         saved: the file of the baseline that was written.
         target: of a bundle, the device that it is for.
         baselines: of `compare`, what was read as a baseline, with its file.
@@ -28,7 +28,7 @@ class Benchmark:
 
     samples: "Samples"
     plan: "Plan"
-    judged: "Judged | None" = None
+    compared: "Judged | None" = None
     saved: Path | None = None
     target: str | None = None
     baselines: "tuple[tuple[Path, Baseline] | None, ...]" = ()
@@ -36,19 +36,19 @@ class Benchmark:
     @property
     def decision(self) -> str | None:
         """`regressed`, `improved`, `equivalent` or `inconclusive`; None without a reference."""
-        return None if self.judged is None else self.judged.comparison.decision
+        return None if self.compared is None else self.compared.comparison.decision
 
     @property
     def exit_code(self) -> int:
         """3 for a regression, 5 for no decision, 0 otherwise."""
-        return EXIT_OK if self.judged is None else self.judged.comparison.exit_code
+        return EXIT_OK if self.compared is None else self.compared.comparison.exit_code
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: numbers in place of the samples."""
         from kdcompile.latency.report import described
 
         found = {"candidate": described(self.samples), "decision": None, "exit_code": EXIT_OK}
-        found |= {} if self.judged is None else self.judged.to_json()
+        found |= {} if self.compared is None else self.compared.to_json()
         return found | {"saved": None if self.saved is None else str(self.saved)}
 
 

@@ -138,7 +138,7 @@ class Request:
             allow=tuple(allow), limit=limit, with_usage=True,
         )  # fmt: skip
 
-    def judge(
+    def compare(
         self,
         subject: "Subject",
         kept: "Baseline",

@@ -8,13 +8,14 @@ this process: in another one the factory is missing, and its error says what to 
 import copy
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdcompile.core.content import described
+from kdcompile.core.content import Seen, described
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import digest
 from kdcompile.core.user_code import users_code
@@ -32,31 +33,46 @@ def register(network: nn.Module, version: str) -> str:
         version: the caller's own part of the name, for what the architecture's hash cannot see.
 
     Raises:
-        KDError: `object-uncopied`.
+        KDError: `object-refused`.
     """
-    fix = "detach tensors that it keeps as attributes, and remove what cannot be copied"
-    with users_code("object-uncopied", "the network cannot be copied", type(network).__name__, fix):
+    with _of(network, "copied and described"):
         kept = copy.deepcopy(network).cpu().eval()
-    key = digest([described(version), _architecture(kept)])[:16]
+        key = digest([described(version), _architecture(kept)])[:16]
     name = f"{type(network).__name__}_{key}"
     _networks[name] = kept
     return f"{__name__}:{name}"
 
 
 def written(network: nn.Module, folder: Path) -> Path:
-    """The network's weights as a safetensors file in `folder`, named by their content."""
-    state = network.state_dict()
-    path = folder / f"weights-{digest(described(state))[:16]}{SAFETENSORS}"
+    """The network's weights as a safetensors file in `folder`, named by their content.
+
+    Raises:
+        KDError: `object-refused`.
+        OSError: the file cannot be written.
+    """
+    with _of(network, "written"):
+        state = network.state_dict()
+        path = folder / f"weights-{digest(described(state))[:16]}{SAFETENSORS}"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(path, state)
     return path
 
 
+def _of(network: nn.Module, what: str) -> AbstractContextManager[None]:
+    return users_code(
+        "object-refused",
+        f"the network cannot be {what}",
+        type(network).__name__,
+        "initialise its weights, and detach or remove tensors and objects that it keeps as "
+        "attributes; or name its factory and file in a spec",
+    )
+
+
 def _architecture(network: nn.Module) -> list[Any]:
     """Everything of a network but the values of its weights: code, attributes, shapes."""
     weights = {name: [list(t.shape), str(t.dtype)] for name, t in network.state_dict().items()}
-    seen: dict[int, Any] = {}
+    seen: Seen = {}
     parts: list[Any] = [str(network), weights]
     for name, module in network.named_modules():
         own = {

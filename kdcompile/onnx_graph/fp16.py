@@ -213,7 +213,7 @@ def _input_types(
 
 
 def _opset(model: ModelProto) -> int:
-    return max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    return max(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
 
 
 def _checked(model: ModelProto, form: str) -> ModelProto:

@@ -33,7 +33,7 @@ class Inputs(TypedDict, total=False):
     Attributes:
         teacher: a torch.nn.Module with its weights, or the section of a spec.
         data: `train`, `val` and `test`, each a list of (image, label), a map-style data set or a
-            DataLoader of one, with `mean`, `std`, ... beside them; or the section of a spec.
+            DataLoader of one, with `mean`, `std`, ... next to them; or the section of a spec.
         task: its kind, or the section of a spec.
         target: name of the device.
         seed: of all random numbers.
@@ -101,7 +101,9 @@ def spec_of(spec: AnyPath | Spec | None, inputs: Inputs) -> Spec:
 def _is_object(value: Any) -> bool:
     """Whether a value is a network, or a section that holds networks or data sets."""
     if isinstance(value, Mapping):
-        return any(_is_object(one) or _is_data(name, one) for name, one in value.items())
+        return any(_is_data(name, one) or _is_object(one) for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return any(map(_is_object, value))
     return hasattr(value, "state_dict") and hasattr(value, "named_modules")
 
 

@@ -165,7 +165,7 @@ class Task(ABC):
 
 
 def find_task(kind: str) -> Task:
-    """The task of `[task] kind` or of a bundle's manifest; not one that is a file beside a spec.
+    """The task of `[task] kind` or of a bundle's manifest; not one in a file next to a spec.
 
     Raises:
         KDError: `task-unknown`, or those of `plugins.find`.
@@ -176,7 +176,7 @@ def find_task(kind: str) -> Task:
 
 
 def task_of(spec: Spec) -> Task:
-    """The task of a spec: of a name, or of a class in a file beside it (`task.py:Depth`).
+    """The task of a spec: of a name, or of a class in a file next to it (`task.py:Depth`).
 
     Raises:
         KDError: `task-unknown`, `task-invalid`, or those of `load_factory`.

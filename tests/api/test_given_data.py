@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, Subset, SubsetRandomSampler, TensorDataset
 
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
@@ -128,6 +128,12 @@ def chosen():
         (iter(()), "data-loader", "has no length"),
         (chosen(), "data-loader", "sampler"),
         (DataLoader(samples(0), collate_fn=list), "data-loader", "collate_fn"),
+        (DataLoader(samples(0, 1), batch_sampler=[[0]]), "data-loader", "sampler"),
+        (
+            DataLoader(samples(0, 1), sampler=RandomSampler([0, 1], num_samples=1)),
+            "data-loader",
+            "sampler",
+        ),
         (Noisy(), "data-random", "another image each time"),
         (Broken(), "data-unread", "OSError: no such file"),
         ([PIXELS[0]], "sample-invalid", "not (image, label)"),

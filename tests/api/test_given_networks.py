@@ -112,9 +112,9 @@ def test_every_process_gives_the_same_name_and_only_the_passing_one_has_the_netw
 def test_a_network_that_cannot_be_copied_is_refused():
     network = Net()
     network.last = network.conv(torch.zeros(1, 1, 3, 3))
-    with pytest.raises(KDError) as caught:
+    with pytest.raises(KDError, match="copied") as caught:
         register(network, "")
-    assert caught.value.code == "object-uncopied"
+    assert caught.value.code == "object-refused"
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,24 @@ def test_a_network_that_cannot_be_copied_is_refused():
     [
         ([1, 2], [2, 1]), ((1,), [1]), ({"a": 1}, {"a": 2}), (torch.zeros(2), torch.ones(2)),
         (torch.float16, torch.float32), (torch.zeros(1).bfloat16(), torch.zeros(1).half()),
-        (lambda x: x + 1, lambda x: x + 2), (lambda x: x.real, lambda x: x.imag), (nn.ReLU, nn.GELU),
-        (lambda x, k=1: x, lambda x, k=2: x),
+        (lambda x: x + 1, lambda x: x + 2), (lambda x: x.real, lambda x: x.imag),
+        (lambda x, k=1: x, lambda x, k=2: x), (nn.ReLU, nn.GELU),
     ],
 )  # fmt: skip
 def test_descriptions_differ_where_the_content_does(first, second):
     assert described(first) == described(first)
     assert described(first) != described(second)
+
+
+def test_a_network_without_values_is_refused(tmp_path):
+    with pytest.raises(KDError, match="written") as caught:
+        written(nn.Linear(2, 2, device="meta"), tmp_path)
+    assert caught.value.code == "object-refused"
+
+
+def test_objects_that_are_shared_are_told_apart():
+    one, two = [1], [2]
+    assert described([one, two, one]) != described([one, two, two])
 
 
 def test_an_object_that_holds_itself_is_described():

@@ -121,6 +121,7 @@ def test_what_does_not_go_together(spec):
         (spec, {"version": "2"}, "inputs-unused"),
         (spec, {"teacher": network()}, "inputs-unused"),
         (spec, {"data": DATA}, "inputs-unused"),
+        (spec, {"teachers": [network()]}, "inputs-unused"),
     ):
         with pytest.raises(KDError) as caught:
             spec_of(given, inputs)

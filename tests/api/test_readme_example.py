@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from kdcompile import api
 
 ROOT = Path(__file__).parents[2]
 STAGES = ["teacher", "search", "distill", "export", "calibrate", "compile", "verify", "bundle"]
 
 
+@pytest.mark.slow
 def test_it_builds_a_verified_bundle_and_then_everything_is_a_cache_hit(tmp_path):
     text = (ROOT / "README.md").read_text()
     (example,) = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)

@@ -1,5 +1,6 @@
 """The verbs: their types, their events, and that they work beside packages of the same name."""
 
+import errno
 import inspect
 import subprocess
 import sys
@@ -140,6 +141,16 @@ def test_an_interrupted_build_of_objects_goes_on_in_another_process(tmp_path):
             check=False,
         )  # fmt: skip
         assert (found.stdout, err in found.stderr) == (out, True), found.stderr
+
+
+def test_a_disk_that_cannot_be_written_is_an_error_with_a_fix(written, monkeypatch):
+    def full(step, store, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Stage, "load", lambda self: full)
+    with pytest.raises(KDError) as caught:
+        api.run_stage("teacher", written)
+    assert caught.value.code == "disk-full"
 
 
 def test_arguments_of_bench_that_do_not_go_together(tmp_path):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from documents import check_document
 
 from kdcompile import api
 from kdcompile.bundle.manifest import Bundle
@@ -59,6 +60,7 @@ def test_the_outputs_that_a_network_is_held_against(checked, precision, via, fac
     assert found.exit_code == code
     assert found.parity["n"] == 1
     assert (found.engine is not None) == (via is not None)
+    check_document("verify", found.to_json())
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The rule of non-inferiority: what is refused, how often it is wrong, and any metric."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -33,6 +35,14 @@ def test_the_quantile_of_the_kit_is_students():
         for share in (0.95, 0.975):
             wanted = stats.t.ppf(share, freedom)
             assert t_quantile(share, freedom) == pytest.approx(wanted, rel=5e-4)
+
+
+@pytest.mark.parametrize(("z", "terms"), [(1, (0.5, 0.25, 0.0625)), (2, (2.5, 3.0625, 2.859375))])
+def test_each_term_of_students_quantile_is_that_of_abramowitz_and_stegun(z, terms):
+    share = NormalDist().cdf(z)
+    for freedom in (1, 4):
+        wanted = z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+        assert t_quantile(share, freedom) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_the_jackknife_of_a_mean_is_students_interval():

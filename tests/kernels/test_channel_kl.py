@@ -8,6 +8,7 @@ from kernel_checks import (
     check_autocast,
     check_compiled,
     check_kernel,
+    in_types,
     loss_and_gradients,
 )
 
@@ -48,7 +49,7 @@ def _check(shape, dtype, device="cpu", formats=(False, False), temperature=1.0, 
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), in_types(SHAPES, [(3, 67, 4, 4)]), ids=str)
 @pytest.mark.parametrize("last", [False, True])
 def test_value_and_gradient(shape, last, dtype, device):
     _check(shape, dtype, device, (last, last), temperature=4.0)
@@ -76,9 +77,9 @@ def test_rows_cut_into_strips(formats, programs, device, monkeypatch):
     _check((2, 3, 9, 29), torch.float32, device, formats, temperature=2.0)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
-    n=st.integers(1, 3), c=st.integers(1, 20), h=st.integers(1, 9), w=st.integers(1, 40),
+    n=st.integers(1, 3), c=st.integers(1, 20), h=st.integers(1, 9), w=st.integers(1, 20),
     formats=st.sampled_from(FORMATS), temperature=st.floats(0.5, 8), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_shape(n, c, h, w, formats, temperature, seed):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_checks import check_autocast, check_compiled, check_kernel, loss_and_gradients
+from kernel_checks import check_autocast, check_compiled, check_kernel, in_types, loss_and_gradients
 
 from kdcompile.kernels import _gram_launch, _tune
 from kdcompile.kernels._runtime import using
@@ -17,7 +17,7 @@ CASES = {
     "already pooled": [(5, 7, 9), (1, 7, 9), (6, 7, 9)],
     "one channel each": [(1, 6, 10), (1, 3, 5)],
     "one pixel": [(3, 1, 1), (2, 4, 4), (1, 2, 2)],
-    "wide layers": [(200, 2, 3), (70, 4, 6), (1, 2, 3)],
+    "wide layers": [(130, 2, 3), (67, 4, 6), (1, 2, 3)],
     "windows of 17 x 17": [(1, 34, 51), (2, 2, 3)],
 }
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -60,9 +60,11 @@ def _check(students, teachers, reduction="paper"):
     )
 
 
-@pytest.mark.parametrize("sizes", CASES.values(), ids=CASES)
-def test_value_and_gradients(sizes, dtype, device):
-    _check(*(_maps(2, dtype, seed, sizes, device) for seed in (1, 2)))
+@pytest.mark.parametrize(
+    ("case", "dtype"), in_types(CASES, ["ragged, the smallest first", "wide layers"]), ids=str
+)
+def test_value_and_gradients(case, dtype, device):
+    _check(*(_maps(2, dtype, seed, CASES[case], device) for seed in (1, 2)))
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -109,7 +111,7 @@ def _sizes(draw):
     return draw(st.permutations(sizes))
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(sizes=_sizes(), batch=st.integers(1, 3), last=st.booleans(), seed=st.integers(0, 99))
 def test_any_shape(sizes, batch, last, seed):
     students, teachers = (_maps(batch, torch.float32, seed + i, sizes) for i in range(2))

@@ -8,6 +8,7 @@ from kernel_checks import (
     check_autocast,
     check_compiled,
     check_kernel,
+    in_types,
     loss_and_gradients,
 )
 
@@ -61,7 +62,9 @@ def _check(shape, dtype, device, last=False, teachers=0, **options):
     )
 
 
-@pytest.mark.parametrize("shape", ROWS + DENSE, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), in_types(ROWS + DENSE, [(41, 127), (2, 33, 9, 5)]), ids=str
+)
 def test_value_and_gradient(shape, dtype, device):
     _check(shape, dtype, device, temperature=4.0)
 
@@ -74,11 +77,11 @@ def test_student_channels_last_beside_a_contiguous_teacher(shape, device):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("shape", [(7, 11), (2, 9, 3, 5)], ids=str)
-def test_options_together(shape, standardize, reverse, dtype, device):
+def test_options_together(shape, standardize, reverse, device):
     rows = torch.Size(shape).numel() // shape[1]
     generator = torch.Generator().manual_seed(3)
     _check(
-        shape, dtype, device, teachers=3, temperature=2.5, classes=(2, 8),
+        shape, torch.float32, device, teachers=3, temperature=2.5, classes=(2, 8),
         weight=torch.rand(rows, generator=generator).to(device),
         index=torch.randint(3, (rows,), generator=generator).to(device),
         standardize=standardize, reverse=reverse,
@@ -92,9 +95,9 @@ def test_every_configuration(choice, device):
         _check((2, 7, 3, 5), torch.float32, device, reverse=True)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
-    rows=st.integers(1, 40), classes=st.integers(1, 80), temperature=st.floats(0.5, 8),
+    rows=st.integers(1, 20), classes=st.integers(1, 80), temperature=st.floats(0.5, 8),
     standardize=st.booleans(), reverse=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_shape(rows, classes, temperature, standardize, reverse, seed):

@@ -10,6 +10,7 @@ from bench_samples import made
 from judged_samples import built, edited
 from scipy.special import stdtrit
 
+from kdcompile.stats import latency_test
 from kdcompile.stats.comparison import MIN_INFERENCES
 from kdcompile.stats.latency_test import compare
 
@@ -312,3 +313,30 @@ def test_constant_latencies_tell_nothing_of_the_clock_that_counted_them(ms, pair
 
 def _width(found):
     return np.log(found.ratios[0].high / found.ratios[0].low)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize(
+    ("value", "near", "far", "decision"),
+    [
+        (0.2, 0.1, 0.5, "changed"),
+        (0.125, 0.1, 0.5, "inconclusive"),  # half of the margin, and not beyond it
+        (0.1, 0.05, 0.5, "inconclusive"),
+        (0.2, 0.0, 0.5, "inconclusive"),  # the interval reaches no change
+        (0.2, -0.1, 0.5, "inconclusive"),
+        (0.2, 0.15, 0.24, "equivalent"),  # within the margin, though surely a change
+        (0.1, -0.2, 0.25, "inconclusive"),  # as far as the margin, and not within it
+        (0.0, -0.24, 0.24, "equivalent"),
+    ],
+)
+def test_each_edge_of_a_decision(side, value, near, far, decision):
+    """On logarithms, a margin of 0.25 of which half must be passed; slower and faster alike."""
+    low, high = sorted((side * near, side * far))
+    words = {"changed": "regressed" if side > 0 else "improved"}
+    found = latency_test._decide(side * value, low, high, 0.25, 0.5)
+    assert found == words.get(decision, decision)
+
+
+def test_what_would_decide_depends_on_the_medians_own_share_of_the_margin():
+    assert latency_test._wanted(0.2, 0.25) == 0.2
+    assert latency_test._wanted(0.1, 0.25) == 0.15

@@ -1,7 +1,8 @@
 """Comparison of a kernel with float64: the loss and every gradient under a random upstream."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from tolerances import FORWARD, GRADIENT
@@ -11,6 +12,16 @@ from kdcompile.kernels._runtime import using
 
 FLOOR = 1e-6  # a gradient this small is compared absolutely
 Loss = Callable[..., Tensor]
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def in_types(cases: Iterable[Any], also: Iterable[Any]) -> list[tuple[Any, torch.dtype]]:
+    """Every case in float32, and some in the half types: a kernel computes in float32 in any case.
+
+    The type changes the loads and stores, and the blocks of a matrix product. So `also` has a case
+    with more than one block of each kind, the last of them short.
+    """
+    return [(c, torch.float32) for c in cases] + [(c, half) for half in HALVES for c in also]
 
 
 def relative_rms(found: Tensor, truth: Tensor, floor: float = FLOOR) -> float:

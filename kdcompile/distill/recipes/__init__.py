@@ -1,1 +1,12 @@
-"""Distillation recipes, one file each; `kdcompile recipes` lists what lies in this folder."""
+"""The built-in recipes, one module each, which are registered by the name in their `about`."""
+
+import importlib
+import pkgutil
+
+from kdcompile.core.plugins import register
+from kdcompile.distill.recipe import Recipe
+
+for _module in pkgutil.iter_modules(__path__):
+    for _kind in vars(importlib.import_module(f"{__name__}.{_module.name}")).values():
+        if isinstance(_kind, type) and issubclass(_kind, Recipe) and "about" in vars(_kind):
+            register("recipes", _kind.about.name)(_kind)

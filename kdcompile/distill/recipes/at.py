@@ -4,14 +4,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.maps import MapRecipe
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.kernels.attention_transfer import attention_transfer
 
 
-@register("recipes", "at")
 class AttentionTransfer(MapRecipe):
     """Labels, soft targets, and where each layer looks: its energy at each pixel."""
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.embedding import embeddings, unit
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
@@ -18,7 +17,6 @@ GAMMA = 0.4
 ORDER = 2
 
 
-@register("recipes", "cckd")
 class CorrelationTransfer(RelationRecipe):
     """Correlations between the embeddings of two images, through a kernel.
 

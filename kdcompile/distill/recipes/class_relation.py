@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs, Recipe
@@ -12,7 +11,6 @@ from kdcompile.distill.recipe import About, LossInputs, Recipe
 SHARPNESS = 0.1  # the paper's t, a factor of the temperature
 
 
-@register("recipes", "class-relation")
 class ClassRelation(Recipe):
     """Cross-entropy over all classes, and the teacher's distribution over its own.
 

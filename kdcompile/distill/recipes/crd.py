@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from kdcompile.config.distill import Distill
 from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
-from kdcompile.core.plugins import register
 from kdcompile.distill.embedding import embeddings, unit
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
@@ -27,7 +26,6 @@ UNSET = -1.0
 WIDE = 1 << 62  # random numbers below this, so that a remainder favours none
 
 
-@register("recipes", "crd")
 class ContrastiveTransfer(Recipe):
     """An image's two embeddings are told from those of other photos, kept in two banks.
 

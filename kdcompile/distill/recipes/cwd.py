@@ -6,7 +6,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill
-from kdcompile.core.plugins import register
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs
@@ -14,7 +13,6 @@ from kdcompile.distill.taps import Tap
 from kdcompile.kernels.channel_kl import channel_kl
 
 
-@register("recipes", "cwd")
 class ChannelWise(AdaptedRecipe):
     """Labels, soft targets, and each channel's map as a distribution over the pixels."""
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Distill
-from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs, Recipe
@@ -16,7 +15,6 @@ from kdcompile.kernels._runtime import full_precision
 FLAT = 1e-4  # a deviation that small, beside equal probabilities, is none
 
 
-@register("recipes", "dist")
 class StrongerTeacher(Recipe):
     """The correlation with the teacher's probabilities, within images and within classes.
 

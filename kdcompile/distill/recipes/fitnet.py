@@ -4,13 +4,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
 
 
-@register("recipes", "fitnet")
 class Hints(AdaptedRecipe):
     """Labels, soft targets, and the squared distance of adapted maps to the teacher's."""
 

@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from kdcompile.config.distill import Distill
 from kdcompile.core.errors import KDError
-from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction, Objective
@@ -19,7 +18,6 @@ from kdcompile.distill.taps import Tap
 from kdcompile.kernels._runtime import full_precision
 
 
-@register("recipes", "fsp")
 class Flow(AdaptedRecipe):
     """Labels, soft targets, and the products of each tap's channels with the next one's."""
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcompile.config.distill import Distill
-from kdcompile.core.plugins import register
 from kdcompile.core.progress import counted
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import MapRecipe, direction
@@ -24,7 +23,6 @@ STEPS = 100  # of the paraphraser, before the training
 LR = 3e-3
 
 
-@register("recipes", "ft")
 class FactorTransfer(MapRecipe):
     """Labels, soft targets, and the teacher's last map as its auto-encoder paraphrases it."""
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Distill, Ramp
-from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction, Objective
@@ -18,7 +17,6 @@ from kdcompile.distill.taps import Tap
 CROPS = 64  # whose outputs tell how much the teacher's output varies
 
 
-@register("recipes", "ghnd")
 class HeadNetwork(AdaptedRecipe):
     """The squared distance to the teacher at every tap and at the output; labels take no part."""
 

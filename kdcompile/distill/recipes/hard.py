@@ -5,7 +5,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdcompile.core.plugins import register
 from kdcompile.data.augment import Batch
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.candidates import recoloured, turned
@@ -15,7 +14,6 @@ from kdcompile.distill.recipe import About, Recipe
 from kdcompile.distill.recipe_context import Ground
 
 
-@register("recipes", "hard")
 class HardViews(Recipe):
     """kd on the hardest of a few random views of each image that its teacher answers alike.
 

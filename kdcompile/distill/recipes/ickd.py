@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import AdaptedRecipe, direction
 from kdcompile.distill.objective import ByReduction
@@ -12,7 +11,6 @@ from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.kernels._runtime import full_precision
 
 
-@register("recipes", "ickd")
 class ChannelCorrelation(AdaptedRecipe):
     """Labels, soft targets, and which channels of a map are active together."""
 

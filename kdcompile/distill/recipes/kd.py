@@ -1,10 +1,8 @@
 """Recipe `kd`: the labels and the teacher's output."""
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.recipe import About, Recipe
 
 
-@register("recipes", "kd")
 class OutputTransfer(Recipe):
     """The label terms and the objective's soft term against the teacher's output."""
 

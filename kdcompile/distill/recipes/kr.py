@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcompile.config.distill import Distill
-from kdcompile.core.plugins import register
 from kdcompile.distill.adapters import fit_adapter
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import Adapter, ScaledRecipe
@@ -20,7 +19,6 @@ GRIDS = (4, 2, 1)
 WIDEST = 512  # channels that are fused
 
 
-@register("recipes", "kr")
 class KnowledgeReview(ScaledRecipe):
     """Labels, soft targets, and the teacher's maps from the student's map and all deeper ones."""
 

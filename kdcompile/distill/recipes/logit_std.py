@@ -4,13 +4,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.kernels.kd_kl import kd_kl
 
 
-@register("recipes", "logit-std")
 class LogitStandardization(Recipe):
     """Soft targets from logits of deviation 1, so that their scale is not to be learned.
 

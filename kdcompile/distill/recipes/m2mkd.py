@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill, Ramp
-from kdcompile.core.plugins import register
 from kdcompile.distill.adapters import fit_adapters
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import Adapter
@@ -28,7 +27,6 @@ LABEL = 0.5  # share of the labels in a hybrid's loss, the paper's a
 FADE = Ramp(start=1.0, end=0.0, curve="linear")
 
 
-@register("recipes", "m2mkd")
 class Blocks(Recipe):
     """The task's own terms, and that of the hybrids, which fades over the stage.
 

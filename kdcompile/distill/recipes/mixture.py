@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill, Ramp
-from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.embedding import embedding
 from kdcompile.distill.objective import ByReduction, Objective
@@ -27,7 +26,6 @@ HIDDEN = 32
 OPEN = 4.0  # a mask starts at sigmoid(4) = 0.98
 
 
-@register("recipes", "mixture")
 class Mixture(Recipe):
     """The label terms, and the objective's soft term against a weighted mixture of teachers.
 

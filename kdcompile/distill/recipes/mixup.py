@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdcompile.core.plugins import register
 from kdcompile.data.augment import Batch
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.probe import peek
@@ -18,7 +17,6 @@ from kdcompile.kernels.kd_kl import kd_kl
 EPS = 1e-6  # least standard deviation of a row of logits, as in kernels/kd_kl.py
 
 
-@register("recipes", "mixup")
 class Mixup(Recipe):
     """Both networks see a few images of each batch blended with another one, labels and all.
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill
 from kdcompile.core.errors import KDError
-from kdcompile.core.plugins import register
 from kdcompile.distill.adapters import fit_adapter
 from kdcompile.distill.embedding import embedding, embeddings, in_one_type
 from kdcompile.distill.objective import ByReduction, Objective
@@ -19,7 +18,6 @@ from kdcompile.kernels._runtime import full_precision
 from kdcompile.kernels.norm_direction import norm_direction
 
 
-@register("recipes", "nd")
 class NormDirection(Recipe):
     """Student features along the class's mean of the teacher's, and no shorter than the teacher's.
 

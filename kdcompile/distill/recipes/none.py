@@ -1,10 +1,8 @@
 """Recipe `none`: the labels alone, the baseline of every other."""
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.recipe import About, Recipe
 
 
-@register("recipes", "none")
 class Labels(Recipe):
     """The objective's label terms."""
 

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Ramp
-from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 
 
-@register("recipes", "partitioned")
 class Partitioned(Recipe):
     """The objective's soft term against the trusted one of teacher and deployed student.
 

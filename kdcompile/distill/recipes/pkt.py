@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.embedding import embeddings
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
@@ -12,7 +11,6 @@ from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels.batch_relation import batch_relation
 
 
-@register("recipes", "pkt")
 class ProbabilisticTransfer(RelationRecipe):
     """How probable each image is as another's neighbour: KL between the networks' rows."""
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Ramp
-from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import (
     BLOCK,
@@ -22,7 +21,6 @@ from kdcompile.kernels.kd_kl import kd_kl
 RANKS = 10  # a label beyond the teacher's first ten is worth nothing
 
 
-@register("recipes", "reliability")
 class Reliability(Recipe):
     """The soft term of each image times how well the teacher does on it, 0 to 1.
 

@@ -5,7 +5,6 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.embedding import embeddings, unit
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
@@ -16,7 +15,6 @@ from kdcompile.kernels.batch_relation import batch_relation
 WEIGHTS = {"rkd_distance": 25.0, "rkd_angle": 50.0}
 
 
-@register("recipes", "rkd")
 class RelationalTransfer(RelationRecipe):
     """Distances between the embeddings of two images and angles between those of three."""
 

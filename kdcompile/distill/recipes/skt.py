@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill
-from kdcompile.core.plugins import register
 from kdcompile.distill.adapters import fit_adapters
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
@@ -16,7 +15,6 @@ from kdcompile.kernels.adapter_cosine import adapter_cosine
 from kdcompile.kernels.skt_tap import skt_tap
 
 
-@register("recipes", "skt")
 class StructuredTransfer(Recipe):
     """Labels, soft targets, Intra-layer Pattern and Inter-layer Relation Transfer.
 

@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.embedding import in_one_type
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
@@ -12,7 +11,6 @@ from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels.batch_relation import batch_relation
 
 
-@register("recipes", "spkd")
 class SimilarityTransfer(RelationRecipe):
     """Which images look alike to the last maps, cell by cell: Grams of the batch, row by row."""
 

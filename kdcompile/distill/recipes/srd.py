@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill
-from kdcompile.core.plugins import register
 from kdcompile.distill.adapters import fit_adapter
 from kdcompile.distill.embedding import embeddings
 from kdcompile.distill.objective import ByReduction, Objective
@@ -21,7 +20,6 @@ LEAST = 1e-8  # mean fourth power at which the logarithm ends: features that dif
 UNRELATED = 12.0  # E d^4 of the difference d of two independent normal numbers
 
 
-@register("recipes", "srd")
 class ProjectedFeatures(Recipe):
     """The last tap's mean over pixels, projected to the teacher's width and normalised.
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs, Recipe
@@ -15,7 +14,6 @@ from kdcompile.kernels.kd_kl import kd_kl
 CORRECT = 0.99  # the virtual teacher's probability of the right class
 
 
-@register("recipes", "tf-kd")
 class VirtualTeacher(Recipe):
     """Soft targets made of the labels: the regularisation of Tf-KD; no teacher runs."""
 

@@ -5,7 +5,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdcompile.core.plugins import register
 from kdcompile.distill.embedding import in_one_type, tokens
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs, Recipe
@@ -16,7 +15,6 @@ WEIGHTS = {"trg_inter": 0.5, "trg_intra": 0.5}
 WIDE = 1 << 62  # random numbers below this, so that a remainder favours none
 
 
-@register("recipes", "trg")
 class TokenRelations(Recipe):
     """Similarities between the cells of all images, and within each image (contextual loss).
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcompile.config.distill import Distill
-from kdcompile.core.plugins import register
 from kdcompile.distill.adapters import fit_adapter
 from kdcompile.distill.amp import promoted
 from kdcompile.distill.maps import Adapter, MapRecipe, variance
@@ -21,7 +20,6 @@ START = 5.0  # variance before the fit, as released
 LEAST = 1e-2  # of the map's variance: what a channel that fits at once starts with
 
 
-@register("recipes", "vid")
 class VariationalInformation(MapRecipe):
     """Labels, soft targets, and the likelihood of the teacher's maps given the student's."""
 

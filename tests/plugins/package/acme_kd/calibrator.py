@@ -1,6 +1,6 @@
-"""Calibrator `most`: a range that leaves out the largest tenth of what was seen."""
+"""Calibrator `most`: nine tenths of the largest observed magnitude."""
 
 
 def most(histogram):
-    """Nine tenths of the largest magnitude."""
+    """The magnitude that int8 is to reach."""
     return 0.9 * histogram.amax

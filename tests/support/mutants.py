@@ -32,7 +32,8 @@ OPERATORS = {
     ast.And: ast.Or, ast.Or: ast.And, ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div,
     ast.Div: ast.Mult,
 }  # fmt: skip
-QUIET = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+# pytest's rewriting of asserts would load the unchanged file of a package that is its plug-in
+QUIET = ("-q", "-p", "no:cacheprovider", "--assert=plain")
 SECONDS = 60  # of CPU for the tests of one mutant: one that never ends is found too
 
 
@@ -178,6 +179,11 @@ def survives(path, number, tests):
     return not tests or forked(work) == 0
 
 
+def say(line):
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("files", nargs="*", type=Path)
@@ -201,9 +207,9 @@ def main():
                 alive = survives(path, number, order)
                 counts[kind, alive] += 1
                 if alive:
-                    print(f"{path}:{line}: {kind}: {words}", flush=True)
+                    say(f"{path}:{line}: {kind}: {words}")
     for kind in given.kinds.split(","):
-        print(f"{kind}: {counts[kind, False]} killed, {counts[kind, True]} survived")
+        say(f"{kind}: {counts[kind, False]} killed, {counts[kind, True]} survived")
 
 
 if __name__ == "__main__":
