@@ -24,8 +24,8 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from kdcompile.core.files import write_json
 from kdcompile.debug.locate import Finding, locate
-from kdcompile.debug.names import module_of
 from kdcompile.debug.runners import OnnxSide
+from kdcompile.debug.tensors import module_of
 from kdcompile.debug.tolerance import of_numbers
 from kdcompile.debug.variants import Ladder, Rung, climb
 from kdcompile.onnx_graph.fp16 import to_fp16

@@ -184,7 +184,7 @@ def card() -> str:
     """The GPU, or the processor and its cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    from kdcompile.latency.host_fingerprint import fingerprint
+    from kdcompile.latency.environment import fingerprint
 
     found = fingerprint()
     return f"{found['cpu']}, {found['usable_cores']} cores"

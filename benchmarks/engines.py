@@ -34,7 +34,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.core.store import Store, digest
 from kdcompile.data.splits import evenly
-from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.latency.environment import fingerprint
 from kdcompile.passes.manager import Plan, make_plan
 from kdcompile.passes.stages import upstream
 from kdcompile.remote.open import Place, open_place

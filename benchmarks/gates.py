@@ -28,11 +28,10 @@ from slowed import tuned
 
 from kdcompile.core.files import write_json
 from kdcompile.latency.baseline import make_baseline, read_baseline
-from kdcompile.latency.budget import Effort
 from kdcompile.latency.compare import Measurement, Plan, from_samples, in_turns
-from kdcompile.latency.comparison_report import Judged
-from kdcompile.latency.host_fingerprint import fingerprint
-from kdcompile.latency.settings import Mode
+from kdcompile.latency.environment import fingerprint
+from kdcompile.latency.report import Judged
+from kdcompile.latency.settings import Effort, Mode
 from kdcompile.latency.subject import find_subject
 from kdcompile.stats.samples import Samples
 

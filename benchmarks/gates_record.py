@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdcompile.core.files import write_text
 from kdcompile.core.optional import need
-from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.latency.environment import fingerprint
 from kdcompile.remote.open import Place, open_place
 
 Sides = dict[str, list[list[int]]]  # by copy: bursts of inferences

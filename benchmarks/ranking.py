@@ -31,7 +31,7 @@ from torch import nn
 
 from kdcompile.config.board import Board
 from kdcompile.core.files import write_json
-from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.latency.environment import fingerprint
 from kdcompile.latency_model.device_check import check_device
 from kdcompile.latency_model.microbench import OPSET, SIDES
 from kdcompile.latency_model.microbench_timing import Case, Timed, measure

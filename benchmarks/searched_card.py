@@ -26,7 +26,7 @@ from kdcompile.core.files import write_json
 from kdcompile.data.splits import evenly, load_splits
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.training_context import training_device
-from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.latency.environment import fingerprint
 from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.manager import Plan, make_plan

@@ -11,13 +11,13 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.frame import Frame
 from kdcompile.onnx_graph.graph import Images
 from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.stats.bootstrap import percentile_interval, resampled
 from kdcompile.tasks.agreement import decibels, powers
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task
 
 RESAMPLES = 9999
-BATCH_VALUES = 2_000_000  # drawn at a time: a split may have ten thousand images
-CONFIDENCE = 0.95
+TAIL = (1 - 0.95) / 2  # left out at either end of an interval
 FEWEST = 8  # images: a bootstrap of fewer claims more than they can tell
 
 Floats = NDArray[np.float64]
@@ -100,25 +100,20 @@ def compare(before: Outcome, after: Outcome, seed: int = 0) -> Worth:
     """
     count = len(before.sqnr_db)
     gains = after.sqnr_db - before.sqnr_db
-    drawn_gains = [gains[draws].mean(axis=1) for draws in _draws(count, seed)]
-    gain = float(gains.mean()), _interval(np.concatenate(drawn_gains))
+    drawn = resampled(lambda picks: gains[picks].mean(axis=1), count, RESAMPLES, seed)
+    gain = float(gains.mean()), percentile_interval(drawn, TAIL)
     metric = after.metric
     if metric is None or before.errors is None or after.errors is None:
         return Worth(*gain)
-    pair = after.errors, before.errors
-    drawn = [
-        metric.worse_by(*(metric.of(errors[draws], axis=1) for errors in pair))
-        for draws in _draws(count, seed)
-    ]
-    worse = metric.worse_by(*(metric(errors) for errors in pair))
-    return Worth(*gain, float(worse), _interval(np.concatenate(drawn)))
-
-
-def _draws(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of `RESAMPLES` resamples [batch, count], the same ones for the same seed."""
-    generator, batch = np.random.default_rng(seed), max(1, BATCH_VALUES // count)
-    for start in range(0, RESAMPLES, batch):
-        yield generator.integers(count, size=(min(batch, RESAMPLES - start), count))
+    new, old = after.errors, before.errors
+    drawn = resampled(
+        lambda picks: metric.worse_by(metric.of(new[picks], axis=1), metric.of(old[picks], axis=1)),
+        count,
+        RESAMPLES,
+        seed,
+    )
+    worse = float(metric.worse_by(metric(new), metric(old)))
+    return Worth(*gain, worse, percentile_interval(drawn, TAIL))
 
 
 def against(
@@ -158,8 +153,3 @@ def against(
 def _outputs(model: ModelProto, images: Images) -> Iterator[NDArray[np.float32]]:
     session, feed = cpu_session(model, as_written=True), model.graph.input[0].name
     return (session.run(None, {feed: image})[0] for image in images)
-
-
-def _interval(values: Floats) -> Interval:
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)

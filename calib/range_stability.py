@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kdcompile.calib.histogram import Histogram, merged
+from kdcompile.stats.bootstrap import resamples
 
 LEVELS = 128  # bins of a comparison: as many as int8 has magnitudes
 DRAWS = 16  # leaves a deviation uncertain by about a fifth
@@ -26,10 +27,9 @@ def scale_spread(
     """
     if len(folds) < 2:
         return None
-    generator = np.random.default_rng(seed)
     ranges = []
-    for _ in range(DRAWS):
-        times = np.bincount(generator.integers(len(folds), size=len(folds)), minlength=len(folds))
+    for picks in resamples(len(folds), DRAWS, seed):
+        times = np.bincount(picks, minlength=len(folds))
         drawn = Histogram()
         for fold, count in zip(folds, times, strict=True):
             drawn.merge(fold, int(count))

@@ -241,9 +241,8 @@ def bench(
         KDError: `bench-arguments`; what `kdcompile bench` ends with.
     """
     from kdcompile.latency.baseline import make_baseline, read_baseline, runs_wanted
-    from kdcompile.latency.baseline_author import author
+    from kdcompile.latency.baseline_store import author, check_new
     from kdcompile.latency.compare import Measurement
-    from kdcompile.latency.writable import check_new
 
     if (baseline is None and (reference or allow or limit)) or (save is None and runs):
         raise KDError(

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import digest
-from kdcompile.latency.host_fingerprint import fingerprint
+from kdcompile.latency.environment import fingerprint
 from kdcompile.latency.warmup import BURSTS, agree
 from kdcompile.stats.samples import Block, Build, Process, Run, Samples
 
@@ -184,7 +184,7 @@ def process_watch() -> Watching:
 
     if not hasattr(os, "sched_getaffinity"):
         return Watch(None)
-    from kdcompile.latency.telemetry import read
+    from kdcompile.latency.interference import read
 
     cpus = os.sched_getaffinity(0)
     return Watch(lambda: read(Path("/"), (os.getpid(),), cpus))

@@ -9,8 +9,8 @@ from kdcompile.ci.callables import Timer
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import read_json, write_text
 from kdcompile.latency.baseline import Baseline
+from kdcompile.latency.baseline_store import unwritable
 from kdcompile.latency.compatibility import differing, record_of
-from kdcompile.latency.writable import unwritable
 from kdcompile.stats.pairing import check
 from kdcompile.stats.samples import Samples, samples_from_json
 

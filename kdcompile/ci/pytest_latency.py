@@ -14,7 +14,7 @@ from kdcompile.core.errors import KDError
 
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline
-    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.latency.report import Judged
     from kdcompile.latency.request import Request
     from kdcompile.stats.comparison import Comparison
 
@@ -146,7 +146,7 @@ class Latency:
         from kdcompile.ci.callables import Timer
         from kdcompile.ci.partial import calls_of
         from kdcompile.latency.baseline import check_baseline
-        from kdcompile.latency.comparison_report import Judged
+        from kdcompile.latency.report import Judged
         from kdcompile.stats.latency_test import compare
 
         if reference is not None:
@@ -191,9 +191,8 @@ class Latency:
         """Measure for the baseline; says what was written."""
         from kdcompile.ci.partial import one_more, partial
         from kdcompile.latency.baseline import make_baseline, read_baseline, runs_wanted
-        from kdcompile.latency.baseline_author import author
+        from kdcompile.latency.baseline_store import author, check_writable
         from kdcompile.latency.compare import Measurement
-        from kdcompile.latency.writable import check_writable
 
         runs_wanted(self.runs, "--kdcompile-runs")
         assert settings.baseline is not None, "checked"

@@ -1,17 +1,13 @@
-"""What would decide a latency test that was not decided, in words of its mark."""
+"""Suggestions of what would decide an undecided latency test, in words of its mark."""
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kdcompile.ci.mark import Settings
 
 if TYPE_CHECKING:
-    from kdcompile.latency.comparison_report import Judged
-    from kdcompile.stats.comparison import Comparison, Decision
-    from kdcompile.stats.samples import Samples
+    from kdcompile.latency.report import Judged
 
-TIMES = (2, 3, 4, 6, 8)  # as many blocks: what of them one process can hold
 RESERVE = 1.5  # times what should do: how many do is known from few samples
 LONGEST_S = 3600  # nobody waits longer for a test
 RUNS = 6  # of a baseline: of three the spread is known so badly that 3 % cannot be told
@@ -28,13 +24,16 @@ def to_decide(judged: "Judged", settings: Settings, *, function: bool) -> str:
         settings: of the test.
         function: the candidate is a function: one run in one process, however long it takes.
     """
-    paired = judged.comparison.paired
-    more = within_process(judged) if function else judged.comparison.more_blocks
+    from kdcompile.stats.sample_size import more_blocks_of_one_process
+
+    paired, more = judged.comparison.paired, judged.comparison.more_blocks
+    if function:
+        more = more_blocks_of_one_process(judged.candidate, judged.reference, judged.comparison)
     ways = [
         None if more is None else longer(judged, settings, max(more, 1)),
         None if paired else _runs(judged),
         None if paired
-        else "reference=OLD in the call, in place of the mark's baseline: in turns, less decides",
+        else "reference=OLD in the call, not the mark's baseline: interleaved, less decides",
         wider(judged),
         ANYWAY,
     ]  # fmt: skip
@@ -43,56 +42,19 @@ def to_decide(judged: "Judged", settings: Settings, *, function: bool) -> str:
 
 def _runs(judged: "Judged") -> str | None:
     """More runs of the baseline, if they would help."""
-    from kdcompile.stats.sessions import days_apart
+    from kdcompile.stats.samples import days_apart
 
     if days_apart(judged.candidate, judged.reference):
         return DAYS_MORE
     return RUNS_MORE if len(judged.reference.runs) < RUNS else None
 
 
-def within_process(judged: "Judged") -> int | None:
-    """Blocks of each side beyond those taken that would decide, all in the one process of a test.
-
-    `Comparison.more_blocks` counts those of other processes, which a test has not: what a process
-    is apart from others stays as it is assumed, and only the spread of its blocks shrinks. So the
-    same blocks are judged as if they had come several times.
-
-    Args:
-        judged: functions. One against a baseline is a run, of which more time makes no two.
-
-    Returns:
-        None where `TIMES` as many would not do.
-    """
-    comparison = judged.comparison
-    if not comparison.paired:
-        return None
-    for times in TIMES:
-        sides = _repeated(judged.candidate, times), _repeated(judged.reference, times)
-        if _again(*sides, comparison, comparison.ratios[0].margin) != "inconclusive":
-            return comparison.blocks * (times - 1)
-    return None
-
-
-def _repeated(samples: "Samples", times: int) -> "Samples":
-    run = samples.runs[0]
-    build = run.builds[0]
-    process = replace(build.processes[0], blocks=build.processes[0].blocks * times)
-    return replace(samples, runs=(replace(run, builds=(replace(build, processes=(process,)),)),))
-
-
-def _again(
-    candidate: "Samples", reference: "Samples", comparison: "Comparison", margin: float
-) -> "Decision":
-    from kdcompile.stats.latency_test import compare
-
-    paired, level = comparison.paired, comparison.level
-    return compare(candidate, reference, paired=paired, margin=margin, level=level).decision
-
-
 def longer(judged: "Judged", settings: Settings, more: int) -> str | None:
     """The seconds that take so many more blocks, and a reserve; None where that is too long."""
+    from kdcompile.stats.sample_size import growth
+
     comparison = judged.comparison
-    times = RESERVE * (1 + more / comparison.blocks)
+    times = RESERVE * growth(comparison, more)
     seconds = math.ceil(settings.seconds * times)
     if seconds > LONGEST_S:
         return None
@@ -104,13 +66,10 @@ def longer(judged: "Judged", settings: Settings, more: int) -> str | None:
 
 
 def wider(judged: "Judged") -> str | None:
-    """The least margin, in steps of 0.001, at which these very samples say: no change."""
-    comparison = judged.comparison
-    middle = comparison.ratios[0]
-    least = max(middle.high, 1 / middle.low) - 1
-    margin = (math.floor(1000 * least) + 1) / 1000
-    if margin >= 1:
-        return None
-    if _again(judged.candidate, judged.reference, comparison, margin) != "equivalent":
+    """The least margin at which these very samples say: no change."""
+    from kdcompile.stats.sample_size import least_margin
+
+    margin = least_margin(judged.candidate, judged.reference, judged.comparison)
+    if margin is None:
         return None
     return f"max_regression={margin:g}: so small a change these samples can tell"

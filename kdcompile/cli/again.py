@@ -15,7 +15,7 @@ from kdcompile.latency.request import shape_of
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline
     from kdcompile.latency.compare import Plan
-    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.latency.report import Judged
 
 Kept = tuple[Path, "Baseline"]  # with its file
 NO_WAY = "more samples would hardly decide: quiet the machine, or give a wider --margin"
@@ -57,13 +57,15 @@ def what_to_type(
 
 def _of_files(judged: "Judged", reference: Kept, candidate: Kept) -> str:
     """In turns where both artifacts lie there; else more runs of the candidate."""
+    from kdcompile.stats.sample_size import growth
+
     if _lies_there(reference) and _lies_there(candidate):
         paths = [_short(baseline.artifact(file)) for file, baseline in (reference, candidate)]
         return _typed("compare", paths, _measured_as(reference[1]) | {"allow": None})
-    more, runs = judged.comparison.more_blocks, len(judged.candidate.runs)
-    if more is None:
+    if judged.comparison.more_blocks is None:
         return FAR_APART + "save it anew with more --runs, or add another day's to it"
-    return f"save B anew with --runs {runs + math.ceil(more * runs / judged.comparison.blocks)}"
+    runs = math.ceil(len(judged.candidate.runs) * growth(judged.comparison))
+    return f"save B anew with --runs {runs}"
 
 
 def _measured_as(baseline: "Baseline") -> dict[str, Any]:

@@ -240,7 +240,7 @@ def _write(
     as_json: bool,
 ) -> None:
     from kdcompile.latency.baseline import make_baseline
-    from kdcompile.latency.baseline_author import author
+    from kdcompile.latency.baseline_store import author
 
     made = make_baseline(samples, artifact, file, who or author(), why, previous)
     made.write(file)
@@ -256,7 +256,7 @@ def _write(
 
 
 def _facts(file: Path, one: "Baseline") -> dict[str, Any]:
-    from kdcompile.latency.comparison_report import described
+    from kdcompile.latency.report import described
 
     return {
         "file": str(file), "class": file.parent.name, "name": file.stem,
@@ -269,7 +269,7 @@ def _list(found: "dict[Path, Baseline]") -> None:
     from rich.table import Table
 
     from kdcompile.cli.bench import show
-    from kdcompile.latency.summary import summary
+    from kdcompile.latency.report import summary
 
     table = Table(box=None, pad_edge=False)
     for column in ("class", "name", "p50 ms", "p90 ms", "p99 ms", "changed", "by"):

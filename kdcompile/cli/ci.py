@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.latency.report import Judged
     from kdcompile.stats.samples import Samples
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,8 +96,7 @@ def ci_report(
     """Hand a latency's verdict to the CI reports; without a baseline there is none to fail."""
     from kdcompile.ci.outcome import Outcome, outcome_of_comparison
     from kdcompile.ci.report import report_ci
-    from kdcompile.latency.comparison_report import described
-    from kdcompile.latency.report import how
+    from kdcompile.latency.report import described, how
 
     if judged is None:
         numbers = described(samples)

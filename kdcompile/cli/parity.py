@@ -60,7 +60,7 @@ def open_ladder(
 
 def ladder_of_spec(plan: "Plan") -> AbstractContextManager["Ladder"]:
     """Of a build; where its export is refused for its outputs, of the rungs up to there."""
-    from kdcompile.debug.from_spec import export_ladder, spec_ladder
+    from kdcompile.debug.sources import export_ladder, spec_ladder
 
     try:
         plan.make("compile")
@@ -78,7 +78,7 @@ def ladder_of_bundle(bundle: "Bundle", via: str | None) -> AbstractContextManage
     Raises:
         KDError: `bundle-corrupt`, `engine-missing`.
     """
-    from kdcompile.debug.from_bundle import bundle_ladder
+    from kdcompile.debug.sources import bundle_ladder
     from kdcompile.targets import load
 
     folder = bundle.folder

@@ -1,1 +1,1 @@
-"""What every room may use: errors, store, files, locks, logs, progress, user code."""
+"""Shared foundations: errors, store, files, locks, logs, progress, user code, measurement."""

@@ -57,7 +57,7 @@ def disk_error(error: BaseException, place: Path | None = None) -> KDError | Non
             "not-permitted",
             f"a file or folder may not be read or written: {error.strerror}",
             where=str(name or place or Path.cwd()),
-            fix="change the permissions of that place, or work on a copy in a folder of your own",
+            fix="change the permissions of that path, or work on a copy in a folder of your own",
         )
     return None
 

@@ -1,4 +1,4 @@
-"""What is told while a command runs: lines on standard error, and all of them in the store.
+"""Logging of a command: lines on standard error, and all of them in the store.
 
 Standard output has results only. The log file of a store is limited; where it cannot be written,
 the command runs all the same.

@@ -61,7 +61,7 @@ def measure(
     settings: Settings | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Samples:
-    """Time callables in turns on this machine, by the wall clock.
+    """Time interleaved callables on this machine, by the wall clock.
 
     Args:
         runners: at least one, by name.

@@ -1,4 +1,4 @@
-"""How far long work is, on standard error: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import logging
 import math

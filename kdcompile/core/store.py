@@ -1,4 +1,4 @@
-"""What a stage makes, and the content-addressed store that keeps it.
+"""The content-addressed store of artifacts, which are what the stages of a build make.
 
 An entry is a folder `STAGE/KEY` with an `artifact.json` that lists every file with its SHA-256.
 It is made in a temporary folder under a lock, then renamed, so that a reader never sees half of it.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdcompile.core.disk import disk_error, disk_full, is_failed, is_full, sync_folder
 from kdcompile.core.errors import KDError
@@ -27,9 +27,6 @@ from kdcompile.core.files import (
     write_json,
 )
 from kdcompile.core.locks import OWNER, holder, if_free, locked
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("kdcompile")
 KEY_CHARS = 24

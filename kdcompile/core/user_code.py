@@ -69,7 +69,7 @@ def factory_sources(name: str, folder: Path) -> list[Path]:
             "factory-missing",
             f"there is no installed module {module_name!r}",
             where=f"{name} of the spec in {folder}",
-            fix="install its package here, or name a file beside the spec, such as model.py:build",
+            fix="install its package here, or name a file next to the spec, such as model.py:build",
         )
     own = package.name == "kdcompile"
     places = map(Path, () if own else package.submodule_search_locations or ())
@@ -113,7 +113,7 @@ def users_code(code: str, what: str, where: str, fix: str) -> Iterator[None]:
 
 
 def _module(name: str, folder: Path) -> ModuleType:
-    fix = "mend it; kdcompile --debug plan shows the full trace"
+    fix = "fix the error in it; kdcompile --debug plan shows the full trace"
     where = f"{name} of the spec in {folder}"
     with users_code("factory-broken", f"{name} does not import", where, fix):
         if not name.endswith(".py"):

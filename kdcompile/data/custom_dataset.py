@@ -1,4 +1,4 @@
-"""Photos from a user's own factory, checked before anything is computed from them."""
+"""Images from a user's own data factory, checked before anything is computed from them."""
 
 from dataclasses import replace
 from os.path import isfile
@@ -22,7 +22,7 @@ def made_photos(data: Data, folder: Path, split: str) -> list[Photo]:
     """
     factory = load_factory(data.format, folder)
     what, where = f"{data.format} fails on the {split} split", f"[data] format, {split}"
-    fix = "mend the factory; kdcompile --debug plan shows the full trace"
+    fix = "fix the factory; kdcompile --debug plan shows the full trace"
     with users_code("data-factory", what, where, fix):
         made = list(factory(data.root, getattr(data, split)))
     return [_checked(photo, number, data.format, split) for number, photo in enumerate(made)]
@@ -34,7 +34,7 @@ def _checked(photo: Any, number: int, factory: str, split: str) -> Photo:
         name = f", {photo.name}," if isinstance(photo, Photo) else ""
         raise KDError(
             "data-factory",
-            f"photo {number}{name} of the {split} split {problem}",
+            f"image {number}{name} of the {split} split {problem}",
             where=f"{factory} [data] format",
             fix="return a list of kdcompile.data.photo.Photo, each with one of path, encoded and "
             "array (uint8 [H, W, C])",

@@ -1,4 +1,4 @@
-"""Where a photo lies in a network's input, and which part of a map over that input is its own.
+"""The position of an image in a network's input, and the part of an output map that it covers.
 
 The one definition of what a dense output says of the photo: everything that counts or draws a map
 asks it. The bundle's samples and the build kit stand alone and repeat it in a few lines;

@@ -1,4 +1,4 @@
-"""Decoded photos: as bytes on the device where they fit, else in host memory."""
+"""Decoded images: as bytes on the device where they fit, else in host memory."""
 
 import os
 from collections.abc import Sequence

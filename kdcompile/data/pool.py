@@ -1,11 +1,11 @@
-"""The pool: photos without annotations, of which some are to be labelled.
+"""The pool of images without annotations, of which some are to be labelled.
 
 `data.unlabelled` is a folder, a list of paths relative to the root, a selection of an archive, or
 a name that the factory knows, by the format of the splits. What is annotated there is ignored. It
 is read only where it is asked for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os.path import isdir, isfile
 from pathlib import Path
@@ -14,13 +14,12 @@ import numpy as np
 
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import Hasher
 from kdcompile.core.progress import counted
 from kdcompile.data.custom_dataset import made_photos
 from kdcompile.data.entry import SUFFIXES, inside, read_list, require_image
 from kdcompile.data.formats import Archive, Files
 from kdcompile.data.photo import Photo
-from kdcompile.data.splits import SPLITS, Row, Splits, check_root, format_of, read_rows
+from kdcompile.data.splits import SPLITS, Splits, check_root, format_of
 
 FIELD = "unlabelled"
 
@@ -63,34 +62,11 @@ def load_pool(data: Data, folder: Path, splits: Splits) -> Pool:
         have = f"all {len(photos)} are in the splits" if photos else "there is none"
         raise KDError(
             "pool-empty",
-            f"no photo is left to be labelled: {have}",
+            f"no image is left to be labelled: {have}",
             where=_where(data),
-            fix="put photos there that no split holds, or name another pool in data.unlabelled",
+            fix="put images there that no split holds, or name another pool in data.unlabelled",
         )
     return Pool(kept, [{"name": photo.name, "twin": held[photo.sha256()]} for photo in twins])
-
-
-def pool_rows(
-    data: Data, folder: Path, hasher: Hasher, splits: Mapping[str, Sequence[Row]]
-) -> list[Row]:
-    """What `load_pool` leaves, for a cache key: names and hashes of images.
-
-    As with `splits_rows`, files count in place of what a factory or an archive holds.
-
-    Args:
-        data: the spec's section.
-        folder: the spec's folder.
-        hasher: remembers hashes.
-        splits: what `splits_rows` gives.
-    """
-    if isinstance(format_of(data), Files):
-        held = {sha for rows in splits.values() for _, sha, _ in rows}
-        rows = [(name, hasher.file(path), "") for name, path in _files(data)[0].items()]
-        return [row for row in rows if row[1] not in held]
-    names = (*SPLITS, FIELD)
-    fields = [(f"[data] {name}", str(getattr(data, name)), "") for name in names]
-    _given(data)
-    return [*read_rows(data, folder, hasher, names), *fields]
 
 
 def _photos(data: Data, folder: Path) -> tuple[list[Photo], bool]:
@@ -118,7 +94,7 @@ def _files(data: Data) -> tuple[dict[str, Path], bool]:
         if not isfile(path):
             raise KDError(
                 "pool-missing",
-                f"there is no {path.name!r}, neither a folder of photos nor a list",
+                f"there is no {path.name!r}, neither a folder of images nor a list",
                 where=_where(data),
                 fix="put them there, or correct data.unlabelled, relative to data.root",
             )
@@ -138,7 +114,7 @@ def _given(data: Data) -> str:
     if data.unlabelled is None:
         raise KDError(
             "pool-unset",
-            "the spec names no unlabelled photos",
+            "the spec names no unlabelled images",
             where="[data] unlabelled",
             fix='name their folder or list under data.root: --set data.unlabelled="pool"',
         )

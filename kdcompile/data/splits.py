@@ -15,9 +15,8 @@ from kdcompile.core.progress import counted
 from kdcompile.core.store import digest
 from kdcompile.core.user_code import factory_sources
 from kdcompile.data.custom_dataset import made_photos
-from kdcompile.data.entry import Entry
+from kdcompile.data.entry import Entry, overlap, refuse_shared
 from kdcompile.data.formats import Archive, Files, Format
-from kdcompile.data.overlap import overlap, refuse_shared
 from kdcompile.data.photo import Photo
 
 SPLITS = ("train", "val", "test")

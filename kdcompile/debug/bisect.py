@@ -1,4 +1,4 @@
-"""The first tensor at which two forms of a network part, in about log2(n) runs, or fewer builds.
+"""Bisection for the first tensor at which two forms of a network differ, in about log2(n) runs.
 
 Tensors form a directed acyclic graph, not a line, so the search is that of `git bisect`: with a
 tensor known to differ, the one of its ancestors is looked at that splits the others most evenly; if

@@ -1,4 +1,4 @@
-"""Between two rungs of the ladder: the first tensor that differs, and what it is called."""
+"""Search between two variants for the first tensor that differs, and its name."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
 from kdcompile.debug.bisect import Parting, Probe, search
-from kdcompile.debug.names import Named, engine_layers, module_for, name_onnx, name_program
 from kdcompile.debug.pairs import module_probes, onnx_probes, program_probes
 from kdcompile.debug.runners import EngineSide, ModuleSide, ProgramSide, Side
+from kdcompile.debug.tensors import Named, engine_layers, module_for, name_onnx, name_program
 from kdcompile.debug.tolerance import NO_LIMIT
 from kdcompile.debug.variants import Ladder, Rung, Step, divergence
 from kdcompile.debug.why import reasons

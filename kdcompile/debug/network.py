@@ -41,7 +41,7 @@ def open_network(
         if via is not None:
             raise KDError(
                 "engine-missing",
-                "a place is named, and no engine is to be run",
+                "--via needs an engine, and this bundle has none to run",
                 where=str(bundle.folder),
                 fix="leave out --via, or build the engine: kdcompile build --via PLACE",
             )

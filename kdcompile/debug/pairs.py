@@ -1,4 +1,4 @@
-"""Which tensor of one form is which of another, and how they depend on each other.
+"""Pairs of corresponding tensors of two forms of a network, and how they depend on each other.
 
 Between two ONNX files nodes are matched by name, else by their first output. A matched node pairs
 the tensors of its inputs and outputs place by place; so do tensors of one name. That finds the
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from onnx import ModelProto, NodeProto
 
 from kdcompile.debug.bisect import Probe
-from kdcompile.debug.expose import FLOATS, computed
+from kdcompile.debug.tensors import FLOATS, computed
 from kdcompile.onnx_graph.shapes import element_types
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The forms of one network that are compared: each gives its output, and any tensor inside.
+"""Runners of the forms of a network that are compared: each gives its output and inner tensors.
 
 ModuleSide   PyTorch; tensors are the outputs of its modules, by path
 ProgramSide  what torch.export made; tensors are the nodes of its graph
@@ -21,7 +21,7 @@ from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import scratch
-from kdcompile.debug.expose import exposed, stored
+from kdcompile.debug.tensors import exposed, stored
 from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.onnx_graph.shapes import element_types
 from kdcompile.remote.open import Place
@@ -247,3 +247,26 @@ def run_graph(
     with torch.inference_mode():
         Recorder(graph).run(image)
     return found
+
+
+def exported_program(module: "nn.Module", profile: Sequence[Sequence[int]]) -> "ExportedProgram":
+    """The program that the ONNX file is written from; its nodes have the ONNX tensors' names.
+
+    Args:
+        module: takes float32 [N, C, H, W]; in inference mode, on the CPU.
+        profile: smallest, typical and largest input shape.
+
+    Raises:
+        KDError: `export-failed`, `network-forward` or `export-dynamic`.
+    """
+    import torch
+
+    from kdcompile.export.onnx_file import traced
+    from kdcompile.export.refused import refused
+
+    try:
+        made = traced(module, profile)
+    except torch.onnx.OnnxExporterError as error:
+        raise refused(error, module, profile) from error
+    assert made.exported_program is not None, "dynamo exports through one"
+    return made.exported_program

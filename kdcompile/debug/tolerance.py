@@ -1,4 +1,4 @@
-"""How far two rungs may differ: what the task's metric would feel, not a number of decibels.
+"""The difference that two variants may have, by its effect on the task's metric.
 
 A rung may spend a tenth of the accuracy gate's margin. The question is how much random noise on the
 predictions costs that much, on photos whose errors are known. With p the predictions and e their

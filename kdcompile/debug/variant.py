@@ -1,4 +1,4 @@
-"""The rungs of the ladder, each from what a build left of it."""
+"""The variants of a network that parity compares, each read from what a build made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

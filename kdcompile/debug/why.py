@@ -1,4 +1,4 @@
-"""What is different about the node where two ONNX networks part."""
+"""Reasons why two ONNX networks differ at a node: its shape, scale, attributes, constants."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from kdcompile.debug.bisect import Probe
-from kdcompile.debug.expose import computed
-from kdcompile.debug.names import module_of, producers
 from kdcompile.debug.pairs import match_nodes
+from kdcompile.debug.tensors import computed, module_of, producers
 from kdcompile.onnx_graph.graph import computing
 from kdcompile.onnx_graph.session import cpu_session
 
@@ -18,7 +17,6 @@ Floats = NDArray[np.float32]
 FP16_MAX = 65504.0
 GRIDS = {"int8": 127.0, "uint8": 255.0, "float8_e4m3fn": 448.0}
 COARSE = 8.0  # a scale that holds so many times what occurs wastes three of eight bits
-CONSTANT_LIMIT = 0.2  # int8 weights are within a few per cent; float ones far closer
 
 
 def reasons(

@@ -1,4 +1,4 @@
-"""From the weights that are there and a delta to the new ones."""
+"""Apply a delta to the base's weights and write the new ones."""
 
 from pathlib import Path
 
@@ -6,9 +6,8 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.report import Verdict
 from kdcompile.delta.file import applied, check_output, inputs_of, named, read_delta
 from kdcompile.delta.result import Applied
-from kdcompile.delta.student import Student
+from kdcompile.delta.student import LOSS, Student, judge
 from kdcompile.delta.tensors import read_student
-from kdcompile.delta.verdict import LOSS, judge
 from kdcompile.models.factory import write_weights
 
 

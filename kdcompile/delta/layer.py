@@ -1,4 +1,4 @@
-"""How the change of one tensor is written, and how the tensor is made of it again.
+"""The encodings of one tensor's change, and the tensor that is decoded from each.
 
     0 same    the base's tensor
     1 exact   the new tensor's own bytes: integers, and what a half cannot hold

@@ -1,4 +1,4 @@
-"""From two sets of weights to the smallest delta that is right enough."""
+"""Make the smallest delta between two sets of weights that is accurate enough."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,12 @@ from kdcompile.core.report import Verdict
 from kdcompile.data.photo import Photo
 from kdcompile.delta import encode
 from kdcompile.delta import layer as form
-from kdcompile.delta.biases import Biases
-from kdcompile.delta.choose import Ladder, Option
 from kdcompile.delta.file import Delta, check_output, inputs_of, rebuilt, write_delta
 from kdcompile.delta.layer import KINDS, Layer
 from kdcompile.delta.result import Judged, Made, Written
-from kdcompile.delta.student import FEW, Floats, Student
+from kdcompile.delta.selection import Biases, Ladder, Option
+from kdcompile.delta.student import FEW, LOSS, Floats, Student, is_proven, judge
 from kdcompile.delta.tensors import State, check_same_form, half_size, read_student, weights_hash
-from kdcompile.delta.verdict import LOSS, is_proven, judge
 
 log = logging.getLogger("kdcompile")
 SIZE = 0.1  # of the fp16 weights

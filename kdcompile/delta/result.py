@@ -1,4 +1,4 @@
-"""What is known of a delta once it is made or applied, as `--json` prints it."""
+"""Results of `delta make` and `delta apply`, as `--json` prints them."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The student that weights belong to, on a spec's photos: what matters in it, how right it is."""
+"""A student of a spec with weights to evaluate: its outputs, errors, sensitivities and verdict."""
 
 import json
 import math
@@ -16,13 +16,15 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly, judged, load_splits
+from kdcompile.delta.result import Judged
 from kdcompile.delta.tensors import State
 from kdcompile.distill.evaluate import BATCH_PIXELS, predict
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.fit import check_fit
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.stats.noninferiority import Decision, compare
+from kdcompile.stats.noninferiority import compare, observed_text
+from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import task_of
 
@@ -155,15 +157,6 @@ class Student:
         predicted = predict(self.model, photos, self.preprocess, self.device, self.task)
         return self.task.errors(predicted, [self.task.truth(photo) for photo in photos])
 
-    def compare(self, found: Floats, reference: Floats, loss: float) -> Decision:
-        """Is a metric no worse than a reference's by more than `loss`, a share?
-
-        Both its value and its 95 % bound, paired over the photos, must be within it; found,
-        reference: `errors` of the same photos.
-        """
-        limits = {"margin": loss, "max_increase": loss}
-        return compare(self.metric, reference, found, **limits, seed=self.spec.seed)
-
     def search_loss(self, loss: float) -> float:
         """The loss that validation must prove for the test photos to be expected to prove `loss`.
 
@@ -186,7 +179,7 @@ def _architecture(metadata: Mapping[str, str], path: Path) -> Mapping[str, objec
         "the file does not say of which architecture its weights are",
         where=str(path),
         fix="name student.safetensors as kdcompile distill wrote it, or leave out --spec: then no "
-        "photo is looked at and no accuracy judged",
+        "image is run and no accuracy is known",
     )
 
 
@@ -217,3 +210,42 @@ def _columns(module: nn.Module, given: Tensor) -> Tensor:
         given = functional.unfold(padded, *sides).transpose(1, 2)
     flat = given.reshape(-1, given.shape[-1])
     return flat[:: max(1, len(flat) // (PLACES * len(given)))].double()
+
+
+LOSS = 0.005  # of the metric
+
+
+def is_proven(judged: Judged, metric: Metric) -> bool:
+    """Whether photos that a delta was chosen by prove its loss: an improvement does not count.
+
+    Rounding makes no student better. What it seems to gain on the photos that it was chosen by is
+    luck, which other photos take back; the width of the bound stays.
+    """
+    if judged.verdict != "passed" or judged.high is None:
+        return False
+    gain = max(0.0, -metric.worse_by(judged.value, judged.reference))
+    return bool(judged.high + gain <= metric.allowance(judged.reference, judged.loss))
+
+
+def judge(student: Student, errors: Floats, reference: Floats, loss: float) -> Judged:
+    """The verdict of some images by their errors, against those of a reference.
+
+    Both the metric and its 95 % bound, paired over the images, must be within `loss`, a share.
+
+    Raises:
+        KDError: `accuracy-images` or `accuracy-nonfinite`.
+    """
+    found = compare(
+        student.metric, reference, errors, margin=loss, max_increase=loss, seed=student.spec.seed
+    )
+    shown = observed_text(student.metric, found.reference, found.value)
+    return Judged(
+        found.verdict,
+        f"{shown}: {found.reason}",
+        student.metric.name,
+        found.value,
+        found.reference,
+        found.high,
+        loss,
+        len(errors),
+    )

@@ -1,4 +1,4 @@
-"""What this machine can build, run and measure, and how to get what is absent."""
+"""Checks of this machine: what it can build, run and measure, and how to install the rest."""
 
 import importlib.metadata
 import importlib.util

@@ -1,4 +1,4 @@
-"""What a board, or another interpreter, can build, run and measure."""
+"""Checks of a board, or of another interpreter: what it can build, run and measure."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -23,8 +23,8 @@ from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.decidable import of_all
 from kdcompile.gates.registry import Decidable, gate
 from kdcompile.stats.exact_interval import share_bounds
-from kdcompile.stats.least_images import least_number
 from kdcompile.stats.noninferiority import check_pairs
+from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.reference import changes
 from kdcompile.tasks.task import Task
 

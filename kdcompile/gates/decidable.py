@@ -11,7 +11,7 @@ from kdcompile.config.gates import Gates
 from kdcompile.core.report import Verdict
 from kdcompile.gates.context import Floats
 from kdcompile.gates.registry import Decidable, find_gate
-from kdcompile.stats.least_images import least_number
+from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.task import Task
 
 

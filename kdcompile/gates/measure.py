@@ -22,8 +22,8 @@ from kdcompile.gates.deployed import STUDENT, deployed
 from kdcompile.gates.evaluate import Evaluation, evaluate, example_arrays, pick_examples
 from kdcompile.gates.reference_bundle import PREVIOUS, EarlierNetwork
 from kdcompile.gates.registry import find_gate
-from kdcompile.latency.cpu_contention import MOST, TRIES, quietest
-from kdcompile.latency.host_fingerprint import fingerprint_id, usable_cores
+from kdcompile.latency.environment import fingerprint_id, usable_cores
+from kdcompile.latency.interference import MOST, TRIES, quietest
 from kdcompile.stats.latency_interval import PairedTimes
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB

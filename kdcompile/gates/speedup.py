@@ -9,7 +9,7 @@ from kdcompile.config.gates import GateSpec
 from kdcompile.core.report import Evidence, GateResult, Measurement, Verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
-from kdcompile.latency.cpu_contention import MOST
+from kdcompile.latency.interference import MOST
 from kdcompile.stats.latency_interval import ratio_interval
 from kdcompile.tasks.task import Task
 

@@ -23,8 +23,8 @@ from kdcompile.data.strata import Stratum, stratum_text
 from kdcompile.gates.accuracy import NO_MAPS, difference
 from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.registry import Decidable, gate
-from kdcompile.stats.least_images import least_number
 from kdcompile.stats.noninferiority import CONFIDENCE, Decision, bounds, compare
+from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task
 

@@ -1,10 +1,11 @@
-"""What would decide a comparison that was not decided: with which options to measure again."""
+"""Command-line options with which a repeated measurement would decide a comparison."""
 
 import math
 from typing import Any
 
 from kdcompile.latency.compare import LIMIT_S, Plan, first_look
-from kdcompile.latency.comparison_report import Judged
+from kdcompile.latency.report import Judged
+from kdcompile.stats.sample_size import growth
 from kdcompile.stats.sequential import LOOKS
 
 GROWTH = 2 ** (LOOKS - 1)  # times the first samples, which --until-decided takes at most
@@ -27,10 +28,10 @@ def to_decide(judged: Judged, plan: Plan) -> dict[str, Any] | None:
         return None
     if effort.samples is not None:  # so few that they tell little of how many it takes
         return {"samples": None, "until_decided": True}
-    growth = 1 + comparison.more_blocks / comparison.blocks
+    times = growth(comparison)
     if comparison.paired and effort.builds > 1:
-        return _builds(plan, math.ceil(effort.builds * growth))
-    return _until_decided(judged, plan, growth * SLACK)
+        return _builds(plan, math.ceil(effort.builds * times))
+    return _until_decided(judged, plan, times * SLACK)
 
 
 def _builds(plan: Plan, builds: int) -> dict[str, Any]:
@@ -40,18 +41,18 @@ def _builds(plan: Plan, builds: int) -> dict[str, Any]:
     return found if plan.limit is None else found | {"limit": _rounded(plan.limit * share)}
 
 
-def _until_decided(judged: Judged, plan: Plan, growth: float) -> dict[str, Any] | None:
+def _until_decided(judged: Judged, plan: Plan, times: float) -> dict[str, Any] | None:
     """Processes are added where two sides take turns, else whole runs of the candidate."""
     runs, effort = judged.candidate.runs, plan.effort
     seconds = sum(max(b.at_s for p in run.builds for q in p.processes for b in q.blocks)
                   for run in runs)  # fmt: skip
-    limit = max(growth * seconds, 0 if plan.limit is None else 2 * plan.limit)
+    limit = max(times * seconds, 0 if plan.limit is None else 2 * plan.limit)
     found: dict[str, Any] = {"until_decided": True}
     if limit > LIMIT_S or plan.limit is not None:
         found["limit"] = _rounded(limit)
     if not judged.comparison.paired:
-        return found if growth * len(runs) <= GROWTH else None
-    processes = growth * sum(len(build.processes) for run in runs for build in run.builds)
+        return found if times * len(runs) <= GROWTH else None
+    processes = times * sum(len(build.processes) for run in runs for build in run.builds)
     if processes > GROWTH * first_look(effort):
         found["processes"] = math.ceil(processes / GROWTH)
         found["seconds"] = _rounded(effort.seconds * found["processes"] / effort.processes)

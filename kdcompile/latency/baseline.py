@@ -19,6 +19,7 @@ from kdcompile import __version__
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import read_json, write_text
 from kdcompile.core.store import digest
+from kdcompile.latency.baseline_store import unwritable
 from kdcompile.latency.compatibility import (
     Difference,
     check_comparable,
@@ -26,8 +27,7 @@ from kdcompile.latency.compatibility import (
     record,
     record_of,
 )
-from kdcompile.latency.summary import summary
-from kdcompile.latency.writable import unwritable
+from kdcompile.latency.report import summary
 from kdcompile.stats.pairing import check
 from kdcompile.stats.samples import Block, Samples, samples_from_json
 
@@ -252,17 +252,7 @@ def _rounded(samples: Samples) -> Samples:
             tuple(round(ms, DECIMALS) for ms in block.ms), round(block.at_s, 3), block.disturbed
         )
 
-    runs = []
-    for run in samples.runs:
-        builds = []
-        for build in run.builds:
-            processes = tuple(
-                replace(process, blocks=tuple(map(short, process.blocks)))
-                for process in build.processes
-            )
-            builds.append(replace(build, processes=processes))
-        runs.append(replace(run, builds=tuple(builds)))
-    return replace(samples, runs=tuple(runs))
+    return samples.with_blocks(lambda blocks: tuple(map(short, blocks)))
 
 
 def _broken(file: Path, what: str) -> KDError:

@@ -1,9 +1,12 @@
-"""Baselines that a repository keeps: a folder, in it one for each class of devices, in it files.
+"""The folder of baselines in a repository (a folder per device class), and who writes to it.
 
 .kdcompile-baselines/nvidia-jetson-orin-nano/crowd.json
 """
 
+import getpass
 import re
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,3 +83,71 @@ def find(folder: Path, name: str | None, device: str | None = None) -> list[Path
 def names_of(file: Path) -> tuple[str, str]:
     """What a baseline may be called: its name, and with its class."""
     return file.stem, f"{file.parent.name}/{file.stem}"
+
+
+def check_writable(file: Path) -> None:
+    """Try the nearest folder that is there: nothing is made and nothing left.
+
+    Raises:
+        KDError: `baseline-folder`.
+    """
+    folder = file.absolute().parent
+    try:
+        file.exists()  # refuses a name that no file can have
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        raise unwritable(file, error) from error
+
+
+def check_new(file: Path) -> None:
+    """Refuse a file that cannot be written, or is there already.
+
+    Raises:
+        KDError: `baseline-folder`, `baseline-exists`.
+    """
+    check_writable(file)
+    if file.exists():
+        raise KDError(
+            "baseline-exists",
+            "there is a file of this name, whose samples and history would be lost",
+            where=str(file),
+            fix="name another file, or move this one away; kdcompile baseline keeps a history",
+        )
+
+
+def unwritable(file: Path, error: OSError | ValueError) -> KDError:
+    """The error of a baseline's file that cannot be written."""
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    return KDError(
+        "baseline-folder",
+        f"the baseline cannot be written: {why}",
+        where=str(file),
+        fix="name a file in a folder that you may write to",
+    )
+
+
+UNKNOWN = "unknown"
+
+
+def author() -> str:
+    """`Name <email>` as git knows the user here, else the login name, else `unknown`."""
+    name, email = _git("user.name"), _git("user.email")
+    if name or email:
+        return f"{name} <{email}>" if name and email else name or email
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name: Python 3.13 and before
+        return UNKNOWN
+
+
+def _git(key: str) -> str:
+    """A value of git's configuration; empty without the value, or without git."""
+    command = ["git", "config", "--get", key]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

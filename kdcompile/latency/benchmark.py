@@ -1,4 +1,4 @@
-"""What a latency measurement found: the samples, and a comparison with a reference's."""
+"""Result of a latency measurement: the samples, and a comparison with a reference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from kdcompile.core.errors import EXIT_OK
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline
     from kdcompile.latency.compare import Plan
-    from kdcompile.latency.comparison_report import Judged
+    from kdcompile.latency.report import Judged
     from kdcompile.stats.samples import Samples
 
 
@@ -45,7 +45,7 @@ class Benchmark:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: numbers in place of the samples."""
-        from kdcompile.latency.comparison_report import described
+        from kdcompile.latency.report import described
 
         found = {"candidate": described(self.samples), "decision": None, "exit_code": EXIT_OK}
         found |= {} if self.compared is None else self.compared.to_json()

@@ -1,4 +1,4 @@
-"""An artifact judged against another, or against the samples of a baseline.
+"""Measure an artifact against a reference artifact, or against the samples of a baseline.
 
 Where the reference can run here, both take turns in the same processes and the baseline's samples
 are not used: what the machine does today then touches both sides. Where it cannot, the baseline's
@@ -15,17 +15,15 @@ from typing import Any
 
 from kdcompile.core.errors import KDError
 from kdcompile.latency.baseline import Baseline
-from kdcompile.latency.budget import Effort
-from kdcompile.latency.comparison_report import Judged
 from kdcompile.latency.compatibility import Difference, check_comparable, record_of
+from kdcompile.latency.report import Judged
 from kdcompile.latency.sampler import measure
-from kdcompile.latency.settings import Mode
+from kdcompile.latency.settings import Effort, Mode
 from kdcompile.latency.subject import Subject
 from kdcompile.stats.comparison import Comparison
 from kdcompile.stats.pairing import check
-from kdcompile.stats.samples import Samples
+from kdcompile.stats.samples import Samples, days_apart
 from kdcompile.stats.sequential import Looks
-from kdcompile.stats.sessions import days_apart
 
 LEVEL, MARGIN, LIMIT_S = 0.005, 0.03, 300.0
 FEWEST = 3  # processes that tell how processes differ
@@ -157,7 +155,7 @@ def in_turns(
         work.all_runs()
         comparison, looks = decide(work.samples, plan.level), 1
     else:
-        # processes are what a comparison in turns is short of: their number grows within one run
+        # processes are what a interleaved comparison is short of: their number grows within one run
         effort = plan.effort
         looking = Looks(decide, plan.level, first=first_look(effort) * effort.builds)
         most = looking.most_rounds // effort.builds
@@ -194,7 +192,7 @@ def from_samples(
         comparison, looks = decide(work.samples, plan.level), 1
     else:
         # what tells runs apart is seen only between runs: their number grows, but not that of
-        # the occasions
+        # the sessions
         looking = Looks(decide, plan.level)
         end = time.monotonic() + plan.limit
         for _ in range(looking.most_rounds):

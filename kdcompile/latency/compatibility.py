@@ -1,4 +1,4 @@
-"""Whether two measurements may be compared: the same machine, software and measuring mode.
+"""Check that two measurements may be compared: equal machine, software and measuring mode.
 
 A record is flat: facts of the environment by their names, keys of the mode as `mode.NAME`, nested
 ones with dots. What passes, such as a temperature, is in the environment's `state` and is no part.

@@ -1,4 +1,4 @@
-"""What a network takes of its device: asked of the worker there, alone in a process of its own."""
+"""Energy and memory of a network, measured by the worker alone in a process of its own."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -1,10 +1,16 @@
-"""What a latency depends on: facts that a comparison must hold equal, and the state that passes."""
+"""Facts that a latency depends on, the machine's state at the time, and a fingerprint of both."""
 
+import os
+import platform
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from kdcompile.core.backends import library
+from kdcompile.core.store import digest
 from kdcompile.latency import nvidia_smi
+from kdcompile.remote.agent.machine import affinity, cpu_model
 from kdcompile.remote.local import LocalPlace
 from kdcompile.remote.open import Place
 
@@ -93,3 +99,73 @@ def _gpu_state(ask: nvidia_smi.Ask) -> dict[str, Any]:
     others = nvidia_smi.processes(ask)
     # ids are the host's where this is a container: the worker's own cannot be told apart
     return state if others is None else state | {"gpu_processes": len(others)}
+
+
+# the distributions that run or time a network; an absent one is left out
+LIBRARIES = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "scipy",
+    "tensorrt",
+    "tensorrt-rtx",
+    "torch",
+    "triton",
+)
+ID_CHARS = 12
+
+
+def fingerprint() -> dict[str, Any]:
+    """This machine and its libraries, as plain JSON values.
+
+    Only what stays put between two runs: no load, clock, temperature or free memory. Libraries
+    are read from their installed metadata, never imported.
+    """
+    return {
+        "cpu": cpu(),
+        "cores": os.cpu_count() or 1,
+        "usable_cores": usable_cores(),
+        "gpus": _gpus(),
+        "os": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "libraries": versions(LIBRARIES),
+    }
+
+
+def fingerprint_id() -> str:
+    """A stable short hash of `fingerprint`, 12 hex digits."""
+    return digest(fingerprint())[:ID_CHARS]
+
+
+def versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions by distribution name; those that are not installed are absent."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu() -> str:
+    """The processor's model; boards without a model name give their device-tree model."""
+    return cpu_model("/")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: a pinned run is another measurement."""
+    return len(affinity())
+
+
+def _gpus() -> list[str]:
+    """NVIDIA GPUs by model, as the driver lists them; empty without the driver."""
+    names = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in path.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "Model":
+                names.append(value.strip())
+    return names

@@ -1,4 +1,4 @@
-"""What disturbed a block: a clock that fell, throttling that began, load that came.
+"""Detect what disturbed a block: other load, a clock that fell, throttling that began.
 
 Each signal is held against what is usual in this run, the median so far: a load that is always
 there is the machine's state, which slows both sides alike, and only what comes and goes is a
@@ -8,16 +8,68 @@ disturbance. Reasons are fixed words, so that they can be counted.
 import os
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from statistics import median
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from kdcompile.latency import nvidia_smi
-from kdcompile.latency.telemetry import Reading, reading
+from kdcompile.remote.agent.machine import affinity
+from kdcompile.remote.agent.signals import signals
 from kdcompile.remote.local import LocalPlace
 from kdcompile.remote.open import Place
 from kdcompile.remote.usage import grown
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counters at one moment; None where nothing tells.
+
+    Args:
+        busy_s: CPU seconds that all processes have had on the CPUs in question.
+        total_s: CPU seconds that there were, idle ones too.
+        steal_s: of them, those that a virtual machine's host gave to others.
+        own_s: CPU seconds of the processes that measure.
+        wait_s: seconds that the timed one was ready to run and had no CPU.
+        switches: times that it was taken off a CPU.
+        quota_s: seconds that its control group was held back by its quota.
+        throttle_events: of the CPU's temperature, and of a Jetson's current.
+        cooling: steps by which cooling devices other than fans slow the machine down.
+        cpu_hz: the fastest of the CPUs.
+        gpu_hz: the fastest of a Jetson's GPU clocks, or the card's.
+        gpu_flags: the mask of what throttles an NVIDIA GPU, as NVML has it.
+    """
+
+    busy_s: float | None = None
+    total_s: float | None = None
+    steal_s: float | None = None
+    own_s: float | None = None
+    wait_s: float | None = None
+    switches: float | None = None
+    quota_s: float | None = None
+    throttle_events: float | None = None
+    cooling: float | None = None
+    cpu_hz: float | None = None
+    gpu_hz: float | None = None
+    gpu_flags: int | None = None
+
+
+def reading(told: Mapping[str, Any]) -> Reading:
+    """Of the worker's answer to `signals`, whose other values are left out."""
+    return Reading(**{field.name: told.get(field.name) for field in fields(Reading)})
+
+
+def read(root: Path, pids: Sequence[int], cpus: Iterable[int]) -> Reading:
+    """The counters of this machine now.
+
+    Args:
+        root: what stands for `/`.
+        pids: the processes that measure, the timed one first.
+        cpus: on which these may run.
+    """
+    return reading(signals(str(root), pids, cpus))
+
 
 KEPT = 200  # blocks that the usual is the median of
 LEAST = 3  # readings, before there is a usual
@@ -165,3 +217,39 @@ def watch_of(place: Place, past: Past) -> Watch:
 
 def _share(part: float | None, whole: float | None) -> float | None:
     return None if part is None or not whole else part / whole
+
+
+T = TypeVar("T")
+MOST = 0.10  # of the CPUs' time; with more to others two networks slow down by unlike factors
+TRIES = 3
+
+
+def crowded(run: Callable[[], T], root: Path = Path("/")) -> tuple[T, float]:
+    """What a function returns, and the share of the CPUs' time that others had meanwhile.
+
+    0 where nothing tells.
+    """
+    pids, cpus, start = [os.getpid()], affinity(), time.monotonic()
+    before = read(root, pids, cpus)
+    found = run()
+    after = read(root, pids, cpus)
+    return found, rates(before, after, time.monotonic() - start).get(OTHERS, 0.0)
+
+
+def quietest(run: Callable[[], T], tries: int = TRIES) -> tuple[T, float]:
+    """Of up to `tries` runs the first that others left the CPUs to, else the one they left most.
+
+    Args:
+        run: measures.
+        tries: at least 1.
+
+    Returns:
+        What `run` returned, and the others' share of the CPUs' time; over `MOST` where that run
+        may decide nothing.
+    """
+    best = crowded(run)
+    for _ in range(tries - 1):
+        if best[1] <= MOST:
+            break
+        best = min(best, crowded(run), key=lambda found: found[1])
+    return best

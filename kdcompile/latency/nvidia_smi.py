@@ -1,4 +1,4 @@
-"""What `nvidia-smi` tells of a GPU. A Jetson has none of use; its clocks are in `/sys`."""
+"""Query `nvidia-smi` for a GPU's facts and state; a Jetson's clocks are in `/sys` instead."""
 
 import os
 import shutil

@@ -1,18 +1,64 @@
-"""Latencies and verdicts as text for people."""
+"""Reports of latencies and comparisons: quantiles, JSON values, and tables for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from kdcompile.core.backends import library
 from kdcompile.core.errors import KDError
-from kdcompile.latency.summary import QUANTILES, disturbances, summary, usage
+from kdcompile.latency.compatibility import Difference
 from kdcompile.stats.comparison import Comparison, Ratio
 from kdcompile.stats.samples import Samples
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kdcompile.latency.comparison_report import Judged
+QUANTILES = (50, 90, 99)
+
+
+def summary(samples: Samples) -> dict[str, Any]:
+    """Quantiles of all undisturbed inferences, and how many there are.
+
+    Args:
+        samples: at least one block.
+
+    Returns:
+        `p50_ms`, `p90_ms`, `p99_ms` in milliseconds; None where every block was disturbed.
+        `inferences`, `blocks` and `runs` are counts; `disturbed` counts the blocks left out.
+    """
+    kept = list(samples.blocks())
+    every = sum(1 for _ in samples.blocks(disturbed=True))
+    ms = np.array([value for block in kept for value in block.ms])
+    found = np.percentile(ms, QUANTILES).tolist() if len(ms) else [None] * len(QUANTILES)
+    return {
+        **{
+            f"p{q}_ms": None if value is None else round(value, 6)
+            for q, value in zip(QUANTILES, found, strict=True)
+        },
+        "inferences": len(ms),
+        "blocks": len(kept),
+        "disturbed": every - len(kept),
+        "runs": len(samples.runs),
+    }
+
+
+def usage(samples: Samples) -> Mapping[str, Any]:
+    """Energy and memory as `power.usage` has them; empty where no run read them."""
+    states = (run.environment.get("state", {}) for run in samples.runs)
+    found: Mapping[str, Any] = next((s["usage"] for s in states if "usage" in s), {})
+    return found
+
+
+def disturbances(samples: Samples) -> dict[str, int]:
+    """How many blocks each reason disturbed, the most frequent first."""
+    counts: dict[str, int] = {}
+    for block in samples.blocks(disturbed=True):
+        if block.disturbed is not None:
+            counts[block.disturbed] = counts.get(block.disturbed, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
 
 COLOURS = {"regressed": "red", "inconclusive": "yellow", "improved": "green", "equivalent": "green"}
 
@@ -172,3 +218,49 @@ def _interval(ratio: Ratio) -> str:
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison of two artifacts, and what it was made from.
+
+    Args:
+        comparison: the verdict.
+        candidate: what was judged.
+        reference: against what.
+        allowed: conditions that differ and were allowed by name.
+        notes: what a reader must know, such as that no reference ran here.
+        looks: how often the verdict was looked at; each spent an equal share of the level.
+    """
+
+    comparison: Comparison
+    candidate: Samples
+    reference: Samples
+    allowed: Sequence[Difference] = ()
+    notes: Sequence[str] = ()
+    looks: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: the verdict, both sides in numbers, conditions; no samples."""
+        return self.comparison.to_json() | {
+            "candidate": described(self.candidate),
+            "reference": described(self.reference),
+            "allowed": [difference.to_json() for difference in self.allowed],
+            "notes": list(self.notes),
+            "looks": self.looks,
+        }
+
+
+def described(samples: Samples) -> Mapping[str, Any]:
+    """Samples as a report has them: numbers in place of the latencies."""
+    last = samples.runs[-1]
+    return {
+        "name": samples.name,
+        "sha256": samples.sha256,
+        **summary(samples),
+        "disturbances": disturbances(samples),
+        "usage": dict(usage(samples)) or None,
+        "started": [run.started for run in samples.runs],
+        "environment": dict(last.environment),
+        "mode": dict(last.mode),
+    }

@@ -1,4 +1,4 @@
-"""What a caller asks of a latency measurement: the device, the input, the mode and the effort."""
+"""Request for a latency measurement: the device, the input, the mode and the effort."""
 
 import math
 import re
@@ -14,10 +14,9 @@ from kdcompile.core.errors import KDError
 
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline
-    from kdcompile.latency.budget import Effort
     from kdcompile.latency.compare import Plan
-    from kdcompile.latency.comparison_report import Judged
-    from kdcompile.latency.settings import Mode
+    from kdcompile.latency.report import Judged
+    from kdcompile.latency.settings import Effort, Mode
     from kdcompile.latency.subject import Subject
 
 COPIES = ("none", "in", "out", "both")
@@ -84,7 +83,7 @@ class Request:
 
     def effort(self) -> "Effort":
         """How much is measured."""
-        from kdcompile.latency.budget import Effort
+        from kdcompile.latency.settings import Effort
 
         wanted = {"seconds": self.seconds, "processes": self.processes, "builds": self.builds,
                   "samples": self.samples}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Measuring: several processes, warmed up until they are steady, whose blocks alternate.
+"""Measure latency in several processes, warmed up until they are steady, with alternating blocks.
 
 In each process every subject is loaded, and blocks are taken in the order A B B A ..., so that a
 drift of the machine touches both sides alike; from process to process the order turns round, as
@@ -15,12 +15,11 @@ from statistics import median
 from typing import Any
 
 from kdcompile.core.errors import KDError
-from kdcompile.latency.budget import MIN_BLOCKS, Effort
 from kdcompile.latency.compatibility import check_unchanged
 from kdcompile.latency.energy_memory import usage
 from kdcompile.latency.environment import look
 from kdcompile.latency.interference import Past, Watch, watch_of
-from kdcompile.latency.settings import Mode, Way, recorded
+from kdcompile.latency.settings import MIN_BLOCKS, Effort, Mode, Way, recorded
 from kdcompile.latency.subject import Subject, common_backend
 from kdcompile.latency.subjects import Arrays, Engine, built, inputs_for, joined, load
 from kdcompile.latency.warmup import Loaded, Pace, Warm, pace_of, warm_up
@@ -246,7 +245,7 @@ class _Session:
         self.warm.append(warm)
         self.pace = self.pace or pace_of(warm, self.ways[0].streams)
         sides: list[list[Block]] = [[] for _ in self.subjects]
-        sizes = self.effort.sizes(self.pace)
+        sizes = self.effort.sizes(self.pace.iterations)
         repeats = 0 if self.effort.samples is not None else round(REPEATS * len(sizes))
         turn, longest = 0, 0.0
         while turn < len(sizes):

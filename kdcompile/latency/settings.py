@@ -1,9 +1,10 @@
-"""How latency is measured: what a comparison must hold equal on both sides.
+"""Settings of a latency measurement: its effort, and the mode that both sides must share.
 
 A wish (`Mode`) leaves open what a place may decide; a `Way` is what its worker can do about it. A
 network that takes no CUDA graph is timed without one, and the record says which it was.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -141,3 +142,61 @@ def _refused(asked: str, able: str, about: Mapping[str, Any]) -> KDError:
         where="the measuring mode",
         fix=f"ask for {able}, or leave the option out",
     )
+
+
+MIN_BLOCKS = 2
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Args:
+        processes: of each build; each is started anew.
+        blocks: of each subject in each process.
+        builds: of each subject.
+        seconds: that all of it may take, the starts of processes too but not the builds. One
+            process of each build with two blocks a side is taken however long that is.
+        process_s: that one process may take, its start too.
+        samples: inferences of each subject in all, in one process: in place of blocks, for who
+            wants few and no verdict.
+    """
+
+    processes: int = 3
+    blocks: int = 20
+    builds: int = 1
+    seconds: float = 60.0
+    samples: int | None = None
+    process_s: float = math.inf
+
+    def sizes(self, iterations: int) -> list[int]:
+        """Inferences of each block of a process, by default so many each."""
+        if self.samples is None:
+            return [iterations] * self.blocks
+        count = min(self.blocks, self.samples)
+        each, more = divmod(self.samples, count)
+        return [each + (i < more) for i in range(count)]
+
+    def check(self, streams: int = 1) -> None:
+        """Refuse what cannot be measured, with so many inferences in flight.
+
+        Raises:
+            KDError: `effort-refused`.
+        """
+        least = {"processes": 1, "blocks": MIN_BLOCKS, "builds": 1, "samples": MIN_BLOCKS}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise _effort(f"{name} must be at least {low} (got {value})", f"give {low} or more")
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise _effort(f"seconds must be above 0 (got {self.seconds})", "give a time above 0")
+        if self.samples is not None and self.builds > 1:
+            fault = f"samples are taken of one build (got {self.builds} builds)"
+            raise _effort(fault, "leave out the builds, or the number of samples")
+        if self.samples is not None and streams > 1:
+            fault = f"samples are taken in one stream (got {streams} streams)"
+            raise _effort(fault, "give one stream, or leave out the number of samples")
+
+
+def _effort(fault: str, fix: str) -> KDError:
+    return KDError("effort-refused", fault, where="the measurement", fix=fix)

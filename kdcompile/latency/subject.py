@@ -1,4 +1,4 @@
-"""What is measured: an ONNX file, an engine with its record, or a bundle."""
+"""The artifact that is measured: an ONNX file, an engine with its record, or a bundle."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Subjects at a place: built there where they must be, loaded, with inputs to time them on."""
+"""Build and load the measured artifacts on their device, and make inputs to time them on."""
 
 import logging
 import secrets

@@ -116,7 +116,7 @@ class Loaded:
 
 
 def warm_up(loaded: Loaded, watch: Watch, seconds: float, clock: Callable[[], float]) -> Warm:
-    """Bursts in turns until every network's last three medians agree within 2 %.
+    """Interleaved bursts until every network's last three medians agree within 2 %.
 
     Args:
         loaded: the networks.

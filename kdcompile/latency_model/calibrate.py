@@ -17,7 +17,7 @@ from typing import Any
 from kdcompile.config.board import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_text
-from kdcompile.latency.host_fingerprint import cpu
+from kdcompile.latency.environment import cpu
 from kdcompile.latency_model.device_check import check_device, mode_of
 from kdcompile.latency_model.microbench import chains
 from kdcompile.latency_model.microbench_timing import Say, Timed, Times, cases, measure

@@ -18,7 +18,7 @@ from kdcompile.core.store import Artifact, digest
 from kdcompile.core.user_code import factory_sources
 from kdcompile.data.splits import Row, splits_rows
 from kdcompile.environment.doctor import version
-from kdcompile.latency.host_fingerprint import fingerprint_id
+from kdcompile.latency.environment import fingerprint_id
 from kdcompile.passes.stages import ALL, STAGES, Stage
 from kdcompile.targets import Target
 

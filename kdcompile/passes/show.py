@@ -20,7 +20,7 @@ from kdcompile.passes.manager import Plan
 from kdcompile.passes.refusals import refuse_networks, refuse_settings, warnings_of
 from kdcompile.passes.rules import met_by, student_network
 from kdcompile.passes.stages import STAGES
-from kdcompile.stats.power_analysis import forecast
+from kdcompile.stats.sample_size import forecast
 from kdcompile.targets import Target
 from kdcompile.targets.rules import Violation
 from kdcompile.tasks.metric import GAMES, RMSE, Metric

@@ -26,7 +26,7 @@ from kdcompile.gates.resources import measured_resources
 from kdcompile.gates.speedup import target_speed
 from kdcompile.gates.summary import measurements, part_rows, prediction_rows
 from kdcompile.gates.worst import worst_rows
-from kdcompile.latency.host_fingerprint import fingerprint, fingerprint_id
+from kdcompile.latency.environment import fingerprint, fingerprint_id
 from kdcompile.targets import Target
 from kdcompile.tasks.reference import taught
 from kdcompile.tasks.task import Task, task_of

@@ -13,7 +13,7 @@ from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
-from kdcompile.latency.host_fingerprint import usable_cores
+from kdcompile.latency.environment import usable_cores
 from kdcompile.latency_model.network_cost import Network, params
 from kdcompile.models.cuts import cuts
 from kdcompile.models.shrunk import student_from_architecture

@@ -1,4 +1,4 @@
-"""How far a log latency, or a ratio of two, is known: blocks in processes in builds in runs.
+"""Estimate a log latency ratio and its error from blocks in processes in builds in runs.
 
 Each level is estimated by itself. Inside a process the blocks are drawn with replacement (Davison
 and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Above it there are three
@@ -6,7 +6,7 @@ processes or two builds, and of so few a bootstrap finds too little spread: by a
 in variance, with normal tails where they should be Student's. So there the closed form stands in
 its place, with degrees of freedom, and is moderated (Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004,
 equation 4): the spread that such a level usually has counts like a few more observations. Where
-the measured spread refutes the usual one, it is not drawn towards it: on a restless machine one
+the measured spread refutes the usual one, it is not drawn towards it: on a noisy machine one
 verdict in 20 would be wrong.
 """
 
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kdcompile.stats.bootstrap import resamples
 
 Floats = NDArray[np.float64]
 QUANTILES = (0.5, 0.9, 0.99)
@@ -38,11 +40,11 @@ class Usual:
 
 
 # docs/gates.md says what they were set by
-PAIR = Usual(np.array([0.003, 0.01, 0.05]), 4)  # of a process, between two that ran in turns
+PAIR = Usual(np.array([0.003, 0.01, 0.05]), 4)  # of a process, between two that were interleaved
 PROCESS = Usual(np.array([0.006, 0.02, 0.08]), 4)  # of a process by itself
 BUILD = Usual(np.array([0.006, 0.02, 0.08]), 2)  # builds and runs vary more from place to place
 RUN = Usual(np.array([0.005, 0.02, 0.08]), 2)
-OCCASION = Usual(np.array([0.02, 0.04, 0.1]), 6)  # known badly, and most baselines have one
+SESSION = Usual(np.array([0.02, 0.04, 0.1]), 6)  # known badly, and most baselines have one
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ class Estimate:
         units: how many top units each side has; `(k,)` where the two are paired.
         variances: of each side's mean, by side, or of the ratio where they are paired: [3] each.
         df: degrees of freedom of the variances.
-        level: what the top units are: process, build, run or occasion.
+        level: what the top units are: process, build, run or session.
     """
 
     value: Floats
@@ -81,6 +83,17 @@ class Estimate:
         """Standard error of `value`: [3]."""
         error: Floats = np.sqrt(np.sum(self.variances, axis=0))
         return error
+
+
+def half_width(estimate: Estimate, tail: Floats) -> Floats:
+    """Half of the interval of a log ratio, for the chance `tail` [3] outside on either side: [3].
+
+    Student's t on the estimate's degrees of freedom.
+    """
+    from scipy.special import stdtrit
+
+    width: Floats = stdtrit(estimate.df, 1 - tail) * estimate.error
+    return width
 
 
 def paired(processes: Sequence[Sequence[tuple[Blocks, Blocks]]], seed: int) -> Estimate:
@@ -99,17 +112,17 @@ def paired(processes: Sequence[Sequence[tuple[Blocks, Blocks]]], seed: int) -> E
     return Estimate(whole.value, (len(builds),), (whole.variance,), df, "build")
 
 
-def apart(
+def unpaired(
     sides: Sequence[Sequence[Sequence[Sequence[Blocks]]]],
     seed: int,
-    occasions: Sequence[Sequence[int]] | None = None,
+    sessions: Sequence[Sequence[int]] | None = None,
 ) -> Estimate:
-    """Of two sides that were measured apart: the run is the top level, or the occasion.
+    """Of two sides that were measured apart: the run is the top level, or the session.
 
     Args:
         sides: candidate and reference: runs of builds of processes of blocks.
         seed: of the draws.
-        occasions: by side the occasion of each run; None where all are of one, which then
+        sessions: by side the session of each run; None where all are of one, which then
             touched both sides alike.
     """
     draw = _Draws(seed)
@@ -118,14 +131,14 @@ def apart(
     grouped = _like([run for side in sides for run in side], builds)
     several = any(len(run) > 1 for run in grouped)
     runs = _like(sides, _means(grouped, BUILD)[0] if several else [run[0] for run in grouped])
-    if occasions is None:
+    if sessions is None:
         return _difference(runs, RUN, "run")
     days = [
         [[run for run, own in zip(side, known, strict=True) if own == day] for day in {*known}]
-        for side, known in zip(runs, occasions, strict=True)
+        for side, known in zip(runs, sessions, strict=True)
     ]
     means, _ = _means([day for side in days for day in side], RUN)
-    return _difference(_like(days, means), OCCASION, "occasion")
+    return _difference(_like(days, means), SESSION, "session")
 
 
 def _difference(sides: Sequence[Sequence[Node]], usual: Usual, level: str) -> Estimate:
@@ -175,8 +188,7 @@ class _Draws:
     def __call__(self, count: int) -> NDArray[np.int64]:
         """Indices [DRAWS, count]."""
         if count not in self._known:
-            made = np.random.default_rng([self._seed, count])
-            self._known[count] = made.integers(0, count, (DRAWS, count))
+            self._known[count] = resamples(count, DRAWS, (self._seed, count))
         return self._known[count]
 
 

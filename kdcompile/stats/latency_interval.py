@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdcompile.core.errors import KDError
+from kdcompile.stats.bootstrap import percentile_interval, resampled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
 
-RESAMPLES = 4000
+RESAMPLES = 4000  # of the blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +53,13 @@ def ratio_interval(times: PairedTimes, seed: int) -> tuple[float, float, float]:
             where="paired latency",
             fix="time a larger input, so that one call takes at least some microseconds",
         )
-    picks = _picks(len(times.a), seed)
-    ratios = np.median(times.a[picks], axis=1) / np.median(times.b[picks], axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(np.median(times.a) / np.median(times.b)), float(low), float(high)
+
+    def ratios(picks: Ints) -> Floats:
+        found: Floats = np.median(times.a[picks], axis=1) / np.median(times.b[picks], axis=1)
+        return found
+
+    drawn = percentile_interval(resampled(ratios, len(times.a), RESAMPLES, seed))
+    return float(np.median(times.a) / np.median(times.b)), *drawn
 
 
 def median_interval(samples: Floats, seed: int) -> tuple[float, float, float]:
@@ -63,10 +68,9 @@ def median_interval(samples: Floats, seed: int) -> tuple[float, float, float]:
     Returns:
         `(median, low, high)` in the unit of `samples`.
     """
-    medians = np.median(samples[_picks(len(samples), seed)], axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return float(np.median(samples)), float(low), float(high)
 
+    def medians(picks: Ints) -> Floats:
+        return np.asarray(np.median(samples[picks], axis=1))
 
-def _picks(count: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
+    drawn = percentile_interval(resampled(medians, len(samples), RESAMPLES, seed))
+    return float(np.median(samples)), *drawn

@@ -1,18 +1,26 @@
-"""The verdict on two artifacts' latencies. docs/gates.md has the reasons and what it finds."""
+"""Decide whether the latency of one artifact differs from another's (reasons: docs/gates.md)."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdcompile.core.errors import KDError
-from kdcompile.stats.clock_resolution import coarseness
-from kdcompile.stats.comparison import Comparison, Decision, Ratio
-from kdcompile.stats.explain import reason
-from kdcompile.stats.hierarchical import Estimate, apart
+from kdcompile.stats.comparison import (
+    MIN_BLOCKS,
+    MIN_INFERENCES,
+    Comparison,
+    Decision,
+    Ratio,
+    reason,
+)
+from kdcompile.stats.hierarchical import Estimate, half_width, unpaired
 from kdcompile.stats.hierarchical import paired as in_pairs
-from kdcompile.stats.pairing import by_runs, in_turns, leans
-from kdcompile.stats.sample_size import MIN_BLOCKS, MIN_INFERENCES, half_width, more_blocks
-from kdcompile.stats.samples import Samples
-from kdcompile.stats.sessions import occasions
+from kdcompile.stats.pairing import by_runs, interleaved, leans
+from kdcompile.stats.sample_size import more_blocks
+from kdcompile.stats.samples import Samples, sessions
 
 NAMES = ("p50", "p90", "p99")
 SHARES = (0.8, 0.1, 0.1)  # of the level: an alarm of any of the three is an alarm
@@ -43,7 +51,7 @@ def compare(
         improved      the same downwards
         inconclusive  else
 
-    Disturbed blocks are left out. What was taken in turns was disturbed alike by all that comes
+    Disturbed blocks are left out. What was interleaved was disturbed alike by all that comes
     from outside: where one side was disturbed far more often, it is the artifact's own doing, and
     all blocks count. Taken apart, nothing tells one from the other, and a verdict must hold both
     ways.
@@ -51,9 +59,9 @@ def compare(
     Args:
         candidate: what is judged.
         reference: what it is held against.
-        paired: the two were measured in turns, in the same processes, block beside block. Else
+        paired: the two were interleaved, in the same processes, block next to block. Else
             they are compared from their samples alone, and the run is the top level, or the
-            occasion where they were measured on more than one.
+            session where they were measured on more than one.
         margin: a change of the median that counts as none, as a share.
         level: chance of `regressed` where nothing changed.
         seed: of the draws of blocks.
@@ -89,13 +97,13 @@ def _judge(
 ) -> Comparison:  # fmt: skip
     """A verdict without the disturbed blocks, or on every block."""
     if paired:
-        pairs, left_out = in_turns(*both, every=every)
+        pairs, left_out = interleaved(*both, every=every)
         sides = [[side[i] for build in pairs for side in build] for i in (0, 1)]
         estimate = in_pairs(pairs, seed)
     else:
         runs, started, gone = zip(*(by_runs(side, every=every) for side in both), strict=True)
         sides = [[p for run in side for build in run for p in build] for side in runs]
-        left_out, estimate = sum(gone), apart(runs, seed, occasions(started, both[1].name))
+        left_out, estimate = sum(gone), unpaired(runs, seed, sessions(started, both[1].name))
     blocks = min(sum(len(process) for process in side) for side in sides)
     inferences = min(sum(len(b) for process in side for b in process) for side in sides)
     enough = blocks >= MIN_BLOCKS and inferences >= MIN_INFERENCES
@@ -103,7 +111,7 @@ def _judge(
     ratios = _ratios(estimate, margin, level, coarse, enough=enough)
     decision = _verdict(ratios)
     more = None
-    if decision == "inconclusive" and estimate.level != "occasion":  # measuring on makes no more
+    if decision == "inconclusive" and estimate.level != "session":  # measuring on makes no more
         wanted = _wanted(abs(float(estimate.value[0])), math.log1p(margin)) - coarse
         more = more_blocks(estimate, level * SHARES[0], wanted, blocks, inferences)
     text = reason(decision, ratios, more, estimate, coarse, paired=paired, enough=enough)
@@ -174,3 +182,22 @@ def _verdict(ratios: tuple[Ratio, ...]) -> Decision:
     if any(ratio.decision == "regressed" for ratio in ratios):
         return "regressed"
     return ratios[0].decision
+
+
+Floats = NDArray[np.float64]
+
+
+def coarseness(sides: Sequence[Iterable[Sequence[Floats]]]) -> float:
+    """How far a log ratio of quantiles may be off: one step, half of it for either side.
+
+    The step is the least difference between two latencies, which is next to nothing where the clock
+    is fine, and infinite where all are the same: then no step is known.
+
+    Args:
+        sides: blocks of each process of candidate and reference, in milliseconds.
+    """
+    times = [np.concatenate([b for process in side for b in process]) for side in sides]
+    steps = np.diff(np.unique(np.concatenate(times)))
+    if not len(steps):
+        return float("inf")
+    return float(np.log1p(steps.min() / min(float(np.median(side)) for side in times)))

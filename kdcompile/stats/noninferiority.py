@@ -1,21 +1,21 @@
-"""Is a network no worse than another by more than a margin, on the same photos?
+"""Noninferiority test: a network is worse than another by no more than a margin, on equal images.
 
 With r the reference's metric, s the network's, d how much worse s is (s - r for an error, r - s for
-a rate of right answers), and low, high the one-sided 95 % bounds of d over photos, each with
-both of its errors: by `ratio`, or for a rate by the score interval of paired proportions (`rates`),
+a rate of right answers), and low, high the one-sided 95 % bounds of d over images, each with
+both of its errors: by `ratio_interval`, or for a rate by the score interval of paired proportions,
 the verdict is
 
     failed        d > limit, the point estimate is over its limit;
                   or low > margin, it is worse than the margin allows
-    inconclusive  otherwise, if high > margin, these photos cannot exclude that it is worse;
-                  or if there are fewer than `MIN_IMAGES` photos, two for a rate
+    inconclusive  otherwise, if high > margin, these images cannot exclude that it is worse;
+                  or if there are fewer than `MIN_IMAGES` images, two for a rate
     passed        otherwise
 
 where the limits of an error are shares of r, and those of a rate percentage points. A network over
 the limit by chance fails too: a limit on the point estimate is what was asked for.
 
 The margin of an error moves with r, which is as uncertain as s. So the bounds of d are r times what
-those of the ratio s / r leave (`ratio`), of mean squares for a root mean square.
+those of the ratio s / r leave, of mean squares for a root mean square.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdcompile.core.errors import KDError
-from kdcompile.stats.bootstrap import MIN_IMAGES, interval
+from kdcompile.stats.bootstrap import MIN_IMAGES, interval, ratio_interval
 from kdcompile.stats.proportion_interval import rate_decrease_interval
-from kdcompile.stats.ratio_interval import ratio_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +67,7 @@ def compare(
     Args:
         metric: of the errors.
         reference: errors of the reference, [N].
-        errors: of the network that is judged, on the same photos.
+        errors: of the network that is judged, on the same images.
         margin: as a share, 0.15 of "15%".
         max_increase: the limit of the point estimate, as a share; none if absent.
         seed: of the resampling.
@@ -88,33 +87,33 @@ def check_pairs(reference: Floats, errors: Floats) -> None:
 
     Raises:
         KDError: `accuracy-images`, there are none; `accuracy-unpaired`, they are not of the same
-            photos; `accuracy-nonfinite`, one is no number.
+            images; `accuracy-nonfinite`, one is no number.
     """
     if len(reference) != len(errors):
         raise KDError(
             "accuracy-unpaired",
-            f"{len(errors)} errors are held against {len(reference)}: not of the same test photos",
+            f"{len(errors)} errors do not pair with {len(reference)}: the test images differ",
             where="[data] test",
             fix="kdcompile verify runs both networks on one test split",
         )
     if not len(errors):
         raise KDError(
             "accuracy-images",
-            "there are no test photos, so there is nothing to judge",
+            "there are no test images, so nothing can be decided",
             where="[data] test",
             fix="list the test images in the split's file",
         )
     if not (np.isfinite(reference).all() and np.isfinite(errors).all()):
         raise KDError(
             "accuracy-nonfinite",
-            "an error of a test photo is NaN or infinite",
-            where="the network's output, or the photo's label",
+            "an error of a test image is NaN or infinite",
+            where="the network's output, or the image's label",
             fix="check the weights and the labels; in fp16, a value over 65504 overflows",
         )
 
 
 def least_images(metric: Metric) -> int:
-    """How many photos a bound needs: two of a rate, whose interval is wide by itself."""
+    """How many images a bound needs: two of a rate, whose interval is wide by itself."""
     return 2 if metric.points else MIN_IMAGES
 
 
@@ -125,7 +124,7 @@ def bounds(
     seed: int,
     confidence: float = CONFIDENCE,
 ) -> tuple[float | None, float | None]:
-    """The two-sided interval of how much worse a network is; None for too few photos."""
+    """The two-sided interval of how much worse a network is; None for too few images."""
     if len(errors) < least_images(metric):
         return None, None
     if metric.points:
@@ -159,7 +158,7 @@ def decide(
             shown = f"{metric.name} {metric.text(value)}"
             return "failed", f"{shown} is {relation} the limit of {metric.text(limit)}"
     if low is None or high is None:
-        few, least = f"{n} photo{'s'[: n > 1]}", least_images(metric)
+        few, least = f"{n} image{'s'[: n > 1]}", least_images(metric)
         return "inconclusive", f"{few}, too few for a bound at 95 %: {least} at least"
     allowance = metric.allowance(reference, margin)
     allowed = f"the margin of {metric.difference(allowance)}"

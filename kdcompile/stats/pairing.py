@@ -1,7 +1,8 @@
-"""The blocks that a comparison uses: what was disturbed is left out, what is no latency refused."""
+"""Select the blocks that a comparison uses: undisturbed ones, each with its neighbour."""
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from typing import NoReturn
 
 import numpy as np
@@ -16,10 +17,10 @@ FEWEST = 2  # undisturbed blocks of a process: one alone has no spread, and woul
 Runs = list[list[list[Blocks]]]  # of builds of processes, none of them empty
 
 
-def in_turns(
+def interleaved(
     ours: Samples, theirs: Samples, *, every: bool = False
 ) -> tuple[list[list[tuple[Blocks, Blocks]]], int]:
-    """Neighbouring blocks of two sides that were measured in turns.
+    """Neighbouring blocks of two sides that were interleaved.
 
     A block is used where neither of the two was disturbed, with `every` also else. Processes of
     the same pair of engines are together, in whichever run they were.
@@ -68,8 +69,10 @@ def by_runs(samples: Samples, *, every: bool = False) -> tuple[Runs, list[str], 
     runs: Runs = []
     started = []
     left_out = 0
-    processes = (p for run in samples.runs for build in run.builds for p in build.processes)
-    least = _least(sum(every or not b.disturbed for b in p.blocks) for p in processes)
+    least = _least(
+        sum(every or not b.disturbed for b in process.blocks)
+        for _, _, process in samples.processes()
+    )
     for run in samples.runs:
         builds = []
         for build in run.builds:
@@ -99,7 +102,7 @@ def leans(ours: Samples, theirs: Samples, *, paired: bool) -> str | None:
 
     flags = _disturbed(ours), _disturbed(theirs)
     if paired:
-        # in_turns refuses what does not lie alike
+        # interleaved refuses what does not lie alike
         pairs = [(a, b) for a, b in zip(*flags, strict=False) if len(a) == len(b)]
         flags = [a & ~b for a, b in pairs], [b & ~a for a, b in pairs]
     counts, sizes = ([sum(map(f, side)) for side in flags] for f in (np.sum, np.size))
@@ -117,9 +120,9 @@ def _disturbed(samples: Samples) -> list[NDArray[np.bool_]]:
     """By process, which of its blocks were."""
     return [
         np.array([block.disturbed is not None for block in process.blocks], bool)
-        for run in samples.runs for build in run.builds for process in build.processes
+        for _, _, process in samples.processes()
         if process.blocks
-    ]  # fmt: skip
+    ]
 
 
 def _least(blocks: Iterable[int]) -> int:
@@ -133,43 +136,31 @@ def check(samples: Samples) -> None:
     Raises:
         KDError: `samples-invalid`.
     """
-    for where, block in _places(samples):
-        bad = [ms for ms in block.ms if not (math.isfinite(ms) and ms > 0)]
-        if bad or not block.ms:
-            what = f"a latency of {bad[0]} ms" if bad else "no latency at all"
-            raise KDError(
-                "samples-invalid",
-                f"the samples of {samples.name} hold {what}",
-                where=where,
-                fix="measure again; where times are zero, time a larger input or batch",
-            )
-
-
-def _places(samples: Samples) -> Iterator[tuple[str, Block]]:
-    for r, run in enumerate(samples.runs, 1):
-        for b, build in enumerate(run.builds, 1):
-            for p, process in enumerate(build.processes, 1):
-                for n, block in enumerate(process.blocks, 1):
-                    yield f"run {r}, build {b}, process {p}, block {n}", block
+    for where, _, process in samples.processes():
+        for number, block in enumerate(process.blocks, 1):
+            bad = [ms for ms in block.ms if not (math.isfinite(ms) and ms > 0)]
+            if bad or not block.ms:
+                what = f"a latency of {bad[0]} ms" if bad else "no latency at all"
+                raise KDError(
+                    "samples-invalid",
+                    f"the samples of {samples.name} hold {what}",
+                    where=f"{where}, block {number}",
+                    fix="measure again; where times are zero, time a larger input or batch",
+                )
 
 
 def _pairs(
     ours: Samples, theirs: Samples
 ) -> Iterator[tuple[str, tuple[str, str], tuple[tuple[Block, ...], tuple[Block, ...]]]]:
-    """By process: where it is, the hashes of the two engines, the blocks of both sides."""
-    _same("runs", len(ours.runs), len(theirs.runs), "all")
-    for r, (run, other) in enumerate(zip(ours.runs, theirs.runs, strict=True), 1):
-        _same("builds", len(run.builds), len(other.builds), f"run {r}")
-        for b, (ran, beside) in enumerate(zip(run.builds, other.builds, strict=True), 1):
-            where = f"run {r}, build {b}"
-            _same("processes", len(ran.processes), len(beside.processes), where)
-            for p, (x, y) in enumerate(zip(ran.processes, beside.processes, strict=True), 1):
-                yield f"{where}, process {p}", (ran.sha256, beside.sha256), (x.blocks, y.blocks)
-
-
-def _same(what: str, ours: int, theirs: int, where: str) -> None:
-    if ours != theirs:
-        _unpaired(f"{where}: {ours} {what} against {theirs}")
+    """By process: its position, the hashes of the two engines, the blocks of both sides."""
+    sides = list(ours.processes()), list(theirs.processes())
+    for one, other in zip_longest(*sides):
+        if one is None or other is None or one[0] != other[0]:
+            _unpaired(
+                " against ".join("nothing" if side is None else side[0] for side in (one, other))
+            )
+        (where, ran, process), (_, other_ran, other_process) = one, other
+        yield where, (ran.sha256, other_ran.sha256), (process.blocks, other_process.blocks)
 
 
 def _times(blocks: Iterable[Block]) -> Blocks:
@@ -179,7 +170,7 @@ def _times(blocks: Iterable[Block]) -> Blocks:
 def _unpaired(where: str) -> NoReturn:
     raise KDError(
         "samples-unpaired",
-        "the two sides were not measured in turns: their samples do not lie alike",
+        "the two sample sets have different structure, so they were not interleaved",
         where=where,
         fix="measure both in one run, `kdcompile compare A B` with the two artifacts, or compare "
         "them from their samples alone",

@@ -1,13 +1,17 @@
-"""Latencies as they were taken: blocks of inferences, in processes, of builds, in measuring runs.
+"""Latency samples as they were taken: blocks of inferences in processes, builds, runs, sessions.
 
 What repeats together varies together: inferences of one block share clocks and caches, blocks of
 one process its memory layout, processes of one engine the kernels that its builder chose, and all
 of a run the state of the machine. So a sample keeps its place in this tree.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
+
+from kdcompile.core.errors import KDError
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,25 @@ class Samples:
 
     def blocks(self, *, disturbed: bool = False) -> Iterator[Block]:
         """Every block, with `disturbed` also those that something disturbed."""
-        for run in self.runs:
-            for build in run.builds:
-                for process in build.processes:
-                    yield from (b for b in process.blocks if disturbed or b.disturbed is None)
+        for _, _, process in self.processes():
+            yield from (b for b in process.blocks if disturbed or b.disturbed is None)
+
+    def processes(self) -> Iterator[tuple[str, Build, Process]]:
+        """Every process, with its position in words and the build that it loaded."""
+        for r, run in enumerate(self.runs, 1):
+            for b, build in enumerate(run.builds, 1):
+                for p, process in enumerate(build.processes, 1):
+                    yield f"run {r}, build {b}, process {p}", build, process
+
+    def with_blocks(self, change: Callable[[tuple[Block, ...]], tuple[Block, ...]]) -> "Samples":
+        """The same samples with other blocks in each process."""
+
+        def build(one: Build) -> Build:
+            changed = (replace(process, blocks=change(process.blocks)) for process in one.processes)
+            return replace(one, processes=tuple(changed))
+
+        runs = (replace(run, builds=tuple(map(build, run.builds))) for run in self.runs)
+        return replace(self, runs=tuple(runs))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `samples_from_json` reads them back."""
@@ -89,26 +108,58 @@ class Samples:
 
 
 def samples_from_json(data: Mapping[str, Any]) -> Samples:
-    """What `Samples.to_json` gave.
+    """The samples that `Samples.to_json` gave.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not that; `baseline.py` makes an error of it.
+        ValueError: the data are not such samples, with the first field at fault.
     """
-    return Samples(data["name"], data["sha256"], tuple(_run(run) for run in data["runs"]))
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Samples).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def _run(data: Mapping[str, Any]) -> Run:
-    builds = tuple(
-        Build(build["sha256"], tuple(_process(p) for p in build["processes"]))
-        for build in data["builds"]
-    )
-    return Run(data["started"], dict(data["environment"]), dict(data["mode"]), builds)
+APART = timedelta(minutes=10)  # between runs of two sessions
 
 
-def _process(data: Mapping[str, Any]) -> Process:
-    return Process(
-        tuple(
-            Block(tuple(map(float, b["ms"])), float(b["at_s"]), b["disturbed"])
-            for b in data["blocks"]
-        )
-    )
+def sessions(sides: Sequence[Sequence[str]], where: str = "") -> list[list[int]] | None:
+    """By side, the number of each run's session.
+
+    Args:
+        sides: when each run of a side started: ISO 8601, UTC where it says nothing else.
+        where: for the error.
+
+    Returns:
+        None where all runs of all sides are of one session.
+
+    Raises:
+        KDError: `samples-invalid`, a time that cannot be read.
+    """
+    times = [[_time(text, where) for text in side] for side in sides]
+    ordered = sorted(time for side in times for time in side)
+    begins = [b for a, b in pairwise(ordered) if b - a > APART]
+    if not begins:
+        return None
+    return [[sum(begin <= time for begin in begins) for time in side] for side in times]
+
+
+def days_apart(ours: Samples, theirs: Samples) -> bool:
+    """Whether the two were measured on more than one session."""
+    started = [[run.started for run in side.runs] for side in (ours, theirs)]
+    return sessions(started, theirs.name) is not None
+
+
+def _time(text: str, where: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise KDError(
+            "samples-invalid",
+            f"a run that started at {text!r}, which is no time",
+            where=where,
+            fix="measure again: kdcompile bench ARTIFACT --save FILE",
+        ) from error
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

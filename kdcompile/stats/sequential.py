@@ -1,4 +1,4 @@
-"""Looking at a comparison while it is measured, without more false alarms than one look has.
+"""Group-sequential tests: repeated looks at a comparison that share one false-alarm level.
 
 Who looks after every block and stops at the first alarm finds one in the end, whatever is true. So
 at most `LOOKS` looks are taken, and each may spend only its share of the level: Bonferroni's

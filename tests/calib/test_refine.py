@@ -7,7 +7,6 @@ import pytest
 from onnx import ModelProto
 from refine_networks import badly_scaled, model_of, node, photos, table_of, weights
 
-from kdcompile.calib import keep_if_better as worth_module
 from kdcompile.calib import refine as refinement
 from kdcompile.calib.keep_if_better import Outcome, against, compare
 from kdcompile.calib.qdq import insert_qdq
@@ -15,6 +14,7 @@ from kdcompile.calib.refine import Inputs, Trial, refine
 from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.stats import bootstrap
 from kdcompile.tasks.metric import MAE, RMSE, TOP1
 from kdcompile.tasks.task import find_task
 
@@ -196,5 +196,5 @@ def test_an_interval_is_the_same_however_much_is_drawn_at_a_time(monkeypatch) ->
     sqnr, errors = rng.standard_normal(300), rng.integers(0, 2, 300).astype(float)
     pair = Outcome(sqnr, errors, TOP1), Outcome(sqnr + rng.standard_normal(300), errors[::-1], TOP1)
     found = compare(*pair)
-    monkeypatch.setattr(worth_module, "BATCH_VALUES", 10_000)
+    monkeypatch.setattr(bootstrap, "BATCH_VALUES", 10_000)
     assert compare(*pair) == found

@@ -136,11 +136,11 @@ def test_what_an_undecided_function_is_told_decides(run, speeds, pytester):
 
 def test_on_another_day_a_function_is_told_of_days(run, speeds, pytester, monkeypatch):
     saved(pytester, runs=6)
-    monkeypatch.setattr("kdcompile.stats.sessions.APART", timedelta(0))
+    monkeypatch.setattr("kdcompile.stats.samples.APART", timedelta(0))
     result = run("baseline='b.json'", FUNCTION)
     result.assert_outcomes(failed=1)
     assert "a baseline of more runs, each on another day" in said(result)
-    assert "how much this device moves" in said(result)
+    assert "how much this device varies" in said(result)
 
 
 def test_the_seconds_that_are_named_decide_what_takes_turns(run, speeds, monkeypatch):

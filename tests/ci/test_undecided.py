@@ -10,7 +10,7 @@ from kdcompile.ci.callables import BLOCKS_PER_S
 from kdcompile.ci.mark import Settings
 from kdcompile.ci.pytest_latency import PROCESSES, RUN_S
 from kdcompile.ci.undecided import LONGEST_S, to_decide
-from kdcompile.latency.comparison_report import Judged
+from kdcompile.latency.report import Judged
 from kdcompile.stats.latency_test import compare
 
 

@@ -197,7 +197,7 @@ def test_via_without_an_engine(folder, command):
     seal(folder / "bundle")
     refusal(
         command("run", "bundle", "photo.png", "--via", "python:x"),
-        "engine-missing", "no engine is to be run", "leave out --via",
+        "engine-missing", "--via needs an engine", "leave out --via",
     )  # fmt: skip
 
 

@@ -12,8 +12,7 @@ from PIL import Image
 
 import kdcompile.bundle
 from kdcompile.core.errors import KDError
-from kdcompile.data.decode import decoded
-from kdcompile.data.photo import read_pixels
+from kdcompile.data.photo import decoded, read_pixels
 from kdcompile.data.preprocess import Preprocess
 
 INFER = Path(kdcompile.bundle.__file__).parent / "templates" / "infer.py"

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcompile.data.density import density_maps
+from kdcompile.data.targets import density_maps
 
 coordinate = st.one_of(st.sampled_from([0.0, 63.999]), st.floats(0, 63.5, width=32))
 

@@ -12,8 +12,8 @@ from scipy.io import savemat
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
-from kdcompile.data.pool import load_pool, pool_rows
-from kdcompile.data.splits import load_splits, splits_digest, splits_rows
+from kdcompile.data.pool import load_pool
+from kdcompile.data.splits import load_splits, splits_digest
 
 SPLITS = ("train", "val", "test")
 
@@ -44,12 +44,6 @@ def _pool(data, **changes):
 
 def _names(pool):
     return [photo.name for photo in pool.photos]
-
-
-def _rows(data, **changes):
-    data = data.model_copy(update=changes)
-    hasher = Hasher(data.root / "hashes.json")
-    return pool_rows(data, data.root, hasher, splits_rows(data, data.root, hasher))
 
 
 def test_of_a_folder_what_no_split_holds(jsonl):
@@ -190,31 +184,9 @@ def test_a_factory(tmp_path):
     assert all(photo.label is None for photo in pool.photos)
 
 
-def test_the_marks_are_of_what_is_left(jsonl):
-    before = _rows(jsonl)
-    assert [name for name, _, _ in before] == ["images/3.png", "images/4.png"]
-    (jsonl.root / "images" / "3.png").touch()
-    assert _rows(jsonl) == before
-    _image(jsonl.root / "images" / "5.png", 200)
-    assert len(_rows(jsonl)) == 3
-    (jsonl.root / "train.txt").write_text("images/0.png\nimages/3.png\n")
-    with (jsonl.root / "annotations.jsonl").open("a") as stream:
-        stream.write('\n{"image": "images/3.png", "points": []}')
-    assert [name for name, _, _ in _rows(jsonl)] == ["images/4.png", "images/5.png"]
-
-
-def test_the_marks_of_an_archive(tmp_path):
-    np.savez(tmp_path / "d.npz", x=IMAGES, y=np.arange(20) % 4)
-    np.savez(tmp_path / "p.npz", x=IMAGES[9:])
-    data = Data(format="npz", root=tmp_path, unlabelled="p.npz", **PARTS)
-    before = _rows(data)
-    assert before == _rows(data)
-    assert before != _rows(data, unlabelled="p.npz[2:]")
-    assert before != _rows(data, test="d.npz@0[7:8]")
-    np.savez(tmp_path / "p.npz", x=IMAGES[8:])
-    assert before != _rows(data)
+def test_a_spec_that_names_no_pool(jsonl):
     with pytest.raises(KDError) as error:
-        _rows(data, unlabelled=None)
+        _pool(jsonl.model_copy(update={"unlabelled": None}))
     assert error.value.code == "pool-unset"
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdcompile.debug.names import module_for
 from kdcompile.debug.show import finding_lines
+from kdcompile.debug.tensors import module_for
 
 PRECISIONS = ("fp32", "fp16", "int8")
 # node, module, and what the reason says

@@ -17,10 +17,10 @@ from kdcompile.core.files import file_sha256
 from kdcompile.core.report import Report
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.debug import from_bundle
-from kdcompile.debug.from_bundle import bundle_ladder
+from kdcompile.debug import sources
 from kdcompile.debug.locate import locate
 from kdcompile.debug.runners import OnnxSide
+from kdcompile.debug.sources import bundle_ladder
 from kdcompile.debug.variants import climb
 from kdcompile.onnx_graph.fp16 import to_fp16
 from kdcompile.remote.board import facts_of
@@ -183,7 +183,7 @@ def test_what_is_built_to_look_inside_is_the_shipped_engine_with_outputs(
         board, shapes = near.board(load("h100")), (SHAPE, SHAPE, SHAPE)
         built = engine.build(place, board, folder / "model.onnx", "fp16", asked, shapes)
         engine.bring(place, built, folder / "model.engine")
-    monkeypatch.setattr(from_bundle, "open_place", near.open)
+    monkeypatch.setattr(sources, "open_place", near.open)
     manifest = listed(folder, "fp16")
     with bundle_ladder(folder, manifest, report, False, (None, "tensorrt")) as ladder:
         steps = climb(ladder)

@@ -17,7 +17,7 @@ from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.core.store import Artifact
-from kdcompile.debug import from_spec
+from kdcompile.debug import sources
 from kdcompile.debug.locate import locate
 from kdcompile.debug.variants import climb
 from kdcompile.export.onnx_file import onnx_from_module
@@ -63,11 +63,11 @@ def made(faults, photos, network, spec, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def the_student(monkeypatch, network):
-    monkeypatch.setattr(from_spec, "trained", lambda spec, distilled: network)
+    monkeypatch.setattr(sources, "trained", lambda spec, distilled: network)
 
 
 def test_a_build_climbs_every_rung(spec, made):
-    with from_spec.spec_ladder(spec, load("cpu"), made, None, 6) as ladder:
+    with sources.spec_ladder(spec, load("cpu"), made, None, 6) as ladder:
         steps = climb(ladder)
     found = {step.name: step.verdict for step in steps}
     assert found == {"pytorch": "reference", "exported": "passed", "onnx": "passed",
@@ -78,7 +78,7 @@ def test_a_build_climbs_every_rung(spec, made):
 
 
 def test_a_failed_export_is_climbed_to_its_onnx_file(spec, made, network, monkeypatch):
-    written = from_spec.onnx_from_module
+    written = sources.onnx_from_module
 
     def wrong(module, path, *more):
         model = written(module, path, *more)
@@ -88,7 +88,7 @@ def test_a_failed_export_is_climbed_to_its_onnx_file(spec, made, network, monkey
         onnx.save(model, path)
         return model
 
-    monkeypatch.setattr(from_spec, "onnx_from_module", wrong)
+    monkeypatch.setattr(sources, "onnx_from_module", wrong)
 
     def refused(stage):
         raise KDError("export-parity", "the student's ONNX differs", fix="look for operators")

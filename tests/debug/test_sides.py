@@ -12,10 +12,9 @@ from kdcompile.backends import engine
 from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
 from kdcompile.core.errors import KDError
-from kdcompile.debug.expose import exposed, stored
 from kdcompile.debug.locate import locate
-from kdcompile.debug.program import exported_program
-from kdcompile.debug.runners import EngineSide, ModuleSide, OnnxSide, ProgramSide
+from kdcompile.debug.runners import EngineSide, ModuleSide, OnnxSide, ProgramSide, exported_program
+from kdcompile.debug.tensors import exposed, stored
 from kdcompile.debug.tolerance import Tolerance
 from kdcompile.debug.variants import Ladder, Rung, climb
 from kdcompile.onnx_graph.fp16 import to_fp16

@@ -10,7 +10,7 @@ from kdcompile.gates.context import Earlier
 from kdcompile.gates.decidable import decidable
 from kdcompile.gates.previous import previous
 from kdcompile.gates.subgroups import strata
-from kdcompile.stats.least_images import MOST, least_number
+from kdcompile.stats.sample_size import MOST, least_number
 from kdcompile.tasks.task import find_task
 
 GATES = {"accuracy": accuracy, "strata": strata, "flips": flips, "previous": previous}

@@ -134,7 +134,7 @@ def test_too_few_photos_are_never_a_pass(context, n) -> None:
     result = accuracy(AccuracyGate(max_increase="900%", margin="900%"), same)
     assert result.verdict == ("passed" if n == MIN_IMAGES else "inconclusive")
     if n < MIN_IMAGES:
-        assert f"{n} photo" in result.reason
+        assert f"{n} image" in result.reason
         assert f"{MIN_IMAGES} at least" in result.reason
         assert result.measurements[0].low is None
 

@@ -5,7 +5,7 @@ import pytest
 
 from kdcompile.stats import bootstrap
 from kdcompile.stats.noninferiority import compare
-from kdcompile.stats.power_analysis import forecast
+from kdcompile.stats.sample_size import forecast
 from kdcompile.tasks.metric import MAE, RMSE, TOP1
 
 

@@ -39,7 +39,7 @@ def test_a_part_with_too_few_photos_is_inconclusive(make_context):
     context = make_context("counting", *crowd(21, (1, 1, 1)))
     result = strata(StrataGate(margin="500%"), context)
     assert result.verdict == "inconclusive"
-    assert "7 photos, too few" in result.reason
+    assert "7 images, too few" in result.reason
 
 
 def test_classes_are_parts_by_their_names(make_context):

@@ -16,7 +16,7 @@ from kdcompile.core.measurement import Settings
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact, Store
 from kdcompile.gates import measure
-from kdcompile.latency import cpu_contention
+from kdcompile.latency import interference
 from kdcompile.passes import verify
 
 SIDE = 24
@@ -100,7 +100,7 @@ def estimate(ms: float) -> dict[str, object]:
 @pytest.fixture
 def step(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "TIMING", Settings(seconds=0.05))
-    monkeypatch.setattr(cpu_contention, "crowded", lambda run: (run(), 0.0))  # whatever else runs
+    monkeypatch.setattr(interference, "crowded", lambda run: (run(), 0.0))  # whatever else runs
     (tmp_path / "data.py").write_text(FACTORY)
     (tmp_path / "kdcompile.toml").write_text(SPEC)
     return make_step(tmp_path, "int8", 0.99)
@@ -217,7 +217,7 @@ def test_strata_and_flips_are_judged_where_the_spec_asks(step, tmp_path) -> None
     _, report = run(make_step(tmp_path, "int8", 0.99, asked), tmp_path, "jetson")
     found = {gate.name: gate for gate in report.gates}
     assert found["strata"].verdict == "inconclusive"  # three photos each
-    assert "3 photos, too few" in found["strata"].reason
+    assert "3 images, too few" in found["strata"].reason
     assert found["flips"].verdict == "passed"
     assert {"strata@device", "flips@device"} <= set(found)
     assert (report.exit_code, report.verdict) == (3, "failed: speedup")
@@ -255,7 +255,7 @@ def test_the_deployed_file_is_timed_where_here_is_the_target(step, tmp_path, tar
 def test_a_speed_beside_other_work_decides_nothing(
     step, tmp_path, monkeypatch, others, verdict, minimum
 ) -> None:
-    monkeypatch.setattr(cpu_contention, "crowded", lambda run: (run(), others))
+    monkeypatch.setattr(interference, "crowded", lambda run: (run(), others))
     asked = make_step(tmp_path, "int8", 0.99, (f"gates.speedup.min={minimum}",))
     _, report = run(asked, tmp_path)
     speed = next(g for g in report.gates if g.name == "speedup")
@@ -267,7 +267,7 @@ def test_a_speed_beside_other_work_decides_nothing(
 
 def test_another_device_is_not_timed_again_beside_other_work(step, tmp_path, monkeypatch) -> None:
     runs = []
-    monkeypatch.setattr(cpu_contention, "crowded", lambda run: (runs.append(0) or run(), 0.9))
+    monkeypatch.setattr(interference, "crowded", lambda run: (runs.append(0) or run(), 0.9))
     _, report = run(step, tmp_path, "jetson")
     assert len(runs) == 1
     (speed,) = (m for m in report.measurements if m.name == "speed-up" and m.evidence == "host")

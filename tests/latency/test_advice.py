@@ -4,10 +4,9 @@ import pytest
 from bench_samples import made
 
 from kdcompile.latency.advice import to_decide
-from kdcompile.latency.budget import Effort
 from kdcompile.latency.compare import Plan
-from kdcompile.latency.comparison_report import Judged
-from kdcompile.latency.settings import Mode
+from kdcompile.latency.report import Judged
+from kdcompile.latency.settings import Effort, Mode
 from kdcompile.stats.comparison import Comparison
 
 

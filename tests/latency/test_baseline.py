@@ -15,8 +15,8 @@ from kdcompile.latency.baseline import (
     make_baseline,
     read_baseline,
 )
-from kdcompile.latency.baseline_author import author
-from kdcompile.latency.summary import disturbances, summary
+from kdcompile.latency.baseline_store import author
+from kdcompile.latency.report import disturbances, summary
 from kdcompile.stats.samples import Block
 
 

@@ -8,11 +8,10 @@ from sshd import running_sshd
 
 from kdcompile.core.errors import KDError
 from kdcompile.latency.baseline import make_baseline
-from kdcompile.latency.budget import Effort
 from kdcompile.latency.compare import Measurement, Plan
 from kdcompile.latency.environment import look
 from kdcompile.latency.interference import COOLING, LEAST, Past, watch_of
-from kdcompile.latency.settings import Mode
+from kdcompile.latency.settings import Effort, Mode
 from kdcompile.latency.subject import find_subject
 from kdcompile.remote.agent.machine import THREADS
 from kdcompile.remote.open import open_place

@@ -1,8 +1,8 @@
 import pytest
 from benching import Machine
 
-from kdcompile.latency import cpu_contention as module
-from kdcompile.latency.cpu_contention import crowded, quietest
+from kdcompile.latency import interference as module
+from kdcompile.latency.interference import crowded, quietest
 
 
 @pytest.mark.parametrize(("own", "others", "share"), [(0.9, 0.0, 0.0), (0.5, 1.5, 0.75)])

@@ -6,8 +6,7 @@ import pytest
 from benching import CPU, GPU, Machine
 
 from kdcompile.latency.compatibility import differing, record
-from kdcompile.latency.environment import look
-from kdcompile.latency.host_fingerprint import usable_cores
+from kdcompile.latency.environment import look, usable_cores
 from kdcompile.remote.agent.machine import affinity, facts
 from kdcompile.remote.agent.signals import sensors, signals
 from kdcompile.remote.local import LocalPlace

@@ -4,8 +4,16 @@ import pytest
 from benching import Clock, Machine
 
 from kdcompile.latency import nvidia_smi
-from kdcompile.latency.interference import COOLING, LEAST, Past, Watch, rates
-from kdcompile.latency.telemetry import Reading, read, reading
+from kdcompile.latency.interference import (
+    COOLING,
+    LEAST,
+    Past,
+    Reading,
+    Watch,
+    rates,
+    read,
+    reading,
+)
 from kdcompile.remote.agent.signals import sensors
 
 BLOCK_S = 0.8  # long against a tick of /proc/stat, so that shares come out exactly

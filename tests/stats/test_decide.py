@@ -12,8 +12,9 @@ from judged_samples import built, edited
 from scipy.special import stdtrit
 
 from kdcompile.stats import latency_test
+from kdcompile.stats.comparison import MIN_INFERENCES
 from kdcompile.stats.latency_test import compare
-from kdcompile.stats.sample_size import MIN_BLOCKS, MIN_INFERENCES
+from kdcompile.stats.sample_size import MIN_BLOCKS
 
 ONE = {"runs": 1}
 
@@ -210,7 +211,7 @@ def test_builds_are_a_level_above_processes():
 
 def test_processes_of_one_pair_of_engines_belong_together_in_any_run():
     a, b = made(runs=2, seed=1), made(runs=2, seed=2)
-    assert "in turns, 6 processes" in compare(a, b, paired=True).reason
+    assert "interleaved, 6 processes" in compare(a, b, paired=True).reason
 
 
 @pytest.mark.parametrize("paired", [True, False])

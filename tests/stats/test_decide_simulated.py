@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdcompile.stats.hierarchical import apart, paired
+from kdcompile.stats.hierarchical import paired, unpaired
 
 QUANTILE = 2.576  # of the normal distribution, 99.5 %
 
@@ -85,7 +85,7 @@ def test_runs_apart_are_covered(runs):
             for level in levels
         ]
 
-    found = [apart((side(1), side(runs)), 0) for _ in range(200)]
+    found = [unpaired((side(1), side(runs)), 0) for _ in range(200)]
     assert {(e.level, e.units) for e in found} == {("run", (1, runs))}
     assert alarms(found) <= 0.02
 

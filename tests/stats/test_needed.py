@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from kdcompile.stats.hierarchical import Estimate
-from kdcompile.stats.sample_size import MIN_BLOCKS, MIN_INFERENCES, half_width, more_blocks
+from kdcompile.stats.comparison import MIN_BLOCKS, MIN_INFERENCES
+from kdcompile.stats.hierarchical import Estimate, half_width
+from kdcompile.stats.sample_size import more_blocks
 
 
 def estimate(*variances, units=(3,), df=6):

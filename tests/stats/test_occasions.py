@@ -7,8 +7,7 @@ import pytest
 
 from kdcompile.core.errors import KDError
 from kdcompile.stats.latency_test import compare
-from kdcompile.stats.samples import Block, Build, Process, Run, Samples
-from kdcompile.stats.sessions import occasions
+from kdcompile.stats.samples import Block, Build, Process, Run, Samples, sessions
 
 
 def samples(ms, started, runs=3, seed=0):
@@ -34,24 +33,24 @@ MORNING, LATER = "2026-01-01T08:00", "2026-01-02T09:30"
 
 
 def test_runs_that_follow_each_other_are_one_occasion():
-    assert occasions([["2026-01-01T08:00:00"], ["2026-01-01T08:09:59", "2026-01-01T08:19"]]) is None
+    assert sessions([["2026-01-01T08:00:00"], ["2026-01-01T08:09:59", "2026-01-01T08:19"]]) is None
 
 
 def test_a_chain_of_short_gaps_is_one_occasion_and_a_long_gap_begins_another():
     sides = [["2026-01-01T08:19:00"], ["2026-01-01T08:00:00", "2026-01-01T09:00:00+00:00"]]
-    assert occasions(sides) == [[1], [0, 2]]
+    assert sessions(sides) == [[1], [0, 2]]
     sides[1].append("2026-01-01T08:10:00")
-    assert occasions(sides) == [[0], [0, 1, 0]]
+    assert sessions(sides) == [[0], [0, 1, 0]]
 
 
 def test_other_time_zones_are_read():
-    assert occasions([["2026-01-01T08:00:00+02:00"], ["2026-01-01T06:05:00"]]) is None
+    assert sessions([["2026-01-01T08:00:00+02:00"], ["2026-01-01T06:05:00"]]) is None
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", None, 7])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(KDError, match="no time") as caught:
-        occasions([[text], ["2026-01-01T08:00:00"]], "net")
+        sessions([[text], ["2026-01-01T08:00:00"]], "net")
     assert caught.value.code == "samples-invalid"
 
 
@@ -62,7 +61,7 @@ def test_a_slower_day_is_no_regression():
     assert found.decision == "inconclusive"
     assert found.more_blocks is None  # measuring on does not help
     assert "baseline update --add" in found.reason
-    assert "1 occasion against 1" in found.reason
+    assert "1 session against 1" in found.reason
     at_once = samples(1.07, "2026-01-01T08:05", 1, seed=1)
     assert compare(at_once, reference, paired=False).decision == "regressed"
 

@@ -55,7 +55,7 @@ def _split(data: Data, split: str) -> list[Entry]:
             "split-ambiguous",
             f"the {split} split has folders of classes and a {TABLE}",
             where=str(given),
-            fix=f"remove {TABLE} to classify, or move the images beside it to predict its values",
+            fix=f"remove {TABLE} to classify, or move the images next to it to predict values",
         )
     if table.is_file():
         return _table(data.root, table, split)

@@ -34,6 +34,7 @@ from kdcompile.search.predictors.teacher_features import (
     weighed,
 )
 from kdcompile.search.predictors.worker_pool import evaluate_all
+from kdcompile.stats.bootstrap import resamples
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import Task, task_of
 
@@ -250,8 +251,7 @@ def paired_increase(task: Task, whole: Floats, damaged: Floats, seed: int) -> tu
 
     No rate is known to less than one of the photos, though all of them be answered alike.
     """
-    metric, random = task.metric, np.random.default_rng(seed)
-    picks = random.integers(len(whole), size=(RESAMPLES, len(whole)))
+    metric, picks = task.metric, resamples(len(whole), RESAMPLES, seed)
     spread = metric.worse_by(metric.of(damaged[picks], -1), metric.of(whole[picks], -1))
     least = 1 / len(whole) if metric.points else 0.0
     increase = float(metric.worse_by(metric(damaged), metric(whole)))

@@ -1,0 +1,233 @@
+"""Parity variants of a build, on validation images, or of a bundle, on its reference inputs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.backends import engine
+from kdcompile.backends.parity_inputs import incomplete, read_carried, source_of
+from kdcompile.backends.predict import predict_outputs
+from kdcompile.config.board import Board
+from kdcompile.config.gates import fraction
+from kdcompile.config.spec import Spec
+from kdcompile.core.files import file_sha256, scratch
+from kdcompile.core.report import Report
+from kdcompile.core.store import Artifact
+from kdcompile.data.splits import evenly, load_splits
+from kdcompile.debug.runners import ModuleSide, ProgramSide, Side, exported_program
+from kdcompile.debug.tolerance import Tolerance, of_classes, of_numbers
+from kdcompile.debug.variant import Shipped, last_rung, onnx_rung, rounded_rung, tolerance_of
+from kdcompile.debug.variants import Ladder, Rung
+from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.models.trained import trained
+from kdcompile.remote.board import facts_of
+from kdcompile.remote.open import Place, open_place
+from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import Task, find_task, task_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdcompile.targets import Target
+
+DERIVED_FROM = 64  # validation photos that the tolerance rests on, at least
+FILES = {
+    "fp16": ("export", "student_fp16.onnx"),
+    "int8": ("calibrate", "student_int8.onnx"),
+    "fp8": ("calibrate", "student_fp8.onnx"),
+}
+NO_ENGINE_BUILT = "the build made no engine; name the place that makes one: --via PLACE"
+UNEXPORTED = "the build stops at its export, which this ladder looks into"
+
+
+@contextmanager
+def spec_ladder(
+    spec: Spec,
+    target: "Target",
+    made: Mapping[str, Artifact],
+    board: Board | None,
+    images: int,
+) -> Iterator[Ladder]:
+    """The ladder of a build, on its validation images.
+
+    Args:
+        spec: of the build.
+        target: of the build.
+        made: its artifacts, of distill, export, calibrate and compile.
+        board: where its engine was built; None where none was.
+        images: to run, spread over the split.
+
+    Raises:
+        KDError: the data's, the weights', the exporter's or the board's.
+    """
+    (foot, _), compiled = _foot(spec, made["distill"], images), made["compile"]
+    shipped = Shipped(
+        precision=compiled.json("choice.json")["precision"],
+        model=compiled.file("model.onnx"),
+        engine=compiled.file("model.engine") if "model.engine" in compiled.files else None,
+        by_runtime=target.kind == "cpu" and board is None,
+    )
+    files = {
+        precision: made[stage].file(name)
+        for precision, (stage, name) in FILES.items()
+        if name in made[stage].files
+    }
+    fp32 = made["export"].file("student.onnx"), made["export"].files["student.onnx"]
+    with ExitStack() as stack:
+        place = None
+        if board is not None and shipped.engine is not None:
+            place = stack.enter_context(engine.at(board)), board
+        more = onnx_rung(fp32[0]), rounded_rung(shipped, files, fp32[1])
+        yield replace(foot, rungs=[*foot.rungs, *more, last_rung(shipped, place, NO_ENGINE_BUILT)])
+
+
+@contextmanager
+def export_ladder(
+    spec: Spec, target: "Target", distilled: Artifact, images: int
+) -> Iterator[Ladder]:
+    """The first three rungs, for a network that the export stage refuses for its outputs.
+
+    Raises:
+        KDError: as `spec_ladder`.
+    """
+    foot, module = _foot(spec, distilled, images)
+    with scratch() as folder:
+        path = Path(folder) / "student.onnx"
+        onnx_from_module(
+            module, path, spec.export.profile, target.max_opset, target.ir_version,
+            foot.task.output,
+        )  # fmt: skip
+        absent = [Rung(name, "", absent=UNEXPORTED) for name in ("rounded", "engine")]
+        yield replace(foot, rungs=[*foot.rungs, onnx_rung(path), *absent])
+
+
+def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Module]":
+    """The ladder's first two rungs, the trained module and its exported program, and the module."""
+    task, prepare = task_of(spec), preprocess_of(spec)
+    photos = load_splits(spec.data, spec.folder).val
+    many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
+    module, gate = trained(spec, distilled), spec.gates.accuracy
+    metric = task.selection_metric(gate.metric)
+    inputs, frames = predict_outputs(lambda image: image, few, prepare)
+    first = ModuleSide(module, inputs[0])
+    outputs, lie = predict_outputs(lambda image: first.run(image)[first.output], many, prepare)
+    true = [task.truth(photo) for photo in many]
+    program = ProgramSide(exported_program(module, spec.export.profile))
+    ladder = Ladder(
+        rungs=[
+            Rung("pytorch", "the trained module", side=first),
+            Rung("exported", "torch.export's program", side=program),
+        ],
+        images=inputs,
+        task=task,
+        metric=metric,
+        true=[task.truth(photo) for photo in few],
+        tolerance=tolerance_of(task, metric, fraction(gate.margin), outputs, lie, true),
+        min_sqnr_db=spec.gates.parity.min_sqnr_db,
+        source=f"{len(few)} of {len(photos)} validation images",
+        frames=frames,
+    )
+    return ladder, module
+
+
+Floats = NDArray[np.float32]
+NO_ENGINE_CARRIED = (
+    "the bundle has no engine: kdcompile build --via PLACE makes one, or a merge brings one"
+)
+UNUSED = "the bundle has an engine; name the place that runs it: --via PLACE"
+IN_SPEC = "a bundle carries no PyTorch network; name the spec instead"
+BEFORE = (
+    Rung("pytorch", "the trained module", absent=IN_SPEC),
+    Rung("exported", "torch.export's program", absent=IN_SPEC),
+)
+
+
+@contextmanager
+def bundle_ladder(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    report: Report,
+    on_cpu: bool,
+    via: tuple[str | None, str] | None,
+) -> Iterator[Ladder]:
+    """The ladder of what a bundle carries.
+
+    Args:
+        folder: of the bundle, checked against its manifest.
+        manifest: of the bundle.
+        report: of the bundle.
+        on_cpu: its target is a CPU, where ONNX Runtime runs it if there is no engine.
+        via: where its engine runs and the worker's backend there; None for none.
+
+    Raises:
+        KDError: `parity-incomplete`, with what the bundle lacks; `engine-unknown`; the place's.
+    """
+    files = manifest["files"]
+    carried = read_carried(folder, files, folder / str(manifest["preprocess"]))
+    shipped, gates = _shipped(folder, manifest, on_cpu), carried.gates
+    task = find_task(str(manifest["task"]))
+    metric = task.selection_metric(gates["accuracy"]["metric"])
+    fp32 = onnx_rung(carried.fp32)
+    assert fp32.side is not None, "the fp32 file runs here"
+    share, inputs = fraction(gates["accuracy"]["margin"]), carried.inputs
+    tolerance = _bundle_tolerance(folder, report, task, metric, share, fp32.side, inputs)
+    absent = NO_ENGINE_CARRIED if shipped.engine is None else UNUSED
+    with _place(via) as place:
+        rounded = rounded_rung(shipped, carried.files, file_sha256(carried.fp32))
+        yield Ladder(
+            rungs=[*BEFORE, fp32, rounded, last_rung(shipped, place, absent)],
+            images=inputs,
+            task=task,
+            metric=metric,
+            true=None,
+            tolerance=tolerance,
+            min_sqnr_db=float(gates["parity"]["min_sqnr_db"]),
+            source=f"the {len(inputs)} reference inputs of the bundle",
+            frames=carried.frames,
+        )
+
+
+def _shipped(folder: Path, manifest: Mapping[str, Any], on_cpu: bool) -> Shipped:
+    """What the bundle ships; of an engine as its record says, which a board may have chosen."""
+    name = manifest.get("engine")
+    if name is None:
+        model = folder / str(manifest["model"])
+        return Shipped(str(manifest["precision"]), model, None, by_runtime=on_cpu)
+    engine = folder / str(name)
+    precision, model = source_of(engine, folder, manifest["files"])
+    return Shipped(precision, model, engine, by_runtime=False)
+
+
+@contextmanager
+def _place(via: tuple[str | None, str] | None) -> Iterator[tuple[Place, Board] | None]:
+    """The place that runs the engine, and its facts."""
+    if via is None:
+        yield None
+        return
+    with open_place(*via) as opened:
+        yield opened, Board(*via, opened.label, facts_of(opened.about), "host")
+
+
+def _bundle_tolerance(
+    folder: Path,
+    report: Report,
+    task: Task,
+    metric: Metric,
+    share: float,
+    fp32: Side,
+    inputs: Sequence[Floats],
+) -> Tolerance:
+    """From the predictions that the report lists; for classes from the reference inputs' logits."""
+    if metric.points:
+        return of_classes(metric, share, [fp32.run(image)[fp32.output] for image in inputs])
+    rows = report.details.get("predictions") or []
+    if not rows or "student_fp32" not in rows[0]:
+        raise incomplete(folder, ["predictions of the test photos (report.json)"])
+    predicted, true = (np.array([row[k] for row in rows]) for k in ("student_fp32", "true"))
+    return of_numbers(task, metric, share, predicted, true)
