@@ -17,7 +17,7 @@ DOCUMENTS += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")
 BUILD = "kdcompile build crowd --target jetson\n"
 # `make demo` runs it as it is; here a few steps show that it runs, and not how well or fast
 QUICK = (
-    *AT_64, "distill.steps=4", "distill.evaluations=1", "data.train=train:16", "data.val=val:8",
+    *AT_64, "distill.steps=12", "distill.evaluations=1", "data.train=train:24", "data.val=val:8",
     "data.test=test:16", "gates.accuracy.required=false", "gates.speedup.required=false",
 )  # fmt: skip
 
