@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from distill_arms import Arm, Source, card, claim, with_steps
 from distill_files import Results
+from reference_networks import macs
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -28,7 +29,7 @@ from kdcompile.distill.state import State
 from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device
 from kdcompile.kernels import ran
-from kdcompile.latency_model.module_cost import macs, operations, params
+from kdcompile.latency_model.network_cost import params
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import find_task
 
@@ -279,5 +280,4 @@ def _sizes(student: nn.Module) -> dict[str, Any]:
     """Parameters, and MACs at the size that students are compared at."""
     channels = next(iter(student.parameters())).shape[1]
     shape = (1, channels, *PRICED[2:])
-    found = operations(student, shape)
-    return {"params": params(student), "macs": macs(found), "macs_shape": list(shape)}
+    return {"params": params(student), "macs": macs(student, shape), "macs_shape": list(shape)}

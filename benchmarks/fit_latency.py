@@ -21,12 +21,13 @@ from torch import nn
 from kdcompile.core.files import write_text
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model import reference_kernels
-from kdcompile.latency_model.kernels import Precision, kernels_of
+from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.parameters import Efficiencies, elsewhere, fit, priors
 from kdcompile.latency_model.validate import observations
+from kdcompile.latency_model.workload import Precision
 from kdcompile.models.csrnet import CSRNet
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
 from kdcompile.targets.fixtures import load_fixtures
 
 TARGETS = Path(__file__).parents[1] / "targets"

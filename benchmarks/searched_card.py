@@ -31,7 +31,7 @@ from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.manager import Plan, make_plan
 from kdcompile.search.on_device import measure
-from kdcompile.search.spaces.arch_string import short
+from kdcompile.search.report import short
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import find_task
 

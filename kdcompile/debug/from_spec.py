@@ -19,7 +19,7 @@ from kdcompile.debug.runners import ModuleSide, ProgramSide
 from kdcompile.debug.variant import Shipped, last_rung, onnx_rung, rounded_rung, tolerance_of
 from kdcompile.debug.variants import Ladder, Rung
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.models.trained import trained
+from kdcompile.models.shrunk import trained
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import find_task
 

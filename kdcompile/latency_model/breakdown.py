@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdcompile.latency_model.kernels import Kernel
 from kdcompile.latency_model.predict import Estimate, Part
+from kdcompile.latency_model.workload import Kernel
 
 TOKEN_AXES = 3  # [N, tokens, C]
 

@@ -168,7 +168,7 @@ def _fitted(
         "mode": target.power_mode,
         "measured": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "place": board.label,
-        "machine": _machine(board, via),
+        "machine": cpu() if board.facts["gpu"] is None and via is None else board.machine,
         "backend": board.backend,
         "backend_version": board.version,
     }
@@ -213,12 +213,11 @@ def _best(
     widths = (target.channel_tile, *(VECTORS if target.kind == "cpu" else ()))
     known = [replace(target, channel_tile=width) for width in dict.fromkeys(widths)]
     fits = [(each, fit(_observations(rows, each), prior)) for each in known]
-    return min(fits, key=lambda pair: fmean(_logs(_observations(rows, pair[0]), pair[1])))
 
+    def misfit(pair: tuple[Target, Efficiencies]) -> float:
+        return fmean(abs(math.log1p(e)) for e in _errors(_observations(rows, pair[0]), pair[1]))
 
-def _logs(observations: Sequence[Observation], efficiencies: Efficiencies) -> list[float]:
-    """How far predicted and measured are apart, as absolute logarithms."""
-    return [abs(math.log1p(error)) for error in _errors(observations, efficiencies)]
+    return min(fits, key=misfit)
 
 
 def _observations(rows: Sequence[Timed], target: Target) -> list[Observation]:
@@ -234,13 +233,6 @@ def _observations(rows: Sequence[Timed], target: Target) -> list[Observation]:
 def _errors(observations: Sequence[Observation], efficiencies: Efficiencies) -> list[float]:
     """Relative errors of the predictions."""
     return [predicted_ms(o, efficiencies) / o.ms - 1 for o in observations]
-
-
-def _machine(board: Board, via: str | None) -> str:
-    """The device's own name; of this machine without a GPU its processor."""
-    if board.facts["gpu"] is None and via is None:
-        return cpu()
-    return board.machine
 
 
 def _gpu_mhz(about: Mapping[str, Any]) -> float | None:

@@ -99,7 +99,10 @@ def flow_of(model: ModelProto, shape: Sequence[int], float32_as: str = "fp32") -
         KDError: `shape-unknown`, a tensor's size does not follow from the input's;
             `kernels-unknown`, control flow.
     """
-    graph = _inferred(model, shape)
+    try:
+        graph = inferred(model, shape)
+    except shape_inference.InferenceError as error:
+        raise _unknown(str(error).splitlines()[0]) from error
     values = (*graph.value_info, *graph.input, *graph.output)
     sizes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
@@ -121,7 +124,7 @@ def flow_of(model: ModelProto, shape: Sequence[int], float32_as: str = "fp32") -
     for op in flow.ops:
         for name in (*op.inputs, *op.outputs):
             if 0 in sizes.get(name, [0]):
-                raise _unknown(f"that of {name}, at {op.type} {op.node.name}, is not")
+                raise _unknown(f"the size of {name}, at {op.type} {op.node.name}, is not known")
     return flow
 
 
@@ -133,20 +136,13 @@ def attribute(op: Op, name: str, default: Any = None) -> Any:
     return default
 
 
-def _inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
-    try:
-        return inferred(model, shape)
-    except shape_inference.InferenceError as error:
-        raise _unknown(str(error).splitlines()[0]) from error
-
-
 def _unknown(why: str) -> KDError:
     return KDError(
         "shape-unknown",
-        f"the size of every tensor does not follow from the input's: {why}",
+        f"shape inference failed for the given input shape: {why}",
         where="[export] shape",
-        fix="give the shape of the network's input, and export without operators that onnx does "
-        "not know",
+        fix="set export.shape to the shape of the network's input, and export without operators "
+        "that onnx does not know",
     )
 
 
@@ -158,7 +154,7 @@ def _fold(flow: Flow, graph: GraphProto) -> None:
         if any(found.type in (found.GRAPH, found.GRAPHS) for found in node.attribute):
             raise KDError(
                 "kernels-unknown",
-                f"what {node.op_type} costs depends on its data: it holds a graph of its own",
+                f"{node.op_type} is control flow, which the latency model does not support",
                 where=node.name,
                 fix="export without control flow: trace the module at a fixed shape",
             )

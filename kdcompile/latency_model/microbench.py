@@ -219,37 +219,43 @@ class _Writer:
         self.weights[name] = np.full(size, 0.01, np.float32)
         return name
 
+    def _weighted(
+        self, operator: str, name: str, data: str, channels: tuple[int, int], outputs: int,
+        **attributes: Any,
+    ) -> str:  # fmt: skip
+        """A layer with weight, bias and ReLU; `channels` are the first axes of the weight."""
+        size = [self.chain.size] * 2
+        given = [
+            data,
+            self._weight(f"{name}_w", *channels, *size),
+            self._bias(f"{name}_b", outputs),
+        ]
+        made = self._node(operator, given, name, kernel_shape=size, **attributes)
+        return self._node("Relu", [made], f"{name}_relu")
+
     def _conv(self, name: str, data: str, channels: int) -> str:
         """A convolution with bias and ReLU; only the first layer of the chain has the stride."""
         c = self.chain
-        weight = self._weight(f"{name}_w", c.width, channels // c.groups, c.size, c.size)
-        stride = c.stride if name == "l0" else 1
-        done = self._node(
-            "Conv", [data, weight, self._bias(f"{name}_b", c.width)], name, group=c.groups,
-            kernel_shape=[c.size] * 2, strides=[stride] * 2, dilations=[c.dilation] * 2,
-            pads=[c.dilation * (c.size // 2)] * 4,
+        weight, stride = (c.width, channels // c.groups), c.stride if name == "l0" else 1
+        return self._weighted(
+            "Conv", name, data, weight, c.width, group=c.groups, strides=[stride] * 2,
+            dilations=[c.dilation] * 2, pads=[c.dilation * (c.size // 2)] * 4,
         )  # fmt: skip
-        return self._node("Relu", [done], f"{name}_relu")
 
     def _depthwise(self, name: str, data: str, channels: int) -> str:
         c = self.chain
-        weight = self._weight(f"{name}_w", channels, 1, c.size, c.size)
-        done = self._node(
-            "Conv", [data, weight, self._bias(f"{name}_b", channels)], name, group=channels,
-            kernel_shape=[c.size] * 2, strides=[c.stride] * 2, pads=[c.size // 2] * 4,
+        return self._weighted(
+            "Conv", name, data, (channels, 1), channels, group=channels, strides=[c.stride] * 2,
+            pads=[c.size // 2] * 4,
         )  # fmt: skip
-        return self._node("Relu", [done], f"{name}_relu")
 
     def _transposed(self, name: str, data: str, channels: int) -> str:
         """Doubles the resolution, with a kernel of 2 or of 4."""
         c = self.chain
-        weight = self._weight(f"{name}_w", channels, c.width, c.size, c.size)
-        done = self._node(
-            "ConvTranspose", [data, weight, self._bias(f"{name}_b", c.width)], name,
-            kernel_shape=[c.size] * 2, strides=[c.stride] * 2,
+        return self._weighted(
+            "ConvTranspose", name, data, (channels, c.width), c.width, strides=[c.stride] * 2,
             pads=[(c.size - c.stride) // 2] * 4,
         )  # fmt: skip
-        return self._node("Relu", [done], f"{name}_relu")
 
     def _pool(self, name: str, data: str, channels: int) -> str:
         c = self.chain

@@ -17,8 +17,9 @@ from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import scratch
-from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
+from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.microbench import FORMS, INPUT, Chain, in_form, model_of
+from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.remote.open import Place
 from kdcompile.targets import Target
 

@@ -1,22 +1,87 @@
-"""A network as the latency model sees it: the kernels of its ONNX file, priced on a target."""
+"""Predicted latency of a whole network on a target, and the precisions that it is predicted at.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+The stage `compile` ships the fastest precision that is accurate enough (`backends.choose`). Before
+a student is trained nobody knows which those are, so its cost is that of the fastest *predicted*
+precision of the candidates. The budget, the plan and the explanation all use this module.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 from torch import nn
 
+from kdcompile.backends.candidate_runner import DLA_COMPUTES
+from kdcompile.backends.teacher import teacher_precision
+from kdcompile.calib.storage import may_be_fp8
+from kdcompile.config.spec import Spec
 from kdcompile.core.files import scratch
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
-from kdcompile.latency_model.module_cost import params
-from kdcompile.latency_model.precision import fastest
-from kdcompile.latency_model.predict import estimate
-from kdcompile.latency_model.priced import Priced
+from kdcompile.latency_model.breakdown import StageCost, stage_costs
+from kdcompile.latency_model.correction import scaled
+from kdcompile.latency_model.kernels import kernels_of
+from kdcompile.latency_model.predict import Estimate, estimate
+from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.blocks import fold
 from kdcompile.targets import Target
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A network's kernels with the estimate that was made of them, a part for each."""
+
+    kernels: Sequence[Kernel]
+    estimate: Estimate
+    shape: Sequence[int]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one inference."""
+        return sum(kernel.macs for kernel in self.kernels)
+
+    def at(self, ms: float) -> "Priced":
+        """The same with its parts in proportion to another latency, such as the measured one."""
+        return replace(self, estimate=scaled(self.estimate, ms / self.estimate.ms))
+
+    def stages(self) -> list[StageCost]:
+        """Its time by stage."""
+        return stage_costs(self.kernels, self.estimate, self.shape)
+
+
+# a tie goes to the first; bf16 is left out: it takes as long as fp16, before which it never ships
+ORDER = ("int8", "fp16", "fp32", "fp8")
+
+
+def candidates(spec: Spec, target: Target) -> tuple[str, ...]:
+    """The precisions that may ship and have a price: the asked one, or for `auto` all.
+
+    `mixed` has no price before its layers are chosen; fp16 bounds it, as it is no slower.
+    """
+    asked = spec.quantize.precision
+    if asked != "auto":
+        return ("fp16",) if asked == "mixed" else (asked,)
+    tensorrt = target.backend or target.tensorrt
+    return tuple(
+        precision
+        for precision in ORDER
+        if precision in target.precisions
+        if precision != "fp8" or may_be_fp8(asked, target, tensorrt)
+        if spec.compile.dla is None or precision in DLA_COMPUTES
+    )
+
+
+def fastest(priced: Iterable[Priced]) -> Priced:
+    """The one of a network's prices, one a precision, that it is expected to ship at."""
+    return min(priced, key=lambda each: each.estimate.ms)
+
+
+def beside(precision: str, precisions: Sequence[str]) -> str:
+    """What the teacher computes in beside a student, on a target that has `precisions`."""
+    wanted = teacher_precision(precision)
+    return wanted if wanted in precisions else "fp32"
+
 
 AS_TYPE: dict[str, Precision] = {
     "fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8", "fp8": "int8",
@@ -26,6 +91,11 @@ AS_TYPE: dict[str, Precision] = {
 def as_type(precision: str) -> Precision:
     """What the float32 of a network becomes at a precision; fp8 moves the bytes of int8."""
     return AS_TYPE[precision]
+
+
+def params(module: nn.Module) -> int:
+    """Number of parameters, biases included, each shared one counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class Network:
@@ -68,7 +138,7 @@ class Network:
         priced = {p: self.priced(target, p) for p in precisions}
         any_of_them = next(iter(priced.values()))
         return {
-            "macs": sum(kernel.macs for kernel in any_of_them.kernels),
+            "macs": any_of_them.macs,
             "params": params(self.module),
             **{p: asdict(found.estimate) for p, found in priced.items()},
         }

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +24,8 @@ from kdcompile.latency_model.roofline import (
     lay_out,
     times,
 )
-from kdcompile.latency_model.tiling import Array
+from kdcompile.latency_model.workload import Array, Kernel
 from kdcompile.targets import Target, user
-
-if TYPE_CHECKING:
-    from kdcompile.latency_model.kernels import Kernel
 
 FITTED = Path(targets.__file__).with_name("latency.toml")
 
@@ -116,7 +113,7 @@ class Observation:
 
     name: str
     network: str
-    kernels: "Sequence[Kernel]"
+    kernels: Sequence[Kernel]
     target: Target
     precision: str
     ms: float

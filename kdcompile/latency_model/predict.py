@@ -9,14 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from kdcompile.latency_model.parameters import Efficiencies, efficiencies_of, log_deviation
 from kdcompile.latency_model.roofline import Times, lay_out, peak, times
+from kdcompile.latency_model.workload import Kernel
 from kdcompile.targets import Target
-
-if TYPE_CHECKING:
-    from kdcompile.latency_model.kernels import Kernel
 
 NEAR = 4.0
 """A fixture speaks for networks of between 1/NEAR and NEAR times its multiply-adds."""
@@ -63,7 +61,7 @@ class Estimate:
 
 
 def estimate(
-    kernels: "Sequence[Kernel]",
+    kernels: Sequence[Kernel],
     target: Target,
     precision: str,
     efficiencies: Efficiencies | None = None,
@@ -95,7 +93,7 @@ def estimate(
 
 
 def kernel_ms(
-    kernels: "Sequence[Kernel]",
+    kernels: Sequence[Kernel],
     target: Target,
     precision: str,
     efficiencies: Efficiencies | None = None,
@@ -124,7 +122,7 @@ def _bounds(found: Times) -> dict[str, float]:
     }
 
 
-def _parts(kernels: "Sequence[Kernel]", found: Times) -> tuple[Part, ...]:
+def _parts(kernels: Sequence[Kernel], found: Times) -> tuple[Part, ...]:
     rows = zip(kernels, found.arithmetic, found.memory, found.busy, strict=True)
     parts = []
     for kernel, arithmetic, memory, busy in rows:

@@ -15,8 +15,15 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from kdcompile.models.channel_rules import CONVOLUTIONS, MERGE, PASS, captured, operator_name, place
-from kdcompile.models.resizable import why_fixed
+from kdcompile.models.channel_rules import (
+    CONVOLUTIONS,
+    MERGE,
+    PASS,
+    captured,
+    operator_name,
+    place,
+    why_fixed,
+)
 
 # one run of channels: the group it is tied to, its length, and how often each channel repeats
 Run = tuple[int, int, int]

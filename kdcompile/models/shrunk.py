@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcompile.config.spec import Spec
+from kdcompile.core.store import Artifact
+from kdcompile.models.blocks import fold
+from kdcompile.models.channel_rules import resized
 from kdcompile.models.dropped import drop
-from kdcompile.models.factory import build_model
-from kdcompile.models.resizable import resized
+from kdcompile.models.factory import build_model, load_teacher, load_weights
 from kdcompile.models.staged import StagedStudent
 
 OUTPUT_STD = 0.01
@@ -64,3 +67,18 @@ def initialise(student: nn.Module) -> None:
             module.reset_parameters()
     if last is not None:
         nn.init.normal_(last.weight, std=OUTPUT_STD)  # type: ignore[arg-type]
+
+
+def trained(spec: Spec, distilled: Artifact, teacher: nn.Module | None = None) -> nn.Module:
+    """The student as it is exported: trained, folded, in inference mode.
+
+    Args:
+        spec: of the build.
+        distilled: artifact of stage `distill`.
+        teacher: the network, where it is loaded already.
+    """
+    architecture = distilled.json("architecture.json")
+    of = load_teacher(spec) if teacher is None else teacher
+    student = student_from_architecture(of, architecture, spec.folder)
+    load_weights(student, distilled.file("student.safetensors"))
+    return fold(student.float().eval())

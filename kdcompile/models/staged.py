@@ -27,7 +27,7 @@ from kdcompile.models.blocks import BLOCKS, window
 
 SCALES = {1.0: (1, 1), 0.75: (3, 4), 0.5: (1, 2)}
 CHOICES = {"block": tuple(BLOCKS), "stride": (1, 2, 4), "down": ("pool", "stride")}
-STAGE_KEYS = {"block", "width", "depth", "stride", "down", "dilation"}
+STAGE_KEYS = ("block", "width", "depth", "stride", "down", "dilation")
 KEYS = {"input_scale", "in_channels", "out_channels", "head", "output_stride", "stages"}
 
 
@@ -87,7 +87,7 @@ def stage(settings: Mapping[str, Any], inputs: int) -> nn.Sequential:
     Raises:
         KDError: `architecture-invalid`.
     """
-    _complete(settings, STAGE_KEYS)
+    _complete(settings, set(STAGE_KEYS))
     for name, known in CHOICES.items():
         _chosen(settings, name, dict.fromkeys(known))
     for name in ("width", "depth", "dilation"):

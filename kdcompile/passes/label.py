@@ -104,7 +104,7 @@ def _networks(plan: "Plan") -> dict[str, "nn.Module"]:
     """The teacher, and the student if it is trained, on the device."""
     from kdcompile.distill.training_context import training_device
     from kdcompile.models.factory import load_teacher
-    from kdcompile.models.trained import trained
+    from kdcompile.models.shrunk import trained
     from kdcompile.passes.teacher import output_shape
     from kdcompile.tasks.task import find_task
 

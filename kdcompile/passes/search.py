@@ -9,13 +9,12 @@ from kdcompile.config.spec import Spec
 from kdcompile.config.step import Step
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact, Store
-from kdcompile.latency_model.network_cost import Network
-from kdcompile.latency_model.operators import operators_of
-from kdcompile.latency_model.precision import beside, candidates
+from kdcompile.latency_model.kernels import operators_of
+from kdcompile.latency_model.network_cost import Network, beside, candidates
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.opset import at_opset
-from kdcompile.search.inputs import searched
+from kdcompile.search.driver import searched
 from kdcompile.search.rationale import costly
 from kdcompile.search.report import Found
 from kdcompile.search.uniform_search import scaled

@@ -10,14 +10,12 @@ from typing import Any
 from torch import nn
 
 from kdcompile.config.spec import Spec
-from kdcompile.latency_model.module_cost import params
-from kdcompile.latency_model.network_cost import as_type
+from kdcompile.latency_model.network_cost import Priced, as_type, params
 from kdcompile.latency_model.parameters import efficiencies_of
 from kdcompile.latency_model.predict import estimate, kernel_ms
-from kdcompile.latency_model.priced import Priced
 from kdcompile.models.blocks import fold
 from kdcompile.search.pareto import Evidence, Point, keeps
-from kdcompile.search.predictors.base import Judge
+from kdcompile.search.predictors.quality_predictor import Judge
 from kdcompile.search.predictors.sensitivity import Expected
 from kdcompile.search.predictors.short_distillation import calibrated
 from kdcompile.search.spaces.base import Architecture, Costed, Space, candidates, elite, identity
@@ -188,7 +186,7 @@ class Field:
             quality=math.nan,
             quality_sd=math.nan,
             evidence=evidence,
-            macs=sum(kernel.macs for kernel in priced.kernels),
+            macs=priced.macs,
             params=params(fold(self.problem.build(architecture))),
         )
         return self._judged(point, worse, evidence)

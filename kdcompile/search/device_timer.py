@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,48 +24,11 @@ Floats = NDArray[np.float32]
 TIMING = Settings(blocks=15, warmup=1, seconds=30.0, repeats=20)
 
 
-class Bench(Protocol):
-    """Networks side by side under names; a context manager. `label` says where."""
-
-    label: str
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *raised: Any) -> None: ...
-
-    def file_of(self, precision: str) -> str | None:
-        """The kind of ONNX file that a precision is built from; None where it cannot be built."""
-
-    def add(self, name: str, onnx: Path, precision: str) -> None:
-        """Make a network ready.
-
-        Raises:
-            KDError: it cannot be built, loaded or run there.
-        """
-
-    def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
-        """Milliseconds of each network, samples of all taking turns, and how they were timed.
-
-        Args:
-            image: float32 [N, C, H, W].
-        """
-
-
-def bench_of(target: Target, board: Board | None, spec: Spec) -> Bench:
-    """The bench at a board, or of this process; only the device that the latencies are for.
-
-    Raises:
-        KDError: `measure-foreign`.
-    """
-    if board is None:
-        if target.kind != "cpu":
-            raise _foreign("ONNX Runtime on this machine's CPU", target)
-        return Here()
-    return There(target, board, spec)
-
-
 class Here:
-    """ONNX Runtime on this CPU, as a build for the CPU ships it."""
+    """ONNX Runtime on this CPU, as a build for the CPU ships it.
+
+    A context manager for networks that are timed together, under names; `label` says where.
+    """
 
     label = "this machine"
 
@@ -80,22 +42,30 @@ class Here:
         self.runners.clear()
 
     def file_of(self, precision: str) -> str | None:
-        """Each has its own."""
+        """The kind of ONNX file that a precision is built from; None where it cannot be built."""
         return precision if precision in RUNS_HERE else None
 
     def add(self, name: str, onnx: Path, precision: str) -> None:
-        """A session."""
+        """Make a network ready.
+
+        Raises:
+            KDError: it cannot be built, loaded or run there.
+        """
         self.runners[name] = open_session(onnx)
 
     def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
-        """By the wall clock."""
+        """Milliseconds of each network, samples of all interleaved, and how they were timed.
+
+        Args:
+            image: float32 [N, C, H, W].
+        """
         calls = {name: (lambda r=runner: r(image)) for name, runner in self.runners.items()}
         found = measure(calls, TIMING).ms
         return {name: samples.tolist() for name, samples in found.items()}, "wall"
 
 
 class There:
-    """Engines that the worker at a board builds, loads and times."""
+    """As `Here`, with engines that the agent on a board builds, loads and times."""
 
     def __init__(self, target: Target, board: Board, spec: Spec) -> None:
         """`spec`: its sections compile and export."""
@@ -111,13 +81,8 @@ class There:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
 
     def _check(self) -> None:
         """Only the target itself, in its power mode, tells of its model."""
@@ -152,6 +117,22 @@ class There:
         mode, pace = engine.judged_pace(self.place, self.names, image)
         times = engine.in_turns(self.place, self.names, image, mode=mode, **asdict(pace))
         return {name: samples.tolist() for name, samples in times.items()}, mode
+
+
+Bench = Here | There
+
+
+def bench_of(target: Target, board: Board | None, spec: Spec) -> Bench:
+    """The bench at a board, or of this process; only the device that the latencies are for.
+
+    Raises:
+        KDError: `measure-foreign`.
+    """
+    if board is None:
+        if target.kind != "cpu":
+            raise _foreign("ONNX Runtime on this machine's CPU", target)
+        return Here()
+    return There(target, board, spec)
 
 
 def _foreign(place: str, target: Target) -> KDError:

@@ -7,19 +7,40 @@
    what is expected of the others, and one of them is chosen.
 """
 
+import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from kdcompile.config.board import Board
+from kdcompile.config.spec import Spec
+from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Store
+from kdcompile.latency.host_fingerprint import usable_cores
 from kdcompile.latency_model.correction import Correction
+from kdcompile.latency_model.network_cost import Network, params
+from kdcompile.models.cuts import cuts
+from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.candidate_pool import Field, Problem
 from kdcompile.search.on_device import Measured, check_place, measure, nearest_to_budget, updated
 from kdcompile.search.pareto import Point, best, front, impossible, keeps
-from kdcompile.search.predictors.base import Judge
+from kdcompile.search.plot import plot_front
+from kdcompile.search.predictors.quality_predictor import Judge, LayersJudge, StagedJudge
+from kdcompile.search.predictors.sensitivity import validation_metric
 from kdcompile.search.rationale import explain, facts
 from kdcompile.search.report import Found
 from kdcompile.search.spaces.base import Space
+from kdcompile.search.spaces.pruned import LayerSpace
+from kdcompile.search.spaces.pruned_kernels import Template
+from kdcompile.search.spaces.staged import StagedSpace
+from kdcompile.targets import Target
+from kdcompile.tasks.task import find_task
 
 
 def search(
@@ -109,3 +130,153 @@ def _timed(
         own += [replace(point, latency=correction.apply(point.latency)) for point in new]
         made.append(own)
     return made, teacher, timing, correction
+
+
+Spaces = list[tuple[Space, Callable[[], Judge]]]
+log = logging.getLogger("kdcompile")
+INITIAL = "initial.safetensors"
+UNSTAGED = ("stages-unknown", "staged-output")  # of a teacher that has no staged students
+
+
+def searched(
+    step: Step,
+    store: Store,
+    target: Target,
+    teacher: Network,
+    precisions: tuple[str, str],
+    folder: Path,
+) -> Found:
+    """The student that was found, and why it was chosen; the files of that in `folder`.
+
+    `precisions` are those of the teacher, which a speed-up is against, and of the student.
+
+    Raises:
+        KDError: `budget-impossible`, `stages-unknown`, `staged-output`; those of data, training
+            and timing.
+    """
+    spec = step.spec
+    problem = _problem(spec, target, teacher, *precisions)
+    spaces = _spaces(spec, store, target, teacher)
+    work = store.work(step.stage, step.key)
+    found, judge, timing = search(problem, spaces, step.board, work)
+    record = found.to_json() | {"measured": None if timing is None else timing.to_json()}
+    write_json(folder / "search.json", record)
+    plot_front(
+        found.points, found.chosen, record["limit_ms"], found.teacher, found.metric,
+        folder / "front",
+    )  # fmt: skip
+    architecture = dict(found.chosen.architecture)
+    start = judge.start(architecture) if spec.student.init == "inherit" else None
+    if start is not None:
+        shutil.copyfile(start, folder / INITIAL)
+    store.drop_work(step.stage, step.key)
+    return found
+
+
+def _problem(spec: Spec, target: Target, teacher: Network, beside: str, precision: str) -> Problem:
+    priced = teacher.priced(target, beside)
+    point = Point(
+        architecture={"family": "teacher"},
+        latency=priced.estimate,
+        quality=validation_metric(teacher.module, spec),
+        quality_sd=0.0,
+        evidence="measured",
+        macs=priced.macs,
+        params=params(teacher.module),
+    )
+    return Problem(
+        spec=spec,
+        target=target,
+        precision=precision,
+        metric=find_task(spec.task.kind).metric,
+        teacher=teacher.module,
+        point=point,
+        priced=priced,
+        build=lambda a: student_from_architecture(teacher.module, a, spec.folder),
+    )
+
+
+def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Spaces:
+    """The spaces that the spec names; `auto`: both, or the one that this teacher has."""
+    asked = spec.search.space
+    jobs = spec.search.jobs or usable_cores()
+    made: Spaces = []
+    missing: list[KDError] = []
+    if asked != "layers":
+        try:
+            staged = _staged(spec, target, teacher)
+            made.append((staged, lambda: StagedJudge(spec, store, jobs)))
+        except KDError as error:
+            if error.code not in UNSTAGED:
+                raise
+            fix = 'set search.space = "layers"'
+            missing.append(KDError(error.code, error.message, error.where, fix))
+    if asked != "staged":
+        try:
+            template = Template(teacher.model, teacher.module, teacher.shape)
+            tile = target.channel_tile
+            layers = LayerSpace(teacher.module, teacher.shape, tile, spec.seed, template)
+            made.append((layers, lambda: LayersJudge(spec, store, jobs, teacher.module, layers)))
+        except KDError as error:
+            if error.code != "template-unknown":
+                raise
+            missing.append(error)
+    if not made and len(missing) == 1:
+        raise missing[0]
+    if not made:
+        raise KDError(
+            "search-no-space",
+            f"{missing[0].message}, and {missing[1].message}",
+            where="[search] space",
+            fix='set student.family = "shrink"',
+        )
+    for left_out in missing:
+        log.info("search: one space is left out: %s", left_out.message)
+    return made
+
+
+def _staged(spec: Spec, target: Target, teacher: Network) -> StagedSpace:
+    output = _output(teacher.module, teacher.shape)
+    dense = len(output) == 4
+    # an output that is finer than the input has no stride; its cells are not those of 1
+    stride = max(1, teacher.shape[2] // output[2]) if dense else 1
+    cells = tuple(-(-side // stride) for side in teacher.shape[2:]) if dense else ()
+    if len(output) < 2 or output[2:] != cells:
+        raise _unlike(output, teacher.shape)
+    # a re-parameterised block has no single weight while it trains in int8
+    blocks = [b for b in spec.search.blocks if not (spec.quantize.qad and b == "repvgg")]
+    if not blocks:
+        raise KDError(
+            "qad-repvgg",
+            "a re-parameterised block is not yet one convolution while it trains in int8",
+            where="[quantize] qad",
+            fix="set quantize.qad = false, or name another of search.blocks",
+        )
+    space = StagedSpace(
+        cuts=cuts(teacher.module, teacher.shape),
+        shape=teacher.shape,
+        out_channels=output[1],
+        head="dense" if dense else "pooled",
+        output_stride=stride,
+        tile=target.channel_tile,
+        blocks=blocks,
+        scales=spec.search.scales,
+        seed=spec.seed,
+    )
+    if not space.reaches:
+        raise _unlike(output, teacher.shape)
+    return space
+
+
+def _unlike(output: tuple[int, ...], shape: list[int]) -> KDError:
+    return KDError(
+        "staged-output",
+        f"no staged student has the teacher's output {list(output)} of {shape}",
+        where="[search] space",
+        fix='set search.space = "layers"',
+    )
+
+
+@torch.no_grad()
+def _output(teacher: nn.Module, shape: list[int]) -> tuple[int, ...]:
+    return tuple(teacher(torch.zeros(shape)).shape)

@@ -153,7 +153,8 @@ def measure(
         image = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         samples, mode = bench.time(image)
     times = {name: float(np.median(taken)) for name, taken in samples.items()}
-    varied = max(_variation(taken) for taken in samples.values())
+    quartiles = [np.quantile(taken, [0.25, 0.5, 0.75]) for taken in samples.values()]
+    varied = max(float((high - low) / middle) for low, middle, high in quartiles)
     if varied > STEADY:
         told = "search: latencies at %s vary by %.0f %% between samples; something else runs there"
         log.warning(told, bench.label, 100 * varied)
@@ -180,11 +181,6 @@ def _bench(precision: str, spec: Spec, target: Target, board: Board | None) -> I
         if bench.file_of(precision) not in WRITERS:
             raise _refused(precision, f"{bench.label} does not build it")
         yield bench
-
-
-def _variation(samples: Sequence[float]) -> float:
-    low, middle, high = np.quantile(samples, [0.25, 0.5, 0.75])
-    return float((high - low) / middle)
 
 
 def _refused(precision: str, why: str) -> KDError:

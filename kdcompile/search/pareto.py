@@ -14,7 +14,6 @@ from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.correction import NOISE, SHARED, log_sd
 from kdcompile.latency_model.predict import Estimate
-from kdcompile.search.budget import reachable
 from kdcompile.search.spaces.base import Costed
 from kdcompile.tasks.metric import Metric
 
@@ -161,10 +160,34 @@ def impossible(budget: Budget, smallest: Point, teacher: Point) -> KDError:
     low, high = smallest.interval
     how = "measured" if smallest.measured_ms is not None else f"90 % {low:.3g} to {high:.3g}"
     nearest = reachable(budget, ratio, smallest.ms, smallest.macs)
+    width = smallest.architecture.get("width")
+    at = f" at width {width:.3g}" if width is not None else ""
     return KDError(
         "budget-impossible",
-        f"no student of this space reaches {asked}; the smallest one: {smallest.ms:.3g} ms "
-        f"({how}), {ratio:.3g} times faster than the teacher, {smallest.macs:.3g} MACs",
+        f"no student of this family reaches {asked}; the smallest one: speedup {ratio:.3g}, "
+        f"{smallest.ms:.3g} ms ({how}), {smallest.macs:.3g} MACs{at}",
         where="[student] budget",
-        fix=f"set {nearest} or weaker, lower export.shape, or widen the space",
+        fix=f"set {nearest} or weaker, lower export.shape, or allow other "
+        "students: student.family, or [search]",
     )
+
+
+def reachable(budget: Budget, ratio: float, ms: float, macs: float) -> str:
+    """The budget of the same kind that a student keeps, as a spec has it.
+
+    Args:
+        budget: the one that it does not keep.
+        ratio: how many times faster than the teacher it is.
+        ms, macs: its cost.
+    """
+    values = {"speedup": _below(ratio), "latency_ms": -_below(-ms), "macs": -_below(-macs)}
+    name = next((n for n in values if getattr(budget, n) is not None), "latency_ms")
+    if name == "speedup" and values[name] <= 1:  # not a budget
+        name = "latency_ms"
+    return f"budget = {{ {name} = {values[name]:.6g} }}"
+
+
+def _below(value: float) -> float:
+    """Rounded down to three digits, so that what a fix proposes is reached."""
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+    return math.floor(value / step) * step

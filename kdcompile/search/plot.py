@@ -7,37 +7,18 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from kdcompile.bundle.figures import LIGHT, png, style
 from kdcompile.core.files import replacing
 from kdcompile.latency_model.predict import NINETY
 from kdcompile.search.pareto import Point, front
 from kdcompile.tasks.metric import Metric
 
-INK, GRID, FAINT = "#3d4450", "#e6e8ec", "#9aa3b0"
-CHOICE, LINE, LIMIT = "#0f7b6c", "#3b82c4", "#c2577f"
+LINE, LIMIT = LIGHT.terms[0], LIGHT.terms[4]
 MARKERS = {"proxy": "x", "blocks": "o", "distilled": "s", "measured": "D"}
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # matplotlib ships it
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.dpi": 144,
-    "grid.color": GRID,
-    "legend.frameon": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.hashsalt": "kdcompile",  # the ids in the file follow from its content
-}
 
 
 def plot_front(
@@ -61,21 +42,20 @@ def plot_front(
     Returns:
         The two files.
     """
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with style(LIGHT), matplotlib.rc_context({"svg.hashsalt": "kdcompile"}):  # for equal ids
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes, best = figure.subplots(), front(points, metric)
         _points(axes, points)
         _intervals(axes, best if chosen in best else [*best, chosen])
         _line(axes, best)
-        _marked(axes, teacher, "teacher", ("^", FAINT, 60))
-        _marked(axes, chosen, "choice", ("*", CHOICE, 170))
+        _marked(axes, teacher, "teacher", ("^", LIGHT.teacher, 60))
+        _marked(axes, chosen, "choice", ("*", LIGHT.student, 170))
         if limit_ms is not None:
             axes.axvline(limit_ms, c=LIMIT, ls="--", lw=1, label=f"budget {limit_ms:.3g} ms")
         _axes(axes, chosen, metric)
         axes.legend(fontsize=8)
-        return [_png(figure, path), _svg(figure, path)]
+        drawn = {".png": png(figure), ".svg": _svg(figure)}
+        return [_written(path.with_name(path.name + end), data) for end, data in drawn.items()]
 
 
 def _points(axes: Axes, points: Sequence[Point]) -> None:
@@ -98,7 +78,7 @@ def _intervals(axes: Axes, points: Sequence[Point]) -> None:
         [high - ms for ms, high in zip(x, upper, strict=True)],
     ]
     up = [NINETY * p.quality_sd for p in points]
-    axes.errorbar(x, y, up, across, fmt="none", ecolor=FAINT, elinewidth=0.8)
+    axes.errorbar(x, y, up, across, fmt="none", ecolor=LIGHT.teacher, elinewidth=0.8)
 
 
 def _line(axes: Axes, best: Sequence[Point]) -> None:
@@ -124,18 +104,11 @@ def _axes(axes: Axes, chosen: Point, metric: Metric) -> None:
         axes.invert_yaxis()
 
 
-def _png(figure: Figure, path: Path) -> Path:
-    canvas: Any = FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer, metadata={"Software": None})
-    return _written(path.with_name(path.name + ".png"), buffer.getvalue())
-
-
-def _svg(figure: Figure, path: Path) -> Path:
+def _svg(figure: Figure) -> bytes:
     canvas: Any = FigureCanvasSVG(figure)
     buffer = io.BytesIO()
     canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return _written(path.with_name(path.name + ".svg"), buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _written(path: Path, content: bytes) -> Path:

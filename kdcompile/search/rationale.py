@@ -6,10 +6,10 @@ from typing import Any
 
 from kdcompile.config.spec import Budget
 from kdcompile.latency_model.breakdown import StageCost, by_place
+from kdcompile.latency_model.network_cost import Priced
 from kdcompile.latency_model.predict import NINETY, Estimate
-from kdcompile.latency_model.priced import Priced
 from kdcompile.search.pareto import Point, keeps, limit_ms
-from kdcompile.search.spaces.arch_string import short
+from kdcompile.search.report import short
 from kdcompile.tasks.metric import Metric
 
 TOLD = 0.8  # stages are named until they make up this much of the time

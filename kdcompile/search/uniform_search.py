@@ -1,25 +1,31 @@
 """Families `shrink` and of the user's own: the widest that keeps the budget, or the one given."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from kdcompile.config.spec import Spec
+from kdcompile.config.spec import Budget, Spec
 from kdcompile.core.errors import KDError
-from kdcompile.latency_model.module_cost import params
-from kdcompile.latency_model.network_cost import Network, as_type
-from kdcompile.latency_model.precision import beside, candidates, fastest
+from kdcompile.latency_model.network_cost import (
+    Network,
+    Priced,
+    as_type,
+    beside,
+    candidates,
+    fastest,
+    params,
+)
 from kdcompile.latency_model.predict import estimate
-from kdcompile.latency_model.priced import Priced
 from kdcompile.models.blocks import fold
 from kdcompile.models.channels import Channels, trace
 from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.budget import Candidate, met, reachable, widest
+from kdcompile.search.pareto import Point, impossible, keeps, reachable
+from kdcompile.search.spaces.pruned import GRID, students
 from kdcompile.search.spaces.pruned_kernels import Template
-from kdcompile.search.spaces.uniform import GRID, students
 from kdcompile.search.unshrunk import refuse_unshrunk
 from kdcompile.targets import Target
 
@@ -43,15 +49,15 @@ def scaled(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any]
     if student.init == "file" or student.family != "shrink":
         given = price(_given(spec, teacher.module))
         whole = teachers[given.latency.precision]
-        if not met(budget, given, whole):
-            cost = (whole.latency.ms / given.latency.ms, given.latency.ms, given.macs)
+        if not keeps(budget, given, whole):
+            cost = (whole.ms / given.ms, given.ms, given.macs)
             raise KDError(
                 "student-not-smaller",
-                f"the given student needs {given.latency.ms:.3g} ms and {given.macs:.3g} MACs",
+                f"the given student needs {given.ms:.3g} ms and {given.macs:.3g} MACs",
                 where="[student] budget",
                 fix=f"set {reachable(budget, *cost)} or weaker, or give a smaller student",
             )
-        return given.architecture, []
+        return dict(given.architecture), []
     channels, tile = trace(teacher.module, teacher.shape), target.channel_tile
     if budget.width is not None:
         teacher.fastest(target, price.precisions)  # refused where the target lacks a precision
@@ -60,11 +66,45 @@ def scaled(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any]
     options = students(channels, tile, spec.seed)
     price.channels = channels
     try:
-        return widest(options, price, budget, teachers).architecture, []
+        return dict(widest(options, price, budget, teachers).architecture), []
     except KDError as error:
         if error.code == "budget-impossible":  # better why, where the network gets no smaller
             refuse_unshrunk(teacher.module, channels, options[-1], 1 / GRID, tile, budget)
         raise
+
+
+def widest(
+    architectures: Sequence[dict[str, Any]],
+    price: Callable[[dict[str, Any]], Point],
+    budget: Budget,
+    teachers: Mapping[str, Point],
+) -> Point:
+    """The first candidate in falling width that keeps the budget, found by bisection.
+
+    Cost falls with width but for the odd rounding, so the neighbours that bisection ends at are
+    both priced.
+
+    Args:
+        architectures: in falling width.
+        price: of one of them.
+        budget: what is to be kept.
+        teachers: what a student of each precision is compared with.
+
+    Raises:
+        KDError: `budget-impossible`, naming the smallest reachable cost.
+    """
+    low, high = 0, len(architectures) - 1
+    best = price(architectures[high])
+    if not keeps(budget, best, teachers[best.latency.precision]):
+        raise impossible(budget, best, teachers[best.latency.precision])
+    while low < high:
+        middle = (low + high) // 2
+        candidate = price(architectures[middle])
+        if keeps(budget, candidate, teachers[candidate.latency.precision]):
+            best, high = candidate, middle
+        else:
+            low = middle + 1
+    return best
 
 
 class _Price:
@@ -77,7 +117,7 @@ class _Price:
         self._template: Template | None = None
         self._untold = False  # the teacher's file does not tell which channels are where
 
-    def __call__(self, architecture: dict[str, Any]) -> Candidate:
+    def __call__(self, architecture: dict[str, Any]) -> Point:
         student = student_from_architecture(
             self._teacher.module, architecture, self._spec.folder
         ).eval()
@@ -94,7 +134,7 @@ class _Price:
 
     def network(
         self, network: Network, architecture: dict[str, Any], precisions: Sequence[str]
-    ) -> Candidate:
+    ) -> Point:
         """The cost of a network from its own file, at the fastest of some precisions."""
         found = network.fastest(self._target, precisions)
         return _candidate(architecture, network.module, found)
@@ -113,9 +153,11 @@ class _Price:
         return self._template
 
 
-def _candidate(architecture: dict[str, Any], module: nn.Module, priced: Priced) -> Candidate:
-    macs = sum(kernel.macs for kernel in priced.kernels)
-    return Candidate(architecture, macs, params(module), priced.estimate)
+def _candidate(architecture: dict[str, Any], module: nn.Module, priced: Priced) -> Point:
+    nothing = math.nan
+    return Point(
+        architecture, priced.estimate, nothing, nothing, "proxy", priced.macs, params(module)
+    )
 
 
 def _given(spec: Spec, teacher: nn.Module) -> dict[str, Any]:

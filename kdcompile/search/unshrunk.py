@@ -18,8 +18,9 @@ from torch.fx import Node
 
 from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
+from kdcompile.models.channel_rules import NORMS
 from kdcompile.models.channels import ENDS, Channels, Layer, Layout
-from kdcompile.models.resizable import NORMS
+from kdcompile.search.spaces.pruned_kernels import sides
 
 SHOWN = 3  # modules in a message
 FIX = (
@@ -134,9 +135,8 @@ def _kept(layer: Layer, widths: Mapping[str, int]) -> float:
     made = [_full(layout) for layout in (layer.inputs, layer.outputs)]
     if "num_features" in widths:
         return widths["num_features"] / made[1]
-    if "in_features" in widths:
-        return widths["in_features"] * widths["out_features"] / (made[0] * made[1])
-    product = widths["in_channels"] * widths["out_channels"] / widths["groups"]
+    inputs, outputs = sides(widths)
+    product = inputs * outputs / widths.get("groups", 1)
     return product / (made[0] * made[1] / layer.groups)
 
 

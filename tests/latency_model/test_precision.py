@@ -9,8 +9,7 @@ from kdcompile.config.load import load_spec
 from kdcompile.config.step import Step
 from kdcompile.config.template import init_example
 from kdcompile.core.store import Store
-from kdcompile.latency_model.network_cost import Network
-from kdcompile.latency_model.precision import beside, candidates, fastest
+from kdcompile.latency_model.network_cost import Network, beside, candidates, fastest
 from kdcompile.models.factory import load_teacher
 from kdcompile.passes import search
 from kdcompile.targets import load

@@ -11,8 +11,7 @@ import torch
 from staged_ground import network, write_build
 
 from kdcompile.core.errors import KDError
-from kdcompile.latency_model.module_cost import params
-from kdcompile.latency_model.network_cost import Network
+from kdcompile.latency_model.network_cost import Network, params
 from kdcompile.models.blocks import fold
 from kdcompile.models.cuts import cuts
 from kdcompile.models.shrunk import student_from_architecture

@@ -10,13 +10,12 @@ from kdcompile.config.spec import Budget
 from kdcompile.core.files import write_json
 from kdcompile.latency_model.breakdown import by_place, stage_costs
 from kdcompile.latency_model.correction import Correction
-from kdcompile.latency_model.kernels import Kernel
+from kdcompile.latency_model.network_cost import Priced
 from kdcompile.latency_model.predict import Estimate, Part, estimate
-from kdcompile.latency_model.priced import Priced
+from kdcompile.latency_model.workload import Kernel
 from kdcompile.search.pareto import Point, front
 from kdcompile.search.rationale import explain, facts, neighbours
-from kdcompile.search.report import MARKS, ROWS, Found, lines
-from kdcompile.search.spaces.arch_string import short
+from kdcompile.search.report import MARKS, ROWS, Found, lines, short
 from kdcompile.search.spaces.staged_kernels import staged_kernels
 from kdcompile.tasks.metric import MAE, TOP1
 

@@ -19,8 +19,8 @@ from kdcompile.search.predictors.block_data import lessons, prepare
 from kdcompile.search.predictors.block_distillation import imitate
 from kdcompile.search.predictors.sensitivity import Expected
 from kdcompile.search.predictors.short_distillation import Finalist, calibrated, distil, shortened
-from kdcompile.search.spaces.blocks import blocks_of
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
+from kdcompile.search.spaces.staged import blocks_of
 
 
 @pytest.fixture(scope="module")

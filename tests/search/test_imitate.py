@@ -28,7 +28,7 @@ from kdcompile.search.predictors.teacher_features import (
     teacher_maps,
 )
 from kdcompile.search.predictors.worker_pool import evaluate_all
-from kdcompile.search.spaces.blocks import blocks_of
+from kdcompile.search.spaces.staged import blocks_of
 
 
 @pytest.fixture(scope="module")

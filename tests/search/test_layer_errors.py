@@ -14,8 +14,7 @@ from kdcompile.distill.inherit import inherit
 from kdcompile.distill.inherit.solve import Gate
 from kdcompile.models.channels import trace
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.predictors.layer_reconstruction import LayerErrors
-from kdcompile.search.predictors.nested_ridge import RIDGE, nested
+from kdcompile.search.predictors.layer_reconstruction import RIDGE, LayerErrors, nested
 from kdcompile.search.spaces.pruned import LayerSpace
 
 
@@ -42,11 +41,11 @@ def test_nested_equals_one_regression_after_another(groups, gated):
     ones = torch.ones(groups, 1, 4)
     gate = Gate(ones, ones / 2) if gated else None
     steps = [0, 3, 7, 10]
-    found = nested(x, y, prior, steps, gate)
+    errors, _ = nested(x, y, prior, steps, gate)
     rows, test = x[:, :350].double(), x[:, 350:].double()
     middle, level = rows.mean(1, keepdim=True), y[:, :350].double().mean(1, keepdim=True)
     load = RIDGE * (rows - middle).square().mean((1, 2))[:, None, None]
-    for step, wrong in zip(steps, found.wrong, strict=True):
+    for step, wrong in zip(steps, errors, strict=True):
         a = (rows - middle)[:, :, :step]
         right = a.mT @ (y[:, :350] - level) / 350 + load * prior[:, :step]
         weight = torch.linalg.solve(a.mT @ a / 350 + load * torch.eye(step), right)

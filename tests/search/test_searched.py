@@ -10,11 +10,10 @@ from searching import LAYERS, searched
 from staged_ground import write_build
 
 from kdcompile.core.errors import KDError
-from kdcompile.latency_model.module_cost import params
-from kdcompile.latency_model.network_cost import Network
+from kdcompile.latency_model.network_cost import Network, params
 from kdcompile.models.factory import load_teacher, read_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.predictors.base import validation_metric
+from kdcompile.search.predictors.sensitivity import validation_metric
 
 FILES = {
     "architecture.json", "estimate.json", "operators.json", "explanation.json", "search.json",

@@ -21,7 +21,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.models.channels import trace
 from kdcompile.models.csrnet import build
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import students
+from kdcompile.search.spaces.pruned import students
 from kdcompile.search.unshrunk import refuse_unshrunk
 
 SHAPE = (1, 3, 16, 16)

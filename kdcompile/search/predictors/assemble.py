@@ -25,7 +25,7 @@ from kdcompile.models.staged import StagedStudent
 from kdcompile.search.predictors.block_data import Ground, ImitationOptions, Lessons, lessons
 from kdcompile.search.predictors.block_distillation import BlockResult, imitate, teach
 from kdcompile.search.predictors.teacher_features import AT_ONCE, rows_of
-from kdcompile.search.spaces.blocks import Block, blocks_of
+from kdcompile.search.spaces.staged import Block, blocks_of
 
 AGAIN = 4  # a block is then taught so many times as long on what really enters
 STAGE, WEIGHTS = "assembled", "initial.safetensors"

@@ -6,7 +6,7 @@ and runs the teacher as far as the block's cut.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,14 @@ class ImitationOptions:
 
 @dataclass(frozen=True)
 class Ground:
-    """All that an evaluation needs to start in a process of its own.
+    """All that an evaluation needs to start in a process of its own; equal by store and key.
 
     root: of the store; key: of the lessons that are kept there.
     """
 
-    spec: Spec
+    spec: Spec = field(compare=False)
     root: Path
-    options: ImitationOptions
+    options: ImitationOptions = field(compare=False)
     key: str
 
 
@@ -134,31 +134,10 @@ def bare_ground(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
     return Ground(spec, store.root, options, _key(spec, options, store.hasher))
 
 
+@functools.lru_cache(maxsize=1)
 def lessons(ground: Ground) -> Lessons:
     """The lessons of a ground, read once a process."""
-    return _read(Handle(ground))
-
-
-class Handle:
-    """A ground that is equal to another by its key, for caches within a process."""
-
-    def __init__(self, ground: Ground) -> None:
-        self.ground = ground
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Handle) and self._mark == other._mark
-
-    def __hash__(self) -> int:
-        return hash(self._mark)
-
-    @property
-    def _mark(self) -> tuple[str, str]:
-        return str(self.ground.root), self.ground.key
-
-
-@functools.lru_cache(maxsize=1)
-def _read(handle: Handle) -> Lessons:
-    ground, device = handle.ground, training_device()
+    device = training_device()
     entry = kept_entry(Store(ground.root), "lessons", ground.key)
     crops, _ = read_weights(entry.file("crops.safetensors"))
     orders, _ = read_weights(entry.file("orders.safetensors"))

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from kdcompile.search.predictors.teacher_features import (
     weighed,
 )
 from kdcompile.search.predictors.worker_pool import evaluate_all
-from kdcompile.search.spaces.blocks import Block
+from kdcompile.search.spaces.staged import Block
 
 DEMAND_FLOOR = 0.1  # of the mean: a channel that the output hardly reads is taught all the same
 
@@ -109,13 +110,9 @@ def imitate_all(ground: Ground, blocks: Sequence[Block], jobs: int) -> dict[Bloc
     distinct = list(dict.fromkeys(blocks))
     found = {block: measured(ground, block) for block in distinct}
     missing = [block for block in distinct if found[block] is None]
-    made = evaluate_all(_imitate, [(ground, block) for block in missing], jobs, "blocks")
+    made = evaluate_all(partial(imitate, ground), missing, jobs, "blocks")
     found |= dict(zip(missing, made, strict=True))
     return {block: result for block, result in found.items() if result is not None}
-
-
-def _imitate(asked: tuple[Ground, Block]) -> BlockResult:
-    return imitate(*asked)
 
 
 def _result(block: Block, path: Path, meta: Mapping[str, Any]) -> BlockResult:

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from kdcompile.core.store import Store, digest
 from kdcompile.data.splits import evenly, load_splits, splits_digest
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.training_context import training_device
-from kdcompile.search.predictors.block_data import Ground, Handle, Lessons, lessons
+from kdcompile.search.predictors.block_data import Ground, Lessons, lessons
 from kdcompile.search.predictors.teacher_features import (
     as_the_next_sees,
     rows_of,
@@ -126,57 +127,45 @@ def sensitivity(ground: Ground, images: int = 32, jobs: int = 1) -> list[Curve]:
         jobs: processes.
     """
     known = lessons(ground)
-    asked = [
-        _Asked(ground, images, cut, kept)
+    cases = [
+        (cut, kept)
         for cut, order in enumerate(known.orders)
         for kept in sorted({int(share * len(order)) for share in KEPT})
     ]
-    found = evaluate_all(measure, asked, jobs, "damages of the teacher")
+    found = evaluate_all(partial(measure, ground, images), cases, jobs, "damages of the teacher")
     return [Curve.of([d for d in found if d.cut == cut]) for cut in range(len(known.cuts))]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """One damage to be measured."""
-
-    ground: Ground
-    images: int
-    cut: int
-    kept: int
-
-
-def measure(asked: _Asked) -> Damage:
-    """One damage, from the store if it is there; stage `damage`."""
-    ground, store = asked.ground, Store(asked.ground.root)
-    spec = ground.spec
+def measure(ground: Ground, images: int, case: tuple[int, int]) -> Damage:
+    """One damage, a cut with the number of channels that it keeps; stage `damage` of the store."""
+    store, spec = Store(ground.root), ground.spec
     val = splits_digest(spec.data, spec.folder, store.hasher)["val"]
-    parts = [ground.key, asked.images, asked.cut, asked.kept, val, spec.export.profile]
+    parts = [ground.key, images, *case, val, spec.export.profile]
     source = source_key(__name__, store.hasher)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        found = asdict(_measured(asked))
+        found = asdict(_measured(ground, images, *case))
         write_json(folder / "damage.json", found)
         return found
 
     return Damage(**store.make("damage", digest([*parts, source]), build).json("damage.json"))
 
 
-def _measured(asked: _Asked) -> Damage:
-    spec, known = asked.ground.spec, lessons(asked.ground)
+def _measured(ground: Ground, images: int, cut: int, kept: int) -> Damage:
+    spec, known = ground.spec, lessons(ground)
     task = find_task(spec.task.kind)
-    weight, bias, mean = _from_kept(known, asked.cut, asked.kept)
-    whole = _whole(Handle(asked.ground), asked.images)
-    with _replaced(known, asked.cut, asked.kept, weight, bias):
-        damaged = validation_errors(known.teacher, spec, asked.images)
+    weight, bias, mean = _from_kept(known, cut, kept)
+    whole = _whole(ground, images)
+    with _replaced(known, cut, kept, weight, bias):
+        damaged = validation_errors(known.teacher, spec, images)
     increase, sd = paired_increase(task, whole, damaged, spec.seed)
-    error = _error(known, asked.cut, asked.kept, weight, bias, mean)
-    return Damage(asked.cut, asked.kept, error, increase, sd)
+    return Damage(cut, kept, _error(known, cut, kept, weight, bias, mean), increase, sd)
 
 
 @functools.lru_cache(maxsize=1)
-def _whole(handle: Handle, images: int) -> Floats:
+def _whole(ground: Ground, images: int) -> Floats:
     """The undamaged teacher's errors, once a process."""
-    return validation_errors(lessons(handle.ground).teacher, handle.ground.spec, images)
+    return validation_errors(lessons(ground).teacher, ground.spec, images)
 
 
 def validation_errors(network: nn.Module, spec: Spec, images: int | None = None) -> Floats:
@@ -194,6 +183,11 @@ def validation_errors(network: nn.Module, spec: Spec, images: int | None = None)
     predicted = predict(network.to(device), photos, preprocess, device, task)
     network.to(was_on)
     return task.errors(predicted, [task.truth(photo) for photo in photos])
+
+
+def validation_metric(network: nn.Module, spec: Spec) -> float:
+    """The metric of a network on all validation images."""
+    return find_task(spec.task.kind).metric(validation_errors(network, spec))
 
 
 def _from_kept(known: Lessons, cut: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,8 @@ def distil(
         KDError: those of `assemble`, of `start_student` and of the trainer; `loss-nonfinite` only
             where no training came to its end.
     """
-    asked = [_Asked(ground, json.dumps(a, sort_keys=True), steps) for a in architectures]
-    made = evaluate_all(_finalist_or_error, asked, jobs, "finalists")
+    function = partial(_finalist_or_error, ground, steps)
+    made = evaluate_all(function, architectures, jobs, "finalists")
     errors = [one for one in made if isinstance(one, KDError)]
     if len(errors) == len(made) and errors:
         raise errors[0]
@@ -93,36 +94,28 @@ def distil(
     return [one for one in made if not isinstance(one, KDError)]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """One distillation; the architecture is JSON."""
+def _finalist_or_error(
+    ground: Ground, steps: int, architecture: Mapping[str, Any]
+) -> Finalist | KDError:
+    """A student that cannot be trained says nothing about the others.
 
-    ground: Ground
-    architecture: str
-    steps: int
+    A result is read from the store where it is there; a stopped training goes on where it was.
+    """
+    store = Store(ground.root)
+    key = _key(ground, steps, architecture, store)
 
+    def build(folder: Path) -> Mapping[str, Any]:
+        return _build(ground, steps, architecture, store.work("finalist", key), folder)
 
-def _finalist_or_error(asked: _Asked) -> Finalist | KDError:
-    """A student that cannot be trained says nothing about the others."""
     try:
-        return finalist(asked)
+        entry = store.make("finalist", key, build)
     except KDError as error:
         if error.code != DIVERGED:
             raise
         return error
-
-
-def finalist(asked: _Asked) -> Finalist:
-    """One distillation, from the store if it is there; a stopped one goes on where it was."""
-    store = Store(asked.ground.root)
-    architecture, key = json.loads(asked.architecture), _key(asked, store)
-    entry = store.make(
-        "finalist", key, lambda folder: _build(asked, store.work("finalist", key), folder)
-    )
     store.drop_work("finalist", key)
-    return Finalist(
-        architecture=architecture, path=entry.path / "student.safetensors", **entry.meta
-    )
+    path = entry.path / "student.safetensors"
+    return Finalist(architecture=architecture, path=path, **entry.meta)
 
 
 def shortened(spec: Spec, steps: int) -> Spec:
@@ -145,13 +138,13 @@ def _shares(spec: Spec) -> list[Any]:
     ]
 
 
-def _key(asked: _Asked, store: Store) -> str:
-    ground, spec = asked.ground, asked.ground.spec
+def _key(ground: Ground, steps: int, architecture: Mapping[str, Any], store: Store) -> str:
+    spec = ground.spec
     return digest(
         {
-            "start": assembled_key(ground, json.loads(asked.architecture), store),
+            "start": assembled_key(ground, architecture, store),
             "init": spec.student.model_dump(mode="json", include=START_FIELDS),
-            "steps": asked.steps,
+            "steps": steps,
             "distill": spec.distill.model_dump(mode="json"),
             "teachers": [_content(teacher, spec, store) for teacher in spec.teachers],
             "splits": splits_digest(spec.data, spec.folder, store.hasher)["val"],
@@ -168,9 +161,10 @@ def _content(teacher: Teacher, spec: Spec, store: Store) -> list[str]:
     return [teacher.model, *(store.hasher.file(path) for path in (*sources, teacher.weights))]
 
 
-def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
-    spec = shortened(asked.ground.spec, asked.steps)
-    architecture = json.loads(asked.architecture)
+def _build(
+    ground: Ground, steps: int, architecture: Mapping[str, Any], work: Path, folder: Path
+) -> Mapping[str, Any]:
+    spec = shortened(ground.spec, steps)
     task, splits = find_task(spec.task.kind), load_splits(spec.data, spec.folder)
     teacher = load_teacher(spec)
     whole = validation_errors(teacher, spec)
@@ -178,7 +172,7 @@ def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     channels = preprocess_of(spec.data, spec.export, spec.task).channels
     images = ImageStore(splits.train, channels, training_device())
     if architecture["family"] == "staged" and spec.student.init == "inherit":
-        load_weights(student, assemble(asked.ground, architecture).file(WEIGHTS))
+        load_weights(student, assemble(ground, architecture).file(WEIGHTS))
     else:
         start_student(spec, teacher, student, architecture, images)
     value = task.metric(whole)
@@ -190,7 +184,11 @@ def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     increase, sd = paired_increase(
         task, whole, validation_errors(trainer.setting.ema, spec), spec.seed
     )
-    write_weights(folder / "student.safetensors", state.best, {"architecture": asked.architecture})
+    write_weights(
+        folder / "student.safetensors",
+        state.best,
+        {"architecture": json.dumps(architecture, sort_keys=True)},
+    )
     record = {
         "increase": increase,
         "increase_sd": sd,

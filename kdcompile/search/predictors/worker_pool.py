@@ -35,7 +35,7 @@ def evaluate_all(
     """`function` of every item, in the order of the items.
 
     Args:
-        function: of a module's top level; items and results cross processes.
+        function: of a module's top level, or a `partial` of one; items and results cross processes.
         items: independent of each other.
         jobs: processes; with 1, or with a GPU, all runs in this one.
         what: they are, for the log: "blocks".
@@ -54,7 +54,7 @@ def _in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], jobs: int, what: str
 ) -> list[Result]:
     progress = Progress("search", len(items), what)
-    context = _context(function.__module__)
+    context = _context(getattr(function, "func", function).__module__)
     pool = ProcessPoolExecutor(jobs, context, initializer=_begin)
     try:
         with _signals_held():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
-from kdcompile.latency_model.kernels import Kernel, Precision
+from kdcompile.latency_model.workload import Kernel, Precision
 
 Architecture = dict[str, Any]
 GENERATIONS = 10

@@ -6,7 +6,6 @@ What is dropped is cut out of the teacher's graph, which is then fused anew, onc
 """
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,16 +15,16 @@ from onnx import ModelProto, NodeProto
 from torch import nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import scratch
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model.fusion import WEIGHTED
 from kdcompile.latency_model.graph import BYTES
-from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
+from kdcompile.latency_model.kernels import kernels_of
+from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.channels import Channels, Layer, trace
 from kdcompile.models.dropped import members, tied
 from kdcompile.onnx_graph.shapes import inferred
-from kdcompile.search.spaces.drop_modules import cut
-from kdcompile.search.spaces.narrowed_kernel import Part
-from kdcompile.search.spaces.tensor_channels import Span, TensorChannels, span
+from kdcompile.search.spaces.tensor_channels import Part, Span, TensorChannels, cut, span
 
 SMALL = 64  # elements; larger constants are weights, of which only the size matters
 SETS = 1024  # of dropped parts, whose fused graphs are kept
@@ -80,18 +79,17 @@ class Template:
         self.parts = lru_cache(SETS)(self._parts)
 
     @classmethod
-    def of(cls, teacher: nn.Module, shape: Sequence[int], folder: Path | None = None) -> "Template":
+    def of(cls, teacher: nn.Module, shape: Sequence[int]) -> "Template":
         """Export the teacher at a fixed shape.
 
         Args:
             teacher: in inference mode, on the CPU.
             shape: input [N, C, H, W].
-            folder: where the ONNX file is put for the time of the export.
 
         Raises:
             KDError: of the export, and those of `Template`.
         """
-        with tempfile.TemporaryDirectory(dir=folder) as place:
+        with scratch() as place:
             fixed = (shape, shape, shape)
             return cls(onnx_from_module(teacher, Path(place) / "a.onnx", fixed), teacher, shape)
 

@@ -6,14 +6,15 @@ dilation to see as far, and where it ends below the teacher's output the output 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from typing import Any
 
-from kdcompile.latency_model.kernels import Kernel, Precision
+from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.cuts import Cut
+from kdcompile.models.staged import STAGE_KEYS
 from kdcompile.search.spaces.base import Architecture
 from kdcompile.search.spaces.staged_kernels import staged_kernels
 
@@ -190,3 +191,41 @@ def _widths(full: int, tile: int) -> list[int]:
         return [full]
     steps = [tiles ** (k / (WIDTHS - 1)) for k in range(WIDTHS)]
     return sorted({round(step) * tile for step in steps})
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stage of a student, and where it stands; all that its result depends on but the lessons.
+
+    index: of the stage and of the cut that it imitates; in_width: channels that enter; scale: of
+    the image that the student sees; before: strides of the stages before it, multiplied.
+    """
+
+    index: int
+    in_width: int
+    scale: float
+    before: int
+    block: str
+    width: int
+    depth: int
+    stride: int
+    down: str
+    dilation: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The stage as an architecture writes it."""
+        return {name: getattr(self, name) for name in STAGE_KEYS}
+
+
+def blocks_of(architecture: Mapping[str, Any]) -> list[Block]:
+    """The blocks of a `staged` architecture; two students that share one have equal blocks."""
+    found, before, inputs = [], 1, int(architecture["in_channels"])
+    scale = float(architecture["input_scale"])
+    for index, given in enumerate(architecture["stages"]):
+        settings = {name: given[name] for name in STAGE_KEYS}
+        if settings["stride"] == 1:
+            settings["down"] = "pool"  # nothing is pooled, whatever it says
+        found.append(Block(index, inputs, scale, before, **settings))
+        before, inputs = before * int(given["stride"]), int(given["width"])
+    return found

@@ -13,10 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 from kdcompile.latency_model.graph import BYTES
-from kdcompile.latency_model.kernels import Kernel, Kind, Precision
+from kdcompile.latency_model.workload import Kernel, Kind, Precision
 from kdcompile.models.blocks import POINT, Window, inner_width, window
-from kdcompile.models.staged import SCALES, cells
-from kdcompile.search.spaces.blocks import SETTINGS
+from kdcompile.models.staged import SCALES, STAGE_KEYS, cells
 
 IMAGE, OUTPUT = "image", "output"
 REMEMBERED = 1 << 17  # stages; a kernel takes about a kilobyte
@@ -69,7 +68,7 @@ def staged_kernels(
 
 
 def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(settings[name] for name in SETTINGS)
+    return tuple(settings[name] for name in STAGE_KEYS)
 
 
 def _part(side: int, parts: int, of: int) -> int:
