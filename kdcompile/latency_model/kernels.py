@@ -59,15 +59,15 @@ def kernels_of(
     groups = group(flow)
     home = {op: found for found in groups for op in found.ops}
     parts = {op.outputs[0]: op.inputs for op in flow.ops if op not in home}
-    place = {op: number for number, op in enumerate(flow.ops)}
+    position = {op: number for number, op in enumerate(flow.ops)}
     before: dict[Group, set[Group]] = {found: set() for found in groups}
     for found in groups:
-        found.ops.sort(key=place.__getitem__)
+        found.ops.sort(key=position.__getitem__)
         for name in _read(found, parts):
             writer = flow.producer.get(name)
             if writer is not None:
                 before[found].add(home[writer])
-    return [_kernel(flow, found, parts) for found in _ordered(before, place)]
+    return [_kernel(flow, found, parts) for found in _ordered(before, position)]
 
 
 def operators_of(model: ModelProto, shape: Sequence[int]) -> list[Operator]:
@@ -108,12 +108,12 @@ def _operator(flow: Flow, op: Op) -> Operator:
     )  # fmt: skip
 
 
-def _ordered(before: Mapping[Group, set[Group]], place: Mapping[Op, int]) -> list[Group]:
+def _ordered(before: Mapping[Group, set[Group]], position: Mapping[Op, int]) -> list[Group]:
     sorter = TopologicalSorter(before)
     sorter.prepare()
     ordered: list[Group] = []
     while sorter.is_active():
-        ready = sorted(sorter.get_ready(), key=lambda found: place[found.ops[0]])
+        ready = sorted(sorter.get_ready(), key=lambda found: position[found.ops[0]])
         ordered += ready
         sorter.done(*ready)
     return ordered

@@ -1,6 +1,6 @@
-"""Small networks, each of one kind of layer, that show how well a device does each kind.
+"""Micro-benchmark networks: small chains of equal layers, one kind of layer each.
 
-Two or three equal layers stand in a chain, so that what comes once for a network (a change of
+Two or three equal layers make a chain, so that what comes once for a network (a change of
 layout at its ends) weighs little. Sizes are those of a first, a middle and a late stage, and go
 with what such a device is given: what fills a GPU would keep a CPU busy for a minute. Weights are
 random: latency does not depend on them. Networks are listed so that a measurement that must stop
@@ -148,7 +148,7 @@ def model_of(chain: Chain, ir_version: int = 8) -> ModelProto:
     return _Writer(chain).model(ir_version)
 
 
-def in_form(model: ModelProto, form: str, tensorrt: str | None = None) -> ModelProto:
+def convert(model: ModelProto, form: str, tensorrt: str | None = None) -> ModelProto:
     """A float32 network in a form of `FORMS`: half inside two casts, or int8 with Q/DQ pairs.
 
     Every layer with weights is quantised, the last too, with ranges that are made up: an int8 layer
@@ -187,7 +187,7 @@ class _Writer:
         data, channels = INPUT, self.chain.shape[1]
         layer = getattr(self, f"_{self.chain.kind}", None)
         if layer is None:
-            raise ValueError(f"no chain is of {self.chain.kind}")
+            raise ValueError(f"there is no chain of {self.chain.kind}")
         for number in range(self.chain.layers):
             data = layer(f"l{number}", data, channels)
             channels = self.chain.width

@@ -20,7 +20,7 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.files import scratch
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model.breakdown import StageCost, stage_costs
-from kdcompile.latency_model.correction import scaled
+from kdcompile.latency_model.correction import scale_estimate
 from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.predict import Estimate, estimate
 from kdcompile.latency_model.workload import Kernel, Precision
@@ -29,7 +29,7 @@ from kdcompile.targets import Target
 
 
 @dataclass(frozen=True)
-class Priced:
+class NetworkCost:
     """A network's kernels with the estimate that was made of them, a part for each."""
 
     kernels: Sequence[Kernel]
@@ -41,9 +41,9 @@ class Priced:
         """Multiply-adds of one inference."""
         return sum(kernel.macs for kernel in self.kernels)
 
-    def at(self, ms: float) -> "Priced":
+    def at(self, ms: float) -> "NetworkCost":
         """The same with its parts in proportion to another latency, such as the measured one."""
-        return replace(self, estimate=scaled(self.estimate, ms / self.estimate.ms))
+        return replace(self, estimate=scale_estimate(self.estimate, ms / self.estimate.ms))
 
     def stages(self) -> list[StageCost]:
         """Its time by stage."""
@@ -54,31 +54,31 @@ class Priced:
 ORDER = ("int8", "fp16", "fp32", "fp8")
 
 
-def candidates(spec: Spec, target: Target) -> tuple[str, ...]:
-    """The precisions that may ship and have a price: the asked one, or for `auto` all.
+def candidate_precisions(spec: Spec, target: Target) -> tuple[str, ...]:
+    """The precisions that may ship and have a price: the requested one, or for `auto` all.
 
     `mixed` has no price before its layers are chosen; fp16 bounds it, as it is no slower.
     """
-    asked = spec.quantize.precision
-    if asked != "auto":
-        return ("fp16",) if asked == "mixed" else (asked,)
+    requested = spec.quantize.precision
+    if requested != "auto":
+        return ("fp16",) if requested == "mixed" else (requested,)
     tensorrt = target.backend or target.tensorrt
     return tuple(
         precision
         for precision in ORDER
         if precision in target.precisions
-        if precision != "fp8" or may_be_fp8(asked, target, tensorrt)
+        if precision != "fp8" or may_be_fp8(requested, target, tensorrt)
         if spec.compile.dla is None or precision in DLA_COMPUTES
     )
 
 
-def fastest(priced: Iterable[Priced]) -> Priced:
+def fastest(priced: Iterable[NetworkCost]) -> NetworkCost:
     """The one of a network's prices, one a precision, that it is expected to ship at."""
     return min(priced, key=lambda each: each.estimate.ms)
 
 
-def beside(precision: str, precisions: Sequence[str]) -> str:
-    """What the teacher computes in beside a student, on a target that has `precisions`."""
+def paired_precision(precision: str, precisions: Sequence[str]) -> str:
+    """What the teacher computes in next to a student, on a target that has `precisions`."""
     wanted = teacher_precision(precision)
     return wanted if wanted in precisions else "fp32"
 
@@ -112,12 +112,12 @@ class Network:
     def __init__(self, module: nn.Module, shape: Sequence[int]) -> None:
         self.module, self.shape = fold(module), list(shape)
         fixed = (self.shape, self.shape, self.shape)
-        with scratch() as place:
-            path = Path(place) / "network.onnx"
+        with scratch() as folder:
+            path = Path(folder) / "network.onnx"
             self.model: ModelProto = onnx_from_module(self.module, path, fixed)
         self._kernels: dict[Precision, list[Kernel]] = {}
 
-    def priced(self, target: Target, precision: str) -> Priced:
+    def priced(self, target: Target, precision: str) -> NetworkCost:
         """Its kernels at a precision with their estimate.
 
         Raises:
@@ -127,9 +127,9 @@ class Network:
         if kind not in self._kernels:
             self._kernels[kind] = kernels_of(self.model, self.shape, kind)
         kernels = self._kernels[kind]
-        return Priced(kernels, estimate(kernels, target, precision), self.shape)
+        return NetworkCost(kernels, estimate(kernels, target, precision), self.shape)
 
-    def fastest(self, target: Target, precisions: Sequence[str]) -> Priced:
+    def fastest(self, target: Target, precisions: Sequence[str]) -> NetworkCost:
         """`priced` at the one of the precisions that is predicted to be the fastest."""
         return fastest(self.priced(target, precision) for precision in precisions)
 

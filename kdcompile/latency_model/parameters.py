@@ -1,4 +1,4 @@
-"""The efficiencies of the latency model: priors, fit, and where they are read from.
+"""Parameters of the latency model (efficiencies): their priors, their fit, and their files.
 
 A fit is a maximum a posteriori in the logarithms: each efficiency has a log-normal prior, each
 measured latency a log-normal error of the model's own. Laplace's approximation around it gives the
@@ -209,7 +209,7 @@ class _Problem:
         for layout in self.layouts:
             used |= {n for names in layout.arithmetic for n in names} | set(layout.memory)
             used |= {f"step.{layout.generation}"} | (set() if layout.graph else {"stream", "host"})
-        self.used = [place for place, name in enumerate(prior.names) if name in used]
+        self.used = [index for index, name in enumerate(prior.names) if name in used]
 
     def errors(self, logs: Array) -> Array:
         """Logarithms of predicted over measured."""
@@ -228,10 +228,10 @@ class _Problem:
         def slope(logs: Array) -> Array:
             columns = np.zeros((len(self.measured), len(logs)))
             centre = self.errors(logs)
-            for place in self.used:
+            for index in self.used:
                 moved = logs.copy()
-                moved[place] += STEP
-                columns[:, place] = (self.errors(moved) - centre) / STEP
+                moved[index] += STEP
+                columns[:, index] = (self.errors(moved) - centre) / STEP
             return np.concatenate([weight @ columns, self.whiten])
 
         found = least_squares(

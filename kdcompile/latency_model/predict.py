@@ -1,6 +1,6 @@
-"""What a network's latency will be on a target: a distribution, and what each kernel adds to it.
+"""Predict a network's latency on a target: median, 90 % interval, and the share of each kernel.
 
-The equations are in `equations`, the efficiencies and their uncertainty in `efficiency`, what is
+The equations are in `roofline`, the efficiencies and their uncertainty in `parameters`, what is
 measured in `targets/fixtures.toml`. The prediction is log-normal: its variance is that of the
 efficiencies carried through the equations, plus the model's own.
 """

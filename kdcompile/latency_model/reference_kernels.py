@@ -62,11 +62,11 @@ def reference_gmac(network: str, shape: Sequence[int]) -> float:
 
 
 def compact(kernels: Sequence[Kernel]) -> list[dict[str, Any]]:
-    """Rows of the file; tensors are numbered, and kernels named by their place."""
+    """Rows of the file; tensors are numbered, and kernels named by their index."""
     numbers: dict[str, str] = {}
     rows = []
-    for place, kernel in enumerate(kernels):
-        row = asdict(kernel) | {"name": f"kernel {place}", "nodes": []}
+    for index, kernel in enumerate(kernels):
+        row = asdict(kernel) | {"name": f"kernel {index}", "nodes": []}
         for table in _TABLES:
             row[table] = {
                 numbers.setdefault(tensor, f"t{len(numbers)}"): size

@@ -1,4 +1,4 @@
-"""The latency model against every fixture, each predicted without its network.
+"""Validate the latency model on every fixture, each predicted without its own network.
 
 Leave one *network* out: the efficiencies that predict a fixture are fitted, from the priors, on the
 fixtures of all other networks. The CPU's fixtures are not held against it: its peak was taken from

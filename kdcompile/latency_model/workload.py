@@ -223,20 +223,20 @@ def traffic(
     moved = 0.0
     whole = sum(kernel.weight_bytes + kernel.read_bytes for kernel in kernels)
     dram, l2 = np.zeros(len(kernels)), np.zeros(len(kernels))
-    for place, kernel in enumerate(kernels):
-        l2[place] = min(float(kernel.weight_bytes), max(capacity - whole, 0.0))
-        dram[place] = kernel.weight_bytes - l2[place]
+    for index, kernel in enumerate(kernels):
+        l2[index] = min(float(kernel.weight_bytes), max(capacity - whole, 0.0))
+        dram[index] = kernel.weight_bytes - l2[index]
         for tensor in kernel.reads:
             size = stored.get(tensor, float(kernel.reads[tensor]))
             room = capacity - (moved - written[tensor]) if tensor in written else 0.0
             kept = min(size, max(room, 0.0))
-            l2[place] += kept
-            dram[place] += size - kept
+            l2[index] += kept
+            dram[index] += size - kept
         moved += kernel.weight_bytes + kernel.read_bytes
         for tensor in kernel.writes:
             kept = min(stored[tensor], capacity)
-            l2[place] += kept
-            dram[place] += stored[tensor] - kept
+            l2[index] += kept
+            dram[index] += stored[tensor] - kept
             written[tensor] = moved
     return dram, l2
 

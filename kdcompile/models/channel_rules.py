@@ -1,4 +1,4 @@
-"""A network's captured graph, and how its operators treat the channel axis."""
+"""Capture a network's graph; rules for its operators' channel axis and for resizing modules."""
 
 import copy
 import operator
@@ -25,7 +25,7 @@ MERGE = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", 
 CONVOLUTIONS = {"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"}
 
 
-def captured(model: nn.Module, shape: Sequence[int]) -> ExportedProgram:
+def capture_graph(model: nn.Module, shape: Sequence[int]) -> ExportedProgram:
     """The graph of a network's forward pass.
 
     Raises:
@@ -54,7 +54,7 @@ def operator_name(node: Node) -> str:
     return str((getattr(target, "_schema", None) and target._schema.name) or target).split("::")[-1]  # type: ignore[union-attr]
 
 
-def place(node: Node) -> str:
+def describe_node(node: Node) -> str:
     """The operator of a node and the innermost module around it, as a reason names it."""
     around = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
     return operator_name(node) + (f" in {around[-1]}" if around else "")
@@ -88,8 +88,8 @@ def changes_forward(module: nn.Module) -> bool:
 def why_fixed(module: nn.Module, size: Sequence[int]) -> str | None:
     """Why a module cannot be given other widths; None where it can.
 
-    A subclass can where it has no tensors beside those of its torch class, and where it really
-    gives the asked channels at half its widths, which is tried on shapes alone.
+    A subclass can where it has no tensors next to those of its torch class, and where it really
+    gives the requested channels at half its widths, which is tried on shapes alone.
 
     Args:
         module: of the teacher.
@@ -108,7 +108,7 @@ def why_fixed(module: nn.Module, size: Sequence[int]) -> str | None:
     made = next(reversed([v for k, v in widths.items() if k != "groups"]))
     try:
         with torch.no_grad():
-            narrow = resized(module, widths).to("meta").eval()
+            narrow = resize(module, widths).to("meta").eval()
             found = narrow(torch.empty(size[0], next(iter(widths.values())), *size[2:]).to("meta"))
     except Exception:  # whatever the user's forward raises
         return f"{name} does not run at other widths"
@@ -135,7 +135,7 @@ def _halved(module: Any) -> dict[str, int]:
     return {"in_channels": inputs, "out_channels": outputs}
 
 
-def resized(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
+def resize(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     """A module of the same kind with some of its widths replaced, and fresh weights.
 
     Args:

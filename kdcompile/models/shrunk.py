@@ -1,4 +1,4 @@
-"""A student from its architecture: the teacher's code with other widths and fresh weights."""
+"""Build a student from its architecture, untrained, or trained from its artifact."""
 
 import copy
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import nn
 from kdcompile.config.spec import Spec
 from kdcompile.core.store import Artifact
 from kdcompile.models.blocks import fold
-from kdcompile.models.channel_rules import resized
+from kdcompile.models.channel_rules import resize
 from kdcompile.models.dropped import drop
 from kdcompile.models.factory import build_model, load_teacher, load_weights
 from kdcompile.models.staged import StagedStudent
@@ -43,9 +43,7 @@ def student_from_architecture(
         student = copy.deepcopy(teacher).cpu()
         for name, widths in architecture["modules"].items():
             owner, _, leaf = name.rpartition(".")
-            setattr(
-                student.get_submodule(owner), leaf, resized(student.get_submodule(name), widths)
-            )
+            setattr(student.get_submodule(owner), leaf, resize(student.get_submodule(name), widths))
         drop(student, architecture.get("dropped", ()))
         initialise(student)
     return student.requires_grad_(True)

@@ -67,7 +67,7 @@ class StagedStudent(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[N, in_channels, H, W] to the output of the head."""
-        x = self.resized(image)
+        x = self.resize(image)
         for each in self.stages:
             x = each(x)
         output: Tensor = self.head(x)
@@ -75,7 +75,7 @@ class StagedStudent(nn.Module):
             return output
         return _resize(output, image, 1, self.output_stride)
 
-    def resized(self, image: Tensor) -> Tensor:
+    def resize(self, image: Tensor) -> Tensor:
         """The image as the first stage takes it: [N, C, ceil(scale H), ceil(scale W)]."""
         parts, of = self.scale
         return image if parts == of else _resize(image, image, parts, of)
@@ -115,15 +115,15 @@ def cells(architecture: Mapping[str, Any]) -> Fraction:
     stride = Fraction(of, parts)
     for settings in architecture["stages"]:
         stride *= settings["stride"]
-    asked = int(architecture["output_stride"])
-    if stride < asked:
+    requested = int(architecture["output_stride"])
+    if stride < requested:
         raise KDError(
             "architecture-stride",
-            f"the student's stages end at stride {float(stride):g}, the output has {asked}",
+            f"the student's stages end at stride {float(stride):g}, the output has {requested}",
             where="architecture.json, stages",
-            fix=f"give the stages strides whose product, over input_scale, is at least {asked}",
+            fix=f"give the stages strides whose product, over input_scale, is at least {requested}",
         )
-    return asked / stride
+    return requested / stride
 
 
 def _resize(x: Tensor, image: Tensor, parts: int, of: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a search times its candidates: ONNX Runtime of this process, or a worker's engines."""
+"""Time networks side by side: in ONNX Runtime of this process, or as engines on a board."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 TIMING = Settings(blocks=15, warmup=1, seconds=30.0, repeats=20)
 
 
-class Here:
+class HostTimer:
     """ONNX Runtime on this CPU, as a build for the CPU ships it.
 
     A context manager for networks that are timed together, under names; `label` says where.
@@ -64,8 +64,8 @@ class Here:
         return {name: samples.tolist() for name, samples in found.items()}, "wall"
 
 
-class There:
-    """As `Here`, with engines that the agent on a board builds, loads and times."""
+class BoardTimer:
+    """As `HostTimer`, with engines that the agent on a board builds, loads and times."""
 
     def __init__(self, target: Target, board: Board, spec: Spec) -> None:
         """`spec`: its sections compile and export."""
@@ -85,7 +85,7 @@ class There:
         self._open.__exit__(*raised)
 
     def _check(self) -> None:
-        """Only the target itself, in its power mode, tells of its model."""
+        """Only the target itself, in its power mode, has the latencies of its model."""
         if self.target.kind == "cpu":
             return
         about = self.place.about
@@ -96,12 +96,12 @@ class There:
             raise _foreign(f"{self.label} in power mode {running}", self.target)
 
     def file_of(self, precision: str) -> str | None:
-        """As the worker's hello says."""
+        """As the agent's hello reports."""
         plan: Mapping[str, Any] | None = self.place.about["precisions"].get(precision)
         return None if plan is None else str(plan["onnx"])
 
     def add(self, name: str, onnx: Path, precision: str) -> None:
-        """An engine, built unless an equal one lies there, loaded and run once."""
+        """An engine, built unless an equal one is there, loaded and run once."""
         profile = self.spec.export.profile
         built = engine.build(self.place, self.board, onnx, precision, self.spec.compile, profile)
         self.place.call("load", path=built.there, name=name)
@@ -119,11 +119,11 @@ class There:
         return {name: samples.tolist() for name, samples in times.items()}, mode
 
 
-Bench = Here | There
+DeviceTimer = HostTimer | BoardTimer
 
 
-def bench_of(target: Target, board: Board | None, spec: Spec) -> Bench:
-    """The bench at a board, or of this process; only the device that the latencies are for.
+def open_timer(target: Target, board: Board | None, spec: Spec) -> DeviceTimer:
+    """The timer at a board, or of this process; only the device that the latencies are for.
 
     Raises:
         KDError: `measure-foreign`.
@@ -131,14 +131,14 @@ def bench_of(target: Target, board: Board | None, spec: Spec) -> Bench:
     if board is None:
         if target.kind != "cpu":
             raise _foreign("ONNX Runtime on this machine's CPU", target)
-        return Here()
-    return There(target, board, spec)
+        return HostTimer()
+    return BoardTimer(target, board, spec)
 
 
-def _foreign(place: str, target: Target) -> KDError:
+def _foreign(device: str, target: Target) -> KDError:
     return KDError(
         "measure-foreign",
-        f"{place} is not {target.full_name}: times there say nothing of it",
+        f"{device} is not {target.full_name}: latencies there do not apply to it",
         where="[search] measure",
         fix="name the board with --via ssh://USER@BOARD, or search without measuring: "
         "--set search.measure=0",

@@ -1,4 +1,4 @@
-"""The Pareto front as a chart: latency against expected quality, the front's 90 % intervals."""
+"""Plot the Pareto front: latency against expected quality, with the front's 90 % intervals."""
 
 import io
 from collections.abc import Sequence

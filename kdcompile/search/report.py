@@ -1,4 +1,4 @@
-"""The result of a search as one record, `search.json`, and as the text of `kdcompile search`."""
+"""Search results: the record `search.json` and the text of `kdcompile search`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from kdcompile.latency_model.predict import NINETY
 from kdcompile.search.pareto import Point, front, likely_front, limit_ms
 from kdcompile.tasks.metric import METRICS, Metric
 
-ROWS = 24  # beside the front so many likely points are printed
+ROWS = 24  # in addition to the front so many likely points are printed
 HEADER = (
     "", "latency ms", "90 %", "expected, 90 %", "GMACs", "Mparams", "evidence", "architecture"
 )  # fmt: skip
@@ -20,17 +20,17 @@ MARKS = "> the choice   * on the front   ~ perhaps on it, as uncertain as the tw
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search gives.
 
     Args:
         target: the device with its mode, as latencies name it.
         precision: at which the latencies are.
         metric: of the qualities.
-        budget: what was asked.
+        budget: what was requested.
         teacher: as a point, at the precision that it is compared at.
         chosen: one of the points.
-        points: every candidate whose quality was judged.
+        points: every candidate whose quality was evaluated.
         explanation: sentences.
         stages: the chosen student's time by stage, as `explain.facts` gives it.
         correction: of the latencies, from measurements.
@@ -48,7 +48,7 @@ class Found:
     correction: Correction | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; points fastest first, each with `short`, `on_front` and `likely`.
+        """Plain JSON values; points fastest first, each with `short`, `on_front`, `likely`.
 
         The parts of a latency are kept for teacher and choice alone.
         """
@@ -61,7 +61,7 @@ class Found:
             if point != self.chosen:
                 row["latency"]["parts"] = []
             row |= {"on_front": point in best, "likely": point in likely}
-            rows.append(row | {"short": short(point.architecture)})
+            rows.append(row | {"short": arch_string(point.architecture)})
         return {
             "target": self.target,
             "precision": self.precision,
@@ -78,9 +78,9 @@ class Found:
 
 
 def lines(record: Mapping[str, Any]) -> list[str]:
-    """The record of `Found.to_json` as text: the front as a table, then the explanation."""
+    """The record of `SearchResult.to_json` as text: the front as a table, then the explanation."""
     metric, points = METRICS[record["metric"]], record["points"]
-    asked = ", ".join(f"{name} = {value:g}" for name, value in record["budget"].items())
+    requested = ", ".join(f"{name} = {value:g}" for name, value in record["budget"].items())
     chosen, shown = record["chosen"], _shown(record)
     rows: list[Sequence[str]] = [HEADER]
     for index, point in enumerate(points):
@@ -90,8 +90,8 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     rows.append(("", *_cells(record["teacher"], metric, "the teacher")))
     left = len(points) - len(shown)
     return [
-        f"search  {record['target']} at {record['precision']}, budget {asked}, "
-        f"{len(points)} students judged by {metric.name}",
+        f"search  {record['target']} at {record['precision']}, budget {requested}, "
+        f"{len(points)} students evaluated by {metric.name}",
         "",
         *columns(rows),
         "",
@@ -127,7 +127,7 @@ PARTS = (1, 2, 3, 4, 8, 16, 32, 64)  # a ratio is written as so many of one of t
 RUNS = 10  # of equal widths that are named
 
 
-def short(architecture: Mapping[str, Any]) -> str:
+def arch_string(architecture: Mapping[str, Any]) -> str:
     """Such as `x1/2 | 16x2 s2 conv | 32x3 p2 repvgg d2`.
 
     That is the input's scale, then width x depth of each stage with its stride (`s2`) or pooling

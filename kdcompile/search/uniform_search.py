@@ -1,4 +1,4 @@
-"""Families `shrink` and of the user's own: the widest that keeps the budget, or the one given."""
+"""Uniform search (`shrink`): the widest student within the budget, or the one that is given."""
 
 import json
 import math
@@ -11,11 +11,11 @@ from kdcompile.config.spec import Budget, Spec
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.network_cost import (
     Network,
-    Priced,
+    NetworkCost,
     as_type,
-    beside,
-    candidates,
+    candidate_precisions,
     fastest,
+    paired_precision,
     params,
 )
 from kdcompile.latency_model.predict import estimate
@@ -30,7 +30,7 @@ from kdcompile.search.unshrunk import refuse_unshrunk
 from kdcompile.targets import Target
 
 
-def scaled(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any], list[str]]:
+def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any], list[str]]:
     """The architecture that the spec fixes, checked against the budget, or the widest that fits.
 
     A student is priced at the precision that is expected to ship (`precision`), the teacher at
@@ -43,7 +43,9 @@ def scaled(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any]
     budget, student = spec.student.budget, spec.student
     price = _Price(spec, teacher, target)
     teachers = {
-        precision: price.network(teacher, {"width": 1.0}, [beside(precision, target.precisions)])
+        precision: price.network(
+            teacher, {"width": 1.0}, [paired_precision(precision, target.precisions)]
+        )
         for precision in price.precisions
     }
     if student.init == "file" or student.family != "shrink":
@@ -112,10 +114,10 @@ class _Price:
 
     def __init__(self, spec: Spec, teacher: Network, target: Target) -> None:
         self._spec, self._teacher, self._target = spec, teacher, target
-        self.precisions = candidates(spec, target)
+        self.precisions = candidate_precisions(spec, target)
         self.channels: Channels | None = None  # of the teacher, where it was traced already
         self._template: Template | None = None
-        self._untold = False  # the teacher's file does not tell which channels are where
+        self._is_unknown = False  # the teacher's file does not tell which channels are where
 
     def __call__(self, architecture: dict[str, Any]) -> Point:
         student = student_from_architecture(
@@ -129,7 +131,7 @@ class _Price:
         for precision in self.precisions:
             kernels = template.at(architecture, as_type(precision))
             latency = estimate(kernels, self._target, precision)
-            prices.append(Priced(kernels, latency, self._teacher.shape))
+            prices.append(NetworkCost(kernels, latency, self._teacher.shape))
         return _candidate(architecture, fold(student), fastest(prices))
 
     def network(
@@ -140,7 +142,7 @@ class _Price:
         return _candidate(architecture, network.module, found)
 
     def _of_teacher(self) -> Template | None:
-        if self._template is None and not self._untold:
+        if self._template is None and not self._is_unknown:
             try:
                 teacher = self._teacher
                 self._template = Template(
@@ -149,11 +151,11 @@ class _Price:
             except KDError as error:
                 if error.code != "template-unknown":
                     raise
-                self._untold = True
+                self._is_unknown = True
         return self._template
 
 
-def _candidate(architecture: dict[str, Any], module: nn.Module, priced: Priced) -> Point:
+def _candidate(architecture: dict[str, Any], module: nn.Module, priced: NetworkCost) -> Point:
     nothing = math.nan
     return Point(
         architecture, priced.estimate, nothing, nothing, "proxy", priced.macs, params(module)

@@ -9,7 +9,12 @@ from kdcompile.config.load import load_spec
 from kdcompile.config.step import Step
 from kdcompile.config.template import init_example
 from kdcompile.core.store import Store
-from kdcompile.latency_model.network_cost import Network, beside, candidates, fastest
+from kdcompile.latency_model.network_cost import (
+    Network,
+    candidate_precisions,
+    fastest,
+    paired_precision,
+)
 from kdcompile.models.factory import load_teacher
 from kdcompile.passes import search
 from kdcompile.targets import load
@@ -77,12 +82,12 @@ def test_students_of_a_search_are_compared_at_it_too(estimate, monkeypatch):
     ],
 )
 def test_what_may_ship(folder, target, sets, expected):
-    assert candidates(spec(folder, *sets, target=target), load(target)) == expected
+    assert candidate_precisions(spec(folder, *sets, target=target), load(target)) == expected
 
 
 def test_fp8_may_not_ship_where_no_parser_reads_it(folder):
     old = replace(load("jetson-thor-t5000"), tensorrt="8.6")
-    assert candidates(spec(folder), old) == ("fp16", "fp32")
+    assert candidate_precisions(spec(folder), old) == ("fp16", "fp32")
 
 
 def test_the_first_of_equals_is_the_fastest(folder):
@@ -95,6 +100,6 @@ def test_the_first_of_equals_is_the_fastest(folder):
 
 
 def test_the_teacher_computes_in_what_the_target_has():
-    assert beside("int8", CPU.precisions) == "fp32"
-    assert beside("int8", load("jetson").precisions) == "fp16"
-    assert beside("fp32", load("jetson").precisions) == "fp32"
+    assert paired_precision("int8", CPU.precisions) == "fp32"
+    assert paired_precision("int8", load("jetson").precisions) == "fp16"
+    assert paired_precision("fp32", load("jetson").precisions) == "fp32"

@@ -9,7 +9,7 @@ from kdcompile.core.store import Store
 from kdcompile.models.cuts import Cut
 from kdcompile.models.staged import stage
 from kdcompile.search.predictors import sensitivity as evidence
-from kdcompile.search.predictors.block_data import lessons, prepare
+from kdcompile.search.predictors.block_data import prepare_training_data, training_data
 from kdcompile.search.predictors.block_distillation import BlockResult
 from kdcompile.search.predictors.block_error_model import (
     Regression,
@@ -19,8 +19,8 @@ from kdcompile.search.predictors.block_error_model import (
 )
 from kdcompile.search.predictors.sensitivity import (
     Curve,
-    Damage,
-    expected,
+    SensitivityPoint,
+    expected_loss,
     paired_increase,
     sensitivity,
 )
@@ -31,7 +31,7 @@ CUTS = [Cut("a", 1, 32, 2, 1), Cut("b", 2, 64, 2, 1)]
 
 
 def _damage(error, increase, sd=0.1):
-    return Damage(0, 1, error, increase, sd)
+    return SensitivityPoint(0, 1, error, increase, sd)
 
 
 def test_a_curve_rises_from_nothing_and_goes_on():
@@ -50,7 +50,7 @@ def test_where_a_curve_falls_neighbours_share_their_weighted_mean():
 
 def test_expected_adds_up_with_deviations_of_curve_and_error():
     curve = Curve((0.0, 1.0), (0.0, 4.0), (0.0, 0.6))
-    found = expected([curve, curve], [(0.5, 0.1), (1.0, 0.0)])
+    found = expected_loss([curve, curve], [(0.5, 0.1), (1.0, 0.0)])
     assert found.mean == pytest.approx(6)
     assert found.sd == pytest.approx(np.sqrt(0.3**2 + 0.4**2 + 0.6**2))
 
@@ -72,16 +72,16 @@ def test_no_rate_is_surer_than_one_photo():
 
 
 def test_damage_to_a_teacher_costs_what_it_takes_away(tmp_path, monkeypatch):
-    ground = prepare(write_build(tmp_path)(), OPTIONS, Store(tmp_path / "store"))
-    curves = sensitivity(ground, images=12)
-    assert len(curves) == len(lessons(ground).cuts) == 2
+    context = prepare_training_data(write_build(tmp_path)(), OPTIONS, Store(tmp_path / "store"))
+    curves = sensitivity(context, images=12)
+    assert len(curves) == len(training_data(context).cuts) == 2
     for curve in curves:
         assert curve.errors[0] == curve.increases[0] == 0
         assert curve.errors[-1] == pytest.approx(1, abs=0.05)  # means alone
         assert curve.increases[-1] > 0.3  # digits of a count of 1 to 4
         assert curve.at(curve.errors[1]) < 0.6 * curve.increases[-1]  # half of the channels
     monkeypatch.setattr(evidence, "_measured", None)
-    assert sensitivity(ground, images=12) == curves
+    assert sensitivity(context, images=12) == curves
 
 
 def _truth(block):

@@ -1,4 +1,4 @@
-"""How far a network's output moves when a part of it is replaced."""
+"""Ablation: the change of a network's output when a part of it is replaced."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

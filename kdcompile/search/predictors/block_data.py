@@ -1,4 +1,4 @@
-"""What blocks are taught with: training crops, the teacher's cuts, and an order of its channels.
+"""Training data for blocks: training crops, the teacher's cuts, and an order of its channels.
 
 The crops and the orders are made once and kept in the store; whoever measures a block reads them
 and runs the teacher as far as the block's cut.
@@ -39,16 +39,16 @@ from kdcompile.search.predictors.teacher_features import (
 )
 from kdcompile.tasks.preprocess import preprocess_of
 
-SIDE = 256  # larger crops teach a block nothing more, and cost
-HELD_OUT = 4  # one training photo in so many is held out
+SIDE = 256  # larger crops train a block nothing more, and cost
+HELD_OUT = 4  # one training image in so many is held out
 LIBRARIES = ("torch", "numpy", "pillow")
 DATA_FIELDS = ("format", "mean", "std")
 DISTILL_FIELDS = ("crop", "scale", "flip")
 
 
 @dataclass(frozen=True)
-class ImitationOptions:
-    """How blocks are taught: crops to learn from, crops held out, Adam's steps, batch and rate."""
+class BlockOptions:
+    """How blocks are trained: crops to learn from, crops held out, Adam's steps, batch and rate."""
 
     crops: int = 48
     held: int = 16
@@ -58,20 +58,20 @@ class ImitationOptions:
 
 
 @dataclass(frozen=True)
-class Ground:
+class BlockContext:
     """All that an evaluation needs to start in a process of its own; equal by store and key.
 
-    root: of the store; key: of the lessons that are kept there.
+    root: of the store; key: of the training data that are kept there.
     """
 
     spec: Spec = field(compare=False)
     root: Path
-    options: ImitationOptions = field(compare=False)
+    options: BlockOptions = field(compare=False)
     key: str
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingData:
     """The teacher (inference mode) with its cuts, and crops [N, C, s, s], on one device.
 
     orders: for each cut its channels [C], so that every beginning explains the most of what the
@@ -92,13 +92,13 @@ class Lessons:
         return functional.pad(chosen, (0, 0, 0, 0, 0, max(0, width - len(order))))
 
 
-def prepare(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
-    """Make the lessons, unless the store has them.
+def prepare_training_data(spec: Spec, options: BlockOptions, store: Store) -> BlockContext:
+    """Make the training data, unless the store has them.
 
     Args:
         spec: its sections seed, task, teacher, data, distill and export.
         options: how many crops.
-        store: where they are kept, as stage `lessons`.
+        store: where they are kept, as stage `training_data`.
 
     Raises:
         KDError: `stages-unknown`, or those of the teacher and the data.
@@ -122,28 +122,28 @@ def prepare(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
         return {"cuts": [cut.name for cut in found], "crops": len(fit), "held": len(held)}
 
     store.make("lessons", key, build)
-    return Ground(spec, store.root, options, key)
+    return BlockContext(spec, store.root, options, key)
 
 
-def bare_ground(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
-    """A ground without lessons, for students that are not made of taught blocks.
+def context_without_data(spec: Spec, options: BlockOptions, store: Store) -> BlockContext:
+    """A context without training data, for students that are not made of trained blocks.
 
     Raises:
         KDError: `weights-missing`, or those of the data.
     """
-    return Ground(spec, store.root, options, _key(spec, options, store.hasher))
+    return BlockContext(spec, store.root, options, _key(spec, options, store.hasher))
 
 
 @functools.lru_cache(maxsize=1)
-def lessons(ground: Ground) -> Lessons:
-    """The lessons of a ground, read once a process."""
+def training_data(context: BlockContext) -> TrainingData:
+    """The training data of a context, read once a process."""
     device = training_device()
-    entry = kept_entry(Store(ground.root), "lessons", ground.key)
+    entry = kept_entry(Store(context.root), "lessons", context.key)
     crops, _ = read_weights(entry.file("crops.safetensors"))
     orders, _ = read_weights(entry.file("orders.safetensors"))
     found = [Cut(**cut) for cut in entry.json("cuts.json")]
-    return Lessons(
-        load_teacher(ground.spec).to(device).requires_grad_(False),
+    return TrainingData(
+        load_teacher(context.spec).to(device).requires_grad_(False),
         found,
         [orders[f"order.{i}"].to(device) for i in range(len(found))],
         [orders[f"demand.{i}"].to(device) for i in range(len(found))],
@@ -182,9 +182,9 @@ def _covariances(teacher: nn.Module, found: Sequence[Cut], images: Tensor) -> li
 
 
 def _crops(
-    spec: Spec, teacher: nn.Module, options: ImitationOptions, side: int, device: torch.device
+    spec: Spec, teacher: nn.Module, options: BlockOptions, side: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Crops to learn from and held-out ones, of different photos where there are several."""
+    """Crops to learn from and held-out ones, of different images where there are several."""
     photos = load_splits(spec.data, spec.folder).train
     apart = photos[::HELD_OUT] if len(photos) > 1 else photos
     rest = [p for i, p in enumerate(photos) if i % HELD_OUT] or photos
@@ -209,8 +209,8 @@ def _side(crop: int) -> int:
     return SIDE if crop > SIDE and crop % 32 == 0 else crop
 
 
-def _key(spec: Spec, options: ImitationOptions, hasher: Hasher) -> str:
-    """Everything that the lessons depend on: no budget and no target.
+def _key(spec: Spec, options: BlockOptions, hasher: Hasher) -> str:
+    """Everything that the training data depend on: no budget and no target.
 
     And the source of what all evidence is measured with, since its keys are made of this one.
     """

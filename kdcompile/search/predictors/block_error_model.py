@@ -1,8 +1,8 @@
-"""The error of a block that was not measured, from its size: a regression over those that were.
+"""Regression model of block errors: predicts a block that was not measured from its size.
 
 log error = w . features + noise, with a Gaussian prior on w: the mean and the deviation of a
 prediction are those of Bayesian linear regression (Bishop 2006, 3.3). The same deviations, which
-need no measurement, say which blocks to measure first; nothing else is decided by them.
+need no measurement, give the blocks to measure first; nothing else is decided by them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ from kdcompile.search.spaces.staged import Block
 Floats = NDArray[np.float64]
 PRIOR_SD = 1.0  # of a weight: errors change by a factor e over a feature's unit
 NOISE = 0.15  # log deviation of the errors that no feature explains, before any is known
-REPEAT = 0.1  # log deviation of one block taught from several seeds (the digits example)
-FLOOR = 1e-6  # errors below are told apart by nothing
+REPEAT = 0.1  # log deviation of one block trained from several seeds (the digits example)
+FLOOR = 1e-6  # errors below are distinguished by nothing
 
 
 def features(cuts: Sequence[Cut], blocks: Sequence[Block]) -> Floats:
@@ -94,7 +94,7 @@ class Regression:
 def measure_first(
     cuts: Sequence[Cut], blocks: Sequence[Block], measured: Sequence[Block], number: int
 ) -> list[Block]:
-    """The `number` blocks, of those not measured, that tell the most of the rest, in order.
+    """The `number` unmeasured blocks that are most informative about the rest, in order.
 
     Each next one has the largest deviation given those before it. This reads no result at all.
     """

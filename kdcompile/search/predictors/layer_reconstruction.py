@@ -1,11 +1,11 @@
-"""What a narrower student of the teacher's own architecture loses, from the teacher alone.
+"""Layer reconstruction: errors of a narrower student of the teacher's own architecture.
 
 Each layer is rebuilt by itself from the teacher's activations, much as `distill.inherit` will
 rebuild it, so no student is made and no layer waits for another: the idea of module-wise
 distillation (m2mKD), in closed form. A layer's relative error is weighted by how far the teacher's
 output moves for a unit of it; independent errors add as variances.
 
-Not seen: errors that pile up or that later layers make good, and what training will repair. The
+Not modelled: errors that pile up or that later layers make good, and what training will repair. The
 figure orders students; it is no forecast of a metric.
 """
 
@@ -97,7 +97,7 @@ class LayerErrors:
             self._dropped[name] = without(self._watched, name)
         return self._dropped[name]
 
-    def expected(self, architecture: Mapping[str, Any]) -> float:
+    def expected_error(self, architecture: Mapping[str, Any]) -> float:
         """Relative error of the output, to first order: the root of the parts' summed squares.
 
         Args:

@@ -1,7 +1,8 @@
-"""What a space's students are expected to be worth, from cheap evidence to dear.
+"""Quality predictors of the two search spaces: how much worse than the teacher a student will be.
 
-A judge knows the teacher's validation metric and answers for any student how much worse it should
-be, and how sure that is. `learn` measures what tells most about the students that it is shown.
+Staged students: blocks that imitate the teacher's, and what their errors cost. Students of the
+teacher's own layers: each layer's error follows in closed form from the teacher alone; a few
+students that inherit and are not trained give the cost of such an error in the validation metric.
 """
 
 import copy
@@ -22,13 +23,13 @@ from kdcompile.distill.training_context import training_device
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.predictors.assemble import WEIGHTS, assemble
 from kdcompile.search.predictors.block_data import (
-    Ground,
-    ImitationOptions,
-    bare_ground,
-    lessons,
-    prepare,
+    BlockContext,
+    BlockOptions,
+    context_without_data,
+    prepare_training_data,
+    training_data,
 )
-from kdcompile.search.predictors.block_distillation import BlockResult, imitate_all
+from kdcompile.search.predictors.block_distillation import BlockResult, distil_blocks
 from kdcompile.search.predictors.block_error_model import (
     Regression,
     errors_of,
@@ -37,8 +38,8 @@ from kdcompile.search.predictors.block_error_model import (
 from kdcompile.search.predictors.layer_reconstruction import LayerErrors
 from kdcompile.search.predictors.sensitivity import (
     Curve,
-    Expected,
-    expected,
+    ExpectedLoss,
+    expected_loss,
     paired_increase,
     sensitivity,
     validation_errors,
@@ -51,7 +52,7 @@ from kdcompile.tasks.task import find_task
 Architecture = Mapping[str, Any]
 
 
-class Judge(Protocol):
+class QualityPredictor(Protocol):
     """Evidence on the students of one space."""
 
     def guess(self, architecture: Architecture) -> float:
@@ -60,7 +61,7 @@ class Judge(Protocol):
     def learn(self, likely: Sequence[Architecture], number: int) -> int:
         """Measure at most `number` things about these students; how many it was."""
 
-    def expected(self, architecture: Architecture) -> Expected:
+    def expected_loss(self, architecture: Architecture) -> ExpectedLoss:
         """How much worse than the teacher it should be, in the metric's unit."""
 
     def distil(self, architectures: Sequence[Architecture], steps: int) -> list[Finalist]:
@@ -75,29 +76,27 @@ BATCH, MOST_BATCH = 8, 16
 IMAGES = 32  # validation images that the teacher's sensitivity is measured on
 
 
-def options_of(spec: Spec) -> ImitationOptions:
-    """How blocks are taught: with small crops, more of them and more at a time."""
+def options_of(spec: Spec) -> BlockOptions:
+    """How blocks are trained: with small crops, more of them and more at a time."""
     fewer = min(256, spec.distill.crop) ** 2 / 256**2
     crops = min(MOST_CROPS, round(CROPS / fewer))
     batch = min(MOST_BATCH, round(BATCH / fewer))
-    return ImitationOptions(
-        crops=crops, held=crops // 3, steps=spec.search.block_steps, batch=batch
-    )
+    return BlockOptions(crops=crops, held=crops // 3, steps=spec.search.block_steps, batch=batch)
 
 
-class StagedJudge:
-    """`judge.Judge` of staged students; what it measures is in the store."""
+class StagedPredictor:
+    """`QualityPredictor` of staged students; what it measures is in the store."""
 
     def __init__(self, spec: Spec, store: Store, jobs: int) -> None:
-        """Teach nothing yet: make the crops, and damage the teacher for its sensitivity.
+        """Train nothing yet: make the crops, and degrade the teacher for its sensitivity.
 
         Raises:
             KDError: `stages-unknown`, or those of the teacher and the data.
         """
         self._jobs = jobs
-        self._ground = prepare(spec, options_of(spec), store)
-        self._curves: list[Curve] = sensitivity(self._ground, IMAGES, jobs)
-        self._cuts = lessons(self._ground).cuts
+        self._context = prepare_training_data(spec, options_of(spec), store)
+        self._curves: list[Curve] = sensitivity(self._context, IMAGES, jobs)
+        self._cuts = training_data(self._context).cuts
         self._results: dict[Block, BlockResult] = {}
 
     def guess(self, architecture: Architecture) -> float:
@@ -106,25 +105,27 @@ class StagedJudge:
         return sum(curve.at(self._error(block)[0]) for curve, block in pairs)
 
     def learn(self, likely: Sequence[Architecture], number: int) -> int:
-        """Teach the blocks of these students that tell most of the rest."""
+        """Train the blocks of these students that are most informative about the rest."""
         blocks = [block for architecture in likely for block in blocks_of(architecture)]
-        asked = measure_first(self._cuts, blocks, list(self._results), number)
-        self._results |= imitate_all(self._ground, asked, self._jobs)
+        requested = measure_first(self._cuts, blocks, list(self._results), number)
+        self._results |= distil_blocks(self._context, requested, self._jobs)
         for name in ("_regression", "_errors"):
             self.__dict__.pop(name, None)
-        return len(asked)
+        return len(requested)
 
-    def expected(self, architecture: Architecture) -> Expected:
+    def expected_loss(self, architecture: Architecture) -> ExpectedLoss:
         """The sum of what its blocks' errors cost, measured or predicted from their capacity."""
-        return expected(self._curves, [self._error(block) for block in blocks_of(architecture)])
+        return expected_loss(
+            self._curves, [self._error(block) for block in blocks_of(architecture)]
+        )
 
     def distil(self, architectures: Sequence[Architecture], steps: int) -> list[Finalist]:
         """Each from its assembled start."""
-        return distil(self._ground, architectures, steps, self._jobs)
+        return distil(self._context, architectures, steps, self._jobs)
 
     def start(self, architecture: Architecture) -> Path | None:
-        """The blocks put together, each taught a little longer on what really enters."""
-        return assemble(self._ground, architecture).file(WEIGHTS)
+        """The blocks put together, each trained a little longer on what really enters."""
+        return assemble(self._context, architecture).file(WEIGHTS)
 
     @cached_property
     def _regression(self) -> Regression:
@@ -140,12 +141,12 @@ class StagedJudge:
         return self._errors[block]
 
 
-ANCHORS = (0.75, 0.5, 0.25)  # uniform widths whose inherited students are judged
+ANCHORS = (0.75, 0.5, 0.25)  # uniform widths whose inherited students are evaluated
 UNSURE = 0.5  # relative deviation of an expectation, before the anchors
 
 
-class LayersJudge:
-    """`judge.Judge` of a teacher's own layers."""
+class LayerPredictor:
+    """`QualityPredictor` of a teacher's own layers."""
 
     def __init__(
         self, spec: Spec, store: Store, jobs: int, teacher: nn.Module, space: LayerSpace
@@ -156,7 +157,7 @@ class LayersJudge:
             KDError: those of the data and of inheriting.
         """
         self._spec, self._jobs, self._space = spec, jobs, space
-        self._ground: Ground = bare_ground(spec, ImitationOptions(), store)
+        self._context: BlockContext = context_without_data(spec, BlockOptions(), store)
         photos = load_splits(spec.data, spec.folder).train
         self._photos = ImageStore(photos, spec.export.profile[1][1], training_device())
         self._teacher = copy.deepcopy(teacher).to(training_device())
@@ -165,21 +166,21 @@ class LayersJudge:
 
     def guess(self, architecture: Architecture) -> float:
         """The output's relative error."""
-        return self._errors.expected(architecture)
+        return self._errors.expected_error(architecture)
 
     def learn(self, likely: Sequence[Architecture], number: int) -> int:
         """All that is to be known follows from the layers' errors."""
         return 0
 
-    def expected(self, architecture: Architecture) -> Expected:
-        """The output's error times what the anchors say that it costs."""
+    def expected_loss(self, architecture: Architecture) -> ExpectedLoss:
+        """The output's error times what it costs by the anchors."""
         slope, spread = self._cost
-        error = self._errors.expected(architecture)
-        return Expected(slope * error, spread * error)
+        error = self._errors.expected_error(architecture)
+        return ExpectedLoss(slope * error, spread * error)
 
     def distil(self, architectures: Sequence[Architecture], steps: int) -> list[Finalist]:
         """Each from what it inherits."""
-        return distil(self._ground, architectures, steps, self._jobs)
+        return distil(self._context, architectures, steps, self._jobs)
 
     def start(self, architecture: Architecture) -> Path | None:
         """Inheriting is the start."""
@@ -193,9 +194,9 @@ class LayersJudge:
         errors, worse = [], []
         for ratio in ANCHORS:
             architecture = self._space.uniform(ratio)
-            damaged = validation_errors(self._inherited(architecture), self._spec)
-            increase, sd = paired_increase(task, whole, damaged, self._spec.seed)
-            errors.append(self._errors.expected(architecture))
+            degraded = validation_errors(self._inherited(architecture), self._spec)
+            increase, sd = paired_increase(task, whole, degraded, self._spec.seed)
+            errors.append(self._errors.expected_error(architecture))
             worse.append(max(increase, sd))  # no anchor is known to cost less than its own error
         x, y = np.array(errors), np.array(worse)
         slope = float((x * y).sum() / max((x * x).sum(), 1e-30))

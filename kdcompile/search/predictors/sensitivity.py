@@ -1,8 +1,8 @@
-"""What a block's imitation error costs the whole network, in the validation metric.
+"""Sensitivity: the cost of a block's error for the whole network, in the validation metric.
 
-The teacher is damaged on purpose, one cut at a time: its maps are replaced by what a few of their
-channels can tell of all of them. That gives pairs (relative squared error at the cut as blocks are
-judged by, increase of the metric), and between them a rising curve for each cut. A student's
+The teacher is degraded on purpose, one cut at a time: its maps are replaced by what a few of their
+channels can predict of all of them. That gives pairs (relative squared error at the cut, as for
+blocks, increase of the metric), and between them a rising curve for each cut. A student's
 expected increase is the sum of its blocks' values on the curves: to first order in the errors,
 which are taken as independent.
 """
@@ -27,12 +27,12 @@ from kdcompile.core.store import Store, digest
 from kdcompile.data.splits import evenly, load_splits, splits_digest
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.training_context import training_device
-from kdcompile.search.predictors.block_data import Ground, Lessons, lessons
+from kdcompile.search.predictors.block_data import BlockContext, TrainingData, training_data
 from kdcompile.search.predictors.teacher_features import (
-    as_the_next_sees,
+    at_next_cut,
     rows_of,
     teacher_maps,
-    weighed,
+    weighted_error,
 )
 from kdcompile.search.predictors.worker_pool import evaluate_all
 from kdcompile.tasks.preprocess import preprocess_of
@@ -45,11 +45,11 @@ RESAMPLES = 200
 
 
 @dataclass(frozen=True)
-class Damage:
+class SensitivityPoint:
     """A teacher whose maps at one cut are predicted from `kept` of their channels.
 
     error: relative squared error at the cut, as `BlockResult.error`; increase: how much worse the
-    validation metric is than the undamaged teacher's, and its standard error over the photos (a
+    validation metric is than the intact teacher's, and its standard error over the images (a
     paired bootstrap).
     """
 
@@ -69,9 +69,9 @@ class Curve:
     sds: tuple[float, ...]
 
     @classmethod
-    def of(cls, damages: Sequence[Damage]) -> "Curve":
-        """Through the damages of one cut; where they fall, the weighted mean of neighbours."""
-        ordered = sorted(damages, key=lambda d: d.error)
+    def of(cls, points: Sequence[SensitivityPoint]) -> "Curve":
+        """Through the points of one cut; where they fall, the weighted mean of neighbours."""
+        ordered = sorted(points, key=lambda d: d.error)
         least = max((d.increase_sd for d in ordered), default=0.0) * 1e-3 + 1e-12
         values = _rising(
             np.array([0.0, *(d.increase for d in ordered)]),
@@ -98,14 +98,14 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedLoss:
     """How much worse than the teacher a student should be, in the metric's unit, and how sure."""
 
     mean: float
     sd: float
 
 
-def expected(curves: Sequence[Curve], errors: Sequence[tuple[float, float]]) -> Expected:
+def expected_loss(curves: Sequence[Curve], errors: Sequence[tuple[float, float]]) -> ExpectedLoss:
     """A student's expected increase.
 
     Args:
@@ -115,66 +115,68 @@ def expected(curves: Sequence[Curve], errors: Sequence[tuple[float, float]]) -> 
     pairs = list(zip(curves, errors, strict=True))
     mean = sum(curve.at(error) for curve, (error, _) in pairs)
     squares = sum(curve.sd_at(error, sd) ** 2 for curve, (error, sd) in pairs)
-    return Expected(mean, squares**0.5)
+    return ExpectedLoss(mean, squares**0.5)
 
 
-def sensitivity(ground: Ground, images: int = 32, jobs: int = 1) -> list[Curve]:
+def sensitivity(context: BlockContext, images: int = 32, jobs: int = 1) -> list[Curve]:
     """The curve of every cut, from the store where it was measured before.
 
     Args:
-        ground: the lessons.
-        images: validation photos to look at, evenly spread.
+        ground: the training data.
+        images: validation images to look at, evenly spread.
         jobs: processes.
     """
-    known = lessons(ground)
+    data = training_data(context)
     cases = [
         (cut, kept)
-        for cut, order in enumerate(known.orders)
+        for cut, order in enumerate(data.orders)
         for kept in sorted({int(share * len(order)) for share in KEPT})
     ]
-    found = evaluate_all(partial(measure, ground, images), cases, jobs, "damages of the teacher")
-    return [Curve.of([d for d in found if d.cut == cut]) for cut in range(len(known.cuts))]
+    found = evaluate_all(partial(measure_point, context, images), cases, jobs, "sensitivity points")
+    return [Curve.of([d for d in found if d.cut == cut]) for cut in range(len(data.cuts))]
 
 
-def measure(ground: Ground, images: int, case: tuple[int, int]) -> Damage:
-    """One damage, a cut with the number of channels that it keeps; stage `damage` of the store."""
-    store, spec = Store(ground.root), ground.spec
+def measure_point(context: BlockContext, images: int, case: tuple[int, int]) -> SensitivityPoint:
+    """One point, a cut with the number of channels that it keeps; stage `damage` of the store."""
+    store, spec = Store(context.root), context.spec
     val = splits_digest(spec.data, spec.folder, store.hasher)["val"]
-    parts = [ground.key, images, *case, val, spec.export.profile]
+    parts = [context.key, images, *case, val, spec.export.profile]
     source = source_key(__name__, store.hasher)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        found = asdict(_measured(ground, images, *case))
+        found = asdict(_measure_point(context, images, *case))
         write_json(folder / "damage.json", found)
         return found
 
-    return Damage(**store.make("damage", digest([*parts, source]), build).json("damage.json"))
+    return SensitivityPoint(
+        **store.make("damage", digest([*parts, source]), build).json("damage.json")
+    )
 
 
-def _measured(ground: Ground, images: int, cut: int, kept: int) -> Damage:
-    spec, known = ground.spec, lessons(ground)
+def _measure_point(context: BlockContext, images: int, cut: int, kept: int) -> SensitivityPoint:
+    spec, data = context.spec, training_data(context)
     task = find_task(spec.task.kind)
-    weight, bias, mean = _from_kept(known, cut, kept)
-    whole = _whole(ground, images)
-    with _replaced(known, cut, kept, weight, bias):
-        damaged = validation_errors(known.teacher, spec, images)
-    increase, sd = paired_increase(task, whole, damaged, spec.seed)
-    return Damage(cut, kept, _error(known, cut, kept, weight, bias, mean), increase, sd)
+    weight, bias, mean = _from_kept(data, cut, kept)
+    whole = _whole(context, images)
+    with _replaced(data, cut, kept, weight, bias):
+        degraded = validation_errors(data.teacher, spec, images)
+    increase, sd = paired_increase(task, whole, degraded, spec.seed)
+    return SensitivityPoint(cut, kept, _error(data, cut, kept, weight, bias, mean), increase, sd)
 
 
 @functools.lru_cache(maxsize=1)
-def _whole(ground: Ground, images: int) -> Floats:
-    """The undamaged teacher's errors, once a process."""
-    return validation_errors(lessons(ground).teacher, ground.spec, images)
+def _whole(context: BlockContext, images: int) -> Floats:
+    """The intact teacher's errors, once a process."""
+    return validation_errors(training_data(context).teacher, context.spec, images)
 
 
 def validation_errors(network: nn.Module, spec: Spec, images: int | None = None) -> Floats:
-    """A network's error on each validation photo, as the task has them, float64 [N].
+    """A network's error on each validation image, as the task has them, float64 [N].
 
     Args:
         network: as it is at this moment, hooks with it; it comes back on its own device.
         spec: its task and its data.
-        images: photos to look at, evenly spread; all of them where None.
+        images: images to look at, evenly spread; all of them where None.
     """
     task, device = find_task(spec.task.kind), training_device()
     photos = evenly(load_splits(spec.data, spec.folder).val, images)
@@ -190,13 +192,13 @@ def validation_metric(network: nn.Module, spec: Spec) -> float:
     return find_task(spec.task.kind).metric(validation_errors(network, spec))
 
 
-def _from_kept(known: Lessons, cut: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+def _from_kept(data: TrainingData, cut: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weight [C, kept] and bias [C] that predict all channels from the first, and the mean [C]."""
-    parts = [rows_of(maps[0], cut) for _, maps in _maps(known, cut, known.fit)]
+    parts = [rows_of(maps[0], cut) for _, maps in _maps(data, cut, data.fit)]
     rows = torch.cat(parts).double()
     mean = rows.mean(0)
     moments = (rows - mean).T @ (rows - mean) / len(rows)
-    chosen = known.orders[cut][:kept]
+    chosen = data.orders[cut][:kept]
     own = moments[chosen][:, chosen]
     strength = RIDGE * moments.diagonal().mean().clamp(min=1e-30)
     own = own + strength * torch.eye(kept, dtype=own.dtype, device=own.device)
@@ -204,19 +206,19 @@ def _from_kept(known: Lessons, cut: int, kept: int) -> tuple[Tensor, Tensor, Ten
     return weight.float(), (mean - weight @ mean[chosen]).float(), mean.float()
 
 
-def _maps(known: Lessons, cut: int, images: Tensor) -> Any:
-    return teacher_maps(known.teacher, [known.cuts[cut].name], images)
+def _maps(data: TrainingData, cut: int, images: Tensor) -> Any:
+    return teacher_maps(data.teacher, [data.cuts[cut].name], images)
 
 
 def _error(
-    known: Lessons, cut: int, kept: int, weight: Tensor, bias: Tensor, mean: Tensor
+    data: TrainingData, cut: int, kept: int, weight: Tensor, bias: Tensor, mean: Tensor
 ) -> float:
     wrong, spread = 0.0, 0.0
-    for _, (whole,) in _maps(known, cut, known.held):
-        maps = as_the_next_sees(known.cuts, cut, whole)
-        made = _predicted(maps, known.orders[cut][:kept], weight, bias)
-        wrong += float(weighed(made - maps, known.demands[cut]).sum())
-        spread += float(weighed(maps - mean[:, None, None], known.demands[cut]).sum())
+    for _, (whole,) in _maps(data, cut, data.held):
+        maps = at_next_cut(data.cuts, cut, whole)
+        made = _predicted(maps, data.orders[cut][:kept], weight, bias)
+        wrong += float(weighted_error(made - maps, data.demands[cut]).sum())
+        spread += float(weighted_error(maps - mean[:, None, None], data.demands[cut]).sum())
     return wrong / max(spread, 1e-30)
 
 
@@ -225,30 +227,30 @@ def _predicted(maps: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor) -> Te
 
 
 @contextmanager
-def _replaced(known: Lessons, cut: int, kept: int, weight: Tensor, bias: Tensor) -> Any:
+def _replaced(data: TrainingData, cut: int, kept: int, weight: Tensor, bias: Tensor) -> Any:
     """The teacher with its maps at a cut predicted from the kept channels."""
-    chosen = known.orders[cut][:kept]
+    chosen = data.orders[cut][:kept]
 
     def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         return _predicted(output, chosen, weight, bias)
 
-    hook = known.teacher.get_submodule(known.cuts[cut].name).register_forward_hook(replace)
+    hook = data.teacher.get_submodule(data.cuts[cut].name).register_forward_hook(replace)
     try:
         yield
     finally:
         hook.remove()
 
 
-def paired_increase(task: Task, whole: Floats, damaged: Floats, seed: int) -> tuple[float, float]:
-    """How much worse the metric became, and the deviation of that over resampled photos.
+def paired_increase(task: Task, whole: Floats, degraded: Floats, seed: int) -> tuple[float, float]:
+    """How much worse the metric became, and the deviation of that over resampled images.
 
-    No rate is known to less than one of the photos, though all of them be answered alike.
+    No rate is known to less than one of the images, though all of them be answered alike.
     """
     metric, random = task.metric, np.random.default_rng(seed)
     picks = random.integers(len(whole), size=(RESAMPLES, len(whole)))
-    spread = metric.worse_by(metric.of(damaged[picks], -1), metric.of(whole[picks], -1))
+    spread = metric.worse_by(metric.of(degraded[picks], -1), metric.of(whole[picks], -1))
     least = 1 / len(whole) if metric.points else 0.0
-    increase = float(metric.worse_by(metric(damaged), metric(whole)))
+    increase = float(metric.worse_by(metric(degraded), metric(whole)))
     return increase, max(float(np.std(spread)), least)
 
 

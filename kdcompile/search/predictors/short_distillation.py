@@ -1,6 +1,6 @@
-"""The last evidence: each finalist distilled for a while, from its assembled or inherited start.
+"""Short distillation of the finalists, each from its assembled or inherited start.
 
-What it then is on the validation photos corrects what was expected of it, and by the same rule
+What it then is on the validation images corrects what was expected of it, and by the same rule
 what is expected of students that were not distilled.
 """
 
@@ -29,9 +29,9 @@ from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher, load_weights, write_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.predictors.assemble import WEIGHTS, assemble, assembled_key
-from kdcompile.search.predictors.block_data import Ground
-from kdcompile.search.predictors.sensitivity import Expected, paired_increase, validation_errors
+from kdcompile.search.predictors.assemble import WEIGHTS, assemble, start_key
+from kdcompile.search.predictors.block_data import BlockContext
+from kdcompile.search.predictors.sensitivity import ExpectedLoss, paired_increase, validation_errors
 from kdcompile.search.predictors.worker_pool import evaluate_all
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import find_task
@@ -41,7 +41,7 @@ Floats = NDArray[np.float64]
 START_FIELDS = {"init", "importance", "crops"}
 FACTOR_SD, EXPONENT_SD = 2.0, 0.25  # priors of the correction, of logarithms
 STUDENT_SD = 0.3  # log deviation of a student about the line, before any is known
-LEAST_LEFT = 0.01  # of an expected increase: none shown on few photos is not none at all
+LEAST_LEFT = 0.01  # of an expected increase: none shown on few images is not none at all
 MOST_VARIANCE = 2.0
 DIVERGED = "loss-nonfinite"
 
@@ -51,7 +51,7 @@ class Finalist:
     """What a short distillation made of a student.
 
     increase: how much worse than the teacher its best validation metric is, in the metric's unit;
-    increase_sd: standard error of that over the validation photos (a paired bootstrap); value: the
+    increase_sd: standard error of that over the validation images (a paired bootstrap); value: the
     metric; start: the metric before the first step; steps, seconds: of the training; path: its
     best weights.
     """
@@ -67,13 +67,13 @@ class Finalist:
 
 
 def distil(
-    ground: Ground, architectures: Sequence[Mapping[str, Any]], steps: int, jobs: int
+    context: BlockContext, architectures: Sequence[Mapping[str, Any]], steps: int, jobs: int
 ) -> list[Finalist]:
     """Distil each for so many steps by the spec's recipe, in parallel processes; stage `finalist`.
 
     Args:
-        ground: the lessons; its spec needs the sections of stage `distill`.
-        architectures: they start as `student.init` says; a `staged` one inherits its taught blocks.
+        ground: the training data; its spec needs the sections of stage `distill`.
+        architectures: they start by `student.init`; a `staged` one inherits its trained blocks.
         steps: optimizer steps, over all stages of the recipe.
         jobs: processes.
 
@@ -84,7 +84,7 @@ def distil(
         KDError: those of `assemble`, of `start_student` and of the trainer; `loss-nonfinite` only
             where no training came to its end.
     """
-    function = partial(_finalist_or_error, ground, steps)
+    function = partial(_finalist_or_error, context, steps)
     made = evaluate_all(function, architectures, jobs, "finalists")
     errors = [one for one in made if isinstance(one, KDError)]
     if len(errors) == len(made) and errors:
@@ -95,17 +95,17 @@ def distil(
 
 
 def _finalist_or_error(
-    ground: Ground, steps: int, architecture: Mapping[str, Any]
+    context: BlockContext, steps: int, architecture: Mapping[str, Any]
 ) -> Finalist | KDError:
-    """A student that cannot be trained says nothing about the others.
+    """Distil one finalist; one that cannot be trained does not end the search.
 
     A result is read from the store where it is there; a stopped training goes on where it was.
     """
-    store = Store(ground.root)
-    key = _key(ground, steps, architecture, store)
+    store = Store(context.root)
+    key = _key(context, steps, architecture, store)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        return _build(ground, steps, architecture, store.work("finalist", key), folder)
+        return _build(context, steps, architecture, store.work("finalist", key), folder)
 
     try:
         entry = store.make("finalist", key, build)
@@ -118,7 +118,7 @@ def _finalist_or_error(
     return Finalist(architecture=architecture, path=path, **entry.meta)
 
 
-def shortened(spec: Spec, steps: int) -> Spec:
+def shorten_training(spec: Spec, steps: int) -> Spec:
     """The spec whose training is `steps` long, its stages in their proportions, in float."""
     options = spec.distill.model_copy(
         update={"steps": steps, "epochs": None, "minutes": None, "stages": _shares(spec)}
@@ -138,11 +138,11 @@ def _shares(spec: Spec) -> list[Any]:
     ]
 
 
-def _key(ground: Ground, steps: int, architecture: Mapping[str, Any], store: Store) -> str:
-    spec = ground.spec
+def _key(context: BlockContext, steps: int, architecture: Mapping[str, Any], store: Store) -> str:
+    spec = context.spec
     return digest(
         {
-            "start": assembled_key(ground, architecture, store),
+            "start": start_key(context, architecture, store),
             "init": spec.student.model_dump(mode="json", include=START_FIELDS),
             "steps": steps,
             "distill": spec.distill.model_dump(mode="json"),
@@ -162,9 +162,9 @@ def _content(teacher: Teacher, spec: Spec, store: Store) -> list[str]:
 
 
 def _build(
-    ground: Ground, steps: int, architecture: Mapping[str, Any], work: Path, folder: Path
+    context: BlockContext, steps: int, architecture: Mapping[str, Any], work: Path, folder: Path
 ) -> Mapping[str, Any]:
-    spec = shortened(ground.spec, steps)
+    spec = shorten_training(context.spec, steps)
     task, splits = find_task(spec.task.kind), load_splits(spec.data, spec.folder)
     teacher = load_teacher(spec)
     whole = validation_errors(teacher, spec)
@@ -172,7 +172,7 @@ def _build(
     channels = preprocess_of(spec.data, spec.export, spec.task).channels
     images = ImageStore(splits.train, channels, training_device())
     if architecture["family"] == "staged" and spec.student.init == "inherit":
-        load_weights(student, assemble(ground, architecture).file(WEIGHTS))
+        load_weights(student, assemble(context, architecture).file(WEIGHTS))
     else:
         start_student(spec, teacher, student, architecture, images)
     value = task.metric(whole)
@@ -202,7 +202,7 @@ def _build(
 
 
 @dataclass(frozen=True)
-class Correction:
+class LossCorrection:
     """A power law from expected to measured increases, known up to its deviations.
 
     mean: log factor and exponent; covariance [2, 2] of them; noise: deviation of a student's
@@ -213,7 +213,7 @@ class Correction:
     covariance: tuple[tuple[float, float], tuple[float, float]]
     noise: float
 
-    def __call__(self, expected: Expected) -> Expected:
+    def __call__(self, expected: ExpectedLoss) -> ExpectedLoss:
         """The corrected expectation: median, and the deviation of line and student together."""
         if expected.mean <= 0 or not self.noise:
             return expected
@@ -222,10 +222,12 @@ class Correction:
         own = min(1.0, self.mean[1] * expected.sd / expected.mean) ** 2
         median = float(np.exp(at @ np.array(self.mean)))
         variance = min(MOST_VARIANCE, line + own + self.noise**2)
-        return Expected(median, median * float(np.sqrt(np.expm1(variance))))
+        return ExpectedLoss(median, median * float(np.sqrt(np.expm1(variance))))
 
 
-def calibrated(expected: Sequence[Expected], measured: Sequence[Finalist]) -> Correction:
+def fit_correction(
+    expected: Sequence[ExpectedLoss], measured: Sequence[Finalist]
+) -> LossCorrection:
     """The correction that short distillations of some students show.
 
     Bayesian linear regression of logarithms about the identity (factor 1, exponent 1): training
@@ -239,7 +241,7 @@ def calibrated(expected: Sequence[Expected], measured: Sequence[Finalist]) -> Co
     """
     pairs = [(e, m) for e, m in zip(expected, measured, strict=True) if e.mean > 0]
     if not pairs:
-        return Correction((0.0, 1.0), ((0.0, 0.0), (0.0, 0.0)), 0.0)
+        return LossCorrection((0.0, 1.0), ((0.0, 0.0), (0.0, 0.0)), 0.0)
     became = np.array([max(m.increase, m.increase_sd, LEAST_LEFT * e.mean) for e, m in pairs])
     x = np.array([[1.0, np.log(e.mean)] for e, _ in pairs])
     y = np.log(became)
@@ -255,7 +257,7 @@ def calibrated(expected: Sequence[Expected], measured: Sequence[Finalist]) -> Co
         left = max(0.0, len(y) - used)
         noise = max(1e-6, (float(squares.sum()) + STUDENT_SD**2) / (left + 1))
     rows = [tuple(map(float, row)) for row in covariance]
-    return Correction(
+    return LossCorrection(
         (float(mean[0]), float(mean[1])), ((rows[0][0], rows[0][1]), (rows[1][0], rows[1][1])),
         float(np.sqrt(noise)),
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Independent evaluations in parallel processes over a shared store.
+"""Worker pool: independent evaluations in parallel processes over a shared store.
 
 An evaluation keeps its own result in the store, so one that is finished is a cache hit the next
 time, whatever stopped the others. Each computes on one CPU thread, so that its result does not
-depend on how many run beside it; a GPU is left to one process.
+depend on how many run next to it; a GPU is left to one process.
 """
 
 import logging
@@ -85,7 +85,7 @@ def _in_processes(
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """Let a signal wait: a process that is half started would end in a traceback of its own."""
-    told: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -96,14 +96,14 @@ def _signals_held() -> Iterator[None]:
         and callable(handler := signal.getsignal(number))
     }
     for number in before:
-        signal.signal(number, lambda given, frame: told.append(given))
+        signal.signal(number, lambda given, frame: received.append(given))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if told:
-            signal.raise_signal(told[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _begin() -> None:

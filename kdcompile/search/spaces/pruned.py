@@ -1,4 +1,4 @@
-"""The space of a teacher's own architecture: the width of each channel group, parts dropped.
+"""Search space of the teacher's own architecture: width of each channel group, dropped parts.
 
 Works for any teacher that can be traced. A choice is the width of each free group and a set of
 dropped parts; an architecture is its canonical form, so that equal students are equal dicts.
@@ -131,9 +131,9 @@ class LayerSpace:
         else:
             for root in self._chosen(draw):
                 options = self.options[root]
-                place = min(range(len(options)), key=lambda i: abs(options[i] - widths[root]))
+                index = min(range(len(options)), key=lambda i: abs(options[i] - widths[root]))
                 step = draw.choice((-2, -1, 1, 2)) * max(1, len(options) // 16)
-                widths[root] = options[min(max(place + step, 0), len(options) - 1)]
+                widths[root] = options[min(max(index + step, 0), len(options) - 1)]
         return self.architecture(widths, dropped)
 
     def _chosen(self, draw: Random) -> list[int]:
@@ -170,8 +170,8 @@ class LayerSpace:
             widths: of each free group.
             dropped: some of `droppable`.
         """
-        asked = set(dropped)
-        without = [name for name in self.droppable if name in asked]
+        requested = set(dropped)
+        without = [name for name in self.droppable if name in requested]
         ties = tied(self._channels, without)
         width = {root: widths[ties.get(root, root)] for root in self.options}
         gone = [path for name in without for path in members(self._teacher, name)]

@@ -1,4 +1,4 @@
-"""The kernels of any narrower or shallower student, from one export of the teacher.
+"""Kernels of any narrower or shallower student, derived from one export of the teacher.
 
 The fused kernels of a student differ from the teacher's only in their numbers: each activation has
 as many bytes as its channels ask for, a layer's arithmetic and weight go with inputs times outputs.
@@ -24,7 +24,7 @@ from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.channels import Channels, Layer, trace
 from kdcompile.models.dropped import members, tied
 from kdcompile.onnx_graph.shapes import inferred
-from kdcompile.search.spaces.tensor_channels import Part, Span, TensorChannels, cut, span
+from kdcompile.search.spaces.tensor_channels import Part, Span, TensorChannels, remove_modules, span
 
 SMALL = 64  # elements; larger constants are weights, of which only the size matters
 SETS = 1024  # of dropped parts, whose fused graphs are kept
@@ -89,9 +89,9 @@ class Template:
         Raises:
             KDError: of the export, and those of `Template`.
         """
-        with scratch() as place:
+        with scratch() as folder:
             fixed = (shape, shape, shape)
-            return cls(onnx_from_module(teacher, Path(place) / "a.onnx", fixed), teacher, shape)
+            return cls(onnx_from_module(teacher, Path(folder) / "a.onnx", fixed), teacher, shape)
 
     def at(self, architecture: Mapping[str, Any], float32_as: Precision = "fp32") -> list[Kernel]:
         """The kernels of a student, in an order in which they can run.
@@ -122,7 +122,7 @@ class Template:
 
         Args:
             modules: the constructor arguments by module.
-            dropped: parts whose input is read in the place of their output.
+            dropped: parts whose input is read instead of their output.
 
         Raises:
             KDError: `template-widths`.
@@ -172,7 +172,7 @@ class Template:
         modules = dict(self._network.named_modules())
         for name in dropped:
             part = members(self._network, name) if name in modules else [name]
-            cut(model.graph, part, self._known.spans)
+            remove_modules(model.graph, part, self._known.spans)
         return model
 
     def _parts(self, dropped: tuple[str, ...], float32_as: Precision) -> list[Part]:

@@ -1,4 +1,4 @@
-"""The space of staged students: one stage for each stage of the teacher, of another make.
+"""Search space of staged students: one stage for each stage of the teacher, of other blocks.
 
 A stage's width is a multiple of the target's channel tile up to the teacher's. Its stride, over the
 input's scale, is the teacher's or up to `COARSER` times it; where it is coarser it needs no
@@ -34,7 +34,7 @@ class StagedSpace:
         out_channels: of the teacher's output.
         head: `dense` or `pooled`.
         output_stride: pixels a cell of the teacher's output, along an axis; 1 where the head is
-            pooled. The stages end at it or coarser, which `reaches` tells to be possible.
+            pooled. The stages end at it or coarser, which `reaches` checks.
         tile: channels that the target computes at once.
         blocks: kinds of block.
         scales: of the input's sides.
@@ -77,10 +77,10 @@ class StagedSpace:
             scale = draw.choice(self.scales)
             totals = self._strides(scale, draw)
         else:
-            place = draw.randrange(len(stages))
-            changed = self._stage(place, totals, draw)
+            index = draw.randrange(len(stages))
+            changed = self._stage(index, totals, draw)
             name = draw.choice(("width", "width", "depth", "block", "down", "all"))
-            stages[place] = changed if name == "all" else stages[place] | {name: changed[name]}
+            stages[index] = changed if name == "all" else stages[index] | {name: changed[name]}
         return self._architecture(scale, totals, stages)
 
     def cross(self, one: Architecture, other: Architecture, draw: Random) -> Architecture:
@@ -104,8 +104,8 @@ class StagedSpace:
         self, scale: float, coarser: int, width: int, depth: int, block: str
     ) -> Architecture:
         totals: list[float] = []
-        for place, cut in enumerate(self.cuts):
-            allowed = self._allowed(place, totals[-1] if totals else 1 / scale)
+        for index, cut in enumerate(self.cuts):
+            allowed = self._allowed(index, totals[-1] if totals else 1 / scale)
             wanted = [t for t in allowed if t <= coarser * cut.stride] or allowed[:1]
             totals.append(wanted[-1])
         stages = [
@@ -123,26 +123,26 @@ class StagedSpace:
     def _strides(self, scale: float, draw: Random) -> list[float]:
         """Pixels of the image, along an axis, for each cell at the end of every stage."""
         totals: list[float] = []
-        for place in range(len(self.cuts)):
-            allowed = self._allowed(place, totals[-1] if totals else 1 / scale)
+        for index in range(len(self.cuts)):
+            allowed = self._allowed(index, totals[-1] if totals else 1 / scale)
             totals.append(draw.choice(allowed))
         return totals
 
-    def _allowed(self, place: int, before: float) -> list[float]:
+    def _allowed(self, index: int, before: float) -> list[float]:
         """Strides, ascending, that a stage can have behind one of `before`."""
-        own = self.cuts[place].stride
-        later = max(STRIDES) ** (len(self.cuts) - 1 - place)
+        own = self.cuts[index].stride
+        later = max(STRIDES) ** (len(self.cuts) - 1 - index)
         reached = [before * stride for stride in STRIDES]
         # the stages behind must still be able to end at the output's stride
         reached = [t for t in reached if t * later >= self.output_stride] or reached[-1:]
         near = [t for t in reached if own <= t <= COARSER * own]
         return near or [min(reached, key=lambda t: abs(math.log(t / own)))]
 
-    def _stage(self, place: int, totals: Sequence[float], draw: Random) -> dict[str, Any]:
-        cut = self.cuts[place]
+    def _stage(self, index: int, totals: Sequence[float], draw: Random) -> dict[str, Any]:
+        cut = self.cuts[index]
         return {
             "block": draw.choice(self.blocks),
-            "width": draw.choice(self.widths[place]),
+            "width": draw.choice(self.widths[index]),
             "depth": draw.randint(1, max(1, min(cut.depth, DEEPEST))),
             "down": draw.choice(("pool", "stride")),
             "dilation": draw.choice((1, cut.dilation)),
@@ -195,7 +195,7 @@ def _widths(full: int, tile: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Block:
-    """A stage of a student, and where it stands; all that its result depends on but the lessons.
+    """A stage of a student and its position: all that its result depends on but the training data.
 
     index: of the stage and of the cut that it imitates; in_width: channels that enter; scale: of
     the image that the student sees; before: strides of the stages before it, multiplied.
@@ -225,7 +225,7 @@ def blocks_of(architecture: Mapping[str, Any]) -> list[Block]:
     for index, given in enumerate(architecture["stages"]):
         settings = {name: given[name] for name in STAGE_KEYS}
         if settings["stride"] == 1:
-            settings["down"] = "pool"  # nothing is pooled, whatever it says
+            settings["down"] = "pool"  # nothing is pooled, whatever is given
         found.append(Block(index, inputs, scale, before, **settings))
         before, inputs = before * int(given["stride"]), int(given["width"])
     return found

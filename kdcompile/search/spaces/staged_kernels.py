@@ -1,4 +1,4 @@
-"""The kernels of a staged student, worked out from its architecture without making the network.
+"""Kernels of a staged student, computed from its architecture without making the network.
 
 Equal, but for the names of kernels and tensors, to `kernels_of` of the exported student; a test
 compares the two over every kind of block. What differs from student to student is remembered stage
@@ -61,9 +61,9 @@ def staged_kernels(
     last = (source, (batch, channels, *size[1:]), architecture["out_channels"], float32_as)
     if architecture["head"] == "pooled":
         return [*kernels, *_pooled(*last)]
-    asked = architecture["output_stride"]
+    requested = architecture["output_stride"]
     resized = cells(architecture) < 1
-    full = (_part(height, 1, asked), _part(width, 1, asked)) if resized else None
+    full = (_part(height, 1, requested), _part(width, 1, requested)) if resized else None
     return [*kernels, *_dense(*last, full)]
 
 
@@ -159,7 +159,7 @@ def _weight_bytes(weights: int, biases: int, precision: str) -> int:
 
 
 def _kernel(kind: Kind, inputs: Sequence[_Tensor], y: _Tensor, **more: Any) -> Kernel:
-    """A kernel; where `more` does not say otherwise, one without arithmetic, weight and window."""
+    """A kernel; where `more` does not override it, one without arithmetic, weight and window."""
     x = inputs[0]
     fields: dict[str, Any] = {
         "macs": 0, "weight_bytes": 0, "kernel_size": (), "stride": (), "dilation": (), "groups": 1,

@@ -1,4 +1,4 @@
-"""Which of a teacher's channel groups lie along the channel axis of each tensor of its ONNX file.
+"""Channel groups of each tensor of a teacher's ONNX file, narrower kernels, modules removed.
 
 `models.channels` knows the groups of the PyTorch network. A weight keeps its module's name in the
 file, so the outputs of weighted operators are known; other operators pass channels on by rules. The
@@ -152,8 +152,8 @@ def _unknown(node: NodeProto) -> KDError:
     )
 
 
-def cut(graph: GraphProto, part: Sequence[str], computed: Container[str]) -> None:
-    """Put an identity in the place of the nodes of some modules.
+def remove_modules(graph: GraphProto, part: Sequence[str], computed: Container[str]) -> None:
+    """Replace the nodes of some modules by an identity.
 
     Args:
         graph: changed in place.
@@ -171,15 +171,15 @@ def cut(graph: GraphProto, part: Sequence[str], computed: Container[str]) -> Non
     if len(read) != 1 or len(made & left) != 1:
         raise KDError(
             "template-dropped",
-            f"it cannot be replaced by the identity in the ONNX file: {len(read)} tensors go in "
-            f"and {len(made & left)} come out",
+            f"module cannot be replaced by identity: {len(read)} inputs, "
+            f"{len(made & left)} outputs",
             where=part[0],
             fix='search with search.space = "staged"; for a given student, use weights that '
             "kdcompile distill wrote for this teacher",
         )
     bypass = helper.make_node("Identity", [*read], [*(made & left)], name=f"without_{part[0]}")
     nodes = list(graph.node)
-    first = next(place for place, node in enumerate(nodes) if node is inside[0])
+    first = next(index for index, node in enumerate(nodes) if node is inside[0])
     kept = [*outside[:first], bypass, *outside[first:]]
     del graph.node[:]
     graph.node.extend(kept)
@@ -189,20 +189,20 @@ def _inside(graph: GraphProto, part: Sequence[str], computed: Container[str]) ->
     """The nodes of some modules, and those that the simplifier put between them."""
     nodes = list(graph.node)
     readers: dict[str, set[int]] = {}
-    for place, node in enumerate(nodes):
+    for index, node in enumerate(nodes):
         for name in node.input:
-            readers.setdefault(name, set()).add(place)
+            readers.setdefault(name, set()).add(index)
     own = {n for n, node in enumerate(nodes) if any(is_gone(s, part) for s in scopes(node))}
     found, made = set(own), {name for n in own for name in nodes[n].output}
-    for place, node in enumerate(nodes):  # a node that is of no module has lost where it is from
+    for index, node in enumerate(nodes):  # a node that is of no module has lost where it is from
         read = {name for name in node.input if name in computed}
         if not scopes(node) and read and read <= made:
-            found.add(place)
+            found.add(index)
             made |= set(node.output)
-    for place in sorted(found - own, reverse=True):
-        if not set().union(*(readers.get(name, {-1}) for name in nodes[place].output)) <= found:
-            found.remove(place)
-    return [nodes[place] for place in sorted(found)]
+    for index in sorted(found - own, reverse=True):
+        if not set().union(*(readers.get(name, {-1}) for name in nodes[index].output)) <= found:
+            found.remove(index)
+    return [nodes[index] for index in sorted(found)]
 
 
 @dataclass(frozen=True)
