@@ -7,19 +7,16 @@ networks, so that validation needs neither PyTorch nor their files.
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kdcompile import targets
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import replacing
 from kdcompile.latency_model.workload import Kernel
 
 FILE = Path(targets.__file__).with_name("reference_kernels.json.gz")
 _TUPLES = ("shape", "kernel_size", "stride", "dilation", "nodes")
-_TABLES = ("reads", "writes")
 
 
 def key_of(network: str, shape: Sequence[int], precision: str) -> str:
@@ -59,28 +56,6 @@ def reference_gmac(network: str, shape: Sequence[int]) -> float:
         if key.startswith(start):
             return float(sum(row["macs"] for row in rows)) / 1e9
     return float(sum(k.macs for k in reference_kernels(network, shape, "any"))) / 1e9
-
-
-def compact(kernels: Sequence[Kernel]) -> list[dict[str, Any]]:
-    """Rows of the file; tensors are numbered, and kernels named by their index."""
-    numbers: dict[str, str] = {}
-    rows = []
-    for index, kernel in enumerate(kernels):
-        row = asdict(kernel) | {"name": f"kernel {index}", "nodes": []}
-        for table in _TABLES:
-            row[table] = {
-                numbers.setdefault(tensor, f"t{len(numbers)}"): size
-                for tensor, size in row[table].items()
-            }
-        rows.append(json.loads(json.dumps(row)))
-    return rows
-
-
-def write_reference(tables: dict[str, list[dict[str, Any]]], path: Path = FILE) -> None:
-    """Write the file; the same tables give the same bytes."""
-    text = json.dumps(tables, separators=(",", ":"))
-    with replacing(path) as temporary:
-        temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 @cache

@@ -142,9 +142,12 @@ def resize(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
         module: one for which `why_fixed` gives None.
         widths: constructor arguments of its torch class.
     """
-    kind = plain_kind(module)
+    kind: Any = plain_kind(module)
     assert kind is not None, "only resizable modules are in an architecture"
-    arguments = {name: getattr(module, name) for name in _arguments(module)} | dict(widths)
+    names = set(kind.__constants__)  # torch's own list of what its constructor takes
+    if not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        names.discard("output_padding")
+    arguments = {name: getattr(module, name) for name in names} | dict(widths)
     if not isinstance(module, NORMS):
         arguments["bias"] = module.bias is not None
     fresh = kind(**arguments)
@@ -157,14 +160,3 @@ def resize(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     for name, value in widths.items():
         setattr(made, name, value)
     return made
-
-
-def _arguments(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, nn.Linear):
-        return ("in_features", "out_features")
-    if isinstance(module, NORMS):
-        return ("num_features", "eps", "momentum", "affine", "track_running_stats")
-    shared = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
-    more = ("groups", "padding_mode")
-    transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d)
-    return (*shared, *more, "output_padding") if transposed else (*shared, *more)

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -84,7 +85,6 @@ class CandidatePool:
         self._known: dict[str, tuple[Architecture, float, int]] = {}
         # and one once students were timed
         self._share = number // (SHARES + (problem.spec.search.measure > 0))
-        self._predictor: QualityPredictor | None = None
         self._found = self._more(lambda a: -math.log(1 + self._cost(a)[1]), ())
 
     @property
@@ -100,12 +100,10 @@ class CandidatePool:
         nearest = min(self._found, key=lambda c: c.macs if by_macs else c.ms)
         return self._point(nearest.architecture, ExpectedLoss(math.nan, math.nan), "proxy")
 
-    @property
+    @cached_property
     def predictor(self) -> QualityPredictor:
-        """Made when it is first asked."""
-        if self._predictor is None:
-            self._predictor = self._make_predictor()
-        return self._predictor
+        """Made when it is first needed."""
+        return self._make_predictor()
 
     def learn(self) -> list[Point]:
         """The most promising candidates, once the predictor has measured what it may."""

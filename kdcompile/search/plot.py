@@ -47,9 +47,13 @@ def plot_front(
         axes, best = figure.subplots(), front(points, metric)
         _points(axes, points)
         _intervals(axes, best if chosen in best else [*best, chosen])
-        _line(axes, best)
-        _marked(axes, teacher, "teacher", ("^", LIGHT.teacher, 60))
-        _marked(axes, chosen, "choice", ("*", LIGHT.student, 170))
+        x, y = [p.ms for p in best], [p.quality for p in best]
+        axes.step(x, y, where="post", c=LINE, lw=1.2, label="front")  # reached at each latency
+        for label, point, marker, c, size in (
+            ("teacher", teacher, "^", LIGHT.teacher, 60),
+            ("choice", chosen, "*", LIGHT.student, 170),
+        ):
+            axes.scatter(point.ms, point.quality, size, c=c, marker=marker, label=label, zorder=4)
         if limit_ms is not None:
             axes.axvline(limit_ms, c=LIMIT, ls="--", lw=1, label=f"budget {limit_ms:.3g} ms")
         _axes(axes, chosen, metric)
@@ -79,17 +83,6 @@ def _intervals(axes: Axes, points: Sequence[Point]) -> None:
     ]
     up = [NINETY * p.quality_sd for p in points]
     axes.errorbar(x, y, up, across, fmt="none", ecolor=LIGHT.teacher, elinewidth=0.8)
-
-
-def _line(axes: Axes, best: Sequence[Point]) -> None:
-    """Steps: what is reached at each latency."""
-    x, y = [p.ms for p in best], [p.quality for p in best]
-    axes.step(x, y, where="post", c=LINE, lw=1.2, label="front")
-
-
-def _marked(axes: Axes, point: Point, label: str, look: tuple[str, str, int]) -> None:
-    marker, colour, size = look
-    axes.scatter([point.ms], [point.quality], size, c=colour, marker=marker, label=label, zorder=4)
 
 
 def _axes(axes: Axes, chosen: Point, metric: Metric) -> None:

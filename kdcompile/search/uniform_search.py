@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -116,14 +117,12 @@ class _Price:
         self._spec, self._teacher, self._target = spec, teacher, target
         self.precisions = candidate_precisions(spec, target)
         self.channels: Channels | None = None  # of the teacher, where it was traced already
-        self._template: Template | None = None
-        self._is_unknown = False  # the teacher's file does not tell which channels are where
 
     def __call__(self, architecture: dict[str, Any]) -> Point:
         student = student_from_architecture(
             self._teacher.module, architecture, self._spec.folder
         ).eval()
-        template = self._of_teacher() if architecture["family"] == "shrink" else None
+        template = self._template if architecture["family"] == "shrink" else None
         if template is None:
             own = Network(student, self._teacher.shape)
             return self.network(own, architecture, self.precisions)
@@ -141,18 +140,16 @@ class _Price:
         found = network.fastest(self._target, precisions)
         return _candidate(architecture, network.module, found)
 
-    def _of_teacher(self) -> Template | None:
-        if self._template is None and not self._is_unknown:
-            try:
-                teacher = self._teacher
-                self._template = Template(
-                    teacher.model, teacher.module, teacher.shape, self.channels
-                )
-            except KDError as error:
-                if error.code != "template-unknown":
-                    raise
-                self._is_unknown = True
-        return self._template
+    @cached_property
+    def _template(self) -> Template | None:
+        """The teacher's file; None where it is not known which channels are where."""
+        teacher = self._teacher
+        try:
+            return Template(teacher.model, teacher.module, teacher.shape, self.channels)
+        except KDError as error:
+            if error.code != "template-unknown":
+                raise
+            return None
 
 
 def _candidate(architecture: dict[str, Any], module: nn.Module, priced: NetworkCost) -> Point:

@@ -141,7 +141,7 @@ def test_what_computes_nothing_belongs_to_the_layer_after_it():
 
 
 @pytest.mark.parametrize(
-    ("size", "place"),
+    ("size", "resolution"),
     [((96, 128), "at full resolution"), ((72, 96), "at 72 x 96"), ((48, 64), "at 1/2 resolution"),
      ((13, 17), "at 13 x 17"), ((32, 43), "at 1/3 resolution"), ((197,), "on 197 tokens"),
      ((8, 96, 128), "at 8 x 96 x 128"), (None, "the head")],
@@ -335,7 +335,7 @@ def test_the_record_and_its_table(tmp_path):
     assert [bool(p["latency"]["parts"]) for p in record["points"]] == [0, 1, 0, 0, 0]
     assert record["limit_ms"] == pytest.approx(1.25)
     assert record["correction"]["pairs"] == 1
-    assert record["stages"][0]["place"] == "at full resolution"
+    assert record["stages"][0]["resolution"] == "at full resolution"
     own = json.loads(json.dumps(CHOSEN.to_json()))
     assert record["points"][record["chosen"]].items() >= own.items()
     text = lines(record)

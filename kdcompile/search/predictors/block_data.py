@@ -19,7 +19,7 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher, write_json
 from kdcompile.core.sources import source_key
-from kdcompile.core.store import Artifact, Store, digest
+from kdcompile.core.store import Store, digest
 from kdcompile.core.user_code import factory_sources
 from kdcompile.data.augment import CropSampler
 from kdcompile.data.images import ImageStore
@@ -108,7 +108,8 @@ def prepare_training_data(spec: Spec, options: BlockOptions, store: Store) -> Bl
     def build(folder: Path) -> Mapping[str, Any]:
         device = training_device()
         teacher = load_teacher(spec).to(device)
-        side = _side(spec.distill.crop)
+        crop = spec.distill.crop  # smaller crops where that is sure to keep strides whole
+        side = SIDE if crop > SIDE and crop % 32 == 0 else crop
         found = cuts(teacher, spec.export.profile[1])  # as the space of students has them
         fit, held = _crops(spec, teacher, options, side, device)
         demands = output_demands(teacher, [cut.name for cut in found], fit, spec.seed)
@@ -138,7 +139,14 @@ def context_without_data(spec: Spec, options: BlockOptions, store: Store) -> Blo
 def training_data(context: BlockContext) -> TrainingData:
     """The training data of a context, read once a process."""
     device = training_device()
-    entry = kept_entry(Store(context.root), "lessons", context.key)
+    entry = Store(context.root).find("lessons", context.key)
+    if entry is None:
+        raise KDError(
+            "evidence-gone",
+            f"the store's entry lessons/{context.key[:8]} was removed during the search",
+            where=str(context.root),
+            fix="run the search again; finished results are kept in the store",
+        )
     crops, _ = read_weights(entry.file("crops.safetensors"))
     orders, _ = read_weights(entry.file("orders.safetensors"))
     found = [Cut(**cut) for cut in entry.json("cuts.json")]
@@ -150,23 +158,6 @@ def training_data(context: BlockContext) -> TrainingData:
         crops["fit"].to(device),
         crops["held"].to(device),
     )
-
-
-def kept_entry(store: Store, stage: str, key: str) -> Artifact:
-    """An entry that was made before.
-
-    Raises:
-        KDError: `evidence-gone`.
-    """
-    entry = store.find(stage, key)
-    if entry is None:
-        raise KDError(
-            "evidence-gone",
-            f"the store's entry {stage}/{key[:8]} went away during the search",
-            where=str(store.root),
-            fix="run the search again; what is there is not made twice",
-        )
-    return entry
 
 
 def _covariances(teacher: nn.Module, found: Sequence[Cut], images: Tensor) -> list[Tensor]:
@@ -202,11 +193,6 @@ def _crops(
         return torch.cat([sampler.batch(step).images for step in steps])[:number]
 
     return drawn(rest, options.crops), drawn(apart, options.held)
-
-
-def _side(crop: int) -> int:
-    """Of the crops: the training's, or less where that is sure to keep strides whole."""
-    return SIDE if crop > SIDE and crop % 32 == 0 else crop
 
 
 def _key(spec: Spec, options: BlockOptions, hasher: Hasher) -> str:

@@ -98,6 +98,8 @@ class StagedPredictor:
         self._curves: list[Curve] = sensitivity(self._context, IMAGES, jobs)
         self._cuts = training_data(self._context).cuts
         self._results: dict[Block, BlockResult] = {}
+        self._regression = Regression.of(self._cuts, [])
+        self._errors: dict[Block, tuple[float, float]] = {}
 
     def guess(self, architecture: Architecture) -> float:
         """What is expected, without how sure."""
@@ -109,8 +111,8 @@ class StagedPredictor:
         blocks = [block for architecture in likely for block in blocks_of(architecture)]
         requested = measure_first(self._cuts, blocks, list(self._results), number)
         self._results |= distil_blocks(self._context, requested, self._jobs)
-        for name in ("_regression", "_errors"):
-            self.__dict__.pop(name, None)
+        self._regression = Regression.of(self._cuts, list(self._results.values()))
+        self._errors = {}
         return len(requested)
 
     def expected_loss(self, architecture: Architecture) -> ExpectedLoss:
@@ -126,14 +128,6 @@ class StagedPredictor:
     def start(self, architecture: Architecture) -> Path | None:
         """The blocks put together, each trained a little longer on what really enters."""
         return assemble(self._context, architecture).file(WEIGHTS)
-
-    @cached_property
-    def _regression(self) -> Regression:
-        return Regression.of(self._cuts, list(self._results.values()))
-
-    @cached_property
-    def _errors(self) -> dict[Block, tuple[float, float]]:
-        return {}
 
     def _error(self, block: Block) -> tuple[float, float]:
         if block not in self._errors:
