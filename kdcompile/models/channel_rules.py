@@ -150,7 +150,7 @@ def resize(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     arguments = {name: getattr(module, name) for name in names} | dict(widths)
     if not isinstance(module, NORMS):
         arguments["bias"] = module.bias is not None
-    fresh = kind(**arguments)
+    fresh: nn.Module = kind(**arguments)
     if type(module) is kind:
         return fresh
     # a subclass's own constructor is unknown: its object is kept, with the tensors of the new one
