@@ -72,12 +72,8 @@ def chains(kind: str) -> tuple[Chain, ...]:
     first, _, third = SIDES[kind]
     large, middle, small = map(_by_side, SIDES[kind])
     late, whole = _by_side(third // 2), _by_side(2 * first)
-    return (*_early(large, middle, small, late), *_late(large, middle, small, late, whole))
-
-
-def _early(large: Side, middle: Side, small: Side, late: Side) -> tuple[Chain, ...]:
-    """What students are made of and one of every other kind; then the same at other sizes."""
     return (
+        # what students are made of and one of every other kind; then the same at other sizes
         Chain("conv", middle(64), 64),
         Chain("conv", large(3), 16, layers=2),
         Chain("conv", small(128), 128),
@@ -103,12 +99,7 @@ def _early(large: Side, middle: Side, small: Side, late: Side) -> tuple[Chain, .
         Chain("conv", large(32), 32, layers=2, stride=2),
         Chain("pool", large(64), 64, layers=1, size=2, stride=2),
         Chain("conv", middle(8), 8),
-    )
-
-
-def _late(large: Side, middle: Side, small: Side, late: Side, whole: Side) -> tuple[Chain, ...]:
-    """More sizes, odd widths, and rarer forms."""
-    return (
+        # more sizes, odd widths, and rarer forms
         Chain("conv", large(8), 8),
         Chain("conv", whole(3), 8, layers=2),
         Chain("conv", middle(96), 96, layers=2),

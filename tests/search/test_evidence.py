@@ -80,7 +80,7 @@ def test_damage_to_a_teacher_costs_what_it_takes_away(tmp_path, monkeypatch):
         assert curve.errors[-1] == pytest.approx(1, abs=0.05)  # means alone
         assert curve.increases[-1] > 0.3  # digits of a count of 1 to 4
         assert curve.at(curve.errors[1]) < 0.6 * curve.increases[-1]  # half of the channels
-    monkeypatch.setattr(evidence, "_measured", None)
+    monkeypatch.setattr(evidence, "_measure_point", None)
     assert sensitivity(context, images=12) == curves
 
 

@@ -335,7 +335,7 @@ def test_the_record_and_its_table(tmp_path):
     assert [bool(p["latency"]["parts"]) for p in record["points"]] == [0, 1, 0, 0, 0]
     assert record["limit_ms"] == pytest.approx(1.25)
     assert record["correction"]["pairs"] == 1
-    assert record["stages"][0]["resolution"] == "at full resolution"
+    assert record["stages"][0]["place"] == "at full resolution"
     own = json.loads(json.dumps(CHOSEN.to_json()))
     assert record["points"][record["chosen"]].items() >= own.items()
     text = lines(record)

@@ -81,7 +81,7 @@ def test_a_block_is_taught_once(context, monkeypatch):
     block = blocks_of(architecture(width=2))[1]
     assert stored_result(context, block) is None
     first = distil_block(context, block)
-    monkeypatch.setattr(module, "taught", None)  # would fail if it were called
+    monkeypatch.setattr(module, "train_block", None)  # would fail if it were called
     assert distil_block(context, block) == first == stored_result(context, block)
     assert 0 < first.error < 1.1
     assert set(first.state()) > {"1.0.convolution.weight", "1.0.norm.running_var"}

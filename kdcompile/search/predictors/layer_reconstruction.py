@@ -10,9 +10,7 @@ figure orders students; it is no forecast of a metric.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ from kdcompile.distill.inherit.solve import CHUNK, HELD_OUT, Gate
 from kdcompile.models.channels import Channels, Layout
 from kdcompile.models.dropped import is_gone, members
 from kdcompile.search.predictors.ablation import Watched, without
+from kdcompile.search.predictors.teacher_features import hooked
 from kdcompile.search.spaces.pruned_kernels import sides
 
 log = logging.getLogger("kdcompile")
@@ -64,7 +63,7 @@ class LayerErrors:
             for plan in layer_plans(channels, {}, teacher)
             if not issubclass(channels.layers[plan.name].kind, BATCH_NORMS) and not plan.depthwise
         }
-        called = _called(teacher, self._plans, crops[0][:1])
+        called = _called(teacher, list(self._plans), crops[0][:1])
         self.unmeasured = [name for name in self._plans if name not in called]
         """Layers whose parameters are used without calling them: they count as free of error."""
         if self.unmeasured:
@@ -218,14 +217,10 @@ class LayerErrors:
         return self._watched.change([(module, noisy)]) / NOISE
 
 
-def _called(teacher: nn.Module, names: Iterable[str], image: Tensor) -> set[str]:
+def _called(teacher: nn.Module, names: Sequence[str], image: Tensor) -> set[str]:
     """Those of the modules that a pass calls."""
     found: set[str] = set()
-    with ExitStack() as stack, torch.no_grad():
-        for name in names:
-            hook = partial(lambda own, *_: found.add(own), name)
-            handle = teacher.get_submodule(name).register_forward_pre_hook(hook)
-            stack.callback(handle.remove)
+    with hooked(teacher, names, lambda name, _: found.add(name)), torch.no_grad():
         teacher(image)
     return found
 

@@ -9,7 +9,6 @@ which are taken as independent.
 
 import functools
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from kdcompile.distill.training_context import training_device
 from kdcompile.search.predictors.block_data import BlockContext, TrainingData, training_data
 from kdcompile.search.predictors.teacher_features import (
     at_next_cut,
+    hooked,
     rows_of,
     teacher_maps,
     weighted_error,
@@ -158,7 +158,12 @@ def _measure_point(context: BlockContext, images: int, cut: int, kept: int) -> S
     task = find_task(spec.task.kind)
     weight, bias, mean = _from_kept(data, cut, kept)
     whole = _whole(context, images)
-    with _replaced(data, cut, kept, weight, bias):
+    chosen = data.orders[cut][:kept]
+
+    def predict_maps(_: str, output: Tensor) -> Tensor:
+        return _predicted(output, chosen, weight, bias)
+
+    with hooked(data.teacher, [data.cuts[cut].name], predict_maps):
         degraded = validation_errors(data.teacher, spec, images)
     increase, sd = paired_increase(task, whole, degraded, spec.seed)
     return SensitivityPoint(cut, kept, _error(data, cut, kept, weight, bias, mean), increase, sd)
@@ -224,21 +229,6 @@ def _error(
 
 def _predicted(maps: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.einsum("ck,nkhw->nchw", weight, maps[:, chosen]) + bias[:, None, None]
-
-
-@contextmanager
-def _replaced(data: TrainingData, cut: int, kept: int, weight: Tensor, bias: Tensor) -> Any:
-    """The teacher with its maps at a cut predicted from the kept channels."""
-    chosen = data.orders[cut][:kept]
-
-    def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return _predicted(output, chosen, weight, bias)
-
-    hook = data.teacher.get_submodule(data.cuts[cut].name).register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def paired_increase(task: Task, whole: Floats, degraded: Floats, seed: int) -> tuple[float, float]:

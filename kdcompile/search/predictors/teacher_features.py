@@ -30,7 +30,7 @@ def teacher_maps(
             if name == names[-1]:
                 raise _Enough
 
-        with suppress(_Enough), _watched(teacher, names, record):
+        with suppress(_Enough), hooked(teacher, names, record):
             teacher(batch)
         yield batch, [maps[name] for name in names]
 
@@ -130,7 +130,7 @@ def output_demands(
             output.retain_grad()
             return output * 1.0  # what follows may work in place
 
-        with torch.enable_grad(), _watched(teacher, names, record):
+        with torch.enable_grad(), hooked(teacher, names, record):
             output = teacher(part.detach().clone().requires_grad_())
             signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1.0
             (output * signs.to(output)).sum().backward()
@@ -149,7 +149,7 @@ def output_demands(
 
 
 @contextmanager
-def _watched(
+def hooked(
     module: nn.Module, names: Sequence[str], record: Callable[[str, Tensor], Tensor | None]
 ) -> Iterator[None]:
     """Call `record(name, output)` for each named module; a result replaces the output."""
