@@ -9,16 +9,14 @@ tables of `docs/latency-model.md`.
 import argparse
 import gzip
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import latency_tables
-import numpy as np
 import onnx
 from reference_networks import NETWORKS, write
 from torch import nn
@@ -27,7 +25,7 @@ from kdcompile.core.files import replacing, write_text
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model import reference_kernels
 from kdcompile.latency_model.kernels import kernels_of
-from kdcompile.latency_model.parameters import Efficiencies, fit, priors
+from kdcompile.latency_model.parameters import Efficiencies, elsewhere, fit, priors
 from kdcompile.latency_model.validate import observations
 from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.csrnet import CSRNet
@@ -37,7 +35,6 @@ from kdcompile.targets.fixtures import load_fixtures
 
 TARGETS = Path(__file__).parents[1] / "targets"
 OPSET = 17
-ELSEWHERE = math.log(2) / 1.645  # half to twice as fast, at 90 %
 HEAD = (
     "# Efficiencies of the latency model, fitted on fixtures.toml by benchmarks/fit_latency.py:\n"
     "# not written by hand. `covariance` is of the logarithms, in the order of `values`.\n"
@@ -94,18 +91,6 @@ def write_reference(tables: dict[str, list[dict[str, Any]]], path: Path) -> None
     text = json.dumps(tables, separators=(",", ":"))
     with replacing(path) as temporary:
         temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
-
-
-def elsewhere(fitted: Efficiencies) -> Efficiencies:
-    """A CPU's fit for machines that were not measured, which may be half or twice as fast.
-
-    Arithmetic, memory and launches are so together, hence every latency.
-    """
-    faster = {"arithmetic": 1.0, "dram": 1.0, "launch": -1.0}  # `l2` is a multiple of `dram`
-    way = np.array([faster.get(name, 0.0) for name in fitted.names])
-    covariance = np.array(fitted.covariance) + ELSEWHERE**2 * np.outer(way, way)
-    source = f"{fitted.source}, for any machine"
-    return replace(fitted, covariance=tuple(map(tuple, covariance.tolist())), source=source)
 
 
 def _short(value: float) -> str:

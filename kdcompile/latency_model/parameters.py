@@ -38,6 +38,7 @@ ROUNDS = 4  # of fit and residual in turn
 OUTLIER = 2.5  # standard deviations from which an error counts by its size, not its square
 MOST_CALLS, TOLERANCE = 100, 1e-5
 STEP = 1e-3  # of a logarithm, for a slope
+ELSEWHERE = math.log(2) / 1.645  # half to twice as fast, at 90 %
 
 # Median and log standard deviation, from what is known of the hardware; `docs/latency-model.md`
 # says which were settled while looking at the fixtures.
@@ -179,6 +180,18 @@ def fit(observations: Sequence[Observation], prior: Efficiencies) -> Efficiencie
         prior, values=values, covariance=_rows(covariance), residual=residual,
         source=f"fit of {len(observations)} latencies over {prior.source}",
     )  # fmt: skip
+
+
+def elsewhere(fitted: Efficiencies) -> Efficiencies:
+    """A CPU's fit for machines that were not measured, which may be half or twice as fast.
+
+    Arithmetic, memory and launches are so together, hence every latency.
+    """
+    faster = {"arithmetic": 1.0, "dram": 1.0, "launch": -1.0}  # `l2` is a multiple of `dram`
+    way = np.array([faster.get(name, 0.0) for name in fitted.names])
+    covariance = np.array(fitted.covariance) + ELSEWHERE**2 * np.outer(way, way)
+    source = f"{fitted.source}, for any machine"
+    return replace(fitted, covariance=_rows(covariance), source=source)
 
 
 class _Problem:

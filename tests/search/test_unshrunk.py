@@ -1,4 +1,4 @@
-"""A student that keeps more of its teacher than was requested is refused, by name; others are not."""
+"""A student that keeps more of its teacher than requested is refused, by name; others are not."""
 
 import itertools
 

@@ -174,7 +174,7 @@ CASES += [
     BadInput(
         "teacher-that-cannot-be-narrower", _of_tokens("width = 0.5"), ("plan",),
         "student-not-smaller", _own,
-        says=("width = 0.5 was requested", "keeps 100% of the teacher's weights", "token (", "body ("),
+        says=("width = 0.5 was requested", "keeps 100% of the teacher's", "token (", "body ("),
     ),
     BadInput(
         "speed-up-of-a-teacher-that-cannot-be-narrower", _of_tokens("speedup = 50"), SEARCH,
