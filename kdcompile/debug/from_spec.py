@@ -19,7 +19,7 @@ from kdcompile.debug.runners import ModuleSide, ProgramSide
 from kdcompile.debug.variant import Shipped, last_rung, onnx_rung, rounded_rung, tolerance_of
 from kdcompile.debug.variants import Ladder, Rung
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.models.shrunk import trained
+from kdcompile.models.shrunk import load_student
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import find_task
 
@@ -104,7 +104,7 @@ def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Mod
     task, prepare = find_task(spec.task.kind), preprocess_of(spec.data, spec.export, spec.task)
     photos = load_splits(spec.data, spec.folder).val
     many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
-    module, gate = trained(spec, distilled), spec.gates.accuracy
+    module, gate = load_student(spec, distilled), spec.gates.accuracy
     metric = task.selection_metric(gate.metric)
     inputs, frames = predict_outputs(lambda image: image, few, prepare)
     first = ModuleSide(module, inputs[0])

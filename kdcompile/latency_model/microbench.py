@@ -70,8 +70,8 @@ class Chain:
 def chains(kind: str) -> tuple[Chain, ...]:
     """The set that `kdcompile targets calibrate` measures on a kind of target, in its order."""
     first, _, third = SIDES[kind]
-    large, middle, small = map(_by_side, SIDES[kind])
-    late, whole = _by_side(third // 2), _by_side(2 * first)
+    large, middle, small = map(_square, SIDES[kind])
+    late, whole = _square(third // 2), _square(2 * first)
     return (
         # what students are made of and one of every other kind; then the same at other sizes
         Chain("conv", middle(64), 64),
@@ -81,7 +81,7 @@ def chains(kind: str) -> tuple[Chain, ...]:
         Chain("conv", middle(64), 64, size=1),
         Chain("depthwise", middle(64), 64),
         Chain("pool", large(16), 16, layers=1, size=2, stride=2),
-        Chain("conv", _by_side(8)(8), 8, layers=24, size=1),
+        Chain("conv", _square(8)(8), 8, layers=24, size=1),
         Chain("resize", middle(32), 32, layers=1),
         Chain("pointwise", large(16), 16),
         Chain("transposed", small(32), 32, layers=2, size=2, stride=2),
@@ -118,7 +118,7 @@ def chains(kind: str) -> tuple[Chain, ...]:
         Chain("conv", small(512), 128, layers=2, size=1),
         Chain("conv", middle(128), 128, groups=8),
         Chain("pool", middle(64), 64, layers=2, size=3),
-        Chain("conv", _by_side(8)(8), 8, layers=48),
+        Chain("conv", _square(8)(8), 8, layers=48),
         Chain("gemm", (1, 2048, 1, 1), 1024, layers=1),
         Chain("attention", (1, 128, 24, 24), 128, layers=1),
         Chain("conv", small(200), 200, layers=2),
@@ -126,7 +126,7 @@ def chains(kind: str) -> tuple[Chain, ...]:
     )
 
 
-def _by_side(side: int) -> Side:
+def _square(side: int) -> Side:
     return lambda channels: (1, channels, side, side)
 
 

@@ -72,9 +72,9 @@ def candidate_precisions(spec: Spec, target: Target) -> tuple[str, ...]:
     )
 
 
-def fastest(priced: Iterable[NetworkCost]) -> NetworkCost:
+def fastest(cost: Iterable[NetworkCost]) -> NetworkCost:
     """The one of a network's prices, one a precision, that it is expected to ship at."""
-    return min(priced, key=lambda each: each.estimate.ms)
+    return min(cost, key=lambda each: each.estimate.ms)
 
 
 def paired_precision(precision: str, precisions: Sequence[str]) -> str:
@@ -112,7 +112,7 @@ class Network:
             self.model: ModelProto = onnx_from_module(self.module, path, fixed)
         self._kernels: dict[Precision, list[Kernel]] = {}
 
-    def priced(self, target: Target, precision: str) -> NetworkCost:
+    def cost(self, target: Target, precision: str) -> NetworkCost:
         """Its kernels at a precision with their estimate.
 
         Raises:
@@ -125,15 +125,15 @@ class Network:
         return NetworkCost(kernels, estimate(kernels, target, precision), self.shape)
 
     def fastest(self, target: Target, precisions: Sequence[str]) -> NetworkCost:
-        """`priced` at the one of the precisions that is predicted to be the fastest."""
-        return fastest(self.priced(target, precision) for precision in precisions)
+        """`cost` at the one of the precisions that is predicted to be the fastest."""
+        return fastest(self.cost(target, precision) for precision in precisions)
 
     def record(self, target: Target, precisions: Sequence[str]) -> Mapping[str, Any]:
         """`macs`, `params`, and the estimate at each precision, as JSON values."""
-        priced = {p: self.priced(target, p) for p in precisions}
-        any_of_them = next(iter(priced.values()))
+        cost = {p: self.cost(target, p) for p in precisions}
+        any_of_them = next(iter(cost.values()))
         return {
             "macs": any_of_them.macs,
             "params": params(self.module),
-            **{p: asdict(found.estimate) for p, found in priced.items()},
+            **{p: asdict(found.estimate) for p, found in cost.items()},
         }

@@ -84,7 +84,7 @@ def estimate(
     ms = 1e3 * found.total
     factor = math.exp(NINETY * log_deviation(layout, efficiencies))
     gmac = sum(kernel.macs for kernel in kernels) / 1e9
-    validated = _validated(gmac, target, precision)
+    validated = _is_validated(gmac, target, precision)
     parts = _parts(kernels, found)
     return Estimate(
         ms, ms / factor, ms * factor, validated, precision, _bounds(found), parts,
@@ -169,6 +169,6 @@ def _sizes() -> dict[tuple[str, str, str], list[float]]:
     return sizes
 
 
-def _validated(gmac: float, target: Target, precision: str) -> bool:
+def _is_validated(gmac: float, target: Target, precision: str) -> bool:
     sizes = _sizes().get((target.name, target.power_mode, precision), [])
     return any(size / NEAR <= gmac <= size * NEAR for size in sizes)

@@ -51,7 +51,7 @@ def cuts(teacher: nn.Module, shape: Sequence[int]) -> list[Cut]:
         KDError: `stages-unknown`: there are fewer than two, or the forward pass needs values.
     """
     found: list[tuple[_Value, int]] = []  # the end of each stage so far, with its dilation
-    for value, dilation in _stage_ends(*_recorded(teacher, shape)):
+    for value, dilation in _stage_ends(*_record(teacher, shape)):
         if found:
             last, before = found[-1]
             if value.size[0] > last.size[0]:
@@ -98,7 +98,7 @@ def _stage_ends(values: list[_Value], output: _Value) -> Iterator[tuple[_Value, 
             yield value, dilation
 
 
-def _recorded(teacher: nn.Module, shape: Sequence[int]) -> tuple[list[_Value], _Value]:
+def _record(teacher: nn.Module, shape: Sequence[int]) -> tuple[list[_Value], _Value]:
     """Every tensor that depends on the image, and the output."""
     recorder = _Recorder()
     hooks = [

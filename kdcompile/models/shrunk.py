@@ -67,7 +67,7 @@ def initialise(student: nn.Module) -> None:
         nn.init.normal_(last.weight, std=OUTPUT_STD)  # type: ignore[arg-type]
 
 
-def trained(spec: Spec, distilled: Artifact, teacher: nn.Module | None = None) -> nn.Module:
+def load_student(spec: Spec, distilled: Artifact, teacher: nn.Module | None = None) -> nn.Module:
     """The student as it is exported: trained, folded, in inference mode.
 
     Args:

@@ -46,8 +46,8 @@ class StagedStudent(nn.Module):
                 the stages end at more pixels than the teacher's output has.
         """
         super().__init__()
-        _complete(architecture, KEYS)
-        self.scale = _chosen(architecture, "input_scale", SCALES)
+        _check_complete(architecture, KEYS)
+        self.scale = _choose(architecture, "input_scale", SCALES)
         inputs = int(architecture["in_channels"])
         stages: list[nn.Module] = []
         for settings in architecture["stages"]:
@@ -56,7 +56,7 @@ class StagedStudent(nn.Module):
         self.stages = nn.ModuleList(stages)
         outputs = int(architecture["out_channels"])
         self.output_stride: int | None = None  # set where the output is resized
-        if _chosen(architecture, "head", {"dense": True, "pooled": False}):
+        if _choose(architecture, "head", {"dense": True, "pooled": False}):
             self.head: nn.Module = nn.Conv2d(inputs, outputs, 1)
             if cells(architecture) < 1:
                 self.output_stride = int(architecture["output_stride"])
@@ -87,9 +87,9 @@ def stage(settings: Mapping[str, Any], inputs: int) -> nn.Sequential:
     Raises:
         KDError: `architecture-invalid`.
     """
-    _complete(settings, set(STAGE_KEYS))
+    _check_complete(settings, set(STAGE_KEYS))
     for name, known in CHOICES.items():
-        _chosen(settings, name, dict.fromkeys(known))
+        _choose(settings, name, dict.fromkeys(known))
     for name in ("width", "depth", "dilation"):
         if settings[name] < 1:
             raise _invalid(f"a {name} of {settings[name]}", "use 1 or more")
@@ -133,7 +133,7 @@ def _resize(x: Tensor, image: Tensor, parts: int, of: int) -> Tensor:
     return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def _complete(settings: Mapping[str, Any], keys: set[str]) -> None:
+def _check_complete(settings: Mapping[str, Any], keys: set[str]) -> None:
     absent = sorted(keys - settings.keys())
     if absent:
         raise KDError(
@@ -144,7 +144,7 @@ def _complete(settings: Mapping[str, Any], keys: set[str]) -> None:
         )
 
 
-def _chosen(settings: Mapping[str, Any], name: str, known: Mapping[Any, Any]) -> Any:
+def _choose(settings: Mapping[str, Any], name: str, known: Mapping[Any, Any]) -> Any:
     value = settings[name]
     if value not in known:
         raise _invalid(

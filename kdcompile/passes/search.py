@@ -51,7 +51,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         if found is None:
             pair = _compared(student, spec, target)
         predicted = _predicted(teacher, student, target, pair)
-        why = [*costly_stages(student.priced(target, pair[1])), *held]
+        why = [*costly_stages(student.cost(target, pair[1])), *held]
         why = why if found is None else list(found.explanation)
         write_json(folder / "architecture.json", architecture)
         write_json(folder / "explanation.json", why)
@@ -85,8 +85,8 @@ def _predicted(
 ) -> dict[str, Any]:
     """The cost of both at every precision; `judged` are those that the speed-up compares."""
     teachers, precision = judged
-    priced = [p for p in PRICED if p in target.precisions]
-    costs = {n: m.record(target, priced) for n, m in (("teacher", teacher), ("student", student))}
+    cost = [p for p in PRICED if p in target.precisions]
+    costs = {n: m.record(target, cost) for n, m in (("teacher", teacher), ("student", student))}
     return {
         **costs,
         "precision": precision,

@@ -50,15 +50,13 @@ class Problem:
     metric: Metric
     teacher: nn.Module
     point: Point
-    priced: NetworkCost
+    cost: NetworkCost
     build: Callable[[Mapping[str, Any]], nn.Module]
 
     def kernels(self, space: Space, architecture: Architecture) -> NetworkCost:
         """A student's kernels with their estimate."""
         kernels = space.kernels(architecture, as_type(self.precision))
-        return NetworkCost(
-            kernels, estimate(kernels, self.target, self.precision), self.priced.shape
-        )
+        return NetworkCost(kernels, estimate(kernels, self.target, self.precision), self.cost.shape)
 
 
 class CandidatePool:
@@ -85,7 +83,7 @@ class CandidatePool:
         self._known: dict[str, tuple[Architecture, float, int]] = {}
         # and one once students were timed
         self._share = number // (SHARES + (problem.spec.search.measure > 0))
-        self._found = self._more(lambda a: -math.log(1 + self._cost(a)[1]), ())
+        self._found = self._draw_share(lambda a: -math.log(1 + self._cost(a)[1]), ())
 
     @property
     def is_possible(self) -> bool:
@@ -107,16 +105,18 @@ class CandidatePool:
 
     def learn(self) -> list[Point]:
         """The most promising candidates, once the predictor has measured what it may."""
-        likely = self._likely(self._more(self.predictor.guess, ()), self.problem.point)
+        likely = self._likely(self._draw_share(self.predictor.guess, ()), self.problem.point)
         left = self.problem.spec.search.blocks_trained
         for number in range(ROUNDS):
             left -= self.predictor.learn(likely, math.ceil(left / (ROUNDS - number)))
-            found = self._more(self.predictor.guess, likely)
+            found = self._draw_share(self.predictor.guess, likely)
             likely = self._likely(found, self.problem.point)
             log.info("search: round %d of %d: %d candidates", number + 1, ROUNDS, len(found))
         return [self._point(a, self.predictor.expected_loss(a), "blocks") for a in likely]
 
-    def after_timing(self, known: Sequence[Point], teacher: Point, factor: float) -> list[Point]:
+    def draw_after_timing(
+        self, known: Sequence[Point], teacher: Point, factor: float
+    ) -> list[Point]:
         """Points that are promising now, next to those known.
 
         Args:
@@ -125,11 +125,11 @@ class CandidatePool:
             factor: that measured latencies are of predicted ones.
         """
         before = {identity(dict(p.architecture)) for p in known}
-        likely = self._likely(self._more(self.predictor.guess, ()), teacher, factor)
+        likely = self._likely(self._draw_share(self.predictor.guess, ()), teacher, factor)
         new = [a for a in likely if identity(a) not in before]
         return [self._point(a, self.predictor.expected_loss(a), "blocks") for a in new]
 
-    def distilled(self, points: Sequence[Point], teacher: Point) -> list[Point]:
+    def distil_finalists(self, points: Sequence[Point], teacher: Point) -> list[Point]:
         """These points of this space with what short distillations of the finalists showed."""
         options, metric = self.problem.spec.search, self.problem.metric
         within = [p for p in points if keeps(self.problem.spec.student.budget, p, teacher)]
@@ -153,7 +153,7 @@ class CandidatePool:
                 made.append(self._with_quality(point, worse, "distilled"))
         return made
 
-    def _more(
+    def _draw_share(
         self, guess: Callable[[Architecture], float], start: Sequence[Architecture]
     ) -> list[Costed]:
         """Another share; all candidates so far, with this guess."""
@@ -185,14 +185,14 @@ class CandidatePool:
 
     def _point(self, architecture: Architecture, worse: ExpectedLoss, evidence: Evidence) -> Point:
         """A student as a point; `worse` is how much worse than the teacher it should be."""
-        priced = self.problem.kernels(self.space, architecture)
+        cost = self.problem.kernels(self.space, architecture)
         point = Point(
             architecture=architecture,
-            latency=priced.estimate,
+            latency=cost.estimate,
             quality=math.nan,
             quality_sd=math.nan,
             evidence=evidence,
-            macs=priced.macs,
+            macs=cost.macs,
             params=params(fold(self.problem.build(architecture))),
         )
         return self._with_quality(point, worse, evidence)

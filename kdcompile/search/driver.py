@@ -74,14 +74,16 @@ def search(
     Raises:
         KDError: `budget-impossible`; those of the evaluates and of `measure`.
     """
-    pools = _possible(problem, spaces)
+    pools = _possible_pools(problem, spaces)
     if problem.spec.search.measure:
         check_timer(problem.precision, problem.spec, problem.target, board)
     found = [pool.learn() for pool in pools]
     teacher, timing, correction = problem.point, None, Correction()
     if problem.spec.search.measure:
-        found, teacher, timing, correction = _timed(problem, pools, found, board, folder)
-    evaluated = [f.distilled(points, teacher) for f, points in zip(pools, found, strict=True)]
+        found, teacher, timing, correction = _time_students(problem, pools, found, board, folder)
+    evaluated = [
+        f.distil_finalists(points, teacher) for f, points in zip(pools, found, strict=True)
+    ]
     points = [point for points in evaluated for point in points]
     budget, metric = problem.spec.student.budget, problem.metric
     sure = [p for p in points if p.evidence == "distilled" and keeps(budget, p, teacher)]
@@ -89,7 +91,7 @@ def search(
     home = next(f for f, points in zip(pools, evaluated, strict=True) if chosen in points)
     student = problem.kernels(home.space, dict(chosen.architecture)).at(chosen.ms)
     sentences = explain(
-        chosen, front(points, metric), budget, metric, (teacher, problem.priced.at(teacher.ms)),
+        chosen, front(points, metric), budget, metric, (teacher, problem.cost.at(teacher.ms)),
         student, problem.target.full_name,
     )  # fmt: skip
     result = SearchResult(
@@ -99,7 +101,7 @@ def search(
     return result, home.predictor, timing
 
 
-def _possible(
+def _possible_pools(
     problem: Problem, spaces: Sequence[tuple[Space, Callable[[], QualityPredictor]]]
 ) -> list[CandidatePool]:
     """The spaces that have a student within the budget; they share the candidates."""
@@ -116,7 +118,7 @@ def _possible(
     return possible
 
 
-def _timed(
+def _time_students(
     problem: Problem,
     pools: Sequence[CandidatePool],
     found: Sequence[Sequence[Point]],
@@ -138,7 +140,7 @@ def _timed(
     made = []
     for pool, old in zip(pools, found, strict=True):
         own, renewed = renewed[: len(old)], renewed[len(old) :]
-        new = pool.after_timing(own, teacher, factor)
+        new = pool.draw_after_timing(own, teacher, factor)
         own += [replace(point, latency=correction.apply(point.latency)) for point in new]
         made.append(own)
     return made, teacher, timing, correction
@@ -188,14 +190,14 @@ def search_student(
 def _problem(
     spec: Spec, target: Target, teacher: Network, teacher_precision: str, precision: str
 ) -> Problem:
-    priced = teacher.priced(target, teacher_precision)
+    cost = teacher.cost(target, teacher_precision)
     point = Point(
         architecture={"family": "teacher"},
-        latency=priced.estimate,
+        latency=cost.estimate,
         quality=validation_metric(teacher.module, spec),
         quality_sd=0.0,
         evidence="measured",
-        macs=priced.macs,
+        macs=cost.macs,
         params=params(teacher.module),
     )
     return Problem(
@@ -205,7 +207,7 @@ def _problem(
         metric=find_task(spec.task.kind).metric,
         teacher=teacher.module,
         point=point,
-        priced=priced,
+        cost=cost,
         build=lambda a: student_from_architecture(teacher.module, a, spec.folder),
     )
 
@@ -218,7 +220,7 @@ def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Space
     missing: list[KDError] = []
     if requested != "layers":
         try:
-            staged = _staged(spec, target, teacher)
+            staged = _staged_space(spec, target, teacher)
             made.append((staged, lambda: StagedPredictor(spec, store, jobs)))
         except KDError as error:
             if error.code not in UNSTAGED:
@@ -249,14 +251,14 @@ def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Space
     return made
 
 
-def _staged(spec: Spec, target: Target, teacher: Network) -> StagedSpace:
+def _staged_space(spec: Spec, target: Target, teacher: Network) -> StagedSpace:
     output = _output(teacher.module, teacher.shape)
     dense = len(output) == 4
     # an output that is finer than the input has no stride; its cells are not those of 1
     stride = max(1, teacher.shape[2] // output[2]) if dense else 1
     cells = tuple(-(-side // stride) for side in teacher.shape[2:]) if dense else ()
     if len(output) < 2 or output[2:] != cells:
-        raise _unlike(output, teacher.shape)
+        raise _unequal_output(output, teacher.shape)
     # a re-parameterised block has no single weight while it trains in int8
     blocks = [b for b in spec.search.blocks if not (spec.quantize.qad and b == "repvgg")]
     if not blocks:
@@ -278,11 +280,11 @@ def _staged(spec: Spec, target: Target, teacher: Network) -> StagedSpace:
         seed=spec.seed,
     )
     if not space.reaches:
-        raise _unlike(output, teacher.shape)
+        raise _unequal_output(output, teacher.shape)
     return space
 
 
-def _unlike(output: tuple[int, ...], shape: list[int]) -> KDError:
+def _unequal_output(output: tuple[int, ...], shape: list[int]) -> KDError:
     return KDError(
         "staged-output",
         f"no staged student has the teacher's output {list(output)} of {shape}",

@@ -59,7 +59,7 @@ def plot_front(
         _axes(axes, chosen, metric)
         axes.legend(fontsize=8)
         drawn = {".png": png(figure), ".svg": _svg(figure)}
-        return [_written(path.with_name(path.name + end), data) for end, data in drawn.items()]
+        return [_write(path.with_name(path.name + end), data) for end, data in drawn.items()]
 
 
 def _points(axes: Axes, points: Sequence[Point]) -> None:
@@ -104,7 +104,7 @@ def _svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _written(path: Path, content: bytes) -> Path:
+def _write(path: Path, content: bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return path

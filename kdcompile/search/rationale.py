@@ -43,13 +43,13 @@ def explain(
         student: the chosen one's kernels. The parts of both add up to their points' latencies.
         where: the device as its latencies are named, such as `jetson-orin-nano-8gb@15W`.
     """
-    whole, priced = teacher
+    whole, cost = teacher
     return [
         _latency(chosen, whole, where),
         _quality(chosen, whole, metric),
         *costly_stages(student),
         _kernels(student.estimate),
-        *_changes(priced, student),
+        *_changes(cost, student),
         *neighbours(chosen, points, budget, metric, whole),
         *_caveats(chosen, whole, student.estimate, where),
     ]
@@ -165,18 +165,18 @@ def neighbours(
         saved = 1 - faster.ms / chosen.ms
         found.append(
             f"the next faster, {arch_string(faster.architecture)}, saves {saved:.0%} "
-            f"and is expected to {_against(faster, chosen, metric)}"
+            f"and is expected to {_compare_quality(faster, chosen, metric)}"
         )
     if slower is not None:
         found.append(
             f"the next slower, {arch_string(slower.architecture)}, "
             f"{_price(slower, budget, teacher)} and is expected to "
-            f"{_against(slower, chosen, metric)}"
+            f"{_compare_quality(slower, chosen, metric)}"
         )
     return found or ["it is the only point of the front"]
 
 
-def _against(point: Point, chosen: Point, metric: Metric) -> str:
+def _compare_quality(point: Point, chosen: Point, metric: Metric) -> str:
     """How the quality of a point compares, and whether the two can be distinguished."""
     verb = "gain" if metric.is_better(point.quality, chosen.quality) else "lose"
     apart = abs(point.quality - chosen.quality)
@@ -213,7 +213,7 @@ def _caveats(chosen: Point, teacher: Point, estimate: Estimate, where: str) -> l
     return found
 
 
-def stage_records(priced: NetworkCost) -> list[Mapping[str, Any]]:
+def stage_records(cost: NetworkCost) -> list[Mapping[str, Any]]:
     """Its stages as JSON values, for the record of a search."""
     return [
         {
@@ -224,5 +224,5 @@ def stage_records(priced: NetworkCost) -> list[Mapping[str, Any]]:
             "widths": list(stage.widths),
             "kernels": stage.kernels,
         }
-        for stage in priced.stages()
+        for stage in cost.stages()
     ]

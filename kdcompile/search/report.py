@@ -81,7 +81,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     """The record of `SearchResult.to_json` as text: the front as a table, then the explanation."""
     metric, points = METRICS[record["metric"]], record["points"]
     requested = ", ".join(f"{name} = {value:g}" for name, value in record["budget"].items())
-    chosen, shown = record["chosen"], _shown(record)
+    chosen, shown = record["chosen"], _shown_rows(record)
     rows: list[Sequence[str]] = [HEADER]
     for index, point in enumerate(points):
         if index in shown:
@@ -101,7 +101,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _shown(record: Mapping[str, Any]) -> set[int]:
+def _shown_rows(record: Mapping[str, Any]) -> set[int]:
     points = record["points"]
     kept = {i for i, point in enumerate(points) if point["on_front"]} | {record["chosen"]}
     likely = [i for i, point in enumerate(points) if point["likely"] and i not in kept]
@@ -143,7 +143,7 @@ def arch_string(architecture: Mapping[str, Any]) -> str:
     if family != "shrink":
         return family
     dropped = len(architecture.get("dropped", ()))
-    text = _shrunk(architecture)
+    text = _shrunk_text(architecture)
     return f"{text}, {dropped} dropped" if dropped else text
 
 
@@ -158,7 +158,7 @@ def _stage(stage: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _shrunk(architecture: Mapping[str, Any]) -> str:
+def _shrunk_text(architecture: Mapping[str, Any]) -> str:
     """The ratio, then the output widths of its layers, those of neighbours that agree as one."""
     dropped = architecture.get("dropped", ())
     widths = [

@@ -50,7 +50,7 @@ def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str
         for precision in price.precisions
     }
     if student.init == "file" or student.family != "shrink":
-        given = price(_given(spec, teacher.module))
+        given = price(_given_architecture(spec, teacher.module))
         whole = teachers[given.latency.precision]
         if not keeps(budget, given, whole):
             cost = (whole.ms / given.ms, given.ms, given.macs)
@@ -152,20 +152,18 @@ class _Price:
             return None
 
 
-def _candidate(architecture: dict[str, Any], module: nn.Module, priced: NetworkCost) -> Point:
+def _candidate(architecture: dict[str, Any], module: nn.Module, cost: NetworkCost) -> Point:
     nothing = math.nan
-    return Point(
-        architecture, priced.estimate, nothing, nothing, "proxy", priced.macs, params(module)
-    )
+    return Point(architecture, cost.estimate, nothing, nothing, "proxy", cost.macs, params(module))
 
 
-def _given(spec: Spec, teacher: nn.Module) -> dict[str, Any]:
+def _given_architecture(spec: Spec, teacher: nn.Module) -> dict[str, Any]:
     if spec.student.init != "file" or ":" in spec.student.family:  # its own, whatever it loads
         return {"family": spec.student.family, "width": 1.0, "seed": spec.seed}
     assert spec.student.weights is not None, "the schema ties init and weights"
     _, metadata = read_weights(spec.student.weights)
     if "architecture" not in metadata:
-        raise _unnamed(spec, "do not name their architecture")
+        raise _unknown_architecture(spec, "do not name their architecture")
     try:
         found: dict[str, Any] = json.loads(metadata["architecture"])
         student_from_architecture(teacher, found, spec.folder)
@@ -173,13 +171,13 @@ def _given(spec: Spec, teacher: nn.Module) -> dict[str, Any]:
         raise
     except Exception as error:  # by what was written there, or is not so in this teacher
         reason = f"{type(error).__name__}: {error}"
-        raise _unnamed(
+        raise _unknown_architecture(
             spec, f"name an architecture that this teacher has not ({reason})"
         ) from error
     return found
 
 
-def _unnamed(spec: Spec, problem: str) -> KDError:
+def _unknown_architecture(spec: Spec, problem: str) -> KDError:
     return KDError(
         "weights-architecture",
         f"the student's weights {problem}",

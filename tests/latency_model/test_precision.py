@@ -92,7 +92,7 @@ def test_fp8_may_not_ship_where_no_parser_reads_it(folder):
 
 def test_the_first_of_equals_is_the_fastest(folder):
     teacher = Network(load_teacher(spec(folder)), spec(folder).export.profile[1])
-    fp32 = teacher.priced(CPU, "fp32")
+    fp32 = teacher.cost(CPU, "fp32")
     same = replace(fp32, estimate=replace(fp32.estimate, precision="fp8"))
     quick = replace(fp32, estimate=replace(fp32.estimate, ms=fp32.estimate.ms / 2))
     assert fastest([same, fp32]) is same

@@ -72,7 +72,7 @@ def make(tmp_path_factory):
     load_spec, target = write_build(folder), load("cpu")
     torch.manual_seed(0)
     teacher = Network(network().eval(), SHAPE)
-    priced = teacher.priced(target, "fp32")
+    priced = teacher.cost(target, "fp32")
     macs = sum(kernel.macs for kernel in priced.kernels)
     size = params(teacher.module)
     point = Point({"family": "teacher"}, priced.estimate, TEACHER, 0.0, "measured", macs, size)
@@ -192,8 +192,8 @@ def _timed_at(monkeypatch, factor):
 
     def measure(teacher, students, precision, spec, target, board, folder):
         calls.append(len(students))
-        predicted = [Network(s.eval(), SHAPE).priced(target, precision).estimate for s in students]
-        own = Network(teacher, SHAPE).priced(target, precision).estimate
+        predicted = [Network(s.eval(), SHAPE).cost(target, precision).estimate for s in students]
+        own = Network(teacher, SHAPE).cost(target, precision).estimate
         ms = tuple(factor * estimate.ms for estimate in predicted)
         why = (None,) * len(ms)
         return Measurement(precision, "fp32", factor * own.ms, ms, why, "here", "plain", 0.01)

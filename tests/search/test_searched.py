@@ -62,7 +62,7 @@ def _agrees(plan, artifact):
     estimate = artifact.json("estimate.json")
     student = student_from_architecture(load_teacher(plan.spec), architecture, plan.spec.folder)
     network = Network(student.eval(), plan.spec.export.profile[1])
-    own = network.priced(plan.target, estimate["precision"])
+    own = network.cost(plan.target, estimate["precision"])
     assert estimate["student"]["macs"] == sum(k.macs for k in own.kernels) == point["macs"]
     assert estimate["student"]["params"] == params(network.module) == point["params"]
     # an untrained student's biases are 0, and its file has none

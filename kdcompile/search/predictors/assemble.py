@@ -113,13 +113,13 @@ def assemble_weights(
     """
     student.to(data.fit.device).eval()
     options = replace(options, steps=options.steps * AGAIN)
-    x = _batched(student.resize, data.fit)
+    x = _run_batched(student.resize, data.fit)
     for module, result in zip(student.stages, results, strict=True):
         module.load_state_dict(result.state())
         train_stage(data, result.block, module, x, options, seed + result.block.index)
-        x = _batched(module, x)
-    _solve_head(student, x, _batched(data.teacher, data.fit))
-    made, requested = (_batched(network, data.held) for network in (student, data.teacher))
+        x = _run_batched(module, x)
+    _solve_head(student, x, _run_batched(data.teacher, data.fit))
+    made, requested = (_run_batched(network, data.held) for network in (student, data.teacher))
     wrong = (made - requested).double().square().sum()
     spread = (requested - requested.mean(0)).double().square().sum()
     return float(wrong / spread.clamp(min=1e-30))
@@ -150,5 +150,5 @@ def _solve_head(student: StagedStudent, features: Tensor, outputs: Tensor) -> No
 
 
 @torch.no_grad()
-def _batched(function: Any, images: Tensor) -> Tensor:
+def _run_batched(function: Any, images: Tensor) -> Tensor:
     return torch.cat([function(part) for part in torch.split(images, AT_ONCE)])

@@ -85,7 +85,7 @@ class TrainingData:
     fit: Tensor
     held: Tensor
 
-    def kept(self, cut: int, maps: Tensor, width: int) -> Tensor:
+    def kept_channels(self, cut: int, maps: Tensor, width: int) -> Tensor:
         """The first `width` channels of a cut's maps, in its order; zeros beyond all of them."""
         order = self.orders[cut]
         chosen = maps[:, order[:width]]
@@ -180,7 +180,7 @@ def _crops(
     apart = photos[::HELD_OUT] if len(photos) > 1 else photos
     rest = [p for i, p in enumerate(photos) if i % HELD_OUT] or photos
 
-    def drawn(chosen: Sequence[Photo], number: int) -> Tensor:
+    def draw_crops(chosen: Sequence[Photo], number: int) -> Tensor:
         plain = {"batch": min(AT_ONCE, number), "crop": side, "colour": 0.0, "views": 0}
         distill = spec.distill.model_copy(update=plain)
         stride = output_stride(teacher, teacher, spec.model_copy(update={"distill": distill}))
@@ -192,7 +192,7 @@ def _crops(
         steps = range(-(-number // distill.batch))
         return torch.cat([sampler.batch(step).images for step in steps])[:number]
 
-    return drawn(rest, options.crops), drawn(apart, options.held)
+    return draw_crops(rest, options.crops), draw_crops(apart, options.held)
 
 
 def _key(spec: Spec, options: BlockOptions, hasher: Hasher) -> str:

@@ -155,7 +155,7 @@ def block_input(data: TrainingData, block: Block, images: Tensor, before: Tensor
         if size == list(images.shape[2:]):
             return images
         return functional.interpolate(images, size, mode="bilinear", align_corners=False)
-    return at_size(data.kept(block.index - 1, before, block.in_width), size)
+    return at_size(data.kept_channels(block.index - 1, before, block.in_width), size)
 
 
 def _maps(
@@ -191,7 +191,7 @@ def train_stage(
     size = _size_after(module, inputs)
     targets = torch.cat(
         [
-            at_size(data.kept(block.index, own, block.width), size)
+            at_size(data.kept_channels(block.index, own, block.width), size)
             for _, _, own in _maps(data, block, data.fit)
         ]
     )

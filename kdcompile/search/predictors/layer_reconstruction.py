@@ -27,7 +27,7 @@ from kdcompile.distill.inherit.select import ranking
 from kdcompile.distill.inherit.solve import CHUNK, HELD_OUT, Gate
 from kdcompile.models.channels import Channels, Layout
 from kdcompile.models.dropped import is_gone, members
-from kdcompile.search.predictors.ablation import Watched, without
+from kdcompile.search.predictors.ablation import ReferenceOutputs, change_without
 from kdcompile.search.predictors.teacher_features import hooked
 from kdcompile.search.spaces.pruned_kernels import sides
 
@@ -56,14 +56,14 @@ class LayerErrors:
         """
         self._teacher, self._channels, self._crops = teacher, channels, crops
         few = max(1, FEW // len(crops))
-        self._watched = Watched(teacher, [batch[:few] for batch in crops[:FEW]])
+        self._reference = ReferenceOutputs(teacher, [batch[:few] for batch in crops[:FEW]])
         self._order = self._rankings()
         self._plans = {
             plan.name: plan
             for plan in layer_plans(channels, {}, teacher)
             if not issubclass(channels.layers[plan.name].kind, BATCH_NORMS) and not plan.depthwise
         }
-        called = _called(teacher, list(self._plans), crops[0][:1])
+        called = _called_modules(teacher, list(self._plans), crops[0][:1])
         self.unmeasured = [name for name in self._plans if name not in called]
         """Layers whose parameters are used without calling them: they count as free of error."""
         if self.unmeasured:
@@ -93,7 +93,7 @@ class LayerErrors:
     def dropped(self, name: str) -> float:
         """Relative change of the teacher's output without a part; measured at the first call."""
         if name not in self._dropped:
-            self._dropped[name] = without(self._watched, name)
+            self._dropped[name] = change_without(self._reference, name)
         return self._dropped[name]
 
     def expected_error(self, architecture: Mapping[str, Any]) -> float:
@@ -214,10 +214,10 @@ class LayerErrors:
                 made = torch.where(flat.sign == 0, made, flat.threshold + flat.sign * made)
             return made.movedim(-1, axis)
 
-        return self._watched.change([(module, noisy)]) / NOISE
+        return self._reference.change([(module, noisy)]) / NOISE
 
 
-def _called(teacher: nn.Module, names: Sequence[str], image: Tensor) -> set[str]:
+def _called_modules(teacher: nn.Module, names: Sequence[str], image: Tensor) -> set[str]:
     """Those of the modules that a pass calls."""
     found: set[str] = set()
     with hooked(teacher, names, lambda name, _: found.add(name)), torch.no_grad():

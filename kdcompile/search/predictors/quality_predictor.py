@@ -188,7 +188,7 @@ class LayerPredictor:
         errors, worse = [], []
         for ratio in ANCHORS:
             architecture = self._space.uniform(ratio)
-            degraded = validation_errors(self._inherited(architecture), self._spec)
+            degraded = validation_errors(self._inherit(architecture), self._spec)
             increase, sd = paired_increase(task, whole, degraded, self._spec.seed)
             errors.append(self._errors.expected_error(architecture))
             worse.append(max(increase, sd))  # no anchor is known to cost less than its own error
@@ -197,7 +197,7 @@ class LayerPredictor:
         residual = float(np.sqrt(np.mean((y - slope * x) ** 2)) / max(float(x.mean()), 1e-30))
         return slope, max(residual, UNSURE * slope)
 
-    def _inherited(self, architecture: Architecture) -> nn.Module:
+    def _inherit(self, architecture: Architecture) -> nn.Module:
         """The student as it starts."""
         student = student_from_architecture(self._teacher, architecture, self._spec.folder)
         inherit = self._spec.student.model_copy(update={"init": "inherit"})

@@ -73,7 +73,7 @@ class Curve:
         """Through the points of one cut; where they fall, the weighted mean of neighbours."""
         ordered = sorted(points, key=lambda d: d.error)
         least = max((d.increase_sd for d in ordered), default=0.0) * 1e-3 + 1e-12
-        values = _rising(
+        values = _isotonic(
             np.array([0.0, *(d.increase for d in ordered)]),
             # the origin is exact: it outweighs what noise puts below it
             np.array([1e6 / least**2, *(1 / max(d.increase_sd, least) ** 2 for d in ordered)]),
@@ -244,7 +244,7 @@ def paired_increase(task: Task, whole: Floats, degraded: Floats, seed: int) -> t
     return increase, max(float(np.std(spread)), least)
 
 
-def _rising(values: Floats, weights: Floats) -> Floats:
+def _isotonic(values: Floats, weights: Floats) -> Floats:
     """The nearest rising sequence in weighted least squares (pool adjacent violators)."""
     blocks: list[list[float]] = []  # mean, weight, length
     for value, weight in zip(values, weights, strict=True):

@@ -201,16 +201,16 @@ def _build(
     return record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossCorrection:
     """A power law from expected to measured increases, known up to its deviations.
 
-    mean: log factor and exponent; covariance [2, 2] of them; noise: deviation of a student's
+    mean: log factor and exponent [2]; covariance [2, 2] of them; noise: deviation of a student's
     logarithm about the line.
     """
 
-    mean: tuple[float, float]
-    covariance: tuple[tuple[float, float], tuple[float, float]]
+    mean: Floats
+    covariance: Floats
     noise: float
 
     def __call__(self, expected: ExpectedLoss) -> ExpectedLoss:
@@ -218,9 +218,9 @@ class LossCorrection:
         if expected.mean <= 0 or not self.noise:
             return expected
         at = np.array([1.0, np.log(expected.mean)])
-        line = float(at @ np.array(self.covariance) @ at)
-        own = min(1.0, self.mean[1] * expected.sd / expected.mean) ** 2
-        median = float(np.exp(at @ np.array(self.mean)))
+        line = float(at @ self.covariance @ at)
+        own = min(1.0, float(self.mean[1]) * expected.sd / expected.mean) ** 2
+        median = float(np.exp(at @ self.mean))
         variance = min(MOST_VARIANCE, line + own + self.noise**2)
         return ExpectedLoss(median, median * float(np.sqrt(np.expm1(variance))))
 
@@ -241,7 +241,7 @@ def fit_correction(
     """
     pairs = [(e, m) for e, m in zip(expected, measured, strict=True) if e.mean > 0]
     if not pairs:
-        return LossCorrection((0.0, 1.0), ((0.0, 0.0), (0.0, 0.0)), 0.0)
+        return LossCorrection(np.array([0.0, 1.0]), np.zeros((2, 2)), 0.0)
     became = np.array([max(m.increase, m.increase_sd, LEAST_LEFT * e.mean) for e, m in pairs])
     x = np.array([[1.0, np.log(e.mean)] for e, _ in pairs])
     y = np.log(became)
@@ -256,8 +256,4 @@ def fit_correction(
         squares = np.square(y - x @ mean) - own**2
         left = max(0.0, len(y) - used)
         noise = max(1e-6, (float(squares.sum()) + STUDENT_SD**2) / (left + 1))
-    rows = [tuple(map(float, row)) for row in covariance]
-    return LossCorrection(
-        (float(mean[0]), float(mean[1])), ((rows[0][0], rows[0][1]), (rows[1][0], rows[1][1])),
-        float(np.sqrt(noise)),
-    )  # fmt: skip
+    return LossCorrection(mean, covariance, float(np.sqrt(noise)))

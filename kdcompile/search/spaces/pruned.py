@@ -129,14 +129,14 @@ class LayerSpace:
         if self.droppable and draw.random() < 0.3:
             dropped ^= {draw.choice(self.droppable)}
         else:
-            for root in self._chosen(draw):
+            for root in self._choose_groups(draw):
                 options = self.options[root]
                 index = min(range(len(options)), key=lambda i: abs(options[i] - widths[root]))
                 step = draw.choice((-2, -1, 1, 2)) * max(1, len(options) // 16)
                 widths[root] = options[min(max(index + step, 0), len(options) - 1)]
         return self.architecture(widths, dropped)
 
-    def _chosen(self, draw: Random) -> list[int]:
+    def _choose_groups(self, draw: Random) -> list[int]:
         chosen = [root for root in self.options if draw.random() < CHANGED]
         return chosen or draw.sample(list(self.options), min(1, len(self.options)))
 

@@ -110,17 +110,21 @@ def _block(block: str, x: _Tensor, width: int, around: Window, result: str) -> l
     """One block, from `x` to the tensor `result`."""
     if block == "separable":
         depthwise = _conv(x, f"{result}.depthwise", x.shape[1], around, groups=x.shape[1])
-        return [depthwise, _conv(_written(depthwise), result, width, POINT)]
+        return [depthwise, _conv(_output_of(depthwise), result, width, POINT)]
     if block == "bottleneck":
         inner = inner_width(width)
         reduce = _conv(x, f"{result}.reduce", inner, POINT)
-        middle = _conv(_written(reduce), f"{result}.middle", inner, around)
+        middle = _conv(_output_of(reduce), f"{result}.middle", inner, around)
         adds = x.shape[1] == width and around.stride == 1
-        return [reduce, middle, _conv(_written(middle), result, width, POINT, x if adds else None)]
+        return [
+            reduce,
+            middle,
+            _conv(_output_of(middle), result, width, POINT, x if adds else None),
+        ]
     return [_conv(x, result, width, around)]
 
 
-def _written(kernel: Kernel) -> _Tensor:
+def _output_of(kernel: Kernel) -> _Tensor:
     return _Tensor(next(iter(kernel.writes)), kernel.shape, kernel.output_precision)
 
 
@@ -206,10 +210,10 @@ def _dense(
     x = _Tensor(source, in_shape, precision)
     if resized is None:
         given = _by_layer(precision)
-        return _ended(_conv(x, _last(given), outputs, POINT, output_precision=given))
+        return _convert_output(_conv(x, _last(given), outputs, POINT, output_precision=given))
     head = _conv(x, "head", outputs, POINT)
     y = _Tensor(_last(precision), (*head.shape[:2], *resized), precision)
-    return (head, *_ended(_kernel("resize", [_written(head)], y)))
+    return (head, *_convert_output(_kernel("resize", [_output_of(head)], y)))
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -228,7 +232,7 @@ def _pooled(
         macs=batch * weights,
         weight_bytes=_weight_bytes(weights, outputs, precision),
     )
-    return (_kernel("reduction", [x], mean), *_ended(linear))
+    return (_kernel("reduction", [x], mean), *_convert_output(linear))
 
 
 def _by_layer(precision: str) -> str:
@@ -240,9 +244,9 @@ def _last(precision: str) -> str:
     return OUTPUT if precision == "fp32" else f"{OUTPUT}.reformat"
 
 
-def _ended(kernel: Kernel) -> tuple[Kernel, ...]:
+def _convert_output(kernel: Kernel) -> tuple[Kernel, ...]:
     """With the conversion of its output to float32, where that is needed."""
     if kernel.output_precision == "fp32":
         return (kernel,)
     output = _Tensor(OUTPUT, kernel.shape, "fp32")
-    return kernel, _kernel("reformat", [_written(kernel)], output)
+    return kernel, _kernel("reformat", [_output_of(kernel)], output)
