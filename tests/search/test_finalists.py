@@ -1,7 +1,6 @@
 """Students put together from blocks, distilled for a while, and what that says of the others."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -119,21 +118,21 @@ def test_a_student_that_inherits_nothing_starts_untrained(build):
     design = architecture(width=6)
     fresh = prepare_training_data(load("student.init=random"), OPTIONS, Store(context.root))
     assert fresh.key == context.key
-    (train_block,), (untaught,) = (distil(g, [design], steps=2, jobs=1) for g in (context, fresh))
-    assert train_block.start < 0.8 * untaught.start
+    (trained,), (fresh_start,) = (distil(g, [design], steps=2, jobs=1) for g in (context, fresh))
+    assert trained.start < 0.8 * fresh_start.start
 
 
 def test_a_training_that_breaks_down_leaves_the_others(build, monkeypatch):
     _, context = build
     designs = [architecture(width=6), architecture(width=2)]
-    real = short_distillation.finalist
+    real = short_distillation._build
 
-    def breaks_down(asked):
-        if json.loads(asked.architecture) == designs[0]:
+    def breaks_down(context, steps, architecture, *folders):
+        if architecture == designs[0]:
             raise KDError("loss-nonfinite", "the loss is nan", where="step 1", fix="lower it")
-        return real(asked)
+        return real(context, steps, architecture, *folders)
 
-    monkeypatch.setattr(short_distillation, "finalist", breaks_down)
+    monkeypatch.setattr(short_distillation, "_build", breaks_down)
     (left,) = distil(context, designs, steps=2, jobs=1)
     assert left.architecture == designs[1]
     with pytest.raises(KDError) as refused:

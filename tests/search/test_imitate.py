@@ -10,8 +10,10 @@ from staged_ground import OPTIONS, architecture, write_build
 from torch import nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.sources import sources_of
 from kdcompile.core.store import Store
 from kdcompile.search.predictors import block_distillation as module
+from kdcompile.search.predictors import sensitivity
 from kdcompile.search.predictors.block_data import (
     context_without_data,
     prepare_training_data,
@@ -103,7 +105,7 @@ def test_a_blocks_key_knows_its_lessons_and_no_budget(build, context):
     assert len(keys) == 4
 
 
-@pytest.mark.parametrize("name", ["evaluate.py", "cuts.py", "metric.py", "crop_augment.py"])
+@pytest.mark.parametrize("name", ["cuts.py", "metric.py", "crop_augment.py"])
 def test_evidence_is_made_anew_where_what_it_is_measured_with_changed(
     build, context, monkeypatch, name
 ):
@@ -113,6 +115,10 @@ def test_evidence_is_made_anew_where_what_it_is_measured_with_changed(
     read = store.hasher.file
     monkeypatch.setattr(store.hasher, "file", lambda p: "new" if p.name == name else read(p))
     assert context_without_data(load(), OPTIONS, store).key != context.key
+
+
+def test_a_sensitivity_is_made_anew_where_the_evaluation_changed():
+    assert "kdcompile.distill.evaluate" in sources_of(sensitivity.__name__).files
 
 
 def test_students_share_blocks():

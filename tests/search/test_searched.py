@@ -214,7 +214,7 @@ def test_a_teacher_of_neither_space(tmp_path, monkeypatch):
     model = tmp_path / "model.py"
     flat = model.read_text().replace("nn.ReLU(), nn.MaxPool2d(2)", "nn.ReLU(), nn.Identity()")
     model.write_text(flat)
-    monkeypatch.setattr("kdcompile.search.inputs.Template", unknown)
+    monkeypatch.setattr("kdcompile.search.driver.Template", unknown)
     with pytest.raises(KDError) as refused:
         searched(load, "search.space=auto")
     assert refused.value.code == "search-no-space"
