@@ -85,8 +85,10 @@ def _predicted(
 ) -> dict[str, Any]:
     """The cost of both at every precision; `judged` are those that the speed-up compares."""
     teachers, precision = judged
-    cost = [p for p in PRICED if p in target.precisions]
-    costs = {n: m.record(target, cost) for n, m in (("teacher", teacher), ("student", student))}
+    precisions = [p for p in PRICED if p in target.precisions]
+    costs = {
+        n: m.record(target, precisions) for n, m in (("teacher", teacher), ("student", student))
+    }
     return {
         **costs,
         "precision": precision,

@@ -133,10 +133,10 @@ def test_a_training_that_breaks_down_leaves_the_others(build, monkeypatch):
         return real(context, steps, architecture, *folders)
 
     monkeypatch.setattr(short_distillation, "_build", breaks_down)
-    (left,) = distil(context, designs, steps=2, jobs=1)
+    (left,) = distil(context, designs, steps=3, jobs=1)
     assert left.architecture == designs[1]
     with pytest.raises(KDError) as refused:
-        distil(context, designs[:1], steps=2, jobs=1)
+        distil(context, designs[:1], steps=3, jobs=1)
     assert refused.value.code == "loss-nonfinite"
 
 
