@@ -44,7 +44,7 @@ def train(job: Job) -> dict[str, Any]:
     from kdcompile.distill.train import Trainer
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture
-    from kdcompile.search.spaces.uniform import architectures
+    from kdcompile.search.spaces.pruned import architectures
     from kdcompile.targets import load
     from kdcompile.tasks.preprocess import preprocess_of
     from kdcompile.tasks.task import find_task

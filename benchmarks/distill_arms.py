@@ -22,7 +22,7 @@ from kdcompile.distill.start import kept_start
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
 from kdcompile.targets import load
 
 # of every arm, before --set

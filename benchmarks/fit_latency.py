@@ -7,9 +7,12 @@ tables of `docs/latency-model.md`.
 """
 
 import argparse
+import gzip
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,15 +21,16 @@ import onnx
 from reference_networks import NETWORKS, write
 from torch import nn
 
-from kdcompile.core.files import write_text
+from kdcompile.core.files import replacing, write_text
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model import reference_kernels
-from kdcompile.latency_model.kernels import Precision, kernels_of
+from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.parameters import Efficiencies, elsewhere, fit, priors
 from kdcompile.latency_model.validate import observations
+from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.csrnet import CSRNet
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
 from kdcompile.targets.fixtures import load_fixtures
 
 TARGETS = Path(__file__).parents[1] / "targets"
@@ -63,8 +67,30 @@ def tables(networks: Sequence[str] | None = None) -> dict[str, list[dict[str, An
             key = reference_kernels.key_of(name, shape, precision)
             if key not in found:
                 kernels = kernels_of(built[name], shape, float32_as=cast(Precision, precision))
-                found[key] = reference_kernels.compact(kernels)
+                found[key] = compact(kernels)
     return found
+
+
+def compact(kernels: Sequence[Kernel]) -> list[dict[str, Any]]:
+    """Rows of the file; tensors are numbered, and kernels named by their index."""
+    numbers: dict[str, str] = {}
+    rows = []
+    for index, kernel in enumerate(kernels):
+        row = asdict(kernel) | {"name": f"kernel {index}", "nodes": []}
+        for table in ("reads", "writes"):
+            row[table] = {
+                numbers.setdefault(tensor, f"t{len(numbers)}"): size
+                for tensor, size in row[table].items()
+            }
+        rows.append(json.loads(json.dumps(row)))
+    return rows
+
+
+def write_reference(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Write the file; the same tables give the same bytes."""
+    text = json.dumps(tables, separators=(",", ":"))
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def _short(value: float) -> str:
@@ -89,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit-only", action="store_true", help="keep the kernels that are there")
     options = parser.parse_args(arguments)
     if not options.fit_only:
-        reference_kernels.write_reference(tables(), TARGETS / reference_kernels.FILE.name)
+        write_reference(tables(), TARGETS / reference_kernels.FILE.name)
     gpu, cpu = (fit(observations(group), priors(group)) for group in ("gpu", "cpu"))
     write_text(TARGETS / "latency.toml", to_toml({"gpu": gpu, "cpu": elsewhere(cpu)}))
     return latency_tables.main()  # which reads the new file

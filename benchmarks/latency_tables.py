@@ -17,11 +17,12 @@ from typing import Any
 
 from kdcompile.core.files import write_text
 from kdcompile.latency_model import validate as goals
-from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
+from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.network_cost import Network
 from kdcompile.latency_model.predict import estimate
 from kdcompile.latency_model.reference_kernels import reference_kernels
 from kdcompile.latency_model.validate import Row, Validation, validate
+from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.csrnet import build as csrnet
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target, load, names

@@ -34,7 +34,7 @@ from kdcompile.core.files import write_json
 from kdcompile.latency.environment import fingerprint
 from kdcompile.latency_model.device_check import check_device
 from kdcompile.latency_model.microbench import OPSET, SIDES
-from kdcompile.latency_model.microbench_timing import Case, Timed, measure
+from kdcompile.latency_model.microbench_timing import Case, TimedNetwork, measure
 from kdcompile.latency_model.parameters import efficiencies_of
 from kdcompile.latency_model.predict import estimate
 from kdcompile.remote.board import evidence_of, facts_of
@@ -133,7 +133,7 @@ def _load(path: Path, ir_version: int) -> ModelProto:
     return model
 
 
-def row_of(timed: Timed, target: Target) -> dict[str, Any]:
+def row_of(timed: TimedNetwork, target: Target) -> dict[str, Any]:
     """Predicted and measured of one student in one precision."""
     found = estimate(timed.kernels, target, timed.precision, efficiencies_of(target))
     return {
@@ -197,7 +197,7 @@ def run(
         "machine": fingerprint() if via is None else None,
         "refused": times.refused,
         "left_out": times.left_out,
-        "busy": len(times.restless),
+        "busy": len(times.noisy),
         "disturbed": [timed.name for timed in times.timed if timed.is_disturbed],
         "precisions": {p: summary([r for r in rows if r["precision"] == p]) for p in kinds},
         "students": rows,

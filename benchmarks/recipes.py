@@ -77,7 +77,7 @@ def at_rest(job: Job, work: Path) -> Any:
     from kdcompile.distill.training_context import training_device
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture
-    from kdcompile.search.spaces.uniform import architectures
+    from kdcompile.search.spaces.pruned import architectures
     from kdcompile.targets import load
 
     folder, sets = settings(job)

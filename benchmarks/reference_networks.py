@@ -114,14 +114,19 @@ class Counts:
     macs: int
 
 
+def macs(network: nn.Module, shape: Sequence[int]) -> int:
+    """Multiply-adds of one inference, biases excluded; a copy is run on shapes alone."""
+    shadow = copy.deepcopy(network).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shadow(torch.empty(tuple(shape), device="meta"))
+    return int(counter.get_total_flops()) // 2
+
+
 def count(network: nn.Module, shape: Sequence[int]) -> Counts:
     """The counts of a network on any device for an input of `shape`; nothing is computed."""
     norms = [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    total, flops = params(network), FlopCounterMode(display=False)
-    shadow = copy.deepcopy(network).to("meta").eval()
-    with torch.no_grad(), flops:
-        shadow(torch.empty(tuple(shape), device="meta"))
-    return Counts(total, total - sum(norms), flops.get_total_flops() // 2)
+    total = params(network)
+    return Counts(total, total - sum(norms), macs(network, shape))
 
 
 def write(reference: Reference, folder: Path, max_opset: int = EXPORTED_OPSET) -> Path:

@@ -31,7 +31,7 @@ from kdcompile.models.factory import load_teacher, load_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.manager import Plan, make_plan
 from kdcompile.search.on_device import measure
-from kdcompile.search.spaces.arch_string import short
+from kdcompile.search.report import arch_string
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import task_of
 
@@ -59,7 +59,7 @@ class Card:
         given = {"data.root": options.data, "teacher.weights": options.teacher}
         fields = [f"{name}={value}" for name, value in given.items() if value is not None]
         own = [f"distill.steps={options.steps}", f"quantize.precision={options.precision}"]
-        sets = [*SETS, *own, *sets, *fields, *options.told]
+        sets = [*SETS, *own, *sets, *fields, *options.message]
         return make_plan(load_spec(find_spec(str(options.spec)), sets, options.target), options.via)
 
     def _keep(self, part: str, values: Any) -> None:
@@ -83,7 +83,7 @@ class Card:
             made = plan.make("search")
             architecture = made.json("architecture.json")
             rows[arm] = {
-                "short": short(architecture),
+                "short": arch_string(architecture),
                 "architecture": architecture,
                 "estimate": made.json("estimate.json")["student"],
                 "explanation": made.json("explanation.json"),
@@ -120,7 +120,7 @@ class Card:
     def report(self) -> None:
         """Print what is known."""
         for arm, row in self.found.get("students", {}).items():
-            print(f"{arm}: {row['short']}")
+            print(f"{arm}: {row['arch_string']}")
         if "latency" in self.found:
             timing = self.found["latency"]
             print(f"{timing['label']}, {timing['mode']}, teacher {timing['teacher_ms']:.4f} ms")

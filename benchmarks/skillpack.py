@@ -57,7 +57,7 @@ def train(folder: Path, name: str, seed: int, start: Path | None, *sets: str) ->
     from kdcompile.distill.train import Trainer
     from kdcompile.models.factory import load_teacher, load_weights, write_weights
     from kdcompile.models.shrunk import student_from_architecture
-    from kdcompile.search.spaces.uniform import architectures
+    from kdcompile.search.spaces.pruned import architectures
     from kdcompile.targets import load
 
     own = (

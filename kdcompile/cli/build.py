@@ -246,7 +246,7 @@ def student_of(work: "Plan") -> dict[str, Any]:
     if work.awaits_search:
         raise KDError(
             "search-to-do",
-            "how a student is distilled can be told once it is known; a search trains to find it",
+            "the student architecture is not known yet",
             where="[student] family",
             fix="run kdcompile search with the same spec and settings first",
         )

@@ -24,7 +24,7 @@ from kdcompile.debug.tolerance import Tolerance, of_classes, of_numbers
 from kdcompile.debug.variant import Shipped, last_rung, onnx_rung, rounded_rung, tolerance_of
 from kdcompile.debug.variants import Ladder, Rung
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.models.trained import trained
+from kdcompile.models.shrunk import load_student
 from kdcompile.remote.board import facts_of
 from kdcompile.remote.open import Place, open_place
 from kdcompile.tasks.metric import Metric
@@ -112,7 +112,7 @@ def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Mod
     task, prepare = task_of(spec), preprocess_of(spec)
     photos = load_splits(spec.data, spec.folder).val
     many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
-    module, gate = trained(spec, distilled), spec.gates.accuracy
+    module, gate = load_student(spec, distilled), spec.gates.accuracy
     metric = task.selection_metric(gate.metric)
     inputs, frames = predict_outputs(lambda image: image, few, prepare)
     first = ModuleSide(module, inputs[0])

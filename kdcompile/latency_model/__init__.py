@@ -1,1 +1,1 @@
-"""Predict a network's latency on a device that is not at hand."""
+"""Predict a network's latency on a device that is not connected."""

@@ -1,4 +1,4 @@
-"""Where a network's predicted time goes: its kernels, gathered to stages by the size of their maps.
+"""Breakdown of a network's predicted latency by stage: kernels grouped by the size of their maps.
 
 Kernels that follow one another at one size of map and with the same dilation are a stage. A kernel
 without a window (1 x 1, pointwise, a reformat) stays in the stage that it follows, since it has no
@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kdcompile.latency_model.kernels import Kernel
 from kdcompile.latency_model.predict import Estimate, Part
+from kdcompile.latency_model.workload import Kernel
 
 TOKEN_AXES = 3  # [N, tokens, C]
 
@@ -22,7 +22,7 @@ class StageCost:
     """A stage: where it computes, and its part in the latency.
 
     Args:
-        place: `at full resolution`, `at 1/8 resolution`, `at 30 x 40`, `on 197 tokens` or `the
+        resolution: `at full resolution`, `at 1/8 resolution`, `at 30 x 40`, `on 197 tokens` or `the
             head`; equal for the stages of two networks that compute on maps of the same size.
         dilation: of its convolutions.
         ms: predicted.
@@ -32,7 +32,7 @@ class StageCost:
         kernels: how many launches.
     """
 
-    place: str
+    resolution: str
     dilation: int
     ms: float
     share: float
@@ -42,8 +42,12 @@ class StageCost:
 
     @property
     def name(self) -> str:
-        """Its place, and its dilation where there is one."""
-        return f"{self.place}, dilated by {self.dilation}" if self.dilation > 1 else self.place
+        """Its resolution, and its dilation where there is one."""
+        return (
+            f"{self.resolution}, dilated by {self.dilation}"
+            if self.dilation > 1
+            else self.resolution
+        )
 
     @property
     def bound(self) -> str:
@@ -102,16 +106,16 @@ def _with_layers(runs: Sequence[_Run]) -> list[_Run]:
     return found
 
 
-def by_place(stages: Sequence[StageCost]) -> dict[str, StageCost]:
-    """The stages with those of one place put together: a decoder's, or of several dilations."""
+def merge_by_resolution(stages: Sequence[StageCost]) -> dict[str, StageCost]:
+    """The stages with those of one resolution merged: a decoder's, or of several dilations."""
     found: dict[str, StageCost] = {}
     for stage in stages:
-        before = found.get(stage.place)
+        before = found.get(stage.resolution)
         if before is not None:
             bounds: Counter[str] = Counter(before.bounds)
             bounds.update(stage.bounds)
             stage = StageCost(
-                stage.place,
+                stage.resolution,
                 max(before.dilation, stage.dilation),
                 before.ms + stage.ms,
                 before.share + stage.share,
@@ -119,7 +123,7 @@ def by_place(stages: Sequence[StageCost]) -> dict[str, StageCost]:
                 before.widths + stage.widths,
                 before.kernels + stage.kernels,
             )
-        found[stage.place] = stage
+        found[stage.resolution] = stage
     return found
 
 
@@ -129,11 +133,11 @@ def _cost(run: _Run, shape: Sequence[int], total: float) -> StageCost:
         bounds[part.bound] = bounds.get(part.bound, 0.0) + part.ms
     ms = math.fsum(part.ms for _, part in run.members)
     widths = tuple(kernel.out_channels for kernel, _ in run.members if kernel.macs)
-    place = _resolution(run.size, shape[2:]) if run.size else "the head"
-    return StageCost(place, run.dilation, ms, ms / total, bounds, widths, len(run.members))
+    resolution = _resolution_text(run.size, shape[2:]) if run.size else "the head"
+    return StageCost(resolution, run.dilation, ms, ms / total, bounds, widths, len(run.members))
 
 
-def _resolution(size: Sequence[int], whole: Sequence[int]) -> str:
+def _resolution_text(size: Sequence[int], whole: Sequence[int]) -> str:
     """In words; a pooling may round a half up or down."""
     if tuple(size) == tuple(whole):
         return "at full resolution"

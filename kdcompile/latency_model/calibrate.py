@@ -1,7 +1,7 @@
 """`kdcompile targets calibrate`: a device's own efficiencies for the latency model.
 
-The micro-benchmark is measured at a place through the worker that builds use, the efficiencies are
-fitted over those that the package ships, and the user's file of the target (`targets.user`) is
+The micro-benchmark is measured through the agent that builds use, the efficiencies are fitted
+over those that the package ships, and the user's file of the target (`targets.user`) is
 replaced. A calibration that is there already is not built upon, so that nothing counts twice.
 """
 
@@ -20,7 +20,7 @@ from kdcompile.core.files import write_text
 from kdcompile.latency.environment import cpu
 from kdcompile.latency_model.device_check import check_device, mode_of
 from kdcompile.latency_model.microbench import chains
-from kdcompile.latency_model.microbench_timing import Say, Timed, Times, cases, measure
+from kdcompile.latency_model.microbench_timing import Say, TimedNetwork, Times, cases, measure
 from kdcompile.latency_model.parameters import (
     Efficiencies,
     Observation,
@@ -44,7 +44,7 @@ class Calibration:
 
     Attributes:
         table: the user's file, with its observations.
-        path: where it lies.
+        path: of that file.
         before, after: relative errors of the observations' predictions, in their order, with the
             shipped efficiencies and with the fitted ones. `after` is in sample.
         times: what was measured, refused and left out.
@@ -76,9 +76,9 @@ class Calibration:
         for row, old, new in zip(self.table["observations"], self.before, self.after, strict=True):
             rows.append(f"{row['name']:<40} {row['ms']:>7.3f} ms {old:>+8.0%} {new:>+8.0%}")
         for title, errors in (("before", self.before), ("after, in sample", self.after)):
-            said = summary(errors)
+            figures = summary(errors)
             rows.append(
-                f"{title}: median error {said['median']:.0%}, worst {said['worst']:.0%} "
+                f"{title}: median error {figures['median']:.0%}, worst {figures['worst']:.0%} "
                 f"over {len(errors)} latencies"
             )
         rows += [f"not measured: {name} ({why})" for name, why in self.times.refused.items()]
@@ -103,15 +103,15 @@ def calibrate(
 
     Args:
         name: of the target, with its power mode where that is not the module's default.
-        via: the place; None for this machine.
+        via: the device; None for this machine.
         seconds: what the measurement may take.
-        say: told of the progress.
-        opener: opens a place for a backend.
+        say: called with each progress message.
+        opener: opens a device for a backend.
 
     Raises:
         KDError: `calibrate-unwritable`, the result could not be kept; `calibrate-place`,
-            `board-mismatch`, `calibrate-mode`, the place is not the target; `calibrate-few`, too
-            little was measured; what the place raises.
+            `board-mismatch`, `calibrate-mode`, the device is not the target; `calibrate-few`, too
+            little was measured; what the device connection raises.
         ToolMissingError: the backend is not installed there.
     """
     target = load(name, calibrated=False)
@@ -168,7 +168,7 @@ def _fitted(
         "mode": target.power_mode,
         "measured": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "place": board.label,
-        "machine": _machine(board, via),
+        "machine": cpu() if board.facts["gpu"] is None and via is None else board.machine,
         "backend": board.backend,
         "backend_version": board.version,
     }
@@ -180,7 +180,7 @@ def _fitted(
 
 def _table(
     target: Target, facts: dict[str, str], about: Mapping[str, Any], found: Efficiencies,
-    error: float, timed: Sequence[Timed], errors: Sequence[float],
+    error: float, timed: Sequence[TimedNetwork], errors: Sequence[float],
 ) -> dict[str, Any]:  # fmt: skip
     """The user's file, its texts first."""
     tile = target.channel_tile if target.kind == "cpu" else None
@@ -207,21 +207,20 @@ def _table(
 
 
 def _best(
-    target: Target, rows: Sequence[Timed], prior: Efficiencies
+    target: Target, rows: Sequence[TimedNetwork], prior: Efficiencies
 ) -> tuple[Target, Efficiencies]:
     """The fit; of a CPU with the vector width, in channels, that explains the latencies best."""
     widths = (target.channel_tile, *(VECTORS if target.kind == "cpu" else ()))
     known = [replace(target, channel_tile=width) for width in dict.fromkeys(widths)]
     fits = [(each, fit(_observations(rows, each), prior)) for each in known]
-    return min(fits, key=lambda pair: fmean(_logs(_observations(rows, pair[0]), pair[1])))
+
+    def misfit(pair: tuple[Target, Efficiencies]) -> float:
+        return fmean(abs(math.log1p(e)) for e in _errors(_observations(rows, pair[0]), pair[1]))
+
+    return min(fits, key=misfit)
 
 
-def _logs(observations: Sequence[Observation], efficiencies: Efficiencies) -> list[float]:
-    """How far predicted and measured are apart, as absolute logarithms."""
-    return [abs(math.log1p(error)) for error in _errors(observations, efficiencies)]
-
-
-def _observations(rows: Sequence[Timed], target: Target) -> list[Observation]:
+def _observations(rows: Sequence[TimedNetwork], target: Target) -> list[Observation]:
     return [
         Observation(
             row.name, row.network, row.kernels, target, row.precision, row.ms,
@@ -236,15 +235,8 @@ def _errors(observations: Sequence[Observation], efficiencies: Efficiencies) -> 
     return [predicted_ms(o, efficiencies) / o.ms - 1 for o in observations]
 
 
-def _machine(board: Board, via: str | None) -> str:
-    """The device's own name; of this machine without a GPU its processor."""
-    if board.facts["gpu"] is None and via is None:
-        return cpu()
-    return board.machine
-
-
 def _gpu_mhz(about: Mapping[str, Any]) -> float | None:
-    """The GPU's clock where the system there tells it."""
+    """The GPU's clock where the system there reports it."""
     found = [hz for name, hz in about["clocks"].items() if "gpu" in name]
     return max(found) / 1e6 if found else None
 
@@ -256,10 +248,10 @@ def _notes(times: Times, seconds: float) -> list[str]:
             f"{seconds:.0f} s were enough for {len(times.timed)} networks; {len(times.left_out)} "
             "were left out (--seconds measures more)"
         )
-    restless, disturbed = len(times.restless), len(times.timed) - len(times.undisturbed)
-    if disturbed or restless > len(times.timed) / 4:
+    noisy, disturbed = len(times.noisy), len(times.timed) - len(times.undisturbed)
+    if disturbed or noisy > len(times.timed) / 4:
         found.append(
-            f"{restless} of {len(times.timed)} latencies vary by over a fifth, and {disturbed} by "
+            f"{noisy} of {len(times.timed)} latencies vary by over a fifth, and {disturbed} by "
             "so much that they were left out of the fit: the device was busy or its clocks moved; "
             "measure again when it is idle"
         )
@@ -267,7 +259,7 @@ def _notes(times: Times, seconds: float) -> list[str]:
 
 
 def _clock_notes(about: Mapping[str, Any], target: Target) -> list[str]:
-    """What the worker says of clocks and mode that the target's file does not."""
+    """What the agent reports of clocks and mode that the target's file does not."""
     found, mhz = [], _gpu_mhz(about)
     if mhz and target.gpu_mhz and not math.isclose(mhz, target.gpu_mhz, rel_tol=CLOCK_SHARE):
         found.append(

@@ -1,4 +1,4 @@
-"""What a few measurements on a device say of every other prediction there.
+"""Correct all predictions for a device by the few networks that were measured on it.
 
 A prediction's error is log-normal, of the deviation that its 90 % interval shows. Networks on one
 device share a part of it (clocks, bandwidth, the library's kernels), so that one that was timed
@@ -23,7 +23,7 @@ from kdcompile.latency_model.predict import NINETY, Estimate
 # students on a CPU that is not the fixtures' gave 0.9. Students of one search lie between.
 SHARED = 0.5
 NOISE = 0.02  # log deviation of a measured median between runs
-TRUST = 4.0  # pairs that the model's own interval counts as, beside those that were measured
+TRUST = 4.0  # pairs that the model's own interval counts as, next to those that were measured
 
 
 def log_sd(estimate: Estimate) -> float:
@@ -31,7 +31,7 @@ def log_sd(estimate: Estimate) -> float:
     return max(math.log(estimate.high_ms / estimate.low_ms) / (2 * NINETY), NOISE)
 
 
-def scaled(estimate: Estimate, factor: float) -> Estimate:
+def scale_estimate(estimate: Estimate, factor: float) -> Estimate:
     """The prediction times a factor: its interval, its parts and its bounds too."""
     return replace(
         estimate,
@@ -93,7 +93,7 @@ class Correction:
             return estimate
         scale = log_sd(estimate)
         factor = math.exp(scale * self.shift)
-        moved, reach = scaled(estimate, factor), math.exp(NINETY * scale * self.spread)
+        moved, reach = scale_estimate(estimate, factor), math.exp(NINETY * scale * self.spread)
         note = f"corrected by {factor:.3g} from {self.pairs} measured on the device"
         return replace(
             moved,

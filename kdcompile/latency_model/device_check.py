@@ -1,4 +1,4 @@
-"""Whether a place is the target itself, in its power mode: what a calibration may be taken from."""
+"""Check that a connected device is the target itself, in the power mode that is asked for."""
 
 import re
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ VARIANTS = {"laptop", "mobile", "max", "ti", "super", "pcie", "nvl", "mig", "d"}
 
 
 def check_device(about: Mapping[str, Any], target: Target, label: str) -> None:
-    """Refuse a place that is another device than the target, or in another power mode.
+    """Refuse a device that is another device than the target, or in another power mode.
 
     Args:
-        about: the worker's answer to `hello`.
+        about: the agent's answer to `hello`.
         target: what is to be calibrated.
-        label: how the place calls itself.
+        label: how the device is named in messages.
 
     Raises:
         KDError: `calibrate-place`, a CPU measures for a GPU; `board-mismatch`, another device;
@@ -29,7 +29,7 @@ def check_device(about: Mapping[str, Any], target: Target, label: str) -> None:
     if about["gpu"] is None:
         raise KDError(
             "calibrate-place",
-            f"what {label} measures is of a CPU, and {target.name} is {target.title}",
+            f"{label} measures a CPU, and {target.name} is {target.title}",
             where=label,
             fix=f"kdcompile targets calibrate {target.name} --via ssh://BOARD, with TensorRT "
             "there; or calibrate this machine: kdcompile targets calibrate cpu",
@@ -41,7 +41,7 @@ def check_device(about: Mapping[str, Any], target: Target, label: str) -> None:
     if running not in (None, target.power_mode):
         raise KDError(
             "calibrate-mode",
-            f"{label} is in power mode {running}, and {target.full_name} is asked for",
+            f"{label} is in power mode {running}, and {target.full_name} was requested",
             where=label,
             fix=f"kdcompile targets calibrate {target.name}@{running}, or set the mode there: "
             "sudo nvpmodel -m NUMBER",

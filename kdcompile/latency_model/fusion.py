@@ -1,4 +1,4 @@
-"""Which operators one kernel computes, by the rules of TensorRT 8 and 10.
+"""Operator fusion: groups of operators that one kernel computes, by TensorRT 8 and 10's rules.
 
 Sources: "Layer Fusion Catalog" and "Explicit Quantization" in TensorRT's documentation.
 TensorRT-RTX 1.7 differs: there bias, activation and the next Q of an int8 convolution are a kernel
@@ -34,7 +34,7 @@ POINTWISE = {
     "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where", "Xor",
 }  # fmt: skip
 BETWEEN = {"Add", "Cast", "Clip", "Div", "Max", "Min", "Mul", "Sub", "Where"}
-"""What may stand between the two products of an attention beside the softmax."""
+"""What may stand between the two products of an attention in addition to the softmax."""
 
 
 @dataclass(eq=False)

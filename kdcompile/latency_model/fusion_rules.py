@@ -1,4 +1,4 @@
-"""What a fused operator must be like, beside its type."""
+"""Conditions on an operator's attributes and constants under which it can be fused."""
 
 from onnx import numpy_helper
 
@@ -24,7 +24,7 @@ def is_of_channels(flow: Flow, core: Op, op: Op) -> bool:
         if op.type == "BatchNormalization":
             continue
         lined = [1] * (len(size) - len(dims)) + list(dims)
-        if any(dim != 1 and (place != axis or dim != channels) for place, dim in enumerate(lined)):
+        if any(dim != 1 and (index != axis or dim != channels) for index, dim in enumerate(lined)):
             return False
     return op.type not in ("Sub", "Div") or op.node.input[0] not in flow.fixed
 

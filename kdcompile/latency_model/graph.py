@@ -59,11 +59,15 @@ class Flow:
     ops: list[Op] = field(default_factory=list)
     dequantised: dict[str, str] = field(default_factory=dict)
     """The constants that are given by a DequantizeLinear, and the type that each is stored in."""
+    fixed: set[str] = field(default_factory=set)
+    values: dict[str, TensorProto] = field(default_factory=dict)
+    producer: dict[str, Op] = field(default_factory=dict)
+    readers: dict[str, list[Op]] = field(default_factory=dict)
 
     def index(self) -> None:
         """Find readers and producers anew, after a change."""
         self.producer = {name: op for op in self.ops for name in op.outputs}
-        self.readers: dict[str, list[Op]] = {}
+        self.readers = {}
         for op in self.ops:
             for name in dict.fromkeys(op.inputs):
                 self.readers.setdefault(name, []).append(op)
@@ -84,11 +88,6 @@ class Flow:
     def constants(self, op: Op) -> list[str]:
         """What an operator reads that is known beforehand."""
         return [n for n in op.node.input if n in self.fixed]
-
-    def __post_init__(self) -> None:
-        self.fixed: set[str] = set()
-        self.values: dict[str, TensorProto] = {}
-        self.index()
 
 
 def flow_of(model: ModelProto, shape: Sequence[int], float32_as: str = "fp32") -> Flow:
@@ -134,7 +133,7 @@ def _fold(flow: Flow, graph: GraphProto) -> None:
         if any(found.type in (found.GRAPH, found.GRAPHS) for found in node.attribute):
             raise KDError(
                 "kernels-unknown",
-                f"what {node.op_type} costs depends on its data: it holds a graph of its own",
+                f"{node.op_type} is control flow, which the latency model does not support",
                 where=node.name,
                 fix="export without control flow: trace the module at a fixed shape",
             )

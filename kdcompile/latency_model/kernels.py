@@ -11,22 +11,19 @@ convolution, and normalisations that are written out in operators (they count as
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from graphlib import TopologicalSorter
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from onnx import ModelProto
 
 from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, SCALES, WEIGHTED, Group, group
 from kdcompile.latency_model.graph import BYTES, Flow, Op, attribute, flow_of
 from kdcompile.latency_model.qdq_propagation import settle_pairs
+from kdcompile.latency_model.workload import Kernel, Kind, Precision
 from kdcompile.onnx_graph.macs import inner_size, node_macs
+from kdcompile.targets.limits import Operator
 
-Kind = Literal[
-    "conv", "depthwise", "grouped", "transposed", "dilated", "gemm", "attention", "pool", "resize",
-    "pointwise", "reduction", "reformat", "other",
-]  # fmt: skip
-Precision = Literal["fp32", "fp16", "bf16", "int8"]  # what a weakly typed builder may choose
 NORMALISATIONS = {
     "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
     "LpNormalization", "LRN",
@@ -40,51 +37,6 @@ MOVES = {
     "SpaceToDepth", "Gather",
 }  # fmt: skip
 CONVERSIONS = {"Cast", "QuantizeLinear", "DequantizeLinear"}
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One launch.
-
-    `reads` and `writes` give the bytes of each activation by its tensor: what one kernel writes
-    another reads under the same name, so a consumer can judge what stays in L2. The parts of a
-    concatenation that costs nothing are read one by one, and written so where it is the network's
-    output. `weight_bytes` are of the weight, of one bias for each output channel where there is a
-    bias, and of the constants of a pointwise or normalising kernel; scales of int8 are left out.
-
-    `in_channels` and `out_channels` of a matrix product are its inner and its last size; `groups`
-    is the number of products where neither side is a constant. The three precisions are those of
-    the first input, the weight and the first output; arithmetic runs at that of the input.
-    `kernel_size`, `stride` and `dilation` have one entry for each image axis, none elsewhere.
-    """
-
-    name: str
-    kind: Kind
-    input_precision: str
-    weight_precision: str
-    output_precision: str
-    macs: int
-    reads: Mapping[str, int]
-    writes: Mapping[str, int]
-    weight_bytes: int
-    shape: tuple[int, ...]
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    nodes: tuple[str, ...]
-
-    @property
-    def read_bytes(self) -> int:
-        """Of activations."""
-        return sum(self.reads.values())
-
-    @property
-    def written_bytes(self) -> int:
-        """Of activations."""
-        return sum(self.writes.values())
 
 
 def kernels_of(
@@ -108,23 +60,62 @@ def kernels_of(
     groups = group(flow)
     home = {op: found for found in groups for op in found.ops}
     parts = {op.outputs[0]: op.inputs for op in flow.ops if op not in home}
-    place = {op: number for number, op in enumerate(flow.ops)}
+    position = {op: number for number, op in enumerate(flow.ops)}
     before: dict[Group, set[Group]] = {found: set() for found in groups}
     for found in groups:
-        found.ops.sort(key=place.__getitem__)
+        found.ops.sort(key=position.__getitem__)
         for name in _read(found, parts):
             writer = flow.producer.get(name)
             if writer is not None:
                 before[found].add(home[writer])
-    return [_kernel(flow, found, parts) for found in _ordered(before, place)]
+    return [_kernel(flow, found, parts) for found in _ordered(before, position)]
 
 
-def _ordered(before: Mapping[Group, set[Group]], place: Mapping[Op, int]) -> list[Group]:
+def operators_of(model: ModelProto, shape: Sequence[int]) -> list[Operator]:
+    """Every operator that takes time, as a target's limits see it, in an order that can run.
+
+    Args:
+        model: before quantisation: pairs of Q and DQ would count as operators.
+        shape: of the network's (first) input.
+
+    Raises:
+        KDError: `shape-unknown`, `kernels-unknown`, as for `kernels_of`.
+    """
+    flow = flow_of(model, shape)
+    return [_operator(flow, op) for op in flow.ops]
+
+
+def _operator(flow: Flow, op: Op) -> Operator:
+    output = tuple(flow.sizes[op.outputs[0]])
+    plain = Operator(op.node.name or op.outputs[0], op.type, output)
+    if op.type in RESIZES:
+        source = flow.sizes[op.node.input[0]]  # `inputs` may have the shape before a view
+        pairs = zip(output[2:], source[2:], strict=True)
+        return replace(plain, factor=tuple(new / old for new, old in pairs))
+    if op.type not in POOLS | WEIGHTED:
+        return plain
+    sides = _sides(flow, op)
+    axes = len(sides["kernel_size"])
+    pads = attribute(op, "pads", [0] * 2 * axes)
+    found = replace(
+        plain, kernel=sides["kernel_size"], stride=sides["stride"], dilation=sides["dilation"],
+        padding=tuple(map(max, zip(pads[:axes], pads[axes:], strict=True))),
+    )  # fmt: skip
+    if op.type in POOLS:
+        return found
+    return replace(
+        found, groups=attribute(op, "group", 1), in_channels=sides["in_channels"],
+        out_channels=sides["out_channels"],
+        macs=node_macs(op.node, flow.sizes), weight=bool(_weight(flow, op)),
+    )  # fmt: skip
+
+
+def _ordered(before: Mapping[Group, set[Group]], position: Mapping[Op, int]) -> list[Group]:
     sorter = TopologicalSorter(before)
     sorter.prepare()
     ordered: list[Group] = []
     while sorter.is_active():
-        ready = sorted(sorter.get_ready(), key=lambda found: place[found.ops[0]])
+        ready = sorted(sorter.get_ready(), key=lambda found: position[found.ops[0]])
         ordered += ready
         sorter.done(*ready)
     return ordered

@@ -1,6 +1,6 @@
-"""Small networks, each of one kind of layer, that show how well a device does each kind.
+"""Micro-benchmark networks: small chains of equal layers, one kind of layer each.
 
-Two or three equal layers stand in a chain, so that what comes once for a network (a change of
+Two or three equal layers make a chain, so that what comes once for a network (a change of
 layout at its ends) weighs little. Sizes are those of a first, a middle and a late stage, and go
 with what such a device is given: what fills a GPU would keep a CPU busy for a minute. Weights are
 random: latency does not depend on them. Networks are listed so that a measurement that must stop
@@ -70,14 +70,10 @@ class Chain:
 def chains(kind: str) -> tuple[Chain, ...]:
     """The set that `kdcompile targets calibrate` measures on a kind of target, in its order."""
     first, _, third = SIDES[kind]
-    large, middle, small = map(_by_side, SIDES[kind])
-    late, whole = _by_side(third // 2), _by_side(2 * first)
-    return (*_early(large, middle, small, late), *_late(large, middle, small, late, whole))
-
-
-def _early(large: Side, middle: Side, small: Side, late: Side) -> tuple[Chain, ...]:
-    """What students are made of and one of every other kind; then the same at other sizes."""
+    large, middle, small = map(_square, SIDES[kind])
+    late, whole = _square(third // 2), _square(2 * first)
     return (
+        # what students are made of and one of every other kind; then the same at other sizes
         Chain("conv", middle(64), 64),
         Chain("conv", large(3), 16, layers=2),
         Chain("conv", small(128), 128),
@@ -85,7 +81,7 @@ def _early(large: Side, middle: Side, small: Side, late: Side) -> tuple[Chain, .
         Chain("conv", middle(64), 64, size=1),
         Chain("depthwise", middle(64), 64),
         Chain("pool", large(16), 16, layers=1, size=2, stride=2),
-        Chain("conv", _by_side(8)(8), 8, layers=24, size=1),
+        Chain("conv", _square(8)(8), 8, layers=24, size=1),
         Chain("resize", middle(32), 32, layers=1),
         Chain("pointwise", large(16), 16),
         Chain("transposed", small(32), 32, layers=2, size=2, stride=2),
@@ -103,12 +99,7 @@ def _early(large: Side, middle: Side, small: Side, late: Side) -> tuple[Chain, .
         Chain("conv", large(32), 32, layers=2, stride=2),
         Chain("pool", large(64), 64, layers=1, size=2, stride=2),
         Chain("conv", middle(8), 8),
-    )
-
-
-def _late(large: Side, middle: Side, small: Side, late: Side, whole: Side) -> tuple[Chain, ...]:
-    """More sizes, odd widths, and rarer forms."""
-    return (
+        # more sizes, odd widths, and rarer forms
         Chain("conv", large(8), 8),
         Chain("conv", whole(3), 8, layers=2),
         Chain("conv", middle(96), 96, layers=2),
@@ -127,7 +118,7 @@ def _late(large: Side, middle: Side, small: Side, late: Side, whole: Side) -> tu
         Chain("conv", small(512), 128, layers=2, size=1),
         Chain("conv", middle(128), 128, groups=8),
         Chain("pool", middle(64), 64, layers=2, size=3),
-        Chain("conv", _by_side(8)(8), 8, layers=48),
+        Chain("conv", _square(8)(8), 8, layers=48),
         Chain("gemm", (1, 2048, 1, 1), 1024, layers=1),
         Chain("attention", (1, 128, 24, 24), 128, layers=1),
         Chain("conv", small(200), 200, layers=2),
@@ -135,7 +126,7 @@ def _late(large: Side, middle: Side, small: Side, late: Side, whole: Side) -> tu
     )
 
 
-def _by_side(side: int) -> Side:
+def _square(side: int) -> Side:
     return lambda channels: (1, channels, side, side)
 
 
@@ -148,7 +139,7 @@ def model_of(chain: Chain, ir_version: int = 8) -> ModelProto:
     return _Writer(chain).model(ir_version)
 
 
-def in_form(model: ModelProto, form: str, software: str | None = None) -> ModelProto:
+def convert(model: ModelProto, form: str, software: str | None = None) -> ModelProto:
     """A float32 network in a form of `FORMS`: half inside two casts, or int8 with Q/DQ pairs.
 
     Every layer with weights is quantised, the last too, with ranges that are made up: an int8 layer
@@ -187,7 +178,7 @@ class _Writer:
         data, channels = INPUT, self.chain.shape[1]
         layer = getattr(self, f"_{self.chain.kind}", None)
         if layer is None:
-            raise ValueError(f"no chain is of {self.chain.kind}")
+            raise ValueError(f"there is no chain of {self.chain.kind}")
         for number in range(self.chain.layers):
             data = layer(f"l{number}", data, channels)
             channels = self.chain.width
@@ -219,37 +210,43 @@ class _Writer:
         self.weights[name] = np.full(size, 0.01, np.float32)
         return name
 
+    def _weighted(
+        self, operator: str, name: str, data: str, channels: tuple[int, int], outputs: int,
+        **attributes: Any,
+    ) -> str:  # fmt: skip
+        """A layer with weight, bias and ReLU; `channels` are the first axes of the weight."""
+        size = [self.chain.size] * 2
+        given = [
+            data,
+            self._weight(f"{name}_w", *channels, *size),
+            self._bias(f"{name}_b", outputs),
+        ]
+        made = self._node(operator, given, name, kernel_shape=size, **attributes)
+        return self._node("Relu", [made], f"{name}_relu")
+
     def _conv(self, name: str, data: str, channels: int) -> str:
         """A convolution with bias and ReLU; only the first layer of the chain has the stride."""
         c = self.chain
-        weight = self._weight(f"{name}_w", c.width, channels // c.groups, c.size, c.size)
-        stride = c.stride if name == "l0" else 1
-        done = self._node(
-            "Conv", [data, weight, self._bias(f"{name}_b", c.width)], name, group=c.groups,
-            kernel_shape=[c.size] * 2, strides=[stride] * 2, dilations=[c.dilation] * 2,
-            pads=[c.dilation * (c.size // 2)] * 4,
+        weight, stride = (c.width, channels // c.groups), c.stride if name == "l0" else 1
+        return self._weighted(
+            "Conv", name, data, weight, c.width, group=c.groups, strides=[stride] * 2,
+            dilations=[c.dilation] * 2, pads=[c.dilation * (c.size // 2)] * 4,
         )  # fmt: skip
-        return self._node("Relu", [done], f"{name}_relu")
 
     def _depthwise(self, name: str, data: str, channels: int) -> str:
         c = self.chain
-        weight = self._weight(f"{name}_w", channels, 1, c.size, c.size)
-        done = self._node(
-            "Conv", [data, weight, self._bias(f"{name}_b", channels)], name, group=channels,
-            kernel_shape=[c.size] * 2, strides=[c.stride] * 2, pads=[c.size // 2] * 4,
+        return self._weighted(
+            "Conv", name, data, (channels, 1), channels, group=channels, strides=[c.stride] * 2,
+            pads=[c.size // 2] * 4,
         )  # fmt: skip
-        return self._node("Relu", [done], f"{name}_relu")
 
     def _transposed(self, name: str, data: str, channels: int) -> str:
         """Doubles the resolution, with a kernel of 2 or of 4."""
         c = self.chain
-        weight = self._weight(f"{name}_w", channels, c.width, c.size, c.size)
-        done = self._node(
-            "ConvTranspose", [data, weight, self._bias(f"{name}_b", c.width)], name,
-            kernel_shape=[c.size] * 2, strides=[c.stride] * 2,
+        return self._weighted(
+            "ConvTranspose", name, data, (channels, c.width), c.width, strides=[c.stride] * 2,
             pads=[(c.size - c.stride) // 2] * 4,
         )  # fmt: skip
-        return self._node("Relu", [done], f"{name}_relu")
 
     def _pool(self, name: str, data: str, channels: int) -> str:
         c = self.chain

@@ -1,30 +1,91 @@
-"""A network as the latency model sees it: the kernels of its ONNX file, priced on a target."""
+"""Predicted latency of a whole network on a target, and the precisions that it is predicted at.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+The stage `compile` ships the fastest precision that is accurate enough (`backends.choose`). Before
+a student is trained nobody knows which those are, so its cost is that of the fastest *predicted*
+precision of the candidates. The budget, the plan and the explanation all use this module.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from onnx import ModelProto
 from torch import nn
 
+from kdcompile.backends.teacher import teacher_precision
+from kdcompile.calib.storage import may_be_fp8
+from kdcompile.config.spec import Spec
+from kdcompile.core.backends import find
 from kdcompile.core.files import scratch
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
-from kdcompile.latency_model.precision import fastest
-from kdcompile.latency_model.predict import estimate
-from kdcompile.latency_model.priced import Priced
+from kdcompile.latency_model.breakdown import StageCost, stage_costs
+from kdcompile.latency_model.correction import scale_estimate
+from kdcompile.latency_model.kernels import kernels_of
+from kdcompile.latency_model.predict import Estimate, estimate
+from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.blocks import fold
 from kdcompile.targets import Target
 
-AS_TYPE: dict[str, Precision] = {
-    "fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8", "fp8": "int8",
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """A network's kernels with the estimate that was made of them, a part for each."""
+
+    kernels: Sequence[Kernel]
+    estimate: Estimate
+    shape: Sequence[int]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one inference."""
+        return sum(kernel.macs for kernel in self.kernels)
+
+    def at(self, ms: float) -> "NetworkCost":
+        """The same with its parts in proportion to another latency, such as the measured one."""
+        return replace(self, estimate=scale_estimate(self.estimate, ms / self.estimate.ms))
+
+    def stages(self) -> list[StageCost]:
+        """Its time by stage."""
+        return stage_costs(self.kernels, self.estimate, self.shape)
+
+
+# a tie goes to the first; bf16 is left out: it takes as long as fp16, before which it never ships
+ORDER = ("int8", "fp16", "fp32", "fp8")
+
+
+def candidate_precisions(spec: Spec, target: Target) -> tuple[str, ...]:
+    """The precisions that may ship and have a price: the requested one, or for `auto` all.
+
+    `mixed` has no price before its layers are chosen; fp16 bounds it, as it is no slower.
+    """
+    requested = spec.quantize.precision
+    if requested != "auto":
+        return ("fp16",) if requested == "mixed" else (requested,)
+    able = find(target.runtime).capabilities(target)
+    return tuple(
+        precision
+        for precision in ORDER
+        if precision in target.precisions
+        if precision != "fp8" or may_be_fp8(requested, target)
+        if not able.refusal(precision, spec.compile.model_dump())
+    )
+
+
+def fastest(cost: Iterable[NetworkCost]) -> NetworkCost:
+    """The one of a network's prices, one a precision, that it is expected to ship at."""
+    return min(cost, key=lambda each: each.estimate.ms)
+
+
+def paired_precision(precision: str, precisions: Sequence[str]) -> str:
+    """What the teacher computes in next to a student, on a target that has `precisions`."""
+    wanted = teacher_precision(precision)
+    return wanted if wanted in precisions else "fp32"
 
 
 def as_type(precision: str) -> Precision:
     """What the float32 of a network becomes at a precision; fp8 moves the bytes of int8."""
-    return AS_TYPE[precision]
+    return cast("Precision", {"fp8": "int8"}.get(precision, precision))
 
 
 def params(module: nn.Module) -> int:
@@ -46,12 +107,12 @@ class Network:
     def __init__(self, module: nn.Module, shape: Sequence[int]) -> None:
         self.module, self.shape = fold(module), list(shape)
         fixed = (self.shape, self.shape, self.shape)
-        with scratch() as place:
-            path = Path(place) / "network.onnx"
+        with scratch() as folder:
+            path = Path(folder) / "network.onnx"
             self.model: ModelProto = onnx_from_module(self.module, path, fixed)
         self._kernels: dict[Precision, list[Kernel]] = {}
 
-    def priced(self, target: Target, precision: str) -> Priced:
+    def cost(self, target: Target, precision: str) -> NetworkCost:
         """Its kernels at a precision with their estimate.
 
         Raises:
@@ -61,18 +122,18 @@ class Network:
         if kind not in self._kernels:
             self._kernels[kind] = kernels_of(self.model, self.shape, kind)
         kernels = self._kernels[kind]
-        return Priced(kernels, estimate(kernels, target, precision), self.shape)
+        return NetworkCost(kernels, estimate(kernels, target, precision), self.shape)
 
-    def fastest(self, target: Target, precisions: Sequence[str]) -> Priced:
-        """`priced` at the one of the precisions that is predicted to be the fastest."""
-        return fastest(self.priced(target, precision) for precision in precisions)
+    def fastest(self, target: Target, precisions: Sequence[str]) -> NetworkCost:
+        """`cost` at the one of the precisions that is predicted to be the fastest."""
+        return fastest(self.cost(target, precision) for precision in precisions)
 
     def record(self, target: Target, precisions: Sequence[str]) -> Mapping[str, Any]:
         """`macs`, `params`, and the estimate at each precision, as JSON values."""
-        priced = {p: self.priced(target, p) for p in precisions}
-        any_of_them = next(iter(priced.values()))
+        cost = {p: self.cost(target, p) for p in precisions}
+        any_of_them = next(iter(cost.values()))
         return {
-            "macs": sum(kernel.macs for kernel in any_of_them.kernels),
+            "macs": any_of_them.macs,
             "params": params(self.module),
-            **{p: asdict(found.estimate) for p, found in priced.items()},
+            **{p: asdict(found.estimate) for p, found in cost.items()},
         }

@@ -1,4 +1,4 @@
-"""The efficiencies of the latency model: priors, fit, and where they are read from.
+"""Parameters of the latency model (efficiencies): their priors, their fit, and their files.
 
 A fit is a maximum a posteriori in the logarithms: each efficiency has a log-normal prior, each
 measured latency a log-normal error of the model's own. Laplace's approximation around it gives the
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +24,8 @@ from kdcompile.latency_model.roofline import (
     lay_out,
     times,
 )
-from kdcompile.latency_model.tiling import Array
+from kdcompile.latency_model.workload import Array, Kernel
 from kdcompile.targets import Target, user
-
-if TYPE_CHECKING:
-    from kdcompile.latency_model.kernels import Kernel
 
 FITTED = Path(targets.__file__).with_name("latency.toml")
 
@@ -116,7 +113,7 @@ class Observation:
 
     name: str
     network: str
-    kernels: "Sequence[Kernel]"
+    kernels: Sequence[Kernel]
     target: Target
     precision: str
     ms: float
@@ -212,7 +209,7 @@ class _Problem:
         for layout in self.layouts:
             used |= {n for names in layout.arithmetic for n in names} | set(layout.memory)
             used |= {f"step.{layout.generation}"} | (set() if layout.graph else {"stream", "host"})
-        self.used = [place for place, name in enumerate(prior.names) if name in used]
+        self.used = [index for index, name in enumerate(prior.names) if name in used]
 
     def errors(self, logs: Array) -> Array:
         """Logarithms of predicted over measured."""
@@ -231,10 +228,10 @@ class _Problem:
         def slope(logs: Array) -> Array:
             columns = np.zeros((len(self.measured), len(logs)))
             centre = self.errors(logs)
-            for place in self.used:
+            for index in self.used:
                 moved = logs.copy()
-                moved[place] += STEP
-                columns[:, place] = (self.errors(moved) - centre) / STEP
+                moved[index] += STEP
+                columns[:, index] = (self.errors(moved) - centre) / STEP
             return np.concatenate([weight @ columns, self.whiten])
 
         found = least_squares(

@@ -1,6 +1,6 @@
-"""What a network's latency will be on a target: a distribution, and what each kernel adds to it.
+"""Predict a network's latency on a target: median, 90 % interval, and the share of each kernel.
 
-The equations are in `equations`, the efficiencies and their uncertainty in `efficiency`, what is
+The equations are in `roofline`, the efficiencies and their uncertainty in `parameters`, what is
 measured in `targets/fixtures.toml`. The prediction is log-normal: its variance is that of the
 efficiencies carried through the equations, plus the model's own.
 """
@@ -9,14 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from kdcompile.latency_model.parameters import Efficiencies, efficiencies_of, log_deviation
 from kdcompile.latency_model.roofline import Times, lay_out, peak, times
+from kdcompile.latency_model.workload import Kernel
 from kdcompile.targets import Target
-
-if TYPE_CHECKING:
-    from kdcompile.latency_model.kernels import Kernel
 
 NEAR = 4.0
 """A fixture speaks for networks of between 1/NEAR and NEAR times its multiply-adds."""
@@ -63,7 +61,7 @@ class Estimate:
 
 
 def estimate(
-    kernels: "Sequence[Kernel]",
+    kernels: Sequence[Kernel],
     target: Target,
     precision: str,
     efficiencies: Efficiencies | None = None,
@@ -86,7 +84,7 @@ def estimate(
     ms = 1e3 * found.total
     factor = math.exp(NINETY * log_deviation(layout, efficiencies))
     gmac = sum(kernel.macs for kernel in kernels) / 1e9
-    validated = _validated(gmac, target, precision)
+    validated = _is_validated(gmac, target, precision)
     parts = _parts(kernels, found)
     return Estimate(
         ms, ms / factor, ms * factor, validated, precision, _bounds(found), parts,
@@ -95,7 +93,7 @@ def estimate(
 
 
 def kernel_ms(
-    kernels: "Sequence[Kernel]",
+    kernels: Sequence[Kernel],
     target: Target,
     precision: str,
     efficiencies: Efficiencies | None = None,
@@ -124,7 +122,7 @@ def _bounds(found: Times) -> dict[str, float]:
     }
 
 
-def _parts(kernels: "Sequence[Kernel]", found: Times) -> tuple[Part, ...]:
+def _parts(kernels: Sequence[Kernel], found: Times) -> tuple[Part, ...]:
     rows = zip(kernels, found.arithmetic, found.memory, found.busy, strict=True)
     parts = []
     for kernel, arithmetic, memory, busy in rows:
@@ -171,6 +169,6 @@ def _sizes() -> dict[tuple[str, str, str], list[float]]:
     return sizes
 
 
-def _validated(gmac: float, target: Target, precision: str) -> bool:
+def _is_validated(gmac: float, target: Target, precision: str) -> bool:
     sizes = _sizes().get((target.name, target.power_mode, precision), [])
     return any(size / NEAR <= gmac <= size * NEAR for size in sizes)

@@ -1,4 +1,4 @@
-"""Q and DQ moved to where TensorRT puts them: Q as early, DQ as late as it may be.
+"""Q/DQ propagation as TensorRT does it: Q as early, DQ as late in the graph as possible.
 
 An operator that only chooses or moves values gives the same integers as it would floats, so Q
 changes places with it and it works on a quarter of the bytes. See "Explicit Quantization" in

@@ -7,21 +7,16 @@ networks, so that validation needs neither PyTorch nor their files.
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdcompile import targets
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import replacing
-
-if TYPE_CHECKING:
-    from kdcompile.latency_model.kernels import Kernel
+from kdcompile.latency_model.workload import Kernel
 
 FILE = Path(targets.__file__).with_name("reference_kernels.json.gz")
 _TUPLES = ("shape", "kernel_size", "stride", "dilation", "nodes")
-_TABLES = ("reads", "writes")
 
 
 def key_of(network: str, shape: Sequence[int], precision: str) -> str:
@@ -29,14 +24,12 @@ def key_of(network: str, shape: Sequence[int], precision: str) -> str:
     return f"{network} {'x'.join(map(str, shape))} {precision}"
 
 
-def reference_kernels(network: str, shape: Sequence[int], precision: str) -> "list[Kernel]":
+def reference_kernels(network: str, shape: Sequence[int], precision: str) -> list[Kernel]:
     """The kernels of a fixture's network at its shape, built at its precision.
 
     Raises:
         KDError: `reference-unknown`.
     """
-    from kdcompile.latency_model.kernels import Kernel
-
     known, key = _read(), key_of(network, shape, precision)
     if key not in known:
         raise KDError(
@@ -63,28 +56,6 @@ def reference_gmac(network: str, shape: Sequence[int]) -> float:
         if key.startswith(start):
             return float(sum(row["macs"] for row in rows)) / 1e9
     return float(sum(k.macs for k in reference_kernels(network, shape, "any"))) / 1e9
-
-
-def compact(kernels: "Sequence[Kernel]") -> list[dict[str, Any]]:
-    """Rows of the file; tensors are numbered, and kernels named by their place."""
-    numbers: dict[str, str] = {}
-    rows = []
-    for place, kernel in enumerate(kernels):
-        row = asdict(kernel) | {"name": f"kernel {place}", "nodes": []}
-        for table in _TABLES:
-            row[table] = {
-                numbers.setdefault(tensor, f"t{len(numbers)}"): size
-                for tensor, size in row[table].items()
-            }
-        rows.append(json.loads(json.dumps(row)))
-    return rows
-
-
-def write_reference(tables: dict[str, list[dict[str, Any]]], path: Path = FILE) -> None:
-    """Write the file; the same tables give the same bytes."""
-    text = json.dumps(tables, separators=(",", ":"))
-    with replacing(path) as temporary:
-        temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 @cache

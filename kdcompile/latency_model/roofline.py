@@ -16,17 +16,21 @@ the efficiencies, so a fit computes it once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from kdcompile.core.errors import KDError
-from kdcompile.latency_model.memory_traffic import traffic
-from kdcompile.latency_model.tiling import VECTOR_KINDS, Array, Work, kernel_work, stacked
+from kdcompile.latency_model.workload import (
+    VECTOR_KINDS,
+    Array,
+    Kernel,
+    Work,
+    kernel_work,
+    stacked,
+    traffic,
+)
 from kdcompile.targets import Target
-
-if TYPE_CHECKING:
-    from kdcompile.latency_model.kernels import Kernel
 
 L2_SHARE = 0.6
 """Of the L2, what outlives the kernel that wrote it; the rest is weights and its own traffic."""
@@ -112,7 +116,7 @@ def peak(target: Target, precision: str) -> float:
     return tflops * 1e12
 
 
-def lay_out(kernels: Sequence["Kernel"], target: Target, graph: bool = True) -> Layout:
+def lay_out(kernels: Sequence[Kernel], target: Target, graph: bool = True) -> Layout:
     """The layout of one inference.
 
     Args:
@@ -126,7 +130,7 @@ def lay_out(kernels: Sequence["Kernel"], target: Target, graph: bool = True) -> 
     cpu, sms = target.kind == "cpu", target.sm_count
     rates: dict[str, float] = {}
 
-    def rate(kernel: "Kernel") -> float:
+    def rate(kernel: Kernel) -> float:
         precision = kernel.input_precision if kernel.macs else "fp32"
         if kernel.kind in VECTOR_KINDS and not cpu:  # no tensor cores: the vector units' float32
             return target.peak_tflops["fp32"] * 1e12 / sms
@@ -151,7 +155,7 @@ def lay_out(kernels: Sequence["Kernel"], target: Target, graph: bool = True) -> 
     )
 
 
-def _arithmetic_names(kernel: "Kernel", major: str) -> tuple[str, ...]:
+def _arithmetic_names(kernel: Kernel, major: str) -> tuple[str, ...]:
     if not kernel.macs:
         return ()
     kind = (kernel.kind,) if kernel.kind in ARITHMETIC_KINDS else ()

@@ -1,4 +1,4 @@
-"""The latency model against every fixture, each predicted without its network.
+"""Validate the latency model on every fixture, each predicted without its own network.
 
 Leave one *network* out: the efficiencies that predict a fixture are fitted, from the priors, on the
 fixtures of all other networks. The CPU's fixtures are not held against it: its peak was taken from
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from kdcompile.latency_model.parameters import (
     Efficiencies,
@@ -24,11 +24,9 @@ from kdcompile.latency_model.parameters import (
 from kdcompile.latency_model.predict import NINETY
 from kdcompile.latency_model.reference_kernels import reference_kernels
 from kdcompile.latency_model.roofline import lay_out, times
+from kdcompile.latency_model.workload import Kernel
 from kdcompile.targets import load
 from kdcompile.targets.fixtures import describe_gaps, describe_structures, load_fixtures
-
-if TYPE_CHECKING:
-    from kdcompile.latency_model.kernels import Kernel
 
 LEFT_OUT: dict[str, Callable[[Observation], str]] = {
     "network": lambda observation: observation.network,
@@ -183,7 +181,7 @@ def observations(group: str, held_out: bool = False) -> list[Observation]:
     return found
 
 
-def _without_conversion(kernels: "Sequence[Kernel]") -> "list[Kernel]":
+def _without_conversion(kernels: Sequence[Kernel]) -> list[Kernel]:
     """The kernels less a reformat of the network's input."""
     written = {tensor for kernel in kernels for tensor in kernel.writes}
     return [k for k in kernels if k.kind != "reformat" or set(k.reads) & written]

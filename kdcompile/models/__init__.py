@@ -1,1 +1,1 @@
-"""Teacher architectures that ship, and how a spec's factory becomes a network."""
+"""Load, trace, resize and rebuild the networks of a build."""

@@ -62,7 +62,7 @@ class NormedConv(nn.Module):
 
     def folded(self) -> nn.Conv2d:
         """One convolution with bias that gives the same in inference mode."""
-        weight, bias = _absorbed(self.convolution.weight, self.norm)
+        weight, bias = _absorb_norm(self.convolution.weight, self.norm)
         return _with_weights(self.convolution, weight, bias)
 
 
@@ -94,10 +94,10 @@ class RepConv(nn.Module):
         """
         wide = self.wide.folded()
         around = wide.kernel_size[0] // 2
-        branches = [_absorbed(self.point.convolution.weight, self.point.norm)]
+        branches = [_absorb_norm(self.point.convolution.weight, self.point.norm)]
         if self.identity is not None:
             eye = torch.eye(wide.out_channels).to(wide.weight)[:, :, None, None]
-            branches.append(_absorbed(eye, self.identity))
+            branches.append(_absorb_norm(eye, self.identity))
         assert wide.bias is not None, "a folded convolution has one"
         weight, bias = wide.weight.detach(), wide.bias.detach()
         for more, shift in branches:
@@ -160,7 +160,7 @@ def fold(module: nn.Module) -> nn.Module:
     return module
 
 
-def _absorbed(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _absorb_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that gives what the normalisation gives after it.
 
     y = (x - mean) * gamma / sqrt(variance + eps) + beta, in float64.
@@ -175,11 +175,7 @@ def _absorbed(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _with_weights(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    arguments: dict[str, Any] = {
-        name: getattr(like, name) for name in ("stride", "padding", "dilation", "groups")
-    }
-    made = nn.Conv2d(like.in_channels, like.out_channels, like.kernel_size, **arguments)  # type: ignore[arg-type]
-    with torch.no_grad():
-        made.weight.copy_(weight)
-        made.bias.copy_(bias)  # type: ignore[union-attr]
+    window: Any = (like.kernel_size, like.stride, like.padding, like.dilation, like.groups)
+    made = nn.Conv2d(like.in_channels, like.out_channels, *window)
+    made.load_state_dict({"weight": weight, "bias": bias})
     return made.to(weight)

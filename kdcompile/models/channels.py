@@ -1,4 +1,4 @@
-"""Which channels of a network belong together: the constraints that any change of width must keep.
+"""Channel groups of a network: the constraints that any change of its widths must keep.
 
 The network is traced once (`torch.export`). Every convolution and linear layer starts a group of
 output channels; additions merge groups, concatenations line them up, depthwise convolutions pass
@@ -15,8 +15,15 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from kdcompile.models.channel_rules import CONVOLUTIONS, MERGE, PASS, captured, operator_name, place
-from kdcompile.models.resizable import why_fixed
+from kdcompile.models.channel_rules import (
+    CONVOLUTIONS,
+    MERGE,
+    PASS,
+    capture_graph,
+    describe_node,
+    operator_name,
+    why_fixed,
+)
 
 # one run of channels: the group it is tied to, its length, and how often each channel repeats
 Run = tuple[int, int, int]
@@ -118,7 +125,7 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
     Raises:
         KDError: `trace-failed`, when the forward pass cannot be captured.
     """
-    exported = captured(model, shape)
+    exported = capture_graph(model, shape)
     signature = exported.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     walk = _Walk(model, owned)
@@ -191,7 +198,7 @@ class _Walk:
         source = self._known(node.args[0])
         if len(self._shape(node.args[0])) != 2:
             why = f"a linear layer on {self._shape(node.args[0])}, which is not [N, C]"
-            self._freeze(node.args[0], f"it reaches {place(node)}: {why}")
+            self._freeze(node.args[0], f"it reaches {describe_node(node)}: {why}")
             source = self.channels.new(int(module.in_features))  # type: ignore[arg-type]
             self.channels.freeze(source, why)
         made = self.channels.new(int(module.out_features))  # type: ignore[arg-type]
@@ -211,7 +218,9 @@ class _Walk:
         names = (self._module(value, node) for value in node.args[1:5])
         name = next((n for n in names if n is not None), None)
         if name is None:
-            self.channels.freeze(source, f"it reaches {place(node)}, which cannot be resized")
+            self.channels.freeze(
+                source, f"it reaches {describe_node(node)}, which cannot be resized"
+            )
             return source
         kind = type(self._model.get_submodule(name))
         return self._layer(node, name, Layer(kind, source, source))
@@ -226,7 +235,7 @@ class _Walk:
         wide = [t for t in tensors if self._axis(t) == channels]
         for narrow in tensors:
             if narrow not in wide:
-                self._freeze(narrow, f"{place(node)} spreads it over other channels")
+                self._freeze(narrow, f"{describe_node(node)} spreads it over other channels")
         first = self._known(wide[0])
         for other in wide[1:]:
             self.channels.unite(first, self._known(other))
@@ -244,8 +253,8 @@ class _Walk:
     def _unknown(self, node: Node) -> Layout | None:
         """Freeze what goes in; what comes out is of fixed width."""
         for source in node.all_input_nodes:
-            self._freeze(source, f"it reaches {place(node)}, for which there is no rule")
-        return self._fixed(node, f"it comes from {place(node)}, for which there is no rule")
+            self._freeze(source, f"it reaches {describe_node(node)}, for which there is no rule")
+        return self._fixed(node, f"it comes from {describe_node(node)}, for which there is no rule")
 
     def _fixed(self, node: Node, why: str) -> Layout:
         layout = self.channels.new(self._axis(node))

@@ -29,8 +29,8 @@ class CSRNet(nn.Module):
         super().__init__()
         front: list[nn.Module] = []
         inputs = 3
-        for place, widths in enumerate(FRONT_END):
-            if place:
+        for index, widths in enumerate(FRONT_END):
+            if index:
                 front.append(nn.MaxPool2d(2, 2, ceil_mode=True))
             front += _stage(inputs, widths, dilation=1)
             inputs = widths[-1]

@@ -1,7 +1,7 @@
-"""Where a teacher falls into stages that follow one another, for a student made stage by stage.
+"""Split a teacher into consecutive stages, for a student that is made stage by stage.
 
-The teacher runs once on tensors without values. A tensor is a place to cut where an activation
-gave it and every way from the image to the output leads through it. Of the places in a row that
+The teacher runs once on tensors without values. A tensor is a cut where an activation
+gave it and every way from the image to the output leads through it. Of the cuts in a row that
 have one size and one dilation, the last ends a stage.
 """
 
@@ -51,7 +51,7 @@ def cuts(teacher: nn.Module, shape: Sequence[int]) -> list[Cut]:
         KDError: `stages-unknown`: there are fewer than two, or the forward pass needs values.
     """
     found: list[tuple[_Value, int]] = []  # the end of each stage so far, with its dilation
-    for value, dilation in _places(*_recorded(teacher, shape)):
+    for value, dilation in _stage_ends(*_record(teacher, shape)):
         if found:
             last, before = found[-1]
             if value.size[0] > last.size[0]:
@@ -88,17 +88,17 @@ class _Value:
     module: str = ""
 
 
-def _places(values: list[_Value], output: _Value) -> Iterator[tuple[_Value, int]]:
+def _stage_ends(values: list[_Value], output: _Value) -> Iterator[tuple[_Value, int]]:
     """The activations that dominate the output and that a module gave, with their dilation."""
     dilation, widest = 1, 0
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         widest = max(widest, value.dilation)
-        if output.through >> place & 1 and value.activated and value.module and value.size:
+        if output.through >> index & 1 and value.activated and value.module and value.size:
             dilation, widest = widest or dilation, 0
             yield value, dilation
 
 
-def _recorded(teacher: nn.Module, shape: Sequence[int]) -> tuple[list[_Value], _Value]:
+def _record(teacher: nn.Module, shape: Sequence[int]) -> tuple[list[_Value], _Value]:
     """Every tensor that depends on the image, and the output."""
     recorder = _Recorder()
     hooks = [
@@ -119,12 +119,12 @@ def _recorded(teacher: nn.Module, shape: Sequence[int]) -> tuple[list[_Value], _
     finally:
         for hook in hooks:
             hook.remove()
-    last = recorder.place.get(id(output))
+    last = recorder.index.get(id(output))
     if last is None:
         raise _unknown("its output is not one tensor that depends on the image")
-    for name, place in recorder.ends.items():  # an outer module follows those inside
+    for name, index in recorder.ends.items():  # an outer module follows those inside
         if recorder.calls[name] == 1:
-            recorder.values[place].module = name
+            recorder.values[index].module = name
     return recorder.values, recorder.values[last]
 
 
@@ -134,7 +134,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.values: list[_Value] = []
-        self.place: dict[int, int] = {}
+        self.index: dict[int, int] = {}
         self.calls: Counter[str] = Counter()
         self.ends: dict[str, int] = {}
         self._alive: list[Tensor] = []
@@ -145,8 +145,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def named(self, name: str) -> Any:
         def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self.calls[name] += 1
-            if id(output) in self.place:
-                self.ends[name] = self.place[id(output)]
+            if id(output) in self.index:
+                self.ends[name] = self.index[id(output)]
 
         return note
 
@@ -154,7 +154,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        read = [self.place[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.place]
+        read = [self.index[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self.index]
         if read:
             name = func.overloadpacket.__name__
             convolves = int(name == "convolution")
@@ -168,7 +168,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(
         self, tensor: Tensor, read: list[int], name: str, convolves: int, dilation: int
     ) -> None:
-        sources = [self.values[place] for place in read]
+        sources = [self.values[index] for index in read]
         through = sources[0].through if sources else 0
         for source in sources:
             through &= source.through
@@ -184,7 +184,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             activated=name in ACTIVATIONS,
             dilation=dilation,
         )
-        self.place[id(tensor)] = len(self.values)
+        self.index[id(tensor)] = len(self.values)
         self.values.append(value)
         self._alive.append(tensor)
 

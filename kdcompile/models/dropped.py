@@ -1,4 +1,4 @@
-"""Parts of a network that a student can do without: each is replaced by the identity.
+"""Parts of a network that a student can drop: each is replaced by the identity.
 
 Two kinds: a residual block, and a convolution that keeps channels and size, with the normalisation
 and the activation behind it. The first is near the identity already; of the second, the layer

@@ -1,4 +1,4 @@
-"""The teacher that a spec names, with its weights checked against its architecture."""
+"""Load the teacher that a spec names, and read and write weight files."""
 
 import inspect
 import logging
@@ -17,7 +17,13 @@ from kdcompile.config.spec import Spec, Teacher
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing
 from kdcompile.core.user_code import load_factory
-from kdcompile.models.fit import check_fit, check_form, counted, unwrapped, widened
+from kdcompile.models.fit import (
+    check_fit,
+    check_form,
+    integer_counters,
+    with_new_classes,
+    without_prefix,
+)
 
 SAFETENSORS = ".safetensors"
 SAVE_ALONE = "torch.save(model.state_dict(), 'weights.pt'), or safetensors.torch.save_file"
@@ -32,7 +38,7 @@ def load_teacher(spec: Spec) -> nn.Module:
     Raises:
         KDError: the factory, the weights file or the fit of the two is at fault.
     """
-    return _loaded(spec.teacher, spec)
+    return _load(spec.teacher, spec)
 
 
 def load_teachers(spec: Spec) -> list[nn.Module]:
@@ -41,10 +47,10 @@ def load_teachers(spec: Spec) -> list[nn.Module]:
     Raises:
         KDError: those of `load_teacher`.
     """
-    return [_loaded(teacher, spec) for teacher in spec.teachers]
+    return [_load(teacher, spec) for teacher in spec.teachers]
 
 
-def _loaded(teacher: Teacher, spec: Spec) -> nn.Module:
+def _load(teacher: Teacher, spec: Spec) -> nn.Module:
     model = build_model(teacher.model, spec.folder)
     load_weights(model, teacher.weights)
     return model.float().eval()
@@ -57,7 +63,7 @@ def build_model(factory: str, folder: Path) -> nn.Module:
         KDError: `factory-arguments`, `factory-failed`, `factory-result`, or those of
             `load_factory`.
     """
-    model = _called(load_factory(factory, folder), factory)
+    model = _call_factory(load_factory(factory, folder), factory)
     if not isinstance(model, nn.Module):
         raise KDError(
             "factory-result",
@@ -75,7 +81,7 @@ def build_model(factory: str, folder: Path) -> nn.Module:
     return model
 
 
-def _called(make: Callable[..., Any], factory: str) -> Any:
+def _call_factory(make: Callable[..., Any], factory: str) -> Any:
     try:
         inspect.signature(make).bind()
     except TypeError as error:
@@ -85,7 +91,7 @@ def _called(make: Callable[..., Any], factory: str) -> Any:
             where=factory,
             fix="give each of its arguments a default, or name a function that needs none",
         ) from error
-    except ValueError:  # written in C, it does not tell
+    except ValueError:  # written in C, it has no signature
         pass
     try:
         return make()
@@ -98,7 +104,7 @@ def _called(make: Callable[..., Any], factory: str) -> Any:
             "factory-failed",
             f"{factory} failed: {type(error).__name__}: {reason}",
             where=f"{at.filename}, line {at.lineno}",
-            fix="mend it; kdcompile --debug distill shows the full trace",
+            fix="fix the error in that file; kdcompile --debug distill shows the full trace",
         ) from error
 
 
@@ -126,12 +132,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except KDError:
         raise
     except Exception as error:  # zipfile's, pickle's, safetensors' and torch's, by what is damaged
-        raise _explained(path, start, error) from error
+        raise _explain_failure(path, start, error) from error
     check_form(found, path)
     return found, metadata
 
 
-def _explained(path: Path, start: bytes, error: Exception) -> KDError:
+def _explain_failure(path: Path, start: bytes, error: Exception) -> KDError:
     """Why a file was not read, and what helps."""
     text, pickled = str(error), start == ZIP or start[:1] == PICKLE
     code = re.search(r"Unsupported (?:global|class|operand)\W+(?:GLOBAL )?([\w.]+)", text)
@@ -209,9 +215,9 @@ def load_weights(
         KDError: those of `read_weights` and of `check_fit`.
     """
     state, metadata = read_weights(path)
-    state = unwrapped(model.state_dict(), counted(state), path)
+    state = without_prefix(model.state_dict(), integer_counters(state), path)
     if classes is not None:
-        state = widened(model.state_dict(), state, classes)
+        state = with_new_classes(model.state_dict(), state, classes)
     check_fit(model.state_dict(), state, path)
     model.load_state_dict(state)
     return metadata

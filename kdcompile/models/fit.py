@@ -1,4 +1,4 @@
-"""Do the tensors of a file belong to a network?"""
+"""Check that the tensors of a weight file fit a network."""
 
 import logging
 import re
@@ -82,13 +82,13 @@ def _form(tensor: Tensor) -> str:
         return "on the device meta, without values"
     if tensor.is_quantized:
         return f"quantised ({_type(tensor)})"
-    asked, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if asked > held:
-        return f"an expanded tensor: {asked} bytes, of which the file has {held}"
+    requested, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if requested > held:
+        return f"an expanded tensor: {requested} bytes, of which the file has {held}"
     return ""
 
 
-def unwrapped(own: State, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def without_prefix(own: State, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The file's tensors by the network's names, without a usual wrapper's prefix where that fits.
 
     Args:
@@ -103,7 +103,7 @@ def unwrapped(own: State, state: dict[str, Tensor], path: Path) -> dict[str, Ten
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
-def widened(own: State, state: State, classes: tuple[int, int]) -> dict[str, Tensor]:
+def with_new_classes(own: State, state: State, classes: tuple[int, int]) -> dict[str, Tensor]:
     """The file's tensors, those of its classes filled up with the network's own rows of new ones.
 
     Args:
@@ -120,7 +120,7 @@ def widened(own: State, state: State, classes: tuple[int, int]) -> dict[str, Ten
     return found
 
 
-def counted(state: State) -> dict[str, Tensor]:
+def integer_counters(state: State) -> dict[str, Tensor]:
     """The file's tensors, batch norms' counters as integers.
 
     Halving every tensor of a state_dict halves the counters too; past 65,504 they are infinite

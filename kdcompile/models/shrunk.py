@@ -1,4 +1,4 @@
-"""A student from its architecture: the teacher's code with other widths and fresh weights."""
+"""Build a student from its architecture, untrained, or trained from its artifact."""
 
 import copy
 from collections.abc import Mapping
@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcompile.config.spec import Spec
+from kdcompile.core.store import Artifact
+from kdcompile.models.blocks import fold
+from kdcompile.models.channel_rules import resize
 from kdcompile.models.dropped import drop
-from kdcompile.models.factory import build_model
-from kdcompile.models.resizable import resized
+from kdcompile.models.factory import build_model, load_teacher, load_weights
 from kdcompile.models.staged import StagedStudent
 
 OUTPUT_STD = 0.01
@@ -40,9 +43,7 @@ def student_from_architecture(
         student = copy.deepcopy(teacher).cpu()
         for name, widths in architecture["modules"].items():
             owner, _, leaf = name.rpartition(".")
-            setattr(
-                student.get_submodule(owner), leaf, resized(student.get_submodule(name), widths)
-            )
+            setattr(student.get_submodule(owner), leaf, resize(student.get_submodule(name), widths))
         drop(student, architecture.get("dropped", ()))
         initialise(student)
     return student.requires_grad_(True)
@@ -64,3 +65,18 @@ def initialise(student: nn.Module) -> None:
             module.reset_parameters()
     if last is not None:
         nn.init.normal_(last.weight, std=OUTPUT_STD)  # type: ignore[arg-type]
+
+
+def load_student(spec: Spec, distilled: Artifact, teacher: nn.Module | None = None) -> nn.Module:
+    """The student as it is exported: trained, folded, in inference mode.
+
+    Args:
+        spec: of the build.
+        distilled: artifact of stage `distill`.
+        teacher: the network, where it is loaded already.
+    """
+    architecture = distilled.json("architecture.json")
+    of = load_teacher(spec) if teacher is None else teacher
+    student = student_from_architecture(of, architecture, spec.folder)
+    load_weights(student, distilled.file("student.safetensors"))
+    return fold(student.float().eval())

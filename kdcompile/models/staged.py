@@ -27,7 +27,7 @@ from kdcompile.models.blocks import BLOCKS, window
 
 SCALES = {1.0: (1, 1), 0.75: (3, 4), 0.5: (1, 2)}
 CHOICES = {"block": tuple(BLOCKS), "stride": (1, 2, 4), "down": ("pool", "stride")}
-STAGE_KEYS = {"block", "width", "depth", "stride", "down", "dilation"}
+STAGE_KEYS = ("block", "width", "depth", "stride", "down", "dilation")
 KEYS = {"input_scale", "in_channels", "out_channels", "head", "output_stride", "stages"}
 
 
@@ -46,8 +46,8 @@ class StagedStudent(nn.Module):
                 the stages end at more pixels than the teacher's output has.
         """
         super().__init__()
-        _complete(architecture, KEYS)
-        self.scale = _chosen(architecture, "input_scale", SCALES)
+        _check_complete(architecture, KEYS)
+        self.scale = _choose(architecture, "input_scale", SCALES)
         inputs = int(architecture["in_channels"])
         stages: list[nn.Module] = []
         for settings in architecture["stages"]:
@@ -56,7 +56,7 @@ class StagedStudent(nn.Module):
         self.stages = nn.ModuleList(stages)
         outputs = int(architecture["out_channels"])
         self.output_stride: int | None = None  # set where the output is resized
-        if _chosen(architecture, "head", {"dense": True, "pooled": False}):
+        if _choose(architecture, "head", {"dense": True, "pooled": False}):
             self.head: nn.Module = nn.Conv2d(inputs, outputs, 1)
             if cells(architecture) < 1:
                 self.output_stride = int(architecture["output_stride"])
@@ -67,7 +67,7 @@ class StagedStudent(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[N, in_channels, H, W] to the output of the head."""
-        x = self.resized(image)
+        x = self.resize(image)
         for each in self.stages:
             x = each(x)
         output: Tensor = self.head(x)
@@ -75,7 +75,7 @@ class StagedStudent(nn.Module):
             return output
         return _resize(output, image, 1, self.output_stride)
 
-    def resized(self, image: Tensor) -> Tensor:
+    def resize(self, image: Tensor) -> Tensor:
         """The image as the first stage takes it: [N, C, ceil(scale H), ceil(scale W)]."""
         parts, of = self.scale
         return image if parts == of else _resize(image, image, parts, of)
@@ -87,9 +87,9 @@ def stage(settings: Mapping[str, Any], inputs: int) -> nn.Sequential:
     Raises:
         KDError: `architecture-invalid`.
     """
-    _complete(settings, STAGE_KEYS)
+    _check_complete(settings, set(STAGE_KEYS))
     for name, known in CHOICES.items():
-        _chosen(settings, name, dict.fromkeys(known))
+        _choose(settings, name, dict.fromkeys(known))
     for name in ("width", "depth", "dilation"):
         if settings[name] < 1:
             raise _invalid(f"a {name} of {settings[name]}", "use 1 or more")
@@ -115,15 +115,15 @@ def cells(architecture: Mapping[str, Any]) -> Fraction:
     stride = Fraction(of, parts)
     for settings in architecture["stages"]:
         stride *= settings["stride"]
-    asked = int(architecture["output_stride"])
-    if stride < asked:
+    requested = int(architecture["output_stride"])
+    if stride < requested:
         raise KDError(
             "architecture-stride",
-            f"the student's stages end at stride {float(stride):g}, the output has {asked}",
+            f"the student's stages end at stride {float(stride):g}, the output has {requested}",
             where="architecture.json, stages",
-            fix=f"give the stages strides whose product, over input_scale, is at least {asked}",
+            fix=f"give the stages strides whose product, over input_scale, is at least {requested}",
         )
-    return asked / stride
+    return requested / stride
 
 
 def _resize(x: Tensor, image: Tensor, parts: int, of: int) -> Tensor:
@@ -133,7 +133,7 @@ def _resize(x: Tensor, image: Tensor, parts: int, of: int) -> Tensor:
     return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def _complete(settings: Mapping[str, Any], keys: set[str]) -> None:
+def _check_complete(settings: Mapping[str, Any], keys: set[str]) -> None:
     absent = sorted(keys - settings.keys())
     if absent:
         raise KDError(
@@ -144,7 +144,7 @@ def _complete(settings: Mapping[str, Any], keys: set[str]) -> None:
         )
 
 
-def _chosen(settings: Mapping[str, Any], name: str, known: Mapping[Any, Any]) -> Any:
+def _choose(settings: Mapping[str, Any], name: str, known: Mapping[Any, Any]) -> Any:
     value = settings[name]
     if value not in known:
         raise _invalid(

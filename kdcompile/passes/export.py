@@ -21,7 +21,7 @@ from kdcompile.data.splits import load_splits
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.export.parity import half_outputs, onnx_outputs, parity, torch_outputs
 from kdcompile.models.factory import load_teacher
-from kdcompile.models.trained import trained
+from kdcompile.models.shrunk import load_student
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
 from kdcompile.onnx_graph.macs import count_macs
 from kdcompile.onnx_graph.opset import opset_of
@@ -53,7 +53,7 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     prepare = preprocess_of(spec)
     images = prepared(load_splits(spec.data, spec.folder).val[:PARITY_IMAGES], prepare)
     teacher = load_teacher(spec)
-    student = trained(spec, distilled, teacher)
+    student = load_student(spec, distilled, teacher)
 
     output = task_of(spec).output
     models: dict[str, ModelProto] = {}

@@ -104,7 +104,7 @@ def _networks(plan: "Plan") -> dict[str, "nn.Module"]:
     """The teacher, and the student if it is trained, on the device."""
     from kdcompile.distill.training_context import training_device
     from kdcompile.models.factory import load_teacher
-    from kdcompile.models.trained import trained
+    from kdcompile.models.shrunk import load_student
     from kdcompile.passes.teacher import output_shape
     from kdcompile.tasks.task import task_of
 
@@ -112,7 +112,7 @@ def _networks(plan: "Plan") -> dict[str, "nn.Module"]:
     teacher = load_teacher(spec)
     networks = {"teacher": teacher}
     if "distill" in made:
-        networks["student"] = trained(spec, made["distill"], teacher)
+        networks["student"] = load_student(spec, made["distill"], teacher)
     networks = {name: network.to(device) for name, network in networks.items()}
     output_shape(teacher, spec.export.profile[1], device, task_of(spec))
     return networks

@@ -38,7 +38,7 @@ def student_network(plan: Plan, made: Mapping[str, Artifact], precision: str) ->
     if "export" in made:
         import onnx
 
-        from kdcompile.latency_model.operators import operators_of
+        from kdcompile.latency_model.kernels import operators_of
         from kdcompile.onnx_graph.opset import opset_of
 
         model = onnx.load(made["export"].file("student.onnx"))

@@ -9,16 +9,15 @@ from kdcompile.config.spec import Spec
 from kdcompile.config.step import Step
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact, Store
-from kdcompile.latency_model.network_cost import Network
-from kdcompile.latency_model.operators import operators_of
-from kdcompile.latency_model.precision import beside, candidates
+from kdcompile.latency_model.kernels import operators_of
+from kdcompile.latency_model.network_cost import Network, candidate_precisions, paired_precision
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.opset import at_opset
-from kdcompile.search.inputs import searched
-from kdcompile.search.rationale import costly
-from kdcompile.search.report import Found
-from kdcompile.search.uniform_search import scaled
+from kdcompile.search.driver import search_student
+from kdcompile.search.rationale import costly_stages
+from kdcompile.search.report import SearchResult
+from kdcompile.search.uniform_search import choose_width
 from kdcompile.targets import Target
 
 PRICED = ("int8", "fp16", "fp32", "bf16", "fp8")  # in the report and for `compile`
@@ -43,16 +42,16 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         if spec.student.searches:
             # its students are compared at one precision: the fastest of what they are made from
             pair = _compared(teacher, spec, target)
-            found = searched(step, store, target, teacher, pair, folder)
+            found = search_student(step, store, target, teacher, pair, folder)
             architecture = dict(found.chosen.architecture)
         else:
-            architecture, held = scaled(spec, teacher, target)
+            architecture, held = choose_width(spec, teacher, target)
         module = student_from_architecture(teacher.module, architecture, spec.folder)
         student = _readable(Network(module.eval(), shape), target)
         if found is None:
             pair = _compared(student, spec, target)
         predicted = _predicted(teacher, student, target, pair)
-        why = [*costly(student.priced(target, pair[1])), *held]
+        why = [*costly_stages(student.cost(target, pair[1])), *held]
         why = why if found is None else list(found.explanation)
         write_json(folder / "architecture.json", architecture)
         write_json(folder / "explanation.json", why)
@@ -67,8 +66,8 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
 def _compared(network: Network, spec: Spec, target: Target) -> tuple[str, str]:
     """What the teacher and a student, of which `network` tells, are compared at."""
-    precision = network.fastest(target, candidates(spec, target)).estimate.precision
-    return beside(precision, target.precisions), precision
+    precision = network.fastest(target, candidate_precisions(spec, target)).estimate.precision
+    return paired_precision(precision, target.precisions), precision
 
 
 def _readable(network: Network, target: Target) -> Network:
@@ -86,8 +85,10 @@ def _predicted(
 ) -> dict[str, Any]:
     """The cost of both at every precision; `judged` are those that the speed-up compares."""
     teachers, precision = judged
-    priced = [p for p in PRICED if p in target.precisions]
-    costs = {n: m.record(target, priced) for n, m in (("teacher", teacher), ("student", student))}
+    precisions = [p for p in PRICED if p in target.precisions]
+    costs = {
+        n: m.record(target, precisions) for n, m in (("teacher", teacher), ("student", student))
+    }
     return {
         **costs,
         "precision": precision,
@@ -112,7 +113,7 @@ def _meta(predicted: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _judged(found: Found) -> dict[str, Any]:
+def _judged(found: SearchResult) -> dict[str, Any]:
     """The latency by which a search chose: measured, or corrected by what was."""
     chosen = found.chosen
     low, high = chosen.interval

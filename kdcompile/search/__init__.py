@@ -1,1 +1,1 @@
-"""search."""
+"""Search for the student architecture: spaces, quality predictors, Pareto front, reports."""

@@ -1,24 +1,24 @@
-"""The candidates of one space, priced, and the evidence on those that are promising."""
+"""Candidate pool of one search space: predicted latency and quality estimates."""
 
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 from typing import Any
 
 from torch import nn
 
 from kdcompile.config.spec import Spec
-from kdcompile.latency_model.network_cost import as_type, params
+from kdcompile.latency_model.network_cost import NetworkCost, as_type, params
 from kdcompile.latency_model.parameters import efficiencies_of
 from kdcompile.latency_model.predict import estimate, kernel_ms
-from kdcompile.latency_model.priced import Priced
 from kdcompile.models.blocks import fold
 from kdcompile.search.pareto import Evidence, Point, keeps
-from kdcompile.search.predictors.base import Judge
-from kdcompile.search.predictors.sensitivity import Expected
-from kdcompile.search.predictors.short_distillation import calibrated
+from kdcompile.search.predictors.quality_predictor import QualityPredictor
+from kdcompile.search.predictors.sensitivity import ExpectedLoss
+from kdcompile.search.predictors.short_distillation import fit_correction
 from kdcompile.search.spaces.base import Architecture, Costed, Space, candidates, elite, identity
 from kdcompile.targets import Target
 from kdcompile.tasks.metric import Metric
@@ -50,20 +50,24 @@ class Problem:
     metric: Metric
     teacher: nn.Module
     point: Point
-    priced: Priced
+    cost: NetworkCost
     build: Callable[[Mapping[str, Any]], nn.Module]
 
-    def kernels(self, space: Space, architecture: Architecture) -> Priced:
+    def kernels(self, space: Space, architecture: Architecture) -> NetworkCost:
         """A student's kernels with their estimate."""
         kernels = space.kernels(architecture, as_type(self.precision))
-        return Priced(kernels, estimate(kernels, self.target, self.precision), self.priced.shape)
+        return NetworkCost(kernels, estimate(kernels, self.target, self.precision), self.cost.shape)
 
 
-class Field:
-    """One space in a search: its candidates so far, each priced once, and its judge."""
+class CandidatePool:
+    """One space in a search: its candidates so far, each priced once, and its predictor."""
 
     def __init__(
-        self, problem: Problem, space: Space, make_judge: Callable[[], Judge], number: int
+        self,
+        problem: Problem,
+        space: Space,
+        make_predictor: Callable[[], QualityPredictor],
+        number: int,
     ) -> None:
         """Draw the first share of the candidates, by capacity alone.
 
@@ -73,14 +77,13 @@ class Field:
             make_judge: called once the budget is known to be possible.
             number: of candidates, in all.
         """
-        self.problem, self.space, self._make_judge = problem, space, make_judge
+        self.problem, self.space, self._make_predictor = problem, space, make_predictor
         self._draw = Random(problem.spec.seed)
         self._efficiencies = efficiencies_of(problem.target)  # looked up once for all candidates
         self._known: dict[str, tuple[Architecture, float, int]] = {}
         # and one once students were timed
         self._share = number // (SHARES + (problem.spec.search.measure > 0))
-        self._judge: Judge | None = None
-        self._found = self._more(lambda a: -math.log(1 + self._cost(a)[1]), ())
+        self._found = self._draw_share(lambda a: -math.log(1 + self._cost(a)[1]), ())
 
     @property
     def is_possible(self) -> bool:
@@ -93,28 +96,28 @@ class Field:
         """The candidate that comes nearest to the budget."""
         by_macs = self.problem.spec.student.budget.macs is not None
         nearest = min(self._found, key=lambda c: c.macs if by_macs else c.ms)
-        return self._point(nearest.architecture, Expected(math.nan, math.nan), "proxy")
+        return self._point(nearest.architecture, ExpectedLoss(math.nan, math.nan), "proxy")
 
-    @property
-    def judge(self) -> Judge:
-        """Made when it is first asked."""
-        if self._judge is None:
-            self._judge = self._make_judge()
-        return self._judge
+    @cached_property
+    def predictor(self) -> QualityPredictor:
+        """Made when it is first needed."""
+        return self._make_predictor()
 
     def learn(self) -> list[Point]:
-        """The most promising candidates, once the judge has seen what it may."""
-        likely = self._likely(self._more(self.judge.guess, ()), self.problem.point)
+        """The most promising candidates, once the predictor has measured what it may."""
+        likely = self._likely(self._draw_share(self.predictor.guess, ()), self.problem.point)
         left = self.problem.spec.search.blocks_trained
         for number in range(ROUNDS):
-            left -= self.judge.learn(likely, math.ceil(left / (ROUNDS - number)))
-            found = self._more(self.judge.guess, likely)
+            left -= self.predictor.learn(likely, math.ceil(left / (ROUNDS - number)))
+            found = self._draw_share(self.predictor.guess, likely)
             likely = self._likely(found, self.problem.point)
             log.info("search: round %d of %d: %d candidates", number + 1, ROUNDS, len(found))
-        return [self._point(a, self.judge.expected(a), "blocks") for a in likely]
+        return [self._point(a, self.predictor.expected_loss(a), "blocks") for a in likely]
 
-    def after_timing(self, known: Sequence[Point], teacher: Point, factor: float) -> list[Point]:
-        """Points that are promising now, beside those known.
+    def draw_after_timing(
+        self, known: Sequence[Point], teacher: Point, factor: float
+    ) -> list[Point]:
+        """Points that are promising now, next to those known.
 
         Args:
             known: points of this search.
@@ -122,11 +125,11 @@ class Field:
             factor: that measured latencies are of predicted ones.
         """
         before = {identity(dict(p.architecture)) for p in known}
-        likely = self._likely(self._more(self.judge.guess, ()), teacher, factor)
+        likely = self._likely(self._draw_share(self.predictor.guess, ()), teacher, factor)
         new = [a for a in likely if identity(a) not in before]
-        return [self._point(a, self.judge.expected(a), "blocks") for a in new]
+        return [self._point(a, self.predictor.expected_loss(a), "blocks") for a in new]
 
-    def distilled(self, points: Sequence[Point], teacher: Point) -> list[Point]:
+    def distil_finalists(self, points: Sequence[Point], teacher: Point) -> list[Point]:
         """These points of this space with what short distillations of the finalists showed."""
         options, metric = self.problem.spec.search, self.problem.metric
         within = [p for p in points if keeps(self.problem.spec.student.budget, p, teacher)]
@@ -134,21 +137,23 @@ class Field:
         finalists = of_each_resolution(within)[: options.finalists]
         if not finalists:
             return list(points)
-        results = self.judge.distil([p.architecture for p in finalists], options.finalist_steps)
-        correct = calibrated([self.judge.expected(r.architecture) for r in results], results)
+        results = self.predictor.distil([p.architecture for p in finalists], options.finalist_steps)
+        correct = fit_correction(
+            [self.predictor.expected_loss(r.architecture) for r in results], results
+        )
         became = {identity(dict(r.architecture)): r for r in results}
         made = []
         for point in points:
             result = became.get(identity(dict(point.architecture)))
             if result is None:
-                worse = correct(self.judge.expected(point.architecture))
-                made.append(self._judged(point, worse, "blocks"))
+                worse = correct(self.predictor.expected_loss(point.architecture))
+                made.append(self._with_quality(point, worse, "blocks"))
             else:
-                worse = Expected(result.increase, result.increase_sd)
-                made.append(self._judged(point, worse, "distilled"))
+                worse = ExpectedLoss(result.increase, result.increase_sd)
+                made.append(self._with_quality(point, worse, "distilled"))
         return made
 
-    def _more(
+    def _draw_share(
         self, guess: Callable[[Architecture], float], start: Sequence[Architecture]
     ) -> list[Costed]:
         """Another share; all candidates so far, with this guess."""
@@ -178,21 +183,21 @@ class Field:
             self._known[name] = (architecture, ms, sum(k.macs for k in kernels))
         return self._known[name][1:]
 
-    def _point(self, architecture: Architecture, worse: Expected, evidence: Evidence) -> Point:
+    def _point(self, architecture: Architecture, worse: ExpectedLoss, evidence: Evidence) -> Point:
         """A student as a point; `worse` is how much worse than the teacher it should be."""
-        priced = self.problem.kernels(self.space, architecture)
+        cost = self.problem.kernels(self.space, architecture)
         point = Point(
             architecture=architecture,
-            latency=priced.estimate,
+            latency=cost.estimate,
             quality=math.nan,
             quality_sd=math.nan,
             evidence=evidence,
-            macs=sum(kernel.macs for kernel in priced.kernels),
+            macs=cost.macs,
             params=params(fold(self.problem.build(architecture))),
         )
-        return self._judged(point, worse, evidence)
+        return self._with_quality(point, worse, evidence)
 
-    def _judged(self, point: Point, worse: Expected, evidence: Evidence) -> Point:
+    def _with_quality(self, point: Point, worse: ExpectedLoss, evidence: Evidence) -> Point:
         sign = -1.0 if self.problem.metric.higher else 1.0
         # a sum of losses may be more than there is to lose
         quality = self.problem.metric.possible(self.problem.point.quality + sign * worse.mean)

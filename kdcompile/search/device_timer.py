@@ -1,11 +1,10 @@
-"""Where a search times its candidates: ONNX Runtime of this process, or a worker's engines."""
+"""Time networks side by side: in ONNX Runtime of this process, or as engines on a board."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,48 +24,11 @@ Floats = NDArray[np.float32]
 TIMING = Settings(blocks=15, warmup=1, seconds=30.0, repeats=20)
 
 
-class Bench(Protocol):
-    """Networks side by side under names; a context manager. `label` says where."""
+class HostTimer:
+    """ONNX Runtime on this CPU, as a build for the CPU ships it.
 
-    label: str
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *raised: Any) -> None: ...
-
-    def file_of(self, precision: str) -> str | None:
-        """The kind of ONNX file that a precision is built from; None where it cannot be built."""
-
-    def add(self, name: str, onnx: Path, precision: str) -> None:
-        """Make a network ready.
-
-        Raises:
-            KDError: it cannot be built, loaded or run there.
-        """
-
-    def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
-        """Milliseconds of each network, samples of all taking turns, and how they were timed.
-
-        Args:
-            image: float32 [N, C, H, W].
-        """
-
-
-def bench_of(target: Target, board: Board | None, spec: Spec) -> Bench:
-    """The bench at a board, or of this process; only the device that the latencies are for.
-
-    Raises:
-        KDError: `measure-foreign`.
+    A context manager for networks that are timed together, under names; `label` says where.
     """
-    if board is None:
-        if target.kind != "cpu":
-            raise _foreign("ONNX Runtime on this machine's CPU", target)
-        return Here()
-    return There(target, board, spec)
-
-
-class Here:
-    """ONNX Runtime on this CPU, as a build for the CPU ships it."""
 
     label = "this machine"
 
@@ -80,22 +42,30 @@ class Here:
         self.runners.clear()
 
     def file_of(self, precision: str) -> str | None:
-        """Each has its own."""
+        """The kind of ONNX file that a precision is built from; None where it cannot be built."""
         return precision if precision in RUNS_HERE else None
 
     def add(self, name: str, onnx: Path, precision: str) -> None:
-        """A session."""
+        """Make a network ready.
+
+        Raises:
+            KDError: it cannot be built, loaded or run there.
+        """
         self.runners[name] = open_session(onnx)
 
     def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
-        """By the wall clock."""
+        """Milliseconds of each network, samples of all interleaved, and how they were timed.
+
+        Args:
+            image: float32 [N, C, H, W].
+        """
         calls = {name: (lambda r=runner: r(image)) for name, runner in self.runners.items()}
         found = measure(calls, TIMING).ms
         return {name: samples.tolist() for name, samples in found.items()}, "wall"
 
 
-class There:
-    """Engines that the worker at a board builds, loads and times."""
+class BoardTimer:
+    """As `HostTimer`, with engines that the agent on a board builds, loads and times."""
 
     def __init__(self, target: Target, board: Board, spec: Spec) -> None:
         """`spec`: its sections compile and export."""
@@ -111,16 +81,11 @@ class There:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
 
     def _check(self) -> None:
-        """Only the target itself, in its power mode, tells of its model."""
+        """Only the target itself, in its power mode, has the latencies of its model."""
         if self.target.kind == "cpu":
             return
         about = self.place.about
@@ -131,12 +96,12 @@ class There:
             raise _foreign(f"{self.label} in power mode {running}", self.target)
 
     def file_of(self, precision: str) -> str | None:
-        """As the worker's hello says."""
+        """As the agent's hello reports."""
         plan: Mapping[str, Any] | None = self.place.about["precisions"].get(precision)
         return None if plan is None else str(plan["onnx"])
 
     def add(self, name: str, onnx: Path, precision: str) -> None:
-        """An engine, built unless an equal one lies there, loaded and run once."""
+        """An engine, built unless an equal one is there, loaded and run once."""
         profile = self.spec.export.profile
         built = engine.build(self.place, self.board, onnx, precision, self.spec.compile, profile)
         self.place.call("load", path=built.there, name=name)
@@ -154,10 +119,26 @@ class There:
         return {name: samples.tolist() for name, samples in times.items()}, mode
 
 
-def _foreign(place: str, target: Target) -> KDError:
+DeviceTimer = HostTimer | BoardTimer
+
+
+def open_timer(target: Target, board: Board | None, spec: Spec) -> DeviceTimer:
+    """The timer at a board, or of this process; only the device that the latencies are for.
+
+    Raises:
+        KDError: `measure-foreign`.
+    """
+    if board is None:
+        if target.kind != "cpu":
+            raise _foreign("ONNX Runtime on this machine's CPU", target)
+        return HostTimer()
+    return BoardTimer(target, board, spec)
+
+
+def _foreign(device: str, target: Target) -> KDError:
     return KDError(
         "measure-foreign",
-        f"{place} is not {target.full_name}: times there say nothing of it",
+        f"{device} is not {target.full_name}: latencies there do not apply to it",
         where="[search] measure",
         fix="name the board with --via ssh://USER@BOARD, or search without measuring: "
         "--set search.measure=0",

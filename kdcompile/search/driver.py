@@ -1,95 +1,130 @@
-"""Family `search`: the student of the best expected quality whose latency keeps the budget.
+"""Search driver (family `search`): the student of best expected quality within the latency budget.
 
 1. Candidates of each space are drawn, their latencies predicted; a guess of quality only orders.
-2. What tells most about the best of them is measured, and more are drawn from there; in rounds.
+2. What is most informative about the best of them is measured; more are drawn from there in rounds.
 3. On request the best are built and timed, which corrects all predicted latencies.
 4. The most promising that keep the budget are distilled for a moment. What they become corrects
    what is expected of the others, and one of them is chosen.
 """
 
+import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from kdcompile.config.board import Board
+from kdcompile.config.spec import Spec
+from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.store import Store
+from kdcompile.latency.environment import usable_cores
 from kdcompile.latency_model.correction import Correction
-from kdcompile.search.candidate_pool import Field, Problem
-from kdcompile.search.on_device import Measured, check_place, measure, nearest_to_budget, updated
+from kdcompile.latency_model.network_cost import Network, params
+from kdcompile.models.cuts import cuts
+from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.candidate_pool import CandidatePool, Problem
+from kdcompile.search.on_device import (
+    Measurement,
+    apply_measurement,
+    check_timer,
+    measure,
+    nearest_to_budget,
+)
 from kdcompile.search.pareto import Point, best, front, impossible, keeps
-from kdcompile.search.predictors.base import Judge
-from kdcompile.search.rationale import explain, facts
-from kdcompile.search.report import Found
+from kdcompile.search.plot import plot_front
+from kdcompile.search.predictors.quality_predictor import (
+    LayerPredictor,
+    QualityPredictor,
+    StagedPredictor,
+)
+from kdcompile.search.predictors.sensitivity import validation_metric
+from kdcompile.search.rationale import explain, stage_records
+from kdcompile.search.report import SearchResult
 from kdcompile.search.spaces.base import Space
+from kdcompile.search.spaces.pruned import LayerSpace
+from kdcompile.search.spaces.pruned_kernels import Template
+from kdcompile.search.spaces.staged import StagedSpace
+from kdcompile.targets import Target
+from kdcompile.tasks.task import task_of
 
 
 def search(
     problem: Problem,
-    spaces: Sequence[tuple[Space, Callable[[], Judge]]],
+    spaces: Sequence[tuple[Space, Callable[[], QualityPredictor]]],
     board: Board | None,
     folder: Path,
-) -> tuple[Found, Judge, Measured | None]:
+) -> tuple[SearchResult, QualityPredictor, Measurement | None]:
     """The search.
 
     Args:
         problem: what for.
-        spaces: each with what makes its judge, which is done once the budget is known to be
+        spaces: each with what makes its predictor, which is done once the budget is known to be
             possible there.
         board: where students are timed.
         folder: for the files of timing.
 
     Returns:
-        What was found, the judge of the student that was chosen, and the timing.
+        What was found, the predictor of the student that was chosen, and the timing.
 
     Raises:
-        KDError: `budget-impossible`; those of the judges and of `measure`.
+        KDError: `budget-impossible`; those of the evaluates and of `measure`.
     """
-    fields = _possible(problem, spaces)
+    pools = _possible_pools(problem, spaces)
     if problem.spec.search.measure:
-        check_place(problem.precision, problem.spec, problem.target, board)
-    found = [field.learn() for field in fields]
+        check_timer(problem.precision, problem.spec, problem.target, board)
+    found = [pool.learn() for pool in pools]
     teacher, timing, correction = problem.point, None, Correction()
     if problem.spec.search.measure:
-        found, teacher, timing, correction = _timed(problem, fields, found, board, folder)
-    judged = [f.distilled(points, teacher) for f, points in zip(fields, found, strict=True)]
-    points = [point for points in judged for point in points]
+        found, teacher, timing, correction = _time_students(problem, pools, found, board, folder)
+    evaluated = [
+        f.distil_finalists(points, teacher) for f, points in zip(pools, found, strict=True)
+    ]
+    points = [point for points in evaluated for point in points]
     budget, metric = problem.spec.student.budget, problem.metric
     sure = [p for p in points if p.evidence == "distilled" and keeps(budget, p, teacher)]
     chosen = best(sure or points, budget, teacher, metric)
-    home = next(f for f, points in zip(fields, judged, strict=True) if chosen in points)
+    home = next(f for f, points in zip(pools, evaluated, strict=True) if chosen in points)
     student = problem.kernels(home.space, dict(chosen.architecture)).at(chosen.ms)
     sentences = explain(
-        chosen, front(points, metric), budget, metric, (teacher, problem.priced.at(teacher.ms)),
+        chosen, front(points, metric), budget, metric, (teacher, problem.cost.at(teacher.ms)),
         student, problem.target.full_name,
     )  # fmt: skip
-    result = Found(
+    result = SearchResult(
         problem.target.full_name, problem.precision, metric, budget, teacher, chosen, points,
-        sentences, facts(student), None if timing is None else correction,
+        sentences, stage_records(student), None if timing is None else correction,
     )  # fmt: skip
-    return result, home.judge, timing
+    return result, home.predictor, timing
 
 
-def _possible(problem: Problem, spaces: Sequence[tuple[Space, Callable[[], Judge]]]) -> list[Field]:
+def _possible_pools(
+    problem: Problem, spaces: Sequence[tuple[Space, Callable[[], QualityPredictor]]]
+) -> list[CandidatePool]:
     """The spaces that have a student within the budget; they share the candidates."""
     number = problem.spec.search.candidates // len(spaces)
-    fields = [Field(problem, space, make_judge, number) for space, make_judge in spaces]
-    possible = [field for field in fields if field.is_possible]
+    pools = [
+        CandidatePool(problem, space, make_predictor, number) for space, make_predictor in spaces
+    ]
+    possible = [pool for pool in pools if pool.is_possible]
     if not possible:
         budget = problem.spec.student.budget
         by_macs = budget.macs is not None
-        smallest = min(
-            (field.smallest for field in fields), key=lambda p: p.macs if by_macs else p.ms
-        )
+        smallest = min((pool.smallest for pool in pools), key=lambda p: p.macs if by_macs else p.ms)
         raise impossible(budget, smallest, problem.point)
     return possible
 
 
-def _timed(
+def _time_students(
     problem: Problem,
-    fields: Sequence[Field],
+    pools: Sequence[CandidatePool],
     found: Sequence[Sequence[Point]],
     board: Board | None,
     folder: Path,
-) -> tuple[list[list[Point]], Point, Measured, Correction]:
+) -> tuple[list[list[Point]], Point, Measurement, Correction]:
     """The points of each field with what was measured, and those that it made promising."""
     points = [point for points in found for point in points]
     timed = nearest_to_budget(
@@ -100,12 +135,164 @@ def _timed(
     timing = measure(
         problem.teacher, students, problem.precision, problem.spec, problem.target, board, folder
     )
-    renewed, teacher, correction = updated(points, problem.point, timed, timing)
+    renewed, teacher, correction = apply_measurement(points, problem.point, timed, timing)
     factor = correction.apply(teacher.latency).ms / teacher.latency.ms
     made = []
-    for field, old in zip(fields, found, strict=True):
+    for pool, old in zip(pools, found, strict=True):
         own, renewed = renewed[: len(old)], renewed[len(old) :]
-        new = field.after_timing(own, teacher, factor)
+        new = pool.draw_after_timing(own, teacher, factor)
         own += [replace(point, latency=correction.apply(point.latency)) for point in new]
         made.append(own)
     return made, teacher, timing, correction
+
+
+Spaces = list[tuple[Space, Callable[[], QualityPredictor]]]
+log = logging.getLogger("kdcompile")
+INITIAL = "initial.safetensors"
+UNSTAGED = ("stages-unknown", "staged-output")  # of a teacher that has no staged students
+
+
+def search_student(
+    step: Step,
+    store: Store,
+    target: Target,
+    teacher: Network,
+    precisions: tuple[str, str],
+    folder: Path,
+) -> SearchResult:
+    """The student that was found, and why it was chosen; the files of that in `folder`.
+
+    `precisions` are those of the teacher, which a speed-up is against, and of the student.
+
+    Raises:
+        KDError: `budget-impossible`, `stages-unknown`, `staged-output`; those of data, training
+            and timing.
+    """
+    spec = step.spec
+    problem = _problem(spec, target, teacher, *precisions)
+    spaces = _spaces(spec, store, target, teacher)
+    work = store.work(step.stage, step.key)
+    found, predictor, timing = search(problem, spaces, step.board, work)
+    record = found.to_json() | {"measured": None if timing is None else timing.to_json()}
+    write_json(folder / "search.json", record)
+    plot_front(
+        found.points, found.chosen, record["limit_ms"], found.teacher, found.metric,
+        folder / "front",
+    )  # fmt: skip
+    architecture = dict(found.chosen.architecture)
+    start = predictor.start(architecture) if spec.student.init == "inherit" else None
+    if start is not None:
+        shutil.copyfile(start, folder / INITIAL)
+    store.drop_work(step.stage, step.key)
+    return found
+
+
+def _problem(
+    spec: Spec, target: Target, teacher: Network, teacher_precision: str, precision: str
+) -> Problem:
+    cost = teacher.cost(target, teacher_precision)
+    point = Point(
+        architecture={"family": "teacher"},
+        latency=cost.estimate,
+        quality=validation_metric(teacher.module, spec),
+        quality_sd=0.0,
+        evidence="measured",
+        macs=cost.macs,
+        params=params(teacher.module),
+    )
+    return Problem(
+        spec=spec,
+        target=target,
+        precision=precision,
+        metric=task_of(spec).metric,
+        teacher=teacher.module,
+        point=point,
+        cost=cost,
+        build=lambda a: student_from_architecture(teacher.module, a, spec.folder),
+    )
+
+
+def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Spaces:
+    """The spaces that the spec names; `auto`: both, or the one that this teacher has."""
+    requested = spec.search.space
+    jobs = spec.search.jobs or usable_cores()
+    made: Spaces = []
+    missing: list[KDError] = []
+    if requested != "layers":
+        try:
+            staged = _staged_space(spec, target, teacher)
+            made.append((staged, lambda: StagedPredictor(spec, store, jobs)))
+        except KDError as error:
+            if error.code not in UNSTAGED:
+                raise
+            fix = 'set search.space = "layers"'
+            missing.append(KDError(error.code, error.message, error.where, fix))
+    if requested != "staged":
+        try:
+            template = Template(teacher.model, teacher.module, teacher.shape)
+            tile = target.channel_tile
+            layers = LayerSpace(teacher.module, teacher.shape, tile, spec.seed, template)
+            made.append((layers, lambda: LayerPredictor(spec, store, jobs, teacher.module, layers)))
+        except KDError as error:
+            if error.code != "template-unknown":
+                raise
+            missing.append(error)
+    if not made and len(missing) == 1:
+        raise missing[0]
+    if not made:
+        raise KDError(
+            "search-no-space",
+            f"{missing[0].message}, and {missing[1].message}",
+            where="[search] space",
+            fix='set student.family = "shrink"',
+        )
+    for left_out in missing:
+        log.info("search: one space is left out: %s", left_out.message)
+    return made
+
+
+def _staged_space(spec: Spec, target: Target, teacher: Network) -> StagedSpace:
+    output = _output(teacher.module, teacher.shape)
+    dense = len(output) == 4
+    # an output that is finer than the input has no stride; its cells are not those of 1
+    stride = max(1, teacher.shape[2] // output[2]) if dense else 1
+    cells = tuple(-(-side // stride) for side in teacher.shape[2:]) if dense else ()
+    if len(output) < 2 or output[2:] != cells:
+        raise _unequal_output(output, teacher.shape)
+    # a re-parameterised block has no single weight while it trains in int8
+    blocks = [b for b in spec.search.blocks if not (spec.quantize.qad and b == "repvgg")]
+    if not blocks:
+        raise KDError(
+            "qad-repvgg",
+            "a re-parameterised block is not yet one convolution while it trains in int8",
+            where="[quantize] qad",
+            fix="set quantize.qad = false, or name another of search.blocks",
+        )
+    space = StagedSpace(
+        cuts=cuts(teacher.module, teacher.shape),
+        shape=teacher.shape,
+        out_channels=output[1],
+        head="dense" if dense else "pooled",
+        output_stride=stride,
+        tile=target.channel_tile,
+        blocks=blocks,
+        scales=spec.search.scales,
+        seed=spec.seed,
+    )
+    if not space.reaches:
+        raise _unequal_output(output, teacher.shape)
+    return space
+
+
+def _unequal_output(output: tuple[int, ...], shape: list[int]) -> KDError:
+    return KDError(
+        "staged-output",
+        f"no staged student has the teacher's output {list(output)} of {shape}",
+        where="[search] space",
+        fix='set search.space = "layers"',
+    )
+
+
+@torch.no_grad()
+def _output(teacher: nn.Module, shape: list[int]) -> tuple[int, ...]:
+    return tuple(teacher(torch.zeros(shape)).shape)

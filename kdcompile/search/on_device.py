@@ -1,4 +1,4 @@
-"""Students timed before any is trained: built with random weights, side by side with the teacher.
+"""Time untrained students on the device: random weights, side by side with the teacher.
 
 The latency of a network does not depend on its weights' values, so that fresh ones and dummy ranges
 of int8 serve. All networks of one call take turns in one run on the device that the latencies are
@@ -33,7 +33,7 @@ from kdcompile.latency_model.correction import Correction
 from kdcompile.models.blocks import fold
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
 from kdcompile.onnx_graph.layers import quantised_layers
-from kdcompile.search.device_timer import Bench, bench_of
+from kdcompile.search.device_timer import DeviceTimer, open_timer
 from kdcompile.search.pareto import Point, front, keeps, likely_front, limit_ms
 from kdcompile.targets import Target
 from kdcompile.tasks.metric import Metric
@@ -50,12 +50,12 @@ log = logging.getLogger("kdcompile")
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """Latencies of one run.
 
     Args:
         precision: of the students.
-        teacher_precision: fp16 beside fp16 and narrower, where the target has it.
+        teacher_precision: fp16 next to fp16 and narrower, where the target has it.
         teacher_ms: median of alternated runs.
         ms: of each student, in the order given; None where it was refused.
         why: of each student, why it was refused.
@@ -118,7 +118,7 @@ def measure(
     target: Target,
     board: Board | None,
     folder: Path,
-) -> Measured:
+) -> Measurement:
     """Build and time students and teacher in one run, at the typical shape.
 
     Args:
@@ -131,15 +131,15 @@ def measure(
         folder: for the ONNX files; they are left there.
 
     Raises:
-        KDError: `measure-foreign`, the place is not the target; `measure-precision`;
+        KDError: `measure-foreign`, the device is not the target; `measure-precision`;
             `measure-none`, every student was refused; what the teacher's export and build raise.
     """
-    with _bench(precision, spec, target, board) as bench:
-        site = _Site(bench, spec, target, folder)
-        own = site.add_teacher(teacher, teacher_precision(precision))
+    with _timer(precision, spec, target, board) as timer:
+        builder = _Builder(timer, spec, target, folder)
+        own = builder.add_teacher(teacher, teacher_precision(precision))
         names = [f"student{number}" for number in range(len(students))]
         why = tuple(
-            site.refusal(name, student, precision)
+            builder.refusal(name, student, precision)
             for name, student in zip(names, students, strict=True)
         )
         if None not in why:
@@ -151,43 +151,43 @@ def measure(
             )
         shape = tuple(spec.export.profile[1])
         image = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        samples, mode = bench.time(image)
+        samples, mode = timer.time(image)
     times = {name: float(np.median(taken)) for name, taken in samples.items()}
-    varied = max(_variation(taken) for taken in samples.values())
+    quartiles = [np.quantile(taken, [0.25, 0.5, 0.75]) for taken in samples.values()]
+    varied = max(float((high - low) / middle) for low, middle, high in quartiles)
     if varied > STEADY:
-        told = "search: latencies at %s vary by %.0f %% between samples; something else runs there"
-        log.warning(told, bench.label, 100 * varied)
+        message = (
+            "search: latencies at %s vary by %.0f %% between samples; something else runs there"
+        )
+        log.warning(message, timer.label, 100 * varied)
     ms = tuple(times.get(name) for name in names)
-    return Measured(precision, own, times[TEACHER], ms, why, bench.label, mode, varied)
+    return Measurement(precision, own, times[TEACHER], ms, why, timer.label, mode, varied)
 
 
-def check_place(precision: str, spec: Spec, target: Target, board: Board | None) -> None:
-    """Refuse a place where students cannot be timed, before anything is spent on them.
+def check_timer(precision: str, spec: Spec, target: Target, board: Board | None) -> None:
+    """Refuse a device where students cannot be timed, before anything is spent on them.
 
     Raises:
-        KDError: `measure-foreign`, `measure-precision`; those of opening the place.
+        KDError: `measure-foreign`, `measure-precision`; those of opening the device.
     """
-    with _bench(precision, spec, target, board):
+    with _timer(precision, spec, target, board):
         pass
 
 
 @contextmanager
-def _bench(precision: str, spec: Spec, target: Target, board: Board | None) -> Iterator[Bench]:
-    """The bench, where it builds the precision."""
+def _timer(
+    precision: str, spec: Spec, target: Target, board: Board | None
+) -> Iterator[DeviceTimer]:
+    """The timer, where it builds the precision."""
     if precision not in WRITERS:
-        raise _refused(precision, "kdcompile writes no untrained network of it")
-    with bench_of(target, board, spec) as bench:
-        if bench.file_of(precision) not in WRITERS:
-            raise _refused(precision, f"{bench.label} does not build it")
-        yield bench
+        raise _unsupported(precision, "kdcompile writes no untrained network of it")
+    with open_timer(target, board, spec) as timer:
+        if timer.file_of(precision) not in WRITERS:
+            raise _unsupported(precision, f"{timer.label} does not build it")
+        yield timer
 
 
-def _variation(samples: Sequence[float]) -> float:
-    low, middle, high = np.quantile(samples, [0.25, 0.5, 0.75])
-    return float((high - low) / middle)
-
-
-def _refused(precision: str, why: str) -> KDError:
+def _unsupported(precision: str, why: str) -> KDError:
     return KDError(
         "measure-precision",
         f"no student can be timed at {precision}: {why}",
@@ -197,8 +197,8 @@ def _refused(precision: str, why: str) -> KDError:
     )
 
 
-def updated(
-    points: Sequence[Point], teacher: Point, timed: Sequence[Point], found: Measured
+def apply_measurement(
+    points: Sequence[Point], teacher: Point, timed: Sequence[Point], found: Measurement
 ) -> tuple[list[Point], Point, Correction]:
     """Points and teacher with what was measured, the other points' latencies corrected by it.
 
@@ -221,10 +221,10 @@ def updated(
 
 
 @dataclass(frozen=True)
-class _Site:
-    """What making a network ready needs beside the network."""
+class _Builder:
+    """What making a network ready needs in addition to the network."""
 
-    bench: Bench
+    timer: DeviceTimer
     spec: Spec
     target: Target
     folder: Path
@@ -235,17 +235,17 @@ class _Site:
         path, output = self.folder / f"{name}.onnx", task_of(self.spec).output
         profile, target = self.spec.export.profile, self.target
         model = onnx_from_module(module, path, profile, target.max_opset, target.ir_version, output)
-        kind = self.bench.file_of(precision)
+        kind = self.timer.file_of(precision)
         assert kind is not None, "measure asks for what the bench builds"
         if kind != "fp32":
             path = self.folder / f"{name}_{kind}.onnx"
             onnx.save(WRITERS[kind](model, target), path)
         log.info("search: building %s at %s", name, precision)
-        self.bench.add(name, path, precision)
+        self.timer.add(name, path, precision)
 
     def add_teacher(self, teacher: nn.Module, precision: str) -> str:
-        """Make it ready, in fp32 where it has no narrower form; says which."""
-        if precision in self.target.precisions and self.bench.file_of(precision) is not None:
+        """Make it ready, in fp32 where it has no narrower form; returns the precision."""
+        if precision in self.target.precisions and self.timer.file_of(precision) is not None:
             try:
                 self.add(TEACHER, teacher, precision)
             except KDError as error:

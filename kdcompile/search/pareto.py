@@ -1,7 +1,7 @@
-"""Latency against expected quality: which students are worth having, and which one a budget picks.
+"""Pareto front of latency and expected quality, and the student that a budget picks.
 
 A point is on the front where no other is as fast and as good. Both sides are uncertain, so that a
-point beside the front may belong to it: it is likely there unless one of the front beats it in both
+point near the front may belong to it: it is likely there unless one of the front beats it in both
 with a probability of `SURE`.
 """
 
@@ -14,7 +14,6 @@ from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.correction import NOISE, SHARED, log_sd
 from kdcompile.latency_model.predict import Estimate
-from kdcompile.search.budget import reachable
 from kdcompile.search.spaces.base import Costed
 from kdcompile.tasks.metric import Metric
 
@@ -28,7 +27,7 @@ class Point:
 
     Args:
         architecture: as `student_from_architecture` reads it.
-        latency: predicted, at the precision that the budget is judged at.
+        latency: predicted, at the precision that the budget is evaluated at.
         quality: the expected metric on the validation split, in the metric's own unit.
         quality_sd: its standard deviation.
         evidence: what the quality rests on: a formula that orders (`proxy`), imitated blocks or
@@ -67,13 +66,13 @@ class Point:
 def front(points: Sequence[Point], metric: Metric) -> list[Point]:
     """The points that none beats, fastest first, by their medians.
 
-    Points that only a proxy has judged are left out, since it may order candidates and decides
+    Points that only a proxy has evaluated are left out, since it may order candidates and decides
     nothing; so are those whose quality is no number. Of equal points the first stays.
     """
-    judged = [p for p in points if p.evidence != "proxy" and math.isfinite(p.quality)]
-    judged.sort(key=lambda p: (p.ms, metric.worse_by(p.quality, 0.0)))
+    evaluated = [p for p in points if p.evidence != "proxy" and math.isfinite(p.quality)]
+    evaluated.sort(key=lambda p: (p.ms, metric.worse_by(p.quality, 0.0)))
     found: list[Point] = []
-    for point in judged:
+    for point in evaluated:
         if not found or metric.is_better(point.quality, found[-1].quality):
             found.append(point)
     return found
@@ -108,7 +107,7 @@ def _latency_sd(point: Point) -> float:
 
 
 def _above(difference: float, sd: float) -> float:
-    """P(N(difference, sd) > 0); a half where nothing tells the two apart."""
+    """P(N(difference, sd) > 0); a half where nothing distinguishes the two."""
     if sd == 0:
         return 0.5 * (1 + math.copysign(1.0, difference)) if difference else 0.5
     return 0.5 * math.erfc(-difference / (sd * math.sqrt(2)))
@@ -133,8 +132,8 @@ def best(points: Sequence[Point], budget: Budget, teacher: Point, metric: Metric
     """The point of the front with the best expected quality under the budget; the faster in a tie.
 
     Args:
-        points: candidates; at least one that more than a proxy has judged.
-        budget: judged at the medians.
+        points: candidates; at least one that more than a proxy has evaluated.
+        budget: evaluated at the medians.
         teacher: on the same device at the precision that its latency is compared at.
         metric: what quality is.
 
@@ -156,15 +155,39 @@ def impossible(budget: Budget, smallest: Point, teacher: Point) -> KDError:
         smallest: the candidate that comes nearest to it.
         teacher: on the same device.
     """
-    asked = ", ".join(f"{k} = {v:g}" for k, v in budget.model_dump(exclude_none=True).items())
+    requested = ", ".join(f"{k} = {v:g}" for k, v in budget.model_dump(exclude_none=True).items())
     ratio = teacher.ms / smallest.ms
     low, high = smallest.interval
     how = "measured" if smallest.measured_ms is not None else f"90 % {low:.3g} to {high:.3g}"
     nearest = reachable(budget, ratio, smallest.ms, smallest.macs)
+    width = smallest.architecture.get("width")
+    at = f" at width {width:.3g}" if width is not None else ""
     return KDError(
         "budget-impossible",
-        f"no student of this space reaches {asked}; the smallest one: {smallest.ms:.3g} ms "
-        f"({how}), {ratio:.3g} times faster than the teacher, {smallest.macs:.3g} MACs",
+        f"no student of this family reaches {requested}; the smallest one: speedup {ratio:.3g}, "
+        f"{smallest.ms:.3g} ms ({how}), {smallest.macs:.3g} MACs{at}",
         where="[student] budget",
-        fix=f"set {nearest} or weaker, lower export.shape, or widen the space",
+        fix=f"set {nearest} or weaker, lower export.shape, or allow other "
+        "students: student.family, or [search]",
     )
+
+
+def reachable(budget: Budget, ratio: float, ms: float, macs: float) -> str:
+    """The budget of the same kind that a student keeps, as a spec has it.
+
+    Args:
+        budget: the one that it does not keep.
+        ratio: how many times faster than the teacher it is.
+        ms, macs: its cost.
+    """
+    values = {"speedup": _below(ratio), "latency_ms": -_below(-ms), "macs": -_below(-macs)}
+    name = next((n for n in values if getattr(budget, n) is not None), "latency_ms")
+    if name == "speedup" and values[name] <= 1:  # not a budget
+        name = "latency_ms"
+    return f"budget = {{ {name} = {values[name]:.6g} }}"
+
+
+def _below(value: float) -> float:
+    """Rounded down to three digits, so that what a fix proposes is reached."""
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+    return math.floor(value / step) * step

@@ -1,4 +1,4 @@
-"""The Pareto front as a chart: latency against expected quality, the front's 90 % intervals."""
+"""Plot the Pareto front: latency against expected quality, with the front's 90 % intervals."""
 
 import io
 from collections.abc import Sequence
@@ -7,37 +7,18 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from kdcompile.bundle.figures import LIGHT, png, style
 from kdcompile.core.files import replacing
 from kdcompile.latency_model.predict import NINETY
 from kdcompile.search.pareto import Point, front
 from kdcompile.tasks.metric import Metric
 
-INK, GRID, FAINT = "#3d4450", "#e6e8ec", "#9aa3b0"
-CHOICE, LINE, LIMIT = "#0f7b6c", "#3b82c4", "#c2577f"
+LINE, LIMIT = LIGHT.terms[0], LIGHT.terms[4]
 MARKERS = {"proxy": "x", "blocks": "o", "distilled": "s", "measured": "D"}
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # matplotlib ships it
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.dpi": 144,
-    "grid.color": GRID,
-    "legend.frameon": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.hashsalt": "kdcompile",  # the ids in the file follow from its content
-}
 
 
 def plot_front(
@@ -61,21 +42,24 @@ def plot_front(
     Returns:
         The two files.
     """
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    with style(LIGHT), matplotlib.rc_context({"svg.hashsalt": "kdcompile"}):  # for equal ids
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes, best = figure.subplots(), front(points, metric)
         _points(axes, points)
         _intervals(axes, best if chosen in best else [*best, chosen])
-        _line(axes, best)
-        _marked(axes, teacher, "teacher", ("^", FAINT, 60))
-        _marked(axes, chosen, "choice", ("*", CHOICE, 170))
+        x, y = [p.ms for p in best], [p.quality for p in best]
+        axes.step(x, y, where="post", c=LINE, lw=1.2, label="front")  # reached at each latency
+        for label, point, marker, c, size in (
+            ("teacher", teacher, "^", LIGHT.teacher, 60),
+            ("choice", chosen, "*", LIGHT.student, 170),
+        ):
+            axes.scatter(point.ms, point.quality, size, c=c, marker=marker, label=label, zorder=4)
         if limit_ms is not None:
             axes.axvline(limit_ms, c=LIMIT, ls="--", lw=1, label=f"budget {limit_ms:.3g} ms")
         _axes(axes, chosen, metric)
         axes.legend(fontsize=8)
-        return [_png(figure, path), _svg(figure, path)]
+        drawn = {".png": png(figure), ".svg": _svg(figure)}
+        return [_write(path.with_name(path.name + end), data) for end, data in drawn.items()]
 
 
 def _points(axes: Axes, points: Sequence[Point]) -> None:
@@ -98,18 +82,7 @@ def _intervals(axes: Axes, points: Sequence[Point]) -> None:
         [high - ms for ms, high in zip(x, upper, strict=True)],
     ]
     up = [NINETY * p.quality_sd for p in points]
-    axes.errorbar(x, y, up, across, fmt="none", ecolor=FAINT, elinewidth=0.8)
-
-
-def _line(axes: Axes, best: Sequence[Point]) -> None:
-    """Steps: what is reached at each latency."""
-    x, y = [p.ms for p in best], [p.quality for p in best]
-    axes.step(x, y, where="post", c=LINE, lw=1.2, label="front")
-
-
-def _marked(axes: Axes, point: Point, label: str, look: tuple[str, str, int]) -> None:
-    marker, colour, size = look
-    axes.scatter([point.ms], [point.quality], size, c=colour, marker=marker, label=label, zorder=4)
+    axes.errorbar(x, y, up, across, fmt="none", ecolor=LIGHT.teacher, elinewidth=0.8)
 
 
 def _axes(axes: Axes, chosen: Point, metric: Metric) -> None:
@@ -124,21 +97,14 @@ def _axes(axes: Axes, chosen: Point, metric: Metric) -> None:
         axes.invert_yaxis()
 
 
-def _png(figure: Figure, path: Path) -> Path:
-    canvas: Any = FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer, metadata={"Software": None})
-    return _written(path.with_name(path.name + ".png"), buffer.getvalue())
-
-
-def _svg(figure: Figure, path: Path) -> Path:
+def _svg(figure: Figure) -> bytes:
     canvas: Any = FigureCanvasSVG(figure)
     buffer = io.BytesIO()
     canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return _written(path.with_name(path.name + ".svg"), buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _written(path: Path, content: bytes) -> Path:
+def _write(path: Path, content: bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return path

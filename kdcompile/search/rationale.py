@@ -1,20 +1,20 @@
-"""Why this student, in plain sentences: where its time goes, what changed, what is not known."""
+"""Explain the choice of a student in sentences: where its time goes, what changed, caveats."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdcompile.config.spec import Budget
-from kdcompile.latency_model.breakdown import StageCost, by_place
+from kdcompile.latency_model.breakdown import StageCost, merge_by_resolution
+from kdcompile.latency_model.network_cost import NetworkCost
 from kdcompile.latency_model.predict import NINETY, Estimate
-from kdcompile.latency_model.priced import Priced
 from kdcompile.search.pareto import Point, keeps, limit_ms
-from kdcompile.search.spaces.arch_string import short
+from kdcompile.search.report import arch_string
 from kdcompile.tasks.metric import Metric
 
-TOLD = 0.8  # stages are named until they make up this much of the time
+NAMED_SHARE = 0.8  # stages are named until they make up this much of the time
 KERNELS = 3
-CLEAR = 0.75  # a stage whose time is less of one bound than this is said to be of two
+CLEAR = 0.75  # a stage whose time is less of one bound than this is named with two
 EVIDENCE = {
     "proxy": "a zero-cost proxy, which orders candidates and proves nothing",
     "blocks": "blocks that imitate the teacher's; the student itself has not been trained",
@@ -28,8 +28,8 @@ def explain(
     points: Sequence[Point],
     budget: Budget,
     metric: Metric,
-    teacher: tuple[Point, Priced],
-    student: Priced,
+    teacher: tuple[Point, NetworkCost],
+    student: NetworkCost,
     where: str,
 ) -> list[str]:
     """The choice in sentences.
@@ -37,19 +37,19 @@ def explain(
     Args:
         chosen: as in `neighbours`.
         points: the front, fastest first.
-        budget: what was asked.
+        budget: what was requested.
         metric: of the qualities.
         teacher: its point, and its kernels at the precision that it is compared at.
         student: the chosen one's kernels. The parts of both add up to their points' latencies.
         where: the device as its latencies are named, such as `jetson-orin-nano-8gb@15W`.
     """
-    whole, priced = teacher
+    whole, cost = teacher
     return [
         _latency(chosen, whole, where),
         _quality(chosen, whole, metric),
-        *costly(student),
+        *costly_stages(student),
         _kernels(student.estimate),
-        *_changes(priced, student),
+        *_changes(cost, student),
         *neighbours(chosen, points, budget, metric, whole),
         *_caveats(chosen, whole, student.estimate, where),
     ]
@@ -75,15 +75,15 @@ def _quality(chosen: Point, teacher: Point, metric: Metric) -> str:
     )
 
 
-def costly(student: Priced) -> list[str]:
+def costly_stages(student: NetworkCost) -> list[str]:
     """The stages that make up most of the time, the costliest first."""
     numbered = sorted(enumerate(student.stages(), 1), key=lambda item: -item[1].ms)
-    found, told = [], 0.0
+    found, named = [], 0.0
     for number, stage in numbered:
-        if told >= TOLD:
+        if named >= NAMED_SHARE:
             break
-        told += stage.share
-        name = stage.name if stage.place == "the head" else f"stage {number} {stage.name}"
+        named += stage.share
+        name = stage.name if stage.resolution == "the head" else f"stage {number} {stage.name}"
         found.append(f"{name} costs {stage.share:.0%}: {_bound(stage)}")
     return found
 
@@ -99,8 +99,8 @@ def _bound(stage: StageCost) -> str:
 
 
 def _kernels(estimate: Estimate) -> str:
-    costly = sorted(estimate.parts, key=lambda part: -part.ms)[:KERNELS]
-    named = [f"{p.name} ({p.kind}, {p.ms / estimate.ms:.0%}, {p.bound}-bound)" for p in costly]
+    costliest = sorted(estimate.parts, key=lambda part: -part.ms)[:KERNELS]
+    named = [f"{p.name} ({p.kind}, {p.ms / estimate.ms:.0%}, {p.bound}-bound)" for p in costliest]
     launches = f"{len(estimate.parts)} kernels"
     by = ", ".join(
         f"{ms / estimate.ms:.0%} {name}"
@@ -110,24 +110,28 @@ def _kernels(estimate: Estimate) -> str:
     return f"{launches}, {by}; the costliest: {', '.join(named)}"
 
 
-def _changes(teacher: Priced, student: Priced) -> list[str]:
+def _changes(teacher: NetworkCost, student: NetworkCost) -> list[str]:
     """What became of the teacher's time at each size of map."""
-    before, after = by_place(teacher.stages()), by_place(student.stages())
-    found = [_change(before.get(place), after.get(place)) for place in {**before, **after}]
+    before, after = merge_by_resolution(teacher.stages()), merge_by_resolution(student.stages())
+    found = [
+        _change(before.get(resolution), after.get(resolution)) for resolution in {**before, **after}
+    ]
     return [text for text in found if text]
 
 
 def _change(before: StageCost | None, after: StageCost | None) -> str:
     if after is None:
-        assert before is not None, "a place is one of the two networks'"
+        assert before is not None, "a resolution is one of the two networks'"
         return (
-            f"{before.place} the student computes nothing (teacher {before.ms:.3g} ms, "
+            f"{before.resolution} the student computes nothing (teacher {before.ms:.3g} ms, "
             f"{before.share:.0%})"
         )
     if before is None:
-        return f"{after.place} only the student computes: {after.ms:.3g} ms in {_layers(after)}"
+        return (
+            f"{after.resolution} only the student computes: {after.ms:.3g} ms in {_layers(after)}"
+        )
     return (
-        f"{after.place} the teacher takes {before.ms:.3g} ms in {_layers(before)}, "
+        f"{after.resolution} the teacher takes {before.ms:.3g} ms in {_layers(before)}, "
         f"the student {after.ms:.3g} ms in {_layers(after)}"
     )
 
@@ -146,9 +150,9 @@ def neighbours(
     """Why not the next faster nor the next slower point of the front.
 
     Args:
-        chosen: of `points`, or beside them where only a part of the points was judged so well.
+        chosen: of `points`, or next to them where only a part of the points was evaluated so well.
         points: the front, fastest first.
-        budget: what was asked.
+        budget: what was requested.
         metric: of the qualities.
         teacher: what a speed-up is against.
     """
@@ -156,23 +160,24 @@ def neighbours(
     faster = max((p for p in points if p.ms < chosen.ms), key=lambda p: p.ms, default=None)
     slower = min((p for p in points if p.ms > chosen.ms), key=lambda p: p.ms, default=None)
     if chosen not in points:
-        found.append(f"beside the front, but judged by {EVIDENCE[chosen.evidence]}")
+        found.append(f"not on the front, but evaluated by {EVIDENCE[chosen.evidence]}")
     if faster is not None:
         saved = 1 - faster.ms / chosen.ms
         found.append(
-            f"the next faster, {short(faster.architecture)}, saves {saved:.0%} and is expected to "
-            f"{_against(faster, chosen, metric)}"
+            f"the next faster, {arch_string(faster.architecture)}, saves {saved:.0%} "
+            f"and is expected to {_compare_quality(faster, chosen, metric)}"
         )
     if slower is not None:
         found.append(
-            f"the next slower, {short(slower.architecture)}, {_price(slower, budget, teacher)} "
-            f"and is expected to {_against(slower, chosen, metric)}"
+            f"the next slower, {arch_string(slower.architecture)}, "
+            f"{_price(slower, budget, teacher)} and is expected to "
+            f"{_compare_quality(slower, chosen, metric)}"
         )
     return found or ["it is the only point of the front"]
 
 
-def _against(point: Point, chosen: Point, metric: Metric) -> str:
-    """How the quality of a point compares, and whether the two can be told apart."""
+def _compare_quality(point: Point, chosen: Point, metric: Metric) -> str:
+    """How the quality of a point compares, and whether the two can be distinguished."""
     verb = "gain" if metric.is_better(point.quality, chosen.quality) else "lose"
     apart = abs(point.quality - chosen.quality)
     text = f"{verb} {metric.difference(apart)} of {metric.name}"
@@ -208,7 +213,7 @@ def _caveats(chosen: Point, teacher: Point, estimate: Estimate, where: str) -> l
     return found
 
 
-def facts(priced: Priced) -> list[Mapping[str, Any]]:
+def stage_records(cost: NetworkCost) -> list[Mapping[str, Any]]:
     """Its stages as JSON values, for the record of a search."""
     return [
         {
@@ -219,5 +224,5 @@ def facts(priced: Priced) -> list[Mapping[str, Any]]:
             "widths": list(stage.widths),
             "kernels": stage.kernels,
         }
-        for stage in priced.stages()
+        for stage in cost.stages()
     ]

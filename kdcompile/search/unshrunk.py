@@ -1,6 +1,6 @@
-"""Is a student of a width budget really smaller, and what kept its teacher's width?
+"""Check that a student of a width budget is really smaller, and name what could not be resized.
 
-Criterion: a weight that lies between two layers has an input and an output axis inside the network,
+Criterion: a weight between two layers has an input and an output axis inside the network,
 so where every width inside is scaled by `width` no layer keeps more than `width` of its weights.
 The rest of the teacher's weights, and by layers of its multiply-adds, is what must go. A student
 for which less than `REACHED` of that goes is refused: a part of the network was not resized. What
@@ -18,8 +18,9 @@ from torch.fx import Node
 
 from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
+from kdcompile.models.channel_rules import NORMS
 from kdcompile.models.channels import ENDS, Channels, Layer, Layout
-from kdcompile.models.resizable import NORMS
+from kdcompile.search.spaces.pruned_kernels import sides
 
 SHOWN = 3  # modules in a message
 FIX = (
@@ -35,7 +36,7 @@ class Part:
     """A module with weights of its own: how many the teacher has, the student and the criterion.
 
     `positions` is how often each weight is used in one inference, 0 where that is not known; `why`
-    says what holds the module's width, and is empty where it was resized.
+    gives what holds the module's width, and is empty where it was resized.
     """
 
     name: str
@@ -60,7 +61,7 @@ def refuse_unshrunk(
         teacher: as it was traced.
         channels: of the teacher.
         architecture: of family `shrink`.
-        width: the share of the teacher's channels that is asked of it.
+        width: the share of the teacher's channels that is requested of it.
         tile: of the target, in channels.
         budget: for the message.
 
@@ -77,15 +78,15 @@ def refuse_unshrunk(
         allowed = sum(part.allowed * weighs(part) for part in parts)
         most = whole - REACHED * (whole - allowed)
         if kept > most + 1e-9 * whole:
-            asked = ", ".join(
+            requested = ", ".join(
                 f"{k} = {v:g}" for k, v in budget.model_dump(exclude_none=True).items()
             )
             at = "" if budget.width is not None else f" at width {width:.3g}"
             raise KDError(
                 "student-not-smaller",
-                f"{asked} was asked, and the student keeps {kept / whole:.0%} of the teacher's "
-                f"{what}{at}, where {most / whole:.0%} is the most; these modules could not be "
-                f"resized: {_named(parts)}",
+                f"{requested} was requested, and the student keeps {kept / whole:.0%} of the "
+                f"teacher's {what}{at}, where {most / whole:.0%} is the most; these modules could "
+                f"not be resized: {_named(parts)}",
                 where="[student] budget",
                 fix=FIX,
             )
@@ -134,9 +135,8 @@ def _kept(layer: Layer, widths: Mapping[str, int]) -> float:
     made = [_full(layout) for layout in (layer.inputs, layer.outputs)]
     if "num_features" in widths:
         return widths["num_features"] / made[1]
-    if "in_features" in widths:
-        return widths["in_features"] * widths["out_features"] / (made[0] * made[1])
-    product = widths["in_channels"] * widths["out_channels"] / widths["groups"]
+    inputs, outputs = sides(widths)
+    product = inputs * outputs / widths.get("groups", 1)
     return product / (made[0] * made[1] / layer.groups)
 
 

@@ -19,7 +19,7 @@ from kdcompile.distill.inherit import inherit
 from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.start import checked_start
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
 from kdcompile.tasks.metric import MAE, TOP1
 
 

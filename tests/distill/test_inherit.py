@@ -13,7 +13,7 @@ from unshrunk_networks import Subclassed
 from kdcompile.core.errors import KDError
 from kdcompile.distill.inherit import inherit
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
 
 
 def _conv(inputs, outputs, kernel=3, **options):

@@ -9,7 +9,7 @@ from kdcompile.core.user_code import load_factory
 from kdcompile.distill.inherit import inherit
 from kdcompile.models.factory import build_model, load_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
 
 FOLDER = Path(__file__).parents[2] / "examples" / "digits"
 

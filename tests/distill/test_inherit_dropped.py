@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from kdcompile.distill.inherit import inherit
 from kdcompile.models.channels import trace
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
 
 
 def _crops(channels):

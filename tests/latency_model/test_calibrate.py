@@ -18,8 +18,8 @@ from kdcompile.core.errors import KDError
 from kdcompile.latency_model import calibrate, microbench_timing
 from kdcompile.latency_model.device_check import check_device, difference, mode_of
 from kdcompile.latency_model.kernels import kernels_of
-from kdcompile.latency_model.microbench import SIDES, Chain, chains, in_form, model_of
-from kdcompile.latency_model.microbench_timing import Case, Timed, cases, measure
+from kdcompile.latency_model.microbench import SIDES, Chain, chains, convert, model_of
+from kdcompile.latency_model.microbench_timing import Case, TimedNetwork, cases, measure
 from kdcompile.latency_model.parameters import Efficiencies, efficiencies_of
 from kdcompile.latency_model.predict import kernel_ms
 from kdcompile.remote.board import evidence_of, facts_of
@@ -77,14 +77,14 @@ def test_every_network_is_of_its_kind():
 
 @pytest.mark.parametrize("form", ["fp16", "bf16", "int8"])
 def test_a_network_in_another_form(form):
-    model = in_form(model_of(SMALL[0]), form)
+    model = convert(model_of(SMALL[0]), form)
     kernels = kernels_of(model, SMALL[0].shape)
     assert {k.input_precision for k in kernels if k.kind == "conv"} == {form}
 
 
 def test_what_there_is_not_is_an_error():
     with pytest.raises(ValueError, match="fp8"):
-        in_form(model_of(SMALL[0]), "fp8")
+        convert(model_of(SMALL[0]), "fp8")
     with pytest.raises(ValueError, match="lstm"):
         model_of(Chain("lstm", (1, 8, 4, 4), 8))
 
@@ -115,8 +115,8 @@ def test_this_cpu_is_measured_and_left_clean():
 @pytest.mark.parametrize("version", ["8.6.1", "10.13.3"])
 def test_a_gpu_is_measured_and_left_clean(version, tmp_path):
     target = targets.load("h100").with_backend(version)
-    there = NearGpu(version, tmp_path / "there")
-    with there.open() as place:
+    remote_files = NearGpu(version, tmp_path / "there")
+    with remote_files.open() as place:
         found = measure(place, board_at(place, target), target, cases(SMALL[:1], target), 5.0)
     by_name = {row.precision: row for row in found.timed}
     able = set(target.precisions) & set(place.about["precisions"]) - {"fp8"}
@@ -170,14 +170,14 @@ def test_time_is_kept(tmp_path):
 
 
 def test_the_lower_quartile_and_what_shows_a_busy_device():
-    calm = Timed("a", "a", "fp32", [], "", samples=[1.0, 1.0, 1.0, 1.1, 1.1])
-    busy = Timed("b", "b", "fp32", [], "", samples=[1.0, 1.0, 2.0, 2.0, 9.0])
+    calm = TimedNetwork("a", "a", "fp32", [], "", samples=[1.0, 1.0, 1.0, 1.1, 1.1])
+    busy = TimedNetwork("b", "b", "fp32", [], "", samples=[1.0, 1.0, 2.0, 2.0, 9.0])
     assert (calm.ms, busy.ms) == (1.0, 1.0)
     assert busy.spread == 1.0
-    lost = Timed("c", "c", "fp32", [], "", samples=[1.0, 4.0, 4.0, 4.0, 4.1])
-    late = Timed("d", "d", "fp32", [], "", samples=[1.0, 1.0, 3.0, 4.0, 4.1])
+    lost = TimedNetwork("c", "c", "fp32", [], "", samples=[1.0, 4.0, 4.0, 4.0, 4.1])
+    late = TimedNetwork("d", "d", "fp32", [], "", samples=[1.0, 1.0, 3.0, 4.0, 4.1])
     times = microbench_timing.Times([calm, busy, lost, late], {}, [])
-    assert times.restless == ["b", "d"]
+    assert times.noisy == ["b", "d"]
     assert [row.name for row in times.undisturbed] == ["a", "b"], "none of the other two is its own"
 
 
@@ -353,8 +353,8 @@ def test_too_few_latencies_are_no_calibration(short, monkeypatch):
 
 
 def test_a_gpu_is_calibrated_at_its_place(short, tmp_path):
-    there = NearGpu("8.6.1", tmp_path / "there")
-    found = calibrate.calibrate("h100", "python:/x", 5.0, opener=there.open)
+    remote_files = NearGpu("8.6.1", tmp_path / "there")
+    found = calibrate.calibrate("h100", "python:/x", 5.0, opener=remote_files.open)
     table = found.table
     assert (table["backend"], table["backend_version"]) == ("tensorrt", "8.6.1")
     assert table["machine"] == "NVIDIA H100 80GB HBM3"
@@ -363,23 +363,23 @@ def test_a_gpu_is_calibrated_at_its_place(short, tmp_path):
 
 
 def test_another_gpu_is_refused_before_anything_is_built(short, tmp_path):
-    there = NearGpu("8.6.1", tmp_path / "there", name=b"NVIDIA H200")
+    remote_files = NearGpu("8.6.1", tmp_path / "there", name=b"NVIDIA H200")
     with pytest.raises(KDError) as caught:
-        calibrate.calibrate("h100", None, 5.0, opener=there.open)
+        calibrate.calibrate("h100", None, 5.0, opener=remote_files.open)
     assert caught.value.code == "board-mismatch"
-    assert not there.counts["build"]
+    assert not remote_files.counts["build"]
     assert not user.path("h100").exists()
 
 
 def test_what_could_not_be_kept_is_not_measured(short, tmp_path, monkeypatch):
     (tmp_path / "a_file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "a_file"))
-    there = NearGpu("8.6.1", tmp_path / "there")
+    remote_files = NearGpu("8.6.1", tmp_path / "there")
     with pytest.raises(KDError) as caught:
-        calibrate.calibrate("h100", None, 5.0, opener=there.open)
+        calibrate.calibrate("h100", None, 5.0, opener=remote_files.open)
     assert caught.value.code == "calibrate-unwritable"
     assert caught.value.where == str(user.path("h100"))
-    assert not there.counts["build"]
+    assert not remote_files.counts["build"]
 
 
 def test_errors_are_of_latencies_as_they_were_enqueued():
@@ -388,7 +388,8 @@ def test_errors_are_of_latencies_as_they_were_enqueued():
     kernels = kernels_of(model_of(SMALL[0]), SMALL[0].shape)
     shipped = efficiencies_of(target)
     rows = [
-        Timed(mode, "n", "fp32", kernels, "", mode, samples=[1.0]) for mode in ("graph", "device")
+        TimedNetwork(mode, "n", "fp32", kernels, "", mode, samples=[1.0])
+        for mode in ("graph", "device")
     ]
     graph, device = calibrate._errors(calibrate._observations(rows, target), shipped)
     stream = 1e-3 * shipped.values["stream"]
@@ -406,7 +407,7 @@ def test_any_time_may_be_given(tmp_path):
 
 
 def test_notes_of_what_a_reader_must_know():
-    busy = [Timed(str(i), "n", "fp32", [], "", samples=[1, 1, 2, 2, 2]) for i in range(4)]
+    busy = [TimedNetwork(str(i), "n", "fp32", [], "", samples=[1, 1, 2, 2, 2]) for i in range(4)]
     (left, vary) = calibrate._notes(microbench_timing.Times(busy, {}, ["more"]), 30.0)
     assert "30 s were enough for 4 networks; 1 were left out" in left
     assert "4 of 4 latencies vary by over a fifth, and 0 by so much" in vary
@@ -446,7 +447,7 @@ def test_the_real_fit_brings_predictions_nearer(monkeypatch):
     for chain in chains("cpu"):
         kernels = kernels_of(model_of(chain), chain.shape)
         ms = kernel_ms(kernels, wide, "fp32", real)
-        rows.append(Timed(chain.name, chain.name, "fp32", kernels, "", samples=[ms]))
+        rows.append(TimedNetwork(chain.name, chain.name, "fp32", kernels, "", samples=[ms]))
     times = microbench_timing.Times(rows, {}, [])
     user.path("cpu").parent.mkdir(parents=True)
     board = Board(None, "onnxruntime", "here", {**GPU, "gpu": None}, "host")

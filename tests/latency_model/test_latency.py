@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from kdcompile.core.errors import KDError
-from kdcompile.latency_model.kernels import Kernel, kernels_of
-from kdcompile.latency_model.memory_traffic import stored_bytes, traffic
+from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.parameters import Efficiencies, priors
 from kdcompile.latency_model.predict import estimate, kernel_ms
 from kdcompile.latency_model.reference_kernels import reference_kernels
 from kdcompile.latency_model.roofline import lay_out, times
+from kdcompile.latency_model.workload import Kernel, stored_bytes, traffic
 from kdcompile.targets import load
 
 NANO = load("jetson-orin-nano-8gb")

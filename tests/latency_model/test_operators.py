@@ -3,8 +3,7 @@
 import numpy as np
 from onnx import numpy_helper, parser
 
-from kdcompile.latency_model.kernels import kernels_of
-from kdcompile.latency_model.operators import operators_of
+from kdcompile.latency_model.kernels import kernels_of, operators_of
 
 SHAPE = [1, 8, 16, 16]
 BODY = """

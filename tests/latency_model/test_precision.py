@@ -9,8 +9,12 @@ from kdcompile.config.load import load_spec
 from kdcompile.config.step import Step
 from kdcompile.config.template import init_example
 from kdcompile.core.store import Store
-from kdcompile.latency_model.network_cost import Network
-from kdcompile.latency_model.precision import beside, candidates, fastest
+from kdcompile.latency_model.network_cost import (
+    Network,
+    candidate_precisions,
+    fastest,
+    paired_precision,
+)
 from kdcompile.models.factory import load_teacher
 from kdcompile.passes import search
 from kdcompile.targets import load
@@ -60,7 +64,7 @@ def test_students_of_a_search_are_compared_at_it_too(estimate, monkeypatch):
     def asked_for(*given):
         raise LookupError(given[4])
 
-    monkeypatch.setattr(search, "searched", asked_for)
+    monkeypatch.setattr(search, "search_student", asked_for)
     sets = ("student.family=search", "student.budget={speedup=2}")
     with pytest.raises(LookupError, match=re.escape("('fp32', 'fp32')")):
         estimate(SLOW_INT8, *sets)
@@ -78,17 +82,17 @@ def test_students_of_a_search_are_compared_at_it_too(estimate, monkeypatch):
     ],
 )
 def test_what_may_ship(folder, target, sets, expected):
-    assert candidates(spec(folder, *sets, target=target), load(target)) == expected
+    assert candidate_precisions(spec(folder, *sets, target=target), load(target)) == expected
 
 
 def test_fp8_may_not_ship_where_no_parser_reads_it(folder):
     old = replace(load("jetson-thor-t5000"), tensorrt="8.6")
-    assert candidates(spec(folder), old) == ("fp16", "fp32")
+    assert candidate_precisions(spec(folder), old) == ("fp16", "fp32")
 
 
 def test_the_first_of_equals_is_the_fastest(folder):
     teacher = Network(load_teacher(spec(folder)), spec(folder).export.profile[1])
-    fp32 = teacher.priced(CPU, "fp32")
+    fp32 = teacher.cost(CPU, "fp32")
     same = replace(fp32, estimate=replace(fp32.estimate, precision="fp8"))
     quick = replace(fp32, estimate=replace(fp32.estimate, ms=fp32.estimate.ms / 2))
     assert fastest([same, fp32]) is same
@@ -96,6 +100,6 @@ def test_the_first_of_equals_is_the_fastest(folder):
 
 
 def test_the_teacher_computes_in_what_the_target_has():
-    assert beside("int8", CPU.precisions) == "fp32"
-    assert beside("int8", load("jetson").precisions) == "fp16"
-    assert beside("fp32", load("jetson").precisions) == "fp32"
+    assert paired_precision("int8", CPU.precisions) == "fp32"
+    assert paired_precision("int8", load("jetson").precisions) == "fp16"
+    assert paired_precision("fp32", load("jetson").precisions) == "fp32"

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from kdcompile.latency_model.kernels import kernels_of
-from kdcompile.latency_model.tiling import Product, product_of
+from kdcompile.latency_model.workload import Product, product_of
 
 IMAGE = (2, 16, 5, 7)
 

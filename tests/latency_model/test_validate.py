@@ -178,14 +178,14 @@ def test_the_kept_kernels_are_those_of_the_rebuilt_networks(network, monkeypatch
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import fit_latency
 
-    from kdcompile.latency_model.reference_kernels import compact
-
     rebuilt = fit_latency.tables([network])
     assert rebuilt
     fixtures = [f for f in load_fixtures() if f.usable and f.network == network]
     for fixture in fixtures:
         kept = reference_kernels(network, fixture.shape, fixture.precision)
-        assert compact(kept) == rebuilt[key_of(network, fixture.shape, fixture.precision)]
+        assert (
+            fit_latency.compact(kept) == rebuilt[key_of(network, fixture.shape, fixture.precision)]
+        )
     for name in [
         n for n in sys.modules if n.startswith(("reference_", "fit_latency", "latency_tables"))
     ]:

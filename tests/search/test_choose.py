@@ -1,17 +1,22 @@
 """The budget picks the widest student that keeps it."""
 
+import math
+
 import pytest
 
 from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.predict import Estimate
-from kdcompile.search.budget import Candidate, met, reachable, widest
+from kdcompile.search.pareto import Point, keeps, reachable
+from kdcompile.search.uniform_search import widest
 
 
 def _candidate(width):
     bounds = {"arithmetic": width, "memory": 0.0, "launch": 0.0}
     latency = Estimate(10 * width**2 + 1, 1.0, 20.0, False, "fp16", bounds)
-    return Candidate({"width": width}, 1e9 * width**2, int(1e6 * width**2), latency)
+    return Point(
+        {"width": width}, latency, math.nan, math.nan, "proxy", 1e9 * width**2, int(1e6 * width**2)
+    )
 
 
 WIDTHS = [n / 16 for n in range(16, 0, -1)]
@@ -29,7 +34,7 @@ def test_widest_that_fits(budget):
         budget,
         {"fp16": teacher},
     )
-    fitting = [w for w in WIDTHS if met(budget, _candidate(w), teacher)]
+    fitting = [w for w in WIDTHS if keeps(budget, _candidate(w), teacher)]
     assert chosen.architecture["width"] == max(fitting)
 
 

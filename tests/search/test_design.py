@@ -18,9 +18,9 @@ from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search import driver
 from kdcompile.search.candidate_pool import Problem, of_each_resolution
 from kdcompile.search.driver import search
-from kdcompile.search.on_device import Measured
+from kdcompile.search.on_device import Measurement
 from kdcompile.search.pareto import Point, keeps
-from kdcompile.search.predictors.sensitivity import Expected
+from kdcompile.search.predictors.sensitivity import ExpectedLoss
 from kdcompile.search.predictors.short_distillation import Finalist
 from kdcompile.search.spaces.base import identity
 from kdcompile.search.spaces.staged import StagedSpace
@@ -50,8 +50,8 @@ class Wise:
         self.learnt.append(number)
         return min(number, 2)
 
-    def expected(self, architecture):
-        return Expected(self.loss(architecture), 0.1)
+    def expected_loss(self, architecture):
+        return ExpectedLoss(self.loss(architecture), 0.1)
 
     def distil(self, architectures, steps):
         self.asked = [dict(a) for a in architectures]
@@ -72,7 +72,7 @@ def make(tmp_path_factory):
     load_spec, target = write_build(folder), load("cpu")
     torch.manual_seed(0)
     teacher = Network(network().eval(), SHAPE)
-    priced = teacher.priced(target, "fp32")
+    priced = teacher.cost(target, "fp32")
     macs = sum(kernel.macs for kernel in priced.kernels)
     size = params(teacher.module)
     point = Point({"family": "teacher"}, priced.estimate, TEACHER, 0.0, "measured", macs, size)
@@ -92,20 +92,20 @@ def make(tmp_path_factory):
 
 def _search(make, budget, *sets, turn=lambda number, loss: loss):
     problem, space = make(budget, *sets)
-    judge = Wise(problem, space, turn)
-    found, returned, timing = search(problem, [(space, lambda: judge)], None, Path())
-    assert returned is judge
-    return found, judge, timing
+    predictor = Wise(problem, space, turn)
+    found, returned, timing = search(problem, [(space, lambda: predictor)], None, Path())
+    assert returned is predictor
+    return found, predictor, timing
 
 
 def test_the_best_that_keeps_the_budget_is_chosen(make):
-    found, judge, timing = _search(make, "macs=30000", "search.finalists=0")
+    found, predictor, timing = _search(make, "macs=30000", "search.finalists=0")
     within = [p for p in found.points if p.macs <= 30000]
     assert found.chosen in within
     assert found.chosen.quality == min(p.quality for p in within)
     assert found.chosen.quality == pytest.approx(TEACHER + 1e4 / found.chosen.macs)
     assert any(p.macs > 30000 for p in found.points)
-    assert not judge.asked
+    assert not predictor.asked
     assert timing is None
     assert found.explanation
 
@@ -120,8 +120,8 @@ def test_branches_that_fold_are_counted_as_the_one_convolution_that_ships(make):
 
 
 def test_what_is_spent_on_blocks_is_what_was_asked(make):
-    _, judge, _ = _search(make, "macs=30000", "search.blocks_trained=10")
-    assert judge.learnt == [4, 4, 6]  # thirds of what is left, as two are learnt each time
+    _, predictor, _ = _search(make, "macs=30000", "search.blocks_trained=10")
+    assert predictor.learnt == [4, 4, 6]  # thirds of what is left, as two are learnt each time
 
 
 def test_the_same_seed_the_same_search(make):
@@ -147,17 +147,19 @@ def test_an_expected_quality_is_one_that_the_metric_can_have(make, metric, best,
     point = dataclasses.replace(problem.point, quality=0.9)
     problem = dataclasses.replace(problem, metric=metric, point=point)
     for turn, quality in ((-1e3, best), (1e3, worst)):
-        judge = Wise(problem, space, lambda number, loss, turn=turn: turn)
-        found, _, _ = search(problem, [(space, lambda judge=judge: judge)], None, Path())
+        predictor = Wise(problem, space, lambda number, loss, turn=turn: turn)
+        found, _, _ = search(
+            problem, [(space, lambda predictor=predictor: predictor)], None, Path()
+        )
         assert found.chosen.quality == quality
 
 
 def test_finalists_decide(make):
-    hoped, judge, _ = _search(make, "macs=30000")
-    first, second = judge.asked
+    hoped, predictor, _ = _search(make, "macs=30000")
+    first, second = predictor.asked
     assert identity(dict(hoped.chosen.architecture)) == identity(first)
-    found, judge, _ = _search(make, "macs=30000", turn=lambda number, loss: 3.0 - number)
-    assert judge.asked == [first, second]
+    found, predictor, _ = _search(make, "macs=30000", turn=lambda number, loss: 3.0 - number)
+    assert predictor.asked == [first, second]
     assert identity(dict(found.chosen.architecture)) == identity(second)
     assert found.chosen.evidence == "distilled"
     assert found.chosen.quality == TEACHER + 2.0
@@ -190,11 +192,11 @@ def _timed_at(monkeypatch, factor):
 
     def measure(teacher, students, precision, spec, target, board, folder):
         calls.append(len(students))
-        predicted = [Network(s.eval(), SHAPE).priced(target, precision).estimate for s in students]
-        own = Network(teacher, SHAPE).priced(target, precision).estimate
+        predicted = [Network(s.eval(), SHAPE).cost(target, precision).estimate for s in students]
+        own = Network(teacher, SHAPE).cost(target, precision).estimate
         ms = tuple(factor * estimate.ms for estimate in predicted)
         why = (None,) * len(ms)
-        return Measured(precision, "fp32", factor * own.ms, ms, why, "here", "plain", 0.01)
+        return Measurement(precision, "fp32", factor * own.ms, ms, why, "here", "plain", 0.01)
 
     monkeypatch.setattr(driver, "measure", measure)
     return calls

@@ -9,10 +9,9 @@ from kdcompile.core.store import Store
 from kdcompile.models.cuts import Cut
 from kdcompile.models.staged import stage
 from kdcompile.search.predictors import sensitivity as evidence
-from kdcompile.search.predictors.block_data import lessons, prepare
+from kdcompile.search.predictors.block_data import prepare_training_data, training_data
 from kdcompile.search.predictors.block_distillation import BlockResult
 from kdcompile.search.predictors.block_error_model import (
-    Capacity,
     Regression,
     convolution_weights,
     errors_of,
@@ -20,19 +19,19 @@ from kdcompile.search.predictors.block_error_model import (
 )
 from kdcompile.search.predictors.sensitivity import (
     Curve,
-    Damage,
-    expected,
+    SensitivityPoint,
+    expected_loss,
     paired_increase,
     sensitivity,
 )
-from kdcompile.search.spaces.blocks import Block, blocks_of
+from kdcompile.search.spaces.staged import Block, blocks_of
 from kdcompile.tasks.task import find_task
 
 CUTS = [Cut("a", 1, 32, 2, 1), Cut("b", 2, 64, 2, 1)]
 
 
 def _damage(error, increase, sd=0.1):
-    return Damage(0, 1, error, increase, sd)
+    return SensitivityPoint(0, 1, error, increase, sd)
 
 
 def test_a_curve_rises_from_nothing_and_goes_on():
@@ -51,7 +50,7 @@ def test_where_a_curve_falls_neighbours_share_their_weighted_mean():
 
 def test_expected_adds_up_with_deviations_of_curve_and_error():
     curve = Curve((0.0, 1.0), (0.0, 4.0), (0.0, 0.6))
-    found = expected([curve, curve], [(0.5, 0.1), (1.0, 0.0)])
+    found = expected_loss([curve, curve], [(0.5, 0.1), (1.0, 0.0)])
     assert found.mean == pytest.approx(6)
     assert found.sd == pytest.approx(np.sqrt(0.3**2 + 0.4**2 + 0.6**2))
 
@@ -73,16 +72,16 @@ def test_no_rate_is_surer_than_one_photo():
 
 
 def test_damage_to_a_teacher_costs_what_it_takes_away(tmp_path, monkeypatch):
-    ground = prepare(write_build(tmp_path)(), OPTIONS, Store(tmp_path / "store"))
-    curves = sensitivity(ground, images=12)
-    assert len(curves) == len(lessons(ground).cuts) == 2
+    context = prepare_training_data(write_build(tmp_path)(), OPTIONS, Store(tmp_path / "store"))
+    curves = sensitivity(context, images=12)
+    assert len(curves) == len(training_data(context).cuts) == 2
     for curve in curves:
         assert curve.errors[0] == curve.increases[0] == 0
         assert curve.errors[-1] == pytest.approx(1, abs=0.05)  # means alone
         assert curve.increases[-1] > 0.3  # digits of a count of 1 to 4
         assert curve.at(curve.errors[1]) < 0.6 * curve.increases[-1]  # half of the channels
-    monkeypatch.setattr(evidence, "_measured", None)
-    assert sensitivity(ground, images=12) == curves
+    monkeypatch.setattr(evidence, "_measure_point", None)
+    assert sensitivity(context, images=12) == curves
 
 
 def _truth(block):
@@ -103,8 +102,8 @@ def _blocks(kinds=("conv", "separable"), widths=(4, 8, 16, 32)):
 
 
 def test_a_regression_predicts_what_was_not_measured(tmp_path):
-    capacity, blocks = Capacity(CUTS), _blocks()
-    regression = Regression.of(capacity, [_result(b, tmp_path) for b in blocks[::3]])
+    cuts, blocks = CUTS, _blocks()
+    regression = Regression.of(cuts, [_result(b, tmp_path) for b in blocks[::3]])
     for block, (error, sd) in zip(blocks, regression.predict(blocks), strict=True):
         assert error == pytest.approx(_truth(block), rel=0.25)
         assert abs(error - _truth(block)) < 3 * sd
@@ -114,9 +113,9 @@ def test_a_regression_predicts_what_was_not_measured(tmp_path):
 
 
 def test_measured_errors_go_before_predicted_ones(tmp_path):
-    capacity, (first, second, *_) = Capacity(CUTS), _blocks()
+    cuts, (first, second, *_) = CUTS, _blocks()
     result = _result(first, tmp_path)
-    regression = Regression.of(capacity, [result])
+    regression = Regression.of(cuts, [result])
     found = errors_of([first, second], {first: result}, regression)
     assert found[0][0] == result.error
     assert found[0][1] < 0.2 * result.error
@@ -134,18 +133,18 @@ def test_weights_are_those_of_the_module(kind, stride, down):
 
 
 def test_nothing_measured_is_a_wide_guess():
-    ((error, sd),) = Regression.of(Capacity(CUTS), []).predict(_blocks()[:1])
+    ((error, sd),) = Regression.of(CUTS, []).predict(_blocks()[:1])
     assert error == 1
     assert sd > 1
 
 
 def test_unlike_blocks_are_measured_first():
     blocks = _blocks(kinds=("conv", "separable", "repvgg", "bottleneck"))
-    capacity = Capacity(CUTS)
-    first = measure_first(capacity, blocks, [], 6)
+    cuts = CUTS
+    first = measure_first(cuts, blocks, [], 6)
     assert len(set(first)) == 6
     assert len({block.block for block in first}) >= 3
     assert {block.index for block in first} == {0, 1}
-    rest = measure_first(capacity, blocks, first, 100)
+    rest = measure_first(cuts, blocks, first, 100)
     assert set(rest) == set(blocks) - set(first)
-    assert measure_first(capacity, blocks, blocks, 3) == []
+    assert measure_first(cuts, blocks, blocks, 3) == []

@@ -8,15 +8,14 @@ import pytest
 from kdcompile import targets
 from kdcompile.config.spec import Budget
 from kdcompile.core.files import write_json
-from kdcompile.latency_model.breakdown import by_place, stage_costs
+from kdcompile.latency_model.breakdown import merge_by_resolution, stage_costs
 from kdcompile.latency_model.correction import Correction
-from kdcompile.latency_model.kernels import Kernel
+from kdcompile.latency_model.network_cost import NetworkCost
 from kdcompile.latency_model.predict import Estimate, Part, estimate
-from kdcompile.latency_model.priced import Priced
+from kdcompile.latency_model.workload import Kernel
 from kdcompile.search.pareto import Point, front
-from kdcompile.search.rationale import explain, facts, neighbours
-from kdcompile.search.report import MARKS, ROWS, Found, lines
-from kdcompile.search.spaces.arch_string import short
+from kdcompile.search.rationale import explain, neighbours, stage_records
+from kdcompile.search.report import MARKS, ROWS, SearchResult, arch_string, lines
 from kdcompile.search.spaces.staged_kernels import staged_kernels
 from kdcompile.tasks.metric import MAE, TOP1
 
@@ -41,7 +40,7 @@ def priced(*rows):
     bounds = {name: sum(p.ms for p in parts if p.bound == name) for name in BOUNDS}
     ms = sum(bounds.values())
     latency = Estimate(ms, ms / 1.5, 1.5 * ms, False, "fp16", bounds, parts)
-    return Priced(kernels, latency, SHAPE)
+    return NetworkCost(kernels, latency, SHAPE)
 
 
 BOUNDS = ("arithmetic", "memory", "launch")
@@ -138,24 +137,24 @@ def test_what_computes_nothing_belongs_to_the_layer_after_it():
     assert [stage.kernels for stage in found] == [2, 3]
     assert found[0].bounds == {"launch": 1.0, "memory": 1.0}
     alone = priced((kernel("pool", HALF, 8, 2, **bare), 1.0, "memory")).stages()
-    assert [stage.place for stage in alone] == ["at 1/2 resolution"]
+    assert [stage.resolution for stage in alone] == ["at 1/2 resolution"]
 
 
 @pytest.mark.parametrize(
-    ("size", "place"),
+    ("size", "resolution"),
     [((96, 128), "at full resolution"), ((72, 96), "at 72 x 96"), ((48, 64), "at 1/2 resolution"),
      ((13, 17), "at 13 x 17"), ((32, 43), "at 1/3 resolution"), ((197,), "on 197 tokens"),
      ((8, 96, 128), "at 8 x 96 x 128"), (None, "the head")],
 )  # fmt: skip
-def test_places(size, place):
+def test_places(size, resolution):
     rows = priced((kernel("a", size, 8), 1.0, "memory"))
-    assert rows.stages()[0].place == place
+    assert rows.stages()[0].resolution == resolution
 
 
 def test_a_decoder_at_the_same_size_is_one_place():
     rows = [(kernel(n, s, w), ms, "memory") for n, s, w, ms in
             (("a", FULL, 8, 1.0), ("b", HALF, 16, 2.0), ("c", FULL, 4, 3.0))]  # fmt: skip
-    found = by_place(priced(*rows).stages())
+    found = merge_by_resolution(priced(*rows).stages())
     assert list(found) == ["at full resolution", "at 1/2 resolution"]
     whole = found["at full resolution"]
     assert (whole.ms, whole.widths, whole.kernels) == (4.0, (8, 4), 2)
@@ -249,7 +248,7 @@ def test_a_staged_student_as_the_model_prices_it():
     architecture["stages"] = [s | {"stride": 2} for s in STAGED["stages"]]
     target = targets.load("jetson-orin-nano-8gb@15W")
     kernels = staged_kernels(architecture, SHAPE, "fp16")
-    student = Priced(kernels, estimate(kernels, target, "fp16"), SHAPE)
+    student = NetworkCost(kernels, estimate(kernels, target, "fp16"), SHAPE)
     chosen = point(student.estimate, 75.0, architecture=architecture)
     text = told(chosen, [chosen], student=student)
     assert "stage 1 at 1/2 resolution costs" in text
@@ -277,7 +276,7 @@ def test_neighbours_of_a_budget_that_is_not_of_time():
 def test_a_choice_beside_the_front_says_why():
     chosen = replace(CHOSEN, evidence="distilled")
     found = neighbours(chosen, [at(0.5, 70.0), at(2.0, 69.0)], Budget(macs=5e9), MAE, WHOLE)
-    assert found[0] == "beside the front, but judged by a short distillation"
+    assert found[0] == "not on the front, but evaluated by a short distillation"
     assert "saves 50% and is expected to gain 5 of mae" in found[1]
     assert "takes 2 ms and is expected to gain 6 of mae" in found[2]
 
@@ -313,16 +312,16 @@ def test_rates_are_told_in_points():
     ],
 )  # fmt: skip
 def test_short_names(architecture, text):
-    assert short(architecture) == text
+    assert arch_string(architecture) == text
 
 
 def found_of(points, chosen, **more):
     values = {
         "target": "h100", "precision": "fp16", "metric": MAE, "budget": Budget(speedup=8.0),
         "teacher": WHOLE, "chosen": chosen, "points": points, "explanation": ["one", "two"],
-        "stages": facts(STUDENT),
+        "stages": stage_records(STUDENT),
     }  # fmt: skip
-    return Found(**(values | more))
+    return SearchResult(**(values | more))
 
 
 def test_the_record_and_its_table(tmp_path):
@@ -340,7 +339,7 @@ def test_the_record_and_its_table(tmp_path):
     own = json.loads(json.dumps(CHOSEN.to_json()))
     assert record["points"][record["chosen"]].items() >= own.items()
     text = lines(record)
-    assert text[0] == "search  h100 at fp16, budget speedup = 8, 5 students judged by mae"
+    assert text[0] == "search  h100 at fp16, budget speedup = 8, 5 students evaluated by mae"
     table = text[2:8]
     assert table[0].split() == ["latency", "ms", "90", "%", "expected,", *table[0].split()[5:]]
     assert table[1].startswith("*  0.6")

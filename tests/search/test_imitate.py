@@ -10,16 +10,22 @@ from staged_ground import OPTIONS, architecture, write_build
 from torch import nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.sources import sources_of
 from kdcompile.core.store import Store
 from kdcompile.search.predictors import block_distillation as module
-from kdcompile.search.predictors.block_data import bare_ground, lessons, prepare
+from kdcompile.search.predictors import sensitivity
+from kdcompile.search.predictors.block_data import (
+    context_without_data,
+    prepare_training_data,
+    training_data,
+)
 from kdcompile.search.predictors.block_distillation import (
+    block_error,
     block_key,
-    imitate,
-    imitate_all,
-    judged,
-    measured,
-    taught,
+    distil_block,
+    distil_blocks,
+    stored_result,
+    train_block,
 )
 from kdcompile.search.predictors.teacher_features import (
     at_size,
@@ -28,7 +34,7 @@ from kdcompile.search.predictors.teacher_features import (
     teacher_maps,
 )
 from kdcompile.search.predictors.worker_pool import evaluate_all
-from kdcompile.search.spaces.blocks import blocks_of
+from kdcompile.search.spaces.staged import blocks_of
 
 
 @pytest.fixture(scope="module")
@@ -38,74 +44,81 @@ def build(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ground(build):
+def context(build):
     folder, load = build
-    return prepare(load(), OPTIONS, Store(folder / "store"))
+    return prepare_training_data(load(), OPTIONS, Store(folder / "store"))
 
 
-def _error(ground, index, **settings):
+def _error(context, index, **settings):
     block = blocks_of(architecture(**settings))[index]
-    return taught(lessons(ground), block, OPTIONS, 0)[1]["error"]
+    return train_block(training_data(context), block, OPTIONS, 0)[1]["error"]
 
 
-def test_a_wider_block_imitates_better_and_a_coarser_one_worse(ground):
-    narrow, wide = _error(ground, 0, width=1), _error(ground, 0, width=8)
+def test_a_wider_block_imitates_better_and_a_coarser_one_worse(context):
+    narrow, wide = _error(context, 0, width=1), _error(context, 0, width=8)
     assert wide < 0.5 * narrow < 0.5
-    assert _error(ground, 0, width=8, stride=2) > 2 * wide
+    assert _error(context, 0, width=8, stride=2) > 2 * wide
 
 
-def test_the_teachers_own_weights_have_no_error(ground):
-    known = lessons(ground)
+def test_the_teachers_own_weights_have_no_error(context):
+    data = training_data(context)
     block = blocks_of(architecture(width=8))[0]
-    stage = taught(known, block, dataclasses.replace(OPTIONS, steps=1), 0)[0]
-    normed, own = stage[0][0], known.teacher[0]
+    stage = train_block(data, block, dataclasses.replace(OPTIONS, steps=1), 0)[0]
+    normed, own = stage[0][0], data.teacher[0]
     with torch.no_grad():
         normed.convolution.weight.copy_(own.weight)
         normed.norm.running_mean.zero_()
         normed.norm.running_var.fill_(1 - normed.norm.eps)
         normed.norm.weight.fill_(1)
         normed.norm.bias.copy_(own.bias)
-        assert judged(known, block, stage)[0] < 1e-5
+        assert block_error(data, block, stage)[0] < 1e-5
         normed.norm.weight.zero_()
         normed.norm.bias.fill_(1)  # a constant tells nothing: the mean is left
-        error, deviation = judged(known, block, stage)
+        error, deviation = block_error(data, block, stage)
     assert error == pytest.approx(1, abs=0.05)
     assert 0 < deviation < 0.1
 
 
-def test_a_block_is_taught_once(ground, monkeypatch):
+def test_a_block_is_taught_once(context, monkeypatch):
     block = blocks_of(architecture(width=2))[1]
-    assert measured(ground, block) is None
-    first = imitate(ground, block)
-    monkeypatch.setattr(module, "taught", None)  # would fail if it were called
-    assert imitate(ground, block) == first == measured(ground, block)
+    assert stored_result(context, block) is None
+    first = distil_block(context, block)
+    monkeypatch.setattr(module, "train_block", None)  # would fail if it were called
+    assert distil_block(context, block) == first == stored_result(context, block)
     assert 0 < first.error < 1.1
     assert set(first.state()) > {"1.0.convolution.weight", "1.0.norm.running_var"}
 
 
-def test_a_blocks_key_knows_its_lessons_and_no_budget(build, ground):
+def test_a_blocks_key_knows_its_lessons_and_no_budget(build, context):
     folder, load = build
     store = Store(folder / "store")
     block, other = blocks_of(architecture())
-    assert prepare(load("student.budget={speedup=3.0}"), OPTIONS, store).key == ground.key
-    assert prepare(load("target='h100'"), OPTIONS, store).key == ground.key
+    assert (
+        prepare_training_data(load("student.budget={speedup=3.0}"), OPTIONS, store).key
+        == context.key
+    )
+    assert prepare_training_data(load("target='h100'"), OPTIONS, store).key == context.key
     for change in ("seed=2", "export.shape=[1, 1, 32, 32]"):
-        assert prepare(load(change), OPTIONS, store).key != ground.key
-    longer = dataclasses.replace(ground, options=dataclasses.replace(OPTIONS, steps=81))
-    keys = {block_key(g, b, store) for g in (ground, longer) for b in (block, other)}
+        assert prepare_training_data(load(change), OPTIONS, store).key != context.key
+    longer = dataclasses.replace(context, options=dataclasses.replace(OPTIONS, steps=81))
+    keys = {block_key(g, b, store) for g in (context, longer) for b in (block, other)}
     assert len(keys) == 4
 
 
-@pytest.mark.parametrize("name", ["evaluate.py", "cuts.py", "metric.py", "crop_augment.py"])
+@pytest.mark.parametrize("name", ["cuts.py", "metric.py", "crop_augment.py"])
 def test_evidence_is_made_anew_where_what_it_is_measured_with_changed(
-    build, ground, monkeypatch, name
+    build, context, monkeypatch, name
 ):
     folder, load = build
     store = Store(folder / "store")
-    assert bare_ground(load(), OPTIONS, store).key == ground.key
+    assert context_without_data(load(), OPTIONS, store).key == context.key
     read = store.hasher.file
     monkeypatch.setattr(store.hasher, "file", lambda p: "new" if p.name == name else read(p))
-    assert bare_ground(load(), OPTIONS, store).key != ground.key
+    assert context_without_data(load(), OPTIONS, store).key != context.key
+
+
+def test_a_sensitivity_is_made_anew_where_the_evaluation_changed():
+    assert "kdcompile.distill.evaluate" in sources_of(sensitivity.__name__).files
 
 
 def test_students_share_blocks():
@@ -117,10 +130,10 @@ def test_students_share_blocks():
     assert blocks_of(one)[0] == blocks_of(two)[0]
 
 
-def test_the_teacher_is_left_as_it_was(ground):
-    known = lessons(ground)
-    assert not any(m._forward_hooks for m in known.teacher.modules())
-    assert all(p.grad is None for p in known.teacher.parameters())
+def test_the_teacher_is_left_as_it_was(context):
+    data = training_data(context)
+    assert not any(m._forward_hooks for m in data.teacher.modules())
+    assert all(p.grad is None for p in data.teacher.parameters())
 
 
 def test_maps_are_the_teachers_and_nothing_behind_them_runs():
@@ -158,12 +171,12 @@ def test_maps_of_another_size():
     assert at_size(torch.full((1, 2, 4, 4), 3.0), (3, 7)).sub(3).abs().max() < 1e-6
 
 
-def test_any_number_of_processes_finds_the_same(build, ground):
+def test_any_number_of_processes_finds_the_same(build, context):
     folder, load = build
     blocks = blocks_of(architecture(width=3))
-    alone = imitate_all(ground, blocks, 1)
-    apart = prepare(load(), OPTIONS, Store(folder / "another"))
-    beside = imitate_all(apart, blocks, 2)
+    alone = distil_blocks(context, blocks, 1)
+    apart = prepare_training_data(load(), OPTIONS, Store(folder / "another"))
+    beside = distil_blocks(apart, blocks, 2)
     assert list(alone) == list(beside) == blocks
     for block in blocks:
         assert alone[block].error == beside[block].error

@@ -14,8 +14,7 @@ from kdcompile.distill.inherit import inherit
 from kdcompile.distill.inherit.solve import Gate
 from kdcompile.models.channels import trace
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.predictors.layer_reconstruction import LayerErrors
-from kdcompile.search.predictors.nested_ridge import RIDGE, nested
+from kdcompile.search.predictors.layer_reconstruction import RIDGE, LayerErrors, nested
 from kdcompile.search.spaces.pruned import LayerSpace
 
 
@@ -42,11 +41,11 @@ def test_nested_equals_one_regression_after_another(groups, gated):
     ones = torch.ones(groups, 1, 4)
     gate = Gate(ones, ones / 2) if gated else None
     steps = [0, 3, 7, 10]
-    found = nested(x, y, prior, steps, gate)
+    errors, _ = nested(x, y, prior, steps, gate)
     rows, test = x[:, :350].double(), x[:, 350:].double()
     middle, level = rows.mean(1, keepdim=True), y[:, :350].double().mean(1, keepdim=True)
     load = RIDGE * (rows - middle).square().mean((1, 2))[:, None, None]
-    for step, wrong in zip(steps, found.wrong, strict=True):
+    for step, wrong in zip(steps, errors, strict=True):
         a = (rows - middle)[:, :, :step]
         right = a.mT @ (y[:, :350] - level) / 350 + load * prior[:, :step]
         weight = torch.linalg.solve(a.mT @ a / 350 + load * torch.eye(step), right)
@@ -58,7 +57,7 @@ def test_nested_equals_one_regression_after_another(groups, gated):
 
 def test_the_teacher_itself_has_no_error(digits):
     _, space, errors = digits
-    assert errors.expected(space.uniform(1.0)) < 1e-3
+    assert errors.expected_error(space.uniform(1.0)) < 1e-3
     assert errors.error("6", 16, 32) < 1e-3
     assert errors.unmeasured == []
     assert set(errors.sensitivity) == {"0", "2", "6", "8", "10"}
@@ -99,7 +98,7 @@ def test_it_orders_students_as_inheriting_does(digits, tmp_path):
     crops, draw = _crops(1), Random(3)
     with torch.no_grad():
         theirs = torch.cat([teacher(batch) for batch in crops])
-    expected, found = [], []
+    expected_error, found = [], []
     for _ in range(10):
         architecture = space.random(draw)
         student = student_from_architecture(teacher, architecture, tmp_path)
@@ -107,8 +106,8 @@ def test_it_orders_students_as_inheriting_does(digits, tmp_path):
         with torch.no_grad():
             own = torch.cat([student.eval()(batch) for batch in crops])
         found.append(float((own - theirs).square().mean()))
-        expected.append(errors.expected(architecture))
-    assert spearmanr(expected, found).statistic > 0.9
+        expected_error.append(errors.expected_error(architecture))
+    assert spearmanr(expected_error, found).statistic > 0.9
 
 
 def test_a_dropped_part_costs_what_no_linear_map_can_make_good():
@@ -127,7 +126,7 @@ def test_a_dropped_part_costs_what_no_linear_map_can_make_good():
     assert errors.dropped("5") > 0.05
     parts = [errors.dropped(name) for name in ("4", "5")]
     modules = {}
-    together = errors.expected({"modules": modules, "dropped": ["4", "5"]})
+    together = errors.expected_error({"modules": modules, "dropped": ["4", "5"]})
     assert together == pytest.approx(sum(p**2 for p in parts) ** 0.5)
 
 

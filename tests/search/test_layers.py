@@ -8,8 +8,7 @@ import torch
 from droppable_networks import Digits
 
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.pruned import LayerSpace
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import LayerSpace, architectures
 
 SHAPE = [1, 1, 16, 16]
 

@@ -21,7 +21,7 @@ from kdcompile.remote.board import facts_of
 from kdcompile.remote.open import open_place
 from kdcompile.search import device_timer
 from kdcompile.search import on_device as measuring
-from kdcompile.search.on_device import Measured, measure, nearest_to_budget, updated
+from kdcompile.search.on_device import Measurement, apply_measurement, measure, nearest_to_budget
 from kdcompile.search.pareto import Point
 from kdcompile.tasks.metric import MAE
 
@@ -227,13 +227,13 @@ def test_an_unsteady_place_is_told(tmp_path, quick, monkeypatch, caplog):
     def times(self, image):
         return {"teacher": [8.0, 8.1, 8.0], "student0": [1.0, 2.0, 4.0]}, "wall"
 
-    monkeypatch.setattr(device_timer.Here, "time", times)
+    monkeypatch.setattr(device_timer.HostTimer, "time", times)
     found = measure(net(), [net()], "fp32", spec(), CPU, None, tmp_path)
     assert (found.teacher_ms, found.ms, found.variation) == (8.0, (2.0,), 0.75)
     assert "vary by 75 %" in caplog.text
     caplog.clear()
     steady = {"teacher": [8.0] * 3, "student0": [2.0] * 3}
-    monkeypatch.setattr(device_timer.Here, "time", lambda self, image: (steady, "wall"))
+    monkeypatch.setattr(device_timer.HostTimer, "time", lambda self, image: (steady, "wall"))
     assert measure(net(), [net()], "fp32", spec(), CPU, None, tmp_path).variation == 0
     assert "vary" not in caplog.text
 
@@ -253,13 +253,13 @@ def test_what_is_worth_timing_lies_next_to_the_budget():
 def test_what_was_measured_moves_the_others():
     points = [point(ms, 80.0, f"p{ms}") for ms in (1.0, 2.0, 4.0)]
     timed = [points[0], points[2]]
-    run = Measured("fp32", "fp32", 12.0, (1.2, None), (None, "it failed"), "here", "wall", 0.01)
-    renewed, teacher, correction = updated(points, TEACHER, timed, run)
+    run = Measurement("fp32", "fp32", 12.0, (1.2, None), (None, "it failed"), "here", "wall", 0.01)
+    renewed, teacher, correction = apply_measurement(points, TEACHER, timed, run)
     assert correction.pairs == 2  # the teacher at the same precision counts
     assert [p.measured_ms for p in renewed] == [1.2, None, None]
     assert teacher.measured_ms == 12.0
     assert 2.0 < renewed[1].ms < 2.4
     assert renewed[1].interval[1] / renewed[1].interval[0] < 1.5**2
     assert [p.architecture for p in renewed] == [p.architecture for p in points]
-    other = updated(points, TEACHER, timed, replace(run, precision="int8"))[2]
+    other = apply_measurement(points, TEACHER, timed, replace(run, precision="int8"))[2]
     assert other.pairs == 1

@@ -13,7 +13,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.latency_model.network_cost import Network, params
 from kdcompile.models.factory import load_teacher, read_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.predictors.base import validation_metric
+from kdcompile.search.predictors.sensitivity import validation_metric
 
 FILES = {
     "architecture.json", "estimate.json", "operators.json", "explanation.json", "search.json",
@@ -62,7 +62,7 @@ def _agrees(plan, artifact):
     estimate = artifact.json("estimate.json")
     student = student_from_architecture(load_teacher(plan.spec), architecture, plan.spec.folder)
     network = Network(student.eval(), plan.spec.export.profile[1])
-    own = network.priced(plan.target, estimate["precision"])
+    own = network.cost(plan.target, estimate["precision"])
     assert estimate["student"]["macs"] == sum(k.macs for k in own.kernels) == point["macs"]
     assert estimate["student"]["params"] == params(network.module) == point["params"]
     # an untrained student's biases are 0, and its file has none
@@ -214,7 +214,7 @@ def test_a_teacher_of_neither_space(tmp_path, monkeypatch):
     model = tmp_path / "model.py"
     flat = model.read_text().replace("nn.ReLU(), nn.MaxPool2d(2)", "nn.ReLU(), nn.Identity()")
     model.write_text(flat)
-    monkeypatch.setattr("kdcompile.search.inputs.Template", unknown)
+    monkeypatch.setattr("kdcompile.search.driver.Template", unknown)
     with pytest.raises(KDError) as refused:
         searched(load, "search.space=auto")
     assert refused.value.code == "search-no-space"

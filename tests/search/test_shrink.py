@@ -8,7 +8,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from kdcompile.core.errors import KDError
 from kdcompile.models.csrnet import build
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
 
 
 class Residual(nn.Module):

@@ -138,8 +138,8 @@ def test_a_block_whose_nodes_the_simplifier_replaced_is_dropped_whole(tmp_path):
 
 
 def test_a_part_that_cannot_be_cut_out_is_never_dropped(monkeypatch):
-    monkeypatch.setattr("kdcompile.search.spaces.drop_modules.scopes", lambda node: [])
     template = Template.of(ConvNeXt().eval(), [1, 3, 16, 16])
+    monkeypatch.setattr("kdcompile.search.spaces.tensor_channels.scopes", lambda node: [])
     assert LayerSpace(ConvNeXt().eval(), [1, 3, 16, 16], 8, 0, template).droppable == []
 
 

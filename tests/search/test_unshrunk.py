@@ -1,4 +1,4 @@
-"""A student that keeps more of its teacher than was asked is refused, by name; others are not."""
+"""A student that keeps more of its teacher than requested is refused, by name; others are not."""
 
 import itertools
 
@@ -21,7 +21,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.models.channels import trace
 from kdcompile.models.csrnet import build
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import students
+from kdcompile.search.spaces.pruned import students
 from kdcompile.search.unshrunk import refuse_unshrunk
 
 SHAPE = (1, 3, 16, 16)
@@ -51,7 +51,7 @@ def test_a_network_of_tokens_is_refused_with_its_modules_and_why(kind, named, wh
         _judge(kind(), width)
     found = error.value
     assert found.code == "student-not-smaller"
-    assert f"width = {width} was asked" in found.message
+    assert f"width = {width} was requested" in found.message
     assert "keeps 100% of the teacher's weights" in found.message
     assert f"{named} (" in found.message
     assert why in found.message

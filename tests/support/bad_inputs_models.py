@@ -174,13 +174,13 @@ CASES += [
     BadInput(
         "teacher-that-cannot-be-narrower", _of_tokens("width = 0.5"), ("plan",),
         "student-not-smaller", _own,
-        says=("width = 0.5 was asked", "keeps 100% of the teacher's weights", "token (", "body ("),
+        says=("width = 0.5 was requested", "keeps 100% of the teacher's", "token (", "body ("),
     ),
     BadInput(
         "speed-up-of-a-teacher-that-cannot-be-narrower", _of_tokens("speedup = 50"), SEARCH,
         "student-not-smaller",
         lambda f: (*_own(f), "--set", "student.budget={latency_ms = 100}"),
-        says=("speedup = 50 was asked", "token ("),
+        says=("speedup = 50 was requested", "token ("),
     ),
     BadInput(
         "student-that-reads-its-data",

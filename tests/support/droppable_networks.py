@@ -6,7 +6,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
 
 from kdcompile.models.csrnet import build
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.uniform import architectures
+from kdcompile.search.spaces.pruned import architectures
 
 
 class Block(nn.Module):

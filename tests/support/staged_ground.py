@@ -11,7 +11,7 @@ from torch import nn
 
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
-from kdcompile.search.predictors.block_data import ImitationOptions
+from kdcompile.search.predictors.block_data import BlockOptions
 
 MODEL = """
 from torch import nn
@@ -62,7 +62,7 @@ evaluations = 2
 [export]
 shape = [1, 1, 16, 16]
 """
-OPTIONS = ImitationOptions(crops=48, held=16, steps=80, batch=4, lr=1e-2)
+OPTIONS = BlockOptions(crops=48, held=16, steps=80, batch=4, lr=1e-2)
 
 
 def network():

@@ -27,7 +27,7 @@ from kdcompile.distill.inherit.rows import (
     set_weight,
 )
 from kdcompile.distill.inherit.solve import Gate, Solution, fit
-from kdcompile.models.resizable import changes_forward
+from kdcompile.models.channel_rules import changes_forward
 
 ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system
 MOST_VALUES = 2**26  # in it, 256 MiB

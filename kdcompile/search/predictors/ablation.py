@@ -1,4 +1,4 @@
-"""How far a network's output moves when a part of it is replaced."""
+"""Ablation: the change of a network's output when a part of it is replaced."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ RIDGE = 1e-4  # relative to the mean square of an input
 Hook = Callable[[nn.Module, Any, Tensor], Tensor | None]
 
 
-class Watched:
+class ReferenceOutputs:
     """A network in inference mode, and its outputs for some batches [B, C, h, w]."""
 
     def __init__(self, network: nn.Module, crops: Sequence[Tensor]) -> None:
@@ -44,7 +44,7 @@ class Watched:
         return float(((moved - self._whole).square().sum() / self._spread).sqrt())
 
 
-def without(watched: Watched, name: str) -> float:
+def change_without(reference: ReferenceOutputs, name: str) -> float:
     """The change of the output where a part (`models.dropped`) is left out.
 
     It is replaced by the linear map of channels that is nearest to it on the batches, not by the
@@ -54,7 +54,7 @@ def without(watched: Watched, name: str) -> float:
         watched: the whole network.
         name: of the part.
     """
-    network = watched.network
+    network = reference.network
     gone = members(network, name)
     first, last = (network.get_submodule(path) for path in (gone[0], gone[-1]))
     given: list[Tensor] = []
@@ -69,7 +69,7 @@ def without(watched: Watched, name: str) -> float:
     with ExitStack() as stack:
         stack.callback(first.register_forward_hook(keep).remove)
         stack.callback(last.register_forward_hook(keep_made).remove)
-        watched.outputs()
+        reference.outputs()
     weight, bias = _affine(given, made)
     given.clear()
 
@@ -77,7 +77,7 @@ def without(watched: Watched, name: str) -> float:
         x = given.pop().movedim(1, -1)
         return (x.double() @ weight + bias).to(output.dtype).movedim(-1, 1)
 
-    return watched.change([(first, keep), (last, replaced)])
+    return reference.change([(first, keep), (last, replaced)])
 
 
 def _affine(given: Sequence[Tensor], made: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

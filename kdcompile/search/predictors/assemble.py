@@ -1,7 +1,7 @@
-"""A student put together from blocks that were taught apart, with a head solved for the teacher.
+"""Assemble a student from separately trained blocks, with a head solved for the teacher.
 
 Alone, a block saw what the teacher has before it; in the student it sees what the blocks before it
-made of that. So each in turn is taught longer on what really enters, and makes good what
+made of that. So each in turn is trained longer on what really enters, and makes good what
 it can of their errors. The head is linear: its weights are those of a ridge regression of the
 teacher's output on the last stage's.
 """
@@ -22,34 +22,39 @@ from kdcompile.distill.inherit.solve import fit
 from kdcompile.models.factory import write_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.models.staged import StagedStudent
-from kdcompile.search.predictors.block_data import Ground, ImitationOptions, Lessons, lessons
-from kdcompile.search.predictors.block_distillation import BlockResult, imitate, teach
+from kdcompile.search.predictors.block_data import (
+    BlockContext,
+    BlockOptions,
+    TrainingData,
+    training_data,
+)
+from kdcompile.search.predictors.block_distillation import BlockResult, distil_block, train_stage
 from kdcompile.search.predictors.teacher_features import AT_ONCE, rows_of
-from kdcompile.search.spaces.blocks import Block, blocks_of
+from kdcompile.search.spaces.staged import Block, blocks_of
 
-AGAIN = 4  # a block is then taught so many times as long on what really enters
+AGAIN = 4  # a block is then trained so many times as long on what really enters
 STAGE, WEIGHTS = "assembled", "initial.safetensors"
 
 
-def assemble(ground: Ground, architecture: Mapping[str, Any]) -> Artifact:
+def assemble(context: BlockContext, architecture: Mapping[str, Any]) -> Artifact:
     """The student's start, `initial.safetensors`, unless the store has it; stage `assembled`.
 
-    Blocks that were not measured yet are taught first. `meta` has `output_error`, the squared
+    Blocks that were not measured yet are trained first. `meta` has `output_error`, the squared
     error against the teacher's output on held-out crops, relative to its variance.
 
     Raises:
-        KDError: `assemble-family`, `assemble-stages`, or those of `imitate`.
+        KDError: `assemble-family`, `assemble-stages`, or those of `distil_block`.
     """
-    blocks = checked(ground, architecture)
-    results = [imitate(ground, block) for block in blocks]
-    store = Store(ground.root)
-    key = assembled_key(ground, architecture, store)
+    blocks = matching_blocks(context, architecture)
+    results = [distil_block(context, block) for block in blocks]
+    store = Store(context.root)
+    key = start_key(context, architecture, store)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        known = lessons(ground)
-        student = student_from_architecture(known.teacher, architecture, ground.spec.folder)
+        data = training_data(context)
+        student = student_from_architecture(data.teacher, architecture, context.spec.folder)
         assert isinstance(student, StagedStudent), "a staged architecture makes one"
-        error = put_together(student, results, known, ground.options, int(key[:8], 16))
+        error = assemble_weights(student, results, data, context.options, int(key[:8], 16))
         write_weights(folder / WEIGHTS, student.state_dict())
         record = {"output_error": error, "block_errors": [result.error for result in results]}
         write_json(folder / "result.json", record)
@@ -58,7 +63,7 @@ def assemble(ground: Ground, architecture: Mapping[str, Any]) -> Artifact:
     return store.make(STAGE, key, build)
 
 
-def checked(ground: Ground, architecture: Mapping[str, Any]) -> list[Block]:
+def matching_blocks(context: BlockContext, architecture: Mapping[str, Any]) -> list[Block]:
     """The blocks of a student that has one for each cut of the teacher.
 
     Raises:
@@ -71,52 +76,52 @@ def checked(ground: Ground, architecture: Mapping[str, Any]) -> list[Block]:
             where="architecture.json",
             fix='set search.space = "staged"',
         )
-    blocks, known = blocks_of(architecture), lessons(ground)
-    if len(blocks) != len(known.cuts):
+    blocks, data = blocks_of(architecture), training_data(context)
+    if len(blocks) != len(data.cuts):
         raise KDError(
             "assemble-stages",
-            f"the student has {len(blocks)} stages, the teacher {len(known.cuts)}",
+            f"the student has {len(blocks)} stages, the teacher {len(data.cuts)}",
             where="architecture.json",
-            fix=f"give it {len(known.cuts)} stages, one for each of "
-            + ", ".join(cut.name for cut in known.cuts),
+            fix=f"give it {len(data.cuts)} stages, one for each of "
+            + ", ".join(cut.name for cut in data.cuts),
         )
     return blocks
 
 
-def assembled_key(ground: Ground, architecture: Mapping[str, Any], store: Store) -> str:
+def start_key(context: BlockContext, architecture: Mapping[str, Any], store: Store) -> str:
     """The key of an assembled start."""
-    options = ground.options
-    parts = [ground.key, architecture, options.steps, options.batch, options.lr]
+    options = context.options
+    parts = [context.key, architecture, options.steps, options.batch, options.lr]
     return digest([*parts, source_key(__name__, store.hasher)])
 
 
-def put_together(
+def assemble_weights(
     student: StagedStudent,
     results: Sequence[BlockResult],
-    known: Lessons,
-    options: ImitationOptions,
+    data: TrainingData,
+    options: BlockOptions,
     seed: int,
 ) -> float:
     """Set the student's weights in place; its relative output error on held-out crops.
 
     Args:
-        student: comes back on the lessons' device, in inference mode.
+        student: comes back on the training data' device, in inference mode.
         results: its blocks, in order.
-        known: the lessons.
-        options: each stage is taught `AGAIN` times `steps` more by them.
+        known: the training data.
+        options: each stage is trained `AGAIN` times `steps` more by them.
         seed: of the batches.
     """
-    student.to(known.fit.device).eval()
+    student.to(data.fit.device).eval()
     options = replace(options, steps=options.steps * AGAIN)
-    x = _batched(student.resized, known.fit)
+    x = _run_batched(student.resize, data.fit)
     for module, result in zip(student.stages, results, strict=True):
         module.load_state_dict(result.state())
-        teach(known, result.block, module, x, options, seed + result.block.index)
-        x = _batched(module, x)
-    _solve_head(student, x, _batched(known.teacher, known.fit))
-    made, asked = (_batched(network, known.held) for network in (student, known.teacher))
-    wrong = (made - asked).double().square().sum()
-    spread = (asked - asked.mean(0)).double().square().sum()
+        train_stage(data, result.block, module, x, options, seed + result.block.index)
+        x = _run_batched(module, x)
+    _solve_head(student, x, _run_batched(data.teacher, data.fit))
+    made, requested = (_run_batched(network, data.held) for network in (student, data.teacher))
+    wrong = (made - requested).double().square().sum()
+    spread = (requested - requested.mean(0)).double().square().sum()
     return float(wrong / spread.clamp(min=1e-30))
 
 
@@ -145,5 +150,5 @@ def _solve_head(student: StagedStudent, features: Tensor, outputs: Tensor) -> No
 
 
 @torch.no_grad()
-def _batched(function: Any, images: Tensor) -> Tensor:
+def _run_batched(function: Any, images: Tensor) -> Tensor:
     return torch.cat([function(part) for part in torch.split(images, AT_ONCE)])

@@ -1,4 +1,4 @@
-"""What blocks are taught with: training crops, the teacher's cuts, and an order of its channels.
+"""Training data for blocks: training crops, the teacher's cuts, and an order of its channels.
 
 The crops and the orders are made once and kept in the store; whoever measures a block reads them
 and runs the teacher as far as the block's cut.
@@ -6,7 +6,7 @@ and runs the teacher as far as the block's cut.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher, write_json
 from kdcompile.core.sources import source_key
-from kdcompile.core.store import Artifact, Store, digest
+from kdcompile.core.store import Store, digest
 from kdcompile.core.user_code import factory_sources
 from kdcompile.data.augment import CropSampler
 from kdcompile.data.images import ImageStore
@@ -40,16 +40,16 @@ from kdcompile.search.predictors.teacher_features import (
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import task_of
 
-SIDE = 256  # larger crops teach a block nothing more, and cost
-HELD_OUT = 4  # one training photo in so many is held out
+SIDE = 256  # larger crops train a block nothing more, and cost
+HELD_OUT = 4  # one training image in so many is held out
 LIBRARIES = ("torch", "numpy", "pillow")
 DATA_FIELDS = ("format", "mean", "std")
 DISTILL_FIELDS = ("crop", "scale", "flip")
 
 
 @dataclass(frozen=True)
-class ImitationOptions:
-    """How blocks are taught: crops to learn from, crops held out, Adam's steps, batch and rate."""
+class BlockOptions:
+    """How blocks are trained: crops to learn from, crops held out, Adam's steps, batch and rate."""
 
     crops: int = 48
     held: int = 16
@@ -59,20 +59,20 @@ class ImitationOptions:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """All that an evaluation needs to start in a process of its own.
+class BlockContext:
+    """All that an evaluation needs to start in a process of its own; equal by store and key.
 
-    root: of the store; key: of the lessons that are kept there.
+    root: of the store; key: of the training data that are kept there.
     """
 
-    spec: Spec
+    spec: Spec = field(compare=False)
     root: Path
-    options: ImitationOptions
+    options: BlockOptions = field(compare=False)
     key: str
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingData:
     """The teacher (inference mode) with its cuts, and crops [N, C, s, s], on one device.
 
     orders: for each cut its channels [C], so that every beginning explains the most of what the
@@ -86,20 +86,20 @@ class Lessons:
     fit: Tensor
     held: Tensor
 
-    def kept(self, cut: int, maps: Tensor, width: int) -> Tensor:
+    def kept_channels(self, cut: int, maps: Tensor, width: int) -> Tensor:
         """The first `width` channels of a cut's maps, in its order; zeros beyond all of them."""
         order = self.orders[cut]
         chosen = maps[:, order[:width]]
         return functional.pad(chosen, (0, 0, 0, 0, 0, max(0, width - len(order))))
 
 
-def prepare(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
-    """Make the lessons, unless the store has them.
+def prepare_training_data(spec: Spec, options: BlockOptions, store: Store) -> BlockContext:
+    """Make the training data, unless the store has them.
 
     Args:
         spec: its sections seed, task, teacher, data, distill and export.
         options: how many crops.
-        store: where they are kept, as stage `lessons`.
+        store: where they are kept, as stage `training_data`.
 
     Raises:
         KDError: `stages-unknown`, or those of the teacher and the data.
@@ -109,7 +109,8 @@ def prepare(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
     def build(folder: Path) -> Mapping[str, Any]:
         device = training_device()
         teacher = load_teacher(spec).to(device)
-        side = _side(spec.distill.crop)
+        crop = spec.distill.crop  # smaller crops where that is sure to keep strides whole
+        side = SIDE if crop > SIDE and crop % 32 == 0 else crop
         found = cuts(teacher, spec.export.profile[1])  # as the space of students has them
         fit, held = _crops(spec, teacher, options, side, device)
         demands = output_demands(teacher, [cut.name for cut in found], fit, spec.seed)
@@ -123,72 +124,41 @@ def prepare(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
         return {"cuts": [cut.name for cut in found], "crops": len(fit), "held": len(held)}
 
     store.make("lessons", key, build)
-    return Ground(spec, store.root, options, key)
+    return BlockContext(spec, store.root, options, key)
 
 
-def bare_ground(spec: Spec, options: ImitationOptions, store: Store) -> Ground:
-    """A ground without lessons, for students that are not made of taught blocks.
+def context_without_data(spec: Spec, options: BlockOptions, store: Store) -> BlockContext:
+    """A context without training data, for students that are not made of trained blocks.
 
     Raises:
         KDError: `weights-missing`, or those of the data.
     """
-    return Ground(spec, store.root, options, _key(spec, options, store.hasher))
-
-
-def lessons(ground: Ground) -> Lessons:
-    """The lessons of a ground, read once a process."""
-    return _read(Handle(ground))
-
-
-class Handle:
-    """A ground that is equal to another by its key, for caches within a process."""
-
-    def __init__(self, ground: Ground) -> None:
-        self.ground = ground
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Handle) and self._mark == other._mark
-
-    def __hash__(self) -> int:
-        return hash(self._mark)
-
-    @property
-    def _mark(self) -> tuple[str, str]:
-        return str(self.ground.root), self.ground.key
+    return BlockContext(spec, store.root, options, _key(spec, options, store.hasher))
 
 
 @functools.lru_cache(maxsize=1)
-def _read(handle: Handle) -> Lessons:
-    ground, device = handle.ground, training_device()
-    entry = kept_entry(Store(ground.root), "lessons", ground.key)
+def training_data(context: BlockContext) -> TrainingData:
+    """The training data of a context, read once a process."""
+    device = training_device()
+    entry = Store(context.root).find("lessons", context.key)
+    if entry is None:
+        raise KDError(
+            "evidence-gone",
+            f"the store's entry lessons/{context.key[:8]} was removed during the search",
+            where=str(context.root),
+            fix="run the search again; finished results are kept in the store",
+        )
     crops, _ = read_weights(entry.file("crops.safetensors"))
     orders, _ = read_weights(entry.file("orders.safetensors"))
     found = [Cut(**cut) for cut in entry.json("cuts.json")]
-    return Lessons(
-        load_teacher(ground.spec).to(device).requires_grad_(False),
+    return TrainingData(
+        load_teacher(context.spec).to(device).requires_grad_(False),
         found,
         [orders[f"order.{i}"].to(device) for i in range(len(found))],
         [orders[f"demand.{i}"].to(device) for i in range(len(found))],
         crops["fit"].to(device),
         crops["held"].to(device),
     )
-
-
-def kept_entry(store: Store, stage: str, key: str) -> Artifact:
-    """An entry that was made before.
-
-    Raises:
-        KDError: `evidence-gone`.
-    """
-    entry = store.find(stage, key)
-    if entry is None:
-        raise KDError(
-            "evidence-gone",
-            f"the store's entry {stage}/{key[:8]} went away during the search",
-            where=str(store.root),
-            fix="run the search again; what is there is not made twice",
-        )
-    return entry
 
 
 def _covariances(teacher: nn.Module, found: Sequence[Cut], images: Tensor) -> list[Tensor]:
@@ -204,14 +174,14 @@ def _covariances(teacher: nn.Module, found: Sequence[Cut], images: Tensor) -> li
 
 
 def _crops(
-    spec: Spec, teacher: nn.Module, options: ImitationOptions, side: int, device: torch.device
+    spec: Spec, teacher: nn.Module, options: BlockOptions, side: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Crops to learn from and held-out ones, of different photos where there are several."""
+    """Crops to learn from and held-out ones, of different images where there are several."""
     photos = load_splits(spec.data, spec.folder).train
     apart = photos[::HELD_OUT] if len(photos) > 1 else photos
     rest = [p for i, p in enumerate(photos) if i % HELD_OUT] or photos
 
-    def drawn(chosen: Sequence[Photo], number: int) -> Tensor:
+    def draw_crops(chosen: Sequence[Photo], number: int) -> Tensor:
         plain = {"batch": min(AT_ONCE, number), "crop": side, "colour": 0.0, "views": 0}
         distill = spec.distill.model_copy(update=plain)
         stride = output_stride(teacher, teacher, spec.model_copy(update={"distill": distill}))
@@ -222,16 +192,11 @@ def _crops(
         steps = range(-(-number // distill.batch))
         return torch.cat([sampler.batch(step).images for step in steps])[:number]
 
-    return drawn(rest, options.crops), drawn(apart, options.held)
+    return draw_crops(rest, options.crops), draw_crops(apart, options.held)
 
 
-def _side(crop: int) -> int:
-    """Of the crops: the training's, or less where that is sure to keep strides whole."""
-    return SIDE if crop > SIDE and crop % 32 == 0 else crop
-
-
-def _key(spec: Spec, options: ImitationOptions, hasher: Hasher) -> str:
-    """Everything that the lessons depend on: no budget and no target.
+def _key(spec: Spec, options: BlockOptions, hasher: Hasher) -> str:
+    """Everything that the training data depend on: no budget and no target.
 
     And the source of what all evidence is measured with, since its keys are made of this one.
     """

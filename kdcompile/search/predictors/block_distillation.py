@@ -1,13 +1,13 @@
-"""One block of a student, taught alone to do what the teacher does between two cuts.
+"""Block distillation: train one block of a student to do what the teacher does between two cuts.
 
 Its input is what the teacher has at the cut before (the image for the first), reduced to the
 channels and the pixels that the student has there; its target is the next cut, reduced likewise.
-What is judged is all of that cut as the teacher's next stage sees it: every channel, at the next
+What is evaluated is all of that cut as the teacher's next stage sees it: every channel, at the next
 cut's resolution, weighed by what the output makes of it, as far as a linear map finds it in the
 block's output on held-out crops. So a block pays for channels it does not have, and for resolution
 that it lost and the teacher keeps. Blocks are independent: no result depends on another block.
 
-After m2mKD (Lo et al., 2402.16918), whose modules are taught one by one too, there against a
+After m2mKD (Lo et al., 2402.16918), whose modules are trained one by one too, there against a
 loss at the output of a hybrid network.
 """
 
@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,24 @@ from kdcompile.core.store import Store, digest
 from kdcompile.distill.inherit.solve import Solution, fit
 from kdcompile.models.factory import read_weights, write_weights
 from kdcompile.models.staged import SCALES, stage
-from kdcompile.search.predictors.block_data import Ground, ImitationOptions, Lessons, lessons
+from kdcompile.search.predictors.block_data import (
+    BlockContext,
+    BlockOptions,
+    TrainingData,
+    training_data,
+)
 from kdcompile.search.predictors.teacher_features import (
     AT_ONCE,
-    as_the_next_sees,
+    at_next_cut,
     at_size,
     rows_of,
     teacher_maps,
-    weighed,
+    weighted_error,
 )
 from kdcompile.search.predictors.worker_pool import evaluate_all
-from kdcompile.search.spaces.blocks import Block
+from kdcompile.search.spaces.staged import Block
 
-DEMAND_FLOOR = 0.1  # of the mean: a channel that the output hardly reads is taught all the same
+DEMAND_FLOOR = 0.1  # of the mean: a channel that the output hardly reads is trained all the same
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class BlockResult:
     """How well a block imitates its cut.
 
     error: squared error over all channels of the cut at the teacher's resolution, weighed by
-    `Lessons.demands`, relative to their variance so weighed, on held-out crops; error_sd: its
+    `TrainingData.demands`, relative to their variance so weighed, on held-out crops; error_sd: its
     standard error over those crops; seconds: that it took when it was measured; path: its weights.
     """
 
@@ -63,12 +69,12 @@ class BlockResult:
         return read_weights(self.path)[0]
 
 
-def block_key(ground: Ground, block: Block, store: Store) -> str:
+def block_key(context: BlockContext, block: Block, store: Store) -> str:
     """The key of a block's result in the store: no budget, no target, no other block."""
-    options = ground.options
+    options = context.options
     return digest(
         {
-            "lessons": ground.key,
+            "lessons": context.key,
             "block": asdict(block),
             "options": [options.steps, options.batch, options.lr],
             "source": source_key(__name__, store.hasher),
@@ -76,25 +82,27 @@ def block_key(ground: Ground, block: Block, store: Store) -> str:
     )
 
 
-def measured(ground: Ground, block: Block) -> BlockResult | None:
+def stored_result(context: BlockContext, block: Block) -> BlockResult | None:
     """A block's result where the store has it."""
-    store = Store(ground.root)
-    entry = store.find("block", block_key(ground, block, store))
+    store = Store(context.root)
+    entry = store.find("block", block_key(context, block, store))
     return None if entry is None else _result(block, entry.path, entry.meta)
 
 
-def imitate(ground: Ground, block: Block) -> BlockResult:
-    """Teach and judge a block, unless the store has it; stage `block`.
+def distil_block(context: BlockContext, block: Block) -> BlockResult:
+    """Train and evaluate a block, unless the store has it; stage `block`.
 
     Raises:
         KDError: `evidence-gone`, or those of the teacher.
     """
-    store = Store(ground.root)
-    key = block_key(ground, block, store)
+    store = Store(context.root)
+    key = block_key(context, block, store)
 
     def build(folder: Path) -> Mapping[str, Any]:
         start = time.perf_counter()
-        module, found = taught(lessons(ground), block, ground.options, int(key[:8], 16))
+        module, found = train_block(
+            training_data(context), block, context.options, int(key[:8], 16)
+        )
         write_weights(folder / "block.safetensors", module.state_dict())
         record = {**found, "seconds": time.perf_counter() - start}
         write_json(folder / "result.json", {**record, "block": asdict(block)})
@@ -104,18 +112,16 @@ def imitate(ground: Ground, block: Block) -> BlockResult:
     return _result(block, entry.path, entry.meta)
 
 
-def imitate_all(ground: Ground, blocks: Sequence[Block], jobs: int) -> dict[Block, BlockResult]:
-    """`imitate` of each distinct block, in parallel processes."""
+def distil_blocks(
+    context: BlockContext, blocks: Sequence[Block], jobs: int
+) -> dict[Block, BlockResult]:
+    """`distil_block` of each distinct block, in parallel processes."""
     distinct = list(dict.fromkeys(blocks))
-    found = {block: measured(ground, block) for block in distinct}
+    found = {block: stored_result(context, block) for block in distinct}
     missing = [block for block in distinct if found[block] is None]
-    made = evaluate_all(_imitate, [(ground, block) for block in missing], jobs, "blocks")
+    made = evaluate_all(partial(distil_block, context), missing, jobs, "blocks")
     found |= dict(zip(missing, made, strict=True))
     return {block: result for block, result in found.items() if result is not None}
-
-
-def _imitate(asked: tuple[Ground, Block]) -> BlockResult:
-    return imitate(*asked)
 
 
 def _result(block: Block, path: Path, meta: Mapping[str, Any]) -> BlockResult:
@@ -123,21 +129,21 @@ def _result(block: Block, path: Path, meta: Mapping[str, Any]) -> BlockResult:
     return BlockResult(block=block, path=path / "block.safetensors", **numbers)
 
 
-def taught(
-    known: Lessons, block: Block, options: ImitationOptions, seed: int
+def train_block(
+    data: TrainingData, block: Block, options: BlockOptions, seed: int
 ) -> tuple[nn.Module, dict[str, float]]:
     """The trained stage, in inference mode, with `error`, `error_sd` and the last `loss`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = stage(block.settings, block.in_width).to(known.fit.device)
-    maps = _maps(known, block, known.fit)
-    inputs = torch.cat([entering(known, block, batch, before) for batch, before, _ in maps])
-    loss = teach(known, block, module, inputs, options, seed)
-    error, error_sd = judged(known, block, module)
+        module = stage(block.settings, block.in_width).to(data.fit.device)
+    maps = _maps(data, block, data.fit)
+    inputs = torch.cat([block_input(data, block, batch, before) for batch, before, _ in maps])
+    loss = train_stage(data, block, module, inputs, options, seed)
+    error, error_sd = block_error(data, block, module)
     return module, {"error": error, "error_sd": error_sd, "loss": loss}
 
 
-def entering(known: Lessons, block: Block, images: Tensor, before: Tensor | None) -> Tensor:
+def block_input(data: TrainingData, block: Block, images: Tensor, before: Tensor | None) -> Tensor:
     """What enters a block: `before` are the teacher's maps at the cut before, None for the first.
 
     Returns:
@@ -149,30 +155,30 @@ def entering(known: Lessons, block: Block, images: Tensor, before: Tensor | None
         if size == list(images.shape[2:]):
             return images
         return functional.interpolate(images, size, mode="bilinear", align_corners=False)
-    return at_size(known.kept(block.index - 1, before, block.in_width), size)
+    return at_size(data.kept_channels(block.index - 1, before, block.in_width), size)
 
 
 def _maps(
-    known: Lessons, block: Block, images: Tensor
+    data: TrainingData, block: Block, images: Tensor
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     """Images, the cut before (None for the first block) and the block's own cut, batch by batch."""
-    names = [cut.name for cut in known.cuts[max(0, block.index - 1) : block.index + 1]]
-    for batch, maps in teacher_maps(known.teacher, names, images):
+    names = [cut.name for cut in data.cuts[max(0, block.index - 1) : block.index + 1]]
+    for batch, maps in teacher_maps(data.teacher, names, images):
         yield batch, maps[0] if block.index else None, maps[-1]
 
 
-def teach(
-    known: Lessons,
+def train_stage(
+    data: TrainingData,
     block: Block,
     module: nn.Module,
     inputs: Tensor,
-    options: ImitationOptions,
+    options: BlockOptions,
     seed: int,
 ) -> float:
     """Train a stage on the fit crops, in place; it comes back in inference mode.
 
     Args:
-        known: the lessons.
+        known: the training data.
         block: what the stage is.
         module: the stage.
         inputs: what enters it for each fit crop, [N, in_width, h, w].
@@ -185,14 +191,14 @@ def teach(
     size = _size_after(module, inputs)
     targets = torch.cat(
         [
-            at_size(known.kept(block.index, own, block.width), size)
-            for _, _, own in _maps(known, block, known.fit)
+            at_size(data.kept_channels(block.index, own, block.width), size)
+            for _, _, own in _maps(data, block, data.fit)
         ]
     )
-    demand = known.demands[block.index].diagonal()[known.orders[block.index][: block.width]]
+    demand = data.demands[block.index].diagonal()[data.orders[block.index][: block.width]]
     weights = functional.pad(demand + DEMAND_FLOOR * demand.mean(), (0, block.width - len(demand)))
     loss = _train(module, (inputs, targets, weights), options, seed)
-    settle(module, inputs)
+    recompute_statistics(module, inputs)
     module.eval()
     return loss
 
@@ -207,8 +213,8 @@ def _size_after(module: nn.Module, x: Tensor) -> Sequence[int]:
 
 def _train(
     module: nn.Module,
-    lesson: tuple[Tensor, Tensor, Tensor],
-    options: ImitationOptions,
+    samples: tuple[Tensor, Tensor, Tensor],
+    options: BlockOptions,
     seed: int,
 ) -> float:
     """Adam under a cosine; the last mean loss, relative to the targets' variance.
@@ -217,7 +223,7 @@ def _train(
     loss: what should be positive is compared before it, so that no channel is dead from the start,
     and what should be zero need only be negative (the convex loss of a `solve.Gate`).
     """
-    inputs, targets, per_channel = lesson
+    inputs, targets, per_channel = samples
     weights = per_channel[:, None, None]
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(module.parameters(), options.lr)
@@ -245,7 +251,7 @@ def _train(
 
 
 @torch.no_grad()
-def settle(module: nn.Module, inputs: Tensor) -> None:
+def recompute_statistics(module: nn.Module, inputs: Tensor) -> None:
     """Set the batch normalisations' statistics to the mean over all batches of some inputs."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -262,34 +268,34 @@ def settle(module: nn.Module, inputs: Tensor) -> None:
 
 
 @torch.no_grad()
-def judged(known: Lessons, block: Block, module: nn.Module) -> tuple[float, float]:
+def block_error(data: TrainingData, block: Block, module: nn.Module) -> tuple[float, float]:
     """The error of a stage in inference mode on held-out crops, and its standard error."""
-    solution, mean = _reading(known, block, module)
+    solution, mean = _reading(data, block, module)
     weight, bias = solution.weight[0].float(), solution.bias[0, 0].float()
     wrongs, spreads = [], []
-    for batch, before, whole in _maps(known, block, known.held):
-        own = as_the_next_sees(known.cuts, block.index, whole)
-        made = module(entering(known, block, batch, before))
+    for batch, before, whole in _maps(data, block, data.held):
+        own = at_next_cut(data.cuts, block.index, whole)
+        made = module(block_input(data, block, batch, before))
         # a 1x1 map and a resize commute; the narrower order is the cheaper one
         read = torch.einsum("dc,ndhw->nchw", weight, made) + bias[:, None, None]
         difference = at_size(read, own.shape[2:]) - own
-        wrongs.append(weighed(difference, known.demands[block.index]))
-        spreads.append(weighed(own - mean, known.demands[block.index]))
+        wrongs.append(weighted_error(difference, data.demands[block.index]))
+        spreads.append(weighted_error(own - mean, data.demands[block.index]))
     wrong, spread = torch.cat(wrongs).cpu(), torch.cat(spreads).cpu()
     error, count = float(wrong.sum() / spread.sum().clamp(min=1e-30)), len(wrong)
     residual = (wrong - error * spread).square().sum() * count / max(1, count - 1)
     return error, float(residual.sqrt() / spread.sum().clamp(min=1e-30))
 
 
-def _reading(known: Lessons, block: Block, module: nn.Module) -> tuple[Solution, Tensor]:
+def _reading(data: TrainingData, block: Block, module: nn.Module) -> tuple[Solution, Tensor]:
     """From the fit crops: the linear map from a block's channels to all channels of its cut.
 
     And their mean, [C, 1, 1].
     """
     made_rows, own_rows = [], []
-    for batch, before, whole in _maps(known, block, known.fit):
-        own = as_the_next_sees(known.cuts, block.index, whole)
-        made = at_size(module(entering(known, block, batch, before)), own.shape[2:])
+    for batch, before, whole in _maps(data, block, data.fit):
+        own = at_next_cut(data.cuts, block.index, whole)
+        made = at_size(module(block_input(data, block, batch, before)), own.shape[2:])
         made_rows.append(rows_of(made, block.index))
         own_rows.append(rows_of(own, block.index))
     x, y = torch.cat(made_rows)[None], torch.cat(own_rows)[None]

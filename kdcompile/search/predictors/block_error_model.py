@@ -1,8 +1,8 @@
-"""The error of a block that was not measured, from its size: a regression over those that were.
+"""Regression model of block errors: predicts a block that was not measured from its size.
 
 log error = w . features + noise, with a Gaussian prior on w: the mean and the deviation of a
 prediction are those of Bayesian linear regression (Bishop 2006, 3.3). The same deviations, which
-need no measurement, say which blocks to measure first; nothing else is decided by them.
+need no measurement, give the blocks to measure first; nothing else is decided by them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,64 +14,59 @@ from numpy.typing import NDArray
 from kdcompile.models.blocks import BLOCKS, inner_width, window
 from kdcompile.models.cuts import Cut
 from kdcompile.search.predictors.block_distillation import BlockResult
-from kdcompile.search.spaces.blocks import Block
+from kdcompile.search.spaces.staged import Block
 
 Floats = NDArray[np.float64]
 PRIOR_SD = 1.0  # of a weight: errors change by a factor e over a feature's unit
 NOISE = 0.15  # log deviation of the errors that no feature explains, before any is known
-REPEAT = 0.1  # log deviation of one block taught from several seeds (the digits example)
-FLOOR = 1e-6  # errors below are told apart by nothing
+REPEAT = 0.1  # log deviation of one block trained from several seeds (the digits example)
+FLOOR = 1e-6  # errors below are distinguished by nothing
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What blocks of a teacher with these cuts are like, as numbers."""
+def features(cuts: Sequence[Cut], blocks: Sequence[Block]) -> Floats:
+    """Blocks of a teacher with these cuts as numbers, [N, F].
 
-    cuts: Sequence[Cut]
-
-    def features(self, blocks: Sequence[Block]) -> Floats:
-        """[N, F]: one for each cut, one for each kind of block, and four logarithms.
-
-        Those are of the width over the cut's, the width that enters, the depth over the cut's, and
-        the weights; and the octaves of resolution lost against the cut, before and after it.
-        """
-        return np.array([self._row(block) for block in blocks], np.float64)
-
-    def _row(self, block: Block) -> list[float]:
-        cut = self.cuts[block.index]
-        enters = self.cuts[block.index - 1].channels if block.index else block.in_width
-        earlier = self.cuts[block.index - 1].stride if block.index else 1
+    One feature for each cut, one for each kind of block, and four logarithms: of the width over the
+    cut's, the width that enters, the depth over the cut's, and the weights; and the octaves of
+    resolution lost against the cut, before and after it.
+    """
+    rows = []
+    for block in blocks:
+        cut = cuts[block.index]
+        enters = cuts[block.index - 1].channels if block.index else block.in_width
+        earlier = cuts[block.index - 1].stride if block.index else 1
         before = block.before / block.scale
-        return [
-            *(float(block.index == i) for i in range(len(self.cuts))),
-            *(float(block.block == kind) for kind in BLOCKS),
-            float(np.log(block.width / cut.channels)),
-            float(np.log(block.in_width / enters)),
-            float(np.log(block.depth / max(1, cut.depth))),
-            float(np.log(convolution_weights(block) / (9 * cut.channels**2))) / 2,
-            float(np.log2(before / earlier)),
-            float(np.log2(before * block.stride / cut.stride)),
+        numbers = [
+            np.log(block.width / cut.channels),
+            np.log(block.in_width / enters),
+            np.log(block.depth / max(1, cut.depth)),
+            np.log(convolution_weights(block) / (9 * cut.channels**2)) / 2,
+            np.log2(before / earlier),
+            np.log2(before * block.stride / cut.stride),
         ]
+        indices = [block.index == i for i in range(len(cuts))]
+        rows.append([*indices, *(block.block == kind for kind in BLOCKS), *numbers])
+    return np.array(rows, np.float64).reshape(len(rows), len(cuts) + len(BLOCKS) + 6)
 
 
 @dataclass(frozen=True)
 class Regression:
     """The posterior over the weights: mean [F], covariance [F, F]; and the noise's deviation."""
 
-    capacity: Capacity
+    cuts: Sequence[Cut]
     mean: Floats
     covariance: Floats
     noise: float
 
     @classmethod
-    def of(cls, capacity: Capacity, results: Sequence[BlockResult]) -> "Regression":
+    def of(cls, cuts: Sequence[Cut], results: Sequence[BlockResult]) -> "Regression":
         """From measured blocks; without any it is the prior."""
         blocks = [result.block for result in results]
         logs = np.log([max(result.error, FLOOR) for result in results])
-        x = capacity.features(blocks)
+        x = features(cuts, blocks)
         if not results:
-            size = capacity.features([_smallest(capacity)]).shape[1]
-            return cls(capacity, np.zeros(size), np.eye(size) * PRIOR_SD**2, NOISE)
+            size = x.shape[1]
+            return cls(cuts, np.zeros(size), np.eye(size) * PRIOR_SD**2, NOISE)
         noise = NOISE
         for _ in range(10):  # noise and weights in turn
             precision: Floats = x.T @ x / noise**2 + np.eye(x.shape[1]) / PRIOR_SD**2
@@ -81,13 +76,13 @@ class Regression:
             squares = float(np.square(logs - x @ mean).sum())
             # two observations' worth of the prior noise, so that a perfect fit stays unsure
             noise = float(np.sqrt((squares + 2 * NOISE**2) / (max(0.0, len(logs) - used) + 2)))
-        return cls(capacity, np.asarray(mean, np.float64), covariance, noise)
+        return cls(cuts, np.asarray(mean, np.float64), covariance, noise)
 
     def predict(self, blocks: Sequence[Block]) -> list[tuple[float, float]]:
         """(error, its deviation) of each block."""
         if not blocks:
             return []
-        x = self.capacity.features(blocks)
+        x = features(self.cuts, blocks)
         logs = np.minimum(x @ self.mean, 0.0)  # the mean of the cut's maps has an error of 1
         sds = np.sqrt(np.einsum("nf,fg,ng->n", x, self.covariance, x) + self.noise**2)
         return [
@@ -97,9 +92,9 @@ class Regression:
 
 
 def measure_first(
-    capacity: Capacity, blocks: Sequence[Block], measured: Sequence[Block], number: int
+    cuts: Sequence[Cut], blocks: Sequence[Block], measured: Sequence[Block], number: int
 ) -> list[Block]:
-    """The `number` blocks, of those not measured, that tell the most of the rest, in order.
+    """The `number` unmeasured blocks that are most informative about the rest, in order.
 
     Each next one has the largest deviation given those before it. This reads no result at all.
     """
@@ -107,9 +102,9 @@ def measure_first(
     rest = [block for block in dict.fromkeys(blocks) if block not in known]
     if not rest:
         return []
-    x = capacity.features(rest)
+    x = features(cuts, rest)
     covariance = np.eye(x.shape[1]) * PRIOR_SD**2
-    for row in capacity.features(list(measured)) if measured else ():
+    for row in features(cuts, measured):
         covariance = _after(covariance, row)
     chosen: list[int] = []
     for _ in range(min(number, len(rest))):
@@ -139,10 +134,6 @@ def _after(covariance: Floats, row: Floats) -> Floats:
     gain = covariance @ row
     made: Floats = covariance - np.outer(gain, gain) / (row @ gain + NOISE**2)
     return made
-
-
-def _smallest(capacity: Capacity) -> Block:
-    return Block(0, 1, 1.0, 1, next(iter(BLOCKS)), 1, 1, 1, "pool", 1)
 
 
 def convolution_weights(block: Block) -> int:

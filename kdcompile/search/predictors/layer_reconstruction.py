@@ -1,18 +1,16 @@
-"""What a narrower student of the teacher's own architecture loses, from the teacher alone.
+"""Layer reconstruction: errors of a narrower student of the teacher's own architecture.
 
 Each layer is rebuilt by itself from the teacher's activations, much as `distill.inherit` will
 rebuild it, so no student is made and no layer waits for another: the idea of module-wise
 distillation (m2mKD), in closed form. A layer's relative error is weighted by how far the teacher's
 output moves for a unit of it; independent errors add as variances.
 
-Not seen: errors that pile up or that later layers make good, and what training will repair. The
+Not modelled: errors that pile up or that later layers make good, and what training will repair. The
 figure orders students; it is no forecast of a metric.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +24,11 @@ from kdcompile.distill.inherit.plan import BATCH_NORMS, LayerPlan, layer_plans
 from kdcompile.distill.inherit.reconstruct import MOST_UNKNOWNS, input_at, nonfinite
 from kdcompile.distill.inherit.rows import grouped_weight, groups, input_rows, output_rows, sample
 from kdcompile.distill.inherit.select import ranking
-from kdcompile.distill.inherit.solve import Gate
+from kdcompile.distill.inherit.solve import CHUNK, HELD_OUT, Gate
 from kdcompile.models.channels import Channels, Layout
 from kdcompile.models.dropped import is_gone, members
-from kdcompile.search.predictors.ablation import Watched, without
-from kdcompile.search.predictors.nested_ridge import nested
+from kdcompile.search.predictors.ablation import ReferenceOutputs, change_without
+from kdcompile.search.predictors.teacher_features import hooked
 from kdcompile.search.spaces.pruned_kernels import sides
 
 log = logging.getLogger("kdcompile")
@@ -58,14 +56,14 @@ class LayerErrors:
         """
         self._teacher, self._channels, self._crops = teacher, channels, crops
         few = max(1, FEW // len(crops))
-        self._watched = Watched(teacher, [batch[:few] for batch in crops[:FEW]])
+        self._reference = ReferenceOutputs(teacher, [batch[:few] for batch in crops[:FEW]])
         self._order = self._rankings()
         self._plans = {
             plan.name: plan
             for plan in layer_plans(channels, {}, teacher)
             if not issubclass(channels.layers[plan.name].kind, BATCH_NORMS) and not plan.depthwise
         }
-        called = _called(teacher, self._plans, crops[0][:1])
+        called = _called_modules(teacher, list(self._plans), crops[0][:1])
         self.unmeasured = [name for name in self._plans if name not in called]
         """Layers whose parameters are used without calling them: they count as free of error."""
         if self.unmeasured:
@@ -95,10 +93,10 @@ class LayerErrors:
     def dropped(self, name: str) -> float:
         """Relative change of the teacher's output without a part; measured at the first call."""
         if name not in self._dropped:
-            self._dropped[name] = without(self._watched, name)
+            self._dropped[name] = change_without(self._reference, name)
         return self._dropped[name]
 
-    def expected(self, architecture: Mapping[str, Any]) -> float:
+    def expected_error(self, architecture: Mapping[str, Any]) -> float:
         """Relative error of the output, to first order: the root of the parts' summed squares.
 
         Args:
@@ -174,8 +172,8 @@ class LayerErrors:
             gate = Gate(*(v.gather(2, outputs[:, None]) for v in (gate.sign, gate.threshold)))
         grid = sorted({*range(0, width, max(1, tile // count)), width})
         solved = x.shape[2] <= MOST_UNKNOWNS and plan.runs == 1
-        found = nested(x, y, prior, [step * taps for step in grid], gate, solved)
-        wrong, spread = found.wrong.sum(1).cumsum(1), found.spread.sum(0).cumsum(0)
+        errors, spreads = nested(x, y, prior, [step * taps for step in grid], gate, solved)
+        wrong, spread = errors.sum(1).cumsum(1), spreads.sum(0).cumsum(0)
         error = (wrong / spread.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
         return [step * count for step in grid], error.numpy()
 
@@ -216,16 +214,85 @@ class LayerErrors:
                 made = torch.where(flat.sign == 0, made, flat.threshold + flat.sign * made)
             return made.movedim(-1, axis)
 
-        return self._watched.change([(module, noisy)]) / NOISE
+        return self._reference.change([(module, noisy)]) / NOISE
 
 
-def _called(teacher: nn.Module, names: Iterable[str], image: Tensor) -> set[str]:
+def _called_modules(teacher: nn.Module, names: Sequence[str], image: Tensor) -> set[str]:
     """Those of the modules that a pass calls."""
     found: set[str] = set()
-    with ExitStack() as stack, torch.no_grad():
-        for name in names:
-            hook = partial(lambda own, *_: found.add(own), name)
-            handle = teacher.get_submodule(name).register_forward_pre_hook(hook)
-            stack.callback(handle.remove)
+    with hooked(teacher, names, lambda name, _: found.add(name)), torch.no_grad():
         teacher(image)
     return found
+
+
+RIDGE = 1e-3  # relative to the mean square of an input
+
+
+def nested(
+    x: Tensor,
+    y: Tensor,
+    prior: Tensor,
+    steps: Sequence[int],
+    gate: Gate | None,
+    solved: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Errors behind the gate, on the last eighth of the rows, from the first k inputs for all k.
+
+    A layer's outputs Y are regressed on input patches X with the teacher's weights W0 as the prior:
+    W_k = (G_kk + r I)^-1 (X_k^T Y + r W0_k), where G = X^T X. With the inputs in a fixed order, the
+    Cholesky factor of G_kk is the leading block of that of G. So one factorisation
+    G + r I = L L^T, the coordinates Z = L^-1 (X^T Y + r W0) and held-out patches in the same
+    coordinates, T = X' L^-T, give every prediction as a partial sum:
+    X'_k W_k = sum_{i < k} T_i Z_i.
+
+    Args:
+        x: float32 [G, N, D], the inputs in the order in which they are kept.
+        y: float32 [G, N, O/G].
+        prior: float32 [G, D, O/G], the teacher's weights.
+        steps: ascending numbers of leading columns of x.
+        gate: the ReLU that alone reads the output; it is not accounted for in the regression.
+        solved: false for a layer whose weights are only sliced.
+
+    Returns:
+        Held-out squared errors, float64 [steps, G, O/G], and the outputs' own spread [G, O/G].
+    """
+    held = max(1, x.shape[1] // HELD_OUT)
+    rows, known = x[:, :-held], y[:, :-held]
+    middle = rows.mean(1, keepdim=True, dtype=torch.double)
+    level = known.mean(1, keepdim=True, dtype=torch.double)
+    test = x[:, -held:].double() - middle
+    start = prior.double()
+    if solved:
+        factor, start = _coordinates(rows, known, prior, (middle, level))
+        test = torch.linalg.solve_triangular(factor, test.mT, upper=False).mT
+    target = y[:, -held:]
+    target = gate(target) if gate is not None else target
+    spread = (target.double() - target.mean(1, keepdim=True, dtype=torch.double)).square().sum(1)
+    found, done, wrong = level.expand(-1, held, -1).clone(), 0, []
+    for step in steps:
+        found += test[:, :, done:step] @ start[:, done:step]
+        done = step
+        seen = found.float() if gate is None else gate(found.float())
+        wrong.append((seen - target).double().square().sum(1))
+    return torch.stack(wrong).cpu(), spread.cpu()
+
+
+def _coordinates(
+    x: Tensor, y: Tensor, prior: Tensor, means: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """L [G, D, D] and Z [G, D, O/G], in float64."""
+    size, count = x.shape[2], x.shape[1]
+    gram = torch.zeros(len(x), size, size, dtype=torch.double, device=x.device)
+    moments = torch.zeros(len(x), size, y.shape[2], dtype=torch.double, device=x.device)
+    for a, b in zip(torch.split(x, CHUNK, 1), torch.split(y, CHUNK, 1), strict=True):
+        left, right = (part - mean for part, mean in zip((a, b), means, strict=True))
+        if not x.is_cuda:  # there float32 might mean TF32
+            left, right = left.float(), right.float()
+        gram += left.mT @ left
+        moments += left.mT @ right
+    strength = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] / count
+    strength = strength.clamp(min=torch.finfo(torch.float32).tiny)
+    loaded = gram / count + strength * torch.eye(size, dtype=torch.double, device=x.device)
+    factor = torch.linalg.cholesky(loaded)
+    right = moments / count + strength * prior.double()
+    return factor, torch.linalg.solve_triangular(factor, right, upper=False)

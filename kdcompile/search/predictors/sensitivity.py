@@ -1,16 +1,16 @@
-"""What a block's imitation error costs the whole network, in the validation metric.
+"""Sensitivity: the cost of a block's error for the whole network, in the validation metric.
 
-The teacher is damaged on purpose, one cut at a time: its maps are replaced by what a few of their
-channels can tell of all of them. That gives pairs (relative squared error at the cut as blocks are
-judged by, increase of the metric), and between them a rising curve for each cut. A student's
+The teacher is degraded on purpose, one cut at a time: its maps are replaced by what a few of their
+channels can predict of all of them. That gives pairs (relative squared error at the cut, as for
+blocks, increase of the metric), and between them a rising curve for each cut. A student's
 expected increase is the sum of its blocks' values on the curves: to first order in the errors,
 which are taken as independent.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from kdcompile.core.store import Store, digest
 from kdcompile.data.splits import evenly, load_splits, splits_digest
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.training_context import training_device
-from kdcompile.search.predictors.block_data import Ground, Handle, Lessons, lessons
+from kdcompile.search.predictors.block_data import BlockContext, TrainingData, training_data
 from kdcompile.search.predictors.teacher_features import (
-    as_the_next_sees,
+    at_next_cut,
+    hooked,
     rows_of,
     teacher_maps,
-    weighed,
+    weighted_error,
 )
 from kdcompile.search.predictors.worker_pool import evaluate_all
 from kdcompile.stats.bootstrap import resamples
@@ -45,11 +46,11 @@ RESAMPLES = 200
 
 
 @dataclass(frozen=True)
-class Damage:
+class SensitivityPoint:
     """A teacher whose maps at one cut are predicted from `kept` of their channels.
 
     error: relative squared error at the cut, as `BlockResult.error`; increase: how much worse the
-    validation metric is than the undamaged teacher's, and its standard error over the photos (a
+    validation metric is than the intact teacher's, and its standard error over the images (a
     paired bootstrap).
     """
 
@@ -69,11 +70,11 @@ class Curve:
     sds: tuple[float, ...]
 
     @classmethod
-    def of(cls, damages: Sequence[Damage]) -> "Curve":
-        """Through the damages of one cut; where they fall, the weighted mean of neighbours."""
-        ordered = sorted(damages, key=lambda d: d.error)
+    def of(cls, points: Sequence[SensitivityPoint]) -> "Curve":
+        """Through the points of one cut; where they fall, the weighted mean of neighbours."""
+        ordered = sorted(points, key=lambda d: d.error)
         least = max((d.increase_sd for d in ordered), default=0.0) * 1e-3 + 1e-12
-        values = _rising(
+        values = _isotonic(
             np.array([0.0, *(d.increase for d in ordered)]),
             # the origin is exact: it outweighs what noise puts below it
             np.array([1e6 / least**2, *(1 / max(d.increase_sd, least) ** 2 for d in ordered)]),
@@ -98,14 +99,14 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedLoss:
     """How much worse than the teacher a student should be, in the metric's unit, and how sure."""
 
     mean: float
     sd: float
 
 
-def expected(curves: Sequence[Curve], errors: Sequence[tuple[float, float]]) -> Expected:
+def expected_loss(curves: Sequence[Curve], errors: Sequence[tuple[float, float]]) -> ExpectedLoss:
     """A student's expected increase.
 
     Args:
@@ -115,78 +116,73 @@ def expected(curves: Sequence[Curve], errors: Sequence[tuple[float, float]]) -> 
     pairs = list(zip(curves, errors, strict=True))
     mean = sum(curve.at(error) for curve, (error, _) in pairs)
     squares = sum(curve.sd_at(error, sd) ** 2 for curve, (error, sd) in pairs)
-    return Expected(mean, squares**0.5)
+    return ExpectedLoss(mean, squares**0.5)
 
 
-def sensitivity(ground: Ground, images: int = 32, jobs: int = 1) -> list[Curve]:
+def sensitivity(context: BlockContext, images: int = 32, jobs: int = 1) -> list[Curve]:
     """The curve of every cut, from the store where it was measured before.
 
     Args:
-        ground: the lessons.
-        images: validation photos to look at, evenly spread.
+        ground: the training data.
+        images: validation images to look at, evenly spread.
         jobs: processes.
     """
-    known = lessons(ground)
-    asked = [
-        _Asked(ground, images, cut, kept)
-        for cut, order in enumerate(known.orders)
+    data = training_data(context)
+    cases = [
+        (cut, kept)
+        for cut, order in enumerate(data.orders)
         for kept in sorted({int(share * len(order)) for share in KEPT})
     ]
-    found = evaluate_all(measure, asked, jobs, "damages of the teacher")
-    return [Curve.of([d for d in found if d.cut == cut]) for cut in range(len(known.cuts))]
+    found = evaluate_all(partial(measure_point, context, images), cases, jobs, "sensitivity points")
+    return [Curve.of([d for d in found if d.cut == cut]) for cut in range(len(data.cuts))]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """One damage to be measured."""
-
-    ground: Ground
-    images: int
-    cut: int
-    kept: int
-
-
-def measure(asked: _Asked) -> Damage:
-    """One damage, from the store if it is there; stage `damage`."""
-    ground, store = asked.ground, Store(asked.ground.root)
-    spec = ground.spec
+def measure_point(context: BlockContext, images: int, case: tuple[int, int]) -> SensitivityPoint:
+    """One point, a cut with the number of channels that it keeps; stage `damage` of the store."""
+    store, spec = Store(context.root), context.spec
     val = splits_digest(spec.data, spec.folder, store.hasher)["val"]
-    parts = [ground.key, asked.images, asked.cut, asked.kept, val, spec.export.profile]
+    parts = [context.key, images, *case, val, spec.export.profile]
     source = source_key(__name__, store.hasher)
 
     def build(folder: Path) -> Mapping[str, Any]:
-        found = asdict(_measured(asked))
+        found = asdict(_measure_point(context, images, *case))
         write_json(folder / "damage.json", found)
         return found
 
-    return Damage(**store.make("damage", digest([*parts, source]), build).json("damage.json"))
+    return SensitivityPoint(
+        **store.make("damage", digest([*parts, source]), build).json("damage.json")
+    )
 
 
-def _measured(asked: _Asked) -> Damage:
-    spec, known = asked.ground.spec, lessons(asked.ground)
+def _measure_point(context: BlockContext, images: int, cut: int, kept: int) -> SensitivityPoint:
+    spec, data = context.spec, training_data(context)
     task = task_of(spec)
-    weight, bias, mean = _from_kept(known, asked.cut, asked.kept)
-    whole = _whole(Handle(asked.ground), asked.images)
-    with _replaced(known, asked.cut, asked.kept, weight, bias):
-        damaged = validation_errors(known.teacher, spec, asked.images)
-    increase, sd = paired_increase(task, whole, damaged, spec.seed)
-    error = _error(known, asked.cut, asked.kept, weight, bias, mean)
-    return Damage(asked.cut, asked.kept, error, increase, sd)
+    weight, bias, mean = _from_kept(data, cut, kept)
+    whole = _whole(context, images)
+    chosen = data.orders[cut][:kept]
+
+    def predict_maps(_: str, output: Tensor) -> Tensor:
+        return _predicted(output, chosen, weight, bias)
+
+    with hooked(data.teacher, [data.cuts[cut].name], predict_maps):
+        degraded = validation_errors(data.teacher, spec, images)
+    increase, sd = paired_increase(task, whole, degraded, spec.seed)
+    return SensitivityPoint(cut, kept, _error(data, cut, kept, weight, bias, mean), increase, sd)
 
 
 @functools.lru_cache(maxsize=1)
-def _whole(handle: Handle, images: int) -> Floats:
-    """The undamaged teacher's errors, once a process."""
-    return validation_errors(lessons(handle.ground).teacher, handle.ground.spec, images)
+def _whole(context: BlockContext, images: int) -> Floats:
+    """The intact teacher's errors, once a process."""
+    return validation_errors(training_data(context).teacher, context.spec, images)
 
 
 def validation_errors(network: nn.Module, spec: Spec, images: int | None = None) -> Floats:
-    """A network's error on each validation photo, as the task has them, float64 [N].
+    """A network's error on each validation image, as the task has them, float64 [N].
 
     Args:
         network: as it is at this moment, hooks with it; it comes back on its own device.
         spec: its task and its data.
-        images: photos to look at, evenly spread; all of them where None.
+        images: images to look at, evenly spread; all of them where None.
     """
     task, device = task_of(spec), training_device()
     photos = evenly(load_splits(spec.data, spec.folder).val, images)
@@ -197,13 +193,18 @@ def validation_errors(network: nn.Module, spec: Spec, images: int | None = None)
     return task.errors(predicted, [task.truth(photo) for photo in photos])
 
 
-def _from_kept(known: Lessons, cut: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+def validation_metric(network: nn.Module, spec: Spec) -> float:
+    """The metric of a network on all validation images."""
+    return task_of(spec).metric(validation_errors(network, spec))
+
+
+def _from_kept(data: TrainingData, cut: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weight [C, kept] and bias [C] that predict all channels from the first, and the mean [C]."""
-    parts = [rows_of(maps[0], cut) for _, maps in _maps(known, cut, known.fit)]
+    parts = [rows_of(maps[0], cut) for _, maps in _maps(data, cut, data.fit)]
     rows = torch.cat(parts).double()
     mean = rows.mean(0)
     moments = (rows - mean).T @ (rows - mean) / len(rows)
-    chosen = known.orders[cut][:kept]
+    chosen = data.orders[cut][:kept]
     own = moments[chosen][:, chosen]
     strength = RIDGE * moments.diagonal().mean().clamp(min=1e-30)
     own = own + strength * torch.eye(kept, dtype=own.dtype, device=own.device)
@@ -211,19 +212,19 @@ def _from_kept(known: Lessons, cut: int, kept: int) -> tuple[Tensor, Tensor, Ten
     return weight.float(), (mean - weight @ mean[chosen]).float(), mean.float()
 
 
-def _maps(known: Lessons, cut: int, images: Tensor) -> Any:
-    return teacher_maps(known.teacher, [known.cuts[cut].name], images)
+def _maps(data: TrainingData, cut: int, images: Tensor) -> Any:
+    return teacher_maps(data.teacher, [data.cuts[cut].name], images)
 
 
 def _error(
-    known: Lessons, cut: int, kept: int, weight: Tensor, bias: Tensor, mean: Tensor
+    data: TrainingData, cut: int, kept: int, weight: Tensor, bias: Tensor, mean: Tensor
 ) -> float:
     wrong, spread = 0.0, 0.0
-    for _, (whole,) in _maps(known, cut, known.held):
-        maps = as_the_next_sees(known.cuts, cut, whole)
-        made = _predicted(maps, known.orders[cut][:kept], weight, bias)
-        wrong += float(weighed(made - maps, known.demands[cut]).sum())
-        spread += float(weighed(maps - mean[:, None, None], known.demands[cut]).sum())
+    for _, (whole,) in _maps(data, cut, data.held):
+        maps = at_next_cut(data.cuts, cut, whole)
+        made = _predicted(maps, data.orders[cut][:kept], weight, bias)
+        wrong += float(weighted_error(made - maps, data.demands[cut]).sum())
+        spread += float(weighted_error(maps - mean[:, None, None], data.demands[cut]).sum())
     return wrong / max(spread, 1e-30)
 
 
@@ -231,34 +232,19 @@ def _predicted(maps: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor) -> Te
     return torch.einsum("ck,nkhw->nchw", weight, maps[:, chosen]) + bias[:, None, None]
 
 
-@contextmanager
-def _replaced(known: Lessons, cut: int, kept: int, weight: Tensor, bias: Tensor) -> Any:
-    """The teacher with its maps at a cut predicted from the kept channels."""
-    chosen = known.orders[cut][:kept]
+def paired_increase(task: Task, whole: Floats, degraded: Floats, seed: int) -> tuple[float, float]:
+    """How much worse the metric became, and the deviation of that over resampled images.
 
-    def replace(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return _predicted(output, chosen, weight, bias)
-
-    hook = known.teacher.get_submodule(known.cuts[cut].name).register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def paired_increase(task: Task, whole: Floats, damaged: Floats, seed: int) -> tuple[float, float]:
-    """How much worse the metric became, and the deviation of that over resampled photos.
-
-    No rate is known to less than one of the photos, though all of them be answered alike.
+    No rate is known to less than one of the images, though all of them be answered alike.
     """
     metric, picks = task.metric, resamples(len(whole), RESAMPLES, seed)
-    spread = metric.worse_by(metric.of(damaged[picks], -1), metric.of(whole[picks], -1))
+    spread = metric.worse_by(metric.of(degraded[picks], -1), metric.of(whole[picks], -1))
     least = 1 / len(whole) if metric.points else 0.0
-    increase = float(metric.worse_by(metric(damaged), metric(whole)))
+    increase = float(metric.worse_by(metric(degraded), metric(whole)))
     return increase, max(float(np.std(spread)), least)
 
 
-def _rising(values: Floats, weights: Floats) -> Floats:
+def _isotonic(values: Floats, weights: Floats) -> Floats:
     """The nearest rising sequence in weighted least squares (pool adjacent violators)."""
     blocks: list[list[float]] = []  # mean, weight, length
     for value, weight in zip(values, weights, strict=True):

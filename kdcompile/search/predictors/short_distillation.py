@@ -1,6 +1,6 @@
-"""The last evidence: each finalist distilled for a while, from its assembled or inherited start.
+"""Short distillation of the finalists, each from its assembled or inherited start.
 
-What it then is on the validation photos corrects what was expected of it, and by the same rule
+What it then is on the validation images corrects what was expected of it, and by the same rule
 what is expected of students that were not distilled.
 """
 
@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher, load_weights, write_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.predictors.assemble import WEIGHTS, assemble, assembled_key
-from kdcompile.search.predictors.block_data import Ground
-from kdcompile.search.predictors.sensitivity import Expected, paired_increase, validation_errors
+from kdcompile.search.predictors.assemble import WEIGHTS, assemble, start_key
+from kdcompile.search.predictors.block_data import BlockContext
+from kdcompile.search.predictors.sensitivity import ExpectedLoss, paired_increase, validation_errors
 from kdcompile.search.predictors.worker_pool import evaluate_all
 from kdcompile.tasks.preprocess import preprocess_of
 from kdcompile.tasks.task import task_of
@@ -40,7 +41,7 @@ Floats = NDArray[np.float64]
 START_FIELDS = {"init", "importance", "crops"}
 FACTOR_SD, EXPONENT_SD = 2.0, 0.25  # priors of the correction, of logarithms
 STUDENT_SD = 0.3  # log deviation of a student about the line, before any is known
-LEAST_LEFT = 0.01  # of an expected increase: none shown on few photos is not none at all
+LEAST_LEFT = 0.01  # of an expected increase: none shown on few images is not none at all
 MOST_VARIANCE = 2.0
 DIVERGED = "loss-nonfinite"
 
@@ -50,7 +51,7 @@ class Finalist:
     """What a short distillation made of a student.
 
     increase: how much worse than the teacher its best validation metric is, in the metric's unit;
-    increase_sd: standard error of that over the validation photos (a paired bootstrap); value: the
+    increase_sd: standard error of that over the validation images (a paired bootstrap); value: the
     metric; start: the metric before the first step; steps, seconds: of the training; path: its
     best weights.
     """
@@ -66,13 +67,13 @@ class Finalist:
 
 
 def distil(
-    ground: Ground, architectures: Sequence[Mapping[str, Any]], steps: int, jobs: int
+    context: BlockContext, architectures: Sequence[Mapping[str, Any]], steps: int, jobs: int
 ) -> list[Finalist]:
     """Distil each for so many steps by the spec's recipe, in parallel processes; stage `finalist`.
 
     Args:
-        ground: the lessons; its spec needs the sections of stage `distill`.
-        architectures: they start as `student.init` says; a `staged` one inherits its taught blocks.
+        ground: the training data; its spec needs the sections of stage `distill`.
+        architectures: they start by `student.init`; a `staged` one inherits its trained blocks.
         steps: optimizer steps, over all stages of the recipe.
         jobs: processes.
 
@@ -83,8 +84,8 @@ def distil(
         KDError: those of `assemble`, of `start_student` and of the trainer; `loss-nonfinite` only
             where no training came to its end.
     """
-    asked = [_Asked(ground, json.dumps(a, sort_keys=True), steps) for a in architectures]
-    made = evaluate_all(_finalist_or_error, asked, jobs, "finalists")
+    function = partial(_finalist_or_error, context, steps)
+    made = evaluate_all(function, architectures, jobs, "finalists")
     errors = [one for one in made if isinstance(one, KDError)]
     if len(errors) == len(made) and errors:
         raise errors[0]
@@ -93,39 +94,31 @@ def distil(
     return [one for one in made if not isinstance(one, KDError)]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """One distillation; the architecture is JSON."""
+def _finalist_or_error(
+    context: BlockContext, steps: int, architecture: Mapping[str, Any]
+) -> Finalist | KDError:
+    """Distil one finalist; one that cannot be trained does not end the search.
 
-    ground: Ground
-    architecture: str
-    steps: int
+    A result is read from the store where it is there; a stopped training goes on where it was.
+    """
+    store = Store(context.root)
+    key = _key(context, steps, architecture, store)
 
+    def build(folder: Path) -> Mapping[str, Any]:
+        return _build(context, steps, architecture, store.work("finalist", key), folder)
 
-def _finalist_or_error(asked: _Asked) -> Finalist | KDError:
-    """A student that cannot be trained says nothing about the others."""
     try:
-        return finalist(asked)
+        entry = store.make("finalist", key, build)
     except KDError as error:
         if error.code != DIVERGED:
             raise
         return error
-
-
-def finalist(asked: _Asked) -> Finalist:
-    """One distillation, from the store if it is there; a stopped one goes on where it was."""
-    store = Store(asked.ground.root)
-    architecture, key = json.loads(asked.architecture), _key(asked, store)
-    entry = store.make(
-        "finalist", key, lambda folder: _build(asked, store.work("finalist", key), folder)
-    )
     store.drop_work("finalist", key)
-    return Finalist(
-        architecture=architecture, path=entry.path / "student.safetensors", **entry.meta
-    )
+    path = entry.path / "student.safetensors"
+    return Finalist(architecture=architecture, path=path, **entry.meta)
 
 
-def shortened(spec: Spec, steps: int) -> Spec:
+def shorten_training(spec: Spec, steps: int) -> Spec:
     """The spec whose training is `steps` long, its stages in their proportions, in float."""
     options = spec.distill.model_copy(
         update={"steps": steps, "epochs": None, "minutes": None, "stages": _shares(spec)}
@@ -145,13 +138,13 @@ def _shares(spec: Spec) -> list[Any]:
     ]
 
 
-def _key(asked: _Asked, store: Store) -> str:
-    ground, spec = asked.ground, asked.ground.spec
+def _key(context: BlockContext, steps: int, architecture: Mapping[str, Any], store: Store) -> str:
+    spec = context.spec
     return digest(
         {
-            "start": assembled_key(ground, json.loads(asked.architecture), store),
+            "start": start_key(context, architecture, store),
             "init": spec.student.model_dump(mode="json", include=START_FIELDS),
-            "steps": asked.steps,
+            "steps": steps,
             "distill": spec.distill.model_dump(mode="json"),
             "teachers": [_content(teacher, spec, store) for teacher in spec.teachers],
             "splits": splits_digest(spec.data, spec.folder, store.hasher)["val"],
@@ -168,9 +161,10 @@ def _content(teacher: Teacher, spec: Spec, store: Store) -> list[str]:
     return [teacher.model, *(store.hasher.file(path) for path in (*sources, teacher.weights))]
 
 
-def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
-    spec = shortened(asked.ground.spec, asked.steps)
-    architecture = json.loads(asked.architecture)
+def _build(
+    context: BlockContext, steps: int, architecture: Mapping[str, Any], work: Path, folder: Path
+) -> Mapping[str, Any]:
+    spec = shorten_training(context.spec, steps)
     task, splits = task_of(spec), load_splits(spec.data, spec.folder)
     teacher = load_teacher(spec)
     whole = validation_errors(teacher, spec)
@@ -178,7 +172,7 @@ def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     channels = preprocess_of(spec).channels
     images = ImageStore(splits.train, channels, training_device())
     if architecture["family"] == "staged" and spec.student.init == "inherit":
-        load_weights(student, assemble(asked.ground, architecture).file(WEIGHTS))
+        load_weights(student, assemble(context, architecture).file(WEIGHTS))
     else:
         start_student(spec, teacher, student, architecture, images)
     value = task.metric(whole)
@@ -190,7 +184,11 @@ def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     increase, sd = paired_increase(
         task, whole, validation_errors(trainer.setting.ema, spec), spec.seed
     )
-    write_weights(folder / "student.safetensors", state.best, {"architecture": asked.architecture})
+    write_weights(
+        folder / "student.safetensors",
+        state.best,
+        {"architecture": json.dumps(architecture, sort_keys=True)},
+    )
     record = {
         "increase": increase,
         "increase_sd": sd,
@@ -203,31 +201,33 @@ def _build(asked: _Asked, work: Path, folder: Path) -> Mapping[str, Any]:
     return record
 
 
-@dataclass(frozen=True)
-class Correction:
+@dataclass(frozen=True, eq=False)
+class LossCorrection:
     """A power law from expected to measured increases, known up to its deviations.
 
-    mean: log factor and exponent; covariance [2, 2] of them; noise: deviation of a student's
+    mean: log factor and exponent [2]; covariance [2, 2] of them; noise: deviation of a student's
     logarithm about the line.
     """
 
-    mean: tuple[float, float]
-    covariance: tuple[tuple[float, float], tuple[float, float]]
+    mean: Floats
+    covariance: Floats
     noise: float
 
-    def __call__(self, expected: Expected) -> Expected:
+    def __call__(self, expected: ExpectedLoss) -> ExpectedLoss:
         """The corrected expectation: median, and the deviation of line and student together."""
         if expected.mean <= 0 or not self.noise:
             return expected
         at = np.array([1.0, np.log(expected.mean)])
-        line = float(at @ np.array(self.covariance) @ at)
-        own = min(1.0, self.mean[1] * expected.sd / expected.mean) ** 2
-        median = float(np.exp(at @ np.array(self.mean)))
+        line = float(at @ self.covariance @ at)
+        own = min(1.0, float(self.mean[1]) * expected.sd / expected.mean) ** 2
+        median = float(np.exp(at @ self.mean))
         variance = min(MOST_VARIANCE, line + own + self.noise**2)
-        return Expected(median, median * float(np.sqrt(np.expm1(variance))))
+        return ExpectedLoss(median, median * float(np.sqrt(np.expm1(variance))))
 
 
-def calibrated(expected: Sequence[Expected], measured: Sequence[Finalist]) -> Correction:
+def fit_correction(
+    expected: Sequence[ExpectedLoss], measured: Sequence[Finalist]
+) -> LossCorrection:
     """The correction that short distillations of some students show.
 
     Bayesian linear regression of logarithms about the identity (factor 1, exponent 1): training
@@ -241,7 +241,7 @@ def calibrated(expected: Sequence[Expected], measured: Sequence[Finalist]) -> Co
     """
     pairs = [(e, m) for e, m in zip(expected, measured, strict=True) if e.mean > 0]
     if not pairs:
-        return Correction((0.0, 1.0), ((0.0, 0.0), (0.0, 0.0)), 0.0)
+        return LossCorrection(np.array([0.0, 1.0]), np.zeros((2, 2)), 0.0)
     became = np.array([max(m.increase, m.increase_sd, LEAST_LEFT * e.mean) for e, m in pairs])
     x = np.array([[1.0, np.log(e.mean)] for e, _ in pairs])
     y = np.log(became)
@@ -256,8 +256,4 @@ def calibrated(expected: Sequence[Expected], measured: Sequence[Finalist]) -> Co
         squares = np.square(y - x @ mean) - own**2
         left = max(0.0, len(y) - used)
         noise = max(1e-6, (float(squares.sum()) + STUDENT_SD**2) / (left + 1))
-    rows = [tuple(map(float, row)) for row in covariance]
-    return Correction(
-        (float(mean[0]), float(mean[1])), ((rows[0][0], rows[0][1]), (rows[1][0], rows[1][1])),
-        float(np.sqrt(noise)),
-    )  # fmt: skip
+    return LossCorrection(mean, covariance, float(np.sqrt(noise)))

@@ -1,4 +1,4 @@
-"""A teacher's maps at its cuts: taken, resized, and weighed by what the output makes of them."""
+"""A teacher's feature maps at its cuts: recorded, resized, and weighted by their effect."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,20 +23,20 @@ def teacher_maps(
     The teacher is not run beyond the last name, which must come last in it.
     """
     for batch in torch.split(images, AT_ONCE):
-        seen: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
 
-        def look(name: str, output: Tensor, seen: dict[str, Tensor] = seen) -> None:
-            seen[name] = output.clone()  # what follows may work in place
+        def record(name: str, output: Tensor, maps: dict[str, Tensor] = maps) -> None:
+            maps[name] = output.clone()  # what follows may work in place
             if name == names[-1]:
                 raise _Enough
 
-        with suppress(_Enough), _watched(teacher, names, look):
+        with suppress(_Enough), hooked(teacher, names, record):
             teacher(batch)
-        yield batch, [seen[name] for name in names]
+        yield batch, [maps[name] for name in names]
 
 
 class _Enough(Exception):  # noqa: N818 - no error, the way out of a forward pass
-    """The last map that was asked for is there."""
+    """The last map that was requested for is there."""
 
 
 def at_size(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -53,7 +53,7 @@ def at_size(maps: Tensor, size: Sequence[int]) -> Tensor:
     )
 
 
-def as_the_next_sees(cuts: Sequence[Cut], index: int, maps: Tensor) -> Tensor:
+def at_next_cut(cuts: Sequence[Cut], index: int, maps: Tensor) -> Tensor:
     """A cut's maps at the resolution of the next cut, where that is coarser.
 
     What a stage pools away before it computes, no student needs to have.
@@ -70,7 +70,7 @@ def rows_of(maps: Tensor, seed: int) -> Tensor:
     return flat[sample(len(flat), POSITIONS * len(maps), seed).to(maps.device)]
 
 
-def weighed(difference: Tensor, demand: Tensor) -> Tensor:
+def weighted_error(difference: Tensor, demand: Tensor) -> Tensor:
     """d^T H d of an image's positions, summed, float64 [N]."""
     flat = difference.flatten(2)
     return torch.einsum("ncp,cd,ndp->n", flat, demand, flat).double()
@@ -123,19 +123,19 @@ def output_demands(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
     for part in torch.split(images, AT_ONCE):
-        seen: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
 
-        def look(name: str, output: Tensor, seen: dict[str, Tensor] = seen) -> Tensor:
-            seen[name] = output
+        def record(name: str, output: Tensor, maps: dict[str, Tensor] = maps) -> Tensor:
+            maps[name] = output
             output.retain_grad()
             return output * 1.0  # what follows may work in place
 
-        with torch.enable_grad(), _watched(teacher, names, look):
+        with torch.enable_grad(), hooked(teacher, names, record):
             output = teacher(part.detach().clone().requires_grad_())
             signs = torch.randint(0, 2, output.shape, generator=generator) * 2.0 - 1.0
             (output * signs.to(output)).sum().backward()
         for name in names:
-            gradient = seen[name].grad
+            gradient = maps[name].grad
             assert gradient is not None, "a cut leads to the output"
             flat = gradient.transpose(0, 1).flatten(1).double()
             sums[name] = sums.get(name, torch.zeros((), device=flat.device)) + flat @ flat.T
@@ -149,13 +149,13 @@ def output_demands(
 
 
 @contextmanager
-def _watched(
-    module: nn.Module, names: Sequence[str], look: Callable[[str, Tensor], Tensor | None]
+def hooked(
+    module: nn.Module, names: Sequence[str], record: Callable[[str, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """`look(name, output)` of each named module, whose result replaces the output if it has one."""
+    """Call `record(name, output)` for each named module; a result replaces the output."""
     hooks = [
         module.get_submodule(name).register_forward_hook(
-            lambda _m, _i, output, name=name: look(name, output)
+            lambda _m, _i, output, name=name: record(name, output)
         )
         for name in names
     ]

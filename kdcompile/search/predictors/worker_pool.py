@@ -1,8 +1,8 @@
-"""Independent evaluations in parallel processes over a shared store.
+"""Worker pool: independent evaluations in parallel processes over a shared store.
 
 An evaluation keeps its own result in the store, so one that is finished is a cache hit the next
 time, whatever stopped the others. Each computes on one CPU thread, so that its result does not
-depend on how many run beside it; a GPU is left to one process.
+depend on how many run next to it; a GPU is left to one process.
 """
 
 import logging
@@ -35,7 +35,7 @@ def evaluate_all(
     """`function` of every item, in the order of the items.
 
     Args:
-        function: of a module's top level; items and results cross processes.
+        function: of a module's top level, or a `partial` of one; items and results cross processes.
         items: independent of each other.
         jobs: processes; with 1, or with a GPU, all runs in this one.
         what: they are, for the log: "blocks".
@@ -54,7 +54,7 @@ def _in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], jobs: int, what: str
 ) -> list[Result]:
     progress = Progress("search", len(items), what)
-    context = _context(function.__module__)
+    context = _context(getattr(function, "func", function).__module__)
     pool = ProcessPoolExecutor(jobs, context, initializer=_begin)
     try:
         with _signals_held():
@@ -85,7 +85,7 @@ def _in_processes(
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """Let a signal wait: a process that is half started would end in a traceback of its own."""
-    told: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -96,14 +96,14 @@ def _signals_held() -> Iterator[None]:
         and callable(handler := signal.getsignal(number))
     }
     for number in before:
-        signal.signal(number, lambda given, frame: told.append(given))
+        signal.signal(number, lambda given, frame: received.append(given))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if told:
-            signal.raise_signal(told[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _begin() -> None:

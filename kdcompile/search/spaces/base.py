@@ -1,4 +1,4 @@
-"""What a search asks of a space of students, and how its candidates are drawn.
+"""The interface of a search space, and the evolutionary draw of its candidates.
 
 Candidates come in generations: the first at random, each later one by changing or crossing those
 that are best so far. `best` is a front of predicted latency against a guess of quality that only
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
-from kdcompile.latency_model.kernels import Kernel, Precision
+from kdcompile.latency_model.workload import Kernel, Precision
 
 Architecture = dict[str, Any]
 GENERATIONS = 10
@@ -67,7 +67,7 @@ def candidates(
 
     Args:
         space: where they are from.
-        number: how many are drawn, at most, beside the corners and `start`; a small space has
+        number: how many are drawn, at most, besides the corners and `start`; a small space has
             fewer.
         cost: predicted latency in ms, and multiply-adds.
         guess: of the loss of quality; lower is better.

@@ -1,4 +1,4 @@
-"""The space of a teacher's own architecture: the width of each channel group, parts dropped.
+"""Search space of the teacher's own architecture: width of each channel group, dropped parts.
 
 Works for any teacher that can be traced. A choice is the width of each free group and a set of
 dropped parts; an architecture is its canonical form, so that equal students are equal dicts.
@@ -11,12 +11,54 @@ from typing import Any
 
 from torch import nn
 
-from kdcompile.latency_model.kernels import Kernel, Precision
-from kdcompile.models.channels import Layout
+from kdcompile.latency_model.workload import Kernel, Precision
+from kdcompile.models.channels import Channels, Layer, Layout, trace
 from kdcompile.models.dropped import droppable, is_gone, members, tied
 from kdcompile.search.spaces.base import Architecture
 from kdcompile.search.spaces.pruned_kernels import Template
-from kdcompile.search.spaces.uniform import arguments
+
+GRID = 64
+
+
+def architectures(
+    teacher: nn.Module, shape: Sequence[int], tile: int, seed: int, ratios: Sequence[float] = ()
+) -> list[dict[str, Any]]:
+    """The distinct students, widest first; `ratios` replaces the grid of 1/64 steps.
+
+    Raises:
+        KDError: the teacher cannot be traced.
+    """
+    return students(trace(teacher, shape), tile, seed, ratios)
+
+
+def students(
+    channels: Channels, tile: int, seed: int, ratios: Sequence[float] = ()
+) -> list[dict[str, Any]]:
+    """As `architectures`, of a teacher that is traced already."""
+    found: list[dict[str, Any]] = []
+    for ratio in ratios or [n / GRID for n in range(GRID, 0, -1)]:
+        modules = {n: _widths(channels, v, ratio, tile) for n, v in channels.layers.items()}
+        if not found or modules != found[-1]["modules"]:
+            found.append({"family": "shrink", "width": ratio, "seed": seed, "modules": modules})
+    return found
+
+
+def arguments(layer: Layer, inputs: int, outputs: int) -> dict[str, int]:
+    """The constructor arguments that give a layer these widths."""
+    if issubclass(layer.kind, nn.Linear):
+        return {"in_features": inputs, "out_features": outputs}
+    if issubclass(layer.kind, nn.BatchNorm1d | nn.BatchNorm2d):
+        return {"num_features": outputs}
+    depthwise = layer.groups > 1 and layer.inputs == layer.outputs
+    groups = inputs if depthwise else layer.groups
+    return {"in_channels": inputs, "out_channels": outputs, "groups": groups}
+
+
+def _widths(channels: Channels, layer: Layer, ratio: float, tile: int) -> dict[str, int]:
+    """The constructor arguments of a layer at a ratio."""
+    sides = (channels.width(layout, ratio, tile) for layout in (layer.inputs, layer.outputs))
+    return arguments(layer, *sides)
+
 
 NARROWEST = 1 / 16  # of the teacher's width, where students are drawn at random
 SPREAD = 2.0  # a group of a random student is up to so many times wider or narrower than the rest
@@ -87,14 +129,14 @@ class LayerSpace:
         if self.droppable and draw.random() < 0.3:
             dropped ^= {draw.choice(self.droppable)}
         else:
-            for root in self._chosen(draw):
+            for root in self._choose_groups(draw):
                 options = self.options[root]
-                place = min(range(len(options)), key=lambda i: abs(options[i] - widths[root]))
+                index = min(range(len(options)), key=lambda i: abs(options[i] - widths[root]))
                 step = draw.choice((-2, -1, 1, 2)) * max(1, len(options) // 16)
-                widths[root] = options[min(max(place + step, 0), len(options) - 1)]
+                widths[root] = options[min(max(index + step, 0), len(options) - 1)]
         return self.architecture(widths, dropped)
 
-    def _chosen(self, draw: Random) -> list[int]:
+    def _choose_groups(self, draw: Random) -> list[int]:
         chosen = [root for root in self.options if draw.random() < CHANGED]
         return chosen or draw.sample(list(self.options), min(1, len(self.options)))
 
@@ -128,8 +170,8 @@ class LayerSpace:
             widths: of each free group.
             dropped: some of `droppable`.
         """
-        asked = set(dropped)
-        without = [name for name in self.droppable if name in asked]
+        requested = set(dropped)
+        without = [name for name in self.droppable if name in requested]
         ties = tied(self._channels, without)
         width = {root: widths[ties.get(root, root)] for root in self.options}
         gone = [path for name in without for path in members(self._teacher, name)]
@@ -164,9 +206,7 @@ class LayerSpace:
         return self.options.get(before) == self.options.get(after)
 
     def _widths(self, root: int) -> list[int]:
-        full, multiple = self._channels.size[root], self._channels.multiple[root]
-        unit = math.lcm(self._tile, multiple)
-        unit = multiple if unit >= full else unit
+        full, unit = self._channels.size[root], self._channels.unit(root, self._tile)
         return sorted({*range(unit, full, unit), full})
 
     def _total(self, widths: Mapping[int, int], layout: Layout) -> int:

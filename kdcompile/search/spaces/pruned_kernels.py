@@ -1,4 +1,4 @@
-"""The kernels of any narrower or shallower student, from one export of the teacher.
+"""Kernels of any narrower or shallower student, derived from one export of the teacher.
 
 The fused kernels of a student differ from the teacher's only in their numbers: each activation has
 as many bytes as its channels ask for, a layer's arithmetic and weight go with inputs times outputs.
@@ -6,7 +6,6 @@ What is dropped is cut out of the teacher's graph, which is then fused anew, onc
 """
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,16 +15,16 @@ from onnx import ModelProto, NodeProto
 from torch import nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import scratch
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model.fusion import WEIGHTED
 from kdcompile.latency_model.graph import BYTES
-from kdcompile.latency_model.kernels import Kernel, Precision, kernels_of
+from kdcompile.latency_model.kernels import kernels_of
+from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.channels import Channels, Layer, trace
 from kdcompile.models.dropped import members, tied
 from kdcompile.onnx_graph.shapes import inferred, tensor_sizes
-from kdcompile.search.spaces.drop_modules import cut
-from kdcompile.search.spaces.narrowed_kernel import Part
-from kdcompile.search.spaces.tensor_channels import Span, TensorChannels, span
+from kdcompile.search.spaces.tensor_channels import Part, Span, TensorChannels, remove_modules, span
 
 SMALL = 64  # elements; larger constants are weights, of which only the size matters
 SETS = 1024  # of dropped parts, whose fused graphs are kept
@@ -76,20 +75,19 @@ class Template:
         self.parts = lru_cache(SETS)(self._parts)
 
     @classmethod
-    def of(cls, teacher: nn.Module, shape: Sequence[int], folder: Path | None = None) -> "Template":
+    def of(cls, teacher: nn.Module, shape: Sequence[int]) -> "Template":
         """Export the teacher at a fixed shape.
 
         Args:
             teacher: in inference mode, on the CPU.
             shape: input [N, C, H, W].
-            folder: where the ONNX file is put for the time of the export.
 
         Raises:
             KDError: of the export, and those of `Template`.
         """
-        with tempfile.TemporaryDirectory(dir=folder) as place:
+        with scratch() as folder:
             fixed = (shape, shape, shape)
-            return cls(onnx_from_module(teacher, Path(place) / "a.onnx", fixed), teacher, shape)
+            return cls(onnx_from_module(teacher, Path(folder) / "a.onnx", fixed), teacher, shape)
 
     def at(self, architecture: Mapping[str, Any], float32_as: Precision = "fp32") -> list[Kernel]:
         """The kernels of a student, in an order in which they can run.
@@ -120,7 +118,7 @@ class Template:
 
         Args:
             modules: the constructor arguments by module.
-            dropped: parts whose input is read in the place of their output.
+            dropped: parts whose input is read instead of their output.
 
         Raises:
             KDError: `template-widths`.
@@ -170,7 +168,7 @@ class Template:
         modules = dict(self._network.named_modules())
         for name in dropped:
             part = members(self._network, name) if name in modules else [name]
-            cut(model.graph, part, self._known.spans)
+            remove_modules(model.graph, part, self._known.spans)
         return model
 
     def _parts(self, dropped: tuple[str, ...], float32_as: Precision) -> list[Part]:

@@ -1,4 +1,4 @@
-"""The space of staged students: one stage for each stage of the teacher, of another make.
+"""Search space of staged students: one stage for each stage of the teacher, of other blocks.
 
 A stage's width is a multiple of the target's channel tile up to the teacher's. Its stride, over the
 input's scale, is the teacher's or up to `COARSER` times it; where it is coarser it needs no
@@ -6,14 +6,15 @@ dilation to see as far, and where it ends below the teacher's output the output 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from typing import Any
 
-from kdcompile.latency_model.kernels import Kernel, Precision
+from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.cuts import Cut
+from kdcompile.models.staged import STAGE_KEYS
 from kdcompile.search.spaces.base import Architecture
 from kdcompile.search.spaces.staged_kernels import staged_kernels
 
@@ -33,7 +34,7 @@ class StagedSpace:
         out_channels: of the teacher's output.
         head: `dense` or `pooled`.
         output_stride: pixels a cell of the teacher's output, along an axis; 1 where the head is
-            pooled. The stages end at it or coarser, which `reaches` tells to be possible.
+            pooled. The stages end at it or coarser, which `reaches` checks.
         tile: channels that the target computes at once.
         blocks: kinds of block.
         scales: of the input's sides.
@@ -76,10 +77,10 @@ class StagedSpace:
             scale = draw.choice(self.scales)
             totals = self._strides(scale, draw)
         else:
-            place = draw.randrange(len(stages))
-            changed = self._stage(place, totals, draw)
+            index = draw.randrange(len(stages))
+            changed = self._stage(index, totals, draw)
             name = draw.choice(("width", "width", "depth", "block", "down", "all"))
-            stages[place] = changed if name == "all" else stages[place] | {name: changed[name]}
+            stages[index] = changed if name == "all" else stages[index] | {name: changed[name]}
         return self._architecture(scale, totals, stages)
 
     def cross(self, one: Architecture, other: Architecture, draw: Random) -> Architecture:
@@ -103,8 +104,8 @@ class StagedSpace:
         self, scale: float, coarser: int, width: int, depth: int, block: str
     ) -> Architecture:
         totals: list[float] = []
-        for place, cut in enumerate(self.cuts):
-            allowed = self._allowed(place, totals[-1] if totals else 1 / scale)
+        for index, cut in enumerate(self.cuts):
+            allowed = self._allowed(index, totals[-1] if totals else 1 / scale)
             wanted = [t for t in allowed if t <= coarser * cut.stride] or allowed[:1]
             totals.append(wanted[-1])
         stages = [
@@ -122,26 +123,26 @@ class StagedSpace:
     def _strides(self, scale: float, draw: Random) -> list[float]:
         """Pixels of the image, along an axis, for each cell at the end of every stage."""
         totals: list[float] = []
-        for place in range(len(self.cuts)):
-            allowed = self._allowed(place, totals[-1] if totals else 1 / scale)
+        for index in range(len(self.cuts)):
+            allowed = self._allowed(index, totals[-1] if totals else 1 / scale)
             totals.append(draw.choice(allowed))
         return totals
 
-    def _allowed(self, place: int, before: float) -> list[float]:
+    def _allowed(self, index: int, before: float) -> list[float]:
         """Strides, ascending, that a stage can have behind one of `before`."""
-        own = self.cuts[place].stride
-        later = max(STRIDES) ** (len(self.cuts) - 1 - place)
+        own = self.cuts[index].stride
+        later = max(STRIDES) ** (len(self.cuts) - 1 - index)
         reached = [before * stride for stride in STRIDES]
         # the stages behind must still be able to end at the output's stride
         reached = [t for t in reached if t * later >= self.output_stride] or reached[-1:]
         near = [t for t in reached if own <= t <= COARSER * own]
         return near or [min(reached, key=lambda t: abs(math.log(t / own)))]
 
-    def _stage(self, place: int, totals: Sequence[float], draw: Random) -> dict[str, Any]:
-        cut = self.cuts[place]
+    def _stage(self, index: int, totals: Sequence[float], draw: Random) -> dict[str, Any]:
+        cut = self.cuts[index]
         return {
             "block": draw.choice(self.blocks),
-            "width": draw.choice(self.widths[place]),
+            "width": draw.choice(self.widths[index]),
             "depth": draw.randint(1, max(1, min(cut.depth, DEEPEST))),
             "down": draw.choice(("pool", "stride")),
             "dilation": draw.choice((1, cut.dilation)),
@@ -190,3 +191,41 @@ def _widths(full: int, tile: int) -> list[int]:
         return [full]
     steps = [tiles ** (k / (WIDTHS - 1)) for k in range(WIDTHS)]
     return sorted({round(step) * tile for step in steps})
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stage of a student and its position: all that its result depends on but the training data.
+
+    index: of the stage and of the cut that it imitates; in_width: channels that enter; scale: of
+    the image that the student sees; before: strides of the stages before it, multiplied.
+    """
+
+    index: int
+    in_width: int
+    scale: float
+    before: int
+    block: str
+    width: int
+    depth: int
+    stride: int
+    down: str
+    dilation: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The stage as an architecture writes it."""
+        return {name: getattr(self, name) for name in STAGE_KEYS}
+
+
+def blocks_of(architecture: Mapping[str, Any]) -> list[Block]:
+    """The blocks of a `staged` architecture; two students that share one have equal blocks."""
+    found, before, inputs = [], 1, int(architecture["in_channels"])
+    scale = float(architecture["input_scale"])
+    for index, given in enumerate(architecture["stages"]):
+        settings = {name: given[name] for name in STAGE_KEYS}
+        if settings["stride"] == 1:
+            settings["down"] = "pool"  # nothing is pooled, whatever is given
+        found.append(Block(index, inputs, scale, before, **settings))
+        before, inputs = before * int(given["stride"]), int(given["width"])
+    return found

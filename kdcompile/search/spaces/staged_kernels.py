@@ -1,4 +1,4 @@
-"""The kernels of a staged student, worked out from its architecture without making the network.
+"""Kernels of a staged student, computed from its architecture without making the network.
 
 Equal, but for the names of kernels and tensors, to `kernels_of` of the exported student; a test
 compares the two over every kind of block. What differs from student to student is remembered stage
@@ -13,10 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 from kdcompile.latency_model.graph import BYTES
-from kdcompile.latency_model.kernels import Kernel, Kind, Precision
+from kdcompile.latency_model.workload import Kernel, Kind, Precision
 from kdcompile.models.blocks import POINT, Window, inner_width, window
-from kdcompile.models.staged import SCALES, cells
-from kdcompile.search.spaces.blocks import SETTINGS
+from kdcompile.models.staged import SCALES, STAGE_KEYS, cells
 
 IMAGE, OUTPUT = "image", "output"
 REMEMBERED = 1 << 17  # stages; a kernel takes about a kilobyte
@@ -62,14 +61,14 @@ def staged_kernels(
     last = (source, (batch, channels, *size[1:]), architecture["out_channels"], float32_as)
     if architecture["head"] == "pooled":
         return [*kernels, *_pooled(*last)]
-    asked = architecture["output_stride"]
+    requested = architecture["output_stride"]
     resized = cells(architecture) < 1
-    full = (_part(height, 1, asked), _part(width, 1, asked)) if resized else None
+    full = (_part(height, 1, requested), _part(width, 1, requested)) if resized else None
     return [*kernels, *_dense(*last, full)]
 
 
 def _key(settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(settings[name] for name in SETTINGS)
+    return tuple(settings[name] for name in STAGE_KEYS)
 
 
 def _part(side: int, parts: int, of: int) -> int:
@@ -111,17 +110,21 @@ def _block(block: str, x: _Tensor, width: int, around: Window, result: str) -> l
     """One block, from `x` to the tensor `result`."""
     if block == "separable":
         depthwise = _conv(x, f"{result}.depthwise", x.shape[1], around, groups=x.shape[1])
-        return [depthwise, _conv(_written(depthwise), result, width, POINT)]
+        return [depthwise, _conv(_output_of(depthwise), result, width, POINT)]
     if block == "bottleneck":
         inner = inner_width(width)
         reduce = _conv(x, f"{result}.reduce", inner, POINT)
-        middle = _conv(_written(reduce), f"{result}.middle", inner, around)
+        middle = _conv(_output_of(reduce), f"{result}.middle", inner, around)
         adds = x.shape[1] == width and around.stride == 1
-        return [reduce, middle, _conv(_written(middle), result, width, POINT, x if adds else None)]
+        return [
+            reduce,
+            middle,
+            _conv(_output_of(middle), result, width, POINT, x if adds else None),
+        ]
     return [_conv(x, result, width, around)]
 
 
-def _written(kernel: Kernel) -> _Tensor:
+def _output_of(kernel: Kernel) -> _Tensor:
     return _Tensor(next(iter(kernel.writes)), kernel.shape, kernel.output_precision)
 
 
@@ -160,7 +163,7 @@ def _weight_bytes(weights: int, biases: int, precision: str) -> int:
 
 
 def _kernel(kind: Kind, inputs: Sequence[_Tensor], y: _Tensor, **more: Any) -> Kernel:
-    """A kernel; where `more` does not say otherwise, one without arithmetic, weight and window."""
+    """A kernel; where `more` does not override it, one without arithmetic, weight and window."""
     x = inputs[0]
     fields: dict[str, Any] = {
         "macs": 0, "weight_bytes": 0, "kernel_size": (), "stride": (), "dilation": (), "groups": 1,
@@ -207,10 +210,10 @@ def _dense(
     x = _Tensor(source, in_shape, precision)
     if resized is None:
         given = _by_layer(precision)
-        return _ended(_conv(x, _last(given), outputs, POINT, output_precision=given))
+        return _convert_output(_conv(x, _last(given), outputs, POINT, output_precision=given))
     head = _conv(x, "head", outputs, POINT)
     y = _Tensor(_last(precision), (*head.shape[:2], *resized), precision)
-    return (head, *_ended(_kernel("resize", [_written(head)], y)))
+    return (head, *_convert_output(_kernel("resize", [_output_of(head)], y)))
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -229,7 +232,7 @@ def _pooled(
         macs=batch * weights,
         weight_bytes=_weight_bytes(weights, outputs, precision),
     )
-    return (_kernel("reduction", [x], mean), *_ended(linear))
+    return (_kernel("reduction", [x], mean), *_convert_output(linear))
 
 
 def _by_layer(precision: str) -> str:
@@ -241,9 +244,9 @@ def _last(precision: str) -> str:
     return OUTPUT if precision == "fp32" else f"{OUTPUT}.reformat"
 
 
-def _ended(kernel: Kernel) -> tuple[Kernel, ...]:
+def _convert_output(kernel: Kernel) -> tuple[Kernel, ...]:
     """With the conversion of its output to float32, where that is needed."""
     if kernel.output_precision == "fp32":
         return (kernel,)
     output = _Tensor(OUTPUT, kernel.shape, "fp32")
-    return kernel, _kernel("reformat", [_written(kernel)], output)
+    return kernel, _kernel("reformat", [_output_of(kernel)], output)

@@ -1,4 +1,4 @@
-"""Which of a teacher's channel groups lie along the channel axis of each tensor of its ONNX file.
+"""Channel groups of each tensor of a teacher's ONNX file, narrower kernels, modules removed.
 
 `models.channels` knows the groups of the PyTorch network. A weight keeps its module's name in the
 file, so the outputs of weighted operators are known; other operators pass channels on by rules. The
@@ -7,8 +7,8 @@ two must agree: what no rule covers may only read tensors whose width never chan
 
 import ast
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnx import GraphProto, NodeProto, helper
@@ -16,8 +16,9 @@ from onnx import GraphProto, NodeProto, helper
 from kdcompile.core.errors import KDError
 from kdcompile.export.scopes import KEY
 from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, WEIGHTED
+from kdcompile.latency_model.workload import Kernel, Kind
 from kdcompile.models.channels import Channels, Layer, Layout
-from kdcompile.models.dropped import NORMS
+from kdcompile.models.dropped import NORMS, is_gone
 
 PASSING = POINTWISE | POOLS | RESIZES | {
     "BatchNormalization", "Dropout", "Identity", "Pad", "PRelu", "ReduceMean",
@@ -149,3 +150,110 @@ def _unknown(node: NodeProto) -> KDError:
         where=around or node.name,
         fix='set search.space = "staged", or write that module in standard layers',
     )
+
+
+def remove_modules(graph: GraphProto, part: Sequence[str], computed: Container[str]) -> None:
+    """Replace the nodes of some modules by an identity.
+
+    Args:
+        graph: changed in place.
+        part: the modules that go together.
+        computed: the tensors that depend on the input.
+
+    Raises:
+        KDError: `template-dropped`, not one tensor goes in and one comes out.
+    """
+    inside = _inside(graph, part, computed)
+    outside = [node for node in graph.node if not any(node is other for other in inside)]
+    made = {name for node in inside for name in node.output}
+    read = {name for node in inside for name in node.input if name in computed} - made
+    left = {name for node in outside for name in node.input} | {v.name for v in graph.output}
+    if len(read) != 1 or len(made & left) != 1:
+        raise KDError(
+            "template-dropped",
+            f"module cannot be replaced by identity: {len(read)} inputs, "
+            f"{len(made & left)} outputs",
+            where=part[0],
+            fix='search with search.space = "staged"; for a given student, use weights that '
+            "kdcompile distill wrote for this teacher",
+        )
+    bypass = helper.make_node("Identity", [*read], [*(made & left)], name=f"without_{part[0]}")
+    nodes = list(graph.node)
+    first = next(index for index, node in enumerate(nodes) if node is inside[0])
+    kept = [*outside[:first], bypass, *outside[first:]]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _inside(graph: GraphProto, part: Sequence[str], computed: Container[str]) -> list[NodeProto]:
+    """The nodes of some modules, and those that the simplifier put between them."""
+    nodes = list(graph.node)
+    readers: dict[str, set[int]] = {}
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            readers.setdefault(name, set()).add(index)
+    own = {n for n, node in enumerate(nodes) if any(is_gone(s, part) for s in scopes(node))}
+    found, made = set(own), {name for n in own for name in nodes[n].output}
+    for index, node in enumerate(nodes):  # a node that is of no module has lost where it is from
+        read = {name for name in node.input if name in computed}
+        if not scopes(node) and read and read <= made:
+            found.add(index)
+            made |= set(node.output)
+    for index in sorted(found - own, reverse=True):
+        if not set().union(*(readers.get(name, {-1}) for name in nodes[index].output)) <= found:
+            found.remove(index)
+    return [nodes[index] for index in sorted(found)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kernel of the teacher, with the channels of everything in it."""
+
+    kernel: Kernel
+    reads: tuple[tuple[str, int, Span], ...]  # tensor, bytes a channel
+    writes: tuple[tuple[str, int, Span], ...]
+    ends: tuple[Span, Span]  # the core's input and output
+    layer: Layer | None
+    product: int  # out * in / groups of the layer
+    held: int  # bytes of weight for each unit of that product
+    bias: int  # bytes of one output's bias
+    constants: tuple[tuple[int, Span], ...]  # bytes a channel, where there is no layer
+
+    def at(self, widths: Mapping[int, int]) -> Kernel:
+        """The kernel where groups have these widths."""
+        kernel = self.kernel
+        inner, outer = (end.width(widths) for end in self.ends)
+        first = self.writes[0][2]
+        shape = kernel.shape
+        if first.free:
+            shape = (shape[0], first.width(widths), *shape[2:])
+        groups, macs, kind = kernel.groups, kernel.macs, kernel.kind
+        if self.layer is not None:
+            if self.layer.groups > 1:
+                groups = inner if self.layer.inputs == self.layer.outputs else groups
+                kind = _kind(kernel, groups, inner)
+            product = outer * inner // groups
+            macs = macs // self.product * product
+            weight = self.held * product + self.bias * outer
+        else:
+            weight = sum(each * of.width(widths) for each, of in self.constants)
+        return replace(
+            kernel,
+            kind=kind,
+            macs=macs,
+            reads={name: each * of.width(widths) for name, each, of in self.reads},
+            writes={name: each * of.width(widths) for name, each, of in self.writes},
+            weight_bytes=weight,
+            shape=shape,
+            in_channels=inner,
+            out_channels=outer,
+            groups=groups,
+        )
+
+
+def _kind(kernel: Kernel, groups: int, inner: int) -> Kind:
+    if kernel.kind not in ("depthwise", "grouped"):
+        return kernel.kind
+    if groups > 1:
+        return "depthwise" if groups == inner else "grouped"
+    return "dilated" if any(d > 1 for d in kernel.dilation) else "conv"

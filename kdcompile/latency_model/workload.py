@@ -1,24 +1,31 @@
-"""How much arithmetic one SM has to do for a kernel: tiles of a matrix product, and their waves.
+"""The kernels of a network as a device's work: arithmetic for each SM by tile, bytes to move.
 
 A convolution is an implicit matrix product (Chetlur et al., cuDNN, arXiv:1410.0759): M output
 pixels by N output channels, K = input channels per group times the window. A kernel cuts it into
 blocks of a fixed tile that SMs take one after another, so time goes in whole waves of blocks. Which
 tile a builder takes is not known: it times all, so we take the menu's minimum. Each entry rises
 with M, N and K, hence so does the minimum.
+
+Channels are stored in whole vectors: 32 of them in an int8 tensor for tensor cores (TensorRT's
+format CHW32), 16 bytes otherwise. A narrow int8 tensor so takes the memory of a wider one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from kdcompile.latency_model.kernels import Kernel
-
 Array = NDArray[np.float64]
+
+Kind = Literal[
+    "conv", "depthwise", "grouped", "transposed", "dilated", "gemm", "attention", "pool", "resize",
+    "pointwise", "reduction", "reformat", "other",
+]  # fmt: skip
+Precision = Literal["fp32", "fp16", "bf16", "int8"]  # what a weakly typed builder may choose
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 ALIGNMENT = {"fp32": 4, "fp16": 8, "bf16": 8, "int8": 32, "fp8": 16}
@@ -38,6 +45,51 @@ SPLITS = (1, 2, 4, 8)
 VECTOR_KINDS = ("depthwise",)
 PRODUCT_KINDS = ("conv", "dilated", "grouped", "transposed", "gemm")
 PARTIAL_BYTES = 8  # a float32 partial sum of split K is written and read
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch.
+
+    `reads` and `writes` give the bytes of each activation by its tensor: what one kernel writes
+    another reads under the same name, so a consumer can judge what stays in L2. The parts of a
+    concatenation that costs nothing are read one by one, and written so where it is the network's
+    output. `weight_bytes` are of the weight, of one bias for each output channel where there is a
+    bias, and of the constants of a pointwise or normalising kernel; scales of int8 are left out.
+
+    `in_channels` and `out_channels` of a matrix product are its inner and its last size; `groups`
+    is the number of products where neither side is a constant. The three precisions are those of
+    the first input, the weight and the first output; arithmetic runs at that of the input.
+    `kernel_size`, `stride` and `dilation` have one entry for each image axis, none elsewhere.
+    """
+
+    name: str
+    kind: Kind
+    input_precision: str
+    weight_precision: str
+    output_precision: str
+    macs: int
+    reads: Mapping[str, int]
+    writes: Mapping[str, int]
+    weight_bytes: int
+    shape: tuple[int, ...]
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    nodes: tuple[str, ...]
+
+    @property
+    def read_bytes(self) -> int:
+        """Of activations."""
+        return sum(self.reads.values())
+
+    @property
+    def written_bytes(self) -> int:
+        """Of activations."""
+        return sum(self.writes.values())
 
 
 class Product(NamedTuple):
@@ -74,7 +126,7 @@ def padded(channels: int, alignment: int) -> int:
     return -(-channels // row) * row
 
 
-def product_of(kernel: "Kernel", alignment: int, packing: int = 1) -> Product:
+def product_of(kernel: Kernel, alignment: int, packing: int = 1) -> Product:
     """The matrix product of a convolution or product kernel.
 
     Groups of fewer than `packing` channels are put together as in a block-diagonal weight.
@@ -120,7 +172,7 @@ def even_work(operations: float, sms: int) -> Work:
     return Work(np.full(len(_SPLIT), operations / sms), _ZERO, _ZERO, _ZERO)
 
 
-def kernel_work(kernel: "Kernel", sms: int, tile: int, cpu: bool) -> Work:
+def kernel_work(kernel: Kernel, sms: int, tile: int, cpu: bool) -> Work:
     """Of any kernel.
 
     Args:
@@ -142,3 +194,57 @@ def kernel_work(kernel: "Kernel", sms: int, tile: int, cpu: bool) -> Work:
 def stacked(rows: Sequence[Work]) -> Work:
     """[kernels, menu] of several kernels."""
     return Work(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+LINEAR = ("fp32",)  # stored as the file has it
+IMAGE_AXES = 4  # batch, channels, height, width
+ROWS = ("gemm", "attention")  # whose tensors have the channels last, and no vectors
+
+
+def traffic(
+    kernels: Sequence[Kernel], capacity: float, vectors: bool = True
+) -> tuple[Array, Array]:
+    """Bytes of each kernel from DRAM and from L2.
+
+    A tensor is in L2 as far as the capacity goes, less what was moved since it was written; what a
+    kernel writes goes there as far as the capacity goes. Weights were last read one inference ago.
+
+    Args:
+        kernels: of one inference.
+        capacity: bytes of L2 that a tensor may take.
+        vectors: images are stored in whole vectors of channels, as on a GPU.
+    """
+    stored = {
+        tensor: stored_bytes(kernel, size) if vectors else float(size)
+        for kernel in kernels
+        for tensor, size in kernel.writes.items()
+    }
+    written: dict[str, float] = {}
+    moved = 0.0
+    whole = sum(kernel.weight_bytes + kernel.read_bytes for kernel in kernels)
+    dram, l2 = np.zeros(len(kernels)), np.zeros(len(kernels))
+    for index, kernel in enumerate(kernels):
+        l2[index] = min(float(kernel.weight_bytes), max(capacity - whole, 0.0))
+        dram[index] = kernel.weight_bytes - l2[index]
+        for tensor in kernel.reads:
+            size = stored.get(tensor, float(kernel.reads[tensor]))
+            room = capacity - (moved - written[tensor]) if tensor in written else 0.0
+            kept = min(size, max(room, 0.0))
+            l2[index] += kept
+            dram[index] += size - kept
+        moved += kernel.weight_bytes + kernel.read_bytes
+        for tensor in kernel.writes:
+            kept = min(stored[tensor], capacity)
+            l2[index] += kept
+            dram[index] += stored[tensor] - kept
+            written[tensor] = moved
+    return dram, l2
+
+
+def stored_bytes(kernel: Kernel, size: int) -> float:
+    """What a tensor of `size` bytes that this kernel writes takes, with its channels in vectors."""
+    precision = kernel.output_precision
+    if len(kernel.shape) != IMAGE_AXES or kernel.kind in ROWS or precision in LINEAR:
+        return float(size)
+    channels = kernel.shape[1]
+    return size * padded(channels, ALIGNMENT.get(precision, 1)) / channels
