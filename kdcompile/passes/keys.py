@@ -11,6 +11,7 @@ from kdcompile.config.deploy import Quantize
 from kdcompile.config.gates import Gates
 from kdcompile.config.spec import Spec, Task, Teacher
 from kdcompile.core import plugins
+from kdcompile.core.backends import BACKENDS
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
 from kdcompile.core.sources import source_key, sources_of
@@ -103,6 +104,10 @@ def _plugins(stage: Stage, spec: Spec, target: Target) -> dict[str, str]:
         used += [("gates", name) for name in spec.gates.named()]
     if stage.on_target:
         used.append(("targets", target.name))
+    asked = spec.compile.backend if "compile" in stage.sections else "auto"
+    backend = target.runtime if asked == "auto" else asked
+    if measures(stage, spec) and backend not in BACKENDS:
+        used.append(("backends", backend))
     found = [plugins.plugin(kind, name) for kind, name in used]
     return {
         f"{one.kind[:-1]} {one.name}": f"{one.distribution} {one.version}".strip() or one.source

@@ -123,8 +123,8 @@ def _wrong(name: str, code: str, *says: str, error: str = "data-factory") -> Bad
 FACTORIES = [
     _wrong("that-raises", "return made[9]", "IndexError", "the train split", "kdcompile --debug"),
     _wrong("of-nothing", "return None", "'NoneType' object is not iterable"),
-    _wrong("of-arrays", "return [p.array for p in made]", "photo 0 of the train split", "ndarray"),
-    _wrong("of-empty-photos", "return [Photo('a')]", "photo 0, a,", "none or several of path"),
+    _wrong("of-arrays", "return [p.array for p in made]", "image 0 of the train split", "ndarray"),
+    _wrong("of-empty-photos", "return [Photo('a')]", "image 0, a,", "none or several of path"),
     _wrong("of-lost-files", "return [Photo('a', path=root / 'a.png')]", "a path that is no file"),
     _wrong("of-floats", "return [Photo('a', array=np.ones((4, 4, 3)))]", "float64 [4, 4, 3]"),
     _wrong(

@@ -137,12 +137,12 @@ CASES = [
     ),
     BadInput(
         "unknown-choice", _spoilt("images = 4", 'calibrator = "entropi"'), PLAN, "spec-invalid",
-        _good, says=("use one of 'entropy'", "(did you mean 'entropy'?)"),
+        _good, says=("use one of minmax", "(did you mean 'entropy'?)"),
     ),
     BadInput(
         "unknown-task", _spoilt("[data]", '[task]\nkind = "segmentation"\n[data]'), PLAN,
         "spec-invalid", _good,
-        says=("fix:   use one of 'counting', 'classification' or 'regression'\n",),
+        says=("fix:   use one of counting, classification, regression, \"file.py:Class\"\n",),
     ),
     BadInput(
         "infinite-number", _spoilt("steps = 1", "steps = 1\nlr = inf"), PLAN, "spec-invalid",
