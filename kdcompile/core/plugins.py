@@ -124,6 +124,18 @@ def plugin(kind: str, name: str) -> Plugin | None:
     return _known.get((kind, name))
 
 
+def brought_by(kind: str, name: str) -> str:
+    """The distribution and version that a plug-in is of, or its module; empty for built-in ones.
+
+    Nothing is imported for it, so that a plan stays light.
+    """
+    for entry in _entries(kind):
+        if entry.name == name:
+            return " ".join(_distribution(entry))
+    found = _known.get((kind, name))
+    return "" if found is None or found.distribution == ROOT else _by(found)
+
+
 def names(kind: str) -> list[str]:
     """Every known name of a kind, the built-in ones first; no entry point is imported."""
     return list(dict.fromkeys([*loaded(kind), *(entry.name for entry in _entries(kind))]))

@@ -108,12 +108,8 @@ def _plugins(stage: Stage, spec: Spec, target: Target) -> dict[str, str]:
     backend = target.runtime if asked == "auto" else asked
     if measures(stage, spec) and backend not in BACKENDS:
         used.append(("backends", backend))
-    found = [plugins.plugin(kind, name) for kind, name in used]
-    return {
-        f"{one.kind[:-1]} {one.name}": f"{one.distribution} {one.version}".strip() or one.source
-        for one in found
-        if one is not None and one.distribution != plugins.ROOT
-    }
+    brought = {f"{kind[:-1]} {name}": plugins.brought_by(kind, name) for kind, name in used}
+    return {name: by for name, by in brought.items() if by}
 
 
 def step_key(stage: Stage, parts: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:

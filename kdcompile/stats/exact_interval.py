@@ -1,7 +1,5 @@
 """The exact interval of a share of images."""
 
-from scipy.special import betaincinv
-
 
 def share_bounds(count: int, n: int, confidence: float = 0.9) -> tuple[float, float]:
     """The two-sided exact interval (Clopper and Pearson, 1934) of a share of images.
@@ -14,6 +12,8 @@ def share_bounds(count: int, n: int, confidence: float = 0.9) -> tuple[float, fl
         n: images, at least 1.
         confidence: of the interval; each end of one at 90 % is a one-sided 95 % bound.
     """
+    from scipy.special import betaincinv  # here: a plan loads the gates, and no SciPy
+
     tail = (1 - confidence) / 2
     low = betaincinv(count, n - count + 1, tail) if count else 0.0
     high = betaincinv(count + 1, n - count, 1 - tail) if count < n else 1.0

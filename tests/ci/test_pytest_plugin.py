@@ -121,7 +121,7 @@ def test_what_an_undecided_function_is_told_decides(run, speeds, pytester):
     speeds[:] = [1.01, 1.0]
     text = said(run("baseline='b.json'", FUNCTION))
     assert "seconds=" not in text, "a test is one run, however long it takes"
-    assert "reference=OLD in the call, in place of the mark's baseline" in text
+    assert "reference=OLD in the call, not the mark's baseline" in text
     assert "a baseline of 6 runs: --kdcompile-save-baseline --kdcompile-runs 6" in text
     margin = re.search(r"max_regression=(0\.\d+)", text)[0]
     run(f"baseline='b.json', {margin}", FUNCTION).assert_outcomes(passed=1)

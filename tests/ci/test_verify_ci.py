@@ -76,7 +76,7 @@ def bundle(line, monkeypatch):
             yield folder / name
 
         made = SimpleNamespace(
-            folder=folder, manifest=about, report=lambda: report, reading=reading
+            folder=folder, manifest=about, engine=None, report=lambda: report, reading=reading
         )
 
         @contextmanager

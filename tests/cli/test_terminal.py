@@ -30,7 +30,7 @@ def test_a_line_that_fits_and_a_fix_are_left():
 def test_text_is_broken_on_a_terminal_only(monkeypatch, capsys, is_terminal):
     monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: is_terminal)
     size = os.terminal_size((50, 24))
-    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda: size)
+    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda *given, **more: size)
     echo_text(f"short\n{PROSE}")
     lines = capsys.readouterr().out.splitlines()
     assert (max(map(len, lines)) <= 50) == is_terminal

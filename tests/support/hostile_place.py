@@ -79,7 +79,7 @@ class HostilePlace(LocalPlace):
 
     def __init__(self, *scripts, work="/nonesuch", clock=None, label="ssh://board"):
         self.label, self.about, self.work = label, {}, ""
-        self._lost, self._token, self._inputs_sha256 = None, "far", ""
+        self._lost, self._token, self._inputs_sha256, self._source = None, "far", "", b""
         self._worker = _Played(scripts, clock or Clock())
         self._start()
         self.work = work
