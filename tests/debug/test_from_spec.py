@@ -63,7 +63,7 @@ def made(faults, photos, network, spec, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def the_student(monkeypatch, network):
-    monkeypatch.setattr(sources, "trained", lambda spec, distilled: network)
+    monkeypatch.setattr(sources, "load_student", lambda spec, distilled: network)
 
 
 def test_a_build_climbs_every_rung(spec, made):
