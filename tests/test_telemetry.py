@@ -86,7 +86,8 @@ def test_it_is_off_before_the_library_loads(way, before, model, tmp_path):
 
 def test_nothing_imports_it_another_way():
     found = {}
-    for path in (path for name in SOURCES for path in (ROOT / name).rglob("*.py")):
+    sources = (path for name in SOURCES for path in (ROOT / name).rglob("*.py"))
+    for path in (p for p in sources if ".kdcompile" not in p.parts):  # where an example was built
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
