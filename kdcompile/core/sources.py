@@ -17,6 +17,7 @@ IMPORT = re.compile(
     re.MULTILINE,
 )
 NEEDED = re.compile(r"\b(?:need|import_module)\(\s*\"(\w+)")
+QUOTED = re.compile(r'"([^"/\s]+\.\w+)"')
 FOR_TYPES = re.compile(r"^[ \t]*if TYPE_CHECKING:\n(?:[ \t]+[^\n]*\n|\n)+", re.MULTILINE)
 DISTRIBUTIONS = {"PIL": "pillow", "tensorrt_rtx": "tensorrt-rtx", "sklearn": "scikit-learn"}
 
@@ -34,6 +35,16 @@ class Sources:
     libraries: frozenset[str]
 
 
+@dataclass(frozen=True)
+class _Module:
+    """What one file imports, of kdcompile and of others, and the names of files in it."""
+
+    path: Path
+    imports: tuple[str, ...]
+    libraries: frozenset[str]
+    quoted: frozenset[str]
+
+
 @cache
 def sources_of(module: str) -> Sources:
     """The files and libraries that a module imports, directly or not, at any place but for types.
@@ -41,23 +52,35 @@ def sources_of(module: str) -> Sources:
     A package that is imported as a whole (`import kdcompile.gates`) stands for all its modules:
     that is how registries name what they load.
     """
-    files: dict[str, Path] = {}
-    libraries: set[str] = set()
-    texts: list[str] = []
+    found: dict[str, _Module] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        path = _path(name)
-        if path is None or name in files:
-            continue
-        files[name] = path
-        texts.append(FOR_TYPES.sub("", path.read_text(encoding="utf-8")))
-        for found in _imported(texts[-1]):
-            if found.split(".")[0] == ROOT:
-                waiting.append(found)
-            elif found not in sys.stdlib_module_names:
-                libraries.add(DISTRIBUTIONS.get(found, found))
-    return Sources(files | _data(files, texts), frozenset(libraries))
+        one = _module(name) if name not in found else None
+        if one is not None:
+            found[name] = one
+            waiting += one.imports
+    files = {name: one.path for name, one in found.items()}
+    quoted = frozenset[str]().union(*(one.quoted for one in found.values()))
+    libraries = frozenset[str]().union(*(one.libraries for one in found.values()))
+    return Sources(files | _data(files, quoted), libraries)
+
+
+@cache
+def _module(name: str) -> _Module | None:
+    """A module or package, read once for all passes; None for a name that is neither."""
+    path = _path(name)
+    if path is None:
+        return None
+    text = FOR_TYPES.sub("", path.read_text(encoding="utf-8"))
+    imported = list(_imported(text))
+    others = {one for one in imported if one.split(".")[0] != ROOT} - sys.stdlib_module_names
+    return _Module(
+        path,
+        tuple(one for one in imported if one.split(".")[0] == ROOT),
+        frozenset(DISTRIBUTIONS.get(one, one) for one in others),
+        frozenset(QUOTED.findall(text)),
+    )
 
 
 def source_key(module: str, hasher: Hasher, version: int = 1) -> Any:
@@ -140,16 +163,15 @@ def _path(name: str) -> Path | None:
     return None
 
 
-def _data(files: dict[str, Path], texts: list[str]) -> dict[str, Path]:
+def _data(files: dict[str, Path], quoted: frozenset[str]) -> dict[str, Path]:
     """Files that the code reads: in a folder beside it, or named in it.
 
     A target's own values are no source: they are in a key as values.
     """
-    text = "\n".join(texts)
     found = {}
     for folder in sorted({path.parent for path in files.values()}):
         for path in sorted(folder.iterdir()):
-            if path.suffix not in (".py", ".typed") and f'"{path.name}"' in text:
+            if path.suffix not in (".py", ".typed") and path.name in quoted:
                 found[f"{folder.name}/{path.name}"] = path
             if path.is_dir() and path.name != "__pycache__" and not list(path.glob("__init__.py")):
                 inner = (p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)

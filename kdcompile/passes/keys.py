@@ -56,13 +56,17 @@ def key_parts(
     """
     rows = splits_rows(spec.data, spec.folder, hasher) if rows is None else rows
     splits = {split: digest(held) for split, held in rows.items()}
+    used = {stage.name: sources_of(stage.module).libraries for stage in STAGES.values()}
+    versions = {
+        name: version(name) for name in sorted(set().union(*used.values()) - SHOW_AND_CHECK)
+    }
     return {
         stage.name: {
             "stage": stage.name,
             "spec": {name: _section(spec, name, stage, hasher, target) for name in stage.sections},
             "splits": {name: splits[name] for name in stage.splits if not _unread(stage, spec)},
             "source": source_key(stage.module, hasher, stage.version),
-            "libraries": _libraries(stage.module),
+            "libraries": {n: v for n, v in versions.items() if n in used[stage.name]},
             "target": target.to_json() | {"full_name": target.full_name}
             if stage.on_target
             else None,
@@ -70,7 +74,7 @@ def key_parts(
             "board": {"place": board.label} | dict(board.facts)
             if board is not None and measures(stage, spec)
             else None,
-            **({"plugins": used} if (used := _plugins(stage, spec, target)) else {}),
+            **({"plugins": brought} if (brought := _plugins(stage, spec, target)) else {}),
             **({"name": spec.name} if stage.name == "bundle" else {}),
         }
         for stage in STAGES.values()
@@ -227,8 +231,3 @@ def _code(factory: str, spec: Spec, hasher: Hasher) -> dict[str, str]:
 
 def _place(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
-
-
-def _libraries(module: str) -> dict[str, str | None]:
-    """The versions of the libraries that a module's results can depend on."""
-    return {name: version(name) for name in sorted(sources_of(module).libraries - SHOW_AND_CHECK)}

@@ -87,6 +87,7 @@ def test_a_module_that_is_imported_for_types_is_not(monkeypatch, tmp_path):
     monkeypatch.setattr(
         sources, "_path", lambda name: next(tmp_path.glob(f"{name.split('.')[-1]}.py"), None)
     )
+    monkeypatch.setattr(sources, "_module", sources._module.__wrapped__)
     found = sources_of.__wrapped__("kdcompile.a")
     assert set(found.files) == {"kdcompile.a", "kdcompile.c", "kdcompile.d"}
     assert found.libraries == {"pillow", "onnx"}
