@@ -1,7 +1,8 @@
 """Registry of backends: the runtimes that build, run and time networks, by name.
 
 A backend is a class with the protocol of `kdcompile.backends.base`. It is imported when it is used,
-so a name costs nothing; an installed distribution adds its own by the entry points `GROUP`.
+so a name costs nothing; an installed distribution adds its own by entry
+points (`core.plugins`).
 """
 
 import importlib
@@ -9,15 +10,12 @@ import io
 import json
 import sys
 from collections.abc import Callable, Mapping
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 from zipfile import ZipFile
 
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
 
-GROUP = "kdcompile.backends"
 ONNXRUNTIME = "kdcompile.backends.onnxruntime_"
 # module:class of each, so that a name imports nothing; `register` adds to them
 BACKENDS = {
@@ -50,14 +48,15 @@ def register(name: str) -> Callable[[C], C]:
     return add
 
 
-@cache
-def _installed() -> dict[str, str]:
-    return {point.name: point.value for point in entry_points(group=GROUP)}
+def _known() -> dict[str, str]:
+    """The `module:class` of every backend; one that is registered keeps its name."""
+    installed = {point.name: point.value for point in plugins.entries("backends")}
+    return BACKENDS | {name: value for name, value in installed.items() if name not in BACKENDS}
 
 
 def names() -> tuple[str, ...]:
     """Every backend's name, the built-in ones first."""
-    return tuple(BACKENDS | _installed())
+    return tuple(_known())
 
 
 def reference(name: str) -> str:
@@ -66,7 +65,7 @@ def reference(name: str) -> str:
     Raises:
         KDError: `backend-unknown`.
     """
-    found = BACKENDS.get(name) or _installed().get(name)
+    found = _known().get(name)
     if found is None:
         raise KDError(
             "backend-unknown",

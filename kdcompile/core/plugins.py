@@ -118,7 +118,7 @@ def plugin(kind: str, name: str) -> Plugin | None:
         KDError: `plugin-broken` or `plugin-duplicate`.
     """
     _load_built_in(kind)
-    for entry in _entries(kind):
+    for entry in entries(kind):
         if entry.name == name:
             _load(kind, entry)
     return _known.get((kind, name))
@@ -129,7 +129,7 @@ def brought_by(kind: str, name: str) -> str:
 
     Nothing is imported for it, so that a plan stays light.
     """
-    for entry in _entries(kind):
+    for entry in entries(kind):
         if entry.name == name:
             return " ".join(_distribution(entry))
     found = _known.get((kind, name))
@@ -138,7 +138,7 @@ def brought_by(kind: str, name: str) -> str:
 
 def names(kind: str) -> list[str]:
     """Every known name of a kind, the built-in ones first; no entry point is imported."""
-    return list(dict.fromkeys([*loaded(kind), *(entry.name for entry in _entries(kind))]))
+    return list(dict.fromkeys([*loaded(kind), *(entry.name for entry in entries(kind))]))
 
 
 def loaded(kind: str) -> list[str]:
@@ -156,7 +156,7 @@ def listing(kind: str) -> list[tuple[Plugin, KDError | None]]:
             assert one is not None, "a name that is listed is known"
             found.append((one, None))
         except KDError as error:
-            entry = next(entry for entry in _entries(kind) if entry.name == name)
+            entry = next(entry for entry in entries(kind) if entry.name == name)
             found.append((Plugin(kind, name, None, *_distribution(entry), entry.value), error))
     return found
 
@@ -169,7 +169,8 @@ def _load_built_in(kind: str) -> None:
 
 
 @cache
-def _entries(kind: str) -> tuple[EntryPoint, ...]:
+def entries(kind: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a kind that are installed; none of them is imported."""
     return tuple(entry_points(group=f"{ROOT}.{kind}"))
 
 

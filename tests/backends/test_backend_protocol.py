@@ -16,7 +16,7 @@ from kdcompile.cli import cli
 from kdcompile.config.board import Board
 from kdcompile.config.load import load_spec
 from kdcompile.config.spec import Spec
-from kdcompile.core import backends
+from kdcompile.core import backends, plugins
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.gates import deployed
 from kdcompile.passes.board import find_board
@@ -155,14 +155,16 @@ def test_a_name_is_taken_once(toy):
 
 def test_an_installed_package_s_entry_point_is_a_backend(toy, monkeypatch):
     point = SimpleNamespace(name="second", value="toy_backend:Toy")
-    monkeypatch.setattr(backends, "entry_points", lambda group: [point][: group == backends.GROUP])
-    backends._installed.cache_clear()
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group: [point][: group == "kdcompile.backends"]
+    )
+    plugins.entries.cache_clear()
     try:
         assert "second" in backends.names()
         assert isinstance(backends.find("second"), toy.Toy)
     finally:
         monkeypatch.undo()
-        backends._installed.cache_clear()
+        plugins.entries.cache_clear()
 
 
 def test_a_registered_backend_builds_and_is_verified(toy, tmp_path, monkeypatch):

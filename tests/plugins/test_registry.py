@@ -40,7 +40,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
     def forget():
-        plugins._entries.cache_clear()
+        plugins.entries.cache_clear()
         plugins._load.cache_clear()
         _sections.cache_clear()
 
