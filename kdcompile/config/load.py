@@ -168,7 +168,7 @@ def _read(path: Path) -> dict[str, Any]:
             "spec-syntax",
             f"not valid TOML: {error}",
             where=str(path),
-            fix="mend the place that is named; strings need quotes, and the file is UTF-8",
+            fix="fix the syntax at the reported line; strings need quotes, and the file is UTF-8",
         ) from error
 
 

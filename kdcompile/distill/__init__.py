@@ -1,1 +1,1 @@
-"""distill."""
+"""Distillation: the training of a student from its teacher, by recipes."""

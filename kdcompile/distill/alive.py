@@ -1,4 +1,4 @@
-"""Whether a student can learn from where it starts: its output varies and a gradient reaches it.
+"""Check that a student can learn from its start: its output varies and a gradient reaches it.
 
 A ReLU behind the output passes no gradient where it is closed. A student that starts with it closed
 for every image gives 0, and no training changes that.

@@ -1,4 +1,4 @@
-"""What images are compared by: one vector an image, or one a cell, of the last taps."""
+"""Embeddings of images for the recipes that compare them: one vector an image, or one a cell."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Outputs and predictions for whole photos by PyTorch networks."""
+"""Outputs and predictions of PyTorch networks for whole images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

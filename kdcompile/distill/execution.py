@@ -1,7 +1,7 @@
-"""How a training step runs on a GPU: eagerly, compiled, or as a captured CUDA graph.
+"""Execution of a training step on a GPU: eagerly, compiled, or as a captured CUDA graph.
 
-Which one pays depends on the networks and the card, so `auto` times them and keeps the fastest.
-What fails is said in the report, never passed over.
+Which one pays depends on the networks and the GPU, so `auto` times them and keeps the fastest.
+The report names what failed.
 """
 
 import logging

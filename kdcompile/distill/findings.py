@@ -1,4 +1,4 @@
-"""What the report warns of after a training."""
+"""Warnings of the report after a training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

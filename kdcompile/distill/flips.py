@@ -1,4 +1,4 @@
-"""What a refresh of a deployed student did to each validation photo."""
+"""Count the validation images that a refresh of a deployed student made worse and better."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What recipes that compare feature maps share: adapters to the teacher's widths, and scales."""
+"""Base classes of recipes that compare feature maps: adapters to the teacher's widths, scales."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What every recipe starts from: a task's label terms and its soft term.
+"""Objectives: the label terms of a task and its soft term, which every recipe starts from.
 
 An objective knows the losses of one task; recipes weigh its terms and add their own.
 """

@@ -1,4 +1,4 @@
-"""What the student says of some images beside its training, which knows nothing of it."""
+"""Run the student in inference mode in the middle of its training, without a trace."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Which layers of a student will be int8 in its ONNX file, found in PyTorch before there is one.
+"""Find the layers of a student that will be int8 in its ONNX file, before there is one.
 
 The rule is that of `calib.layers.quantised_layers`, applied to the operators that torch.export
 finds: every layer with a constant weight but the output layers. `calib.qad_table` checks, once the

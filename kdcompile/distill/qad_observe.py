@@ -1,4 +1,4 @@
-"""What the inputs of a student's quantised layers hold: the calibrators' histograms in PyTorch."""
+"""Histograms of the inputs of a student's quantised layers, for the calibrators, in PyTorch."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

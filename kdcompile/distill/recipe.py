@@ -1,4 +1,4 @@
-"""What a recipe is: loss terms with weights, made for one or more tasks, and what it needs."""
+"""Base class of recipes: loss terms with weights, made for one or more tasks, and their needs."""
 
 from abc import ABC
 from collections.abc import Mapping, Sequence

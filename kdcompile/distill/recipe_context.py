@@ -1,4 +1,4 @@
-"""What a recipe stands on beside the tensors of a step: the networks, the data, the processes."""
+"""Context of a recipe: the networks, the data and the processes, and what its spec must give."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager

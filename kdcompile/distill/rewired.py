@@ -1,4 +1,4 @@
-"""A network beside the real one: the same parameters, but other maps at some of its modules."""
+"""Copies of a network that share its parameters, with other maps at some of its modules."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Do teacher, student and crops fit the task and each other?"""
+"""Checks that teacher, student, crops and labels fit the task and each other."""
 
 from collections.abc import Sequence
 
@@ -130,7 +130,7 @@ def _output(whose: str, network: nn.Module, spec: Spec, crop: int) -> tuple[int,
             f"{whose}-forward",
             f"the {whose} fails on a crop of {crop}: {reason}",
             where="[distill] crop",
-            fix="set distill.crop to a size that the network takes, or mend its forward()",
+            fix="set distill.crop to a size that the network takes, or fix its forward()",
         ) from error
     finally:
         network.train(was_training)

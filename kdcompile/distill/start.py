@@ -1,4 +1,4 @@
-"""Where the student starts: from the teacher's knowledge, from a file, or at random."""
+"""Start of the student: inherited from the teacher, from a file, or at random."""
 
 import copy
 import logging

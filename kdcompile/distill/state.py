@@ -1,4 +1,4 @@
-"""What a training knows of itself, and its checkpoint."""
+"""State of a training and its checkpoint."""
 
 import io
 import json

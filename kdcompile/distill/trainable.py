@@ -1,4 +1,4 @@
-"""Student and recipe as one module, and what frozen networks say beside it."""
+"""Student and recipe as one module, with the outputs of the frozen networks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

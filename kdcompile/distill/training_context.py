@@ -1,4 +1,4 @@
-"""What the stages of a training share: networks, photos, device, and the precision they run in."""
+"""Context that the stages of a training share: networks, images, device, precision."""
 
 import copy
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""export."""
+"""Export: PyTorch networks as checked ONNX files."""

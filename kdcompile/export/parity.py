@@ -1,4 +1,4 @@
-"""How closely two runs of one network agree."""
+"""Outputs of a network by PyTorch, in half precision and by ONNX Runtime, and their agreement."""
 
 import copy
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Why a network was not exported: the operator, the module and the line at fault."""
+"""Errors of a failed export, which name the operator, the module and the line at fault."""
 
 import re
 import traceback
@@ -33,7 +33,7 @@ def refused(error: Exception, module: nn.Module, shapes: Sequence[Sequence[int]]
             "network-forward",
             f"the network fails on an input of {list(shapes[2])}: {first_line(own)}",
             where=_where(own, module),
-            fix="mend its forward(), or give export.shape as the network takes it",
+            fix="fix its forward(), or give export.shape as the network takes it",
         )
     node = next(_nodes(cause), None)
     if node is not None:
@@ -50,7 +50,7 @@ def refused(error: Exception, module: nn.Module, shapes: Sequence[Sequence[int]]
         "export-failed",
         f"torch.onnx cannot trace the network: {reason}",
         where=_where(cause, module),
-        fix=f"{TRACEABLE}, such as torch.where in the place of an if that reads values",
+        fix=f"{TRACEABLE}, such as torch.where for an if that reads values",
     )
 
 

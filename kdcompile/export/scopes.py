@@ -1,4 +1,4 @@
-"""Which module of the network a node is of, so that a compiler's refusal can name it."""
+"""Keep the module that each node is of, so that a compiler's refusal can name it."""
 
 from onnx import ModelProto
 

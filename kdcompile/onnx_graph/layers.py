@@ -1,4 +1,4 @@
-"""Which layers of a network are quantised."""
+"""Find the weighted layers of a network, and those that are quantised."""
 
 from collections import Counter
 from dataclasses import dataclass

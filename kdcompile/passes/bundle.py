@@ -117,7 +117,7 @@ def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> 
             "output-unwritable",
             f"the bundle cannot be written: {error.strerror}",
             where=str(destination),
-            fix="free the disk or the folder's permissions, or name another place with -o",
+            fix="free the disk or the folder's permissions, or name another folder with -o",
         ) from error
     return destination
 

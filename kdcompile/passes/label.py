@@ -1,4 +1,4 @@
-"""Which photos of the pool to label next: those that are unlike all that have labels."""
+"""Choose the images of the pool to label next: those that are unlike all labelled ones."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ def to_label(plan: "Plan", count: int) -> dict[str, Any]:
 def lines(found: dict[str, Any]) -> list[str]:
     """The names alone, one a line; what is to be said of them is logged."""
     log.info(
-        "%d of %d photos, by the %s, beside %d labelled ones",
+        "%d of %d images, by the %s, given %d labelled ones",
         len(found["images"]),
         found["pool"],
         " and the ".join(found["networks"]),

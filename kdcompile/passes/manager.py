@@ -1,4 +1,4 @@
-"""What a build would do, and the build itself."""
+"""The plan of a build and its run."""
 
 import logging
 import sys

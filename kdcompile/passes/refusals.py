@@ -1,4 +1,4 @@
-"""What a build would refuse once it trains, and what it would do badly: told by its plan already.
+"""Refusals and warnings of a plan: what a build would refuse once it trains, or do badly.
 
 Networks are run on shapes alone, so nothing is computed and nothing is traced for it.
 """
@@ -96,10 +96,10 @@ def refuse_settings(spec: Spec, splits: Splits) -> None:
         if share < HARDLY_FILLED:
             raise KDError(
                 "crop-larger",
-                f"a crop of {crop} is larger than the photos, which are {size[0]} x {size[1]}: "
+                f"a crop of {crop} is larger than the images, which are {size[0]} x {size[1]}: "
                 f"{1 - share:.0%} of it would be padding",
                 where="[distill] crop",
-                fix=f"set distill.crop to {min(size)} or less, and export.shape to the photos' "
+                fix=f"set distill.crop to {min(size)} or less, and export.shape to the images' "
                 "size",
             )
 
@@ -109,7 +109,7 @@ def warnings_of(spec: Spec, splits: Splits) -> list[str]:
     size = typical_size(splits)
     if size is None:
         return []
-    photos = f"the photos, which are {size[0]} x {size[1]}"
+    photos = f"the images, which are {size[0]} x {size[1]}"
     told = [
         f"distill.crop = {crop} is larger than {photos}: {1 - share:.0%} of a crop is padding; set "
         f"it to {min(size)} or less"
@@ -122,7 +122,7 @@ def warnings_of(spec: Spec, splits: Splits) -> list[str]:
         asked = " x ".join(map(str, prepare.min_hw))
         told.append(
             f"export.shape, {asked}, is larger than {photos}: {1 - share:.0%} of an input is "
-            "padding; set export.shape to the size of the photos that it will be used on"
+            "padding; set export.shape to the size of the images that it will be used on"
         )
     return told
 

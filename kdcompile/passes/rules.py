@@ -1,4 +1,4 @@
-"""What of a plan its target would refuse, or do in vain."""
+"""Hardware rules that a plan meets: what its target would refuse, or do in vain."""
 
 from collections.abc import Mapping
 

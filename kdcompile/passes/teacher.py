@@ -1,4 +1,4 @@
-"""Stage `teacher`: is the teacher worth learning from?"""
+"""Stage `teacher`: validate the teacher, and refuse one that is no better than a constant."""
 
 import logging
 from collections.abc import Mapping
@@ -48,17 +48,17 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     if not val:
         raise KDError(
             "teacher-unjudged",
-            f"no validation photo is of one of the teacher's {shape[1]} classes",
+            f"no validation image is of one of the teacher's {shape[1]} classes",
             where="[data] val",
-            fix="add photos of its classes there: they show what the student keeps",
+            fix="add images of its classes there: they show what the student keeps",
         )
     known, true = ([task.truth(photo) for photo in photos] for photos in (train or val, val))
-    log.info("teacher: %d validation photos", len(val))
+    log.info("teacher: %d validation images", len(val))
     predicted = predict(model, val, preprocess_of(spec), device, task)
     if not np.isfinite(predicted).all():
         raise KDError(
             "teacher-output",
-            "the teacher's output is not finite on the validation photos",
+            "the teacher's output is not finite on the validation images",
             where=spec.teacher.model,
             fix="check data.mean and data.std against the teacher's training",
         )

@@ -53,7 +53,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     photos = judged(splits.test, spec.data.max_test)
     copies = len(splits.test) - len(judged(splits.test, None))
     note = f", as {copies} are copies of others" if copies else ""
-    log.info("verify: %d of %d test photos%s", len(photos), len(splits.test), note)
+    log.info("verify: %d of %d test images%s", len(photos), len(splits.test), note)
     preprocess = Preprocess.from_json(inputs["export"].json("preprocess.json"))
     task = task_of(spec)
     annotated = photos_digest(splits.test)

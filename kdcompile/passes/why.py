@@ -1,4 +1,4 @@
-"""Why a step is to do: what its key covers now against what its newest entry's key covered.
+"""Reasons for running a step: what its key covers now against what the newest entry's covered.
 
 Beside an entry `STAGE/KEY` of the store lies `STAGE/KEY.json` with what its key is the hash of; the
 rows of a split, which several steps share, lie once in `splits/`.

@@ -1,4 +1,4 @@
-"""A network beside another one that is its reference: a teacher, or what was deployed before."""
+"""Compare a network with its reference: the teacher, or what was deployed before."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

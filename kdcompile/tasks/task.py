@@ -1,6 +1,6 @@
-"""What a network's output means: its prediction for an image, its error, and how errors add up.
+"""Base class of tasks: the prediction of an output, its error, and how errors add up.
 
-A task is one class here; everything that judges a network (training, the choice of a precision,
+A task is one class here; everything that evaluates a network (training, the choice of a precision,
 the gates, the report) asks it and knows no task by name.
 """
 

@@ -124,7 +124,7 @@ def test_crops_that_are_mostly_padding(build, crop, told, refused):
     assert len(warnings_of(spec, _photos())) == told
     if told:
         assert (
-            f"distill.crop = {crop} is larger than the photos, which are 16 x 16"
+            f"distill.crop = {crop} is larger than the images, which are 16 x 16"
             in (warnings_of(spec, _photos())[0])
         )
     if not refused:

@@ -63,7 +63,7 @@ CASES = [
     ),
     BadInput(
         "teacher-that-is-not-finite", _code(OUTPUT, OUTPUT + " / 0"), DISTILL, "teacher-output",
-        _mended, says=("not finite on the validation photos", "data.mean and data.std"),
+        _mended, says=("not finite on the validation images", "data.mean and data.std"),
     ),
     BadInput(
         "teacher-that-raises", _code(OUTPUT, OUTPUT + ".view(7)"), DISTILL, "teacher-forward",

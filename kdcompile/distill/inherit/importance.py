@@ -1,4 +1,4 @@
-"""What the layers behind a group of channels make of each channel, measured on crops.
+"""Importance of the channels of a group, measured on crops by what the layers behind read.
 
 `activation`: the channels' covariance and the weights that read them; `select.explaining` picks the
 channels from which the rest can be predicted as far as the next layers need it. `taylor`: the

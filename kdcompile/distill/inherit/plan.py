@@ -1,4 +1,4 @@
-"""Which teacher channels each layer of the student holds, and what comes right after a layer."""
+"""Plan of each layer: the teacher channels that it keeps, and what comes right after it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

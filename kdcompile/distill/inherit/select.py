@@ -1,4 +1,4 @@
-"""Which channels of a group the student keeps."""
+"""Selection of the channels of a group that the student keeps."""
 
 from collections.abc import Sequence
 

@@ -73,7 +73,7 @@ class ContrastiveTransfer(Recipe):
         """
         photos = ground.photos
         if photos < 2:
-            raise _alone("photo")
+            raise _alone("image")
         side = math.sqrt(3 / WIDTH)  # rows of length about 1, as published
         self.processes = ground.processes
         self.register_buffer("banks", (2 * torch.rand(2, photos, WIDTH) - 1) * side)
@@ -166,7 +166,7 @@ def nce(logits: Tensor, photos: int) -> Tensor:
 def _alone(what: str) -> KDError:
     return KDError(
         "recipe-photos",
-        f"recipe crd tells photos of different classes apart, and there is one {what}",
+        f"recipe crd needs images of different classes, and there is one {what}",
         where="[data] train",
         fix="train on more of them, or use kd",
     )

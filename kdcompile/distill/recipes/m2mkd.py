@@ -1,4 +1,4 @@
-"""Recipe `m2mkd`: each block of the student learns in the teacher's place (Lo et al., 2402.16918).
+"""Recipe `m2mkd`: each block of the student learns inside the teacher (Lo et al., 2402.16918).
 
 The blocks lie between taps. Each is taught inside a hybrid: what the teacher has before it, the
 student's block, and the rest of the teacher. The published modules meet in the widths of a meta

@@ -85,9 +85,9 @@ class NormDirection(Recipe):
         raise KDError(
             "recipe-needs",
             f"recipe {self.about.name} needs the teacher's mean feature of every class:"
-            f" classes without a {'photo' if absent else 'mean other than zero'}: {shown}",
+            f" classes without {'an image' if absent else 'a mean other than zero'}: {shown}",
             where="[distill] recipe",
-            fix="add photos of them to data.train, or use recipe kd"
+            fix="add images of them to data.train, or use recipe kd"
             if absent
             else "name another last tap in distill.taps, or use recipe kd",
         )

@@ -1,4 +1,4 @@
-"""Recipe `partitioned`: each photo is taught by whichever of teacher and old student knows it."""
+"""Recipe `partitioned`: the better of teacher and deployed student teaches each image."""
 
 from typing import ClassVar
 

@@ -152,7 +152,7 @@ def test_many_missing_classes_are_not_all_named():
     ground = _ground(_maps(2, 3), torch.tensor([0, 1]), 20)
     made = recipe("nd", taps=[(3, 3)])
     made.prepare(ground)
-    with pytest.raises(KDError, match="photo: 2, 3, 4, 5, 6 and more"):
+    with pytest.raises(KDError, match="image: 2, 3, 4, 5, 6 and more"):
         made.learn(ground)
 
 
@@ -210,5 +210,5 @@ def test_photos_that_lack_a_class_stop_the_training_and_kd_goes_on(tmp_path):
     with pytest.raises(KDError) as error:
         trainer(tmp_path, "distill.steps=2", "distill.recipe=nd", classes=2).run()
     assert error.value.code == "recipe-needs"
-    assert "without a photo: 2" in error.value.message
+    assert "without an image: 2" in error.value.message
     trainer(tmp_path, "distill.steps=2", "distill.recipe=kd", classes=2).run()
