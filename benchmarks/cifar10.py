@@ -51,8 +51,7 @@ def train(job: Job) -> list[dict[str, Any]]:
     from kdcompile.models.shrunk import student_from_architecture
     from kdcompile.search.spaces.pruned import architectures
     from kdcompile.targets import load
-    from kdcompile.tasks.preprocess import preprocess_of
-    from kdcompile.tasks.task import task_of
+    from kdcompile.tasks.task import preprocess_of, task_of
 
     torch.set_num_threads(1)
     sets = [f"seed={job.seed}", f"student.init={job.start}", f"distill.epochs={EPOCHS}"]

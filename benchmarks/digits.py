@@ -46,8 +46,7 @@ def train(job: Job) -> dict[str, Any]:
     from kdcompile.models.shrunk import student_from_architecture
     from kdcompile.search.spaces.pruned import architectures
     from kdcompile.targets import load
-    from kdcompile.tasks.preprocess import preprocess_of
-    from kdcompile.tasks.task import find_task
+    from kdcompile.tasks.task import find_task, preprocess_of
 
     torch.set_num_threads(1)
     canvases = next((s.partition("=")[2] for s in job.sets if s.startswith("canvases=")), CANVASES)

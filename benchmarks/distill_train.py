@@ -29,8 +29,7 @@ from kdcompile.distill.state import State
 from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device
 from kdcompile.kernels import ran
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import preprocess_of, task_of
 
 WARM, TIMED = 3, 24
 PRICED = (1, 3, 576, 864)

@@ -14,8 +14,7 @@ from kdcompile.core.files import file_sha256
 from kdcompile.core.store import Store, digest
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.onnx_graph.layers import weighted_layers
-from kdcompile.onnx_graph.macs import layer_macs
+from kdcompile.onnx_graph.layers import layer_macs, weighted_layers
 from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.remote.open import Place
 from kdcompile.stats.latency_interval import PairedTimes, ratio_interval

@@ -197,7 +197,7 @@ def _in_int8(spec: Any, exported: Any, how: Any) -> dict[str, float]:
     from kdcompile.data.splits import load_splits
     from kdcompile.onnx_graph.session import cpu_session
     from kdcompile.tasks.agreement import pooled_sqnr
-    from kdcompile.tasks.preprocess import preprocess_of
+    from kdcompile.tasks.task import preprocess_of
 
     splits = load_splits(spec.data, spec.folder)
     prepare = preprocess_of(spec)

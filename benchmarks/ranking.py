@@ -29,7 +29,7 @@ from reference_export import randomise, write_onnx
 from scipy.stats import spearmanr
 from torch import nn
 
-from kdcompile.config.board import Board
+from kdcompile.config.step import Board
 from kdcompile.core.files import write_json
 from kdcompile.latency.environment import fingerprint
 from kdcompile.latency_model.device_check import check_device

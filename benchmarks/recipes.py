@@ -162,8 +162,7 @@ def load_start(spec: Any) -> Any:
 
 def _answers(network: Any, photos: Sequence[Any], spec: Any, device: Any) -> list[float]:
     from kdcompile.distill.evaluate import predict
-    from kdcompile.tasks.preprocess import preprocess_of
-    from kdcompile.tasks.task import task_of
+    from kdcompile.tasks.task import preprocess_of, task_of
 
     preprocess = preprocess_of(spec)
     return predict(network, photos, preprocess, device, task_of(spec))

@@ -55,9 +55,8 @@ def page(rows: Rows) -> str:
 
 
 def _catalogue() -> str:
-    from kdcompile.distill.elsewhere import ELSEWHERE
-    from kdcompile.distill.recipe_context import NEEDS
-    from kdcompile.distill.registry import recipes
+    from kdcompile.distill.recipe import NEEDS
+    from kdcompile.distill.registry import ELSEWHERE, recipes
 
     lines = [
         "## The library",

@@ -13,8 +13,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.onnx_file import INPUT, onnx_from_module, quiet_exporter
-from kdcompile.export.scopes import restore_scopes
-from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset
+from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset, restore_scopes
 from kdcompile.onnx_graph.session import cpu_session
 
 IR_VERSION = 10

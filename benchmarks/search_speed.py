@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdcompile.config.search import Search
+from kdcompile.config.distill import Search
 from kdcompile.core.files import write_json
 from kdcompile.latency_model.network_cost import as_type
 from kdcompile.latency_model.predict import kernel_ms

@@ -32,8 +32,7 @@ from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.manager import Plan, make_plan
 from kdcompile.search.on_device import measure
 from kdcompile.search.report import arch_string
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import preprocess_of, task_of
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("search", "train", "time", "report")

@@ -10,8 +10,7 @@ from onnx import ModelProto
 
 from kdcompile.calib.precision_regions import Junctions
 from kdcompile.core.errors import KDError
-from kdcompile.onnx_graph.layers import quantised_layers, weighted_layers
-from kdcompile.onnx_graph.macs import known_sizes, layer_macs
+from kdcompile.onnx_graph.layers import known_sizes, layer_macs, quantised_layers, weighted_layers
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target

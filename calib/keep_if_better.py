@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from kdcompile.core.errors import KDError
-from kdcompile.data.frame import Frame
+from kdcompile.data.preprocess import Frame
 from kdcompile.onnx_graph.graph import Images
 from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.stats.bootstrap import percentile_interval, resampled

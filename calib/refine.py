@@ -17,9 +17,8 @@ from kdcompile.calib.equalise import equalise
 from kdcompile.calib.keep_if_better import Outcome, Worth, compare, enough
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.table import CalibrationTable
-from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.onnx_graph.graph import Floats, Images
 
 FIT_IMAGES = 32  # enough to fit to; each refinement reads them once for every layer

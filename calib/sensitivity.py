@@ -11,10 +11,9 @@ from onnx import ModelProto
 from kdcompile.calib.qdq import choose_layers, insert_qdq
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.core.errors import KDError
-from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Preprocess
-from kdcompile.onnx_graph.macs import layer_macs
+from kdcompile.data.preprocess import Frame, Preprocess
+from kdcompile.onnx_graph.layers import layer_macs
 from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.tasks.agreement import pooled_sqnr
 from kdcompile.tasks.metric import Metric

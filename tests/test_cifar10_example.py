@@ -11,8 +11,7 @@ from kdcompile.config.load import load_spec
 from kdcompile.data.splits import load_splits
 from kdcompile.distill.evaluate import predict
 from kdcompile.models.factory import build_model, load_teacher
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import find_task, preprocess_of
 
 FOLDER = Path(__file__).parents[1] / "examples" / "cifar10"
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "cifar10"

@@ -15,7 +15,7 @@ from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.verify import predictions
 from kdcompile.search.spaces.pruned import architectures
-from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import preprocess_of
 
 FOLDER = Path(__file__).parents[1] / "examples" / "digits"
 

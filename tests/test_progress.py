@@ -8,7 +8,7 @@ import pytest
 
 from kdcompile.core import logs, progress
 from kdcompile.core.progress import Progress, counted, duration
-from kdcompile.distill.progress import TrainingProgress
+from kdcompile.distill.state import TrainingProgress
 
 
 class Clock:

@@ -3,8 +3,8 @@
 import pytest
 from tiny_training import SPEC
 
+from kdcompile.config.distill import SCALES, Search
 from kdcompile.config.load import load_spec
-from kdcompile.config.search import SCALES, Search
 from kdcompile.core.errors import KDError
 from kdcompile.models.blocks import BLOCKS
 from kdcompile.models.staged import SCALES as BUILT

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from kdcompile.backends import engine
 from kdcompile.backends.onnxruntime_ import OnnxRuntime, open_session
 from kdcompile.backends.predict import Runner
-from kdcompile.config.board import Board
 from kdcompile.config.spec import Spec
+from kdcompile.config.step import Board
 from kdcompile.core.backends import find, is_served
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json, write_text

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kdcompile.backends  # noqa: F401  # all of them: cache keys follow imports
-from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, read_json, write_json
 from kdcompile.core.store import digest

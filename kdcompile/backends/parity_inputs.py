@@ -22,9 +22,8 @@ from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.config.gates import Gates
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json
-from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.data.splits import evenly
 from kdcompile.remote.kit import MAX_REFERENCES
 from kdcompile.tasks.task import Task

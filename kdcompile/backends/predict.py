@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]

@@ -40,7 +40,7 @@ def recipes(context: click.Context, as_json: bool) -> None:
     """List the distillation recipes, and where those live that are no loss."""
     if context.invoked_subcommand is not None:
         return
-    from kdcompile.distill.elsewhere import ELSEWHERE
+    from kdcompile.distill.registry import ELSEWHERE
     from kdcompile.distill.registry import recipes as known
 
     found = {
@@ -87,10 +87,9 @@ def show_recipe(name: str, as_json: bool) -> None:
 def _facts(name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from kdcompile.distill.elsewhere import ELSEWHERE
     from kdcompile.distill.objective import OBJECTIVES
-    from kdcompile.distill.recipe_context import NEEDS
-    from kdcompile.distill.registry import find_recipe
+    from kdcompile.distill.recipe import NEEDS
+    from kdcompile.distill.registry import ELSEWHERE, find_recipe
 
     if name in ELSEWHERE:
         return asdict(ELSEWHERE[name]) | {"objectives": {}, "weights": {}, "needs": [], "tasks": []}

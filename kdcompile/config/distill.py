@@ -1,8 +1,16 @@
-"""The `[distill]` section of a spec: one training, or a schedule of stages."""
+"""The `[search]` section of a spec, and `[distill]`: one training, or a schedule of stages."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RATE = 1e-3  # from random weights
+INHERITED_RATE = 1e-4  # at higher ones the first steps may lose it: benchmarks/README.md
+MOST_LR = 1e3  # far more than trains anything, and far less than a float32 holds
+Taps = Literal["auto"] | list[tuple[str, str]]
+Scale = tuple[float, float]
+Block = Literal["conv", "separable", "repvgg", "bottleneck"]
+SCALES = (1.0, 0.75, 0.5)
 
 
 class Closed(BaseModel):
@@ -19,12 +27,7 @@ class Ramp(Closed):
     curve: Literal["linear", "cosine"] = "linear"
 
 
-RATE = 1e-3  # from random weights
-INHERITED_RATE = 1e-4  # at higher ones the first steps may lose it: benchmarks/README.md
-MOST_LR = 1e3  # far more than trains anything, and far less than a float32 holds
 Weights = dict[str, float | Ramp]
-Taps = Literal["auto"] | list[tuple[str, str]]
-Scale = tuple[float, float]
 
 
 class DistillStage(Closed):
@@ -121,4 +124,41 @@ class Distill(Closed):
         total = sum(share for share in shares if share is not None)
         if None in shares or any(n is not None for n in steps) or abs(total - 1) > 1e-6:
             raise ValueError("stages name either steps, all of them, or shares that sum to 1")
+        return self
+
+
+class Search(Closed):
+    """The space of students and what is spent on their evidence."""
+
+    space: Literal["auto", "staged", "layers"] = Field(
+        default="auto",
+        description="staged: new blocks at the teacher's stages; layers: its own layers, narrower "
+        "or dropped; auto: both, as far as this teacher has them",
+    )
+    blocks: Annotated[list[Block], Field(min_length=1)] = Field(
+        default=["conv", "separable", "repvgg", "bottleneck"], description="of a staged student"
+    )
+    scales: Annotated[list[float], Field(min_length=1)] = Field(
+        default=[1.0, 0.75, 0.5], description="of the input's sides, of a staged student"
+    )
+    candidates: int = Field(
+        default=10_000, ge=10, description="students whose latency is predicted"
+    )
+    blocks_trained: int = Field(
+        default=60, ge=1, description="blocks that imitate the teacher's for a moment, at most"
+    )
+    block_steps: int = Field(default=150, ge=1, description="of one block")
+    finalists: int = Field(default=3, ge=0, description="of each space, distilled for a moment")
+    finalist_steps: int = Field(default=200, ge=1, description="of one finalist")
+    measure: int = Field(default=0, ge=0, description="best students built and timed, at most")
+    jobs: int = Field(default=0, ge=0, description="processes side by side; 0: one for each core")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for name in ("blocks", "scales"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names one twice")
+        if not set(self.scales) <= set(SCALES):
+            raise ValueError(f"scales are of {', '.join(map(str, SCALES))}")
         return self

@@ -14,10 +14,9 @@ from pydantic import (
 )
 
 from kdcompile.config.deploy import Compile, Quantize
-from kdcompile.config.distill import INHERITED_RATE, Closed, Distill
+from kdcompile.config.distill import INHERITED_RATE, Closed, Distill, Search
 from kdcompile.config.gates import Gates
 from kdcompile.config.named import Named
-from kdcompile.config.search import Search
 from kdcompile.core import plugins
 
 DEFAULT_NAME = "kdcompile.toml"

@@ -16,8 +16,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import read_json, write_json
 from kdcompile.core.progress import counted
 from kdcompile.data.formats import Files
-from kdcompile.data.photo import Photo
-from kdcompile.data.points import check_within
+from kdcompile.data.photo import Photo, check_within
 from kdcompile.data.splits import SPLITS, evenly, format_of, load_splits
 
 log = logging.getLogger("kdcompile")

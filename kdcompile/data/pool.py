@@ -15,8 +15,7 @@ import numpy as np
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
 from kdcompile.core.progress import counted
-from kdcompile.data.custom_dataset import made_photos
-from kdcompile.data.entry import SUFFIXES, inside, read_list, require_image
+from kdcompile.data.entry import SUFFIXES, inside, made_photos, read_list, require_image
 from kdcompile.data.formats import Archive, Files
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import SPLITS, Splits, check_root, format_of

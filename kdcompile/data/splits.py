@@ -14,8 +14,7 @@ from kdcompile.core.files import Hasher
 from kdcompile.core.progress import counted
 from kdcompile.core.store import digest
 from kdcompile.core.user_code import factory_sources
-from kdcompile.data.custom_dataset import made_photos
-from kdcompile.data.entry import Entry, overlap, refuse_shared
+from kdcompile.data.entry import Entry, made_photos, overlap, refuse_shared
 from kdcompile.data.formats import Archive, Files, Format
 from kdcompile.data.photo import Photo
 

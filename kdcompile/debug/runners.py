@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from kdcompile.backends import engine
-from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import scratch
 from kdcompile.debug.tensors import exposed, stored

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from kdcompile.backends import engine
 from kdcompile.backends.parity_inputs import incomplete, read_carried, source_of
 from kdcompile.backends.predict import predict_outputs
-from kdcompile.config.board import Board
 from kdcompile.config.gates import fraction
 from kdcompile.config.spec import Spec
+from kdcompile.config.step import Board
 from kdcompile.core.files import file_sha256, scratch
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
@@ -28,8 +28,7 @@ from kdcompile.models.shrunk import load_student
 from kdcompile.remote.board import facts_of
 from kdcompile.remote.open import Place, open_place
 from kdcompile.tasks.metric import Metric
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import Task, find_task, task_of
+from kdcompile.tasks.task import Task, find_task, preprocess_of, task_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from kdcompile.export.scopes import KEY
 from kdcompile.onnx_graph.graph import copied
+from kdcompile.onnx_graph.opset import KEY
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

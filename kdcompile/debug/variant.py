@@ -10,11 +10,11 @@ import onnx
 from numpy.typing import NDArray
 
 from kdcompile.backends import engine
-from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.files import file_sha256
-from kdcompile.data.frame import Frame
+from kdcompile.data.preprocess import Frame
 from kdcompile.debug.runners import EngineSide, OnnxSide
 from kdcompile.debug.tolerance import Tolerance, of_classes, of_numbers
 from kdcompile.debug.variants import EXACT, Ladder, Rung

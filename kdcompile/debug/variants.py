@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.data.frame import Frame
+from kdcompile.data.preprocess import Frame
 from kdcompile.debug.runners import Side
 from kdcompile.debug.tolerance import NO_LIMIT, Tolerance, noise
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
-from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import Frame
 from kdcompile.data.splits import evenly, judged, load_splits
 from kdcompile.delta.result import Judged
 from kdcompile.delta.tensors import State
@@ -25,8 +25,7 @@ from kdcompile.models.fit import check_fit
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.stats.noninferiority import compare, observed_text
 from kdcompile.tasks.metric import Metric
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import preprocess_of, task_of
 
 Floats = NDArray[np.float64]
 IMAGES, PIXELS = 256, 4 * 1024 * 1024  # training photos that are looked at, pixels of them

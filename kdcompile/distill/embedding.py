@@ -1,12 +1,22 @@
-"""Embeddings of images for the recipes that compare them: one vector an image, or one a cell."""
+"""Embeddings of images, and the base of the recipes that compare images with each other.
+
+An embedding is one vector an image, or one a cell, of the last taps.
+"""
 
 import torch
 from torch import Tensor
 
-from kdcompile.distill.amp import promoted
-from kdcompile.distill.recipe import LossInputs
+from kdcompile.config.distill import Ramp
+from kdcompile.distill.objective import Objective
+from kdcompile.distill.recipe import LossInputs, Recipe
 
 TINY = 1e-24  # a squared length no larger than this counts as zero
+DENSE = 0.1  # of a weight where cells are predicted: benchmarks/recipes.py, counting
+
+
+def promoted(x: Tensor) -> Tensor:
+    """At least float32: float64 stays as it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def embedding(maps: Tensor) -> Tensor:
@@ -48,3 +58,24 @@ def unit(vectors: Tensor) -> Tensor:
     square = vectors.square().sum(-1, keepdim=True)
     seen = square > TINY
     return vectors * square.masked_fill(~seen, 1).rsqrt().masked_fill(~seen, 0)
+
+
+class RelationRecipe(Recipe):
+    """A recipe whose own terms weigh a tenth where the task is dense.
+
+    Two images of crowds are hardly a pair, and a count hangs on where things are, of which the
+    relations of pooled maps know nothing. `extra_weights` are those of the other tasks.
+    """
+
+    needs_taps = True
+
+    @classmethod
+    def defaults(
+        cls, objective: Objective | type[Objective], reduction: str
+    ) -> dict[str, float | Ramp]:
+        """Under "paper" as published, whatever the task."""
+        found = super().defaults(objective, reduction)
+        if objective.is_dense and reduction == "mean":
+            own = cls.extra_weights["mean"]
+            found |= {name: DENSE * w for name, w in own.items() if isinstance(w, int | float)}
+        return found

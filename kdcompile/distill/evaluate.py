@@ -1,4 +1,4 @@
-"""Outputs and predictions of PyTorch networks for whole images."""
+"""Outputs and predictions of PyTorch networks in inference mode."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,12 +6,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from kdcompile.core.progress import counted
-from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.tasks.task import Task
 
 BATCH, BATCH_PIXELS = 64, 512 * 1024  # images, and pixels of them, in one forward pass
@@ -98,3 +97,21 @@ def _batches(
         frames.append(preprocess.frame(*pixels.shape[:2]))
     if batch:
         yield np.concatenate(batch), frames
+
+
+@torch.no_grad()
+def peek(student: nn.Module, images: Tensor) -> Tensor:
+    """The output for `images` [N, C, H, W], as the student would answer once deployed.
+
+    Runs in eval mode: batch norms read their running statistics and keep them, dropout draws no
+    number. Each module is in its own mode again afterwards, whatever happens.
+    """
+    training = [module for module in student.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        output: Tensor = student(images)
+    finally:
+        for module in training:
+            module.training = True
+    return output

@@ -12,8 +12,7 @@ from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.distill.execution import Execution, Mode, prepare
 from kdcompile.distill.objective import Objective, objective_of
 from kdcompile.distill.qad_modules import trained
-from kdcompile.distill.recipe import Recipe
-from kdcompile.distill.recipe_context import Ground
+from kdcompile.distill.recipe import Ground, Recipe
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.schedule import StagePlan, learning_rate
 from kdcompile.distill.taps import Tap, Tapped, find_taps
@@ -23,9 +22,8 @@ from kdcompile.distill.teacher_cache import (
     make_cache,
     network_digest,
 )
-from kdcompile.distill.trainable import Seen, Trainable, fit_crops, in_training
 from kdcompile.distill.training_context import Setting
-from kdcompile.distill.update import Update
+from kdcompile.distill.update import Seen, Trainable, Update, fit_crops, in_training
 from kdcompile.distill.weights import TermWeights, gradient_norms
 from kdcompile.tasks.task import task_of
 

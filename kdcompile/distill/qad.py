@@ -17,12 +17,17 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
 from kdcompile.distill.qad_layers import QadLayer, find_layers
 from kdcompile.distill.qad_modules import LEVELS, Quantiser, attach, quantiser_of, weight_scales
-from kdcompile.distill.qad_observe import chosen_scales, observe
 
 if TYPE_CHECKING:
     from kdcompile.distill.phase import StageRun
     from kdcompile.distill.state import State
     from kdcompile.distill.training_context import Setting
+from collections.abc import Iterable
+from contextlib import contextmanager
+
+from kdcompile.calib.histogram import Histogram
+from kdcompile.calib.observers import find_calibrator
+from kdcompile.calib.table import tensor_range
 
 OBSERVED_BATCHES, OBSERVED_CROPS = 4, 8
 OBSERVE_EVERY = 50  # steps, where scales are observed
@@ -220,3 +225,63 @@ def _layer_record(network: nn.Module, layer: QadLayer) -> dict[str, Any]:
         "weight_scales": scales.flatten().cpu().tolist(),
         "folded_scales": folded.flatten().cpu().tolist(),
     }
+
+
+@torch.no_grad()
+def observe(
+    student: nn.Module, layers: Sequence[QadLayer], images: Iterable[Tensor]
+) -> list[Histogram]:
+    """A histogram for each activation scale, of what the layers read before it is rounded.
+
+    The student runs in inference mode and in float32, quantised or not as it is.
+
+    Args:
+        student: left in the mode that it is in.
+        layers: from `find_layers`.
+        images: batches [N, C, H, W] on the student's device.
+
+    Raises:
+        KDError: `calib-nonfinite`.
+    """
+    histograms = [Histogram() for _ in range(1 + max(layer.tensor for layer in layers))]
+    was_training = student.training
+    student.eval()
+    try:
+        for batch in images:
+            with torch.autocast(batch.device.type, enabled=False), _inputs(student, layers) as seen:
+                student(batch.float())
+            for tensor, values in seen:
+                histograms[tensor].add(values.float().cpu().numpy())
+    finally:
+        student.train(was_training)
+    return histograms
+
+
+def chosen_scales(histograms: Iterable[Histogram], calibrator: str) -> list[float]:
+    """The scale that a calibrator chooses for each tensor."""
+    choose = find_calibrator(calibrator)
+    return [tensor_range(choose(h), 0.0, h.minimum, h.maximum).scale for h in histograms]
+
+
+@contextmanager
+def _inputs(student: nn.Module, layers: Sequence[QadLayer]) -> Iterator[list[tuple[int, Tensor]]]:
+    """(tensor, values) of each call; a tensor that two layers read is taken from the first."""
+    seen: list[tuple[int, Tensor]] = []
+    known: set[int] = set()
+
+    def watch(name: str, tensor: int) -> object:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if id(inputs[0]) not in known:
+                known.add(id(inputs[0]))
+                seen.append((tensor, inputs[0]))
+
+        return student.get_submodule(name).register_forward_pre_hook(hook)
+
+    handles = [
+        watch(name, t) for name, t in {layer.module: layer.tensor for layer in layers}.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()  # type: ignore[attr-defined]

@@ -27,8 +27,7 @@ from kdcompile.distill.objective import Objective, objective_of
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.shapes import class_counts, output_stride
 from kdcompile.models.factory import load_weights, write_weights
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import preprocess_of, task_of
 
 log = logging.getLogger("kdcompile")
 CROPS_AT_ONCE = 4

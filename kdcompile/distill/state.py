@@ -1,10 +1,11 @@
-"""State of a training and its checkpoint."""
+"""State of a training, its checkpoint, and its progress on a terminal."""
 
 import io
 import json
 import logging
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcompile.core.events import Metric, emit
 from kdcompile.core.files import replacing
+from kdcompile.core.progress import Progress
 from kdcompile.kernels import ran
 
 log = logging.getLogger("kdcompile")
@@ -89,3 +92,30 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         raise ValueError(f"the sum of {bad} is wrong")
     kept: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     return kept
+
+
+class TrainingProgress(Progress):
+    """Shows rows of metrics; each validation has a line of its own where there is no terminal."""
+
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        metric: str,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Show `metric`, as `val_METRIC` of the rows; nothing at all when `quiet`."""
+        super().__init__("distill", total, "steps", done, quiet, clock)
+        self._name, self._metric = metric, ""
+
+    def show_row(self, done: int, row: Mapping[str, Any]) -> None:
+        """A row of metrics after `done` steps."""
+        validated = row.get(f"val_{self._name}")
+        if validated is not None:
+            self._metric = f", val {self._name} {validated:.4g}"
+        note = f"stage {row['stage']}, loss {row['loss']:.4g}{self._metric}"
+        self.show(done, note, important=validated is not None)
+        for name, value in row.items():
+            if not self._silent and (name == "loss" or name.startswith("val_")):
+                emit(Metric("distill", done, name, float(value)))

@@ -26,7 +26,6 @@ from kdcompile.data.splits import evenly
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import findings
 from kdcompile.distill.phase import StageRun
-from kdcompile.distill.progress import TrainingProgress
 from kdcompile.distill.qad import Qad, known_mode, make_qad, mean_seconds
 from kdcompile.distill.replay import stopped
 from kdcompile.distill.schedule import (
@@ -36,7 +35,14 @@ from kdcompile.distill.schedule import (
     stage_plans,
     stage_steps,
 )
-from kdcompile.distill.state import Row, State, load_checkpoint, read_lengths, save_checkpoint
+from kdcompile.distill.state import (
+    Row,
+    State,
+    TrainingProgress,
+    load_checkpoint,
+    read_lengths,
+    save_checkpoint,
+)
 from kdcompile.distill.training_context import make_setting
 from kdcompile.tasks.task import task_of
 

@@ -20,7 +20,7 @@ from kdcompile.distill.qad_layers import QadLayer
 from kdcompile.distill.registry import any_recipe
 from kdcompile.distill.shapes import output_stride, refuse_other_outputs
 from kdcompile.models.factory import load_teachers
-from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import preprocess_of
 
 
 @dataclass(frozen=True)

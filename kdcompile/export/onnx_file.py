@@ -21,8 +21,7 @@ from torch import nn
 from kdcompile.core.errors import KDError
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.refused import first_line, refused, size_refused
-from kdcompile.export.scopes import restore_scopes
-from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset
+from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset, restore_scopes
 from kdcompile.onnx_graph.session import cpu_session, run_onnx
 
 INPUT = "image"

@@ -25,7 +25,7 @@ from kdcompile.gates.registry import Decidable, gate
 from kdcompile.stats.exact_interval import share_bounds
 from kdcompile.stats.noninferiority import check_pairs
 from kdcompile.stats.sample_size import least_number
-from kdcompile.tasks.reference import changes
+from kdcompile.tasks.agreement import changes
 from kdcompile.tasks.task import Task
 
 

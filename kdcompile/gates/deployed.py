@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.backends import engine
-from kdcompile.config.board import Board
-from kdcompile.config.step import Step
+from kdcompile.config.step import Board, Step
 from kdcompile.core.report import Measurement
 from kdcompile.gates.context import MODES, Latency, Origin
 from kdcompile.remote.open import Place

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from kdcompile.backends.predict import Runner
 from kdcompile.core.errors import KDError
 from kdcompile.core.progress import counted
-from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.gates.context import Parity
 from kdcompile.tasks.agreement import decibels, powers, relative_error
 from kdcompile.tasks.task import Task

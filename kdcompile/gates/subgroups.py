@@ -19,14 +19,13 @@ import numpy as np
 
 from kdcompile.config.gates import MetricGate, Percent, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
-from kdcompile.data.strata import Stratum, stratum_text
 from kdcompile.gates.accuracy import NO_MAPS, difference
 from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.registry import Decidable, gate
 from kdcompile.stats.noninferiority import CONFIDENCE, Decision, bounds, compare
 from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.metric import Metric
-from kdcompile.tasks.task import Task
+from kdcompile.tasks.task import Stratum, Task, stratum_text
 
 SHOWN = 3  # parts that a reason names
 

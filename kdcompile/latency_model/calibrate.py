@@ -14,7 +14,7 @@ from statistics import fmean, median
 from tempfile import TemporaryFile
 from typing import Any
 
-from kdcompile.config.board import Board
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_text
 from kdcompile.latency.environment import cpu

@@ -21,7 +21,7 @@ from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, SCALES, WE
 from kdcompile.latency_model.graph import BYTES, Flow, Op, attribute, flow_of
 from kdcompile.latency_model.qdq_propagation import settle_pairs
 from kdcompile.latency_model.workload import Kernel, Kind, Precision
-from kdcompile.onnx_graph.macs import inner_size, node_macs
+from kdcompile.onnx_graph.layers import inner_size, node_macs
 from kdcompile.targets.limits import Operator
 
 NORMALISATIONS = {

@@ -13,8 +13,8 @@ from onnx import ModelProto
 
 from kdcompile.backends import engine
 from kdcompile.backends.candidate_runner import REFUSALS
-from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import scratch
 from kdcompile.latency_model.kernels import kernels_of

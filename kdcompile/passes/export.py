@@ -1,15 +1,17 @@
 """The export stage: student and teacher as ONNX files that the target reads."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
-from torch import nn
+from torch import Tensor, nn
 
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
@@ -19,20 +21,20 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import load_splits
 from kdcompile.export.onnx_file import onnx_from_module
-from kdcompile.export.parity import half_outputs, onnx_outputs, parity, torch_outputs
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import load_student
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
-from kdcompile.onnx_graph.macs import count_macs
+from kdcompile.onnx_graph.layers import count_macs
 from kdcompile.onnx_graph.opset import opset_of
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import agreement
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import preprocess_of, task_of
 
 PARITY_IMAGES = 4
 MAX_REL_ERROR = 1e-3  # float32 sums in another order stay far below
 MAX_HALF_ERROR = 0.05  # of a file whose weights alone are rounded; a broken one is far beyond
+Floats = NDArray[np.float32]
 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
@@ -140,3 +142,39 @@ def _checked(
             fix="look for operators whose ONNX form differs, such as a custom autograd function",
         )
     return found
+
+
+def torch_outputs(module: nn.Module, images: Iterable[Floats]) -> list[Floats]:
+    """The module's float32 output for each image [1, C, H, W]."""
+    with torch.inference_mode():
+        return [module(torch.from_numpy(image)).numpy() for image in images]
+
+
+def half_outputs(module: nn.Module, images: Iterable[Floats]) -> list[Floats]:
+    """The same with weights, and what each layer gives, rounded to float16; sums stay float32.
+
+    This is what a GPU stores. ONNX Runtime on a CPU removes the casts of a float16 file and keeps
+    activations in float32, so it can show neither their rounding nor an overflow.
+    """
+    rounded = copy.deepcopy(module).half().float()
+
+    def round_output(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return output.half().float()
+
+    for layer in rounded.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(round_output)
+    halves = (torch.from_numpy(image).half().float().numpy() for image in images)
+    return torch_outputs(rounded, halves)
+
+
+def onnx_outputs(path: Path, images: Iterable[Floats]) -> list[Floats]:
+    """The same of an ONNX file, by ONNX Runtime on the CPU."""
+    session = cpu_session(path)
+    name = session.get_inputs()[0].name
+    return [session.run(None, {name: image})[0] for image in images]
+
+
+def parity(module: nn.Module, path: Path, images: Sequence[Floats]) -> dict[str, float]:
+    """`agreement` of an ONNX file with the PyTorch module that it was made from."""
+    return agreement(torch_outputs(module, images), onnx_outputs(path, images))

@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kdcompile.config.board import Board
 from kdcompile.config.deploy import Quantize
 from kdcompile.config.gates import Gates
 from kdcompile.config.spec import Spec, Task, Teacher
+from kdcompile.config.step import Board
 from kdcompile.core import plugins
 from kdcompile.core.backends import BACKENDS
 from kdcompile.core.errors import KDError

@@ -130,8 +130,7 @@ def answers(
     from kdcompile.data.coreset import described, mean_of, space
     from kdcompile.distill.evaluate import outputs
     from kdcompile.distill.training_context import training_device
-    from kdcompile.tasks.preprocess import preprocess_of
-    from kdcompile.tasks.task import task_of
+    from kdcompile.tasks.task import preprocess_of, task_of
 
     shown = counted(photos, len(photos), "label", "photos")
     prepare = preprocess_of(spec)

@@ -5,7 +5,7 @@ Networks are run on shapes alone, so nothing is computed and nothing is traced f
 
 import io
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,20 +22,20 @@ from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.shapes import output_stride, refuse_labels, refuse_other_outputs
 from kdcompile.models.factory import load_teacher, load_teachers
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.passes.manager import Plan
 from kdcompile.passes.teacher import output_shape, taught
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import task_of
-
-if TYPE_CHECKING:
-    from kdcompile.passes.manager import Plan
+from kdcompile.targets.limits import Operator
+from kdcompile.targets.rules import Asked, Network, Violation, violations
+from kdcompile.tasks.task import preprocess_of, task_of
 
 T = TypeVar("T")
 LOOKED_AT = 32  # photos whose size is read
 FILLED = 0.5  # of a crop or an input: below it most of what a network sees is padding
 HARDLY_FILLED = 0.25  # of a crop: below it a network learns padding
+OPERATORS = "operators.json"  # of the search, where it writes its student's
 
 
-def refuse_networks(plan: "Plan", splits: Splits, found: Mapping[str, Artifact]) -> None:
+def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -> None:
     """Refuse a teacher and a student that do not fit the task, the data or each other.
 
     Args:
@@ -157,3 +157,42 @@ def _size(photo: Photo) -> tuple[int, int] | None:
             return image.size if turned else image.size[::-1]
     except Exception:  # decoders raise nearly anything on arbitrary bytes
         return None
+
+
+def asked_of(spec: Spec) -> Asked:
+    """What a spec asks of the hardware."""
+    return Asked(
+        precision=spec.quantize.precision,
+        dla=spec.compile.dla,
+        sparsity=spec.compile.sparsity,
+        optimization_level=spec.compile.optimization_level,
+        is_dynamic=spec.export.is_dynamic,
+    )
+
+
+def met_by(plan: Plan, network: Network | None = None) -> list[Violation]:
+    """The rules that a plan meets; those on operators only where the network is known."""
+    return violations(plan.target, asked_of(plan.spec), network)
+
+
+def student_network(plan: Plan, made: Mapping[str, Artifact], precision: str) -> Network | None:
+    """The student's operators: of its exported file, else as the search has them, else None.
+
+    Args:
+        plan: for the shape.
+        made: the finished artifacts of its build.
+        precision: what it is expected to run at.
+    """
+    if "export" in made:
+        import onnx
+
+        from kdcompile.latency_model.kernels import operators_of
+        from kdcompile.onnx_graph.opset import opset_of
+
+        model = onnx.load(made["export"].file("student.onnx"))
+        operators = operators_of(model, plan.spec.export.profile[1])
+        return Network(operators, precision, opset_of(model), model.ir_version)
+    if "search" in made and OPERATORS in made["search"].files:
+        rows = made["search"].json(OPERATORS)
+        return Network([Operator.from_json(row) for row in rows], precision)
+    return None

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kdcompile.config.board import Board
 from kdcompile.config.gates import fraction
+from kdcompile.config.step import Board
 from kdcompile.core.backends import find
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
@@ -17,8 +17,13 @@ from kdcompile.gates.accuracy import AccuracyGate
 from kdcompile.gates.decidable import decidable
 from kdcompile.gates.registry import Decidable
 from kdcompile.passes.manager import Plan
-from kdcompile.passes.refusals import refuse_networks, refuse_settings, warnings_of
-from kdcompile.passes.rules import met_by, student_network
+from kdcompile.passes.refusals import (
+    met_by,
+    refuse_networks,
+    refuse_settings,
+    student_network,
+    warnings_of,
+)
 from kdcompile.passes.stages import STAGES
 from kdcompile.stats.sample_size import forecast
 from kdcompile.targets import Target

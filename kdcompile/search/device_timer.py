@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from kdcompile.backends import engine
 from kdcompile.backends.candidate_runner import RUNS_HERE
 from kdcompile.backends.onnxruntime_ import OrtRunner, open_session
-from kdcompile.config.board import Board
 from kdcompile.config.spec import Spec
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.measurement import Settings, measure
 from kdcompile.latency_model.device_check import difference, mode_of

@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdcompile.config.board import Board
 from kdcompile.config.spec import Spec
-from kdcompile.config.step import Step
+from kdcompile.config.step import Board, Step
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store

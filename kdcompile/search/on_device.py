@@ -25,8 +25,8 @@ from kdcompile.calib.fp8 import insert_fp8
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.storage import weight_storage
 from kdcompile.calib.table import CalibrationTable, tensor_range
-from kdcompile.config.board import Board
 from kdcompile.config.spec import Budget, Spec
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model.correction import Correction

@@ -5,7 +5,7 @@ the gates, the report) asks it and knows no task by name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -16,12 +16,47 @@ from kdcompile.config.spec import Spec
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.user_code import load_factory, users_code
-from kdcompile.data.frame import Frame
 from kdcompile.data.photo import Photo
-from kdcompile.data.strata import Stratum, by_value
+from kdcompile.data.preprocess import Frame, Padding, Preprocess
 from kdcompile.tasks.metric import Metric
 
 Floats = NDArray[np.float64]
+Stratum = tuple[dict[str, Any], NDArray[np.int64]]  # what it is, as JSON, and its images' indices
+PARTS = 3
+
+
+def by_value(true: Floats) -> list[Stratum]:
+    """Thirds by true value, each from `low` to `high`; fewer images than that give fewer.
+
+    Args:
+        true: annotated values [N].
+    """
+    order: NDArray[np.int64] = np.argsort(true, kind="stable")
+    return [
+        ({"low": float(true[part].min()), "high": float(true[part].max())}, part)
+        for part in np.array_split(order, PARTS)
+        if len(part)
+    ]
+
+
+def by_class(true: Floats, name_of: Callable[[float], str | float]) -> list[Stratum]:
+    """The images of each class, `class`, in the order of their indices.
+
+    Args:
+        true: indices of classes [N].
+        name_of: a class as a report shows it.
+    """
+    return [
+        ({"class": name_of(float(value))}, np.flatnonzero(true == value))
+        for value in np.unique(true)
+    ]
+
+
+def stratum_text(about: Mapping[str, Any]) -> str:
+    """What a stratum is, in words: its class, or from where to where its values go."""
+    if "class" in about:
+        return f"class {about['class']}"
+    return f"{about['low']:g} to {about['high']:g}"
 
 
 class Task(ABC):
@@ -206,3 +241,11 @@ def _make(kind: type[Task]) -> Task:
         "task-invalid", f"task {kind.__name__} cannot be made", f"{kind.__module__}", "correct it"
     ):
         return kind()
+
+
+def preprocess_of(spec: Spec) -> Preprocess:
+    """The preprocessing that a spec describes; padding is mirrored for maps over the image."""
+    low, _, high = spec.export.profile
+    sizes = (low[2], low[3]), (high[2], high[3])
+    padding: Padding = "mirror" if task_of(spec).is_dense else "mean"
+    return Preprocess(low[1], tuple(spec.data.mean), tuple(spec.data.std), *sizes, padding)

@@ -14,7 +14,7 @@ from kdcompile import api
 from kdcompile.core.errors import KDError
 from kdcompile.core.events import Metric, StageFinished, StageHit, StageStarted, StepDone
 from kdcompile.core.progress import counted
-from kdcompile.distill.progress import TrainingProgress
+from kdcompile.distill.state import TrainingProgress
 from kdcompile.passes.stages import Stage
 
 OBJECTS = """

@@ -13,13 +13,13 @@ from small_build import SmallBuild
 from kdcompile import targets
 from kdcompile.backends import engine
 from kdcompile.cli import cli
-from kdcompile.config.board import Board
 from kdcompile.config.load import load_spec
 from kdcompile.config.spec import Spec
+from kdcompile.config.step import Board
 from kdcompile.core import backends, plugins
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.gates import deployed
-from kdcompile.passes.board import find_board
+from kdcompile.passes.manager import find_board
 from kdcompile.remote.board import facts_of
 from kdcompile.remote.open import open_place
 

@@ -4,7 +4,7 @@ import pytest
 
 from kdcompile.config.spec import Compile, Spec
 from kdcompile.core.errors import KDError
-from kdcompile.passes.board import backend_for, find_board
+from kdcompile.passes.manager import backend_for, find_board
 from kdcompile.remote.board import evidence_of, facts_of
 from kdcompile.targets import load
 

@@ -14,7 +14,7 @@ from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
 from kdcompile.passes.compile import run
 from kdcompile.targets import load
-from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import preprocess_of
 
 SECTIONS = {"quantize", "compile", "export", "gates", "data", "task"}
 

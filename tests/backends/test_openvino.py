@@ -21,8 +21,8 @@ from kdcompile.cli import cli
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
 from kdcompile.gates.context import VerifyContext
-from kdcompile.passes.board import find_board
 from kdcompile.passes.bundle import install
+from kdcompile.passes.manager import find_board
 from kdcompile.remote.board import evidence_of
 from kdcompile.remote.open import open_place
 

@@ -20,7 +20,7 @@ from kdcompile.calib.sensitivity import (
 from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.onnx_graph.macs import count_macs, layer_macs
+from kdcompile.onnx_graph.layers import count_macs, layer_macs
 from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.tasks.agreement import pooled_sqnr
 from kdcompile.tasks.metric import MAE

@@ -11,8 +11,7 @@ from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
 from kdcompile.data import check
 from kdcompile.data.check import CACHE, check_data
-from kdcompile.data.photo import Photo
-from kdcompile.data.points import check_within, checked_points
+from kdcompile.data.photo import Photo, check_within, checked_points
 
 
 @pytest.fixture

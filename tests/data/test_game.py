@@ -6,7 +6,7 @@ import pytest
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.gates.evaluate import evaluate
-from kdcompile.tasks.game import Frame, game_errors, predicted_cells, true_cells
+from kdcompile.tasks.builtin import Frame, game_errors, predicted_cells, true_cells
 from kdcompile.tasks.task import find_task
 
 PLAIN = Frame((80, 160), (80, 160), (80, 160))

@@ -7,7 +7,7 @@ import pytest
 
 from kdcompile.config.spec import Data, Export, Spec, Task
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.tasks.preprocess import preprocess_of
+from kdcompile.tasks.task import preprocess_of
 
 DYNAMIC = Preprocess(3, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), (32, 32), (64, 96))
 

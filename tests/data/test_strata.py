@@ -1,6 +1,6 @@
 import numpy as np
 
-from kdcompile.data.strata import by_class, by_value, stratum_text
+from kdcompile.tasks.task import by_class, by_value, stratum_text
 
 
 def test_thirds_hold_every_image_once_from_low_to_high():

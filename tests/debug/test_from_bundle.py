@@ -10,8 +10,8 @@ from near_place import NearGpu
 
 from kdcompile.backends import engine
 from kdcompile.backends.parity_inputs import write_carried
-from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.core.report import Report

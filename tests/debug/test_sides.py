@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kdcompile.backends import engine
-from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.debug.locate import locate
 from kdcompile.debug.runners import EngineSide, ModuleSide, OnnxSide, ProgramSide, exported_program

@@ -14,9 +14,8 @@ from tiny_training import PowerCutError, stopped_at
 
 import kdcompile.distill.train as train_module
 from kdcompile.core.errors import KDError
-from kdcompile.distill.elsewhere import ELSEWHERE
 from kdcompile.distill.objective import OBJECTIVES
-from kdcompile.distill.registry import find_recipe, recipes
+from kdcompile.distill.registry import ELSEWHERE, find_recipe, recipes
 
 RUNNER = Path(__file__).parents[1] / "support" / "run_recipes.py"
 QUICK = ("crd", "mixture", "partitioned")  # those with a memory, a gate and a frozen student

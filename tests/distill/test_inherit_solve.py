@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcompile.distill.inherit.importance import Place
+from kdcompile.distill.inherit.importance import Place, explaining, most
 from kdcompile.distill.inherit.rows import (
     grouped_weight,
     input_rows,
@@ -12,7 +12,6 @@ from kdcompile.distill.inherit.rows import (
     sample,
     set_weight,
 )
-from kdcompile.distill.inherit.select import explaining, most
 from kdcompile.distill.inherit.solve import Gate, Solution, fit, is_dead
 
 MODULES = [

@@ -16,10 +16,10 @@ from kdcompile.calib.qad_table import read_qad, table_from_qad
 from kdcompile.calib.qdq import insert_qdq, quantise, weight_scales
 from kdcompile.core.errors import KDError
 from kdcompile.distill import qad as qad_module
+from kdcompile.distill.qad import chosen_scales, observe
 from kdcompile.distill.qad_layers import find_layers
 from kdcompile.distill.qad_modules import attach, plain_weights
 from kdcompile.distill.qad_modules import weight_scales as torch_scales
-from kdcompile.distill.qad_observe import chosen_scales, observe
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.onnx_graph.layers import quantised_layers
 from kdcompile.targets import load

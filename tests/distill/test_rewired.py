@@ -9,8 +9,7 @@ from torch import nn
 from kdcompile.core.errors import KDError
 from kdcompile.distill.qad import make_quantisable
 from kdcompile.distill.qad_modules import quantiser_of
-from kdcompile.distill.rewired import Rewired
-from kdcompile.distill.taps import Tapped
+from kdcompile.distill.taps import Rewired, Tapped
 
 IMAGES = torch.linspace(-1, 1, 2 * 16).reshape(2, 1, 4, 4)
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from kdcompile.core.errors import KDError
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.onnx_file import _shared, onnx_from_module
-from kdcompile.export.parity import half_outputs, parity, torch_outputs
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
-from kdcompile.onnx_graph.macs import count_macs
+from kdcompile.onnx_graph.layers import count_macs
 from kdcompile.onnx_graph.opset import at_opset, opset_of
 from kdcompile.onnx_graph.session import run_onnx
+from kdcompile.passes.export import half_outputs, parity, torch_outputs
 from kdcompile.tasks.agreement import agreement
 
 FIXED = ([1, 3, 40, 56],) * 3

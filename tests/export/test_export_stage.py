@@ -17,12 +17,12 @@ from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact, Store
-from kdcompile.export.parity import onnx_outputs
 from kdcompile.models.factory import build_model
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes import calibrate as calibrate_stage
 from kdcompile.passes import export as export_stage
 from kdcompile.passes.compile import _absent
+from kdcompile.passes.export import onnx_outputs
 
 SIZE = (24, 40)
 MODEL = """

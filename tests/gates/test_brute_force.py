@@ -12,7 +12,7 @@ from kdcompile.gates.summary import part_rows
 from kdcompile.stats.exact_interval import share_bounds
 from kdcompile.stats.noninferiority import bounds, compare
 from kdcompile.stats.proportion_interval import decrease_interval
-from kdcompile.tasks.game import Frame, game_errors
+from kdcompile.tasks.builtin import Frame, game_errors
 from kdcompile.tasks.metric import GAMES, MAE, RMSE
 from kdcompile.tasks.task import find_task
 

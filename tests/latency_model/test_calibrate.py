@@ -13,7 +13,7 @@ from near_place import NearGpu
 
 from kdcompile import targets
 from kdcompile.cli import cli
-from kdcompile.config.board import Board
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model import calibrate, microbench_timing
 from kdcompile.latency_model.device_check import check_device, difference, mode_of

@@ -18,7 +18,7 @@ from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.models.factory import build_model, load_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.fp16 import to_fp16
-from kdcompile.onnx_graph.macs import count_macs, layer_macs
+from kdcompile.onnx_graph.layers import count_macs, layer_macs
 
 ROOT = Path(__file__).parents[2]
 IMAGE = [1, 8, 16, 16]

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from kdcompile import targets
-from kdcompile.config.board import Board
 from kdcompile.config.spec import Budget, Spec
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.predict import Estimate
 from kdcompile.remote.board import facts_of

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import computing_tensorrt
 
 from kdcompile.backends import engine
-from kdcompile.config.board import Board
+from kdcompile.config.step import Board
 from kdcompile.remote import open as via
 from kdcompile.remote.board import evidence_of, facts_of
 from kdcompile.remote.local import LocalPlace

@@ -10,8 +10,7 @@ from kdcompile.config.spec import Distill
 from kdcompile.core.distributed import Processes
 from kdcompile.data.augment import Batch
 from kdcompile.distill.objective import OBJECTIVES
-from kdcompile.distill.recipe import LossInputs
-from kdcompile.distill.recipe_context import Ground
+from kdcompile.distill.recipe import Ground, LossInputs
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap, Tapped
 

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.core.errors import KDError
-from kdcompile.distill.inherit.importance import Loss, places, readers, taylor
+from kdcompile.distill.inherit.importance import Loss, explaining, most, places, readers, taylor
 from kdcompile.distill.inherit.plan import BATCH_NORMS, layer_plans, widths
-from kdcompile.distill.inherit.reconstruct import solve_layers
-from kdcompile.distill.inherit.select import explaining, most
-from kdcompile.distill.inherit.slicing import slice_weights
+from kdcompile.distill.inherit.reconstruct import slice_weights, solve_layers
 from kdcompile.models.channels import Channels, trace
 from kdcompile.models.dropped import is_gone, members, tied
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from kdcompile.distill.embedding import embeddings, unit
+from kdcompile.distill.embedding import RelationRecipe, embeddings, unit
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
-from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels._runtime import full_precision
 
 GAMMA = 0.4

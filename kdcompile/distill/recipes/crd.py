@@ -12,8 +12,7 @@ from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
 from kdcompile.distill.embedding import embeddings, unit
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, LossInputs, Recipe
-from kdcompile.distill.recipe_context import Ground
+from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels._runtime import full_precision
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Distill
-from kdcompile.distill.amp import promoted
+from kdcompile.distill.embedding import promoted
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.kernels._runtime import full_precision

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kdcompile.config.distill import Distill
 from kdcompile.core.errors import KDError
-from kdcompile.distill.amp import promoted
+from kdcompile.distill.embedding import promoted
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs

@@ -10,11 +10,10 @@ from torch.nn import functional
 
 from kdcompile.config.distill import Distill
 from kdcompile.core.progress import counted
-from kdcompile.distill.amp import promoted
+from kdcompile.distill.embedding import promoted
 from kdcompile.distill.maps import MapRecipe, direction
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, LossInputs
-from kdcompile.distill.recipe_context import Ground
+from kdcompile.distill.recipe import About, Ground, LossInputs
 from kdcompile.distill.taps import Tap
 
 RATE = 0.5  # channels of a factor for one of the teacher's

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Distill, Ramp
-from kdcompile.distill.amp import promoted
+from kdcompile.distill.embedding import promoted
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, LossInputs
-from kdcompile.distill.recipe_context import Ground
+from kdcompile.distill.recipe import About, Ground, LossInputs
 from kdcompile.distill.taps import Tap
 
 CROPS = 64  # whose outputs tell how much the teacher's output varies

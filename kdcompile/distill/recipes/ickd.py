@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.distill.amp import promoted
+from kdcompile.distill.embedding import promoted
 from kdcompile.distill.maps import AdaptedRecipe, direction
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs

@@ -14,14 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill, Ramp
-from kdcompile.distill.adapters import fit_adapters
-from kdcompile.distill.amp import promoted
-from kdcompile.distill.maps import Adapter
+from kdcompile.distill.embedding import promoted
+from kdcompile.distill.maps import Adapter, fit_adapters
 from kdcompile.distill.objective import Objective
-from kdcompile.distill.recipe import About, LossInputs, Recipe
-from kdcompile.distill.recipe_context import Ground
-from kdcompile.distill.rewired import Rewired
-from kdcompile.distill.taps import Tap
+from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
+from kdcompile.distill.taps import Rewired, Tap
 
 LABEL = 0.5  # share of the labels in a hybrid's loss, the paper's a
 FADE = Ramp(start=1.0, end=0.0, curve="linear")

@@ -13,13 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill, Ramp
-from kdcompile.distill.amp import promoted
-from kdcompile.distill.embedding import embedding
+from kdcompile.distill.embedding import embedding, promoted
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, LossInputs, Recipe
-from kdcompile.distill.recipe_context import Ground
-from kdcompile.distill.rewired import Rewired
-from kdcompile.distill.taps import Tap
+from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
+from kdcompile.distill.taps import Rewired, Tap
 
 TOP = 2  # teachers that an image follows
 HIDDEN = 32

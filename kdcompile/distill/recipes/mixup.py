@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kdcompile.data.augment import Batch
-from kdcompile.distill.amp import promoted
-from kdcompile.distill.probe import peek
-from kdcompile.distill.recipe import About, LossInputs, Recipe
-from kdcompile.distill.recipe_context import Ground
+from kdcompile.distill.embedding import promoted
+from kdcompile.distill.evaluate import peek
+from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
 from kdcompile.kernels.kd_kl import kd_kl
 
 EPS = 1e-6  # least standard deviation of a row of logits, as in kernels/kd_kl.py

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill
 from kdcompile.core.errors import KDError
-from kdcompile.distill.adapters import fit_adapter
 from kdcompile.distill.embedding import embedding, embeddings, in_one_type
+from kdcompile.distill.maps import fit_adapter
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, LossInputs, Recipe
-from kdcompile.distill.recipe_context import Ground
+from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels._runtime import full_precision
 from kdcompile.kernels.norm_direction import norm_direction

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Ramp
-from kdcompile.distill.amp import promoted
+from kdcompile.distill.embedding import promoted
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 

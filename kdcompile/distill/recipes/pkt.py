@@ -4,10 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kdcompile.distill.embedding import embeddings
+from kdcompile.distill.embedding import RelationRecipe, embeddings
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
-from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels.batch_relation import batch_relation
 
 

@@ -5,10 +5,9 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from kdcompile.distill.embedding import embeddings, unit
+from kdcompile.distill.embedding import RelationRecipe, embeddings, unit
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs
-from kdcompile.distill.relations import RelationRecipe
 from kdcompile.kernels._runtime import full_precision
 from kdcompile.kernels.batch_relation import batch_relation
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill
-from kdcompile.distill.adapters import fit_adapter
 from kdcompile.distill.embedding import embeddings
+from kdcompile.distill.maps import fit_adapter
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.distill.taps import Tap

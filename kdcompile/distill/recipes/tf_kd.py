@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from kdcompile.distill.amp import promoted
+from kdcompile.distill.embedding import promoted
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.kernels.kd_kl import kd_kl

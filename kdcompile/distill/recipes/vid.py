@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdcompile.config.distill import Distill
-from kdcompile.distill.adapters import fit_adapter
-from kdcompile.distill.amp import promoted
-from kdcompile.distill.maps import Adapter, MapRecipe, variance
+from kdcompile.distill.embedding import promoted
+from kdcompile.distill.maps import Adapter, MapRecipe, fit_adapter, variance
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs
 from kdcompile.distill.taps import Tap

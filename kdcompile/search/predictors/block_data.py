@@ -37,8 +37,7 @@ from kdcompile.search.predictors.teacher_features import (
     rows_of,
     teacher_maps,
 )
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import preprocess_of, task_of
 
 SIDE = 256  # larger crops train a block nothing more, and cost
 HELD_OUT = 4  # one training image in so many is held out

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdcompile.distill.inherit.batch_norm import absorbs, gate_through
-from kdcompile.distill.inherit.importance import places, readers
+from kdcompile.distill.inherit.importance import places, ranking, readers
 from kdcompile.distill.inherit.plan import BATCH_NORMS, LayerPlan, layer_plans
 from kdcompile.distill.inherit.reconstruct import MOST_UNKNOWNS, input_at, nonfinite
 from kdcompile.distill.inherit.rows import grouped_weight, groups, input_rows, output_rows, sample
-from kdcompile.distill.inherit.select import ranking
 from kdcompile.distill.inherit.solve import CHUNK, HELD_OUT, Gate
 from kdcompile.models.channels import Channels, Layout
 from kdcompile.models.dropped import is_gone, members

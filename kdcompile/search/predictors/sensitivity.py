@@ -36,8 +36,7 @@ from kdcompile.search.predictors.teacher_features import (
 )
 from kdcompile.search.predictors.worker_pool import evaluate_all
 from kdcompile.stats.bootstrap import resamples
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import Task, task_of
+from kdcompile.tasks.task import Task, preprocess_of, task_of
 
 Floats = NDArray[np.float64]
 KEPT = (0.0, 1 / 16, 1 / 4, 1 / 2)  # shares of a cut's channels; 0: only their means

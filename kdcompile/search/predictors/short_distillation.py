@@ -33,8 +33,7 @@ from kdcompile.search.predictors.assemble import WEIGHTS, assemble, start_key
 from kdcompile.search.predictors.block_data import BlockContext
 from kdcompile.search.predictors.sensitivity import ExpectedLoss, paired_increase, validation_errors
 from kdcompile.search.predictors.worker_pool import evaluate_all
-from kdcompile.tasks.preprocess import preprocess_of
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import preprocess_of, task_of
 
 log = logging.getLogger("kdcompile")
 Floats = NDArray[np.float64]

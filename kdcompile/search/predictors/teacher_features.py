@@ -82,7 +82,7 @@ def nested_order(covariance: Tensor, demand: Tensor) -> Tensor:
     The next channel is the one from which the most of what is left of all channels can be
     predicted, as far as the output reads it: a pivoted Cholesky factorisation with pivots by
     r^T H r / R_cc, r the channel's column of the residual covariance R (the rule of
-    `kdcompile.distill.inherit.select`). Channels that are explained already follow by index.
+    `kdcompile.distill.inherit.importance`). Channels that are explained already follow by index.
 
     Args:
         covariance: [C, C], float64.

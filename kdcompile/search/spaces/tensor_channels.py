@@ -14,11 +14,11 @@ from typing import Any
 from onnx import GraphProto, NodeProto, helper
 
 from kdcompile.core.errors import KDError
-from kdcompile.export.scopes import KEY
 from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, WEIGHTED
 from kdcompile.latency_model.workload import Kernel, Kind
 from kdcompile.models.channels import Channels, Layer, Layout
 from kdcompile.models.dropped import NORMS, is_gone
+from kdcompile.onnx_graph.opset import KEY
 
 PASSING = POINTWISE | POOLS | RESIZES | {
     "BatchNormalization", "Dropout", "Identity", "Pad", "PRelu", "ReduceMean",

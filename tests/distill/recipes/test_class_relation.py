@@ -15,7 +15,7 @@ from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.user_code import load_factory
 from kdcompile.data.photo import Photo
-from kdcompile.distill.recipe_context import refuse_unmet
+from kdcompile.distill.recipe import refuse_unmet
 from kdcompile.distill.recipes.class_relation import old_class_weight
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.train import Trainer

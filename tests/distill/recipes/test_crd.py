@@ -248,7 +248,7 @@ def test_banks_have_the_photos_of_all_processes():
 def test_one_photo_or_one_class_is_refused():
     same = _ground(torch.ones(PHOTOS, dtype=torch.int64))
     for action, what in (
-        (lambda: _recipe(ground=_ground(photos=1)), "one photo"),
+        (lambda: _recipe(ground=_ground(photos=1)), "one image"),
         (lambda: _recipe("classification").learn(same), "one class"),
     ):
         with pytest.raises(KDError) as error:

@@ -16,11 +16,10 @@ from kdcompile.config.distill import Distill
 from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.candidates import recoloured, turned
+from kdcompile.distill.evaluate import peek
 from kdcompile.distill.objective import OBJECTIVES
-from kdcompile.distill.probe import peek
-from kdcompile.distill.recipe_context import Ground
-from kdcompile.distill.recipes.hard import HardViews, distance
+from kdcompile.distill.recipe import Ground
+from kdcompile.distill.recipes.hard import HardViews, distance, recoloured, turned
 
 KINDS = ("classification", "counting", "regression")
 

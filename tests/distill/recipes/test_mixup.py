@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.recipe_context import Ground
+from kdcompile.distill.recipe import Ground
 from kdcompile.distill.recipes.mixup import Mixup, pairs
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from recipe_fixtures import load
 from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.recipe_context import Ground
+from kdcompile.distill.recipe import Ground
 
 
 def _maps(batch, channels, side=(1, 1), seed=0):
@@ -129,9 +129,9 @@ def test_class_means_are_those_of_all_photos():
 @pytest.mark.parametrize(
     ("labels", "zero", "message"),
     [
-        ([0, 2, 2, 0], None, "classes without a photo: 1, 3"),
+        ([0, 2, 2, 0], None, "classes without an image: 1, 3"),
         ([0, 1, 2, 3], 2, "classes without a mean other than zero: 2"),
-        ([0, 1, 2, 2], 0, "classes without a photo: 3"),
+        ([0, 1, 2, 2], 0, "classes without an image: 3"),
     ],
 )
 def test_a_class_without_a_mean_is_refused(labels, zero, message):

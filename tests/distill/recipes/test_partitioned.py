@@ -12,8 +12,8 @@ from tiny_training import trainer as counting_trainer
 
 from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
-from kdcompile.distill.flips import flips
-from kdcompile.distill.recipe_context import refuse_unmet
+from kdcompile.distill.findings import flips
+from kdcompile.distill.recipe import refuse_unmet
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.state import State
 from kdcompile.tasks.task import find_task
