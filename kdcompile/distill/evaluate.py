@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdcompile.core.distributed import Processes
 from kdcompile.core.progress import counted
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
@@ -22,19 +23,27 @@ def predict(
     preprocess: Preprocess,
     device: torch.device,
     task: Task,
+    shared_by: Processes | None = None,
 ) -> list[float]:
     """The prediction for each photo, in float32 whatever the training's precision is.
 
-    Neighbours of equal size run together; a large photo runs alone.
+    Neighbours of equal size run together; a large photo runs alone. Several processes (`shared_by`)
+    share out the photos, and all of them get every prediction.
     """
+    among = shared_by or Processes()
+    own = photos[among.rank :: among.world]
     was_training = model.training
     model.eval()
-    shown = counted(photos, len(photos), "validation", "photos")
+    shown = counted(own, len(own), "validation", "images")
     found: list[float] = []
     for (output,) in outputs([model], shown, preprocess, device, task):
         found += task.predictions(output).tolist()
     model.train(was_training)
-    return found
+    if among.is_alone:
+        return found
+    padded = torch.full((-(-len(photos) // among.world),), float("nan"), dtype=torch.float64)
+    padded[: len(own)] = torch.tensor(found, dtype=torch.float64)
+    return torch.stack(among.gather(padded), dim=1).flatten()[: len(photos)].tolist()
 
 
 def outputs(

@@ -14,7 +14,7 @@ from kdcompile.distill.objective import Objective, objective_of
 from kdcompile.distill.qad_modules import trained
 from kdcompile.distill.recipe import Ground, Recipe
 from kdcompile.distill.registry import find_recipe
-from kdcompile.distill.schedule import StagePlan, learning_rate
+from kdcompile.distill.schedule import StagePlan, TermWeights, gradient_norms, learning_rate
 from kdcompile.distill.taps import Tap, Tapped, find_taps
 from kdcompile.distill.teacher_cache import (
     TeacherCache,
@@ -24,7 +24,6 @@ from kdcompile.distill.teacher_cache import (
 )
 from kdcompile.distill.training_context import Setting
 from kdcompile.distill.update import Seen, Trainable, Update, fit_crops, in_training
-from kdcompile.distill.weights import TermWeights, gradient_norms
 from kdcompile.tasks.task import task_of
 
 SCALE_BATCHES = 8

@@ -165,15 +165,6 @@ class Qad:
             yield torch.from_numpy(prepare(photo.pixels(prepare.channels))).to(device)
 
 
-def make_qad(setting: "Setting", total: int, done: int) -> Qad | None:
-    """The quantisation of a training, if the spec asks for it.
-
-    Raises:
-        KDError: `qad-steps`.
-    """
-    return Qad(setting, total, done) if setting.layers else None
-
-
 def mean_seconds(run: "StageRun", measure: Callable[[], float]) -> float:
     """Seconds of a step, of those that are quantised and those that are not in their shares."""
     plain, setting = measure(), run.setting

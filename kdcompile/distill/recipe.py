@@ -105,7 +105,8 @@ def refuse_unmet(name: str, needs: Sequence[str], spec: Spec) -> None:
 class About:
     """What `kdcompile recipes show` prints.
 
-    home: where it lives, for what is no loss ("augmentation", a command or a field).
+    home: where it lives, for what is no loss ("augmentation", a command or a field). evidence: what
+    shows that it works; where a built-in recipe names none, its test and docs/recipes.md.
     """
 
     name: str
@@ -113,7 +114,7 @@ class About:
     formula: str
     source: str
     cost: str
-    evidence: str
+    evidence: str = ""
     home: str = "loss"
 
 

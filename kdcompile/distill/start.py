@@ -19,19 +19,18 @@ from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
-from kdcompile.distill.alive import Pulse, dead
+from kdcompile.distill.checks import Pulse, class_counts, dead, output_stride
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import start_findings
 from kdcompile.distill.inherit import inherit
 from kdcompile.distill.objective import Objective, objective_of
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.distill.shapes import class_counts, output_stride
 from kdcompile.models.factory import load_weights, write_weights
 from kdcompile.tasks.task import preprocess_of, task_of
 
 log = logging.getLogger("kdcompile")
 CROPS_AT_ONCE = 4
-JUDGED = 64  # validation photos that a start is judged on, at most
+MOST_IMAGES = 64  # of validation, that a start is evaluated on
 FIXES = {
     "inherit": "a ReLU behind the teacher's output is the usual cause: let the factory leave it "
     'out, or set student.init = "random"',
@@ -92,13 +91,14 @@ def checked_start(
     Raises:
         KDError: `student-dead`; those of `start_student`.
     """
-    judge = _Judge(spec, store, evenly(val, JUDGED))
+    shown = evenly(val, MOST_IMAGES)
     fresh = copy.deepcopy(student.state_dict())
     starts: list[_Start] = []
     for own in _attempts(spec, initial):
         student.load_state_dict(fresh)
         report = start_student(own, teacher, student, architecture, store, initial)
-        starts.append(judge(own, teacher.to(store.device), student.to(store.device), report))
+        networks = (teacher.to(store.device), student.to(store.device))
+        starts.append(_evaluated(own, *networks, report, store, shown))
         if starts[-1].is_good:
             break
     best = min(starts, key=lambda start: start.rank)
@@ -143,7 +143,10 @@ class _Start:
     @property
     def is_good(self) -> bool:
         """Not dead, and not worse than a constant as far as that is known."""
-        return self.pulse is None and not _worse(self.spec, self.validation)
+        if self.pulse is not None or self.validation is None:
+            return self.pulse is None
+        start, constant = self.validation["start"], self.validation["constant"]
+        return not task_of(self.spec).metric.is_better(constant, start)
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -165,47 +168,34 @@ class _Start:
         }
 
 
-def _worse(spec: Spec, validation: Mapping[str, Any] | None) -> bool:
-    """Whether a start is worse than a constant."""
-    if validation is None:
-        return False
-    metric = task_of(spec).metric
-    return metric.is_better(validation["constant"], validation["start"])
-
-
-class _Judge:
-    """Looks at a student before it is trained."""
-
-    def __init__(self, spec: Spec, store: ImageStore, val: Sequence[Photo]) -> None:
-        self._task, self._store, self._val = task_of(spec), store, val
-        self._preprocess = preprocess_of(spec)
-
-    def __call__(
-        self, spec: Spec, teacher: nn.Module, student: nn.Module, report: dict[str, Any] | None
-    ) -> _Start:
-        crops = batches(spec, teacher, student, self._store)
-        pulse = dead(student, crops, _objective(spec, crops))
-        predicted: list[float] = []
-        if self._val and (report is not None or pulse is not None):
-            device = self._store.device
-            predicted = predict(student, self._val, self._preprocess, device, self._task)
-        if len(set(predicted)) > 1 and pulse is not None and pulse.is_constant:
-            pulse = None  # nothing to be seen on these crops, and something on whole photos
-        validation = None if report is None or not predicted else self._validation(predicted)
-        state = {name: value.clone() for name, value in student.state_dict().items()}
-        return _Start(spec, state, report, pulse, validation)
-
-    def _validation(self, predicted: list[float]) -> dict[str, Any]:
-        """The start's metric, and that of the best constant of the training photos."""
-        task, name = self._task, self._task.metric.name
-        true = [task.truth(photo) for photo in self._val]
-        constant = task.constant([task.truth(photo) for photo in self._store.photos])
-        return {
+def _evaluated(
+    spec: Spec,
+    teacher: nn.Module,
+    student: nn.Module,
+    report: dict[str, Any] | None,
+    store: ImageStore,
+    val: Sequence[Photo],
+) -> _Start:
+    """A start with what crops and, where they can tell something, validation images show of it."""
+    task, crops = task_of(spec), batches(spec, teacher, student, store)
+    pulse = dead(student, crops, _objective(spec, crops))
+    predicted: list[float] = []
+    if val and (report is not None or pulse is not None):
+        predicted = predict(student, val, preprocess_of(spec), store.device, task)
+    if len(set(predicted)) > 1 and pulse is not None and pulse.is_constant:
+        pulse = None  # nothing to be seen on these crops, and something on whole images
+    validation = None
+    if report is not None and predicted:
+        name, true = task.metric.name, [task.truth(photo) for photo in val]
+        constant = task.constant([task.truth(photo) for photo in store.photos])
+        validation = {
             "photos": len(true),
             "metric": name,
             "start": task.scores(predicted, true)[name],
             "constant": task.scores([constant] * len(true), true)[name],
         }
+    state = {name: value.clone() for name, value in student.state_dict().items()}
+    return _Start(spec, state, report, pulse, validation)
 
 
 def start_student(

@@ -26,7 +26,7 @@ from kdcompile.data.splits import evenly
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import findings
 from kdcompile.distill.phase import StageRun
-from kdcompile.distill.qad import Qad, known_mode, make_qad, mean_seconds
+from kdcompile.distill.qad import Qad, known_mode, mean_seconds
 from kdcompile.distill.replay import stopped
 from kdcompile.distill.schedule import (
     StagePlan,
@@ -47,7 +47,6 @@ from kdcompile.distill.training_context import make_setting
 from kdcompile.tasks.task import task_of
 
 log = logging.getLogger("kdcompile")
-Judged = tuple[dict[str, float], list[float]]  # metrics by name, and a prediction a photo
 LOG_EVERY = 20
 CHECKPOINT_SECONDS = 30.0
 NO_STEP = -1
@@ -63,8 +62,8 @@ class Trainer:
         train, val: photos.
         work: a folder that outlives an interruption.
         teacher_value: the teacher's validation metric, if known.
-        on_validated: told of each validation: finished steps, seconds of training so far, and the
-            moving average that was judged.
+        on_validated: called after each validation with finished steps, seconds of training so
+            far, and the moving average.
         store: the training photos where they are decoded already.
     """
 
@@ -103,7 +102,8 @@ class Trainer:
         """
         lengths = self._lengths()
         total = sum(lengths)
-        self.qad = make_qad(self.setting, total, self._state.step)
+        if self.setting.layers:
+            self.qad = Qad(self.setting, total, self._state.step)
         if self._state.step == 0 and not self._state.metrics:
             self._check_later()
             self._first_row(lengths)
@@ -198,20 +198,14 @@ class Trainer:
         row["weights"] = run.weights.shown()
         return row | {"lr": run.learning_rate(done - 1 - run.before)}
 
-    def _judge(self, network: nn.Module, photos: Sequence[Photo]) -> Judged:
-        """Every metric of a network, and its predictions; processes share out the photos."""
-        rank, world = self._processes.rank, self._processes.world
-        own = list(photos[rank::world])
-        found = predict(network, own, self.setting.preprocess, self.device, self._task)
-        padded = torch.full((-(-len(photos) // world),), float("nan"), dtype=torch.float64)
-        padded[: len(own)] = torch.tensor(found, dtype=torch.float64)
-        parts = self._processes.gather(padded)
-        predicted = torch.stack(parts, dim=1).flatten()[: len(photos)].tolist()
-        true = [self._task.truth(photo) for photo in photos]
-        return self._task.scores(predicted, true), predicted
+    def _scored(self, photos: Sequence[Photo]) -> tuple[dict[str, float], list[float]]:
+        """The moving average's metrics by name, and its predictions."""
+        network, prepare = self.setting.ema, self.setting.preprocess
+        found = predict(network, photos, prepare, self.device, self._task, self._processes)
+        return self._task.scores(found, [self._task.truth(photo) for photo in photos]), found
 
     def _validate(self, done: int) -> Row:
-        scores, found = self._judge(self.setting.ema, self._val)
+        scores, found = self._scored(self._val)
         value, state = scores[self._task.metric.name], self._state
         if self._on_validated is not None:
             self._on_validated(done, state.seconds, self.setting.ema)
@@ -226,7 +220,8 @@ class Trainer:
         row = {"step": 0, **self._validate(0)}
         self._state.initial = self._state.predicted
         self._state.metrics.append(row)
-        log.info("distill: before the first step %s", _words(row))
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+        log.info("distill: before the first step %s", shown)
         log.info("distill: %s steps", " + ".join(map(str, lengths)))
 
     def conclude(self) -> tuple[float, list[str]]:
@@ -236,7 +231,7 @@ class Trainer:
         """
         state, metric = self._state, self._task.metric
         self.setting.ema.load_state_dict(state.best)
-        train = self._judge(self.setting.ema, evenly(self._train, len(self._val)))[0][metric.name]
+        train = self._scored(evenly(self._train, len(self._val)))[0][metric.name]
         found = findings(metric, state.metrics, state.value, self._teacher_value, train)
         batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in self.student.modules())
         if batch_norm and not self._processes.is_alone and self.device.type == "cpu":
@@ -244,17 +239,16 @@ class Trainer:
         return train, found
 
     def _lengths(self) -> list[int]:
-        """The planned steps of each stage, decided once and kept beside the checkpoint."""
+        """The planned steps of each stage, decided once and kept next to the checkpoint."""
         kept = self._work / "steps.json"
         if self._processes.is_main and read_lengths(kept) is None:
-            write_text(kept, json.dumps(self._kept["lengths"] if self._kept else self._planned()))
+            photos, world = len(self._train), self._processes.world
+            known = self._kept["lengths"] if self._kept else None
+            steps = known or stage_steps(self._plans, self._options, photos, world, self._seconds)
+            write_text(kept, json.dumps(steps))
         self._processes.barrier()
         self._planned_lengths = list(json.loads(kept.read_text()))
         return self._planned_lengths
-
-    def _planned(self) -> list[int]:
-        world = self._processes.world
-        return stage_steps(self._plans, self._options, len(self._train), world, self._seconds)
 
     def _seconds(self, plan: StagePlan) -> float:
         """Time some steps of a stage, and undo them."""
@@ -298,7 +292,3 @@ class Trainer:
         self._history = list(kept["history"])
         self._state = State(**kept["state"])
         log.info("distill: resumed after step %d", self._state.step)
-
-
-def _words(row: Row) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")

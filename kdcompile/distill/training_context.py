@@ -15,10 +15,10 @@ from kdcompile.core.distributed import Processes, processes
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.distill.checks import output_stride, refuse_other_outputs
 from kdcompile.distill.qad import make_quantisable
 from kdcompile.distill.qad_layers import QadLayer
 from kdcompile.distill.registry import any_recipe
-from kdcompile.distill.shapes import output_stride, refuse_other_outputs
 from kdcompile.models.factory import load_teachers
 from kdcompile.tasks.task import preprocess_of
 

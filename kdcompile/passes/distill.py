@@ -13,9 +13,9 @@ from kdcompile.core.files import write_json, write_text
 from kdcompile.core.store import Artifact, Store
 from kdcompile.data.images import ImageStore
 from kdcompile.data.splits import Splits, load_splits
+from kdcompile.distill.checks import output_stride, refuse_labels
 from kdcompile.distill.findings import flips, start_findings
 from kdcompile.distill.qad_modules import plain_weights
-from kdcompile.distill.shapes import output_stride, refuse_labels
 from kdcompile.distill.start import kept_start
 from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device

@@ -17,9 +17,9 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import Splits, evenly
+from kdcompile.distill.checks import output_stride, refuse_labels, refuse_other_outputs
 from kdcompile.distill.registry import refuse_recipes
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.distill.shapes import output_stride, refuse_labels, refuse_other_outputs
 from kdcompile.models.factory import load_teacher, load_teachers
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.manager import Plan

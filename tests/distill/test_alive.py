@@ -13,7 +13,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.data.images import ImageStore
 from kdcompile.distill import start as start_module
-from kdcompile.distill.alive import dead
+from kdcompile.distill.checks import dead
 from kdcompile.distill.findings import start_findings
 from kdcompile.distill.inherit import inherit
 from kdcompile.distill.objective import OBJECTIVES

@@ -93,7 +93,7 @@ def test_scales_are_first_those_of_the_calibrator(spec, tmp_path, kind):
     sets = (QAD, f"quantize.qad_scales={kind}", "distill.steps=10", "quantize.calibrator=minmax")
     training = trainer(spec(*sets, "quantize.qad_start=0"), tmp_path / "work")
     lengths = training._lengths()
-    training.qad = qad_module.make_qad(training.setting, sum(lengths), 0)
+    training.qad = qad_module.Qad(training.setting, sum(lengths), 0)
     run = training._enter(0, training._plans[0], 10, 0)
     crops = [run.shared_crops(8, i).images for i in range(4)]
     training.qad.before(run, 0, training._state)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kdcompile.config.distill import Distill, Ramp
-from kdcompile.distill.weights import TermWeights, gradient_norms, ramped
+from kdcompile.distill.schedule import TermWeights, gradient_norms, ramped
 
 CPU = torch.device("cpu")
 NAMES = ("hard", "soft", "intra")

@@ -21,7 +21,6 @@ class AttentionTransfer(MapRecipe):
         source="Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017,"
         " arXiv 1612.03928, equation 2",
         cost="kd + one pass over the taps' maps forward and backward; no adapters",
-        evidence="tests/distill/recipes/test_at.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"at": 2.0}, "paper": {"at": 0.05}}
 

@@ -32,7 +32,6 @@ class ClassRelation(Recipe):
         source="Gu et al., Class-relation Knowledge Distillation for Novel Class Discovery, ICCV"
         " 2023, arXiv 2307.09158; its clustering of unlabelled photos is replaced by labels",
         cost="kd",
-        evidence="tests/distill/recipes/test_class_relation.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {
         "mean": {"class_relation": 0.01},

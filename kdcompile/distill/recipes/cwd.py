@@ -25,7 +25,6 @@ class ChannelWise(AdaptedRecipe):
         source="Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021,"
         " arXiv 2011.13256",
         cost="kd + one pass over the taps' maps forward and backward; adapters where widths differ",
-        evidence="tests/distill/recipes/test_cwd.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"cwd": 3.0}, "paper": {"cwd": 50.0}}
 

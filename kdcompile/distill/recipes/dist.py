@@ -33,7 +33,6 @@ class StrongerTeacher(Recipe):
         source="Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022,"
         " 2205.10536",
         cost="as kd",
-        evidence="tests/distill/recipes/test_dist.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {
         "mean": {"inter_class": 1.0, "intra_class": 1.0},

@@ -20,7 +20,6 @@ class Hints(AdaptedRecipe):
         source="Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550;"
         " there one hint, in a stage of its own before kd",
         cost="kd + the adapters and one pass over the taps' maps forward and backward",
-        evidence="tests/distill/recipes/test_fitnet.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"fitnet": 3.0}, "paper": {"fitnet": 0.5}}
 

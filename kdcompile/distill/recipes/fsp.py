@@ -30,7 +30,6 @@ class Flow(AdaptedRecipe):
         source="Yim et al., A Gift from Knowledge Distillation, CVPR 2017; there both networks"
         " have the same widths, here 1x1 convolutions bring the student's maps to the teacher's",
         cost="kd + the adapters, pooling, and C x C products at each pair of taps",
-        evidence="tests/distill/recipes/test_fsp.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"fsp": 3.0}, "paper": {"fsp": 1.0}}
 

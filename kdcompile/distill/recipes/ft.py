@@ -35,7 +35,6 @@ class FactorTransfer(MapRecipe):
         " NeurIPS 2018, arXiv 1802.04977; here two convolutions each way, there three with batch"
         " norms",
         cost=f"kd + four 3x3 convolutions at the last tap; before it {STEPS} steps of the encoder",
-        evidence="tests/distill/recipes/test_ft.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"ft": 3.0}, "paper": {"ft": 200.0}}
 

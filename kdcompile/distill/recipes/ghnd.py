@@ -29,7 +29,6 @@ class HeadNetwork(AdaptedRecipe):
         " Real-time Object Detection, 2020, arXiv 2007.15818; there the student is the teacher with"
         " another head, so its output needs no term",
         cost="that of fitnet",
-        evidence="tests/distill/recipes/test_ghnd.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"ghnd": 1.0}, "paper": {"ghnd": 1.0}}
 

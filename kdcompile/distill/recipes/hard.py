@@ -39,7 +39,6 @@ class HardViews(Recipe):
         source="Nix et al., HARD: Hard Augmentations for Robust Distillation, 2023, arXiv"
         " 2305.14890; the learned augmenter is replaced by a search of random views",
         cost="kd + 5 teacher and 4 student forwards",
-        evidence="tests/distill/recipes/test_hard.py; docs/recipes.md",
         home="augmentation",
     )
     mixes_images = True

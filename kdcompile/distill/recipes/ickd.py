@@ -22,7 +22,6 @@ class ChannelCorrelation(AdaptedRecipe):
         source="Liu et al., Exploring Inter-Channel Correlation for Diversity-preserved Knowledge"
         " Distillation, ICCV 2021; torchdistill divides by the batch twice, here once",
         cost="kd + the adapters and a C x C product at each tap",
-        evidence="tests/distill/recipes/test_ickd.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"ickd": 2.0}, "paper": {"ickd": 2.0}}
 

@@ -30,7 +30,6 @@ class KnowledgeReview(ScaledRecipe):
         source="Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021,"
         " arXiv 2104.09044; here without batch norms",
         cost="kd + a 1x1 and a 3x3 convolution at each tap forward and backward",
-        evidence="tests/distill/recipes/test_kr.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"kr": 3.0}, "paper": {"kr": 1.0}}
 

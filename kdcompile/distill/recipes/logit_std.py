@@ -24,7 +24,6 @@ class LogitStandardization(Recipe):
         " 0.1, logitstd 9 and temperature 2; the temperature here is the spec's",
         source="Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024, 2403.01427",
         cost="as kd",
-        evidence="tests/distill/recipes/test_logit_std.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"logitstd": 9.0}, "paper": {"logitstd": 9.0}}
     replaces_soft = True

@@ -38,7 +38,6 @@ class Blocks(Recipe):
         " there; E and L are 1x1 convolutions from the teacher's width and back",
         source="Lo et al., m2mKD: Module-to-Module Knowledge Distillation, 2024, arXiv 2402.16918",
         cost="kd + another pass of the student, and of the teacher for each tap, both ways",
-        evidence="tests/distill/recipes/test_m2mkd.py; docs/recipes.md",
     )
     extra_weights: ClassVar[Mapping[str, Mapping[str, float | Ramp]]] = {
         "mean": {"hybrid": FADE},

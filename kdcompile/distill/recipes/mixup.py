@@ -35,7 +35,6 @@ class Mixup(Recipe):
         source="Choi et al., Understanding the Role of Mixup in Knowledge Distillation, WACV 2023,"
         " arXiv 2211.03946; the share is exact, which the released code's is not",
         cost="as kd",
-        evidence="tests/distill/recipes/test_mixup.py; docs/recipes.md",
         home="augmentation",
     )
     mixes_images = True

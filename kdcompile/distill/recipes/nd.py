@@ -34,7 +34,6 @@ class NormDirection(Recipe):
         source="Wang et al., Improving Knowledge Distillation via Regularizing Feature Norm and"
         " Direction, 2023, 2305.17007",
         cost="kd + a mean over the last tap's maps; once a pass of the teacher over the photos",
-        evidence="tests/distill/recipes/test_nd.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"nd": 1.0}, "paper": {"nd": 0.2}}
     needs_taps = True

@@ -26,7 +26,6 @@ class Partitioned(Recipe):
         " has better than the deployed student (p[y], count or value), else that student",
         source="Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024, arXiv 2310.17653",
         cost="kd + a forward pass of the student as it was",
-        evidence="tests/distill/recipes/test_partitioned.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {
         "mean": {"partitioned": 1.0},

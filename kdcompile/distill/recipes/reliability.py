@@ -38,7 +38,6 @@ class Reliability(Recipe):
         source="Carrino et al., Promoting Generalized Cross-lingual Question Answering in"
         " Few-resource Scenarios via Self-knowledge Distillation, 2023, 2309.17134 (mAP@k)",
         cost="as kd",
-        evidence="tests/distill/recipes/test_reliability.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"reliable": 0.9}, "paper": {"reliable": 0.9}}
     replaces_soft = True

@@ -38,7 +38,6 @@ class ProjectedFeatures(Recipe):
         source="Miles and Mikolajczyk, Understanding the Role of the Projector in Knowledge"
         " Distillation, AAAI 2024, 2303.11098",
         cost="kd + a mean over the last tap's maps and a product of the batch",
-        evidence="tests/distill/recipes/test_srd.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"srd": 4.0}, "paper": {"srd": 0.2}}
     needs_taps = True

@@ -28,7 +28,6 @@ class VirtualTeacher(Recipe):
         source="Yuan et al., Revisiting Knowledge Distillation via Label Smoothing Regularization,"
         " CVPR 2020, 1909.11723",
         cost="as none",
-        evidence="tests/distill/recipes/test_tf_kd.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"tfkd": 0.9}, "paper": {"tfkd": 0.1 / 9}}
     needs_teacher = False

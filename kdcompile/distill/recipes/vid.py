@@ -31,7 +31,6 @@ class VariationalInformation(MapRecipe):
         source="Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019,"
         " arXiv 1904.05835",
         cost="kd + three 1x1 convolutions at each tap forward and backward",
-        evidence="tests/distill/recipes/test_vid.py; docs/recipes.md",
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"vid": 1.0}, "paper": {"vid": 1.0}}
 

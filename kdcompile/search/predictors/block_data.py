@@ -25,8 +25,8 @@ from kdcompile.data.augment import CropSampler
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import load_splits, splits_digest
+from kdcompile.distill.checks import output_stride
 from kdcompile.distill.objective import objective_of
-from kdcompile.distill.shapes import output_stride
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.cuts import Cut, cuts
 from kdcompile.models.factory import load_teacher, read_weights, write_weights
