@@ -15,6 +15,7 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.data.splits import Splits
+from kdcompile.distill.evaluate import in_inference
 from kdcompile.distill.objective import Objective
 from kdcompile.distill.registry import any_recipe
 from kdcompile.distill.schedule import stage_plans
@@ -130,9 +131,10 @@ def refuse_labels(student: nn.Module, spec: Spec, splits: Splits) -> None:
 
 def _output(whose: str, network: nn.Module, spec: Spec, crop: int) -> tuple[int, ...]:
     first = next(network.parameters())
-    shape, was_training = (1, spec.export.profile[1][1], crop, crop), network.training
+    shape = (1, spec.export.profile[1][1], crop, crop)
     try:
-        output = network.eval()(torch.zeros(shape, device=first.device, dtype=first.dtype))
+        with in_inference(network):
+            output = network(torch.zeros(shape, device=first.device, dtype=first.dtype))
         return tuple(output.shape)
     except Exception as error:  # whatever the user's forward raises, or gives
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -142,8 +144,6 @@ def _output(whose: str, network: nn.Module, spec: Spec, crop: int) -> tuple[int,
             where="[distill] crop",
             fix="set distill.crop to a size that the network takes, or fix its forward()",
         ) from error
-    finally:
-        network.train(was_training)
 
 
 @dataclass(frozen=True)

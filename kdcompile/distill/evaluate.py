@@ -17,6 +17,18 @@ from kdcompile.tasks.task import Task
 BATCH, BATCH_PIXELS = 64, 512 * 1024  # images, and pixels of them, in one forward pass
 
 
+@contextmanager
+def in_inference(network: nn.Module) -> Iterator[None]:
+    """Inference mode; afterwards each module is in its own mode again, whatever happens."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def predict(
     model: nn.Module,
     photos: Sequence[Photo],
@@ -32,13 +44,11 @@ def predict(
     """
     among = shared_by or Processes()
     own = photos[among.rank :: among.world]
-    was_training = model.training
-    model.eval()
     shown = counted(own, len(own), "validation", "images")
     found: list[float] = []
-    for (output,) in outputs([model], shown, preprocess, device, task):
-        found += task.predictions(output).tolist()
-    model.train(was_training)
+    with in_inference(model):
+        for (output,) in outputs([model], shown, preprocess, device, task):
+            found += task.predictions(output).tolist()
     if among.is_alone:
         return found
     padded = torch.full((-(-len(photos) // among.world),), float("nan"), dtype=torch.float64)
@@ -112,15 +122,8 @@ def _batches(
 def peek(student: nn.Module, images: Tensor) -> Tensor:
     """The output for `images` [N, C, H, W], as the student would answer once deployed.
 
-    Runs in eval mode: batch norms read their running statistics and keep them, dropout draws no
-    number. Each module is in its own mode again afterwards, whatever happens.
+    Batch norms read their running statistics and keep them, dropout draws no number.
     """
-    training = [module for module in student.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
+    with in_inference(student):
         output: Tensor = student(images)
-    finally:
-        for module in training:
-            module.training = True
     return output

@@ -12,7 +12,7 @@ from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.distill.execution import Execution, Mode, prepare
 from kdcompile.distill.objective import Objective, objective_of
 from kdcompile.distill.qad_modules import trained
-from kdcompile.distill.recipe import Ground, Recipe
+from kdcompile.distill.recipe import Recipe, RecipeContext
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.schedule import StagePlan, TermWeights, gradient_norms, learning_rate
 from kdcompile.distill.taps import Tap, Tapped, find_taps
@@ -22,7 +22,7 @@ from kdcompile.distill.teacher_cache import (
     make_cache,
     network_digest,
 )
-from kdcompile.distill.training_context import Setting
+from kdcompile.distill.training_context import TrainingContext
 from kdcompile.distill.update import Seen, Trainable, Update, fit_crops, in_training
 from kdcompile.tasks.task import task_of
 
@@ -43,7 +43,7 @@ class StageRun:
     """
 
     def __init__(
-        self, setting: Setting, plan: StagePlan, number: int, total: int, before: int = 0
+        self, setting: TrainingContext, plan: StagePlan, number: int, total: int, before: int = 0
     ) -> None:
         self.setting, self.plan, self.total, self.before = setting, plan, total, before
         self.device, options = setting.device, plan.options
@@ -59,10 +59,10 @@ class StageRun:
         self.taps: list[Tap] = find_taps(setting, options) if kind.needs_taps else []
         self._teacher = Tapped(setting.teacher, [tap.teacher for tap in self.taps])
         self._look: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = self._teacher
-        self._ground = self._make_ground()
+        self._context = self._make_context()
         with self._random_of_its_own():
             recipe = kind(self.taps, options, self.objective)
-            recipe.prepare(self._ground)
+            recipe.prepare(self._context)
         student = Tapped(setting.student, [tap.student for tap in self.taps], blocks=plan.blocks)
         self.trainable = Trainable(student, recipe.to(self.device))
         self._fit()
@@ -92,9 +92,9 @@ class StageRun:
             torch.manual_seed(self.setting.spec.seed + self._number)
             yield
 
-    def _make_ground(self) -> Ground:
+    def _make_context(self) -> RecipeContext:
         setting = self.setting
-        return Ground(
+        return RecipeContext(
             setting.teacher, setting.student, setting.first, setting.others, len(setting.photos),
             self._make_sampler(self.plan.options.model_copy(update=PLAIN), (0, 1)).each_photo,
             self.look, setting.autocast, setting.processes,
@@ -164,7 +164,7 @@ class StageRun:
         """Let the recipe look at the photos, fill the cache and `choose`."""
         if not self._has_learnt:
             with self._random_of_its_own():
-                self.recipe.learn(self._ground)
+                self.recipe.learn(self._context)
             self._has_learnt = True
         if self.cache_note is None:
             names = [tap.teacher for tap in self.taps]

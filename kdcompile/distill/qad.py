@@ -15,15 +15,17 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
+from kdcompile.distill.evaluate import in_inference
 from kdcompile.distill.qad_layers import QadLayer, find_layers
 from kdcompile.distill.qad_modules import LEVELS, Quantiser, attach, quantiser_of, weight_scales
 
 if TYPE_CHECKING:
     from kdcompile.distill.phase import StageRun
     from kdcompile.distill.state import State
-    from kdcompile.distill.training_context import Setting
+    from kdcompile.distill.training_context import TrainingContext
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from kdcompile.calib.histogram import Histogram
 from kdcompile.calib.observers import find_calibrator
@@ -73,7 +75,7 @@ class Qad:
     start: the first step that is quantised; there is always one.
     """
 
-    def __init__(self, setting: "Setting", total: int, done: int = 0) -> None:
+    def __init__(self, setting: "TrainingContext", total: int, done: int = 0) -> None:
         if total == 0:
             raise KDError(
                 "qad-steps",
@@ -183,12 +185,12 @@ def known_mode(described: dict[str, Any] | None) -> Any:
     return described and described.get("qad", described)["execution"]["mode"]
 
 
-def switch(setting: "Setting", on: bool) -> None:
+def switch(setting: "TrainingContext", on: bool) -> None:
     """Let student and moving average read rounded inputs and weights, or their own."""
     _own(setting.student).on = _own(setting.ema).on = on
 
 
-def is_quantised(setting: "Setting") -> bool:
+def is_quantised(setting: "TrainingContext") -> bool:
     """Whether the student of a training reads rounded inputs and weights now."""
     return bool(setting.layers) and _own(setting.student).on
 
@@ -235,16 +237,12 @@ def observe(
         KDError: `calib-nonfinite`.
     """
     histograms = [Histogram() for _ in range(1 + max(layer.tensor for layer in layers))]
-    was_training = student.training
-    student.eval()
-    try:
+    with in_inference(student):
         for batch in images:
             with torch.autocast(batch.device.type, enabled=False), _inputs(student, layers) as seen:
                 student(batch.float())
             for tensor, values in seen:
                 histograms[tensor].add(values.float().cpu().numpy())
-    finally:
-        student.train(was_training)
     return histograms
 
 
@@ -260,19 +258,13 @@ def _inputs(student: nn.Module, layers: Sequence[QadLayer]) -> Iterator[list[tup
     seen: list[tuple[int, Tensor]] = []
     known: set[int] = set()
 
-    def watch(name: str, tensor: int) -> object:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if id(inputs[0]) not in known:
-                known.add(id(inputs[0]))
-                seen.append((tensor, inputs[0]))
+    def look(tensor: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if id(inputs[0]) not in known:
+            known.add(id(inputs[0]))
+            seen.append((tensor, inputs[0]))
 
-        return student.get_submodule(name).register_forward_pre_hook(hook)
-
-    handles = [
-        watch(name, t) for name, t in {layer.module: layer.tensor for layer in layers}.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, tensor in {layer.module: layer.tensor for layer in layers}.items():
+            module = student.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(partial(look, tensor)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]

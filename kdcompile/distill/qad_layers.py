@@ -6,13 +6,16 @@ file is there, that both found the same layers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from kdcompile.core.errors import KDError
+from kdcompile.distill.evaluate import in_inference
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -62,11 +65,10 @@ def find_layers(student: nn.Module, example: Tensor) -> list[QadLayer]:
     Raises:
         KDError: `qad-trace`, `qad-layer` or `calib-nothing`.
     """
-    was_training = student.training
-    student.eval()
     try:
-        program = torch.export.export(student, (example,))
-        counts = _times_called(student, example)
+        with in_inference(student):
+            program = torch.export.export(student, (example,))
+            counts = _times_called(student, example)
     except (RuntimeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
         raise KDError(
             "qad-trace",
@@ -75,8 +77,6 @@ def find_layers(student: nn.Module, example: Tensor) -> list[QadLayer]:
             fix="write its forward in operators that torch.export traces, or set "
             "quantize.qad = false",
         ) from error
-    finally:
-        student.train(was_training)
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     calls = list(_quantised(list(program.graph.nodes), set(signature.inputs_to_parameters)))
@@ -189,18 +189,14 @@ def _share(layers: Sequence[QadLayer], sources: Sequence[Node]) -> list[QadLayer
 def _times_called(student: nn.Module, example: Tensor) -> dict[str, int]:
     counts = {name: 0 for name, module in student.named_modules() if isinstance(module, KINDS)}
 
-    def count(name: str) -> object:
-        def hook(_module: nn.Module, _inputs: object) -> None:
-            counts[name] += 1
+    def count(name: str, _module: nn.Module, _inputs: object) -> None:
+        counts[name] += 1
 
-        return student.get_submodule(name).register_forward_pre_hook(hook)
-
-    handles = [count(name) for name in counts]
-    try:
+    with ExitStack() as hooks:
+        for name in counts:
+            module = student.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(partial(count, name)))
         student(example)
-    finally:
-        for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
     return counts
 
 

@@ -18,7 +18,7 @@ from kdcompile.distill.taps import Tap
 
 
 @dataclass(frozen=True)
-class Ground:
+class RecipeContext:
     """What a recipe may look at, before the first step and during it.
 
     teacher: frozen, in the type that it runs in. student: the one that is trained. first: the
@@ -217,7 +217,7 @@ class Recipe(nn.Module, ABC):
         """True when the term's weight is zero throughout."""
         return self.weights[term] == 0
 
-    def prepare(self, ground: Ground) -> None:
+    def prepare(self, context: RecipeContext) -> None:
         """Make parameters and buffers whose sizes the data or the networks decide; cheap.
 
         Called once, before `fit`, at every start and resumption. A reference to a network is kept
@@ -230,7 +230,7 @@ class Recipe(nn.Module, ABC):
     def fit(self, inputs: LossInputs) -> None:
         """Set the recipe's own parameters from a first batch; here there are none."""
 
-    def learn(self, ground: Ground) -> None:
+    def learn(self, context: RecipeContext) -> None:
         """What takes a pass over the photos before the first step, into parameters and buffers.
 
         Not called where a checkpoint has them already. The same in every process.

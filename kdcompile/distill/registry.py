@@ -14,7 +14,7 @@ from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.distill.objective import Objective
-from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe, refuse_unmet
+from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext, refuse_unmet
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.taps import Tap
 from kdcompile.tasks.task import task_of
@@ -123,20 +123,20 @@ class Combined(Recipe):
     def _each(self) -> list[Recipe]:
         return [part for part in self.parts if isinstance(part, Recipe)]
 
-    def prepare(self, ground: Ground) -> None:
+    def prepare(self, context: RecipeContext) -> None:
         """Each part's."""
         for part in self._each():
-            part.prepare(ground)
+            part.prepare(context)
 
     def fit(self, inputs: LossInputs) -> None:
         """Each part's."""
         for part in self._each():
             part.fit(inputs)
 
-    def learn(self, ground: Ground) -> None:
+    def learn(self, context: RecipeContext) -> None:
         """Each part's."""
         for part in self._each():
-            part.learn(ground)
+            part.learn(context)
 
     def view(self, batch: Batch) -> Batch:
         """The parts' views, one after the other."""

@@ -2,8 +2,9 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kdcompile.distill.phase import StageRun
 from kdcompile.distill.qad import switch
 from kdcompile.distill.replay import Replay, plain, read_replay
 from kdcompile.distill.schedule import StagePlan, stage_plans
-from kdcompile.distill.training_context import Setting
+from kdcompile.distill.training_context import TrainingContext
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _plan(spec: Spec, kept: Replay, path: Path) -> StagePlan:
     return replace(plan, options=plan.options.model_copy(update={"batch": 1}))
 
 
-def _as_it_was(setting: Setting, kept: Replay) -> Setting:
+def _as_it_was(setting: TrainingContext, kept: Replay) -> TrainingContext:
     """In the precision of the training, whatever this machine would choose."""
     teacher = setting.teacher.bfloat16() if kept.moment.bf16 else setting.teacher.float()
     setting = replace(setting, teacher=teacher, bf16=kept.moment.bf16)
@@ -141,22 +142,17 @@ def _step(run: StageRun, kept: Replay) -> tuple[list[Bad], dict[str, float]]:
 def _watched(network: nn.Module, found: list[Bad]) -> Iterator[None]:
     """Look at what each module gives, the innermost first."""
 
-    def hook(name: str) -> Any:
-        def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            kind = f"{name or 'output'} ({type(module).__name__})"
-            given = [x.detach() for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
-            fine = given and all(bool(x.isfinite().all()) for x in given)
-            largest = max(float(x.abs().max()) for x in given) if fine else None
-            found.extend(replace(b, input_largest=largest) for b in _bad("student", kind, output))
+    def look(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        kind = f"{name or 'output'} ({type(module).__name__})"
+        given = [x.detach() for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
+        fine = given and all(bool(x.isfinite().all()) for x in given)
+        largest = max(float(x.abs().max()) for x in given) if fine else None
+        found.extend(replace(b, input_largest=largest) for b in _bad("student", kind, output))
 
-        return look
-
-    handles = [m.register_forward_hook(hook(name)) for name, m in network.named_modules()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(look, name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _gradients(run: StageRun, terms: Mapping[str, Tensor]) -> list[Bad]:

@@ -1,8 +1,9 @@
 """Feature maps of networks by module name: read, paired by stride, and replaced."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,10 +13,11 @@ from kdcompile.config.distill import Distill
 from kdcompile.core.errors import KDError, nearest
 
 if TYPE_CHECKING:
-    from kdcompile.distill.training_context import Setting
+    from kdcompile.distill.training_context import TrainingContext
 import copy
 from collections.abc import Mapping
 
+from kdcompile.distill.evaluate import in_inference
 from kdcompile.distill.qad_modules import quantiser_of
 
 Swap = Mapping[str, Callable[[Tensor], Tensor]]
@@ -46,18 +48,14 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     """The outputs of the named modules during a forward pass; the hooks leave no trace."""
     features: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            features[name] = output
+    def keep(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        features[name] = output
 
-        return model.get_submodule(name).register_forward_hook(hook)
-
-    handles = [keep(name) for name in names]
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            module = model.get_submodule(name)
+            hooks.enter_context(module.register_forward_hook(partial(keep, name)))
         yield features
-    finally:
-        for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
 
 
 class Tapped(nn.Module):
@@ -116,19 +114,15 @@ def feature_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, in
     return {name: (value.shape[1], value.shape[2], value.shape[3]) for name, value in maps.items()}
 
 
-def find_taps(setting: "Setting", options: Distill) -> list[Tap]:
+def find_taps(setting: "TrainingContext", options: Distill) -> list[Tap]:
     """`resolve_taps` for the networks and crops of a training.
 
     Raises:
         KDError: `tap-missing` or `tap-stride`.
     """
-    student, was_training = setting.student, setting.student.training
-    student.eval()
-    with setting.autocast():
+    with in_inference(setting.student), setting.autocast():
         example = setting.example(options.crop)
-        taps = resolve_taps(setting.teacher, student, example, options.taps)
-    student.train(was_training)
-    return taps
+        return resolve_taps(setting.teacher, setting.student, example, options.taps)
 
 
 def resolve_taps(

@@ -43,7 +43,7 @@ from kdcompile.distill.state import (
     read_lengths,
     save_checkpoint,
 )
-from kdcompile.distill.training_context import make_setting
+from kdcompile.distill.training_context import make_training_context
 from kdcompile.tasks.task import task_of
 
 log = logging.getLogger("kdcompile")
@@ -84,7 +84,7 @@ class Trainer:
         self._on_validated = on_validated
         self._task = task_of(spec)
         self._processes = processes()
-        self.setting = make_setting(spec, teacher, student, train, work, store)
+        self.setting = make_training_context(spec, teacher, student, train, work, store)
         self.device = self.setting.device
         self.student = self.setting.student
         self._plans = stage_plans(self._options)

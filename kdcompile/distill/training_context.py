@@ -24,7 +24,7 @@ from kdcompile.tasks.task import preprocess_of
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingContext:
     """What the stages of a training share.
 
     teacher: frozen, on the device, in the type that it runs in; others: those of `[[teachers]]`,
@@ -62,14 +62,14 @@ class Setting:
         return torch.zeros(1, self.preprocess.channels, side, side, device=self.device, dtype=kind)
 
 
-def make_setting(
+def make_training_context(
     spec: Spec,
     teacher: nn.Module,
     student: nn.Module,
     photos: Sequence[Photo],
     work: Path,
     store: ImageStore | None = None,
-) -> Setting:
+) -> TrainingContext:
     """Bring networks and photos to the device of this process, unless `store` holds them there.
 
     On a GPU the teacher runs in bfloat16 where the card has it, both networks in channels_last,
@@ -95,7 +95,7 @@ def make_setting(
     if fast and not place.is_alone:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)  # type: ignore[no-untyped-call]
     layers = make_quantisable(spec, student, spec.distill.crop)
-    return Setting(
+    return TrainingContext(
         spec=spec,
         teacher=teacher,
         student=student,

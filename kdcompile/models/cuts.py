@@ -7,6 +7,7 @@ have one size and one dilation, the last ends a stage.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,14 +102,14 @@ def _stage_ends(values: list[_Value], output: _Value) -> Iterator[tuple[_Value, 
 def _record(teacher: nn.Module, shape: Sequence[int]) -> tuple[list[_Value], _Value]:
     """Every tensor that depends on the image, and the output."""
     recorder = _Recorder()
-    hooks = [
-        module.register_forward_hook(recorder.named(name))
-        for name, module in teacher.named_modules()
-        if name
-    ]
     device = next((p.device for p in teacher.parameters()), None)
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with ExitStack() as stack:
+            for name, module in teacher.named_modules():
+                if name:
+                    stack.enter_context(module.register_forward_hook(recorder.named(name)))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             image = torch.empty(*shape, device=device)
             recorder.start(image)
             with recorder:
@@ -116,9 +117,6 @@ def _record(teacher: nn.Module, shape: Sequence[int]) -> tuple[list[_Value], _Va
     except Exception as error:  # whatever a network's own code raises without values
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise _unknown(f"its forward pass fails: {why}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     last = recorder.index.get(id(output))
     if last is None:
         raise _unknown("its output is not one tensor that depends on the image")

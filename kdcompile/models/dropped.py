@@ -7,6 +7,7 @@ behind must learn to read other channels, so the student's two groups have to be
 
 import copy
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -110,17 +111,11 @@ def _observe(
         whole = len(given) == 1 and len(sizes) == 2
         found.setdefault(name, []).append((sizes[0], sizes[1]) if whole else (image.shape, _NONE))
 
-    handles = [
-        module.register_forward_hook(partial(hook, name))
-        for name, module in network.named_modules()
-        if name
-    ]
-    try:
-        with torch.no_grad():
-            made = network(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in network.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(partial(hook, name)))
+        made = network(image)
     return {name: calls[0] for name, calls in found.items() if len(calls) == 1}, made.shape
 
 

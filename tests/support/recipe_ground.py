@@ -10,7 +10,7 @@ from kdcompile.config.spec import Distill
 from kdcompile.core.distributed import Processes
 from kdcompile.data.augment import Batch
 from kdcompile.distill.objective import OBJECTIVES
-from kdcompile.distill.recipe import Ground, LossInputs
+from kdcompile.distill.recipe import LossInputs, RecipeContext
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.taps import Tap, Tapped
 
@@ -75,7 +75,7 @@ class Bench:
         """What the recipe stands on."""
         images = self.images(2)
         batch = Batch(images, targets(self.kind, 2, self.side), torch.arange(2))
-        return Ground(
+        return RecipeContext(
             self.teacher, self.student, None, self.others, 2, lambda: iter([batch]),
             torch.no_grad()(self._tapped[0]), nullcontext, Processes(),
         )  # fmt: skip

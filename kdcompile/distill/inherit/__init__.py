@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.distill.evaluate import in_inference
 from kdcompile.distill.inherit.importance import Loss, explaining, most, places, readers, taylor
 from kdcompile.distill.inherit.plan import BATCH_NORMS, layer_plans, widths
 from kdcompile.distill.inherit.reconstruct import slice_weights, solve_layers
@@ -58,11 +59,9 @@ def inherit(
     kept = _kept(teacher, channels, wanted, crops, importance, loss)
     _forget(channels, [path for name in dropped for path in members(teacher, name)])
     plans = layer_plans(channels, kept, student)
-    was_training = student.training
-    student.eval()
-    left = slice_weights(teacher, student, plans)
-    errors, why = solve_layers(teacher, student, crops, plans)
-    student.train(was_training)
+    with in_inference(student):
+        left = slice_weights(teacher, student, plans)
+        errors, why = solve_layers(teacher, student, crops, plans)
     why |= dict.fromkeys(left, "another shape than the teacher's: it keeps its initial values")
     layers = [
         {

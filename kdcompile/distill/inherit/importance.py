@@ -6,7 +6,7 @@ change of the loss, to first order, when a channel is set to zero: |sum a dL/da|
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -136,15 +136,11 @@ def watched(
     def hook(reader: Reader, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         look(reader, inputs[0])
 
-    handles = [
-        teacher.get_submodule(reader.layer).register_forward_pre_hook(partial(hook, reader))
-        for reader in found
-    ]
-    try:
+    with ExitStack() as hooks:
+        for reader in found:
+            module = teacher.get_submodule(reader.layer)
+            hooks.enter_context(module.register_forward_pre_hook(partial(hook, reader)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def most(scores: Tensor, keep: int, blocks: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The student's weights: sliced from the teacher, then solved layer by layer on crops."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -113,20 +113,16 @@ def teacher_targets(
         kept = inputs[0].index_select(1, plan.outputs.to(inputs[0].device))
         moments.setdefault(plan.name, Moments()).add(kept)
 
-    handles = []
-    for place, plan in enumerate(plans):
-        module = teacher.get_submodule(plan.name)
-        if isinstance(module, BATCH_NORMS):
-            handles.append(module.register_forward_pre_hook(partial(normalised, plan)))
-        else:
-            handles.append(module.register_forward_hook(partial(output, place, plan)))
-    try:
-        with torch.no_grad():
-            for batch in crops:
-                teacher(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for place, plan in enumerate(plans):
+            module = teacher.get_submodule(plan.name)
+            if isinstance(module, BATCH_NORMS):
+                handle = module.register_forward_pre_hook(partial(normalised, plan))
+            else:
+                handle = module.register_forward_hook(partial(output, place, plan))
+            hooks.enter_context(handle)
+        for batch in crops:
+            teacher(batch)
     return targets, moments
 
 
@@ -254,10 +250,7 @@ def input_at(student: nn.Module, name: str, batch: Tensor) -> Tensor:
         found.append(inputs[0])
         raise _ReachedError
 
-    handle = student.get_submodule(name).register_forward_pre_hook(stop)
-    try:
-        with torch.no_grad(), suppress(_ReachedError):
-            student(batch)
-    finally:
-        handle.remove()
+    hook = student.get_submodule(name).register_forward_pre_hook(stop)
+    with hook, torch.no_grad(), suppress(_ReachedError):
+        student(batch)
     return found[0]

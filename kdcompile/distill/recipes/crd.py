@@ -12,7 +12,7 @@ from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
 from kdcompile.distill.embedding import embeddings, unit
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
+from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels._runtime import full_precision
 
@@ -61,7 +61,7 @@ class ContrastiveTransfer(Recipe):
         self.heads = nn.ModuleList(nn.Linear(width, WIDTH) for width in widths)
         self.processes = Processes()
 
-    def prepare(self, ground: Ground) -> None:
+    def prepare(self, context: RecipeContext) -> None:
         """Banks of random embeddings, and every photo alone in its class.
 
         `order` has the photos by class, `first` the place of each one's class in it, `alike` how
@@ -70,11 +70,11 @@ class ContrastiveTransfer(Recipe):
         Raises:
             KDError: `recipe-photos`, there is nothing to tell a photo from.
         """
-        photos = ground.photos
+        photos = context.photos
         if photos < 2:
             raise _alone("image")
         side = math.sqrt(3 / WIDTH)  # rows of length about 1, as published
-        self.processes = ground.processes
+        self.processes = context.processes
         self.register_buffer("banks", (2 * torch.rand(2, photos, WIDTH) - 1) * side)
         self.register_buffer("scales", torch.full((2,), UNSET))
         self.register_buffer("order", torch.arange(photos))
@@ -82,7 +82,7 @@ class ContrastiveTransfer(Recipe):
         self.register_buffer("alike", torch.ones(photos, dtype=torch.int64))
 
     @torch.no_grad()
-    def learn(self, ground: Ground) -> None:
+    def learn(self, context: RecipeContext) -> None:
         """The photos of each class, where labels are classes.
 
         Raises:
@@ -91,7 +91,7 @@ class ContrastiveTransfer(Recipe):
         if not self.objective.of_classes:
             return
         classes = torch.zeros_like(self.order)
-        for batch in ground.crops():
+        for batch in context.crops():
             classes[batch.photo] = batch.target
         self.order.copy_(classes.argsort(stable=True))
         ranked = classes[self.order]

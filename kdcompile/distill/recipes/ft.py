@@ -13,7 +13,7 @@ from kdcompile.core.progress import counted
 from kdcompile.distill.embedding import promoted
 from kdcompile.distill.maps import MapRecipe, direction
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, Ground, LossInputs
+from kdcompile.distill.recipe import About, LossInputs, RecipeContext
 from kdcompile.distill.taps import Tap
 
 RATE = 0.5  # channels of a factor for one of the teacher's
@@ -47,14 +47,14 @@ class FactorTransfer(MapRecipe):
         self.paraphraser = _layers(theirs, theirs, width)
         _freeze(self.paraphraser)
 
-    def learn(self, ground: Ground) -> None:
+    def learn(self, context: RecipeContext) -> None:
         """The auto-encoder on a crop of every photo, again and again for a number of steps."""
         first, last = _convolutions(self.paraphraser)
         encoder = _layers(first.weight.shape[1], len(first.weight), len(last.weight))
         decoder = _layers(len(last.weight), len(first.weight), first.weight.shape[1])
         encoder, decoder = encoder.to(first.weight), decoder.to(first.weight)
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], LR)
-        maps = _maps(ground)
+        maps = _maps(context)
         unit = _deviation(next(maps))
         for teacher in counted(islice(maps, STEPS), STEPS, "distill", "steps of the paraphraser"):
             target = teacher / unit
@@ -105,11 +105,11 @@ def _freeze(module: nn.Module) -> None:
             part.register_buffer(name, parameter.detach())
 
 
-def _maps(ground: Ground) -> Iterator[Tensor]:
+def _maps(context: RecipeContext) -> Iterator[Tensor]:
     """The teacher's last map of the photos' crops, without end."""
     while True:
-        for batch in ground.crops():
-            yield promoted(ground.look(batch.images)[1][-1])
+        for batch in context.crops():
+            yield promoted(context.look(batch.images)[1][-1])
 
 
 def _deviation(maps: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from kdcompile.config.distill import Distill, Ramp
 from kdcompile.distill.embedding import promoted
 from kdcompile.distill.maps import AdaptedRecipe
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, Ground, LossInputs
+from kdcompile.distill.recipe import About, LossInputs, RecipeContext
 from kdcompile.distill.taps import Tap
 
 CROPS = 64  # whose outputs tell how much the teacher's output varies
@@ -45,11 +45,11 @@ class HeadNetwork(AdaptedRecipe):
         """Its own term alone."""
         return {**cls.extra_weights[reduction]}
 
-    def prepare(self, ground: Ground) -> None:
+    def prepare(self, context: RecipeContext) -> None:
         """Measure how the teacher's output varies over some photos: few crops may be alike."""
         outputs: list[Tensor] = []
-        for batch in ground.crops():
-            outputs.append(promoted(ground.look(batch.images)[0]))
+        for batch in context.crops():
+            outputs.append(promoted(context.look(batch.images)[0]))
             if sum(map(len, outputs)) >= CROPS:
                 break
         self._spread = torch.cat(outputs).var(correction=0)

@@ -11,7 +11,7 @@ from kdcompile.data.augment import Batch
 from kdcompile.distill.embedding import promoted
 from kdcompile.distill.evaluate import peek
 from kdcompile.distill.objective import DensityObjective, Objective, ValueObjective
-from kdcompile.distill.recipe import About, Ground, Recipe
+from kdcompile.distill.recipe import About, Recipe, RecipeContext
 from kdcompile.kernels._runtime import full_precision
 
 BRIGHTNESS = 0.3  # largest shift, in deviations of the pixels
@@ -46,9 +46,9 @@ class HardViews(Recipe):
     tolerance: ClassVar[float] = 0.05
     nats: ClassVar[float] = 0.1
 
-    def prepare(self, ground: Ground) -> None:
+    def prepare(self, context: RecipeContext) -> None:
         """Keep the networks at hand."""
-        self._networks = (ground.student, ground.look)  # in a tuple: the student is no submodule
+        self._networks = (context.student, context.look)  # in a tuple: the student is no submodule
 
     def view(self, batch: Batch) -> Batch:
         """For each image the view that was chosen; labels and photos as they are.

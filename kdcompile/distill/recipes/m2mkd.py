@@ -17,7 +17,7 @@ from kdcompile.config.distill import Distill, Ramp
 from kdcompile.distill.embedding import promoted
 from kdcompile.distill.maps import Adapter, fit_adapters
 from kdcompile.distill.objective import Objective
-from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
+from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext
 from kdcompile.distill.taps import Rewired, Tap
 
 LABEL = 0.5  # share of the labels in a hybrid's loss, the paper's a
@@ -53,11 +53,14 @@ class Blocks(Recipe):
         self.leave = nn.ModuleList(Adapter(t.student_channels, t.teacher_channels) for t in taps)
         self._networks: tuple[Rewired, ...] = ()  # a tuple, so that they are no submodules
 
-    def prepare(self, ground: Ground) -> None:
+    def prepare(self, context: RecipeContext) -> None:
         """Student and teacher once more, to be cut open at the taps."""
-        images = next(iter(ground.crops())).images[:1]
-        student = Rewired(ground.student, [t.student for t in self._taps], images, training=True)
-        self._networks = (student, Rewired(ground.teacher, [t.teacher for t in self._taps], images))
+        images = next(iter(context.crops())).images[:1]
+        student = Rewired(context.student, [t.student for t in self._taps], images, training=True)
+        self._networks = (
+            student,
+            Rewired(context.teacher, [t.teacher for t in self._taps], images),
+        )
 
     def fit(self, inputs: LossInputs) -> None:
         """Stitches by least squares: `enter` to what the whole student has, `leave` from what its

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdcompile.config.distill import Distill, Ramp
 from kdcompile.distill.embedding import embedding, promoted
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
+from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext
 from kdcompile.distill.taps import Rewired, Tap
 
 TOP = 2  # teachers that an image follows
@@ -73,14 +73,14 @@ class Mixture(Recipe):
         soft = objective.weights[reduction]["soft"] if reduction == "mean" else 1.0
         return {**super().defaults(objective, reduction), "mixture": soft}
 
-    def prepare(self, ground: Ground) -> None:
+    def prepare(self, context: RecipeContext) -> None:
         """The gate, by the size of an output and of the pool; and the teacher with its masks."""
-        images = next(iter(ground.crops())).images[:1]
-        statistics = len(self._statistics(ground.look(images)[0])[0])
-        pool = 1 + len(ground.others) + bool(self.masks)
+        images = next(iter(context.crops())).images[:1]
+        statistics = len(self._statistics(context.look(images)[0])[0])
+        pool = 1 + len(context.others) + bool(self.masks)
         self.gate = _net(statistics + self._embedding, pool, 0.0)
         if self.masks:
-            self._masked = (Rewired(ground.teacher, self._names, images),)
+            self._masked = (Rewired(context.teacher, self._names, images),)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`mixture`, `gate`, `balance`, and `masks` unless it is off."""

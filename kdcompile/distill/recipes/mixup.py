@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from kdcompile.data.augment import Batch
 from kdcompile.distill.embedding import promoted
 from kdcompile.distill.evaluate import peek
-from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
+from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext
 from kdcompile.kernels.kd_kl import kd_kl
 
 EPS = 1e-6  # least standard deviation of a row of logits, as in kernels/kd_kl.py
@@ -40,13 +40,13 @@ class Mixup(Recipe):
     mixes_images = True
     share: ClassVar[float] = 0.1  # of the batch, the paper's partial mixup
 
-    def prepare(self, ground: Ground) -> None:
+    def prepare(self, context: RecipeContext) -> None:
         """Count the student's classes on one crop."""
         self._classes = 0
         if self.objective.of_classes:
-            crop = next(iter(ground.crops())).images[:1]
-            with ground.autocast():
-                self._classes = peek(ground.student, crop).shape[1]
+            crop = next(iter(context.crops())).images[:1]
+            with context.autocast():
+                self._classes = peek(context.student, crop).shape[1]
 
     def view(self, batch: Batch) -> Batch:
         """The batch with some of its images blended; `photo` is that of the larger part."""

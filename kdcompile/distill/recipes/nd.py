@@ -11,7 +11,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.distill.embedding import embedding, embeddings, in_one_type
 from kdcompile.distill.maps import fit_adapter
 from kdcompile.distill.objective import ByReduction, Objective
-from kdcompile.distill.recipe import About, Ground, LossInputs, Recipe
+from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext
 from kdcompile.distill.taps import Tap
 from kdcompile.kernels._runtime import full_precision
 from kdcompile.kernels.norm_direction import norm_direction
@@ -47,9 +47,9 @@ class NormDirection(Recipe):
         self.width, own = taps[-1].teacher_channels, taps[-1].student_channels
         self.adapter = nn.Linear(own, self.width) if own != self.width else None
 
-    def prepare(self, ground: Ground) -> None:
+    def prepare(self, context: RecipeContext) -> None:
         """Room for the class means [K, d]: the teacher's output says how many."""
-        output, _ = ground.look(next(iter(ground.crops())).images)
+        output, _ = context.look(next(iter(context.crops())).images)
         self.register_buffer("means", output.new_zeros(output.shape[1], self.width).float())
 
     def fit(self, inputs: LossInputs) -> None:
@@ -57,7 +57,7 @@ class NormDirection(Recipe):
         if self.adapter is not None:
             fit_adapter(self.adapter, inputs.student_features[-1], inputs.teacher_features[-1])
 
-    def learn(self, ground: Ground) -> None:
+    def learn(self, context: RecipeContext) -> None:
         """The class means.
 
         Raises:
@@ -66,8 +66,8 @@ class NormDirection(Recipe):
         sums = torch.zeros_like(self.means, dtype=torch.float64)
         counts = sums.new_zeros(len(sums))
         classes = torch.arange(len(sums), device=sums.device)
-        for batch in ground.crops():
-            _, maps = ground.look(batch.images)
+        for batch in context.crops():
+            _, maps = context.look(batch.images)
             members = (classes.unsqueeze(1) == batch.target).double()
             sums += members @ embedding(maps[-1]).double()
             counts += members.sum(1)

@@ -18,7 +18,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.distill.evaluate import peek
 from kdcompile.distill.objective import OBJECTIVES
-from kdcompile.distill.recipe import Ground
+from kdcompile.distill.recipe import RecipeContext
 from kdcompile.distill.recipes.hard import HardViews, distance, recoloured, turned
 
 KINDS = ("classification", "counting", "regression")
@@ -46,7 +46,7 @@ def _made(kind, limit=None, candidates=4, student=None):
         looked.append(images)
         return teacher(images), []
 
-    made.prepare(Ground(teacher, student, None, (), 9, None, look, nullcontext, Processes()))
+    made.prepare(RecipeContext(teacher, student, None, (), 9, None, look, nullcontext, Processes()))
     if limit is not None:
         made.nats = made.tolerance = limit
     made.candidates = candidates

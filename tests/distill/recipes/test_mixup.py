@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.recipe import Ground
+from kdcompile.distill.recipe import RecipeContext
 from kdcompile.distill.recipes.mixup import Mixup, pairs
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def _prepared(kind, classes=3, made=None):
     def crops():
         yield Batch(torch.zeros(1, 2, 4, 4), torch.zeros(1), torch.zeros(1))
 
-    made.prepare(Ground(None, student, None, (), 1, crops, None, nullcontext, Processes()))
+    made.prepare(RecipeContext(None, student, None, (), 1, crops, None, nullcontext, Processes()))
     assert all(module.training for module in student.modules())
     return made
 

@@ -11,7 +11,7 @@ from recipe_fixtures import load
 from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.recipe import Ground
+from kdcompile.distill.recipe import RecipeContext
 
 
 def _maps(batch, channels, side=(1, 1), seed=0):
@@ -43,7 +43,7 @@ def _ground(maps, labels, classes, batch=4):
         own = maps[images.flatten()]
         return own.new_zeros(len(own), classes), [own[:, :1], own]
 
-    return Ground(None, None, None, (), len(maps), crops, look, nullcontext, Processes())
+    return RecipeContext(None, None, None, (), len(maps), crops, look, nullcontext, Processes())
 
 
 @pytest.mark.parametrize(("batch", "own", "theirs"), [(1, 3, 3), (2, 3, 5), (7, 4, 1), (5, 1, 2)])
