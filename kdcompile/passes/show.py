@@ -271,12 +271,12 @@ def _board_lines(board: dict[str, Any] | None) -> list[str]:
 
 
 def _photo_lines(plan: dict[str, Any]) -> list[str]:
-    """What the test photos can decide: by the gates' rules, and from the teacher's errors."""
+    """What the test images can decide: by the gates' rules, and from the teacher's errors."""
     return [*map(_decides_line, plan["decides"]), *_margin_lines(plan["margin"], plan["metric"])]
 
 
 def _decides_line(row: dict[str, Any]) -> str:
-    photos = f"{row['images']} test photos"
+    photos = f"{row['images']} test images"
     if row["decides"]:
         return f"{row['gate']:<10} {photos} can decide it"
     needed = f"{row['needed']} would do" if row["needed"] else "no number would do"
@@ -293,7 +293,7 @@ def _margin_lines(margin: dict[str, Any] | None, metric: str) -> list[str]:
         return [f"which margin of {metric} to expect is not known before `verify` sees the maps"]
     if margin is None:
         return ["which margin of accuracy to expect is known once `teacher` has run"]
-    photos, basis = f"{margin['images']} test photos", "(80 % power, error correlation 0.8)"
+    photos, basis = f"{margin['images']} test images", "(80 % power, error correlation 0.8)"
     if margin["smallest"] is None:
         return [f"{photos} are expected to decide no margin {basis}"]
     least = math.ceil(1000 * margin["smallest"]) / 10
@@ -301,5 +301,5 @@ def _margin_lines(margin: dict[str, Any] | None, metric: str) -> list[str]:
         f"{photos} are expected to decide a margin of {least:g} {margin['unit']} or more {basis}; "
         f"the spec asks {margin['asked'].rstrip('%')}",
         f"a student as accurate as the teacher is over max_increase = {margin['max_increase']} by "
-        f"chance in {100 * margin['over_limit']:.0f} of 100 draws of photos",
+        f"chance in {100 * margin['over_limit']:.0f} of 100 draws of images",
     ]

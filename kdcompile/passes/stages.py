@@ -1,4 +1,4 @@
-"""Each stage: what it runs, what it may read of the spec, and what its cache key covers."""
+"""Table of the stages: what each runs, what it may read of the spec, what its key covers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +17,7 @@ class Stage:
     """One stage.
 
     Args:
-        name: also the command that runs it alone.
-        module: where its `run(step, store, target)` is; imported when it runs.
+        name: also the command that runs it alone, and the module of its `run(step, store, target)`.
         inputs: the stages whose artifacts it takes, each with the files whose content is in its
             key: `ALL` of them, or none where only the order matters.
         sections: the parts of the spec that it may read; they are in its key.
@@ -31,7 +30,6 @@ class Stage:
     """
 
     name: str
-    module: str
     inputs: Mapping[str, tuple[str, ...]]
     sections: tuple[str, ...]
     splits: tuple[str, ...]
@@ -39,6 +37,11 @@ class Stage:
     on_target: bool = False
     on_machine: bool = False
     parallel: bool = False
+
+    @property
+    def module(self) -> str:
+        """The full name of its module, which is imported when it runs."""
+        return f"kdcompile.passes.{self.name}"
 
     def load(self) -> Run:
         """The stage's function."""
@@ -51,14 +54,12 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             name="teacher",
-            module="kdcompile.passes.teacher",
             inputs={},
             sections=("task", "teacher", "data", "student", "export"),
             splits=("train", "val"),
         ),
         Stage(
             name="search",
-            module="kdcompile.passes.search",
             inputs={},
             sections=(
                 "seed", "task", "teacher", "teachers", "data", "student", "search", "distill",
@@ -69,7 +70,6 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="distill",
-            module="kdcompile.passes.distill",
             inputs={"teacher": (), "search": ("architecture.json", "initial.safetensors")},
             sections=(
                 "seed", "task", "teacher", "teachers", "data", "student", "distill", "export",
@@ -80,7 +80,6 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="export",
-            module="kdcompile.passes.export",
             inputs={"distill": ("student.safetensors", "architecture.json")},
             sections=("task", "teacher", "data", "student", "export"),
             splits=("val",),
@@ -88,7 +87,6 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="calibrate",
-            module="kdcompile.passes.calibrate",
             inputs={"distill": ("qad.json",), "export": ("student.onnx", "preprocess.json")},
             sections=("seed", "task", "data", "quantize", "export", "gates"),
             splits=("train", "val"),
@@ -96,7 +94,6 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="compile",
-            module="kdcompile.passes.compile",
             inputs={
                 "teacher": ("teacher.json",),
                 "search": ("estimate.json",),
@@ -110,7 +107,6 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="verify",
-            module="kdcompile.passes.verify",
             inputs={
                 "teacher": ALL,
                 "search": ALL,
@@ -129,7 +125,6 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="bundle",
-            module="kdcompile.passes.bundle",
             inputs={
                 "distill": ("metrics.jsonl",),
                 "export": ("preprocess.json",),

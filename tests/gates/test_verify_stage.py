@@ -178,7 +178,7 @@ def test_verify_measures_judges_and_draws(step, tmp_path, caplog, capsys) -> Non
     assert report.name == tmp_path.name
     assert report.environment["backend"] == "onnxruntime"
     assert report.environment["backend_version"][0].isdigit()
-    assert "verify: 9 of 9 test photos" in caplog.messages
+    assert "verify: 9 of 9 test images" in caplog.messages
     assert capsys.readouterr().out == ""
 
 

@@ -214,8 +214,8 @@ def test_the_plan_names_the_smallest_margin(built):
     assert plan["margin"]["smallest"] > 0.01
     unit = {"classification": "percentage points", "regression": "% of the teacher's mae"}[kind]
     *_, gate, line, luck = call("plan", folder, *sets).stdout.splitlines()
-    assert gate == "accuracy   24 test photos can decide it"
-    assert line.startswith("24 test photos are expected to decide a margin of ")
+    assert gate == "accuracy   24 test images can decide it"
+    assert line.startswith("24 test images are expected to decide a margin of ")
     assert line.endswith(f"{unit} or more (80 % power, error correlation 0.8); the spec asks 90")
     assert "is over max_increase = 60% by chance in 0 of 100 draws" in luck
     assert all(step["key"] for step in plan["steps"])
@@ -226,14 +226,14 @@ def test_the_plan_says_what_the_photos_cannot_decide(built):
     sets = ["--set", "gates.flips.max=5%", "--set", "gates.accuracy.margin=5%",
             "--set", "gates.strata.margin=90%", "--set", "data.max_test=20"]  # fmt: skip
     lines = call("plan", folder, *sets).stdout.splitlines()
-    found = {line.split()[0]: line for line in lines if " test photos can" in line}
-    assert "20 test photos cannot decide it" in found["flips"]
+    found = {line.split()[0]: line for line in lines if " test images can" in line}
+    assert "20 test images cannot decide it" in found["flips"]
     assert "20 photos leave up to 13.9 % possible, over 5 %" in found["flips"]
     assert found["flips"].endswith("; 59 would do")
     if kind == "classification":
         assert found["accuracy"].endswith("; 52 would do")
     else:
-        assert found["accuracy"] == "accuracy   20 test photos can decide it"
+        assert found["accuracy"] == "accuracy   20 test images can decide it"
         assert found["strata"].endswith("; 8 in each part would do")
 
 
