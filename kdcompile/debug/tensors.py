@@ -15,7 +15,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from kdcompile.onnx_graph.graph import copied
-from kdcompile.onnx_graph.opset import KEY
+from kdcompile.onnx_graph.opset import SCOPE
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -115,7 +115,7 @@ def module_of(node: NodeProto) -> str | None:
 
     Its last entry is the node itself, "" the network; None where the exporter left no list.
     """
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == KEY), "")
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPE), "")
     try:
         path = [str(part) for part in ast.literal_eval(scopes)]
     except (ValueError, SyntaxError):

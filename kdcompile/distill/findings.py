@@ -1,4 +1,4 @@
-"""Warnings of the report after a training."""
+"""Findings of the report after a training: warnings, and images that a refresh changed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

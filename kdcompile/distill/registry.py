@@ -19,6 +19,7 @@ from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.taps import Tap
 from kdcompile.tasks.task import task_of
 
+# methods of the library that are no loss: where each is
 _METHODS = (
     About(
         name="pcoreset",
@@ -39,12 +40,12 @@ _METHODS = (
         home="kdcompile delta make and apply",
     ),
 )
+ELSEWHERE = {about.name: about for about in _METHODS}
 PLUS = "+"
 FLAGS = (
     "needs_teacher", "needs_taps", "needs_first", "needs_others", "replaces_soft", "mixes_images",
 )  # fmt: skip
 TEXTS = ("summary", "formula", "source", "cost", "evidence", "home")
-ELSEWHERE = {about.name: about for about in _METHODS}
 
 
 def recipes() -> dict[str, type[Recipe]]:

@@ -1,4 +1,4 @@
-"""Find the weighted layers of a network, and those that are quantised."""
+"""Weighted layers of a network: which are quantised, and their multiply-accumulates."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The opset and IR version that a target reads."""
+"""Convert a network to the opset and IR version that a target reads, keeping its scopes."""
 
 import re
 
@@ -8,8 +8,8 @@ from onnx import ModelProto, version_converter
 from kdcompile.core.errors import KDError
 
 EXPORTED_OPSET = 18  # the oldest that torch's exporter writes by itself
-SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "namespace")
-KEY = "pkg.torch.onnx.name_scopes"  # torch's exporter: the modules around the node, innermost last
+SCOPE = "pkg.torch.onnx.name_scopes"  # of a node: the modules around it, the innermost last
+SCOPE_KEYS = (SCOPE, "namespace")
 
 
 def at_opset(model: ModelProto, max_opset: int, ir_version: int) -> ModelProto:
@@ -102,9 +102,9 @@ def restore_scopes(model: ModelProto, exported: ModelProto) -> None:
         node.output[0]: entry.value
         for node in exported.graph.node
         for entry in node.metadata_props
-        if entry.key == KEY
+        if entry.key == SCOPE
     }
     for node in model.graph.node:
-        known = any(entry.key == KEY for entry in node.metadata_props)
+        known = any(entry.key == SCOPE for entry in node.metadata_props)
         if not known and node.output[0] in scopes:
-            node.metadata_props.add(key=KEY, value=scopes[node.output[0]])
+            node.metadata_props.add(key=SCOPE, value=scopes[node.output[0]])

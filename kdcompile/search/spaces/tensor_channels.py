@@ -18,7 +18,7 @@ from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, WEIGHTED
 from kdcompile.latency_model.workload import Kernel, Kind
 from kdcompile.models.channels import Channels, Layer, Layout
 from kdcompile.models.dropped import NORMS, is_gone
-from kdcompile.onnx_graph.opset import KEY
+from kdcompile.onnx_graph.opset import SCOPE
 
 PASSING = POINTWISE | POOLS | RESIZES | {
     "BatchNormalization", "Dropout", "Identity", "Pad", "PRelu", "ReduceMean",
@@ -50,7 +50,7 @@ def span(channels: Channels, layout: Layout) -> Span:
 def scopes(node: NodeProto) -> list[str]:
     """The modules around a node, the innermost last, as torch's exporter records them."""
     for entry in node.metadata_props:
-        if entry.key == KEY:
+        if entry.key == SCOPE:
             return [str(name) for name in ast.literal_eval(entry.value)][:-1]
     return []
 
