@@ -6,8 +6,8 @@ An embedding is one vector an image, or one a cell, of the last taps.
 import torch
 from torch import Tensor
 
-from kdcompile.config.distill import Ramp
-from kdcompile.distill.objective import Objective
+from kdcompile.config.distill import Weights
+from kdcompile.distill.objective import AnyObjective
 from kdcompile.distill.recipe import LossInputs, Recipe
 
 TINY = 1e-24  # a squared length no larger than this counts as zero
@@ -70,9 +70,7 @@ class RelationRecipe(Recipe):
     needs_taps = True
 
     @classmethod
-    def defaults(
-        cls, objective: Objective | type[Objective], reduction: str
-    ) -> dict[str, float | Ramp]:
+    def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:
         """Under "paper" as published, whatever the task."""
         found = super().defaults(objective, reduction)
         if objective.is_dense and reduction == "mean":

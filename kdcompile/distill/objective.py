@@ -65,6 +65,9 @@ class Objective(ABC):
         return self.terms(output, target, None)["hard"]
 
 
+AnyObjective = Objective | type[Objective]
+
+
 class DensityObjective(Objective):
     """Squared error of densities [N, 1, h, w] and absolute error of block counts.
 

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from kdcompile.config.distill import Distill, Ramp
+from kdcompile.config.distill import Distill, Ramp, Weights
 from kdcompile.config.spec import Spec
 from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.data.augment import Batch
-from kdcompile.distill.objective import Objective
+from kdcompile.distill.objective import AnyObjective, Objective
 from kdcompile.distill.taps import Tap
 
 
@@ -204,9 +204,7 @@ class Recipe(nn.Module, ABC):
             )
 
     @classmethod
-    def defaults(
-        cls, objective: Objective | type[Objective], reduction: str
-    ) -> dict[str, float | Ramp]:
+    def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:
         """The default weight of each term for a task."""
         own = objective.weights[reduction]
         has_soft = cls.needs_teacher and not cls.replaces_soft

@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 import kdcompile.distill.recipes  # noqa: F401  a cache key covers all of them
-from kdcompile.config.distill import Distill, Ramp
+from kdcompile.config.distill import Distill, Weights
 from kdcompile.config.spec import Spec
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.objective import Objective
+from kdcompile.distill.objective import AnyObjective, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext, refuse_unmet
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.taps import Tap
@@ -113,9 +113,7 @@ class Combined(Recipe):
             self.parts.append(kind(taps, options.model_copy(update={"weights": own}), objective))
 
     @classmethod
-    def defaults(
-        cls, objective: Objective | type[Objective], reduction: str
-    ) -> dict[str, float | Ramp]:
+    def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:
         """The parts' own defaults; no `soft` where one of them replaces it."""
         parts = [kind.defaults(objective, reduction) for kind in cls.kinds]
         merged = {name: weight for part in parts for name, weight in part.items()}

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdcompile.config.distill import Distill, Ramp
+from kdcompile.config.distill import Distill, Weights
 from kdcompile.distill.embedding import promoted
 from kdcompile.distill.maps import AdaptedRecipe
-from kdcompile.distill.objective import ByReduction, Objective
+from kdcompile.distill.objective import AnyObjective, ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, RecipeContext
 from kdcompile.distill.taps import Tap
 
@@ -39,9 +39,7 @@ class HeadNetwork(AdaptedRecipe):
         self._spread = torch.ones(())
 
     @classmethod
-    def defaults(
-        cls, objective: Objective | type[Objective], reduction: str
-    ) -> dict[str, float | Ramp]:
+    def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:
         """Its own term alone."""
         return {**cls.extra_weights[reduction]}
 

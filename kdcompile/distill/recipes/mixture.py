@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdcompile.config.distill import Distill, Ramp
+from kdcompile.config.distill import Distill, Weights
 from kdcompile.distill.embedding import embedding, promoted
-from kdcompile.distill.objective import ByReduction, Objective
+from kdcompile.distill.objective import AnyObjective, ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext
 from kdcompile.distill.taps import Rewired, Tap
 
@@ -66,9 +66,7 @@ class Mixture(Recipe):
         self._masked: tuple[Rewired, ...] = ()  # a tuple, so that it is no submodule
 
     @classmethod
-    def defaults(
-        cls, objective: Objective | type[Objective], reduction: str
-    ) -> dict[str, float | Ramp]:
+    def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:
         """The mixture weighs under "mean" what the soft term does."""
         soft = objective.weights[reduction]["soft"] if reduction == "mean" else 1.0
         return {**super().defaults(objective, reduction), "mixture": soft}

@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdcompile.config.distill import Ramp
+from kdcompile.config.distill import Weights
 from kdcompile.distill.embedding import promoted
-from kdcompile.distill.objective import ByReduction, Objective
+from kdcompile.distill.objective import AnyObjective, ByReduction
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 
 
@@ -36,9 +36,7 @@ class Partitioned(Recipe):
     replaces_soft = True
 
     @classmethod
-    def defaults(
-        cls, objective: Objective | type[Objective], reduction: str
-    ) -> dict[str, float | Ramp]:
+    def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:
         """The term weighs what the task's soft term does, in whose place it stands."""
         weight = objective.weights[reduction]["soft"]
         return super().defaults(objective, reduction) | {"partitioned": weight}

@@ -5,13 +5,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdcompile.config.distill import Ramp
+from kdcompile.config.distill import Weights
 from kdcompile.distill.embedding import promoted
 from kdcompile.distill.objective import (
     BLOCK,
+    AnyObjective,
     ByReduction,
     DensityObjective,
-    Objective,
     ValueObjective,
 )
 from kdcompile.distill.recipe import About, LossInputs, Recipe
@@ -43,9 +43,7 @@ class Reliability(Recipe):
     replaces_soft = True
 
     @classmethod
-    def defaults(
-        cls, objective: Objective | type[Objective], reduction: str
-    ) -> dict[str, float | Ramp]:
+    def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:
         """`reliable` weighs what `soft` does in kd: its sum of weights is at most that."""
         return super().defaults(objective, reduction) | {
             "reliable": objective.weights[reduction]["soft"]
