@@ -163,7 +163,7 @@ def make_networks(seeds: Sequence[int]) -> None:
 
 def _train(name: str, model: str, sets: Sequence[str], steps: int) -> None:
     from kdcompile.config.load import load_spec
-    from kdcompile.distill.train_teacher import train_teacher
+    from kdcompile.examples.teacher_training import train_teacher
 
     path = KEPT / f"{name}.safetensors"
     if path.exists():

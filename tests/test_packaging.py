@@ -37,6 +37,7 @@ def test_everything_ships_under_one_name(wheel):
         "kdcompile/remote/agent/worker.py",
         "kdcompile/remote/kit/build_engine.py",
         "kdcompile/bundle/templates/report.html.j2",
+        "kdcompile/config/template.toml",
         "kdcompile/examples/digits/teacher.safetensors",
         "kdcompile/examples/digits/digits.npz",
         "kdcompile/examples/digits/NOTICE.md",

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from kdcompile.config.load import load_spec
-from kdcompile.distill.train_teacher import train_teacher
+from kdcompile.examples.teacher_training import train_teacher
 
 HERE = Path(__file__).parent
 OPTIONS = ("distill.recipe=none", "distill.lr=4e-3", "distill.weight_decay=0.05")

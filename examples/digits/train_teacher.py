@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from kdcompile.config.load import load_spec
-from kdcompile.distill.train_teacher import train_teacher
+from kdcompile.examples.teacher_training import train_teacher
 
 HERE = Path(__file__).parent
 OPTIONS = (

@@ -1,4 +1,4 @@
-"""A teacher where there is none yet: the spec's own architecture, trained on the labels alone."""
+"""Train the teacher of an example: the spec's own architecture, on the labels alone."""
 
 from pathlib import Path
 
