@@ -147,13 +147,10 @@ def sections(named: Iterable[str]) -> type[BaseModel]:
 
 @cache
 def _sections(names: tuple[str, ...]) -> type[BaseModel]:
-    gates = sorted((plugins.find("gates", name, Gate) for name in names), key=_order)
+    found = (plugins.find("gates", name, Gate) for name in names)
+    gates: list[Gate] = sorted(found, key=lambda gate: (gate.rank, gate.name))
     fields: dict[str, Any] = {
         gate.name: (gate.settings, gate.settings()) if gate.always else (gate.settings | None, None)
         for gate in gates
     }
     return create_model("Gates", __base__=Closed, **fields)
-
-
-def _order(gate: Gate) -> tuple[int, str]:
-    return gate.rank, gate.name

@@ -31,10 +31,6 @@ def read_pixels(path: Path, channels: int) -> NDArray[np.uint8]:
     return decoded(path, channels, str(path))
 
 
-def _no_points() -> NDArray[np.float32]:
-    return np.zeros((0, 2), np.float32)
-
-
 @dataclass(frozen=True, eq=False)
 class Photo:
     """An image, on disk or in memory, and what is to be predicted of it.
@@ -50,7 +46,7 @@ class Photo:
     """
 
     name: str
-    points: NDArray[np.float32] = field(default_factory=_no_points)
+    points: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     path: Path | None = None
     array: NDArray[np.uint8] | None = field(default=None, repr=False)
     encoded: bytes | None = field(default=None, repr=False)

@@ -70,8 +70,10 @@ def refuse_other_outputs(teacher: nn.Module, others: Sequence[nn.Module], spec: 
 def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) -> int:
     asked = _output("teacher", teacher, spec, crop)
     given = _output("student", student, spec, crop)
-    if given != asked and not (_is_wider(given, asked, spec) and _may_widen(spec)):
-        more = "" if not _is_wider(given, asked, spec) else WIDENING
+    classes = task_of(spec).has_classes and len(given) == len(asked) == 2
+    wider = classes and given[1] > asked[1]  # it has the teacher's classes and more
+    if given != asked and not (wider and not any_recipe(spec, lambda kind: not kind.widens)):
+        more = WIDENING if wider else ""
         raise KDError(
             "student-output",
             f"the student gives {given} for a crop of {crop}, the teacher {asked}",
@@ -89,16 +91,6 @@ def _stride_at(teacher: nn.Module, student: nn.Module, spec: Spec, crop: int) ->
             fix=f"use a multiple of {stride + 1}",
         )
     return stride
-
-
-def _is_wider(given: tuple[int, ...], asked: tuple[int, ...], spec: Spec) -> bool:
-    """Whether the student has the teacher's classes and more."""
-    classes = task_of(spec).has_classes and len(given) == len(asked) == 2
-    return classes and given[1] > asked[1]
-
-
-def _may_widen(spec: Spec) -> bool:
-    return not any_recipe(spec, lambda kind: not kind.widens)
 
 
 @torch.no_grad()

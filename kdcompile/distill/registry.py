@@ -190,7 +190,7 @@ def combine(kinds: Sequence[type[Recipe]]) -> type[Recipe]:
         by: {term: weight for kind in kinds for term, weight in kind.extra_weights[by].items()}
         for by in ("mean", "paper")
     }
-    about = About(name, *(_joined(kinds, part) for part in TEXTS))
+    about = About(name, *("; ".join(getattr(k.about, part) for k in kinds) for part in TEXTS))
     needs = tuple(dict.fromkeys(need for kind in kinds for need in kind.needs))
     why = next((kind.why for kind in kinds if kind.tasks == tasks), "")
     own = {"kinds": tuple(kinds), "about": about, "extra_weights": weights, "needs": needs}
@@ -212,7 +212,3 @@ def _common_tasks(kinds: Sequence[type[Recipe]]) -> tuple[str, ...] | None:
     limits = [set(kind.tasks) for kind in kinds if kind.tasks]
     common = tuple(sorted(set.intersection(*limits))) if limits else ()
     return common if common or not limits else None
-
-
-def _joined(kinds: Sequence[type[Recipe]], text: str) -> str:
-    return "; ".join(str(getattr(kind.about, text)) for kind in kinds)

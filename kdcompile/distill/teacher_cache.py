@@ -8,7 +8,7 @@ its own, so that a resumed run reads the same numbers.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -136,13 +136,8 @@ def _write(path: Path, tensors: Sequence[Tensor]) -> None:
 def network_digest(network: nn.Module) -> str:
     """A hash of a network's code (as printed) and every value of its state."""
     mark = hashlib.sha256(repr(network).encode())
-    for part in _parts(network):
-        mark.update(part)
-    return mark.hexdigest()
-
-
-def _parts(network: nn.Module) -> Iterator[bytes]:
     for name, tensor in network.state_dict().items():
-        yield name.encode()
+        mark.update(name.encode())
         # flat: a counter such as a batch norm's has no dimension to view as bytes
-        yield tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+        mark.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return mark.hexdigest()

@@ -39,7 +39,7 @@ def refused(error: Exception, module: nn.Module, shapes: Sequence[Sequence[int]]
     if node is not None:
         return KDError(
             "export-failed",
-            f"operator {_operator(node)} has no ONNX form",
+            f"operator {str(node.target).removesuffix('.default')} has no ONNX form",
             where=_where_of(node, module),
             fix=f"replace that module, or {TRACEABLE} and ONNX has",
         )
@@ -93,10 +93,6 @@ def _nodes(error: BaseException) -> Iterator[fx.Node]:
                 yield value
 
 
-def _operator(node: fx.Node) -> str:
-    return str(node.target).removesuffix(".default")
-
-
 def _where_of(node: fx.Node, module: nn.Module) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next((path for path, _ in reversed(stack.values())), "")
@@ -112,12 +108,9 @@ def _where(error: BaseException, module: nn.Module) -> str:
     ran = (names[id(v)] for f, _ in frames for v in f.f_locals.values() if id(v) in names)
     files = ((frame.f_code.co_filename, line) for frame, line in frames)
     ours = str(Path(__file__).parent.parent)
-    own = (f"{f}, line {n}" for f, n in files if Path(f).is_file() and _is_users(f, ours))
+    users = ((f, n) for f, n in files if Path(f).is_file() and not f.startswith((TORCH, ours)))
+    own = (f"{file}, line {number}" for file, number in users)
     return ", ".join([_named(module, next(ran, "")), *list(own)[:1]])
-
-
-def _is_users(file: str, ours: str) -> bool:
-    return not file.startswith((TORCH, ours))
 
 
 def _named(module: nn.Module, path: str) -> str:

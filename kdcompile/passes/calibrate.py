@@ -124,7 +124,8 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
         refined.table.write(folder / "calibration_refined.json")
     if may_be_fp8(work.spec.quantize.precision, target):
         onnx.save(insert_fp8(work.model, table), folder / "student_fp8.onnx")
-    if _may_mix(work.spec.quantize.precision, target):
+    may_mix = work.spec.quantize.precision in ("auto", "mixed")
+    if may_mix and {"int8", "fp16"} <= set(target.precisions):
         write_json(folder / "sensitivity.json", _sensitivity(work, table).to_json())
     return {
         "calibrator": table.calibrator,
@@ -162,11 +163,6 @@ def _refined(work: _Work, seen: _Observed, table: CalibrationTable) -> Refined:
     )
     fit = Inputs(evenly(seen.chosen.photos, FIT_IMAGES), work.prepare)
     return refine(work.model, table, asked.refine, fit, again, judge)
-
-
-def _may_mix(precision: str, target: "Target") -> bool:
-    """Whether a network of int8 and fp16 layers is a candidate."""
-    return precision in ("auto", "mixed") and {"int8", "fp16"} <= set(target.precisions)
 
 
 def _sensitivity(work: _Work, table: CalibrationTable) -> Sensitivity:

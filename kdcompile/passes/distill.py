@@ -76,7 +76,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
     lines = "".join(json.dumps(row) + "\n" for row in state.metrics)
     write_text(folder / "metrics.jsonl", lines)
     write_json(folder / "architecture.json", architecture)
-    task, first = task_of(step.spec), state.metrics[0]
+    task, first, device = task_of(step.spec), state.metrics[0], trainer.device
     metric, is_refresh = task.metric.name, step.spec.student.init == "file"
     result = {
         **{f"val_{name}": value for name, value in state.scores.items()},
@@ -88,7 +88,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
         "recipe": step.spec.distill.recipe,
         "taps": next((stage["taps"] for stage in state.stages.values()), []),
         "stages": state.stages,
-        "device": _device_name(trainer.device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processes": processes().world,
         "seconds": state.seconds,
         "steps_per_s": state.step / state.seconds if state.seconds else None,
@@ -126,7 +126,3 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
         spec, teacher, student, splits.train, splits.val, work, teacher_value=value, store=store
     )
     return trainer, splits, json.loads(start.with_suffix(".json").read_text())
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

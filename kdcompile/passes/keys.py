@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kdcompile.config.deploy import Quantize
 from kdcompile.config.gates import Gates
 from kdcompile.config.spec import Spec, Task, Teacher
 from kdcompile.config.step import Board
@@ -160,7 +159,7 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
         files = _file(value.weights, hasher, "student.weights")
         return fields | {FILES: _code(value.family, spec, hasher) | files}
     if name == "quantize" and stage.name == "distill":
-        return _trained_in_int8(value)
+        return value.model_dump(mode="json", include=QAD_FIELDS) if value.qad else None
     if name == "quantize":
         fields = value.model_dump(mode="json", exclude={"cache"})
         return fields | {FILES: _file(value.cache, hasher, "quantize.cache")}
@@ -196,13 +195,6 @@ def _gates(gates: Gates, stage: Stage, spec: Spec, hasher: Hasher, target: Targe
         for sha in _file(path, hasher, f"gates.{name}.{field}").values()
     }
     return gates.to_json() | ({FILES: files} if files else {})
-
-
-def _trained_in_int8(quantize: Quantize) -> Any:
-    """What the training depends on of `[quantize]`: nothing where the student is not quantised."""
-    if not quantize.qad:
-        return None
-    return quantize.model_dump(mode="json", include=QAD_FIELDS)
 
 
 def _file(path: Path | None, hasher: Hasher, key: str) -> dict[str, str]:

@@ -222,7 +222,9 @@ def lines(plan: dict[str, Any]) -> list[str]:
         text.append(f"{step['stage']:<10} {'cached' if step['key'] else 'to do':<8} {first}")
         text += [f"{'':<19} {reason}" for reason in more]
     text += ["", *_cost_lines(plan), "", *_rule_lines(plan), ""]
-    return [*text, *(f"warning    {told}" for told in plan["warnings"]), *_photo_lines(plan)]
+    text += (f"warning    {told}" for told in plan["warnings"])
+    text += map(_decides_line, plan["decides"])
+    return text + _margin_lines(plan["margin"], plan["metric"])
 
 
 def _cost_lines(plan: dict[str, Any]) -> list[str]:
@@ -268,11 +270,6 @@ def _board_lines(board: dict[str, Any] | None) -> list[str]:
         f"board   {board['label']}: {board['machine']}, {backend}; measurements are "
         f"{board['evidence']} evidence"
     ]
-
-
-def _photo_lines(plan: dict[str, Any]) -> list[str]:
-    """What the test images can decide: by the gates' rules, and from the teacher's errors."""
-    return [*map(_decides_line, plan["decides"]), *_margin_lines(plan["margin"], plan["metric"])]
 
 
 def _decides_line(row: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from kdcompile.data.splits import Splits, judged, load_splits, photos_digest, sp
 from kdcompile.gates.compiled import compiled_details
 from kdcompile.gates.context import Outcomes, Prediction, VerifyContext
 from kdcompile.gates.measure import Measured, measure
-from kdcompile.gates.reference_bundle import PREVIOUS, EarlierNetwork, earlier_folder, open_earlier
+from kdcompile.gates.reference_bundle import PREVIOUS, earlier_folder, open_earlier
 from kdcompile.gates.registry import judge
 from kdcompile.gates.resources import measured_resources
 from kdcompile.gates.speedup import target_speed
@@ -57,7 +57,8 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     preprocess = Preprocess.from_json(inputs["export"].json("preprocess.json"))
     task = task_of(spec)
     annotated = photos_digest(splits.test)
-    earlier = _earlier(step, task, splits, annotated)
+    other = earlier_folder(spec)
+    earlier = None if other is None else open_earlier(other, task, splits.classes, annotated)
     found = measure(step, target, photos, preprocess, task, splits.classes, earlier)
     for kind in found.chosen:
         arrays = found.examples[kind]
@@ -91,12 +92,6 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     report = _report(step, target, context, gates, details)
     write_json(folder / "report.json", report.to_json())
     return {"verdict": report.verdict, "exit_code": report.exit_code}
-
-
-def _earlier(step: Step, task: Task, splits: Splits, annotated: str) -> EarlierNetwork | None:
-    """The network of the bundle that the spec wants the student judged against, if it names one."""
-    folder = earlier_folder(step.spec)
-    return None if folder is None else open_earlier(folder, task, splits.classes, annotated)
 
 
 def _context(

@@ -67,7 +67,7 @@ def inherit(
         {
             "name": plan.name,
             "kept": len(plan.outputs),
-            "of": _outputs(channels, plan.name),
+            "of": sum(size * each for _, size, each in channels.layers[plan.name].outputs),
             "relative_error": errors.get(plan.name),
         }
         for plan in plans
@@ -98,10 +98,6 @@ def _wanted(
     for root, leader in tied(channels, dropped).items():
         found.setdefault(root, found.get(leader, channels.size[leader]))
     return found
-
-
-def _outputs(channels: Channels, name: str) -> int:
-    return sum(size * each for _, size, each in channels.layers[name].outputs)
 
 
 def _kept(

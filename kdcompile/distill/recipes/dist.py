@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdcompile.config.distill import Distill
 from kdcompile.distill.embedding import promoted
 from kdcompile.distill.objective import ByReduction
 from kdcompile.distill.recipe import About, LossInputs, Recipe
@@ -45,7 +44,8 @@ class StrongerTeacher(Recipe):
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`inter_class` and `intra_class`."""
         assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
-        factor = _factor(self.options)
+        # correlations do not shrink with the temperature as the KL does: T^2 is a weight only
+        factor = self.options.temperature**2 if self.options.reduction == "paper" else 1.0
         with full_precision(inputs.student):
             student, teacher = (
                 (promoted(logits) / self.options.temperature).softmax(1)
@@ -55,14 +55,6 @@ class StrongerTeacher(Recipe):
                 "inter_class": factor * _uncorrelated(student, teacher, 1),
                 "intra_class": factor * _uncorrelated(student, teacher, 0),
             }
-
-
-def _factor(options: Distill) -> float:
-    """T^2 as published.
-
-    Correlations do not shrink with the temperature as the KL does, so that it is a weight only.
-    """
-    return options.temperature**2 if options.reduction == "paper" else 1.0
 
 
 def _uncorrelated(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
