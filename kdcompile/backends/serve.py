@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdcompile.backends.base import Arrays, BuildOptions, Network
-from kdcompile.core.backends import opened
+from kdcompile.backends.base import Arrays, Backend, BuildOptions, Network
 from kdcompile.core.errors import KDError
 from kdcompile.remote.agent import worker
 from kdcompile.remote.agent.__main__ import serve
@@ -30,8 +30,8 @@ class Served:
     modes = ("device", "end_to_end")
     cuda: Any = None
 
-    def __init__(self, name: str, reference: str) -> None:
-        self.name, self.backend = name, _asked(lambda: opened(reference))
+    def __init__(self, name: str, backend: type[Backend]) -> None:
+        self.name, self.backend = name, _asked(backend)
         self.version = _asked(lambda: self.backend.version)
 
     def about(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _asked(act: Callable[[], Any]) -> Any:
         raise WorkerError(code, error.message) from error
 
 
-def main(name: str, reference: str) -> None:
-    """Answer requests on standard input until it ends."""
-    worker.BACKENDS[name] = partial(Served, name, reference)
+def main(name: str, module: str, backend: str) -> None:
+    """Answer requests on standard input until it ends; `backend` is a class of the module."""
+    worker.BACKENDS[name] = partial(Served, name, getattr(import_module(module), backend))
     sys.exit(serve(name))
