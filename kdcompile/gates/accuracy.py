@@ -33,6 +33,7 @@ class AccuracyGate(MetricGate):
     points.
     """
 
+    board_limit = "accuracy", "margin"
     max_increase: Percent = "5%"
     margin: Percent = "15%"
 

@@ -14,6 +14,7 @@ from kdcompile.tasks.task import Task
 class MemoryGate(GateSpec):
     """Peak memory of the network, in units of 10^6 bytes, where the device tells it."""
 
+    board_limit = "memory_mb", "max"
     max: float = Field(gt=0)
 
 

@@ -10,6 +10,7 @@ from kdcompile.tasks.task import Task
 class ParityGate(GateSpec):
     """Deployed network against the trained one on the same images."""
 
+    board_limit = "sqnr_db", "min_sqnr_db"
     min_sqnr_db: float = 20.0
 
 

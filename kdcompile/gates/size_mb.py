@@ -14,6 +14,7 @@ MB = 1e6
 class SizeGate(GateSpec):
     """The largest deployable file, in units of 10^6 bytes."""
 
+    board_limit = "size_mb", "max"
     max: float = Field(gt=0)
 
 

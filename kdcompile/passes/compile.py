@@ -214,7 +214,7 @@ def _kit(
         carried,
         step.inputs["calibrate"].file("calibration.json"),
         step.inputs["export"].file("preprocess.json"),
-        gates_json(step.spec.gates, task),
+        (gates_json(step.spec.gates, task), step.spec.gates.board_limits()),
         (images, outputs),
         task,
         profile=step.spec.export.profile,

@@ -7,11 +7,11 @@ same numbers give the same verdict when `device.json` is merged.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdcompile.stats.latency_interval import PairedTimes, ratio_interval
+from kdcompile.stats.latency_interval import PairedTimes, limit_verdict, ratio_interval
 from kdcompile.stats.noninferiority import compare, observed_text
 from kdcompile.tasks.metric import MAE, METRICS
 
@@ -85,13 +85,29 @@ def judge_accuracy(
     return dict(found, verdict=decided.verdict, reason=f"{told}; {decided.reason}")
 
 
-def judge_speedup(least: float, teacher: Any, student: Any, seed: int) -> dict[str, Any]:
-    """The verdict of the speed-up gate from the blocks of both, ms a call, neighbours in time."""
+class Number(NamedTuple):
+    """A measured number with the ends of its interval, in words, and what to say after them."""
+
+    text: str
+    unit: str
+    low: float
+    high: float
+    note: str = ""
+
+
+def decided(number: Number, setting: str, limit: float) -> tuple[str, str]:
+    """The verdict of a number against the limit that a gate's setting `max` or `min...` is."""
+    is_least = setting.startswith("min")
+    verdict = limit_verdict(number.low, number.high, limit, is_least=is_least)
+    words = "at least" if is_least else "at most"
+    return verdict, f"{number.text}, {words} {limit:g}{number.unit} wanted{number.note}"
+
+
+def speedup(teacher: Any, student: Any, seed: int, note: str = "") -> Number:
+    """The speed-up from the blocks of both, ms a call, neighbours in time."""
     times = PairedTimes(np.asarray(teacher, np.float64), np.asarray(student, np.float64), 1)
     ratio, low, high = ratio_interval(times, seed)
-    verdict = "passed" if low >= least else "failed" if high < least else "inconclusive"
-    reason = f"{ratio:.2f}x ({low:.2f} to {high:.2f}), at least {least:g}x wanted"
-    return {"verdict": verdict, "reason": reason, "ratio": ratio, "low": low, "high": high}
+    return Number(f"{ratio:.2f}x ({low:.2f} to {high:.2f})", "x", low, high, note)
 
 
 def choose(passing: list[tuple[str, float]], others: list[tuple[str, float]]) -> tuple[str, str]:

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from kdcompile.remote.agent.candidates import Build, teacher_of
-from kdcompile.remote.agent.judging import choose, judge_speedup
-from kdcompile.remote.usage import Absent, energy_of, energy_verdict, memory_of
+from kdcompile.remote.agent.judging import Number, choose, decided, speedup
+from kdcompile.remote.usage import Absent, energy_of, memory_of
 
 MEGABYTE = 1e6
 HOW = (
@@ -35,43 +35,56 @@ def pick(ran: list[dict[str, Any]], gates: dict[str, Any]) -> tuple[dict[str, An
 
 
 def verdicts(run: Build, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each gate of the bundle, decided here or with the reason why it is not."""
-    ran = [c for c in record["candidates"] if "engine" in c]
-    chosen = next((c for c in ran if c["precision"] == record["chosen"]), None)
-    judged = chosen or max(ran, key=lambda c: c["sqnr_db"], default=None)
+    """Each gate of the bundle, decided here or with the reason why it is not.
+
+    `limits` of `kit.json` has of each gate that a board decides its number and the setting that
+    limits it.
+    """
+    numbers = _numbers(run, record)
     found = []
     for name, gate in run.gates.items():
         if gate is None:
             continue
-        verdict, reason = "skipped", "not decided by this script"
-        if name == "parity":
-            verdict, reason = "failed", "no engine was built"
-            if judged is not None:
-                verdict, reason = judged["parity"], f"{judged['precision']}: {judged['parity_why']}"
-        elif name == "size_mb":
-            verdict, reason = _size(gate, chosen)
-        elif name in ("energy_mj", "memory_mb"):
-            verdict, reason = _usage(name, gate, record["usage"])
-        elif name in ("accuracy", "speedup") and run.pack is None:
-            reason = HOW
-        elif name == "accuracy":
-            verdict, reason = "failed", "no engine was built"
-            if judged is not None:
-                verdict, reason = (judged["accuracy"][key] for key in ("verdict", "reason"))
-                reason = f"{judged['precision']}: {reason}"
-        elif name == "speedup":
-            verdict, reason = _speedup(run, gate, record, chosen)
-        required = gate["required"]
-        found.append({"name": name, "verdict": verdict, "required": required, "reason": reason})
+        number, setting = run.kit["limits"].get(name, ("", ""))
+        known = numbers.get(number, ("skipped", "not decided by this script"))
+        if isinstance(known, Number):
+            known = decided(known, setting, gate[setting])
+        verdict, reason = known
+        found.append({
+            "name": name, "verdict": verdict, "required": gate["required"], "reason": reason
+        })  # fmt: skip
     return found
 
 
-def _size(gate: dict[str, Any], chosen: dict[str, Any] | None) -> tuple[str, str]:
-    if chosen is None:
-        return "skipped", "no engine was chosen"
-    size = chosen["build"]["bytes"] / MEGABYTE
-    reason = f"engine {size:.2f} MB, at most {gate['max']:g} MB wanted"
-    return "passed" if size <= gate["max"] else "failed", reason
+def _numbers(run: Build, record: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, by name: a `Number`, or the verdict that it has already and why."""
+    ran = [c for c in record["candidates"] if "engine" in c]
+    chosen = next((c for c in ran if c["precision"] == record["chosen"]), None)
+    judged = chosen or max(ran, key=lambda c: c["sqnr_db"], default=None)
+    energy, memory = read_usage(record["usage"])
+    found: dict[str, Any] = {"size_mb": ("skipped", "no engine was chosen")}
+    if chosen is not None:
+        size = chosen["build"]["bytes"] / MEGABYTE
+        found["size_mb"] = Number(f"engine {size:.2f} MB", " MB", size, size)
+    for name, usage in (("energy_mj", energy), ("memory_mb", memory)):
+        if isinstance(usage, Absent):
+            found[name] = "skipped", usage.reason
+        elif name == "energy_mj":
+            text = f"{usage.mj:.3g} mJ ({usage.low:.3g} to {usage.high:.3g})"
+            found[name] = Number(text, " mJ", usage.low, usage.high)
+        else:
+            found[name] = Number(f"{usage.mb:.4g} MB", " MB", usage.mb, usage.mb)
+    found["sqnr_db"] = found["accuracy"] = "failed", "no engine was built"
+    if judged is not None:
+        named = judged["precision"]
+        found["sqnr_db"] = judged["parity"], f"{named}: {judged['parity_why']}"
+        if run.pack is not None:
+            told = judged["accuracy"]
+            found["accuracy"] = told["verdict"], f"{named}: {told['reason']}"
+    found["speedup"] = _speedup(run, record, chosen)
+    if run.pack is None:
+        found["accuracy"] = found["speedup"] = "skipped", HOW
+    return found
 
 
 def read_usage(usage: dict[str, Any] | None) -> tuple[Any, Any]:
@@ -97,22 +110,7 @@ def told(usage: dict[str, Any] | None) -> list[str]:
     return [*lines, f"  peak memory: {text}"]
 
 
-def _usage(name: str, gate: dict[str, Any], usage: dict[str, Any] | None) -> tuple[str, str]:
-    energy, memory = read_usage(usage)
-    found = energy if name == "energy_mj" else memory
-    if isinstance(found, Absent):
-        return "skipped", found.reason
-    if name == "energy_mj":
-        verdict = energy_verdict(found, gate["max"])
-        text = f"{found.mj:.3g} mJ ({found.low:.3g} to {found.high:.3g})"
-        return verdict, f"{text}, at most {gate['max']:g} mJ wanted"
-    verdict = "passed" if found.mb <= gate["max"] else "failed"
-    return verdict, f"{found.mb:.4g} MB, at most {gate['max']:g} MB wanted"
-
-
-def _speedup(
-    run: Build, gate: dict[str, Any], record: dict[str, Any], chosen: dict[str, Any] | None
-) -> tuple[str, str]:
+def _speedup(run: Build, record: dict[str, Any], chosen: dict[str, Any] | None) -> Any:
     if chosen is None or run.pack is None:
         return "skipped", "no engine was chosen"
     precision = teacher_of(chosen["precision"])
@@ -122,8 +120,7 @@ def _speedup(
     mode = record["judged_mode"]
     times = record["latency"][mode]
     a, b = (times[name]["blocks"] for name in (teacher["engine"], chosen["precision"]))
-    found = judge_speedup(gate["min"], a, b, run.pack.about["seed"])
-    return found["verdict"], f"{found['reason']}; teacher in {precision}, mode {mode}"
+    return speedup(a, b, run.pack.about["seed"], f"; teacher in {precision}, mode {mode}")
 
 
 def exit_code(record: dict[str, Any]) -> int:
