@@ -15,6 +15,7 @@ from kdcompile.config.board import Board
 from kdcompile.config.deploy import Compile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, read_json, write_json
+from kdcompile.core.measurement import interleave
 from kdcompile.core.store import digest
 from kdcompile.remote.open import Place, open_place
 
@@ -266,14 +267,13 @@ def in_turns(
         Float64 [turns] by name, neighbours in time at the same index.
     """
     found: dict[str, list[float]] = {name: [] for name in networks}
-    inputs = place.inputs({INPUT: image})
-    names = list(networks)
-    for turn in range(turns):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            answer = place.call(
-                "time", inputs=inputs, iterations=iterations, warmup=warmup, name=name, mode=mode
-            )
-            found[name].append(median_of(answer, mode))
+    settings = {"inputs": place.inputs({INPUT: image}), "mode": mode,
+                "iterations": iterations, "warmup": warmup}  # fmt: skip
+
+    def take(name: str, turn: int) -> None:
+        found[name].append(median_of(place.call("time", name=name, **settings), mode))
+
+    interleave(networks, take, turns)
     return {name: np.array(values) for name, values in found.items()}
 
 

@@ -122,7 +122,7 @@ class Gates(BaseModel):
         return self.model_copy(update=without)
 
     def board_limits(self) -> dict[str, tuple[str, str]]:
-        """Of each gate that a board decides by itself, its number and the setting that limits it."""
+        """Of each gate that a board decides too, its number and the setting that limits it."""
         limits = {name: settings.board_limit for name, settings in self.named().items()}
         return {name: limit for name, limit in limits.items() if limit is not None}
 

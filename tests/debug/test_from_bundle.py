@@ -62,8 +62,8 @@ def bundle(faults, model, images, tmp_path):
                    for p, f in (("fp32", fp32), (precision, file))}  # fmt: skip
         write_kit(
             folder, load("jetson"), {"fp32": fp32, precision: file}, tmp_path / "calibration.json",
-            tmp_path / "preprocess.json",
-            (GATES, {}), (images, outputs), TASK, profile=(SHAPE, SHAPE, SHAPE), predicted=precision,
+            tmp_path / "preprocess.json", (GATES, {}),
+            (images, outputs), TASK, profile=(SHAPE, SHAPE, SHAPE), predicted=precision,
         )  # fmt: skip
         shutil.copyfile(file, folder / "model.onnx")
         report = Report("r", "jetson", "passed", 0, (), (), {}, {"predictions": rows})
