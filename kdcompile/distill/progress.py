@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdcompile.core.events import Metric, emit
-from kdcompile.core.progress import Progress
+from kdcompile.core.progress import Metric, Progress, emit
 
 
 class TrainingProgress(Progress):

@@ -1,4 +1,4 @@
-"""How much energy does an inference take?"""
+"""Gate `energy_mj`: the energy of an inference."""
 
 from pydantic import Field
 
@@ -31,7 +31,7 @@ def _threshold(settings: EnergyGate, task: Task) -> str:
     needs=("usage",),
     kind="energy",
     rank=4,
-    on_board="build_engine.py of the kit reads the power; kdcompile bundle --merge judges",
+    on_board="build_engine.py of the kit reads the power; kdcompile bundle --merge decides",
 )
 def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
     """Passed when the whole 95 % interval is within the maximum, failed when none of it is.

@@ -1,4 +1,4 @@
-"""How much memory does the network take at most?"""
+"""Gate `memory_mb`: the peak memory of the network."""
 
 from pydantic import Field
 
@@ -29,7 +29,7 @@ def _threshold(settings: MemoryGate, task: Task) -> str:
     needs=("usage",),
     kind="memory",
     rank=5,
-    on_board="build_engine.py of the kit reads it; kdcompile bundle --merge judges",
+    on_board="build_engine.py of the kit reads it; kdcompile bundle --merge decides",
 )
 def memory_mb(settings: MemoryGate, context: VerifyContext) -> GateResult:
     """Passed when the peak is within the maximum; skipped where nothing tells it."""

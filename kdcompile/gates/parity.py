@@ -1,4 +1,4 @@
-"""Does the deployed network compute what the trained one computes?"""
+"""Gate `parity`: the deployed network computes what the trained one computes."""
 
 from kdcompile.config.gates import GateSpec
 from kdcompile.core.report import GateResult

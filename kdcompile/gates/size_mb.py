@@ -1,4 +1,4 @@
-"""Is the largest file that may be deployed small enough?"""
+"""Gate `size_mb`: the size of the largest file that may be deployed."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""How many times faster than the teacher is the student?"""
+"""Gate `speedup`: the teacher's latency over the student's."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def _threshold(settings: SpeedupGate, task: Task) -> str:
     needs=("latency",),
     kind="latency",
     rank=2,
-    on_board="build_engine.py --test PACK of the kit times teacher and student in turns",
+    on_board="build_engine.py --test PACK of the kit times teacher and student interleaved",
     host_decides=False,
 )
 def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:

@@ -14,11 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Self, TypeVar
 
-from kdcompile.latency import nvidia_smi
+from kdcompile.backends import nvidia_smi
 from kdcompile.remote.agent.machine import affinity
 from kdcompile.remote.agent.signals import signals
-from kdcompile.remote.local import LocalPlace
-from kdcompile.remote.open import Place
+from kdcompile.remote.open import LocalPlace, Place
 from kdcompile.remote.usage import grown
 
 

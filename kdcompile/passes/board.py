@@ -5,7 +5,7 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.backends import find, is_served
 from kdcompile.core.errors import KDError
 from kdcompile.environment.doctor import version
-from kdcompile.remote.board import evidence_of, facts_of
+from kdcompile.remote.open import evidence_of, facts_of
 from kdcompile.targets import Target
 
 

@@ -13,8 +13,8 @@ from kdcompile.config.spec import Spec
 from kdcompile.config.step import Step
 from kdcompile.core.distributed import leave, made_by_main, processes
 from kdcompile.core.errors import KDError
-from kdcompile.core.events import StageFinished, StageHit, StageStarted, emit
 from kdcompile.core.logs import kept_in
+from kdcompile.core.progress import StageFinished, StageHit, StageStarted, emit
 from kdcompile.core.store import Artifact, Store
 from kdcompile.data.check import check_data
 from kdcompile.data.splits import Row, load_splits, splits_rows

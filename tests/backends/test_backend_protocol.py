@@ -22,8 +22,7 @@ from kdcompile.core import backends, plugins
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.gates import deployed
 from kdcompile.passes.board import find_board
-from kdcompile.remote.board import facts_of
-from kdcompile.remote.open import open_place
+from kdcompile.remote.open import facts_of, open_place
 
 CPU = targets.load("cpu")
 TOY = '''

@@ -3,7 +3,7 @@
 import pytest
 from benching import Clock, Machine
 
-from kdcompile.latency import nvidia_smi
+from kdcompile.backends import nvidia_smi
 from kdcompile.latency.interference import (
     COOLING,
     LEAST,

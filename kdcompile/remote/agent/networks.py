@@ -1,4 +1,4 @@
-"""The engines of the kit: built once, loaded, run and timed in turns by a worker."""
+"""The engines of the kit: built once, loaded, run and timed interleaved by a worker."""
 
 from __future__ import annotations
 
