@@ -15,9 +15,9 @@ Text = Annotated[str, Field(max_length=4000)]
 Version = Annotated[str, Field(max_length=100, pattern=r"^\d{1,6}\.\d{1,6}(\.[\w.+-]*)?$")]
 Sha = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(gt=-1e18, lt=1e18)]  # no NaN either
 Positive = Annotated[Number, Field(gt=0)]
-Amount = Annotated[Number, Field(ge=0, lt=1e18)]
+Amount = Annotated[Number, Field(ge=0)]
 Side = Annotated[int, Field(ge=-1, lt=1 << 31)]
 
 
