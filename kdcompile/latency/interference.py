@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from kdcompile.backends import nvidia_smi
 from kdcompile.remote.agent.machine import affinity
@@ -94,32 +94,23 @@ class _Start:
 
 
 class Watch:
-    """Judges blocks one after the other; a context manager, since a GPU is listened to.
+    """Finds what disturbed a block, one block after the other.
 
     Args:
         look: the counters now; None for no watch.
-        gpu: clocks and throttle flags of an NVIDIA GPU, while it is listened to.
-        clock: seconds, monotonic; the one that `gpu` uses.
+        clock: seconds, monotonic.
         past: of the processes before this one in the same run.
     """
 
     def __init__(
         self,
         look: Look | None,
-        gpu: nvidia_smi.Stream | None = None,
         clock: Callable[[], float] = time.monotonic,
         past: "Past | None" = None,
     ) -> None:
-        self._look, self._gpu, self._clock = look, gpu, clock
+        self._look, self._clock = look, clock
         self._past = Past() if past is None else past
         self._start: _Start | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        if self._gpu is not None:
-            self._gpu.close()
 
     def begin(self) -> None:
         """A block, or a burst of the warm-up, begins."""
@@ -135,12 +126,9 @@ class Watch:
         if now.cooling is not None:
             values[COOLING] = now.cooling
         clocks = {"the CPU's clock fell": now.cpu_hz, "the GPU's clock fell": now.gpu_hz}
-        flags = None if now.gpu_flags is None else set(nvidia_smi.throttles(now.gpu_flags))
-        if self._gpu is not None:  # it has looked all the while, and not only at the end
-            clocks["the GPU's clock fell"], flags = self._gpu.since(start.at) or (None, None)
-        if flags is not None:
-            for word in nvidia_smi.REASONS.values():
-                values[f"the GPU throttles: {word}"] = float(word in flags)
+        if now.gpu_flags is not None:
+            for bit, word in nvidia_smi.REASONS.items():
+                values[f"the GPU throttles: {word}"] = float(bool(now.gpu_flags & bit))
         found = [name for name, value in values.items() if self._past.exceeds(name, value)]
         fell = [name for name, hz in clocks.items() if hz and self._past.fell(name, hz)]
         return next(iter(found + fell), None)
@@ -198,20 +186,18 @@ def rates(start: Reading, end: Reading, seconds: float) -> dict[str, float]:
 
 
 def watch_of(place: Place, past: Past) -> Watch:
-    """The watch over a place: its worker looks; to an NVIDIA GPU of this machine one listens too.
+    """The watch over a device, by what its worker reads there.
 
     Args:
         place: open.
         past: of the run so far.
     """
-    here = isinstance(place, LocalPlace)
-    beside = [os.getpid()] if here else []
-    listened = here and place.about["gpu"] is not None and nvidia_smi.query(["name"])
+    beside = [os.getpid()] if isinstance(place, LocalPlace) else []
 
     def look() -> Reading:
         return reading(place.call("signals", beside=beside, with_sensors=False))
 
-    return Watch(look, nvidia_smi.Stream() if listened else None, past=past)
+    return Watch(look, past=past)
 
 
 def _share(part: float | None, whole: float | None) -> float | None:

@@ -135,8 +135,8 @@ class _Session:
                 log.info("the time is up after %d of %d processes", number, self.total)
                 break
             log.info("measuring: process %d of %d", number + 1, self.total)
-            with self.open() as place, self.tools.watch(place, self.past) as watch:
-                loaded = self._ready(place, number)
+            with self.open() as place:
+                loaded, watch = self._ready(place, number), self.tools.watch(place, self.past)
                 start_s = clock() - start
                 self._round(loaded, watch, number, self._share(number, start_s, end_s))
                 end = clock()

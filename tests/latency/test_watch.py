@@ -23,10 +23,10 @@ CALM = {"own": 1.0, "others": 0.1}
 class Bench:
     """A watch over the played machine, and blocks on it."""
 
-    def __init__(self, root, gpu=None):
+    def __init__(self, root):
         self.machine, self.clock = Machine(root), Clock()
         look = lambda: read(root, (7,), (0, 1))  # noqa: E731
-        self.watch = Watch(look, gpu, self.clock)
+        self.watch = Watch(look, self.clock)
 
     def block(self, seconds=BLOCK_S, **what):
         self.watch.begin()
@@ -120,7 +120,7 @@ def test_rates_of_what_nothing_tells_are_absent():
 
 
 def test_a_machine_that_tells_nothing_is_never_disturbed(tmp_path):
-    watch = Watch(lambda: read(tmp_path, (7,), (0, 1)), None, Clock())
+    watch = Watch(lambda: read(tmp_path, (7,), (0, 1)), Clock())
     for _ in range(5):
         watch.begin()
         assert watch.reason() is None
@@ -187,53 +187,6 @@ def test_what_cools_by_slowing_disturbs_and_a_fan_does_not(bench):
     assert sensors(str(bench.machine.root))["throttling"] == ["cpufreq-cpu0"]
 
 
-class Heard:
-    """A stream that says what it is told to."""
-
-    def __init__(self):
-        self.said, self.is_open = (1.98e9, set()), True
-
-    def since(self, moment):
-        return self.said
-
-    def close(self):
-        self.is_open = False
-
-
-def test_an_nvidia_gpu_is_listened_to(tmp_path):
-    heard = Heard()
-    bench = Bench(tmp_path, heard).calm()
-    heard.said = (1.5e9, set())
-    assert bench.block() == "the GPU's clock fell"
-    heard.said = (1.98e9, {"temperature"})
-    assert bench.block() == "the GPU throttles: temperature"
-    heard.said = None
-    assert bench.block() is None
-    with bench.watch:
-        pass
-    assert not heard.is_open
-
-
-def test_a_stream_of_nvidia_smi():
-    clock = Clock()
-
-    def lines():
-        for line in ("1980, 0x0000000000000000\n", "[N/A], [N/A]\n", "No devices\n",
-                     "1500, 0x0000000000000028\n"):  # fmt: skip
-            clock.pass_(1.0)
-            yield line
-
-    stream = nvidia_smi.Stream(lines(), clock)
-    stream._thread.join(5)
-    assert stream.since(0.0) == (1.74e9, {"hardware slow-down", "temperature"})
-    assert stream.since(103.5) == (1.5e9, {"hardware slow-down", "temperature"})
-    assert stream.since(999.0) == (1.5e9, {"hardware slow-down", "temperature"})
-    stream.close()
-    silent = nvidia_smi.Stream([], clock)
-    silent._thread.join(5)
-    assert silent.since(0.0) is None
-
-
 def test_a_query_that_a_driver_does_not_know_costs_only_its_field():
     def ask(options):
         fields = options[0].partition("=")[2].split(",")
@@ -259,7 +212,7 @@ def test_the_first_gpu_that_cuda_sees_is_asked(monkeypatch):
 def test_flags_of_a_card_elsewhere_are_told_by_its_worker():
     told = {"gpu_hz": 1.98e9, "gpu_flags": 0x01, "celsius": {"a": 1.0}}  # 0x01: it is idle
     clock = Clock()
-    watch = Watch(lambda: reading(told), None, clock)
+    watch = Watch(lambda: reading(told), clock)
 
     def block():
         watch.begin()
