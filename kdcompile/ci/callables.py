@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
@@ -188,10 +187,10 @@ def process_watch() -> Watching:
 
     if not hasattr(os, "sched_getaffinity"):
         return Watch(None)
-    from kdcompile.latency.interference import read
+    from kdcompile.remote.agent.signals import signals
 
     cpus = os.sched_getaffinity(0)
-    return Watch(lambda: read(Path("/"), (os.getpid(),), cpus))
+    return Watch(lambda: signals("/", (os.getpid(),), cpus))
 
 
 def _calls_for(seconds: float) -> int:

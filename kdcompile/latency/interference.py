@@ -8,8 +8,8 @@ disturbance. Reasons are fixed words, so that they can be counted.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -20,56 +20,7 @@ from kdcompile.remote.agent.signals import signals
 from kdcompile.remote.open import LocalPlace, Place
 from kdcompile.remote.usage import grown
 
-
-@dataclass(frozen=True)
-class Reading:
-    """Counters at one moment; None where nothing tells.
-
-    Args:
-        busy_s: CPU seconds that all processes have had on the CPUs in question.
-        total_s: CPU seconds that there were, idle ones too.
-        steal_s: of them, those that a virtual machine's host gave to others.
-        own_s: CPU seconds of the processes that measure.
-        wait_s: seconds that the timed one was ready to run and had no CPU.
-        switches: times that it was taken off a CPU.
-        quota_s: seconds that its control group was held back by its quota.
-        throttle_events: of the CPU's temperature, and of a Jetson's current.
-        cooling: steps by which cooling devices other than fans slow the machine down.
-        cpu_hz: the fastest of the CPUs.
-        gpu_hz: the fastest of a Jetson's GPU clocks, or the card's.
-        gpu_flags: the mask of what throttles an NVIDIA GPU, as NVML has it.
-    """
-
-    busy_s: float | None = None
-    total_s: float | None = None
-    steal_s: float | None = None
-    own_s: float | None = None
-    wait_s: float | None = None
-    switches: float | None = None
-    quota_s: float | None = None
-    throttle_events: float | None = None
-    cooling: float | None = None
-    cpu_hz: float | None = None
-    gpu_hz: float | None = None
-    gpu_flags: int | None = None
-
-
-def reading(told: Mapping[str, Any]) -> Reading:
-    """Of the worker's answer to `signals`, whose other values are left out."""
-    return Reading(**{field.name: told.get(field.name) for field in fields(Reading)})
-
-
-def read(root: Path, pids: Sequence[int], cpus: Iterable[int]) -> Reading:
-    """The counters of this machine now.
-
-    Args:
-        root: what stands for `/`.
-        pids: the processes that measure, the timed one first.
-        cpus: on which these may run.
-    """
-    return reading(signals(str(root), pids, cpus))
-
-
+Signals = Mapping[str, Any]  # of `remote.agent.signals`; what nothing tells is absent
 KEPT = 200  # blocks that the usual is the median of
 LEAST = 3  # readings, before there is a usual
 CLOCK_FALL = 0.05
@@ -83,14 +34,15 @@ ALLOWED = {
     "it was taken off a CPU more often": 200.0,  # a second
     "throttling began": 0.0,  # events a second
 }
+UNITS = ("cpu", "gpu")
 COOLING = "it was slowed to cool down"  # by more steps than usual
-Look = Callable[[], Reading]
+Look = Callable[[], Signals]
 
 
 @dataclass(frozen=True)
 class _Start:
     at: float
-    reading: Reading
+    signals: Signals
 
 
 class Watch:
@@ -122,13 +74,13 @@ class Watch:
         if self._look is None or self._start is None:
             return None
         start, now = self._start, self._look()
-        values = rates(start.reading, now, self._clock() - start.at)
-        if now.cooling is not None:
-            values[COOLING] = now.cooling
-        clocks = {"the CPU's clock fell": now.cpu_hz, "the GPU's clock fell": now.gpu_hz}
-        if now.gpu_flags is not None:
-            for bit, word in nvidia_smi.REASONS.items():
-                values[f"the GPU throttles: {word}"] = float(bool(now.gpu_flags & bit))
+        values = rates(start.signals, now, self._clock() - start.at)
+        if now.get("cooling") is not None:
+            values[COOLING] = now["cooling"]
+        flags = now.get("gpu_flags")
+        clocks = {f"the {unit.upper()}'s clock fell": now.get(f"{unit}_hz") for unit in UNITS}
+        for bit, word in nvidia_smi.REASONS.items() if flags is not None else ():
+            values[f"the GPU throttles: {word}"] = float(bool(flags & bit))
         found = [name for name, value in values.items() if self._past.exceeds(name, value)]
         fell = [name for name, hz in clocks.items() if hz and self._past.fell(name, hz)]
         return next(iter(found + fell), None)
@@ -161,7 +113,7 @@ class Past:
         return {name: round(median(seen), 4) for name, seen in sorted(self._seen.items())}
 
 
-def rates(start: Reading, end: Reading, seconds: float) -> dict[str, float]:
+def rates(start: Signals, end: Signals, seconds: float) -> dict[str, float]:
     """Each signal of the time between two readings; those that nothing tells are absent.
 
     Args:
@@ -169,17 +121,17 @@ def rates(start: Reading, end: Reading, seconds: float) -> dict[str, float]:
         end: the later one.
         seconds: between them.
     """
-    used, total = grown(start.busy_s, end.busy_s), grown(start.total_s, end.total_s)
-    own, waited = grown(start.own_s, end.own_s), grown(start.wait_s, end.wait_s)
+    names = ("busy_s", "total_s", "own_s", "wait_s", "steal_s", "quota_s", "switches",
+             "throttle_events")  # fmt: skip
+    more = {name: grown(start.get(name), end.get(name)) for name in names}
+    used, total, own, waited = (more[name] for name in names[:4])
     others = None if used is None or own is None else max(0.0, used - own)
     wanted = None if own is None or waited is None else own + waited
     shares = (
         _share(others, total),
         _share(waited, wanted),
-        _share(grown(start.steal_s, end.steal_s), total),
-        _share(grown(start.quota_s, end.quota_s), seconds),
-        _share(grown(start.switches, end.switches), seconds),
-        _share(grown(start.throttle_events, end.throttle_events), seconds),
+        _share(more["steal_s"], total),
+        *(_share(more[name], seconds) for name in names[5:]),
     )
     found = dict(zip(ALLOWED, shares, strict=True))
     return {name: share for name, share in found.items() if share is not None}
@@ -194,8 +146,8 @@ def watch_of(place: Place, past: Past) -> Watch:
     """
     beside = [os.getpid()] if isinstance(place, LocalPlace) else []
 
-    def look() -> Reading:
-        return reading(place.call("signals", beside=beside, with_sensors=False))
+    def look() -> Signals:
+        return place.call("signals", beside=beside, with_sensors=False)
 
     return Watch(look, past=past)
 
@@ -215,9 +167,9 @@ def crowded(run: Callable[[], T], root: Path = Path("/")) -> tuple[T, float]:
     0 where nothing tells.
     """
     pids, cpus, start = [os.getpid()], affinity(), time.monotonic()
-    before = read(root, pids, cpus)
+    before = signals(str(root), pids, cpus)
     found = run()
-    after = read(root, pids, cpus)
+    after = signals(str(root), pids, cpus)
     return found, rates(before, after, time.monotonic() - start).get(OTHERS, 0.0)
 
 

@@ -8,16 +8,23 @@ from kdcompile.latency.interference import (
     COOLING,
     LEAST,
     Past,
-    Reading,
     Watch,
     rates,
-    read,
-    reading,
 )
-from kdcompile.remote.agent.signals import sensors
+from kdcompile.remote.agent.signals import sensors, signals
 
 BLOCK_S = 0.8  # long against a tick of /proc/stat, so that shares come out exactly
 CALM = {"own": 1.0, "others": 0.1}
+
+
+class Read(dict):
+    """Signals; what nothing tells is None."""
+
+    __getattr__ = dict.get
+
+
+def read(root, pids, cpus):
+    return Read(signals(str(root), pids, cpus))
 
 
 class Bench:
@@ -109,14 +116,14 @@ def test_a_past_is_shared_by_the_processes_of_a_run():
 
 
 def test_rates_of_what_nothing_tells_are_absent():
-    assert rates(Reading(), Reading(), 1.0) == {}
-    only = rates(Reading(switches=5.0), Reading(switches=9.0), 2.0)
+    assert rates({}, {}, 1.0) == {}
+    only = rates({"switches": 5.0}, {"switches": 9.0}, 2.0)
     assert only == {"it was taken off a CPU more often": 2.0}
     # a counter that was reset, and no time
-    assert rates(Reading(quota_s=5.0), Reading(quota_s=0.0), 1.0) == {
+    assert rates({"quota_s": 5.0}, {"quota_s": 0.0}, 1.0) == {
         "the control group's quota held it back": 0.0
     }
-    assert rates(Reading(quota_s=5.0), Reading(quota_s=6.0), 0.0) == {}
+    assert rates({"quota_s": 5.0}, {"quota_s": 6.0}, 0.0) == {}
 
 
 def test_a_machine_that_tells_nothing_is_never_disturbed(tmp_path):
@@ -124,7 +131,7 @@ def test_a_machine_that_tells_nothing_is_never_disturbed(tmp_path):
     for _ in range(5):
         watch.begin()
         assert watch.reason() is None
-    assert read(tmp_path, (7,), (0, 1)) == Reading()
+    assert read(tmp_path, (7,), (0, 1)) == {}
 
 
 def test_a_reading_is_of_the_given_cpus_and_process(tmp_path):
@@ -212,7 +219,7 @@ def test_the_first_gpu_that_cuda_sees_is_asked(monkeypatch):
 def test_flags_of_a_card_elsewhere_are_told_by_its_worker():
     told = {"gpu_hz": 1.98e9, "gpu_flags": 0x01, "celsius": {"a": 1.0}}  # 0x01: it is idle
     clock = Clock()
-    watch = Watch(lambda: reading(told), clock)
+    watch = Watch(lambda: told, clock)
 
     def block():
         watch.begin()
