@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from kdcompile.backends.candidate_runner import FILES as TEACHER_FILES
 from kdcompile.backends.candidate_runner import BoardRig
 from kdcompile.backends.choose import Limits
 from kdcompile.backends.mixed import NEEDS, add_mixed
-from kdcompile.backends.teacher import FILES as TEACHER_FILES
 from kdcompile.calib.calibrate import table_of
 from kdcompile.calib.chosen import ChosenImages
 from kdcompile.calib.collect import collect, tensors_to_observe

@@ -37,8 +37,7 @@ from kdcompile.latency_model.microbench import OPSET, SIDES
 from kdcompile.latency_model.microbench_timing import Case, TimedNetwork, measure
 from kdcompile.latency_model.parameters import efficiencies_of
 from kdcompile.latency_model.predict import estimate
-from kdcompile.remote.board import evidence_of, facts_of
-from kdcompile.remote.open import open_place
+from kdcompile.remote.open import evidence_of, facts_of, open_place
 from kdcompile.targets import Target, load
 
 GOAL, LEAST, SPAN = 0.95, 20, 5.0

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Unpack
 
 from kdcompile.core.disk import disk_error
 from kdcompile.core.errors import KDError
-from kdcompile.core.events import Event as Event
-from kdcompile.core.events import Metric as Metric
-from kdcompile.core.events import OnProgress, StageStarted, reporting_to
-from kdcompile.core.events import StageFinished as StageFinished
-from kdcompile.core.events import StageHit as StageHit
-from kdcompile.core.events import StepDone as StepDone
+from kdcompile.core.progress import Event as Event
+from kdcompile.core.progress import Metric as Metric
+from kdcompile.core.progress import OnProgress, StageStarted, reporting_to
+from kdcompile.core.progress import StageFinished as StageFinished
+from kdcompile.core.progress import StageHit as StageHit
+from kdcompile.core.progress import StepDone as StepDone
 from kdcompile.core.report import Report, overall
 from kdcompile.core.store import Artifact
-from kdcompile.latency.benchmark import Benchmark, is_baseline
-from kdcompile.latency.request import Measuring, Request
+from kdcompile.latency.request import Benchmark, Measuring, Request, is_baseline
 from kdcompile.passes.inputs import AnyPath, Inputs, spec_of
 
 if TYPE_CHECKING:

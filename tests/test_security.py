@@ -18,7 +18,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing
 from kdcompile.core.report import GateResult, Measurement, Report, overall
 from kdcompile.models.factory import read_weights
-from kdcompile.remote.address import parse_ssh
+from kdcompile.remote.ssh import parse_ssh
 
 PACKAGE = Path(kdcompile.__file__).parent
 FOLDERS = [PACKAGE, *(PACKAGE.parent / name for name in ("calib", "kernels", "targets"))]

@@ -1,1 +1,1 @@
-"""backends."""
+"""Backends: what builds and runs a network, and the choice of the precision that ships."""

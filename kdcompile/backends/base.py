@@ -6,18 +6,20 @@ so that `build`, `verify`, `bench`, `compare` and a search that measures use it 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from kdcompile.core.backends import register as register
+from kdcompile.core import plugins
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target
 
 Arrays = Mapping[str, NDArray[Any]]
 Opener = Callable[[str], Any]  # the path of an engine to a function of one float32 array
+register = partial(plugins.register, "backends")  # @register("NAME") on the class of a backend
 
 
 @dataclass(frozen=True)

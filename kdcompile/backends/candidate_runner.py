@@ -1,7 +1,10 @@
-"""Where the candidates of a build run and are timed: ONNX Runtime here, or engines at a board."""
+"""Run and time the candidates of a build: by ONNX Runtime here, or as engines on a board.
+
+And the teacher's engine, which the student's is timed against.
+"""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +14,6 @@ from numpy.typing import NDArray
 
 from kdcompile.backends import engine
 from kdcompile.backends.onnxruntime_ import OnnxRuntime, open_session
-from kdcompile.backends.predict import Runner
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board
 from kdcompile.core.backends import find, is_served
@@ -19,10 +21,15 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json, write_text
 from kdcompile.core.measurement import Settings, measure
 from kdcompile.core.report import Evidence
+from kdcompile.core.store import Artifact
+from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.remote.open import Place
 from kdcompile.targets import Target
+from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]
+Runner = Callable[[Floats], Floats]
 Paths = Mapping[str, Path]
 Profiles = Mapping[str, Sequence[Mapping[str, Any]]]  # layers with `name`, `ms`, `onnx`
 # of one candidate; the others may still be built
@@ -220,3 +227,59 @@ def write_opener(backend: str, folder: Path) -> None:
     head = f'"""Opens an engine of {backend}: `open_network(path)` is a function of one array."""'
     text = f"{head}\n\nfrom __future__ import annotations\n\nfrom typing import Any\n\n\n{source}"
     write_text(folder / "opener.py", text)
+
+
+FILES = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
+
+
+def teacher_precision(student: str) -> str:
+    """What the teacher computes in beside a student: fp32 beside fp32, else fp16.
+
+    A teacher is not calibrated; fp16 is what one would deploy without compressing it.
+    """
+    return "fp32" if student == "fp32" else "fp16"
+
+
+def keep_teacher(rig: BoardRig, export: Artifact, student: str, folder: Path) -> None:
+    """Build the teacher's engine where the student's is; `teacher.engine` and its sidecar.
+
+    Raises:
+        KDError: what the worker says of the network.
+    """
+    paths = {p: export.file(name) for p, name in FILES.items() if name in export.files}
+    precision = teacher_precision(student)
+    plan = rig.place.about["precisions"].get(precision)
+    if plan is None or plan["onnx"] not in paths:
+        precision = "fp32"  # the GPU has no fp16, or the teacher's weights overflow in it
+    onnx, profile = rig.onnx(precision, paths), rig.spec.export.profile
+    built = engine.build(rig.place, rig.board, onnx, precision, rig.spec.compile, profile)
+    engine.bring(rig.place, built, folder / "teacher.engine")
+
+
+def predict_outputs(
+    runner: Runner, photos: Iterable[Photo], preprocess: Preprocess
+) -> tuple[list[Floats], list[Frame]]:
+    """The network's output for each image, [1, ...], and where the image lay in its input.
+
+    `Task.within` and `Task.predictions` say what both mean.
+
+    Args:
+        runner: float32 [1, C, H, W] to the output.
+        photos: read one at a time, so that a whole split never lies in memory.
+        preprocess: the one that the network was exported with.
+
+    Raises:
+        KDError: an image cannot be read.
+    """
+    outputs, frames = [], []
+    for photo in photos:
+        pixels = photo.pixels(preprocess.channels)
+        outputs.append(runner(preprocess(pixels)))
+        frames.append(preprocess.frame(*pixels.shape[:2]))
+    return outputs, frames
+
+
+def predictions(task: Task, outputs: Iterable[Floats], frames: Iterable[Frame]) -> list[float]:
+    """What the outputs of `predict_outputs` say of each image, without their padding."""
+    each = zip(outputs, frames, strict=True)
+    return [float(task.predictions(task.within(output, frame))[0]) for output, frame in each]

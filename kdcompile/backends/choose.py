@@ -1,4 +1,4 @@
-"""Which precision ships: the fastest that is accurate enough."""
+"""Choice of the precision that ships: the fastest that is accurate enough."""
 
 import math
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
 """Engines behind a transport: built once, loaded, run and timed by the worker there."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from kdcompile.config.deploy import Compile
 from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, read_json, write_json
+from kdcompile.core.measurement import interleave
 from kdcompile.core.store import digest
 from kdcompile.remote.open import Place, open_place
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 Times = NDArray[np.float64]
 INPUT = "image"
 MODES = ("graph", "device", "end_to_end")
@@ -230,15 +232,26 @@ def judged_pace(
         turns: samples wanted of each.
         seconds: what all of them may take.
     """
-    able = modes(place)
-    for mode in able:
+    return leanest(
+        place, lambda mode: pace(place, networks, image, mode=mode, turns=turns, seconds=seconds)
+    )
+
+
+def leanest(place: Place, attempt: Callable[[str], T]) -> tuple[str, T]:
+    """The leanest mode in which an attempt succeeds, and what that returns.
+
+    Raises:
+        KDError: of an attempt, but for an engine that cannot be captured as a CUDA graph.
+    """
+    *lean, last = modes(place)
+    for mode in lean:
         try:
-            return mode, pace(place, networks, image, mode=mode, turns=turns, seconds=seconds)
+            return mode, attempt(mode)
         except KDError as error:
-            if error.code != "graph-refused" or mode == able[-1]:
+            if error.code != "graph-refused":
                 raise
             log.warning("timing without a CUDA graph: %s", error.message)
-    raise AssertionError("a worker has a mode")
+    return last, attempt(last)
 
 
 def in_turns(
@@ -266,14 +279,17 @@ def in_turns(
         Float64 [turns] by name, neighbours in time at the same index.
     """
     found: dict[str, list[float]] = {name: [] for name in networks}
-    inputs = place.inputs({INPUT: image})
-    names = list(networks)
-    for turn in range(turns):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            answer = place.call(
-                "time", inputs=inputs, iterations=iterations, warmup=warmup, name=name, mode=mode
-            )
-            found[name].append(median_of(answer, mode))
+    settings: dict[str, Any] = {
+        "inputs": place.inputs({INPUT: image}),
+        "mode": mode,
+        "iterations": iterations,
+        "warmup": warmup,
+    }
+
+    def take(name: str, turn: int) -> None:
+        found[name].append(median_of(place.call("time", name=name, **settings), mode))
+
+    interleave(networks, take, turns)
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -288,7 +304,7 @@ def median_of(answer: Mapping[str, Any], mode: str) -> float:
     if not found or found[0] <= 0:
         raise KDError(
             "time-zero",
-            f"no latency of mode {mode} above 0 ms was told",
+            f"no latency of mode {mode} above 0 ms was returned",
             where="the worker's answer to time",
             fix="run the same command again; if it repeats, see kdcompile doctor --via PLACE",
         )

@@ -51,7 +51,7 @@ def add_mixed(
         paths: the network's files by precision; the mixed one is put there.
         calibrated: `calibration.json`, `sensitivity.json`.
         target: what is built for.
-        judge: photos, how they become inputs, what outputs mean, and what must be kept.
+        judge: images, how they become inputs, what outputs mean, and what must be kept.
         image: float32 [1, C, H, W], of the typical shape.
         folder: the stage's.
 
@@ -91,7 +91,7 @@ def _plan(
     evaluate = photo_evaluator(model, some, preprocess, task, limits.metric)
 
     def keeps(found: Outcome) -> bool:
-        # some photos are not the whole split: what fp32 itself does on them is allowed too
+        # some images are not the whole split: what fp32 itself does on them is allowed too
         worst = limits.metric.worse_by(limits.limit, 0.0)
         allowed = max(worst, limits.metric.worse_by(sensitivity.fp32.metric, 0.0) * 1.01)
         inside = limits.metric.worse_by(found.metric, 0.0) <= allowed

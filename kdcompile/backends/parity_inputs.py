@@ -1,7 +1,7 @@
-"""What a bundle carries so that its network can be judged again: its engine's source, its rungs.
+"""Files of a bundle with which its network can be evaluated again: reference inputs and networks.
 
 A build kit has the networks, reference inputs and gates (`kit.py`). Where there is no kit the
-bundle has `parity/`: `photos.npz`, some validation photos as uint8 at the network's size;
+bundle has `parity/`: `photos.npz`, some validation images as uint8 at the network's size;
 `gates.json`; `student_fp32.onnx` where `model.onnx` is another file; and `outputs.npz`, what ONNX
 Runtime makes of the first photos.
 """
@@ -29,7 +29,7 @@ from kdcompile.remote.kit import MAX_REFERENCES
 from kdcompile.tasks.task import Task
 
 FOLDER, KIT, MODEL = "parity", "kit", "model.onnx"
-IMAGES, BYTES = 16, 4 * 1024 * 1024  # at most; one photo is there however large it is
+IMAGES, BYTES = 16, 4 * 1024 * 1024  # at most; one image is there however large it is
 Files = Mapping[str, Mapping[str, Any]]  # of a manifest: SHA-256 and size by name
 Floats = NDArray[np.float32]
 
@@ -43,7 +43,7 @@ class Carried:
         files: its other ONNX files by precision.
         gates: the spec's gates `accuracy` and `parity`, as JSON values.
         inputs: network inputs, float32 [1, C, H, W].
-        frames: where a photo lies in each; None in a kit, which keeps the inputs alone.
+        frames: where an image lies in each; None in a kit, which keeps the inputs alone.
     """
 
     fp32: Path
@@ -71,11 +71,11 @@ def write_carried(
         folder: of the bundle to be.
         fp32: the student's fp32 ONNX file.
         photos: of the validation split; up to `IMAGES`, spread over it, of `BYTES` in all.
-        preprocess: how photos become inputs.
+        preprocess: how images become inputs.
         gates: the spec's as JSON values; `accuracy` and `parity` are kept.
 
     Raises:
-        KDError: a photo cannot be read.
+        KDError: an image cannot be read.
     """
     parity = folder / FOLDER
     parity.mkdir()
@@ -94,7 +94,7 @@ def write_carried(
 
 
 def write_outputs(folder: Path, fp32: Path, precision: str, preprocess: Preprocess) -> None:
-    """Write `parity/outputs.npz`: `output_PRECISION_I` for the first photos of `write_carried`.
+    """Write `parity/outputs.npz`: `output_PRECISION_I` for the first images of `write_carried`.
 
     Of fp32, which an engine is held against, and of `model.onnx` as it runs here; nothing of a
     precision that ONNX Runtime's CPU has not.
@@ -103,7 +103,7 @@ def write_outputs(folder: Path, fp32: Path, precision: str, preprocess: Preproce
         folder: of the bundle to be.
         fp32: the student's fp32 ONNX file.
         precision: of `model.onnx`.
-        preprocess: how photos become inputs.
+        preprocess: how images become inputs.
     """
     if precision not in RUNS_HERE:
         return
@@ -164,7 +164,7 @@ def incomplete(folder: Path, lacks: Sequence[str]) -> KDError:
         "parity-incomplete",
         f"the bundle carries no {', no '.join(lacks)}",
         where=str(folder),
-        fix="name the spec that it was built from in its place, with the same --target: "
+        fix="name the spec that it was built from instead, with the same --target: "
         "kdcompile verify --parity SPEC, kdcompile bisect SPEC",
     )
 

@@ -4,21 +4,20 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kdcompile.backends.base import Arrays, BuildOptions, Network
-from kdcompile.core.backends import opened
-from kdcompile.core.errors import KDError
+from kdcompile.backends.base import Arrays, Backend, BuildOptions, Network
+from kdcompile.core.errors import ToolMissingError
 from kdcompile.remote.agent import worker
 from kdcompile.remote.agent.__main__ import serve
-from kdcompile.remote.agent.engine_record import check_inputs, read_record, write_engine
-from kdcompile.remote.agent.errors import FIXES, WorkerError
-from kdcompile.remote.agent.onnxruntime_session import OnnxRuntimeSession
+from kdcompile.remote.agent.engine_record import read_record, write_engine
+from kdcompile.remote.agent.errors import WorkerError
+from kdcompile.remote.agent.onnxruntime_session import WallClockSession
 from kdcompile.remote.agent.system import platform_name
 
 FIXED = ("sha256", "platform")
@@ -30,9 +29,13 @@ class Served:
     modes = ("device", "end_to_end")
     cuda: Any = None
 
-    def __init__(self, name: str, reference: str) -> None:
-        self.name, self.backend = name, _asked(lambda: opened(reference))
-        self.version = _asked(lambda: self.backend.version)
+    def __init__(self, name: str, backend: type[Backend]) -> None:
+        self.name = name
+        try:
+            self.backend = backend()
+            self.version = self.backend.version
+        except ToolMissingError as error:
+            raise WorkerError("backend-missing", error.message, error.fix) from error
 
     def about(self) -> dict[str, Any]:
         """No GPU; each precision is built from its own ONNX file."""
@@ -53,7 +56,7 @@ class Served:
         options = BuildOptions(precision, profile, settings)
         temporary = Path(f"{engine}.{os.getpid()}.tmp")
         try:
-            made = _asked(lambda: self.backend.build(Path(onnx), temporary, options))
+            made = self.backend.build(Path(onnx), temporary, options)
             blob = temporary.read_bytes()
         finally:
             temporary.unlink(missing_ok=True)
@@ -77,7 +80,7 @@ class Served:
         if graph:
             raise WorkerError("mode-refused", f"{self.name} runs no CUDA graph")
         self._check(path, read_record(path) if expected is None else expected)
-        return ServedSession(lambda: _asked(lambda: self.backend.load(Path(path), threads)))
+        return ServedSession(lambda: self.backend.load(Path(path), threads))
 
     def _check(self, path: str, record: Any) -> None:
         known = record if isinstance(record, dict) else {}
@@ -92,65 +95,31 @@ class Served:
             raise WorkerError("engine-mismatch", f"built by {built}; here {here}")
 
 
-class ServedSession(OnnxRuntimeSession):
-    """A loaded network with the calls of an engine; the loops that time are the agent's."""
+class ServedSession(WallClockSession):
+    """A network that a backend loaded."""
 
-    def __init__(self, make: Callable[[], Network]) -> None:
-        self.make, self.session, self.beside = make, make(), []
-        self.types = {name: np.dtype(t.dtype) for name, t in self.session.inputs.items()}
-
-    def about(self) -> dict[str, Any]:
+    def tensors(self) -> dict[str, Any]:
         """Inputs and outputs."""
-        ports = {"inputs": self.session.inputs, "outputs": self.session.outputs}
-        tensors = {
+        sides = {"inputs": self.session.inputs, "outputs": self.session.outputs}
+        return {
             side: {name: {"dtype": t.dtype, "shape": list(t.shape)} for name, t in named.items()}
-            for side, named in ports.items()
+            for side, named in sides.items()
         }
-        return {"device_memory_mb": None, **tensors}
 
-    def run(self, arrays: Arrays) -> dict[str, Any]:
+    def run(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """The outputs by name."""
-        return dict(_asked(lambda: self.session.run(self._feeds(arrays))))
+        return dict(self.session.run(self._feeds(arrays)))
 
-    def profile(self, arrays: Arrays, iterations: int) -> list[dict[str, Any]]:
+    def profile(self, arrays: dict[str, Any], iterations: int) -> list[dict[str, Any]]:
         """Mean milliseconds of each layer."""
-        layers = _asked(lambda: self.session.profile(self._feeds(arrays), iterations))
-        return [
-            {"name": e.name, "ms": e.ms, "precision": e.precision, "onnx": list(e.onnx) or None}
-            for e in layers
-        ]
-
-    def _feeds(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = check_inputs(dict(arrays), self.types, list(self.types))
-        for name, shape in wanted.items():
-            size = self.session.inputs[name].shape
-            if len(shape) != len(size) or any(
-                n not in (-1, a) for a, n in zip(shape, size, strict=True)
-            ):
-                text = f"{name} of {shape}; the network has {size}"
-                raise WorkerError("shape-refused", text)
-        return {n: np.ascontiguousarray(arrays[n], t) for n, t in self.types.items()}
+        layers = self.session.profile(self._feeds(arrays), iterations)
+        return [asdict(e) | {"onnx": list(e.onnx) or None} for e in layers]
 
     def _once(self, session: Network, feeds: Arrays, mode: str) -> Callable[[], Any]:
-        if mode == "end_to_end":
-            return partial(session.run, feeds)
-        return session.bind(feeds)
-
-    def _check_providers(self, feeds: Arrays) -> None:
-        """A backend has one device."""
+        return partial(session.run, feeds) if mode == "end_to_end" else session.bind(feeds)
 
 
-def _asked(act: Callable[[], Any]) -> Any:
-    """What a backend returns; its error with its own fix, as the agent sends errors."""
-    try:
-        return act()
-    except KDError as error:
-        code = "backend-missing" if error.code == "tool-missing" else error.code
-        FIXES[code] = error.fix
-        raise WorkerError(code, error.message) from error
-
-
-def main(name: str, reference: str) -> None:
-    """Answer requests on standard input until it ends."""
-    worker.BACKENDS[name] = partial(Served, name, reference)
+def main(name: str, module: str, backend: str) -> None:
+    """Answer requests on standard input until it ends; `backend` is a class of the module."""
+    worker.BACKENDS[name] = partial(Served, name, getattr(import_module(module), backend))
     sys.exit(serve(name))

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import interleave
 from kdcompile.core.store import digest
 from kdcompile.latency.environment import fingerprint
 from kdcompile.latency.warmup import BURSTS, agree
@@ -115,18 +115,21 @@ class Timer:
         watch = self.watch or process_watch()
         sides: list[list[Block]] = [[] for _ in calls]
         wanted = max(MAX_BLOCKS, round(BLOCKS_PER_S * self.seconds))
-        begin, repeats, turn = self.clock(), round(REPEATS * wanted), 0
-        while turn < wanted and (turn < MIN_BLOCKS or self.clock() - begin < self.seconds):
-            for i in list(range(len(calls)))[:: -1 if turn % 2 else 1]:
-                self._sample(calls[i], count)  # takes back the caches that the other one had
-                at = self.clock() - begin
-                watch.begin()
-                with _no_collection():
-                    times = [self._sample(calls[i], count) * 1000 for _ in range(size)]
-                sides[i].append(Block(tuple(times), round(at, 3), watch.reason()))
-            if repeats and any(side[-1].disturbed for side in sides):
-                wanted, repeats = wanted + 1, repeats - 1
-            turn += 1
+        begin = self.clock()
+
+        def take(i: int, turn: int) -> bool:
+            self._sample(calls[i], count)  # takes back the caches that the other one had
+            at = self.clock() - begin
+            watch.begin()
+            with _no_collection():
+                times = [self._sample(calls[i], count) * 1000 for _ in range(size)]
+            sides[i].append(Block(tuple(times), round(at, 3), watch.reason()))
+            return sides[i][-1].disturbed is not None
+
+        interleave(
+            range(len(calls)), take, wanted, lambda: self.clock() - begin < self.seconds,
+            least=MIN_BLOCKS, repeats=round(REPEATS * wanted),
+        )  # fmt: skip
         return sides
 
     def _sample(self, call: Call, count: int) -> float:
@@ -184,10 +187,10 @@ def process_watch() -> Watching:
 
     if not hasattr(os, "sched_getaffinity"):
         return Watch(None)
-    from kdcompile.latency.interference import read
+    from kdcompile.remote.agent.signals import signals
 
     cpus = os.sched_getaffinity(0)
-    return Watch(lambda: read(Path("/"), (os.getpid(),), cpus))
+    return Watch(lambda: signals("/", (os.getpid(),), cpus))
 
 
 def _calls_for(seconds: float) -> int:

@@ -21,7 +21,7 @@ from kdcompile.cli.options import as_json, echo_json
 from kdcompile.core.errors import plain
 
 if TYPE_CHECKING:
-    from kdcompile.latency.benchmark import Benchmark
+    from kdcompile.latency.request import Benchmark
 
 PATH = click.Path(path_type=Path)
 
@@ -121,7 +121,7 @@ def compare(
     """
     from kdcompile import api
     from kdcompile.ci.report import in_ci
-    from kdcompile.latency.benchmark import is_baseline
+    from kdcompile.latency.request import is_baseline
 
     folder, stream = ci_place(ci, ci_folder), ci_stream(as_json)
     started = time.monotonic()

@@ -51,9 +51,12 @@ class GateSpec(Closed):
     """What every gate may say; a gate's own settings derive from it.
 
     local: fields that are paths of this machine, resolved as other paths of the spec are.
+    board_limit: what `build_engine.py` decides the gate by on a board, a number of the agent
+        (`remote.agent.verdict`) and the setting that limits it; None where it does not.
     """
 
     local: ClassVar[tuple[str, ...]] = ()
+    board_limit: ClassVar[tuple[str, str] | None] = None
 
     required: bool = True
     evidence: Evidence = "host"
@@ -117,6 +120,11 @@ class Gates(BaseModel):
             if isinstance(settings, MetricGate) and settings.metric is None
         }
         return self.model_copy(update=without)
+
+    def board_limits(self) -> dict[str, tuple[str, str]]:
+        """Of each gate that a board decides too, its number and the setting that limits it."""
+        limits = {name: settings.board_limit for name, settings in self.named().items()}
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
     def check_metrics(self, kind: str, known: Iterable[str]) -> str | None:
         """Which metric is none of a task of this kind, in words, or None."""

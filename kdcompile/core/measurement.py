@@ -1,4 +1,7 @@
-"""Measure the latency of callables on this machine, interleaved, so that a drift touches all alike.
+"""Measure latencies interleaved, so that a drift touches all alike: the loop, and callables by it.
+
+`interleave` is the loop of every measurement: in this process, in those of `kdcompile.latency`, and
+by the agent on a board, so it is Python 3.8 with numpy only. `measure` times callables by it.
 
 A difference of seconds apart would be a difference of clocks, caches and neighbours. Each block
 times a short run of every callable, in an order that rotates from block to block (A B, then B A);
@@ -10,16 +13,20 @@ loses more. And of two networks that are open in one process each finds the othe
 spinning. `kdcompile.stats.latency_interval` reduces the samples.
 """
 
+from __future__ import annotations
+
 import math
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
 MIN_BLOCKS = 6  # fewer distinct resamples than 6 blocks have cannot carry a 95 % interval
 BLOCK_SECONDS = 0.3  # longer blocks of fast calls would add time and no samples
 
@@ -56,6 +63,41 @@ class Samples:
     repeats: int
 
 
+def in_order(names: Sequence[Any], turn: int) -> list[Any]:
+    """The order of a turn: A B C, then B C A, so that none is always first."""
+    first = turn % len(names)
+    return [*names[first:], *names[:first]]
+
+
+def interleave(
+    names: Sequence[Any],
+    take: Callable[[Any, int], object],
+    blocks: int,
+    goes_on: Callable[[], bool] = lambda: True,
+    *,
+    least: int = MIN_BLOCKS,
+    repeats: int = 0,
+    first: int = 0,
+) -> None:
+    """Take a block of each network in every turn, in an order that rotates.
+
+    Args:
+        names: of the networks.
+        take: takes a block of a network, given its name and the turn; true where it was disturbed.
+        blocks: turns that are wanted.
+        goes_on: whether there is time for another turn; asked before each.
+        least: turns that are taken whatever `goes_on` says.
+        repeats: the most turns that are added, one for each in which a block was disturbed.
+        first: the turn that begins, as `in_order` counts them.
+    """
+    turn = 0
+    while turn < blocks and (goes_on() or turn < least):
+        disturbed = [take(name, turn) for name in in_order(names, first + turn)]
+        if repeats and any(disturbed):
+            blocks, repeats = blocks + 1, repeats - 1
+        turn += 1
+
+
 def measure(
     runners: Mapping[str, Callable[[], object]],
     settings: Settings | None = None,
@@ -78,15 +120,14 @@ def measure(
     block = min(used.seconds / blocks, BLOCK_SECONDS)
     wanted = math.floor(block / once) - 1 if once > 0 else used.repeats
     repeats = min(max(wanted, 1), used.repeats)
-    names = list(runners)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in runners}
     start = clock()
-    for turn in range(blocks):
-        if turn >= MIN_BLOCKS and clock() - start >= used.seconds:
-            break
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(_fastest(runners[name], repeats, clock))
+    interleave(
+        list(runners),
+        lambda name, _: times[name].append(_fastest(runners[name], repeats, clock)),
+        blocks,
+        lambda: clock() - start < used.seconds,
+    )
     return Samples({name: np.array(found) * 1000.0 for name, found in times.items()}, repeats)
 
 
@@ -98,4 +139,4 @@ def _fastest(call: Callable[[], object], repeats: int, clock: Callable[[], float
     for _ in range(repeats):
         call()
         stamps.append(clock())
-    return min(end - start for start, end in pairwise(stamps))
+    return min(end - start for start, end in zip(stamps, stamps[1:]))

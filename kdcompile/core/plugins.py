@@ -2,7 +2,8 @@
 
 A package brings an object by an entry point of the group `kdcompile.KIND`, and code that is already
 imported by `register(KIND, NAME)`. The built-in ones register in the modules that `BUILT_IN` names.
-An entry point is imported when its name is asked for, so that a broken one breaks nothing else.
+An entry point is imported when its name is asked for, so that a broken one breaks nothing else; so
+is a backend of `BUILT_IN`, so that a list of their names stays light.
 """
 
 import importlib
@@ -17,13 +18,21 @@ from kdcompile import __version__
 from kdcompile.core.errors import KDError, nearest
 
 ROOT = "kdcompile"
-BUILT_IN = {  # the module, or the package of modules, that registers the built-in ones
+ONNXRUNTIME = "kdcompile.backends.onnxruntime_"
+# the module, or package of modules, that registers the built-in ones, or the module of each name
+BUILT_IN: dict[str, str | dict[str, str]] = {
     "recipes": "kdcompile.distill.recipes",
     "tasks": "kdcompile.tasks.builtin",
     "formats": "kdcompile.data.formats",
     "gates": "kdcompile.gates",
     "targets": "kdcompile.targets",
-    "backends": "kdcompile.backends",
+    "backends": {
+        "tensorrt": "kdcompile.backends.tensorrt_",
+        "onnxruntime": ONNXRUNTIME,
+        "onnxruntime-cuda": ONNXRUNTIME,
+        "onnxruntime-tensorrt": ONNXRUNTIME,
+        "openvino": "kdcompile.backends.openvino_",
+    },
     "calibrators": "kdcompile.calib.observers",
 }
 T = TypeVar("T")
@@ -117,7 +126,10 @@ def plugin(kind: str, name: str) -> Plugin | None:
     Raises:
         KDError: `plugin-broken` or `plugin-duplicate`.
     """
-    _load_built_in(kind)
+    built_in = BUILT_IN[kind]
+    module = built_in if isinstance(built_in, str) else built_in.get(name)
+    if module is not None:
+        _load_built_in(module)
     for entry in entries(kind):
         if entry.name == name:
             _load(kind, entry)
@@ -143,8 +155,11 @@ def names(kind: str) -> list[str]:
 
 def loaded(kind: str) -> list[str]:
     """The names of the built-in objects of a kind, and of what else is imported already."""
-    _load_built_in(kind)
-    return [name for of, name in _known if of == kind]
+    built_in = BUILT_IN[kind]
+    if isinstance(built_in, str):
+        _load_built_in(built_in)
+        built_in = {}
+    return list(dict.fromkeys([*built_in, *(name for of, name in _known if of == kind)]))
 
 
 def listing(kind: str) -> list[tuple[Plugin, KDError | None]]:
@@ -162,10 +177,10 @@ def listing(kind: str) -> list[tuple[Plugin, KDError | None]]:
 
 
 @cache
-def _load_built_in(kind: str) -> None:
-    package = importlib.import_module(BUILT_IN[kind])
-    for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+def _load_built_in(module: str) -> None:
+    package = importlib.import_module(module)
+    for inner in pkgutil.iter_modules(getattr(package, "__path__", ())):
+        importlib.import_module(f"{module}.{inner.name}")
 
 
 @cache

@@ -5,11 +5,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from kdcompile.core.events import StepDone, emit
 from kdcompile.core.logs import is_quiet
+from kdcompile.core.user_code import users_code
 
 log = logging.getLogger("kdcompile")
 LINE_SECONDS = 10.0
@@ -131,3 +134,76 @@ def counted(items: Iterable[Item], total: int, stage: str, unit: str) -> Iterato
         for number, item in enumerate(items, 1):
             yield item
             progress.show(number)
+
+
+@dataclass(frozen=True)
+class StageHit:
+    """A stage whose artifact is in the store already, under `key`."""
+
+    stage: str
+    key: str
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage begins to run; `why` says, a sentence each, what makes it run."""
+
+    stage: str
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StageFinished:
+    """A stage has run, in so many seconds, and its artifact is in the store under `key`."""
+
+    stage: str
+    key: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """`done` of `total` units (`steps`, `test images`, ...) of a stage are finished."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value of a training after `step` steps: `loss`, or `val_` and the name of a metric."""
+
+    stage: str
+    step: int
+    name: str
+    value: float
+
+
+Event = StageHit | StageStarted | StageFinished | StepDone | Metric
+OnProgress = Callable[[Event], object]
+_callback: ContextVar[OnProgress | None] = ContextVar("_callback", default=None)
+
+
+@contextmanager
+def reporting_to(callback: OnProgress | None) -> Iterator[None]:
+    """Call `callback` with every event of the block; None leaves the outer callback in charge."""
+    token = _callback.set(callback or _callback.get())
+    try:
+        yield
+    finally:
+        _callback.reset(token)
+
+
+def emit(event: Event) -> None:
+    """Hand an event to the callback, if there is one.
+
+    Raises:
+        KDError: `callback-failed`, the callback raised an exception.
+    """
+    callback = _callback.get()
+    if callback is not None:
+        fix = "correct the function that is passed as on_progress"
+        with users_code("callback-failed", "the progress callback failed", "on_progress", fix):
+            callback(event)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.backends import engine
+from kdcompile.backends.candidate_runner import predict_outputs
 from kdcompile.backends.parity_inputs import incomplete, read_carried, source_of
-from kdcompile.backends.predict import predict_outputs
 from kdcompile.config.gates import fraction
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board
@@ -25,8 +25,7 @@ from kdcompile.debug.variant import Shipped, last_rung, onnx_rung, rounded_rung,
 from kdcompile.debug.variants import Ladder, Rung
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.models.shrunk import load_student
-from kdcompile.remote.board import facts_of
-from kdcompile.remote.open import Place, open_place
+from kdcompile.remote.open import Place, facts_of, open_place
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task, find_task, preprocess_of, task_of
 

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdcompile.core.events import Metric, emit
 from kdcompile.core.files import replacing
-from kdcompile.core.progress import Progress
+from kdcompile.core.progress import Metric, Progress, emit
 from kdcompile.kernels import ran
 
 log = logging.getLogger("kdcompile")

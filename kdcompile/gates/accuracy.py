@@ -1,7 +1,8 @@
-"""Is the deployed student as accurate as the teacher, on the same test photos?
+"""Gate `accuracy`: the deployed student is as accurate as the teacher on the same test images.
 
 By the rule that `noninferior` states, the teacher being the reference. A student with more classes
-is judged on photos of the teacher's: what it knows of new ones would hide what it has forgotten.
+is evaluated on images of the teacher's: what it knows of new ones would hide what it has
+forgotten.
 """
 
 import math
@@ -13,15 +14,14 @@ from numpy.typing import NDArray
 from kdcompile.config.gates import MetricGate, Percent, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
 from kdcompile.gates.context import Floats, VerifyContext
-from kdcompile.gates.decidable import of_all
-from kdcompile.gates.registry import Decidable, gate
+from kdcompile.gates.registry import Decidable, gate, of_all
 from kdcompile.stats.noninferiority import Decision, compare, limits_text, observed_text
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task
 
 NO_MAPS = (
     "a board sends home what it predicted, not its density maps: kdcompile build --via PLACE "
-    "runs the engine on the test photos and judges them"
+    "runs the engine on the test images and decides it"
 )
 
 
@@ -33,6 +33,7 @@ class AccuracyGate(MetricGate):
     points.
     """
 
+    board_limit = "accuracy", "margin"
     max_increase: Percent = "5%"
     margin: Percent = "15%"
 
@@ -63,7 +64,7 @@ def _easiest(
     rank=0,
     always=True,
     easiest=_easiest,
-    on_board="build_engine.py --test PACK judges it; kdcompile bundle --test-pack FOLDER writes it",
+    on_board="build_engine.py --test PACK decides; kdcompile bundle --test-pack FOLDER writes it",
 )
 def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
     """Judge the student's predictions by the rule that this module states."""
@@ -80,7 +81,7 @@ def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
     if where is not None and not where.any():
         return GateResult(
             "accuracy", "inconclusive", context.evidence, settings.required, threshold,
-            "no number", "no test photo is of one of the teacher's classes: add some to data.test",
+            "no number", "no test image is of one of the teacher's classes: add some to data.test",
         )  # fmt: skip
     found = compare(
         metric,
@@ -123,7 +124,7 @@ def _of_itself(
 
 
 def never_wrong(metric: Metric, n: int, margin: str, max_increase: str, seed: int) -> Decision:
-    """The decision on n photos on which neither network is wrong, by the limits of a spec."""
+    """The decision on n images on which neither network is wrong, by the limits of a spec."""
     right = np.zeros(n)
     most = fraction(max_increase)
     return compare(metric, right, right, margin=fraction(margin), max_increase=most, seed=seed)
@@ -140,7 +141,7 @@ def difference(
         found: the decision.
         whose: the reference, in a word.
         n: photos.
-        part: which of the photos, in words, where not all.
+        part: which of the images, in words, where not all.
     """
     order = f"{whose} minus student" if metric.higher else f"student minus {whose}"
     return context.measurement(
@@ -150,7 +151,7 @@ def difference(
         low=_finite(found.low),
         high=_finite(found.high),
         n=n,
-        mode=f"{order}, paired over photos; each bound one-sided 95 %",
+        mode=f"{order}, paired over images; each bound one-sided 95 %",
     )
 
 

@@ -1,20 +1,19 @@
 """`device.json` as a board wrote it, or as anybody may have: only what has the form is let in."""
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from kdcompile.config.deploy import Precision
 from kdcompile.core.errors import KDError
+from kdcompile.remote.answer_types import Form, Power, Resident, Sha, Unread
 
 FORMAT = 1
-MOST_PHOTOS, MOST_BLOCKS, MOST_TEXT, MOST_SAMPLES = 1_000_000, 10_000, 10_000, 100_000
+MOST_PHOTOS, MOST_BLOCKS, MOST_TEXT = 1_000_000, 10_000, 10_000
 MIN_BLOCKS = 6
 
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
-Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Ms = Annotated[FiniteFloat, Field(gt=0, lt=1e9)]
 Number = Annotated[FiniteFloat, Field(ge=-1e12, le=1e12)]
@@ -23,10 +22,8 @@ Number = Annotated[FiniteFloat, Field(ge=-1e12, le=1e12)]
 Setting = Text | FiniteFloat | bool | None
 
 
-class Part(BaseModel):
+class Part(Form):
     """A part of the record; what kdcompile does not read is left out."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 class Gpu(Part):
@@ -54,7 +51,9 @@ class Environment(Part):
     l4t: Text | None
     gpu: Gpu | None
     memory_mb: Memory | None = None
-    machine: dict[Text, Setting | list[Setting] | dict[Text, Setting | dict[Text, Setting]]] = {}
+    machine: dict[Text, Setting | list[Setting] | dict[Text, Setting | dict[Text, Setting]]] = (
+        Field(default_factory=dict)
+    )
 
 
 class Engine(Part):
@@ -101,79 +100,27 @@ class Failed(Part):
     error: Text
 
 
-MiB = Annotated[FiniteFloat, Field(ge=0, lt=1e9)]
-Seconds = Annotated[FiniteFloat, Field(ge=0, lt=1e6)]
-Rails = dict[Text, Annotated[FiniteFloat, Field(ge=0, lt=1e18)]]  # mW, or mJ so far
-
-
-class MemoryNow(Part):
-    """The worker's `memory`, in MiB."""
-
-    resident_mb: MiB | None
-    peak_mb: MiB | None
-    restarted: bool
-    available_mb: MiB | None
-    unified: bool
-    gpu_mb: MiB | None
-    gpu_used_mb: MiB | None
-
-
-class Idle(Part):
-    """Readings of the power, one after the other: when, and the value of each rail."""
-
-    # JSON has no tuples, which strictness asks for
-    samples: Annotated[
-        list[Annotated[tuple[Seconds, Rails], Field(strict=False)]], Field(max_length=MOST_SAMPLES)
-    ]
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        moments = [moment for moment, _ in self.samples]
-        if any(a >= b for a, b in pairwise(moments)):
-            raise ValueError("the readings are not one after the other")
-        return self
-
-
-class Busy(Idle):
-    """Readings while inferences followed each other."""
-
-    seconds: Annotated[FiniteFloat, Field(gt=0, lt=1e6)]
-    inferences: Annotated[int, Field(gt=0, lt=2**40)]
-
-
-class Power(Part):
-    """The worker's `power`."""
-
-    source: Text
-    unit: Literal["mW", "mJ"]
-    mode: Literal["device", "graph", "end_to_end"]
-    idle: Idle
-    busy: Busy
+class BoardPower(Power):
+    """The worker's `power`; no rail gives energy back."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
         """A counter that fell would make energy out of nothing."""
         last: dict[str, float] = {}
         for _, rails in [*self.idle.samples, *self.busy.samples]:
-            if self.unit == "mJ" and any(mj < last.get(rail, 0.0) for rail, mj in rails.items()):
-                raise ValueError("a counter of energy fell")
-            last |= rails
+            if any(value < last.get(rail, 0.0) for rail, value in rails.items()):
+                raise ValueError("a rail's value is negative, or a counter of energy fell")
+            last |= rails if self.unit == "mJ" else {}
         return self
-
-
-class NoPower(Part):
-    """Why nothing told the power."""
-
-    unavailable: Text
 
 
 class Usage(Part):
     """Readings of the chosen engine, alone in its process."""
 
     precision: Precision
-    before: MemoryNow
-    after: MemoryNow
-    power: NoPower | Power
+    before: Resident
+    after: Resident
+    power: Unread | BoardPower
 
 
 class NoUsage(Part):
@@ -183,7 +130,7 @@ class NoUsage(Part):
 
 
 class Tested(Part):
-    """Which photos the board ran: `digest` is of their names, values and teacher predictions."""
+    """Which images the board ran: `digest` is of their names, values and teacher predictions."""
 
     digest: Sha
     n: Annotated[int, Field(gt=0, le=MOST_PHOTOS)]

@@ -1,10 +1,10 @@
-"""On how many photos is the student worse than the teacher?
+"""Gate `flips`: the share of test images on which the student is worse than the teacher.
 
-A share of photos, however good the mean is: Yan et al., Positive-Congruent Training (CVPR 2021),
+A share of images, however good the mean is: Yan et al., Positive-Congruent Training (CVPR 2021),
 call it the negative flip rate where a class that was right becomes wrong. For counts and values a
-photo flips where its absolute error grows by more than a tolerance, a share of the reference's mean
+image flips where its absolute error grows by more than a tolerance, a share of the reference's mean
 absolute error. With low and high the one-sided 95 % bounds of the share (Clopper and Pearson,
-1934, exact for any number of photos) the verdict is
+1934, exact for any number of images) the verdict is
 
     passed        high <= max
     failed        low > max
@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from kdcompile.config.gates import GateSpec, Percent, Share, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
 from kdcompile.gates.context import Floats, VerifyContext
-from kdcompile.gates.decidable import of_all
-from kdcompile.gates.registry import Decidable, gate
-from kdcompile.stats.exact_interval import share_bounds
+from kdcompile.gates.registry import Decidable, gate, of_all
 from kdcompile.stats.noninferiority import check_pairs
 from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.agreement import changes
@@ -31,11 +29,11 @@ from kdcompile.tasks.task import Task
 
 @dataclass(frozen=True)
 class Flips:
-    """Which photos got worse.
+    """Which images got worse.
 
     Args:
         worse: bool [N].
-        rule: when a photo counts as worse, in words.
+        rule: when an image counts as worse, in words.
         low: one-sided 95 % lower bound of their share.
         high: one-sided 95 % upper bound of it.
     """
@@ -53,7 +51,7 @@ class Flips:
     def text(self) -> str:
         """How many got worse, with the interval."""
         return (
-            f"{int(self.worse.sum())} of {len(self.worse)} photos got worse "
+            f"{int(self.worse.sum())} of {len(self.worse)} images got worse "
             f"({self.share:.1%}; {self.low:.1%} to {self.high:.1%} at 95 %)"
         )
 
@@ -68,7 +66,7 @@ class Flips:
         told = "no number of them decides a share that is the limit"
         if needed is not None:
             told = f"{needed} with this share of worse ones would decide"
-        photos = f"{n} photo{'s'[: n != 1]} leave{'s'[: n == 1]}"
+        photos = f"{n} image{'s'[: n != 1]} leave{'s'[: n == 1]}"
         return "inconclusive", f"{photos} up to {high} possible, over {limit}; {told}"
 
     def measurement(self, context: VerifyContext, whose: str) -> Measurement:
@@ -80,7 +78,7 @@ class Flips:
 
 
 def find_flips(task: Task, reference: Floats, errors: Floats, tolerance: float) -> Flips:
-    """The photos that a network has worse than a reference.
+    """The images that a network has worse than a reference.
 
     Args:
         task: what the errors are of.
@@ -99,10 +97,10 @@ def find_flips(task: Task, reference: Floats, errors: Floats, tolerance: float) 
 
 
 def photos_that_decide(count: int, n: int, most: float) -> int | None:
-    """How many photos with the same share of worse ones would decide; None where no number does.
+    """How many images with the same share of worse ones would decide; None where no number does.
 
     Args:
-        count: photos that got worse.
+        count: images that got worse.
         n: of so many, which do not decide.
         most: the largest share allowed.
     """
@@ -131,7 +129,7 @@ class FlipsGate(GateSpec):
 
 
 def _threshold(settings: FlipsGate, task: Task) -> str:
-    return f"at most {settings.max} of the photos worse than by the teacher, at 95 %"
+    return f"at most {settings.max} of the images worse than by the teacher, at 95 %"
 
 
 def _easiest(
@@ -153,10 +151,10 @@ def _easiest(
     kind="accuracy",
     rank=7,
     easiest=_easiest,
-    on_board="build_engine.py --test PACK predicts them; kdcompile bundle --merge judges",
+    on_board="build_engine.py --test PACK predicts them; kdcompile bundle --merge decides",
 )
 def flips(settings: FlipsGate, context: VerifyContext) -> GateResult:
-    """Judge the share of photos that the student has worse, by the rule that this module states."""
+    """Judge the share of images that the student has worse, by the rule that this module states."""
     task, outcomes = context.task, context.outcomes
     errors = [task.errors(p, outcomes.true) for p in (outcomes.teacher, outcomes.student)]
     found = find_flips(task, errors[0], errors[1], fraction(settings.tolerance))
@@ -171,3 +169,22 @@ def flips(settings: FlipsGate, context: VerifyContext) -> GateResult:
         reason=f"{reason}; worse is {found.rule}, on {outcomes.scope}",
         measurements=(found.measurement(context, "the teacher's"),),
     )
+
+
+def share_bounds(count: int, n: int, confidence: float = 0.9) -> tuple[float, float]:
+    """The two-sided exact interval (Clopper and Pearson, 1934) of a share of images.
+
+    Each end is wrong no more often than it says, for any number of images: of none in n the upper
+    one at 95 % is 1 - 0.05^(1/n), about 3/n.
+
+    Args:
+        count: images that have a property.
+        n: images, at least 1.
+        confidence: of the interval; each end of one at 90 % is a one-sided 95 % bound.
+    """
+    from scipy.special import betaincinv  # here: a plan loads the gates, and no SciPy
+
+    tail = (1 - confidence) / 2
+    low = betaincinv(count, n - count + 1, tail) if count else 0.0
+    high = betaincinv(count + 1, n - count, 1 - tail) if count < n else 1.0
+    return float(low), float(high)

@@ -1,4 +1,4 @@
-"""What was measured of a build: the facts that every gate judges from."""
+"""Measurements of a build, which every gate decides from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ MODES = {  # how a latency at a board was measured, in a report's words
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Predictions for every judged test photo; arrays are float64 [N] in the order of `names`.
+    """Predictions for every judged test image; arrays are float64 [N] in the order of `names`.
 
     Args:
         names: the photos.
@@ -34,11 +34,11 @@ class Outcomes:
         student_fp32: the trained student.
         student_int8: the calibrated student.
         student: the deployed student, at the chosen precision.
-        available: photos in the whole test split; more than N when `data.max_test` cut it.
+        available: images in the whole test split; more than N when `data.max_test` cut it.
         previous: the network of an earlier bundle, where one is judged against.
         maps: errors by the task's `map_metrics`, [N, M], by network under the names above; a
             network of which predictions alone are known is not in it.
-        taught: bool [N], the photos of the classes that the teacher has; None where it has all.
+        taught: bool [N], the images of the classes that the teacher has; None where it has all.
     """
 
     names: tuple[str, ...]
@@ -66,10 +66,10 @@ class Outcomes:
 
     @property
     def scope(self) -> str:
-        """On how many photos a verdict rests, such as `24 of 182 test photos`."""
+        """On how many images a verdict rests, such as `24 of 182 test photos`."""
         judged = len(self.names)
         part = f"{judged} of {self.available}" if judged < self.available else f"{judged}"
-        return f"{part} test photos"
+        return f"{part} test images"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Earlier:
         title: its name and target, in words.
         sha256: of its manifest.
         precision: of its network.
-        ran: where and as what it ran on the test photos, in words.
+        ran: where and as what it ran on the test images, in words.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""The engine at its board: run over the test photos, and timed beside the teacher's."""
+"""The engine at its board: run over the test images, and timed next to the teacher's."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,21 +1,21 @@
-"""How much energy does an inference take?"""
-
-from typing import cast
+"""Gate `energy_mj`: the energy of an inference."""
 
 from pydantic import Field
 
 from kdcompile.config.gates import Evidence, GateSpec
-from kdcompile.core.report import GateResult, Verdict
+from kdcompile.core.report import GateResult
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.gates.resources import resource_numbers, resources_of, unread
-from kdcompile.remote.usage import Absent, energy_verdict
+from kdcompile.remote.usage import Absent
+from kdcompile.stats.latency_interval import limit_verdict
 from kdcompile.tasks.task import Task
 
 
 class EnergyGate(GateSpec):
     """Energy of one inference, in mJ, where the device tells it."""
 
+    board_limit = "energy_mj", "max"
     evidence: Evidence = "device"
     max: float = Field(gt=0)
 
@@ -31,7 +31,7 @@ def _threshold(settings: EnergyGate, task: Task) -> str:
     needs=("usage",),
     kind="energy",
     rank=4,
-    on_board="build_engine.py of the kit reads the power; kdcompile bundle --merge judges",
+    on_board="build_engine.py of the kit reads the power; kdcompile bundle --merge decides",
 )
 def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
     """Passed when the whole 95 % interval is within the maximum, failed when none of it is.
@@ -44,7 +44,7 @@ def energy_mj(settings: EnergyGate, context: VerifyContext) -> GateResult:
         found = Absent("no model predicts the energy of an inference")
     if isinstance(found, Absent):
         return unread("energy_mj", settings, threshold, context, found)
-    verdict = cast(Verdict, energy_verdict(found, settings.max))
+    verdict = limit_verdict(found.low, found.high, settings.max)
     observed = (
         f"{found.mj:.3g} mJ ({found.low:.3g} to {found.high:.3g}), "
         f"{found.above_idle_mj:.3g} mJ of it above idle"

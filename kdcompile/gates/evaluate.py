@@ -1,4 +1,4 @@
-"""The networks of a build, run over the test photos and timed on this machine."""
+"""The networks of a build, run over the test images and timed on this machine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.backends.predict import Runner
+from kdcompile.backends.candidate_runner import Runner
 from kdcompile.core.errors import KDError
 from kdcompile.core.progress import counted
 from kdcompile.data.photo import Photo
@@ -18,7 +18,7 @@ from kdcompile.tasks.task import Task
 Floats = NDArray[np.float64]
 Output = NDArray[np.float32]
 
-MOST_DRAWN = 3  # of the worst photos
+MOST_DRAWN = 3  # of the worst images
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Evaluation:
         predicted: by network, float64 [N].
         maps: errors by the task's `map_metrics`, by network, float64 [N, M]; empty where the task
             has none.
-        difficulty: how far the second of the two is from the truth on each photo, float64 [N].
+        difficulty: how far the second of the two is from the truth on each image, float64 [N].
         parity: of the two.
     """
 
@@ -48,7 +48,7 @@ def evaluate(
     classes: Sequence[str] | None = None,
     own: Mapping[str, Preprocess] | None = None,
 ) -> Evaluation:
-    """Run every network over every photo, all of them on one photo before the next.
+    """Run every network over every image, all of them on one image before the next.
 
     Args:
         runners: float32 [1, C, h, w] to the output, float32 [1, ...], by name.
@@ -66,13 +66,13 @@ def evaluate(
     if not photos:
         raise KDError(
             "test-empty",
-            "there are no test photos, so there is nothing to judge",
+            "there are no test images, so no gate can decide",
             where="[data] test",
             fix="list the test images in the split's file",
         )
     prepare = {name: (own or {}).get(name, preprocess) for name in runners}
     seen = _Seen(task, classes, compared, tuple(runners))
-    for photo in counted(photos, len(photos), "verify", "test photos"):
+    for photo in counted(photos, len(photos), "verify", "test images"):
         views = {one: _view(photo, one) for one in dict.fromkeys(prepare.values())}
         outputs = {
             name: _finite(runner(views[prepare[name]][0]), name, photo)
@@ -83,7 +83,7 @@ def evaluate(
 
 
 class _Seen:
-    """What is kept of the photos that were run, for an `Evaluation`."""
+    """What is kept of the images that were run, for an `Evaluation`."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class _Seen:
 
     def evaluation(self) -> Evaluation:
         """Of all photos."""
-        mode = f"{self.compared[1]} against {self.compared[0]} on test photos"
+        mode = f"{self.compared[1]} against {self.compared[0]} on test images"
         agreed = decibels(self.signal, self.noise)
         return Evaluation(
             {name: np.array(values) for name, values in self.predicted.items()},
@@ -125,7 +125,7 @@ class _Seen:
 
 
 def _view(photo: Photo, preprocess: Preprocess) -> tuple[Output, Frame]:
-    """The input of a photo, and where the photo lies in it."""
+    """The input of an image, and where the image lies in it."""
     pixels = photo.pixels(preprocess.channels)
     image = preprocess(pixels)
     return image, preprocess.frame(*pixels.shape[:2])
@@ -135,7 +135,7 @@ def _truth(task: Task, photo: Photo, output: Output, classes: Sequence[str] | No
     true = task.truth(photo)
     problem = task.check_labels([true], output.shape[1], classes)
     if problem is not None:
-        raise KDError("labels-invalid", problem, photo.name, "correct the label of the test photo")
+        raise KDError("labels-invalid", problem, photo.name, "correct the label of the test image")
     return true
 
 
@@ -151,10 +151,10 @@ def _finite(output: Output, name: str, photo: Photo) -> Output:
 
 
 def pick_examples(difficulty: Floats) -> dict[str, int]:
-    """The photos that the report draws, by index.
+    """The images that the report draws, by index.
 
     `best`, `median` and `worst` have the smallest, the median and the largest difficulty;
-    `worst_2` and `worst_3` follow the worst, where there are as many photos beside the others.
+    `worst_2` and `worst_3` follow the worst, where there are as many images beside the others.
     """
     order = [int(index) for index in np.argsort(difficulty, kind="stable")]
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
@@ -176,7 +176,7 @@ def example_arrays(
         networks: those whose densities are drawn, by name; none for outputs that are no maps.
 
     Returns:
-        `pixels`, uint8 [H, W, C]: the photo as the networks saw it, scaled, with the mean colour
+        `pixels`, uint8 [H, W, C]: the image as the networks saw it, scaled, with the mean colour
         where it is padded; and by the name of each network, float32 [h, w]: its density over
         exactly that area, 0 in the padding.
     """

@@ -1,4 +1,4 @@
-"""The pending gates of a report, judged from the raw numbers that a board sent home.
+"""Decide the pending gates of a report from the raw numbers that a board sent home.
 
 The same functions decide as in `verify`: a board's own verdicts are not read. Photos, annotated
 values and the teacher's predictions are the report's; the board gives what its engine predicted.
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcompile.backends.teacher import teacher_precision
+from kdcompile.backends.candidate_runner import teacher_precision
 from kdcompile.config.gates import Gates
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
@@ -108,7 +108,7 @@ def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, 
         wrong.append(f"it timed {record.shape}, the typical shape is {kit['profile'][1]}")
     wrong += differences(kit["target"], record.environment.model_dump())
     if record.test is not None and record.test.digest != _digest(_rows(report)):
-        wrong.append("the test pack is of other photos or another teacher than the report")
+        wrong.append("the test pack is of other images or another teacher than the report")
     if wrong:
         raise KDError(
             "merge-mismatch",
@@ -257,7 +257,7 @@ def _decided(
     if "predictions" in needs and len(context.outcomes.student) != len(context.outcomes.names):
         return replace(old, verdict="failed", observed="no number",
                        reason=f"the {context.precision} engine did not give a number for each of "
-                       f"{len(context.outcomes.names)} photos")  # fmt: skip
+                       f"{len(context.outcomes.names)} images")  # fmt: skip
     if "latency" in needs and not len(context.latency.times.a):
         teacher = record.teachers.get(teacher_precision(context.precision))  # type: ignore[call-overload]
         reason = teacher.why if teacher is not None and teacher.why else "the teacher was not timed"

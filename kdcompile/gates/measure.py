@@ -1,4 +1,4 @@
-"""The networks of a build on the test photos: what each predicts, and how fast two of them are."""
+"""Predictions of a build's networks on the test images, and the latencies of two of them."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.backends.candidate_runner import Runner
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.backends.predict import Runner
 from kdcompile.config.step import Step
 from kdcompile.core.measurement import Settings
 from kdcompile.core.measurement import measure as measure_latency
@@ -41,14 +41,14 @@ class Measured:
     Args:
         predicted: by network, float64 [N].
         maps: errors by the task's `map_metrics`, by network, float64 [N, M].
-        difficulty: how far the deployed network is from the truth on each photo, [N].
+        difficulty: how far the deployed network is from the truth on each image, [N].
         shipped: the name of the deployed network.
         parity: of the deployed network.
         latency: of teacher and student.
         extra: further latencies.
         deployed: where the deployed network ran.
         host: where the others ran.
-        chosen: photos that the report draws, by kind.
+        chosen: images that the report draws, by kind.
         examples: their arrays, by kind.
         earlier: the bundle whose network is `previous` in `predicted`, if one was asked for.
     """
@@ -81,7 +81,7 @@ def measure(
     The network of an earlier bundle runs beside them where one is given.
 
     Raises:
-        KDError: a photo, a network or the board failed.
+        KDError: an image, a network or the board failed.
     """
     inputs, threads = step.inputs, usable_cores()
     paths = networks(inputs, with_shipped=step.board is None)
@@ -164,7 +164,7 @@ def _parity(inputs: Mapping[str, Artifact], found: Evaluation, shipped: str) -> 
         min(known["sqnr_db"], LIMIT_DB),
         known["max_rel_error"],
         known["n"],
-        f"{mode}, on validation photos",
+        f"{mode}, on validation images",
     )
 
 

@@ -1,4 +1,4 @@
-"""How much memory does the network take at most?"""
+"""Gate `memory_mb`: the peak memory of the network."""
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from kdcompile.tasks.task import Task
 class MemoryGate(GateSpec):
     """Peak memory of the network, in units of 10^6 bytes, where the device tells it."""
 
+    board_limit = "memory_mb", "max"
     max: float = Field(gt=0)
 
 
@@ -28,7 +29,7 @@ def _threshold(settings: MemoryGate, task: Task) -> str:
     needs=("usage",),
     kind="memory",
     rank=5,
-    on_board="build_engine.py of the kit reads it; kdcompile bundle --merge judges",
+    on_board="build_engine.py of the kit reads it; kdcompile bundle --merge decides",
 )
 def memory_mb(settings: MemoryGate, context: VerifyContext) -> GateResult:
     """Passed when the peak is within the maximum; skipped where nothing tells it."""

@@ -1,4 +1,4 @@
-"""Does the deployed network compute what the trained one computes?"""
+"""Gate `parity`: the deployed network computes what the trained one computes."""
 
 from kdcompile.config.gates import GateSpec
 from kdcompile.core.report import GateResult
@@ -10,6 +10,7 @@ from kdcompile.tasks.task import Task
 class ParityGate(GateSpec):
     """Deployed network against the trained one on the same images."""
 
+    board_limit = "sqnr_db", "min_sqnr_db"
     min_sqnr_db: float = 20.0
 
 

@@ -1,8 +1,8 @@
-"""Is the student as accurate as the network of an earlier bundle, on the same test photos?
+"""Gate `previous`: the student is as accurate as the network of an earlier bundle.
 
-Two questions, and the worse answer decides: is its metric no worse by more than the margin, by the
-rule of `noninferior` with the earlier network as the reference; and did no more photos get worse
-than `max_flips` allows, by the rule of `flips`, where the spec says how many.
+Two questions on the same test images, and the worse answer decides: is its metric no worse by more
+than the margin, by the rule of `noninferior` with the earlier network as the reference; and did no
+more images get worse than `max_flips` allows, by the rule of `flips`, where the spec says how many.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,7 @@ from kdcompile.core.report import GateResult, Measurement, Verdict
 from kdcompile.gates.accuracy import NO_MAPS, difference, never_wrong
 from kdcompile.gates.churn import Flips, find_flips
 from kdcompile.gates.context import Floats, VerifyContext
-from kdcompile.gates.decidable import of_all
-from kdcompile.gates.registry import Decidable, gate
+from kdcompile.gates.registry import Decidable, gate, of_all
 from kdcompile.stats.noninferiority import Decision, compare, limits_text, observed_text
 from kdcompile.tasks.task import Task
 
@@ -52,7 +51,7 @@ def _threshold(settings: PreviousGate, task: Task) -> str:
     metric = task.find_metric(settings.metric)
     text = limits_text(metric, settings.max_increase, settings.margin, "the earlier bundle's")
     if settings.max_flips is not None:
-        text += f"; at most {settings.max_flips} of the photos worse, at 95 %"
+        text += f"; at most {settings.max_flips} of the images worse, at 95 %"
     return text
 
 
@@ -79,7 +78,7 @@ def _easiest(
     kind="accuracy",
     rank=8,
     easiest=_easiest,
-    on_board="build_engine.py --test PACK predicts the photos; kdcompile bundle --merge judges",
+    on_board="build_engine.py --test PACK predicts the images; kdcompile bundle --merge decides",
 )
 def previous(settings: PreviousGate, context: VerifyContext) -> GateResult:
     """Judge the student beside the earlier network by the rules that this module states."""
@@ -116,7 +115,7 @@ def both(found: Decision, worse: Flips, max_flips: str | None) -> tuple[Verdict,
         return found.verdict, [found.reason]
     second, reason = worse.judge(fraction(max_flips))
     verdict = min(found.verdict, second, key=ORDER.index)
-    return verdict, [found.reason, f"photos that got worse: {reason}"]
+    return verdict, [found.reason, f"images that got worse: {reason}"]
 
 
 def _result(

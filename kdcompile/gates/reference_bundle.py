@@ -1,4 +1,4 @@
-"""The network of an earlier bundle, ready to run on the test photos of this build."""
+"""The network of an earlier bundle, ready to run on the test images of this build."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.backends import engine
+from kdcompile.backends.candidate_runner import Runner
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import source_of
-from kdcompile.backends.predict import Runner
 from kdcompile.bundle.manifest import NAME, Bundle
 from kdcompile.bundle.signature import open_bundle
 from kdcompile.config.spec import Spec
@@ -100,7 +100,7 @@ def open_earlier(
             trusted key, where the environment names one.
         task: of this build.
         classes: the names that the data has for them.
-        photos_sha256: the hash of this build's test photos and their annotations.
+        photos_sha256: the hash of this build's test images and their annotations.
 
     Raises:
         KDError: those of `open_bundle`; `baseline-task` and
@@ -134,13 +134,13 @@ def _refuse_other_photos(bundle: Bundle, photos_sha256: str) -> None:
     sha256 = known.get("photos_sha256")
     if sha256 == photos_sha256:
         return
-    of = "does not say on which test photos it was judged"
+    of = "does not say on which test images it was evaluated"
     if sha256 is not None:
-        of = f"was judged on {known['images']} test photos with the hash {sha256[:16]}"
+        of = f"was evaluated on {known['images']} test images with the hash {sha256[:16]}"
     raise KDError(
         "baseline-test-set",
         f"{bundle.folder.name} {of}; this build's test split has the hash {photos_sha256[:16]}",
         where=str(bundle.folder),
-        fix="give [data] the test split that the earlier bundle was judged on, or build that one "
-        "again with this test split",
+        fix="give [data] the test split that the earlier bundle was evaluated on, or build that "
+        "one again with this test split",
     )

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import kdcompile.gates  # noqa: F401  a cache key covers all of them
 from kdcompile.config.gates import Gates, GateSpec
 from kdcompile.core import plugins
-from kdcompile.core.report import GateResult
+from kdcompile.core.report import GateResult, Verdict
 from kdcompile.gates.context import Floats, VerifyContext
+from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.task import Task
 
 Decide = Callable[[Any, VerifyContext], GateResult]
@@ -33,7 +34,7 @@ class Decidable:
 
     Args:
         gate: its name.
-        images: test photos that it would be judged on.
+        images: test images that it would be judged on.
         decides: a student that is never wrong passes on them.
         why: what the gate says of it.
         needed: with how many it would pass; None where no number does.
@@ -158,3 +159,37 @@ def _pending(found: Gate, settings: GateSpec, context: VerifyContext) -> GateRes
         observed="not yet measured",
         reason=reason,
     )
+
+
+def decidable(
+    gates: Gates, task: Task, true: Floats, classes: Sequence[str] | None, seed: int
+) -> list[Decidable]:
+    """Whether the test images can decide each gate of the spec that needs them, in its order.
+
+    By the gates' own rules, before anything runs, about the pair that is easiest to decide: a
+    student and a teacher (or an earlier network) that are never wrong. Where such a student does
+    not pass, none does that comes out as its teacher on every image.
+
+    Args:
+        gates: of the spec.
+        task: what is predicted.
+        true: the annotated values of the images that would be judged, [N].
+        classes: the names that the data has for them.
+        seed: of the resampling.
+    """
+    named = gates.with_metric(task.metric.name).named()
+    rules = [(find_gate(name).easiest, settings) for name, settings in named.items()]
+    return [rule(settings, task, true, classes, seed) for rule, settings in rules if rule]
+
+
+def of_all(name: str, images: int, rule: Callable[[int], tuple[Verdict, str]]) -> Decidable:
+    """Of a gate that is decided on all images together.
+
+    Args:
+        name: of the gate.
+        images: images that there are.
+        rule: the verdict, and why, on so many images on which no network is wrong.
+    """
+    verdict, why = rule(images)
+    needed = least_number(lambda n: rule(n)[0] == "passed")
+    return Decidable(name, images, verdict == "passed", why, needed)

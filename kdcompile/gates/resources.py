@@ -1,4 +1,4 @@
-"""Energy and memory of a build's network, where its device is at hand, and their numbers."""
+"""Energy and memory of a build's network, where its device is available, and their numbers."""
 
 from collections.abc import Mapping
 from typing import Any

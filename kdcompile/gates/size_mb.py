@@ -1,4 +1,4 @@
-"""Is the largest file that may be deployed small enough?"""
+"""Gate `size_mb`: the size of the largest file that may be deployed."""
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ MB = 1e6
 class SizeGate(GateSpec):
     """The largest deployable file, in units of 10^6 bytes."""
 
+    board_limit = "size_mb", "max"
     max: float = Field(gt=0)
 
 

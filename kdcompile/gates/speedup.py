@@ -1,4 +1,4 @@
-"""How many times faster than the teacher is the student?"""
+"""Gate `speedup`: the teacher's latency over the student's."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from kdcompile.core.report import Evidence, GateResult, Measurement, Verdict
 from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.registry import gate
 from kdcompile.latency.interference import MOST
-from kdcompile.stats.latency_interval import ratio_interval
+from kdcompile.stats.latency_interval import limit_verdict, ratio_interval
 from kdcompile.tasks.task import Task
 
 
@@ -21,6 +21,7 @@ class SpeedupGate(GateSpec):
     device is measured; `evidence = "host"` is accepted and changes nothing there.
     """
 
+    board_limit = "speedup", "min"
     min: float = Field(gt=0)
 
 
@@ -35,7 +36,7 @@ def _threshold(settings: SpeedupGate, task: Task) -> str:
     needs=("latency",),
     kind="latency",
     rank=2,
-    on_board="build_engine.py --test PACK of the kit times teacher and student in turns",
+    on_board="build_engine.py --test PACK of the kit times teacher and student interleaved",
     host_decides=False,
 )
 def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:
@@ -62,12 +63,8 @@ def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:
     if found.evidence == "host" and context.latency.others > MOST:
         verdict: Verdict = "inconclusive"
         reason += f", and {MOST:.0%} is the most that decides: build again when nothing else runs"
-    elif found.low >= settings.min:
-        verdict = "passed"
-    elif found.high < settings.min:
-        verdict = "failed"
     else:
-        verdict = "inconclusive"
+        verdict = limit_verdict(found.low, found.high, settings.min, is_least=True)
     observed = f"{found.value:.2f}x ({found.low:.2f} to {found.high:.2f})"
     return _result(settings, context, verdict, found.evidence, observed, reason, (found,))
 

@@ -1,4 +1,4 @@
-"""Is the student as accurate as the teacher in every part of the test photos?
+"""Gate `strata`: the student is as accurate as the teacher in every part of the test images.
 
 The parts are the task's: thirds by true count or value, or the classes. A good mean can hide one
 part that is ruined. In each of k parts the bounds are those of `noninferior`, and with low_k the
@@ -9,7 +9,7 @@ lower bound at 1 - 5 %/k the verdict is
                   Hypothesis Testing and Acceptance Sampling, Technometrics 1982)
     failed        low_k > margin in a part: the first step of Holm's procedure, so the chance to
                   fail a student that is within the margin everywhere is at most 5 %
-    inconclusive  otherwise, or where a part has too few photos and none failed
+    inconclusive  otherwise, or where a part has too few images and none failed
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ SHOWN = 3  # parts that a reason names
 
 @dataclass(frozen=True)
 class Part:
-    """One part: its name, its photos, and its own decision with Holm's bound for failing."""
+    """One part: its name, its images, and its own decision with Holm's bound for failing."""
 
     name: str
     n: int
@@ -75,10 +75,10 @@ def _easiest(
     kind="accuracy",
     rank=6,
     easiest=_easiest,
-    on_board="build_engine.py --test PACK predicts the photos; kdcompile bundle --merge judges",
+    on_board="build_engine.py --test PACK predicts the images; kdcompile bundle --merge decides",
 )
 def strata(settings: StrataGate, context: VerifyContext) -> GateResult:
-    """Judge each part of the photos by the rule that this module states."""
+    """Judge each part of the images by the rule that this module states."""
     task, outcomes = context.task, context.outcomes
     metric = task.find_metric(settings.metric)
     threshold = _threshold(settings, task)
@@ -129,12 +129,12 @@ def judge_parts(
 
 
 def judge_all(parts: Sequence[Part], classes: Sequence[str] | None) -> tuple[Verdict, str]:
-    """The verdict of all parts, and why; a class without a photo is not proven."""
+    """The verdict of all parts, and why; a class without an image is not proven."""
     verdict, reason = _judge(parts)
     seen = {part.name for part in parts}
     unseen = [name for name in classes or () if stratum_text({"class": name}) not in seen]
     if verdict == "passed" and unseen:
-        return "inconclusive", f"no test photo of {', '.join(map(str, unseen))}"
+        return "inconclusive", f"no test image of {', '.join(map(str, unseen))}"
     return verdict, reason
 
 

@@ -3,13 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdcompile.core.report import Measurement
-from kdcompile.gates.context import Origin, Outcomes, VerifyContext
+from kdcompile.core.store import Artifact
+from kdcompile.gates.context import Floats, Origin, Outcomes, VerifyContext
 from kdcompile.gates.resources import resource_numbers
 from kdcompile.gates.speedup import measured_speedup, predicted_speedup
 from kdcompile.stats.bootstrap import interval
 from kdcompile.stats.latency_interval import median_interval
-from kdcompile.stats.proportion_interval import rate_interval
+from kdcompile.stats.noninferiority import rate_interval
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task
 
@@ -154,7 +158,7 @@ def part_rows(
 ) -> list[dict[str, Any]]:
     """The task's metric of teacher and deployed student in each of its groups of photos.
 
-    A row has what the group is, its `n` photos, `teacher_METRIC` and `student_METRIC`.
+    A row has what the group is, its `n` images, `teacher_METRIC` and `student_METRIC`.
     """
     metric = task.metric
     errors = {
@@ -167,4 +171,107 @@ def part_rows(
             **{f"{who}_{metric.name}": metric(found[part]) for who, found in errors.items()},
         }
         for about, part in task.groups(outcomes.true, classes)
+    ]
+
+
+MOST = 10
+
+
+def worst_rows(
+    task: Task, outcomes: Outcomes, difficulty: Floats, classes: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """At most `MOST` images, the worst first, as JSON values.
+
+    A row has the photo's `name`; what is `true`, and what the `student` and the `teacher` predict,
+    as a report shows them; the student's `difficulty`; and `grew`, by how much its absolute error
+    is larger than the teacher's (of classes 1 where the teacher alone is right, -1 where the
+    student alone is, else 0).
+
+    Args:
+        task: what is predicted.
+        outcomes: the predictions.
+        difficulty: how far the student is from the truth on each image, [N].
+        classes: the names that the data has for them.
+    """
+    order: NDArray[np.int64] = np.argsort(-difficulty, kind="stable")[:MOST]
+    errors = {
+        who: np.abs(task.errors(getattr(outcomes, who), outcomes.true))
+        for who in ("teacher", "student")
+    }
+    grew = errors["student"] - errors["teacher"]
+    return [
+        {
+            "name": outcomes.names[index],
+            **{
+                who: task.name_of(float(getattr(outcomes, who)[index]), classes)
+                for who in ("true", "student", "teacher")
+            },
+            "difficulty": float(difficulty[index]),
+            "grew": float(grew[index]),
+        }
+        for index in order
+    ]
+
+
+BUILD = ("bytes", "seconds", "flags", "timing_cache", "deterministic", "dla_fallback")
+LAYERS = 40  # of a deep network, the slowest
+
+
+def compiled_details(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The report's `engines`, `layers`, `mixed`, `refinements` and `sensitivity`, where there are.
+
+    Args:
+        inputs: the artifacts of calibrate and compile.
+    """
+    compiled, calibrated = inputs["compile"], inputs["calibrate"]
+    found: dict[str, Any] = {}
+    if "engines.json" in compiled.files:
+        engines = compiled.json("engines.json")
+        found["engines"] = {
+            precision: {name: made["build"].get(name) for name in BUILD}
+            for precision, made in engines.items()
+        }
+        chosen = engines[compiled.json("choice.json")["precision"]]
+        found["layers"] = _layers(chosen)
+    if "mixed.json" in compiled.files:
+        plan = compiled.json("mixed.json")
+        found["mixed"] = {"summary": plan["summary"], "in fp16": plan["reasons"]}
+    if "refine.json" in calibrated.files:
+        records = calibrated.json("refine.json")
+        found["refinements"] = {record["name"]: record["why"] for record in records}
+    if "sensitivity.json" in calibrated.files:
+        found["sensitivity"] = _sensitivity(calibrated.json("sensitivity.json"))
+    return found
+
+
+def _layers(made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The slowest layers of an engine: name, ms a call, share of all layers, precision."""
+    profile = made["profile"]
+    if profile is None:
+        return []
+    typed = {layer["name"]: layer.get("precision") for layer in made["build"].get("layers") or ()}
+    rows = sorted(profile["layers"], key=lambda layer: -float(layer["ms"]))
+    return [
+        {
+            "name": layer["name"],
+            "ms": layer["ms"],
+            "share": layer["ms"] / profile["total_ms"] if profile["total_ms"] else None,
+            "precision": layer.get("precision") or typed.get(layer["name"]),
+        }
+        for layer in rows[:LAYERS]
+    ]
+
+
+def _sensitivity(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a layer, the most sensitive first; SQNR in dB against fp32."""
+    return [
+        {
+            "layer": layer["layer"],
+            "macs_share": layer["macs_share"],
+            "alone_sqnr_db": layer["alone"]["sqnr_db"],
+            "alone_metric": layer["alone"]["metric"],
+            "without_sqnr_db": layer["without"]["sqnr_db"],
+            "without_metric": layer["without"]["metric"],
+        }
+        for layer in record["layers"]
     ]

@@ -5,8 +5,8 @@ from typing import Any
 
 from kdcompile.latency.compare import LIMIT_S, Plan, first_look
 from kdcompile.latency.report import Judged
+from kdcompile.stats.comparison import LOOKS
 from kdcompile.stats.sample_size import growth
-from kdcompile.stats.sequential import LOOKS
 
 GROWTH = 2 ** (LOOKS - 1)  # times the first samples, which --until-decided takes at most
 SLACK = 1.5  # each look has a fifth of the level, which takes half as much again

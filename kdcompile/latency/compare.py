@@ -20,10 +20,9 @@ from kdcompile.latency.report import Judged
 from kdcompile.latency.sampler import measure
 from kdcompile.latency.settings import Effort, Mode
 from kdcompile.latency.subject import Subject
-from kdcompile.stats.comparison import Comparison
+from kdcompile.stats.comparison import Comparison, Looks
 from kdcompile.stats.pairing import check
 from kdcompile.stats.samples import Samples, days_apart
-from kdcompile.stats.sequential import Looks
 
 LEVEL, MARGIN, LIMIT_S = 0.005, 0.03, 300.0
 FEWEST = 3  # processes that tell how processes differ

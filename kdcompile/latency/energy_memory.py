@@ -48,27 +48,14 @@ def measure(
     with open_() as place:
         before = place.call("memory", restart=True)
         there = place.inputs(load(place, NETWORK))
-        mode = _first_mode(place, there)
+        once = {"inputs": there, "name": NETWORK, "iterations": 3, "warmup": 1}
+        mode, _ = engine.leanest(place, lambda mode: place.call("time", mode=mode, **once))
         memory = memory_of(before, place.call("memory"))
         log.info("measuring energy and memory at %s", place.label)
         answer = place.call(
             "power", inputs=there, name=NETWORK, mode=mode, seconds=seconds, idle_s=idle_s
         )
     return Resources(energy_of(answer), memory)
-
-
-def _first_mode(place: Place, inputs: str) -> str:
-    """The leanest mode in which the network runs, once it has run in it."""
-    modes = engine.modes(place)
-    for mode in modes:
-        try:
-            place.call("time", inputs=inputs, iterations=3, warmup=1, name=NETWORK, mode=mode)
-        except KDError as error:
-            if error.code != "graph-refused" or mode == modes[-1]:
-                raise
-        else:
-            return mode
-    raise AssertionError("a worker has a mode")
 
 
 def usage(open_: Callable[[], AbstractContextManager[Place]], load: Load) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kdcompile.backends import nvidia_smi
 from kdcompile.core.backends import library
 from kdcompile.core.store import digest
-from kdcompile.latency import nvidia_smi
 from kdcompile.remote.agent.machine import affinity, cpu_model
-from kdcompile.remote.local import LocalPlace
-from kdcompile.remote.open import Place
+from kdcompile.remote.open import LocalPlace, Place
 
 SMI_FACTS = {
     "gpu_power_limit_w": "power.limit", "gpu_max_clock_mhz": "clocks.max.sm",

@@ -8,69 +8,19 @@ disturbance. Reasons are fixed words, so that they can be counted.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
-from kdcompile.latency import nvidia_smi
+from kdcompile.backends import nvidia_smi
 from kdcompile.remote.agent.machine import affinity
 from kdcompile.remote.agent.signals import signals
-from kdcompile.remote.local import LocalPlace
-from kdcompile.remote.open import Place
+from kdcompile.remote.open import LocalPlace, Place
 from kdcompile.remote.usage import grown
 
-
-@dataclass(frozen=True)
-class Reading:
-    """Counters at one moment; None where nothing tells.
-
-    Args:
-        busy_s: CPU seconds that all processes have had on the CPUs in question.
-        total_s: CPU seconds that there were, idle ones too.
-        steal_s: of them, those that a virtual machine's host gave to others.
-        own_s: CPU seconds of the processes that measure.
-        wait_s: seconds that the timed one was ready to run and had no CPU.
-        switches: times that it was taken off a CPU.
-        quota_s: seconds that its control group was held back by its quota.
-        throttle_events: of the CPU's temperature, and of a Jetson's current.
-        cooling: steps by which cooling devices other than fans slow the machine down.
-        cpu_hz: the fastest of the CPUs.
-        gpu_hz: the fastest of a Jetson's GPU clocks, or the card's.
-        gpu_flags: the mask of what throttles an NVIDIA GPU, as NVML has it.
-    """
-
-    busy_s: float | None = None
-    total_s: float | None = None
-    steal_s: float | None = None
-    own_s: float | None = None
-    wait_s: float | None = None
-    switches: float | None = None
-    quota_s: float | None = None
-    throttle_events: float | None = None
-    cooling: float | None = None
-    cpu_hz: float | None = None
-    gpu_hz: float | None = None
-    gpu_flags: int | None = None
-
-
-def reading(told: Mapping[str, Any]) -> Reading:
-    """Of the worker's answer to `signals`, whose other values are left out."""
-    return Reading(**{field.name: told.get(field.name) for field in fields(Reading)})
-
-
-def read(root: Path, pids: Sequence[int], cpus: Iterable[int]) -> Reading:
-    """The counters of this machine now.
-
-    Args:
-        root: what stands for `/`.
-        pids: the processes that measure, the timed one first.
-        cpus: on which these may run.
-    """
-    return reading(signals(str(root), pids, cpus))
-
-
+Signals = Mapping[str, Any]  # of `remote.agent.signals`; what nothing tells is absent
 KEPT = 200  # blocks that the usual is the median of
 LEAST = 3  # readings, before there is a usual
 CLOCK_FALL = 0.05
@@ -84,43 +34,35 @@ ALLOWED = {
     "it was taken off a CPU more often": 200.0,  # a second
     "throttling began": 0.0,  # events a second
 }
+UNITS = ("cpu", "gpu")
 COOLING = "it was slowed to cool down"  # by more steps than usual
-Look = Callable[[], Reading]
+Look = Callable[[], Signals]
 
 
 @dataclass(frozen=True)
 class _Start:
     at: float
-    reading: Reading
+    signals: Signals
 
 
 class Watch:
-    """Judges blocks one after the other; a context manager, since a GPU is listened to.
+    """Finds what disturbed a block, one block after the other.
 
     Args:
         look: the counters now; None for no watch.
-        gpu: clocks and throttle flags of an NVIDIA GPU, while it is listened to.
-        clock: seconds, monotonic; the one that `gpu` uses.
+        clock: seconds, monotonic.
         past: of the processes before this one in the same run.
     """
 
     def __init__(
         self,
         look: Look | None,
-        gpu: nvidia_smi.Stream | None = None,
         clock: Callable[[], float] = time.monotonic,
         past: "Past | None" = None,
     ) -> None:
-        self._look, self._gpu, self._clock = look, gpu, clock
+        self._look, self._clock = look, clock
         self._past = Past() if past is None else past
         self._start: _Start | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        if self._gpu is not None:
-            self._gpu.close()
 
     def begin(self) -> None:
         """A block, or a burst of the warm-up, begins."""
@@ -132,16 +74,13 @@ class Watch:
         if self._look is None or self._start is None:
             return None
         start, now = self._start, self._look()
-        values = rates(start.reading, now, self._clock() - start.at)
-        if now.cooling is not None:
-            values[COOLING] = now.cooling
-        clocks = {"the CPU's clock fell": now.cpu_hz, "the GPU's clock fell": now.gpu_hz}
-        flags = None if now.gpu_flags is None else set(nvidia_smi.throttles(now.gpu_flags))
-        if self._gpu is not None:  # it has looked all the while, and not only at the end
-            clocks["the GPU's clock fell"], flags = self._gpu.since(start.at) or (None, None)
-        if flags is not None:
-            for word in nvidia_smi.REASONS.values():
-                values[f"the GPU throttles: {word}"] = float(word in flags)
+        values = rates(start.signals, now, self._clock() - start.at)
+        if now.get("cooling") is not None:
+            values[COOLING] = now["cooling"]
+        flags = now.get("gpu_flags")
+        clocks = {f"the {unit.upper()}'s clock fell": now.get(f"{unit}_hz") for unit in UNITS}
+        for bit, word in nvidia_smi.REASONS.items() if flags is not None else ():
+            values[f"the GPU throttles: {word}"] = float(bool(flags & bit))
         found = [name for name, value in values.items() if self._past.exceeds(name, value)]
         fell = [name for name, hz in clocks.items() if hz and self._past.fell(name, hz)]
         return next(iter(found + fell), None)
@@ -174,7 +113,7 @@ class Past:
         return {name: round(median(seen), 4) for name, seen in sorted(self._seen.items())}
 
 
-def rates(start: Reading, end: Reading, seconds: float) -> dict[str, float]:
+def rates(start: Signals, end: Signals, seconds: float) -> dict[str, float]:
     """Each signal of the time between two readings; those that nothing tells are absent.
 
     Args:
@@ -182,37 +121,35 @@ def rates(start: Reading, end: Reading, seconds: float) -> dict[str, float]:
         end: the later one.
         seconds: between them.
     """
-    used, total = grown(start.busy_s, end.busy_s), grown(start.total_s, end.total_s)
-    own, waited = grown(start.own_s, end.own_s), grown(start.wait_s, end.wait_s)
+    names = ("busy_s", "total_s", "own_s", "wait_s", "steal_s", "quota_s", "switches",
+             "throttle_events")  # fmt: skip
+    more = {name: grown(start.get(name), end.get(name)) for name in names}
+    used, total, own, waited = (more[name] for name in names[:4])
     others = None if used is None or own is None else max(0.0, used - own)
     wanted = None if own is None or waited is None else own + waited
     shares = (
         _share(others, total),
         _share(waited, wanted),
-        _share(grown(start.steal_s, end.steal_s), total),
-        _share(grown(start.quota_s, end.quota_s), seconds),
-        _share(grown(start.switches, end.switches), seconds),
-        _share(grown(start.throttle_events, end.throttle_events), seconds),
+        _share(more["steal_s"], total),
+        *(_share(more[name], seconds) for name in names[5:]),
     )
     found = dict(zip(ALLOWED, shares, strict=True))
     return {name: share for name, share in found.items() if share is not None}
 
 
 def watch_of(place: Place, past: Past) -> Watch:
-    """The watch over a place: its worker looks; to an NVIDIA GPU of this machine one listens too.
+    """The watch over a device, by what its worker reads there.
 
     Args:
         place: open.
         past: of the run so far.
     """
-    here = isinstance(place, LocalPlace)
-    beside = [os.getpid()] if here else []
-    listened = here and place.about["gpu"] is not None and nvidia_smi.query(["name"])
+    beside = [os.getpid()] if isinstance(place, LocalPlace) else []
 
-    def look() -> Reading:
-        return reading(place.call("signals", beside=beside, with_sensors=False))
+    def look() -> Signals:
+        return place.call("signals", beside=beside, with_sensors=False)
 
-    return Watch(look, nvidia_smi.Stream() if listened else None, past=past)
+    return Watch(look, past=past)
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
@@ -230,9 +167,9 @@ def crowded(run: Callable[[], T], root: Path = Path("/")) -> tuple[T, float]:
     0 where nothing tells.
     """
     pids, cpus, start = [os.getpid()], affinity(), time.monotonic()
-    before = read(root, pids, cpus)
+    before = signals(str(root), pids, cpus)
     found = run()
-    after = read(root, pids, cpus)
+    after = signals(str(root), pids, cpus)
     return found, rates(before, after, time.monotonic() - start).get(OTHERS, 0.0)
 
 

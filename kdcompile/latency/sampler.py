@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import in_order, interleave
 from kdcompile.latency.compatibility import check_unchanged
 from kdcompile.latency.energy_memory import usage
 from kdcompile.latency.environment import look
@@ -133,8 +135,8 @@ class _Session:
                 log.info("the time is up after %d of %d processes", number, self.total)
                 break
             log.info("measuring: process %d of %d", number + 1, self.total)
-            with self.open() as place, self.tools.watch(place, self.past) as watch:
-                loaded = self._ready(place, number)
+            with self.open() as place:
+                loaded, watch = self._ready(place, number), self.tools.watch(place, self.past)
                 start_s = clock() - start
                 self._round(loaded, watch, number, self._share(number, start_s, end_s))
                 end = clock()
@@ -214,7 +216,7 @@ class _Session:
         """Every subject under its own name, in turned order in every other process."""
         names = [f"side{i}" for i in range(len(self.subjects))]
         arrays: list[Arrays] = [{} for _ in names]
-        for i in _order(self._turn(number), len(names)):
+        for i in in_order(range(len(names)), self._turn(number)):
             engine = self.engines[i][number % len(self.engines[i])]
             answer = load(
                 place, self.subjects[i], engine, names[i], self.ways[0].graph, self.threads
@@ -247,18 +249,23 @@ class _Session:
         sides: list[list[Block]] = [[] for _ in self.subjects]
         sizes = self.effort.sizes(self.pace.iterations)
         repeats = 0 if self.effort.samples is not None else round(REPEATS * len(sizes))
-        turn, longest = 0, 0.0
-        while turn < len(sizes):
-            start = clock()
-            if turn >= MIN_BLOCKS and start + longest > begin + share:
-                break
-            for i in _order(self._turn(number) + turn, len(sides)):
-                with _failing(f"{where}, block {turn + 1} of {self.subjects[i].name}"):
-                    sides[i].append(self._block(loaded, watch, i, sizes[turn]))
-            if any(side[-1].disturbed for side in sides) and repeats:
-                repeats -= 1
-                sizes.append(sizes[turn])
-            turn, longest = turn + 1, max(longest, clock() - start)
+        starts: list[float] = []
+
+        def has_time() -> bool:
+            starts.append(clock())
+            longest = max((end - start for start, end in pairwise(starts)), default=0.0)
+            return starts[-1] + longest <= begin + share
+
+        def take(i: int, turn: int) -> bool:
+            size = sizes[min(turn, len(sizes) - 1)]
+            with _failing(f"{where}, block {turn + 1} of {self.subjects[i].name}"):
+                sides[i].append(self._block(loaded, watch, i, size))
+            return sides[i][-1].disturbed is not None
+
+        interleave(
+            range(len(sides)), take, len(sizes), has_time, least=MIN_BLOCKS, repeats=repeats,
+            first=self._turn(number),
+        )  # fmt: skip
         for tree, side in zip(self.trees, sides, strict=True):
             tree[number % len(tree)].append(Process(tuple(side)))
 
@@ -271,11 +278,6 @@ class _Session:
         self.wall[number] += times.wall
         self.rates[number] += [] if times.per_second is None else [times.per_second]
         return Block(times.ms, round(at, 3), reason)
-
-
-def _order(turn: int, count: int) -> list[int]:
-    """A B, then B A, and so on."""
-    return list(range(count))[:: -1 if turn % 2 else 1]
 
 
 @contextmanager

@@ -28,8 +28,7 @@ from kdcompile.latency_model.parameters import (
     fit,
     predicted_ms,
 )
-from kdcompile.remote.board import evidence_of, facts_of
-from kdcompile.remote.open import Place, open_place
+from kdcompile.remote.open import Place, evidence_of, facts_of, open_place
 from kdcompile.targets import Target, load, user
 
 SECONDS = 120.0

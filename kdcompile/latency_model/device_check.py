@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdcompile.core.errors import KDError
-from kdcompile.remote.board import evidence_of
+from kdcompile.remote.open import evidence_of
 from kdcompile.targets import Target, load, names
 
 # one of them in a GPU's name and not in the target's title: another card of the same chip

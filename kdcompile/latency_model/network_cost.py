@@ -13,7 +13,7 @@ from typing import Any, cast
 from onnx import ModelProto
 from torch import nn
 
-from kdcompile.backends.teacher import teacher_precision
+from kdcompile.backends.candidate_runner import teacher_precision
 from kdcompile.calib.storage import may_be_fp8
 from kdcompile.config.spec import Spec
 from kdcompile.core.backends import find

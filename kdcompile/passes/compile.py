@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.backends.candidate_runner import RUNS_HERE, BoardRig, HostRig, Rig
+from kdcompile.backends.candidate_runner import (
+    RUNS_HERE,
+    BoardRig,
+    HostRig,
+    Rig,
+    keep_teacher,
+    predict_outputs,
+    predictions,
+)
 from kdcompile.backends.choose import Candidate, Limits, choose, judge
 from kdcompile.backends.engine import at
 from kdcompile.backends.mixed import NEEDS, add_mixed
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import gates_json, write_carried, write_outputs
-from kdcompile.backends.predict import predict_outputs, predictions
-from kdcompile.backends.teacher import keep_teacher
 from kdcompile.backends.tensorrt_rtx_ import compile_check
 from kdcompile.config.gates import fraction
 from kdcompile.config.step import Step
@@ -213,7 +219,7 @@ def _kit(
         carried,
         step.inputs["calibrate"].file("calibration.json"),
         step.inputs["export"].file("preprocess.json"),
-        gates_json(step.spec.gates, task),
+        (gates_json(step.spec.gates, task), step.spec.gates.board_limits()),
         (images, outputs),
         task,
         profile=step.spec.export.profile,

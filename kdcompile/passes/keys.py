@@ -10,7 +10,6 @@ from kdcompile.config.gates import Gates
 from kdcompile.config.spec import Spec, Task, Teacher
 from kdcompile.config.step import Board
 from kdcompile.core import plugins
-from kdcompile.core.backends import BACKENDS
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
 from kdcompile.core.sources import source_key, sources_of
@@ -109,7 +108,7 @@ def _plugins(stage: Stage, spec: Spec, target: Target) -> dict[str, str]:
         used.append(("targets", target.name))
     asked = spec.compile.backend if "compile" in stage.sections else "auto"
     backend = target.runtime if asked == "auto" else asked
-    if measures(stage, spec) and backend not in BACKENDS:
+    if measures(stage, spec):
         used.append(("backends", backend))
     brought = {f"{kind[:-1]} {name}": plugins.brought_by(kind, name) for kind, name in used}
     return {name: by for name, by in brought.items() if by}

@@ -13,8 +13,8 @@ from kdcompile.config.step import Board, Step
 from kdcompile.core.backends import find, is_served
 from kdcompile.core.distributed import leave, made_by_main, processes
 from kdcompile.core.errors import KDError
-from kdcompile.core.events import StageFinished, StageHit, StageStarted, emit
 from kdcompile.core.logs import kept_in
+from kdcompile.core.progress import StageFinished, StageHit, StageStarted, emit
 from kdcompile.core.store import Artifact, Store
 from kdcompile.data.check import check_data
 from kdcompile.data.splits import Row, load_splits, splits_rows
@@ -22,7 +22,7 @@ from kdcompile.environment.doctor import version
 from kdcompile.passes.keys import covered, key_parts, measures, step_key
 from kdcompile.passes.stages import STAGES, upstream
 from kdcompile.passes.why import NEVER, REUSED, keep, reasons
-from kdcompile.remote.board import evidence_of, facts_of
+from kdcompile.remote.open import evidence_of, facts_of
 from kdcompile.targets import Target, load
 
 log = logging.getLogger("kdcompile")

@@ -14,8 +14,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.splits import Splits, judged, load_splits
 from kdcompile.gates.accuracy import AccuracyGate
-from kdcompile.gates.decidable import decidable
-from kdcompile.gates.registry import Decidable
+from kdcompile.gates.registry import Decidable, decidable
 from kdcompile.passes.manager import Plan
 from kdcompile.passes.refusals import (
     met_by,

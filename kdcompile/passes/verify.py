@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import kdcompile
-from kdcompile.backends.teacher import teacher_precision
+from kdcompile.backends.candidate_runner import teacher_precision
 from kdcompile.config.step import Step
 from kdcompile.core.files import write_json
 from kdcompile.core.report import GateResult, Report, overall
@@ -17,15 +17,19 @@ from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits, judged, load_splits, photos_digest, splits_digest
-from kdcompile.gates.compiled import compiled_details
 from kdcompile.gates.context import Outcomes, Prediction, VerifyContext
 from kdcompile.gates.measure import Measured, measure
 from kdcompile.gates.reference_bundle import PREVIOUS, earlier_folder, open_earlier
 from kdcompile.gates.registry import judge
 from kdcompile.gates.resources import measured_resources
 from kdcompile.gates.speedup import target_speed
-from kdcompile.gates.summary import measurements, part_rows, prediction_rows
-from kdcompile.gates.worst import worst_rows
+from kdcompile.gates.summary import (
+    compiled_details,
+    measurements,
+    part_rows,
+    prediction_rows,
+    worst_rows,
+)
 from kdcompile.latency.environment import fingerprint, fingerprint_id
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import taught

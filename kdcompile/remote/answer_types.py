@@ -3,18 +3,19 @@
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_VALUES = 1 << 28  # of one input: 1 GiB in float32
+MOST_READINGS = 100_000
 CLOCKS = ("device", "wall", "end_to_end")
 
 Text = Annotated[str, Field(max_length=4000)]
 Version = Annotated[str, Field(max_length=100, pattern=r"^\d{1,6}\.\d{1,6}(\.[\w.+-]*)?$")]
 Sha = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(gt=-1e18, lt=1e18)]  # no NaN either
 Positive = Annotated[Number, Field(gt=0)]
 Amount = Annotated[Number, Field(ge=0)]
 Side = Annotated[int, Field(ge=-1, lt=1 << 31)]
@@ -23,7 +24,7 @@ Side = Annotated[int, Field(ge=-1, lt=1 << 31)]
 class Form(BaseModel):
     """An answer's fields that are read; it may have others."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 class Failure(Form):
@@ -210,18 +211,17 @@ class Profile(Form):
     total_ms: Amount
 
 
-class Looks(Form):
-    """Readings of the power: seconds, and values by rail."""
+# JSON has no tuples, which strictness asks for
+Reading = Annotated[tuple[Number, dict[Text, Number]], Field(strict=False)]
 
-    samples: list[Annotated[list[Any], Field(min_length=2, max_length=2)]]
+
+class Looks(Form):
+    """Readings of the power, one after the other: seconds, and values by rail."""
+
+    samples: Annotated[list[Reading], Field(max_length=MOST_READINGS)]
 
     @model_validator(mode="after")
-    def _are_readings(self) -> "Looks":
-        for at, values in self.samples:
-            if not _is_number(at) or not isinstance(values, dict):
-                raise ValueError("a reading is [seconds, {rail: value}]")
-            if not all(map(_is_number, values.values())):
-                raise ValueError("a reading that is no number")
+    def _in_order(self) -> "Looks":
         if any(now[0] <= last[0] for last, now in pairwise(self.samples)):
             raise ValueError("readings that go back in time")
         return self
@@ -266,7 +266,3 @@ FORMS: Mapping[str, type[Form]] = {
     "start": Boot, "hello": Hello, "signals": Signals, "stat": Stat, "build": Engine, "load": Load,
     "time": Time, "profile": Profile, "power": Power, "memory": Resident,
 }  # fmt: skip  # of the others nothing is read
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

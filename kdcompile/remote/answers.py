@@ -1,4 +1,4 @@
-"""What a worker may answer: whoever answers at a place may be broken, or not a worker at all.
+"""Checks of a worker's answers: whatever answers there may be broken, or no worker at all.
 
 An answer is held against its operation's form before anything reads it, and loses the characters
 that would speak to a terminal, so that its text may be shown anywhere.

@@ -1,4 +1,4 @@
-"""A place with a worker: it is asked, files are put there and fetched, networks run there."""
+"""A device with a worker: it is asked, files are put there and fetched, networks run there."""
 
 import math
 import secrets

@@ -1,4 +1,4 @@
-"""What can go wrong with a place, in the user's words."""
+"""Errors of a device and of the connection to it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def not_plain(name: str) -> KDError:
     return KDError(
         "via-path",
         f"{name!r} is no plain file name",
-        where="the work folder of a place",
+        where="the work folder of the device",
         fix="use letters, digits and ._- only, the first one a letter, a digit or _",
     )
 
@@ -132,8 +132,8 @@ def bad_answer(label: str, op: str, why: object) -> KDError:
         "board-answer",
         f"what came as the answer to {op} is none of a worker: {why}",
         where=label,
-        fix="see that nothing there prints in the worker's place (a shell's start-up files, a "
-        "wrapper around python) and that the place is the one you mean, then run it again",
+        fix="see that nothing there prints instead of the worker (a shell's start-up files, a "
+        "wrapper around python) and that --via names the device you mean, then run it again",
     )
 
 
@@ -210,7 +210,7 @@ def not_started(
     OpenSSH names key files and configuration files in its messages, so none of them is passed on.
 
     Args:
-        label: of the place.
+        label: of the device.
         destination: `[-p PORT] [USER@]HOST`, to try by hand.
         python: the interpreter that was asked for there.
         status: of the ssh client.
@@ -258,13 +258,13 @@ _REFUSED = {
     "other": (
         "ssh-failed",
         "ssh ended before the worker answered",
-        "mend what this says: ssh DESTINATION true",
+        "fix what this says: ssh DESTINATION true",
     ),
 }
 
 
 def remedy_python(label: str) -> str:
-    """How to name another interpreter at this place."""
+    """How to name another interpreter of this device."""
     if label.startswith("ssh:"):
         return f"--via '{label}?python=/path/there'"
     return "--via python:/path/to/python"

@@ -33,7 +33,7 @@ def write_kit(
     onnx_by_precision: Mapping[str, Path],
     calibration: Path,
     preprocess: Path,
-    gates: Mapping[str, Any],
+    gates: tuple[Mapping[str, Any], Mapping[str, Sequence[str]]],
     reference: Reference,
     task: Task,
     *,
@@ -50,7 +50,8 @@ def write_kit(
             worker knows may be: fp16, bf16, int8, fp8, mixed.
         calibration: the table of int8 ranges.
         preprocess: how images become inputs.
-        gates: the `gates` section of the spec as JSON values.
+        gates: the `gates` section of the spec as JSON values, and what a board decides of it
+            (`Gates.board_limits`).
         reference: 1 to 4 inputs, and the outputs of ONNX Runtime for them: fp32's, which the
             board compares with, and those of other precisions that run here.
         task: what the outputs mean.
@@ -72,11 +73,12 @@ def write_kit(
         shutil.copyfile(path, kit / f"student_{precision}.onnx")
     shutil.copyfile(calibration, kit / "calibration.json")
     shutil.copyfile(preprocess, kit / "preprocess.json")
-    write_json(kit / "gates.json", dict(gates))
+    write_json(kit / "gates.json", dict(gates[0]))
     _save(kit / "reference.npz", reference)
     (kit / archive.NAME).write_bytes(archive.agent_zip())
     shutil.copyfile(TEMPLATES / SCRIPT, kit / SCRIPT)
     about = _about(target, list(onnx_by_precision), task, profile, predicted)
+    about["limits"] = dict(gates[1])
     about["compile"] = {key: (settings or {}).get(key) for key in SETTINGS}
     write_text(kit / README, _readme(target, about))
     files = {path.name: file_sha256(path) for path in sorted(kit.iterdir())}

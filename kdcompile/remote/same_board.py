@@ -1,4 +1,4 @@
-"""Whether a machine is the device that a build is for: what `device` evidence rests on.
+"""Differences of a machine from the device that a build is for: `device` evidence has none.
 
 Used by kdcompile and, as a copy in the kit, on the board: Python 3.8 and its standard library only.
 """

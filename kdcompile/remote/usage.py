@@ -162,13 +162,6 @@ def _half_width(steps: tuple[Any, Any], parts: int) -> float:
     return QUANTILES[parts] * float(np.std(means, ddof=1)) / math.sqrt(parts)
 
 
-def energy_verdict(found: Energy, most: float) -> str:
-    """Passed when the whole interval is within the maximum in mJ, failed when none of it is."""
-    if found.high <= most:
-        return "passed"
-    return "failed" if found.low > most else "inconclusive"
-
-
 def memory_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Memory | Absent:
     """The peak from what the worker told before it loaded the network and after it ran.
 

@@ -19,8 +19,7 @@ import onnx
 from onnx import ModelProto
 from torch import nn
 
-from kdcompile.backends.candidate_runner import REFUSALS
-from kdcompile.backends.teacher import teacher_precision
+from kdcompile.backends.candidate_runner import REFUSALS, teacher_precision
 from kdcompile.calib.fp8 import insert_fp8
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.storage import weight_storage

@@ -1,4 +1,7 @@
-"""Reduce interleaved latency samples: a median, and the ratio of two, each with its interval."""
+"""Reduce interleaved latency samples: a median, and the ratio of two, each with its interval.
+
+And the verdict of an interval against a limit.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from kdcompile.stats.bootstrap import percentile_interval, resampled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from kdcompile.core.report import Verdict
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
@@ -60,6 +65,20 @@ def ratio_interval(times: PairedTimes, seed: int) -> tuple[float, float, float]:
 
     drawn = percentile_interval(resampled(ratios, len(times.a), RESAMPLES, seed))
     return float(np.median(times.a) / np.median(times.b)), *drawn
+
+
+def limit_verdict(low: float, high: float, limit: float, *, is_least: bool = False) -> Verdict:
+    """Passed when the whole interval keeps a limit, failed when none of it does.
+
+    Args:
+        low: lower end of the interval; of a number without one the number.
+        high: its upper end.
+        limit: the most that is allowed.
+        is_least: then it is the least that is.
+    """
+    if is_least:
+        low, high, limit = -high, -low, -limit
+    return "passed" if high <= limit else "failed" if low > limit else "inconclusive"
 
 
 def median_interval(samples: Floats, seed: int) -> tuple[float, float, float]:

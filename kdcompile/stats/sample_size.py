@@ -10,8 +10,7 @@ import numpy as np
 from kdcompile.stats.bootstrap import t_quantile
 from kdcompile.stats.comparison import MIN_BLOCKS, MIN_INFERENCES, Comparison, Decision
 from kdcompile.stats.hierarchical import Estimate
-from kdcompile.stats.noninferiority import CONFIDENCE, least_images
-from kdcompile.stats.proportion_interval import decrease_interval
+from kdcompile.stats.noninferiority import CONFIDENCE, decrease_interval, least_images
 from kdcompile.stats.samples import Samples
 from kdcompile.tasks.metric import TOP1, Metric
 

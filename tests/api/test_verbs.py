@@ -12,8 +12,7 @@ from written_build import write_folder, write_stage
 import kdcompile
 from kdcompile import api
 from kdcompile.core.errors import KDError
-from kdcompile.core.events import Metric, StageFinished, StageHit, StageStarted, StepDone
-from kdcompile.core.progress import counted
+from kdcompile.core.progress import Metric, StageFinished, StageHit, StageStarted, StepDone, counted
 from kdcompile.distill.state import TrainingProgress
 from kdcompile.passes.stages import Stage
 
@@ -56,7 +55,7 @@ def test_every_verb_is_a_typed_function_that_returns_a_dataclass():
         assert verb.__doc__
         assert set(inspect.signature(verb).parameters) <= set(hints), name
     from kdcompile.bundle.manifest import Bundle
-    from kdcompile.latency.benchmark import Benchmark
+    from kdcompile.latency.request import Benchmark
     from kdcompile.passes.show import Planned
 
     kinds = {"Planned": Planned, "Bundle": Bundle, "Benchmark": Benchmark, "Built": api.Built,

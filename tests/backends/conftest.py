@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.core import plugins
+from kdcompile.gates.registry import find_gate
 from kdcompile.remote.agent.worker import Worker
 from kdcompile.remote.kit import write_kit
 from kdcompile.targets import load
@@ -90,6 +92,13 @@ def onnx_files(tmp_path: Path):
     return write
 
 
+LIMITS = {  # of every gate that a board decides
+    name: find_gate(name).settings.board_limit
+    for name in plugins.names("gates")
+    if find_gate(name).settings.board_limit
+}
+
+
 @pytest.fixture
 def make_kit(tmp_path):
     """`make_kit(files, ...)` -> the folder `kit/`, for the default Jetson."""
@@ -112,7 +121,7 @@ def make_kit(tmp_path):
             files,
             tmp_path / "calibration.json",
             tmp_path / "preprocess.json",
-            gates,
+            (gates, LIMITS),
             (inputs, outputs),
             find_task("counting"),
             profile=([1, 3, 16, 16], [1, 3, *sides[0]], [1, 3, 32, 32]),

@@ -2,16 +2,18 @@
 
 import importlib
 import json
+import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from plugin_site import install
 from small_build import SmallBuild
 
 from kdcompile import targets
 from kdcompile.backends import engine
+from kdcompile.backends.base import register
 from kdcompile.cli import cli
 from kdcompile.config.load import load_spec
 from kdcompile.config.spec import Spec
@@ -20,8 +22,7 @@ from kdcompile.core import backends, plugins
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.gates import deployed
 from kdcompile.passes.manager import find_board
-from kdcompile.remote.board import facts_of
-from kdcompile.remote.open import open_place
+from kdcompile.remote.open import facts_of, open_place
 
 CPU = targets.load("cpu")
 TOY = '''
@@ -101,7 +102,7 @@ def toy(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "toy_backend.py").write_text(TOY)
     sys.path.append(str(folder))  # monkeypatch would also take back what builds put there
-    monkeypatch.setattr(backends, "BACKENDS", dict(backends.BACKENDS))
+    monkeypatch.setattr(plugins, "_known", dict(plugins._known))
     monkeypatch.setenv("KDCOMPILE_CACHE", str(tmp_path / "cache"))
     yield importlib.import_module("toy_backend")
     del sys.modules["toy_backend"]
@@ -142,29 +143,45 @@ def test_the_names_are_one_list():
         shown = CliRunner().invoke(cli, [command, "--backend", "toast"]).output
         assert "'openvino'" in shown
     with pytest.raises(KDError) as error:
-        backends.reference("openvno")
+        backends.find("openvno")
     assert error.value.code == "backend-unknown"
     assert "openvino" in error.value.message
 
 
 def test_a_name_is_taken_once(toy):
-    with pytest.raises(ValueError, match="'toy' is toy_backend:Toy already"):
-        backends.register("toy")(int)
-    assert backends.register("toy")(toy.Toy) is toy.Toy
+    for name, owner in (("toy", "toy_backend"), ("openvino", "kdcompile")):
+        assert backends.find(name).title  # imported
+        with pytest.raises(KDError) as error:
+            register(name)(int)
+        assert error.value.code == "plugin-duplicate"
+        assert f"is defined by {owner}" in error.value.message
+    assert register("toy")(toy.Toy) is toy.Toy
 
 
-def test_an_installed_package_s_entry_point_is_a_backend(toy, monkeypatch):
-    point = SimpleNamespace(name="second", value="toy_backend:Toy")
-    monkeypatch.setattr(
-        plugins, "entry_points", lambda group: [point][: group == "kdcompile.backends"]
-    )
+def test_an_installed_package_s_entry_point_is_a_backend(toy, tmp_path, monkeypatch):
+    entries = {"second": "toy_backend:Toy", "tensorrt": "toy_backend:Absent"}
+    install(tmp_path / "installed", "acme-toy", "1.0", {"backends": entries})
+    monkeypatch.syspath_prepend(tmp_path / "installed")
     plugins.entries.cache_clear()
     try:
         assert "second" in backends.names()
         assert isinstance(backends.find("second"), toy.Toy)
+        assert backends.is_served("second")
+        with pytest.raises(KDError) as error:
+            backends.find("tensorrt")
+        assert error.value.code == "plugin-duplicate"
     finally:
         monkeypatch.undo()
         plugins.entries.cache_clear()
+        plugins._load.cache_clear()
+
+
+def test_a_list_of_the_names_imports_no_backend():
+    code = (
+        "import sys; from kdcompile.core import backends; assert 'openvino' in backends.names();"
+        "print(*(name for name in sys.modules if name.startswith('kdcompile.backends')))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
 
 
 def test_a_registered_backend_builds_and_is_verified(toy, tmp_path, monkeypatch):
@@ -228,7 +245,7 @@ def test_its_process_answers_like_the_agent(toy, tmp_path):
 
 
 def test_a_library_that_is_absent_is_an_absent_tool(toy):
-    backends.register("absent")(toy.Absent)
+    register("absent")(toy.Absent)
     with pytest.raises(ToolMissingError) as error:
         open_place(None, "absent")
     assert (error.value.message, error.value.fix) == ("no toys here", "buy one")

@@ -5,7 +5,7 @@ import pytest
 from kdcompile.config.spec import Compile, Spec
 from kdcompile.core.errors import KDError
 from kdcompile.passes.manager import backend_for, find_board
-from kdcompile.remote.board import evidence_of, facts_of
+from kdcompile.remote.open import evidence_of, facts_of
 from kdcompile.targets import load
 
 H100 = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0", "memory_mb": 81559}

@@ -196,7 +196,7 @@ def test_reference_must_be_whole(onnx_files, tmp_path):
                 files,
                 tmp_path / "c.json",
                 tmp_path / "p.json",
-                {},
+                ({}, {}),
                 ([image], outputs),
                 find_task("counting"),
                 profile=([1], [1], [1]),

@@ -34,14 +34,16 @@ def test_the_board_and_home_judge_alike():
     for errors, ms in ((1.001 * wrong, 1.0), (rng.permutation(wrong), 2.0), (2 * wrong, 3.0)):
         student, blocks = lists[0] + errors, rng.normal(ms, 0.1, 12)
         home = judged_at_home(student, blocks)
-        for name, found in (
-            ("accuracy", judging.judge_accuracy(accuracy, "counting", *lists, student, SEED)),
-            ("speedup", judging.judge_speedup(least, teacher_blocks, blocks, SEED)),
+        judged = judging.judge_accuracy(accuracy, "counting", *lists, student, SEED)
+        ratio = judging.speedup(teacher_blocks, blocks, SEED)
+        for name, verdict, *interval in (
+            ("accuracy", *(judged[key] for key in ("verdict", "low", "high"))),
+            ("speedup", judging.decided(ratio, "min", least)[0], ratio.low, ratio.high),
         ):
             gate = home[f"{name}@device"]
             (number,) = gate.measurements
-            assert found["verdict"] == gate.verdict
-            assert (found["low"], found["high"]) == (number.low, number.high)
+            assert verdict == gate.verdict
+            assert interval == [number.low, number.high]
             seen.add((name, gate.verdict))
     assert len(seen) == 6, "each gate with each verdict"
 

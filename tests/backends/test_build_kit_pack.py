@@ -119,7 +119,7 @@ def test_every_gate_is_decided_and_home_agrees(kit, pack):
     chosen = next(c for c in found["candidates"] if c["precision"] == found["chosen"])
     accuracy, _, speedup = merged.gates
     assert accuracy.measurements[0].high == pytest.approx(chosen["accuracy"]["high"], rel=1e-9)
-    assert "on 40 of 90 test photos" in accuracy.reason
+    assert "on 40 of 90 test images" in accuracy.reason
     shown = f"{speedup.measurements[0].value:.2f}x ({speedup.measurements[0].low:.2f}"
     assert shown in next(g["reason"] for g in told["gates"] if g["name"] == "speedup")
 
@@ -156,7 +156,7 @@ def test_exit_codes(kit, pack, sections, code, gate, verdict):
 
 def test_without_a_pack_the_gates_say_how(kit):
     done = build(kit, "--precision", "fp32")
-    assert "accuracy  skipped: needs the test photos: at home `kdcompile bundle" in done.stdout
+    assert "accuracy  skipped: needs the test images: at home `kdcompile bundle" in done.stdout
     assert record(kit)["test"] is None
 
 

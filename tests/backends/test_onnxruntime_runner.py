@@ -6,8 +6,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from kdcompile.backends.candidate_runner import predict_outputs
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.backends.predict import predict_outputs
 from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess

@@ -23,8 +23,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.gates.context import VerifyContext
 from kdcompile.passes.bundle import install
 from kdcompile.passes.manager import find_board
-from kdcompile.remote.board import evidence_of
-from kdcompile.remote.open import open_place
+from kdcompile.remote.open import evidence_of, open_place
 
 # importing it to find out would send usage data
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")

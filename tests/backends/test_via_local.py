@@ -15,13 +15,13 @@ from hostile_place import line as hello
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.remote import bootstrap, client
-from kdcompile.remote.address import parse_ssh
 from kdcompile.remote.agent.errors import FIXES
 from kdcompile.remote.archive import packed
 from kdcompile.remote.bootstrap import HUNG_UP
 from kdcompile.remote.errors import TOOLS, worker_error
 from kdcompile.remote.open import open_place
 from kdcompile.remote.process import Answers, Gone, WorkerProcess
+from kdcompile.remote.ssh import parse_ssh
 
 BACKEND = "onnxruntime"
 

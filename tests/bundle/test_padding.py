@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 
 import kdcompile.bundle
+from kdcompile.backends.candidate_runner import predict_outputs
 from kdcompile.backends.onnxruntime_ import open_session
-from kdcompile.backends.predict import predict_outputs
 from kdcompile.bundle.run import BundleRun
 from kdcompile.calib.keep_if_better import against
 from kdcompile.calib.sensitivity import photo_evaluator

@@ -23,9 +23,8 @@ from kdcompile.debug.runners import OnnxSide
 from kdcompile.debug.sources import bundle_ladder
 from kdcompile.debug.variants import climb
 from kdcompile.onnx_graph.fp16 import to_fp16
-from kdcompile.remote.board import facts_of
 from kdcompile.remote.kit import write_kit
-from kdcompile.remote.open import open_place
+from kdcompile.remote.open import facts_of, open_place
 from kdcompile.targets import load
 from kdcompile.tasks.task import find_task
 
@@ -62,8 +61,8 @@ def bundle(faults, model, images, tmp_path):
                    for p, f in (("fp32", fp32), (precision, file))}  # fmt: skip
         write_kit(
             folder, load("jetson"), {"fp32": fp32, precision: file}, tmp_path / "calibration.json",
-            tmp_path / "preprocess.json",
-            GATES, (images, outputs), TASK, profile=(SHAPE, SHAPE, SHAPE), predicted=precision,
+            tmp_path / "preprocess.json", (GATES, {}),
+            (images, outputs), TASK, profile=(SHAPE, SHAPE, SHAPE), predicted=precision,
         )  # fmt: skip
         shutil.copyfile(file, folder / "model.onnx")
         report = Report("r", "jetson", "passed", 0, (), (), {}, {"predictions": rows})

@@ -19,8 +19,7 @@ from kdcompile.debug.tolerance import Tolerance
 from kdcompile.debug.variants import Ladder, Rung, climb
 from kdcompile.onnx_graph.fp16 import to_fp16
 from kdcompile.onnx_graph.shapes import element_types
-from kdcompile.remote.board import facts_of
-from kdcompile.remote.open import open_place
+from kdcompile.remote.open import facts_of, open_place
 from kdcompile.tasks.metric import MAE
 from kdcompile.tasks.task import find_task
 

@@ -5,14 +5,13 @@ import pytest
 from scipy import optimize, stats
 
 from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import Frame
 from kdcompile.data.splits import judged
-from kdcompile.gates.churn import find_flips
+from kdcompile.gates.churn import find_flips, share_bounds
 from kdcompile.gates.subgroups import StrataGate, strata
 from kdcompile.gates.summary import part_rows
-from kdcompile.stats.exact_interval import share_bounds
-from kdcompile.stats.noninferiority import bounds, compare
-from kdcompile.stats.proportion_interval import decrease_interval
-from kdcompile.tasks.builtin import Frame, game_errors
+from kdcompile.stats.noninferiority import bounds, compare, decrease_interval
+from kdcompile.tasks.builtin import game_errors
 from kdcompile.tasks.metric import GAMES, MAE, RMSE
 from kdcompile.tasks.task import find_task
 

@@ -4,7 +4,7 @@ import pytest
 
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
-from kdcompile.gates.compiled import LAYERS, compiled_details
+from kdcompile.gates.summary import LAYERS, compiled_details
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from kdcompile.config.gates import Gates
 from kdcompile.gates.accuracy import accuracy
 from kdcompile.gates.churn import flips
 from kdcompile.gates.context import Earlier
-from kdcompile.gates.decidable import decidable
 from kdcompile.gates.previous import previous
+from kdcompile.gates.registry import decidable
 from kdcompile.gates.subgroups import strata
 from kdcompile.stats.sample_size import MOST, least_number
 from kdcompile.tasks.task import find_task
@@ -98,7 +98,7 @@ def test_a_class_that_no_photo_shows_is_named():
     true = np.repeat([0.0, 1], 40)
     found = decidable(gates, find_task("classification"), true, CLASSES, 0)[-1]
     assert (found.gate, found.decides) == ("strata", False)
-    assert found.why == "no test photo of owl"
+    assert found.why == "no test image of owl"
 
 
 @pytest.mark.parametrize("least", [1, 2, 3, 59, 1000, MOST])

@@ -6,8 +6,7 @@ import pytest
 from kdcompile.config.gates import fraction
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
-from kdcompile.gates.churn import FlipsGate, find_flips, flips, photos_that_decide
-from kdcompile.stats.exact_interval import share_bounds
+from kdcompile.gates.churn import FlipsGate, find_flips, flips, photos_that_decide, share_bounds
 from kdcompile.tasks.task import find_task
 
 
@@ -53,7 +52,7 @@ def test_the_whole_interval_decides(make_context, n, wrong, most, verdict):
     student[:wrong] = (true[:wrong] + 1) % 3
     result = flips(FlipsGate(max=most), make_context("classification", true, true, student))
     assert result.verdict == verdict
-    assert f"{wrong} of {n} photos got worse" in result.observed
+    assert f"{wrong} of {n} images got worse" in result.observed
     (found,) = result.measurements
     assert found.value == pytest.approx(wrong / n)
     assert found.low <= found.value <= found.high

@@ -44,7 +44,7 @@ def test_each_is_judged_by_the_predictions_of_the_board(device):
         "accuracy": "passed", "strata": "passed", "flips": "passed", "previous": "passed",
     }  # fmt: skip
     assert {gate.evidence for gate in found.values()} == {"device"}
-    assert "0 of 30 photos got worse" in found["previous"].observed
+    assert "0 of 30 images got worse" in found["previous"].observed
 
 
 def test_a_bad_engine_fails_each(device):

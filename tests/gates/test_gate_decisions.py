@@ -62,7 +62,7 @@ def test_an_equal_student_passes(context) -> None:
     result = accuracy(AccuracyGate(), context)
     assert result.verdict == "passed"
     assert result.evidence == "host"
-    assert "on 150 test photos" in result.reason
+    assert "on 150 test images" in result.reason
     (found,) = result.measurements
     assert found.low <= found.value <= found.high
 
@@ -124,7 +124,7 @@ def test_few_noisy_photos_are_inconclusive_and_the_verdict_says_how_few(context)
     outcomes = make_outcomes(12, noise=6, available=182)
     result = accuracy(AccuracyGate(max_increase="60%"), replace(context, outcomes=outcomes))
     assert result.verdict == "inconclusive"
-    assert "12 of 182 test photos" in result.reason
+    assert "12 of 182 test images" in result.reason
 
 
 @pytest.mark.parametrize("n", [1, MIN_IMAGES - 1, MIN_IMAGES])

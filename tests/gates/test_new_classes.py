@@ -23,7 +23,7 @@ def test_what_is_new_does_not_hide_what_is_forgotten(make_context):
     found = accuracy(AccuracyGate(), judged)
     assert found.verdict == "failed"
     assert "50.00%" in found.observed
-    assert "on 120 test photos, the 80 of the teacher's classes" in found.reason
+    assert "on 120 test images, the 80 of the teacher's classes" in found.reason
     assert found.measurements[0].n == 80
     assert accuracy(AccuracyGate(), replace(judged, outcomes=replace(
         judged.outcomes, taught=None))).measurements[0].n == 120  # fmt: skip

@@ -43,7 +43,7 @@ def judged(make_context, gate, before, after, **more):
 def test_a_student_as_good_as_the_earlier_one_passes_whatever_the_teacher_does(make_context):
     result = judged(make_context, PreviousGate(), 3.0, 3.0)
     assert result.verdict == "passed"
-    assert "0 of 120 photos got worse" in result.observed
+    assert "0 of 120 images got worse" in result.observed
     assert "crowd for cpu was its ONNX file" in result.reason
     assert [m.name for m in result.measurements] == [
         "mae increase", "photos worse than the earlier bundle's",
@@ -71,7 +71,7 @@ def test_photos_that_got_worse_decide_where_a_limit_is_given(make_context, most,
     gate = PreviousGate(max_flips=most, max_increase="50%", margin="50%")
     result = previous(gate, context)
     assert result.verdict == verdict
-    assert "30 of 120 photos got worse (25.0%" in result.observed
+    assert "30 of 120 images got worse (25.0%" in result.observed
 
 
 def test_without_an_earlier_bundle_the_gate_is_skipped_and_never_passed(make_context):
@@ -149,7 +149,7 @@ def again(released, folder, sets=()):
 def test_the_network_of_the_bundle_runs_on_the_same_photos(released, bundle):
     gate, details = again(released, bundle)
     assert gate["verdict"] == "passed"
-    assert "0 of 9 photos got worse" in gate["observed"]
+    assert "0 of 9 images got worse" in gate["observed"]
     assert all(row["previous"] == row["student"] for row in details["predictions"])
     assert details["previous"]["title"] == f"{released.root.name} for cpu"
     assert len(details["previous"]["sha256"]) == 64

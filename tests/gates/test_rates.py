@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdcompile.stats.bootstrap import interval
-from kdcompile.stats.proportion_interval import rate_decrease_interval, rate_interval
+from kdcompile.stats.noninferiority import rate_decrease_interval, rate_interval
 
 
 def outcome(lost: int, won: int, n: int) -> tuple[np.ndarray, np.ndarray]:

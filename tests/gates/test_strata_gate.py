@@ -59,7 +59,7 @@ def test_a_class_without_a_photo_is_not_proven(make_context):
     context = make_context("classification", true, true, true, classes=("cat", "dog", "owl"))
     result = strata(StrataGate(margin="10%"), context)
     assert result.verdict == "inconclusive"
-    assert result.reason.startswith("no test photo of owl")
+    assert result.reason.startswith("no test image of owl")
 
 
 def test_many_looks_do_not_fail_an_equal_student(monkeypatch, make_context):

@@ -227,7 +227,7 @@ def test_a_cut_test_split_is_named_and_spread(step, tmp_path) -> None:
     cut = make_step(tmp_path, "int8", 0.99, ("data.max_test=3",))
     _, report = run(cut, tmp_path)
     assert [r["name"] for r in report.details["predictions"]] == ["test0", "test3", "test6"]
-    assert "3 of 9 test photos" in report.gates[0].reason
+    assert "3 of 9 test images" in report.gates[0].reason
     assert report.details["max_test"] == 3
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kdcompile.gates.evaluate import pick_examples
-from kdcompile.gates.worst import MOST, worst_rows
+from kdcompile.gates.summary import MOST, worst_rows
 from kdcompile.tasks.task import find_task
 
 

@@ -63,19 +63,19 @@ def test_what_disturbs_a_block_at_a_board(tree, place):
         tree.pass_(seconds, others)
         return watch.reason()
 
-    with watch_of(place, Past()) as watch:
-        assert [block() for _ in range(LEAST)] == [None] * LEAST
-        assert block(others=0.4) == "other processes took the CPUs"
-        tree.put(f"{tree.gpu}/cur_freq", 510_000_000)
-        assert block() == "the GPU's clock fell"
-        tree.put(f"{tree.gpu}/cur_freq", 624_750_000)
-        tree.put("sys/class/thermal/cooling_device1/cur_state", 1)
-        assert block() == COOLING
-        tree.put("sys/class/thermal/cooling_device1/cur_state", 0)
-        watch.begin()
-        tree.put("sys/class/hwmon/hwmon4/oc1_event_cnt", 1)
-        assert watch.reason() == "throttling began"
-        assert block() is None
+    watch = watch_of(place, Past())
+    assert [block() for _ in range(LEAST)] == [None] * LEAST
+    assert block(others=0.4) == "other processes took the CPUs"
+    tree.put(f"{tree.gpu}/cur_freq", 510_000_000)
+    assert block() == "the GPU's clock fell"
+    tree.put(f"{tree.gpu}/cur_freq", 624_750_000)
+    tree.put("sys/class/thermal/cooling_device1/cur_state", 1)
+    assert block() == COOLING
+    tree.put("sys/class/thermal/cooling_device1/cur_state", 0)
+    watch.begin()
+    tree.put("sys/class/hwmon/hwmon4/oc1_event_cnt", 1)
+    assert watch.reason() == "throttling began"
+    assert block() is None
 
 
 def test_the_watch_asks_for_no_slow_sensor(place):
@@ -134,9 +134,9 @@ def test_over_ssh_a_board_is_watched_and_described_alike(tmp_path, monkeypatch):
         with open_place(server.via(), "onnxruntime") as place:
             facts = look(place)["facts"]
             told = place.call("signals", with_sensors=False)
-            with watch_of(place, Past()) as watch:
-                watch.begin()
-                assert watch.reason() is None  # nothing is unusual at first
+            watch = watch_of(place, Past())
+            watch.begin()
+            assert watch.reason() is None  # nothing is unusual at first
     assert {"busy_s", "total_s", "own_s"} <= told.keys()
     with open_place(None, "onnxruntime") as place:
         assert facts == look(place)["facts"]  # the server runs on this machine

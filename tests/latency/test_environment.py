@@ -9,7 +9,7 @@ from kdcompile.latency.compatibility import differing, record
 from kdcompile.latency.environment import look, usable_cores
 from kdcompile.remote.agent.machine import affinity, facts
 from kdcompile.remote.agent.signals import sensors, signals
-from kdcompile.remote.local import LocalPlace
+from kdcompile.remote.open import LocalPlace
 
 SMI = {
     "power.limit": "700.00", "clocks.max.sm": "1980", "clocks.applications.graphics": "[N/A]",

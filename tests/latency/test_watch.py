@@ -3,30 +3,37 @@
 import pytest
 from benching import Clock, Machine
 
-from kdcompile.latency import nvidia_smi
+from kdcompile.backends import nvidia_smi
 from kdcompile.latency.interference import (
     COOLING,
     LEAST,
     Past,
-    Reading,
     Watch,
     rates,
-    read,
-    reading,
 )
-from kdcompile.remote.agent.signals import sensors
+from kdcompile.remote.agent.signals import sensors, signals
 
 BLOCK_S = 0.8  # long against a tick of /proc/stat, so that shares come out exactly
 CALM = {"own": 1.0, "others": 0.1}
 
 
+class Read(dict):
+    """Signals; what nothing tells is None."""
+
+    __getattr__ = dict.get
+
+
+def read(root, pids, cpus):
+    return Read(signals(str(root), pids, cpus))
+
+
 class Bench:
     """A watch over the played machine, and blocks on it."""
 
-    def __init__(self, root, gpu=None):
+    def __init__(self, root):
         self.machine, self.clock = Machine(root), Clock()
         look = lambda: read(root, (7,), (0, 1))  # noqa: E731
-        self.watch = Watch(look, gpu, self.clock)
+        self.watch = Watch(look, self.clock)
 
     def block(self, seconds=BLOCK_S, **what):
         self.watch.begin()
@@ -109,22 +116,22 @@ def test_a_past_is_shared_by_the_processes_of_a_run():
 
 
 def test_rates_of_what_nothing_tells_are_absent():
-    assert rates(Reading(), Reading(), 1.0) == {}
-    only = rates(Reading(switches=5.0), Reading(switches=9.0), 2.0)
+    assert rates({}, {}, 1.0) == {}
+    only = rates({"switches": 5.0}, {"switches": 9.0}, 2.0)
     assert only == {"it was taken off a CPU more often": 2.0}
     # a counter that was reset, and no time
-    assert rates(Reading(quota_s=5.0), Reading(quota_s=0.0), 1.0) == {
+    assert rates({"quota_s": 5.0}, {"quota_s": 0.0}, 1.0) == {
         "the control group's quota held it back": 0.0
     }
-    assert rates(Reading(quota_s=5.0), Reading(quota_s=6.0), 0.0) == {}
+    assert rates({"quota_s": 5.0}, {"quota_s": 6.0}, 0.0) == {}
 
 
 def test_a_machine_that_tells_nothing_is_never_disturbed(tmp_path):
-    watch = Watch(lambda: read(tmp_path, (7,), (0, 1)), None, Clock())
+    watch = Watch(lambda: read(tmp_path, (7,), (0, 1)), Clock())
     for _ in range(5):
         watch.begin()
         assert watch.reason() is None
-    assert read(tmp_path, (7,), (0, 1)) == Reading()
+    assert read(tmp_path, (7,), (0, 1)) == {}
 
 
 def test_a_reading_is_of_the_given_cpus_and_process(tmp_path):
@@ -187,53 +194,6 @@ def test_what_cools_by_slowing_disturbs_and_a_fan_does_not(bench):
     assert sensors(str(bench.machine.root))["throttling"] == ["cpufreq-cpu0"]
 
 
-class Heard:
-    """A stream that says what it is told to."""
-
-    def __init__(self):
-        self.said, self.is_open = (1.98e9, set()), True
-
-    def since(self, moment):
-        return self.said
-
-    def close(self):
-        self.is_open = False
-
-
-def test_an_nvidia_gpu_is_listened_to(tmp_path):
-    heard = Heard()
-    bench = Bench(tmp_path, heard).calm()
-    heard.said = (1.5e9, set())
-    assert bench.block() == "the GPU's clock fell"
-    heard.said = (1.98e9, {"temperature"})
-    assert bench.block() == "the GPU throttles: temperature"
-    heard.said = None
-    assert bench.block() is None
-    with bench.watch:
-        pass
-    assert not heard.is_open
-
-
-def test_a_stream_of_nvidia_smi():
-    clock = Clock()
-
-    def lines():
-        for line in ("1980, 0x0000000000000000\n", "[N/A], [N/A]\n", "No devices\n",
-                     "1500, 0x0000000000000028\n"):  # fmt: skip
-            clock.pass_(1.0)
-            yield line
-
-    stream = nvidia_smi.Stream(lines(), clock)
-    stream._thread.join(5)
-    assert stream.since(0.0) == (1.74e9, {"hardware slow-down", "temperature"})
-    assert stream.since(103.5) == (1.5e9, {"hardware slow-down", "temperature"})
-    assert stream.since(999.0) == (1.5e9, {"hardware slow-down", "temperature"})
-    stream.close()
-    silent = nvidia_smi.Stream([], clock)
-    silent._thread.join(5)
-    assert silent.since(0.0) is None
-
-
 def test_a_query_that_a_driver_does_not_know_costs_only_its_field():
     def ask(options):
         fields = options[0].partition("=")[2].split(",")
@@ -259,7 +219,7 @@ def test_the_first_gpu_that_cuda_sees_is_asked(monkeypatch):
 def test_flags_of_a_card_elsewhere_are_told_by_its_worker():
     told = {"gpu_hz": 1.98e9, "gpu_flags": 0x01, "celsius": {"a": 1.0}}  # 0x01: it is idle
     clock = Clock()
-    watch = Watch(lambda: reading(told), None, clock)
+    watch = Watch(lambda: told, clock)
 
     def block():
         watch.begin()

@@ -22,8 +22,7 @@ from kdcompile.latency_model.microbench import SIDES, Chain, chains, convert, mo
 from kdcompile.latency_model.microbench_timing import Case, TimedNetwork, cases, measure
 from kdcompile.latency_model.parameters import Efficiencies, efficiencies_of
 from kdcompile.latency_model.predict import kernel_ms
-from kdcompile.remote.board import evidence_of, facts_of
-from kdcompile.remote.open import open_place
+from kdcompile.remote.open import evidence_of, facts_of, open_place
 from kdcompile.targets import user
 
 SMALL = (

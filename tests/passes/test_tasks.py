@@ -228,7 +228,7 @@ def test_the_plan_says_what_the_photos_cannot_decide(built):
     lines = call("plan", folder, *sets).stdout.splitlines()
     found = {line.split()[0]: line for line in lines if " test images can" in line}
     assert "20 test images cannot decide it" in found["flips"]
-    assert "20 photos leave up to 13.9 % possible, over 5 %" in found["flips"]
+    assert "20 images leave up to 13.9 % possible, over 5 %" in found["flips"]
     assert found["flips"].endswith("; 59 would do")
     if kind == "classification":
         assert found["accuracy"].endswith("; 52 would do")

@@ -17,8 +17,7 @@ from kdcompile.config.spec import Budget, Spec
 from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.predict import Estimate
-from kdcompile.remote.board import facts_of
-from kdcompile.remote.open import open_place
+from kdcompile.remote.open import facts_of, open_place
 from kdcompile.search import device_timer
 from kdcompile.search import on_device as measuring
 from kdcompile.search.on_device import Measurement, apply_measurement, measure, nearest_to_budget

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from bench_samples import made
 
-from kdcompile.stats.comparison import Comparison
+from kdcompile.stats.comparison import LOOKS, Comparison, Looks
 from kdcompile.stats.latency_test import compare
-from kdcompile.stats.sequential import LOOKS, Looks
 
 SAMPLES = [made(runs=1)]
 

@@ -4,7 +4,7 @@ import io
 import json
 from contextlib import suppress
 
-from kdcompile.remote.local import LocalPlace
+from kdcompile.remote.open import LocalPlace
 from kdcompile.remote.process import Answers, BadAnswer
 
 LAYER = {"name": "conv", "precision": None, "onnx": ["conv"]}

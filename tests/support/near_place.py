@@ -9,8 +9,7 @@ import computing_tensorrt
 from kdcompile.backends import engine
 from kdcompile.config.step import Board
 from kdcompile.remote import open as via
-from kdcompile.remote.board import evidence_of, facts_of
-from kdcompile.remote.local import LocalPlace
+from kdcompile.remote.open import LocalPlace, evidence_of, facts_of
 
 
 class _Asked:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from kdcompile.remote.agent.errors import WorkerError
+from kdcompile.remote.agent.errors import WorkerError, to_json
 
 
 def serve(backend: str) -> int:
@@ -26,7 +26,7 @@ def serve(backend: str) -> int:
     try:
         worker = open_worker(backend)
     except WorkerError as error:
-        send({"id": None, "error": error.to_json()})
+        send({"id": None, "error": to_json(error)})
         return 4
     for line in sys.stdin:
         try:

@@ -1,4 +1,4 @@
-"""The candidates of a kit on the board: built, compared, judged on photos, and timed."""
+"""The candidates of a kit on the board: built, compared, evaluated on images, and timed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from kdcompile.core.errors import KDError
-from kdcompile.remote.agent.judging import OVERFLOW, agreement, judge_accuracy, prediction
+from kdcompile.remote.agent.judging import (
+    OVERFLOW,
+    agreement,
+    judge_accuracy,
+    prediction,
+    teacher_of,
+)
 from kdcompile.remote.agent.networks import BLOCKS, OTHER_BLOCKS, Networks
 from kdcompile.remote.agent.pack import Pack, within
 from kdcompile.remote.agent.second_worker import read_usage
@@ -110,7 +116,7 @@ class Build:
         return dict(found, engine=engine, build=built, **parity)
 
     def judge_accuracy(self, built: list[dict[str, Any]], pack: Pack) -> None:
-        """Run every built candidate over the photos of the test pack, and judge it."""
+        """Run every built candidate over the images of the test pack, and judge it."""
         task = self.kit["task"]
         broken: dict[str, str] = {}
         found: dict[str, list[float]] = {c["precision"]: [] for c in built}
@@ -118,7 +124,7 @@ class Build:
         for index, (image, seen) in enumerate(pack.photos(self.read_json("preprocess.json"))):
             if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
-                say(f"photo {index + 1} of {len(pack.names)}")
+                say(f"image {index + 1} of {len(pack.names)}")
             inputs = self.networks.save(image)
             for name in [n for n in found if n not in broken]:
                 try:
@@ -194,8 +200,3 @@ class Build:
         if not judged and failure is not None:
             raise failure
         return judged, found
-
-
-def teacher_of(precision: str) -> str:
-    """The teacher's precision beside a student's: what it would be deployed in without one."""
-    return "fp32" if precision == "fp32" else "fp16"

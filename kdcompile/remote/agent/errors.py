@@ -41,12 +41,13 @@ FIXES = {
 
 
 class WorkerError(KDError):
-    """A failure of a request, with the remedy that its code has in `FIXES`."""
+    """A failure of a request, with the remedy that its code has in `FIXES`, where none is given."""
 
-    def __init__(self, code: str, message: str) -> None:
-        """Keep the code, one of `FIXES`, and what went wrong."""
-        super().__init__(code, message, fix=FIXES[code])
+    def __init__(self, code: str, message: str, fix: str = "") -> None:
+        """Keep the code and what went wrong."""
+        super().__init__(code, message, fix=fix or FIXES[code])
 
-    def to_json(self) -> dict[str, str]:
-        """The error as the protocol carries it."""
-        return {"code": self.code, "message": self.message, "fix": self.fix}
+
+def to_json(error: KDError) -> dict[str, str]:
+    """An error as the protocol carries it."""
+    return {"code": error.code, "message": error.message, "fix": error.fix}

@@ -55,8 +55,8 @@ def build(folder: str, options: argparse.Namespace, scratch: str) -> int:
     kit = read_kit(folder)
     backend = open_worker(options.backend)  # which says it where numpy is absent
     from kdcompile.remote.agent.candidates import Build
+    from kdcompile.remote.agent.judging import exit_code, finite, pick, verdicts
     from kdcompile.remote.agent.networks import write_json
-    from kdcompile.remote.agent.verdict import exit_code, finite, pick, verdicts
 
     run = Build(backend, options, folder, kit, scratch)
     wrong = differences(kit["target"], run.here)
@@ -109,7 +109,7 @@ def recorded(
 
 def show(record: dict[str, Any], path: str, as_json: bool) -> None:
     """The outcome on standard output: a table, or JSON without the samples."""
-    from kdcompile.remote.agent.verdict import table, told
+    from kdcompile.remote.agent.judging import table, told
 
     if as_json:
         short = ("precision", "verdict", "why", "ms", "sqnr_db", "engine")

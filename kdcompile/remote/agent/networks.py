@@ -1,4 +1,4 @@
-"""The engines of the kit: built once, loaded, run and timed in turns by a worker."""
+"""The engines of the kit: built once, loaded, run and timed interleaved by a worker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Iterable
 import numpy as np
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.measurement import interleave
 from kdcompile.remote.agent.system import file_sha256, write_file
 
 BLOCKS, OTHER_BLOCKS = 12, 6  # a paired interval needs at least 6
@@ -123,7 +124,7 @@ class Networks:
 
     def time(self, names: list[str], image: Any, mode: str, iterations: int,
              blocks: int) -> dict[str, dict[str, Any]]:  # fmt: skip
-        """Latency of networks that take turns, so that drift of the machine touches all.
+        """Latency of interleaved networks (`kdcompile.core.measurement`).
 
         Returns:
             By name: `clock`, percentiles in ms over all calls, `n` calls, and `blocks`, the median
@@ -132,17 +133,19 @@ class Networks:
         path = self.save(image)
         calls: dict[str, list[float]] = {name: [] for name in names}
         medians: dict[str, list[float]] = {name: [] for name in names}
-        clock = ""
-        for turn in range(blocks):
-            for name in names if turn % 2 == 0 else names[::-1]:
-                answer = self.ask(op="time", inputs=path, name=name, mode=mode, samples=True,
-                                  warmup=WARMUP if turn else FIRST_WARMUP,
-                                  iterations=iterations)  # fmt: skip
-                clock = next(c for c in CLOCKS[mode] if answer["samples"].get(c))
-                found = [float(ms) for ms in answer["samples"][clock]]
-                calls[name] += found
-                medians[name].append(statistics.median(found))
-        return {name: dict(_summary(calls[name]), clock=clock, blocks=medians[name])
+        clocks: dict[str, str] = {}
+
+        def take(name: str, turn: int) -> None:
+            answer = self.ask(op="time", inputs=path, name=name, mode=mode, samples=True,
+                              warmup=WARMUP if turn else FIRST_WARMUP,
+                              iterations=iterations)  # fmt: skip
+            clocks[name] = next(c for c in CLOCKS[mode] if answer["samples"].get(c))
+            found = [float(ms) for ms in answer["samples"][clocks[name]]]
+            calls[name] += found
+            medians[name].append(statistics.median(found))
+
+        interleave(names, take, blocks)
+        return {name: dict(_summary(calls[name]), clock=clocks[name], blocks=medians[name])
                 for name in names}  # fmt: skip
 
     def quit(self) -> None:

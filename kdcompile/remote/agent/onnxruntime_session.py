@@ -1,4 +1,4 @@
-"""A session of ONNX Runtime with the same calls as an engine of TensorRT."""
+"""A network timed by the wall clock, and a session of ONNX Runtime, called like an engine."""
 
 from __future__ import annotations
 
@@ -26,48 +26,49 @@ OF_SIZES = {"Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Floor",
             "Where"}  # fmt: skip
 
 
-class OnnxRuntimeSession:
-    """A session with the same calls as an engine."""
+class WallClockSession:
+    """A network that is timed by the wall clock, with the same calls as an engine.
 
-    def __init__(self, backend: Any, make: Callable[..., Any], nodes: set[str]) -> None:
-        """`make` opens the network, with a file prefix for the trace of a profile."""
-        self.backend, self.make, self.nodes = backend, make, nodes
-        self.session, self.is_checked = make(), False
+    A backend has its own `tensors`, `run`, `_once`, which makes one inference a call, and
+    `profile`.
+    """
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        """Open the network with `make`."""
+        self.make, self.session = make, make()
         self.beside: list[Any] = []  # more sessions, for more streams
-        self.ports = {i.name: i for i in self.session.get_inputs()}
-        self.types = {n: np.dtype(ORT_NUMPY.get(i.type, "O")) for n, i in self.ports.items()}
+        self.ports = self.tensors()
+        kinds = {name: port["dtype"] for name, port in self.ports["inputs"].items()}
+        self.types = {n: np.dtype(kind if kind.isalnum() else "O") for n, kind in kinds.items()}
+
+    def tensors(self) -> dict[str, Any]:
+        """`inputs` and `outputs`: the `dtype` and `shape` of each by name; a free size is -1."""
+        raise NotImplementedError
 
     def about(self) -> dict[str, Any]:
-        """Inputs and outputs; ONNX Runtime does not say what memory it will take."""
-        return {"device_memory_mb": None, "inputs": self._tensors(self.session.get_inputs()),
-                "outputs": self._tensors(self.session.get_outputs())}  # fmt: skip
-
-    @staticmethod
-    def _tensors(ports: list[Any]) -> dict[str, Any]:
-        shapes = {i.name: [n if isinstance(n, int) else -1 for n in i.shape] for i in ports}
-        return {i.name: {"dtype": ORT_NUMPY.get(i.type, i.type), "shape": shapes[i.name]}
-                for i in ports}  # fmt: skip
+        """Inputs and outputs; nothing tells what memory it will take."""
+        return {"device_memory_mb": None, **self.ports}
 
     def _feeds(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        wanted = check_inputs(arrays, self.types, list(self.ports))
+        wanted = check_inputs(arrays, self.types, list(self.types))
         for name, shape in wanted.items():
-            size = tuple(n if isinstance(n, int) else -1 for n in self.ports[name].shape)
+            size = tuple(self.ports["inputs"][name]["shape"])
             pairs = zip(shape, size)  # Python 3.8
             if len(shape) != len(size) or any(n not in (-1, a) for a, n in pairs):
                 raise WorkerError("shape-refused", f"{name} of {shape}; the network has {size}")
-        return {n: np.ascontiguousarray(arrays[n], self.types[n]) for n in self.ports}
+        return {n: np.ascontiguousarray(arrays[n], kind) for n, kind in self.types.items()}
 
-    def run(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        """The outputs by name."""
-        found = self.session.run(None, self._feeds(arrays))
-        names = [o.name for o in self.session.get_outputs()]
-        return {name: found[i] for i, name in enumerate(names)}
+    def _check(self, feeds: dict[str, Any]) -> None:
+        """Refuse to time what does not run where it should."""
+
+    def _once(self, session: Any, feeds: dict[str, Any], mode: str) -> Callable[[], Any]:
+        raise NotImplementedError
 
     def time(self, arrays: dict[str, Any], warmup: int, iterations: int,
              mode: str) -> tuple[dict[str, list[float]], bool]:  # fmt: skip
         """Milliseconds of each inference by the clock; there is no device clock to ask."""
         feeds, times, clock = self._feeds(arrays), [], time.perf_counter
-        self._check_providers(feeds)
+        self._check(feeds)
         go = self._once(self.session, feeds, mode)
         for _ in range(warmup + iterations):
             start = clock()
@@ -83,7 +84,7 @@ class OnnxRuntimeSession:
         follow the last.
         """
         feeds = self._feeds(arrays)
-        self._check_providers(feeds)
+        self._check(feeds)
         while len(self.beside) < streams - 1:
             self.beside.append(self.make())
         sessions = [self.session, *self.beside[: streams - 1]]
@@ -114,6 +115,30 @@ class OnnxRuntimeSession:
         rate = iterations / (begun[last] - begun[first])
         return {"wall" if mode == "device" else "end_to_end": took[first:last]}, False, rate
 
+    def release(self) -> None:
+        """Let the other sessions go."""
+        self.beside = []
+
+
+class OnnxRuntimeSession(WallClockSession):
+    """A session of ONNX Runtime."""
+
+    def __init__(self, backend: Any, make: Callable[..., Any], nodes: set[str]) -> None:
+        """`make` opens the network, with a file prefix for the trace of a profile."""
+        super().__init__(make)
+        self.backend, self.nodes, self.is_checked = backend, nodes, False
+
+    def tensors(self) -> dict[str, Any]:
+        """Inputs and outputs."""
+        sides = {"inputs": self.session.get_inputs(), "outputs": self.session.get_outputs()}
+        return {side: {i.name: {"dtype": ORT_NUMPY.get(i.type, i.type),
+                                "shape": [n if isinstance(n, int) else -1 for n in i.shape]}
+                       for i in ports} for side, ports in sides.items()}  # fmt: skip
+
+    def run(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """The outputs by name."""
+        return dict(zip(self.ports["outputs"], self.session.run(None, self._feeds(arrays))))
+
     def _once(self, session: Any, feeds: dict[str, Any], mode: str) -> Callable[[], Any]:
         """One inference in a mode: what is not copied lies where the provider computes."""
         if mode == "end_to_end":
@@ -143,7 +168,7 @@ class OnnxRuntimeSession:
             binding.bind_output(port.name, place)
         return binding
 
-    def _check_providers(self, feeds: dict[str, Any]) -> None:
+    def _check(self, feeds: dict[str, Any]) -> None:
         """Refuse a latency that is partly the CPU's: nodes move there one by one, and untold."""
         wanted = self.backend.provider
         if self.is_checked or wanted == CPU_PROVIDER:
@@ -181,7 +206,3 @@ class OnnxRuntimeSession:
         """The ONNX nodes in a fused or transformed node's name."""
         parts = [re.sub("_nchwc$", "", part) for part in name.split(" ")]
         return [part for part in parts if part in self.nodes] or None
-
-    def release(self) -> None:
-        """Let the other sessions go."""
-        self.beside = []

@@ -1,4 +1,4 @@
-"""A test pack on the board: annotated photos, the teacher, and what it predicted for them."""
+"""A test pack on the board: annotated images, the teacher, and what it predicted for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepare(pixels: Any, constants: dict[str, Any]) -> Any:
     shape = (constants["channels"], *constants["max_hw"])
     if channels != shape[0] or height > shape[1] or width > shape[2]:
         raise KDError(
-            "pack-mismatch", f"a photo of {pixels.shape} does not fit a network of {shape}",
+            "pack-mismatch", f"an image of {pixels.shape} does not fit a network of {shape}",
             fix="write the test pack again from the build that this kit is of",
         )  # fmt: skip
     mean, std = (np.array(constants[key], np.float32) for key in ("mean", "std"))
@@ -93,7 +93,7 @@ class Pack:
         self.taught = np.array(self.about.get("taught", every), bool)
 
     def photos(self, constants: dict[str, Any]) -> Iterator[tuple[Any, tuple[int, int]]]:
-        """Every photo as the network's input, and its own height and width in it.
+        """Every image as the network's input, and its own height and width in it.
 
         In the order of `names`; one shard at a time.
         """

@@ -12,8 +12,9 @@ from typing import Any, Callable, Dict
 
 import numpy as np
 
+from kdcompile.core.errors import KDError
 from kdcompile.remote.agent import machine
-from kdcompile.remote.agent.errors import WorkerError
+from kdcompile.remote.agent.errors import WorkerError, to_json
 from kdcompile.remote.agent.onnxruntime_backend import (
     OnnxRuntime,
     OnnxRuntimeCuda,
@@ -267,13 +268,13 @@ class Worker:
         known = request.get("id") if isinstance(request, dict) else None
         try:
             return {"id": known, "ok": self._dispatch(request)}
-        except WorkerError as error:
-            return {"id": known, "error": error.to_json()}
+        except KDError as error:
+            failure = error
         except OSError as error:
             failure = WorkerError("file", f"{error.strerror}: {error.filename}")
         except Exception as error:  # a library's own failure must not end the conversation
             failure = WorkerError("internal", f"{type(error).__name__}: {error}")
-        return {"id": known, "error": failure.to_json()}
+        return {"id": known, "error": to_json(failure)}
 
     def _dispatch(self, request: Any) -> dict[str, Any]:
         if not isinstance(request, dict) or request.get("op") not in self.operations:

@@ -3,14 +3,8 @@
 import os
 import shutil
 import subprocess
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from statistics import median
-from threading import Thread
+from collections.abc import Callable, Sequence
 
-PERIOD_MS = 50
 FLAGS = "clocks_throttle_reasons.active"  # newer drivers take this name too
 CLOCK = "clocks.sm"
 REASONS = {
@@ -66,47 +60,3 @@ def throttles(flags: str | int) -> list[str]:
     except ValueError:
         return []
     return [word for bit, word in REASONS.items() if mask & bit]
-
-
-class Stream:
-    """Clock and throttle flags every 50 ms while it is open, from one nvidia-smi that goes on."""
-
-    def __init__(
-        self, lines: Iterable[str] | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`lines` stands for what nvidia-smi prints."""
-        self._clock, self._process = clock, None
-        self._seen: deque[tuple[float, float, tuple[str, ...]]] = deque(maxlen=1000)
-        if lines is None:
-            options = [f"--query-gpu={CLOCK},{FLAGS}", "-lms", str(PERIOD_MS)]
-            self._process = subprocess.Popen(
-                command(options), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-            assert self._process.stdout is not None, "it is a pipe"
-            lines = self._process.stdout
-        self._thread = Thread(target=self._listen, args=(lines,), daemon=True)
-        self._thread.start()
-
-    def _listen(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            values = [word.strip() for word in line.split(",")]
-            with suppress(ValueError, IndexError):  # "[N/A]", or a message of the driver
-                entry = (self._clock(), float(values[0]) * 1e6, tuple(throttles(values[1])))
-                self._seen.append(entry)
-
-    def since(self, moment: float) -> tuple[float, set[str]] | None:
-        """The median clock in Hz and all throttle reasons since then, or at the last look."""
-        entries = list(self._seen)
-        recent = [entry for entry in entries if entry[0] >= moment] or entries[-1:]
-        if not recent:
-            return None
-        return median(hz for _, hz, _ in recent), {word for *_, words in recent for word in words}
-
-    def close(self) -> None:
-        """End nvidia-smi."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._thread.join(5.0)
-            assert self._process.stdout is not None, "it is a pipe"
-            self._process.stdout.close()
