@@ -16,13 +16,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.bundle.swap import beside, swap
+from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.store import Artifact
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.splits import judged, load_splits
 
 NAME = "pack.json"
 FORMAT = 1
+TEACHERS = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
 SHARD = 32  # photos that are in memory at once, here and on the board
 Pixels = NDArray[np.uint8]
+
+
+def pack_build(
+    folder: Path, spec: Spec, made: Mapping[str, Artifact], target: str
+) -> dict[str, Any]:
+    """Write the test pack of a finished build.
+
+    Args:
+        folder: as of `write_test_pack`.
+        spec: of the build.
+        made: its artifacts, of export, compile and verify.
+        target: name of the device.
+
+    Raises:
+        KDError: `kit-missing`, the target has no build kit; `pack-photos`, the test split has
+            changed; those of `write_test_pack`.
+    """
+    if "kit/kit.json" not in made["compile"].files:
+        raise KDError(
+            "kit-missing",
+            f"{target} takes no build kit, so nothing there asks for a test pack",
+            where="--test-pack",
+            fix="name a board: --target jetson",
+        )
+    details = made["verify"].json("report.json")["details"]
+    splits = load_splits(spec.data, spec.folder)
+    photos = judged(splits.test, spec.data.max_test)
+    if [photo.name for photo in photos] != [row["name"] for row in details["predictions"]]:
+        raise KDError(
+            "pack-photos",
+            "the test split is not the one that verify evaluated",
+            where="[data] test",
+            fix="kdcompile build, then write the test pack again",
+        )
+    export = made["export"]
+    preprocess = Preprocess.from_json(export.json("preprocess.json"))
+    return write_test_pack(
+        folder,
+        (preprocess.scaled(photo.pixels(preprocess.channels)) for photo in photos),
+        details["predictions"],
+        {p: export.file(name) for p, name in TEACHERS.items() if name in export.files},
+        preprocess=export.file("preprocess.json"),
+        task=details["task"],
+        seed=spec.seed,
+        available=len(splits.test),
+    )
 
 
 def write_test_pack(

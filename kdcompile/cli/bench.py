@@ -1,8 +1,7 @@
-"""`bench` and `compare`: latencies, and whether they regressed."""
+"""Commands `bench` and `compare`: latencies, and whether they regressed."""
 
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +16,19 @@ from kdcompile.cli.measuring import (
     parse_margin,
     request_of,
 )
-from kdcompile.cli.options import as_json, echo_json
+from kdcompile.cli.options import PATH, as_json
+from kdcompile.cli.terminal import echo_json, show_table
 from kdcompile.core.errors import plain
 
 if TYPE_CHECKING:
     from kdcompile.latency.benchmark import Benchmark
 
-PATH = click.Path(path_type=Path)
-
 
 @click.command(cls=CiCommand)
 @click.argument("artifact", type=PATH)
-@click.option("--baseline", type=PATH, metavar="FILE", help="Judge against this baseline.")
+@click.option("--baseline", type=PATH, metavar="FILE", help="Compare with this baseline.")
 @click.option("--save", type=PATH, metavar="FILE", help="Write a baseline of three or more runs.")
-@click.option("--runs", type=int, help="Measuring runs of --save, at least 3.")
+@click.option("--runs", type=int, help="Measuring runs of --save, at least 3 (default 3).")
 @click.option("--reference", type=PATH, metavar="FILE", help="Where the baseline's artifact is.")
 @judging_options
 @measuring_options
@@ -53,8 +51,8 @@ def bench(
 ) -> None:
     """Measure the latency of ARTIFACT: an ONNX file, an engine with its record, or a bundle.
 
-    With --baseline the two take turns where the baseline's artifact is at hand, and the exit code
-    says whether ARTIFACT regressed: 0 no, 3 yes, 5 undecided.
+    With --baseline the two are measured interleaved where the baseline's artifact is available, and
+    the exit code says whether ARTIFACT regressed: 0 no, 3 yes, 5 undecided.
     """
     from kdcompile import api
     from kdcompile.ci.report import in_ci
@@ -72,7 +70,7 @@ def bench(
     advice = None if found.compared is None else what_to_type(found.compared, found.plan)
     _print(found, as_json, advice)
     if folder is not None:
-        ci_report(found.compared, found.samples, folder, str(artifact), seconds, as_json)
+        ci_report(found, folder, "bench", str(artifact), seconds, as_json)
     sys.exit(found.exit_code)
 
 
@@ -114,10 +112,10 @@ def compare(
     as_json: bool,
     **measuring: Any,
 ) -> None:
-    """Judge the latency of B against that of A, each an artifact or a baseline file (.json).
+    """Compare the latency of B with that of A, each an artifact or a baseline file (.json).
 
-    Two artifacts are measured in turns; two baselines are compared by their samples; of one each,
-    the artifact is measured. Exit code 0: no regression, 3: B is slower, 5: undecided.
+    Two artifacts are measured interleaved; two baselines are compared by their samples; of one
+    each, the artifact is measured. Exit code 0: no regression, 3: B is slower, 5: undecided.
     """
     from kdcompile import api
     from kdcompile.ci.report import in_ci
@@ -140,7 +138,7 @@ def compare(
     assert found.compared is not None, "two are compared"
     _print(found, as_json, what_to_type(found.compared, found.plan, *found.baselines))
     if folder is not None:
-        ci_report(found.compared, found.samples, folder, str(after), seconds, as_json, "compare")
+        ci_report(found, folder, "compare", str(after), seconds, as_json)
     sys.exit(found.exit_code)
 
 
@@ -148,32 +146,21 @@ def _print(found: "Benchmark", as_json: bool, advice: str | None) -> None:
     """The report of a measurement, for people or as one JSON document."""
     from kdcompile.latency import report as table
 
-    judged, samples, saved = found.compared, found.samples, found.saved
     if as_json:
-        echo_json(found.to_json() | ({} if judged is None else {"to_decide": advice}))
+        echo_json(found.document(advice))
         return
+    judged, samples, saved = found.compared, found.samples, found.saved
     reference = None if judged is None else judged.reference
     click.echo(plain(table.title(samples, reference)))
     for line in table.places(samples, reference, found.target):
         click.echo(plain(line))
     if judged is None:
         lines = table.in_flight(samples) + table.disturbed(samples) + table.takes(samples)
-        show(table.latencies(samples), lines)
+        show_table(table.latencies(samples), lines)
         if saved is None:
             click.echo("nothing to compare with: --save FILE makes a baseline of this")
     else:
         wanted = [] if advice is None else [f"to decide: {advice}"]
-        show(table.verdict(judged), [*table.remarks(judged), *wanted])
+        show_table(table.verdict(judged), [*table.remarks(judged), *wanted])
     if saved is not None:
         click.echo(f"saved {plain(saved)}, {len(samples.runs)} runs")
-
-
-def show(table: Any, lines: Iterable[str]) -> None:
-    """A table and lines below it on standard output, unwrapped where nobody looks."""
-    from rich.console import Console
-
-    out = sys.stdout
-    console = Console(file=out, width=None if out.isatty() else 200, highlight=False)
-    console.print(table)
-    for line in lines:
-        click.echo(line)

@@ -39,12 +39,7 @@ def open_network(
 
     if bundle.engine is None or onnx:
         if via is not None:
-            raise KDError(
-                "engine-missing",
-                "--via needs an engine, and this bundle has none to run",
-                where=str(bundle.folder),
-                fix="leave out --via, or build the engine: kdcompile build --via PLACE",
-            )
+            raise engine_missing(bundle)
         yield open_session(bundle.model)
         return
     from kdcompile.backends import engine
@@ -93,3 +88,13 @@ def backend_of(bundle: "Bundle") -> str:
 
     assert bundle.engine is not None, "the caller has seen one"
     return of_record(engine.record_of(bundle.engine))
+
+
+def engine_missing(bundle: "Bundle") -> KDError:
+    """The refusal of `--via` for a bundle without an engine."""
+    return KDError(
+        "engine-missing",
+        "--via needs an engine, and this bundle has none to run",
+        where=str(bundle.folder),
+        fix="leave out --via, or build the engine: kdcompile build --via PLACE",
+    )

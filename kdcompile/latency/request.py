@@ -161,7 +161,12 @@ class Request:
         from kdcompile.latency.compare import from_samples, in_turns, reference_at_hand
 
         beside, note = reference_at_hand(kept, file, reference, lambda p: self.subject(p, kept))
-        if beside is not None:
+        if beside is not None:  # several runs count as one, which is as long
+            runs, effort = plan.runs, plan.effort
+            longer = replace(
+                effort, seconds=effort.seconds * runs, processes=effort.processes * runs
+            )
+            plan = replace(plan, effort=longer, runs=1)
             return in_turns(subject, beside, plan, kept.record, str(file))
         return from_samples(subject, kept.samples, plan, note, str(file))
 
