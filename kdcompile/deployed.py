@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle
     from kdcompile.bundle.run import Row
     from kdcompile.core.errors import KDError
-    from kdcompile.debug.reference_outputs import BundleCheck
+    from kdcompile.debug.network import BundleCheck
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def check_bundle(bundle: "AnyPath | Bundle", *, via: str | None = None) -> "Bund
     Raises:
         KDError: those of `load_bundle`; `engine-missing`, `engine-mismatch`, ...
     """
-    from kdcompile.debug.reference_outputs import check_outputs
+    from kdcompile.debug.network import check_outputs
 
     return check_outputs(_bundle_of(bundle), via)
 

@@ -1,9 +1,9 @@
-"""A test pack: what a board needs beside its kit to judge accuracy and speed-up itself.
+"""Test pack: test images and the teacher, with which a board measures accuracy and speed-up.
 
-`pack.json` with the names of the test photos, their annotated values and the teacher's predictions,
-and the SHA-256 of every other file; `teacher_PRECISION.onnx`; and the photos as uint8 [h, w, C] in
+`pack.json` with the names of the test images, their annotated values and the teacher's predictions,
+and the SHA-256 of every other file; `teacher_PRECISION.onnx`; and the images as uint8 [h, w, C] in
 `photos_NNN.npz`, scaled to what the network takes, so that the board only normalises them.
-It is not a part of the bundle: photos are large, and may be private.
+It is not a part of the bundle: images are large, and may be private.
 """
 
 import shutil
@@ -155,9 +155,9 @@ def _write_photos(folder: Path, photos: Iterable[Pixels], count: int) -> list[st
     if index != count:
         raise KDError(
             "pack-photos",
-            f"{index} photos and {count} rows",
+            f"{index} images and {count} rows",
             where="the test pack",
-            fix="build again: the test split has changed since it was judged",
+            fix="build again: the test split has changed since verify evaluated it",
         )
     return shards
 

@@ -1,4 +1,4 @@
-"""What the fixture `kdcompile_latency` does: measure, compare, fail the test or save a baseline."""
+"""Value of the fixture `kdcompile_latency`: measures, compares and fails, or saves a baseline."""
 
 import math
 import os
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kdcompile.ci.mark import Settings, settings_of
+from kdcompile.ci.mark import Settings, settings_of, to_decide
 from kdcompile.ci.partial import save_function
-from kdcompile.ci.undecided import to_decide
 from kdcompile.core.errors import KDError
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class Latency:
         if self.workers > 1:
             raise KDError(
                 "latency-parallel",
-                f"{self.workers} workers of pytest-xdist run tests beside this measurement",
+                f"{self.workers} workers of pytest-xdist run tests during this measurement",
                 where=self.name,
                 fix=f"run latency tests by themselves: pytest -n 0 {self.name}",
             )

@@ -14,7 +14,7 @@ from kdcompile.cli.terminal import to_json
 if TYPE_CHECKING:
     from kdcompile.ci.outcome import Outcome
     from kdcompile.core.report import Report
-    from kdcompile.debug.reference_outputs import BundleCheck
+    from kdcompile.debug.network import BundleCheck
     from kdcompile.debug.show import Parity
     from kdcompile.debug.variants import Step
     from kdcompile.latency.benchmark import Benchmark

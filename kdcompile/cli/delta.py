@@ -13,7 +13,7 @@ from kdcompile.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, plain
 
 if TYPE_CHECKING:
     from kdcompile.config.spec import Spec
-    from kdcompile.delta.result import Applied, Made
+    from kdcompile.delta.applying import Applied, Made
 
 EXITS = {"passed": EXIT_OK, "failed": EXIT_GATE, "inconclusive": EXIT_INCONCLUSIVE}
 
@@ -131,7 +131,7 @@ def _show_tensors(made: "Made") -> None:
 def _end(found: "Made | Applied", as_json: bool) -> None:
     """Print what was found; leave with the verdict's exit code."""
     if as_json:
-        echo_json(found.to_json())
+        echo_json(found)
     else:
         click.echo(f"{found.verdict}: {found.reason}")
         wrote = "nothing written" if found.output is None else f"wrote {plain(found.output)}"

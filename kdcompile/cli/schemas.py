@@ -16,9 +16,9 @@ from kdcompile.cli.targets import Targets
 from kdcompile.cli.tools import Removed, Written
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.report import Report
-from kdcompile.debug.reference_outputs import BundleCheck
+from kdcompile.debug.network import BundleCheck
 from kdcompile.debug.show import Bisection, Parity
-from kdcompile.delta.result import Applied, Made
+from kdcompile.delta.applying import Applied, Made
 from kdcompile.environment.doctor import Check
 from kdcompile.latency.benchmark import Compared, Measured
 from kdcompile.latency.keep_baseline import Baselines, Kept

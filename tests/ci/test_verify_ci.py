@@ -14,7 +14,7 @@ from kdcompile import api
 from kdcompile.cli import cli
 from kdcompile.core.errors import KDError
 from kdcompile.core.report import GateResult, Report, overall
-from kdcompile.debug import reference_outputs, show
+from kdcompile.debug import network, show
 from kdcompile.debug.tolerance import Tolerance
 from kdcompile.debug.variants import Ladder, Step
 from kdcompile.tasks.metric import MAE
@@ -87,7 +87,7 @@ def bundle(line, monkeypatch):
             yield lambda image: factor * image
 
         monkeypatch.setattr(verify, "open_trusted", lambda *_: (made, "not signed"))
-        monkeypatch.setattr(reference_outputs, "open_network", opened)
+        monkeypatch.setattr(network, "open_network", opened)
         return line
 
     return give
