@@ -3,8 +3,9 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from kdcompile.core.errors import KDError, nearest
 
@@ -16,8 +17,17 @@ DAY_S = 86400
 Undecided = Literal["fail", "skip"]
 
 
-@dataclass(frozen=True)
-class Settings:
+FIXES = {
+    "baseline": "give the path of a baseline file",
+    "max_regression": "give a number above 0 and below 1",
+    "undecided": f"give {' or '.join(get_args(Undecided))}",
+    "seconds": f"give a number above 0 and below {DAY_S}",
+    "via": "give python:PATH or ssh://[user@]host[:port]",
+    "allow": "give a list of names, such as ['python_version']",
+}
+
+
+class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
     """The words of the mark.
 
     Args:
@@ -30,11 +40,13 @@ class Settings:
     """
 
     baseline: str | os.PathLike[str] | None = None
-    max_regression: float = 0.03
+    max_regression: Annotated[float, Field(gt=0, lt=1)] = 0.03
     undecided: Undecided = "fail"
-    seconds: float = 10.0
+    seconds: Annotated[float, Field(gt=0, lt=DAY_S)] = 10.0
     via: str | None = None
-    allow: Sequence[str] = ()
+    allow: Annotated[
+        list[str] | tuple[str, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+    ] = ()
 
 
 def settings_of(args: Sequence[Any], words: Mapping[str, Any]) -> Settings:
@@ -43,34 +55,16 @@ def settings_of(args: Sequence[Any], words: Mapping[str, Any]) -> Settings:
     Raises:
         KDError: `mark-invalid`.
     """
-    known = [field.name for field in fields(Settings)]
-    unknown = next((word for word in words if word not in known), None)
-    if args or unknown is not None:
-        said = f"no word {unknown!r}{nearest(unknown, known)}" if unknown else "words only by name"
-        raise _mark(f"it takes {said}", f"use {', '.join(known)}")
-    found = Settings(**words)
-    if isinstance(found.allow, str):
-        found = replace(found, allow=(found.allow,))
-    _check_texts(found)
-    for name, high in (("max_regression", 1), ("seconds", DAY_S)):
-        value = getattr(found, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < high:
-            raise _mark(f"{name} is {value!r}", f"give a number above 0 and below {high}")
-    return found
-
-
-def _check_texts(found: Settings) -> None:
-    choices = get_args(Undecided)
-    if found.undecided not in choices:
-        near = nearest(str(found.undecided), choices)
-        raise _mark(f"undecided is {found.undecided!r}{near}", f"give {' or '.join(choices)}")
-    if not isinstance(found.baseline, str | os.PathLike | None):
-        raise _mark(f"baseline is {found.baseline!r}", "give the path of a baseline file")
-    if not isinstance(found.via, str | None):
-        raise _mark(f"via is {found.via!r}", "give python:PATH or ssh://[user@]host[:port]")
-    allow = found.allow
-    if not isinstance(allow, list | tuple) or not all(isinstance(key, str) for key in allow):
-        raise _mark(f"allow is {allow!r}", "give a list of names, such as ['python_version']")
+    if args:
+        raise _mark("it takes words only by name", f"use {', '.join(FIXES)}")
+    try:
+        return Settings(**words)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+    if name not in FIXES:
+        raise _mark(f"it takes no word {name!r}{nearest(name, FIXES)}", f"use {', '.join(FIXES)}")
+    near = nearest(str(words[name]), get_args(Undecided)) if name == "undecided" else ""
+    raise _mark(f"{name} is {words[name]!r}{near}", FIXES[name])
 
 
 def _mark(message: str, fix: str) -> KDError:

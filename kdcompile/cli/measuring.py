@@ -53,30 +53,25 @@ judging_options = options(
 
 
 def request_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, with those of `measuring_options` as `kdcompile.api` takes them.
+    """The options that were given, as `kdcompile.api` takes them.
 
     Raises:
-        KDError: `shape-invalid`, `mode-invalid`.
-    """
-    found = {key: value for key, value in given.items() if value is not None}
-    if "shape" in found:
-        found["shape"] = parse_shape(found["shape"])
-    return found | {"mode": dict(map(parse_mode, found.pop("modes")))}
-
-
-def limit_of(until_decided: bool, limit: float | None, samples: int | None) -> float | None:
-    """Seconds in which to go on until there is a decision; None to measure once.
-
-    Raises:
+        KDError: `margin-invalid`, `shape-invalid`, `mode-invalid`.
         click.UsageError: options that do not go together.
     """
     from kdcompile.latency.compare import LIMIT_S
 
-    if until_decided and samples is not None:
-        raise click.UsageError("--samples and --until-decided exclude each other")
-    if limit is not None and not until_decided:
+    found = {key: value for key, value in given.items() if value is not None}
+    if found.pop("until_decided", False):
+        if "samples" in found:
+            raise click.UsageError("--samples and --until-decided exclude each other")
+        found.setdefault("limit", LIMIT_S)
+    elif "limit" in found:
         raise click.UsageError("--limit needs --until-decided")
-    return (LIMIT_S if limit is None else limit) if until_decided else None
+    for key, parse in (("shape", parse_shape), ("margin", parse_margin)):
+        if key in found:
+            found[key] = parse(found[key])
+    return found | {"mode": dict(map(parse_mode, found.pop("modes")))}
 
 
 def parse_margin(text: str) -> float:
