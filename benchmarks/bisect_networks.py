@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import kdcompile.examples.digits as digits
 from kdcompile.calib.calibrate import calibrate
 from kdcompile.calib.qdq import insert_qdq
-from kdcompile.data.formats.npz import photos as canvases
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.examples.digits.canvases import photos as canvases
 from kdcompile.examples.digits.model import build
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.onnx_graph.fp16 import to_fp16

@@ -4,46 +4,62 @@ A verb that builds takes a spec: the path of a file or folder, a loaded `Spec`, 
 data sets themselves, by keyword (`Inputs`). An error that the caller can fix is a `KDError`.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from kdcompile.core.disk import disk_error
 from kdcompile.core.errors import KDError
 from kdcompile.core.progress import Event as Event
 from kdcompile.core.progress import Metric as Metric
-from kdcompile.core.progress import OnProgress, StageStarted, reporting_to
+from kdcompile.core.progress import OnProgress, working
 from kdcompile.core.progress import StageFinished as StageFinished
 from kdcompile.core.progress import StageHit as StageHit
+from kdcompile.core.progress import StageStarted as StageStarted
 from kdcompile.core.progress import StepDone as StepDone
 from kdcompile.core.report import Report, overall
 from kdcompile.core.store import Artifact
-from kdcompile.latency.request import Benchmark, Measuring, Request, is_baseline
+from kdcompile.deployed import Built as Built
+from kdcompile.deployed import check_bundle as check_bundle
+from kdcompile.deployed import load_bundle as load_bundle
+from kdcompile.deployed import merge as merge
+from kdcompile.deployed import run as run
+from kdcompile.latency.benchmark import Benchmark as Benchmark
+from kdcompile.latency.benchmark import bench as bench
+from kdcompile.latency.benchmark import compare as compare
+from kdcompile.latency.keep_baseline import baselines as baselines
+from kdcompile.latency.keep_baseline import init_baseline as init_baseline
+from kdcompile.latency.keep_baseline import update_baseline as update_baseline
 from kdcompile.passes.inputs import AnyPath, Inputs, spec_of
 
 if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle
     from kdcompile.config.spec import Spec
-    from kdcompile.debug.reference_outputs import BundleCheck
+    from kdcompile.debug.show import Bisection, Parity
+    from kdcompile.debug.variants import Ladder
     from kdcompile.passes.manager import Plan
     from kdcompile.passes.show import Planned
 
+log = logging.getLogger("kdcompile")
+LADDER_IMAGES = 16  # of the validation split
 
-@dataclass(frozen=True, kw_only=True)
-class Built(Report):
-    """The report of a build, and where its bundle is.
+
+@dataclass(frozen=True)
+class Bundled:
+    """A bundle's files as the stage wrote them.
 
     Args:
-        bundle: the bundle's folder.
-        ran: the stages that ran this time; none where every one was a cache hit.
-        signed_by: fingerprint of the public key, where the bundle was signed.
+        path: their folder.
+        meta: what the stage found.
+        test_pack: path and number of images of the test pack, where one was written.
+        signed_by: fingerprint of the public key, where the files were signed.
     """
 
-    bundle: Path
-    ran: tuple[str, ...] = ()
+    path: Path
+    meta: Mapping[str, Any]
+    test_pack: dict[str, Any] | None = None
     signed_by: str | None = None
 
 
@@ -78,7 +94,7 @@ def plan(
     """
     from kdcompile.passes.show import describe
 
-    with _working(on_progress):
+    with working(on_progress):
         return describe(planned(spec, inputs, via))
 
 
@@ -113,7 +129,7 @@ def build(
     from kdcompile.bundle.signature import sign_bundle
     from kdcompile.passes.bundle import install
 
-    with _working(on_progress) as ran:
+    with working(on_progress) as ran:
         work = planned(spec, inputs, via)
         check_previous(work.spec)
         name, target = work.spec.name, work.spec.target
@@ -143,7 +159,7 @@ def run_stage(
     Raises:
         KDError: any stage's.
     """
-    with _working(on_progress):
+    with working(on_progress):
         return planned(spec, inputs, via).make(stage)
 
 
@@ -201,7 +217,7 @@ def verify(
     Raises:
         KDError: any stage's.
     """
-    with _working(on_progress):
+    with working(on_progress):
         work = planned(spec, inputs, via)
         check_previous(work.spec)
         artifact = work.make("verify")
@@ -209,141 +225,124 @@ def verify(
     return replace(_decided(artifact, require_device), name=work.spec.name)
 
 
-def bench(
-    artifact: AnyPath,
+def bundle(
+    spec: "AnyPath | Spec | None" = None,
     *,
-    baseline: AnyPath | None = None,
-    reference: AnyPath | None = None,
-    save: AnyPath | None = None,
-    runs: int | None = None,
-    margin: float = 0.03,
-    allow: Sequence[str] = (),
-    limit: float | None = None,
+    out: AnyPath | None = None,
+    sign: AnyPath | None = None,
+    test_pack: AnyPath | None = None,
+    via: str | None = None,
     on_progress: OnProgress | None = None,
-    **measuring: Unpack[Measuring],
-) -> Benchmark:
-    """Measure the latency of an ONNX file, an engine with its record, or a bundle.
+    **inputs: Unpack[Inputs],
+) -> Bundled:
+    """Write a bundle's files, and a test pack for a board; other arguments as of `build`.
 
     Args:
-        artifact: its path.
-        baseline: file of a baseline to compare with.
-        reference: where the baseline's artifact is now; by default where it was.
-        save: file of a baseline to write.
-        runs: measuring runs of that baseline.
-        margin: change of the median that counts as none, a share.
-        allow: conditions that may differ from the baseline's.
-        limit: seconds in which to go on until there is a decision; None measures once.
+        spec: as of `build`.
+        out: copies the files to this folder, which `sign` needs.
+        sign: an Ed25519 private key to sign them with.
+        test_pack: a folder for the test images and the teacher, which a board's own gates need.
+        via: as of `build`.
         on_progress: is called with each `Event`.
-        **measuring: `Measuring`.
+        **inputs: `Inputs`.
 
     Raises:
-        KDError: `bench-arguments`; what `kdcompile bench` ends with.
+        KDError: any stage's; those of `install`, `sign_bundle` and `pack_build`.
     """
-    from kdcompile.latency.baseline import make_baseline, read_baseline, runs_wanted
-    from kdcompile.latency.baseline_store import author, check_new
-    from kdcompile.latency.compare import Measurement
+    from kdcompile.bundle.signature import sign_bundle
+    from kdcompile.bundle.testpack import pack_build
+    from kdcompile.passes.bundle import install
 
-    if (baseline is None and (reference or allow or limit)) or (save is None and runs):
-        raise KDError(
-            "bench-arguments",
-            "reference, allow and limit need a baseline, and runs needs save",
-            where="kdcompile.bench",
-            fix="name the baseline or the file to save, or leave the others out",
-        )
-    given, path = Request(**measuring), Path(artifact)
-    file, new = (None if one is None else Path(one) for one in (baseline, save))
-    kept = None if file is None else read_baseline(file)
-    if new is not None:
-        check_new(new)
-    wanted = 1 if new is None else runs_wanted(runs)
-    plan = given.plan(margin, allow, limit, None if kept is None else kept.mode, wanted)
-    subject = given.subject(path, kept)
-    with _working(on_progress):
-        if kept is None or file is None:
-            judged, samples = None, Measurement([subject], plan).all_runs()[0]
-        else:
-            there = None if reference is None else Path(reference)
-            judged = given.compare(subject, kept, file, there, plan)
-            samples = judged.candidate
-    if new is not None:
-        make_baseline(samples, path, new, author(), "kdcompile bench --save").write(new)
-    return Benchmark(samples, plan, judged, new, subject.target)
+    with working(on_progress):
+        work = planned(spec, inputs, via)
+        artifact = work.make("bundle")
+        path = artifact.path if out is None else install(artifact, Path(out), work.spec.folder)
+        signed = None if sign is None or out is None else sign_bundle(Path(out), Path(sign))
+        packed = None
+        if test_pack is not None:
+            about = pack_build(Path(test_pack), work.spec, work.found(), work.target.name)
+            packed = {"path": str(test_pack), "photos": len(about["names"])}
+    return Bundled(path, artifact.meta, packed, signed)
 
 
-def compare(
-    before: AnyPath,
-    after: AnyPath,
+def parity(
+    spec: "AnyPath | Spec | Bundle | None" = None,
     *,
-    margin: float = 0.03,
-    allow: Sequence[str] = (),
-    limit: float | None = None,
+    via: str | None = None,
     on_progress: OnProgress | None = None,
-    **measuring: Unpack[Measuring],
-) -> Benchmark:
-    """Whether an artifact, or a baseline's file, is slower than another one.
-
-    Two artifacts are measured interleaved; two baselines are compared by their samples; of one
-    each, the artifact is measured. Arguments as of `bench`.
-
-    Raises:
-        KDError: `compare-order`; what `kdcompile compare` ends with.
-    """
-    from kdcompile.latency.baseline import read_baseline
-    from kdcompile.latency.compare import from_samples, in_turns, of_files
-
-    given, paths = Request(**measuring), (Path(before), Path(after))
-    old, new = (read_baseline(path) if is_baseline(path) else None for path in paths)
-    mode = next((kept.mode for kept in (old, new) if kept is not None), None)
-    plan = given.plan(margin, allow, limit, mode)
-    if old is None and new is not None:
-        raise KDError(
-            "compare-order",
-            "B is a baseline and A an artifact: a baseline is what is compared with",
-            where=f"{before}, {after}",
-            fix=f"kdcompile compare {after} {before}",
-        )
-    with _working(on_progress):
-        if old is None:
-            judged = in_turns(given.subject(paths[1]), given.subject(paths[0]), plan)
-        elif new is None:
-            note = "A is a baseline: its samples stand for it, which were taken at other times"
-            subject = given.subject(paths[1], old)
-            judged = from_samples(subject, old.samples, plan, note, str(before))
-        else:
-            judged = of_files(new.samples, old.samples, plan, f"{before}, {after}")
-    apart = [None if kept is None else (p, kept) for p, kept in zip(paths, (old, new), strict=True)]
-    return Benchmark(judged.candidate, plan, judged, baselines=tuple(apart))
-
-
-def load_bundle(folder: AnyPath, *, trusted: AnyPath | None = None) -> "Bundle":
-    """A bundle, after every file was checked against its manifest.
+    **inputs: Unpack[Inputs],
+) -> "Parity":
+    """Compare each variant of a network (PyTorch, ONNX, int8, engine) with the one before it.
 
     Args:
-        folder: of the bundle.
-        trusted: public key that must have signed it; by default that of $KDCOMPILE_TRUSTED_KEY.
+        spec: as of `build`, whose stages up to `compile` run where needed; or a `Bundle`.
+        via: where engines are built and run; None for this machine.
+        on_progress: is called with each `Event`.
+        **inputs: `Inputs`.
 
     Raises:
-        KDError: `bundle-missing`, `bundle-corrupt`, `bundle-version`, `signature-wrong`, ...
+        KDError: any stage's; of a bundle `parity-incomplete`, `engine-missing`.
     """
-    from kdcompile.bundle.signature import open_bundle
+    from kdcompile.debug import show
 
-    return open_bundle(Path(folder), None if trusted is None else Path(trusted))
+    with working(on_progress), open_ladder(spec, via, inputs) as ladder:
+        return show.parity(ladder)
 
 
-def check_bundle(bundle: "AnyPath | Bundle", *, via: str | None = None) -> "BundleCheck":
-    """Run a bundle's network on the inputs that it carries, against the outputs of the build.
+def bisect(
+    spec: "AnyPath | Spec | Bundle | None" = None,
+    *,
+    rung: str | None = None,
+    limit: float | None = None,
+    via: str | None = None,
+    on_progress: OnProgress | None = None,
+    **inputs: Unpack[Inputs],
+) -> "Bisection":
+    """Find the first tensor at which a variant leaves the one before it; arguments as of `parity`.
 
     Args:
-        bundle: its folder, or what `load_bundle` returned.
-        via: where its engine is loaded and run; None for its ONNX file, on this machine.
+        spec: as of `parity`.
+        rung: name of the variant; by default the first that fails.
+        limit: relative error of a tensor that still agrees; by default that of the arithmetic.
+        via: as of `parity`.
+        on_progress: is called with each `Event`.
+        **inputs: `Inputs`.
 
     Raises:
-        KDError: those of `load_bundle`; `engine-missing`, `engine-mismatch`, ...
+        KDError: those of `parity`; `rung-unknown`, `rung-absent`, `bisect-*`.
     """
-    from kdcompile.debug.reference_outputs import check_outputs
+    from kdcompile.debug import show
 
-    found = load_bundle(bundle) if isinstance(bundle, str | PathLike) else bundle
-    return check_outputs(found, via)
+    with working(on_progress), open_ladder(spec, via, inputs) as ladder:
+        return show.bisect(ladder, rung, limit)
+
+
+@contextmanager
+def open_ladder(
+    spec: "AnyPath | Spec | Bundle | None", via: str | None, inputs: Inputs
+) -> "Iterator[Ladder]":
+    """The variants of a spec or a bundle, with the places of their engines open.
+
+    Where the export is refused for its outputs, the variants up to there.
+    """
+    from kdcompile.bundle.manifest import Bundle
+    from kdcompile.debug.sources import export_ladder, open_bundle_ladder, spec_ladder
+
+    if isinstance(spec, Bundle):
+        opened = open_bundle_ladder(spec, via)
+    else:
+        plan = planned(spec, inputs, via)
+        try:
+            plan.make("compile")
+            opened = spec_ladder(plan.spec, plan.target, plan.found(), plan.board, LADDER_IMAGES)
+        except KDError as error:
+            if error.code != "export-parity":
+                raise
+            log.warning("the export is refused: %s", error.message)
+            distilled = plan.found()["distill"]
+            opened = export_ladder(plan.spec, plan.target, distilled, LADDER_IMAGES)
+    with opened as ladder:
+        yield ladder
 
 
 def _decided(artifact: Artifact, require_device: bool) -> Report:
@@ -362,28 +361,3 @@ def check_previous(spec: "Spec") -> None:
         from kdcompile.gates.reference_bundle import refuse_early
 
         refuse_early(spec)
-
-
-@contextmanager
-def _working(on_progress: OnProgress | None) -> Iterator[list[str]]:
-    """Report events; an error of the disk becomes a `KDError`.
-
-    Yields:
-        The names of the stages that have run, which grows.
-    """
-    ran: list[str] = []
-
-    def note(event: Event) -> None:
-        if isinstance(event, StageStarted):
-            ran.append(event.stage)
-        if on_progress is not None:
-            on_progress(event)
-
-    try:
-        with reporting_to(note):
-            yield ran
-    except Exception as error:
-        found = disk_error(error)
-        if found is None:
-            raise
-        raise found from error

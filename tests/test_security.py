@@ -11,8 +11,8 @@ import pytest
 
 import kdcompile
 from kdcompile.bundle.card import write_card
-from kdcompile.bundle.network_io import Tensor
 from kdcompile.bundle.render import html, markdown
+from kdcompile.bundle.samples import Tensor
 from kdcompile.bundle.text import text_summary
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.bundle import facts
-from kdcompile.bundle.fill import fill
 from kdcompile.bundle.manifest import ENGINE
-from kdcompile.bundle.network_io import Tensor
+from kdcompile.bundle.samples import Tensor, fill
 from kdcompile.core.files import file_sha256, write_text
 from kdcompile.core.report import Report
 

@@ -1,4 +1,4 @@
-"""What the renderers of a report have in common: words for verdicts, numbers and tables."""
+"""Words for verdicts, numbers and tables that all renderers of a report share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A photo under the density that a network saw in it."""
+"""Overlays: an image under the density that a network predicts for it."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Where a bundle is installed: what is there that must stay, and whose bundle it is."""
+"""Checks of the folder that a bundle is installed to: foreign files, and another spec's bundle."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""What a bundle has beside its network and report: samples, a server's folder, papers."""
+"""Files of a bundle next to its network and report: samples, model card, SBOM and licences."""
 
 import json
 import shutil
@@ -6,13 +6,10 @@ from pathlib import Path
 
 from kdcompile.bundle import facts
 from kdcompile.bundle.card import write_card
-from kdcompile.bundle.cpp import write_cpp
-from kdcompile.bundle.distributions import used
-from kdcompile.bundle.licences import write_licences
+from kdcompile.bundle.distributions import used, write_licences
 from kdcompile.bundle.manifest import ENGINE
-from kdcompile.bundle.network_io import network_io
+from kdcompile.bundle.samples import network_io, write_cpp, write_triton
 from kdcompile.bundle.sbom import refresh_sbom, write_sbom
-from kdcompile.bundle.serving import write_triton
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
 from kdcompile.remote.archive import NAME, agent_zip

@@ -1,4 +1,4 @@
-"""Predictions of a bundle's network for photos that nobody has annotated."""
+"""Predictions of a bundle's network for image files without annotations."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""One folder in the place of another, so that one of them is there whatever happens."""
+"""Atomic replacement of a folder: the old or the new one is there whatever happens."""
 
 import ctypes
 import errno

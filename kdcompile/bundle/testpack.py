@@ -1,9 +1,9 @@
-"""A test pack: what a board needs beside its kit to judge accuracy and speed-up itself.
+"""Test pack: test images and the teacher, with which a board measures accuracy and speed-up.
 
-`pack.json` with the names of the test photos, their annotated values and the teacher's predictions,
-and the SHA-256 of every other file; `teacher_PRECISION.onnx`; and the photos as uint8 [h, w, C] in
+`pack.json` with the names of the test images, their annotated values and the teacher's predictions,
+and the SHA-256 of every other file; `teacher_PRECISION.onnx`; and the images as uint8 [h, w, C] in
 `photos_NNN.npz`, scaled to what the network takes, so that the board only normalises them.
-It is not a part of the bundle: photos are large, and may be private.
+It is not a part of the bundle: images are large, and may be private.
 """
 
 import shutil
@@ -16,13 +16,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.bundle.swap import beside, swap
+from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.store import Artifact
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.splits import judged, load_splits
 
 NAME = "pack.json"
 FORMAT = 1
+TEACHERS = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
 SHARD = 32  # photos that are in memory at once, here and on the board
 Pixels = NDArray[np.uint8]
+
+
+def pack_build(
+    folder: Path, spec: Spec, made: Mapping[str, Artifact], target: str
+) -> dict[str, Any]:
+    """Write the test pack of a finished build.
+
+    Args:
+        folder: as of `write_test_pack`.
+        spec: of the build.
+        made: its artifacts, of export, compile and verify.
+        target: name of the device.
+
+    Raises:
+        KDError: `kit-missing`, the target has no build kit; `pack-photos`, the test split has
+            changed; those of `write_test_pack`.
+    """
+    if "kit/kit.json" not in made["compile"].files:
+        raise KDError(
+            "kit-missing",
+            f"{target} takes no build kit, so nothing there asks for a test pack",
+            where="--test-pack",
+            fix="name a board: --target jetson",
+        )
+    details = made["verify"].json("report.json")["details"]
+    splits = load_splits(spec.data, spec.folder)
+    photos = judged(splits.test, spec.data.max_test)
+    if [photo.name for photo in photos] != [row["name"] for row in details["predictions"]]:
+        raise KDError(
+            "pack-photos",
+            "the test split is not the one that verify evaluated",
+            where="[data] test",
+            fix="kdcompile build, then write the test pack again",
+        )
+    export = made["export"]
+    preprocess = Preprocess.from_json(export.json("preprocess.json"))
+    return write_test_pack(
+        folder,
+        (preprocess.scaled(photo.pixels(preprocess.channels)) for photo in photos),
+        details["predictions"],
+        {p: export.file(name) for p, name in TEACHERS.items() if name in export.files},
+        preprocess=export.file("preprocess.json"),
+        task=details["task"],
+        seed=spec.seed,
+        available=len(splits.test),
+    )
 
 
 def write_test_pack(
@@ -104,9 +155,9 @@ def _write_photos(folder: Path, photos: Iterable[Pixels], count: int) -> list[st
     if index != count:
         raise KDError(
             "pack-photos",
-            f"{index} photos and {count} rows",
+            f"{index} images and {count} rows",
             where="the test pack",
-            fix="build again: the test split has changed since it was judged",
+            fix="build again: the test split has changed since verify evaluated it",
         )
     return shards
 

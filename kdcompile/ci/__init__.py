@@ -1,1 +1,1 @@
-"""ci."""
+"""Reports for CI systems, and the pytest plug-in."""

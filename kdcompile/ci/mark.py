@@ -1,18 +1,33 @@
-"""The words of the mark `kdcompile_latency`."""
+"""Settings of the pytest mark `kdcompile_latency`, and suggestions for an undecided test."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from kdcompile.core.errors import KDError, nearest
+
+if TYPE_CHECKING:
+    from kdcompile.latency.report import Judged
+
 
 DAY_S = 86400
 Undecided = Literal["fail", "skip"]
 
 
-@dataclass(frozen=True)
-class Settings:
+FIXES = {
+    "baseline": "give the path of a baseline file",
+    "max_regression": "give a number above 0 and below 1",
+    "undecided": f"give {' or '.join(get_args(Undecided))}",
+    "seconds": f"give a number above 0 and below {DAY_S}",
+    "via": "give python:PATH or ssh://[user@]host[:port]",
+    "allow": "give a list of names, such as ['python_version']",
+}
+
+
+class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
     """The words of the mark.
 
     Args:
@@ -25,11 +40,13 @@ class Settings:
     """
 
     baseline: str | os.PathLike[str] | None = None
-    max_regression: float = 0.03
+    max_regression: Annotated[float, Field(gt=0, lt=1)] = 0.03
     undecided: Undecided = "fail"
-    seconds: float = 10.0
+    seconds: Annotated[float, Field(gt=0, lt=DAY_S)] = 10.0
     via: str | None = None
-    allow: Sequence[str] = ()
+    allow: Annotated[
+        list[str] | tuple[str, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
+    ] = ()
 
 
 def settings_of(args: Sequence[Any], words: Mapping[str, Any]) -> Settings:
@@ -38,35 +55,84 @@ def settings_of(args: Sequence[Any], words: Mapping[str, Any]) -> Settings:
     Raises:
         KDError: `mark-invalid`.
     """
-    known = [field.name for field in fields(Settings)]
-    unknown = next((word for word in words if word not in known), None)
-    if args or unknown is not None:
-        said = f"no word {unknown!r}{nearest(unknown, known)}" if unknown else "words only by name"
-        raise _mark(f"it takes {said}", f"use {', '.join(known)}")
-    found = Settings(**words)
-    if isinstance(found.allow, str):
-        found = replace(found, allow=(found.allow,))
-    _check_texts(found)
-    for name, high in (("max_regression", 1), ("seconds", DAY_S)):
-        value = getattr(found, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < high:
-            raise _mark(f"{name} is {value!r}", f"give a number above 0 and below {high}")
-    return found
-
-
-def _check_texts(found: Settings) -> None:
-    choices = get_args(Undecided)
-    if found.undecided not in choices:
-        near = nearest(str(found.undecided), choices)
-        raise _mark(f"undecided is {found.undecided!r}{near}", f"give {' or '.join(choices)}")
-    if not isinstance(found.baseline, str | os.PathLike | None):
-        raise _mark(f"baseline is {found.baseline!r}", "give the path of a baseline file")
-    if not isinstance(found.via, str | None):
-        raise _mark(f"via is {found.via!r}", "give python:PATH or ssh://[user@]host[:port]")
-    allow = found.allow
-    if not isinstance(allow, list | tuple) or not all(isinstance(key, str) for key in allow):
-        raise _mark(f"allow is {allow!r}", "give a list of names, such as ['python_version']")
+    if args:
+        raise _mark("it takes words only by name", f"use {', '.join(FIXES)}")
+    try:
+        return Settings(**words)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+    if name not in FIXES:
+        raise _mark(f"it takes no word {name!r}{nearest(name, FIXES)}", f"use {', '.join(FIXES)}")
+    near = nearest(str(words[name]), get_args(Undecided)) if name == "undecided" else ""
+    raise _mark(f"{name} is {words[name]!r}{near}", FIXES[name])
 
 
 def _mark(message: str, fix: str) -> KDError:
     return KDError("mark-invalid", message, where="@pytest.mark.kdcompile_latency", fix=fix)
+
+
+RESERVE = 1.5  # times what should do: how many do is known from few samples
+LONGEST_S = 3600  # nobody waits longer for a test
+RUNS = 6  # of a baseline: of three the spread is known so badly that 3 % cannot be told
+RUNS_MORE = f"a baseline of {RUNS} runs: --kdcompile-save-baseline --kdcompile-runs {RUNS}"
+DAYS_MORE = "a baseline of more runs, each on another day: --kdcompile-save-baseline then"
+ANYWAY = "undecided='skip' in the mark shows it as skipped"
+
+
+def to_decide(judged: "Judged", settings: Settings, *, function: bool) -> str:
+    """Ways to a decision, the one that changes least first; the last one does without.
+
+    Args:
+        judged: an inconclusive comparison.
+        settings: of the test.
+        function: the candidate is a function: one run in one process, however long it takes.
+    """
+    from kdcompile.stats.sample_size import more_blocks_of_one_process
+
+    paired, more = judged.comparison.paired, judged.comparison.more_blocks
+    if function:
+        more = more_blocks_of_one_process(judged.candidate, judged.reference, judged.comparison)
+    ways = [
+        None if more is None else longer(judged, settings, max(more, 1)),
+        None if paired else _runs(judged),
+        None if paired
+        else "reference=OLD in the call, not the mark's baseline: interleaved, less decides",
+        wider(judged),
+        ANYWAY,
+    ]  # fmt: skip
+    return "; or ".join(way for way in ways if way)
+
+
+def _runs(judged: "Judged") -> str | None:
+    """More runs of the baseline, if they would help."""
+    from kdcompile.stats.samples import days_apart
+
+    if days_apart(judged.candidate, judged.reference):
+        return DAYS_MORE
+    return RUNS_MORE if len(judged.reference.runs) < RUNS else None
+
+
+def longer(judged: "Judged", settings: Settings, more: int) -> str | None:
+    """The seconds that take so many more blocks, and a reserve; None where that is too long."""
+    from kdcompile.stats.sample_size import growth
+
+    comparison = judged.comparison
+    times = RESERVE * growth(comparison, more)
+    seconds = math.ceil(settings.seconds * times)
+    if seconds > LONGEST_S:
+        return None
+    sizes = [len(block.ms) for block in judged.candidate.blocks()]
+    blocks = round((times - 1) * comparison.blocks)
+    samples, side = round(blocks * sum(sizes) / len(sizes)), " of each" * comparison.paired
+    taken = f"{blocks} more blocks{side}, some {samples} samples"
+    return f"seconds={seconds} in the mark takes {taken}, a reserve among them"
+
+
+def wider(judged: "Judged") -> str | None:
+    """The least margin at which these very samples say: no change."""
+    from kdcompile.stats.sample_size import least_margin
+
+    margin = least_margin(judged.candidate, judged.reference, judged.comparison)
+    if margin is None:
+        return None
+    return f"max_regression={margin:g}: so small a change these samples can tell"

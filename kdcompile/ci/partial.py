@@ -8,8 +8,8 @@ from pathlib import Path
 from kdcompile.ci.callables import Timer
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import read_json, write_text
-from kdcompile.latency.baseline import Baseline
-from kdcompile.latency.baseline_store import unwritable
+from kdcompile.latency.baseline import Baseline, make_baseline, read_baseline
+from kdcompile.latency.baseline_store import author, check_writable, unwritable
 from kdcompile.latency.compatibility import differing, record_of
 from kdcompile.stats.pairing import check
 from kdcompile.stats.samples import Samples, samples_from_json
@@ -53,6 +53,41 @@ def one_more(file: Path, name: str, function: Callable[[], object], seconds: flo
     except OSError as error:
         raise unwritable(part, error) from error
     return found
+
+
+def save_function(
+    file: Path,
+    name: str,
+    test: Path,
+    function: Callable[[], object],
+    seconds: float,
+    runs: int,
+    why: str,
+) -> int:
+    """Time a function once more, and write its baseline as soon as there are enough runs.
+
+    Args:
+        file: of the baseline, which may exist.
+        name: of the samples.
+        test: the file that is recorded as the measured artifact.
+        function: is timed.
+        seconds: that it may take.
+        runs: of the baseline.
+        why: for its history.
+
+    Returns:
+        How many runs there are.
+
+    Raises:
+        KDError: those of `one_more` and of reading and writing baselines.
+    """
+    previous = read_baseline(file) if file.exists() else None
+    check_writable(file)
+    samples = one_more(file, name, function, seconds)
+    if len(samples.runs) >= runs:
+        make_baseline(samples, test, file, author(), why, previous).write(file)
+        partial(file).unlink(missing_ok=True)
+    return len(samples.runs)
 
 
 def calls_of(kept: Baseline | Samples) -> int | None:

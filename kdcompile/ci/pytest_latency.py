@@ -1,4 +1,4 @@
-"""What the fixture `kdcompile_latency` does: measure, compare, fail the test or save a baseline."""
+"""Value of the fixture `kdcompile_latency`: measures, compares and fails, or saves a baseline."""
 
 import math
 import os
@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kdcompile.ci.mark import Settings, settings_of
-from kdcompile.ci.undecided import to_decide
+from kdcompile.ci.mark import Settings, settings_of, to_decide
+from kdcompile.ci.partial import save_function
 from kdcompile.core.errors import KDError
 
 if TYPE_CHECKING:
-    from kdcompile.latency.baseline import Baseline
     from kdcompile.latency.report import Judged
-    from kdcompile.latency.request import Request
     from kdcompile.stats.comparison import Comparison
 
 PROCESSES, RUN_S = 3, 10.0  # of a run in the usual time: more of it is more of them
@@ -101,7 +99,7 @@ class Latency:
         if self.workers > 1:
             raise KDError(
                 "latency-parallel",
-                f"{self.workers} workers of pytest-xdist run tests beside this measurement",
+                f"{self.workers} workers of pytest-xdist run tests during this measurement",
                 where=self.name,
                 fix=f"run latency tests by themselves: pytest -n 0 {self.name}",
             )
@@ -120,32 +118,35 @@ class Latency:
     ) -> "Judged":
         if callable(candidate):
             return self._function(settings, candidate, reference)
-        from kdcompile.latency.compare import from_samples, in_turns, reference_at_hand
+        from kdcompile import api
 
-        times, margin = max(1.0, settings.seconds / RUN_S), settings.max_regression
-        given = _request(settings, processes=math.ceil(PROCESSES * times))
+        path, margin, times = (
+            self._path(candidate),
+            settings.max_regression,
+            settings.seconds / RUN_S,
+        )
         if reference is not None:
             assert not callable(reference), "checked"
-            other = given.subject(self._path(reference))
-            return in_turns(given.subject(self._path(candidate)), other, given.plan(margin))
-        file, kept = self._baseline(settings)
-        subject = given.subject(self._path(candidate), kept)
-        beside, note = reference_at_hand(kept, file, None, lambda path: given.subject(path, kept))
-        if beside is not None:
-            plan = given.plan(margin, settings.allow, kept=kept.mode)
-            return in_turns(subject, beside, plan, kept.record, str(file))
-        # what tells two baselines apart is seen between runs only: more time is more of these
-        runs = math.ceil(times)
-        given = _request(settings, seconds=settings.seconds / runs)
-        plan = given.plan(margin, settings.allow, kept=kept.mode, runs=runs)
-        return from_samples(subject, kept.samples, plan, note, str(file))
+            found = api.compare(
+                self._path(reference), path, margin=margin, via=settings.via,
+                seconds=settings.seconds, processes=math.ceil(PROCESSES * max(1.0, times)),
+            )  # fmt: skip
+        else:
+            # what tells two baselines apart is seen between runs only: more time is more of these
+            runs = max(1, math.ceil(times))
+            found = api.bench(
+                path, baseline=self._baseline_file(settings), margin=margin, allow=settings.allow,
+                runs=runs, via=settings.via, seconds=settings.seconds / runs,
+            )  # fmt: skip
+        assert found.compared is not None, "there is a reference"
+        return found.compared
 
     def _function(
         self, settings: Settings, candidate: Callable[[], object], reference: Candidate | None
     ) -> "Judged":
         from kdcompile.ci.callables import Timer
         from kdcompile.ci.partial import calls_of
-        from kdcompile.latency.baseline import check_baseline
+        from kdcompile.latency.baseline import check_baseline, read_baseline
         from kdcompile.latency.report import Judged
         from kdcompile.stats.latency_test import compare
 
@@ -155,7 +156,8 @@ class Latency:
             ours, theirs = Timer(settings.seconds).time(named)
             made = compare(ours, theirs, paired=True, margin=settings.max_regression)
             return Judged(made, ours, theirs)
-        file, kept = self._baseline(settings)
+        file = self._baseline_file(settings)
+        kept = read_baseline(file)
         (ours,) = Timer(settings.seconds, calls_of(kept)).time({self.name: candidate})
         run = ours.runs[0]
         try:
@@ -170,9 +172,7 @@ class Latency:
         made = compare(ours, kept.samples, paired=False, margin=settings.max_regression)
         return Judged(made, ours, kept.samples, allowed, ("one run, in the process of the test",))
 
-    def _baseline(self, settings: Settings) -> tuple[Path, "Baseline"]:
-        from kdcompile.latency.baseline import read_baseline
-
+    def _baseline_file(self, settings: Settings) -> Path:
         assert settings.baseline is not None, "checked"
         file = self._path(settings.baseline)
         if not file.exists():
@@ -182,43 +182,38 @@ class Latency:
                 where=str(file),
                 fix=f"measure one: {AGAIN} {self.name}",
             )
-        return file, read_baseline(file)
+        return file
 
     def _path(self, path: Artifact) -> Path:
         return self.root / path
 
     def _saved(self, settings: Settings, candidate: Candidate) -> str:
-        """Measure for the baseline; says what was written."""
-        from kdcompile.ci.partial import one_more, partial
-        from kdcompile.latency.baseline import make_baseline, read_baseline, runs_wanted
-        from kdcompile.latency.baseline_store import author, check_writable
-        from kdcompile.latency.compare import Measurement
+        """Measure for the baseline; returns what was written, in words."""
+        from kdcompile import api
+        from kdcompile.latency.baseline import runs_wanted
 
         runs_wanted(self.runs, "--kdcompile-runs")
         assert settings.baseline is not None, "checked"
-        file = self._path(settings.baseline)
-        previous = read_baseline(file) if file.exists() else None
-        if previous is not None and not self.why.strip():
+        file, why = self._path(settings.baseline), self.why.strip() or AGAIN
+        if file.exists() and not self.why.strip():
             raise KDError(
                 "why-missing",
                 "the baseline is there already, and its history must say why it is replaced",
                 where=str(file),
                 fix=f"{AGAIN} --kdcompile-why TEXT {self.name}",
             )
-        check_writable(file)
         if callable(candidate):
-            samples = one_more(file, self.name, candidate, settings.seconds)
-            artifact = self.root / self.name.partition("::")[0]
-            if len(samples.runs) < self.runs:
-                return f"run {len(samples.runs)} of {self.runs} of {file.name}: {AGAIN} again"
+            test = self.root / self.name.partition("::")[0]
+            done = save_function(file, self.name, test, candidate, settings.seconds, self.runs, why)
+            if done < self.runs:
+                return f"run {done} of {self.runs} of {file.name}: {AGAIN} again"
         else:
-            given, artifact = _request(settings), self._path(candidate)
-            plan = given.plan(settings.max_regression, runs=self.runs)
-            samples = Measurement([given.subject(artifact)], plan).all_runs()[0]
-        why = self.why.strip() or AGAIN
-        make_baseline(samples, artifact, file, author(), why, previous).write(file)
-        partial(file).unlink(missing_ok=True)
-        return f"saved {file.name}, {len(samples.runs)} runs"
+            path = self._path(candidate)
+            found = api.bench(
+                path, save=file, why=why, runs=self.runs, via=settings.via, seconds=settings.seconds
+            )
+            done = len(found.samples.runs)
+        return f"saved {file.name}, {done} runs"
 
 
 def text_of(judged: "Judged") -> str:
@@ -227,13 +222,6 @@ def text_of(judged: "Judged") -> str:
     parts = [comparison.reason, *(f"allowed to differ: {d}" for d in judged.allowed), *judged.notes]
     change = (comparison.ratios[0].value - 1) * 100
     return f"{comparison.decision}: p50 {change:+.1f} %: {'; '.join(parts)}"
-
-
-def _request(settings: Settings, **effort: Any) -> "Request":
-    """Device and effort of the mark."""
-    from kdcompile.latency.request import Request
-
-    return Request(**{"via": settings.via, "seconds": settings.seconds} | effort)
 
 
 def _call(name: str, message: str) -> KDError:

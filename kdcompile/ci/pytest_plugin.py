@@ -1,4 +1,4 @@
-"""A pytest plug-in: latency tests that are judged like `kdcompile bench --baseline` judges.
+"""Pytest plug-in: latency tests with the verdicts of `kdcompile bench --baseline`.
 
     @pytest.mark.kdcompile_latency(baseline="baselines/student.json", max_regression=0.03)
     def test_student(kdcompile_latency):
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kdcompile-save-baseline",
         action="store_true",
-        help="Measure and write the baselines of latency tests in place of judging them.",
+        help="Measure and write the baselines of latency tests instead of comparing with them.",
     )
     group.addoption(
         "--kdcompile-runs",

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from kdcompile.ci.annotations import annotations
 from kdcompile.ci.junit import junit
 from kdcompile.ci.markdown import markdown
 from kdcompile.ci.metrics import metrics
 from kdcompile.ci.outcome import Outcome, outcome_of_error, overall_of
-from kdcompile.ci.stream import unguarded
+from kdcompile.ci.stream import annotations, unguarded
 from kdcompile.core.errors import EXIT_OK, KDError
 from kdcompile.core.files import write_json, write_text
 

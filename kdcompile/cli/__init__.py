@@ -1,4 +1,4 @@
-"""The command line. Commands parse, call and print; heavy libraries load inside them."""
+"""Command line: commands parse, call `kdcompile.api` and print; heavy libraries load inside."""
 
 import logging
 import os
@@ -15,8 +15,7 @@ from kdcompile.cli.build import build, make_stage_command, plan
 from kdcompile.cli.bundle import bundle
 from kdcompile.cli.delta import delta
 from kdcompile.cli.options import add_levels
-from kdcompile.cli.plugins import plugins
-from kdcompile.cli.recipes import recipes
+from kdcompile.cli.plugins import plugins, recipes
 from kdcompile.cli.run import run
 from kdcompile.cli.stopping import Stop, stoppable
 from kdcompile.cli.targets import targets
@@ -84,6 +83,6 @@ def _run(stop: Stop) -> None:
             raise
         from kdcompile.cli.internal import unforeseen
 
-        told = error if isinstance(error, KDError) else disk_error(error) or unforeseen(error)
-        click.echo(str(told), err=True)
-        sys.exit(told.exit_code)
+        found = error if isinstance(error, KDError) else disk_error(error) or unforeseen(error)
+        click.echo(str(found), err=True)
+        sys.exit(found.exit_code)

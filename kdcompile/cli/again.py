@@ -1,4 +1,4 @@
-"""What to type where a comparison is not decided."""
+"""Suggested command lines for a comparison that is not decided."""
 
 import math
 import shlex

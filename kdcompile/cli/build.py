@@ -1,17 +1,24 @@
-"""`plan`, `build`, and each stage as its own command on the same store."""
+"""Commands `plan`, `build`, and each stage as its own command on the same store."""
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of, title_of
-from kdcompile.cli.options import as_json, echo_json, sign_option, spec_options, tell, via_option
-from kdcompile.cli.previous import previous_option, with_previous
-from kdcompile.cli.terminal import echo_text
+from kdcompile.cli.options import (
+    PATH,
+    as_json,
+    previous_option,
+    require_option,
+    sign_option,
+    spec_options,
+    via_option,
+    with_previous,
+)
+from kdcompile.cli.terminal import echo_json, echo_text, show, tell
 from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
 
 if TYPE_CHECKING:
@@ -30,7 +37,7 @@ MAIN_FILE = {
     "compile": "model.onnx",
 }
 RECORD = "search.json"  # of a search that looked at many students
-LABEL = "Print N photos of data.unlabelled to label next, in place of the plan; trains nothing."
+LABEL = "Print N images of data.unlabelled to label next instead of the plan; trains nothing."
 MEASURE = "Build and time this many of the best students before choosing."
 NEEDS_PLACE = ("search", "compile", "bundle")  # the stages' commands that may need the board
 
@@ -67,10 +74,10 @@ def plan(
 
     if label is not None:
         work = planned(spec, target, sets, via)
-        _show(labels.to_label(work, label), labels.lines, as_json)
+        show(labels.to_label(work, label), as_json, labels.lines)
         return
     found = api.plan(spec, via=via, target=target, sets=sets)
-    _show(found.to_json(), lines, as_json)
+    show(found.to_json(), as_json, lines)
     if found.is_refused:
         sys.exit(EXIT_FIXABLE)
 
@@ -78,8 +85,8 @@ def plan(
 @click.command(cls=CiCommand)
 @spec_options
 @via_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle folder.")
-@click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
+@click.option("-o", "--output", type=PATH, help="Bundle folder.")
+@require_option
 @sign_option
 @previous_option
 @ci_options
@@ -135,7 +142,7 @@ def make_stage_command(name: str, text: str) -> click.Command:
     @click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="Copy the stage's files to this folder, or its main file to this file.",
     )
     @as_json
@@ -187,7 +194,7 @@ def _add_options(command: click.Command, name: str) -> None:
         command.params.append(click.Option(["--measure"], type=click.IntRange(0), help=MEASURE))
     if name == "distill":
         command.params.append(click.Option(["--explain"], is_flag=True, help=EXPLAIN))
-        batch = click.Option(["--replay"], metavar="FILE", type=click.Path(path_type=Path))
+        batch = click.Option(["--replay"], metavar="FILE", type=PATH)
         batch.help = REPLAY
         command.params.append(batch)
 
@@ -227,14 +234,14 @@ def show_explanation(work: "Plan", as_json: bool) -> None:
     """
     from kdcompile.distill.explain import explain, lines
 
-    _show(explain(work.spec, student_of(work)), lines, as_json)
+    show(explain(work.spec, student_of(work)), as_json, lines)
 
 
 def show_replay(work: "Plan", file: Path, as_json: bool) -> None:
     """Print what is not finite in a kept step; nothing is trained for it."""
     from kdcompile.distill.replayed import lines, replayed
 
-    _show(replayed(work.spec, student_of(work), file), lines, as_json)
+    show(replayed(work.spec, student_of(work), file), as_json, lines)
 
 
 def student_of(work: "Plan") -> dict[str, Any]:
@@ -252,15 +259,6 @@ def student_of(work: "Plan") -> dict[str, Any]:
         )
     found: dict[str, Any] = work.make("search").json("architecture.json")
     return found
-
-
-def _show(
-    found: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]], as_json: bool
-) -> None:
-    if as_json:
-        echo_json(found)
-    else:
-        echo_text("\n".join(lines(found)))
 
 
 def copy_out(artifact: "Artifact", output: Path) -> str:

@@ -1,4 +1,4 @@
-"""`delta`: a student's update as a small file, made here and applied where the student is."""
+"""Command `delta`: a student's update as a small file, made here and applied on the device."""
 
 import re
 import sys
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdcompile.cli.options import as_json, echo_json
+from kdcompile.cli.options import PATH, as_json
+from kdcompile.cli.terminal import echo_json
 from kdcompile.core.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, plain
 
 if TYPE_CHECKING:
     from kdcompile.config.spec import Spec
-    from kdcompile.delta.result import Applied, Made
+    from kdcompile.delta.applying import Applied, Made
 
-PATH = click.Path(path_type=Path)
 EXITS = {"passed": EXIT_OK, "failed": EXIT_GATE, "inconclusive": EXIT_INCONCLUSIVE}
 
 
@@ -27,7 +27,9 @@ def _share(context: click.Context, option: click.Parameter, text: str) -> float:
 
 
 spec_option = click.option(
-    "--spec", metavar="DIR_OR_SPEC", help="Of the student: its photos judge the new weights."
+    "--spec",
+    metavar="DIR_OR_SPEC",
+    help="Spec of the student, whose images evaluate the new weights.",
 )
 loss_option = click.option(
     "--loss",
@@ -35,7 +37,7 @@ loss_option = click.option(
     metavar="PERCENT",
     default="0.5%",
     show_default=True,
-    help="Of the metric, with its 95 % bound; points where it is a rate.",
+    help="Largest loss of the metric, with its 95 % bound; points if the metric is a rate.",
 )
 
 
@@ -55,7 +57,7 @@ def delta() -> None:
     metavar="PERCENT",
     default="10%",
     show_default=True,
-    help="The most that the file may be of the new weights in fp16.",
+    help="Largest size of the file as a share of the new weights in fp16.",
 )
 @loss_option
 @as_json
@@ -71,8 +73,8 @@ def make_delta(
     """Write the smallest change from BASE to NEW that is as accurate as NEW.
 
     BASE and NEW are weights of one architecture: student.safetensors, or the folder of a distill
-    stage. Exit 3 where size and loss cannot both be had, 5 where too few photos decide; no file is
-    written then. Without --spec the file is as large as --size allows, and no accuracy is judged.
+    stage. Exit 3 where size and loss cannot both be had, 5 where too few images decide; no file is
+    written then. Without --spec the file is as large as --size allows, and accuracy is not tested.
     """
     from kdcompile.delta import make
 
@@ -88,7 +90,7 @@ def make_delta(
 @click.argument("delta_file", metavar="DELTA", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The new weights.")
 @spec_option
-@click.option("--new", type=PATH, help="With --spec: weights to hold the result against.")
+@click.option("--new", type=PATH, help="With --spec: weights to compare the result with.")
 @loss_option
 @as_json
 def apply_delta(
@@ -102,11 +104,11 @@ def apply_delta(
 ) -> None:
     """Write the weights that DELTA makes of BASE, checked by their hash.
 
-    With --spec its test photos must also show them no worse than BASE, or than --new; exit 3 where
-    they are, 5 where too few photos decide; no file is written then.
+    With --spec its test images must also show them no worse than BASE, or than --new; exit 3 where
+    they are, 5 where too few images decide; no file is written then.
     """
     if new is not None and spec is None:
-        raise click.UsageError("--new is judged on photos: name their --spec too")
+        raise click.UsageError("--new is compared on images: name their --spec too")
     from kdcompile.delta import apply
 
     _end(apply(base, delta_file, output, spec=_spec(spec), new=new, loss=loss), as_json)
@@ -129,7 +131,7 @@ def _show_tensors(made: "Made") -> None:
 def _end(found: "Made | Applied", as_json: bool) -> None:
     """Print what was found; leave with the verdict's exit code."""
     if as_json:
-        echo_json(found.to_json())
+        echo_json(found)
     else:
         click.echo(f"{found.verdict}: {found.reason}")
         wrote = "nothing written" if found.output is None else f"wrote {plain(found.output)}"

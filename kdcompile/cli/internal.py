@@ -1,4 +1,4 @@
-"""What nobody foresaw: a file with all that a report of it needs, and an error that names it."""
+"""Unforeseen exceptions: a file with all that a report needs, and an error that names it."""
 
 import os
 import platform

@@ -1,29 +1,27 @@
-"""The options with which latency is measured, and what they say together."""
+"""Options of latency measurements and comparisons, and what they mean together."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from kdcompile.cli.options import via_option
+from kdcompile.cli.options import options, via
 from kdcompile.core.backends import names
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.latency.request import COPIES
 
-if TYPE_CHECKING:
-    from kdcompile.latency.request import Measuring
-
-F = TypeVar("F", bound=Callable[..., Any])
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 MODE_KEYS = ("copies", "graph", "spin", "threads")
 
-_OPTIONS = (
-    via_option,
-    click.option("--backend", type=click.Choice(names()), help="That runs an ONNX file there."),
-    click.option("--shape", metavar="NxCxHxW", help="Of the input, where the artifact leaves it."),
-    click.option("--batch", type=int, help="Images of one inference."),
-    click.option("--streams", type=int, help="Inferences in flight at once (1)."),
+measuring_options = options(
+    via("Measure there"),
+    click.option("--backend", type=click.Choice(names()), help="Runtime for ONNX files."),
+    click.option(
+        "--shape", metavar="NxCxHxW", help="Input shape, if the model has dynamic dimensions."
+    ),
+    click.option("--batch", type=int, help="Images per inference."),
+    click.option("--streams", type=int, help="Inferences in flight at once (default 1)."),
     click.option(
         "--mode",
         "modes",
@@ -32,67 +30,48 @@ _OPTIONS = (
         help="copies=none|in|out|both, graph=true|false, spin=true|false, threads=N of a CPU (1); "
         "repeatable.",
     ),
-    click.option("--seconds", type=float, help="That one measuring run may take (60)."),
-    click.option("--processes", type=int, help="Of one measuring run (3)."),
-    click.option("--builds", type=int, help="Engines built of each ONNX file (1)."),
-    click.option("--samples", type=int, help="Inferences of each side in all, and no more."),
+    click.option("--seconds", type=float, help="Time limit per run in seconds (default 60)."),
+    click.option("--processes", type=int, help="Processes per run (default 3)."),
+    click.option("--builds", type=int, help="Engines built of each ONNX file (default 1)."),
+    click.option("--samples", type=int, help="Exact number of inferences of each side."),
 )
-_JUDGING = (
-    click.option("--margin", default="3%", show_default=True, help="What counts as no change."),
+judging_options = options(
+    click.option(
+        "--margin", default="3%", show_default=True, help="Change that counts as no change."
+    ),
     click.option(
         "--allow",
         multiple=True,
         metavar="KEY",
         help="Compare although this environment fact or mode key differs; repeatable.",
     ),
-    click.option("--until-decided", is_flag=True, help="Go on while it is inconclusive."),
+    click.option("--until-decided", is_flag=True, help="Measure on while it is inconclusive."),
     click.option(
-        "--limit", type=float, metavar="SECONDS", help="At which --until-decided ends (300)."
+        "--limit", type=float, metavar="SECONDS", help="Limit of --until-decided (default 300)."
     ),
 )
 
 
-def measuring_options(command: F) -> F:
-    """Device, shape, mode and effort, for `request_of`."""
-    return _added(command, _OPTIONS)
-
-
-def judging_options(command: F) -> F:
-    """Margin, allowed differences and going on, for the plan of a comparison."""
-    return _added(command, _JUDGING)
-
-
-def _added(command: F, options: Sequence[Callable[[F], F]]) -> F:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def request_of(measuring: Mapping[str, Any]) -> "Measuring":
-    """What `measuring_options` ask for, as `kdcompile.api.bench` takes it.
+def request_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, as `kdcompile.api` takes them.
 
     Raises:
-        KDError: `shape-invalid`, `mode-invalid`.
-    """
-    given = {key: value for key, value in measuring.items() if value is not None}
-    if "shape" in given:
-        given["shape"] = parse_shape(given["shape"])
-    return cast("Measuring", given | {"mode": dict(map(parse_mode, given.pop("modes")))})
-
-
-def limit_of(until_decided: bool, limit: float | None, samples: int | None) -> float | None:
-    """Seconds in which to go on until there is a decision; None to measure once.
-
-    Raises:
+        KDError: `margin-invalid`, `shape-invalid`, `mode-invalid`.
         click.UsageError: options that do not go together.
     """
     from kdcompile.latency.compare import LIMIT_S
 
-    if until_decided and samples is not None:
-        raise click.UsageError("--samples says how many; --until-decided as many as it takes")
-    if limit is not None and not until_decided:
-        raise click.UsageError("--limit is that of --until-decided")
-    return (LIMIT_S if limit is None else limit) if until_decided else None
+    found = {key: value for key, value in given.items() if value is not None}
+    if found.pop("until_decided", False):
+        if "samples" in found:
+            raise click.UsageError("--samples and --until-decided exclude each other")
+        found.setdefault("limit", LIMIT_S)
+    elif "limit" in found:
+        raise click.UsageError("--limit needs --until-decided")
+    for key, parse in (("shape", parse_shape), ("margin", parse_margin)):
+        if key in found:
+            found[key] = parse(found[key])
+    return found | {"mode": dict(map(parse_mode, found.pop("modes")))}
 
 
 def parse_margin(text: str) -> float:

@@ -1,66 +1,143 @@
 """Options that several commands share."""
 
-import json
 import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kdcompile.core.logs import is_quiet, set_level
+from kdcompile.core.logs import set_level
+
+if TYPE_CHECKING:
+    from kdcompile.bundle.manifest import Bundle
 
 F = TypeVar("F", bound=Callable[..., Any])
+Option = Callable[[F], F]
+PATH = click.Path(path_type=Path)
 
-SET = (
-    "Override a field of the spec. A path is relative to the current folder, code (FILE.py:NAME) "
-    "to the spec's."
-)
+
+def options(*several: Option[Any]) -> Option[Any]:
+    """Several options as one decorator, in the order of the help."""
+
+    def added(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(several):
+            command = option(command)
+        return command
+
+    return added
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
-
-
-def spec_options(command: F) -> F:
-    """SPEC, --target and --set."""
-    command = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=SET)(command)
-    command = click.option("--target", help="Device name; see `kdcompile targets`.")(command)
-    return click.argument("spec", required=False, metavar="[DIR_OR_SPEC]")(command)
-
-
-via_option = click.option(
-    "--via",
-    metavar="PLACE",
-    help="Where the engine is built and timed: python:PATH or ssh://[user@]host[:port].",
+spec_options = options(
+    click.argument("spec", required=False, metavar="[DIR_OR_SPEC]"),
+    click.option("--target", help="Device name; see `kdcompile targets`."),
+    click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a field of the spec. A path is relative to the current folder, code "
+        "(FILE.py:NAME) to the spec's.",
+    ),
 )
 
 
+def via(help_text: str) -> Option[Any]:
+    """`--via` with the meaning that it has for one command."""
+    return click.option(
+        "--via", metavar="PLACE", help=f"{help_text}: python:PATH or ssh://[user@]host[:port]."
+    )
+
+
+via_option = via("Build and time the engine there")
+require_option = click.option(
+    "--require",
+    type=click.Choice(["device"]),
+    help="Treat gates that still need the device as inconclusive (exit code 5).",
+)
 sign_option = click.option(
     "--sign",
     "key",
     metavar="KEY.pem",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Sign the bundle with an Ed25519 private key.",
+)
+trusted_option = click.option(
+    "--trusted",
+    metavar="KEY.pub",
+    type=PATH,
+    help="The public key that must have signed the BUNDLE; or $KDCOMPILE_TRUSTED_KEY.",
+)
+previous_option = click.option(
+    "--baseline",
+    metavar="BUNDLE",
+    type=PATH,
+    help="An earlier bundle: its network runs on the same test images, and the student must "
+    "be no worse ([gates] previous).",
 )
 
 
-def sign(folder: Path, key: Path | None) -> None:
-    """Sign a bundle where a key is given, and say so on standard error."""
-    if key is not None:
-        from kdcompile.bundle.signature import sign_bundle
-
-        tell(f"signed by {sign_bundle(folder, key)}")
-
-
-def tell(text: str) -> None:
-    """A line on standard error, if the user wants more than warnings."""
-    if not is_quiet():
-        click.echo(text, err=True)
+def with_previous(sets: tuple[str, ...], baseline: Path | None) -> tuple[str, ...]:
+    """The `--set` values, and before them the one that `--baseline` stands for."""
+    if baseline is None:
+        return sets
+    path = str(baseline.resolve()).replace("\\", "\\\\").replace('"', '\\"')
+    return (f'gates.previous.bundle="{path}"', *sets)
 
 
-def _tell(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
+def is_bundle(
+    spec: str | None, target: str | None, sets: tuple[str, ...], trusted: Path | None
+) -> bool:
+    """Whether `[DIR_OR_SPEC]` names a bundle.
+
+    Raises:
+        click.UsageError: an option that is of the other kind.
+    """
+    if spec is None or not (Path(spec) / "manifest.json").is_file():
+        if trusted is not None:
+            raise click.UsageError("--trusted is of a BUNDLE: name its folder")
+        return False
+    if target is not None or sets:
+        raise click.UsageError("--target and --set are of a spec: a bundle is built")
+    return True
+
+
+def spec_or_bundle(
+    spec: str | None, target: str | None, sets: tuple[str, ...], trusted: Path | None
+) -> "str | Bundle | None":
+    """What `[DIR_OR_SPEC]` names, a bundle opened.
+
+    Raises:
+        click.UsageError: an option that is of the other kind.
+        KDError: those of `open_trusted`.
+    """
+    bundle = is_bundle(spec, target, sets, trusted)
+    return open_trusted(Path(str(spec)), trusted)[0] if bundle else spec
+
+
+def open_trusted(folder: Path, trusted: Path | None) -> tuple["Bundle", str]:
+    """A bundle and the state of its signature in words; a warning where nobody checked that.
+
+    Raises:
+        KDError: those of `open_bundle`, and `signature-corrupt`.
+        ToolMissingError: a key is trusted, and `cryptography` is not installed.
+    """
+    from kdcompile.bundle.signature import check_signature, open_bundle, trusted_key
+
+    bundle = open_bundle(folder, trusted)
+    found = check_signature(folder, trusted_key(trusted))
+    if found is None:
+        return bundle, "not signed"
+    if not found.is_trusted:
+        click.echo(f"warning: {found}", err=True)
+    return bundle, str(found)
+
+
+def _set_level(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
     def callback(context: click.Context, option: click.Parameter, asked: bool) -> None:
-        if asked and os.environ.get("RANK", "0") == "0":  # of torchrun the first process talks
+        if asked and os.environ.get("RANK", "0") == "0":  # of torchrun the first process reports
             set_level(level)
 
     return callback
@@ -69,22 +146,12 @@ def _tell(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
 def add_levels(command: click.Command) -> None:
     """-q and -v for a command, and for each of its own commands."""
     for names, level, text in (
-        (["-q", "--quiet"], logging.WARNING, "Tell warnings and errors only."),
-        (["-v", "--verbose"], logging.DEBUG, "Tell more of what is done, and why."),
+        (["-q", "--quiet"], logging.WARNING, "Print warnings and errors only."),
+        (["-v", "--verbose"], logging.DEBUG, "Print more of what is done, and why."),
     ):
         option = click.Option(
-            names, is_flag=True, expose_value=False, help=text, callback=_tell(level)
+            names, is_flag=True, expose_value=False, help=text, callback=_set_level(level)
         )
         command.params.append(option)
     for one in command.commands.values() if isinstance(command, click.Group) else ():
         add_levels(one)
-
-
-def echo_json(value: Any) -> None:
-    """One JSON document on standard output, indented; a number that JSON has not is null.
-
-    `##[` in a string, which a CI system might obey (`kdcompile.ci.stream`), is escaped.
-    """
-    plain = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
-    text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False)
-    click.echo(re.sub(r"##(?=\w*\[)", r"#\\u0023", text))

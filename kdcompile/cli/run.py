@@ -1,51 +1,50 @@
-"""`run`: what a bundle's network says of photos."""
+"""Command `run`: predictions of a bundle's network for images."""
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from typing_extensions import TypedDict
 
-from kdcompile.cli.options import as_json, echo_json, via_option
-from kdcompile.cli.trust import open_trusted, trusted_option
+from kdcompile.cli.options import PATH, as_json, open_trusted, trusted_option, via
+from kdcompile.cli.terminal import echo_json
 from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
-from kdcompile.debug.network import open_network
 
-if TYPE_CHECKING:
-    from kdcompile.bundle.run import BundleRun
-
-MANY = 10  # photos that progress is shown of
+MANY = 10  # images that progress is shown of
 
 
-class Failure(TypedDict):
-    """Why a photo has no result."""
+@dataclass(frozen=True)
+class Failure:
+    """Why an image has no result."""
 
     code: str
     message: str
     fix: str
 
 
-class Failed(TypedDict):
-    """The row of a photo that has no result."""
+@dataclass(frozen=True)
+class Failed:
+    """The row of an image that has no result."""
 
     photo: str
     error: Failure
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
+@click.argument("photos", metavar="IMAGES...", nargs=-1, required=True, type=PATH)
 @click.option(
     "-o",
     "--output",
     default="overlays",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder for the overlays.",
 )
-@click.option("--onnx", is_flag=True, help="The ONNX file, even where the bundle has an engine.")
-@via_option
+@click.option("--onnx", is_flag=True, help="Run the ONNX file even if the bundle has an engine.")
+@via("Load and run the bundle's engine there")
 @trusted_option
 @as_json
 def run(
@@ -57,49 +56,43 @@ def run(
     trusted: Path | None,
     as_json: bool,
 ) -> None:
-    """Run a BUNDLE's network on PHOTOS: counts with drawn densities, classes, or values.
+    """Run a BUNDLE's network on IMAGES: counts with drawn densities, classes, or values.
 
     An engine that is in the bundle runs here, or at --via; otherwise the ONNX file runs.
-    Each result is printed as soon as it is known. A photo that fails is an error line, and the
+    Each result is printed as soon as it is known. An image that fails is an error line, and the
     others are run all the same; the exit code is then 1.
     """
-    from kdcompile.bundle.run import BundleRun
-    from kdcompile.data.preprocess import Preprocess
-    from kdcompile.tasks.task import find_task
+    from kdcompile import api
 
     found, _ = open_trusted(bundle, trusted)
-    task, classes = find_task(found.manifest["task"]), found.manifest.get("classes")
-    preprocess, precision = Preprocess.from_json(found.preprocess), found.manifest["precision"]
-    out = output if task.is_dense else None
-    with open_network(found, via, onnx) as network:
-        each = BundleRun(task, classes, preprocess, network, precision, photos, out)
-        failed = _tell(each, as_json)
-    if failed:
+    each = api.run(found, photos, out=output, onnx=onnx, via=via)
+    if _print(each, len(photos), as_json):
         sys.exit(EXIT_FIXABLE)
 
 
-def _tell(each: "BundleRun", as_json: bool) -> bool:
-    """Print what comes as it comes, or one document at the end; whether a photo failed.
+def _print(
+    each: Iterator[tuple[Path, dict[str, Any] | KDError]], count: int, as_json: bool
+) -> bool:
+    """Print what comes as it comes, or one document at the end; whether an image failed.
 
     The document is printed however the run ends, with what there was until then.
     """
     from kdcompile.core.progress import Progress
 
-    few = len(each.photos) < MANY
     document: list[Any] = []
     failed = False
     try:
-        with Progress("run", len(each.photos), "photos", quiet=few) as progress:
-            for done, (photo, told) in enumerate(each, 1):
-                if isinstance(told, KDError):
+        with Progress("run", count, "images", quiet=count < MANY) as progress:
+            for done, (photo, found) in enumerate(each, 1):
+                if isinstance(found, KDError):
                     failed = True
-                    click.echo(_error_line(told), err=True)
-                    why = Failure(code=told.code, message=told.message, fix=told.fix)
-                    document.append(Failed(photo=str(photo), error=why))
+                    click.echo(_error_line(found), err=True)
+                    failure = Failure(found.code, found.message, found.fix)
+                    document.append(Failed(str(photo), failure))
                 else:
-                    document.append(told)
+                    document.append(found)
                     if not as_json:
-                        click.echo(_line(told))
+                        click.echo(_line(found))
                 progress.show(done)
     finally:
         if as_json and document:
@@ -108,7 +101,7 @@ def _tell(each: "BundleRun", as_json: bool) -> bool:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """A photo's result."""
+    """An image's result."""
     photo = plain(row["photo"])
     if "count" in row:
         return f"{row['count']:10.1f}  {photo}  {plain(row['overlay'])}"
@@ -118,5 +111,5 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _error_line(error: KDError) -> str:
-    """A photo's error, in one line."""
+    """An image's error, in one line."""
     return f"error[{error.code}]: {plain(error.where)}: {plain(error.message)}; fix: {error.fix}"

@@ -1,11 +1,70 @@
-"""Text for people on standard output, fitted to the terminal that shows it."""
+"""Output of the commands: JSON documents, texts and tables on standard output."""
 
+import json
 import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from kdcompile.core.logs import is_quiet
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass by the JSON Schema that `kdcompile schema --of` derives from it."""
+    if not is_dataclass(value):
+        return value
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(value)).dump_python(value, by_alias=True, warnings=False)
+
+
+def echo_json(value: Any) -> None:
+    """One JSON document on standard output, indented; a number that JSON has not is null.
+
+    `##[` in a string, which a CI system might obey (`kdcompile.ci.stream`), is escaped.
+    """
+    text = json.dumps(to_json(value), default=_json_value)
+    plain = json.loads(text, parse_constant=lambda _: None)
+    text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False)
+    click.echo(re.sub(r"##(?=\w*\[)", r"#\\u0023", text))
+
+
+def _json_value(value: Any) -> Any:
+    return to_json(value) if is_dataclass(value) else str(value)
+
+
+def show(found: T, as_json: bool, lines: Callable[[T], Iterable[str]]) -> None:
+    """Print a result: as one JSON document, or its lines of text."""
+    if as_json:
+        echo_json(found)
+    else:
+        echo_text("\n".join(lines(found)))
+
+
+def show_table(table: "Table", lines: Iterable[str] = ()) -> None:
+    """Print a table and lines below it, unwrapped unless standard output is a terminal."""
+    from rich.console import Console
+
+    out = sys.stdout
+    Console(file=out, width=None if out.isatty() else 200, highlight=False).print(table)
+    for line in lines:
+        click.echo(line)
+
+
+def tell(text: str) -> None:
+    """A line on standard error, if the user wants more than warnings."""
+    if not is_quiet():
+        click.echo(text, err=True)
 
 
 def echo_text(text: str) -> None:

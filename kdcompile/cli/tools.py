@@ -1,19 +1,34 @@
-"""Commands around a build: examples, recipes, reports, upkeep."""
+"""Commands `init`, `report`, `doctor`, `schema` and `clean`."""
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from kdcompile.cli.options import as_json, echo_json
-from kdcompile.cli.terminal import echo_text
-from kdcompile.cli.trust import open_trusted, trusted_option
+from kdcompile.cli.options import PATH, as_json, open_trusted, trusted_option, via
+from kdcompile.cli.terminal import echo_json, echo_text, show
 from kdcompile.core.backends import names
 from kdcompile.core.errors import plain
 
 
+@dataclass(frozen=True)
+class Written:
+    """The files that `init` wrote."""
+
+    written: list[Path]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The store entries that `clean` removed."""
+
+    removed: list[Path]
+
+
 @click.command()
-@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.argument("folder", default=".", type=PATH)
 @click.option("--example", help="Copy an example: digits, cifar10 or shanghaitech.")
 @as_json
 def init(folder: Path, example: str | None, as_json: bool) -> None:
@@ -21,47 +36,42 @@ def init(folder: Path, example: str | None, as_json: bool) -> None:
     from kdcompile.config.template import init_example, init_template
 
     written = init_example(example, folder) if example else init_template(folder)
-    if as_json:
-        echo_json({"written": [str(path) for path in written]})
-    else:
-        click.echo("\n".join(f"wrote {plain(path)}" for path in written))
+    show(Written(written), as_json, lambda done: [f"wrote {plain(p)}" for p in done.written])
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @trusted_option
 @as_json
 def report(bundle: Path, trusted: Path | None, as_json: bool) -> None:
-    """Print the report of a BUNDLE; report.html lies in it."""
+    """Print the report of a BUNDLE; report.html is in it."""
     from kdcompile.bundle.text import text_summary
 
     found, _ = open_trusted(bundle, trusted)
-    told = found.report()
+    summary = found.report()
     if as_json:
-        echo_json(told.to_json())
+        echo_json(summary)
         return
     with found.reading("report.json"):  # whose details are free
-        text = text_summary(told)
+        text = text_summary(summary)
     echo_text(text)
     click.echo(f"full report: {plain(found.folder / 'report.html')}")
 
 
 @click.command()
-@click.option("--via", metavar="PLACE", help="Look at python:PATH or ssh://[user@]host[:port].")
+@via("Examine that device")
 @click.option(
     "--backend",
     type=click.Choice(names()),
-    help="Backend that should run networks there; by default the first.",
+    help="Backend that is to run networks there; by default the first.",
 )
 @as_json
 def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
-    """Say what is installed here, or on a board, what is missing and how to get it."""
-    from dataclasses import asdict
-
-    from kdcompile.environment.doctor import examine, exit_code
+    """List what is installed here, or on a board, what is missing and how to get it."""
+    from kdcompile.environment.doctor import Check, examine, exit_code
 
     if backend and not via:
-        raise click.UsageError("--backend is of a place: give --via too")
+        raise click.UsageError("--backend needs --via")
     if via:
         from kdcompile.environment.doctor_board import examine_board
         from kdcompile.remote.open import open_place
@@ -70,13 +80,14 @@ def doctor(via: str | None, backend: str | None, as_json: bool) -> None:
         checks = examine_board(lambda: open_place(via, wanted), wanted)
     else:
         checks = examine()
-    if as_json:
-        echo_json([asdict(check) for check in checks])
-    else:
+
+    def lines(checks: list[Check]) -> Iterator[str]:
         for check in checks:
-            click.echo(f"{check.status:<8} {check.name:<18} {plain(check.detail)}")
+            yield f"{check.status:<8} {check.name:<18} {plain(check.detail)}"
             if check.fix:
-                click.echo(f"{'':<27} fix: {plain(check.fix)}")
+                yield f"{'':<27} fix: {plain(check.fix)}"
+
+    show(checks, as_json, lines)
     sys.exit(exit_code(checks))
 
 
@@ -108,9 +119,6 @@ def clean(spec: str | None, everything: bool, as_json: bool) -> None:
 
     store = Store(find_spec(spec).parent / ".kdcompile")
     keep = [] if everything else list(planned(spec, None, ()).found().values())
-    removed = store.prune(keep)
+    done = Removed(store.prune(keep))
     drop_unused(store)
-    if as_json:
-        echo_json({"removed": [str(path) for path in removed]})
-    else:
-        click.echo(f"removed {len(removed)} entries of {plain(store.root)}")
+    show(done, as_json, lambda _: [f"removed {len(done.removed)} entries of {plain(store.root)}"])

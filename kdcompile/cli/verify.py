@@ -1,4 +1,4 @@
-"""`verify`: the gates of a spec, or the integrity and parity of a bundle."""
+"""Command `verify`: the gates of a spec, or the integrity and parity of a bundle."""
 
 import sys
 from dataclasses import replace
@@ -7,17 +7,35 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import click
 
-from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of, title_of
-from kdcompile.cli.options import as_json, echo_json, spec_options, via_option
-from kdcompile.cli.parity import is_bundle, open_ladder, show_ladder
-from kdcompile.cli.previous import previous_option, with_previous
-from kdcompile.cli.terminal import echo_text
-from kdcompile.cli.trust import open_trusted, trusted_option
+from kdcompile.cli.ci import (
+    CiCommand,
+    ci_options,
+    ci_place,
+    ci_stream,
+    name_of,
+    outcomes_of_bundle,
+    outcomes_of_ladder,
+    title_of,
+)
+from kdcompile.cli.options import (
+    as_json,
+    is_bundle,
+    open_trusted,
+    previous_option,
+    require_option,
+    spec_options,
+    spec_or_bundle,
+    trusted_option,
+    via,
+    with_previous,
+)
+from kdcompile.cli.terminal import echo_json, echo_text, show
 from kdcompile.core.errors import EXIT_GATE, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kdcompile.bundle.manifest import Bundle
     from kdcompile.ci.outcome import Outcome
     from kdcompile.passes.inputs import Inputs
 
@@ -26,12 +44,12 @@ Verified: TypeAlias = "tuple[list[Outcome], tuple[str, int]]"  # its verdict and
 
 @click.command(cls=CiCommand)
 @spec_options
-@via_option
-@click.option("--require", type=click.Choice(["device"]), help="Pending gates are exit 5.")
+@via("Build, measure or load the engine there")
+@require_option
 @click.option(
     "--parity",
     is_flag=True,
-    help="Hold each form of the network against the one before it: PyTorch, exported program, "
+    help="Compare each variant of the network with the one before it: PyTorch, exported program, "
     "ONNX, Q/DQ or fp16, engine.",
 )
 @previous_option
@@ -61,16 +79,13 @@ def verify(
             for name, value in (("--require", require), ("--baseline", baseline)):
                 if value is not None:
                     raise click.UsageError(f"{name} is of the gates: leave it or --parity out")
-            outcomes, verdict = climb_ladder(spec, target, sets, via, trusted, as_json)
-        elif spec is not None and is_bundle(spec):
+            named = spec_or_bundle(spec, target, sets, trusted)
+            outcomes, verdict = verify_parity(named, as_json, via=via, target=target, sets=sets)
+        elif is_bundle(spec, target, sets, trusted):
             if baseline is not None:
                 raise click.UsageError("--baseline is of a spec, whose test images both see")
-            if target is not None or sets:
-                raise click.UsageError("--target and --set are of a spec: a bundle is built")
-            outcomes, verdict = verify_bundle(Path(spec), via, trusted, device, as_json)
+            outcomes, verdict = verify_bundle(Path(str(spec)), via, trusted, device, as_json)
         else:
-            if trusted is not None:
-                raise click.UsageError("--trusted is of a BUNDLE: name its folder")
             outcomes, verdict = verify_spec(
                 spec, via, device, as_json, target=target, sets=with_previous(sets, baseline)
             )
@@ -112,7 +127,6 @@ def verify_bundle(
     """
     from kdcompile import api
     from kdcompile.ci.outcome import overall_of
-    from kdcompile.cli.verify_ci import outcomes_of_bundle
     from kdcompile.core.report import overall
 
     bundle, signature = open_trusted(folder, trusted)
@@ -143,25 +157,16 @@ def _in_words(parity: "str | Mapping[str, Any]") -> str:
     )
 
 
-def climb_ladder(
-    spec: str | None,
-    target: str | None,
-    sets: tuple[str, ...],
-    via: str | None,
-    trusted: Path | None,
-    as_json: bool,
-) -> Verified:
+def verify_parity(named: "str | Bundle | None", as_json: bool, **inputs: Any) -> Verified:
     """Print the parity ladder; the exit code is 3 where a rung failed.
 
     Raises:
-        KDError: what `open_ladder` and the rungs raise.
+        KDError: what `kdcompile.api.parity` raises.
     """
+    from kdcompile import api
     from kdcompile.ci.outcome import overall_of
-    from kdcompile.cli.verify_ci import outcomes_of_ladder
-    from kdcompile.debug.variants import climb
 
-    with open_ladder(spec, target, sets, via, trusted) as ladder:
-        steps = climb(ladder)
-        code = show_ladder(ladder, steps, as_json)
-        outcomes = outcomes_of_ladder(ladder, steps)
-    return outcomes, (overall_of(outcomes)[0], code)
+    found = api.parity(named, **inputs)
+    show(found, as_json, lambda found: [*found.text(), found.verdict()])
+    outcomes = outcomes_of_ladder(found)
+    return outcomes, (overall_of(outcomes)[0], found.exit_code)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
+from kdcompile.core.disk import disk_error
 from kdcompile.core.logs import is_quiet
 from kdcompile.core.user_code import users_code
 
@@ -194,6 +195,31 @@ def reporting_to(callback: OnProgress | None) -> Iterator[None]:
         yield
     finally:
         _callback.reset(token)
+
+
+@contextmanager
+def working(on_progress: OnProgress | None) -> Iterator[list[str]]:
+    """Report the events of a verb; an error of the disk becomes a `KDError`.
+
+    Yields:
+        The names of the stages that have run, which grows.
+    """
+    ran: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            ran.append(event.stage)
+        if on_progress is not None:
+            on_progress(event)
+
+    try:
+        with reporting_to(note):
+            yield ran
+    except Exception as error:
+        found = disk_error(error)
+        if found is None:
+            raise
+        raise found from error
 
 
 def emit(event: Event) -> None:

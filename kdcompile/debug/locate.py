@@ -1,8 +1,7 @@
 """Search between two variants for the first tensor that differs, and its name."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,11 +66,7 @@ class Finding:
     runs: int
     tensors: int
     images: int
-    notes: Sequence[str] = field(default=())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "error": min(self.error, NO_LIMIT)}
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +224,7 @@ def _finding(before: Rung, rung: Rung, compared: Comparison, found: Parting) -> 
         against=before.name,
         tensor=probe.tensor,
         reference=probe.reference,
-        error=found.error,
+        error=min(found.error, NO_LIMIT),
         before=found.before,
         limit=compared.limit,
         named=named,

@@ -1,11 +1,17 @@
-"""A bundle's network, open to be run: its engine through the worker, or its ONNX file here."""
+"""A bundle's network: open its engine or ONNX file, and check its outputs against recorded ones."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.bundle.manifest import Bundle
 from kdcompile.core.backends import is_served, of_record
-from kdcompile.core.errors import KDError, ToolMissingError
+from kdcompile.core.errors import EXIT_GATE, KDError, ToolMissingError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
     from kdcompile.remote.open import Place
 
     Floats = NDArray[np.float32]
+
 
 INSTEAD = "or run its ONNX file here: kdcompile run --onnx BUNDLE PHOTO..."
 
@@ -39,12 +46,7 @@ def open_network(
 
     if bundle.engine is None or onnx:
         if via is not None:
-            raise KDError(
-                "engine-missing",
-                "--via needs an engine, and this bundle has none to run",
-                where=str(bundle.folder),
-                fix="leave out --via, or build the engine: kdcompile build --via PLACE",
-            )
+            raise engine_missing(bundle)
         yield open_session(bundle.model)
         return
     from kdcompile.backends import engine
@@ -93,3 +95,153 @@ def backend_of(bundle: "Bundle") -> str:
 
     assert bundle.engine is not None, "the caller has seen one"
     return of_record(engine.record_of(bundle.engine))
+
+
+def engine_missing(bundle: "Bundle") -> KDError:
+    """The refusal of `--via` for a bundle without an engine."""
+    return KDError(
+        "engine-missing",
+        "--via needs an engine, and this bundle has none to run",
+        where=str(bundle.folder),
+        fix="leave out --via, or build the engine: kdcompile build --via PLACE",
+    )
+
+
+Floats = NDArray[np.float32]
+REFERENCES = {"kit": "reference.npz", "parity": "outputs.npz"}  # in a bundle, by its folder
+NO_REFERENCE = "not checked: this bundle carries no reference outputs"
+
+
+@dataclass(frozen=True)
+class BundleCheck:
+    """What was found of a bundle, as `kdcompile verify BUNDLE --json` prints it.
+
+    Args:
+        bundle: its folder.
+        files: how many are intact.
+        verdict: of the build.
+        exit_code: of the build, or 3 where the outputs differ.
+        parity: the agreement with the reference outputs, or why it was not checked.
+        signature: whose it is, in words.
+        engine: where its engine was loaded, if anywhere.
+    """
+
+    bundle: str
+    files: str
+    verdict: str
+    exit_code: int
+    parity: dict[str, Any] | str
+    signature: str
+    engine: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; without an engine there is no `engine`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def check_outputs(bundle: Bundle, via: str | None = None) -> BundleCheck:
+    """The network's outputs against the recorded ones.
+
+    The exit code is the bundle's own verdict, or 3 when the outputs differ more than the parity
+    gate allows.
+
+    Args:
+        bundle: whose files are intact.
+        via: where its engine is loaded and run; None for this machine: the engine of a backend that
+            kdcompile serves here, else the ONNX file.
+
+    Raises:
+        KDError: of an engine that does not load there `engine-mismatch` and its kin.
+    """
+    result = BundleCheck(
+        bundle=str(bundle.folder),
+        files=f"{len(bundle.manifest['files'])} intact",
+        verdict=bundle.manifest["verdict"],
+        exit_code=bundle.manifest["exit_code"],
+        parity=NO_REFERENCE,
+        signature="not checked",
+    )
+    if via is None and _carries(bundle) is None:
+        return result
+    served = bundle.engine is not None and is_served(backend_of(bundle))
+    with open_network(bundle, via, onnx=via is None and not served) as network:
+        if via is not None or served:
+            result = replace(result, engine=f"loads at {via or 'this machine'}")
+        # an engine is held against fp32, as on its board, in whichever precision a merge put it
+        precision = bundle.manifest["precision"] if via is None else "fp32"
+        return _parity(bundle, network, result, precision)
+
+
+def _carries(bundle: Bundle) -> str | None:
+    """The folder of a bundle that has its reference outputs: a kit's, or of another target."""
+    found = (base for base, name in REFERENCES.items() if (bundle.folder / base / name).is_file())
+    return next(found, None)
+
+
+def _references(bundle: Bundle, base: str, precision: str) -> tuple[list[Floats], list[Floats]]:
+    """Inputs, and the outputs that are recorded of them; fp32's where there are none of its own."""
+    from kdcompile.data.preprocess import Preprocess
+
+    with (
+        bundle.reading(f"{base}/{REFERENCES[base]}") as path,
+        np.load(path, allow_pickle=False) as arrays,
+    ):
+        there = f"output_{precision}_0" in arrays.files
+        expected = _arrays(arrays, f"output_{precision if there else 'fp32'}_")
+        if base == "kit":
+            inputs = _arrays(arrays, "input_")
+            if len(inputs) != len(expected):
+                raise ValueError(f"{len(inputs)} inputs, {len(expected)} outputs of them")
+            return inputs, expected
+    prepare = Preprocess.from_json(bundle.preprocess)
+    with (
+        bundle.reading("parity/photos.npz") as path,
+        np.load(path, allow_pickle=False) as photos,
+    ):
+        return [prepare(photos[name]) for name in photos.files[: len(expected)]], expected
+
+
+def _arrays(arrays: Mapping[str, NDArray[Any]], start: str) -> list[Floats]:
+    """The float arrays of an archive whose names start so.
+
+    Raises:
+        ValueError: one is there twice, is not of finite floats, or there is none.
+    """
+    names = [name for name in arrays if name.startswith(start)]
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"no {start}0, or one of them twice")
+    found = [arrays[name] for name in names]
+    for name, array in zip(names, found, strict=True):
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ValueError(f"{name} is not of finite floats")
+    return found
+
+
+def _parity(
+    bundle: Bundle,
+    network: Callable[[Floats], Floats],
+    result: BundleCheck,
+    precision: str,
+) -> BundleCheck:
+    """The result with the agreement of the network with the reference outputs, where there are.
+
+    Args:
+        bundle: checked against its manifest.
+        network: what is verified.
+        result: what is known so far.
+        precision: of the reference outputs; fp32's, where the kit could not run it.
+    """
+    from kdcompile.tasks.agreement import agreement, pooled_sqnr
+
+    base = _carries(bundle)
+    if base is None:
+        return result
+    inputs, expected = _references(bundle, base, precision)
+    outputs = [network(image) for image in inputs]
+    # the worst image is reported; all of them together decide, as for the gate
+    found = agreement(expected, outputs) | {"pooled_sqnr_db": pooled_sqnr(expected, outputs)}
+    with bundle.reading(f"{base}/gates.json") as path:
+        least = float(json.loads(path.read_bytes())["parity"]["min_sqnr_db"])
+    found["min_sqnr_db"] = least
+    failed = found["pooled_sqnr_db"] < least
+    return replace(result, parity=found, exit_code=EXIT_GATE if failed else result.exit_code)

@@ -1,7 +1,7 @@
 """Parity variants of a build, on validation images, or of a bundle, on its reference inputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from kdcompile.backends import engine
 from kdcompile.backends.candidate_runner import predict_outputs
 from kdcompile.backends.parity_inputs import incomplete, read_carried, source_of
+from kdcompile.bundle.manifest import Bundle
 from kdcompile.config.gates import fraction
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board
+from kdcompile.core.backends import is_served
 from kdcompile.core.files import file_sha256, scratch
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
 from kdcompile.data.splits import evenly, load_splits
+from kdcompile.debug.network import backend_of, engine_missing
 from kdcompile.debug.runners import ModuleSide, ProgramSide, Side, exported_program
 from kdcompile.debug.tolerance import Tolerance, of_classes, of_numbers
 from kdcompile.debug.variant import Shipped, last_rung, onnx_rung, rounded_rung, tolerance_of
@@ -26,6 +29,7 @@ from kdcompile.debug.variants import Ladder, Rung
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.models.shrunk import load_student
 from kdcompile.remote.open import Place, facts_of, open_place
+from kdcompile.targets import load
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task, find_task, preprocess_of, task_of
 
@@ -144,6 +148,24 @@ BEFORE = (
     Rung("pytorch", "the trained module", absent=IN_SPEC),
     Rung("exported", "torch.export's program", absent=IN_SPEC),
 )
+
+
+def open_bundle_ladder(bundle: Bundle, via: str | None) -> AbstractContextManager[Ladder]:
+    """The ladder of a bundle, with its engine where that can run.
+
+    Args:
+        bundle: checked against its manifest.
+        via: where its engine runs; None for this machine, if its backend is served here.
+
+    Raises:
+        KDError: `engine-missing`; those of `bundle_ladder`.
+    """
+    if via is not None and bundle.engine is None:
+        raise engine_missing(bundle)
+    backend = None if bundle.engine is None else backend_of(bundle)
+    place = None if backend is None or not (via or is_served(backend)) else (via, backend)
+    on_cpu = load(bundle.target).kind == "cpu"
+    return bundle_ladder(bundle.folder, bundle.manifest, bundle.report(), on_cpu, place)
 
 
 @contextmanager

@@ -12,11 +12,12 @@ gate's signal-to-noise ratio allows.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from kdcompile.data.preprocess import Frame
 from kdcompile.debug.runners import Side
@@ -126,11 +127,7 @@ class Step:
     metric: float | None = None
     reason: str = ""
     inherits: bool = False
-    errors: tuple[float, ...] = field(default=())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {name: value for name, value in asdict(self).items() if name != "errors"}
+    errors: Annotated[tuple[float, ...], Field(exclude=True)] = ()  # not in the JSON document
 
 
 def climb(ladder: Ladder) -> list[Step]:

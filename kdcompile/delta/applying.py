@@ -1,14 +1,64 @@
-"""Apply a delta to the base's weights and write the new ones."""
+"""Results of `delta make` and `delta apply`, and the application of a delta to its base."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.report import Verdict
 from kdcompile.delta.file import applied, check_output, inputs_of, named, read_delta
-from kdcompile.delta.result import Applied
-from kdcompile.delta.student import LOSS, Student, judge
+from kdcompile.delta.student import LOSS, Judged, Student, judge
 from kdcompile.delta.tensors import read_student
 from kdcompile.models.factory import write_weights
+
+
+@dataclass(frozen=True)
+class Written:
+    """How the change of a tensor is written.
+
+    kind: of `kdcompile.delta.layer`; error: |made - new| / |new - base|; rank: of `rank`, bits of
+    an integer of `step`, else 0.
+    """
+
+    kind: str
+    bytes: int
+    error: float
+    rank: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class _Result:
+    """output: the file, None where none was written; base, result: hashes of the weights before
+    and after; bytes: of the delta; test: what the test photos say, None without a spec.
+    """
+
+    verdict: Verdict
+    reason: str
+    output: str | None
+    base: str
+    result: str
+    bytes: int
+    test: Judged | None
+
+
+@dataclass(frozen=True)
+class Made(_Result):
+    """A delta.
+
+    full_bytes: of the new weights in fp16; share: of the delta in that; size: that was allowed;
+    validation: what the smallest delta was chosen by.
+    """
+
+    full_bytes: int
+    share: float
+    size: float
+    validation: Judged | None
+    tensors: dict[str, Written]
+
+
+@dataclass(frozen=True)
+class Applied(_Result):
+    """New weights; test holds them against the base, or the weights that were named."""
 
 
 def apply(

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from torch.nn import functional
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.report import Verdict
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
 from kdcompile.data.splits import evenly, judged, load_splits
-from kdcompile.delta.result import Judged
 from kdcompile.delta.tensors import State
 from kdcompile.distill.evaluate import BATCH_PIXELS, predict
 from kdcompile.distill.training_context import training_device
@@ -33,6 +34,25 @@ FEW = 4  # one in so many is looked at where it is done often
 BIASED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 DIFFERENTIATED = 128 * 1024  # pixels that are differentiated at once
 PLACES = 4096  # of one photo at which a layer's inputs are taken
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict of photos.
+
+    value, reference: the metric of what the delta makes, and of what it is held against; high: the
+    one-sided 95 % bound of how much worse, None for too few photos; loss: that was to be proven,
+    as a share.
+    """
+
+    verdict: Verdict
+    reason: str
+    metric: str
+    value: float
+    reference: float
+    high: float | None
+    loss: float
+    images: int
 
 
 class Student:

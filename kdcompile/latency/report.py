@@ -240,16 +240,6 @@ class Judged:
     notes: Sequence[str] = ()
     looks: int = 1
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: the verdict, both sides in numbers, conditions; no samples."""
-        return self.comparison.to_json() | {
-            "candidate": described(self.candidate),
-            "reference": described(self.reference),
-            "allowed": [difference.to_json() for difference in self.allowed],
-            "notes": list(self.notes),
-            "looks": self.looks,
-        }
-
 
 def described(samples: Samples) -> Mapping[str, Any]:
     """Samples as a report has them: numbers in place of the latencies."""

@@ -1,4 +1,4 @@
-"""Request for a latency measurement (device, input, mode, effort), and its result."""
+"""Request for a latency measurement: the device, the input, the mode and the effort."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict
 
 from kdcompile.core.backends import names
-from kdcompile.core.errors import EXIT_OK, KDError
+from kdcompile.core.errors import KDError
 
 if TYPE_CHECKING:
     from kdcompile.latency.baseline import Baseline
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from kdcompile.latency.report import Judged
     from kdcompile.latency.settings import Effort, Mode
     from kdcompile.latency.subject import Subject
-    from kdcompile.stats.samples import Samples
 
 COPIES = ("none", "in", "out", "both")
 
@@ -162,7 +161,12 @@ class Request:
         from kdcompile.latency.compare import from_samples, in_turns, reference_at_hand
 
         beside, note = reference_at_hand(kept, file, reference, lambda p: self.subject(p, kept))
-        if beside is not None:
+        if beside is not None:  # several runs count as one, which is as long
+            runs, effort = plan.runs, plan.effort
+            longer = replace(
+                effort, seconds=effort.seconds * runs, processes=effort.processes * runs
+            )
+            plan = replace(plan, effort=longer, runs=1)
             return in_turns(subject, beside, plan, kept.record, str(file))
         return from_samples(subject, kept.samples, plan, note, str(file))
 
@@ -188,47 +192,3 @@ def shape_of(mode: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The one input's shape that a mode records, such as `1x3x576x768 float32`."""
     found = re.fullmatch(r"(\d+(?:x\d+)*) \w+", str(mode.get("input", "")))
     return None if found is None else tuple(map(int, found[1].split("x")))
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Latencies of an artifact, and what a comparison of them decided.
-
-    Args:
-        samples: of the artifact; of the later one, where two are compared.
-        plan: how it was measured.
-        compared: the comparison with a reference, where there is one.
-        saved: the file of the baseline that was written.
-        target: of a bundle, the device that it is for.
-        baselines: of `compare`, what was read as a baseline, with its file.
-    """
-
-    samples: "Samples"
-    plan: "Plan"
-    compared: "Judged | None" = None
-    saved: Path | None = None
-    target: str | None = None
-    baselines: "tuple[tuple[Path, Baseline] | None, ...]" = ()
-
-    @property
-    def decision(self) -> str | None:
-        """`regressed`, `improved`, `equivalent` or `inconclusive`; None without a reference."""
-        return None if self.compared is None else self.compared.comparison.decision
-
-    @property
-    def exit_code(self) -> int:
-        """3 for a regression, 5 for no decision, 0 otherwise."""
-        return EXIT_OK if self.compared is None else self.compared.comparison.exit_code
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: numbers in place of the samples."""
-        from kdcompile.latency.report import described
-
-        found = {"candidate": described(self.samples), "decision": None, "exit_code": EXIT_OK}
-        found |= {} if self.compared is None else self.compared.to_json()
-        return found | {"saved": None if self.saved is None else str(self.saved)}
-
-
-def is_baseline(path: Path) -> bool:
-    """Whether a path names the file of a baseline and no artifact."""
-    return path.suffix == ".json" and not path.is_dir()

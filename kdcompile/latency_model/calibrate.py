@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, PlainSerializer, computed_field
 
 from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
@@ -37,6 +39,16 @@ VECTORS = (4, 8, 16)  # float32 lanes of NEON or SSE, AVX2, AVX-512: a CPU libra
 CLOCK_SHARE = 0.05  # that a GPU's clock may miss the target's by
 
 
+def summary(errors: Sequence[float]) -> dict[str, float]:
+    """Median and worst of the absolute relative errors."""
+    absolute = [abs(error) for error in errors]
+    return {"median": median(absolute), "worst": max(absolute)}
+
+
+# as JSON: their median and the worst
+Errors = Annotated[tuple[float, ...], PlainSerializer(summary)]
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What `calibrate` found and wrote.
@@ -50,24 +62,24 @@ class Calibration:
         notes: what a reader must know of the measurement.
     """
 
-    table: Mapping[str, Any]
+    table: Annotated[Mapping[str, Any], Field(serialization_alias="calibration")]
     path: Path
-    before: tuple[float, ...]
-    after: tuple[float, ...]
-    times: Times
+    before: Errors
+    after: Errors
+    times: Annotated[Times, Field(exclude=True)]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "path": str(self.path),
-            "calibration": dict(self.table),
-            "before": summary(self.before),
-            "after": summary(self.after),
-            "refused": self.times.refused,
-            "left_out": self.times.left_out,
-            "notes": list(self.notes),
-        }
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def refused(self) -> dict[str, str]:
+        """What could not be measured."""
+        return self.times.refused
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def left_out(self) -> list[str]:
+        """What was measured and not used."""
+        return self.times.left_out
 
     def text(self) -> str:
         """The table of what was measured and predicted, and where the result is."""
@@ -83,12 +95,6 @@ class Calibration:
         rows += [f"not measured: {name} ({why})" for name, why in self.times.refused.items()]
         rows += [f"note: {note}" for note in self.notes]
         return "\n".join([*rows, f"wrote {self.path}"])
-
-
-def summary(errors: Sequence[float]) -> dict[str, float]:
-    """Median and worst of the absolute relative errors."""
-    absolute = [abs(error) for error in errors]
-    return {"median": median(absolute), "worst": max(absolute)}
 
 
 def calibrate(

@@ -8,9 +8,11 @@ Fixtures that are held out are predicted by the shipped efficiencies, which neve
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, computed_field
 
 from kdcompile.latency_model.parameters import (
     Efficiencies,
@@ -60,27 +62,31 @@ class Validation:
     `inexact`: the networks that could not be rebuilt as they were measured.
     """
 
-    rows: tuple[Row, ...]
-    gaps: tuple[str, ...]
-    held: tuple[Row, ...] = ()
-    apart: tuple[Row, ...] = ()
+    rows: Annotated[tuple[Row, ...], Field(serialization_alias="fixtures")]
+    gaps: Annotated[tuple[str, ...], Field(serialization_alias="unvalidated")]
+    held: Annotated[tuple[Row, ...], Field(serialization_alias="held_out")] = ()
+    apart: Annotated[tuple[Row, ...], Field(serialization_alias="held_out_apart")] = ()
     inexact: tuple[str, ...] = ()
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def median_error(self) -> float:
         """Of the absolute errors."""
         return median(abs(row.error) for row in self.rows)
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def worst_error(self) -> float:
         """The largest absolute error."""
         return max(abs(row.error) for row in self.rows)
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def coverage(self) -> float:
         """Share of the fixtures inside their interval."""
         return sum(row.inside for row in self.rows) / len(self.rows)
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def goals(self) -> dict[str, bool]:
         """Which of the goals are met."""
@@ -88,20 +94,6 @@ class Validation:
             "median": self.median_error <= MEDIAN_GOAL,
             "worst": self.worst_error <= WORST_GOAL,
             "coverage": self.coverage >= COVERAGE_GOAL,
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values: `fixtures`, the summary, the goals, `unvalidated` and `inexact`."""
-        return {
-            "fixtures": [asdict(row) for row in self.rows],
-            "median_error": self.median_error,
-            "worst_error": self.worst_error,
-            "coverage": self.coverage,
-            "goals": self.goals,
-            "held_out": [asdict(row) for row in self.held],
-            "held_out_apart": [asdict(row) for row in self.apart],
-            "unvalidated": list(self.gaps),
-            "inexact": list(self.inexact),
         }
 
     def text(self) -> str:

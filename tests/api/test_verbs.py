@@ -55,7 +55,7 @@ def test_every_verb_is_a_typed_function_that_returns_a_dataclass():
         assert verb.__doc__
         assert set(inspect.signature(verb).parameters) <= set(hints), name
     from kdcompile.bundle.manifest import Bundle
-    from kdcompile.latency.request import Benchmark
+    from kdcompile.latency.benchmark import Benchmark
     from kdcompile.passes.show import Planned
 
     kinds = {"Planned": Planned, "Bundle": Bundle, "Benchmark": Benchmark, "Built": api.Built,

@@ -13,12 +13,10 @@ import pytest
 from PIL import Image
 
 from kdcompile.bundle.card import write_card
-from kdcompile.bundle.distributions import UNKNOWN, Used, licence_of, used
-from kdcompile.bundle.licences import table
+from kdcompile.bundle.distributions import UNKNOWN, Used, licence_of, table, used
 from kdcompile.bundle.manifest import read_bundle, write_manifest
-from kdcompile.bundle.network_io import Tensor
 from kdcompile.bundle.product import copy_engine, refresh_product
-from kdcompile.bundle.serving import write_triton
+from kdcompile.bundle.samples import Tensor, write_triton
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store

@@ -263,5 +263,5 @@ def test_many_photos_have_a_bar_and_a_file_has_the_results_alone(
                                      "-o", str(tmp_path / "drawn")])  # fmt: skip
     main()
     assert len(file.getvalue().splitlines()) == MANY
-    assert f"{MANY} of {MANY} photos" in terminal.getvalue()
+    assert f"{MANY} of {MANY} images" in terminal.getvalue()
     assert str(photos[0]) not in terminal.getvalue()

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdcompile.bundle.cpp import write_cpp
-from kdcompile.bundle.fill import float32, literal
-from kdcompile.bundle.network_io import Tensor
+from kdcompile.bundle.samples import Tensor, float32, literal, write_cpp
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.tasks.task import find_task
 

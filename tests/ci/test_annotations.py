@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from kdcompile.ci.annotations import MOST, annotations
 from kdcompile.ci.outcome import Outcome
+from kdcompile.ci.stream import MOST, annotations
 
 COMMAND = re.compile(r"::(error|warning|notice) ([^:]*)::(.*)")
 

@@ -10,11 +10,11 @@ from bench_line import BenchLine
 from click import UsageError
 from played_board import NANO
 
-from kdcompile.ci.annotations import annotations
 from kdcompile.ci.junit import junit
 from kdcompile.ci.mark import Settings
 from kdcompile.ci.outcome import Outcome, outcome_of_error, outcomes_of_report, overall_of
 from kdcompile.ci.report import FILES
+from kdcompile.ci.stream import annotations
 from kdcompile.cli import cli
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.core.report import GateResult, Report

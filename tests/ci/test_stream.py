@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kdcompile.ci.outcome import Outcome
 from kdcompile.ci.report import report_ci
 from kdcompile.ci.stream import Guarded, guarded
-from kdcompile.cli.options import echo_json
+from kdcompile.cli.terminal import echo_json
 
 HOSTILE = ["::stop-commands::x", "##[stop-commands]x", "##vso[task.complete]", "::error::no"]
 COMMAND = re.compile(r"##\w*\[")

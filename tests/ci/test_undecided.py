@@ -7,9 +7,8 @@ import pytest
 from bench_samples import made
 
 from kdcompile.ci.callables import BLOCKS_PER_S
-from kdcompile.ci.mark import Settings
+from kdcompile.ci.mark import LONGEST_S, Settings, to_decide
 from kdcompile.ci.pytest_latency import PROCESSES, RUN_S
-from kdcompile.ci.undecided import LONGEST_S, to_decide
 from kdcompile.latency.report import Judged
 from kdcompile.stats.latency_test import compare
 

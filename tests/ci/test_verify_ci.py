@@ -14,8 +14,11 @@ from kdcompile import api
 from kdcompile.cli import cli
 from kdcompile.core.errors import KDError
 from kdcompile.core.report import GateResult, Report, overall
-from kdcompile.debug import reference_outputs
-from kdcompile.debug.variants import Step
+from kdcompile.debug import network, show
+from kdcompile.debug.tolerance import Tolerance
+from kdcompile.debug.variants import Ladder, Step
+from kdcompile.tasks.metric import MAE
+from kdcompile.tasks.task import find_task
 
 verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
 IMAGE = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 3, 4, 4)
@@ -84,7 +87,7 @@ def bundle(line, monkeypatch):
             yield lambda image: factor * image
 
         monkeypatch.setattr(verify, "open_trusted", lambda *_: (made, "not signed"))
-        monkeypatch.setattr(reference_outputs, "open_network", opened)
+        monkeypatch.setattr(network, "open_network", opened)
         return line
 
     return give
@@ -167,17 +170,15 @@ def step(name, verdict, sqnr=None, reason=""):
     ],
 )  # fmt: skip
 def test_the_ladder(line, monkeypatch, steps, found, code):
-    ladder = SimpleNamespace(tolerance=SimpleNamespace(noise=0.05))
+    tolerance = Tolerance(0.05, "of this test", 9)
+    ladder = Ladder([], [], find_task("counting"), MAE, None, tolerance, 20.0, "no images")
 
     @contextmanager
     def opened(*_):
         yield ladder
 
-    monkeypatch.setattr(verify, "open_ladder", opened)
-    monkeypatch.setattr(
-        "kdcompile.debug.variants.climb", lambda _: [step("onnx", "reference"), *steps]
-    )
-    monkeypatch.setattr(verify, "show_ladder", lambda *_: code)
+    monkeypatch.setattr(api, "open_ladder", opened)
+    monkeypatch.setattr(show, "climb", lambda _: [step("onnx", "reference"), *steps])
     assert line("verify", "--parity", "--ci", "--ci-folder", "out")[0] == code
     made, record = read(line, "out")
     assert made == found

@@ -111,7 +111,7 @@ def test_update_in_one_of_several_classes_takes_its_mode_and_shape(line, monkeyp
         assert line("baseline", "init", "net.onnx", *words)[0] == 0
     read = []
     monkeypatch.setattr(
-        "kdcompile.latency.baseline.read_baseline",
+        "kdcompile.latency.keep_baseline.read_baseline",
         lambda file: read.append(file) or read_baseline(file),
     )
     assert line("baseline", "update", "net.onnx", "--why", "again")[0] == 0

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from kdcompile import api
 from kdcompile.cli.bisect import bisect
 from kdcompile.core.errors import KDError
 from kdcompile.debug.runners import OnnxSide
@@ -20,7 +21,6 @@ from kdcompile.tasks.metric import MAE
 from kdcompile.tasks.task import find_task
 
 verify = importlib.import_module("kdcompile.cli.verify")
-module = importlib.import_module("kdcompile.cli.bisect")
 SCOPES = {"middle": "['', 'body', 'body.1', 'middle']"}
 
 
@@ -73,8 +73,7 @@ def ladder(monkeypatch):
         def opened(*_values):
             yield made
 
-        for where in (verify, module):
-            monkeypatch.setattr(where, "open_ladder", opened)
+        monkeypatch.setattr(api, "open_ladder", opened)
         return made
 
     return give
@@ -179,7 +178,7 @@ def test_where_nothing_is_compared_nothing_has_passed(ladder):
     for command, arguments in ((verify.verify, ("--parity",)), (bisect, ())):
         result = run(command, *arguments)
         assert result.exit_code == 5
-        assert "inconclusive: no rung could be held against another" in result.output
+        assert "inconclusive: no rung could be compared with another" in result.output
         assert json.loads(run(command, *arguments, "--json").output)["exit_code"] == 5
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from kdcompile.bundle.testpack import pack_build
 from kdcompile.cli import cli, main
-from kdcompile.cli.bundle import pack_test
 from kdcompile.config.spec import Data, Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
@@ -44,10 +44,9 @@ class Work:
         }
         data = Data.model_construct(max_test=2)
         self.spec = Spec.model_construct(seed=4, data=data).at(folder / "kdcompile.toml")
-        self.target = type("Target", (), {"name": "cpu"})
 
-    def found(self):
-        return self.made
+    def pack(self, folder):
+        return pack_build(folder, self.spec, self.made, "cpu")
 
 
 @pytest.fixture
@@ -57,13 +56,13 @@ def photos(monkeypatch):
         Photo(f"{i}.png", array=rng.integers(0, 256, (30, 20, 1), dtype=np.uint8)) for i in range(4)
     ]
     monkeypatch.setattr(
-        "kdcompile.data.splits.load_splits", lambda *_: Splits([], [], made, []), raising=True
+        "kdcompile.bundle.testpack.load_splits", lambda *_: Splits([], [], made, []), raising=True
     )
     return made
 
 
 def test_the_pack_holds_the_photos_that_verify_judged(tmp_path, photos):
-    about = pack_test(Work(tmp_path), tmp_path / "pack")
+    about = Work(tmp_path).pack(tmp_path / "pack")
     assert (about["names"], about["true"]) == (["0.png", "2.png"], [0.0, 2.0])
     assert (about["seed"], about["available"], about["task"]) == (4, 4, "counting")
     assert (tmp_path / "pack/teacher_fp32.onnx").read_text() == "32"
@@ -75,7 +74,7 @@ def test_the_pack_holds_the_photos_that_verify_judged(tmp_path, photos):
 
 def test_a_target_without_a_kit_takes_no_pack(tmp_path, photos):
     with pytest.raises(KDError) as caught:
-        pack_test(Work(tmp_path, kit="model.onnx"), tmp_path / "pack")
+        Work(tmp_path, kit="model.onnx").pack(tmp_path / "pack")
     assert caught.value.code == "kit-missing"
     assert "--target jetson" in caught.value.fix
 
@@ -83,7 +82,7 @@ def test_a_target_without_a_kit_takes_no_pack(tmp_path, photos):
 def test_another_test_split_is_refused(tmp_path, photos):
     photos.reverse()
     with pytest.raises(KDError) as caught:
-        pack_test(Work(tmp_path), tmp_path / "pack")
+        Work(tmp_path).pack(tmp_path / "pack")
     assert caught.value.code == "pack-photos"
     assert not (tmp_path / "pack").exists()
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompile.api import check_previous
-from kdcompile.cli.previous import previous_option, with_previous
+from kdcompile.cli.options import previous_option, with_previous
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
 from kdcompile.gates import reference_bundle

@@ -11,8 +11,8 @@ from documents import check_document, command_of
 from jsonschema import Draft202012Validator, ValidationError
 
 from kdcompile.cli import cli
-from kdcompile.cli.options import echo_json
 from kdcompile.cli.schemas import DOCUMENTS, schema_of
+from kdcompile.cli.terminal import echo_json
 from kdcompile.core.errors import KDError
 
 

@@ -13,7 +13,7 @@ from kdcompile import api
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.core.errors import KDError
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.debug import reference_outputs
+from kdcompile.debug import network
 
 verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
 IMAGE = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 3, 4, 4)
@@ -38,7 +38,7 @@ def checked(tmp_path, monkeypatch):
             assert (found, place, onnx) == (bundle, via, via is None)
             yield lambda image: factor * image
 
-        monkeypatch.setattr(reference_outputs, "open_network", opened)
+        monkeypatch.setattr(network, "open_network", opened)
         return api.check_bundle(bundle, via=via)
 
     return check
@@ -85,7 +85,7 @@ def without_a_kit(tmp_path, monkeypatch):
         def opened(*_, **__):
             yield lambda image: factor * image
 
-        monkeypatch.setattr(reference_outputs, "open_network", opened)
+        monkeypatch.setattr(network, "open_network", opened)
         return api.check_bundle(bundle, via=via)
 
     return check
@@ -107,7 +107,7 @@ def test_the_agreement_is_told_in_words(without_a_kit):
     )
     failed = verify._in_words(without_a_kit(1.0).parity)
     assert failed.startswith("failed, 3.5 dB over 2 reference outputs, at least 20 dB wanted")
-    absent = reference_outputs.NO_REFERENCE
+    absent = network.NO_REFERENCE
     assert verify._in_words(absent) == absent
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdcompile.debug.show import finding_lines
+from kdcompile.debug.show import lines_of
 from kdcompile.debug.tensors import module_for
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -129,4 +129,4 @@ def test_an_error_that_builds_up_blames_no_single_node(faults):
     found = faults.find(ladder)
     assert found.tensor == "t1"  # 1.1^2 is over the limit of 0.2, 1.1 is not
     assert not found.sudden
-    assert any("built up" in line for line in finding_lines(found))
+    assert any("built up" in line for line in lines_of(found))

@@ -12,7 +12,7 @@ from small_digits import AT_64
 from torch import nn
 
 import kdcompile.examples.digits as example
-from kdcompile.cli import parity as commands
+from kdcompile import api
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
@@ -96,16 +96,18 @@ def test_a_failed_export_is_climbed_to_its_onnx_file(spec, made, network, monkey
     plan = SimpleNamespace(
         make=refused, found=lambda: made, spec=spec, target=load("jetson"), board=None
     )
-    with commands.ladder_of_spec(plan) as ladder:
+    monkeypatch.setattr(api, "planned", lambda *_: plan)
+    with api.open_ladder(None, None, {}) as ladder:
         steps = climb(ladder)
         assert [s.verdict for s in steps] == ["reference", "passed", "failed", "absent", "absent"]
         found = locate(ladder, ladder.rungs[1], ladder.rungs[2], steps[2])
     assert found.named.module == "2"
 
 
-def test_other_failures_of_a_build_are_its_own():
+def test_other_failures_of_a_build_are_its_own(monkeypatch):
     def refused(stage):
         raise KDError("calib-empty", "no image", fix="list some")
 
+    monkeypatch.setattr(api, "planned", lambda *_: SimpleNamespace(make=refused))
     with pytest.raises(KDError, match="no image"):
-        commands.ladder_of_spec(SimpleNamespace(make=refused))
+        api.parity()

@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
+from kdcompile.cli.terminal import to_json
 from kdcompile.config.deploy import Compile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.debug.runners import OnnxSide, Side
-from kdcompile.debug.show import ladder_lines
+from kdcompile.debug.show import parity
 from kdcompile.debug.tolerance import NO_LIMIT, Tolerance
 from kdcompile.debug.variant import Shipped, find_rung, last_rung, rounded_rung, settings_of
 from kdcompile.debug.variants import Ladder, Rung, climb, cosine, divergence, judge
@@ -108,7 +109,7 @@ def test_what_is_no_number_fails(value):
     assert step.verdict == "failed"
     assert "NaN or infinity" in step.reason
     assert (step.noise, step.sqnr_db) == (NO_LIMIT, -LIMIT_DB)
-    json.dumps(step.to_json(), allow_nan=False)
+    json.dumps(to_json(step), allow_nan=False)
 
 
 def test_another_shape_fails_and_says_so():
@@ -123,7 +124,7 @@ def test_a_failed_rung_does_not_fail_the_next_and_an_absent_one_is_passed_over()
     steps = climb(ladder)
     assert [step.verdict for step in steps] == ["reference", "failed", "passed", "absent"]
     assert steps[2].against == "r0"
-    text = "\n".join(ladder_lines(ladder, steps))
+    text = "\n".join(parity(ladder).text())
     assert "engine: why not" in text
     assert "two images" in text
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
 from kdcompile.delta import apply, make, making
+from kdcompile.delta.applying import Judged
 from kdcompile.delta.making import Sight
-from kdcompile.delta.result import Judged
 from kdcompile.delta.selection import Biases
 from kdcompile.delta.student import Student, is_proven
 from kdcompile.delta.tensors import read_student, weights_hash

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from documents import check_document
 
 from kdcompile.cli.targets import targets as command
+from kdcompile.cli.terminal import to_json
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model import validate as module
 from kdcompile.latency_model.parameters import efficiencies_of, fit, priors
@@ -114,7 +115,7 @@ def test_what_is_held_out_is_predicted_as_shipped_and_moves_nothing() -> None:
         assert row.inside
     assert {row.name for row in validation().apart} == {o.name for o in held}
     assert "held out, predicted as shipped" in validation().text()
-    assert len(validation().to_json()["held_out"]) == len(held) >= 7
+    assert len(to_json(validation())["held_out"]) == len(held) >= 7
 
 
 def test_a_fixture_is_held_against_as_it_was_enqueued() -> None:

@@ -1,0 +1,137 @@
+"""Verbs of a finished bundle: open it, check it, run it, and merge what a board measured."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdcompile.core.report import Report
+from kdcompile.latency.benchmark import AnyPath
+
+if TYPE_CHECKING:
+    from kdcompile.bundle.manifest import Bundle
+    from kdcompile.bundle.run import Row
+    from kdcompile.core.errors import KDError
+    from kdcompile.debug.network import BundleCheck
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built(Report):
+    """The report of a build, and where its bundle is.
+
+    Args:
+        bundle: the bundle's folder.
+        ran: the stages that ran this time; none where every one was a cache hit.
+        signed_by: fingerprint of the public key, where the bundle was signed.
+    """
+
+    bundle: Path
+    ran: tuple[str, ...] = ()
+    signed_by: str | None = None
+
+
+def load_bundle(folder: AnyPath, *, trusted: AnyPath | None = None) -> "Bundle":
+    """A bundle, after every file was checked against its manifest.
+
+    Args:
+        folder: of the bundle.
+        trusted: public key that must have signed it; by default that of $KDCOMPILE_TRUSTED_KEY.
+
+    Raises:
+        KDError: `bundle-missing`, `bundle-corrupt`, `bundle-version`, `signature-wrong`, ...
+    """
+    from kdcompile.bundle.signature import open_bundle
+
+    return open_bundle(Path(folder), None if trusted is None else Path(trusted))
+
+
+def check_bundle(bundle: "AnyPath | Bundle", *, via: str | None = None) -> "BundleCheck":
+    """Run a bundle's network on the inputs that it carries, against the outputs of the build.
+
+    Args:
+        bundle: its folder, or what `load_bundle` returned.
+        via: where its engine is loaded and run; None for its ONNX file, on this machine.
+
+    Raises:
+        KDError: those of `load_bundle`; `engine-missing`, `engine-mismatch`, ...
+    """
+    from kdcompile.debug.network import check_outputs
+
+    return check_outputs(_bundle_of(bundle), via)
+
+
+def run(
+    bundle: "AnyPath | Bundle",
+    images: Sequence[AnyPath],
+    *,
+    out: AnyPath = "overlays",
+    onnx: bool = False,
+    via: str | None = None,
+) -> "Iterator[tuple[Path, Row | KDError]]":
+    """Run a bundle's network on image files; each result is given as soon as it is known.
+
+    Args:
+        bundle: its folder, or what `load_bundle` returned.
+        images: image files.
+        out: folder for overlays, where the network gives a density.
+        onnx: run the ONNX file even where the bundle has an engine.
+        via: where its engine is loaded and run; None for this machine.
+
+    Yields:
+        Each image with its result, or with the error of this image alone.
+
+    Raises:
+        KDError: those of `load_bundle`; no image can be run: `engine-missing`, `output-shape`, ...
+    """
+    from kdcompile.bundle.run import BundleRun
+    from kdcompile.data.preprocess import Preprocess
+    from kdcompile.debug.network import open_network
+    from kdcompile.tasks.task import find_task
+
+    found = _bundle_of(bundle)
+    about, task = found.manifest, find_task(found.manifest["task"])
+    overlays = Path(out) if task.is_dense else None
+    preprocess, files = Preprocess.from_json(found.preprocess), [Path(image) for image in images]
+    with open_network(found, via, onnx) as network:
+        yield from BundleRun(
+            task, about.get("classes"), preprocess, network, about["precision"], files, overlays
+        )
+
+
+def merge(
+    folder: AnyPath,
+    record: AnyPath,
+    *,
+    engine: AnyPath | None = None,
+    sign: AnyPath | None = None,
+    trusted: AnyPath | None = None,
+) -> Built:
+    """Decide the gates that a board measured, and rewrite its bundle with them.
+
+    Args:
+        folder: of the bundle.
+        record: the board's `device.json`.
+        engine: the board's engine, or its folder; None leaves it out of the bundle.
+        sign: an Ed25519 private key to sign the result with.
+        trusted: public key that must have signed the bundle; by default $KDCOMPILE_TRUSTED_KEY.
+
+    Raises:
+        KDError: `signature-*`, before anything is written; those of `kdcompile.bundle.merge`.
+    """
+    from kdcompile.bundle.manifest import NAME
+    from kdcompile.bundle.merge import merge as merged
+    from kdcompile.bundle.signature import check_before_signing, sign_bundle
+    from kdcompile.gates.from_board import judge_board
+
+    there, key = Path(folder), None if sign is None else Path(sign)
+    file, public = (None if path is None else Path(path) for path in (engine, trusted))
+    if key is not None and (there / NAME).is_file():
+        check_before_signing(there, key, public)
+    report = merged(there, Path(record), file, judge_board, public)
+    signed = None if key is None else sign_bundle(there, key)
+    return Built(**vars(report), bundle=there, signed_by=signed)
+
+
+def _bundle_of(bundle: "AnyPath | Bundle") -> "Bundle":
+    return load_bundle(bundle) if isinstance(bundle, str | PathLike) else bundle
