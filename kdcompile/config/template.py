@@ -62,12 +62,9 @@ space = "auto"                   # staged: new blocks; layers: the teacher's own
 blocks = ["conv", "separable", "repvgg", "bottleneck"]
 scales = [1.0, 0.75, 0.5]        # of the input's sides
 candidates = 10000               # students whose latency is predicted
-blocks_trained = 60              # blocks that imitate the teacher's for a moment, at most
-block_steps = 150
-finalists = 3                    # of each space, distilled for a moment
+finalists = 3                    # of each space, distilled for a short time
 finalist_steps = 200
 measure = 0                      # best students built and timed: kdcompile search --measure K
-jobs = 0                         # processes side by side; 0: one for each core
 
 [distill]
 recipe = "skt"                   # counting; for any task none, kd, ...: `kdcompile recipes`

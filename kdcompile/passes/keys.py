@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from kdcompile.config.board import Board
 from kdcompile.config.deploy import Quantize
 from kdcompile.config.gates import Gates
+from kdcompile.config.search import NO_EFFECT
 from kdcompile.config.spec import Spec, Task, Teacher
 from kdcompile.core import plugins
 from kdcompile.core.backends import BACKENDS
@@ -141,7 +142,7 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
     if name == "compile" and not measures(stage, spec):
         return None
     if name == "search":
-        return value.model_dump(mode="json", exclude={"jobs"})  # how many change no result
+        return value.model_dump(mode="json", exclude=set(NO_EFFECT))
     if name == "data":
         fields = value.model_dump(mode="json", exclude=DATA_FIELDS_BY_CONTENT)
         limit = value.max_test if "test" in stage.splits else None

@@ -36,18 +36,20 @@ class Space(Protocol):
     def corners(self) -> list[Architecture]:
         """Students that must be among the candidates: the smallest, the widest."""
 
+    def uniform_students(self) -> list[Architecture]:
+        """The teacher at uniform widths, as family `shrink` makes it; none where it has no such."""
+
     def kernels(self, architecture: Architecture, precision: Precision) -> list[Kernel]:
         """What the student's ONNX file will be compiled to."""
 
 
 @dataclass(frozen=True)
 class Costed:
-    """A candidate: predicted latency, and a guess of its loss of quality that only orders."""
+    """A candidate with its predicted latency and its multiply-adds."""
 
     architecture: Architecture
     ms: float
     macs: int
-    guess: float
 
 
 def identity(architecture: Architecture) -> str:
@@ -59,29 +61,25 @@ def candidates(
     space: Space,
     number: int,
     cost: Callable[[Architecture], tuple[float, int]],
-    guess: Callable[[Architecture], float],
     draw: Random,
-    start: Sequence[Architecture] = (),
 ) -> list[Costed]:
     """Distinct students of a space with their latencies, in the order in which they were drawn.
 
     Args:
         space: where they are from.
-        number: how many are drawn, at most, besides the corners and `start`; a small space has
-            fewer.
+        number: how many are drawn, at most, besides the corners and the uniform students; a small
+            space has fewer.
         cost: predicted latency in ms, and multiply-adds.
-        guess: of the loss of quality; lower is better.
         draw: the same one gives the same candidates.
-        start: students that are looked at first.
     """
     found: dict[str, Costed] = {}
 
     def add(architecture: Architecture) -> None:
         name = identity(architecture)
         if name not in found:
-            found[name] = Costed(architecture, *cost(architecture), guess(architecture))
+            found[name] = Costed(architecture, *cost(architecture))
 
-    for architecture in (*space.corners(), *start):
+    for architecture in (*space.corners(), *space.uniform_students()):
         add(architecture)
     given = len(found)
     for generation in range(GENERATIONS):
@@ -105,7 +103,7 @@ def _next(space: Space, best: Sequence[Costed], draw: Random) -> Architecture:
 
 
 def elite(found: Sequence[Costed]) -> list[Costed]:
-    """The best guesses in each of `BINS` ranges of latency (equal in its logarithm)."""
+    """Those of the most multiply-adds in each of `BINS` equal ranges of log latency."""
     if not found:
         return []
     low, high = min(c.ms for c in found), max(c.ms for c in found)
@@ -116,4 +114,4 @@ def elite(found: Sequence[Costed]) -> list[Costed]:
         while candidate.ms > limit * step and number < BINS:
             limit, number = limit * step, number + 1
         bins.setdefault(number, []).append(candidate)
-    return [c for members in bins.values() for c in sorted(members, key=lambda c: c.guess)[:KEPT]]
+    return [c for members in bins.values() for c in sorted(members, key=lambda c: -c.macs)[:KEPT]]
