@@ -69,9 +69,10 @@ def measure(name: str, kind: str, number: int, target: Target) -> dict[str, Any]
     space = SPACES[kind](teacher, shape, stride, target)
     ready = time.perf_counter()
 
-    def cost(architecture: Architecture) -> tuple[float, int]:
+    def cost(architecture: Architecture) -> tuple[float, int, float]:
         kernels = space.kernels(architecture, as_type(PRECISION))
-        return kernel_ms(kernels, target, PRECISION), sum(k.macs for k in kernels)
+        macs = sum(k.macs for k in kernels)
+        return kernel_ms(kernels, target, PRECISION), macs, -macs
 
     found = candidates(space, number, cost, Random(0))
     seconds = time.perf_counter() - ready

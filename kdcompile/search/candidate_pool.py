@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -14,13 +14,14 @@ from kdcompile.latency_model.parameters import efficiencies_of
 from kdcompile.latency_model.predict import estimate, kernel_ms
 from kdcompile.models.blocks import fold
 from kdcompile.search.pareto import Evidence, Point, keeps
-from kdcompile.search.quality_predictor import ExpectedLoss, QualityPredictor
+from kdcompile.search.quality_predictor import Capacity, ExpectedLoss, QualityPredictor
 from kdcompile.search.short_distillation import Finalist
-from kdcompile.search.spaces.base import Architecture, Space, candidates, elite, identity
+from kdcompile.search.spaces.base import Architecture, Costed, Space, candidates, elite, identity
 from kdcompile.targets import Target
 from kdcompile.tasks.metric import Metric
 
-NEAR = 60  # candidates below the budget that are kept as points: those of the most multiply-adds
+Student = TypeVar("Student", Point, Costed)
+NEAR = 60  # candidates below the budget that are kept as points, of the best and of each make
 VISIBLE = 0.1  # an increase of the metric by this share is the unit of the prior
 
 
@@ -69,10 +70,10 @@ class CandidatePool:
         """
         self.problem, self.space = problem, space
         self._efficiencies = efficiencies_of(problem.target)  # looked up once for all candidates
-        self._found = candidates(space, number, self._cost, Random(problem.spec.seed))
-        self._uniform = {identity(a) for a in space.uniform_students()}
         unit = problem.metric.allowance(problem.point.quality, VISIBLE)
         self._predictor = QualityPredictor.prior(problem.point.macs, max(unit, 1e-9))
+        self._found = candidates(space, number, self._cost, Random(problem.spec.seed))
+        self._uniform = {identity(a) for a in space.uniform_students()}
         self._finalists: dict[str, Finalist] = {}
 
     @property
@@ -91,7 +92,7 @@ class CandidatePool:
     def points(
         self, teacher: Point, known: Sequence[Point] = (), factor: float = 1.0
     ) -> list[Point]:
-        """The promising candidates: those of the most multiply-adds, and the best uniform student.
+        """The promising candidates: the best guesses, also of each make, and uniform student.
 
         Args:
             teacher: what a speed-up is against.
@@ -100,9 +101,17 @@ class CandidatePool:
         """
         budget = self.problem.spec.student.budget
         moved = [replace(c, ms=c.ms * factor) for c in self._found]
-        within = sorted((c for c in moved if keeps(budget, c, teacher)), key=lambda c: -c.macs)
+        within = sorted((c for c in moved if keeps(budget, c, teacher)), key=lambda c: c.guess)
         uniform = [c for c in within if identity(c.architecture) in self._uniform][:1]
-        chosen = [c.architecture for c in (*within[:NEAR], *uniform, *elite(self._found))]
+        chosen = [
+            c.architecture
+            for c in (
+                *within[:NEAR],
+                *self._of_each_make(within)[:NEAR],
+                *uniform,
+                *elite(self._found),
+            )
+        ]
         before = {identity(dict(p.architecture)) for p in known}
         new = {name: a for a in chosen if (name := identity(a)) not in before}
         return [self._point(architecture) for architecture in new.values()]
@@ -112,14 +121,14 @@ class CandidatePool:
         finalists = self._choose_finalists(points, teacher)
         found = self.problem.distil([p.architecture for p in finalists])
         self._finalists = {identity(dict(f.architecture)): f for f in found}
-        macs = [p.macs for p in finalists if identity(dict(p.architecture)) in self._finalists]
+        distilled = [self._capacity(p) for p in finalists if self.finalist(p) is not None]
         became = [ExpectedLoss(f.increase, f.increase_sd) for f in found]
-        self._predictor = self._predictor.fitted(macs, became)
+        self._predictor = self._predictor.fitted(distilled, became)
         made = []
         for point in points:
             finalist = self.finalist(point)
             if finalist is None:
-                worse = self._predictor.expected_loss(point.macs)
+                worse = self._predictor.expected_loss(self._capacity(point))
                 made.append(self._with_quality(point, worse, "predicted"))
             else:
                 worse = ExpectedLoss(finalist.increase, finalist.increase_sd)
@@ -131,22 +140,40 @@ class CandidatePool:
         return self._finalists.get(identity(dict(point.architecture)))
 
     def _choose_finalists(self, points: Sequence[Point], teacher: Point) -> list[Point]:
-        """Those of the most multiply-adds within the budget, of different resolutions.
+        """The best within the budget, of different makes.
 
-        The widest uniform student is among them as a control: what was searched for must beat it.
+        The best uniform student is among them as a control: what was searched for must beat it.
         """
         budget = self.problem.spec.student.budget
-        within = sorted((p for p in points if keeps(budget, p, teacher)), key=lambda p: -p.macs)
+        within = [p for p in points if keeps(budget, p, teacher)]
+        within.sort(key=lambda p: self._predictor.expected_loss(self._capacity(p)).mean)
         uniform = [p for p in within if identity(dict(p.architecture)) in self._uniform][:1]
-        rest = [p for p in of_each_resolution(within) if p not in uniform]
+        rest = [p for p in self._of_each_make(within) if p not in uniform]
         # after the first guess, so that a single finalist is what was searched for
         return [*rest[:1], *uniform, *rest[1:]][: self.problem.spec.search.finalists]
 
-    def _cost(self, architecture: Architecture) -> tuple[float, int]:
+    def _of_each_make(self, students: Sequence[Student]) -> list[Student]:
+        """The first student of each make, then the second of each, and so on.
+
+        A make is a resolution and a number of missing layers: how much these cost depends on the
+        task, which a short distillation of the best of each shows.
+        """
+        groups: dict[tuple[float, ...], list[Student]] = {}
+        for student in students:
+            make = (*resolution(student.architecture), self._capacity(student).missing)
+            groups.setdefault(make, []).append(student)
+        rank = {id(s): n for group in groups.values() for n, s in enumerate(group)}
+        return sorted(students, key=lambda s: rank[id(s)])
+
+    def _capacity(self, point: Point | Costed) -> Capacity:
+        return Capacity(point.macs, self.space.missing_layers(dict(point.architecture)))
+
+    def _cost(self, architecture: Architecture) -> tuple[float, int, float]:
         problem = self.problem
         kernels = self.space.kernels(architecture, as_type(problem.precision))
         ms = kernel_ms(kernels, problem.target, problem.precision, self._efficiencies)
-        return ms, sum(k.macs for k in kernels)
+        capacity = Capacity(sum(k.macs for k in kernels), self.space.missing_layers(architecture))
+        return ms, capacity.macs, self._predictor.expected_loss(capacity).mean
 
     def _point(self, architecture: Architecture) -> Point:
         """A student as a point, with the quality that is expected of it."""
@@ -160,7 +187,8 @@ class CandidatePool:
             macs=cost.macs,
             params=params(fold(self.problem.build(architecture))),
         )
-        return self._with_quality(point, self._predictor.expected_loss(cost.macs), "predicted")
+        worse = self._predictor.expected_loss(self._capacity(point))
+        return self._with_quality(point, worse, "predicted")
 
     def _with_quality(self, point: Point, worse: ExpectedLoss, evidence: Evidence) -> Point:
         sign = -1.0 if self.problem.metric.higher else 1.0
@@ -169,20 +197,7 @@ class CandidatePool:
         return replace(point, quality=quality, quality_sd=worse.sd, evidence=evidence)
 
 
-def of_each_resolution(points: Sequence[Point]) -> list[Point]:
-    """The first point of each resolution, then the second of each, and so on.
-
-    A coarse student has fewer multiply-adds at equal width, and may lack no detail that the output
-    needs. So each resolution sends its best.
-    """
-    groups: dict[tuple[float, ...], list[Point]] = {}
-    for point in points:
-        groups.setdefault(_resolution(point.architecture), []).append(point)
-    rank = {id(p): n for group in groups.values() for n, p in enumerate(group)}
-    return sorted(points, key=lambda p: rank[id(p)])
-
-
-def _resolution(architecture: Mapping[str, Any]) -> tuple[float, ...]:
+def resolution(architecture: Mapping[str, Any]) -> tuple[float, ...]:
     """Input scale and strides of a staged student; the teacher's own layers have one alone."""
     strides = [stage["stride"] for stage in architecture.get("stages", ())]
     return (architecture.get("input_scale", 1.0), *strides)

@@ -22,8 +22,7 @@ from torch import nn
 from kdcompile.backends.candidate_runner import REFUSALS
 from kdcompile.backends.teacher import teacher_precision
 from kdcompile.calib.fp8 import insert_fp8
-from kdcompile.calib.qdq import insert_qdq
-from kdcompile.calib.storage import weight_storage
+from kdcompile.calib.qdq import insert_qdq, weight_storage
 from kdcompile.calib.table import CalibrationTable, tensor_range
 from kdcompile.config.board import Board
 from kdcompile.config.spec import Budget, Spec

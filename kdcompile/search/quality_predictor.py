@@ -1,9 +1,10 @@
-"""Quality predictor of a search: capacity orders the students, short distillations set the scale.
+"""Quality predictor of a search: capacity orders the students, short distillations correct it.
 
-How much worse than the teacher a student will be falls as a power of its multiply-adds:
-log increase = a + b log(teacher's / student's multiply-adds) + noise. Both numbers have a Gaussian
-prior; the students that are distilled for a short time determine them by Bayesian linear regression
-(Bishop 2006, 3.3). With few of them the exponent stays near its prior, and so does the order.
+Capacity is a student's multiply-adds and the layers of the teacher's that it lacks:
+log increase = a + b log(teacher's / student's multiply-adds) + c missing layers + noise, where the
+increase is of the validation metric over the teacher's. The three numbers have a Gaussian prior;
+students that are distilled for a short time determine them by Bayesian linear regression (Bishop
+2006, 3.3). With few of them b and c, which give the order, stay near their prior.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-EXPONENT = 0.5  # of the prior; see docs/search.md
-FACTOR_SD, EXPONENT_SD = 2.0, 0.25  # of the prior: of log increase, and of the exponent
-STUDENT_SD = 0.3  # log deviation of a student about the line, before any is known
+# the prior: b is an exponent, and each missing layer doubles the increase; see docs/search.md
+EXPONENT, LAYER = 0.5, float(np.log(2.0))
+PRIOR_SD = (2.0, 0.25, 0.35)  # of a, b and c
+STUDENT_SD = 0.3  # log deviation of a student from the model, before any is known
 LEAST_LEFT = 0.01  # of an expected increase: none shown on few images is not none at all
 MOST_VARIANCE = 2.0
 
@@ -28,15 +30,28 @@ class ExpectedLoss:
     sd: float
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """What a student can learn with.
+
+    Args:
+        macs: its multiply-adds.
+        missing: layers of the teacher that it lacks.
+    """
+
+    macs: int
+    missing: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class QualityPredictor:
-    """The line from log(teacher's / student's multiply-adds) to the log of the expected increase.
+    """The linear model of the log of the expected increase.
 
     Args:
         teacher_macs: multiply-adds of the teacher.
-        mean: intercept and exponent, [2].
-        covariance: of them, [2, 2].
-        noise: deviation of a student's logarithm about the line.
+        mean: a, b and c, [3].
+        covariance: of them, [3, 3].
+        noise: deviation of a student's logarithm from the model.
     """
 
     teacher_macs: int
@@ -52,35 +67,37 @@ class QualityPredictor:
             teacher_macs: multiply-adds of the teacher.
             unit: an increase of the metric that is barely visible on the validation images.
         """
-        mean = np.array([np.log(unit), EXPONENT])
-        return cls(teacher_macs, mean, np.diag([FACTOR_SD**2, EXPONENT_SD**2]))
+        mean = np.array([np.log(unit), EXPONENT, LAYER])
+        return cls(teacher_macs, mean, np.diag(np.square(PRIOR_SD)))
 
-    def expected_loss(self, macs: int) -> ExpectedLoss:
-        """Median and deviation of the increase of a student with so many multiply-adds."""
-        at = self._features([macs])[0]
+    def expected_loss(self, capacity: Capacity) -> ExpectedLoss:
+        """Median and deviation of a student's increase."""
+        at = self._features([capacity])[0]
         median = float(np.exp(at @ self.mean))
         variance = min(MOST_VARIANCE, float(at @ self.covariance @ at) + self.noise**2)
         return ExpectedLoss(median, median * float(np.sqrt(np.expm1(variance))))
 
-    def fitted(self, macs: Sequence[int], increases: Sequence[ExpectedLoss]) -> "QualityPredictor":
+    def fitted(
+        self, distilled: Sequence[Capacity], increases: Sequence[ExpectedLoss]
+    ) -> "QualityPredictor":
         """The posterior after short distillations.
 
         Args:
-            macs: multiply-adds of each distilled student.
+            distilled: students.
             increases: how much worse than the teacher it became, and the standard error of that; an
                 increase within its own error counts as that error, and none at all as `LEAST_LEFT`
                 of what was expected.
         """
-        if not macs:
+        if not distilled:
             return self
-        x = self._features(macs)
+        x = self._features(distilled)
         own_sd = np.array([i.sd for i in increases])
         became = np.maximum([i.mean for i in increases], own_sd)
         became = np.maximum(became, LEAST_LEFT * np.exp(x @ self.mean))
         y, own = np.log(became), own_sd / became
         prior = np.linalg.inv(self.covariance)
         noise = STUDENT_SD**2
-        for _ in range(20):  # noise and line, each given the other
+        for _ in range(20):  # noise and model, each given the other
             weight = 1 / (noise + own**2)
             covariance = np.linalg.inv(x.T @ (weight[:, None] * x) + prior)
             mean = covariance @ (x.T @ (weight * y) + prior @ self.mean)
@@ -90,6 +107,6 @@ class QualityPredictor:
             noise = max(1e-6, (float(squares.sum()) + STUDENT_SD**2) / (left + 1))
         return QualityPredictor(self.teacher_macs, mean, covariance, float(np.sqrt(noise)))
 
-    def _features(self, macs: Sequence[int]) -> Floats:
-        ratios = np.log(self.teacher_macs / np.maximum(np.array(macs, np.float64), 1.0))
-        return np.stack([np.ones(len(ratios)), ratios], axis=1)
+    def _features(self, capacities: Sequence[Capacity]) -> Floats:
+        rows = [[1.0, np.log(self.teacher_macs / max(1, c.macs)), c.missing] for c in capacities]
+        return np.array(rows, np.float64)

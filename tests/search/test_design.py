@@ -1,6 +1,5 @@
 """The search: short distillations decide, multiply-adds only order the candidates."""
 
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from kdcompile.models.blocks import fold
 from kdcompile.models.cuts import cuts
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search import driver
-from kdcompile.search.candidate_pool import Problem, of_each_resolution
+from kdcompile.search.candidate_pool import Problem, resolution
 from kdcompile.search.driver import search
 from kdcompile.search.on_device import Measurement
 from kdcompile.search.pareto import Point, keeps
@@ -216,13 +215,12 @@ def test_a_budget_that_measuring_shows_to_be_impossible(make, monkeypatch):
     assert "budget = { latency_ms" in refused.value.fix
 
 
-def test_each_resolution_sends_its_best():
-    def point(stride, number):
-        architecture = {"stages": [{"stride": stride}], "n": number}
-        return Point(architecture, None, math.nan, 0.0, "predicted", 0, 0)
+def test_each_resolution_sends_its_best(make):
+    _, distiller, _ = _search(make, "macs=30000", "search.finalists=4")
+    assert len({resolution(a) for a in distiller.asked}) > 1
 
-    fine, coarse = [point(1, n) for n in range(3)], [point(2, n) for n in range(2)]
-    found = of_each_resolution([*fine, *coarse])
-    assert found == [fine[0], coarse[0], fine[1], coarse[1], fine[2]]
-    layers = [Point({"n": n}, None, math.nan, 0.0, "predicted", 0, 0) for n in range(3)]
-    assert of_each_resolution(layers) == layers
+
+def test_the_makes_of_a_student():
+    fine = {"stages": [{"stride": 1}, {"stride": 2}], "input_scale": 0.5}
+    assert resolution(fine) == (0.5, 1, 2)
+    assert resolution({"modules": {}}) == (1.0,)

@@ -1,8 +1,8 @@
 """The interface of a search space, and the evolutionary draw of its candidates.
 
 Candidates come in generations: the first at random, each later one by changing or crossing those
-that are best so far. `best` is a front of predicted latency against a guess of quality that only
-orders: it decides where to look next, never which student is taken.
+that are best so far, in each range of predicted latency, by a guess of quality. That decides where
+to look next, never which student is taken.
 """
 
 import json
@@ -39,17 +39,21 @@ class Space(Protocol):
     def uniform_students(self) -> list[Architecture]:
         """The teacher at uniform widths, as family `shrink` makes it; none where it has no such."""
 
+    def missing_layers(self, architecture: Architecture) -> int:
+        """How many of the teacher's layers a student has no counterpart of."""
+
     def kernels(self, architecture: Architecture, precision: Precision) -> list[Kernel]:
         """What the student's ONNX file will be compiled to."""
 
 
 @dataclass(frozen=True)
 class Costed:
-    """A candidate with its predicted latency and its multiply-adds."""
+    """A candidate: predicted latency, multiply-adds, and a guess of its loss of quality."""
 
     architecture: Architecture
     ms: float
     macs: int
+    guess: float
 
 
 def identity(architecture: Architecture) -> str:
@@ -60,7 +64,7 @@ def identity(architecture: Architecture) -> str:
 def candidates(
     space: Space,
     number: int,
-    cost: Callable[[Architecture], tuple[float, int]],
+    cost: Callable[[Architecture], tuple[float, int, float]],
     draw: Random,
 ) -> list[Costed]:
     """Distinct students of a space with their latencies, in the order in which they were drawn.
@@ -69,7 +73,7 @@ def candidates(
         space: where they are from.
         number: how many are drawn, at most, besides the corners and the uniform students; a small
             space has fewer.
-        cost: predicted latency in ms, and multiply-adds.
+        cost: predicted latency in ms, multiply-adds, and a guess of the loss of quality.
         draw: the same one gives the same candidates.
     """
     found: dict[str, Costed] = {}
@@ -103,7 +107,7 @@ def _next(space: Space, best: Sequence[Costed], draw: Random) -> Architecture:
 
 
 def elite(found: Sequence[Costed]) -> list[Costed]:
-    """Those of the most multiply-adds in each of `BINS` equal ranges of log latency."""
+    """The best guesses in each of `BINS` equal ranges of log latency."""
     if not found:
         return []
     low, high = min(c.ms for c in found), max(c.ms for c in found)
@@ -114,4 +118,4 @@ def elite(found: Sequence[Costed]) -> list[Costed]:
         while candidate.ms > limit * step and number < BINS:
             limit, number = limit * step, number + 1
         bins.setdefault(number, []).append(candidate)
-    return [c for members in bins.values() for c in sorted(members, key=lambda c: -c.macs)[:KEPT]]
+    return [c for members in bins.values() for c in sorted(members, key=lambda c: c.guess)[:KEPT]]

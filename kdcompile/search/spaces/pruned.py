@@ -156,6 +156,10 @@ class LayerSpace:
         """The teacher at every sixteenth of its width."""
         return [self.uniform(number / UNIFORM) for number in range(1, UNIFORM + 1)]
 
+    def missing_layers(self, architecture: Architecture) -> int:
+        """The dropped parts."""
+        return len(architecture["dropped"])
+
     def kernels(self, architecture: Architecture, precision: Precision) -> list[Kernel]:
         """What the student's ONNX file will be compiled to."""
         return self.template.at(architecture, precision)

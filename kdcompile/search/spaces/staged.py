@@ -99,6 +99,11 @@ class StagedSpace:
         """None: the teacher is no staged student."""
         return []
 
+    def missing_layers(self, architecture: Architecture) -> int:
+        """By how much its stages are less deep than the teacher's."""
+        pairs = zip(self.cuts, architecture["stages"], strict=True)
+        return sum(max(0, cut.depth - int(stage["depth"])) for cut, stage in pairs)
+
     def kernels(self, architecture: Architecture, precision: Precision) -> list[Kernel]:
         """What the student's ONNX file will be compiled to."""
         return staged_kernels(architecture, self.shape, precision)
