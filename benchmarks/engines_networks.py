@@ -17,16 +17,14 @@ from kdcompile.backends.choose import Limits
 from kdcompile.backends.mixed import NEEDS, add_mixed
 from kdcompile.calib.calibrate import table_of
 from kdcompile.calib.chosen import ChosenImages
-from kdcompile.calib.collect import collect, tensors_to_observe
-from kdcompile.calib.counting import best_counting
-from kdcompile.calib.qdq import insert_qdq
+from kdcompile.calib.collect import best_counting, collect, tensors_to_observe
+from kdcompile.calib.qdq import insert_qdq, weight_storage
 from kdcompile.calib.sensitivity import (
     Evaluate,
     Outcome,
     measure_sensitivity,
     photo_evaluator,
 )
-from kdcompile.calib.storage import weight_storage
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact, Store, digest

@@ -191,9 +191,9 @@ def _in_int8(spec: Any, exported: Any, how: Any) -> dict[str, float]:
     import onnx
 
     from kdcompile.calib.calibrate import table_of
+    from kdcompile.calib.chosen import select_images
     from kdcompile.calib.collect import collect, tensors_to_observe
     from kdcompile.calib.qdq import insert_qdq
-    from kdcompile.calib.select import select_images
     from kdcompile.data.splits import load_splits
     from kdcompile.onnx_graph.session import cpu_session
     from kdcompile.tasks.agreement import pooled_sqnr

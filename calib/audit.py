@@ -1,4 +1,4 @@
-"""What a calibration rests on: `audit.json`.
+"""Audit of a calibration, `audit.json`: its images and the stability of its ranges.
 
 Which images, and what part of the training set they stand for; for each tensor how much is clipped,
 how much the scale depends on the sample, and how far training images that were not chosen lie from

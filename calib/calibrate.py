@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from kdcompile.calib.collect import collect, tensors_to_observe
-from kdcompile.calib.counting import NUMPY
+from kdcompile.calib.collect import NUMPY, collect, tensors_to_observe
 from kdcompile.calib.histogram import Histogram
 from kdcompile.calib.observers import find_calibrator
 from kdcompile.calib.table import CalibrationTable, tensor_range

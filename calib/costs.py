@@ -1,4 +1,4 @@
-"""What int8 saves in each layer, and what a change between int8 and fp16 costs."""
+"""Costs of precisions: the time int8 saves in each layer, and that of a change to fp16."""
 
 import math
 import re
@@ -94,7 +94,7 @@ def measured_costs(
     """From the per-layer profiles of the int8 and the fp16 engine, the worker's `layers`.
 
     A kernel that holds several weighted layers is shared between them equally. Only layers with
-    weights are told apart: a pool that is faster in int8 counts for nothing.
+    weights are distinguished: a pool that is faster in int8 counts for nothing.
 
     Args:
         model: the float32 network.

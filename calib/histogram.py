@@ -1,4 +1,4 @@
-"""A streaming histogram of magnitudes: what every calibrator chooses its range from."""
+"""Streaming histogram of magnitudes, from which every calibrator chooses its range."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -80,7 +80,7 @@ class Histogram:
                 "calib-nonfinite",
                 "an activation holds NaN or infinity",
                 where="calibration",
-                fix="check the student's weights and the calibration photos",
+                fix="check the student's weights and the calibration images",
             )
         self._extend(low, high, values.size)
         self.counts += counter(values, self.span)

@@ -1,4 +1,4 @@
-"""Whether a change to a quantised network is worth keeping: a paired test over images."""
+"""Paired test over images that decides whether a change to a quantised network is kept."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -44,9 +44,9 @@ def mix(
     costs: Costs,
     judge: tuple[Evaluate, Callable[[Outcome], bool]],
 ) -> MixedPlan:
-    """Plan with the real networks: each set of layers is built, evaluated and judged.
+    """Plan with the real networks: each set of layers is built and evaluated.
 
-    ONNX Runtime on a CPU computes the float16 part in float32, so what is judged is the error of
+    ONNX Runtime on a CPU computes the float16 part in float32, so what is evaluated is the error of
     int8; that of float16 alone is the fp16 network's and is far smaller.
 
     Args:

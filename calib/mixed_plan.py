@@ -1,4 +1,4 @@
-"""Which layers of a mixed network stay in int8: the fewest go back to fp16, weighed by cost."""
+"""Plan of a mixed network: the fewest layers, weighed by cost, go back from int8 to fp16."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +17,7 @@ class Step:
     """One move of the plan: what was done to which layers, and what came of it.
 
     action: `start`, `drop` (an island, or a layer of one, that saves nothing), `revert` (for
-    accuracy) or `restore`. `passed` is None where the set that came of it was not judged.
+    accuracy) or `restore`. `passed` is None where the set that came of it was not evaluated.
     """
 
     action: str
@@ -90,7 +90,7 @@ class _Search:
     ) -> None:
         self.benefit, self.costs, self.near, self.passes = benefit, costs, near, passes
         self.quantised = frozenset[str]()
-        self.judged: dict[frozenset[str], bool] = {}
+        self.evaluated: dict[frozenset[str], bool] = {}
         self.reasons: dict[str, str] = {}
         self.steps: list[Step] = []
 
@@ -160,9 +160,9 @@ class _Search:
         )  # fmt: skip
 
     def _passes(self, quantised: frozenset[str]) -> bool:
-        if quantised not in self.judged:
-            self.judged[quantised] = self.passes(quantised)
-        return self.judged[quantised]
+        if quantised not in self.evaluated:
+            self.evaluated[quantised] = self.passes(quantised)
+        return self.evaluated[quantised]
 
     def _worth(self, name: str) -> tuple[bool, float]:
         """Accuracy per millisecond; layers that return none come last, the cheapest first."""

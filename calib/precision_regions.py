@@ -1,4 +1,4 @@
-"""Where int8 and fp16 meet in a network: which nodes stay float32, and which tensors are recast."""
+"""Borders of int8 and fp16 in a network: nodes that stay float32, and tensors that are recast."""
 
 from collections.abc import Collection, Iterator, Mapping
 

@@ -8,7 +8,7 @@ bias to int32, which TensorRT refuses, and puts pairs on outputs and between fus
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -19,7 +19,11 @@ from kdcompile.calib.table import DEAD_SCALE, INT8_MAX, CalibrationTable
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.onnx_graph.layers import Layer, quantised_layers
 
+if TYPE_CHECKING:
+    from kdcompile.targets import Target
+
 Storage = Literal["int8", "float"]
+FP8_SINCE = 10  # the first TensorRT whose parser reads fp8 pairs
 SMALLEST_SCALE = 2.0**-126  # the smallest normal float32
 
 
@@ -222,3 +226,23 @@ def _finish(model: ModelProto, body: list[NodeProto]) -> None:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     onnx.checker.check_model(model, full_check=True)
+
+
+def may_be_fp8(precision: str, target: "Target") -> bool:
+    """Whether a network in fp8 is a candidate."""
+    tensorrt = target.software
+    known = "fp8" in target.precisions and tensorrt is not None
+    return precision in ("auto", "fp8") and known and _generation(str(tensorrt)) >= FP8_SINCE
+
+
+def _generation(tensorrt: str) -> int:
+    """The major version of "10.3" or, for a range, of its first."""
+    return int(tensorrt.split(".")[0])
+
+
+def weight_storage(tensorrt: str | None) -> Storage:
+    """How weights are stored for a target's TensorRT ("10.3", "8.6..11", None for none).
+
+    Int8 constants are read since TensorRT 10; an 8.x of the range asks for float32 and a pair.
+    """
+    return "float" if tensorrt is not None and _generation(tensorrt) < 10 else "int8"

@@ -1,4 +1,4 @@
-"""How much ranges depend on the sample of images, and how far two samples lie apart."""
+"""Stability of ranges over samples of images, and the distance between two samples."""
 
 from collections.abc import Callable, Sequence
 

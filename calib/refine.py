@@ -3,7 +3,7 @@
 `equalise` scales channels between layers, `bias` takes away shifts of the mean, `rounding` learns
 which way each weight is rounded. Papers report their gains on networks that are hard to quantise;
 on one that is not, a refinement is noise, or harm. So each is tried on top of those kept before it
-and judged on images that it was not fitted to.
+and evaluated on images that it was not fitted to.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

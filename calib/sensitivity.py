@@ -1,4 +1,4 @@
-"""How much each layer's int8 costs the output: alone, and left out of an otherwise int8 network."""
+"""Cost of each layer's int8 for the output: alone, and left out of an otherwise int8 network."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -144,9 +144,9 @@ def evaluator(
     if not truth:
         raise KDError(
             "sensitivity-empty",
-            "there is no image to judge quantised networks on",
+            "there is no image to evaluate quantised networks on",
             where="[data] val",
-            fix="list at least one readable validation photo",
+            fix="list at least one readable validation image",
         )
 
     def evaluate(model: ModelProto) -> Outcome:

@@ -54,7 +54,7 @@ class CalibrationTable:
                 "calib-empty",
                 f"the calibration covers {len(self.images)} images, {len(self.tensors)} tensors",
                 where="[quantize] images, [data] train",
-                fix="calibrate on at least one readable training photo",
+                fix="calibrate on at least one readable training image",
             )
         for name, entry in self.tensors.items():
             if not all(math.isfinite(v) for v in asdict(entry).values()) or entry.scale <= 0:
@@ -63,7 +63,7 @@ class CalibrationTable:
                     f"the range of {name} is {entry.minimum} to {entry.maximum}, "
                     f"its scale {entry.scale}",
                     where=name,
-                    fix="check the student's weights and the calibration photos",
+                    fix="check the student's weights and the calibration images",
                 )
 
     def write(self, path: Path) -> None:

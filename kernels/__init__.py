@@ -1,4 +1,4 @@
-"""Losses, augmentation and calibration as Triton kernels, each beside its PyTorch reference.
+"""Losses, augmentation and calibration as Triton kernels, each with its PyTorch reference.
 
 Depends on torch and Triton alone, so the folder can be lifted out. docs/kernels.md lists them.
 """

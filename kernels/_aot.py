@@ -4,7 +4,7 @@
         [--all] [--aligned] [--jobs N] [--table]
 
 prints one JSON object, or with `--table` one line, a compilation: registers, spilled bytes, shared
-memory. Exit 1 if one spills, asks for more shared memory than the card has or does not compile. It
+memory. Exit 1 if one spills, asks for more shared memory than the GPU has or does not compile. It
 must run without TRITON_INTERPRET.
 """
 
@@ -35,7 +35,7 @@ TABLE += "{shared_bytes:>7}  {problem}"
 TITLES = {"public": "kernel", "kernel": "jitted function", "label": "variant", "dtype": "type",
           "arch": "sm", "registers": "regs", "spilled_bytes": "spills", "shared_bytes": "shared",
           "problem": ""}  # fmt: skip
-Task = tuple[int, str, bool, bool, int]  # card, type, aligned, everything, place in `selected`
+Task = tuple[int, str, bool, bool, int]  # GPU, type, aligned, everything, place in `selected`
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def check_pair(student: Tensor, teacher: Tensor, what: str = "maps") -> None:
         raise ValueError(f"{what} differ: student {student.dtype}, teacher {teacher.dtype}")
     if teacher.requires_grad:
         raise ValueError(
-            f"the teacher's {what} {tuple(teacher.shape)} require a gradient beside the student's"
+            f"the teacher's {what} {tuple(teacher.shape)} require a gradient, as the student's do"
             f" {tuple(student.shape)}: run the teacher under torch.no_grad()"
         )
 

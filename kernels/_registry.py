@@ -1,4 +1,4 @@
-"""What a kernel file declares about itself, and how the files of this folder are found.
+"""Registry of the kernels: the declarations of each kernel file, and the search for those files.
 
 Ahead-of-time compilation, the benchmark and docs/kernels.md read these declarations, so adding a
 kernel is one file here and its test.

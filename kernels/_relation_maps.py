@@ -1,4 +1,4 @@
-"""What `batch_relation` does with maps: their Grams, and the gradient from a [B, B] matrix."""
+"""Device code of `batch_relation` on maps: their Grams, and the gradient from a [B, B] matrix."""
 
 from typing import no_type_check
 

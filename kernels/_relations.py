@@ -1,4 +1,4 @@
-"""What `batch_relation` makes of the Grams: three losses and the matrices of their gradients.
+"""Device code of `batch_relation` on Grams: three losses and the matrices of their gradients.
 
 One program does it all, some whole rows at a time: a few kilobytes, and no sum to wait for.
 """
@@ -23,7 +23,7 @@ def _rows(grams, start, B, ROWS: tl.constexpr, COLS: tl.constexpr):
 @jit
 @no_type_check
 def _store(pull, peak, i, j, mask, B, c, factor):
-    """Rows of the gradient's matrix, each divided by its largest entry, which goes beside it."""
+    """Rows of the gradient's matrix, each divided by its largest entry, which is stored with it."""
     top = tl.max(tl.abs(c), 1)
     share = c / tl.where(top > 0, top, 1.0)[:, None]
     tl.store(pull + i.to(tl.int64)[:, None] * B + j[None, :], share, mask)

@@ -18,7 +18,7 @@ from kdcompile.targets import user
 from kdcompile.targets.rules import limits_of
 from kdcompile.targets.rules_file import Rule, tables
 from kdcompile.targets.schema import BACKENDS, invalid, parse, vendors
-from kdcompile.targets.versions import version as _version
+from kdcompile.targets.schema import version as _version
 
 FOLDER = Path(__file__).parent
 EXPORT_OPSET = 18

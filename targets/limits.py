@@ -1,11 +1,11 @@
-"""What a network's operators meet on a target: the DLA's table of operators, and channel tiles."""
+"""Limits of a target for a network's operators: the DLA's table of operators, channel tiles."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kdcompile.targets.rules_file import tables
-from kdcompile.targets.versions import version
+from kdcompile.targets.schema import version
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target
@@ -92,7 +92,7 @@ def _reasons(operator: Operator, capability: str) -> Iterator[str]:
         return
     first = limits.get("capability")
     if first and version(capability) < version(first):
-        yield f"{operator.type}: only a DLA beside a GPU of compute capability {first} has it"
+        yield f"{operator.type}: only a DLA with a GPU of compute capability {first} has it"
     if limits.get("constant") and not operator.weight:
         yield f"{operator.type}: one side must be a constant"
     axes = limits.get("axes")

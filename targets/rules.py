@@ -1,4 +1,4 @@
-"""What of a build a target would refuse, or do in vain: the rules of `rules.toml`, applied.
+"""Rules of `rules.toml`, applied: settings of a build that a target refuses or ignores.
 
 A rule is never the last word: the builder on the device is, and `compile` records what it refused.
 """
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kdcompile.targets.limits import Operator, dla_refusals, padded_macs, tile
 from kdcompile.targets.rules_file import Rule, tables
-from kdcompile.targets.versions import version
+from kdcompile.targets.schema import version
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target

@@ -1,5 +1,6 @@
 """The closed schema of a target file: what it may say, and that each value names its source."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -161,3 +162,15 @@ def invalid(module: str, where: str, message: str) -> KDError:
         where=f"targets/{module}.toml",
         fix="compare it with another file in targets/",
     )
+
+
+def version(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: `10.3.0.post1` gives (10, 3, 0).
+
+    Raises:
+        KDError: `target-backend`, it begins with no number.
+    """
+    found = re.match(r"\d+(\.\d+)*", text)
+    if found is None:
+        raise KDError("target-backend", f"{text!r} is not a version number", fix="such as 10.3")
+    return tuple(int(part) for part in found.group().split("."))

@@ -1,4 +1,4 @@
-"""What a user measured on a device: one TOML for each target, outside the package.
+"""Measurements of a user on a device: one TOML for each target, outside the package.
 
 It holds the efficiencies that `kdcompile targets calibrate NAME` fitted, with their uncertainty,
 where they were measured, and the measured latencies themselves; of a CPU also the channels that a

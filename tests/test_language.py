@@ -38,32 +38,7 @@ ERRORS = frozenset(("KDError", "ToolMissingError"))
 # texts that keep an old term, each with the reason
 ALLOWED: dict[str, str] = {}
 # files of other rooms that still use old terms: the set only shrinks
-NOT_YET = frozenset(
-    (
-        "kernels/__init__.py",
-        "kernels/_registry.py",
-        "kernels/_relation_maps.py",
-        "kernels/_relations.py",
-        "calib/__init__.py",
-        "calib/audit.py",
-        "calib/chosen.py",
-        "calib/collect.py",
-        "calib/costs.py",
-        "calib/counting.py",
-        "calib/histogram.py",
-        "calib/keep_if_better.py",
-        "calib/mixed_plan.py",
-        "calib/precision_regions.py",
-        "calib/range_stability.py",
-        "calib/select.py",
-        "calib/sensitivity.py",
-        "calib/storage.py",
-        "calib/table.py",
-        "targets/limits.py",
-        "targets/rules.py",
-        "targets/user.py",
-    )
-)
+NOT_YET = frozenset(())
 
 
 @cache

@@ -14,8 +14,8 @@ from kdcompile.backends.choose import Limits
 from kdcompile.calib.costs import Costs, measured_costs, measured_reformat_ms, predicted_costs
 from kdcompile.calib.mixed import mix, mixed_model
 from kdcompile.calib.mixed_plan import MixedPlan
+from kdcompile.calib.qdq import weight_storage
 from kdcompile.calib.sensitivity import Outcome, Sensitivity, photo_evaluator
-from kdcompile.calib.storage import weight_storage
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json

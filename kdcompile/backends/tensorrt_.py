@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from kdcompile.backends.base import Capabilities, register
 from kdcompile.remote.same_board import differences
 from kdcompile.targets.rules_file import tables
-from kdcompile.targets.versions import version
+from kdcompile.targets.schema import version
 
 if TYPE_CHECKING:
     from kdcompile.backends.base import Description

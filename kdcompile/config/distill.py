@@ -127,6 +127,9 @@ class Distill(Closed):
         return self
 
 
+NO_EFFECT = ("blocks_trained", "block_steps", "jobs")  # fields that earlier versions read
+
+
 class Search(Closed):
     """The space of students and what is spent on their evidence."""
 
@@ -144,14 +147,12 @@ class Search(Closed):
     candidates: int = Field(
         default=10_000, ge=10, description="students whose latency is predicted"
     )
-    blocks_trained: int = Field(
-        default=60, ge=1, description="blocks that imitate the teacher's for a moment, at most"
-    )
-    block_steps: int = Field(default=150, ge=1, description="of one block")
-    finalists: int = Field(default=3, ge=0, description="of each space, distilled for a moment")
+    blocks_trained: int = Field(default=60, ge=1, description="no effect; will be refused")
+    block_steps: int = Field(default=150, ge=1, description="no effect; will be refused")
+    finalists: int = Field(default=3, ge=0, description="of each space, distilled for a short time")
     finalist_steps: int = Field(default=200, ge=1, description="of one finalist")
     measure: int = Field(default=0, ge=0, description="best students built and timed, at most")
-    jobs: int = Field(default=0, ge=0, description="processes side by side; 0: one for each core")
+    jobs: int = Field(default=0, ge=0, description="no effect; will be refused")
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

@@ -214,7 +214,7 @@ def start_student(
         student: of the architecture.
         architecture: as the search wrote it.
         store: the training photos, on the device where this is worked out.
-        initial: weights that a search has put together from blocks that imitate the teacher's.
+        initial: weights of a search, from its short distillation of this student.
 
     Returns:
         What inheriting found, layer by layer; None for the other ways to start.

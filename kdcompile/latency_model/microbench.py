@@ -17,8 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from kdcompile.calib.qdq import INT8, insert_pairs
-from kdcompile.calib.storage import weight_storage
+from kdcompile.calib.qdq import INT8, insert_pairs, weight_storage
 from kdcompile.calib.table import INT8_MAX, CalibrationTable, TensorRange
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
 from kdcompile.onnx_graph.layers import weighted_layers

@@ -14,7 +14,7 @@ from onnx import ModelProto
 from torch import nn
 
 from kdcompile.backends.candidate_runner import teacher_precision
-from kdcompile.calib.storage import may_be_fp8
+from kdcompile.calib.qdq import may_be_fp8
 from kdcompile.config.spec import Spec
 from kdcompile.core.backends import find
 from kdcompile.core.files import scratch

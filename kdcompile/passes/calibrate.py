@@ -14,17 +14,21 @@ from onnx import ModelProto
 
 from kdcompile.calib import audit
 from kdcompile.calib.calibrate import table_of
-from kdcompile.calib.chosen import ChosenImages
-from kdcompile.calib.collect import Histograms, collect, collect_folds, pooled, tensors_to_observe
-from kdcompile.calib.counting import best_counting
+from kdcompile.calib.chosen import ChosenImages, select_images
+from kdcompile.calib.collect import (
+    Histograms,
+    best_counting,
+    collect,
+    collect_folds,
+    pooled,
+    tensors_to_observe,
+)
 from kdcompile.calib.fp8 import insert_fp8
 from kdcompile.calib.keep_if_better import against
 from kdcompile.calib.qad_table import read_qad, table_from_qad
-from kdcompile.calib.qdq import insert_qdq
+from kdcompile.calib.qdq import insert_qdq, may_be_fp8, weight_storage
 from kdcompile.calib.refine import FIT_IMAGES, Inputs, Refined, refine
-from kdcompile.calib.select import select_images
 from kdcompile.calib.sensitivity import Sensitivity, measure_sensitivity, photo_evaluator
-from kdcompile.calib.storage import may_be_fp8, weight_storage
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.calib.trt_cache import cache_version, read_cache, write_cache
 from kdcompile.config.step import Step

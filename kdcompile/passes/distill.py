@@ -26,7 +26,7 @@ from kdcompile.targets import Target
 from kdcompile.tasks.task import task_of
 
 INITIAL = "initial.safetensors"
-ASSEMBLED = "initial.safetensors"  # of a search, whose student is made of taught blocks
+ASSEMBLED = "initial.safetensors"  # of a search, whose student is staged
 QAD = "qad.json"
 
 

@@ -155,8 +155,6 @@ def _of_objects(given: Mapping[str, Any]) -> Spec:
         raw["student"] = student | {"family": register(student["family"], version)}
     if _is_object(raw.get("data")):
         _write_data(raw, folder)
-    if _is_object(teacher) or _is_object(student):
-        raw["search"] = _in_this_process(raw.get("search", {}))
     path = folder / DEFAULT_NAME
     return parse_spec(raw, path, Path.cwd(), given.get("sets", ()))
 
@@ -172,19 +170,3 @@ def _write_data(raw: dict[str, Any], folder: Path) -> None:
     sizes: dict[str, Any] = {"crop": max(8, min(largest, *first[1:]))}
     usual = {} if kind == Task().kind else {"recipe": "kd"}  # the spec's default is for counting
     raw["distill"] = sizes | usual | dict(raw.get("distill", {}))
-
-
-def _in_this_process(search: Section) -> dict[str, Any]:
-    """The section `search` with one process: the others would not have the objects.
-
-    Raises:
-        KDError: `object-jobs`.
-    """
-    if search.get("jobs", 1) != 1:
-        raise KDError(
-            "object-jobs",
-            "a network that is a Python object cannot be sent to the processes of a search",
-            where=f"search, jobs = {search['jobs']}",
-            fix="leave jobs out, or name the network by its code, as package.module:function",
-        )
-    return {**search, "jobs": 1}

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kdcompile.config.distill import NO_EFFECT
 from kdcompile.config.gates import Gates
 from kdcompile.config.spec import Spec, Task, Teacher
 from kdcompile.config.step import Board
@@ -139,7 +140,7 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
     if name == "compile" and not measures(stage, spec):
         return None
     if name == "search":
-        return value.model_dump(mode="json", exclude={"jobs"})  # how many change no result
+        return value.model_dump(mode="json", exclude=set(NO_EFFECT))
     if name == "data":
         fields = value.model_dump(mode="json", exclude=DATA_FIELDS_BY_CONTENT)
         limit = value.max_test if "test" in stage.splits else None

@@ -28,7 +28,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
     `architecture.json`, `operators.json`, `explanation.json`, and `estimate.json`, the latency
     model's predictions for teacher and student. One that was searched for brings `search.json`,
-    `front.svg` and `front.png`, and `initial.safetensors` where it is made of taught blocks.
+    `front.svg` and `front.png`, and `initial.safetensors` where it is staged.
 
     Raises:
         KDError: of the networks, of their export for the target, and of the search.

@@ -1,27 +1,27 @@
 """Search driver (family `search`): the student of best expected quality within the latency budget.
 
-1. Candidates of each space are drawn, their latencies predicted; a guess of quality only orders.
-2. What is most informative about the best of them is measured; more are drawn from there in rounds.
-3. On request the best are built and timed, which corrects all predicted latencies.
-4. The most promising that keep the budget are distilled for a moment. What they become corrects
-   what is expected of the others, and one of them is chosen.
+1. Candidates of each space are drawn and their latencies predicted; multiply-adds order them.
+2. On request the best are built and timed, which corrects all predicted latencies.
+3. The most promising that keep the budget, with the widest uniform student as a control, are
+   distilled for a short time. One of them is chosen; what they become sets the scale of what is
+   expected of the others.
 """
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from kdcompile.config.distill import NO_EFFECT
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board, Step
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
-from kdcompile.latency.environment import usable_cores
 from kdcompile.latency_model.correction import Correction
 from kdcompile.latency_model.network_cost import Network, params
 from kdcompile.models.cuts import cuts
@@ -36,14 +36,9 @@ from kdcompile.search.on_device import (
 )
 from kdcompile.search.pareto import Point, best, front, impossible, keeps
 from kdcompile.search.plot import plot_front
-from kdcompile.search.predictors.quality_predictor import (
-    LayerPredictor,
-    QualityPredictor,
-    StagedPredictor,
-)
-from kdcompile.search.predictors.sensitivity import validation_metric
 from kdcompile.search.rationale import explain, stage_records
 from kdcompile.search.report import SearchResult
+from kdcompile.search.short_distillation import Finalist, distil, validation_errors
 from kdcompile.search.spaces.base import Space
 from kdcompile.search.spaces.pruned import LayerSpace
 from kdcompile.search.spaces.pruned_kernels import Template
@@ -53,35 +48,31 @@ from kdcompile.tasks.task import task_of
 
 
 def search(
-    problem: Problem,
-    spaces: Sequence[tuple[Space, Callable[[], QualityPredictor]]],
-    board: Board | None,
-    folder: Path,
-) -> tuple[SearchResult, QualityPredictor, Measurement | None]:
+    problem: Problem, spaces: Sequence[Space], board: Board | None, folder: Path
+) -> tuple[SearchResult, Finalist | None, Measurement | None]:
     """The search.
 
     Args:
         problem: what for.
-        spaces: each with what makes its predictor, which is done once the budget is known to be
-            possible there.
+        spaces: where.
         board: where students are timed.
         folder: for the files of timing.
 
     Returns:
-        What was found, the predictor of the student that was chosen, and the timing.
+        What was found, the short distillation of the chosen student if it had one, and the timing.
 
     Raises:
-        KDError: `budget-impossible`; those of the evaluates and of `measure`.
+        KDError: `budget-impossible`; those of the distillations and of `measure`.
     """
     pools = _possible_pools(problem, spaces)
     if problem.spec.search.measure:
         check_timer(problem.precision, problem.spec, problem.target, board)
-    found = [pool.learn() for pool in pools]
     teacher, timing, correction = problem.point, None, Correction()
+    found = [pool.points(teacher) for pool in pools]
     if problem.spec.search.measure:
         found, teacher, timing, correction = _time_students(problem, pools, found, board, folder)
     evaluated = [
-        f.distil_finalists(points, teacher) for f, points in zip(pools, found, strict=True)
+        pool.distil_finalists(points, teacher) for pool, points in zip(pools, found, strict=True)
     ]
     points = [point for points in evaluated for point in points]
     budget, metric = problem.spec.student.budget, problem.metric
@@ -97,17 +88,13 @@ def search(
         problem.target.full_name, problem.precision, metric, budget, teacher, chosen, points,
         sentences, stage_records(student), None if timing is None else correction,
     )  # fmt: skip
-    return result, home.predictor, timing
+    return result, home.finalist(chosen), timing
 
 
-def _possible_pools(
-    problem: Problem, spaces: Sequence[tuple[Space, Callable[[], QualityPredictor]]]
-) -> list[CandidatePool]:
+def _possible_pools(problem: Problem, spaces: Sequence[Space]) -> list[CandidatePool]:
     """The spaces that have a student within the budget; they share the candidates."""
     number = problem.spec.search.candidates // len(spaces)
-    pools = [
-        CandidatePool(problem, space, make_predictor, number) for space, make_predictor in spaces
-    ]
+    pools = [CandidatePool(problem, space, number) for space in spaces]
     possible = [pool for pool in pools if pool.is_possible]
     if not possible:
         budget = problem.spec.student.budget
@@ -139,13 +126,12 @@ def _time_students(
     made = []
     for pool, old in zip(pools, found, strict=True):
         own, renewed = renewed[: len(old)], renewed[len(old) :]
-        new = pool.draw_after_timing(own, teacher, factor)
+        new = pool.points(teacher, own, factor)
         own += [replace(point, latency=correction.apply(point.latency)) for point in new]
         made.append(own)
     return made, teacher, timing, correction
 
 
-Spaces = list[tuple[Space, Callable[[], QualityPredictor]]]
 log = logging.getLogger("kdcompile")
 INITIAL = "initial.safetensors"
 UNSTAGED = ("stages-unknown", "staged-output")  # of a teacher that has no staged students
@@ -168,32 +154,39 @@ def search_student(
             and timing.
     """
     spec = step.spec
-    problem = _problem(spec, target, teacher, *precisions)
-    spaces = _spaces(spec, store, target, teacher)
+    for name in NO_EFFECT:
+        if name in spec.search.model_fields_set:
+            log.warning("search: search.%s has no effect and will be refused; leave it out", name)
+    problem = _problem(spec, store, target, teacher, *precisions)
     work = store.work(step.stage, step.key)
-    found, predictor, timing = search(problem, spaces, step.board, work)
+    found, finalist, timing = search(problem, _spaces(spec, target, teacher), step.board, work)
     record = found.to_json() | {"measured": None if timing is None else timing.to_json()}
     write_json(folder / "search.json", record)
     plot_front(
         found.points, found.chosen, record["limit_ms"], found.teacher, found.metric,
         folder / "front",
     )  # fmt: skip
-    architecture = dict(found.chosen.architecture)
-    start = predictor.start(architecture) if spec.student.init == "inherit" else None
-    if start is not None:
-        shutil.copyfile(start, folder / INITIAL)
+    is_staged = found.chosen.architecture["family"] == "staged"  # it can inherit no layer
+    if spec.student.init == "inherit" and is_staged and finalist is not None:
+        shutil.copyfile(finalist.path, folder / INITIAL)
     store.drop_work(step.stage, step.key)
     return found
 
 
 def _problem(
-    spec: Spec, target: Target, teacher: Network, teacher_precision: str, precision: str
+    spec: Spec,
+    store: Store,
+    target: Target,
+    teacher: Network,
+    teacher_precision: str,
+    precision: str,
 ) -> Problem:
+    task = task_of(spec)
     cost = teacher.cost(target, teacher_precision)
     point = Point(
         architecture={"family": "teacher"},
         latency=cost.estimate,
-        quality=validation_metric(teacher.module, spec),
+        quality=task.metric(validation_errors(teacher.module, spec)),
         quality_sd=0.0,
         evidence="measured",
         macs=cost.macs,
@@ -203,24 +196,23 @@ def _problem(
         spec=spec,
         target=target,
         precision=precision,
-        metric=task_of(spec).metric,
+        metric=task.metric,
         teacher=teacher.module,
         point=point,
         cost=cost,
         build=lambda a: student_from_architecture(teacher.module, a, spec.folder),
+        distil=lambda chosen: distil(spec, store, chosen, spec.search.finalist_steps),
     )
 
 
-def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Spaces:
+def _spaces(spec: Spec, target: Target, teacher: Network) -> list[Space]:
     """The spaces that the spec names; `auto`: both, or the one that this teacher has."""
     requested = spec.search.space
-    jobs = spec.search.jobs or usable_cores()
-    made: Spaces = []
+    made: list[Space] = []
     missing: list[KDError] = []
     if requested != "layers":
         try:
-            staged = _staged_space(spec, target, teacher)
-            made.append((staged, lambda: StagedPredictor(spec, store, jobs)))
+            made.append(_staged_space(spec, target, teacher))
         except KDError as error:
             if error.code not in UNSTAGED:
                 raise
@@ -230,8 +222,7 @@ def _spaces(spec: Spec, store: Store, target: Target, teacher: Network) -> Space
         try:
             template = Template(teacher.model, teacher.module, teacher.shape)
             tile = target.channel_tile
-            layers = LayerSpace(teacher.module, teacher.shape, tile, spec.seed, template)
-            made.append((layers, lambda: LayerPredictor(spec, store, jobs, teacher.module, layers)))
+            made.append(LayerSpace(teacher.module, teacher.shape, tile, spec.seed, template))
         except KDError as error:
             if error.code != "template-unknown":
                 raise

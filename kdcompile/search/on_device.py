@@ -21,8 +21,7 @@ from torch import nn
 
 from kdcompile.backends.candidate_runner import REFUSALS, teacher_precision
 from kdcompile.calib.fp8 import insert_fp8
-from kdcompile.calib.qdq import insert_qdq
-from kdcompile.calib.storage import weight_storage
+from kdcompile.calib.qdq import insert_qdq, weight_storage
 from kdcompile.calib.table import CalibrationTable, tensor_range
 from kdcompile.config.spec import Budget, Spec
 from kdcompile.config.step import Board

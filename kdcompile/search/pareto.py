@@ -17,7 +17,7 @@ from kdcompile.latency_model.predict import Estimate
 from kdcompile.search.spaces.base import Costed
 from kdcompile.tasks.metric import Metric
 
-Evidence = Literal["proxy", "blocks", "distilled", "measured"]
+Evidence = Literal["proxy", "predicted", "distilled", "measured"]
 SURE = 0.9
 
 
@@ -30,8 +30,8 @@ class Point:
         latency: predicted, at the precision that the budget is evaluated at.
         quality: the expected metric on the validation split, in the metric's own unit.
         quality_sd: its standard deviation.
-        evidence: what the quality rests on: a formula that orders (`proxy`), imitated blocks or
-            layers (`blocks`), a short distillation (`distilled`), the trained network (`measured`).
+        evidence: what the quality rests on: nothing (`proxy`), its multiply-adds
+            (`predicted`), a short distillation (`distilled`), the trained network (`measured`).
         macs: multiply-adds of one inference.
         params: number of parameters, of the network as it is exported.
         measured_ms: median of alternated runs on the device, where it was timed.

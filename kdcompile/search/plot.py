@@ -18,7 +18,7 @@ from kdcompile.search.pareto import Point, front
 from kdcompile.tasks.metric import Metric
 
 LINE, LIMIT = LIGHT.terms[0], LIGHT.terms[4]
-MARKERS = {"proxy": "x", "blocks": "o", "distilled": "s", "measured": "D"}
+MARKERS = {"proxy": "x", "predicted": "o", "distilled": "s", "measured": "D"}
 
 
 def plot_front(

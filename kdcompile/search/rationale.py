@@ -17,7 +17,7 @@ KERNELS = 3
 CLEAR = 0.75  # a stage whose time is less of one bound than this is named with two
 EVIDENCE = {
     "proxy": "a zero-cost proxy, which orders candidates and proves nothing",
-    "blocks": "blocks that imitate the teacher's; the student itself has not been trained",
+    "predicted": "its multiply-adds; the student itself has not been trained",
     "distilled": "a short distillation",
     "measured": "the trained student",
 }

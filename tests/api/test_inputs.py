@@ -71,7 +71,7 @@ def test_objects_become_an_ordinary_spec(spec):
     found, again = of_objects(), of_objects(teacher=network())
     assert (found.name, found.folder) == ("Sequential", spec.parent / WORK / "Sequential")
     assert found.export.shape == [1, 1, 12, 16]
-    assert (found.distill.crop, found.distill.recipe, found.search.jobs) == (12, "kd", 1)
+    assert (found.distill.crop, found.distill.recipe) == (12, "kd")
     assert (found.data.mean, found.data.format) == ([0.0], "npz")
     assert isinstance(load_teacher(found), nn.Sequential)
     assert found.teacher.model == again.teacher.model
@@ -104,7 +104,6 @@ def test_a_network_with_data_in_files(spec, tmp_path):
     [
         ({"distil": {"steps": 2}}, "spec-invalid", "did you mean 'distill'"),
         ({"distill": {"stepz": 2}}, "spec-invalid", "did you mean 'steps'"),
-        ({"search": {"jobs": 2}}, "object-jobs", "cannot be sent"),
         ({"task": "clasification"}, "spec-invalid", "task.kind"),
     ],
 )

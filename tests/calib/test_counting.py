@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdcompile.calib import counting
-from kdcompile.calib.counting import NUMPY, Counting, TritonCounts, best_counting
+from kdcompile.calib import collect as counting
+from kdcompile.calib.collect import NUMPY, Counting, TritonCounts, best_counting
 from kdcompile.calib.histogram import Histogram, numpy_counts
 from kdcompile.kernels import forget, ran
 from kdcompile.kernels._runtime import using

@@ -10,8 +10,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from kdcompile.calib.calibrate import calibrate
 from kdcompile.calib.collect import collect, tensors_to_observe
-from kdcompile.calib.qdq import insert_qdq, quantise, weight_scales
-from kdcompile.calib.storage import weight_storage
+from kdcompile.calib.qdq import insert_qdq, quantise, weight_scales, weight_storage
 from kdcompile.calib.table import CalibrationTable, tensor_range
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError

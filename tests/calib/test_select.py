@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pytest
 
-from kdcompile.calib.select import select_images
+from kdcompile.calib.chosen import select_images
 from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 

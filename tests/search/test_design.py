@@ -1,7 +1,5 @@
-"""The search: what it is told decides, the cheaper evidence only says where to look."""
+"""The search: short distillations decide, multiply-adds only order the candidates."""
 
-import dataclasses
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +14,11 @@ from kdcompile.models.blocks import fold
 from kdcompile.models.cuts import cuts
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search import driver
-from kdcompile.search.candidate_pool import Problem, of_each_resolution
+from kdcompile.search.candidate_pool import Problem, resolution
 from kdcompile.search.driver import search
 from kdcompile.search.on_device import Measurement
 from kdcompile.search.pareto import Point, keeps
-from kdcompile.search.predictors.sensitivity import ExpectedLoss
-from kdcompile.search.predictors.short_distillation import Finalist
+from kdcompile.search.short_distillation import Finalist
 from kdcompile.search.spaces.base import identity
 from kdcompile.search.spaces.staged import StagedSpace
 from kdcompile.targets import load
@@ -32,37 +29,20 @@ TEACHER = 4.0  # its metric
 SMALL = ["search.candidates=30", "search.finalists=2", "student.family=search"]
 
 
-class Wise:
-    """A judge of a fixed opinion: what is lost falls with the multiply-adds."""
+class Distiller:
+    """Short distillations of a fixed outcome: what is lost falls with the multiply-adds."""
 
-    def __init__(self, problem, space, distilled=lambda loss: loss):
-        self.problem, self.space, self.turn = problem, space, distilled
-        self.learnt, self.asked = [], []
+    def __init__(self, problem, space, turn):
+        self.problem, self.space, self.turn, self.asked = problem, space, turn, []
 
-    def loss(self, architecture):
-        kernels = self.space.kernels(architecture, "fp32")
-        return 1e4 / sum(kernel.macs for kernel in kernels)
-
-    def guess(self, architecture):
-        return self.loss(architecture)
-
-    def learn(self, likely, number):
-        self.learnt.append(number)
-        return min(number, 2)
-
-    def expected_loss(self, architecture):
-        return ExpectedLoss(self.loss(architecture), 0.1)
-
-    def distil(self, architectures, steps):
+    def __call__(self, architectures):
         self.asked = [dict(a) for a in architectures]
         made = []
         for number, architecture in enumerate(architectures):
-            loss = self.turn(number, self.loss(architecture))
-            made.append(Finalist(architecture, loss, 0.01, 0.0, 0.0, steps, 1.0, Path()))
+            macs = sum(kernel.macs for kernel in self.space.kernels(architecture, "fp32"))
+            loss = self.turn(number, 1e4 / macs)
+            made.append(Finalist(architecture, loss, 0.01, 0.0, 0.0, 4, 1.0, Path()))
         return made
-
-    def start(self, architecture):
-        return None
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +64,7 @@ def make(tmp_path_factory):
         problem = Problem(
             spec, target, "fp32", MAE, teacher.module, point, priced,
             lambda a: student_from_architecture(teacher.module, a, folder),
+            lambda a: pytest.fail("students were distilled"),
         )  # fmt: skip
         return problem, space
 
@@ -92,20 +73,21 @@ def make(tmp_path_factory):
 
 def _search(make, budget, *sets, turn=lambda number, loss: loss):
     problem, space = make(budget, *sets)
-    predictor = Wise(problem, space, turn)
-    found, returned, timing = search(problem, [(space, lambda: predictor)], None, Path())
-    assert returned is predictor
-    return found, predictor, timing
+    distiller = Distiller(problem, space, turn)
+    found, finalist, timing = search(replace(problem, distil=distiller), [space], None, Path())
+    if finalist is not None:
+        assert finalist.architecture == found.chosen.architecture
+    return found, distiller, timing
 
 
 def test_the_best_that_keeps_the_budget_is_chosen(make):
-    found, predictor, timing = _search(make, "macs=30000", "search.finalists=0")
+    found, distiller, timing = _search(make, "macs=30000", "search.finalists=0")
     within = [p for p in found.points if p.macs <= 30000]
     assert found.chosen in within
     assert found.chosen.quality == min(p.quality for p in within)
-    assert found.chosen.quality == pytest.approx(TEACHER + 1e4 / found.chosen.macs)
+    assert found.chosen.macs == max(p.macs for p in within)
     assert any(p.macs > 30000 for p in found.points)
-    assert not predictor.asked
+    assert not distiller.asked
     assert timing is None
     assert found.explanation
 
@@ -117,11 +99,6 @@ def test_branches_that_fold_are_counted_as_the_one_convolution_that_ships(make):
         student = problem.build(point.architecture)
         assert point.params < params(student)
         assert point.params == params(fold(student))
-
-
-def test_what_is_spent_on_blocks_is_what_was_asked(make):
-    _, predictor, _ = _search(make, "macs=30000", "search.blocks_trained=10")
-    assert predictor.learnt == [4, 4, 6]  # thirds of what is left, as two are learnt each time
 
 
 def test_the_same_seed_the_same_search(make):
@@ -144,26 +121,24 @@ def test_more_candidates_find_no_worse_a_student(make):
 @pytest.mark.parametrize(("metric", "best", "worst"), [(TOP1, 1.0, 0.0), (MAE, 0.0, 1e3 + 0.9)])
 def test_an_expected_quality_is_one_that_the_metric_can_have(make, metric, best, worst):
     problem, space = make("macs=30000", "search.finalists=1")
-    point = dataclasses.replace(problem.point, quality=0.9)
-    problem = dataclasses.replace(problem, metric=metric, point=point)
+    point = replace(problem.point, quality=0.9)
+    problem = replace(problem, metric=metric, point=point)
     for turn, quality in ((-1e3, best), (1e3, worst)):
-        predictor = Wise(problem, space, lambda number, loss, turn=turn: turn)
-        found, _, _ = search(
-            problem, [(space, lambda predictor=predictor: predictor)], None, Path()
-        )
+        distiller = Distiller(problem, space, lambda number, loss, turn=turn: turn)
+        found, _, _ = search(replace(problem, distil=distiller), [space], None, Path())
         assert found.chosen.quality == quality
 
 
 def test_finalists_decide(make):
-    hoped, predictor, _ = _search(make, "macs=30000")
-    first, second = predictor.asked
+    hoped, distiller, _ = _search(make, "macs=30000")
+    first, second = distiller.asked
     assert identity(dict(hoped.chosen.architecture)) == identity(first)
-    found, predictor, _ = _search(make, "macs=30000", turn=lambda number, loss: 3.0 - number)
-    assert predictor.asked == [first, second]
+    found, distiller, _ = _search(make, "macs=30000", turn=lambda number, loss: 3.0 - number)
+    assert distiller.asked == [first, second]
     assert identity(dict(found.chosen.architecture)) == identity(second)
     assert found.chosen.evidence == "distilled"
     assert found.chosen.quality == TEACHER + 2.0
-    rest = [p for p in found.points if p.evidence == "blocks" and p.macs > 30000]
+    rest = [p for p in found.points if p.evidence == "predicted" and p.macs > 30000]
     before = {identity(dict(p.architecture)): p.quality for p in hoped.points}
     assert rest  # what the finalists lost, they are thought to lose too
     assert all(p.quality > before[identity(dict(p.architecture))] for p in rest)
@@ -173,10 +148,10 @@ def test_finalists_decide(make):
     ("budget", "name"),
     [("macs=10", "macs"), ("latency_ms=1e-6", "latency_ms"), ("speedup=900", "")],
 )
-def test_an_impossible_budget_is_refused_before_anything_is_taught(make, budget, name):
+def test_an_impossible_budget_is_refused_before_anything_is_trained(make, budget, name):
     problem, space = make(budget)
     with pytest.raises(KDError) as refused:
-        search(problem, [(space, lambda: pytest.fail("a judge was asked"))], None, Path())
+        search(problem, [space], None, Path())
     error = refused.value
     assert error.code == "budget-impossible"
     assert budget.partition("=")[0] in error.message
@@ -223,11 +198,11 @@ def test_measured_latencies_correct_the_others(make, monkeypatch):
     assert found.chosen.ms <= 0.04
 
 
-def test_a_place_that_is_not_the_target_is_refused_before_anything_is_taught(make):
+def test_a_device_that_is_not_the_target_is_refused_before_anything_is_trained(make):
     problem, space = make("macs=30000", "search.measure=2")
     problem = replace(problem, target=load("jetson"), precision="fp16")
     with pytest.raises(KDError) as refused:
-        search(problem, [(space, lambda: pytest.fail("a judge was asked"))], None, Path())
+        search(problem, [space], None, Path())
     assert refused.value.code == "measure-foreign"
     assert "--via ssh://USER@BOARD" in refused.value.fix
 
@@ -240,13 +215,12 @@ def test_a_budget_that_measuring_shows_to_be_impossible(make, monkeypatch):
     assert "budget = { latency_ms" in refused.value.fix
 
 
-def test_each_resolution_sends_its_best():
-    def point(stride, number):
-        architecture = {"stages": [{"stride": stride}], "n": number}
-        return Point(architecture, None, math.nan, 0.0, "blocks", 0, 0)
+def test_each_resolution_sends_its_best(make):
+    _, distiller, _ = _search(make, "macs=30000", "search.finalists=4")
+    assert len({resolution(a) for a in distiller.asked}) > 1
 
-    fine, coarse = [point(1, n) for n in range(3)], [point(2, n) for n in range(2)]
-    found = of_each_resolution([*fine, *coarse])
-    assert found == [fine[0], coarse[0], fine[1], coarse[1], fine[2]]
-    layers = [Point({"n": n}, None, math.nan, 0.0, "blocks", 0, 0) for n in range(3)]
-    assert of_each_resolution(layers) == layers
+
+def test_the_makes_of_a_student():
+    fine = {"stages": [{"stride": 1}, {"stride": 2}], "input_scale": 0.5}
+    assert resolution(fine) == (0.5, 1, 2)
+    assert resolution({"modules": {}}) == (1.0,)

@@ -71,7 +71,7 @@ STAGED = {
 }
 
 
-def point(latency, quality, sd=1.0, evidence="blocks", measured=None, architecture=None):
+def point(latency, quality, sd=1.0, evidence="predicted", measured=None, architecture=None):
     width = round(latency.ms, 6)
     return Point(
         architecture or {"family": "shrink", "width": width}, latency, quality, sd, evidence,
@@ -174,7 +174,7 @@ def test_the_sentences():
         "than the teacher's 10 ms",
         "no measurement backs 1 ms: search with --measure on the device, or kdcompile targets "
         "calibrate jetson-orin-nano-8gb@15W",
-        "expected mae 75, 90 % within 1.645 (teacher 70), from blocks",
+        "expected mae 75, 90 % within 1.645 (teacher 70), from its multiply-adds",
         "stage 1 at full resolution costs 61%: memory-bound",
         "stage 3 at 1/8 resolution, dilated by 2 costs 20%: launch-bound",
         "5 kernels, 65% memory, 20% launch, 15% arithmetic; the costliest: conv1 (conv, 61%, "

@@ -14,7 +14,7 @@ from kdcompile.search.pareto import Point, best, front, impossible, keeps, likel
 from kdcompile.tasks.metric import MAE, TOP1
 
 
-def point(ms, quality, sd=1.0, evidence="blocks", band=1.3, measured=None, macs=None, name="p"):
+def point(ms, quality, sd=1.0, evidence="predicted", band=1.3, measured=None, macs=None, name="p"):
     bounds = {"arithmetic": ms, "memory": 0.0, "launch": 0.0}
     parts = (Part("conv1", "conv", ("conv1",), ms, "arithmetic", True),)
     latency = Estimate(ms, ms / band, ms * band, False, "fp16", bounds, parts, ("a note",))

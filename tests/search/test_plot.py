@@ -13,7 +13,7 @@ from kdcompile.search.plot import plot_front
 from kdcompile.tasks.metric import MAE, TOP1
 
 
-def point(ms, quality, evidence="blocks", measured=None):
+def point(ms, quality, evidence="predicted", measured=None):
     bounds = {"arithmetic": ms, "memory": 0.0, "launch": 0.0}
     latency = Estimate(ms, ms / 1.5, ms * 1.5, False, "fp16", bounds)
     return Point({"family": "shrink", "width": ms}, latency, quality, 2.0, evidence, 1, 1, measured)

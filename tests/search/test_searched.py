@@ -4,8 +4,6 @@ import json
 import re
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 from searching import LAYERS, searched
 from staged_ground import write_build
 
@@ -13,29 +11,14 @@ from kdcompile.core.errors import KDError
 from kdcompile.latency_model.network_cost import Network, params
 from kdcompile.models.factory import load_teacher, read_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.predictors.sensitivity import validation_metric
+from kdcompile.search.short_distillation import validation_errors
+from kdcompile.search.spaces.pruned import LayerSpace
+from kdcompile.tasks.task import task_of
 
 FILES = {
     "architecture.json", "estimate.json", "operators.json", "explanation.json", "search.json",
     "front.svg", "front.png",
 }  # fmt: skip
-RESIDUAL = """
-from torch import nn
-
-class Block(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.c = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x):
-        return (x + self.c(x)).relu()
-
-def build():
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), Block(12), nn.Conv2d(12, 1, 1),
-    )
-"""
 
 
 @pytest.fixture(scope="module")
@@ -102,28 +85,35 @@ def test_auto_looks_in_both_spaces(load):
     assert {p["architecture"]["family"] for p in record["points"]} == {"shrink", "staged"}
 
 
-def test_a_part_that_does_nothing_is_dropped(tmp_path):
-    """A residual block of zeros behind the second stage: dropping it costs nothing."""
-    load = write_build(tmp_path)
-    (tmp_path / "model.py").write_text(RESIDUAL)
-    weights = load_file(tmp_path / "teacher.safetensors")
-    last = {"6.weight": weights.pop("5.weight"), "6.bias": weights.pop("5.bias")}
-    block = {"5.c.weight": torch.zeros(12, 12, 3, 3), "5.c.bias": torch.zeros(12)}
-    save_file(weights | last | block, tmp_path / "teacher.safetensors")
-    plan, artifact = searched(load, *LAYERS, "student.budget={macs=80000}")
-    architecture, _ = _agrees(plan, artifact)
-    assert architecture["dropped"] == ["5"]
+def test_finalists_are_shared_between_budgets(load, staged):
+    plan, artifact = staged
+    before = set(plan.store.root.glob("finalist/*"))
+    _, other = searched(load, "student.budget={macs=30001}")
+    assert other.key != artifact.key
+    assert set(plan.store.root.glob("finalist/*")) == before != set()
 
 
-def test_evidence_is_shared_between_budgets(load, staged):
-    plan, _ = staged
-    before = set(plan.store.root.glob("damage/*")) | set(plan.store.root.glob("lessons/*"))
-    searched(load, "student.budget={macs=29000}")
-    after = set(plan.store.root.glob("damage/*")) | set(plan.store.root.glob("lessons/*"))
-    assert after == before
+def test_the_widest_uniform_student_is_a_finalist(layers):
+    plan, artifact = layers
+    points = artifact.json("search.json")["points"]
+    teacher = load_teacher(plan.spec)
+    tile = plan.target.channel_tile
+    space = LayerSpace(teacher, plan.spec.export.profile[1], tile, plan.spec.seed)
+    uniform = [a for a in space.uniform_students() if any(p["architecture"] == a for p in points)]
+    distilled = [p["architecture"] for p in points if p["evidence"] == "distilled"]
+    assert any(a in distilled for a in uniform)
 
 
-def test_the_student_is_distilled_from_its_blocks(staged):
+def test_fields_of_earlier_versions_are_accepted_with_a_note(load, staged, caplog):
+    old = [f"search.{field}=2" for field in ("blocks_trained", "block_steps", "jobs")]
+    assert searched(load, *old)[1].key == staged[1].key  # they change no result
+    with caplog.at_level("WARNING"):
+        searched(load, *old, "search.finalists=1")
+    for field in ("blocks_trained", "block_steps", "jobs"):
+        assert f"search.{field} has no effect" in caplog.text
+
+
+def test_a_staged_student_starts_from_its_short_distillation(staged):
     plan, artifact = staged
     made = plan.make("distill")
     rows = [json.loads(line) for line in made.file("metrics.jsonl").read_text().splitlines()]
@@ -131,7 +121,9 @@ def test_the_student_is_distilled_from_its_blocks(staged):
     weights = read_weights(artifact.file("initial.safetensors"))[0]
     student = student_from_architecture(load_teacher(plan.spec), architecture, plan.spec.folder)
     student.load_state_dict(weights)
-    assert rows[0]["val_mae"] == pytest.approx(validation_metric(student.eval(), plan.spec))
+    assert rows[0]["val_mae"] == pytest.approx(
+        task_of(plan.spec).metric(validation_errors(student.eval(), plan.spec))
+    )
     assert made.json("architecture.json") == architecture
     learnt = read_weights(made.file("student.safetensors"))[0]
     assert learnt.keys() == weights.keys()

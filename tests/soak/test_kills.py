@@ -11,7 +11,6 @@ from collections import Counter
 
 import pytest
 from killed_builds import digits, same, tiny_spec
-from terminal import as_in_a_terminal
 
 from kdcompile.bundle import manifest
 
@@ -194,55 +193,3 @@ def test_the_example_killed_on_the_real_command_line(tmp_path):
     moments = ("work/distill-*/initial.safetensors", "export/*/artifact.json")
     same(_example(tmp_path / "killed", moments), _example(tmp_path / "whole", ()))
     print("\nthe example killed in its training and after its export: the same results")
-
-
-WORKERS = """
-import os, sys, time
-from pathlib import Path
-import kdcompile.cli as command_line
-import sleeping_worker
-
-def run(**options):
-    from kdcompile.search.predictors.worker_pool import evaluate_all
-    evaluate_all(sleeping_worker.sleep, [0, 1, 2, 3], 2, "naps")
-
-command_line.cli = run
-if __name__ == "__main__":
-    command_line.main()
-"""
-SLEEPING = """
-import os, time
-from pathlib import Path
-
-def sleep(number):
-    Path(f"{os.getpid()}.pid").touch()
-    time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-def test_the_workers_of_a_search_end_with_it(tmp_path, number):
-    (tmp_path / "sleeping_worker.py").write_text(SLEEPING)
-    (tmp_path / "program.py").write_text(WORKERS)
-    process = subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               preexec_fn=as_in_a_terminal)  # fmt: skip
-    while len(found := list(tmp_path.glob("*.pid"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate()  # its end is that of every process with its standard error
-    assert "Traceback" not in err
-    assert process.returncode in (SIGNALS[number], -number)
-    for path in found:
-        while _alive(int(path.stem)):
-            time.sleep(0.05)
-    print(f"\n{number.name} to a search: its {len(found)} workers are gone")
-
-
-def _alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

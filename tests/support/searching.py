@@ -6,8 +6,8 @@ from kdcompile.passes.manager import make_plan
 
 SETS = (
     "target=cpu", "student.family=search", "search.space=staged", "student.budget={macs=30000}",
-    "student.crops=4", "search.candidates=40", "search.blocks_trained=3", "search.block_steps=6",
-    "search.finalists=2", "search.finalist_steps=4", "search.jobs=1", "distill.steps=4",
+    "student.crops=4", "search.candidates=40",
+    "search.finalists=2", "search.finalist_steps=4", "distill.steps=4",
 )  # fmt: skip
 LAYERS = ("search.space=layers", "student.budget={macs=40000}")
 

@@ -1,17 +1,12 @@
-"""A trained two-stage counting teacher on 16 x 16 photos, for blocks that imitate it; and tasks
-for worker processes, which import this module by name."""
+"""A trained two-stage counting teacher on 16 x 16 images, for searches of staged students."""
 
 import functools
-import os
-import signal
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from kdcompile.config.load import load_spec
-from kdcompile.core.errors import KDError
-from kdcompile.search.predictors.block_data import BlockOptions
 
 MODEL = """
 from torch import nn
@@ -62,7 +57,6 @@ evaluations = 2
 [export]
 shape = [1, 1, 16, 16]
 """
-OPTIONS = BlockOptions(crops=48, held=16, steps=80, batch=4, lr=1e-2)
 
 
 def network():
@@ -113,23 +107,3 @@ def architecture(width=4, block="conv", depth=1, stride=1, scale=1.0):
             {**settings, "width": width + 2, "stride": 2},
         ],
     }  # fmt: skip
-
-
-def doubled(number):
-    return 2 * number
-
-
-def threads(_):
-    return torch.get_num_threads(), os.getpid()
-
-
-def refuses_three(number):
-    if number == 3:
-        raise KDError("three", "it is a three", where="here", fix="count on")
-    return number
-
-
-def dies_at_three(number):
-    if number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number

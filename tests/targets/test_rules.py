@@ -15,7 +15,7 @@ from kdcompile.targets import rules_file
 from kdcompile.targets.limits import Operator, dla_refusals, padded_macs, tile
 from kdcompile.targets.rules import Asked, Network, Violation, violations
 from kdcompile.targets.rules_file import parse, tables
-from kdcompile.targets.versions import version
+from kdcompile.targets.schema import version
 
 TEXT = rules_file.FILE.read_text(encoding="utf-8")
 RULES = {rule.code: rule for rule in tables().rules}

@@ -1,8 +1,8 @@
 """The interface of a search space, and the evolutionary draw of its candidates.
 
 Candidates come in generations: the first at random, each later one by changing or crossing those
-that are best so far. `best` is a front of predicted latency against a guess of quality that only
-orders: it decides where to look next, never which student is taken.
+that are best so far, in each range of predicted latency, by a guess of quality. That decides where
+to look next, never which student is taken.
 """
 
 import json
@@ -36,13 +36,19 @@ class Space(Protocol):
     def corners(self) -> list[Architecture]:
         """Students that must be among the candidates: the smallest, the widest."""
 
+    def uniform_students(self) -> list[Architecture]:
+        """The teacher at uniform widths, as family `shrink` makes it; none where it has no such."""
+
+    def missing_layers(self, architecture: Architecture) -> int:
+        """How many of the teacher's layers a student has no counterpart of."""
+
     def kernels(self, architecture: Architecture, precision: Precision) -> list[Kernel]:
         """What the student's ONNX file will be compiled to."""
 
 
 @dataclass(frozen=True)
 class Costed:
-    """A candidate: predicted latency, and a guess of its loss of quality that only orders."""
+    """A candidate: predicted latency, multiply-adds, and a guess of its loss of quality."""
 
     architecture: Architecture
     ms: float
@@ -58,30 +64,26 @@ def identity(architecture: Architecture) -> str:
 def candidates(
     space: Space,
     number: int,
-    cost: Callable[[Architecture], tuple[float, int]],
-    guess: Callable[[Architecture], float],
+    cost: Callable[[Architecture], tuple[float, int, float]],
     draw: Random,
-    start: Sequence[Architecture] = (),
 ) -> list[Costed]:
     """Distinct students of a space with their latencies, in the order in which they were drawn.
 
     Args:
         space: where they are from.
-        number: how many are drawn, at most, besides the corners and `start`; a small space has
-            fewer.
-        cost: predicted latency in ms, and multiply-adds.
-        guess: of the loss of quality; lower is better.
+        number: how many are drawn, at most, besides the corners and the uniform students; a small
+            space has fewer.
+        cost: predicted latency in ms, multiply-adds, and a guess of the loss of quality.
         draw: the same one gives the same candidates.
-        start: students that are looked at first.
     """
     found: dict[str, Costed] = {}
 
     def add(architecture: Architecture) -> None:
         name = identity(architecture)
         if name not in found:
-            found[name] = Costed(architecture, *cost(architecture), guess(architecture))
+            found[name] = Costed(architecture, *cost(architecture))
 
-    for architecture in (*space.corners(), *start):
+    for architecture in (*space.corners(), *space.uniform_students()):
         add(architecture)
     given = len(found)
     for generation in range(GENERATIONS):
@@ -105,7 +107,7 @@ def _next(space: Space, best: Sequence[Costed], draw: Random) -> Architecture:
 
 
 def elite(found: Sequence[Costed]) -> list[Costed]:
-    """The best guesses in each of `BINS` ranges of latency (equal in its logarithm)."""
+    """The best guesses in each of `BINS` equal ranges of log latency."""
     if not found:
         return []
     low, high = min(c.ms for c in found), max(c.ms for c in found)

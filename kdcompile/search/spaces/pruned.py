@@ -63,7 +63,8 @@ def _widths(channels: Channels, layer: Layer, ratio: float, tile: int) -> dict[s
 NARROWEST = 1 / 16  # of the teacher's width, where students are drawn at random
 SPREAD = 2.0  # a group of a random student is up to so many times wider or narrower than the rest
 CHANGED = 0.15  # of the groups, by a mutation
-CORNERS = (1.0, 1 / 2, 1 / 4, 1 / 8, 0.0)
+CORNERS = (1.0, 0.0)
+UNIFORM = 16
 
 Widths = dict[int, int]
 
@@ -148,8 +149,16 @@ class LayerSpace:
         return self.architecture(widths, dropped)
 
     def corners(self) -> list[Architecture]:
-        """Uniform students down to the narrowest, and the smallest of all."""
+        """The widest and the narrowest uniform student, and the smallest of all."""
         return [*map(self.uniform, CORNERS), self.uniform(0.0, self.droppable)]
+
+    def uniform_students(self) -> list[Architecture]:
+        """The teacher at every sixteenth of its width."""
+        return [self.uniform(number / UNIFORM) for number in range(1, UNIFORM + 1)]
+
+    def missing_layers(self, architecture: Architecture) -> int:
+        """The dropped parts."""
+        return len(architecture["dropped"])
 
     def kernels(self, architecture: Architecture, precision: Precision) -> list[Kernel]:
         """What the student's ONNX file will be compiled to."""

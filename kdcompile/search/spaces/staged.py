@@ -6,7 +6,7 @@ dilation to see as far, and where it ends below the teacher's output the output 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -14,7 +14,6 @@ from typing import Any
 
 from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.cuts import Cut
-from kdcompile.models.staged import STAGE_KEYS
 from kdcompile.search.spaces.base import Architecture
 from kdcompile.search.spaces.staged_kernels import staged_kernels
 
@@ -95,6 +94,15 @@ class StagedSpace:
         found = [self._uniform(coarse, COARSER, 0, 1, block) for block in self.blocks]
         found += [self._uniform(fine, 1, -1, depth, self.blocks[0]) for depth in (1, DEEPEST)]
         return found
+
+    def uniform_students(self) -> list[Architecture]:
+        """None: the teacher is no staged student."""
+        return []
+
+    def missing_layers(self, architecture: Architecture) -> int:
+        """By how much its stages are less deep than the teacher's."""
+        pairs = zip(self.cuts, architecture["stages"], strict=True)
+        return sum(max(0, cut.depth - int(stage["depth"])) for cut, stage in pairs)
 
     def kernels(self, architecture: Architecture, precision: Precision) -> list[Kernel]:
         """What the student's ONNX file will be compiled to."""
@@ -191,41 +199,3 @@ def _widths(full: int, tile: int) -> list[int]:
         return [full]
     steps = [tiles ** (k / (WIDTHS - 1)) for k in range(WIDTHS)]
     return sorted({round(step) * tile for step in steps})
-
-
-@dataclass(frozen=True)
-class Block:
-    """A stage of a student and its position: all that its result depends on but the training data.
-
-    index: of the stage and of the cut that it imitates; in_width: channels that enter; scale: of
-    the image that the student sees; before: strides of the stages before it, multiplied.
-    """
-
-    index: int
-    in_width: int
-    scale: float
-    before: int
-    block: str
-    width: int
-    depth: int
-    stride: int
-    down: str
-    dilation: int
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The stage as an architecture writes it."""
-        return {name: getattr(self, name) for name in STAGE_KEYS}
-
-
-def blocks_of(architecture: Mapping[str, Any]) -> list[Block]:
-    """The blocks of a `staged` architecture; two students that share one have equal blocks."""
-    found, before, inputs = [], 1, int(architecture["in_channels"])
-    scale = float(architecture["input_scale"])
-    for index, given in enumerate(architecture["stages"]):
-        settings = {name: given[name] for name in STAGE_KEYS}
-        if settings["stride"] == 1:
-            settings["down"] = "pool"  # nothing is pooled, whatever is given
-        found.append(Block(index, inputs, scale, before, **settings))
-        before, inputs = before * int(given["stride"]), int(given["width"])
-    return found

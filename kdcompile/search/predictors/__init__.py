@@ -1,1 +1,0 @@
-"""Predict a candidate's quality without training it in full."""
