@@ -1,5 +1,6 @@
 """Shared fixtures. Nothing here needs a network or a GPU."""
 
+import gc
 import logging
 import os
 import tempfile
@@ -12,6 +13,9 @@ from longest_first import pytest_collection_modifyitems as pytest_collection_mod
 from told_skips import pytest_sessionfinish as pytest_sessionfinish
 
 from kdcompile.core.logs import CONSOLE
+
+# a tenth of the time of the tests was the collection of garbage among what their modules hold
+gc.set_threshold(20_000, 10, 10)
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -28,6 +32,11 @@ settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("same")
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -29,9 +29,13 @@ def test_commands_run_as_printed(tmp_path):
     quick = BUILD.replace("\n", " ".join(["", *(f"--set {s}" for s in QUICK)]) + "\n")
     blocks = [block.replace(BUILD, quick) for block in blocks]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    (tmp_path / "quick").mkdir()  # as in `_short_timings`, for the processes of the blocks
+    (tmp_path / "quick" / "sitecustomize.py").write_text(
+        "from kdcompile.core import measurement\nmeasurement.BLOCK_SECONDS = 0.02\n"
+    )
     for block in blocks:
         command = ["bash", "-euo", "pipefail", "-c", block]
-        environment = {**os.environ, "PATH": path}
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path / "quick")}
         found = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )

@@ -82,30 +82,32 @@ def _same(whole, again):
     assert first == second
 
 
-@pytest.mark.parametrize("stop", [1, 7, 11])
-def test_a_resumed_run_is_the_uninterrupted_one(spec, tmp_path, monkeypatch, stop):
+def test_a_resumed_run_is_the_uninterrupted_one(spec, tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(train_module, "LOG_EVERY", 5)
-    whole = trainer(spec("distill.steps=12"), tmp_path / "whole").run()
-    with pytest.raises(PowerCutError):
-        stopped_at(trainer(spec("distill.steps=12"), tmp_path / "cut"), stop).run()
-    resumed = trainer(spec("distill.steps=12"), tmp_path / "cut")
-    assert resumed._state.step == stop
+    wanted = spec("distill.steps=12")
+    whole = trainer(wanted, tmp_path / "whole").run()
+    for stop in (1, 7, 11):
+        with pytest.raises(PowerCutError):
+            stopped_at(trainer(wanted, tmp_path / "cut"), stop).run()
+        resumed = trainer(wanted, tmp_path / "cut")
+        assert resumed._state.step == stop
     _same(whole, resumed.run())
 
 
-@pytest.mark.parametrize("stop", [3, 6, 9, 16])
 @pytest.mark.parametrize("more", ["", "balance"])
-def test_stages_resume_exactly(spec, tmp_path, monkeypatch, stop, more):
+def test_stages_resume_exactly(spec, tmp_path, monkeypatch, more):
+    """Within a stage, between two, and in the last one."""
     monkeypatch.setattr(train_module, "CHECKPOINT_SECONDS", 0.0)
-    sets = ["distill.balance=gradient"] if more else ["distill.views=2"]
-    whole = trainer(spec(*sets, more=STAGES), tmp_path / "whole").run()
+    wanted = spec("distill.balance=gradient" if more else "distill.views=2", more=STAGES)
+    whole = trainer(wanted, tmp_path / "whole").run()
     assert [row["stage"] for row in whole.metrics if "stage" in row] == [
         "blocks", "blocks", "whole", "whole", "polish",
     ]  # fmt: skip
-    with pytest.raises(PowerCutError):
-        stopped_at(trainer(spec(*sets, more=STAGES), tmp_path / "cut"), stop).run()
-    _same(whole, trainer(spec(*sets, more=STAGES), tmp_path / "cut").run())
+    for stop in (3, 6, 9, 16):
+        with pytest.raises(PowerCutError):
+            stopped_at(trainer(wanted, tmp_path / "cut"), stop).run()
+    _same(whole, trainer(wanted, tmp_path / "cut").run())
 
 
 def test_a_stage_has_its_own_recipe_crop_rate_and_weights(spec, tmp_path, monkeypatch):

@@ -2,8 +2,19 @@
 
 import pytest
 import torch
+from quick_interpreter import quicken
+
+from kdcompile.kernels._runtime import triton_problem
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_interpreter():
+    with pytest.MonkeyPatch.context() as patch:
+        if triton_problem() is None:
+            quicken(patch)
+        yield
 
 
 @pytest.fixture

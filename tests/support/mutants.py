@@ -5,11 +5,14 @@ the files of the checkout themselves and starts a process for each mutant, which
 Here a mutant runs in a fork of a process that has imported the libraries, against the tests that
 reach its line, the fastest first.
 
-    python tests/support/mutants.py [FILE ...] [--kinds threshold,guard,sum]
+    python tests/support/mutants.py [FILE ...] [--kinds threshold,guard,sum] [--limit N]
+
+Survivors are printed as they are found, and a table of all files at the end.
 """
 
 import argparse
 import ast
+import gc
 import importlib
 import json
 import os
@@ -23,7 +26,12 @@ from pathlib import Path
 ROOMS = {
     "kdcompile/stats": ("tests/stats", "tests/gates"),
     "kdcompile/gates": ("tests/gates",),
-    "kdcompile/latency/compare.py": ("tests/latency", "tests/cli/test_bench_baseline.py"),
+    "kdcompile/latency/compare.py": (
+        "tests/latency",
+        "tests/cli/test_bench.py",
+        "tests/cli/test_bench_baseline.py",
+        "tests/cli/test_bench_undecided.py",
+    ),
 }
 LIBRARIES = ("torch", "scipy.stats", "onnx", "hypothesis", "pydantic", "click", "pytest")
 OPERATORS = {
@@ -34,6 +42,9 @@ OPERATORS = {
 }  # fmt: skip
 # pytest's rewriting of asserts would load the unchanged file of a package that is its plug-in
 QUIET = ("-q", "-p", "no:cacheprovider", "--assert=plain")
+COLUMNS = ("mutants", "killed", "survived", "equivalent")
+# changes that no test can notice, by file and words, and why
+EQUIVALENT: dict[str, dict[str, str]] = {}
 SECONDS = 60  # of CPU for the tests of one mutant: one that never ends is found too
 
 
@@ -184,32 +195,53 @@ def say(line):
     sys.stdout.flush()
 
 
+def judged(path, kinds, limit, known):
+    """Run the changes of one file; its row of the table, and the reasons of those left out."""
+    lines = known["lines"].get(str(path.resolve()), {})
+    everything = {t for found in lines.values() for t in found}
+    chosen = [
+        (kinds.index(kind), number, line, words)
+        for number, (line, kind, words, _) in enumerate(changes(ast.parse(path.read_text())))
+        if kind in kinds
+    ]
+    row, reasons = Counter(), []
+    for kind, number, line, words in sorted(chosen)[:limit]:
+        row["mutants"] += 1
+        if reason := EQUIVALENT.get(str(path), {}).get(words):
+            row["equivalent"] += 1
+            reasons.append(f"{path}:{line}: {words}: {reason}")
+            continue
+        near = set(lines.get(str(line), ())) - {""} or everything - {""}
+        alive = survives(path, number, sorted(near, key=known["seconds"].__getitem__))
+        row["survived" if alive else "killed"] += 1
+        if alive:
+            say(f"{path}:{line}: {kinds[kind]}: {words}")
+    return row, reasons
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--kinds", default="threshold,guard,sum")
+    parser.add_argument("--kinds", default="threshold,guard,sum", help="those first named first")
+    parser.add_argument("--limit", type=int, help="changes of one file")
     given = parser.parse_args()
     for name in LIBRARIES:
         importlib.import_module(name)
-    counts = Counter()
+    gc.freeze()  # a child that collects garbage would copy all that the libraries hold
+    gc.set_threshold(20_000, 10, 10)
+    table, equivalent = [], []
     for room, tests in ROOMS.items():
         files = [Path(room)] if room.endswith(".py") else sorted(Path(room).glob("*.py"))
         files = [f for f in files if not given.files or f in given.files]
         known = reached(tests) if files else {}
         for path in files:
-            lines = known["lines"].get(str(path.resolve()), {})
-            everything = {t for found in lines.values() for t in found}
-            for number, (line, kind, words, _) in enumerate(changes(ast.parse(path.read_text()))):
-                if kind not in given.kinds.split(","):
-                    continue
-                near = set(lines.get(str(line), ())) - {""} or everything - {""}
-                order = sorted(near, key=known["seconds"].__getitem__)
-                alive = survives(path, number, order)
-                counts[kind, alive] += 1
-                if alive:
-                    say(f"{path}:{line}: {kind}: {words}")
-    for kind in given.kinds.split(","):
-        say(f"{kind}: {counts[kind, False]} killed, {counts[kind, True]} survived")
+            row, reasons = judged(path, given.kinds.split(","), given.limit, known)
+            table.append("| ".join(["", str(path), *(f"{row[c]} " for c in COLUMNS)]) + "|")
+            say(table[-1])
+            equivalent += reasons
+    say(
+        "\n".join(["| file | " + " | ".join(COLUMNS) + " |", "|---" * 5 + "|", *table, *equivalent])
+    )
 
 
 if __name__ == "__main__":
