@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TRITON_DEFAULT_FP_FUSION ?= 1
 
-.PHONY: demo test coverage mutants soak lint kernels-aot kernels-docs clean
+.PHONY: demo test coverage mutants soak lint kernels-aot kernels-docs kernels-static clean
 
 demo: $(VENV)/.installed
 	rm -rf dist/digits-demo && mkdir -p dist/digits-demo
@@ -40,6 +40,11 @@ lint: $(VENV)/.installed
 kernels-aot: $(VENV)/.installed
 	TRITON_INTERPRET=0 $(BIN)/python -m kdcompile.kernels._aot --all --table
 	TRITON_INTERPRET=0 $(BIN)/python -m kdcompile.kernels._aot --all --table --aligned
+
+# bytes, instructions and launches of every kernel, counted without a GPU: half an hour on one core
+kernels-static: $(VENV)/.installed
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=0 $(BIN)/python benchmarks/kernels_static.py
+	$(MAKE) kernels-docs
 
 kernels-docs: $(VENV)/.installed
 	$(BIN)/python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv

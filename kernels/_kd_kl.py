@@ -4,6 +4,8 @@ from typing import no_type_check
 
 from kdcompile.kernels._runtime import jit, tl
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
 
 @jit
 @no_type_check
@@ -23,9 +25,8 @@ def _tile(
     """Classes start, start + 1, ... of the range for a block of rows; -inf beyond it."""
     k = start + tl.arange(0, CLASSES)
     place = _address(pointer, image, first, lane, lo + k, C, P, LAST) + theirs
-    inside = ((k >= 0) & (k < width))[None, :]
-    x = tl.load(place, valid[:, None] & inside, 0.0).to(tl.float32)
-    return tl.where(inside, x, float("-inf")), inside  # rows beyond the last are zeros
+    inside = valid[:, None] & ((k >= 0) & (k < width))[None, :]
+    return tl.load(place, inside, float("-inf")).to(tl.float32), inside
 
 
 @jit
@@ -86,13 +87,23 @@ def _block(
 
 @jit
 @no_type_check
-def _grow(top, total, u):
-    """One step of an online softmax: the new maximum (finite), sum, weights and correction."""
-    higher = tl.maximum(top, tl.max(u, 1))
-    safe = tl.where(higher == float("-inf"), 0.0, higher)
-    weights = tl.exp(u - safe[:, None])
-    shrink = tl.exp(top - safe)
-    return higher, total * shrink + tl.sum(weights, 1), weights, shrink
+def _tops(
+    student, teacher, image, first, lane, valid, ours, theirs, lo: tl.constexpr,
+    width: tl.constexpr, C: tl.constexpr, P, LAST_S: tl.constexpr, LAST_T: tl.constexpr,
+    ROWS: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    """The largest logit of each row, student's and teacher's: a maximum a lane, reduced once."""
+    top_s = tl.full([ROWS, CLASSES], float("-inf"), tl.float32)
+    top_t = tl.full([ROWS, CLASSES], float("-inf"), tl.float32)
+    for start in range(0, width, CLASSES):
+        s, _ = _tile(
+            student, image, first, lane, valid, ours, start, lo, width, C, P, LAST_S, CLASSES
+        )
+        t, _ = _tile(
+            teacher, image, first, lane, valid, theirs, start, lo, width, C, P, LAST_T, CLASSES
+        )
+        top_s, top_t = tl.maximum(top_s, s), tl.maximum(top_t, t)
+    return tl.max(top_s, 1), tl.max(top_t, 1)
 
 
 @jit
@@ -115,11 +126,17 @@ def kd_kl_fwd_kernel(
         ROWS, CLASSES,
     )  # fmt: skip
     ours = tl.zeros([1, 1], tl.int64)
-    top_s = tl.full([ROWS], float("-inf"), tl.float32)
-    top_t = tl.full([ROWS], float("-inf"), tl.float32)
-    sum_s = tl.zeros([ROWS], tl.float32)
-    sum_t = tl.zeros([ROWS], tl.float32)
-    cross = tl.zeros([ROWS], tl.float32)  # sum of weight * (u - v), or of weight * (v - u)
+    top_s, top_t = _tops(
+        student, teacher, image, first, lane, valid, ours, theirs, lo, width, C, P, LAST_S, LAST_T,
+        ROWS, CLASSES,
+    )  # fmt: skip
+    # the shift's rounding is the same for a whole row, and cancels in it; -inf - -inf is NaN
+    rate_s, rate_t = scale_s * LOG2E, scale_t * LOG2E
+    base_s = (tl.where(top_s == float("-inf"), 0.0, top_s) * rate_s)[:, None]
+    base_t = (tl.where(top_t == float("-inf"), 0.0, top_t) * rate_t)[:, None]
+    sum_s = tl.zeros([ROWS, CLASSES], tl.float32)
+    sum_t = tl.zeros([ROWS, CLASSES], tl.float32)
+    cross = tl.zeros([ROWS, CLASSES], tl.float32)  # sum of q (v - u), or of p (u - v)
     for start in range(0, width, CLASSES):
         s, _ = _tile(
             student, image, first, lane, valid, ours, start, lo, width, C, P, LAST_S, CLASSES
@@ -127,17 +144,19 @@ def kd_kl_fwd_kernel(
         t, _ = _tile(
             teacher, image, first, lane, valid, theirs, start, lo, width, C, P, LAST_T, CLASSES
         )
-        u, v = (s - mean_s[:, None]) * scale_s[:, None], (t - mean_t[:, None]) * scale_t[:, None]
-        top_s, sum_s, p, shrink_s = _grow(top_s, sum_s, u)
-        top_t, sum_t, q, shrink_t = _grow(top_t, sum_t, v)
+        u, v = s * rate_s[:, None] - base_s, t * rate_t[:, None] - base_t
+        p, q = tl.exp2(u), tl.exp2(v)
+        sum_s += p
+        sum_t += q
         used = (p if REVERSE else q) > 0
-        gap = tl.where(used, u, 0.0) - tl.where(used, v, 0.0)
-        if REVERSE:
-            cross = cross * shrink_s + tl.sum(p * gap, 1)
-        else:
-            cross = cross * shrink_t - tl.sum(q * gap, 1)
-    lse_s, lse_t = tl.log(sum_s) + top_s, tl.log(sum_t) + top_t
-    kl = cross / sum_s - lse_s + lse_t if REVERSE else cross / sum_t + lse_s - lse_t
+        gap = tl.where(used, v, 0.0) - tl.where(used, u, 0.0)
+        cross += -p * gap if REVERSE else q * gap
+    total_s, total_t = tl.sum(sum_s, 1), tl.sum(sum_t, 1)
+    total_s, total_t = tl.where(valid, total_s, 1.0), tl.where(valid, total_t, 1.0)
+    log_s, log_t = tl.log(total_s), tl.log(total_t)
+    apart = tl.sum(cross, 1) / (LOG2E * (total_s if REVERSE else total_t))
+    kl = apart + log_t - log_s if REVERSE else apart + log_s - log_t
+    lse_s, lse_t = log_s + (top_s - mean_s) * scale_s, log_t + (top_t - mean_t) * scale_t
     tl.store(rows_out + row, lse_s, valid)
     tl.store(rows_out + rows + row, lse_t, valid)
     tl.store(rows_out + 2 * rows + row, kl, valid)
@@ -148,14 +167,14 @@ def kd_kl_fwd_kernel(
 
 @jit
 @no_type_check
-def _gradient(s, t, mean_s, scale_s, mean_t, scale_t, lse_s, lse_t, kl, REVERSE: tl.constexpr):
-    """d KL / d u at a tile."""
-    u, v = (s - mean_s[:, None]) * scale_s[:, None], (t - mean_t[:, None]) * scale_t[:, None]
-    p, q = tl.exp(u - lse_s[:, None]), tl.exp(v - lse_t[:, None])
+def _gradient(s, t, rate_s, base_s, rate_t, base_t, kl, REVERSE: tl.constexpr):
+    """d KL / d u at a tile; logits times rate, less base, are log2 of p and of q."""
+    log_p, log_q = s * rate_s[:, None] - base_s[:, None], t * rate_t[:, None] - base_t[:, None]
+    p = tl.exp2(log_p)
     if REVERSE:
-        gap = tl.where(p > 0, u, 0.0) - tl.where(p > 0, v, 0.0)
-        return p * (gap - (lse_s - lse_t + kl)[:, None])
-    return p - q
+        gap = tl.where(p > 0, log_p, 0.0) - tl.where(p > 0, log_q, 0.0)
+        return p * (gap / LOG2E - kl[:, None])
+    return p - tl.exp2(log_q)
 
 
 @jit
@@ -176,6 +195,8 @@ def kd_kl_bwd_kernel(
     lse_s = tl.load(rows_in + row, valid, 0.0)
     lse_t = tl.load(rows_in + rows + row, valid, 0.0)
     kl = tl.load(rows_in + 2 * rows + row, valid, 0.0)
+    rate_s, rate_t = scale_s * LOG2E, scale_t * LOG2E
+    base_s, base_t = mean_s * rate_s + lse_s * LOG2E, mean_t * rate_t + lse_t * LOG2E
     outer = tl.load(upstream) * factor + tl.zeros([ROWS], tl.float32)
     if WEIGHTED:
         outer = outer * tl.load(weight + row, valid, 0.0)
@@ -188,20 +209,19 @@ def kd_kl_bwd_kernel(
             t, _ = _tile(
                 teacher, image, first, lane, valid, theirs, start, lo, width, C, P, LAST_T, CLASSES
             )
-            g = _gradient(s, t, mean_s, scale_s, mean_t, scale_t, lse_s, lse_t, kl, REVERSE)
+            g = _gradient(s, t, rate_s, base_s, rate_t, base_t, kl, REVERSE)
             pull += tl.sum(g * tl.where(mask, s - mean_s[:, None], 0.0), 1)
         inverse = scale_s * T
         pull = tl.where(inverse * EPS < 1, pull * inverse * inverse / tl.maximum(width - 1, 1), 0.0)
     for start in range(0, C, CLASSES):
         k = start + tl.arange(0, CLASSES)
-        s, _ = _tile(
+        s, inside = _tile(
             student, image, first, lane, valid, ours, start - lo, lo, width, C, P, LAST_S, CLASSES
         )
         t, _ = _tile(
             teacher, image, first, lane, valid, theirs, start - lo, lo, width, C, P, LAST_T, CLASSES
         )
-        g = _gradient(s, t, mean_s, scale_s, mean_t, scale_t, lse_s, lse_t, kl, REVERSE)
-        inside = ((k >= lo) & (k < lo + width))[None, :]
+        g = _gradient(s, t, rate_s, base_s, rate_t, base_t, kl, REVERSE)
         if STD:
             g = g - tl.where(inside, s - mean_s[:, None], 0.0) * pull[:, None]
         g = tl.where(inside, g * (outer * scale_s)[:, None], 0.0)

@@ -34,6 +34,7 @@ from kdcompile.kernels._tune import Config, best, shape_class
 
 EPS = 1e-6  # least standard deviation of a row
 CONFIGS: Sequence[Config] = (
+    {"ROWS": 64, "CLASSES": 16, "num_warps": 4, "num_stages": 2},
     {"ROWS": 8, "CLASSES": 64, "num_warps": 4, "num_stages": 2},
     {"ROWS": 4, "CLASSES": 256, "num_warps": 4, "num_stages": 2},
     {"ROWS": 8, "CLASSES": 256, "num_warps": 8, "num_stages": 1},
@@ -168,7 +169,8 @@ def kd_kl_forward(
         )  # fmt: skip
         return partial.sum()
 
-    return best("kd_kl_forward", _key(student, constants), CONFIGS, student.device, run), rows
+    configs = _configs(numbers[-1])
+    return best("kd_kl_forward", _key(student, constants), configs, student.device, run), rows
 
 
 def _backward_fake(student: Tensor, *_: Any) -> Tensor:
@@ -195,7 +197,13 @@ def kd_kl_backward(
         )  # fmt: skip
         return grad
 
-    return best("kd_kl_backward", _key(student, constants), CONFIGS, student.device, run)
+    configs = _configs(numbers[-1])
+    return best("kd_kl_backward", _key(student, constants), configs, student.device, run)
+
+
+def _configs(rows: int) -> Sequence[Config]:
+    """The untuned default first: wide blocks of rows only where there are enough to fill a GPU."""
+    return CONFIGS if shape_class(rows)[0] > 16384 else (*CONFIGS[1:], CONFIGS[0])
 
 
 def _key(student: Tensor, constants: dict[str, Any]) -> tuple[object, ...]:
