@@ -1,15 +1,19 @@
 """How closely two networks agree on the same images: SQNR and largest relative error."""
 
-from collections.abc import Iterable, Sequence
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
 
-LIMIT_DB = 200.0  # stands for "equal" (and its negative for "not at all"): JSON has no infinity
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+    Floats = NDArray[np.float32]
+
+LIMIT_DB = 200.0  # stands for "equal" (and its negative for "not at all"): JSON has no infinity
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -29,7 +33,7 @@ def powers(reference: Floats, output: Floats) -> tuple[float, float]:
 
 def pooled_sqnr(references: Iterable[Floats], outputs: Iterable[Floats]) -> float:
     """SQNR in dB over all images together: 20 log10(|a| / |a - b|)."""
-    both = [powers(a, b) for a, b in zip(references, outputs, strict=True)]
+    both = [powers(a, b) for a, b in zip(references, outputs)]
     return decibels(sum(s for s, _ in both), sum(n for _, n in both))
 
 
@@ -45,7 +49,7 @@ def agreement(references: Sequence[Floats], outputs: Iterable[Floats]) -> dict[s
     Raises:
         KDError: `parity-nonfinite`, or `parity-empty` for no images.
     """
-    pairs = list(zip(references, outputs, strict=True))
+    pairs = list(zip(references, outputs))
     for place, pair in enumerate(pairs):
         if not all(np.isfinite(value).all() for value in pair):
             raise KDError(
