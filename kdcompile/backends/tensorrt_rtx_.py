@@ -3,7 +3,6 @@
 import importlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,14 +13,6 @@ LABEL = (
     "compile check with TensorRT-RTX: proves that a TensorRT parser and compiler take the graph; "
     "it is not an engine for the target"
 )
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """What one compilation gave: an engine's size, or why there is none."""
-
-    engine_bytes: int | None
-    errors: list[dict[str, str]]
 
 
 def compile_check(
@@ -45,14 +36,7 @@ def compile_check(
         trt = importlib.import_module("tensorrt_rtx")
     except (ImportError, OSError) as error:
         reason = f"tensorrt_rtx does not import ({error}); pip install 'kdcompile[rtx]'"
-        blank: dict[str, Any] = {
-            "ok": None,
-            "engine_bytes": None,
-            "seconds": None,
-            "errors": [],
-            "version": None,
-        }
-        return [{"check": LABEL, "capability": c, **blank, "skipped": reason} for c in capabilities]
+        return [_row(capability, skipped=reason) for capability in capabilities]
     return [_check(trt, onnx_path, capability, profile) for capability in capabilities]
 
 
@@ -60,27 +44,32 @@ def _check(
     trt: ModuleType, onnx_path: Path, capability: str, profile: Profile | None
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    attempt = _compile(trt, onnx_path, capability, profile)
-    return {
-        "check": LABEL,
-        "capability": capability,
-        "ok": attempt.engine_bytes is not None,
-        "engine_bytes": attempt.engine_bytes,
-        "seconds": time.perf_counter() - start,
-        "errors": attempt.errors,
-        "version": str(trt.__version__),
-    }
+    size, errors = _compile(trt, onnx_path, capability, profile)
+    return _row(
+        capability,
+        ok=size is not None,
+        engine_bytes=size,
+        seconds=time.perf_counter() - start,
+        errors=errors,
+        version=str(trt.__version__),
+    )
+
+
+def _row(capability: str, **known: Any) -> dict[str, Any]:
+    nothing = dict.fromkeys(("ok", "engine_bytes", "seconds", "version"))
+    return {"check": LABEL, "capability": capability, **nothing, "errors": [], **known}
 
 
 def _compile(
     trt: ModuleType, onnx_path: Path, capability: str, profile: Profile | None
-) -> _Attempt:
+) -> tuple[int | None, list[dict[str, str]]]:
+    """The size of the engine, or None and why there is none."""
     messages: list[str] = []
     logger = _logger(trt, messages)
     wanted = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
     if wanted is None:
         message = f"TensorRT-RTX {trt.__version__} has no compute capability {capability}"
-        return _Attempt(None, [{"node": "", "message": message}])
+        return None, [{"node": "", "message": message}]
     builder = trt.Builder(logger)
     # strongly typed is the only kind; the flag exists for callers of older generations
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -88,14 +77,14 @@ def _compile(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx_path.read_bytes()):
         found = [parser.get_error(i) for i in range(parser.num_errors)]
-        return _Attempt(None, [{"node": _node(e), "message": e.desc()} for e in found])
+        return None, [{"node": _node(e), "message": e.desc()} for e in found]
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(wanted, 0)
     dynamic = [t for t in map(network.get_input, range(network.num_inputs)) if -1 in t.shape]
     if dynamic and profile is None:
         message = "the input has free sizes: give the smallest, typical and largest shape"
-        return _Attempt(None, [{"node": dynamic[0].name, "message": message}])
+        return None, [{"node": dynamic[0].name, "message": message}]
     if dynamic and profile is not None:
         shapes = builder.create_optimization_profile()
         shapes.set_shape(dynamic[0].name, *(tuple(shape) for shape in profile))
@@ -103,8 +92,8 @@ def _compile(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         reasons = messages or ["the compiler gave no reason"]
-        return _Attempt(None, [{"node": "", "message": message} for message in reasons])
-    return _Attempt(int(engine.nbytes), [])
+        return None, [{"node": "", "message": message} for message in reasons]
+    return int(engine.nbytes), []
 
 
 def _node(error: Any) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 from kdcompile.data.photo import Photo
 from kdcompile.distill.state import State
-from kdcompile.tasks.agreement import changes
 from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.reference import changes
 from kdcompile.tasks.task import Task
 
 LOSS_SHARE = 0.05

@@ -23,7 +23,7 @@ from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.registry import Decidable, gate, of_all
 from kdcompile.stats.noninferiority import check_pairs
 from kdcompile.stats.sample_size import least_number
-from kdcompile.tasks.agreement import changes
+from kdcompile.tasks.reference import changes
 from kdcompile.tasks.task import Task
 
 

@@ -43,7 +43,7 @@ NO_USAGE = (
     "kdcompile built"
 )
 NO_TEST = (
-    "the board ran without the test photos: kdcompile bundle --test-pack FOLDER, then on the "
+    "the board ran without the test images: kdcompile bundle --test-pack FOLDER, then on the "
     "board build_engine.py --test FOLDER"
 )
 

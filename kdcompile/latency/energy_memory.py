@@ -48,7 +48,7 @@ def measure(
     with open_() as place:
         before = place.call("memory", restart=True)
         there = place.inputs(load(place, NETWORK))
-        once = {"inputs": there, "name": NETWORK, "iterations": 3, "warmup": 1}
+        once: dict[str, Any] = {"inputs": there, "name": NETWORK, "iterations": 3, "warmup": 1}
         mode, _ = engine.leanest(place, lambda mode: place.call("time", mode=mode, **once))
         memory = memory_of(before, place.call("memory"))
         log.info("measuring energy and memory at %s", place.label)

@@ -77,10 +77,10 @@ class Watch:
         values = rates(start.signals, now, self._clock() - start.at)
         if now.get("cooling") is not None:
             values[COOLING] = now["cooling"]
-        flags = now.get("gpu_flags")
+        if (flags := now.get("gpu_flags")) is not None:
+            for bit, word in nvidia_smi.REASONS.items():
+                values[f"the GPU throttles: {word}"] = float(bool(flags & bit))
         clocks = {f"the {unit.upper()}'s clock fell": now.get(f"{unit}_hz") for unit in UNITS}
-        for bit, word in nvidia_smi.REASONS.items() if flags is not None else ():
-            values[f"the GPU throttles: {word}"] = float(bool(flags & bit))
         found = [name for name, value in values.items() if self._past.exceeds(name, value)]
         fell = [name for name, hz in clocks.items() if hz and self._past.fell(name, hz)]
         return next(iter(found + fell), None)

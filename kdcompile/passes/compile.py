@@ -34,7 +34,8 @@ from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import load_splits
 from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
-from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr, taught_places
+from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
+from kdcompile.tasks.reference import taught_places
 from kdcompile.tasks.task import Task, task_of
 
 Floats = NDArray[np.float32]

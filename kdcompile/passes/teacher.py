@@ -19,7 +19,7 @@ from kdcompile.distill.evaluate import predict
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher
 from kdcompile.targets import Target
-from kdcompile.tasks.agreement import taught_places
+from kdcompile.tasks.reference import taught_places
 from kdcompile.tasks.task import Task, preprocess_of, task_of
 
 log = logging.getLogger("kdcompile")

@@ -32,7 +32,7 @@ from kdcompile.gates.summary import (
 )
 from kdcompile.latency.environment import fingerprint, fingerprint_id
 from kdcompile.targets import Target
-from kdcompile.tasks.agreement import taught
+from kdcompile.tasks.reference import taught
 from kdcompile.tasks.task import Task, task_of
 
 NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")

@@ -8,7 +8,7 @@ from played_board import GATES, KIT, host_report, record
 from kdcompile.core.report import GateResult
 from kdcompile.gates.accuracy import AccuracyGate, accuracy
 from kdcompile.gates.from_board import judge_board
-from kdcompile.tasks.agreement import changes, taught
+from kdcompile.tasks.reference import changes, taught
 from kdcompile.tasks.task import find_task
 
 TRUE = np.repeat([0, 1, 2], 40)  # the teacher has 0 and 1

@@ -105,7 +105,12 @@ def test_traffic_of_a_copy(static, device):
     """A kernel that copies 1,000 numbers: 4,000 bytes each way, and whole sectors."""
     if device.type != "cpu":
         pytest.skip("counted in the interpreter")
-    own = {"source": torch.arange(1.0, 1001.0), "target": torch.empty(1000), "n": 1000, "block": 256}
+    own = {
+        "source": torch.arange(1.0, 1001.0),
+        "target": torch.empty(1000),
+        "n": 1000,
+        "block": 256,
+    }
     launch = static.launches.Launch(_copy, (4, 1, 1), own, {"num_warps": 4})
     found = static.traffic.traffic(launch)
     assert (found.loaded, found.stored, found.atomics) == (4000, 4000, 0)

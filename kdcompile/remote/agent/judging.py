@@ -14,12 +14,13 @@ import numpy as np
 from kdcompile.remote.usage import Absent, energy_of, memory_of
 from kdcompile.stats.latency_interval import PairedTimes, limit_verdict, ratio_interval
 from kdcompile.stats.noninferiority import compare, observed_text
+from kdcompile.tasks.agreement import LIMIT_DB, decibels, powers, relative_error
 from kdcompile.tasks.metric import MAE, METRICS
 
 if TYPE_CHECKING:
     from kdcompile.remote.agent.candidates import Build
 
-LIMIT_DB, OVERFLOW = 200.0, 1e30  # JSON has no infinity
+OVERFLOW = 1e30  # JSON has no infinity
 ORDER = ("fp32", "fp16", "bf16", "mixed", "fp8", "int8")  # from the most precise
 TIE = 1.02
 
@@ -42,20 +43,13 @@ def errors_of(predicted: Any, true: Any, task: str) -> Any:
 
 def agreement(outputs: list[Any], reference: list[Any]) -> dict[str, float]:
     """SQNR in dB pooled over images, and the largest relative error."""
-    worst, signal, noise = 0.0, 0.0, 0.0
-    for output, want in zip(outputs, reference):
-        if output.shape != want.shape:  # another network's output agrees in nothing
-            return {"max_rel_error": OVERFLOW, "sqnr_db": -LIMIT_DB}
-        wide = want.astype(np.float64)
-        error = output.astype(np.float64) - wide
-        worst = max(worst, float(np.abs(error).max()) / max(float(np.abs(want).max()), 1e-30))
-        signal, noise = signal + float((wide**2).sum()), noise + float((error**2).sum())
-    if not math.isfinite(noise):  # a NaN or an overflow is the worst there is
+    pairs = list(zip(reference, outputs))
+    alike = all(want.shape == output.shape for want, output in pairs)
+    signal, noise = np.sum([powers(*pair) for pair in pairs], 0) if alike else (0.0, np.inf)
+    if not np.isfinite(noise):  # a NaN, an overflow or another network's output
         return {"max_rel_error": OVERFLOW, "sqnr_db": -LIMIT_DB}
-    if noise == 0 or signal == 0:
-        return {"max_rel_error": worst, "sqnr_db": -LIMIT_DB if noise else LIMIT_DB}
-    decibels = 10 * math.log10(signal / noise)
-    return {"max_rel_error": worst, "sqnr_db": min(max(decibels, -LIMIT_DB), LIMIT_DB)}
+    worst = max(relative_error(*pair) for pair in pairs)
+    return {"max_rel_error": worst, "sqnr_db": decibels(signal, noise)}
 
 
 def judge_accuracy(
@@ -139,7 +133,7 @@ def choose(passing: list[tuple[str, float]], others: list[tuple[str, float]]) ->
 
 MEGABYTE = 1e6
 HOW = (
-    "needs the test photos: at home `kdcompile bundle --test-pack FOLDER`, copy FOLDER here, "
+    "needs the test images: at home `kdcompile bundle --test-pack FOLDER`, copy FOLDER here, "
     "then build_engine.py --test FOLDER"
 )
 

@@ -42,11 +42,9 @@ def read_usage(agent: str, backend: str, path: str, inputs: str, mode: str) -> d
         return {"absent": f"a second process did not start: {error.strerror}"}
     replies = [json.loads(line) for line in done.stdout.decode().splitlines()]
     for number, request in enumerate(requests):
-        error = {
-            "code": "worker-died",
-            "message": f"the worker ended in the middle of {request['op']}",
-        }
-        reply = replies[number] if number < len(replies) else {"error": error}
+        text = f"the worker ended in the middle of {request['op']}"
+        died = {"code": "worker-died", "message": text}
+        reply = replies[number] if number < len(replies) else {"error": died}
         if "error" in reply:
             text = f"{reply['error']['code']}: {reply['error']['message']}"
             return {"absent": " ".join(text.split())}
