@@ -18,7 +18,6 @@ from kdcompile.core.report import Report
 NAME = "MODEL_CARD.md"
 SPLITS = ("train", "val", "test")
 NOT_RECORDED = "not recorded"
-NOT_STATED = "not stated by the spec"
 CHOICE = ("precision", "basis", "why")
 TRAINING = ("recipe", "steps", "best_step", "device", "seconds", "seed")
 

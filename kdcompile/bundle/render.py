@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures, headline
-from kdcompile.bundle.overlay import overlay_png, photo_png
+from kdcompile.bundle.figures import overlay_png, photo_png
 from kdcompile.core.report import Report, escape
 
 GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")

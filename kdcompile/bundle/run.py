@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.bundle.overlay import overlay_png
+from kdcompile.bundle.figures import overlay_png
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing
 from kdcompile.data.photo import read_pixels

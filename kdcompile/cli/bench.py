@@ -103,7 +103,8 @@ def _report(
         found = measure(**request_of(given))
     seconds = time.monotonic() - started
     judged = found.compared
-    _print(found, as_json, judged and what_to_type(judged, found.plan, *found.baselines))
+    advice = None if judged is None else what_to_type(judged, found.plan, *found.baselines)
+    _print(found, as_json, advice)
     if folder is not None:
         ci_report(found, folder, command, str(artifact), seconds, as_json)
     sys.exit(found.exit_code)

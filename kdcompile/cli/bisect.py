@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,11 +30,9 @@ def bisect(
     spec: str | None,
     target: str | None,
     sets: tuple[str, ...],
-    via: str | None,
-    rung: str | None,
-    limit: float | None,
     trusted: Path | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Find the first tensor at which a rung of the parity ladder leaves the one before it.
 
@@ -43,6 +42,6 @@ def bisect(
     from kdcompile import api
 
     named = spec_or_bundle(spec, target, sets, trusted)
-    found = api.bisect(named, rung=rung, limit=limit, via=via, target=target, sets=sets)
+    found = api.bisect(named, target=target, sets=sets, **given)
     show(found, as_json, lambda found: found.text())
     sys.exit(found.exit_code)

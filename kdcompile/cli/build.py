@@ -56,14 +56,7 @@ def planned(
 @via_option
 @click.option("--label", type=click.IntRange(1), metavar="N", help=LABEL)
 @as_json
-def plan(
-    spec: str | None,
-    target: str | None,
-    sets: tuple[str, ...],
-    via: str | None,
-    label: int | None,
-    as_json: bool,
-) -> None:
+def plan(spec: str | None, label: int | None, as_json: bool, **given: Any) -> None:
     """Print the steps, cache hits, cost estimates and hardware limits of a build.
 
     Exit 1 where the target would refuse it.
@@ -73,10 +66,10 @@ def plan(
     from kdcompile.passes.show import lines
 
     if label is not None:
-        work = planned(spec, target, sets, via)
+        work = planned(spec, **given)
         show(labels.to_label(work, label), as_json, labels.lines)
         return
-    found = api.plan(spec, via=via, target=target, sets=sets)
+    found = api.plan(spec, **given)
     show(found.to_json(), as_json, lines)
     if found.is_refused:
         sys.exit(EXIT_FIXABLE)
@@ -85,7 +78,7 @@ def plan(
 @click.command(cls=CiCommand)
 @spec_options
 @via_option
-@click.option("-o", "--output", type=PATH, help="Bundle folder.")
+@click.option("-o", "--output", "out", type=PATH, help="Bundle folder.")
 @require_option
 @sign_option
 @previous_option
@@ -93,16 +86,13 @@ def plan(
 @as_json
 def build(
     spec: str | None,
-    target: str | None,
     sets: tuple[str, ...],
-    via: str | None,
-    output: Path | None,
     require: str | None,
-    key: Path | None,
     baseline: Path | None,
     ci: bool,
     ci_folder: Path | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Run every stage and write the bundle to dist/NAME-TARGET/."""
     from kdcompile import api
@@ -111,12 +101,10 @@ def build(
     from kdcompile.core.report import overall
 
     folder, stream, device = ci_place(ci, ci_folder), ci_stream(as_json), require == "device"
-    title = title_of("build", spec, target)
+    title = title_of("build", spec, given["target"])
     with in_ci(folder, "build", name_of(spec), title=title, stream=stream):
-        built = api.build(
-            spec, out=output, sign=key, via=via, require_device=device, target=target,
-            sets=with_previous(sets, baseline),
-        )  # fmt: skip
+        sets = with_previous(sets, baseline)
+        built = api.build(spec, require_device=device, sets=sets, **given)
     if built.signed_by is not None:
         tell(f"signed by {built.signed_by}")
     if as_json:

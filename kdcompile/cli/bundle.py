@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,7 +21,7 @@ from kdcompile.core.errors import plain
 @click.command()
 @spec_options
 @via_option
-@click.option("-o", "--output", type=PATH, help="Copy the stage's files to this folder.")
+@click.option("-o", "--output", "out", type=PATH, help="Copy the stage's files to this folder.")
 @click.option(
     "--test-pack",
     type=PATH,
@@ -40,33 +41,26 @@ from kdcompile.core.errors import plain
 @as_json
 def bundle(
     spec: str | None,
-    target: str | None,
-    sets: tuple[str, ...],
-    via: str | None,
-    output: Path | None,
-    test_pack: Path | None,
     merge: Path | None,
     engine: Path | None,
-    key: Path | None,
     trusted: Path | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Write the bundle's files; a test pack for a board; or merge what the board measured."""
     if merge is not None:
-        if any((target, sets, via, output, test_pack)):
+        if any(value for name, value in given.items() if name != "sign"):
             raise click.UsageError(
                 "--merge takes a BUNDLE, --engine, --sign, --trusted and --json only"
             )
-        sys.exit(merge_board(Path(spec or "."), merge, engine, key, trusted, as_json))
+        sys.exit(merge_board(Path(spec or "."), merge, engine, given["sign"], trusted, as_json))
     if engine is not None or trusted is not None:
         raise click.UsageError(f"{'--engine' if engine else '--trusted'} needs --merge")
-    if key is not None and output is None:
+    if given["sign"] is not None and given["out"] is None:
         raise click.UsageError("--sign needs -o: the stage's own files stay as they are")
     from kdcompile import api
 
-    made = api.bundle(
-        spec, out=output, sign=key, test_pack=test_pack, via=via, target=target, sets=sets
-    )
+    made = api.bundle(spec, **given)
     if made.signed_by is not None:
         tell(f"signed by {made.signed_by}")
     if as_json:
@@ -77,7 +71,7 @@ def bundle(
         click.echo(f"{name}: {plain(value)}")
     click.echo(f"bundle: {plain(made.path)}")
     if made.test_pack is not None:
-        click.echo(f"test pack: {plain(test_pack)}, {made.test_pack['photos']} images")
+        click.echo(f"test pack: {plain(made.test_pack['path'])}, {made.test_pack['photos']} images")
 
 
 def merge_board(

@@ -59,7 +59,6 @@ require_option = click.option(
 )
 sign_option = click.option(
     "--sign",
-    "key",
     metavar="KEY.pem",
     type=PATH,
     help="Sign the bundle with an Ed25519 private key.",

@@ -38,6 +38,7 @@ class Failed:
 @click.option(
     "-o",
     "--output",
+    "out",
     default="overlays",
     show_default=True,
     type=PATH,
@@ -48,13 +49,7 @@ class Failed:
 @trusted_option
 @as_json
 def run(
-    bundle: Path,
-    photos: tuple[Path, ...],
-    output: Path,
-    onnx: bool,
-    via: str | None,
-    trusted: Path | None,
-    as_json: bool,
+    bundle: Path, photos: tuple[Path, ...], trusted: Path | None, as_json: bool, **given: Any
 ) -> None:
     """Run a BUNDLE's network on IMAGES: counts with drawn densities, classes, or values.
 
@@ -65,7 +60,7 @@ def run(
     from kdcompile import api
 
     found, _ = open_trusted(bundle, trusted)
-    each = api.run(found, photos, out=output, onnx=onnx, via=via)
+    each = api.run(found, photos, **given)
     if _print(each, len(photos), as_json):
         sys.exit(EXIT_FIXABLE)
 

@@ -14,22 +14,17 @@ from kdcompile.core.backends import is_served, of_record
 from kdcompile.core.errors import EXIT_GATE, KDError, ToolMissingError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from kdcompile.bundle.manifest import Bundle
     from kdcompile.remote.open import Place
 
-    Floats = NDArray[np.float32]
 
-
-INSTEAD = "or run its ONNX file here: kdcompile run --onnx BUNDLE PHOTO..."
+Floats = NDArray[np.float32]
+INSTEAD = "or run its ONNX file here: kdcompile run --onnx BUNDLE IMAGE..."
 
 
 @contextmanager
 def open_network(
-    bundle: "Bundle", via: str | None, onnx: bool
-) -> Iterator["Callable[[Floats], Floats]"]:
+    bundle: Bundle, via: str | None, onnx: bool
+) -> Iterator[Callable[[Floats], Floats]]:
     """The network of a bundle, float32 [1, C, H, W] to its output.
 
     Args:
@@ -64,7 +59,7 @@ def open_network(
         yield engine.EngineRunner(place, "main", backend, version)
 
 
-def take_engine(place: "Place", bundle: "Bundle") -> None:
+def take_engine(place: "Place", bundle: Bundle) -> None:
     """Load the bundle's engine as `main`.
 
     Raises:
@@ -85,7 +80,7 @@ def take_engine(place: "Place", bundle: "Bundle") -> None:
         raise KDError(error.code, error.message, str(bundle.engine), fix) from error
 
 
-def backend_of(bundle: "Bundle") -> str:
+def backend_of(bundle: Bundle) -> str:
     """The worker's backend that made the engine, by the engine's record.
 
     Raises:
@@ -97,7 +92,7 @@ def backend_of(bundle: "Bundle") -> str:
     return of_record(engine.record_of(bundle.engine))
 
 
-def engine_missing(bundle: "Bundle") -> KDError:
+def engine_missing(bundle: Bundle) -> KDError:
     """The refusal of `--via` for a bundle without an engine."""
     return KDError(
         "engine-missing",
@@ -107,7 +102,6 @@ def engine_missing(bundle: "Bundle") -> KDError:
     )
 
 
-Floats = NDArray[np.float32]
 REFERENCES = {"kit": "reference.npz", "parity": "outputs.npz"}  # in a bundle, by its folder
 NO_REFERENCE = "not checked: this bundle carries no reference outputs"
 

@@ -15,11 +15,11 @@ from kdcompile.core.report import Verdict
 from kdcompile.data.photo import Photo
 from kdcompile.delta import encode
 from kdcompile.delta import layer as form
-from kdcompile.delta.applying import Judged, Made, Written
+from kdcompile.delta.applying import Made, Written
 from kdcompile.delta.file import Delta, check_output, inputs_of, rebuilt, write_delta
 from kdcompile.delta.layer import KINDS, Layer
 from kdcompile.delta.selection import Biases, Ladder, Option
-from kdcompile.delta.student import FEW, LOSS, Floats, Student, is_proven, judge
+from kdcompile.delta.student import FEW, LOSS, Floats, Judged, Student, is_proven, judge
 from kdcompile.delta.tensors import State, check_same_form, half_size, read_student, weights_hash
 
 log = logging.getLogger("kdcompile")

@@ -5,7 +5,7 @@ ones with dots. What passes, such as a temperature, is in the environment's `sta
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from kdcompile.core.errors import KDError, nearest
@@ -30,10 +30,6 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.theirs} -> {self.here}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def record(environment: Mapping[str, Any], mode: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,8 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.progress import OnProgress, working
 from kdcompile.latency import baseline_store as store
 from kdcompile.latency.baseline import Baseline, make_baseline, read_baseline, runs_wanted
-from kdcompile.latency.compare import MARGIN, Measurement, merged
 from kdcompile.latency.report import described
 from kdcompile.latency.request import Measuring, Request
-from kdcompile.latency.sampler import environment_at
-from kdcompile.latency.subject import common_backend
 
 if TYPE_CHECKING:
     from kdcompile.latency.benchmark import AnyPath
@@ -137,6 +134,8 @@ def update_baseline(
         KDError: `baseline-why`, `baseline-missing`, `baseline-class`, `baseline-other`,
             `baseline-foreign`; those of reading it and of measuring.
     """
+    from kdcompile.latency.compare import merged
+
     given, path = Request(**measuring), Path(artifact)
     if not why.strip():
         raise KDError(
@@ -193,6 +192,8 @@ def _measured(
 
     With `equal_to`, the file of `old`, they must have its conditions too.
     """
+    from kdcompile.latency.compare import MARGIN, Measurement
+
     plan = given.plan(MARGIN, kept=None if old is None else old.mode, runs=runs_wanted(runs))
     theirs = None if old is None or equal_to is None else old.record
     work = Measurement([given.subject(artifact, old)], plan, theirs, str(equal_to))
@@ -212,6 +213,9 @@ def _of_this_device(
 
     A machine is of two classes: of its GPU's and of its CPU's. What all of them ran on says which.
     """
+    from kdcompile.latency.sampler import environment_at
+    from kdcompile.latency.subject import common_backend
+
     subjects = [given.subject(artifact, one) for one in found.values()]
     if len({subject.backend for subject in subjects}) > 1:
         subjects = [given.subject(artifact)]

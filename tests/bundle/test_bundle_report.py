@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kdcompile.bundle import curves, facts, figures, render
-from kdcompile.bundle.overlay import overlay_png
+from kdcompile.bundle.figures import overlay_png
 from kdcompile.bundle.text import text_summary
 
 

@@ -38,7 +38,7 @@ def test_links_lead_somewhere():
 
 def test_the_files_and_the_words_of_the_mark_are_listed():
     first = re.findall(r"^\| `([\w.]+)` \|", TEXT, re.M)
-    assert set(first) == set(FILES) | set(Settings.__dataclass_fields__)
+    assert set(first) == set(FILES) | set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("words", OF_KDCOMPILE, ids=" ".join)
