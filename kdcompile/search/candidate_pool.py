@@ -20,7 +20,7 @@ from kdcompile.search.spaces.base import Architecture, Costed, Space, candidates
 from kdcompile.targets import Target
 from kdcompile.tasks.metric import Metric
 
-Student = TypeVar("Student", Point, Costed)
+Student = TypeVar("Student", bound=Point | Costed)
 NEAR = 60  # candidates below the budget that are kept as points, of the best and of each make
 VISIBLE = 0.1  # an increase of the metric by this share is the unit of the prior
 

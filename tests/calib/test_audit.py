@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from kdcompile.calib import audit
+from kdcompile.calib.audit import jensen_shannon, scale_spread, usual_drift
 from kdcompile.calib.calibrate import table_of
 from kdcompile.calib.chosen import ChosenImages
 from kdcompile.calib.collect import pooled
 from kdcompile.calib.histogram import Histogram
 from kdcompile.calib.observers import minmax
-from kdcompile.calib.range_stability import jensen_shannon, scale_spread, usual_drift
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo

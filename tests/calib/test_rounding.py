@@ -8,9 +8,8 @@ from refine_networks import PAD, every_layer, model_of, node, photos, table_of, 
 
 from kdcompile.calib.adaround import Problem, Settings, learn_rounding
 from kdcompile.calib.bias import correct_bias
-from kdcompile.calib.columns import geometry, patches
 from kdcompile.calib.qdq import insert_qdq
-from kdcompile.calib.rounding import round_weights
+from kdcompile.calib.rounding import geometry, patches, round_weights
 from kdcompile.onnx_graph.graph import Graph, by_channel
 from kdcompile.onnx_graph.layers import quantised_layers, weighted_layers
 from kdcompile.onnx_graph.session import cpu_session

@@ -113,7 +113,7 @@ def _child(folder, arguments, log, ending, checkpoints):
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), line_buffering=True)
     sys.__stderr__ = sys.stderr
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # blocked where a search in the test's process has begun the fork server before
+    # blocked where a fork server was begun in the test's process before
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     sys.argv = ["kdcompile", *arguments]
     from kdcompile.cli import main

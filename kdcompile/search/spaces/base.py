@@ -40,7 +40,7 @@ class Space(Protocol):
         """The teacher at uniform widths, as family `shrink` makes it; none where it has no such."""
 
     def missing_layers(self, architecture: Architecture) -> int:
-        """How many of the teacher's layers a student has no counterpart of."""
+        """How many of the teacher's layers a student of the teacher's own code lacks."""
 
     def kernels(self, architecture: Architecture, precision: Precision) -> list[Kernel]:
         """What the student's ONNX file will be compiled to."""
