@@ -163,12 +163,8 @@ def _search(plan: Plan) -> tuple[dict[str, Any] | None, Stopped | None]:
 
 
 def _board(board: Board) -> dict[str, Any]:
-    return {
-        "label": board.label,
-        "machine": board.machine,
-        "evidence": board.evidence,
-        **board.facts,
-    }
+    own = {name: getattr(board, name) for name in ("label", "machine", "evidence")}
+    return own | dict(board.facts)
 
 
 def _photos(

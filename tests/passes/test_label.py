@@ -42,7 +42,7 @@ def test_the_names_alone_are_printed_best_first(folder, command):
     code, text = command(*LABEL, "2")
     assert code == 0
     assert command.out.split("\n") == ["pool/dense.png", "pool/mid.png", ""]
-    assert "2 of 3 photos, by the teacher and the student, beside 4 labelled ones" in text
+    assert "2 of 3 images, by the teacher and the student, given 4 labelled ones" in text
     assert "left out, as a split holds them: 1 (pool/known.png is val/val0.png)" in text
 
 

@@ -200,7 +200,7 @@ def test_a_training_learns_the_means_before_its_first_step(tmp_path):
     run = training._enter(0, training._plans[0], 2, 0)
     with torch.no_grad():
         means = torch.zeros(3, 8)
-        for batch in run._ground.crops():
+        for batch in run._context.crops():
             _, maps = run.look(batch.images)
             means.index_add_(0, batch.target, maps[0].mean((2, 3)) / 4)
     assert torch.allclose(run.recipe.means, means, atol=1e-5)
