@@ -42,6 +42,7 @@ OPERATORS = {
 }  # fmt: skip
 # pytest's rewriting of asserts would load the unchanged file of a package that is its plug-in
 QUIET = ("-q", "-p", "no:cacheprovider", "--assert=plain")
+DECLARED = ("frozen", "eq", "slots", "strict")  # neither thresholds nor guards: they hold for all
 COLUMNS = ("mutants", "killed", "survived", "equivalent")
 # changes that no test can notice, by file and words, and why
 EQUIVALENT: dict[str, dict[str, str]] = {}
@@ -60,6 +61,8 @@ def changes(tree):
             waiting.remove(node.annotation)
         elif isinstance(node, ast.FunctionDef) and node.returns in waiting:
             waiting.remove(node.returns)
+        elif isinstance(node, ast.keyword) and node.arg in DECLARED:
+            waiting.remove(node.value)
         if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
             new = _other(node.value)
             yield node.lineno, "threshold", f"{node.value} -> {new}", _setter(node, "value", new)
