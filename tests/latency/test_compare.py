@@ -52,6 +52,7 @@ def test_three_processes_are_the_fewest_to_look_at(processes, first):
 
 
 def test_one_run_by_default_and_no_line_of_its_number(asked, caplog):
+    caplog.set_level("INFO", "kdcompile")
     found = compare.in_turns(subject("one"), subject("other"), PLAN)
     assert [(call.more, call.go_on) for call in asked] == [({}, False)]
     assert (found.notes, found.looks, len(found.candidate.runs)) == ((), 1, 1)
