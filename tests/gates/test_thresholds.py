@@ -1,12 +1,16 @@
 """What the gates accept as a threshold, where a value is the threshold, and their order."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from kdcompile.config import template
 from kdcompile.gates.churn import Flips
 from kdcompile.gates.energy import EnergyGate
 from kdcompile.gates.memory import MemoryGate
+from kdcompile.gates.parity import ParityGate
 from kdcompile.gates.registry import find_gate
 from kdcompile.gates.size_mb import SizeGate
 from kdcompile.gates.speedup import SpeedupGate
@@ -27,6 +31,11 @@ def test_a_threshold_is_over_0(gate, name):
     assert getattr(gate(**{name: 0.5}), name) == 0.5
     with pytest.raises(ValidationError):
         gate(**{name: 0.0})
+
+
+def test_the_default_of_parity_is_the_one_that_a_new_spec_names():
+    text = Path(template.__file__).read_text()
+    assert f"parity = {{ min_sqnr_db = {ParityGate().min_sqnr_db} }}" in text
 
 
 def test_a_share_whose_bound_is_the_limit():
