@@ -252,7 +252,7 @@ def main():
         known = reached(tests) if files else {}
         for path in files:
             row, reasons = judged(path, given.kinds.split(","), given.limit, known)
-            table.append("| ".join(["", str(path), *(f"{row[c]} " for c in COLUMNS)]) + "|")
+            table.append(" | ".join([f"| {path}", *(str(row[c]) for c in COLUMNS)]) + " |")
             say(table[-1])
             equivalent += reasons
     say(
