@@ -47,12 +47,17 @@ COLUMNS = ("mutants", "killed", "survived", "equivalent")
 # changes that no test can notice, by file and words, and why
 CLOCK = "a clock's reading is never that moment"
 ROOT = "a bound is the root of an equation, which no share that a spec names equals"
+TOGETHER = "neither comes without the other"
 EQUIVALENT = {
     "kdcompile/latency/compare.py": {
         "now + (now - begun) > end -> now + (now - begun) >= end": CLOCK,
     },
     "kdcompile/gates/speedup.py": {
-        "found is None or ratio is None -> found is None and ratio is None": "neither comes alone",
+        "found is None or ratio is None -> found is None and ratio is None": TOGETHER,
+    },
+    "kdcompile/gates/previous.py": {
+        "earlier is None or outcomes.previous is None -> "
+        "earlier is None and outcomes.previous is None": TOGETHER,
     },
     "kdcompile/gates/churn.py": {
         "high <= most -> high < most": ROOT,
