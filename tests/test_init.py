@@ -9,9 +9,9 @@ from typing import get_origin
 import pytest
 
 import kdcompile.examples
+from kdcompile.config.distill import NO_EFFECT
 from kdcompile.config.gates import Gates, sections
 from kdcompile.config.load import load_spec
-from kdcompile.config.search import NO_EFFECT
 from kdcompile.config.spec import Spec
 from kdcompile.config.template import example_names, init_example, init_template
 from kdcompile.core.errors import KDError

@@ -126,3 +126,8 @@ def test_a_limit_that_no_number_of_photos_proves_is_refused_and_the_fix_works(tm
         spec.write_text(f'{HEAD}{gate} = "{limit}" }}\n')
         load_spec(spec)
         assert share_bounds(0, photos)[1] <= fraction(limit) < share_bounds(0, photos - 1)[1]
+
+
+def test_a_part_of_a_worse_photo_counts_as_one():
+    assert photos_that_decide(1, 4, 0.5) == 18
+    assert photos_that_decide(1, 3, 0.5) == 35

@@ -92,6 +92,8 @@ def test_a_student_that_fails_in_fp32_already_does_not_fail_by_quantisation(cont
     assert result.verdict == "failed"
     assert told not in result.reason
     assert told not in accuracy(AccuracyGate(), context).reason
+    lucky = replace(context.outcomes, student_fp32=worse.outcomes.student)
+    assert told not in accuracy(AccuracyGate(), replace(context, outcomes=lucky)).reason
 
 
 def test_the_interval_of_an_error_never_goes_below_0(context) -> None:
@@ -176,6 +178,7 @@ def test_predicted_speedup_is_judged_by_its_band(context, minimum, verdict) -> N
     result = speedup(SpeedupGate(min=minimum, evidence="predicted"), context)
     assert (result.verdict, result.evidence) == (verdict, "predicted")
     assert result.measurements[0].machine == "cpu"
+    assert "other device" not in result.reason  # this machine is the target
 
 
 def test_a_speedup_without_an_estimate_is_skipped_and_skipped_is_not_passed(context) -> None:

@@ -56,6 +56,11 @@ def test_a_student_worse_than_the_earlier_one_fails(make_context):
     assert result.threshold.startswith("mae at most 5% over the earlier bundle's")
 
 
+def test_a_metric_of_density_maps_is_skipped_where_there_are_none(make_context):
+    result = judged(make_context, PreviousGate(metric="game1"), 1.0, 1.0)
+    assert (result.verdict, result.observed) == ("skipped", "no density maps")
+
+
 @pytest.mark.parametrize(
     ("most", "verdict"), [(None, "passed"), ("60%", "passed"), ("30%", "inconclusive"),
                           ("10%", "failed")],

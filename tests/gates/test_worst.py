@@ -3,7 +3,7 @@
 import numpy as np
 
 from kdcompile.gates.evaluate import pick_examples
-from kdcompile.gates.summary import MOST, worst_rows
+from kdcompile.gates.summary import worst_rows
 from kdcompile.tasks.task import find_task
 
 
@@ -12,7 +12,7 @@ def test_the_worst_come_first_with_what_the_teacher_said(make_context):
     student = true + np.arange(30) * np.where(np.arange(30) % 2, 1, -1)
     outcomes = make_context("counting", true, true + 5, student).outcomes
     rows = worst_rows(find_task("counting"), outcomes, np.abs(student - true), None)
-    assert len(rows) == MOST
+    assert len(rows) == 10
     assert [row["name"] for row in rows[:3]] == ["29.jpg", "28.jpg", "27.jpg"]
     assert rows[1] == {
         "name": "28.jpg", "true": 100, "student": 72, "teacher": 105, "difficulty": 28, "grew": 23,

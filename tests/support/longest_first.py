@@ -8,12 +8,13 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 LONGEST = (
-    "test_bad_inputs.py", "kernels/test_adapter_cosine.py", "test_readme.py",
-    "distill/test_distributed.py", "passes/test_build.py", "passes/test_tasks.py",
-    "search/test_searched.py", "search/test_search_again.py", "search/test_search_classes.py",
-    "passes/test_board.py", "passes/test_new_classes.py", "passes/test_rules.py",
+    "kernels/test_aot.py", "test_bad_inputs.py", "test_readme.py", "passes/test_build.py",
+    "distill/test_distributed.py", "search/test_searched.py", "passes/test_board.py",
+    "api/test_readme_example.py", "distill/test_every_recipe.py", "passes/test_tasks.py",
+    "search/test_search_again.py", "search/test_search_classes.py",
+    "passes/test_new_classes.py", "passes/test_rules.py",
     "passes/test_survival.py", "cli/test_bad_networks.py", "cli/test_search.py",
-    "distill/test_every_recipe.py", "distill/test_inherit_digits.py", "distill/test_train.py",
+    "distill/test_inherit_digits.py", "distill/test_train.py",
     "test_digits_example.py", "test_cifar10_example.py", "test_packaging.py", "test_security.py",
     "bundle/test_bundle_product.py", "bundle/test_cpp.py", "gates/test_deployed.py",
 )  # fmt: skip
