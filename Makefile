@@ -47,7 +47,8 @@ kernels-static: $(VENV)/.installed
 	$(MAKE) kernels-docs
 
 kernels-docs: $(VENV)/.installed
-	$(BIN)/python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv
+	$(BIN)/python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv \
+		--static benchmarks/kernels_static.csv
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

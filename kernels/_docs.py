@@ -1,6 +1,7 @@
 """The part of docs/kernels.md that the kernels say themselves.
 
-    python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv [--check]
+    python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv
+        --static benchmarks/kernels_static.csv [--check]
 
 writes everything below the marker of the file anew; `--check` writes nothing and exits 1 where
 that would change the file. What is above the marker is written by hand.
@@ -23,6 +24,7 @@ from kdcompile.kernels._runtime import DTYPES, OLDEST
 MARKER = "<!-- below: python -m kdcompile.kernels._docs -->"
 LAYOUTS = {torch.contiguous_format: "contiguous", torch.channels_last: "channels_last"}
 Measured = Mapping[tuple[str, ...], Mapping[str, Mapping[str, str]]]
+Counts = Mapping[str, Sequence[Mapping[str, str]]]
 
 
 def measured(path: Path) -> Measured:
@@ -45,6 +47,17 @@ def measured(path: Path) -> Measured:
     }
 
 
+def predicted(path: Path, arch: str = "90") -> dict[str, list[Mapping[str, str]]]:
+    """The rows of the counts without a GPU by kernel, for one compute capability."""
+    found: dict[str, list[Mapping[str, str]]] = {}
+    if path.is_file():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["arch"] == arch:
+                    found.setdefault(row["kernel"], []).append(row)
+    return found
+
+
 def _origin(row: Mapping[str, str]) -> tuple[str, ...]:
     return row["card"], row["commit"]
 
@@ -54,7 +67,7 @@ def sized(setting: Setting, dtype: torch.dtype, layout: torch.memory_format) -> 
     return setting.make(torch.device("meta"), dtype, layout)
 
 
-def rendered(found: Mapping[str, Kernel], results: Measured) -> str:
+def rendered(found: Mapping[str, Kernel], results: Measured, counts: Counts | None = None) -> str:
     """Everything below the marker."""
     kinds = ", ".join(_name(dtype) for dtype in DTYPES)
     lines = [
@@ -64,7 +77,7 @@ def rendered(found: Mapping[str, Kernel], results: Measured) -> str:
     ]
     lines += [f"- [`{name}`](#{name})" for name in found]
     for kernel in found.values():
-        lines += ["", *_section(kernel, results)]
+        lines += ["", *_section(kernel, results), *_predictions((counts or {}).get(kernel.name, []))]
     return "\n".join(lines) + "\n"
 
 
@@ -90,6 +103,26 @@ def _section(kernel: Kernel, results: Measured) -> list[str]:
                     origins[_origin(own["kernel"])] = None
     for card, commit in origins:
         lines += ["", f"Measured on {card} at commit {commit}."]
+    return lines
+
+
+def _predictions(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The table of what is counted without a GPU; a time in it is no measurement."""
+    if not rows:
+        return []
+    lines = [
+        "", "Counted without a GPU, for sm_90; the time in a CUDA graph is predicted:", "",
+        "| setting | type | layout | launches | moved / floor | warp instructions | registers"
+        " | blocks per SM | predicted | bound by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        launches = f"{row['launches_forward']} + {row['launches_backward']}"
+        moved = f"{float(row['moved_mb']) / float(row['floor_mb']):.2f}"
+        cells = [row["setting"], row["dtype"], row["layout"], launches, moved]
+        cells += [f"{float(row['warp_instructions_m']):.1f} M", row["registers"]]
+        cells += [row["blocks_per_sm"], f"{float(row['predicted_ms']):.3f} ms", row["bound_by"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -133,13 +166,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path, help="docs/kernels.md")
     parser.add_argument("--csv", type=Path, required=True, help="the benchmark's results, if any")
+    parser.add_argument("--static", type=Path, required=True, help="the counts without a GPU")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     before = options.page.read_text(encoding="utf-8")
     head, marker, _ = before.partition(MARKER)
     if not marker:
         parser.error(f"{options.page} has no line {MARKER}")
-    after = f"{head}{marker}\n\n{rendered(kernels(), measured(options.csv))}"
+    tables = rendered(kernels(), measured(options.csv), predicted(options.static))
+    after = f"{head}{marker}\n\n{tables}"
     if options.check:
         if after != before:
             print(f"{options.page} is out of date: run `make kernels-docs`")  # noqa: T201
