@@ -77,7 +77,8 @@ def rendered(found: Mapping[str, Kernel], results: Measured, counts: Counts | No
     ]
     lines += [f"- [`{name}`](#{name})" for name in found]
     for kernel in found.values():
-        lines += ["", *_section(kernel, results), *_predictions((counts or {}).get(kernel.name, []))]
+        own = (counts or {}).get(kernel.name, [])
+        lines += ["", *_section(kernel, results), *_predictions(own)]
     return "\n".join(lines) + "\n"
 
 

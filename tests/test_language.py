@@ -37,8 +37,6 @@ LOGGED = frozenset(("debug", "info", "warning", "error", "exception"))
 ERRORS = frozenset(("KDError", "ToolMissingError"))
 # texts that keep an old term, each with the reason
 ALLOWED: dict[str, str] = {}
-# files of other rooms that still use old terms: the set only shrinks
-NOT_YET = frozenset(())
 
 
 @cache
@@ -156,11 +154,7 @@ def all_problems() -> dict[str, list[str]]:
 
 
 def test_no_file_uses_an_old_term_or_hides_what_is_in_it():
-    assert {path: each for path, each in all_problems().items() if path not in NOT_YET} == {}
-
-
-def test_the_files_that_are_not_yet_clean_are_not_clean():
-    assert NOT_YET - all_problems().keys() == set(), "take what is clean or gone off NOT_YET"
+    assert all_problems() == {}
 
 
 def test_every_exception_is_needed():
