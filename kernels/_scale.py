@@ -1,4 +1,4 @@
-"""A stored gradient times its upstream scalar, read from device memory.
+"""Stored gradients times their upstream scalar, read from device memory, in one launch.
 
 PyTorch would round the scalar to the gradient's type first, and 1/N is no float16 number.
 """
@@ -17,20 +17,38 @@ BLOCK, WARPS = 4096, 8
 
 @jit
 @no_type_check
-def _scale_kernel(values, upstream, out, factor, size, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+def _scaled_block(values, out, scale, block, size, BLOCK: tl.constexpr):
+    place = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = place < size
-    scale = tl.load(upstream).to(tl.float32) * factor
     value = tl.load(values + place, mask, 0.0).to(tl.float32) * scale
     tl.store(out + place, value.to(out.dtype.element_ty), mask)
 
 
-@operator(lambda values, *_: torch.empty_like(values))
-def scaled(values: Tensor, upstream: Tensor, factor: float) -> Tensor:
-    """values * upstream * factor in the type and (dense) memory format of `values`."""
-    out = torch.empty_like(values)
-    _launch(values, upstream, factor, out)
-    return out
+@jit
+@no_type_check
+def _scale_kernel(
+    values, out,  # of the map's type
+    sums, out_sums,  # float32: gradients of parameters
+    upstream, factor, size, more, BLOCK: tl.constexpr,
+):  # fmt: skip
+    block, blocks = tl.program_id(0), tl.cdiv(size, BLOCK)
+    scale = tl.load(upstream).to(tl.float32) * factor
+    if block < blocks:
+        _scaled_block(values, out, scale, block, size, BLOCK)
+    else:
+        _scaled_block(sums, out_sums, scale, block - blocks, more, BLOCK)
+
+
+def _fake(values: Tensor, sums: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(values), torch.empty_like(sums)
+
+
+@operator(_fake)
+def scaled(values: Tensor, sums: Tensor, upstream: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Both times upstream * factor, in the type and (dense) memory format of each."""
+    out, out_sums = _fake(values, sums)
+    _launch(values, out, sums, out_sums, upstream, factor)
+    return out, out_sums
 
 
 def is_last_use(saved: Tensor) -> bool:
@@ -43,16 +61,21 @@ def is_last_use(saved: Tensor) -> bool:
     return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def consume(values: Tensor, upstream: Tensor, factor: float) -> Tensor:
-    """The same within a backward pass, in place where nobody needs `values` any more."""
+def consume(values: Tensor, sums: Tensor, upstream: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """The same within a backward pass, `values` in place where nobody needs them any more."""
     if not is_last_use(values):
-        return scaled(values, upstream, factor)  # type: ignore[no-any-return]
-    _launch(values, upstream, factor, values)
-    return values
+        return scaled(values, sums, upstream, factor)  # type: ignore[no-any-return]
+    out_sums = torch.empty_like(sums)
+    _launch(values, values, sums, out_sums, upstream, factor)
+    return values, out_sums
 
 
-def _launch(values: Tensor, upstream: Tensor, factor: float, out: Tensor) -> None:
-    size = values.numel()
-    if size:
-        grid: Any = (ceil_div(size, BLOCK),)
-        _scale_kernel[grid](values, upstream, out, factor, size, BLOCK=BLOCK, num_warps=WARPS)
+def _launch(
+    values: Tensor, out: Tensor, sums: Tensor, out_sums: Tensor, upstream: Tensor, factor: float
+) -> None:
+    sizes = values.numel(), sums.numel()
+    blocks = sum(ceil_div(size, BLOCK) for size in sizes)
+    if blocks:
+        _scale_kernel[(blocks,)](
+            values, out, sums, out_sums, upstream, factor, *sizes, BLOCK=BLOCK, num_warps=WARPS
+        )

@@ -131,10 +131,9 @@ class _AdapterCosine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         grad, sums, weight, bias = ctx.saved_tensors
-        own = consume(grad, upstream[0], ctx.factor)
+        own, scaled = consume(grad, sums[:-1], upstream[0], ctx.factor)
         if weight is None:
             return own, None, None, None, None, None
-        scaled = sums[:-1] * (upstream[0] * ctx.factor)
         to_weight = scaled[: weight.numel()].view(weight.shape).to(weight.dtype)
         to_bias = None if bias is None else scaled[weight.numel() :].to(bias.dtype)
         return own, None, to_weight, to_bias, None, None
