@@ -167,7 +167,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path, help="docs/kernels.md")
     parser.add_argument("--csv", type=Path, required=True, help="the benchmark's results, if any")
-    parser.add_argument("--static", type=Path, required=True, help="the counts without a GPU")
+    parser.add_argument("--static", type=Path, default=Path(), help="counts without a GPU, if any")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     before = options.page.read_text(encoding="utf-8")

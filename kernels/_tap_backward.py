@@ -14,6 +14,7 @@ from kdcompile.kernels._runtime import dot_precision, jit, tl
 from kdcompile.kernels._tune import Config, best, shape_class
 
 CONFIGS: tuple[Config, ...] = (
+    {"BP": 128, "BT": 32, "num_warps": 4, "num_stages": 2},
     {"BP": 64, "BT": 64, "num_warps": 8, "num_stages": 2},
     {"BP": 32, "BT": 64, "num_warps": 4, "num_stages": 2},
     {"BP": 64, "BT": 32, "num_warps": 8, "num_stages": 3},
@@ -27,18 +28,21 @@ WIDE_CONFIGS: tuple[Config, ...] = (  # float32
 @jit
 @no_type_check
 def _pull(
-    pooled, arg, image, block, c, valid, images, CT: tl.constexpr, H: tl.constexpr,
-    W: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, BP: tl.constexpr,
+    pooled, arg, image, block, c, images, CT: tl.constexpr, H: tl.constexpr,
+    W: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, BP: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Gradient [BP, channels] of the adapted map: that of its window's maximum, at the maximum."""
     WINDOWS: tl.constexpr = ((H + K - 1) // K) * ((W + K - 1) // K)
-    lane = tl.arange(0, BP)
-    window = block * (BP // (KP * KP)) + lane // (KP * KP)
-    inside = (valid & (window < tl.where(image < images, WINDOWS, 0)))[:, None] & (c < CT)[None, :]
+    OWN: tl.constexpr = BP // (KP * KP)  # windows of this block: each is loaded once
+    window = block * OWN + tl.arange(0, OWN)
+    inside = (window < tl.where(image < images, WINDOWS, 0))[:, None] & (c < CT)[None, :]
     place = image * (CT * WINDOWS) + c[None, :] * WINDOWS + window[:, None]
     where = tl.load(arg + place, inside, 255).to(tl.int32)
     value = tl.load(pooled + place, inside, 0.0).to(tl.float32)
-    return tl.where(where == (lane % (KP * KP))[:, None], value, 0.0)
+    if KP == 1:
+        return tl.where(where == 0, value, 0.0)
+    pixel = tl.arange(0, KP * KP)[None, :, None]
+    return tl.reshape(tl.where(where[:, None, :] == pixel, value[:, None, :], 0.0), [BP, BT])
 
 
 @jit
@@ -66,7 +70,7 @@ def _tap_grad_kernel(
         c = start + tl.arange(0, BT)
         fits = (c < CT)[:, None] & (k < CS)[None, :]
         w = tl.load(weight + c[:, None] * CS + k[None, :], fits, 0.0)
-        df = _pull(pooled, arg, image, block, c, valid, images, CT, H, W, K, KP, BP)
+        df = _pull(pooled, arg, image, block, c, images, CT, H, W, K, KP, BP, BT)
         kind = student.dtype.element_ty
         total = matmul(df.to(kind), w.to(kind), total, PREC)
     mask = valid[:, None] & (k < CS)[None, :]
@@ -100,7 +104,7 @@ def _tap_weight_kernel(
         valid = valid & (first + lane < tl.where(image < images, P, 0))
         at = tile(student, image, first, lane, k, CS, P, LAST)
         x = tl.load(at, valid[:, None] & (k < CS)[None, :], 0.0)
-        df = _pull(pooled, arg, image, block, c, valid, images, CT, H, W, K, KP, BP)
+        df = _pull(pooled, arg, image, block, c, images, CT, H, W, K, KP, BP, BT)
         dw = product(tl.trans(df), x.to(tl.float32), dw, student, PREC)
         db += tl.sum(df, 0)
     outer = tl.load(inter) * scale
@@ -175,7 +179,10 @@ def run_tap_backward(
         torch.sum(partial, 0, out=into)
 
     key = (student.dtype, *shape_class(images * height * width), *constants.values())
-    best("tap_weight", key, configs(student.dtype), student.device, run)
+    found = configs(student.dtype)
+    if window == 1:  # no window to share: larger products first
+        found = (*found[1:], found[0])
+    best("tap_weight", key, found, student.device, run)
     return into
 
 
