@@ -226,19 +226,27 @@ def main(arguments: Sequence[str]) -> int:
             now = combined(row, arch, traffic)
             place = tuple(str(now[n]) for n in COLUMNS[:5])
             print("  ".join(f"{now[n]}" for n in COLUMNS), flush=True)
-            if options.check and place in lines:
-                problems += grown(lines[place], now)
+            if options.check:
+                before = lines.get(place)
+                problems += (
+                    [f"not in {options.out}: {place}"] if before is None else grown(before, now)
+                )
             lines[place] = now
+        if not options.check:
+            _write(options.out, lines)
     if options.check:
         print("\n".join(problems) or "no count has grown")
-        return int(bool(problems))
-    temporary = options.out.with_suffix(".tmp")
+    return int(bool(problems))
+
+
+def _write(path: Path, lines: Mapping[tuple[str, ...], Mapping[str, Any]]) -> None:
+    """All lines of the file, in one step."""
+    temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines[place] for place in sorted(lines))
-    temporary.replace(options.out)
-    return 0
+    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Step:
 
     launches: list[Launch] = field(default_factory=list)
     torch_operators: list[str] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)  # a kernel may hold the address of any tensor
 
 
 class Unwritten(TorchDispatchMode):
@@ -73,12 +74,14 @@ class Unwritten(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name in ALLOCATIONS:
-            return func(*args, **kwargs)
+            self.step.kept.append(func(*args, **kwargs))
+            return self.step.kept[-1]
         self.step.torch_operators.append(name)
         if func._schema.is_mutable:
             return args[0]
         meta_args, meta_kwargs = tree_map(_on_meta, (tuple(args), dict(kwargs)))
-        return tree_map(_unwritten, func(*meta_args, **meta_kwargs))
+        self.step.kept.append(tree_map(_unwritten, func(*meta_args, **meta_kwargs)))
+        return self.step.kept[-1]
 
 
 def _on_meta(value: Any) -> Any:
@@ -121,8 +124,9 @@ def launches_to(keep: Callable[[Launch], None]) -> Iterator[None]:
 def recorded(row: Row) -> tuple[Step, Step]:
     """What the forward pass and the backward pass of a row launch."""
     forward, backward = Step(), Step()
-    with Unwritten(Step()):
+    with Unwritten(forward):
         case = row.case("cpu")
+    forward.torch_operators.clear()
     with _runtime.using("triton"), launches_to(forward.launches.append), Unwritten(forward):
         loss = case.kernel()
     if case.leaves:

@@ -1,4 +1,4 @@
-"""How closely two networks agree on the same images: SQNR and largest relative error."""
+"""Agreement of two networks on the same images: SQNR and largest relative error."""
 
 from __future__ import annotations
 

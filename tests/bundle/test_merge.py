@@ -288,7 +288,7 @@ def test_another_engine_is_refused(merged, bundle, tmp_path, content):
         (lambda d: d["environment"].update(module="NVIDIA Jetson AGX Orin"), "AGX Orin"),
         (lambda d: d["environment"].update(gpu=None), "compute capability None"),
         (lambda d: d.update(shape=[1, 1, 8, 8]), "it timed [1, 1, 8, 8]"),
-        (lambda d: d["test"].update(digest="3" * 64), "other photos"),
+        (lambda d: d["test"].update(digest="3" * 64), "other images"),
     ],
 )
 def test_a_record_of_something_else_is_refused(merged, device, bundle, spoil, part):

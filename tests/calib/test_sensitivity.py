@@ -138,7 +138,7 @@ def test_no_image_is_an_error() -> None:
     with pytest.raises(KDError) as error:
         evaluator(chain(2), lambda: iter(()), lambda _: 0.0)
     assert error.value.code == "sensitivity-empty"
-    assert "validation photo" in error.value.fix
+    assert "validation image" in error.value.fix
 
 
 def test_photos_are_judged_by_their_task() -> None:

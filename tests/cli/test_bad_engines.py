@@ -181,7 +181,7 @@ def test_a_bundle_is_refused(folder, at_h100, command, case, words):
     found = command(name, "bundle", *photos, "--via", "python:there")
     block = refusal(found, code, message, fix)
     if code.startswith("engine-") and fix == AGAIN:
-        assert "kdcompile run --onnx BUNDLE PHOTO" in block
+        assert "kdcompile run --onnx BUNDLE IMAGE" in block
         assert str(Path("bundle") / "model.engine") in block
     assert contents(folder) == before
 
@@ -205,8 +205,8 @@ def test_via_without_an_engine(folder, command):
 @pytest.mark.parametrize(
     ("words", "fix"),
     [
-        (("run", "bundle", "photo.png"), "kdcompile run --onnx BUNDLE PHOTO"),
-        (("run", "bundle", "photo.png", "--via", "HERE"), "kdcompile run --onnx BUNDLE PHOTO"),
+        (("run", "bundle", "photo.png"), "kdcompile run --onnx BUNDLE IMAGE"),
+        (("run", "bundle", "photo.png", "--via", "HERE"), "kdcompile run --onnx BUNDLE IMAGE"),
         (("verify", "bundle", "--via", "HERE"), "python3-libnvinfer"),
     ],
 )
