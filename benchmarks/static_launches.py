@@ -75,13 +75,18 @@ class Unwritten(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in ALLOCATIONS:
             self.step.kept.append(func(*args, **kwargs))
-            return self.step.kept[-1]
+            return _safe(self.step.kept[-1])
         self.step.torch_operators.append(name)
         if func._schema.is_mutable:
             return args[0]
         meta_args, meta_kwargs = tree_map(_on_meta, (tuple(args), dict(kwargs)))
         self.step.kept.append(tree_map(_unwritten, func(*meta_args, **meta_kwargs)))
         return self.step.kept[-1]
+
+
+def _safe(tensor: Tensor) -> Tensor:
+    """Integers as zeros: what lay in that memory before would be taken for an index."""
+    return tensor if tensor.is_floating_point() else tensor.zero_()
 
 
 def _on_meta(value: Any) -> Any:
@@ -92,7 +97,7 @@ def _on_meta(value: Any) -> Any:
 
 def _unwritten(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+        return _safe(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype))
     return value
 
 
