@@ -34,7 +34,7 @@ def test_a_threshold_is_over_0(gate, name):
 
 
 def test_the_default_of_parity_is_the_one_that_a_new_spec_names():
-    text = Path(template.__file__).read_text()
+    text = Path(template.__file__).with_suffix(".toml").read_text()
     assert f"parity = {{ min_sqnr_db = {ParityGate().min_sqnr_db} }}" in text
 
 
