@@ -77,3 +77,21 @@ def test_arguments_out_of_range_are_refused(arguments):
     n, mean, deviation, *rest = arguments
     with pytest.raises(ValueError, match="out of range"):
         forecast(MAE, n, mean, deviation, *(rest or [0.05]))
+
+
+def test_arguments_at_the_ends_of_their_ranges_are_taken():
+    for arguments in ((1, 1, 1), (8, 0, 0), (8, 1, 0), (8, 40, 1, -1), (8, 40, 1, 1)):
+        n, mean, deviation, *rest = arguments
+        assert forecast(MAE, n, mean, deviation, 0.05, *rest).over_limit >= 0
+    for rest in (-1.01, 1.01):
+        with pytest.raises(ValueError, match="out of range"):
+            forecast(MAE, 8, 40, 1, 0.05, rest)
+
+
+def test_a_forecast_of_a_rate_is_the_same_each_time():
+    """An image in 25 differs: of a thousand draws the margin that decides eight in ten."""
+    found = forecast(TOP1, 100, 0.9, 0.3, 0.02)
+    assert found == forecast(TOP1, 100, 0.9, 0.3, 0.02)
+    assert found.margin == pytest.approx(0.0637, abs=0.02)
+    assert forecast(TOP1, 100, 0.9, 0.0, 0.02).over_limit == 0
+    assert forecast(TOP1, 100, 0.9, 0.3, 0.02, correlation=-1.0).margin > found.margin
