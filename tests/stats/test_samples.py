@@ -7,6 +7,7 @@ import pytest
 from bench_samples import made
 from judged_samples import built, edited
 
+from kdcompile.stats import latency_test
 from kdcompile.stats.latency_interval import PairedTimes, limit_verdict, ratio_interval
 from kdcompile.stats.latency_test import compare
 from kdcompile.stats.pairing import by_runs, interleaved, leans
@@ -115,3 +116,23 @@ def test_the_draws_of_blocks_are_those_of_seed_0_where_none_is_named():
     sides = made(runs=1, seed=1, noise=0.1), made(runs=1, seed=2, noise=0.1)
     found = compare(*sides, paired=True)
     assert found == compare(*sides, paired=True, seed=0) != compare(*sides, paired=True, seed=1)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_without_a_step_of_the_clock_a_ratio_is_known_to_a_factor_of_1000(paired):
+    ones = built([[[[1.0, 1.0]] * 20]])
+    for ratio in compare(ones, ones, paired=paired).ratios:
+        assert (ratio.low, ratio.high) == (pytest.approx(1e-3), pytest.approx(1e3))
+
+
+def test_what_would_decide_is_asked_at_the_level_of_the_median(monkeypatch):
+    asked = []
+    monkeypatch.setattr(latency_test, "more_blocks", lambda *values: asked.append(values))
+    sides = made(1.01, runs=1, seed=1, noise=0.5), made(runs=1, seed=2, noise=0.5)
+    found = compare(*sides, paired=True, level=0.01)
+    ((_, tail, wanted, blocks, inferences),) = asked
+    value = abs(np.log(found.ratios[0].value))
+    assert tail == pytest.approx(0.008)
+    half = np.log1p(0.03) / 2
+    assert wanted == pytest.approx(value if value > half else 2 * half - value, rel=1e-3)
+    assert (blocks, inferences) == (30, sum(len(b.ms) for b in sides[0].blocks()))
