@@ -52,11 +52,21 @@ DRAWS = "one draw more of so many moves nothing that is promised"
 START = "the search never asks at its start, where alone that is"
 WHOLE = "a share of whole images is not so near to 1 and not 1"
 EQUIVALENT = {
+    "kdcompile/stats/bootstrap.py": {
+        "9999 -> 10000": DRAWS,
+        "2000000 -> 2000001": "it bounds the memory of a batch, whose size moves no draw",
+    },
+    "kdcompile/stats/sample_size.py": {
+        "1000 -> 1001": DRAWS,
+        "0 -> 1: rng = np.random.default_rng(0)": "any seed does, as long as it stays",
+        "wanted >= 1 -> wanted > 1": ROOT,
+    },
     "kdcompile/stats/comparison.py": {
         "0 -> 1: looked_at: int = 0": "it is read only after a look has set it",
     },
     "kdcompile/stats/hierarchical.py": {"200 -> 201": DRAWS},
     "kdcompile/stats/noninferiority.py": {
+        "low is None or high is None -> low is None and high is None": TOGETHER,
         "100 -> 101": "the hundredth halving is far below what a float holds",
         "1e-09 -> 1.25e-09": WHOLE,
         "observed >= 1 - SURE -> observed > 1 - SURE": WHOLE,
