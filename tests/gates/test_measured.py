@@ -1,5 +1,6 @@
 """How the two networks are timed here, and what parity is told of what ships."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from kdcompile.config.gates import Gates
 from kdcompile.gates import measure
 from kdcompile.gates.context import Origin, Outcomes, Parity, Prediction
 from kdcompile.gates.deployed import Deployed
+from kdcompile.latency.environment import fingerprint_id
 from kdcompile.tasks.agreement import LIMIT_DB
 from kdcompile.tasks.metric import GAMES, MAE
 from kdcompile.tasks.task import find_task
@@ -158,6 +160,51 @@ def test_an_engine_is_timed_in_thirty_turns_of_a_minute_at_most(monkeypatch):
     with pytest.raises(InterruptedError):
         Deployed(None, board, {}, 0).times((1, 3, 4, 6))
     assert asked == {"turns": 30, "seconds": 60.0, "shape": (1, 3, 4, 6)}
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize(("target", "as_written"), [("cpu", False), ("jetson", True)])
+def test_what_ran_at_a_board_is_told_and_what_ran_here(monkeypatch, there, target, as_written):
+    board = SimpleNamespace(student="engine", times=lambda shape: (shape, ()), origin="there")
+    opened, runs = [], {}
+
+    def open_session(path, threads, as_written):
+        opened.append((path, as_written))
+        return SimpleNamespace(name="onnxruntime", version="1")
+
+    def evaluate(runners, pair, *rest):
+        runs.update(runners, pair=pair)
+        return SimpleNamespace(predicted={}, maps={}, difficulty=np.zeros(1), parity="compared")
+
+    for name, value in {
+        "open_session": open_session, "evaluate": evaluate, "_time": lambda *values: "timed",
+        "_parity": lambda *values: "known", "example_arrays": lambda *values: {},
+        "deployed": lambda step: nullcontext(board if there else None),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(measure, name, value)
+    stage = {"export": {"student.onnx": "a"}, "calibrate": {"student_int8.onnx": "b"},
+             "compile": {"model.onnx": "c"}}  # fmt: skip
+    step = SimpleNamespace(
+        board=board if there else None,
+        spec=SimpleNamespace(export=SimpleNamespace(profile=PROFILE)),
+        inputs={
+            key: SimpleNamespace(files=files, file=lambda name: name)
+            for key, files in stage.items()
+        },
+    )
+    task = SimpleNamespace(is_dense=False)
+    found = measure.measure(step, targets.load(target), ["photo"], None, task, None)
+    assert found.latency == ([1, 3, 4, 6] if there else "timed")
+    assert (found.parity, found.deployed == "there") == (
+        ("compared", True) if there else ("known", False)
+    )
+    assert runs["pair"] == ("student_fp32", "student")
+    assert (runs["student"] == "engine") == there
+    assert ("model.onnx", as_written) in opened or there
+    assert {written for _, written in opened} == {as_written}
+    assert (found.host.machine, found.host.evidence, found.earlier) == (
+        fingerprint_id(), "host", None,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
