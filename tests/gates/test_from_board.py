@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from played_board import GATES, KIT, NANO, block, host_report, record
 
 from kdcompile.core.errors import KDError
-from kdcompile.gates.from_board import NO_TEST, judge_board
+from kdcompile.gates.from_board import NO_TEST, _digest, judge_board
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def verdicts(report):
 def test_measurements_are_added_with_their_origin(judged):
     report = judged()
     device = [m for m in report.measurements if m.evidence == "device"]
-    assert report.measurements[0].evidence == "host"
+    assert [m.evidence for m in report.measurements] == ["host", *["device"] * len(device)]
     latencies = {(m.name, m.precision): m.value for m in device if m.name.endswith("latency")}
     assert set(latencies) == {
         ("student latency", "int8"), ("student latency", "fp16"), ("teacher latency", "fp16")
@@ -191,12 +192,30 @@ def test_a_verdict_says_of_how_many_images_it_is(device):
 
 
 def test_without_a_test_pack_the_seed_is_0(judged, device):
-    device["test"]["seed"] = 0
-    seeded, latency = judged(), "student latency"
-    device["test"] = None
-    found = [[m for m in r.measurements if m.name == latency] for r in (seeded, judged())]
-    assert found[0] == found[1]
-    assert found[0][0].low < found[0][0].high
+    blocks = np.random.default_rng(0).uniform(1, 2, 40).tolist()
+    for times in device["latency"]["graph"].values():
+        times["blocks"] = blocks
+    found = []
+    for seed in (0, 1, None):
+        device["test"] = None if seed is None else device["test"] | {"seed": seed}
+        found.append([m for m in judged().measurements if m.name == "student latency"])
+    assert found[2] == found[0] != found[1]
+
+
+def test_one_image_is_told_too(device):
+    report = host_report()
+    rows = report.details["predictions"][:1]
+    report = replace(report, details={**report.details, "predictions": rows})
+    device["test"]["digest"] = _digest(rows)
+    for one in device["candidates"]:
+        one["predictions"] = one["predictions"][:1]
+    found, _ = judge_board(report, KIT, GATES, device, "")
+    assert {"student mae", "speed-up"} <= {m.name for m in found.measurements[1:]}
+
+
+def test_the_typical_shape_is_the_one_that_a_board_times(device):
+    kit = {**KIT, "profile": [[1, 1, 16, 24], [1, 1, 32, 48], [1, 1, 64, 96]]}
+    assert judge_board(host_report(), kit, GATES, device, "")[0].verdict == "passed"
 
 
 @pytest.mark.parametrize("timed", ["int8", "teacher_fp16"])
