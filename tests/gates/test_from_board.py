@@ -257,3 +257,10 @@ def test_a_gate_that_is_not_installed_stays_pending_or_as_it_was(device):
     found, _ = judge_board(replace(report, gates=(*report.gates, other)), KIT, GATES, device, "")
     assert verdicts(found)["loudness"] == "passed"
     assert "loudness@device" not in verdicts(found)
+
+
+def test_the_engine_that_ships_is_named_with_its_hash(device):
+    _, ships = judge_board(host_report(), KIT, GATES, device, "")
+    assert ships == {"e_int8.plan": device["candidates"][1]["build"]["sha256"]}
+    device["chosen"] = None
+    assert judge_board(host_report(), KIT, GATES, device, "")[1] == {}
