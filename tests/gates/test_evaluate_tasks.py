@@ -96,6 +96,17 @@ def test_an_example_has_the_greys_of_its_photo() -> None:
     assert np.abs(arrays["pixels"][0, :, 0].astype(int) - [0, 100, 200, 255]).max() == 0
 
 
+def test_an_example_has_the_density_of_each_network_over_the_photo() -> None:
+    """In the padding, right and below, the density is 0 and the image has the mean colour."""
+    padded = Preprocess(1, (1.2,), (1.0,), (8, 8), (8, 8))
+    networks = {"student": lambda image: np.full((1, 1, 8, 8), 2, np.float32)}
+    arrays = example_arrays(photo("grey", 51, 1), padded, networks)
+    inside = np.zeros((8, 8))
+    inside[:4, :4] = 1
+    assert arrays["student"].tolist() == (2 * inside).tolist()
+    assert arrays["pixels"][:, :, 0].tolist() == np.where(inside, 51, 255).tolist()
+
+
 @pytest.mark.parametrize(("name", "who"), [("student", "student"), ("previous", "earlier bundle")])
 def test_an_output_that_is_no_number_names_its_network(name, who) -> None:
     def broken(image):
