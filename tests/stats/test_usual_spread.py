@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kdcompile.stats.hierarchical import paired, unpaired
+from kdcompile.stats.bootstrap import resamples
+from kdcompile.stats.hierarchical import _node, paired, unpaired
 
 BLOCKS = [np.ones(20)] * 8
 PAIR, PROCESS = np.array([0.003, 0.01, 0.05]), np.array([0.006, 0.02, 0.08])
@@ -41,6 +42,12 @@ def test_of_sides_that_were_measured_apart_it_is_that_of_processes_and_runs():
     assert found.error**2 == pytest.approx(2 * (RUN**2 + PROCESS**2))
 
 
+def test_of_sides_that_were_measured_apart_processes_that_agree_shrink_it():
+    found = unpaired([[[[BLOCKS] * 2]], [[[BLOCKS] * 2]]], 0)
+    assert told(found) == ("run", (1, 1), 2)
+    assert found.error**2 == pytest.approx(2 * (RUN**2 + PROCESS**2 / 2 * 4 / 6))
+
+
 def test_of_runs_of_several_builds_that_of_a_build_is_in_it():
     run = [[BLOCKS], [BLOCKS]]
     found = unpaired([[run], [run]], 0)
@@ -63,3 +70,13 @@ def test_quantiles_are_the_median_and_two_tails():
     times = [np.arange(1.0, 101.0)]
     found = unpaired([[[[times]]], [[[[np.ones(100)]]]]], 0)
     assert np.exp(found.value) == pytest.approx([50.5, 90, 99])
+
+
+@pytest.mark.parametrize(("count", "few"), [(1, 1), (2, 2), (3, 1.5), (9, 9 / 8)])
+def test_drawn_blocks_vary_less_than_blocks_do(count, few):
+    """By a factor (k - 1) / k of k blocks; of one nothing is known."""
+    centres = np.arange(float(count))
+    picks = resamples(count, 50, 0)
+    found = _node(centres, picks, np.zeros(2), np.zeros((50, 2)))
+    assert found.variance[0] == pytest.approx(few * np.median(centres[picks], axis=1).var())
+    assert found.value.tolist() == [np.median(centres), 0, 0]

@@ -92,7 +92,8 @@ EQUIVALENT = {
         "now + (now - begun) > end -> now + (now - begun) >= end": CLOCK,
     },
     "kdcompile/gates/from_board.py": {
-        "1 -> 2: samples = PairedTimes(np.array(a, np.float64), np.array(b, np.float64), 1)": "of a board's blocks nobody asks how many calls they are",
+        "1 -> 2: samples = PairedTimes("
+        "np.array(a, np.float64), np.array(b, np.float64), 1)": "no gate asks for the repeats",
     },
     "kdcompile/gates/speedup.py": {
         "found is None or ratio is None -> found is None and ratio is None": TOGETHER,
