@@ -95,3 +95,25 @@ def test_of_equal_networks_the_ratio_is_1():
     assert ratio_interval(errors, errors, confidence=0.9, seed=0)[0] <= 1.0
     steady = np.linspace(0.01, 0.02, 30)
     assert ratio_interval(steady, steady, confidence=0.9, seed=0) == pytest.approx((1.0, 1.0))
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_a_ratio_does_not_depend_on_the_unit(unit):
+    steady = unit * np.linspace(0.1, 0.2, 30)
+    assert ratio_interval(steady, 2 * steady, confidence=0.9, seed=0) == pytest.approx((2.0, 2.0))
+    none = np.zeros(9)
+    assert bootstrap._contrast(none, none).tolist() == [0.0] * 9
+    assert bootstrap._contrast(3 * unit, unit) == pytest.approx(0.5)
+    assert bootstrap._ratio(0.5) == 3.0
+
+
+def test_each_end_of_a_ratio_is_the_wider_of_two():
+    """Of even errors Student's, of seven freedoms; of skewed ones that of the bootstrap."""
+    even, t = np.linspace(0.9, 1.1, 8), t_quantile(0.95, 7)
+    reach = t * np.std(even, ddof=1) / 8**0.5
+    found = ratio_interval(np.ones(8), even, confidence=0.9, seed=0)
+    assert found == pytest.approx((1 - reach, 1 + reach))
+    skewed = np.array([1.0] * 7 + [0.1])
+    low, high = ratio_interval(np.ones(8), skewed, confidence=0.9, seed=0)
+    assert low < 1 - 0.9 * (1 + t) / 8 - 0.05
+    assert high >= 1 - 0.9 * (1 - t) / 8 - 1e-9

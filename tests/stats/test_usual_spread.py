@@ -80,3 +80,9 @@ def test_drawn_blocks_vary_less_than_blocks_do(count, few):
     found = _node(centres, picks, np.zeros(2), np.zeros((50, 2)))
     assert found.variance[0] == pytest.approx(few * np.median(centres[picks], axis=1).var())
     assert found.value.tolist() == [np.median(centres), 0, 0]
+
+
+def test_blocks_may_differ_in_length():
+    blocks = [np.ones(20), 2 * np.ones(19), 2 * np.ones(18)]
+    found = paired([[(blocks, [0.5 * block for block in blocks])]], 0)
+    assert np.exp(found.value) == pytest.approx([2, 2, 2])

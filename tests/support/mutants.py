@@ -65,7 +65,12 @@ EQUIVALENT = {
     "kdcompile/stats/comparison.py": {
         "0 -> 1: looked_at: int = 0": "it is read only after a look has set it",
     },
-    "kdcompile/stats/hierarchical.py": {"200 -> 201": DRAWS},
+    "kdcompile/stats/hierarchical.py": {
+        "200 -> 201": DRAWS,
+        "0.5 -> 0.625": "the upper quantiles alone are read of it, and their number",
+        "if len({len(block) for block in blocks}) == 1 -> if False": "one way is only quicker",
+        "spread > chdtri(own, REFUTED) -> spread >= chdtri(own, REFUTED)": ROOT,
+    },
     "kdcompile/stats/noninferiority.py": {
         "low is None or high is None -> low is None and high is None": TOGETHER,
         "100 -> 101": "the hundredth halving is far below what a float holds",
