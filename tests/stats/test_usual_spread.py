@@ -83,6 +83,6 @@ def test_drawn_blocks_vary_less_than_blocks_do(count, few):
 
 
 def test_blocks_may_differ_in_length():
-    blocks = [np.ones(20), 2 * np.ones(19), 2 * np.ones(18)]
+    blocks = [np.ones(20), 2 * np.ones(19), 2 * np.ones(19)]
     found = paired([[(blocks, [0.5 * block for block in blocks])]], 0)
     assert np.exp(found.value) == pytest.approx([2, 2, 2])
