@@ -4,7 +4,7 @@ import pytest
 
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Store
-from kdcompile.gates.summary import LAYERS, compiled_details
+from kdcompile.gates.summary import compiled_details
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def test_layers_are_sorted_by_time_with_their_share(inputs):
 
 
 def test_a_deep_network_shows_its_slowest_layers(inputs):
-    layers = [{"name": f"l{i}", "ms": float(i)} for i in range(LAYERS + 20)]
+    layers = [{"name": f"l{i}", "ms": float(i)} for i in range(60)]
     rows = compiled_details(inputs(compile=engines(layers)))["layers"]
-    assert len(rows) == LAYERS
-    assert rows[0]["name"] == f"l{LAYERS + 19}"
+    assert len(rows) == 40
+    assert rows[0]["name"] == "l59"
     assert sum(row["share"] for row in rows) < 1  # of all layers, the hidden ones too
 
 

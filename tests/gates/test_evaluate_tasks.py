@@ -73,3 +73,46 @@ def test_a_network_may_take_another_preprocessing() -> None:
     assert found.predicted["previous"].tolist() == [16 * 64]
     # what lies in the padding is not counted: a quarter of the map is the photo's
     assert found.maps["previous"][0] == pytest.approx([16 * 64] * 3)
+
+
+def test_parity_is_over_all_images_and_its_error_is_the_worst() -> None:
+    """A tenth off on one image, a hundredth on the other: of small outputs."""
+    outputs = {COMPARED[0]: iter([1e-3, 1e-3]), COMPARED[1]: iter([1.1e-3, 1.01e-3])}
+    photos = [Photo(name, array=np.zeros((4, 4, 1), np.uint8)) for name in "ab"]
+
+    def network(name):
+        return lambda image: np.full((1, 1, 4, 4), next(outputs[name]), np.float32)
+
+    runners = {name: network(name) for name in COMPARED}
+    found = evaluate(runners, COMPARED, photos, PREPROCESS, find_task("counting")).parity
+    assert found.max_rel_error == pytest.approx(0.1, rel=1e-3)
+    assert found.sqnr_db == pytest.approx(10 * np.log10(2 / (0.1**2 + 0.01**2)), abs=1e-2)
+    assert (found.n, found.mode) == (2, "student against student_fp32 on test images")
+
+
+def test_an_example_has_the_greys_of_its_photo() -> None:
+    array = np.array([[[0], [100], [200], [255]]] * 4, np.uint8)
+    arrays = example_arrays(Photo("greys", array=array), PREPROCESS, {})
+    assert np.abs(arrays["pixels"][0, :, 0].astype(int) - [0, 100, 200, 255]).max() == 0
+
+
+def test_an_example_has_the_density_of_each_network_over_the_photo() -> None:
+    """In the padding, right and below, the density is 0 and the image has the mean colour."""
+    padded = Preprocess(1, (1.2,), (1.0,), (8, 8), (8, 8))
+    networks = {"student": lambda image: np.full((1, 1, 8, 8), 2, np.float32)}
+    arrays = example_arrays(photo("grey", 51, 1), padded, networks)
+    inside = np.zeros((8, 8))
+    inside[:4, :4] = 1
+    assert arrays["student"].tolist() == (2 * inside).tolist()
+    assert arrays["pixels"][:, :, 0].tolist() == np.where(inside, 51, 255).tolist()
+
+
+@pytest.mark.parametrize(("name", "who"), [("student", "student"), ("previous", "earlier bundle")])
+def test_an_output_that_is_no_number_names_its_network(name, who) -> None:
+    def broken(image):
+        return 0 * logits(image) + np.nan
+
+    runners = {**dict.fromkeys(COMPARED, logits), name: broken}
+    with pytest.raises(KDError, match=f"the {who} gave NaN") as caught:
+        evaluate(runners, COMPARED, [photo("a", 0, 0)], PREPROCESS, find_task("classification"))
+    assert caught.value.code == "output-nonfinite"

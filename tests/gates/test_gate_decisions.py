@@ -13,7 +13,7 @@ from kdcompile.gates.context import Latency, Origin, Outcomes, Parity, Predictio
 from kdcompile.gates.parity import ParityGate, parity
 from kdcompile.gates.size_mb import SizeGate, size_mb
 from kdcompile.gates.speedup import SpeedupGate, speedup
-from kdcompile.gates.summary import measurements, part_rows
+from kdcompile.gates.summary import measurements, part_rows, prediction_rows
 from kdcompile.stats.bootstrap import MIN_IMAGES
 from kdcompile.stats.latency_interval import PairedTimes
 from kdcompile.stats.noninferiority import bounds, compare
@@ -394,3 +394,47 @@ def test_measurements_of_a_rate_have_no_unit(classes) -> None:
     teacher = rates["teacher top1", "fp32"]
     assert teacher.value == pytest.approx(0.9)
     assert teacher.low < teacher.value < teacher.high
+
+
+def test_the_numbers_of_a_report(context) -> None:
+    sizes = {"model.onnx": 3_000_000, "kit/student_int8.onnx": 500_000}
+    numbers = measurements(context, sizes)
+    rows = [(m.value, m.precision, m.mode) for m in numbers if m.name == "size"]
+    assert rows == [(3.0, "fp32", "model.onnx"), (0.5, "int8", "kit/student_int8.onnx")]
+    errors = [(m.name, m.precision) for m in numbers if m.name.endswith(" mae")]
+    assert errors == [("teacher mae", "fp32"), ("student mae", "fp32"), ("student mae", "int8")]
+    mixed = measurements(replace(context, precision="mixed"), {})
+    assert [m.precision for m in mixed if m.name.endswith(" mae")][-1] == "mixed"
+    states = {m.mode for m in numbers if m.evidence == "predicted"}
+    assert states == {"validated", "validated, beside int8"}
+    predicted = [m for m in numbers if m.name == "student latency" and m.evidence == "predicted"]
+    assert (predicted[0].low, predicted[0].high) == (8.0 / 1.5, 8.0 * 1.5)
+
+
+@pytest.mark.parametrize(("n", "has"), [(1, False), (2, True)])
+def test_one_image_gives_an_error_no_interval(context, n, has) -> None:
+    found = measurements(replace(context, outcomes=make_outcomes(n)), {})
+    assert all((m.low is not None) == has for m in found if m.name == "student mae")
+
+
+def test_a_rate_has_the_score_interval_at_95_percent(make_context) -> None:
+    judged = make_context("classification", [0, 1] * 20, [0, 1] * 20, [0] * 40)
+    numbers = measurements(judged, {})
+    found = next(m for m in numbers if m.name == "student top1")
+    assert (found.low, found.high) == pytest.approx((0.352, 0.648), abs=1e-3)  # Wilson's
+
+
+@pytest.mark.parametrize(("target", "told"), [("cpu", False), ("jetson", True)])
+def test_a_speed_is_predicted_where_it_is_not_measured(context, target, told) -> None:
+    numbers = measurements(replace(context, target=targets.load(target)), {})
+    found = [m for m in numbers if m.name.startswith("speed-up") and m.evidence == "predicted"]
+    assert bool(found) == told
+
+
+def test_a_row_says_what_the_teacher_lacks_and_what_the_earlier_network_said(make_context) -> None:
+    plain = make_context("counting", [1.0], [2.0], [3.0]).outcomes
+    more = replace(plain, previous=np.array([4.0]), taught=np.array([False]))
+    row = {"name": "0.jpg", "true": 1.0, "teacher": 2.0, "student_fp32": 3.0, "student_int8": 3.0,
+           "student": 3.0}  # fmt: skip
+    assert prediction_rows(plain) == [row]
+    assert prediction_rows(more) == [row | {"previous": 4.0, "taught": False}]

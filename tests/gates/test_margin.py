@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.optimize import brentq
 
 from kdcompile.stats import bootstrap
-from kdcompile.stats.noninferiority import compare
-from kdcompile.stats.sample_size import forecast
+from kdcompile.stats.bootstrap import t_quantile
+from kdcompile.stats.noninferiority import compare, decrease_interval
+from kdcompile.stats.sample_size import Forecast, forecast
 from kdcompile.tasks.metric import MAE, RMSE, TOP1
 
 
@@ -32,6 +35,8 @@ def test_more_photos_decide_less_and_no_doubt_needs_none():
 def test_errors_that_few_photos_tell_nothing_of_have_no_margin():
     assert forecast(MAE, 7, 40, 1, 0.05).margin is None
     assert forecast(MAE, 8, 1, 3, 0.05).margin is None
+    assert forecast(MAE, 8, 1, 1.5, 0.05).margin is None
+    assert forecast(MAE, 8, 40, 0.0, 0.05) == Forecast(0.0, 0.0)
     assert forecast(TOP1, 1, 0.9, 0.3, 0.05).margin is None
 
 
@@ -77,3 +82,55 @@ def test_arguments_out_of_range_are_refused(arguments):
     n, mean, deviation, *rest = arguments
     with pytest.raises(ValueError, match="out of range"):
         forecast(MAE, n, mean, deviation, *(rest or [0.05]))
+
+
+def test_arguments_at_the_ends_of_their_ranges_are_taken():
+    for arguments in ((1, 1, 1), (8, 0, 0), (8, 1, 0), (8, 40, 1, -1), (8, 40, 1, 1)):
+        n, mean, deviation, *rest = arguments
+        assert forecast(MAE, n, mean, deviation, 0.05, *rest).over_limit >= 0
+    assert forecast(TOP1, 2, 0.5, 0.5**0.5, 0.05, -1.0).over_limit > 0  # of two images that differ
+    for rest in (-1.01, 1.01):
+        with pytest.raises(ValueError, match="out of range"):
+            forecast(MAE, 8, 40, 1, 0.05, rest)
+
+
+def test_a_forecast_of_a_rate_is_the_same_each_time():
+    """An image in 25 differs: of a thousand draws the margin that decides eight in ten."""
+    found = forecast(TOP1, 100, 0.9, 0.3, 0.02)
+    assert found == forecast(TOP1, 100, 0.9, 0.3, 0.02)
+    assert found.margin == pytest.approx(0.0637, abs=0.02)
+    assert forecast(TOP1, 100, 0.9, 0.0, 0.02).over_limit == 0
+    assert forecast(TOP1, 100, 0.9, 0.3, 0.02, correlation=-1.0).margin > found.margin
+
+
+@pytest.mark.parametrize("metric", [MAE, RMSE], ids=lambda m: m.name)
+@pytest.mark.parametrize(("n", "mean", "deviation"), [(8, 40.0, 9.0), (60, 73.5, 97.0)])
+@pytest.mark.parametrize("correlation", [0.8, 0.2])
+def test_a_forecast_is_the_root_of_its_equation(metric, n, mean, deviation, correlation):
+    """R - 1 is what is wanted times sqrt(1 + R^2 - 2 correlation R), R the ratio of means."""
+    found = forecast(metric, n, mean, deviation, 0.05, correlation)
+    error = deviation / mean / n**0.5
+    wanted = (t_quantile(0.95, n - 1) + stats.norm.ppf(0.8)) * error
+
+    def apart(ratio):
+        return np.sqrt(1 + ratio**2 - 2 * correlation * ratio)
+
+    ratio = brentq(lambda r: r - 1 - wanted * apart(r), 1, 1e3)
+    assert found.margin == pytest.approx(ratio ** (1 / metric.power) - 1)
+    limit = 1.05**metric.power
+    assert found.over_limit == pytest.approx(stats.norm.sf((limit - 1) / (error * apart(limit))))
+    assert forecast(metric, n, mean, deviation, 0.0, 1.0) == Forecast(0.0, 0.0)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_rate_over_its_limit_by_chance_is_counted(n):
+    """Every image differs: eight draws in ten lose two at most, a quarter or half lose more."""
+    found = forecast(TOP1, n, 0.5, 0.5, 0.0, -1.0)
+    assert found.over_limit == pytest.approx({2: 0.25, 3: 0.5}[n], abs=0.05)
+    assert found.margin == decrease_interval(2, n - 2, n, 0.9)[1]
+
+
+def test_the_spread_of_a_rate_is_that_of_images_that_one_of_both_has_right():
+    """36 of 1000 differ: the standard deviation of losses less wins is 6."""
+    found = forecast(TOP1, 1000, 0.9, 0.3, 0.005)
+    assert found.margin == pytest.approx((1.645 + 0.842) * 0.006, rel=0.05)

@@ -20,6 +20,7 @@ from kdcompile.gates import measure
 from kdcompile.gates.context import Earlier
 from kdcompile.gates.previous import PreviousGate, previous
 from kdcompile.gates.reference_bundle import open_earlier
+from kdcompile.gates.registry import find_gate
 from kdcompile.passes import compile as compile_stage
 from kdcompile.tasks.task import find_task
 
@@ -83,6 +84,20 @@ def test_without_an_earlier_bundle_the_gate_is_skipped_and_never_passed(make_con
     result = previous(PreviousGate(), make_context("counting", [1.0], [1.0], [1.0]))
     assert result.verdict == "skipped"
     assert "--baseline BUNDLE" in result.reason
+
+
+def test_the_threshold_names_the_flips_where_the_spec_limits_them():
+    text, task = find_gate("previous").threshold, find_task("counting")
+    assert text(PreviousGate(max_flips="60%"), task).endswith(
+        "; at most 60% of the images worse, at 95 %"
+    )
+    assert "images" not in text(PreviousGate(), task)
+
+
+def test_the_manifest_of_the_bundle_is_a_file_of_the_spec(tmp_path):
+    assert PreviousGate().files(tmp_path) == {}
+    found = PreviousGate(bundle="old").files(tmp_path)
+    assert found == {"bundle": tmp_path / "old/manifest.json"}
 
 
 def test_classes_are_compared_by_their_rate(make_context):

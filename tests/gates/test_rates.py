@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from kdcompile.stats.bootstrap import interval
-from kdcompile.stats.noninferiority import rate_decrease_interval, rate_interval
+from kdcompile.stats.noninferiority import (
+    decrease_interval,
+    observed_text,
+    rate_decrease_interval,
+    rate_interval,
+)
+from kdcompile.tasks.metric import MAE, TOP1
 
 
 def outcome(lost: int, won: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,3 +72,26 @@ def test_bootstrap_bound_is_about_the_normal_one_and_seeded() -> None:
     assert high - sample.mean() == pytest.approx(half, rel=0.08)
     assert sample.mean() - low == pytest.approx(half, rel=0.08)
     assert interval((sample,), np.mean, confidence=0.9, seed=1) == (low, high)
+
+
+def test_no_bound_of_a_rate_lies_beyond_what_a_rate_can_be() -> None:
+    """Rounding alone would put some of them there, such as those of 9 and of 51 images."""
+    for n in range(2, 60):
+        assert rate_interval(np.zeros(n), 0.95)[1] <= 1.0
+        assert rate_interval(np.ones(n), 0.95)[0] >= 0.0
+    assert decrease_interval(5, 0, 5, 0.9)[1] == 1.0
+    assert decrease_interval(0, 5, 5, 0.9)[0] == -1.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "reference", "value", "text"),
+    [
+        (MAE, 0.5, 0.6, "mae 0.6 against 0.5 (+20.0%)"),
+        (MAE, 0.0, 0.6, "mae 0.6 against 0"),
+        (TOP1, 0.9, 0.88, "top1 88.00% against 90.00% (-2.00 points)"),
+    ],
+)
+def test_both_metrics_are_told_and_their_difference_where_there_is_one(
+    metric, reference, value, text
+) -> None:
+    assert observed_text(metric, reference, value) == text

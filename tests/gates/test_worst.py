@@ -32,5 +32,7 @@ def test_classes_are_named_and_flips_are_marked(make_context):
 def test_each_photo_is_drawn_once():
     many = pick_examples(np.array([3.0, 1, 2, 5, 4, 0, 6]))
     assert many == {"best": 5, "median": 0, "worst": 6, "worst_2": 3, "worst_3": 4}
+    nine = pick_examples(np.arange(9.0))
+    assert nine == {"best": 0, "median": 4, "worst": 8, "worst_2": 7, "worst_3": 6}
     assert pick_examples(np.array([2.0, 1.0])) == {"best": 1, "median": 0, "worst": 0}
     assert set(pick_examples(np.array([1.0])).values()) == {0}
