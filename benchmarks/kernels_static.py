@@ -16,20 +16,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import static_traffic
 from kernel_rows import Row, rows_of
-from static_code import Code, Loop, compiled
-from static_launches import Launch, recorded
+from static_code import Code, Loop, compiled, specialised
+from static_launches import Launch, Step, recorded
 
 FOLDER = Path(__file__).parent
 OUT = FOLDER / "kernels_static.csv"
 GROWTH = 1.05
-BAND = 1.3  # times at most this much longer or shorter, as far as earlier counts were checked
 LAUNCH_US = 1.0  # a node of a CUDA graph
 COLUMNS = (
     "kernel", "setting", "dtype", "layout", "arch", "launches_forward", "launches_backward",
@@ -98,16 +97,15 @@ def _line_of(
     return max(free or named, key=lambda line: (loop.lines[line], line), default=None)
 
 
-def counted(rows: Sequence[Row]) -> Iterator[list[dict[str, Any]]]:
-    """Of each row the traffic of every launch; runs under TRITON_INTERPRET=1."""
-    for row in rows:
-        forward, backward = recorded(row)
-        found = []
-        for launch in (*forward.launches, *backward.launches):
-            own = static_traffic.traffic(launch)
-            trips = [[*line, count / own.programs] for line, count in own.trips.items()]
-            found.append({**asdict(own), "trips": trips})
-        yield found
+def counted(row: Row) -> list[dict[str, Any]]:
+    """The traffic of every launch of a row; runs under TRITON_INTERPRET=1."""
+    forward, backward = recorded(row)
+    found = []
+    for launch in (*forward.launches, *backward.launches):
+        own = static_traffic.traffic(launch)
+        trips = [[*line, count / own.programs] for line, count in own.trips.items()]
+        found.append({**asdict(own), "trips": trips})
+    return found
 
 
 @dataclass
@@ -137,17 +135,19 @@ class Totals:
         self.longer_ms += max(times)
 
 
-def combined(row: Row, arch: int, traffic: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One line of the file."""
+def combined(
+    row: Row, steps: tuple[Step, Step], arch: int, traffic: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """One line of the file; `steps` are the recorded passes of the row."""
     from triton import __version__
 
-    card, (forward, backward) = CARDS[arch], recorded(row)
+    card, (forward, backward) = CARDS[arch], steps
     launches = [*forward.launches, *backward.launches]
     codes = [_compiled(launch, arch) for launch in launches]
     sums = Totals()
     for launch, code, own in zip(launches, codes, traffic, strict=True):
         sums.add(card, launch, code, own)
-    counts = [len(step.launches) + len(step.torch_operators) for step in (forward, backward)]
+    counts = [len(step.launches) + len(step.torch_operators) for step in steps]
     launch_ms = sum(counts) * LAUNCH_US / 1e3
     bounds = {"traffic": sums.traffic_ms, "issue": sums.issue_ms, "launches": launch_ms}
     blocks = [card.blocks(code, launch.warps) for code, launch in zip(codes, launches, strict=True)]
@@ -167,15 +167,13 @@ _known: dict[Any, Code] = {}
 
 
 def _compiled(launch: Launch, arch: int) -> Code:
-    from static_code import specialised
-
     key = (launch.function.fn, repr(specialised(launch)), repr(launch.options), arch)
     if key not in _known:
         _known[key] = compiled(launch, arch)
     return _known[key]
 
 
-def _child(options: argparse.Namespace, row: Row) -> list[dict[str, Any]]:
+def _child(row: Row) -> list[dict[str, Any]]:
     """The traffic of a row, from a process in which Triton interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "KDCOMPILE_TUNE": "0"}
     command = [sys.executable, __file__, "--traffic", json.dumps(row.names)]
@@ -217,13 +215,13 @@ def main(arguments: Sequence[str]) -> int:
     rows = [r for r in rows_of(options.kernel) if options.setting in (None, r.setting.name)]
     if options.traffic:
         (row,) = (r for r in rows if list(r.names) == json.loads(options.traffic))
-        print(json.dumps(next(counted([row]))))
+        print(json.dumps(counted(row)))
         return 0
     lines, problems = kept(options.out), []
     for row in rows:
-        traffic = _child(options, row)
+        steps, traffic = recorded(row), _child(row)
         for arch in options.arch:
-            now = combined(row, arch, traffic)
+            now = combined(row, steps, arch, traffic)
             place = tuple(str(now[n]) for n in COLUMNS[:5])
             print("  ".join(f"{now[n]}" for n in COLUMNS), flush=True)
             if options.check:

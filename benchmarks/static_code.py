@@ -6,8 +6,6 @@ to it; it belongs to the `for` whose line its own instructions name.
 """
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from static_launches import Launch
 
-from kdcompile.kernels._aot import _usage
+from kdcompile.kernels._aot import _usage, read_cubin
 from kdcompile.kernels._runtime import triton
 
 TYPES = {
@@ -25,7 +23,7 @@ TYPES = {
     torch.int32: "*i32", torch.int16: "*i16", torch.int8: "*i8", torch.uint8: "*u8",
     torch.bool: "*i1",
 }  # fmt: skip
-INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
 LABEL = re.compile(r"^(\.L_x_\d+):")
 SOURCE = re.compile(r'//## File "([^"]+)", line (\d+)')
 BRANCH = re.compile(r"\(?(\.L_x_\d+)\)?")
@@ -37,7 +35,6 @@ Line = tuple[str, int]  # file name, line number
 class Instruction:
     """One machine instruction, with the lines of source that it stands for."""
 
-    address: int
     opcode: str
     target: str  # the label that a branch goes to, or ""
     lines: frozenset[Line]
@@ -96,17 +93,8 @@ def compiled(launch: Launch, arch: int) -> Code:
     options = {k: v for k, v in launch.options.items() if k in ("num_warps", "num_stages")}
     found = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, local = _usage(found.asm["cubin"])
-    code = list(instructions(_disassembled(found.asm["cubin"])))
+    code = list(instructions(read_cubin(found.asm["cubin"], "nvdisasm", "-c", "-gi")))
     return analysed(code, registers, local, found.metadata.shared)
-
-
-def _disassembled(cubin: bytes) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), "-c", "-gi", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def instructions(text: str) -> Iterable["Instruction | str"]:
@@ -123,10 +111,8 @@ def instructions(text: str) -> Iterable["Instruction | str"]:
             yield named[1]
         elif found := INSTRUCTION.match(row):
             fresh = True
-            target = BRANCH.search(found[3]) if found[2].startswith("BRA") else None
-            yield Instruction(
-                int(found[1], 16), found[2], target[1] if target else "", frozenset(lines)
-            )
+            target = BRANCH.search(found[2]) if found[1].startswith("BRA") else None
+            yield Instruction(found[1], target[1] if target else "", frozenset(lines))
 
 
 def analysed(code: list["Instruction | str"], registers: int, local: int, shared: int) -> Code:

@@ -35,12 +35,6 @@ class Traffic:
     programs: int = 0  # of the sample
 
 
-@dataclass
-class _Counters:
-    read: set[int] = field(default_factory=set)
-    written: set[int] = field(default_factory=set)
-
-
 def sampled(launch: Launch, count: int = SAMPLE) -> list[tuple[int, int, int]]:
     """Indices of programs, spread evenly over the grid."""
     total = launch.programs
@@ -87,19 +81,20 @@ def _counting(found: Traffic) -> Iterator[None]:
     builder = interpreter.InterpreterBuilder
     names = ("create_masked_load", "create_masked_store", "create_atomic_rmw", "set_grid_idx")
     before = {name: getattr(builder, name) for name in names}
-    counters = _Counters()
+    read: set[int] = set()  # sectors of the program that runs
+    written: set[int] = set()
 
     def load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
         value = before["create_masked_load"](self, ptrs, mask, other, *rest)
         size = value.data.dtype.itemsize
-        found.loaded += _seen(found, counters.read, ptrs.data, mask.data, size)
+        found.loaded += _seen(found, read, ptrs.data, mask.data, size)
         if value.data.dtype.kind == "f" or "bf16" in str(ptrs.get_element_ty()):
             value.data = _noise(value.data, ptrs.data, mask.data)
         return value
 
     def store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
         size = value.data.dtype.itemsize
-        found.stored += _seen(found, counters.written, ptrs.data, mask.data, size)
+        found.stored += _seen(found, written, ptrs.data, mask.data, size)
         return before["create_masked_store"](self, ptrs, value, mask, *rest)
 
     def atomic(self: Any, op: Any, ptr: Any, val: Any, mask: Any, *rest: Any) -> Any:
@@ -107,8 +102,8 @@ def _counting(found: Traffic) -> Iterator[None]:
         return before["create_atomic_rmw"](self, op, ptr, val, mask, *rest)
 
     def start(self: Any, *index: int) -> None:
-        counters.read.clear()
-        counters.written.clear()
+        read.clear()
+        written.clear()
         before["set_grid_idx"](self, *index)
 
     try:

@@ -97,16 +97,21 @@ def compile_for(
 
 def _usage(cubin: bytes) -> tuple[int, int]:
     """Registers a thread and bytes of stack a thread, from the compiled file."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = read_cubin(cubin, "cuobjdump", "--dump-resource-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if found is None:
         raise RuntimeError(f"cuobjdump does not name the registers: {text}")
     return int(found[1]), int(found[2]) + int(found[3])
+
+
+def read_cubin(cubin: bytes, tool: str, *options: str) -> str:
+    """What one of the tools that come with Triton prints of a compiled file."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(path), *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @cache
