@@ -244,7 +244,7 @@ def _cost_lines(plan: dict[str, Any]) -> list[str]:
 
 
 def _rule_lines(plan: dict[str, Any]) -> list[str]:
-    """The limits that are met, each with its place and its remedy."""
+    """The limits of the target that this spec reaches, each with its place and its fix."""
     text = []
     for rule in plan["rules"]:
         text += [
@@ -254,7 +254,7 @@ def _rule_lines(plan: dict[str, Any]) -> list[str]:
         ]
     if not plan["rules_on_operators"]:
         text.append("limits     of widths and operators: known once `search` has run")
-    return text or ["limits     none is met: nothing is refused or done in vain on this target"]
+    return text or ["limits     none: no option is refused or without effect on this target"]
 
 
 def _board_lines(board: dict[str, Any] | None) -> list[str]:

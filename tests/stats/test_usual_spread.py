@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kdcompile.stats.bootstrap import resamples
-from kdcompile.stats.hierarchical import _node, paired, unpaired
+from kdcompile.stats.hierarchical import PAIR as USUAL
+from kdcompile.stats.hierarchical import Node, _means, _node, paired, unpaired
 
 BLOCKS = [np.ones(20)] * 8
 PAIR, PROCESS = np.array([0.003, 0.01, 0.05]), np.array([0.006, 0.02, 0.08])
@@ -86,3 +87,13 @@ def test_blocks_may_differ_in_length():
     blocks = [np.ones(20), 2 * np.ones(19), 2 * np.ones(19)]
     found = paired([[(blocks, [0.5 * block for block in blocks])]], 0)
     assert np.exp(found.value) == pytest.approx([2, 2, 2])
+
+
+@pytest.mark.parametrize(("spread", "scale"), [(6.5, (4 + 6.5) / 5), (6.75, 6.75)])
+def test_it_is_refuted_by_what_chance_makes_once_in_a_hundred(spread, scale):
+    """Chi-squared of one degree of freedom exceeds 6.635 with a probability of 0.01."""
+    gap = PAIR * np.sqrt(2 * spread)
+    (mean,), df = _means([[Node(gap, np.zeros(3)), Node(0 * gap, np.zeros(3))]], USUAL)
+    assert df == 5
+    assert mean.value == pytest.approx(gap / 2)
+    assert mean.variance == pytest.approx(PAIR**2 / 2 * scale)
