@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kdcompile.models.resize import BATCH_NORMS
+
 if TYPE_CHECKING:
-    from kdcompile.models.channels import Channels
+    from kdcompile.models.channel_groups import Channels
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
@@ -59,7 +60,7 @@ def members(network: nn.Module, name: str) -> list[str]:
         return [name]
     names = list(dict(network.get_submodule(owner).named_children()))
     found = [name]
-    for kinds in (NORMS, ACTIVATIONS):
+    for kinds in (BATCH_NORMS, ACTIVATIONS):
         behind = names[names.index(leaf) + len(found) :][:1]
         path = f"{owner}.{behind[0]}" if owner and behind else "".join(behind)
         if behind and isinstance(network.get_submodule(path), kinds):

@@ -11,9 +11,10 @@ from torch import nn
 from kdcompile.config.spec import Spec
 from kdcompile.core.store import Artifact
 from kdcompile.models.blocks import fold
-from kdcompile.models.channel_rules import resize
+from kdcompile.models.channel_trial import narrow_parameter, replace_module
 from kdcompile.models.dropped import drop
 from kdcompile.models.factory import build_model, load_teacher, load_weights
+from kdcompile.models.resize import NORMS, resize
 from kdcompile.models.staged import StagedStudent
 
 OUTPUT_STD = 0.01
@@ -27,7 +28,8 @@ def student_from_architecture(
     Args:
         teacher: gives the code and every width that the architecture does not name.
         architecture: of family `shrink`, with `seed`, `modules` ({name: widths}: the constructor
-            arguments that change) and `dropped` (names of what becomes the identity, see
+            arguments that change), `parameters` ({name: [axis, width]} of those that no such module
+            owns; none where it is missing) and `dropped` (names of what becomes the identity, see
             `kdcompile.models.dropped`; none where it is missing); of family `staged`, as
             `kdcompile.models.staged` describes it; or with a factory `file.py:name` as its family.
         folder: the spec's folder, for a factory.
@@ -42,8 +44,9 @@ def student_from_architecture(
             return build_model(architecture["family"], folder)
         student = copy.deepcopy(teacher).cpu()
         for name, widths in architecture["modules"].items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(student.get_submodule(owner), leaf, resize(student.get_submodule(name), widths))
+            replace_module(student, name, resize(student.get_submodule(name), widths))
+        for name, (dim, width) in architecture.get("parameters", {}).items():
+            narrow_parameter(student, name, dim, width)
         drop(student, architecture.get("dropped", ()))
         initialise(student)
     return student.requires_grad_(True)
@@ -61,7 +64,7 @@ def initialise(student: nn.Module) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
             last = module
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        elif isinstance(module, NORMS):
             module.reset_parameters()
     if last is not None:
         nn.init.normal_(last.weight, std=OUTPUT_STD)  # type: ignore[arg-type]

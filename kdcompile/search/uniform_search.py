@@ -21,7 +21,8 @@ from kdcompile.latency_model.network_cost import (
 )
 from kdcompile.latency_model.predict import estimate
 from kdcompile.models.blocks import fold
-from kdcompile.models.channels import Channels, trace
+from kdcompile.models.channel_groups import Channels
+from kdcompile.models.channels import trace
 from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.pareto import Point, impossible, keeps, reachable

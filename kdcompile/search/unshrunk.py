@@ -18,9 +18,8 @@ from torch.fx import Node
 
 from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
-from kdcompile.models.channel_rules import NORMS
-from kdcompile.models.channels import ENDS, Channels, Layer, Layout
-from kdcompile.search.spaces.pruned_kernels import sides
+from kdcompile.models.channel_groups import ENDS, Channels, Layer, Layout
+from kdcompile.models.resize import NORMS, sides
 
 SHOWN = 3  # modules in a message
 FIX = (
@@ -71,7 +70,7 @@ def refuse_unshrunk(
     Raises:
         KDError: `student-not-smaller`, naming what could not be resized and why.
     """
-    parts = _parts(teacher, channels, architecture["modules"], width, tile)
+    parts = _parts(teacher, channels, architecture, width, tile)
     for what, weighs in (("weights", lambda _: 1), ("multiply-adds", lambda p: p.positions)):
         whole = sum(part.weights * weighs(part) for part in parts)
         kept = sum(part.kept * weighs(part) for part in parts)
@@ -106,15 +105,19 @@ def _named(parts: Sequence[Part]) -> str:
 def _parts(
     teacher: nn.Module,
     channels: Channels,
-    widths: Mapping[str, Mapping[str, int]],
+    architecture: Mapping[str, Any],
     ratio: float,
     tile: int,
 ) -> list[Part]:
-    found, seen = [], set()
+    found, seen, widths = (
+        _loose(teacher, channels, architecture, ratio, tile),
+        set(),
+        architecture["modules"],
+    )
     for name, module in teacher.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        seen |= {id(p) for p in own}
-        count = sum(p.numel() for p in own)
+        own = {n: p for n, p in module.named_parameters(name, recurse=False) if id(p) not in seen}
+        seen |= {id(p) for p in own.values()}
+        count = sum(p.numel() for n, p in own.items() if n not in channels.parameters)
         if not count:
             continue
         layer = channels.layers.get(name)
@@ -130,12 +133,32 @@ def _parts(
     return found
 
 
+def _loose(
+    teacher: nn.Module,
+    channels: Channels,
+    architecture: Mapping[str, Any],
+    ratio: float,
+    tile: int,
+) -> list[Part]:
+    """Parameters that no layer owns, by their one axis of channels."""
+    found = []
+    for name, (dim, layout) in channels.parameters.items():
+        parameter = teacher.get_parameter(name)
+        count, width = parameter.numel(), architecture["parameters"][name][1]
+        kept = count * width / parameter.shape[dim]
+        allowed = count * _rounded(channels, layout, ratio, tile) / _full(layout)
+        roots = [channels.root(group) for group, _, _ in layout]
+        why = "" if kept <= allowed else next((channels.why.get(r, "") for r in roots), "")
+        found.append(Part(name, count, kept, allowed, 0, why))
+    return found
+
+
 def _kept(layer: Layer, widths: Mapping[str, int]) -> float:
     """The share of its weights that a layer has at these constructor arguments."""
     made = [_full(layout) for layout in (layer.inputs, layer.outputs)]
-    if "num_features" in widths:
-        return widths["num_features"] / made[1]
     inputs, outputs = sides(widths)
+    if issubclass(layer.kind, NORMS):
+        return outputs / made[1]
     product = inputs * outputs / widths.get("groups", 1)
     return product / (made[0] * made[1] / layer.groups)
 

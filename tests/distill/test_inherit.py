@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
-from unshrunk_networks import Subclassed
+from unshrunk_networks import ConvNeXt, Subclassed, ViT
 
 from kdcompile.core.errors import KDError
 from kdcompile.distill.inherit import inherit
@@ -100,8 +100,9 @@ class Sequence(nn.Module):
         return self.last(self.up(x).relu())
 
 
-NETWORKS = [Plain, Residual, Dense, Separable, Sequence]
-SHAPES = {Plain: (4, 2, 10, 10), Sequence: (4, 2, 40)}
+NETWORKS = [Plain, Residual, Dense, Separable, Sequence, ConvNeXt, ViT]
+TOKENS = (8, 3, 16, 16)
+SHAPES = {Plain: (4, 2, 10, 10), Sequence: (4, 2, 40), ConvNeXt: TOKENS, ViT: TOKENS}
 
 
 def _teacher(kind, seed=0):
@@ -114,6 +115,9 @@ def _teacher(kind, seed=0):
             module.running_var.uniform_(0.2, 0.6)
             module.weight.data.uniform_(-0.5, 1.5)
             module.bias.data.normal_(0, 0.2)
+    for name, parameter in teacher.named_parameters():
+        if "." not in name:  # tables and tokens, which start at zero
+            parameter.data.normal_(0, 0.3)
     return teacher.eval()
 
 

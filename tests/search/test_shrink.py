@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from unshrunk_networks import ConvNeXt, ViT
 
 from kdcompile.core.errors import KDError
 from kdcompile.models.csrnet import build
@@ -82,6 +83,8 @@ def _shrunk(model, shape, ratio, tile, folder):
         (Grouped, (1, 1, 9, 9)),
         (Unknown, (1, 1, 4, 4)),
         (Twice, (1, 1, 4, 4)),
+        (ConvNeXt, (2, 3, 16, 16)),
+        (ViT, (2, 3, 16, 16)),
     ],
 )
 def test_every_width_runs_with_the_same_output_shape(kind, shape, ratio, tile, tmp_path):

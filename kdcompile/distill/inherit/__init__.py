@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from kdcompile.core.errors import KDError
 from kdcompile.distill.evaluate import in_inference
 from kdcompile.distill.inherit.importance import Loss, explaining, most, places, readers, taylor
-from kdcompile.distill.inherit.plan import BATCH_NORMS, layer_plans, widths
+from kdcompile.distill.inherit.plan import kept_parameters, layer_plans, widths
 from kdcompile.distill.inherit.reconstruct import slice_weights, solve_layers
-from kdcompile.models.channels import Channels, trace
+from kdcompile.models.channel_groups import Channels
+from kdcompile.models.channels import trace
 from kdcompile.models.dropped import is_gone, members, tied
+from kdcompile.models.resize import BATCH_NORMS
 
 
 def inherit(
@@ -60,7 +62,7 @@ def inherit(
     _forget(channels, [path for name in dropped for path in members(teacher, name)])
     plans = layer_plans(channels, kept, student)
     with in_inference(student):
-        left = slice_weights(teacher, student, plans)
+        left = slice_weights(teacher, student, plans, kept_parameters(channels, kept))
         errors, why = solve_layers(teacher, student, crops, plans)
     why |= dict.fromkeys(left, "another shape than the teacher's: it keeps its initial values")
     layers = [
@@ -86,6 +88,8 @@ def _forget(channels: Channels, gone: Sequence[str]) -> None:
     """Leave out the layers of modules that the student does not have."""
     for name in [name for name in channels.layers if is_gone(name, gone)]:
         del channels.layers[name]
+    for name in [name for name in channels.parameters if is_gone(name, gone)]:
+        del channels.parameters[name]
 
 
 def _wanted(

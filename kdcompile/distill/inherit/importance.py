@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcompile.distill.inherit.plan import BATCH_NORMS
 from kdcompile.distill.inherit.rows import grouped_weight, sample
-from kdcompile.models.channels import Channels
+from kdcompile.models.channel_groups import Channels
+from kdcompile.models.resize import NORMS
 
 POSITIONS = 4096  # an image
 Loss = Callable[[Tensor, int], Tensor]
@@ -24,16 +24,21 @@ Loss = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that reads a group: `size` channels of its input from `offset`, `each` long."""
+    """A layer that reads a group: `size` channels of its input from `offset`, `each` long.
+
+    They are on the input's `dim`: the last of a linear layer.
+    """
 
     layer: str
     group: int
     offset: int
     size: int
     each: int
+    dim: int = 1
 
     def part(self, x: Tensor) -> Tensor:
         """The group's share of the layer's input [B, C, *space], as [B, size, places]."""
+        x = x.movedim(self.dim, 1)
         share = x[:, self.offset : self.offset + self.size * self.each]
         return share.reshape(len(x), self.size, -1)
 
@@ -50,15 +55,14 @@ def readers(channels: Channels, wanted: set[int]) -> list[Reader]:
     """Who reads the wanted groups; depthwise and normalising layers only pass channels on."""
     found = []
     for name, layer in channels.layers.items():
-        if issubclass(layer.kind, BATCH_NORMS) or (
-            layer.groups > 1 and layer.inputs == layer.outputs
-        ):
+        if issubclass(layer.kind, NORMS) or (layer.groups > 1 and layer.inputs == layer.outputs):
             continue
         offset = 0
         for group, size, each in layer.inputs:
             root = channels.root(group)
             if root in wanted:
-                found.append(Reader(name, root, offset, size, each))
+                dim = -1 if issubclass(layer.kind, nn.Linear) else 1
+                found.append(Reader(name, root, offset, size, each, dim))
             offset += size * each
     return found
 

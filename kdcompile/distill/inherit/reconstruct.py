@@ -1,6 +1,6 @@
 """The student's weights: sliced from the teacher, then solved layer by layer on crops."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +17,8 @@ from kdcompile.distill.inherit.batch_norm import (
     correct,
     gate_through,
 )
-from kdcompile.distill.inherit.plan import BATCH_NORMS, LayerPlan
+from kdcompile.distill.inherit.layer_norm import rescale
+from kdcompile.distill.inherit.plan import LayerPlan
 from kdcompile.distill.inherit.rows import (
     grouped_weight,
     groups,
@@ -27,15 +28,26 @@ from kdcompile.distill.inherit.rows import (
     set_weight,
 )
 from kdcompile.distill.inherit.solve import Gate, Solution, fit
-from kdcompile.models.channel_rules import changes_forward
+from kdcompile.models.resize import BATCH_NORMS, LAST_NORMS, NORMS, changes_forward
 
 ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system
 MOST_VALUES = 2**26  # in it, 256 MiB
 MOST_UNKNOWNS = 8192  # of an output; their second moments are 512 MiB in float64
 
 
-def slice_weights(teacher: nn.Module, student: nn.Module, plans: Sequence[LayerPlan]) -> list[str]:
+def slice_weights(
+    teacher: nn.Module,
+    student: nn.Module,
+    plans: Sequence[LayerPlan],
+    parameters: Mapping[str, tuple[int, Tensor]],
+) -> list[str]:
     """Copy the kept channels of every layer, and whatever else the two have in equal shape.
+
+    Args:
+        teacher: in inference mode.
+        student: changed in place.
+        plans: of all layers.
+        parameters: by name the axis and the indices that the student keeps.
 
     Returns:
         The names of the student's tensors that are neither, and so keep their initial values.
@@ -46,13 +58,16 @@ def slice_weights(teacher: nn.Module, student: nn.Module, plans: Sequence[LayerP
         source = teacher.get_submodule(plan.name)
         for kind in ("weight", "bias", "running_mean", "running_var"):
             name = f"{plan.name}.{kind}"
-            if name in theirs and (kind != "weight" or isinstance(source, BATCH_NORMS)):
+            if name in theirs and (kind != "weight" or isinstance(source, NORMS)):
                 mine[name].copy_(theirs[name][plan.outputs.to(theirs[name].device)])
                 done.add(name)
-        if not isinstance(source, BATCH_NORMS):
+        if not isinstance(source, NORMS):
             kept = sliced(grouped_weight(source), plan)
             set_weight(student.get_submodule(plan.name), kept)
             done.add(f"{plan.name}.weight")
+    for name, (dim, chosen) in parameters.items():
+        mine[name].copy_(theirs[name].index_select(dim, chosen.to(theirs[name].device)))
+        done.add(name)
     left = []
     for name in mine.keys() - done:
         if name in theirs and theirs[name].shape == mine[name].shape:
@@ -101,7 +116,7 @@ def teacher_targets(
 
     def output(place: int, plan: LayerPlan, module: nn.Module, _: Any, y: Tensor) -> None:
         target = targets.setdefault(plan.name, Target())
-        linear = isinstance(module, nn.Linear)
+        linear = isinstance(module, (nn.Linear, *LAST_NORMS))
         total = y.shape[:-1].numel() if linear else len(y) * y.shape[2:].numel()
         count = max(1, _rows(module, len(plan.inputs)) // images) * len(y)
         picks = sample(total, count, 100003 * place + len(target.picks)).to(y.device)
@@ -118,6 +133,8 @@ def teacher_targets(
             module = teacher.get_submodule(plan.name)
             if isinstance(module, BATCH_NORMS):
                 handle = module.register_forward_pre_hook(partial(normalised, plan))
+            elif isinstance(module, nn.GroupNorm):
+                continue
             else:
                 handle = module.register_forward_hook(partial(output, place, plan))
             hooks.enter_context(handle)
@@ -128,6 +145,8 @@ def teacher_targets(
 
 def _rows(module: nn.Module, inputs: int) -> int:
     """How many positions a layer that keeps so many inputs is solved at."""
+    if isinstance(module, LAST_NORMS):
+        return FEWEST_ROWS
     values = inputs * grouped_weight(module).shape[-1]  # of a row
     wanted = max(FEWEST_ROWS, ROWS_PER_UNKNOWN * values // groups(module))
     return min(wanted, MOST_ROWS, MOST_VALUES // values)
@@ -155,7 +174,11 @@ def solve_layers(
     errors: dict[str, float] = {}
     only_sliced: dict[str, str] = {}
     for plan in plans:
-        module = student.get_submodule(plan.name)
+        module, theirs = (net.get_submodule(plan.name) for net in (student, teacher))
+        if isinstance(module, nn.GroupNorm):
+            if module.num_channels < theirs.num_channels:
+                only_sliced[plan.name] = "its statistics are those of the kept channels"
+            continue
         why = _why_only_sliced(module, plan, plan.name in targets or plan.name in moments)
         if why is not None:
             only_sliced[plan.name] = why
@@ -165,6 +188,9 @@ def solve_layers(
                 for batch in crops:
                     own.add(input_at(student, plan.name, batch))
                 correct(module, moments[plan.name], own, shifts.get(plan.name))
+        elif isinstance(module, LAST_NORMS):
+            rows = _rows_at(student, crops, plan, targets[plan.name])
+            errors[plan.name] = rescale(module, *rows)
         else:
             if plan.batch_norm is not None and plan.batch_norm not in moments:
                 # it is used without being called, so nothing will correct it
@@ -185,6 +211,8 @@ def _why_only_sliced(module: nn.Module, plan: LayerPlan, called: bool) -> str | 
     if not isinstance(module, BATCH_NORMS):
         if changes_forward(module):
             return f"a {type(module).__name__} may do more than its weights say"
+        if isinstance(module, LAST_NORMS):
+            return None
         unknowns = grouped_weight(module)[0, 0].numel()
         if unknowns > MOST_UNKNOWNS:
             return f"an output reads {unknowns} values, more than {MOST_UNKNOWNS}"
@@ -211,12 +239,7 @@ def _solve(
         The solution, with the bias that a layer without one would have, and its relative error.
     """
     module = student.get_submodule(plan.name)
-    inputs = (input_at(student, plan.name, batch) for batch in crops)
-    parts = zip(inputs, target.picks, target.spaces, strict=True)
-    x = torch.cat([input_rows(module, *part) for part in parts], 1)
-    y = torch.cat(target.rows).reshape(x.shape[1], len(x), -1).transpose(0, 1)
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise nonfinite(plan.name)
+    x, y = _rows_at(student, crops, plan, target)
     shiftable = behind is not None and absorbs(behind)
     gate = None
     if plan.rectified and behind is None:
@@ -230,6 +253,20 @@ def _solve(
     if isinstance(module.bias, Tensor):
         module.bias.data.copy_(solution.bias.flatten())
     return solution, error
+
+
+def _rows_at(
+    student: nn.Module, crops: Sequence[Tensor], plan: LayerPlan, target: Target
+) -> tuple[Tensor, Tensor]:
+    """The student's inputs [G, n, I/G * K] of a layer and the teacher's outputs [G, n, O/G]."""
+    module = student.get_submodule(plan.name)
+    inputs = (input_at(student, plan.name, batch) for batch in crops)
+    parts = zip(inputs, target.picks, target.spaces, strict=True)
+    x = torch.cat([input_rows(module, *part) for part in parts], 1)
+    y = torch.cat(target.rows).reshape(x.shape[1], len(x), -1).transpose(0, 1)
+    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise nonfinite(plan.name)
+    return x, y
 
 
 def nonfinite(where: str) -> KDError:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kdcompile.distill.inherit.plan import TRANSPOSED
+from kdcompile.models.resize import LAST_NORMS
 
 
 def groups(module: nn.Module) -> int:
@@ -54,7 +55,7 @@ def input_rows(module: nn.Module, x: Tensor, picks: Tensor, space: Sequence[int]
     """The inputs that a layer's outputs at some positions are linear in.
 
     Args:
-        module: a convolution, transposed convolution or linear layer.
+        module: a convolution, transposed convolution, linear layer or norm of the last axis.
         x: its input.
         picks: positions, as in `output_rows`.
         space: the output's height and width, or its length, or nothing.
@@ -62,7 +63,7 @@ def input_rows(module: nn.Module, x: Tensor, picks: Tensor, space: Sequence[int]
     Returns:
         [G, n, I/G * K], the order of `grouped_weight`.
     """
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, *LAST_NORMS)):
         return x.reshape(-1, x.shape[-1])[picks].unsqueeze(0)
     image, place = _divided(picks, torch.Size(space).numel())
     planar = x if x.ndim == 4 else x.unsqueeze(2)

@@ -5,15 +5,18 @@ dropped parts; an architecture is its canonical form, so that equal students are
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from torch import nn
 
 from kdcompile.latency_model.workload import Kernel, Precision
-from kdcompile.models.channels import Channels, Layer, Layout, trace
+from kdcompile.models.channel_groups import Channels, Layout
+from kdcompile.models.channels import trace
 from kdcompile.models.dropped import droppable, is_gone, members, tied
+from kdcompile.models.resize import constructor_arguments
 from kdcompile.search.spaces.base import Architecture
 from kdcompile.search.spaces.pruned_kernels import Template
 
@@ -37,27 +40,22 @@ def students(
     """As `architectures`, of a teacher that is traced already."""
     found: list[dict[str, Any]] = []
     for ratio in ratios or [n / GRID for n in range(GRID, 0, -1)]:
-        modules = {n: _widths(channels, v, ratio, tile) for n, v in channels.layers.items()}
-        if not found or modules != found[-1]["modules"]:
-            found.append({"family": "shrink", "width": ratio, "seed": seed, "modules": modules})
+        made = _resized(channels, lambda layout, r=ratio: channels.width(layout, r, tile))  # type: ignore[misc]
+        if not found or made["modules"] != found[-1]["modules"]:
+            found.append({"family": "shrink", "width": ratio, "seed": seed, **made})
     return found
 
 
-def arguments(layer: Layer, inputs: int, outputs: int) -> dict[str, int]:
-    """The constructor arguments that give a layer these widths."""
-    if issubclass(layer.kind, nn.Linear):
-        return {"in_features": inputs, "out_features": outputs}
-    if issubclass(layer.kind, nn.BatchNorm1d | nn.BatchNorm2d):
-        return {"num_features": outputs}
-    depthwise = layer.groups > 1 and layer.inputs == layer.outputs
-    groups = inputs if depthwise else layer.groups
-    return {"in_channels": inputs, "out_channels": outputs, "groups": groups}
-
-
-def _widths(channels: Channels, layer: Layer, ratio: float, tile: int) -> dict[str, int]:
-    """The constructor arguments of a layer at a ratio."""
-    sides = (channels.width(layout, ratio, tile) for layout in (layer.inputs, layer.outputs))
-    return arguments(layer, *sides)
+def _resized(channels: Channels, width: Callable[[Layout], int]) -> dict[str, Any]:
+    """What an architecture says of widths: `modules`, and `parameters` where there are any."""
+    modules = {
+        name: constructor_arguments(layer, width(layer.inputs), width(layer.outputs))
+        for name, layer in channels.layers.items()
+    }
+    if not channels.parameters:
+        return {"modules": modules}
+    parameters = {name: [dim, width(v)] for name, (dim, v) in channels.parameters.items()}
+    return {"modules": modules, "parameters": parameters}
 
 
 NARROWEST = 1 / 16  # of the teacher's width, where students are drawn at random
@@ -184,15 +182,10 @@ class LayerSpace:
         ties = tied(self._channels, without)
         width = {root: widths[ties.get(root, root)] for root in self.options}
         gone = [path for name in without for path in members(self._teacher, name)]
-        kept = {
-            name: layer for name, layer in self._channels.layers.items() if not is_gone(name, gone)
-        }
-        modules = {
-            name: arguments(
-                layer, self._total(width, layer.inputs), self._total(width, layer.outputs)
-            )
-            for name, layer in kept.items()
-        }
+        channels = self._channels
+        kept = {n: layer for n, layer in channels.layers.items() if not is_gone(n, gone)}
+        parameters = {n: v for n, v in channels.parameters.items() if not is_gone(n, gone)}
+        left = replace(channels, layers=kept, parameters=parameters)
         used = {self._root(run[0]) for v in kept.values() for run in (*v.inputs, *v.outputs)}
         free = [root for root in self.options if root in used]
         full = sum(self.options[root][-1] for root in free)
@@ -200,7 +193,7 @@ class LayerSpace:
             "family": "shrink",
             "width": sum(width[root] for root in free) / full if full else 1.0,
             "seed": self._seed,
-            "modules": modules,
+            **_resized(left, lambda layout: self._total(width, layout)),
             "dropped": without,
         }
 

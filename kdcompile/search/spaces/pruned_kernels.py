@@ -21,8 +21,10 @@ from kdcompile.latency_model.fusion import WEIGHTED
 from kdcompile.latency_model.graph import BYTES
 from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.workload import Kernel, Precision
-from kdcompile.models.channels import Channels, Layer, trace
+from kdcompile.models.channel_groups import Channels, Layer
+from kdcompile.models.channels import trace
 from kdcompile.models.dropped import members, tied
+from kdcompile.models.resize import sides
 from kdcompile.onnx_graph.shapes import inferred, tensor_sizes
 from kdcompile.search.spaces.tensor_channels import Part, Span, TensorChannels, remove_modules, span
 
@@ -247,15 +249,6 @@ class Template:
         each = BYTES[kernel.weight_precision]
         rest = kernel.weight_bytes - sum(each * of.full for of in dict(scaled).values())
         return (*((each, of) for of in dict(scaled).values()), (rest, total))
-
-
-def sides(widths: Mapping[str, int]) -> tuple[int, int]:
-    """Input and output channels in a module's constructor arguments."""
-    if "num_features" in widths:
-        return widths["num_features"], widths["num_features"]
-    if "in_features" in widths:
-        return widths["in_features"], widths["out_features"]
-    return widths["in_channels"], widths["out_channels"]
 
 
 def _contradiction(where: str) -> KDError:

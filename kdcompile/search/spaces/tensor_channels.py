@@ -16,8 +16,9 @@ from onnx import GraphProto, NodeProto, helper
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, WEIGHTED
 from kdcompile.latency_model.workload import Kernel, Kind
-from kdcompile.models.channels import Channels, Layer, Layout
-from kdcompile.models.dropped import NORMS, is_gone
+from kdcompile.models.channel_groups import Channels, Layer, Layout
+from kdcompile.models.dropped import is_gone
+from kdcompile.models.resize import NORMS
 from kdcompile.onnx_graph.opset import SCOPE
 
 PASSING = POINTWISE | POOLS | RESIZES | {

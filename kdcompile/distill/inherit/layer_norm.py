@@ -1,0 +1,50 @@
+"""Layer and RMS norms: scale and shift by regression, where only some channels are left.
+
+A layer norm divides by the spread of all channels, so what it makes of the kept ones changes when
+others go. Channel by channel the scale and shift that give the teacher's output best are those of
+a regression on the student's normalised input.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from kdcompile.distill.inherit.solve import HELD_OUT
+
+
+def rescale(module: nn.LayerNorm | nn.RMSNorm, x: Tensor, y: Tensor) -> float:
+    """Set the scale, and the shift of a norm that has one, in place.
+
+    Args:
+        module: the student's.
+        x: its inputs at some positions [1, n, C].
+        y: the teacher's outputs there [1, n, C].
+
+    Returns:
+        The relative error on held-out rows.
+    """
+    weight, bias = module.weight, getattr(module, "bias", None)
+    if weight is None:
+        weight, bias = torch.ones(x.shape[-1]), None
+    with torch.no_grad():
+        shift = 0.0 if bias is None else bias
+        plain = (module(x)[0] - shift).double() / _nonzero(weight.double())
+        wanted = y[0].double()
+        held = max(1, len(plain) // HELD_OUT)
+        rows, targets = plain[:-held], wanted[:-held]
+        means = (rows.mean(0), targets.mean(0)) if bias is not None else (0.0, 0.0)
+        centred = rows - means[0]
+        energy = centred.square().sum(0)
+        scale = (centred * (targets - means[1])).sum(0) / _nonzero(energy)
+        scale = torch.where((energy > 0) & (weight != 0), scale, weight.double())
+        if module.weight is not None:
+            module.weight.copy_(scale)
+            if bias is not None:
+                bias.copy_(means[1] - scale * means[0])
+        found = module(x)[0, -held:].double()
+        wrong = (found - wanted[-held:]).square().sum()
+        spread = (wanted[-held:] - wanted[-held:].mean(0)).square().sum()
+        return float((wrong / spread.clamp(min=torch.finfo(torch.float32).tiny)).sqrt())
+
+
+def _nonzero(value: Tensor) -> Tensor:
+    return torch.where(value == 0, 1, value)

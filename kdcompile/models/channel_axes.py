@@ -1,0 +1,137 @@
+"""Where an axis of a tensor goes when operators transpose, reshape, slice or reduce the tensor."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+MOST_REPEATS = 64  # positions that a reshape may fold in front of the channels
+
+
+def reshaped(before: Sequence[int], after: Sequence[int], dim: int) -> tuple[int, int, int] | None:
+    """Where the axis `dim` goes in a reshape.
+
+    Returns:
+        Its new axis, and how many positions before and behind it were folded into that axis; None
+        where it is split, or too many are folded in front.
+    """
+    for old, new in _blocks(before, after):
+        if dim not in old:
+            continue
+        wide = [d for d in new if after[d] > 1]
+        if len(wide) == 1:
+            lead = math.prod(before[d] for d in old if d < dim)
+            trail = math.prod(before[d] for d in old if d > dim)
+            return (wide[0], lead, trail) if lead <= MOST_REPEATS else None
+    return None
+
+
+def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """The smallest runs of axes on both sides that hold the same values."""
+    left, right = 0, 0
+    while left < len(before) and right < len(after):
+        old, new = [left], [right]
+        a, b = before[left], after[right]
+        while a != b:
+            if a < b:
+                old.append(old[-1] + 1)
+                if old[-1] >= len(before):
+                    return
+                a *= before[old[-1]]
+            else:
+                new.append(new[-1] + 1)
+                if new[-1] >= len(after):
+                    return
+                b *= after[new[-1]]
+        yield old, new
+        left, right = old[-1] + 1, new[-1] + 1
+
+
+def moved_axis(node: Node, name: str, dim: int) -> int | None:
+    """The axis of a node's output that the axis `dim` of its input becomes; None for none.
+
+    Args:
+        node: of an operator of MOVES or REDUCE (`kdcompile.models.channel_rules`).
+        name: of the operator.
+        dim: from 0.
+    """
+    value = _value(node.args[0])
+    rank = value.dim()
+    arguments: list[Any] = list(node.args[1:])
+    if name in {"permute", "transpose", "t", "numpy_T", "mT", "movedim"}:
+        return _order(name, arguments, rank).index(dim)
+    if name == "unsqueeze":
+        return dim + (int(arguments[0]) % (rank + 1) <= dim)
+    if name == "squeeze":
+        gone = _axes(arguments[0], rank) if arguments else [*range(rank)]
+        gone = [d for d in gone if value.shape[d] == 1]
+        return None if dim in gone else dim - sum(d < dim for d in gone)
+    if name == "expand":
+        return dim + _value(node).dim() - rank
+    if name == "slice" and _value(node).shape == value.shape:
+        return dim
+    if name in {"pad", "constant_pad_nd"}:
+        pads = arguments[0][2 * (rank - 1 - dim) :][:2]
+        return None if any(pads) else dim
+    if name in {"select", "slice", "roll", "softmax", "log_softmax", "split", "chunk",
+                "split_with_sizes", "unbind"}:  # fmt: skip
+        return _of_one_axis(name, arguments, dim, rank)
+    if name == "repeat":
+        times = arguments[0]
+        place = dim + len(times) - rank
+        return place if times[place] == 1 else None
+    return _reduced(node, arguments[name == "linalg_vector_norm" :], dim, rank)
+
+
+def _order(name: str, arguments: Sequence[Any], rank: int) -> list[int]:
+    if name == "permute":
+        return [int(d) % rank for d in arguments[0]]
+    order = list(range(rank))
+    if name == "numpy_T":
+        return order[::-1]
+    if name == "movedim":
+        pairs = zip(*(_axes(given, rank) for given in arguments), strict=True)
+        placed = {to: of for of, to in pairs}
+        rest = (d for d in order if d not in placed.values())
+        return [placed[d] if d in placed else next(rest) for d in order]
+    a, b = (int(d) % rank for d in (arguments if name == "transpose" else (-2, -1)))
+    order[a], order[b] = order[b], order[a]
+    return order
+
+
+def _of_one_axis(name: str, arguments: Sequence[Any], dim: int, rank: int) -> int | None:
+    """Operators that leave all axes but one as they are."""
+    if name in {"split", "chunk", "split_with_sizes"}:
+        given = arguments[1] if len(arguments) > 1 else 0
+    elif name == "roll":
+        given = arguments[1] if len(arguments) > 1 else list(range(rank))
+    else:
+        given = arguments[0] if arguments else 0
+    if dim in _axes(given, rank):
+        return None
+    return dim - 1 if name in {"select", "unbind"} and _axes(given, rank)[0] < dim else dim
+
+
+def _reduced(node: Node, arguments: Sequence[Any], dim: int, rank: int) -> int | None:
+    """Means, sums and norms over other axes."""
+    if not arguments or arguments[0] is None:
+        return None
+    gone = _axes(arguments[0], rank)
+    if dim in gone:
+        return None
+    keeps = _value(node).dim() == rank
+    return dim if keeps else dim - sum(d < dim for d in gone)
+
+
+def _axes(given: Any, rank: int) -> list[int]:
+    return [int(d) % rank for d in (given if isinstance(given, list | tuple) else [given])]
+
+
+def _value(node: Any) -> torch.Tensor:
+    found = node.meta["val"]
+    if isinstance(found, list | tuple):
+        found = found[0]
+    assert isinstance(found, torch.Tensor), "only operators on tensors are asked for"
+    return found

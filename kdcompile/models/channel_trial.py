@@ -1,0 +1,109 @@
+"""Find the channel groups whose width a network's own code asks for, by running narrower networks.
+
+Only shapes are computed. `x.reshape(n, self.width, -1)` fails where the tensor got narrower, and
+the group is frozen.
+"""
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from kdcompile.models.channel_groups import Channels, Layout
+from kdcompile.models.resize import constructor_arguments, resize
+
+
+def freeze_what_fails(model: nn.Module, shape: Sequence[int], channels: Channels) -> None:
+    """Freeze each group without which the network runs at half the width of all others.
+
+    Args:
+        model: in inference mode; not changed.
+        shape: input [N, C, H, W].
+        channels: of `model`; its frozen groups are added to.
+    """
+    layouts = [
+        layout for layer in channels.layers.values() for layout in (layer.inputs, layer.outputs)
+    ] + [layout for _, layout in channels.parameters.values()]
+    roots = {channels.root(group) for layout in layouts for group, _, _ in layout}
+    free = sorted(root for root in roots - channels.frozen if _half(channels, root))
+    sizes = _output_sizes(model, shape)
+    good: set[int] = set()
+    _search(free, good, lambda narrow: _fails(model, shape, channels, narrow, sizes), channels)
+
+
+def _search(
+    groups: Sequence[int],
+    good: set[int],
+    fails: Callable[[set[int]], str | None],
+    channels: Channels,
+) -> None:
+    """Add those of `groups` that run to `good`, and freeze the others: by halves."""
+    problem = fails(good | set(groups)) if groups else None
+    if problem is None:
+        good |= set(groups)
+    elif len(groups) == 1:
+        why = f"the network's own code asks for this width ({problem})"
+        channels.freeze(((groups[0], 0, 0),), why)
+    else:
+        middle = len(groups) // 2
+        _search(groups[:middle], good, fails, channels)
+        _search(groups[middle:], good, fails, channels)
+
+
+def _half(channels: Channels, root: int) -> int:
+    """Half of a group's width; 0 where it has no smaller one."""
+    size, multiple = channels.size[root], channels.multiple[root]
+    half = max(size // 2 // multiple, 1) * multiple
+    return half if half < size else 0
+
+
+def _fails(
+    model: nn.Module,
+    shape: Sequence[int],
+    channels: Channels,
+    narrow: Collection[int],
+    sizes: Sequence[torch.Size],
+) -> str | None:
+    """Why a network does not run with some groups at half their width; None where it does."""
+
+    def width(layout: Layout) -> int:
+        roots = [(channels.root(group), size, each) for group, size, each in layout]
+        return sum((_half(channels, r) if r in narrow else n) * each for r, n, each in roots)
+
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    made = copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    for name, layer in channels.layers.items():
+        widths = constructor_arguments(layer, width(layer.inputs), width(layer.outputs))
+        replace_module(made, name, resize(made.get_submodule(name), widths))
+    for name, (dim, layout) in channels.parameters.items():
+        narrow_parameter(made, name, dim, width(layout))
+    try:
+        found = _output_sizes(made, shape)
+    except Exception as error:  # whatever the network's own code raises
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return None if found == sizes else "its output has another size"
+
+
+def _output_sizes(model: nn.Module, shape: Sequence[int]) -> list[torch.Size]:
+    device = next((p.device for p in model.parameters()), None)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        made = model.eval()(torch.empty(*shape, device=device))
+    return [value.shape for value in tree_leaves(made) if isinstance(value, torch.Tensor)]
+
+
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(owner), leaf, module)
+
+
+def narrow_parameter(network: nn.Module, name: str, dim: int, width: int) -> None:
+    """Replace a parameter by its first `width` values along an axis."""
+    owner, _, leaf = name.rpartition(".")
+    old = network.get_parameter(name)
+    if width < old.shape[dim]:
+        kept = old.detach().narrow(dim, 0, width).clone()
+        setattr(network.get_submodule(owner), leaf, nn.Parameter(kept))

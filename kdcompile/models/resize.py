@@ -1,0 +1,150 @@
+"""Resize a module: which modules can be given other widths, and the module with those widths."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdcompile.models.channel_groups import Layer
+
+RESIZABLE = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.Linear,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)  # of the last axis
+NORMS = (*BATCH_NORMS, *LAST_NORMS, nn.GroupNorm)
+STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+
+
+def plain_kind(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch's that a module is of, or is derived from; None where it is none."""
+    return next((kind for kind in RESIZABLE if isinstance(module, kind)), None)
+
+
+def changes_forward(module: nn.Module) -> bool:
+    """Whether a resizable module computes something else than its torch class does."""
+    kind, own = plain_kind(module), type(module)
+    names = ("forward", "_conv_forward")
+    return any(getattr(own, name, None) is not getattr(kind, name, None) for name in names)
+
+
+def why_fixed(module: nn.Module, size: Sequence[int]) -> str | None:
+    """Why a module cannot be given other widths; None where it can.
+
+    A subclass can where it has no tensors next to those of its torch class, and where it really
+    gives the requested channels at half its widths, which is tried on shapes alone.
+
+    Args:
+        module: of the teacher.
+        size: its input [N, C, *space], or [..., C] of a linear layer.
+    """
+    kind, name = plain_kind(module), type(module).__name__
+    if kind is None:
+        return f"there is no rule for {name}"
+    if type(module) is kind:
+        return None
+    own = [n for n, _ in (*module.named_parameters(), *module.named_buffers())]
+    more = sorted(set(own) - STATE)
+    if more:
+        return f"{name} has tensors that a {kind.__name__} has not ({', '.join(more)})"
+    if issubclass(kind, NORMS) and not issubclass(kind, BATCH_NORMS):
+        return None  # the size is not the module's own where its forward transposes
+    widths = _halved(module)
+    made = next(reversed([v for k, v in widths.items() if k != "groups"]))
+    axis = -1 if issubclass(kind, nn.Linear) else 1
+    try:
+        with torch.no_grad():
+            narrow = resize(module, widths).to("meta").eval()
+            given = list(size)
+            given[axis] = next(iter(widths.values()))
+            found = narrow(torch.empty(*given, device="meta"))
+    except Exception:  # whatever the user's forward raises
+        return f"{name} does not run at other widths"
+    if not isinstance(found, torch.Tensor) or found.ndim < 2 or found.shape[axis] != made:
+        return f"{name} gives other channels than its own at other widths"
+    return None
+
+
+def _halved(module: Any) -> dict[str, int]:
+    """Constructor arguments for half of a module's widths: inputs first, outputs last."""
+    if isinstance(module, BATCH_NORMS):
+        return {"num_features": max(1, module.num_features // 2)}
+    if isinstance(module, nn.Linear):
+        sides = (module.in_features, module.out_features)
+        inputs, outputs = (max(1, side // 2) for side in sides)
+        return {"in_features": inputs, "out_features": outputs}
+    groups = module.groups
+    if groups == module.in_channels == module.out_channels:
+        half = max(1, groups // 2)
+        return {"in_channels": half, "groups": half, "out_channels": half}
+    inputs, outputs = (
+        max(1, side // groups // 2) * groups for side in (module.in_channels, module.out_channels)
+    )
+    return {"in_channels": inputs, "out_channels": outputs}
+
+
+def resize(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
+    """A module of the same kind with some of its widths replaced, and fresh weights.
+
+    Args:
+        module: one for which `why_fixed` gives None.
+        widths: constructor arguments of its torch class.
+    """
+    kind: Any = plain_kind(module)
+    assert kind is not None, "only resizable modules are in an architecture"
+    names = set(kind.__constants__)  # torch's own list of what its constructor takes
+    names.discard("normalized_shape")
+    if not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        names.discard("output_padding")
+    arguments = {name: getattr(module, name) for name in names} | dict(widths)
+    if not isinstance(module, (*BATCH_NORMS, nn.GroupNorm, nn.RMSNorm)):
+        arguments["bias"] = module.bias is not None
+    fresh: nn.Module = kind(**arguments)
+    if type(module) is kind:
+        return fresh
+    # a subclass's own constructor is unknown: its object is kept, with the tensors of the new one
+    made = copy.deepcopy(module)
+    made._parameters.update(fresh._parameters)
+    made._buffers.update(fresh._buffers)
+    for name in widths:
+        setattr(made, name, getattr(fresh, name))
+    return made
+
+
+def constructor_arguments(layer: Layer, inputs: int, outputs: int) -> dict[str, int]:
+    """The constructor arguments that give a layer these widths."""
+    if issubclass(layer.kind, nn.Linear):
+        return {"in_features": inputs, "out_features": outputs}
+    if issubclass(layer.kind, NORMS):
+        return {_norm_width(layer.kind): outputs}
+    depthwise = layer.groups > 1 and layer.inputs == layer.outputs
+    groups = inputs if depthwise else layer.groups
+    return {"in_channels": inputs, "out_channels": outputs, "groups": groups}
+
+
+def _norm_width(kind: type[nn.Module]) -> str:
+    """What a normalisation calls its number of channels."""
+    if issubclass(kind, LAST_NORMS):
+        return "normalized_shape"
+    return "num_channels" if issubclass(kind, nn.GroupNorm) else "num_features"
+
+
+def sides(widths: Mapping[str, int]) -> tuple[int, int]:
+    """Input and output channels in a module's constructor arguments."""
+    if len(widths) == 1:  # a normalisation
+        (width,) = widths.values()
+        return width, width
+    if "in_features" in widths:
+        return widths["in_features"], widths["out_features"]
+    return widths["in_channels"], widths["out_channels"]
