@@ -1,11 +1,12 @@
 """Find the channel groups whose width a network's own code asks for, by running narrower networks.
 
 Only shapes are computed. `x.reshape(n, self.width, -1)` fails where the tensor got narrower, and
-the group is frozen.
+the group is frozen. Each group gets another share of its width, so that code in which two of them
+must agree fails too.
 """
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,9 +16,11 @@ from torch.utils._pytree import tree_leaves
 from kdcompile.models.channel_groups import Channels, Layout
 from kdcompile.models.resize import constructor_arguments, resize
 
+GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly between whole numbers
+
 
 def freeze_what_fails(model: nn.Module, shape: Sequence[int], channels: Channels) -> None:
-    """Freeze each group without which the network runs at half the width of all others.
+    """Freeze each group without which the network runs with all others narrower.
 
     Args:
         model: in inference mode; not changed.
@@ -28,10 +31,14 @@ def freeze_what_fails(model: nn.Module, shape: Sequence[int], channels: Channels
         layout for layer in channels.layers.values() for layout in (layer.inputs, layer.outputs)
     ] + [layout for _, layout in channels.parameters.values()]
     roots = {channels.root(group) for layout in layouts for group, _, _ in layout}
-    free = sorted(root for root in roots - channels.frozen if _half(channels, root))
+    narrower = _narrower(channels, sorted(roots - channels.frozen))
     sizes = _output_sizes(model, shape)
     good: set[int] = set()
-    _search(free, good, lambda narrow: _fails(model, shape, channels, narrow, sizes), channels)
+
+    def fails(narrow: set[int]) -> str | None:
+        return _fails(model, shape, channels, {r: narrower[r] for r in narrow}, sizes)
+
+    _search([*narrower], good, fails, channels)
 
 
 def _search(
@@ -53,31 +60,35 @@ def _search(
         _search(groups[middle:], good, fails, channels)
 
 
-def _half(channels: Channels, root: int) -> int:
-    """Half of a group's width; 0 where it has no smaller one."""
-    size, multiple = channels.size[root], channels.multiple[root]
-    half = max(size // 2 // multiple, 1) * multiple
-    return half if half < size else 0
+def _narrower(channels: Channels, roots: Sequence[int]) -> dict[int, int]:
+    """A width for each group that has a smaller one: 0.3 to 0.8 of it, another for each."""
+    found = {}
+    for number, root in enumerate(roots):
+        size, multiple = channels.size[root], channels.multiple[root]
+        share = 0.3 + 0.5 * (GOLDEN * number % 1)
+        width = max(round(size * share / multiple), 1) * multiple
+        if width < size:
+            found[root] = width
+    return found
 
 
 def _fails(
     model: nn.Module,
     shape: Sequence[int],
     channels: Channels,
-    narrow: Collection[int],
+    widths: Mapping[int, int],
     sizes: Sequence[torch.Size],
 ) -> str | None:
-    """Why a network does not run with some groups at half their width; None where it does."""
+    """Why a network does not run with some groups at other widths; None where it does."""
 
     def width(layout: Layout) -> int:
-        roots = [(channels.root(group), size, each) for group, size, each in layout]
-        return sum((_half(channels, r) if r in narrow else n) * each for r, n, each in roots)
+        return sum(widths.get(channels.root(group), size) * each for group, size, each in layout)
 
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     made = copy.deepcopy(model, shared)  # type: ignore[arg-type]
     for name, layer in channels.layers.items():
-        widths = constructor_arguments(layer, width(layer.inputs), width(layer.outputs))
-        replace_module(made, name, resize(made.get_submodule(name), widths))
+        sides = constructor_arguments(layer, width(layer.inputs), width(layer.outputs))
+        replace_module(made, name, resize(made.get_submodule(name), sides))
     for name, (dim, layout) in channels.parameters.items():
         narrow_parameter(made, name, dim, width(layout))
     try:
