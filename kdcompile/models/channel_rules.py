@@ -29,6 +29,7 @@ MOVES = {
     "select", "slice", "roll", "softmax", "log_softmax", "split", "chunk",
     "split_with_sizes", "unbind", "repeat", "pad", "constant_pad_nd",
 }  # fmt: skip
+SPLITS = {"split", "chunk", "split_with_sizes", "slice"}
 REDUCE = {"mean", "sum", "amax", "amin", "var", "linalg_vector_norm"}
 RESHAPE = {"flatten", "view", "reshape", "_unsafe_view", "unflatten"}
 MERGE = {

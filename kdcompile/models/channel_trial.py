@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from kdcompile.models.channel_groups import Channels, Layout
 from kdcompile.models.resize import constructor_arguments, resize
 
+MOST_RUNS = 64  # then groups are no longer told apart
 GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly between whole numbers
 
 
@@ -33,31 +34,58 @@ def freeze_what_fails(model: nn.Module, shape: Sequence[int], channels: Channels
     roots = {channels.root(group) for layout in layouts for group, _, _ in layout}
     narrower = _narrower(channels, sorted(roots - channels.frozen))
     sizes = _output_sizes(model, shape)
-    good: set[int] = set()
+    search = _Search(
+        channels,
+        lambda narrow: _fails(model, shape, channels, {r: narrower[r] for r in narrow}, sizes),
+    )
+    search.run([*narrower], channels.split_roots())
 
-    def fails(narrow: set[int]) -> str | None:
-        return _fails(model, shape, channels, {r: narrower[r] for r in narrow}, sizes)
 
-    _search([*narrower], good, fails, channels)
+class _Search:
+    """Which groups may be narrow together: `good`; the others are frozen."""
 
+    def __init__(self, channels: Channels, fails: Callable[[set[int]], str | None]) -> None:
+        self._channels, self._fails = channels, fails
+        self._good: set[int] = set()
+        self._runs = 0
 
-def _search(
-    groups: Sequence[int],
-    good: set[int],
-    fails: Callable[[set[int]], str | None],
-    channels: Channels,
-) -> None:
-    """Add those of `groups` that run to `good`, and freeze the others: by halves."""
-    problem = fails(good | set(groups)) if groups else None
-    if problem is None:
-        good |= set(groups)
-    elif len(groups) == 1:
-        why = f"the network's own code asks for this width ({problem})"
-        channels.freeze(((groups[0], 0, 0),), why)
-    else:
+    def run(self, groups: Sequence[int], split: set[int]) -> None:
+        """First all, then those that no operator splits, then the split ones by their size."""
+        if self._runs_with(groups) is None:
+            return
+        self._halve([root for root in groups if root not in split])
+        by_size: dict[int, list[int]] = {}
+        for root in groups:
+            if root in split:
+                by_size.setdefault(self._channels.size[root], []).append(root)
+        for alike in by_size.values():
+            # one stands for all: the same code splits every block
+            problem = self._runs_with(alike[:1]) or self._runs_with(alike)
+            if problem is not None:
+                self._freeze(alike, problem)
+
+    def _runs_with(self, groups: Sequence[int]) -> str | None:
+        """Add groups to the good ones, or say why the network does not run with them."""
+        self._runs += 1
+        problem = self._fails(self._good | set(groups)) if groups else None
+        if problem is None:
+            self._good |= set(groups)
+        return problem
+
+    def _halve(self, groups: Sequence[int]) -> None:
+        problem = self._runs_with(groups)
+        if problem is None:
+            return
+        if len(groups) == 1 or self._runs > MOST_RUNS:
+            self._freeze(groups, problem)
+            return
         middle = len(groups) // 2
-        _search(groups[:middle], good, fails, channels)
-        _search(groups[middle:], good, fails, channels)
+        self._halve(groups[:middle])
+        self._halve(groups[middle:])
+
+    def _freeze(self, groups: Sequence[int], problem: str) -> None:
+        why = f"the network's own code asks for this width ({problem})"
+        self._channels.freeze(tuple((root, 0, 0) for root in groups), why)
 
 
 def _narrower(channels: Channels, roots: Sequence[int]) -> dict[int, int]:

@@ -26,6 +26,7 @@ from kdcompile.models.channel_rules import (
     REDUCE,
     RESHAPE,
     SPATIAL,
+    SPLITS,
     capture_graph,
     describe_node,
     operator_name,
@@ -53,6 +54,7 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
     walk = _Walk(model, owned, set(signature.inputs_to_parameters.values()))
     for node in exported.graph.nodes:
         walk.visit(node)
+    walk.channels.settle()
     if walk.moved:
         freeze_what_fails(model, shape, walk.channels)
     return walk.channels
@@ -103,22 +105,28 @@ class _Walk:
             return self._merge(node)
         elif name == "cat":
             return self._concatenate(node)
-        elif known is None:
-            return self._unknown(node)
-        elif name in POINTWISE or (name in SPATIAL and known.dim == 1):
+        elif known is not None:
+            return self._pass(node, name, known)
+        return self._unknown(node)
+
+    def _pass(self, node: Node, name: str, known: _Axis) -> _Axis | None:
+        """Operators that move the channel axis, or cut it, and compute nothing over it."""
+        if name in POINTWISE or (name in SPATIAL and known.dim == 1):
             return known
-        elif name in RESHAPE:
+        if name in RESHAPE:
             return self._reshape(node, known)
-        elif name in MOVES or name in REDUCE:
-            dim = moved_axis(node, name, known.dim)
-            self.moved |= dim != known.dim
-            if (
-                dim is None and name not in REDUCE
-            ):  # a mean over channels asks for no number of them
-                return self._unknown(node)
-            return None if dim is None else _Axis(dim, known.layout)
-        elif name == "getitem":  # of what a split gives
-            return known
+        if name == "getitem":
+            return self._piece(node, known)
+        if name not in MOVES | REDUCE:
+            return self._unknown(node)
+        dim = moved_axis(node, name, known.dim)
+        self.moved |= dim != known.dim
+        if dim is not None:
+            return _Axis(dim, known.layout)
+        if name in REDUCE:  # a mean over channels asks for no number of them
+            return None
+        if name in SPLITS:
+            return self._slice(node, known) if name == "slice" else self._even(node, known)
         return self._unknown(node)
 
     def _convolution(self, node: Node, name: str) -> _Axis:
@@ -259,6 +267,41 @@ class _Walk:
         dim, before, after = found
         self.moved |= dim != 1 or before > 1
         return _Axis(dim, tuple((g, n, each * after) for g, n, each in known.layout) * before)
+
+    def _even(self, node: Node, known: _Axis) -> _Axis:
+        """Pieces of one size stay of one size: code that halves a tensor gives two alike."""
+        sizes = [value.shape[known.dim] for value in node.meta["val"]]
+        if len({*sizes}) == 1:
+            starts = range(0, sum(sizes), sizes[0])
+            pieces = [self.channels.part(known.layout, start, sizes[0]) for start in starts]
+            for piece in pieces[1:]:
+                if piece is not None and pieces[0] is not None:
+                    self.channels.unite(pieces[0], piece)
+        return known
+
+    def _piece(self, node: Node, known: _Axis) -> _Axis | None:
+        """One of the tensors that a split gives."""
+        source: Any = node.args[0]
+        name = operator_name(source)
+        if name not in SPLITS or moved_axis(source, name, known.dim) is not None:
+            return known
+        sizes = [value.shape[known.dim] for value in source.meta["val"]]
+        index = int(node.args[1])  # type: ignore[call-overload]
+        return self._cut(node, known, sum(sizes[:index]), sizes[index])
+
+    def _slice(self, node: Node, known: _Axis) -> _Axis | None:
+        if len(node.args) > 4 and node.args[4] != 1:
+            return self._unknown(node)
+        full, size = shape_of(node.args[0])[known.dim], shape_of(node)[known.dim]
+        start = int(node.args[2] or 0) if len(node.args) > 2 else 0  # type: ignore[call-overload]
+        return self._cut(node, known, start % full, size)
+
+    def _cut(self, node: Node, known: _Axis, start: int, size: int) -> _Axis | None:
+        layout = self.channels.part(known.layout, start, size)
+        if layout is None:
+            return self._unknown(node)
+        self.moved = True  # code that cuts at a number asks for the width
+        return _Axis(known.dim, layout)
 
     def _unknown(self, node: Node) -> None:
         """Freeze what goes in; what comes out has channels that stay."""

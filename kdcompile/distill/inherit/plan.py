@@ -33,13 +33,14 @@ class LayerPlan:
 
 def widths(channels: Channels, student: nn.Module) -> dict[int, int]:
     """How many channels of each group (by its root) the student keeps."""
-    kept = {}
-    for name, layer in channels.layers.items():
-        module = student.get_submodule(name)
-        if layer.inputs != layer.outputs:
-            width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-            kept[channels.root(layer.outputs[0][0])] = int(width)  # type: ignore[arg-type]
-    return kept
+    sides = [
+        (layout, width)
+        for name, layer in channels.layers.items()
+        for layout, width in zip(
+            (layer.inputs, layer.outputs), module_widths(student.get_submodule(name)), strict=True
+        )
+    ]
+    return channels.widths_of(sides)
 
 
 def indices(channels: Channels, kept: Mapping[int, Tensor], layout: Layout) -> Tensor:
