@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from kdcompile.models.channel_rules import MOVES, RESHAPE, SPLITS, operator_name
+
 MOST_REPEATS = 64  # positions that a reshape may fold in front of the channels
 
 
@@ -53,7 +55,7 @@ def moved_axis(node: Node, name: str, dim: int) -> int | None:
     """The axis of a node's output that the axis `dim` of its input becomes; None for none.
 
     Args:
-        node: of an operator of MOVES or REDUCE (`kdcompile.models.channel_rules`).
+        node: of an operator of MOVES or REDUCE.
         name: of the operator.
         dim: from 0.
     """
@@ -135,3 +137,39 @@ def _value(node: Any) -> torch.Tensor:
         found = found[0]
     assert isinstance(found, torch.Tensor), "only operators on tensors are asked for"
     return found
+
+
+def source_axis(node: Node, name: str, dim: int) -> int | None:
+    """The axis of a node's input that its axis `dim` is made of; None for none, or for several."""
+    before, after = shape_of(node.args[0]), shape_of(node)
+    if name in RESHAPE:
+        found = reshaped(after, before, dim)
+        return found[0] if found is not None and found[1:] == (1, 1) else None
+    places = (d for d in range(len(before)) if moved_axis(node, name, d) == dim)
+    return next(places, None) if name in MOVES else None
+
+
+def piece_bounds(node: Node, dim: int) -> tuple[int, int] | None:
+    """Where one of the tensors that a split gives starts on an axis, and its size.
+
+    None where another axis was split.
+    """
+    source: Any = node.args[0]
+    index: Any = node.args[1]
+    name = operator_name(source)
+    if name not in SPLITS or moved_axis(source, name, dim) is not None:
+        return None
+    sizes = [value.shape[dim] for value in source.meta["val"]]
+    return sum(sizes[:index]), sizes[index]
+
+
+def slice_bounds(node: Node, dim: int) -> tuple[int, int]:
+    """Where a slice starts on an axis, and its size."""
+    start: Any = node.args[2] if len(node.args) > 2 else 0
+    return (start or 0) % shape_of(node.args[0])[dim], shape_of(node)[dim]
+
+
+def shape_of(value: Any) -> list[int]:
+    """The sizes of a tensor of the graph; empty of anything else."""
+    found = value.meta.get("val") if isinstance(value, Node) else None
+    return list(found.shape) if isinstance(found, torch.Tensor) else []

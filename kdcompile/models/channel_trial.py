@@ -113,7 +113,7 @@ def _fails(
         return sum(widths.get(channels.root(group), size) * each for group, size, each in layout)
 
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    made = copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    made = copy.deepcopy(model, shared)
     for name, layer in channels.layers.items():
         sides = constructor_arguments(layer, width(layer.inputs), width(layer.outputs))
         replace_module(made, name, resize(made.get_submodule(name), sides))

@@ -220,7 +220,7 @@ def _spaces(spec: Spec, target: Target, teacher: Network) -> list[Space]:
             missing.append(KDError(error.code, error.message, error.where, fix))
     if requested != "staged":
         try:
-            template = Template(teacher.model, teacher.module, teacher.shape)
+            template = Template(teacher.model, teacher.module, teacher.shape, freeze=True)
             tile = target.channel_tile
             made.append(LayerSpace(teacher.module, teacher.shape, tile, spec.seed, template))
         except KDError as error:

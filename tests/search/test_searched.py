@@ -199,7 +199,7 @@ def test_a_teacher_without_stages(tmp_path):
 
 
 def test_a_teacher_of_neither_space(tmp_path, monkeypatch):
-    def unknown(*args):
+    def unknown(*args, **more):
         raise KDError("template-unknown", "a tensor is not known", where="x", fix="-")
 
     load = write_build(tmp_path)

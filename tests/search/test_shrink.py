@@ -67,6 +67,23 @@ class Twice(nn.Module):
         return self.c(self.b(self.b(self.a(x))))
 
 
+class Cut(nn.Module):
+    """A gate of two halves, the first channels alone convolved, halves that are added crosswise."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.part = nn.Conv2d(3, 64, 1), nn.Conv2d(32, 32, 3, padding=1)
+        self.cross, self.norm = nn.Conv2d(32, 32, 1), nn.LayerNorm(32)
+        self.last = nn.Conv2d(32, 2, 1)
+
+    def forward(self, x):
+        a, gate = self.wide(x).chunk(2, 1)
+        x = self.part(a * gate.sigmoid())
+        half = x.shape[1] // 2
+        x = torch.cat([x[:, half:], x[:, :half]], 1) + self.cross(x)
+        return self.last(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
 def _shrunk(model, shape, ratio, tile, folder):
     model = model.eval()
     architecture = architectures(model, shape, tile, 0, [ratio])[0]
@@ -85,6 +102,7 @@ def _shrunk(model, shape, ratio, tile, folder):
         (Twice, (1, 1, 4, 4)),
         (ConvNeXt, (2, 3, 16, 16)),
         (ViT, (2, 3, 16, 16)),
+        (Cut, (1, 3, 8, 8)),
     ],
 )
 def test_every_width_runs_with_the_same_output_shape(kind, shape, ratio, tile, tmp_path):
@@ -102,6 +120,14 @@ def test_ties_and_tiles(tmp_path):
     assert modules["f"] == {"in_channels": 16 + 24, "out_channels": 32, "groups": 1}
     assert modules["fc"] == {"in_features": 8 * 4, "out_features": 16}
     assert modules["last"]["out_features"] == 5
+
+
+def test_channels_that_are_cut_are_made_smaller(tmp_path):
+    """Both halves of a gate alike, and of halves that are exchanged each as wide as the other."""
+    _, modules = _shrunk(Cut(), (1, 3, 8, 8), 0.5, 8, tmp_path)
+    assert modules["wide"]["out_channels"] == 32
+    assert modules["part"] == {"in_channels": 16, "out_channels": 16, "groups": 1}
+    assert modules["norm"] == {"normalized_shape": 16}
 
 
 def test_grouped_convolutions_stay_divisible(tmp_path):

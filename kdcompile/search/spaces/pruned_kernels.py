@@ -41,6 +41,7 @@ class Template:
         network: nn.Module,
         shape: Sequence[int],
         channels: Channels | None = None,
+        freeze: bool = False,
     ) -> None:
         """From the teacher's ONNX file.
 
@@ -49,6 +50,7 @@ class Template:
             network: the teacher.
             shape: input [N, C, H, W].
             channels: of `trace` at this shape, where it has been traced.
+            freeze: groups at operators that no rule covers, in `channels`, instead of refusing.
 
         Raises:
             KDError: `template-unknown`, `trace-failed`, `shape-unknown`, `kernels-unknown`.
@@ -63,7 +65,7 @@ class Template:
                 tensor.ClearField("raw_data")
                 tensor.ClearField("float_data")
         self._sizes: dict[str, Sequence[int]] = {**tensor_sizes(self._graph)}
-        self._known = TensorChannels(self._graph, self.channels, self._sizes)
+        self._known = TensorChannels(self._graph, self.channels, self._sizes, freeze)
         self._nodes = {n.name or n.output[0]: n for n in self._graph.node}
         self._free = {
             root: self.channels.size[root]
@@ -78,7 +80,7 @@ class Template:
 
     @classmethod
     def of(cls, teacher: nn.Module, shape: Sequence[int]) -> "Template":
-        """Export the teacher at a fixed shape.
+        """Export the teacher at a fixed shape; channels that no rule covers keep their width.
 
         Args:
             teacher: in inference mode, on the CPU.
@@ -89,7 +91,8 @@ class Template:
         """
         with scratch() as folder:
             fixed = (shape, shape, shape)
-            return cls(onnx_from_module(teacher, Path(folder) / "a.onnx", fixed), teacher, shape)
+            model = onnx_from_module(teacher, Path(folder) / "a.onnx", fixed)
+            return cls(model, teacher, shape, freeze=True)
 
     def at(self, architecture: Mapping[str, Any], float32_as: Precision = "fp32") -> list[Kernel]:
         """The kernels of a student, in an order in which they can run.

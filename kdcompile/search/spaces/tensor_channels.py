@@ -69,14 +69,30 @@ def layer_of(channels: Channels, node: NodeProto) -> str | None:
 class TensorChannels:
     """Spans of every tensor with computed values.
 
+    Args:
+        graph: of the export.
+        channels: of the teacher; where `freeze` is set, groups that no rule covers are frozen.
+        sizes: of every tensor.
+        freeze: instead of refusing.
+
     Raises:
         KDError: `template-unknown`, an operator changes channels in a way that no rule covers.
     """
 
     def __init__(
-        self, graph: GraphProto, channels: Channels, sizes: Mapping[str, Sequence[int]]
+        self,
+        graph: GraphProto,
+        channels: Channels,
+        sizes: Mapping[str, Sequence[int]],
+        freeze: bool = False,
     ) -> None:
-        self._channels, self._sizes = channels, sizes
+        self._channels, self._sizes, self._freeze = channels, sizes, freeze
+        frozen = -1
+        while frozen != len(channels.frozen):
+            frozen = len(channels.frozen)
+            self._walk(graph)
+
+    def _walk(self, graph: GraphProto) -> None:
         self.spans: dict[str, Span] = {}
         self.layers: dict[str, Layer] = {}  # by node
         held = {tensor.name for tensor in graph.initializer}
@@ -104,9 +120,14 @@ class TensorChannels:
         if not any(one.free for one in spans):
             return None
         made = self._passed(node, inputs, spans)
-        if made is None:
+        if made is not None:
+            return made
+        if not self._freeze:
             raise _unknown(node)
-        return made
+        roots = {root for one in spans for root, _ in one.free}
+        why = f"how {node.op_type} passes channels on is not known to the latency model"
+        self._channels.freeze(tuple((root, 0, 0) for root in roots), why)
+        return None
 
     def _passed(self, node: NodeProto, inputs: Sequence[str], spans: Sequence[Span]) -> Span | None:
         size = self._sizes[node.output[0]]

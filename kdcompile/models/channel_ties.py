@@ -1,0 +1,135 @@
+"""The channels of tensors while a graph is followed: what ties, joins and freezes them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+from kdcompile.models.channel_axes import shape_of, source_axis
+from kdcompile.models.channel_groups import Channels, Layout
+from kdcompile.models.channel_rules import POINTWISE, describe_node, operator_name
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The axis of a tensor that has channels, counted from 0, and what they are."""
+
+    dim: int
+    layout: Layout
+
+
+class Ties:
+    """The axes of tensors by the node that gives them, and the operators on several tensors."""
+
+    def __init__(self, owned: dict[str, str], parameters: set[str]) -> None:
+        """Nothing is known yet.
+
+        Args:
+            owned: the network's names of parameters and buffers by their input of the graph.
+            parameters: those of them that are parameters.
+        """
+        self.channels = Channels()
+        self.moved = False  # whether a rule was used that the network's own code may not keep
+        self._owned, self._parameters = owned, parameters
+        self._axes: dict[Node, Axis] = {}
+        self._why: dict[Node, str] = {}  # of tensors whose channels are not known
+
+    def _merge(self, node: Node) -> Axis | None:
+        rank = len(shape_of(node))
+        tensors = [a for a in node.args if isinstance(a, Node) and math.prod(shape_of(a)) > 1]
+        known = [(t, self._axes[t]) for t in tensors if t in self._axes]
+        dims = {axis.dim + rank - len(shape_of(t)) for t, axis in known}
+        if len(dims) != 1:
+            return self._unknown(node)
+        (dim,) = dims
+        size = shape_of(node)[dim]
+        first: Layout | None = None
+        for tensor in tensors:
+            place = dim - rank + len(shape_of(tensor))
+            if place < 0 or shape_of(tensor)[place] != size:
+                self._freeze(tensor, f"{describe_node(node)} spreads it over other channels")
+            elif tensor in self._axes:
+                layout = self._axes[tensor].layout
+                if first is None:
+                    first = layout
+                else:
+                    self.channels.unite(first, layout)
+        if first is None:
+            return self._unknown(node)
+        for tensor in tensors:
+            place = dim - rank + len(shape_of(tensor))
+            if tensor not in self._axes and place >= 0 and shape_of(tensor)[place] == size:
+                self._tie(tensor, place, first, node)
+        return Axis(dim, first)
+
+    def _tie(self, tensor: Node, dim: int, layout: Layout, node: Node) -> None:
+        """Tie a tensor that is computed from one parameter alone to what it is merged with."""
+        while tensor.name not in self._owned:
+            name, source = operator_name(tensor), tensor.args[0] if tensor.args else None
+            inner = None
+            if isinstance(source, Node) and len(tensor.all_input_nodes) == 1:
+                inner = dim if name in POINTWISE else source_axis(tensor, name, dim)
+            if inner is None:
+                why = self._why.get(tensor, f"{describe_node(node)} joins it with an unknown one")
+                self.channels.freeze(layout, why)
+                return
+            assert isinstance(source, Node), "it is the one input"
+            tensor, dim = source, inner
+        name = self._owned[tensor.name]
+        owner = self.channels.layers.get(name.rpartition(".")[0])
+        known, before = self.channels.parameters.get(name, (dim, layout))
+        fits = shape_of(tensor)[dim] == sum(size * each for _, size, each in layout)
+        if name not in self._parameters or owner is not None or known != dim or not fits:
+            for one in (layout, before):
+                self.channels.freeze(one, f"{describe_node(node)} reads {name}, which stays")
+            return
+        self.channels.parameters[name] = (dim, layout)
+        self.moved = True
+        self.channels.unite(before, layout)
+
+    def _concatenate(self, node: Node) -> Axis | None:
+        parts: Any = node.args[0]
+        rank = len(shape_of(node))
+        along: Any = node.args[1] if len(node.args) > 1 else 0
+        dims = {self._axes[part].dim for part in parts if part in self._axes}
+        if len(dims) != 1:
+            return self._unknown(node)
+        (dim,) = dims
+        if dim == along % max(rank, 1):
+            return Axis(dim, tuple(run for part in parts for run in self._known(part, dim)))
+        first = next(self._axes[part].layout for part in parts if part in self._axes)
+        for part in parts:
+            if part in self._axes:
+                self.channels.unite(first, self._axes[part].layout)
+            else:
+                self._tie(part, dim, first, node)
+        return Axis(dim, first)
+
+    def _unknown(self, node: Node) -> Axis | None:
+        """Freeze what goes in; what comes out has channels that stay."""
+        here = describe_node(node)
+        for source in node.all_input_nodes:
+            self._freeze(source, f"it reaches {here}, for which there is no rule")
+        self._why[node] = f"it comes from {here}, for which there is no rule"
+        return None
+
+    def _freeze(self, value: Any, why: str) -> None:
+        if isinstance(value, Node):
+            if value.name in self._owned:
+                name = self._owned[value.name].rpartition(".")[0]
+                layer = self.channels.layers.get(name)
+                for layout in (layer.inputs, layer.outputs) if layer else ():
+                    self.channels.freeze(layout, why)
+            elif value in self._axes:
+                self.channels.freeze(self._axes[value].layout, why)
+
+    def _known(self, value: Any, dim: int) -> Layout:
+        """What is on an axis of a tensor; channels that stay, where that is not known."""
+        axis = self._axes.get(value)
+        if axis is not None and axis.dim == dim:
+            return axis.layout
+        self._freeze(value, "its channels are on another axis than a layer reads")
+        layout = self.channels.new(shape_of(value)[dim])
+        self.channels.freeze(layout, self._why.get(value, "how it is made is not known"))
+        return layout
