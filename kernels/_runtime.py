@@ -30,10 +30,16 @@ def triton_problem() -> str | None:
     """Why Triton cannot be used, or None."""
     if triton is None:
         return "Triton is not installed"
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if version < OLDEST:
+    if not triton_since(*OLDEST):
         return f"Triton {triton.__version__} is older than {OLDEST[0]}.{OLDEST[1]}"
     return None
+
+
+def triton_since(major: int, minor: int) -> bool:
+    """Whether Triton is there, of this version or newer."""
+    if triton is None:
+        return False
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (major, minor)
 
 
 def jit(kernel: Callable[..., Any]) -> Any:
