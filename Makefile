@@ -44,6 +44,7 @@ kernels-aot: $(VENV)/.installed
 # bytes, instructions and launches of every kernel, counted without a GPU: half an hour on one core
 kernels-static: $(VENV)/.installed
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=0 $(BIN)/python benchmarks/kernels_static.py
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=0 $(BIN)/python benchmarks/static_cpu.py
 	$(MAKE) kernels-docs
 
 # the kernels' tests under the oldest Triton that they run on, whose interpreter needs NumPy before 2.4
@@ -58,7 +59,7 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 
 kernels-docs: $(VENV)/.installed
 	$(BIN)/python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv \
-		--static benchmarks/kernels_static.csv
+		--static benchmarks/kernels_static.csv --cpu benchmarks/kernels_cpu.csv
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
