@@ -47,7 +47,8 @@ kernels-static: $(VENV)/.installed
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=0 $(BIN)/python benchmarks/static_cpu.py
 	$(MAKE) kernels-docs
 
-# the kernels' tests under the oldest Triton that they run on, whose interpreter needs NumPy before 2.4
+# the kernels' tests under the oldest Triton that they run on, whose interpreter needs NumPy before
+# 2.4: half an hour on one core
 OLDEST := build/oldest
 kernels-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -W "ignore:Conversion of an array:DeprecationWarning" tests/kernels
