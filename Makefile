@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TRITON_DEFAULT_FP_FUSION ?= 1
 
-.PHONY: demo test coverage mutants soak lint kernels-aot kernels-docs kernels-static clean
+.PHONY: demo test coverage mutants soak lint kernels-aot kernels-docs kernels-static kernels-oldest clean
 
 demo: $(VENV)/.installed
 	rm -rf dist/digits-demo && mkdir -p dist/digits-demo
@@ -44,11 +44,23 @@ kernels-aot: $(VENV)/.installed
 # bytes, instructions and launches of every kernel, counted without a GPU: half an hour on one core
 kernels-static: $(VENV)/.installed
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=0 $(BIN)/python benchmarks/kernels_static.py
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=0 $(BIN)/python benchmarks/static_cpu.py
 	$(MAKE) kernels-docs
+
+# the kernels' tests under the oldest Triton that they run on, whose interpreter needs NumPy before
+# 2.4: half an hour on one core
+OLDEST := build/oldest
+kernels-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -W "ignore:Conversion of an array:DeprecationWarning" tests/kernels
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install -q -c constraints.txt -e '.[cpu]' triton==3.6.0 'numpy<2.4' hypothesis pytest
+	touch $@
 
 kernels-docs: $(VENV)/.installed
 	$(BIN)/python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv \
-		--static benchmarks/kernels_static.csv
+		--static benchmarks/kernels_static.csv --cpu benchmarks/kernels_cpu.csv
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -120,6 +120,12 @@ class Totals:
     issue_ms: float = 0.0
     longer_ms: float = 0.0  # of each launch the longer of the two
 
+    def move(self, card: Card, count: float) -> None:
+        """What PyTorch's own operators move: so many bytes."""
+        self.moved += count
+        self.traffic_ms += card.traffic_ms(count)
+        self.longer_ms += card.traffic_ms(count)
+
     def add(self, card: Card, launch: Launch, code: Code, own: Mapping[str, Any]) -> None:
         """One launch: its code, and its traffic as `counted` gives it."""
         trips = {(name, line): count for name, line, count in own["trips"]}
@@ -145,6 +151,7 @@ def combined(
     launches = [*forward.launches, *backward.launches]
     codes = [_compiled(launch, arch) for launch in launches]
     sums = Totals()
+    sums.move(card, sum(step.torch_bytes for step in steps))
     for launch, code, own in zip(launches, codes, traffic, strict=True):
         sums.add(card, launch, code, own)
     counts = [len(step.launches) + len(step.torch_operators) for step in steps]

@@ -2,7 +2,7 @@
 
 Tensors are allocated and never written (untouched pages take no memory), PyTorch's own operators
 compute nothing, and a kernel's launch is kept instead of made. What PyTorch itself would launch is
-counted: one kernel an operator that is not a view or an allocation.
+counted: one kernel an operator that is not a view or an allocation, and the bytes of its tensors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 from kernel_rows import Row
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from kdcompile.kernels import _runtime
 
@@ -48,6 +48,7 @@ class Step:
 
     launches: list[Launch] = field(default_factory=list)
     torch_operators: list[str] = field(default_factory=list)
+    torch_bytes: float = 0.0  # that these read and write
     kept: list[Any] = field(default_factory=list)  # a kernel may hold the address of any tensor
 
 
@@ -70,6 +71,9 @@ class Unwritten(TorchDispatchMode):
             with self:
                 keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
                 return func.redispatch(keys, *args, **kwargs)
+        if func is torch.ops.aten.contiguous.default and not args[0].is_contiguous(**kwargs):
+            with self:  # counts as a view, and is a copy
+                return args[0].clone(**{"memory_format": torch.contiguous_format, **kwargs})
         if func.namespace != "aten" or func.is_view:
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
@@ -78,10 +82,18 @@ class Unwritten(TorchDispatchMode):
             return _safe(self.step.kept[-1])
         self.step.torch_operators.append(name)
         if func._schema.is_mutable:
+            self.step.torch_bytes += _bytes(args)
             return args[0]
         meta_args, meta_kwargs = tree_map(_on_meta, (tuple(args), dict(kwargs)))
         self.step.kept.append(tree_map(_unwritten, func(*meta_args, **meta_kwargs)))
+        self.step.torch_bytes += _bytes((args, self.step.kept[-1]))
         return self.step.kept[-1]
+
+
+def _bytes(values: Any) -> int:
+    """Of the tensors among these; what is expanded lies in memory once."""
+    found = [v for v in tree_leaves(values) if isinstance(v, Tensor)]
+    return sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in found)
 
 
 def _safe(tensor: Tensor) -> Tensor:
@@ -132,6 +144,7 @@ def recorded(row: Row) -> tuple[Step, Step]:
     with Unwritten(forward):
         case = row.case("cpu")
     forward.torch_operators.clear()
+    forward.torch_bytes = 0.0
     with _runtime.using("triton"), launches_to(forward.launches.append), Unwritten(forward):
         loss = case.kernel()
     if case.leaves:

@@ -1,7 +1,7 @@
 """The part of docs/kernels.md that the kernels say themselves.
 
     python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv
-        --static benchmarks/kernels_static.csv [--check]
+        --static benchmarks/kernels_static.csv --cpu benchmarks/kernels_cpu.csv [--check]
 
 writes everything below the marker of the file anew; `--check` writes nothing and exits 1 where
 that would change the file. What is above the marker is written by hand.
@@ -32,14 +32,9 @@ def measured(path: Path) -> Measured:
 
     Rows of another card or commit than the kernel's own last row are left out.
     """
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
     found: dict[tuple[str, ...], dict[str, Mapping[str, str]]] = {}
-    for row in rows:
-        place = tuple(row[name] for name in ("kernel", "setting", "dtype", "layout"))
-        found.setdefault(place, {})[row["impl"].removesuffix(" (failed)")] = row
+    for row in _rows(path):
+        found.setdefault(_place(row), {})[row["impl"].removesuffix(" (failed)")] = row
     return {
         place: {impl: row for impl, row in own.items() if _origin(row) == _origin(own["kernel"])}
         for place, own in found.items()
@@ -47,15 +42,31 @@ def measured(path: Path) -> Measured:
     }
 
 
-def predicted(path: Path, arch: str = "90") -> dict[str, list[Mapping[str, str]]]:
-    """The rows of the counts without a GPU by kernel, for one compute capability."""
+def predicted(path: Path, cpu: Path) -> Counts:
+    """The rows of the counts without a GPU by kernel, with the CPU time of a step beside them.
+
+    A row is that of sm_90; what it has of sm_87 is named `sm_87 ...`.
+    """
+    times = {_place(row): row for row in _rows(cpu)}
+    small = {_place(row): row for row in _rows(path) if row["arch"] == "87"}
     found: dict[str, list[Mapping[str, str]]] = {}
-    if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row["arch"] == arch:
-                    found.setdefault(row["kernel"], []).append(row)
+    for row in _rows(path):
+        if row["arch"] == "90":
+            board = {f"sm_87 {n}": value for n, value in small.get(_place(row), {}).items()}
+            time = times.get(_place(row), {"cpu_ms": "", "cpu": ""})
+            found.setdefault(row["kernel"], []).append({**row, **board, **time})
     return found
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _place(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("kernel", "setting", "dtype", "layout"))
 
 
 def _origin(row: Mapping[str, str]) -> tuple[str, ...]:
@@ -108,23 +119,35 @@ def _section(kernel: Kernel, results: Measured) -> list[str]:
 
 
 def _predictions(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The table of what is counted without a GPU; a time in it is no measurement."""
+    """The table of what is counted without a GPU; a time of a GPU in it is no measurement."""
     if not rows:
         return []
+    cpus = sorted({row["cpu"] for row in rows if row["cpu"]})
+    host = f" The CPU time of a step without its launches is measured ({', '.join(cpus)})."
     lines = [
-        "", "Counted without a GPU, for sm_90; the time in a CUDA graph is predicted:", "",
-        "| setting | type | layout | launches | moved / floor | warp instructions | registers"
-        " | blocks per SM | predicted | bound by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "", "Counted without a GPU, for sm_90 and, in the last two columns, sm_87. The time in a"
+        f" CUDA graph is predicted, good to perhaps 30 %.{host if cpus else ''}", "",
+        "| setting | type | layout | launches | CPU time | moved / floor | warp instructions"
+        " | registers | blocks per SM | predicted | bound by | predicted, sm_87 | spills |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
         launches = f"{row['launches_forward']} + {row['launches_backward']}"
         moved = f"{float(row['moved_mb']) / float(row['floor_mb']):.2f}"
-        cells = [row["setting"], row["dtype"], row["layout"], launches, moved]
+        host = f"{row['cpu_ms']} ms" if row["cpu_ms"] else ""
+        cells = [row["setting"], row["dtype"], row["layout"], launches, host, moved]
         cells += [f"{float(row['warp_instructions_m']):.1f} M", row["registers"]]
         cells += [row["blocks_per_sm"], f"{float(row['predicted_ms']):.3f} ms", row["bound_by"]]
+        board = row.get("sm_87 predicted_ms")
+        cells += [f"{float(board):.2f} ms" if board else "", _spills(row)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _spills(row: Mapping[str, str]) -> str:
+    """Bytes a thread of either architecture, or nothing where neither spills."""
+    found = {"sm_90": row["spilled_bytes"], "sm_87": row.get("sm_87 spilled_bytes", "0")}
+    return ", ".join(f"{arch}: {count} B" for arch, count in found.items() if count != "0")
 
 
 def _line(place: Sequence[str], case: Case, own: Mapping[str, Mapping[str, str]]) -> str:
@@ -168,13 +191,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("page", type=Path, help="docs/kernels.md")
     parser.add_argument("--csv", type=Path, required=True, help="the benchmark's results, if any")
     parser.add_argument("--static", type=Path, default=Path(), help="counts without a GPU, if any")
+    parser.add_argument("--cpu", type=Path, default=Path(), help="host times of a step, if any")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     before = options.page.read_text(encoding="utf-8")
     head, marker, _ = before.partition(MARKER)
     if not marker:
         parser.error(f"{options.page} has no line {MARKER}")
-    tables = rendered(kernels(), measured(options.csv), predicted(options.static))
+    tables = rendered(kernels(), measured(options.csv), predicted(options.static, options.cpu))
     after = f"{head}{marker}\n\n{tables}"
     if options.check:
         if after != before:

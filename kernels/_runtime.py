@@ -4,6 +4,7 @@ A kernel runs on CUDA tensors of a supported type. Everything else runs the plai
 reference, and `ran()` says so with the reason, so that a report can repeat it.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-OLDEST = (3, 2)
+OLDEST = (3, 6)  # `make kernels-oldest` runs the tests on it
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Choice = Literal["triton", "reference"]
 
@@ -30,10 +31,25 @@ def triton_problem() -> str | None:
     """Why Triton cannot be used, or None."""
     if triton is None:
         return "Triton is not installed"
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if version < OLDEST:
+    if not triton_since(*OLDEST):
         return f"Triton {triton.__version__} is older than {OLDEST[0]}.{OLDEST[1]}"
+    if os.environ.get("TRITON_INTERPRET") == "1" and not triton_since(3, 7):
+        numpy = import_module("numpy").__version__
+        if _version(numpy) >= (2, 4):
+            return (
+                f"the interpreter of Triton {triton.__version__} fails under NumPy {numpy}:"
+                " install numpy<2.4 or triton>=3.7"
+            )
     return None
+
+
+def triton_since(major: int, minor: int) -> bool:
+    """Whether Triton is there, of this version or newer."""
+    return triton is not None and _version(triton.__version__) >= (major, minor)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def jit(kernel: Callable[..., Any]) -> Any:
@@ -43,7 +59,13 @@ def jit(kernel: Callable[..., Any]) -> Any:
 
 @contextmanager
 def using(choice: Choice) -> Iterator[None]:
-    """Force the kernels or the references: for tests and benchmarks."""
+    """Force the kernels or the references: for tests and benchmarks.
+
+    Raises:
+        RuntimeError: kernels are forced, and Triton cannot be used.
+    """
+    if choice == "triton" and (problem := triton_problem()):
+        raise RuntimeError(problem)
     _forced.append(choice)
     try:
         yield

@@ -10,24 +10,38 @@ last bin takes what lies beyond the limit.
 """
 
 from collections.abc import Sequence
-from typing import no_type_check
 
 import torch
 from torch import Tensor
 
-from kdcompile.kernels._maps import ceil_div, dense, is_last, offsets, power_of_two, walk
+from kdcompile.kernels._absmax_histogram import (
+    SHARED_COUNTS,
+    absmax_histogram_kernel,
+    absmax_histogram_private_kernel,
+    absmax_histogram_sum_kernel,
+)
+from kdcompile.kernels._maps import ceil_div, dense, is_last, power_of_two, walk
 from kdcompile.kernels._ops import operator
 from kdcompile.kernels._registry import POINTER, Case, Compilation, Kernel, Setting
-from kdcompile.kernels._runtime import full_precision, jit, tl, use_triton
+from kdcompile.kernels._runtime import full_precision, use_triton
 from kdcompile.kernels._tune import Config, best, shape_class
 
 MOST_BINS = 1 << 20  # from there on float32 does not tell neighbouring bins apart
 TINY = torch.finfo(torch.float32).tiny
-PRIVATE = 1 << 18  # counters shared out among programs: 1 MB, so they stay in the L2 cache
+COUNTERS = 1 << 18  # shared out among programs: 1 MB, so they stay in the L2 cache
+PRIVATE_BINS = 8192  # 32 KB of shared memory
+PRIVATE_PIXELS = 4096  # fewer would leave most of a tile empty
+MOST = 1 << 30  # values that 32-bit counters may count
 CONFIGS: Sequence[Config] = (
     {"CELLS": 2048, "num_warps": 8, "num_stages": 1},
     {"CELLS": 1024, "num_warps": 4, "num_stages": 1},
     {"CELLS": 4096, "num_warps": 8, "num_stages": 1},
+)
+PRIVATE_CONFIGS: Sequence[Config] = (
+    {"CELLS": 8192, "PROGRAMS": 264, "num_warps": 8, "num_stages": 1},
+    {"CELLS": 16384, "PROGRAMS": 264, "num_warps": 16, "num_stages": 1},
+    {"CELLS": 4096, "PROGRAMS": 528, "num_warps": 8, "num_stages": 1},
+    {"CELLS": 8192, "PROGRAMS": 64, "num_warps": 16, "num_stages": 1},
 )
 
 
@@ -88,49 +102,6 @@ def absmax_histogram_reference(
         return magnitudes.amax(1).reshape(shape), counts.reshape(*shape, bins)
 
 
-@jit
-@no_type_check
-def _absmax_histogram_kernel(
-    values,  # [N, C, P] in either memory format
-    limit,  # [C] or scalar, float32
-    largest,  # [C] int32, zeros before: the bits of max |x|, which are ordered as the numbers are
-    counts,  # [copies, C, BINS] int32, zeros before
-    C, P, copies, least,
-    LAST: tl.constexpr, LIMITS: tl.constexpr, BINS: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    across, along = tl.cdiv(C, CHANNELS), tl.cdiv(P, PIXELS)
-    program = tl.program_id(0)
-    channel = (program % across) * CHANNELS + tl.arange(0, CHANNELS)
-    start = (program // across % along).to(tl.int64) * PIXELS
-    pixel = start + tl.arange(0, PIXELS)
-    real = channel < C
-    place = offsets(program // across // along, channel[None, :], pixel[:, None], C, P, LAST)
-    inside = real[None, :] & (pixel < P)[:, None]
-    x = tl.load(values + place, inside, 0.0).to(tl.float32)
-    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # of |x|; a NaN's are the largest of all
-    tl.atomic_max(largest + channel, tl.max(bits, 0), real, sem="relaxed")
-
-    seen = inside & (x == x)
-    end = tl.load(limit + channel * LIMITS, real, 0.0)
-    usable = (end > least) & (end < float("inf"))
-    bound = tl.where(usable, end, 0.0)
-    all_bins = tl.full([CHANNELS], BINS, tl.float32)
-    factor = tl.where(usable, tl.div_rn(all_bins, tl.where(usable, end, 1.0)), 0.0)
-    magnitude = tl.minimum(tl.where(seen, tl.abs(x), 0.0), bound[None, :])
-    i = tl.minimum(magnitude * factor[None, :], BINS - 1).to(tl.int32)
-    # the zeros of a ReLU and what saturates would queue for one counter each: sum them up first
-    low, high = seen & (i == 0), seen & (i > 0) & (i == BINS - 1)
-    own = (program % copies).to(tl.int64) * C + program % across * CHANNELS
-    first = counts + own * BINS
-    row = tl.arange(0, CHANNELS) * BINS
-    tl.atomic_add(first + row, tl.sum(low.to(tl.int32), 0), real, sem="relaxed")
-    beyond = tl.sum(high.to(tl.int32), 0)
-    tl.atomic_add(first + (row + BINS - 1), beyond, real & (beyond > 0), sem="relaxed")
-    one = tl.full([PIXELS, CHANNELS], 1, tl.int32)
-    tl.atomic_add(first + (row[None, :] + i), one, seen & ~low & ~high, sem="relaxed")
-
-
 def _forward_fake(
     values: Tensor, limit: Tensor, bins: int, by_channel: bool
 ) -> tuple[Tensor, Tensor]:
@@ -149,32 +120,80 @@ def _tile(config: Config, pixels: int, channels: int, last: bool) -> dict[str, i
     return {"PIXELS": config["CELLS"] // wide if last else tall, "CHANNELS": wide, **launch}
 
 
+def _private(
+    config: Config, values: Tensor, limit: Tensor, sizes: tuple[int, int, int], bins: int,
+    by_channel: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Counts of each program in its shared memory, then their sum."""
+    images, channels, pixels = sizes
+    tiles = images * ceil_div(pixels, config["CELLS"])
+    share = min(max(config["PROGRAMS"] // channels, ceil_div(images * pixels, MOST), 1), tiles)
+    wide = power_of_two(bins, 32 * config["num_warps"])
+    launch = {name: config[name] for name in ("num_warps", "num_stages")}
+    largest, counts = (
+        values.new_empty(channels * share * width, dtype=torch.int32) for width in (1, wide)
+    )
+    absmax_histogram_private_kernel[(channels * share,)](
+        values, limit, largest, counts, images, channels, pixels, share, TINY * bins,
+        LIMITS=limit.dim(), BINS=bins, WIDE=wide, CELLS=config["CELLS"], **launch,
+    )  # fmt: skip
+    shape = (channels,) if by_channel else ()
+    absmax = values.new_empty(shape, dtype=torch.float32)
+    total = values.new_empty((*shape, bins), dtype=torch.int64)
+    block = _sum_block(share, wide)
+    absmax_histogram_sum_kernel[(channels * ceil_div(bins, block["SIDE"]),)](
+        largest, counts, absmax, total, share, BINS=bins, WIDE=wide, **block, num_warps=8
+    )
+    return absmax, total
+
+
+def _sum_block(share: int, wide: int) -> dict[str, int]:
+    """Sides of the tiles that are added up: 4096 counters."""
+    rows = min(power_of_two(share), 128)
+    return {"ROWS": rows, "SIDE": min(4096 // rows, wide)}
+
+
+def _common(
+    config: Config, values: Tensor, limit: Tensor, sizes: tuple[int, int, int], bins: int,
+    by_channel: bool, last: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Counters in the L2 cache that programs have in common."""
+    images, channels, pixels = sizes
+    shape = (channels,) if by_channel else ()
+    copies = max(COUNTERS // (channels * bins), ceil_div(images * pixels, MOST), 1)
+    tile = _tile(config, pixels, channels, last)
+    programs = images * ceil_div(pixels, tile["PIXELS"]) * ceil_div(channels, tile["CHANNELS"])
+    own = min(copies, programs)
+    largest = torch.zeros(shape, dtype=torch.int32, device=values.device)
+    counts = torch.zeros((own, *shape, bins), dtype=torch.int32, device=values.device)
+    absmax_histogram_kernel[(programs,)](
+        values, limit, largest, counts, channels, pixels, own, TINY * bins,
+        LAST=last, LIMITS=limit.dim(), BINS=bins, **tile,
+    )  # fmt: skip
+    return largest.view(torch.float32), counts.sum(0)
+
+
 @operator(_forward_fake)
 def absmax_histogram_forward(
     values: Tensor, limit: Tensor, bins: int, by_channel: bool
 ) -> tuple[Tensor, Tensor]:
     """absmax and counts; not differentiable."""
-    shape = (values.shape[1],) if by_channel else ()
     channels = values.shape[1] if by_channel else 1
     images, pixels = walk(values) if by_channel else (1, values.numel())
     last = by_channel and is_last(values)
-    most = values.numel() // channels  # no counter may overflow
-    copies = max(PRIVATE // (channels * bins), ceil_div(most, 1 << 30), 1)
+    private = SHARED_COUNTS and bins <= PRIVATE_BINS and pixels >= PRIVATE_PIXELS
+    sizes = images, channels, pixels
+    if private and last:  # a program counts one channel: their values are gathered first
+        values = values.movedim(1, 0).contiguous()
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
-        tile = _tile(config, pixels, channels, last)
-        programs = images * ceil_div(pixels, tile["PIXELS"]) * ceil_div(channels, tile["CHANNELS"])
-        own = min(copies, programs)
-        largest = torch.zeros(shape, dtype=torch.int32, device=values.device)
-        counts = torch.zeros((own, *shape, bins), dtype=torch.int32, device=values.device)
-        _absmax_histogram_kernel[(programs,)](
-            values, limit, largest, counts, channels, pixels, own, TINY * bins,
-            LAST=last, LIMITS=limit.dim(), BINS=bins, **tile,
-        )  # fmt: skip
-        return largest.view(torch.float32), counts.sum(0)
+        if private:
+            return _private(config, values, limit, sizes, bins, by_channel)
+        return _common(config, values, limit, sizes, bins, by_channel, last)
 
+    configs = PRIVATE_CONFIGS if private else CONFIGS
     key = (values.dtype, *shape_class(values.numel(), pixels), channels, bins, last)
-    return best("absmax_histogram", key, CONFIGS, values.device, run)
+    return best("absmax_histogram", key, configs, values.device, run)
 
 
 def _check(values: Tensor, limit: Tensor, bins: int, axis: int | None) -> None:
@@ -198,7 +217,8 @@ def _check(values: Tensor, limit: Tensor, bins: int, axis: int | None) -> None:
 
 def _compilations(dtype: torch.dtype) -> list[Compilation]:
     types = {"values": POINTER[dtype], "limit": "*fp32", "largest": "*i32", "counts": "*i32"}
-    types |= dict.fromkeys(("C", "P", "copies"), "i32") | {"least": "fp32"}
+    types |= {"absmax": "*fp32", "total": "*i64", "least": "fp32"}
+    types |= dict.fromkeys(("N", "C", "P", "share", "copies"), "i32")
     found = []
     for config in CONFIGS:
         for last, pixels, channels in ((False, 1 << 20, 1), (False, 49, 512), (True, 3136, 256)):
@@ -206,8 +226,18 @@ def _compilations(dtype: torch.dtype) -> list[Compilation]:
             launch = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
             constants = tile | {"LAST": last, "LIMITS": int(channels > 1), "BINS": 4096}
             label = f"{'last' if last else 'first'} {channels} channels, {config['CELLS']} cells"
-            quick = config is CONFIGS[0] and channels == 1
-            found += [Compilation(_absmax_histogram_kernel, types, constants, launch, label, quick)]
+            quick = config is CONFIGS[0] and channels == 1 and dtype != torch.float32
+            found += [Compilation(absmax_histogram_kernel, types, constants, launch, label, quick)]
+    for config in PRIVATE_CONFIGS if SHARED_COUNTS else ():
+        launch = {name: config[name] for name in ("num_warps", "num_stages")}
+        own = {"LIMITS": 0, "BINS": 4096, "WIDE": 4096, "CELLS": config["CELLS"]}
+        label, quick = f"private, {config['CELLS']} cells", config is PRIVATE_CONFIGS[0]
+        kernel = absmax_histogram_private_kernel
+        found += [Compilation(kernel, types, own, launch, label, quick)]
+    own = {"BINS": 4096, "WIDE": 4096, **_sum_block(PRIVATE_CONFIGS[0]["PROGRAMS"], 4096)}
+    if SHARED_COUNTS and dtype == torch.float32:
+        kernel = absmax_histogram_sum_kernel
+        found += [Compilation(kernel, types, own, {"num_warps": 8}, "", True)]
     return found
 
 
@@ -229,7 +259,9 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 KERNEL = Kernel(
     name="absmax_histogram",
     formula="max |x|, and how many x have min(floor(|x| (bins / limit)), bins - 1) = i",
-    traffic="the values read once; an atomic addition in the L2 cache for each but the zeros",
+    traffic="the values read once (written and read once more by channel where channels are"
+    " innermost); an addition in shared memory for each, with Triton before 3.8, for tiny channels"
+    " and for more than 8192 bins in the L2 cache",
     compilations=_compilations,
     settings=[
         Setting("8 x 64 x 288 x 384", lambda *where: _case(False, *where)),

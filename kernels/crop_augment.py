@@ -28,9 +28,9 @@ from kdcompile.kernels._tune import Config, best, shape_class
 SPLIT = 1 << 20  # a float32 holds a larger place than 2^24 only in two parts
 MOST_PARTS = 64  # sums of a crop that the second pass adds up again in each program
 CONFIGS: Sequence[Config] = (
-    {"CELLS": 512, "num_warps": 4, "num_stages": 1},
-    {"CELLS": 1024, "num_warps": 8, "num_stages": 1},
-    {"CELLS": 2048, "num_warps": 4, "num_stages": 1},
+    {"CELLS": 512, "LINES": 8, "num_warps": 8, "num_stages": 1},
+    {"CELLS": 256, "LINES": 8, "num_warps": 4, "num_stages": 1},
+    {"CELLS": 128, "LINES": 16, "num_warps": 8, "num_stages": 1},
 )
 
 
@@ -154,26 +154,28 @@ def _tap(place, window, size):
 
 @jit
 @no_type_check
-def _sampled(source, row, element, side, SPLIT: tl.constexpr, C: tl.constexpr):
-    """Values 0..1 of elements [y, x, c] of the crop of a table's row, and which are no padding."""
+def _sampled(source, row, line, element, side, SPLIT: tl.constexpr, C: tl.constexpr):
+    """Values 0..1 of the elements [x, c] of lines of a crop, and which are no padding.
+
+    In the padding a value is one of the window's border.
+    """
     # the columns in the order of Column
-    high, low = tl.load(row).to(tl.int64), tl.load(row + 1).to(tl.int64)
-    pitch = tl.load(row + 2).to(tl.int32)
-    window_h, window_w = tl.load(row + 3), tl.load(row + 4)
+    corner = source + (tl.load(row).to(tl.int64) * SPLIT + tl.load(row + 1).to(tl.int64)) * C
+    pitch = tl.load(row + 2).to(tl.int32) * C
     height, width = tl.load(row + 5), tl.load(row + 6)
-    pixel = element // C
-    y, x = pixel // side, pixel % side
+    x = element // C
     x = tl.where(tl.load(row + 7) > 0, side - 1 - x, x)
-    valid = (y < height.to(tl.int32)) & (x < width.to(tl.int32))
-    top, bottom, down = _tap(y, window_h, height)
-    left, right, along = _tap(x, window_w, width)
-    first = source + (high * SPLIT + low) * C + element % C
-    a = tl.load(first + (top * pitch + left) * C, valid, 0).to(tl.float32)
-    b = tl.load(first + (top * pitch + right) * C, valid, 0).to(tl.float32)
-    c = tl.load(first + (bottom * pitch + left) * C, valid, 0).to(tl.float32)
-    d = tl.load(first + (bottom * pitch + right) * C, valid, 0).to(tl.float32)
-    upper, lower = a + along * (b - a), c + along * (d - c)
-    return (upper + down * (lower - upper)) * (1 / 255), valid
+    inside = (element < side * C) & (x < width.to(tl.int32))
+    valid = inside[None, :] & (line < height.to(tl.int32))[:, None]
+    top, bottom, down = _tap(line, tl.load(row + 3), height)
+    left, right, along = _tap(x, tl.load(row + 4), width)
+    left, right = (left * C + element % C)[None, :], (right * C + element % C)[None, :]
+    upper = (corner + top.to(tl.int64) * pitch)[:, None]
+    lower = (corner + bottom.to(tl.int64) * pitch)[:, None]
+    a, b = tl.load(upper + left).to(tl.float32), tl.load(upper + right).to(tl.float32)
+    c, d = tl.load(lower + left).to(tl.float32), tl.load(lower + right).to(tl.float32)
+    first, second = a + along[None, :] * (b - a), c + along[None, :] * (d - c)
+    return (first + down[:, None] * (second - first)) * (1 / 255), valid
 
 
 @jit
@@ -186,33 +188,37 @@ def _crop_augment_kernel(
     partial,  # [B, PARTS] float32: sums of v, written where SUM and read where COLOUR
     out,  # [B, side, side, C]
     columns, side,
-    SUM: tl.constexpr, COLOUR: tl.constexpr, PARTS: tl.constexpr,
-    SPLIT: tl.constexpr, C: tl.constexpr, CELLS: tl.constexpr,
+    SUM: tl.constexpr, COLOUR: tl.constexpr, PARTS: tl.constexpr, SPLIT: tl.constexpr,
+    C: tl.constexpr, CELLS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """One block of a crop; where SUM nothing but every PARTS-th block's sum."""
-    count = side * side * C
-    per_crop = PARTS if SUM else tl.cdiv(count, CELLS)
+    """A part of LINES lines of a crop; where SUM nothing but every PARTS-th lines' sum."""
+    blocks = tl.cdiv(side * C, CELLS)
+    per_crop = PARTS if SUM else tl.cdiv(side, LINES) * blocks
     crop, block = tl.program_id(0) // per_crop, tl.program_id(0) % per_crop
     row = table + crop.to(tl.int64) * columns
-    cell = tl.arange(0, CELLS)
+    line, cell = tl.arange(0, LINES), tl.arange(0, CELLS)
     if SUM:
-        total = tl.zeros([CELLS], tl.float32)
-        for first in range(block * CELLS, count, PARTS * CELLS):
-            total += _sampled(source, row, first + cell, side, SPLIT, C)[0]
-        tl.store(partial + tl.program_id(0), tl.sum(total, 0))
+        total = tl.zeros([LINES, CELLS], tl.float32)
+        for first in range(block * LINES, side, PARTS * LINES):
+            for begin in range(0, side * C, CELLS):
+                value, valid = _sampled(source, row, first + line, begin + cell, side, SPLIT, C)
+                total += tl.where(valid, value, 0.0)
+        tl.store(partial + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
     else:
-        element = block * CELLS + cell
-        value, valid = _sampled(source, row, element, side, SPLIT, C)
+        element, line = block % blocks * CELLS + cell, block // blocks * LINES + line
+        value, valid = _sampled(source, row, line, element, side, SPLIT, C)
         if COLOUR:
             brightness, contrast = tl.load(row + 8), tl.load(row + 9)
-            cells = tl.load(row + 5) * tl.load(row + 6) * C
             centre = tl.sum(tl.load(partial + crop * PARTS + tl.arange(0, PARTS)), 0)
-            centre = centre * brightness / cells
+            centre = centre * brightness / (tl.load(row + 5) * tl.load(row + 6) * C)
             value = centre + contrast * (value * brightness - centre)
             value = tl.minimum(tl.maximum(value, 0.0), 1.0)
-        value = (value - tl.load(mean + element % C)) / tl.load(std + element % C)
+        scale = 1 / tl.load(std + element % C)
+        value = (value - tl.load(mean + element % C)[None, :]) * scale[None, :]
         value = tl.where(valid, value, 0.0).to(out.dtype.element_ty)
-        tl.store(out + crop.to(tl.int64) * count + element, value, element < count)
+        place = out + crop.to(tl.int64) * side * side * C + line[:, None] * (side * C)
+        real = (line < side)[:, None] & (element < side * C)[None, :]
+        tl.store(place + element[None, :], value, real)
 
 
 def _forward_fake(
@@ -243,14 +249,14 @@ def crop_augment_forward(
     out = _forward_fake(source, table, side, mean, std, colour, dtype)
 
     def run(config: Config) -> Tensor:
-        launch, blocks = dict(config), ceil_div(side * side * channels, config["CELLS"])
-        parts = min(power_of_two(blocks), MOST_PARTS)
+        blocks = ceil_div(side * channels, config["CELLS"]) * ceil_div(side, config["LINES"])
+        parts = min(power_of_two(ceil_div(side, config["LINES"])), MOST_PARTS)
         partial = table.new_empty((batch, parts if colour else 0))
         passes = ((True, parts), (False, blocks)) if colour else ((False, blocks),)
         for is_sum, programs in passes:
             _crop_augment_kernel[(batch * programs,)](
                 source, table, mean, std, partial, out, table.stride(0), side,
-                SUM=is_sum, COLOUR=colour, PARTS=parts, SPLIT=SPLIT, C=channels, **launch,
+                SUM=is_sum, COLOUR=colour, PARTS=parts, SPLIT=SPLIT, C=channels, **config,
             )  # fmt: skip
         return out
 
@@ -297,7 +303,7 @@ def _compilations(dtype: torch.dtype) -> list[Compilation]:
             if is_sum and dtype != torch.float32:
                 continue  # that pass writes no crop: it is the same for every type
             constants = {"SUM": is_sum, "COLOUR": colour, "PARTS": MOST_PARTS, "SPLIT": SPLIT}
-            constants |= {"C": channels, "CELLS": config["CELLS"]}
+            constants |= {"C": channels, "CELLS": config["CELLS"], "LINES": config["LINES"]}
             label = f"{'sum' if is_sum else 'colour' if colour else 'plain'} of {channels}"
             label += f", {config['CELLS']} cells, {config['num_warps']} warps"
             quick = config is CONFIGS[0] and colour and channels == 3

@@ -257,6 +257,10 @@ def _compilations(dtype: torch.dtype) -> list[Compilation]:
             last, flat = label == "channels_last", label == "flat"
             sizes = _sizes(config, 1 if flat else 256, 1 << 20, last, flat)
             constants = {"MASKED": not flat, "LAST_S": last, "LAST_T": last, **sizes}
+            own = types
+            if flat:  # Triton makes a constant of a 1 when it runs
+                constants["C"] = 1
+                own = {name: kind for name, kind in types.items() if name != "C"}
             quick = config is CONFIGS[0]
             entries = [(feature_mse_fwd_kernel, constants, label, quick and flat)]
             for normalized in (False,) if flat else (False, True):
@@ -267,7 +271,7 @@ def _compilations(dtype: torch.dtype) -> list[Compilation]:
                 entries.append(
                     (feature_mse_normalized_fwd_kernel, constants, label, quick and not last)
                 )
-            found += [Compilation(k, types, c, launch(config), n, q) for k, c, n, q in entries]
+            found += [Compilation(k, own, c, launch(config), n, q) for k, c, n, q in entries]
     if dtype == torch.float32:
         finish = {**FINISH, "MASKED": True}
         found.append(

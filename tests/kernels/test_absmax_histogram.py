@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from kdcompile.calib.histogram import Histogram
 from kdcompile.kernels import _tune
+from kdcompile.kernels import absmax_histogram as module
 from kdcompile.kernels._runtime import using
-from kdcompile.kernels.absmax_histogram import CONFIGS, absmax_histogram
+from kdcompile.kernels.absmax_histogram import PRIVATE_CONFIGS, absmax_histogram
 
 SHAPES = [(1,), (), (2049,), (7, 13), (2, 3, 5, 7), (1, 65, 9, 1), (3, 2, 40, 41), (2, 3, 4, 5, 6)]
 CHOICES = ("triton", "reference")
@@ -76,13 +77,47 @@ def test_borders_of_bins_are_rounded_once(bins, device):
     _check((places * (limit / bins)).movedim(-1, 1), limit, bins, axis=1)
 
 
-@pytest.mark.parametrize("choice", range(len(CONFIGS)))
+@pytest.mark.parametrize("choice", range(len(PRIVATE_CONFIGS)))
 def test_every_configuration(choice, device):
     values = _draw((2, 70, 9, 31), device=device)
     with _tune.config(choice):
         for maps in (values, values.contiguous(memory_format=torch.channels_last)):
             _check(maps, torch.tensor(2.0, device=device))
             _check(maps, torch.linspace(1, 3, 70, device=device), 64, axis=1)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_few_programs_count_many_tiles_of_a_channel(last, device, monkeypatch):
+    """Two programs a channel, and tiles that the maps do not fill."""
+    config = {"CELLS": 1024, "PROGRAMS": 4, "num_warps": 8, "num_stages": 1}
+    monkeypatch.setattr(module, "PRIVATE_CONFIGS", [config])
+    values = _draw((3, 2, 41, 101), torch.float16, device)
+    if last:
+        values = values.contiguous(memory_format=torch.channels_last)
+    _check(values, torch.tensor([0.7, 2.1], device=device), 100, axis=1)
+
+
+def test_counts_of_many_programs_are_added(device, monkeypatch):
+    """More rows of counters than are added at once, and a last block of bins that is not full."""
+    config = {"CELLS": 256, "PROGRAMS": 150, "num_warps": 8, "num_stages": 1}
+    monkeypatch.setattr(module, "PRIVATE_CONFIGS", [config])
+    _check(_draw(150 * 256 - 9, device=device), torch.tensor(2.0, device=device), 333)
+
+
+@pytest.mark.parametrize("limit", [4.0, 0.0, float("nan")])
+def test_nan_and_infinity_among_many(limit, device):
+    """A channel with a NaN, one with an infinity, and one with neither."""
+    values = torch.ones(1, 3, 4097, device=device)
+    values[0, 0, 4096], values[0, 1, 9], values[0, 2, 7] = float("nan"), -float("inf"), -3.0
+    with using("triton"):
+        absmax, counts = absmax_histogram(values, torch.full((), limit).to(device), 4, axis=1)
+        whole, _ = absmax_histogram(values, torch.full((), limit).to(device), 4)
+    assert absmax.isnan().tolist() == [True, False, False]
+    assert absmax[1:].tolist() == [float("inf"), 3.0]
+    assert whole.isnan()
+    full = limit == 4.0
+    expected = [[0, 4096, 0, 0], [0, 4096, 0, 1], [0, 4096, 0, 1]]
+    assert counts.tolist() == (expected if full else [[n, 0, 0, 0] for n in (4096, 4097, 4097)])
 
 
 @settings(max_examples=20)

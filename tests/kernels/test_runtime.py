@@ -63,29 +63,54 @@ def test_reference_on_a_cpu():
 
 
 def test_kernel_on_cuda_tensors(version):
-    version("3.6.0")
+    version("3.7.0")
     assert use_triton("loss", _on_cuda(), _on_cuda(torch.float32))
     assert ran() == {"loss": "triton"}
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [(None, "Triton is not installed"), ("3.1.0", "Triton 3.1.0 is older than 3.2")],
+    [(None, "Triton is not installed"), ("3.5.1", "Triton 3.5.1 is older than 3.6")],
 )
 def test_triton_missing_or_too_old(version, name, reason):
     version(name)
     assert not use_triton("loss", _on_cuda())
     assert ran() == {"loss": f"reference: {reason}"}
+    with pytest.raises(RuntimeError, match=reason), using("triton"):
+        pass
 
 
-@pytest.mark.parametrize("name", ["3.2.0", "3.10.1", "4.0.0", "3.6.0+git1234"])
-def test_triton_new_enough(version, name):
+@pytest.mark.parametrize("name", ["3.7.0", "3.10.1", "4.0.0", "3.6.0+git1234"])
+def test_triton_new_enough(version, name, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
     version(name)
     assert _runtime.triton_problem() is None
 
 
+@pytest.mark.parametrize(
+    ("interpret", "name", "numpy", "fails"),
+    [
+        ("1", "3.6.0", "2.4.0", True),
+        ("1", "3.6.1", "3.0.1", True),
+        ("1", "3.6.0", "2.3.5", False),
+        ("1", "3.7.0", "2.4.0", False),
+        ("0", "3.6.0", "2.4.0", False),
+    ],
+)
+def test_an_interpreter_that_fails_under_this_numpy(
+    version, monkeypatch, interpret, name, numpy, fails
+):
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    monkeypatch.setattr("numpy.__version__", numpy)
+    version(name)
+    problem = _runtime.triton_problem()
+    assert (problem is not None) is fails
+    if fails:
+        assert f"of Triton {name} fails under NumPy {numpy}: install numpy<2.4" in problem
+
+
 def test_reasons_in_their_order(version):
-    version("3.6.0")
+    version("3.7.0")
     assert not use_triton("loss", _on_cuda(torch.float64))
     assert ran()["loss"] == "reference: torch.float64 has no kernel"
     assert not use_triton("loss", _on_cuda(), torch.ones(1))
@@ -96,7 +121,7 @@ def test_reasons_in_their_order(version):
 
 def test_whole_numbers_have_no_say(version):
     """An index beside the maps is of a type without a kernel, and needs none."""
-    version("3.6.0")
+    version("3.7.0")
     index = SimpleNamespace(is_cuda=True, dtype=torch.int64, is_floating_point=lambda: False)
     assert use_triton("loss", _on_cuda(), index)
 

@@ -1,5 +1,6 @@
 """benchmarks/kernels_static.py: launches, bytes and instructions that are counted without a GPU."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kdcompile.kernels import _docs
 from kdcompile.kernels._runtime import jit, tl, triton_problem
 
 ROOT = Path(__file__).parents[2]
@@ -43,12 +45,13 @@ def static():
         import kernel_rows
         import kernels_static
         import static_code
+        import static_cpu
         import static_launches
         import static_traffic
 
         yield SimpleNamespace(
             script=kernels_static, code=static_code, launches=static_launches,
-            traffic=static_traffic, rows=kernel_rows,
+            traffic=static_traffic, rows=kernel_rows, cpu=static_cpu,
         )  # fmt: skip
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
@@ -99,6 +102,65 @@ def test_a_step_at_full_size_takes_no_memory(static, monkeypatch):
     assert [name for name in forward.torch_operators if name != "fill_"] == ["sum"]
     assert [launch.function.fn.__name__ for launch in backward.launches] == ["kd_kl_bwd_kernel"]
     assert forward.launches[0].arguments["student"].numel() == 221184 * 150
+
+
+def test_bytes_of_pytorchs_own_operators(static):
+    """A copy in another order is no view; a sum of a row that is expanded reads the row."""
+    step = static.launches.Step()
+    maps = torch.ones(2, 3, 4)
+    with static.launches.Unwritten(step):
+        maps.movedim(1, 0).contiguous()
+    assert [name for name in step.torch_operators if name != "fill_"] == ["clone"]
+    step, row = static.launches.Step(), torch.ones(8).expand(100, 8)
+    with static.launches.Unwritten(step):
+        maps.contiguous()
+        row.sum()
+    assert step.torch_operators == ["sum"]
+    assert step.torch_bytes == 8 * 4 + 4
+
+
+def test_host_time_of_a_step(static, monkeypatch):
+    monkeypatch.setenv("KDCOMPILE_TUNE", "0")
+    ticks = iter([0, 9_000_000, 10, 1_000_010, 20, 3_000_020, 30, 2_000_030])
+    monkeypatch.setattr(static.cpu.time, "process_time_ns", lambda: next(ticks))
+    assert static.cpu.median_ms(lambda: None, 4) == 2.5
+    monkeypatch.undo()
+    row = next(r for r in static.rows.rows_of(["kd_kl"]) if r.setting.name == "4096 x 1000")
+    assert static.cpu.measured(row, 3) > 0
+    monkeypatch.setattr(static.cpu, "MOST_BYTES", -1)
+    assert static.cpu.measured(row, 3) is None
+
+
+def test_small_cases(static):
+    """Sides keep their proportions; a batch of eight and the rows of a table shrink."""
+    small = static.cpu.small
+    assert small((8, 64, 576, 768), 8) == (1, 64, 72, 96)
+    assert small((8, 1, 72, 96), 8) == (1, 1, 9, 12)
+    assert small((64, 256, 7, 7), 8) == (64, 256, 7, 7)
+    assert small((221184, 150), 8) == (3456, 150)
+    assert small((1000, 2048), 8) == (1000, 2048)
+    with static.cpu.Small(8):
+        assert torch.randn(8, 3, 64, 64).shape == torch.rand((8, 3, 64, 64)).shape == (1, 3, 8, 8)
+        assert torch.randint(10, (65536,)).shape == (1024,)
+
+
+def test_the_page_has_both_cards_and_the_cpu(static, tmp_path):
+    line = dict.fromkeys(static.script.COLUMNS, "1") | {"arch": "90", "spilled_bytes": "0"}
+    board = line | {"arch": "87", "spilled_bytes": "24", "predicted_ms": "7.125"}
+    host = dict.fromkeys(static.cpu.COLUMNS, "1") | {"cpu_ms": "0.250", "cpu": "a CPU"}
+    for name, lines in (("counts", [line, board]), ("host", [host])):
+        with (tmp_path / name).open("w") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+    (found,) = _docs.predicted(tmp_path / "counts", tmp_path / "host").values()
+    text = "\n".join(_docs._predictions(found))
+    assert (
+        "| 1 + 1 | 0.250 ms | 1.00 | 1.0 M | 1 | 1 | 1.000 ms | 1 | 7.12 ms | sm_87: 24 B |" in text
+    )
+    assert "is measured (a CPU)" in text
+    (found,) = _docs.predicted(tmp_path / "counts", tmp_path / "none").values()
+    assert "measured" not in "\n".join(_docs._predictions(found))
 
 
 def test_traffic_of_a_copy(static, device):
