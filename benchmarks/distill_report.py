@@ -152,7 +152,8 @@ def ablation_table(rows: Sequence[Row]) -> Table:
     by = {row["arm"]: row for row in rows}
     head = [f"{start} {name}" for start in STARTS for name in ("val MAE", "test MAE", "minutes")]
     table: Table = [("terms", *head)]
-    for terms in TERMS:
+    timed = [arm.partition(" ")[2] for arm in by if arm.startswith(STARTS) and arm.endswith(" s")]
+    for terms in dict.fromkeys((*TERMS, *timed)):
         found = [by.get(f"{start} {terms}") for start in STARTS]
         cells = [
             "" if row is None else row[name]

@@ -83,8 +83,13 @@ def test_rows_of_the_registry(rows):
 class _Gpu:
     """A clock that counts calls: the first thing timed takes 1 ms, the next 2 ms and so on."""
 
+    device = "cuda"
+
     def __init__(self):
         self.timed, self.replays = [], 0
+
+    def name(self):
+        return "NVIDIA H100"
 
     def quantiles_ms(self, run):
         run()
@@ -315,7 +320,6 @@ def test_list_and_exit_codes(script, monkeypatch, tmp_path, capsys):
 @pytest.mark.usefixtures("no_compiler")
 def test_a_whole_run(script, rows, monkeypatch, tmp_path):
     """Everything but the GPU: rows are kept one by one, with where they were measured."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setenv("KDCOMPILE_COMMIT", "abc")
     gpu = _Gpu()
@@ -324,10 +328,12 @@ def test_a_whole_run(script, rows, monkeypatch, tmp_path):
     monkeypatch.setattr(rows.Row, "case", lambda self, device: _case("cpu"))
     out = tmp_path / "kernels.csv"
     assert script.run([row, row], out, gpu, Console(width=180))
+    assert script.run([row], out, gpu, Console(width=180))  # is there already
     with out.open(newline="") as file:
         kept = list(csv.DictReader(file))
     assert len(kept) == 6
     assert {(r["card"], r["commit"]) for r in kept} == {("NVIDIA H100", "abc")}
     monkeypatch.setattr(rows.Row, "case", lambda self, device: _case("nowhere"))
+    monkeypatch.setenv("KDCOMPILE_COMMIT", "another")
     with pytest.raises(RuntimeError):
         script.run([row], out, gpu, Console(width=180))
