@@ -41,7 +41,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     run = parts.add_parser("run", help="do the steps")
     run.add_argument("--minutes", type=float, default=Machine.call_minutes)
     run.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
-    run.add_argument("--out", type=Path, default=Path("gpu-results"))
+    run.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-results")
     run.add_argument("--carried", type=Path, help="the folder that came with this call")
     run.add_argument("--work", type=Path, help="what lies here between calls")
     run.add_argument("--second", action="store_true", help="the steps of the second half hour")

@@ -61,18 +61,19 @@ def cache(folder: Path, machine: Machine, jobs: int, tests: bool) -> Path:
     if not triton.is_dir():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(triton)]
         subprocess.run([*pip, f"triton=={machine.triton}"], check=True)
-    environment = {**os.environ, "TRITON_STORE_BINARY_ONLY": "1", "TRITON_DEFAULT_FP_FUSION": "1",
-                   "PYTHONPATH": str(triton), "KDCOMPILE_TUNE": "0"}  # fmt: skip
+    own = {**os.environ, "TRITON_STORE_BINARY_ONLY": "1", "TRITON_DEFAULT_FP_FUSION": "1",
+           "KDCOMPILE_TUNE": "0"}  # fmt: skip
     run = [script("gpu_warm", "rows", "--folder", work)]
     if tests:
         files = [ROOT / "tests" / "kernels" / f"test_{name}.py" for name in (*MAIN, *OTHERS)]
         run.append(script("gpu_warm", "gate", "--folder", work, *files))
     run.append(script("gpu_warm", "fill", "--folder", work, "--jobs", jobs))
-    for command in run:
-        subprocess.run(command, check=True, env=environment, cwd=ROOT)
-    path = folder / "cache.tar.gz"
-    gpu_files.write(path, gpu_files.packed(work))
-    return path
+    for command in run:  # the tests run in the interpreter of the Triton that is installed here
+        path = {} if "gate" in command else {"PYTHONPATH": str(triton)}
+        subprocess.run(command, check=True, env={**own, **path}, cwd=ROOT)
+    archive = folder / "cache.tar.gz"
+    gpu_files.write(archive, gpu_files.packed(work))
+    return archive
 
 
 def photos(folder: Path, data: Path, teacher: Path) -> list[Path]:

@@ -6,11 +6,11 @@
     python benchmarks/gpu_warm.py adopt --folder F                     # on the other machine
 
 A stand-in for Triton's driver answers "compute capability 9.0", so that Triton itself specialises
-every launch; no kernel runs for it (the tests run in the interpreter, in a process with
-TRITON_INTERPRET=1). Triton's key of a compiled kernel holds a hash of its own files, its library
-for this Python among them: the same Triton for another Python finds nothing. So the other parts of
-each key are kept beside the cache, and `adopt` renames its entries by the Triton that it runs in.
-`fill` then says how many were found and compiles the rest, the launchers too.
+and compiles every launch that was listed; the tests run in the interpreter meanwhile. Triton's key
+of a compiled kernel holds a hash of its own files, its library for this Python among them: the same
+Triton for another Python finds nothing. So the other parts of each key are kept beside the cache,
+and `adopt` renames its entries by the Triton that it runs in and the folder where they lie. `fill`
+then says how many were found and compiles the rest, the launchers too.
 """
 
 import argparse
@@ -22,8 +22,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from importlib import import_module
+from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,48 +56,65 @@ class StandIn:
         return 0
 
 
+class Pointer:
+    """A tensor of which Triton sees the type and whether it is aligned."""
+
+    def __init__(self, dtype: str, offset: int) -> None:
+        import torch
+
+        self.dtype, self._offset = getattr(torch, dtype), offset
+
+    def data_ptr(self) -> int:
+        """An address of the same alignment."""
+        return 256 + self._offset
+
+
 class Listing:
-    """The launches so far, each as Triton specialised it: a line of JSON, each once."""
+    """The launches so far, as far as they decide what is compiled: a line of JSON, each once.
+
+    Kept without anything of the Triton that ran, which may be another than the one that compiles.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from triton.runtime.jit import JITFunction
-
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / LISTED
         self.lines = set(self.path.read_text().splitlines()) if self.path.is_file() else set()
-        self._class, self._run = JITFunction, JITFunction.run  # launches_to replaces it
-        self._functions: dict[Any, Any] = {}
+        self._constants: dict[Any, set[str]] = {}
 
     def add(self, function: Any, arguments: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        """One launch; the function may be one of the interpreter."""
+        """One launch; the function may be one of the interpreter. What JSON cannot hold is left."""
         source = function.fn
-        if source not in self._functions:
-            self._functions[source] = self._class(source)
-        self._run(self._functions[source], **arguments, **options, grid=(1,), warmup=True)
+        if source not in self._constants:
+            notes = signature(source).parameters.values()
+            self._constants[source] = {p.name for p in notes if "constexpr" in str(p.annotation)}
+        fixed = self._constants[source]
+        told = {n: v if n in fixed else _classed(v) for n, v in arguments.items()}
+        place = {"module": source.__module__, "function": source.__name__}
+        with suppress(TypeError):
+            line = {**place, "arguments": told, "options": dict(options)}
+            self.lines.add(json.dumps(line, sort_keys=True))
 
-    @contextmanager
-    def open(self) -> Iterator["Listing"]:
-        """Keep what is added; at the end the file is whole."""
-        from triton import knobs
-        from triton.runtime import driver
+    def save(self) -> int:
+        """Replace the file; how many there are."""
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in sorted(self.lines)))
+        temporary.replace(self.path)
+        return len(self.lines)
 
-        before = driver._active
-        driver.set_active(StandIn())
-        knobs.runtime.jit_cache_hook = self._keep
-        try:
-            yield self
-        finally:
-            driver._active, knobs.runtime.jit_cache_hook = before, None
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in sorted(self.lines)))
-            temporary.replace(self.path)
 
-    def _keep(self, *, fn: Any, compile: Mapping[str, Any], **_: Any) -> bool:
-        data = json.loads(compile["specialization_data"])
-        data["options"].pop("extern_libs", None)  # a path of this machine; the default there
-        place = {"module": fn.module, "function": fn.jit_function.fn.__name__}
-        self.lines.add(json.dumps({**place, "data": data}, sort_keys=True))
-        return True  # nothing is compiled now
+def _classed(value: Any) -> Any:
+    """An argument by what Triton specialises on: 1, multiples of 16, more than 32 bits."""
+    if hasattr(value, "data_ptr"):
+        return {"type": str(value.dtype).removeprefix("torch."), "offset": value.data_ptr() % 16}
+    if isinstance(value, bool) or value is None or value == 1:
+        return value
+    if isinstance(value, int):
+        return (0 if -(2**31) <= value < 2**31 else 2**40) + (16 if value % 16 == 0 else 7)
+    return 0.5 if isinstance(value, float) else value
+
+
+def _given(told: Any) -> Any:
+    return Pointer(told["type"], told["offset"]) if isinstance(told, dict) else told
 
 
 def list_rows(folder: Path, names: Sequence[str], most: int | None = None) -> int:
@@ -107,19 +125,18 @@ def list_rows(folder: Path, names: Sequence[str], most: int | None = None) -> in
     from kdcompile.kernels import _tune
 
     listing = Listing(folder)
-    with listing.open():
-        for row in rows_of(names):
-            for index in range(CONFIGURATIONS):
-                before = len(listing.lines)
-                with _tune.config(index):
-                    for step in recorded(row):
-                        for launch in step.launches:
-                            listing.add(launch.function, launch.arguments, launch.options)
-                if len(listing.lines) == before:
-                    break
-        if most is not None:
-            listing.lines = set(sorted(listing.lines)[:most])
-    return len(listing.lines)
+    for row in rows_of(names):
+        for index in range(CONFIGURATIONS):
+            before = len(listing.lines)
+            with _tune.config(index):
+                for step in recorded(row):
+                    for launch in step.launches:
+                        listing.add(launch.function, launch.arguments, launch.options)
+            if len(listing.lines) == before:
+                break
+    if most is not None:
+        listing.lines = set(sorted(listing.lines)[:most])
+    return listing.save()
 
 
 def list_gate(folder: Path, arguments: Sequence[str]) -> int:
@@ -138,13 +155,12 @@ def list_gate(folder: Path, arguments: Sequence[str]) -> int:
 
     InterpretedFunction.run = run
     try:
-        with listing.open():
-            code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments])
+        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments])
     finally:
         InterpretedFunction.run = interpret
-    if code not in (0, pytest.ExitCode.OK):
+    if code != pytest.ExitCode.OK:
         raise SystemExit(f"the tests gave {code}")
-    return len(listing.lines)
+    return listing.save()
 
 
 def compiled(task: tuple[str, bool]) -> dict[str, Any]:
@@ -173,7 +189,8 @@ def compiled(task: tuple[str, bool]) -> dict[str, Any]:
     name = f"{entry['module']}.{entry['function']}"
     try:
         function = getattr(import_module(entry["module"]), entry["function"])
-        kernel = function.preload(json.dumps(entry["data"]))
+        arguments = {n: _given(told) for n, told in entry["arguments"].items()}
+        kernel = function.run(**arguments, **entry["options"], grid=(1,), warmup=True)
         if launchers:
             from triton.backends.nvidia.driver import CudaLauncher
 
@@ -212,7 +229,7 @@ def _mapped(function: Callable[[Any], Any], tasks: Sequence[Any], jobs: int) -> 
 
 
 def adopt(folder: Path) -> int:
-    """Rename the entries by this machine's Triton; how many had another name.
+    """Rename the entries by this machine's Triton and this folder; how many had another name.
 
     Their code stays that of the Triton that compiled them, which must be of the same version.
     """
@@ -229,6 +246,9 @@ def adopt(folder: Path) -> int:
         if name != row["entry"] and old.is_dir() and not new.is_dir():
             old.rename(new)
             renamed += 1
+        for group in new.glob("__grp__*"):  # Triton lists an entry's files by their whole paths
+            files = json.loads(group.read_text())["child_paths"]
+            group.write_text(json.dumps({"child_paths": {n: str(new / n) for n in files}}))
         rows.append({**row, "entry": name})
     (folder / KEYS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return renamed

@@ -1,0 +1,361 @@
+"""benchmarks/gpu.py without a GPU: the plan, the dry run, how it goes on, what it brings back."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("gpu", "gpu_files", "gpu_merge", "gpu_ncu", "gpu_pack", "gpu_plan", "gpu_run", "gpu_steps",
+         "gpu_warm")  # fmt: skip
+# what the machine is not known to have; PyTorch needs jinja2, filelock and typing-extensions itself
+ABSENT = ("pydantic", "pydantic_core", "click", "rich", "onnxslim", "safetensors", "pytest",
+          "hypothesis", "markdown_it", "annotated_types")  # fmt: skip
+BARE = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The modules by their short names."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        yield SimpleNamespace(**{n.removeprefix("gpu_"): importlib.import_module(n) for n in NAMES})
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+        for name in set(sys.modules) - before:
+            if name.startswith(("gpu", "kernel_", "static_")):
+                del sys.modules[name]
+
+
+@pytest.fixture
+def place(scripts, tmp_path):
+    """An empty work folder of a dry run."""
+    own = scripts.steps.Place("cpu", tmp_path / "work", 1)
+    own.results.mkdir(parents=True)
+    return own
+
+
+@pytest.fixture
+def battery(scripts, place, tmp_path, monkeypatch):
+    """`battery(steps, seconds)` of steps given as name: commands, what pytest needs aside."""
+
+    def make(steps, seconds=60.0):
+        known = {n: s for n, s in steps.items() if isinstance(s, scripts.steps.Step)}
+        made = {
+            name: known.get(name)
+            or scripts.steps.Step(name, 20, lambda _, code=code: [python(code)])
+            for name, code in steps.items()
+        }
+        monkeypatch.setattr(scripts.run, "STEPS", made)
+        end = time.monotonic() + scripts.run.RESERVE + seconds
+        return scripts.run.Battery(place, tmp_path / "out", end)
+
+    return make
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def statuses(found):
+    return {name: step["status"] for name, step in found.state["steps"].items()}
+
+
+def test_the_plan_shares_steps_and_parts_out_under_the_limits(scripts):
+    plan, machine = scripts.plan, scripts.plan.Machine()
+    steps = [("a", 300, ()), ("b", 200, ()), ("c", 200, ("photos",)), ("d", 500, ("photos",))]
+    parts = {"photos": [(f"photos.{i}", 16 * plan.MIB) for i in range(8)], "unused": [("u", 1)]}
+    calls = plan.planned(steps, parts, [("site", 10 * plan.MIB)], 12 * plan.MIB, machine)
+    assert [call.steps for call in calls] == [["a", "b"], [], [], ["c"], ["d"]]
+    assert [len(call.files) for call in calls] == [3, 3, 1, 3, 1]
+    assert [call.seconds for call in calls] == [500, 0, 0, 200, 500]
+    for call in calls:
+        assert call.bytes + 12 * plan.MIB <= machine.carried_bytes
+        assert call.seconds <= 60 * machine.call_minutes
+    text = plan.text(calls, 12 * plan.MIB, machine)
+    assert "01         500   54.0  a, b; site, photos.0, photos.1" in text
+    assert "nothing but to bring files" in text
+
+
+def test_a_call_over_its_limit_is_an_error(scripts):
+    plan, machine = scripts.plan, scripts.plan.Machine()
+    with pytest.raises(ValueError, match="exceed the room"):
+        plan.planned([("a", 1, ())], {}, [("site", 60 * plan.MIB)], 12 * plan.MIB, machine)
+    parts = {"photos": [("photos.0", 60 * plan.MIB)]}
+    with pytest.raises(ValueError, match=r"photos\.0 of \d+ bytes exceeds"):
+        plan.planned([("a", 1, ("photos",))], parts, [], 12 * plan.MIB, machine)
+
+
+def test_every_step_is_in_the_order_of_its_worth(scripts):
+    assert [s.name for s in scripts.steps.FIRST] == [
+        "smoke", "warm", "gate", "main rows", "other rows", "ncu", "speed", "test_cuda", "ablation",
+    ]  # fmt: skip
+    assert [s.name for s in scripts.steps.SECOND] == [
+        "tensorrt", "engines", "calibrate", "ranking", "searched"
+    ]  # fmt: skip
+    machine = scripts.plan.Machine()
+    assert all(s.seconds <= 60 * machine.call_minutes for s in scripts.steps.STEPS.values())
+    rows = {*scripts.steps.MAIN, *scripts.steps.OTHERS}
+    kernels = importlib.import_module("kdcompile.kernels._registry").kernels()
+    assert rows == set(kernels)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "cpu"])
+def test_every_program_and_file_of_a_step_is_there(scripts, tmp_path, backend):
+    place = scripts.steps.Place(backend, tmp_path, 14)
+    for step in scripts.steps.STEPS.values():
+        for command in step.commands(place):
+            named = [Path(word) for word in command if word.endswith(".py")]
+            assert all(path.is_file() for path in named), command
+            assert [w for w in command if isinstance(w, str)] == command
+
+
+def test_it_goes_on_where_it_stopped(scripts, battery):
+    code = "open('results/n', 'a').write('x')"
+    steps = {"one": code, "slow": "import time; time.sleep(60)", "two": "print('never')"}
+    first = battery(steps, seconds=scripts.run.LEAST + 2.0)
+    assert first.run(list(steps)) == 5
+    assert statuses(first)["one"] == "passed"
+    assert statuses(first).get("two") is None
+    assert (first.out / "state.json").is_file()
+    steps["slow"] = "raise SystemExit(3)"
+    second = battery(steps)
+    assert second.run(list(steps)) == 1
+    assert statuses(second) == {"one": "passed", "slow": "failed", "two": "passed"}
+    assert (second.place.results / "n").read_text() == "x"
+    assert "never" in (second.out / "log.txt").read_text()
+    table = second.table(list(steps))
+    assert "slow         failed" in table
+    assert "2 passed, 1 failed, 0 skipped, 0 remains" in table
+
+
+def test_a_step_that_says_five_is_tried_again_and_then_failed(scripts, battery):
+    steps = {"part": "raise SystemExit(5)"}
+    codes = [battery(steps).run(["part"]) for _ in range(scripts.run.TRIES)]
+    assert codes == [5, 5, 1]
+
+
+def test_what_cannot_run_is_skipped_with_a_reason_and_did_not_pass(scripts, battery, tmp_path):
+    steps = {"ncu": scripts.steps.STEPS["ncu"]}
+    found = battery(steps)
+    assert found.run(["ncu"]) == 0
+    assert found.state["steps"]["ncu"]["reason"] == "ncu profiles a GPU"
+    assert "0 passed, 0 failed, 1 skipped" in found.table(["ncu"])
+    place = scripts.steps.Place("cuda", tmp_path, 1)
+    reason = scripts.steps.reason_to_skip(scripts.steps.STEPS["engines"], place)
+    assert reason == "not brought here whole: photos, tensorrt"
+
+
+def test_tests_that_all_skip_themselves_are_a_skipped_step(scripts, place, battery, tmp_path):
+    (tmp_path / "test_none.py").write_text("import pytest\ndef test_a():\n    pytest.skip('no')\n")
+    report = place.results / "nothing.xml"
+    command = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:kdcompile",
+               f"--rootdir={tmp_path}", f"--junitxml={report}", str(tmp_path)]  # fmt: skip
+    step = scripts.steps.Step("nothing", 60, lambda _: [command], tests=True)
+    found = battery({"nothing": step})
+    assert found.run(["nothing"]) == 0
+    assert statuses(found) == {"nothing": "skipped"}
+
+
+def test_nothing_outlives_its_step(battery):
+    code = (
+        "import subprocess, sys, time;"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        "open('results/pid', 'w').write(str(p.pid))"
+    )
+    found = battery({"parent": code})
+    assert found.run(["parent"]) == 0
+    child = int((found.place.results / "pid").read_text())
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}/cmdline").is_file() and Path(f"/proc/{child}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "a process of the step still runs"
+        time.sleep(0.05)
+
+
+def test_what_comes_back_goes_on_elsewhere(scripts, battery, place, tmp_path):
+    assert (
+        battery(
+            {"one": "open('results/a.csv', 'w').write('1')", "more": "raise SystemExit(5)"}
+        ).run(["one", "more"])
+        == 5
+    )
+    (place.work / "kept").mkdir()
+    (place.work / "kept" / "half").write_bytes(os.urandom(1000))
+    scripts.files.bring_back(place.work, tmp_path / "out", with_kept=True)
+    back = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert back == ["kept.tar.gz.00of01", "log.txt", "results.tar.gz", "state.json"]
+    gpu = tmp_path / "gpu"
+    (gpu / "call02").mkdir(parents=True)
+    scripts.pack.add_back(gpu, tmp_path / "out")
+    elsewhere = scripts.steps.Place("cpu", tmp_path / "elsewhere", 1)
+    found = scripts.run.begin(elsewhere, gpu / "call02", tmp_path / "out2", 1.0)
+    assert statuses(found) == {"one": "passed", "more": "remains"}
+    assert (elsewhere.results / "a.csv").read_text() == "1"
+    assert (elsewhere.work / "kept" / "half").stat().st_size == 1000
+    with pytest.raises(SystemExit, match="is of the backend cpu"):
+        scripts.run.Battery(scripts.steps.Place("cuda", elsewhere.work, 1), tmp_path, 0.0)
+
+
+def test_too_much_to_bring_back_is_left_out_and_told(scripts, battery, place, monkeypatch):
+    monkeypatch.setattr(scripts.files, "PART_BYTES", 100)
+    (place.work / "kept").mkdir()
+    (place.work / "kept" / "half").write_bytes(os.urandom(1000))
+    found = battery({"one": ""})
+    assert found.run(["one"]) == 0
+    assert "not brought back: what is half done" in (place.work / "log.txt").read_text()
+    assert len(list(found.out.iterdir())) <= scripts.plan.Machine.files_back
+
+
+def test_parts_are_joined_when_the_last_has_come(scripts, place, tmp_path):
+    (tmp_path / "photos" / "data").mkdir(parents=True)
+    (tmp_path / "photos" / "data" / "one.jpg").write_bytes(os.urandom(3000))
+    data = scripts.files.packed(tmp_path / "photos")
+    parts = scripts.files.parts_of(data, "photos.tar.gz", 1000)
+    assert len(parts) > 2
+    for number, (name, piece) in enumerate(parts):
+        carried = tmp_path / f"call{number}"
+        carried.mkdir()
+        (carried / name).write_bytes(piece)
+        scripts.files.receive(carried, place.work)
+        assert (place.work / "photos").is_dir() == (number == len(parts) - 1)
+    assert (place.work / "photos" / "data" / "one.jpg").stat().st_size == 3000
+
+
+def test_results_are_merged_once_and_those_of_a_dry_run_never(scripts, place, battery, tmp_path):
+    battery({}).run([])
+    out, into = tmp_path / "out", tmp_path / "benchmarks"
+    with pytest.raises(SystemExit, match="a dry run measures nothing"):
+        scripts.merge.merge(out, into)
+    with pytest.raises(SystemExit, match="holds no results"):
+        scripts.merge.merge(tmp_path, into)
+    (place.results / "kernels.csv").write_text('kernel,setting\nkd_kl,"a, b"\n')
+    (place.results / "distill" / "models").mkdir(parents=True)
+    (place.results / "distill" / "distill.json").write_text('{"x": {"steps": 1}}')
+    (place.work / "state.json").write_text('{"backend": "cuda", "steps": {}}')
+    scripts.files.bring_back(place.work, out, with_kept=False)
+    into.mkdir()
+    (into / "kernels.csv").write_text("kernel,setting\nold,row\n")
+    assert scripts.merge.merge(out, into)[0] == "kernels.csv: 1 rows more"
+    assert scripts.merge.merge(out, into)[0] == "kernels.csv: 0 rows more"
+    assert (into / "kernels.csv").read_text() == 'kernel,setting\nold,row\nkd_kl,"a, b"\n'
+    assert json.loads((into / "distill.json").read_text()) == {"x": {"steps": 1}}
+
+
+def test_the_rows_to_profile_are_the_farthest_from_their_floor(scripts, tmp_path):
+    path = tmp_path / "kernels.csv"
+    head = "kernel,setting,dtype,layout,impl,p50_ms,floor_ms\n"
+    lines = ["a,s,f,l,kernel,2,1", "b,s,f,l,kernel,9,3", "b,s,f,l,eager,90,3", "c,s,f,l,kernel,4,4"]
+    path.write_text(head + "\n".join(lines) + "\n")
+    assert scripts.ncu.worst(path, 2) == [("b", "s", "f", "l"), ("a", "s", "f", "l")]
+
+
+def _compiles(folder, code, **variables):
+    """A process in which Triton compiles, with its cache in a folder; what it prints."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder),
+                   "PYTHONPATH": str(ROOT / "benchmarks"), **variables}  # fmt: skip
+    done = subprocess.run(
+        python(code), env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LIST = """
+from pathlib import Path
+import gpu_warm
+folder = Path({folder!r})
+print(gpu_warm.list_rows(folder, ["density_loss"], 2))
+print(gpu_warm.fill(folder, 1)["found"])
+"""
+# another machine: its Triton's own files have another hash, as with another Python
+ADOPT = """
+from pathlib import Path
+import triton.runtime.cache as cache
+own = cache.triton_key()
+cache.triton_key = lambda: own + "of another Python"
+import gpu_warm
+folder = Path({folder!r})
+print(gpu_warm.adopt(folder))
+done = gpu_warm.fill(folder, 1)
+print(done["found"], done["listed"], done["problems"])
+
+import itertools, json
+from kernel_rows import rows_of
+from static_launches import recorded
+from triton import knobs
+from triton.runtime import driver
+from kdcompile.kernels import _tune
+driver.set_active(gpu_warm.StandIn())
+hits = {{}}
+def listen(metadata, cache_hit, **_):
+    hits[metadata["hash"]] = cache_hit
+knobs.compilation.listener = listen
+listing = gpu_warm.Listing(folder)
+for row, index in itertools.product(rows_of(["density_loss"]), range(4)):
+    with _tune.config(index):
+        steps = recorded(row)
+    for launch in (launch for step in steps for launch in step.launches):
+        before = len(listing.lines)
+        listing.add(launch.function, launch.arguments, launch.options)
+        if len(listing.lines) == before:  # one of those that were compiled
+            launch.function.device_caches.clear()  # as in a process that has compiled nothing
+            launch.function.run(**launch.arguments, **launch.options, grid=(1,), warmup=True)
+        listing = gpu_warm.Listing(folder)
+print(list(hits.values()))
+"""
+
+
+def test_a_cache_made_here_is_found_elsewhere_by_another_triton_and_by_a_launch(tmp_path):
+    made, moved = str(tmp_path / "cache"), str(tmp_path / "there")
+    assert _compiles(made, LIST.format(folder=made)).split() == ["2", "0"]
+    Path(made).rename(moved)
+    adopted, found, launched = _compiles(moved, ADOPT.format(folder=moved)).splitlines()
+    assert (adopted, found) == ("2", "2 2 []")
+    assert launched == "[True, True]"
+
+
+def test_the_smoke_step_on_a_machine_without_the_packages(tmp_path):
+    """Only PyTorch, Triton and NumPy: neither the battery nor its first step imports more."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    refused = subprocess.run(
+        python("import click"), env=environment, capture_output=True, check=False
+    )
+    assert refused.returncode == 1
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "run", "--backend", "cpu",
+               "--minutes", "1", "--out", str(tmp_path / "out"), "--steps", "smoke"]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + log
+    assert "1 passed, 0 failed, 0 skipped" in done.stdout
+    lines = (tmp_path / "out" / "work" / "results" / "smoke.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    assert all(json.loads(line)["ok"] for line in lines)
+
+
+@pytest.mark.soak
+def test_the_whole_dry_run(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "run", "--backend", "cpu",
+               "--minutes", "10", "--out", str(tmp_path / "out")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + (tmp_path / "out" / "log.txt").read_text()
+    state = json.loads((tmp_path / "out" / "state.json").read_text())["steps"]
+    skipped = {name for name, step in state.items() if step["status"] == "skipped"}
+    assert skipped == {"other rows", "ncu", "test_cuda", "tensorrt"}
+    assert len(state) == 14
