@@ -18,6 +18,7 @@ OTHERS = (
     "batch_relation", "density_loss", "fake_quant", "crop_augment", "norm_direction",
 )  # fmt: skip
 TOY = ("density_loss", "fake_quant")  # quick in the interpreter
+AHEAD = 4  # processes that compile references at full size, a tenth of the card's memory each
 Command = list[str]
 
 
@@ -103,7 +104,7 @@ def _rows(*names: str) -> Callable[[Place], list[Command]]:
             toys = [word for name in TOY for word in ("--kernel", name)]
             return [script("kernels", *out, "--toy", *toys)] if names == MAIN else []
         chosen = [word for name in names for word in ("--kernel", name)]
-        return [script("kernels", *out, "--ahead", place.jobs // 2, *chosen)]
+        return [script("kernels", *out, "--ahead", AHEAD, *chosen)]
 
     return commands
 
