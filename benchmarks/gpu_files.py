@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gpu_plan import Machine
 
@@ -37,10 +37,10 @@ def write_json(path: Path, value: Any) -> None:
     write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def packed(folder: Path) -> bytes:
+def packed(folder: Path, kind: Literal["gz", "xz"] = "gz") -> bytes:
     """A folder as an archive, without files that are being written."""
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=6) as archive:
+    with tarfile.open(fileobj=stream, mode=f"w:{kind}") as archive:
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".tmp"):
             archive.add(path, path.relative_to(folder).as_posix())
     return stream.getvalue()
@@ -89,7 +89,7 @@ def receive(carried: Path, work: Path) -> list[str]:
         if path.name == "site.zip":
             with zipfile.ZipFile(path) as archive:
                 archive.extractall(work / "site")
-        elif path.name == "cache.tar.gz" and not (work / "cache").is_dir():
+        elif path.name == "cache.tar.xz" and not (work / "cache").is_dir():
             unpacked(path.read_bytes(), work / "cache")
         elif path.name == "commit.txt":
             shutil.copy(path, work / path.name)

@@ -55,7 +55,7 @@ def site(folder: Path, machine: Machine) -> Path:
 
 
 def cache(folder: Path, machine: Machine, jobs: int, tests: bool) -> Path:
-    """`cache.tar.gz`: kernels of the rows and of the tests, compiled by the machine's Triton."""
+    """`cache.tar.xz`: kernels of the rows and of the tests, compiled by the machine's Triton."""
     work = folder / "cache"
     triton = folder / f"triton-{machine.triton}"
     if not triton.is_dir():
@@ -71,8 +71,8 @@ def cache(folder: Path, machine: Machine, jobs: int, tests: bool) -> Path:
     for command in run:  # the tests run in the interpreter of the Triton that is installed here
         path = {} if "gate" in command else {"PYTHONPATH": str(triton)}
         subprocess.run(command, check=True, env={**own, **path}, cwd=ROOT)
-    archive = folder / "cache.tar.gz"
-    gpu_files.write(archive, gpu_files.packed(work))
+    archive = folder / "cache.tar.xz"
+    gpu_files.write(archive, gpu_files.packed(work, "xz"))
     return archive
 
 
@@ -162,7 +162,7 @@ def pack(
     stamp = folder / "made.json"
     made = {"commit": commit(), "machine": [machine.python, machine.triton], "tests": tests}
     old = json.loads(stamp.read_text()) if stamp.is_file() else {}
-    names = [folder / "site.zip", folder / "cache.tar.gz"]
+    names = [folder / "site.zip", folder / "cache.tar.xz"]
     if old != made or "+dirty" in made["commit"] or not all(path.is_file() for path in names):
         names = [site(folder, machine), cache(folder, machine, jobs, tests)]
         gpu_files.write_json(stamp, made)

@@ -159,7 +159,7 @@ def list_gate(folder: Path, arguments: Sequence[str]) -> int:
     finally:
         InterpretedFunction.run = interpret
     if code != pytest.ExitCode.OK:
-        raise SystemExit(f"the tests gave {code}")
+        print(f"the tests ended with {code}: what they launched is listed all the same")
     return listing.save()
 
 
