@@ -18,10 +18,15 @@ from gpu_steps import FIRST, MAIN, OTHERS, ROOT, SECOND, script
 
 # packages that the machine is not known to have: small, and none with a CUDA or PyTorch of its own
 CARRIED = (
-    "annotated-types", "click", "execnet", "filelock", "hypothesis", "iniconfig", "jinja2",
-    "markdown-it-py", "markupsafe", "mdurl", "onnxslim", "packaging", "pluggy", "pydantic",
-    "pydantic-core", "pygments", "pytest", "pytest-xdist", "rich", "safetensors",
+    "annotated-types", "click", "colorama", "execnet", "filelock", "hypothesis", "iniconfig",
+    "jinja2", "markdown-it-py", "markupsafe", "mdurl", "onnxslim", "packaging", "pluggy",
+    "pydantic", "pydantic-core", "pygments", "pytest", "pytest-xdist", "rich", "safetensors",
     "sortedcontainers", "typing-extensions", "typing-inspection",
+)  # fmt: skip
+# those that it has: large, or of its PyTorch
+TAKEN = (
+    "matplotlib", "ml-dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "scipy",
+    "sympy", "torch", "triton",
 )  # fmt: skip
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 FILE_BYTES = 16 * MIB  # of a part: three fit into a call that brings nothing else

@@ -198,6 +198,49 @@ def test_short_calls_give_the_same_numbers(modules, task, tmp_path, monkeypatch,
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
+@pytest.mark.parametrize(("seconds", "evaluations"), [(180.0, 24), (30.0, 4), (2.0, 1)])
+def test_setting_up_is_no_training_and_a_short_run_is_validated_less(
+    modules, task, tmp_path, monkeypatch, seconds, evaluations
+):
+    benchmark = modules.distill.Benchmark(modules.distill.parsed(task("a", "result")))
+    slow = [modules.train.Timing(setup_s=200.0, step_s=0.1)] * 2
+    monkeypatch.setattr(modules.train, "timings", lambda *_: (slow, 3.0))
+    base = modules.arms.changed(benchmark.source.spec(0).distill, evaluations=24)
+    options = modules.arms.progressive(base, "none")
+    arm = modules.arms.Arm("none", 0, "inherit", options, seconds=seconds)
+    planned = modules.train.plan(arm, benchmark.source, tmp_path)
+    steps = [stage.steps for stage in planned.stages]
+    assert planned.evaluations == evaluations
+    assert 0.1 * sum(steps) == pytest.approx(
+        max(seconds - 3.0 * (evaluations + 1), seconds / 2), abs=0.25
+    )
+    assert modules.train.plan(arm, benchmark.source, tmp_path) == planned  # kept
+
+
+def test_an_ablation_of_equal_time_follows_that_of_equal_steps(modules, task):
+    asked = [*task("a", "ablation"), "--starts", "inherit", "--terms", "none", "unlabelled"]
+    benchmark = modules.distill.Benchmark(modules.distill.parsed([*asked, "--seconds", "40"]))
+    given = benchmark.options
+    arms = modules.arms.ablation(
+        benchmark.source.spec(0).distill, 0, given.steps, given.starts, given.terms, given.seconds
+    )
+    names = [arm.name for arm in arms]
+    assert names == [
+        "inherit none", "inherit unlabelled", "inherit none, 40 s", "inherit unlabelled, 40 s"
+    ]  # fmt: skip
+    assert [arm.seconds for arm in arms] == [None, None, 40.0, 40.0]
+    assert [arm.distill.steps for arm in arms] == [2, 2, None, None]
+    assert arms[1].distill.weights == {"hard": 0.0, "count": 0.0}
+    rows = [{"arm": n, "val_mae": "1", "test_mae": "2", "minutes": "3"} for n in names]
+    table = modules.report.ablation_table(rows)
+    assert [line[0] for line in table[1:]] == [
+        "none",
+        "unlabelled",
+        "none, 40 s",
+        "unlabelled, 40 s",
+    ]
+
+
 def test_it_says_what_remains(modules, task, capsys):
     assert modules.distill.main(task("a", "ablation", "--budget-minutes", "0.001")) == 5
     printed = capsys.readouterr().out

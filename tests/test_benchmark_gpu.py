@@ -1,15 +1,19 @@
 """benchmarks/gpu.py without a GPU: the plan, the dry run, how it goes on, what it brings back."""
 
 import importlib
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("gpu", "gpu_files", "gpu_merge", "gpu_ncu", "gpu_pack", "gpu_plan", "gpu_run", "gpu_steps",
@@ -126,20 +130,36 @@ def test_every_program_and_file_of_a_step_is_there(scripts, tmp_path, backend):
             assert [w for w in command if isinstance(w, str)] == command
 
 
+def test_nothing_is_written_where_it_would_be_lost(scripts, tmp_path):
+    """Every file that a step on the machine makes lies in what comes back or is kept there."""
+    place = scripts.steps.Place("cuda", tmp_path, 14)
+    for step in scripts.steps.STEPS.values():
+        for command in step.commands(place):
+            outs = [command[i + 1] for i, w in enumerate(command) if w in ("--out", "-o", "--work")]
+            outs += [word.partition("=")[2] for word in command if word.startswith("--junitxml=")]
+            folders = (place.results, place.work / "kept")
+            assert all(any(Path(o).is_relative_to(f) for f in folders) for o in outs), command
+            assert outs or step.name in ("warm", "tensorrt", "calibrate")
+
+
 def test_it_goes_on_where_it_stopped(scripts, battery):
-    code = "open('results/n', 'a').write('x')"
-    steps = {"one": code, "slow": "import time; time.sleep(60)", "two": "print('never')"}
-    first = battery(steps, seconds=scripts.run.LEAST + 2.0)
+    sleeping = [python("import time; time.sleep(600)")]
+    steps = {
+        "one": "open('results/n', 'a').write('x')",
+        "slow": scripts.steps.Step("slow", 1, lambda _: sleeping),
+        "two": "print('in the log')",
+    }
+    assert battery(steps, seconds=-10).run(list(steps)) == 5
+    first = battery(steps)
     assert first.run(list(steps)) == 5
-    assert statuses(first)["one"] == "passed"
-    assert statuses(first).get("two") is None
+    assert statuses(first) == {"one": "passed", "slow": "remains", "two": "passed"}
     assert (first.out / "state.json").is_file()
     steps["slow"] = "raise SystemExit(3)"
     second = battery(steps)
     assert second.run(list(steps)) == 1
     assert statuses(second) == {"one": "passed", "slow": "failed", "two": "passed"}
     assert (second.place.results / "n").read_text() == "x"
-    assert "never" in (second.out / "log.txt").read_text()
+    assert "in the log" in (second.out / "log.txt").read_text()
     table = second.table(list(steps))
     assert "slow         failed" in table
     assert "2 passed, 1 failed, 0 skipped, 0 remains" in table
@@ -328,6 +348,20 @@ def test_a_cache_made_here_is_found_elsewhere_by_another_triton_and_by_a_launch(
     adopted, found, launched = _compiles(moved, ADOPT.format(folder=moved)).splitlines()
     assert (adopted, found) == ("2", "2 2 []")
     assert launched == "[True, True]"
+
+
+def test_what_the_machine_lacks_travels_with_all_that_it_needs_itself(scripts):
+    """The project's requirements, and those of what is carried, are carried or said to be there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], "pytest", "pytest-xdist", "hypothesis"]
+    for name in scripts.pack.CARRIED:
+        wanted += importlib.metadata.requires(name) or []
+    there = {"extra": "", "python_version": "3.12", "python_full_version": "3.12.3"}
+    for text in wanted:
+        needed = Requirement(text)
+        if needed.marker is None or needed.marker.evaluate(there):
+            known = {*scripts.pack.CARRIED, *scripts.pack.TAKEN}
+            assert canonicalize_name(needed.name) in known, text
 
 
 def test_the_smoke_step_on_a_machine_without_the_packages(tmp_path):
