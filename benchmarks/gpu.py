@@ -8,12 +8,13 @@
 
 `pack` lays out what each call carries and prints the plan. `run` goes on where it stopped, the most
 valuable step first, and leaves everything in its output folder. Exit code of `run` 0: every step
-passed or was skipped with a reason. 5: something remains, run it again. 1: a step failed. Of
-`pack` 1: a call would carry more than it may.
+passed or was skipped with a reason. 5: something remains, run it again. 1: a step failed. 4: no GPU.
+Of `pack` 1: a call would carry more than it may.
 """
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from pathlib import Path
 from gpu_plan import Machine
 from gpu_run import begin
 from gpu_steps import FIRST, ROOT, SECOND, STEPS, Place
+
+CARD = "import torch; print(torch.cuda.get_device_name(), torch.__version__)"
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -74,6 +77,9 @@ def _pack(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     toy = options.backend == "cpu"
+    if not toy and options.minutes and subprocess.run([sys.executable, "-c", CARD]).returncode:
+        print("no CUDA GPU that PyTorch sees: --backend cpu is the dry run", file=sys.stderr)
+        return 4
     out = options.out.absolute()
     own = out / "work" if toy else Path(tempfile.gettempdir()) / "kdcompile-gpu"
     work = options.work.absolute() if options.work else own

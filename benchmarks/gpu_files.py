@@ -7,6 +7,7 @@ written whole; what is half done as parts of an archive, as far as there is room
 
 import io
 import json
+import math
 import shutil
 import tarfile
 import zipfile
@@ -21,6 +22,7 @@ MEMBERS = ("calib", "kernels", "targets", "examples")  # packages that lie besid
 STATE, LOG, RESULTS, KEPT = "state.json", "log.txt", "results.tar.gz", "kept.tar.gz"
 PART_BYTES = 15 * 2**20
 LOG_BYTES = 4 * 2**20  # of a log, its end is what matters
+RESULT_BYTES = 8 * 2**20  # of one file among the results
 KEPT_PARTS = 4
 
 
@@ -37,12 +39,13 @@ def write_json(path: Path, value: Any) -> None:
     write(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def packed(folder: Path, kind: Literal["gz", "xz"] = "gz") -> bytes:
-    """A folder as an archive, without files that are being written."""
+def packed(folder: Path, kind: Literal["gz", "xz"] = "gz", most: float = math.inf) -> bytes:
+    """A folder as an archive, without files of more than so many bytes or being written."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=f"w:{kind}") as archive:
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".tmp"):
-            archive.add(path, path.relative_to(folder).as_posix())
+            if path.stat().st_size <= most:
+                archive.add(path, path.relative_to(folder).as_posix())
     return stream.getvalue()
 
 
@@ -110,6 +113,7 @@ def resume(back: Path, work: Path) -> str:
     """Go on from what an earlier call brought back."""
     if (back / RESULTS).is_file():
         unpacked((back / RESULTS).read_bytes(), work / "results")
+        _copied(work / "results" / "tuned", work / "tuned")
     kept = joined(back, KEPT)
     if kept is not None:
         unpacked(kept, work / "kept")
@@ -122,10 +126,17 @@ def resume(back: Path, work: Path) -> str:
 def bring_back(work: Path, out: Path, with_kept: bool) -> list[str]:
     """State, log and results into the folder that comes back; what had no room, in words."""
     left_out: list[str] = []
+    _copied(work / "tuned", work / "results" / "tuned")
     write(out / STATE, (work / STATE).read_bytes())
     if (work / LOG).is_file():
         write(out / LOG, (work / LOG).read_bytes()[-LOG_BYTES:])
-    _bring(out, RESULTS, packed(work / "results"), left_out)
+    sizes = {p.name: p.stat().st_size for p in (work / "results").rglob("*") if p.is_file()}
+    left_out += [f"{name} of {size} bytes" for name, size in sizes.items() if size > RESULT_BYTES]
+    data = packed(work / "results", most=RESULT_BYTES)
+    if len(data) <= Machine.file_bytes:
+        write(out / RESULTS, data)
+    else:
+        left_out.append(f"{RESULTS} of {len(data)} bytes: the last one stays")
     if with_kept and (work / "kept").is_dir():
         parts = parts_of(packed(work / "kept"), KEPT, PART_BYTES)
         for old in out.glob(f"{KEPT}.*"):
@@ -138,11 +149,10 @@ def bring_back(work: Path, out: Path, with_kept: bool) -> list[str]:
     return left_out
 
 
-def _bring(out: Path, name: str, data: bytes, left_out: list[str]) -> None:
-    if len(data) > Machine.file_bytes:
-        left_out.append(f"{name} of {len(data)} bytes")
-    else:
-        write(out / name, data)
+def _copied(source: Path, target: Path) -> None:
+    """The choices of launch configurations, which are small; what else lies there is not."""
+    for path in source.glob("tuned-*.json"):
+        write(target / path.name, path.read_bytes())
 
 
 def tree_bytes(paths: Sequence[Path]) -> int:

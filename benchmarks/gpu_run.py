@@ -116,7 +116,8 @@ class Battery:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(min(0.5, max(0.01, limit - time.monotonic())))
                     if time.monotonic() - brought > BACK_EVERY:
-                        self._bring()
+                        with contextlib.suppress(OSError):  # of a file that the step moves away
+                            self._bring()
                         brought = time.monotonic()
                 return process.poll()
             finally:
@@ -133,7 +134,7 @@ class Battery:
             "TRITON_CACHE_DIR": str(place.work / "cache"),
             "TRITON_DEFAULT_FP_FUSION": "1",  # a part of the keys of the cache
             "TRITON_INTERPRET": "1" if toy else "0",
-            "KDCOMPILE_CACHE": str(place.results / "tuned"),
+            "KDCOMPILE_CACHE": str(place.work / "tuned"),
             "XDG_CONFIG_HOME": str(place.results / "config"),
             "TORCHINDUCTOR_CACHE_DIR": str(place.work / "inductor"),
         }

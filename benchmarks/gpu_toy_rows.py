@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import gpu_smoke
+import gpu_subjects
 import torch
 from kernel_clock import Gpu
 from kernel_rows import Ceilings, Row
@@ -51,8 +51,8 @@ def setting(name: str) -> Setting:
     """The tiny subject of the smoke test as a row, with a graph so that its path is taken too."""
 
     def make(device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> Case:
-        place = gpu_smoke.Place(device.type, dtype, layout, large=False)
-        subject = gpu_smoke.SUBJECTS[name](place)
+        place = gpu_subjects.Place(device.type, dtype, layout, large=False)
+        subject = gpu_subjects.SUBJECTS[name](place)
         leaves = [leaf.requires_grad_() for leaf in subject.leaves]
 
         def kernel() -> Tensor:

@@ -106,11 +106,11 @@ def _classed(value: Any) -> Any:
     """An argument by what Triton specialises on: 1, multiples of 16, more than 32 bits."""
     if hasattr(value, "data_ptr"):
         return {"type": str(value.dtype).removeprefix("torch."), "offset": value.data_ptr() % 16}
-    if isinstance(value, bool) or value is None or value == 1:
+    if isinstance(value, float):
+        return 0.5
+    if isinstance(value, bool) or not isinstance(value, int) or value == 1:
         return value
-    if isinstance(value, int):
-        return (0 if -(2**31) <= value < 2**31 else 2**40) + (16 if value % 16 == 0 else 7)
-    return 0.5 if isinstance(value, float) else value
+    return (0 if -(2**31) <= value < 2**31 else 2**40) + (16 if value % 16 == 0 else 7)
 
 
 def _given(told: Any) -> Any:
