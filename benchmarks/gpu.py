@@ -8,8 +8,8 @@
 
 `pack` lays out what each call carries and prints the plan. `run` goes on where it stopped, the most
 valuable step first, and leaves everything in its output folder. Exit code of `run` 0: every step
-passed or was skipped with a reason. 5: something remains, run it again. 1: a step failed. 4: no GPU.
-Of `pack` 1: a call would carry more than it may.
+passed or was skipped with a reason. 5: something remains, run it again. 1: a step failed. 4: there
+is no GPU. Of `pack` 1: a call would carry more than it may.
 """
 
 import argparse
