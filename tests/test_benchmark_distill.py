@@ -217,7 +217,7 @@ def test_setting_up_is_no_training_and_a_short_run_is_validated_less(
     assert modules.train.plan(arm, benchmark.source, tmp_path) == planned  # kept
 
 
-def test_an_ablation_of_equal_time_follows_that_of_equal_steps(modules, task):
+def test_an_ablation_of_equal_time_follows_that_of_equal_steps(modules, task, tmp_path):
     asked = [*task("a", "ablation"), "--starts", "inherit", "--terms", "none", "unlabelled"]
     benchmark = modules.distill.Benchmark(modules.distill.parsed([*asked, "--seconds", "40"]))
     given = benchmark.options
@@ -231,8 +231,13 @@ def test_an_ablation_of_equal_time_follows_that_of_equal_steps(modules, task):
     assert [arm.seconds for arm in arms] == [None, None, 40.0, 40.0]
     assert [arm.distill.steps for arm in arms] == [2, 2, None, None]
     assert arms[1].distill.weights == {"hard": 0.0, "count": 0.0}
-    rows = [{"arm": n, "val_mae": "1", "test_mae": "2", "minutes": "3"} for n in names]
+    here = {"seed": "0", "card": "a card", "val_mae": "1", "test_mae": "2", "minutes": "3"}
+    rows = [{"arm": n, **here} for n in names]
     table = modules.report.ablation_table(rows)
+    curve = {"curve": [{"minutes": 1.0, "val_mae": 2.0}]}
+    records = {modules.files.key(n, "0", "a card"): curve for n in names}
+    modules.report.plot(rows, records, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
     assert [line[0] for line in table[1:]] == [
         "none",
         "unlabelled",
