@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_arms import Arm, Source, ablation, card, progressive
+from distill_arms import STARTS, TERMS, Arm, Source, ablation, card, progressive
 from distill_files import Results, key
 from distill_report import report
 from distill_speed import contenders, measure
@@ -69,7 +69,10 @@ class Benchmark:
                     yield self._job(recipe, seed, partial(self._train_result, recipe, seed))
         if "ablation" in asked:
             base = self.source.spec(ABLATION_SEED).distill
-            for arm in ablation(base, ABLATION_SEED, self.options.steps):
+            given = self.options
+            for arm in ablation(
+                base, ABLATION_SEED, given.steps, given.starts, given.terms, given.seconds
+            ):
                 yield self._job(arm.name, arm.seed, partial(self._train, arm))
 
     def run(self) -> list[str]:
@@ -98,10 +101,10 @@ class Benchmark:
         run_arm(arm, self.source, self.results, self.clock, self.provenance)
 
     def _train_result(self, recipe: str, seed: int) -> None:
-        """`skt` has the minutes asked for, `none` as many as `skt` then took."""
+        """`skt` has the minutes asked for, `none` as many as `skt` then trained."""
         seconds = self.options.minutes * 60
         if recipe == "none":
-            seconds = self.results.records()[key("skt", seed, self.card)]["seconds"]
+            seconds = self.results.records()[key("skt", seed, self.card)]["trained_s"]
         distill = progressive(self.source.spec(seed).distill, recipe)
         self._train(Arm(recipe, seed, "inherit", distill, seconds=seconds, curve=True))
 
@@ -137,6 +140,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of result")
     add("--minutes", type=float, default=16.0, help="training of an arm of result")
     add("--steps", type=int, default=2000, help="of an arm of ablation")
+    add("--starts", nargs="+", choices=STARTS, default=[*STARTS], help="of ablation")
+    add("--terms", nargs="+", choices=TERMS, default=[*TERMS], help="of ablation")
+    add("--seconds", type=float, help="training of an arm of ablation beside the equal steps")
     add("--rounds", type=int, default=7, help="turns of speed")
     add("--round-steps", type=int, default=50, help="steps of a turn of speed")
     add("--budget-minutes", type=float, help="stop after so many, and keep everything")

@@ -1,5 +1,6 @@
 """What the distillation benchmark trains: its arms, their schedule, their data and their start."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ TERMS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "intra": ("skt", {"inter": 0.0}),
     "inter": ("skt", {"intra": 0.0}),
     "skt": ("skt", {}),
+    "unlabelled": ("kd", {"hard": 0.0, "count": 0.0}),  # the teacher's output alone
 }
 STARTS = ("inherit", "random")
 CELLS = 8  # a crop's side is rounded to so many pixels, the stride of the networks
@@ -96,16 +98,35 @@ def with_steps(options: Distill, lengths: Sequence[int]) -> Distill:
     return changed(options, stages=stages)
 
 
-def ablation(base: Distill, seed: int, steps: int) -> list[Arm]:
-    """The arms of the ablation: both starts with each set of terms, one stage each."""
+def ablation(
+    base: Distill,
+    seed: int,
+    steps: int,
+    starts: Sequence[str] = STARTS,
+    terms: Sequence[str] = tuple(TERMS),
+    seconds: float | None = None,
+) -> list[Arm]:
+    """The arms of the ablation: each start with each set of terms, one stage each.
+
+    All for so many steps, and then, where `seconds` is given, all for as long.
+    """
     found = []
-    for start in STARTS:
-        for name, (recipe, weights) in TERMS.items():
-            length: dict[str, Any] = {"steps": steps, "epochs": None, "minutes": None, "stages": []}
+    for limit in (None, *([] if seconds is None else [seconds])):
+        for start, name in itertools.product(starts, terms):
+            recipe, weights = TERMS[name]
+            stages = [] if limit is None else [{"name": "whole", "share": 1.0}]
             options = changed(
-                base, recipe=recipe, weights=weights, evaluations=ABLATION_EVALUATIONS, **length
+                base,
+                recipe=recipe,
+                weights=weights,
+                evaluations=ABLATION_EVALUATIONS,
+                epochs=None,
+                minutes=None,
+                steps=steps if limit is None else None,
+                stages=stages,
             )
-            found.append(Arm(f"{start} {name}", seed, start, options))
+            label = f"{start} {name}" if limit is None else f"{start} {name}, {limit:g} s"
+            found.append(Arm(label, seed, start, options, seconds=limit))
     return found
 
 

@@ -11,7 +11,7 @@ from distill_files import Results, Row, key
 LEVELS = (85.0, 78.0)
 CONFIDENCE = 0.95
 COLOURS = {"skt": "#0f7b6c", "none": "#c98a1b", "kd": "#3b82c4", "intra": "#8a63c9",
-           "inter": "#c2577f"}  # fmt: skip
+           "inter": "#c2577f", "unlabelled": "#5c5470"}  # fmt: skip
 Records = Mapping[str, Mapping[str, Any]]
 Table = list[Sequence[str]]
 
@@ -152,7 +152,8 @@ def ablation_table(rows: Sequence[Row]) -> Table:
     by = {row["arm"]: row for row in rows}
     head = [f"{start} {name}" for start in STARTS for name in ("val MAE", "test MAE", "minutes")]
     table: Table = [("terms", *head)]
-    for terms in TERMS:
+    timed = [arm.partition(" ")[2] for arm in by if arm.startswith(STARTS) and arm.endswith(" s")]
+    for terms in dict.fromkeys((*TERMS, *timed)):
         found = [by.get(f"{start} {terms}") for start in STARTS]
         cells = [
             "" if row is None else row[name]
@@ -176,11 +177,13 @@ def plot(rows: Sequence[Row], records: Records, path: Path) -> None:
     for row, record in _with_records(rows, records, ""):
         if "curve" not in record:
             continue
-        start, _, terms = row["arm"].rpartition(" ")
+        name, _, limit = row["arm"].partition(", ")  # of equal time has one
+        start, _, terms = name.rpartition(" ")
         points = [(p["minutes"], p["val_mae"]) for p in record["curve"]]
+        line = ":" if start == "random" else "--" if limit else "-"
         axes[int(start != "")].plot(
             *zip(*points, strict=True), color=COLOURS[terms], linewidth=1.2,
-            linestyle=":" if start == "random" else "-", label=f"{row['arm']}, seed {row['seed']}",
+            linestyle=line, label=f"{row['arm']}, seed {row['seed']}",
         )  # fmt: skip
     for axis, title in zip(axes, ("Result", "Ablation"), strict=True):
         axis.set(title=title, xlabel="minutes of training", ylabel="validation MAE", yscale="log")

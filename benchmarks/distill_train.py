@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_arms import Arm, Source, card, claim, with_steps
+from distill_arms import Arm, Source, card, changed, claim, with_steps
 from distill_files import Results
 from reference_networks import count
 from safetensors.torch import load_file, save_file
@@ -32,6 +32,7 @@ from kdcompile.kernels import ran
 from kdcompile.tasks.task import preprocess_of, task_of
 
 WARM, TIMED = 3, 24
+MOST_VALIDATING = 0.5  # of an arm's time; a short one is validated less often
 PRICED = (1, 3, 576, 864)
 
 
@@ -148,17 +149,19 @@ def plan(arm: Arm, source: Source, folder: Path) -> Distill:
     if not kept.is_file():
         stages, validation_s = timings(arm, source, folder / "timing")
         shares = [stage.share or 0.0 for stage in arm.distill.stages]
-        spent = sum(t.setup_s for t in stages) + validation_s * (arm.distill.evaluations + 1)
-        free = arm.seconds - spent
-        if free <= 0:
-            raise SystemExit(f"{spent:.0f} s of {arm.seconds:.0f} are spent without a step")
+        # what prepares a stage is no training, however short that is
+        fits = int(MOST_VALIDATING * arm.seconds / max(validation_s, 1e-9)) - 1
+        evaluations = max(1, min(arm.distill.evaluations, fits))
+        free = max(arm.seconds - validation_s * (evaluations + 1), MOST_VALIDATING * arm.seconds)
         steps = [
             max(1, int(share * free / t.step_s)) for share, t in zip(shares, stages, strict=True)
         ]
         told = {"stages": [asdict(t) for t in stages], "validation_s": validation_s}
-        write_json(kept, {**told, "steps": steps})
+        write_json(kept, {**told, "steps": steps, "evaluations": evaluations})
         fresh()
-    return with_steps(arm.distill, json.loads(kept.read_text())["steps"])
+    known = json.loads(kept.read_text())
+    rarer = changed(arm.distill, evaluations=known["evaluations"])
+    return with_steps(rarer, known["steps"])
 
 
 def timings(arm: Arm, source: Source, folder: Path) -> tuple[list[Timing], float]:
@@ -248,6 +251,9 @@ def _record(
         if "val_mae" in row
     ]
     kept = folder / "plan.json"
+    planned = json.loads(kept.read_text()) if kept.is_file() else None
+    rate = stepping_rate(state)
+    judging_s = planned["validation_s"] * (planned["evaluations"] + 1) if planned else 0.0
     train_mae, warnings = trainer.conclude()
     return {
         "start": arm.start,
@@ -256,10 +262,11 @@ def _record(
         "test_errors": judged["best"]["errors"],
         "best_step": state.best_step,
         "seconds": state.seconds,
-        "steps_per_s": stepping_rate(state),
+        "trained_s": state.step / rate + judging_s,  # without what prepared the stages
+        "steps_per_s": rate,
         "curve": curve,
         "stages": state.stages,
-        "plan": json.loads(kept.read_text()) if kept.is_file() else None,
+        "plan": planned,
         "losses": ran(),
         "train_mae": train_mae,
         "warnings": warnings,

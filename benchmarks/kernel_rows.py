@@ -133,6 +133,18 @@ def append(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         writer.writerows(rows)
 
 
+def measured(path: Path, provenance: Mapping[str, str]) -> set[tuple[str, ...]]:
+    """The rows of the file whose kernel was timed on this card at this commit."""
+    if not path.is_file():
+        return set()
+    with path.open(newline="") as file:
+        return {
+            tuple(line[name] for name in COLUMNS[:4])
+            for line in csv.DictReader(file)
+            if line["impl"] == "kernel" and all(line[n] == v for n, v in provenance.items())
+        }
+
+
 def verdict(row: Row, timings: Sequence[Timing], card: str) -> str:
     """Whether the kernel's median reaches what was asked of it, on the H100 where that was said."""
     by = {timing.impl: timing for timing in timings if not timing.problem}

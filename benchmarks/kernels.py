@@ -1,10 +1,12 @@
 """Each kernel beside its reference, eager and compiled, and beside the floor: needs a CUDA GPU.
 
-    python benchmarks/kernels.py [--kernel NAME]... [--no-gate] [--list] [--out FILE]
+    python benchmarks/kernels.py [--kernel NAME]... [--no-gate] [--list] [--out FILE] [--ahead N]
 
 First the kernels' tests run on the GPU: nothing is timed on red. Then each row of the table is
 forward and backward, L2 cache cleared before each call, tuned and compiled before the clock starts.
-Rows are kept as soon as they are measured, so a run that is cut short goes on with `--kernel`.
+Rows are kept as soon as they are measured, and those that the file has of this card and commit are
+left out, so a run that is cut short goes on. `--ahead N`: the references are compiled beforehand in
+N processes, for which the card needs the memory of N rows.
 Exit code 1: the gate is red or a kernel did not run. 4: no GPU, or no Triton for it.
 """
 
@@ -14,15 +16,18 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_rows import Ceilings, Row, Timing, append, commit, records, rows_of, table
+from kernel_clock import Gpu, precision
+from kernel_rows import Ceilings, Row, Timing, append, commit, measured, records, rows_of, table
 from rich.console import Console
 from torch import Tensor
 
@@ -30,7 +35,6 @@ from kdcompile.kernels import _runtime
 from kdcompile.kernels._registry import Case
 
 ROOT = Path(__file__).parents[1]
-QUANTILES = (0.2, 0.5, 0.8)
 ROUNDS = 3
 WRONG = 0.05  # relative RMS: more than rounding in any type
 Run = Callable[[], Any]
@@ -44,64 +48,6 @@ class Implementation:
     function: Run
     precision: str
     replayed: bool  # as a CUDA graph
-
-
-class Gpu:
-    """The clock and the memory counter; the unit tests put their own in its place."""
-
-    def quantiles_ms(self, run: Run) -> Sequence[float]:
-        """p20, p50 and p80 of a call."""
-        found: Sequence[float] = _runtime.triton.testing.do_bench(run, quantiles=QUANTILES)
-        return found
-
-    def peak_mb(self, run: Run) -> float:
-        """What one call allocates at its worst beyond what was there."""
-        gc.collect()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-
-    def replay(self, run: Run) -> Run:
-        """The call captured as a CUDA graph."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        return graph.replay
-
-    def ceilings(self) -> Ceilings:
-        """A 1 GiB device copy, bytes read and written, and large dense products."""
-        pair = torch.empty(2, 2**30, dtype=torch.uint8, device="cuda").random_()
-        rate = 2e3 * pair[0].numel() / self.quantiles_ms(lambda: pair[1].copy_(pair[0]))[1]
-        flops = {}
-        for name in ("float16", "bfloat16", "tf32"):
-            dtype = torch.float32 if name == "tf32" else getattr(torch, name)
-            a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
-            with precision("high"):
-                median = self.quantiles_ms(lambda a=a, b=b: a @ b)[1]
-            flops[name] = 2e3 * 8192**3 / median
-        return Ceilings(rate, flops)
-
-
-@contextmanager
-def precision(name: str) -> Iterator[None]:
-    """float32 products in full ("highest") or in TF32 ("high"), in cuDNN too."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision(name)
-    torch.backends.cudnn.allow_tf32 = name == "high"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def implementations(row: Row, case: Case) -> list[Implementation]:
@@ -214,7 +160,7 @@ def gate(names: Sequence[str], root: Path = ROOT) -> int:
     if missing := [str(file) for file in files if not file.is_file()]:
         print(f"no test, no timing: {', '.join(missing)} is missing")
         return 1
-    workers = ["-n", str(min(8, os.cpu_count() or 1))] if find_spec("xdist") else []
+    workers = ["-n", str(max(1, (os.cpu_count() or 1) - 2))] if find_spec("xdist") else []
     # -P: the working folder has a kdcompile without kernels, which must not come first
     command = [sys.executable, "-P", "-m", "pytest", "-q", *workers, *map(str, files)]
     environment = {**os.environ, "TRITON_INTERPRET": "0", "KDCOMPILE_TUNE": "0"}
@@ -232,14 +178,19 @@ def unable() -> str | None:
     return _runtime.triton_problem()
 
 
-def run(rows: Sequence[Row], out: Path, gpu: Gpu, console: Console) -> bool:
-    """Measure, print and keep; whether every kernel ran."""
-    card = torch.cuda.get_device_name()
+def run(rows: Sequence[Row], out: Path, gpu: Gpu, console: Console, ahead: int = 0) -> bool:
+    """Measure, print and keep what the file has not yet; whether every kernel ran."""
+    card = gpu.name()
     provenance = {
         "card": card, "torch": torch.__version__, "triton": _runtime.triton.__version__,
         "commit": commit(ROOT, out),
     }  # fmt: skip
     append(out, [])
+    known = measured(out, provenance)
+    rows = [row for row in rows if row.names not in known]
+    if ahead > 1 and rows:
+        with ProcessPoolExecutor(ahead, mp_context=get_context("spawn")) as pool:
+            list(pool.map(compiled_ahead, [row.names for row in rows]))
     ceilings = gpu.ceilings()
     flops = ", ".join(f"{n} {rate / 1e12:.0f}" for n, rate in ceilings.flops_per_s.items())
     console.print(f"{card}: copy {ceilings.bytes_per_s / 1e9:.0f} GB/s; TFLOP/s {flops}")
@@ -255,13 +206,23 @@ def run(rows: Sequence[Row], out: Path, gpu: Gpu, console: Console) -> bool:
     return fine
 
 
+def compiled_ahead(names: Sequence[str]) -> None:
+    """Call the compiled reference of a row once, so that PyTorch's cache on the disk has it."""
+    (row,) = (r for r in rows_of([names[0]]) if r.names == tuple(names))
+    with suppress(Exception):  # the row itself tells what fails
+        case = row.case("cuda")
+        found = implementations(row, case)[1]
+        with precision(found.precision):
+            step(found.function, case.leaves)()
+
+
 def _one(row: Row, ceilings: Ceilings, gpu: Gpu) -> list[Timing]:
     """Measure a row on a clean slate; its tensors are gone afterwards."""
     torch._dynamo.reset()  # else the ninth row of a kernel would silently be eager
     gc.collect()
     torch.cuda.empty_cache()
     torch.manual_seed(0)
-    return measure(row, row.case("cuda"), ceilings, gpu)
+    return measure(row, row.case(gpu.device), ceilings, gpu)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -271,7 +232,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-gate", action="store_true", help="do not run the tests first")
     parser.add_argument("--list", action="store_true", help="print the rows; needs no GPU")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "kernels.csv")
+    parser.add_argument("--ahead", type=int, default=0, help="processes that compile references")
+    parser.add_argument("--toy", action="store_true", help="a dry run, tiny, in the interpreter")
     options = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    if options.toy:
+        import gpu_toy_rows
+
+        return 0 if gpu_toy_rows.run(options.kernel, options.out, console) else 1
     rows = rows_of(options.kernel)
     if options.list:
         for row in rows:
@@ -285,8 +253,7 @@ def main(arguments: Sequence[str]) -> int:
     if not options.no_gate and gate(sorted({row.kernel.name for row in rows})):
         print("the gate is red: nothing is timed", file=sys.stderr)
         return 1
-    console = Console(width=None if sys.stdout.isatty() else 180)
-    return 0 if run(rows, options.out, Gpu(), console) else 1
+    return 0 if run(rows, options.out, Gpu(), console, options.ahead) else 1
 
 
 if __name__ == "__main__":

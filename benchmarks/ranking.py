@@ -105,8 +105,8 @@ def _layer(before: int, width: int, dilation: int) -> list[nn.Module]:
     return [convolution, nn.ReLU()]
 
 
-def students(folder: Path, target: Target) -> list[Case]:
-    """All of them as files, those that are there already as they are.
+def students(folder: Path, target: Target, most: int | None = None) -> list[Case]:
+    """All of them as files, or the first so many; those that are there already as they are.
 
     Their sides grow with the kind of device, as the micro-benchmark's do.
     """
@@ -116,7 +116,7 @@ def students(folder: Path, target: Target) -> list[Case]:
     nets = [("digits", digits(w), 1, side, w) for side, w in DIGITS]
     nets += [("csrnet", csrnet(f, b), 3, side, (*f, *b)) for side, f, b in CSRNET]
     found = []
-    for family, network, channels, side, widths in nets:
+    for family, network, channels, side, widths in nets[:most]:
         shape = (1, channels, side * scale, side * scale)
         name = f"{family}-{'-'.join(map(str, widths))}-{side * scale}"
         path = folder / f"{name}.onnx"
@@ -169,7 +169,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(
-    name: str, via: str | None, seconds: float, models: Path | None, precisions: Sequence[str]
+    name: str,
+    via: str | None,
+    seconds: float,
+    models: Path | None,
+    precisions: Sequence[str],
+    most: int | None = None,
 ) -> dict[str, Any]:
     """Measure and predict."""
     target = load(name)
@@ -180,7 +185,7 @@ def run(
             target = target.with_backend(str(place.about["backend_version"]))
         evidence = evidence_of(place.about, target, place.label)
         board = Board(via, backend, place.label, facts_of(place.about), evidence)
-        networks = students(models or Path(folder), target)
+        networks = students(models or Path(folder), target, most)
         asked = tuple(p for p in target.precisions if p in precisions or not precisions)
         asked_for = replace(target, precisions=asked)
         times = measure(
@@ -235,9 +240,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--precision", action="append", default=[], help="by default every one")
+    parser.add_argument("--most", type=int, help="so many students, for a dry run")
     parser.add_argument("--models", type=Path, help="a folder to keep the ONNX files in")
     options = parser.parse_args()
-    found = run(options.target, options.via, options.seconds, options.models, options.precision)
+    found = run(
+        options.target, options.via, options.seconds, options.models, options.precision,
+        options.most,
+    )  # fmt: skip
     print(text(found))
     if options.output:
         write_json(options.output, found)

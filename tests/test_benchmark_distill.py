@@ -30,7 +30,7 @@ def build():
 """
 SPLITS = {"train": 8, "val": 4, "test": 5}
 TRAINED = ["skt", "none"]
-TERMS = ["none", "kd", "intra", "inter", "skt"]
+TERMS = ["none", "kd", "intra", "inter", "skt", "unlabelled"]
 STEPS = 20
 
 
@@ -174,7 +174,7 @@ def test_both_arms_of_a_seed_share_start_schedule_and_time(modules, task, tmp_pa
     assert list(skt["stages"]) == ["blocks", "whole", "polish"]
     assert list(none["stages"]) == ["whole", "polish"]
     assert (skt["stages"]["polish"]["crop"], skt["stages"]["polish"]["batch"]) == (24, 1)
-    assert none["plan"]["stages"][0]["step_s"] == pytest.approx(skt["seconds"] / (STEPS + 0.5))
+    assert none["plan"]["stages"][0]["step_s"] == pytest.approx(skt["trained_s"] / (STEPS + 0.5))
     assert len(skt["test_errors"]) == SPLITS["test"]
     assert skt["test"]["mae"] == pytest.approx(np.mean(skt["test_errors"]), abs=1e-3)
 
@@ -196,6 +196,54 @@ def test_short_calls_give_the_same_numbers(modules, task, tmp_path, monkeypatch,
     name = "models/csrnet_quarter_sha.safetensors"
     first, second = load_file(whole / name), load_file(cut / name)
     assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize(("seconds", "evaluations"), [(180.0, 24), (30.0, 4), (2.0, 1)])
+def test_setting_up_is_no_training_and_a_short_run_is_validated_less(
+    modules, task, tmp_path, monkeypatch, seconds, evaluations
+):
+    benchmark = modules.distill.Benchmark(modules.distill.parsed(task("a", "result")))
+    slow = [modules.train.Timing(setup_s=200.0, step_s=0.1)] * 2
+    monkeypatch.setattr(modules.train, "timings", lambda *_: (slow, 3.0))
+    base = modules.arms.changed(benchmark.source.spec(0).distill, evaluations=24)
+    options = modules.arms.progressive(base, "none")
+    arm = modules.arms.Arm("none", 0, "inherit", options, seconds=seconds)
+    planned = modules.train.plan(arm, benchmark.source, tmp_path)
+    steps = [stage.steps for stage in planned.stages]
+    assert planned.evaluations == evaluations
+    assert 0.1 * sum(steps) == pytest.approx(
+        max(seconds - 3.0 * (evaluations + 1), seconds / 2), abs=0.25
+    )
+    assert modules.train.plan(arm, benchmark.source, tmp_path) == planned  # kept
+
+
+def test_an_ablation_of_equal_time_follows_that_of_equal_steps(modules, task, tmp_path):
+    asked = [*task("a", "ablation"), "--starts", "inherit", "--terms", "none", "unlabelled"]
+    benchmark = modules.distill.Benchmark(modules.distill.parsed([*asked, "--seconds", "40"]))
+    given = benchmark.options
+    arms = modules.arms.ablation(
+        benchmark.source.spec(0).distill, 0, given.steps, given.starts, given.terms, given.seconds
+    )
+    names = [arm.name for arm in arms]
+    assert names == [
+        "inherit none", "inherit unlabelled", "inherit none, 40 s", "inherit unlabelled, 40 s"
+    ]  # fmt: skip
+    assert [arm.seconds for arm in arms] == [None, None, 40.0, 40.0]
+    assert [arm.distill.steps for arm in arms] == [2, 2, None, None]
+    assert arms[1].distill.weights == {"hard": 0.0, "count": 0.0}
+    here = {"seed": "0", "card": "a card", "val_mae": "1", "test_mae": "2", "minutes": "3"}
+    rows = [{"arm": n, **here} for n in names]
+    table = modules.report.ablation_table(rows)
+    curve = {"curve": [{"minutes": 1.0, "val_mae": 2.0}]}
+    records = {modules.files.key(n, "0", "a card"): curve for n in names}
+    modules.report.plot(rows, records, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+    assert [line[0] for line in table[1:]] == [
+        "none",
+        "unlabelled",
+        "none, 40 s",
+        "unlabelled, 40 s",
+    ]
 
 
 def test_it_says_what_remains(modules, task, capsys):

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,8 +84,13 @@ def test_rows_of_the_registry(rows):
 class _Gpu:
     """A clock that counts calls: the first thing timed takes 1 ms, the next 2 ms and so on."""
 
+    device = "cuda"
+
     def __init__(self):
         self.timed, self.replays = [], 0
+
+    def name(self):
+        return "NVIDIA H100"
 
     def quantiles_ms(self, run):
         run()
@@ -282,8 +288,11 @@ def test_gate_runs_the_tests_without_the_interpreter(script, tmp_path, monkeypat
         return SimpleNamespace(returncode=5)
 
     monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(script, "find_spec", lambda name: True)
     assert script.gate(["kd_kl"], tmp_path) == 5
     command, *others = calls[0]
+    assert command[command.index("-n") + 1] == "14"
     assert command[1:4] == ["-P", "-m", "pytest"]
     assert command[-1] == str(tmp_path / "tests" / "kernels" / "test_kd_kl.py")
     assert others == [tmp_path, "0", "0"]
@@ -312,10 +321,36 @@ def test_list_and_exit_codes(script, monkeypatch, tmp_path, capsys):
     assert "the gate is red" in capsys.readouterr().err
 
 
+def test_references_are_compiled_ahead_in_processes(script, rows, monkeypatch, tmp_path):
+    asked, made = [], []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count, mp_context):
+            assert mp_context.get_start_method() == "spawn"
+            asked.append(count)
+            super().__init__(1)
+
+    def compiler(function, dynamic):
+        made.append(function)
+        return function
+
+    row = _row(rows, _kernel())
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(script, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(script, "rows_of", lambda names: [row])
+    monkeypatch.setattr(script, "_one", lambda *_: _timings(rows, 1.0, 2.0))
+    monkeypatch.setattr(rows.Row, "case", lambda self, device: _case("cpu"))
+    gpu = _Gpu()
+    gpu.ceilings = lambda: rows.Ceilings(*H100)
+    for ahead in (0, 4, 4):  # what the file has needs no compiling
+        assert script.run([row], tmp_path / f"{ahead}.csv", gpu, Console(width=180), ahead)
+    assert asked == [4]
+    assert len(made) == 1
+
+
 @pytest.mark.usefixtures("no_compiler")
 def test_a_whole_run(script, rows, monkeypatch, tmp_path):
     """Everything but the GPU: rows are kept one by one, with where they were measured."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setenv("KDCOMPILE_COMMIT", "abc")
     gpu = _Gpu()
@@ -324,10 +359,12 @@ def test_a_whole_run(script, rows, monkeypatch, tmp_path):
     monkeypatch.setattr(rows.Row, "case", lambda self, device: _case("cpu"))
     out = tmp_path / "kernels.csv"
     assert script.run([row, row], out, gpu, Console(width=180))
+    assert script.run([row], out, gpu, Console(width=180))  # is there already
     with out.open(newline="") as file:
         kept = list(csv.DictReader(file))
     assert len(kept) == 6
     assert {(r["card"], r["commit"]) for r in kept} == {("NVIDIA H100", "abc")}
     monkeypatch.setattr(rows.Row, "case", lambda self, device: _case("nowhere"))
+    monkeypatch.setenv("KDCOMPILE_COMMIT", "another")
     with pytest.raises(RuntimeError):
         script.run([row], out, gpu, Console(width=180))

@@ -1,0 +1,50 @@
+"""Write the toy task of the dry run: bright squares on photos of 16x16 pixels, and a teacher.
+
+python benchmarks/gpu_toy.py FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from tiny_training import SPEC, network, photos
+
+SPLITS = {"train": 8, "val": 4, "test": 4}
+MODEL = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1),
+    )
+"""
+
+
+def write(folder: Path) -> None:
+    """Photos, points, splits, model and weights; the spec last, which says that all is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for seed, (split, number) in enumerate(SPLITS.items()):
+        names = []
+        for photo in photos(number, seed):
+            names.append(f"{split}_{photo.name}.png")
+            Image.fromarray(photo.array[..., 0]).save(folder / names[-1])
+            lines.append(json.dumps({"image": names[-1], "points": photo.points.tolist()}))
+        (folder / f"{split}.txt").write_text("\n".join(names) + "\n")
+    (folder / "annotations.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "model.py").write_text(MODEL)
+    # a bright square is its count: a network that is worth keeping without any training
+    weights = {name: 0.01 * value for name, value in network(32, 0).state_dict().items()}
+    weights["0.weight"][0, 0, 1, 1] = weights["3.weight"][0, 0, 1, 1] = 1.0
+    weights["5.weight"][0, 0] = 0.25
+    save_file(weights, folder / "w.safetensors")
+    (folder / "kdcompile.toml").write_text(SPEC)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
