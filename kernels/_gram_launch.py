@@ -62,12 +62,17 @@ def smallest(features: Sequence[Tensor]) -> tuple[int, int]:
 
 
 def pool_factor(features: Tensor, size: tuple[int, int]) -> int:
-    """The whole k with `size` = ceil(input / k); raises ValueError where there is none."""
+    """The whole k with `size` = ceil(input / k); raises ValueError where there is none.
+
+    On a small map several fit. The least power of two is the stride between the layers of a network
+    that halves its maps, whatever the size of the image; else the least k.
+    """
     height, width = features.shape[2:]
-    factor = ceil_div(height, size[0])
-    if (ceil_div(height, factor), ceil_div(width, factor)) != size:
-        raise ValueError(f"a map of {(height, width)} does not pool to {size}")
-    return factor
+    least = max(ceil_div(height, size[0]), ceil_div(width, size[1]))
+    for factor in (power_of_two(least), least):
+        if (ceil_div(height, factor), ceil_div(width, factor)) == size:
+            return factor
+    raise ValueError(f"a map of {(height, width)} does not pool to {size}")
 
 
 def _blocks(features: Tensor, config: Config, size: tuple[int, int]) -> tuple[int, dict[str, Any]]:
