@@ -5,6 +5,10 @@ the P pixels rounded up to `ALIGN`, zeros in between, so that the products need 
 half precision maps of either kind Z is float16: |z| is at most sqrt(P), so nothing overflows, and
 float16 keeps three bits more than bfloat16. `layer` [2, C] says where the layer of a channel
 starts and how wide it is; gradients and arg-maxima lie layer by layer, each [N, C_i, P].
+
+Instance normalisation takes the mean and the part along z out of a gradient. Both are found for the
+rounded z, whose mean and length are not exactly 0 and 1: a sum over the pixels, as in a weight's
+gradient, would keep what is left of them.
 """
 
 from typing import no_type_check
@@ -136,12 +140,22 @@ def _gap(x, row, first, start, P, valid, BLOCK: tl.constexpr):
 
 @jit
 @no_type_check
+def _rounded(gap, mask, scale, row, p, z, Q, valid):
+    """Store a block of z, zeros beyond the last pixel; the sums over it of z and z^2 as stored."""
+    value = tl.where(mask, gap * scale[:, None], 0.0).to(z.dtype.element_ty)
+    tl.store(z + (row * Q)[:, None] + p[None, :], value, valid[:, None] & (p < Q)[None, :])
+    value = value.to(tl.float32)
+    return tl.sum(value, 1), tl.sum(value * value, 1)
+
+
+@jit
+@no_type_check
 def normalize_kernel(
     x,  # [N, OWN, P]: one layer
     z,  # [N, C, Q]
-    rstd,  # [N, C] float32
+    stats,  # [3, N, C] float32: 1 / deviation; of the rounded z the mean, and z^2 / its variance
     layer,  # [2, C] int32
-    rows, OWN, begin, C, P, Q,
+    rows, OWN, begin, C, P, Q, size,
     EPS: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -156,10 +170,12 @@ def normalize_kernel(
         gap, mask, p = _gap(x, row, first, 0, P, valid, BLOCK)
         mean = tl.sum(gap, 1) / P
         gap = tl.where(mask, gap - mean[:, None], 0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(gap * gap, 1) / P + EPS)
-        value = (gap * scale[:, None]).to(z.dtype.element_ty)
-        tl.store(z + (own * Q)[:, None] + p[None, :], value, valid[:, None] & (p < Q)[None, :])
+        square = tl.sum(gap * gap, 1) / P
+        scale = 1.0 / tl.sqrt(square + EPS)
+        mu, rounded = _rounded(gap, mask, scale, own, p, z, Q, valid)
     else:
+        mu = tl.zeros([ROWS], tl.float32)
+        rounded = tl.zeros([ROWS], tl.float32)
         for start in range(0, P, BLOCK):
             gap, mask, p = _gap(x, row, first, start, P, valid, BLOCK)
             total += tl.sum(gap, 1)
@@ -167,14 +183,19 @@ def normalize_kernel(
         for start in range(0, P, BLOCK):
             gap, mask, p = _gap(x, row, first, start, P, valid, BLOCK)
             gap = tl.where(mask, gap - mean[:, None], 0.0)
-            square += tl.sum(gap * gap, 1)
-        scale = 1.0 / tl.sqrt(square / P + EPS)
+            square += tl.sum(gap * gap, 1) / P
+        scale = 1.0 / tl.sqrt(square + EPS)
         for start in range(0, Q, BLOCK):
             gap, mask, p = _gap(x, row, first, start, P, valid, BLOCK)
-            value = tl.where(mask, gap - mean[:, None], 0.0) * scale[:, None]
-            target = z + (own * Q)[:, None] + p[None, :]
-            tl.store(target, value.to(z.dtype.element_ty), valid[:, None] & (p < Q)[None, :])
-    tl.store(rstd + own, scale, valid)
+            found, squares = _rounded(gap - mean[:, None], mask, scale, own, p, z, Q, valid)
+            mu += found
+            rounded += squares
+    mu = mu / P
+    rounded = rounded / P - mu * mu
+    tl.store(stats + own, scale, valid)
+    tl.store(stats + size + own, mu, valid)
+    length = square * scale * scale / tl.where(rounded > 0, rounded, 1.0)
+    tl.store(stats + 2 * size + own, length, valid)
     once = valid & (row < OWN)
     tl.store(layer + channel, tl.zeros([ROWS], tl.int32) + begin, once)
     tl.store(layer + C + channel, tl.zeros([ROWS], tl.int32) + OWN, once)
@@ -200,10 +221,11 @@ def gram_kernel(
     student,  # Z [N, C, Q]
     teacher,
     layer,  # [2, C] int32
+    stats,  # the student's [3, N, C]
     difference,  # D [N, C, W] times SCALE, both triangles; 0 within a layer and beyond C
-    cross,  # [N, tiles, C] float32: sum over the b of a tile of D_ab G_ab(student)
+    cross,  # [tiles, 2, N, C] float32: sums over the b of a tile of D_ab G_ab(student), D_ab mu_b
     partial,  # [programs] float32
-    C, P, Q, W, factor,
+    C, P, Q, W, size, factor,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(C, TILE)
@@ -233,13 +255,18 @@ def gram_kernel(
         tl.debug_barrier()
         own = tl.load(rows + place, inside, 0.0).to(tl.float32) * (1.0 / SCALE) + gap
         tl.debug_barrier()
-        own = gap * own
-        slot = cross + image * tiles * C
-        tl.store(slot + j * C + a, tl.sum(own, 1), a < C)
         stored = (gap * SCALE).to(kind)
         tl.store(rows + place, stored, inside)
+        gap = stored.to(tl.float32) * (1.0 / SCALE)  # as the backward pass will read it
+        own = gap * own
+        mu = stats + size + image * C
+        slot = cross + j * 2 * size + image * C + a
+        tl.store(slot, tl.sum(own, 1), a < C)
+        tl.store(slot + size, tl.sum(gap * tl.load(mu + b, b < C, 0.0)[None, :], 1), a < C)
         if i < j:
-            tl.store(slot + i * C + b, tl.sum(own, 0), b < C)
+            slot = cross + i * 2 * size + image * C + b
+            tl.store(slot, tl.sum(own, 0), b < C)
+            tl.store(slot + size, tl.sum(gap * tl.load(mu + a, a < C, 0.0)[:, None], 0), b < C)
             mirrored = b.to(tl.int64)[None, :] * W + a[:, None]
             tl.store(rows + mirrored, stored, (b < C)[None, :])
         else:
@@ -251,8 +278,8 @@ def gram_kernel(
 @no_type_check
 def gram_bwd_kernel(
     z,  # the student's [N, C, Q]
-    difference, layer, rstd,
-    cross,  # [N, C] float32: r_a = sum_b D_ab G_ab(student)
+    difference, layer, stats,
+    cross,  # [2, N, C] float32: r_a = sum_b D_ab G_ab(student), and sum_b D_ab mu_b
     upstream,  # float32 scalar
     grad,  # layer by layer, each [N, C_i, P]
     N, C, P, Q, W, factor,
@@ -281,9 +308,13 @@ def gram_bwd_kernel(
         found = matmul(u, v, found, PRECISION)
     mask = valid[:, None] & (p < P)[None, :]
     own = tl.load(base + a.to(tl.int64)[:, None] * Q, mask, 0.0).to(tl.float32)
-    pull = tl.load(cross + image * C + a, valid, 0.0)
-    scale = tl.load(rstd + image * C + a, valid, 0.0) * (tl.load(upstream) * factor)
-    found = (found * (1.0 / SCALE) - pull[:, None] * own) * scale[:, None]
+    row = image * C + a
+    mu, mean = tl.load(stats + N * C + row, valid, 0.0), tl.load(cross + N * C + row, valid, 0.0)
+    pull = tl.load(cross + row, valid, 0.0) - mu * mean
+    pull *= tl.load(stats + 2 * N * C + row, valid, 0.0)
+    scale = tl.load(stats + row, valid, 0.0) * (tl.load(upstream) * factor)
+    found = found * (1.0 / SCALE) - mean[:, None] - pull[:, None] * (own - mu[:, None])
+    found *= scale[:, None]
     begin_a = tl.load(layer + a, valid, 0).to(tl.int64)
     width_a = tl.load(layer + C + a, valid, 0)
     place = begin_a * N + image * width_a + (a - begin_a)
