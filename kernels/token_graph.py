@@ -110,7 +110,7 @@ def _log_edges(tokens: Tensor, temperature: float, diagonal: bool) -> Tensor:
 
 
 class _TokenGraph(torch.autograd.Function):
-    """Keeps the scaled tokens of both networks and 5 numbers a token."""
+    """Keeps the scaled tokens of both networks and 7 numbers a token."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, *options: Any) -> Tensor:
@@ -152,7 +152,7 @@ def _compilations(dtype: torch.dtype) -> list[Compilation]:
         Compilation(_token_rows_bwd_kernel, types, back, {"num_warps": 8}, quick=True),
     ]
     if wide:
-        join = {"SPLITS": 2, "ROWS": 256}
+        join = {"SPLITS": 2, "ROWS": 256, "LIFT": LIFT}
         found.append(Compilation(_token_rows_join_kernel, types, join, quick=True))
     for kernel, configs in (
         (_token_graph_fwd_kernel, FLOAT32 if wide else FORWARD),
@@ -161,10 +161,10 @@ def _compilations(dtype: torch.dtype) -> list[Compilation]:
         for config in configs:
             width = 64 if config["STEP"] > 64 else 256  # every card has room for 64
             tokens = torch.empty(1, 1, width, device="meta")
-            constants = _constants(tokens, tokens, config)
+            constants = _constants(tokens, tokens, config, config["SPLITS"])
             launch = {n: constants.pop(n) for n in ("num_warps", "num_stages")}
             if kernel is _token_graph_fwd_kernel:
-                constants |= {"DIAGONAL": False}
+                constants |= {"DIAGONAL": False, "SHARP": False, "LIFT": LIFT}
             else:
                 constants |= _parts(width, width, config) | {"SHARP": False, "LIFT": LIFT}
             label, quick = f"{width} wide", config is configs[0]
