@@ -280,11 +280,11 @@ def gram_bwd_kernel(
     z,  # the student's [N, C, Q]
     difference, layer, stats,
     cross,  # [2, N, C] float32: r_a = sum_b D_ab G_ab(student), and sum_b D_ab mu_b
-    upstream,  # float32 scalar
+    upstream,  # float32 scalar, unless not SCALED
     grad,  # layer by layer, each [N, C_i, P]
     N, C, P, Q, W, factor,
-    SCALE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SCALED: tl.constexpr, SCALE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(C, TILE)
     tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
@@ -312,7 +312,9 @@ def gram_bwd_kernel(
     mu, mean = tl.load(stats + N * C + row, valid, 0.0), tl.load(cross + N * C + row, valid, 0.0)
     pull = tl.load(cross + row, valid, 0.0) - mu * mean
     pull *= tl.load(stats + 2 * N * C + row, valid, 0.0)
-    scale = tl.load(stats + row, valid, 0.0) * (tl.load(upstream) * factor)
+    scale = tl.load(stats + row, valid, 0.0) * factor
+    if SCALED:
+        scale *= tl.load(upstream)
     found = found * (1.0 / SCALE) - mean[:, None] - pull[:, None] * (own - mu[:, None])
     found *= scale[:, None]
     begin_a = tl.load(layer + a, valid, 0).to(tl.int64)

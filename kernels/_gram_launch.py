@@ -228,26 +228,30 @@ def gram_relation_forward(
 
 
 def _backward_fake(
-    z: Tensor, difference: Tensor, cross: Tensor, stats: Tensor, layer: Tensor, upstream: Tensor,
-    factor: float, pixels: int, dtype: torch.dtype,
+    z: Tensor, difference: Tensor, cross: Tensor, stats: Tensor, layer: Tensor,
+    upstream: Tensor | None, factor: float, pixels: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     return z.new_empty((z.shape[0] * z.shape[1] * pixels,), dtype=dtype)
 
 
 @operator(_backward_fake)
 def gram_relation_backward(
-    z: Tensor, difference: Tensor, cross: Tensor, stats: Tensor, layer: Tensor, upstream: Tensor,
-    factor: float, pixels: int, dtype: torch.dtype,
+    z: Tensor, difference: Tensor, cross: Tensor, stats: Tensor, layer: Tensor,
+    upstream: Tensor | None, factor: float, pixels: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """The gradients of the pooled maps behind each other, each [N, C_i, P]."""
+    """The gradients of the pooled maps behind each other, each [N, C_i, P].
+
+    `upstream` None stands for 1.
+    """
     images, channels, stride = z.shape
     grad = z.new_empty((images * channels * pixels,), dtype=dtype)
-    constants = {"SCALE": D_SCALE, "PRECISION": dot_precision()}
+    constants = {"SCALE": D_SCALE, "PRECISION": dot_precision(), "SCALED": upstream is not None}
+    outer = stats if upstream is None else upstream
 
     def run(config: Config) -> Tensor:
         tiles, blocks = ceil_div(channels, config["TILE"]), ceil_div(pixels, config["PIXELS"])
         gram_bwd_kernel[(images * tiles * blocks,)](
-            z, difference, layer, stats, cross, upstream, grad, images, channels, pixels, stride,
+            z, difference, layer, stats, cross, outer, grad, images, channels, pixels, stride,
             difference.shape[2], 2 * factor / pixels, **constants, **config
         )  # fmt: skip
         return grad
@@ -303,12 +307,12 @@ def compilations(dtype: torch.dtype) -> list[Compilation]:
     forward = {"student": z, "teacher": z, "partial": number, "factor": "fp32"}
     forward |= plain | {"size": "i32"}
     backward = {"z": z, "upstream": number, "grad": pointer, "factor": "fp32"}
-    odd = {"P": "i32"}
+    odd, known = {"P": "i32"}, sizes | {"SCALED": True}
     sides: list[tuple[Any, dict[str, str], dict[str, Any], Sequence[Config]]] = [
-        (gram_bwd_kernel, backward | plain | odd, sizes, BACK_WIDE if wide else BACK_ODD)
+        (gram_bwd_kernel, backward | plain | odd, known, BACK_WIDE if wide else BACK_ODD)
     ]
     if not wide:
-        sides.insert(0, (gram_bwd_kernel, backward | plain, sizes | {"P": 6912}, BACK))
+        sides.insert(0, (gram_bwd_kernel, backward | plain, known | {"P": 6912}, BACK))
     if dtype != torch.bfloat16:
         sides.append((gram_kernel, forward | odd, sizes, GRAM_WIDE if wide else GRAM))
     for kernel, types, known, configs in sides:

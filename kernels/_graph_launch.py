@@ -33,12 +33,12 @@ def _configs(*rows: tuple[int, ...]) -> Sequence[Config]:
 
 # STEP 256 keeps the rows' tokens on the chip; 128 rows are two warp groups' products of an H100
 FORWARD = _configs(
-    (128, 64, 64, 0, 4, 8, 3), (128, 64, 256, 0, 4, 8, 1), (128, 32, 256, 0, 4, 8, 2),
+    (128, 64, 64, 0, 4, 8, 2), (128, 64, 256, 0, 4, 8, 1), (128, 32, 256, 0, 4, 8, 2),
     (64, 64, 256, 0, 2, 4, 1), (64, 32, 64, 0, 2, 4, 2),
 )  # fmt: skip
 BACKWARD = _configs(
     (128, 32, 256, 256, 4, 8, 1), (128, 32, 256, 256, 4, 8, 2), (64, 32, 256, 256, 2, 4, 2),
-    (128, 32, 64, 128, 4, 8, 2), (64, 32, 64, 128, 2, 4, 2),
+    (128, 32, 64, 128, 4, 8, 2), (64, 64, 64, 256, 4, 8, 2),
 )  # fmt: skip
 ROOM = 163840  # bytes of shared memory that the first of BACKWARD takes; the last is for less
 FLOAT32 = _configs((64, 32, 32, 128, 2, 8, 2), (32, 32, 32, 128, 2, 4, 2))  # forward and backward
