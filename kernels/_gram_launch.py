@@ -14,11 +14,10 @@ from kdcompile.kernels._gram import (
     gram_bwd_kernel,
     gram_kernel,
     normalize_kernel,
-    pool_kernel,
-    unpool_kernel,
 )
 from kdcompile.kernels._maps import ceil_div, power_of_two
 from kdcompile.kernels._ops import operator
+from kdcompile.kernels._pool import pool_kernel, unpool_kernel
 from kdcompile.kernels._registry import POINTER, Compilation
 from kdcompile.kernels._runtime import dot_precision
 from kdcompile.kernels._tune import Config, best, shape_class

@@ -10,10 +10,9 @@ from torch import Tensor
 from kdcompile.kernels._graph import (
     _token_graph_bwd_kernel,
     _token_graph_fwd_kernel,
-    _token_rows_bwd_kernel,
     _token_rows_join_kernel,
-    _token_rows_kernel,
 )
+from kdcompile.kernels._graph_rows import _token_rows_bwd_kernel, _token_rows_kernel
 from kdcompile.kernels._maps import ceil_div, power_of_two
 from kdcompile.kernels._ops import operator
 from kdcompile.kernels._runtime import dot_precision

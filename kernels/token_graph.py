@@ -28,9 +28,7 @@ from torch import Tensor
 from kdcompile.kernels._graph import (
     _token_graph_bwd_kernel,
     _token_graph_fwd_kernel,
-    _token_rows_bwd_kernel,
     _token_rows_join_kernel,
-    _token_rows_kernel,
 )
 from kdcompile.kernels._graph_launch import (
     BACKWARD,
@@ -44,6 +42,7 @@ from kdcompile.kernels._graph_launch import (
     token_graph_backward,
     token_graph_forward,
 )
+from kdcompile.kernels._graph_rows import _token_rows_bwd_kernel, _token_rows_kernel
 from kdcompile.kernels._maps import check_finite, check_pair
 from kdcompile.kernels._registry import POINTER, Case, Compilation, Kernel, Setting
 from kdcompile.kernels._runtime import full_precision, use_triton
