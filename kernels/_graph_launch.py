@@ -72,7 +72,7 @@ def _backward_configs(student: Tensor) -> Sequence[Config]:
         return FLOAT32
     if student.is_cuda:
         properties = torch.cuda.get_device_properties(student.device)
-        if properties.shared_memory_per_block_optin < ROOM:
+        if getattr(properties, "shared_memory_per_block_optin", 0) < ROOM:
             return BACKWARD[::-1]
     return BACKWARD
 
