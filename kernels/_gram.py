@@ -47,10 +47,12 @@ def _rounded(gap, mask, scale, row, p, z, Q, valid):
 def normalize_kernel(
     x,  # [N, OWN, P]: one layer
     z,  # [N, C, Q]
-    stats,  # [3, N, C] float32: 1 / deviation; of the rounded z the mean, and z^2 / its variance
+    stats,  # [3, N, C] float32: 1 / deviation; of the rounded z the mean, and z^2 / its variance;
+    # with `layer` only where STATS
     layer,  # [2, C] int32
     rows, OWN, begin, C, P, Q, size,
-    EPS: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    EPS: tl.constexpr, STATS: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     valid = row < rows
@@ -84,15 +86,16 @@ def normalize_kernel(
             found, squares = _rounded(gap - mean[:, None], mask, scale, own, p, z, Q, valid)
             mu += found
             rounded += squares
-    mu = mu / P
-    rounded = rounded / P - mu * mu
-    tl.store(stats + own, scale, valid)
-    tl.store(stats + size + own, mu, valid)
-    length = square * scale * scale / tl.where(rounded > 0, rounded, 1.0)
-    tl.store(stats + 2 * size + own, length, valid)
-    once = valid & (row < OWN)
-    tl.store(layer + channel, tl.zeros([ROWS], tl.int32) + begin, once)
-    tl.store(layer + C + channel, tl.zeros([ROWS], tl.int32) + OWN, once)
+    if STATS:  # else the sums above are left out by the compiler
+        mu = mu / P
+        rounded = rounded / P - mu * mu
+        tl.store(stats + own, scale, valid)
+        tl.store(stats + size + own, mu, valid)
+        length = square * scale * scale / tl.where(rounded > 0, rounded, 1.0)
+        tl.store(stats + 2 * size + own, length, valid)
+        once = valid & (row < OWN)
+        tl.store(layer + channel, tl.zeros([ROWS], tl.int32) + begin, once)
+        tl.store(layer + C + channel, tl.zeros([ROWS], tl.int32) + OWN, once)
 
 
 @jit

@@ -137,7 +137,7 @@ def _rows(pixels: int) -> dict[str, Any]:
 def _normal(
     maps: Sequence[Tensor], arg: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Z, statistics and the layers of one net's maps; arg-maxima go to `arg` layer by layer."""
+    """Z of one net's maps; with `arg`, which takes arg-maxima by layer, statistics and layers."""
     images, size = maps[0].shape[0], smallest(maps)
     channels, pixels = sum(m.shape[1] for m in maps), size[0] * size[1]
     stride = ceil_div(pixels, ALIGN) * ALIGN
@@ -152,7 +152,7 @@ def _normal(
         taken += images * own * pixels if pool_factor(features, size) > 1 else 0
         normalize_kernel[(ceil_div(images * own, constants["ROWS"]),)](
             pooled, z, stats, layer, images * own, own, begin, channels, pixels, stride,
-            images * channels, **constants
+            images * channels, STATS=arg is not None, **constants
         )  # fmt: skip
         begin += own
     return z, stats, layer
@@ -298,7 +298,7 @@ def compilations(dtype: torch.dtype) -> list[Compilation]:
         ("rows", "OWN", "begin", "C", "P", "size"), "i32"
     )
     for size in (6912, 2 * ROW, 64):
-        values = _rows(size) | {"Q": size, "num_stages": 3}
+        values = _rows(size) | {"Q": size, "STATS": True, "num_stages": 3}
         found.append(_compilation(normalize_kernel, types, values, str(size), size == 6912))
     plain = {"layer": "*i32", "stats": number, "difference": z, "cross": number}
     plain |= {"N": "i32", "C": "i32"}
