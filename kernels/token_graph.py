@@ -10,8 +10,10 @@ The widths of the networks may differ. A token's similarity with itself is 1 wha
 the largest of its row, so it is left out by default. The paper keeps only the nearest neighbours in
 the graph; here the graph is complete, since a low tau does nearly the same without a sort.
 
-Nothing of size M x M is stored: each block of rows walks over all columns, in the forward pass with
-an online softmax, in the backward pass again from the tokens and two numbers a row:
+Nothing of size M x M is stored: each block of rows walks over all columns, in the backward pass
+again from the tokens and two numbers a row. No similarity is above 1, so the softmax needs no
+maximum while exp(-2 / tau) is a normal float32; below a tau of 0.03 it is an online softmax.
+The gradient:
 
     dL/du_i = 1 / (tau M) * sum_j (g_ij + g_ji) u_j,     g = A^S - A^T
 
