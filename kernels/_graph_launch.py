@@ -66,7 +66,7 @@ def _splits(config: Config, blocks: int) -> int:
     return max(1, min(config["SPLITS"], PROGRAMS // blocks))
 
 
-def _backward_configs(student: Tensor) -> Sequence[Config]:
+def backward_configs(student: Tensor) -> Sequence[Config]:
     """Configurations of the backward kernel, first one that this card has room for."""
     if student.dtype == torch.float32:
         return FLOAT32
@@ -196,4 +196,4 @@ def token_graph_backward(
         return grad
 
     key = _key(student, teacher, temperature < SHARPEST)
-    return best("token_graph_backward", key, _backward_configs(student), student.device, run)
+    return best("token_graph_backward", key, backward_configs(student), student.device, run)
