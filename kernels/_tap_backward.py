@@ -15,10 +15,10 @@ from kdcompile.kernels._tune import Config, best, shape_class
 
 CONFIGS: tuple[Config, ...] = (
     {"BP": 128, "BT": 64, "num_warps": 4, "num_stages": 2},
-    {"BP": 128, "BT": 32, "num_warps": 4, "num_stages": 2},
     {"BP": 64, "BT": 64, "num_warps": 8, "num_stages": 2},
     {"BP": 32, "BT": 64, "num_warps": 4, "num_stages": 2},
     {"BP": 64, "BT": 32, "num_warps": 8, "num_stages": 3},
+    {"BP": 128, "BT": 32, "num_warps": 4, "num_stages": 2},
 )
 WIDE_CONFIGS: tuple[Config, ...] = (  # float32
     {"BP": 32, "BT": 16, "num_warps": 8, "num_stages": 2},
