@@ -78,8 +78,8 @@ def _adapter_fake(
     if not window:
         return sums, grad, student.new_empty(0), student.new_empty(0), student.new_empty(0)
     shape = (batch, wide, *(ceil_div(side, window) for side in student.shape[2:]))
-    pooled = student.new_empty(shape)
-    return sums, grad, pooled, torch.empty_like(pooled), student.new_empty(shape, dtype=torch.uint8)
+    pooled = student.new_empty(shape, dtype=torch.float32), student.new_empty(shape)
+    return sums, grad, *pooled, student.new_empty(shape, dtype=torch.uint8)
 
 
 @operator(_adapter_fake)
@@ -98,8 +98,8 @@ def adapter_forward(
 
     Returns: `sums` float32 [CT * CS + CT + 1]: gradients of weight and bias, and the loss (only
     the loss without adapter or gradient); the gradient like the student; pooled adapted and pooled
-    teacher maps [N, CT, h, w] in the maps' type; the arg-max uint8 [N, CT, h, w], 255 where the
-    adapted maximum is 0. Gradients are those of the sum of distances, without `factor`.
+    teacher maps [N, CT, h, w], float32 and in the maps' type; the arg-max uint8 [N, CT, h, w], 255
+    where the adapted maximum is 0. Gradients are those of the sum of distances, without `factor`.
     """
     sums, grad, *pooled = _adapter_fake(student, teacher, weight, bias, factor, gradient, window)
     images, pixels = walk(student, teacher)
@@ -211,6 +211,7 @@ def compilations(dtype: torch.dtype) -> list[Compilation]:
     """Every configuration at CSRNet's first, third and fifth tap, batch 8, 576x768."""
     names = dict.fromkeys(("student", "teacher", "grad", "pooled_s", "pooled_t"), POINTER[dtype])
     names |= dict.fromkeys(("weight", "bias", "partial", "stats"), "*fp32") | {"arg": "*u8"}
+    names |= {"pooled_s": "*fp32"}
     types = names | dict.fromkeys(("images", "steps"), "i32") | {"factor": "fp32"}
     taps = ((128, 512, True, 8), (16, 64, True, 1), (32, 128, True, 4), (512, 512, False, 8))
     found: list[Compilation] = []

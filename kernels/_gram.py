@@ -1,10 +1,14 @@
-"""The Triton kernels of `gram_relation`: pool, normalise, Grams, their backward pass, unpool.
+"""The Triton kernels of `gram_relation`: normalise, Grams, and their backward pass.
 
 Z holds the pooled and normalised maps of one net, all layers behind each other: [N, C, Q], with Q
 the P pixels rounded up to `ALIGN`, zeros in between, so that the products need no pixel mask. For
 half precision maps of either kind Z is float16: |z| is at most sqrt(P), so nothing overflows, and
 float16 keeps three bits more than bfloat16. `layer` [2, C] says where the layer of a channel
 starts and how wide it is; gradients and arg-maxima lie layer by layer, each [N, C_i, P].
+
+Instance normalisation takes the mean and the part along z out of a gradient. Both are found for the
+rounded z, whose mean and length are not exactly 0 and 1: a sum over the pixels, as in a weight's
+gradient, would keep what is left of them.
 """
 
 from typing import no_type_check
@@ -20,112 +24,6 @@ EPS = 1e-5  # beside the variance of a channel, as in torch's instance_norm
 
 @jit
 @no_type_check
-def _windows(
-    C, P, OW, K: tl.constexpr, J: tl.constexpr, LAST: tl.constexpr,
-    CH: tl.constexpr, WIN: tl.constexpr,
-):  # fmt: skip
-    """Image, channels [CH], windows [WIN] with their first row and column, and columns [J]."""
-    blocks, groups = tl.cdiv(P, WIN), tl.cdiv(C, CH)
-    inside = tl.program_id(0) % (blocks * groups)
-    block, group = inside % blocks, inside // blocks
-    if LAST:  # neighbours in memory are neighbours in time
-        block, group = inside // groups, inside % groups
-    w = block * WIN + tl.arange(0, WIN)
-    c = group * CH + tl.arange(0, CH)
-    image = (tl.program_id(0) // (blocks * groups)).to(tl.int64)
-    return image, c, w, w // OW * K, w % OW * K, tl.arange(0, J)
-
-
-@jit
-@no_type_check
-def _element(
-    image, c, w, top, left, j, step, C, H, W, P,
-    K: tl.constexpr, LAST: tl.constexpr, RAGGED: tl.constexpr,
-):  # fmt: skip
-    """Address [CH, WIN, J] of a step within the windows, mask, and index within a window.
-
-    A step is one row of each window, or one element of each where channels lie innermost.
-    """
-    i, column = step, j
-    if LAST:
-        i, column = step // K, step % K + j
-    y = (top + i)[None, :, None]
-    x = left[None, :, None] + column[None, None, :]
-    mask = (c < C)[:, None, None] & (w < P)[None, :, None]
-    if RAGGED:
-        mask = mask & (column < K)[None, None, :] & (y < H) & (x < W)
-    if LAST:
-        place = (image * H * W + y * W + x) * C + c[:, None, None]
-    else:
-        place = ((image * C + c) * H * W)[:, None, None] + (y * W + x)
-    return place, mask, (i * K + column)[None, None, :]
-
-
-@jit
-@no_type_check
-def pool_kernel(
-    x,  # [N, C, H, W] in either memory format
-    pooled,  # [N, C, P]
-    arg,  # [N, C, P] integers: row-major index of the maximum in its window, unless ARG is False
-    C, H, W, OW, P,
-    K: tl.constexpr, J: tl.constexpr, UNROLL: tl.constexpr, LAST: tl.constexpr,
-    RAGGED: tl.constexpr, ARG: tl.constexpr, CH: tl.constexpr, WIN: tl.constexpr,
-):  # fmt: skip
-    if not RAGGED:  # known multiples of K: wide accesses whatever the size
-        H, W = P // OW * K, OW * K
-    image, c, w, top, left, j = _windows(C, P, OW, K, J, LAST, CH, WIN)
-    most = tl.full([CH, WIN, J], float("-inf"), tl.float32)
-    where = tl.zeros([CH, WIN, J], tl.int32)
-    for start in range(0, K * K if LAST else K, UNROLL):
-        for u in tl.static_range(UNROLL):  # so many loads are under way together
-            place, mask, index = _element(
-                image, c, w, top, left, j, start + u, C, H, W, P, K, LAST, RAGGED
-            )
-            value = tl.load(x + place, mask, float("-inf")).to(tl.float32)
-            higher = (value > most) | (value != value)  # NaN stays, as in PyTorch
-            most = tl.where(higher, value, most)
-            if ARG:
-                where = tl.where(higher, index, where)
-    found = tl.max(most, 2)
-    lost = tl.max((most != most).to(tl.int32), 2) > 0
-    place = ((image * C + c) * P)[:, None] + w[None, :]
-    mask = (c < C)[:, None] & (w < P)[None, :]
-    tl.store(pooled + place, tl.where(lost, float("nan"), found).to(pooled.dtype.element_ty), mask)
-    if ARG:
-        first = tl.min(tl.where(most == found[:, :, None], where, K * K), 2)
-        tl.store(arg + place, first.to(arg.dtype.element_ty), mask)
-
-
-@jit
-@no_type_check
-def unpool_kernel(
-    pooled,  # [N, C, P]: gradient of the pooled map
-    arg,  # as `pool_kernel` wrote it, unless ARG is False
-    grad,  # [N, C, H, W] in either memory format; every element is written
-    C, H, W, OW, P,
-    K: tl.constexpr, J: tl.constexpr, UNROLL: tl.constexpr, LAST: tl.constexpr,
-    RAGGED: tl.constexpr, ARG: tl.constexpr, CH: tl.constexpr, WIN: tl.constexpr,
-):  # fmt: skip
-    if not RAGGED:  # known multiples of K: wide accesses whatever the size
-        H, W = P // OW * K, OW * K
-    image, c, w, top, left, j = _windows(C, P, OW, K, J, LAST, CH, WIN)
-    place = ((image * C + c) * P)[:, None] + w[None, :]
-    mask = (c < C)[:, None] & (w < P)[None, :]
-    value = tl.load(pooled + place, mask, 0.0)[:, :, None].to(grad.dtype.element_ty)
-    value = tl.broadcast_to(value, [CH, WIN, J])
-    where = tl.zeros([CH, WIN, 1], tl.int32)
-    if ARG:
-        where = tl.load(arg + place, mask, 0)[:, :, None].to(tl.int32)
-    for start in range(0, K * K if LAST else K, UNROLL):
-        for u in tl.static_range(UNROLL):
-            target, inside, index = _element(
-                image, c, w, top, left, j, start + u, C, H, W, P, K, LAST, RAGGED
-            )
-            tl.store(grad + target, tl.where(where == index, value, 0.0), inside)
-
-
-@jit
-@no_type_check
 def _gap(x, row, first, start, P, valid, BLOCK: tl.constexpr):
     """Pixels of a block of rows, less the first pixel of each row; 0 beyond the last."""
     p = start + tl.arange(0, BLOCK)
@@ -136,13 +34,25 @@ def _gap(x, row, first, start, P, valid, BLOCK: tl.constexpr):
 
 @jit
 @no_type_check
+def _rounded(gap, mask, scale, row, p, z, Q, valid):
+    """Store a block of z, zeros beyond the last pixel; the sums over it of z and z^2 as stored."""
+    value = tl.where(mask, gap * scale[:, None], 0.0).to(z.dtype.element_ty)
+    tl.store(z + (row * Q)[:, None] + p[None, :], value, valid[:, None] & (p < Q)[None, :])
+    value = value.to(tl.float32)
+    return tl.sum(value, 1), tl.sum(value * value, 1)
+
+
+@jit
+@no_type_check
 def normalize_kernel(
     x,  # [N, OWN, P]: one layer
     z,  # [N, C, Q]
-    rstd,  # [N, C] float32
+    stats,  # [3, N, C] float32: 1 / deviation; of the rounded z the mean, and z^2 / its variance;
+    # with `layer` only where STATS
     layer,  # [2, C] int32
-    rows, OWN, begin, C, P, Q,
-    EPS: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    rows, OWN, begin, C, P, Q, size,
+    EPS: tl.constexpr, STATS: tl.constexpr, WHOLE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     valid = row < rows
@@ -156,10 +66,12 @@ def normalize_kernel(
         gap, mask, p = _gap(x, row, first, 0, P, valid, BLOCK)
         mean = tl.sum(gap, 1) / P
         gap = tl.where(mask, gap - mean[:, None], 0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(gap * gap, 1) / P + EPS)
-        value = (gap * scale[:, None]).to(z.dtype.element_ty)
-        tl.store(z + (own * Q)[:, None] + p[None, :], value, valid[:, None] & (p < Q)[None, :])
+        square = tl.sum(gap * gap, 1) / P
+        scale = 1.0 / tl.sqrt(square + EPS)
+        mu, rounded = _rounded(gap, mask, scale, own, p, z, Q, valid)
     else:
+        mu = tl.zeros([ROWS], tl.float32)
+        rounded = tl.zeros([ROWS], tl.float32)
         for start in range(0, P, BLOCK):
             gap, mask, p = _gap(x, row, first, start, P, valid, BLOCK)
             total += tl.sum(gap, 1)
@@ -167,17 +79,23 @@ def normalize_kernel(
         for start in range(0, P, BLOCK):
             gap, mask, p = _gap(x, row, first, start, P, valid, BLOCK)
             gap = tl.where(mask, gap - mean[:, None], 0.0)
-            square += tl.sum(gap * gap, 1)
-        scale = 1.0 / tl.sqrt(square / P + EPS)
+            square += tl.sum(gap * gap, 1) / P
+        scale = 1.0 / tl.sqrt(square + EPS)
         for start in range(0, Q, BLOCK):
             gap, mask, p = _gap(x, row, first, start, P, valid, BLOCK)
-            value = tl.where(mask, gap - mean[:, None], 0.0) * scale[:, None]
-            target = z + (own * Q)[:, None] + p[None, :]
-            tl.store(target, value.to(z.dtype.element_ty), valid[:, None] & (p < Q)[None, :])
-    tl.store(rstd + own, scale, valid)
-    once = valid & (row < OWN)
-    tl.store(layer + channel, tl.zeros([ROWS], tl.int32) + begin, once)
-    tl.store(layer + C + channel, tl.zeros([ROWS], tl.int32) + OWN, once)
+            found, squares = _rounded(gap - mean[:, None], mask, scale, own, p, z, Q, valid)
+            mu += found
+            rounded += squares
+    if STATS:  # else the sums above are left out by the compiler
+        mu = mu / P
+        rounded = rounded / P - mu * mu
+        tl.store(stats + own, scale, valid)
+        tl.store(stats + size + own, mu, valid)
+        length = square * scale * scale / tl.where(rounded > 0, rounded, 1.0)
+        tl.store(stats + 2 * size + own, length, valid)
+        once = valid & (row < OWN)
+        tl.store(layer + channel, tl.zeros([ROWS], tl.int32) + begin, once)
+        tl.store(layer + C + channel, tl.zeros([ROWS], tl.int32) + OWN, once)
 
 
 @jit
@@ -200,10 +118,11 @@ def gram_kernel(
     student,  # Z [N, C, Q]
     teacher,
     layer,  # [2, C] int32
+    stats,  # the student's [3, N, C]
     difference,  # D [N, C, W] times SCALE, both triangles; 0 within a layer and beyond C
-    cross,  # [N, tiles, C] float32: sum over the b of a tile of D_ab G_ab(student)
+    cross,  # [tiles, 2, N, C] float32: sums over the b of a tile of D_ab G_ab(student), D_ab mu_b
     partial,  # [programs] float32
-    C, P, Q, W, factor,
+    C, P, Q, W, size, factor,
     SCALE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(C, TILE)
@@ -233,13 +152,18 @@ def gram_kernel(
         tl.debug_barrier()
         own = tl.load(rows + place, inside, 0.0).to(tl.float32) * (1.0 / SCALE) + gap
         tl.debug_barrier()
-        own = gap * own
-        slot = cross + image * tiles * C
-        tl.store(slot + j * C + a, tl.sum(own, 1), a < C)
         stored = (gap * SCALE).to(kind)
         tl.store(rows + place, stored, inside)
+        gap = stored.to(tl.float32) * (1.0 / SCALE)  # as the backward pass will read it
+        own = gap * own
+        mu = stats + size + image * C
+        slot = cross + j * 2 * size + image * C + a
+        tl.store(slot, tl.sum(own, 1), a < C)
+        tl.store(slot + size, tl.sum(gap * tl.load(mu + b, b < C, 0.0)[None, :], 1), a < C)
         if i < j:
-            tl.store(slot + i * C + b, tl.sum(own, 0), b < C)
+            slot = cross + i * 2 * size + image * C + b
+            tl.store(slot, tl.sum(own, 0), b < C)
+            tl.store(slot + size, tl.sum(gap * tl.load(mu + a, a < C, 0.0)[:, None], 0), b < C)
             mirrored = b.to(tl.int64)[None, :] * W + a[:, None]
             tl.store(rows + mirrored, stored, (b < C)[None, :])
         else:
@@ -251,13 +175,13 @@ def gram_kernel(
 @no_type_check
 def gram_bwd_kernel(
     z,  # the student's [N, C, Q]
-    difference, layer, rstd,
-    cross,  # [N, C] float32: r_a = sum_b D_ab G_ab(student)
-    upstream,  # float32 scalar
+    difference, layer, stats,
+    cross,  # [2, N, C] float32: r_a = sum_b D_ab G_ab(student), and sum_b D_ab mu_b
+    upstream,  # float32 scalar, unless not SCALED
     grad,  # layer by layer, each [N, C_i, P]
     N, C, P, Q, W, factor,
-    SCALE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SCALED: tl.constexpr, SCALE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(C, TILE)
     tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
@@ -281,9 +205,15 @@ def gram_bwd_kernel(
         found = matmul(u, v, found, PRECISION)
     mask = valid[:, None] & (p < P)[None, :]
     own = tl.load(base + a.to(tl.int64)[:, None] * Q, mask, 0.0).to(tl.float32)
-    pull = tl.load(cross + image * C + a, valid, 0.0)
-    scale = tl.load(rstd + image * C + a, valid, 0.0) * (tl.load(upstream) * factor)
-    found = (found * (1.0 / SCALE) - pull[:, None] * own) * scale[:, None]
+    row = image * C + a
+    mu, mean = tl.load(stats + N * C + row, valid, 0.0), tl.load(cross + N * C + row, valid, 0.0)
+    pull = tl.load(cross + row, valid, 0.0) - mu * mean
+    pull *= tl.load(stats + 2 * N * C + row, valid, 0.0)
+    scale = tl.load(stats + row, valid, 0.0) * factor
+    if SCALED:
+        scale *= tl.load(upstream)
+    found = found * (1.0 / SCALE) - mean[:, None] - pull[:, None] * (own - mu[:, None])
+    found *= scale[:, None]
     begin_a = tl.load(layer + a, valid, 0).to(tl.int64)
     width_a = tl.load(layer + C + a, valid, 0)
     place = begin_a * N + image * width_a + (a - begin_a)

@@ -14,11 +14,10 @@ from kdcompile.kernels._gram import (
     gram_bwd_kernel,
     gram_kernel,
     normalize_kernel,
-    pool_kernel,
-    unpool_kernel,
 )
 from kdcompile.kernels._maps import ceil_div, power_of_two
 from kdcompile.kernels._ops import operator
+from kdcompile.kernels._pool import pool_kernel, unpool_kernel
 from kdcompile.kernels._registry import POINTER, Compilation
 from kdcompile.kernels._runtime import dot_precision
 from kdcompile.kernels._tune import Config, best, shape_class
@@ -62,12 +61,17 @@ def smallest(features: Sequence[Tensor]) -> tuple[int, int]:
 
 
 def pool_factor(features: Tensor, size: tuple[int, int]) -> int:
-    """The whole k with `size` = ceil(input / k); raises ValueError where there is none."""
+    """The whole k with `size` = ceil(input / k); raises ValueError where there is none.
+
+    On a small map several fit. The least power of two is the stride between the layers of a network
+    that halves its maps, whatever the size of the image; else the least k.
+    """
     height, width = features.shape[2:]
-    factor = ceil_div(height, size[0])
-    if (ceil_div(height, factor), ceil_div(width, factor)) != size:
-        raise ValueError(f"a map of {(height, width)} does not pool to {size}")
-    return factor
+    least = max(ceil_div(height, size[0]), ceil_div(width, size[1]))
+    for factor in (power_of_two(least), least):
+        if (ceil_div(height, factor), ceil_div(width, factor)) == size:
+            return factor
+    raise ValueError(f"a map of {(height, width)} does not pool to {size}")
 
 
 def _blocks(features: Tensor, config: Config, size: tuple[int, int]) -> tuple[int, dict[str, Any]]:
@@ -130,13 +134,15 @@ def _rows(pixels: int) -> dict[str, Any]:
     return {"EPS": EPS, "WHOLE": whole, "ROWS": rows, "BLOCK": block, "num_warps": warps}
 
 
-def _normal(maps: Sequence[Tensor], arg: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Z, rstd and the layers of one net's maps; arg-maxima go to `arg` layer by layer."""
+def _normal(
+    maps: Sequence[Tensor], arg: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Z of one net's maps; with `arg`, which takes arg-maxima by layer, statistics and layers."""
     images, size = maps[0].shape[0], smallest(maps)
-    channels, pixels, dtype = sum(m.shape[1] for m in maps), size[0] * size[1], _z_type(maps)
+    channels, pixels = sum(m.shape[1] for m in maps), size[0] * size[1]
     stride = ceil_div(pixels, ALIGN) * ALIGN
     z = maps[0].new_empty((images, channels, stride), dtype=dtype)
-    rstd = maps[0].new_empty((images, channels), dtype=torch.float32)
+    stats = maps[0].new_empty((3, images, channels), dtype=torch.float32)
     layer = maps[0].new_empty((2, channels), dtype=torch.int32)
     constants = _rows(pixels)
     begin = taken = 0
@@ -145,11 +151,11 @@ def _normal(maps: Sequence[Tensor], arg: Tensor | None) -> tuple[Tensor, Tensor,
         pooled = _pool(features, size, None if arg is None else arg[taken:])
         taken += images * own * pixels if pool_factor(features, size) > 1 else 0
         normalize_kernel[(ceil_div(images * own, constants["ROWS"]),)](
-            pooled, z, rstd, layer, images * own, own, begin, channels, pixels, stride,
-            **constants
+            pooled, z, stats, layer, images * own, own, begin, channels, pixels, stride,
+            images * channels, STATS=arg is not None, **constants
         )  # fmt: skip
         begin += own
-    return z, rstd, layer
+    return z, stats, layer
 
 
 def _z_type(maps: Sequence[Tensor]) -> torch.dtype:
@@ -178,13 +184,13 @@ def _forward_fake(
     images, channels = first.shape[0], sum(m.shape[1] for m in students)
     stride = ceil_div(size[0] * size[1], ALIGN) * ALIGN
     wide = ceil_div(channels, D_ALIGN) * D_ALIGN
-    kind = _z_type(students)
+    kind = _z_type([*students, *teachers])
     return (
         first.new_empty((), dtype=torch.float32),
         first.new_empty((images, channels, stride), dtype=kind),
         first.new_empty((images, channels, wide), dtype=kind),
-        first.new_empty((images, channels), dtype=torch.float32),
-        first.new_empty((images, channels), dtype=torch.float32),
+        first.new_empty((2, images, channels), dtype=torch.float32),
+        first.new_empty((3, images, channels), dtype=torch.float32),
         first.new_empty((2, channels), dtype=torch.int32),
         _arg_like(students),
     )
@@ -194,10 +200,11 @@ def _forward_fake(
 def gram_relation_forward(
     students: Sequence[Tensor], teachers: Sequence[Tensor], factor: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The loss; and of the student Z, D, r, rstd, the layers of the channels and arg-maxima."""
+    """The loss; and of the student Z, D, r, statistics, the layers of the channels, arg-maxima."""
     size, arg = smallest(students), _arg_like(students)
-    theirs, _, _ = _normal(teachers, None)
-    z, rstd, layer = _normal(students, arg)
+    kind = _z_type([*students, *teachers])
+    theirs, _, _ = _normal(teachers, None, kind)
+    z, stats, layer = _normal(students, arg, kind)
     images, channels, stride = z.shape
     wide = ceil_div(channels, D_ALIGN) * D_ALIGN
     difference = z.new_empty((images, channels, wide))
@@ -205,41 +212,45 @@ def gram_relation_forward(
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
         tiles = ceil_div(channels, config["TILE"])
-        partial = rstd.new_empty(images * tiles * tiles)
-        cross = rstd.new_empty((images, tiles, channels))
+        partial = stats.new_empty(images * tiles * tiles)
+        cross = stats.new_empty((tiles, 2, images, channels))
         gram_kernel[(len(partial),)](
-            z, theirs, layer, difference, cross, partial,
-            channels, size[0] * size[1], stride, wide, factor, **constants, **config
+            z, theirs, layer, stats, difference, cross, partial, channels, size[0] * size[1],
+            stride, wide, images * channels, factor, **constants, **config
         )  # fmt: skip
-        return partial.sum(), cross.sum(1)
+        return partial.sum(), cross.sum(0)
 
     configs = GRAM_WIDE if z.dtype == torch.float32 else GRAM
     key = (z.dtype, dot_precision(), *shape_class(images, channels, stride))
     loss, cross = best("gram_forward", key, configs, z.device, run)
-    return loss, z, difference, cross, rstd, layer, arg
+    return loss, z, difference, cross, stats, layer, arg
 
 
 def _backward_fake(
-    z: Tensor, difference: Tensor, cross: Tensor, rstd: Tensor, layer: Tensor, upstream: Tensor,
-    factor: float, pixels: int, dtype: torch.dtype,
+    z: Tensor, difference: Tensor, cross: Tensor, stats: Tensor, layer: Tensor,
+    upstream: Tensor | None, factor: float, pixels: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     return z.new_empty((z.shape[0] * z.shape[1] * pixels,), dtype=dtype)
 
 
 @operator(_backward_fake)
 def gram_relation_backward(
-    z: Tensor, difference: Tensor, cross: Tensor, rstd: Tensor, layer: Tensor, upstream: Tensor,
-    factor: float, pixels: int, dtype: torch.dtype,
+    z: Tensor, difference: Tensor, cross: Tensor, stats: Tensor, layer: Tensor,
+    upstream: Tensor | None, factor: float, pixels: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """The gradients of the pooled maps behind each other, each [N, C_i, P]."""
+    """The gradients of the pooled maps behind each other, each [N, C_i, P].
+
+    `upstream` None stands for 1.
+    """
     images, channels, stride = z.shape
     grad = z.new_empty((images * channels * pixels,), dtype=dtype)
-    constants = {"SCALE": D_SCALE, "PRECISION": dot_precision()}
+    constants = {"SCALE": D_SCALE, "PRECISION": dot_precision(), "SCALED": upstream is not None}
+    outer = stats if upstream is None else upstream
 
     def run(config: Config) -> Tensor:
         tiles, blocks = ceil_div(channels, config["TILE"]), ceil_div(pixels, config["PIXELS"])
         gram_bwd_kernel[(images * tiles * blocks,)](
-            z, difference, layer, rstd, cross, upstream, grad, images, channels, pixels, stride,
+            z, difference, layer, stats, cross, outer, grad, images, channels, pixels, stride,
             difference.shape[2], 2 * factor / pixels, **constants, **config
         )  # fmt: skip
         return grad
@@ -283,22 +294,24 @@ def compilations(dtype: torch.dtype) -> list[Compilation]:
     pointer, number = POINTER[dtype], "*fp32"
     wide, z = dtype == torch.float32, "*fp32" if dtype == torch.float32 else "*fp16"
     found = _pool_compilations(dtype)
-    types = {"x": pointer, "z": z, "rstd": number, "layer": "*i32"} | dict.fromkeys(
-        ("rows", "OWN", "begin", "C", "P"), "i32"
+    types = {"x": pointer, "z": z, "stats": number, "layer": "*i32"} | dict.fromkeys(
+        ("rows", "OWN", "begin", "C", "P", "size"), "i32"
     )
     for size in (6912, 2 * ROW, 64):
-        values = _rows(size) | {"Q": size, "num_stages": 3}
+        values = _rows(size) | {"Q": size, "STATS": True, "num_stages": 3}
         found.append(_compilation(normalize_kernel, types, values, str(size), size == 6912))
-    plain = {"layer": "*i32", "difference": z, "cross": number, "N": "i32", "C": "i32"}
+    plain = {"layer": "*i32", "stats": number, "difference": z, "cross": number}
+    plain |= {"N": "i32", "C": "i32"}
     sizes: dict[str, Any] = {"Q": 6912, "W": 1296, "SCALE": D_SCALE, "PRECISION": "tf32x3"}
-    forward = {"student": z, "teacher": z, "partial": number, "factor": "fp32"} | plain
-    backward = {"z": z, "rstd": number, "upstream": number, "grad": pointer, "factor": "fp32"}
-    odd = {"P": "i32"}
+    forward = {"student": z, "teacher": z, "partial": number, "factor": "fp32"}
+    forward |= plain | {"size": "i32"}
+    backward = {"z": z, "upstream": number, "grad": pointer, "factor": "fp32"}
+    odd, known = {"P": "i32"}, sizes | {"SCALED": True}
     sides: list[tuple[Any, dict[str, str], dict[str, Any], Sequence[Config]]] = [
-        (gram_bwd_kernel, backward | plain | odd, sizes, BACK_WIDE if wide else BACK_ODD)
+        (gram_bwd_kernel, backward | plain | odd, known, BACK_WIDE if wide else BACK_ODD)
     ]
     if not wide:
-        sides.insert(0, (gram_bwd_kernel, backward | plain, sizes | {"P": 6912}, BACK))
+        sides.insert(0, (gram_bwd_kernel, backward | plain, known | {"P": 6912}, BACK))
     if dtype != torch.bfloat16:
         sides.append((gram_kernel, forward | odd, sizes, GRAM_WIDE if wide else GRAM))
     for kernel, types, known, configs in sides:

@@ -2,57 +2,8 @@
 
 from typing import no_type_check
 
-from kdcompile.kernels._maps import matmul, offsets
+from kdcompile.kernels._maps import matmul
 from kdcompile.kernels._runtime import jit, tl
-
-
-@jit
-@no_type_check
-def _shrink(
-    pointer, near, scale, inverse, graph, token, M, D, PADDED,
-    LAST: tl.constexpr, STRIDE: tl.constexpr, EPS: tl.constexpr, INVERSE: tl.constexpr,
-):  # fmt: skip
-    """Tokens times a power of two, of length 1 to 2, as padded rows; what is left of 1 / |f|."""
-    k = tl.arange(0, STRIDE)
-    place = offsets(graph, k[None, :], token[:, None], D, M, LAST)
-    inside = (token < M)[:, None] & (k < D)[None, :]
-    f = tl.load(pointer + place, inside, 0.0).to(tl.float32)
-    length = tl.sqrt(tl.sum(f * f, 1))
-    seen = length > EPS
-    length = tl.where(seen, length, 1.0)
-    power = 0x7F000000 - (length.to(tl.int32, bitcast=True) & 0x7F800000)
-    power = power.to(tl.float32, bitcast=True)
-    row = graph * PADDED + token
-    f = tl.where(seen[:, None], f * power[:, None], 0.0)
-    tl.store(near + row[:, None] * STRIDE + k[None, :], f.to(near.dtype.element_ty))
-    tl.store(scale + row, tl.where(seen, 1.0 / (length * power), 0.0))
-    if INVERSE:
-        tl.store(inverse + row, tl.where(seen, 1.0 / length, 0.0))
-
-
-@jit
-@no_type_check
-def _token_rows_kernel(
-    student,  # [G, M, d_S], or [G, d_S, M] in memory unless LAST_S
-    teacher,  # [G, M, d_T]
-    near_s,  # [G * PADDED, STRIDE_S]
-    near_t,
-    scales,  # [3, G * PADDED] float32: what is left of 1 / |f| for s and t, and all of it for s
-    M, D_S, D_T, PADDED, size,
-    LAST_S: tl.constexpr, LAST_T: tl.constexpr, STRIDE_S: tl.constexpr, STRIDE_T: tl.constexpr,
-    EPS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    blocks = PADDED // ROWS
-    graph = (tl.program_id(0) // blocks).to(tl.int64)
-    token = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
-    inverse = scales + 2 * size
-    _shrink(
-        student, near_s, scales, inverse, graph, token, M, D_S, PADDED, LAST_S, STRIDE_S, EPS, True
-    )
-    _shrink(
-        teacher, near_t, scales + size, inverse, graph, token, M, D_T, PADDED, LAST_T, STRIDE_T,
-        EPS, False,
-    )  # fmt: skip
 
 
 @jit
@@ -105,14 +56,19 @@ def _place(M, PADDED, ROWS: tl.constexpr, COLS: tl.constexpr, SPLITS: tl.constex
 @no_type_check
 def _token_graph_fwd_kernel(
     near_s, near_t, scales,
-    lse,  # [2, size] float32 in units of log 2; written where SPLITS is 1
+    lse,  # [4, size] float32, see `_finish_rows`; written where SPLITS is 1
     pieces,  # [5, SPLITS, size] float32, for what is split
     partial,  # [programs] float32
     M, PADDED, size, sharp, factor,
     SPAN_S: tl.constexpr, SPAN_T: tl.constexpr, STEP_S: tl.constexpr, STEP_T: tl.constexpr,
-    STRIDE_S: tl.constexpr, STRIDE_T: tl.constexpr, DIAGONAL: tl.constexpr,
+    STRIDE_S: tl.constexpr, STRIDE_T: tl.constexpr, DIAGONAL: tl.constexpr, SHARP: tl.constexpr,
     PRECISION: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    LIFT: tl.constexpr,
 ):  # fmt: skip
+    """A block of rows over a share of the columns; without SHARP the maximum is the bound `sharp`.
+
+    A similarity is at most 1 and at least -1, so that exp2(-2 sharp) is the least term.
+    """
     first, base, lo, hi = _place(M, PADDED, ROWS, COLS, SPLITS, tl.program_id(0))
     row = first + tl.arange(0, ROWS)
     own_s = _chunk(near_s, base + first, 0, ROWS, STRIDE_S, STEP_S)
@@ -120,8 +76,8 @@ def _token_graph_fwd_kernel(
     a_s = tl.load(scales + base + row) * sharp
     a_t = tl.load(scales + size + base + row) * sharp
     low = -1e30  # a similarity that is left out: finite, so that differences of two stay 0
-    top_s = tl.full([ROWS], low, tl.float32)
-    top_t = tl.full([ROWS], low, tl.float32)
+    top_s = tl.full([ROWS], low, tl.float32) if SHARP else tl.zeros([ROWS], tl.float32) + sharp
+    top_t = top_s
     sum_s = tl.zeros([ROWS], tl.float32)
     sum_t = tl.zeros([ROWS], tl.float32)
     cross = tl.zeros([ROWS], tl.float32)  # sum of exp2(v) (v - u)
@@ -135,22 +91,30 @@ def _token_graph_fwd_kernel(
             own_t, near_t, base + first, base + start, ROWS, COLS, SPAN_T, STEP_T, STRIDE_T,
             PRECISION,
         )  # fmt: skip
-        keep = (col < M)[None, :]
-        if not DIAGONAL:
-            keep = keep & (row[:, None] != col[None, :])
-        u = tl.where(keep, s * a_s[:, None] * tl.load(scales + base + col)[None, :], low)
-        v = tl.where(keep, t * a_t[:, None] * tl.load(scales + size + base + col)[None, :], low)
-        above_s, above_t = tl.maximum(top_s, tl.max(u, 1)), tl.maximum(top_t, tl.max(v, 1))
-        shrink_t = tl.exp2(top_t - above_t)
-        q = tl.exp2(v - above_t[:, None])
-        sum_s = sum_s * tl.exp2(top_s - above_s) + tl.sum(tl.exp2(u - above_s[:, None]), 1)
-        sum_t = sum_t * shrink_t + tl.sum(q, 1)
-        cross = cross * shrink_t + tl.sum(q * (v - u), 1)
-        top_s, top_t = above_s, above_t
+        beyond = tl.where(col < M, 0.0 if SHARP else -sharp, low)[None, :]
+        u = s * tl.load(scales + base + col)[None, :] * a_s[:, None] + beyond
+        v = t * tl.load(scales + size + base + col)[None, :] * a_t[:, None] + beyond
+        if not DIAGONAL:  # noqa: SIM102 - one is known at compile time
+            if (start < first + ROWS) & (start + COLS > first):
+                apart = row[:, None] != col[None, :]
+                u, v = tl.where(apart, u, low), tl.where(apart, v, low)
+        if SHARP:
+            above_s, above_t = tl.maximum(top_s, tl.max(u, 1)), tl.maximum(top_t, tl.max(v, 1))
+            shrink_t = tl.exp2(top_t - above_t)
+            q, gap = tl.exp2(v - above_t[:, None]), v - u
+            sum_s = sum_s * tl.exp2(top_s - above_s) + tl.sum(tl.exp2(u - above_s[:, None]), 1)
+            sum_t = sum_t * shrink_t + tl.sum(q, 1)
+            cross = cross * shrink_t + tl.sum(q * gap, 1)
+            top_s, top_t = above_s, above_t
+        else:
+            q = tl.exp2(v)
+            sum_s += tl.sum(tl.exp2(u), 1)
+            sum_t += tl.sum(q, 1)
+            cross += tl.sum(q * (v - u), 1)
     if SPLITS == 1:
         _finish_rows(
-            lse, partial, tl.program_id(0), base + row, row < M, size, factor,
-            top_s, top_t, sum_s, sum_t, cross,
+            lse, partial, scales, tl.program_id(0), base + row, row < M, size, factor, sharp,
+            top_s, top_t, sum_s, sum_t, cross, LIFT,
         )  # fmt: skip
     else:
         place = pieces + (tl.program_id(0) % SPLITS).to(tl.int64) * size + base + row
@@ -165,21 +129,29 @@ def _token_graph_fwd_kernel(
 @jit
 @no_type_check
 def _finish_rows(
-    lse, partial, program, row, valid, size, factor, top_s, top_t, sum_s, sum_t, cross
-):
-    """Log-sum-exps of rows, and the program's part of the loss."""
+    lse, partial, scales, program, row, valid, size, factor, sharp,
+    top_s, top_t, sum_s, sum_t, cross, LIFT: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exps of rows in units of log 2, what the backward pass makes of them as those of
+    columns, and the program's part of the loss.
+    """
     lse_s, lse_t = tl.log2(sum_s) + top_s, tl.log2(sum_t) + top_t
     kl = (cross / sum_t + (lse_s - lse_t)) * 0.6931471805599453
     tl.store(lse + row, lse_s, valid)
     tl.store(lse + size + row, lse_t, valid)
+    lift = tl.load(scales + row, valid, 0.0) * LIFT
+    pull_s, pull_t = tl.minimum(sharp - lse_s, 100.0), tl.minimum(sharp - lse_t, 100.0)
+    tl.store(lse + 2 * size + row, tl.exp2(pull_s) * lift, valid)
+    tl.store(lse + 3 * size + row, tl.exp2(pull_t) * lift, valid)
     tl.store(partial + program, tl.sum(tl.where(valid, kl, 0.0), 0) * factor)
 
 
 @jit
 @no_type_check
 def _token_rows_join_kernel(
-    pieces, lse, partial, M, PADDED, size, factor, SPLITS: tl.constexpr, ROWS: tl.constexpr
-):
+    pieces, lse, partial, scales, M, PADDED, size, factor, sharp,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, LIFT: tl.constexpr,
+):  # fmt: skip
     """The parts of each row's sums that different programs found."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     valid = (row < size) & (row % PADDED < M)
@@ -200,20 +172,23 @@ def _token_rows_join_kernel(
         cross = cross * old_t + tl.load(place + 4 * step, valid, 0.0) * new_t
         top_s, top_t = above_s, above_t
     _finish_rows(
-        lse, partial, tl.program_id(0), row, valid, size, factor,
-        top_s, top_t, sum_s, sum_t, cross,
+        lse, partial, scales, tl.program_id(0), row, valid, size, factor, sharp,
+        top_s, top_t, sum_s, sum_t, cross, LIFT,
     )  # fmt: skip
 
 
 @jit
 @no_type_check
-def _both(tile, own, theirs, sharp, SHARP: tl.constexpr):
-    """A_ij + A_ji from the shared logit and both rows' log-sum-exps."""
+def _both(product, a, b, own, theirs, lift, sharp, SHARP: tl.constexpr):
+    """(A_ij + A_ji) lift_j from the shared product and both scales.
+
+    `own` and `theirs` are log-sum-exps; without SHARP exp2(sharp - it), `theirs` times `lift`.
+    """
+    tile = product * b[None, :] * a[:, None]
     if SHARP:  # exp2(2 sharp) is beyond float32
-        a, b = tile - own[:, None], tile - theirs[None, :]  # above 0 on the diagonal alone
-        return tl.exp2(tl.minimum(a, 0.0)) + tl.exp2(tl.minimum(b, 0.0))
-    weights = tl.exp2(sharp - own)[:, None] + tl.exp2(sharp - theirs)[None, :]
-    return tl.exp2(tile - sharp) * weights
+        i, j = tile - own[:, None], tile - theirs[None, :]  # above 0 on the diagonal alone
+        return (tl.exp2(tl.minimum(i, 0.0)) + tl.exp2(tl.minimum(j, 0.0))) * lift[None, :]
+    return tl.exp2(tile - sharp) * (own[:, None] * lift[None, :] + theirs[None, :])
 
 
 @jit
@@ -234,8 +209,10 @@ def _token_graph_bwd_kernel(
     own_t = _chunk(near_t, base + first, 0, ROWS, STRIDE_T, STEP_T)
     a_s = tl.load(scales + base + row) * sharp
     a_t = tl.load(scales + size + base + row) * sharp
-    lse_s = tl.load(lse + base + row, row < M, 0.0)
-    lse_t = tl.load(lse + size + base + row, row < M, 0.0)
+    lse_s, lse_t = tl.load(lse + base + row), tl.load(lse + size + base + row)
+    columns = lse + base
+    if not SHARP:
+        lse_s, lse_t, columns = tl.exp2(sharp - lse_s), tl.exp2(sharp - lse_t), columns + 2 * size
     total = tl.zeros([ROWS, PART], tl.float32)
     for start in range(lo, hi, COLS):
         col = start + tl.arange(0, COLS)
@@ -243,50 +220,22 @@ def _token_graph_bwd_kernel(
             own_s, near_s, base + first, base + start, ROWS, COLS, SPAN_S, STEP_S, STRIDE_S,
             PRECISION,
         )  # fmt: skip
-        b_s, valid = tl.load(scales + base + col), col < M
-        h = _both(
-            s * a_s[:, None] * b_s[None, :], lse_s, tl.load(lse + base + col, valid, 0.0), sharp,
-            SHARP,
-        )  # fmt: skip
+        b_s = tl.load(scales + base + col)  # 0 beyond M
+        theirs = tl.load(columns + col)
+        h = _both(s, a_s, b_s, lse_s, theirs, b_s * LIFT, sharp, SHARP)
         t, _ = _products(
             own_t, near_t, base + first, base + start, ROWS, COLS, SPAN_T, STEP_T, STRIDE_T,
             PRECISION,
         )  # fmt: skip
         b_t = tl.load(scales + size + base + col)
-        h -= _both(
-            t * a_t[:, None] * b_t[None, :], lse_t, tl.load(lse + size + base + col, valid, 0.0),
-            sharp, SHARP,
-        )  # fmt: skip
-        # a token's pull on itself points along it: normalising takes it out again
-        keep = (row[:, None] != col[None, :]) & (row < M)[:, None]
-        h = tl.where(keep, h * (b_s * LIFT)[None, :], 0.0)
+        theirs = tl.load(columns + size + col)
+        h -= _both(t, a_t, b_t, lse_t, theirs, b_s * LIFT, sharp, SHARP)
+        if (start < first + ROWS) & (start + COLS > first):
+            # a token's pull on itself points along it: normalising takes it out again
+            h = tl.where(row[:, None] != col[None, :], h, 0.0)
         if SPAN_S != STEP_S or PART != STEP_S:
             near = _chunk(near_s, base + start, part * PART, COLS, STRIDE_S, PART)
         total = matmul(h.to(near.dtype), near, total, PRECISION)
     place = ((program % SPLITS).to(tl.int64) * size + base + row)[:, None] * STRIDE_S
     place = place + (part * PART + tl.arange(0, PART))[None, :]
     tl.store(pull + place, total / LIFT, (row < M)[:, None])
-
-
-@jit
-@no_type_check
-def _token_rows_bwd_kernel(
-    pull, near, scales, upstream, grad, M, D, PADDED, size, factor,
-    LAST: tl.constexpr, STRIDE: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Through the normalisation: (du - (du . u) u) / |f|."""
-    blocks = tl.cdiv(M, ROWS)
-    graph = (tl.program_id(0) // blocks).to(tl.int64)
-    token = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
-    row = graph * PADDED + token
-    k = tl.arange(0, STRIDE)
-    inside = (token < M)[:, None] & (k < D)[None, :]
-    place = row[:, None] * STRIDE + k[None, :]
-    du = tl.zeros([ROWS, STRIDE], tl.float32)
-    for split in range(SPLITS):
-        du += tl.load(pull + split * size.to(tl.int64) * STRIDE + place, inside, 0.0)
-    u = tl.load(near + place, inside, 0.0).to(tl.float32) * tl.load(scales + row)[:, None]
-    inverse = tl.load(scales + 2 * size + row) * (tl.load(upstream) * factor)
-    df = (du - tl.sum(du * u, 1)[:, None] * u) * inverse[:, None]
-    target = offsets(graph, k[None, :], token[:, None], D, M, LAST)
-    tl.store(grad + target, df.to(grad.dtype.element_ty), inside)

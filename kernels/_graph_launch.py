@@ -10,10 +10,9 @@ from torch import Tensor
 from kdcompile.kernels._graph import (
     _token_graph_bwd_kernel,
     _token_graph_fwd_kernel,
-    _token_rows_bwd_kernel,
     _token_rows_join_kernel,
-    _token_rows_kernel,
 )
+from kdcompile.kernels._graph_rows import _token_rows_bwd_kernel, _token_rows_kernel
 from kdcompile.kernels._maps import ceil_div, power_of_two
 from kdcompile.kernels._ops import operator
 from kdcompile.kernels._runtime import dot_precision
@@ -21,7 +20,9 @@ from kdcompile.kernels._tune import Config, best, shape_class
 
 EPS = 1e-12  # a token no longer than this counts as zero
 LIFT = 2.0**14  # keeps the weights of the last product, at most 2, in float16's normal range
+SHARPEST = 0.03  # a lower temperature leaves float32's range: each row finds its maximum
 ROWS = 128  # each graph's tokens are padded to a multiple of this, the largest block
+PROGRAMS = 132  # multiprocessors of an H100: fewer blocks of rows are split by columns
 _KEYS = ("ROWS", "COLS", "STEP", "WIDE", "SPLITS", "num_warps", "num_stages")
 
 
@@ -29,15 +30,16 @@ def _configs(*rows: tuple[int, ...]) -> Sequence[Config]:
     return [dict(zip(_KEYS, row, strict=True)) for row in rows]
 
 
-# STEP 256 keeps the rows' tokens on the chip and needs the shared memory of an H100
+# STEP 256 keeps the rows' tokens on the chip; 128 rows are two warp groups' products of an H100
 FORWARD = _configs(
-    (64, 32, 64, 0, 2, 4, 2), (128, 64, 256, 0, 1, 8, 1), (128, 32, 256, 0, 1, 8, 2),
-    (64, 64, 256, 0, 2, 4, 1), (128, 64, 32, 0, 1, 8, 3), (128, 64, 256, 0, 4, 8, 1),
+    (128, 64, 64, 0, 4, 8, 2), (128, 64, 256, 0, 4, 8, 1), (128, 32, 256, 0, 4, 8, 2),
+    (64, 64, 256, 0, 2, 4, 1), (64, 32, 64, 0, 2, 4, 2),
 )  # fmt: skip
 BACKWARD = _configs(
-    (64, 32, 64, 128, 2, 4, 2), (128, 32, 256, 256, 1, 8, 2), (64, 32, 256, 256, 2, 4, 2),
-    (128, 32, 64, 128, 1, 8, 2), (128, 32, 256, 256, 4, 8, 2),
+    (128, 32, 256, 256, 4, 8, 1), (128, 32, 256, 256, 4, 8, 2), (64, 32, 256, 256, 2, 4, 2),
+    (128, 32, 64, 128, 4, 8, 2), (64, 64, 64, 256, 4, 8, 2),
 )  # fmt: skip
+ROOM = 163840  # bytes of shared memory that the first of BACKWARD takes; the last is for less
 FLOAT32 = _configs((64, 32, 32, 128, 2, 8, 2), (32, 32, 32, 128, 2, 4, 2))  # forward and backward
 
 
@@ -59,7 +61,23 @@ def _sizes(student: Tensor, teacher: Tensor) -> tuple[int, int, int, int, int]:
     return (tokens, padded, count * padded, *widths)  # type: ignore[return-value]
 
 
-def _constants(student: Tensor, teacher: Tensor, config: Config) -> dict[str, Any]:
+def _splits(config: Config, blocks: int) -> int:
+    """Programs that share the columns of a block of rows."""
+    return max(1, min(config["SPLITS"], PROGRAMS // blocks))
+
+
+def backward_configs(student: Tensor) -> Sequence[Config]:
+    """Configurations of the backward kernel, first one that this card has room for."""
+    if student.dtype == torch.float32:
+        return FLOAT32
+    if student.is_cuda:
+        properties = torch.cuda.get_device_properties(student.device)
+        if getattr(properties, "shared_memory_per_block_optin", 0) < ROOM:
+            return BACKWARD[::-1]
+    return BACKWARD
+
+
+def _constants(student: Tensor, teacher: Tensor, config: Config, splits: int) -> dict[str, Any]:
     """What the forward and the backward kernel share."""
     wide_s, wide_t = _sizes(student, teacher)[3:]
     step_s, step_t = min(config["STEP"], wide_s), min(config["STEP"], wide_t)
@@ -67,7 +85,7 @@ def _constants(student: Tensor, teacher: Tensor, config: Config) -> dict[str, An
         "SPAN_S": ceil_div(student.shape[2], step_s) * step_s,
         "SPAN_T": ceil_div(teacher.shape[2], step_t) * step_t,
         "STEP_S": step_s, "STEP_T": step_t, "STRIDE_S": wide_s, "STRIDE_T": wide_t,
-        "PRECISION": dot_precision(), "SPLITS": config["SPLITS"],
+        "PRECISION": dot_precision(), "SPLITS": splits,
         "ROWS": config["ROWS"], "COLS": config["COLS"],
         "num_warps": config["num_warps"], "num_stages": config["num_stages"],
     }  # fmt: skip
@@ -95,7 +113,7 @@ def _forward_fake(student: Tensor, teacher: Tensor, *_: Any) -> tuple[Tensor, ..
         student.new_empty((size, wide_s)),
         student.new_empty((size, wide_t)),
         student.new_empty((3, size), **numbers),  # type: ignore[call-overload]
-        student.new_empty((2, size), **numbers),  # type: ignore[call-overload]
+        student.new_empty((4, size), **numbers),  # type: ignore[call-overload]
     )
 
 
@@ -103,36 +121,38 @@ def _forward_fake(student: Tensor, teacher: Tensor, *_: Any) -> tuple[Tensor, ..
 def token_graph_forward(
     student: Tensor, teacher: Tensor, temperature: float, diagonal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The loss, the scaled tokens of both, [3, rows] scales and [2, rows] log-sum-exps."""
+    """The loss, the scaled tokens of both, [3, rows] scales and [4, rows] from log-sum-exps."""
     tokens, padded, size, wide_s, wide_t = _sizes(student, teacher)
     graphs, sharp, factor = len(student), 1 / (temperature * log(2)), 1 / (len(student) * tokens)
     _, near_s, near_t, scales, lse = _forward_fake(student, teacher)
     rows = _rows_a_program(wide_s, wide_t)
     _token_rows_kernel[(size // rows,)](
-        student, teacher, near_s, near_t, scales,
+        student, teacher, near_s, near_t, scales, lse,
         tokens, student.shape[2], teacher.shape[2], padded, size,
         LAST_S=_is_last(student), LAST_T=_is_last(teacher), STRIDE_S=wide_s, STRIDE_T=wide_t,
         EPS=EPS, ROWS=rows, num_warps=8,
     )  # fmt: skip
 
     def run(config: Config) -> Tensor:
-        constants = _constants(student, teacher, config)
-        splits, blocks = config["SPLITS"], graphs * ceil_div(tokens, config["ROWS"])
+        blocks = graphs * ceil_div(tokens, config["ROWS"])
+        splits = _splits(config, blocks)
+        constants = _constants(student, teacher, config, splits)
         joins = ceil_div(size, 256) if splits > 1 else 0
         pieces = scales.new_empty((5, splits, size) if splits > 1 else (1,))
         partial = scales.new_empty(joins or blocks)
         _token_graph_fwd_kernel[(blocks * splits,)](
             near_s, near_t, scales, lse, pieces, partial, tokens, padded, size, sharp, factor,
-            DIAGONAL=diagonal, **constants,
+            DIAGONAL=diagonal, SHARP=temperature < SHARPEST, LIFT=LIFT, **constants,
         )  # fmt: skip
         if joins:
             _token_rows_join_kernel[(joins,)](
-                pieces, lse, partial, tokens, padded, size, factor, SPLITS=splits, ROWS=256
-            )
+                pieces, lse, partial, scales, tokens, padded, size, factor, sharp,
+                SPLITS=splits, ROWS=256, LIFT=LIFT,
+            )  # fmt: skip
         return partial.sum()
 
     configs = FLOAT32 if student.dtype == torch.float32 else FORWARD
-    key = _key(student, teacher, diagonal)
+    key = _key(student, teacher, diagonal, temperature < SHARPEST)
     loss = best("token_graph_forward", key, configs, student.device, run)
     return loss, near_s, near_t, scales, lse
 
@@ -159,13 +179,14 @@ def token_graph_backward(
     grad, rows = torch.empty_like(student), _rows_a_program(wide_s)
 
     def run(config: Config) -> Tensor:
-        splits, parts = config["SPLITS"], _parts(student.shape[2], wide_s, config)
-        constants = _constants(student, teacher, config) | parts
+        parts = _parts(student.shape[2], wide_s, config)
+        blocks = graphs * ceil_div(tokens, config["ROWS"]) * parts["PARTS"]
+        splits = _splits(config, blocks)
+        constants = _constants(student, teacher, config, splits) | parts
         pull = scales.new_empty((splits, size, wide_s))
-        programs = graphs * ceil_div(tokens, config["ROWS"]) * splits * parts["PARTS"]
-        _token_graph_bwd_kernel[(programs,)](
+        _token_graph_bwd_kernel[(blocks * splits,)](
             near_s, near_t, scales, lse, pull, tokens, padded, size, sharp,
-            SHARP=temperature < 0.03, LIFT=LIFT, **constants,
+            SHARP=temperature < SHARPEST, LIFT=LIFT, **constants,
         )  # fmt: skip
         _token_rows_bwd_kernel[(graphs * ceil_div(tokens, rows),)](
             pull, near_s, scales, upstream, grad,
@@ -174,6 +195,5 @@ def token_graph_backward(
         )  # fmt: skip
         return grad
 
-    configs = FLOAT32 if student.dtype == torch.float32 else BACKWARD
-    key = _key(student, teacher, temperature < 0.03)
-    return best("token_graph_backward", key, configs, student.device, run)
+    key = _key(student, teacher, temperature < SHARPEST)
+    return best("token_graph_backward", key, backward_configs(student), student.device, run)

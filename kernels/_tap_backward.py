@@ -14,10 +14,11 @@ from kdcompile.kernels._runtime import dot_precision, jit, tl
 from kdcompile.kernels._tune import Config, best, shape_class
 
 CONFIGS: tuple[Config, ...] = (
-    {"BP": 128, "BT": 32, "num_warps": 4, "num_stages": 2},
+    {"BP": 128, "BT": 64, "num_warps": 4, "num_stages": 2},
     {"BP": 64, "BT": 64, "num_warps": 8, "num_stages": 2},
     {"BP": 32, "BT": 64, "num_warps": 4, "num_stages": 2},
     {"BP": 64, "BT": 32, "num_warps": 8, "num_stages": 3},
+    {"BP": 128, "BT": 32, "num_warps": 4, "num_stages": 2},
 )
 WIDE_CONFIGS: tuple[Config, ...] = (  # float32
     {"BP": 32, "BT": 16, "num_warps": 8, "num_stages": 2},
@@ -56,28 +57,31 @@ def _tap_grad_kernel(
     out,  # like student
     intra,  # [taps] upstream of the distances
     inter,  # [] upstream of the relations
-    images, index, factor, scale,
+    images, index, factor, scale, steps,
     CS: tl.constexpr, CT: tl.constexpr, P: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     K: tl.constexpr, KP: tl.constexpr, LAST: tl.constexpr, CSP: tl.constexpr,
     BT: tl.constexpr, BP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    blocks = count(P, H, W, True, K, KP, BP)
-    image, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
-    first, lane, valid = locate(block, P, H, W, K, KP, BP)
-    k = tl.arange(0, CSP)
-    total = tl.zeros([BP, CSP], tl.float32)
-    for start in range(0, CT, BT):
-        c = start + tl.arange(0, BT)
-        fits = (c < CT)[:, None] & (k < CS)[None, :]
-        w = tl.load(weight + c[:, None] * CS + k[None, :], fits, 0.0)
-        df = _pull(pooled, arg, image, block, c, images, CT, H, W, K, KP, BP, BT)
-        kind = student.dtype.element_ty
-        total = matmul(df.to(kind), w.to(kind), total, PREC)
-    mask = valid[:, None] & (k < CS)[None, :]
-    at = tile(grad, image, first, lane, k, CS, P, LAST)
-    own = tl.load(at, mask, 0.0).to(tl.float32) * (tl.load(intra + index) * factor)
-    value = own + total * (tl.load(inter) * scale)
-    tl.store(tile(out, image, first, lane, k, CS, P, LAST), narrow(value, out), mask)
+    """Neighbouring blocks of a program share the sectors of their windows and the weights."""
+    blocks, k = count(P, H, W, True, K, KP, BP), tl.arange(0, CSP)
+    distances, relations = tl.load(intra + index) * factor, tl.load(inter) * scale
+    for step in range(steps):
+        place = tl.program_id(0) * steps + step
+        image, block = (place // blocks).to(tl.int64), place % blocks
+        first, lane, valid = locate(block, P, H, W, K, KP, BP)
+        valid = valid & (first + lane < tl.where(image < images, P, 0))
+        total = tl.zeros([BP, CSP], tl.float32)
+        for start in range(0, CT, BT):
+            c = start + tl.arange(0, BT)
+            fits = (c < CT)[:, None] & (k < CS)[None, :]
+            w = tl.load(weight + c[:, None] * CS + k[None, :], fits, 0.0)
+            df = _pull(pooled, arg, image, block, c, images, CT, H, W, K, KP, BP, BT)
+            kind = student.dtype.element_ty
+            total = matmul(df.to(kind), w.to(kind), total, PREC)
+        mask = valid[:, None] & (k < CS)[None, :]
+        own = tl.load(tile(grad, image, first, lane, k, CS, P, LAST), mask, 0.0).to(tl.float32)
+        value = narrow(own * distances + total * relations, out)
+        tl.store(tile(out, image, first, lane, k, CS, P, LAST), value, mask)
 
 
 @jit
@@ -160,10 +164,12 @@ def run_tap_backward(
     into = sums.new_empty(weight.numel() + weight.shape[0])
     # `out` may be `grad`, which a repeated run would scale again: never measured, never tuned
     config = fitted(configs(student.dtype)[0], constants)
-    programs = images * ceil_div(units, config["BP"] // constants["KP"] ** 2)
-    _tap_grad_kernel[(programs,)](
-        student, weight, pooled, arg, grad, out, intra, inter, *scalars, **constants, **config
-    )
+    total = images * ceil_div(units, config["BP"] // constants["KP"] ** 2)
+    steps = ceil_div(total, SPREAD)
+    _tap_grad_kernel[(ceil_div(total, steps),)](
+        student, weight, pooled, arg, grad, out, intra, inter, *scalars, steps, **constants,
+        **config
+    )  # fmt: skip
 
     def run(config: Config) -> None:
         config = fitted(config, constants)

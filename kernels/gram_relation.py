@@ -47,7 +47,8 @@ def gram_relation(
 
     Args:
         students: at least two maps [N, C_i, H_i, W_i], already at the teacher's widths. The
-            sizes are ceil(H_i / k_i), ceil(W_i / k_i) = those of the smallest map.
+            sizes are ceil(H_i / k_i), ceil(W_i / k_i) = those of the smallest map. Where several
+            k_i fit, it is the least power of two, the stride of a network that halves its maps.
         teachers: the teacher's maps, of the same shapes; no gradient flows to them.
         reduction: "paper" sums over Gram entries, "mean" averages; both average over the batch.
         check: refuse values that are not finite; waits for the device.

@@ -27,7 +27,7 @@ from kdcompile.kernels._gram_launch import (
 from kdcompile.kernels._maps import check_finite, check_shapes, dense
 from kdcompile.kernels._registry import Case, Kernel, Setting
 from kdcompile.kernels._runtime import full_precision, use_triton
-from kdcompile.kernels._scale import is_last_use
+from kdcompile.kernels._scale import is_last_use, scaled
 from kdcompile.kernels._tap_backward import compilations, run_tap_backward, tap_backward
 from kdcompile.kernels.adapter_cosine import (
     LAYOUTS,
@@ -163,8 +163,7 @@ class _SktTap(torch.autograd.Function):
         pixels = shape[2] * shape[3]
         intra, inter = (u.contiguous() for u in upstream)
         # without the tiny factor, which the last kernel of each tap applies in float32
-        one = torch.ones_like(inter)
-        flat = gram_relation_backward(*relations, one, pixels / 2, pixels, students[0].dtype)
+        flat = gram_relation_backward(*relations, None, pixels / 2, pixels, students[0].dtype)
         begin, found = 0, []
         for i, (student, weight, arg) in enumerate(zip(students, weights, args, strict=True)):
             own = flat[begin : begin + arg.numel()]
@@ -172,13 +171,13 @@ class _SktTap(torch.autograd.Function):
             inputs = (student, weight, own, arg, grads[i], sums[i], intra, inter, windows[i], i)
             found.append(_tap_gradients(*inputs, factors[i], 2 * gram / pixels))
         size, kind = ctx.density
-        last = flat[begin:].view(size).float() * (inter * (2 * gram / pixels))
+        last, _ = scaled(flat[begin:].to(kind), sums[0][:0], inter, 2 * gram / pixels)
         to_weights = [
             g[: w.numel()].view(w.shape) for (_, g), w in zip(found, weights, strict=True)
         ]
         to_biases = [g[w.numel() :] for (_, g), w in zip(found, weights, strict=True)]
         return (
-            None, None, *(g for g, _ in found), last.to(kind),
+            None, None, *(g for g, _ in found), last.view(size),
             *(g.to(w.dtype) for g, w in zip(to_weights, weights, strict=True)),
             *(g.to(k) for g, k in zip(to_biases, ctx.kinds, strict=True)),
             *[None] * (taps + 1),

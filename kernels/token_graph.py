@@ -10,8 +10,10 @@ The widths of the networks may differ. A token's similarity with itself is 1 wha
 the largest of its row, so it is left out by default. The paper keeps only the nearest neighbours in
 the graph; here the graph is complete, since a low tau does nearly the same without a sort.
 
-Nothing of size M x M is stored: each block of rows walks over all columns, in the forward pass with
-an online softmax, in the backward pass again from the tokens and two numbers a row:
+Nothing of size M x M is stored: each block of rows walks over all columns, in the backward pass
+again from the tokens and two numbers a row. No similarity is above 1, so the softmax needs no
+maximum while exp(-2 / tau) is a normal float32; below a tau of 0.03 it is an online softmax.
+The gradient:
 
     dL/du_i = 1 / (tau M) * sum_j (g_ij + g_ji) u_j,     g = A^S - A^T
 
@@ -28,9 +30,7 @@ from torch import Tensor
 from kdcompile.kernels._graph import (
     _token_graph_bwd_kernel,
     _token_graph_fwd_kernel,
-    _token_rows_bwd_kernel,
     _token_rows_join_kernel,
-    _token_rows_kernel,
 )
 from kdcompile.kernels._graph_launch import (
     BACKWARD,
@@ -44,6 +44,7 @@ from kdcompile.kernels._graph_launch import (
     token_graph_backward,
     token_graph_forward,
 )
+from kdcompile.kernels._graph_rows import _token_rows_bwd_kernel, _token_rows_kernel
 from kdcompile.kernels._maps import check_finite, check_pair
 from kdcompile.kernels._registry import POINTER, Case, Compilation, Kernel, Setting
 from kdcompile.kernels._runtime import full_precision, use_triton
@@ -110,7 +111,7 @@ def _log_edges(tokens: Tensor, temperature: float, diagonal: bool) -> Tensor:
 
 
 class _TokenGraph(torch.autograd.Function):
-    """Keeps the scaled tokens of both networks and 5 numbers a token."""
+    """Keeps the scaled tokens of both networks and 7 numbers a token."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, *options: Any) -> Tensor:
@@ -152,7 +153,7 @@ def _compilations(dtype: torch.dtype) -> list[Compilation]:
         Compilation(_token_rows_bwd_kernel, types, back, {"num_warps": 8}, quick=True),
     ]
     if wide:
-        join = {"SPLITS": 2, "ROWS": 256}
+        join = {"SPLITS": 2, "ROWS": 256, "LIFT": LIFT}
         found.append(Compilation(_token_rows_join_kernel, types, join, quick=True))
     for kernel, configs in (
         (_token_graph_fwd_kernel, FLOAT32 if wide else FORWARD),
@@ -161,10 +162,10 @@ def _compilations(dtype: torch.dtype) -> list[Compilation]:
         for config in configs:
             width = 64 if config["STEP"] > 64 else 256  # every card has room for 64
             tokens = torch.empty(1, 1, width, device="meta")
-            constants = _constants(tokens, tokens, config)
+            constants = _constants(tokens, tokens, config, config["SPLITS"])
             launch = {n: constants.pop(n) for n in ("num_warps", "num_stages")}
             if kernel is _token_graph_fwd_kernel:
-                constants |= {"DIAGONAL": False}
+                constants |= {"DIAGONAL": False, "SHARP": False, "LIFT": LIFT}
             else:
                 constants |= _parts(width, width, config) | {"SHARP": False, "LIFT": LIFT}
             label, quick = f"{width} wide", config is configs[0]

@@ -35,8 +35,14 @@ def _oracle(students, teachers, reduction="paper"):
         height, width = min((m.shape[2:] for m in maps), key=lambda s: s[0] * s[1])
         found = []
         for value in maps:
-            k = -(-value.shape[2] // height)
-            pooled = torch.nn.functional.max_pool2d(value.double(), k, ceil_mode=True).flatten(2)
+            fits = [
+                k
+                for k in (1, 2, 4, 8, 16, 32, *range(1, 20))  # powers of two first
+                if (-(-value.shape[2] // k), -(-value.shape[3] // k)) == (height, width)
+            ]
+            pooled = torch.nn.functional.max_pool2d(
+                value.double(), fits[0], ceil_mode=True
+            ).flatten(2)
             centred = pooled - pooled.mean(2, keepdim=True)
             found.append(centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt())
         return found, height * width

@@ -98,8 +98,7 @@ def _check(dtype, device, taps=TAPS, layout=torch.contiguous_format, **options):
     for i, (leaf, own, true) in enumerate(zip(leaves, gradients, expected, strict=True)):
         assert own.dtype == leaf.dtype
         assert own.stride() == leaf.stride()
-        # Z, D and the pooled gradient are each rounded to 16 bits, and sums over pixels cancel
-        slack = 1.0 if dtype == torch.float32 else 2.5
+        slack = 1.0 if dtype == torch.float32 else 0.5
         assert relative_rms(own, true) <= slack * GRADIENT[dtype], i
 
 
@@ -115,6 +114,11 @@ def _check(dtype, device, taps=TAPS, layout=torch.contiguous_format, **options):
 )
 def test_value_and_gradients(dtype, layout, reduction, device):
     _check(dtype, device, layout=layout, reduction=reduction)
+
+
+def test_half_precision_of_small_maps(device):
+    """Of four pixels little is left once mean and deviation are out: roundings must not stay."""
+    _check(torch.float16, device, taps=((3, 5, 16, 12), (4, 6, 8, 6), (5, 7, 2, 2)))
 
 
 def test_widest_adapters_go_chunk_by_chunk(device):

@@ -1,6 +1,7 @@
 """Relations between tokens against a float64 computation written from the formula."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from kernel_checks import check_autocast, check_compiled, check_kernel, in_types, loss_and_gradients
 
 from kdcompile.kernels import _tune
+from kdcompile.kernels._graph_launch import backward_configs
 from kdcompile.kernels._runtime import using
 from kdcompile.kernels.token_graph import (
     BACKWARD,
@@ -99,6 +101,14 @@ def test_every_configuration(choice, device):
         _check((67, 40), 17, torch.float16, device)
         if choice < len(FLOAT32):
             _check((67, 70), 33, torch.float32, device)
+
+
+@pytest.mark.parametrize(("room", "first"), [(101_376, -1), (232_448, 0)])
+def test_the_first_tiles_fit_the_card(room, first, monkeypatch):
+    card = SimpleNamespace(shared_memory_per_block_optin=room)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    student = SimpleNamespace(dtype=torch.float16, is_cuda=True, device="cuda")
+    assert backward_configs(student)[0] == BACKWARD[first]
 
 
 def test_wide_tokens_and_many_blocks(device):
