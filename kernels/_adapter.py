@@ -95,12 +95,16 @@ def _cosine(dot, ff, tt, EPS: tl.constexpr):
 
 @jit
 @no_type_check
-def _sum_pixels(e, inv_f, total, like, PREC: tl.constexpr):
+def _sum_pixels(e, inv_f, total, like, PREC: tl.constexpr, CORES: tl.constexpr):
     """total [channels, 16] + the sum of e / |f| over pixels, in its first column.
 
-    On tensor cores: a sum over the rows of a product's result would go through shared memory.
+    CORES: by tensor cores; a sum over the rows of a product's result goes through shared memory,
+    but leaves more registers than a threefold product of float32.
     """
-    column = tl.where(tl.arange(0, 16)[None, :] == 0, inv_f[:, None], 0.0)
+    first = tl.arange(0, 16)[None, :] == 0
+    if not CORES:
+        return total + tl.where(first, tl.sum(e * inv_f[:, None], 0)[:, None], 0.0)
+    column = tl.where(first, inv_f[:, None], 0.0)
     return matmul(tl.trans(e), narrow(column, like), total, PREC)
 
 
@@ -213,7 +217,7 @@ def whole_kernel(
                 dx = matmul(e, w, tl.zeros([BP, CSP], tl.float32), PREC) * inv_f[:, None]
                 scaled = narrow(x.to(tl.float32) * inv_f[:, None], student)
                 dw = matmul(tl.trans(e), scaled, dw, PREC)
-                db = _sum_pixels(e, inv_f, db, student, PREC)
+                db = _sum_pixels(e, inv_f, db, student, PREC, True)
             else:
                 dx = e * inv_f[:, None]
             out = tile(grad + grad_at, image, first, lane, k, CS, P, LAST_S)
@@ -322,7 +326,7 @@ def _parameters(
         e = tl.where(f > 0, f * (cosine * inv_f)[:, None] - t * inv_t[:, None], 0.0).to(kind)
         scaled = narrow(x.to(tl.float32) * inv_f[:, None], student)
         dw = matmul(tl.trans(e), scaled, dw, PREC)
-        db = _sum_pixels(e, inv_f, db, student, PREC)
+        db = _sum_pixels(e, inv_f, db, student, PREC, kind != tl.float32)
     _write(row + at_w, dw, c < CT, k < CS, EVEN)
     tl.store(row + CT * CS + c, tl.sum(db, 1), c < CT)
 

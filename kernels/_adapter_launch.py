@@ -60,7 +60,9 @@ def wide_configs(channels_s: int, window: int, dtype: torch.dtype) -> list[Confi
     """Configurations of `wide_kernel`."""
     shapes = [(64, 32, 4, 264), (64, 16, 4, 264), (32, 32, 4, 528)]
     if dtype == torch.float32:
-        shapes = [(16, 16 if channels_s > 64 else 32, 4, 528), (32, 16, 8, 264)]
+        pixels = 16 if channels_s > 64 else 32 if channels_s > 32 else 64
+        shapes = [(pixels, 16, 4, 528), (16, 16, 4, 528)]
+        shapes = [(16, 16 if channels_s > 64 else 32, 4, 528)] if window else shapes
     elif channels_s > 64:
         shapes = [(64, 32, 8, 132), (32, 32, 8, 264)]
         shapes = shapes if window else [(128, 32, 8, 132), shapes[0]]
@@ -79,7 +81,8 @@ def weight_configs(channels_s: int, dtype: torch.dtype) -> list[Config]:
     """Configurations of `weight_kernel`, and the BT of a fused `wide_kernel` in the first."""
     shapes = [(32, 64 if channels_s <= 64 else 32, 4, SPREAD), (32, 16, 4, SPREAD)]
     if dtype == torch.float32:
-        shapes = [(16, 16 if channels_s > 64 else 32, 4, SPREAD), (32, 16, 8, SPREAD)]
+        pixels, block = 32 if channels_s <= 32 else 16, 32 if channels_s <= 64 else 16
+        shapes = [(pixels, block, 4, SPREAD), (16, 16, 4, SPREAD)]
     return _distinct(
         [
             _config(channels_s, 1, (p, max(min(b, 16384 // channels_s), 16), w, n), 8192, 16)
