@@ -22,9 +22,9 @@ LONGEST = 16384  # channels for which there is a kernel without an adapter
 SPREAD = 528  # programs that sum the adapter's gradients apart: 4 a multiprocessor of an H100
 
 
-def is_whole(teacher_channels: int, adapt: bool) -> bool:
-    """Whether `whole_kernel` serves."""
-    return not adapt or teacher_channels <= WHOLE
+def is_whole(channels: int, adapt: bool, window: int, dtype: torch.dtype) -> bool:
+    """Whether `whole_kernel` serves; maxima of windows take registers as float32's products do."""
+    return not adapt or (channels <= WHOLE and not (window and dtype == torch.float32))
 
 
 def _config(channels: int, window: int, shape: Sequence[int], most: int, least: int) -> Config:
@@ -79,7 +79,7 @@ def wide_configs(channels_s: int, window: int, dtype: torch.dtype) -> list[Confi
 
 def weight_configs(channels_s: int, dtype: torch.dtype) -> list[Config]:
     """Configurations of `weight_kernel`, and the BT of a fused `wide_kernel` in the first."""
-    shapes = [(32, 64 if channels_s <= 64 else 32, 4, SPREAD), (32, 16, 4, SPREAD)]
+    shapes = [(32, 64, 4 if channels_s <= 64 else 8, SPREAD), (32, 32, 4, SPREAD)]
     if dtype == torch.float32:
         pixels, block = 32 if channels_s <= 32 else 16, 32 if channels_s <= 64 else 16
         shapes = [(pixels, block, 4, SPREAD), (16, 16, 4, SPREAD)]
@@ -129,7 +129,7 @@ def planned(
         "K": max(window, 1), "KP": power_of_two(max(window, 1)), "PREC": precision, "EPS": EPS,
         "CSP": power_of_two(narrow_, 16) if adapt else padded,
     }  # fmt: skip
-    whole, side = is_whole(max(padded, constants["CSP"]), adapt), constants["K"]
+    whole, side = is_whole(max(padded, constants["CSP"]), adapt, window, dtype), constants["K"]
     apart: list[Config] = []
     if whole:
         configs = whole_configs(max(padded, constants["CSP"]), adapt, side, dtype)

@@ -284,8 +284,8 @@ KERNEL = Kernel(
     formula="mean over pixels of 1 - cos(relu(W s + b), t)",
     traffic=(
         "forward: both maps read once, the student's unscaled gradient written (beyond 64 teacher"
-        " channels both are read once more for the adapter's gradient); backward: that gradient"
-        " read and written"
+        " channels both are read once more for the adapter's gradient, which the floor leaves out);"
+        " backward: that gradient read and written"
     ),
     compilations=compilations,
     settings=[
