@@ -67,12 +67,45 @@ def tile(
 
 @jit
 @no_type_check
+def _read(at, valid, fits, EVEN: tl.constexpr):
+    """A tile [pixels, channels]; without masks where every pixel and channel exists."""
+    if EVEN:
+        return tl.load(at)
+    return tl.load(at, valid[:, None] & fits[None, :], 0.0)
+
+
+@jit
+@no_type_check
+def _write(at, value, valid, fits, EVEN: tl.constexpr):
+    if EVEN:
+        tl.store(at, value)
+    else:
+        tl.store(at, value, valid[:, None] & fits[None, :])
+
+
+@jit
+@no_type_check
 def _cosine(dot, ff, tt, EPS: tl.constexpr):
     """Cosine, 1 / |f| and 1 / |t| of each pixel; all 0 where either map is dead."""
-    alive = (ff > EPS * EPS) & (tt > EPS * EPS)
-    inv_f = tl.where(alive, 1.0 / tl.sqrt(tl.maximum(ff, EPS * EPS)), 0.0)
-    inv_t = tl.where(alive, 1.0 / tl.sqrt(tl.maximum(tt, EPS * EPS)), 0.0)
+    alive = tl.minimum(ff, tt) > EPS * EPS
+    inv_f = tl.where(alive, tl.rsqrt(tl.maximum(ff, EPS * EPS)), 0.0)
+    inv_t = tl.where(alive, tl.rsqrt(tl.maximum(tt, EPS * EPS)), 0.0)
     return dot * inv_f * inv_t, inv_f, inv_t
+
+
+@jit
+@no_type_check
+def _sum_pixels(e, inv_f, total, like, PREC: tl.constexpr, CORES: tl.constexpr):
+    """total [channels, 16] + the sum of e / |f| over pixels, in its first column.
+
+    CORES: by tensor cores; a sum over the rows of a product's result goes through shared memory,
+    but leaves more registers than a threefold product of float32.
+    """
+    first = tl.arange(0, 16)[None, :] == 0
+    if not CORES:
+        return total + tl.where(first, tl.sum(e * inv_f[:, None], 0)[:, None], 0.0)
+    column = tl.where(first, inv_f[:, None], 0.0)
+    return matmul(tl.trans(e), narrow(column, like), total, PREC)
 
 
 @jit
@@ -135,36 +168,39 @@ def whole_kernel(
     teacher,  # [N, CT, P]
     weight,  # [CT, CS]
     bias,  # [CT]
-    grad,  # like student
-    partial,  # [programs, CT * CS + CT + 1] float32, or [programs, 1] without an adapter
+    grad,  # like student, from `grad_at` on
+    partial,  # from `partial_at` on: [programs, CT * CS + CT + 1] float32, or [programs, 1]
     pooled_s, pooled_t, arg,  # [N, CT, windows]
-    images, steps, factor,
+    images, grad_at, partial_at,
     CS: tl.constexpr, CT: tl.constexpr, P: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     LAST_S: tl.constexpr, LAST_T: tl.constexpr, ADAPT: tl.constexpr, BIAS: tl.constexpr,
     GRAD: tl.constexpr, EMIT: tl.constexpr, K: tl.constexpr, KP: tl.constexpr,
     CSP: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, PREC: tl.constexpr, EPS: tl.constexpr,
+    EVEN: tl.constexpr, EYE: tl.constexpr,
 ):  # fmt: skip
     """All of the teacher's channels in one tile: every output in one pass."""
     c, k = tl.arange(0, BT), tl.arange(0, CSP)
+    kind = student.dtype.element_ty
     blocks = count(P, H, W, EMIT, K, KP, BP)
     loss = tl.zeros([BP], tl.float32)
     if ADAPT:
         fits = (c < CT)[:, None] & (k < CS)[None, :]
-        w = tl.load(weight + c[:, None] * CS + k[None, :], fits, 0.0)
-        w = w.to(student.dtype.element_ty)
+        w = tl.load(weight + c[:, None] * CS + k[None, :], fits, 0.0).to(kind)
         b = _bias(bias, c, CT, BIAS)
         dw = tl.zeros([BT, CSP], tl.float32)
-        db = tl.zeros([BT], tl.float32)
+        db = tl.zeros([BT, 16], tl.float32)
         zero = tl.zeros([BP, BT], tl.float32)
-    for step in range(steps):
-        place = tl.program_id(0) * steps + step
+        eye = (c[:, None] == c[None, :]).to(tl.float32).to(kind)
+    for later in range(0, images * blocks - tl.program_id(0), tl.num_programs(0)):
+        place = tl.program_id(0) + later
         image, block = (place // blocks).to(tl.int64), place % blocks
         first, lane, valid = locate(block, P, H, W, K, KP, BP)
-        valid = valid & (first + lane < tl.where(image < images, P, 0))  # the last has fewer steps
         at_s = tile(student, image, first, lane, k, CS, P, LAST_S)
-        x = tl.load(at_s, valid[:, None] & (k < CS)[None, :], 0.0)
-        at_t = tile(teacher, image, first, lane, c, CT, P, LAST_T)
-        t = tl.load(at_t, valid[:, None] & (c < CT)[None, :], 0.0).to(tl.float32)
+        x = _read(at_s, valid, k < CS, EVEN)
+        t = _read(tile(teacher, image, first, lane, c, CT, P, LAST_T), valid, c < CT, EVEN)
+        if EYE:  # exact, and leaves t in the registers where a product leaves f
+            t = matmul(t, eye, zero, PREC)
+        t = t.to(tl.float32)
         if ADAPT:
             f = tl.maximum(matmul(x, tl.trans(w), b[None, :] + zero, PREC), 0.0)
         else:
@@ -173,127 +209,174 @@ def whole_kernel(
             _emit(f, t, pooled_s, pooled_t, arg, image, block, c, valid, images, CT, H, W, K, KP,
                   BP, BT)  # fmt: skip
         cosine, inv_f, inv_t = _cosine(tl.sum(f * t, 1), tl.sum(f * f, 1), tl.sum(t * t, 1), EPS)
-        loss += tl.where(valid, 1.0 - cosine, 0.0)
+        loss += 1.0 - cosine if EVEN else tl.where(valid, 1.0 - cosine, 0.0)
         if GRAD:
             e = f * (cosine * inv_f)[:, None] - t * inv_t[:, None]
             if ADAPT:
-                e = tl.where(f > 0, e, 0.0)
-                dx = (
-                    matmul(e.to(w.dtype), w, tl.zeros([BP, CSP], tl.float32), PREC) * inv_f[:, None]
-                )
-                scaled = x.to(tl.float32) * inv_f[:, None]
-                dw = product(tl.trans(e), scaled, dw, student, PREC)
-                db += tl.sum(e * inv_f[:, None], 0)
+                e = tl.where(f > 0, e, 0.0).to(kind)
+                dx = matmul(e, w, tl.zeros([BP, CSP], tl.float32), PREC) * inv_f[:, None]
+                scaled = narrow(x.to(tl.float32) * inv_f[:, None], student)
+                dw = matmul(tl.trans(e), scaled, dw, PREC)
+                db = _sum_pixels(e, inv_f, db, student, PREC, True)
             else:
                 dx = e * inv_f[:, None]
-            out = tile(grad, image, first, lane, k, CS, P, LAST_S)
-            tl.store(out, narrow(dx, grad), valid[:, None] & (k < CS)[None, :])
-    row = partial + tl.program_id(0).to(tl.int64) * ((CT * CS + CT) * (ADAPT and GRAD) + 1)
+            out = tile(grad + grad_at, image, first, lane, k, CS, P, LAST_S)
+            _write(out, narrow(dx, grad), valid, k < CS, EVEN)
+    row = partial + partial_at + tl.program_id(0) * ((CT * CS + CT) * (ADAPT and GRAD) + 1)
     if ADAPT and GRAD:
         tl.store(row + c[:, None] * CS + k[None, :], dw, fits)
-        tl.store(row + CT * CS + c, db, c < CT)
+        tl.store(row + CT * CS + c, tl.sum(db, 1), c < CT)
         row += CT * CS + CT
-    tl.store(row, tl.sum(loss, 0) * factor)
+    tl.store(row, tl.sum(loss, 0))
 
 
 @jit
 @no_type_check
-def chunked_kernel(
-    student, teacher, weight, bias, grad,
-    stats,  # [N, 3, P] float32: cosine, 1 / |f|, 1 / |t|
-    partial,  # [programs] float32
-    pooled_s, pooled_t, arg,
-    images, factor,
+def _distances(
+    student, teacher, weight, bias, grad, stats, pooled_s, pooled_t, arg, images,
     CS: tl.constexpr, CT: tl.constexpr, P: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     LAST_S: tl.constexpr, LAST_T: tl.constexpr, BIAS: tl.constexpr, GRAD: tl.constexpr,
     EMIT: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, CSP: tl.constexpr, CTP: tl.constexpr,
     BT: tl.constexpr, BP: tl.constexpr, PREC: tl.constexpr, EPS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The teacher's channels chunk by chunk, read once: e is linear in W^T [f > 0] t and W^T f."""
-    blocks = count(P, H, W, EMIT, K, KP, BP)
-    image, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
-    first, lane, valid = locate(block, P, H, W, K, KP, BP)
-    k = tl.arange(0, CSP)
-    at_s = tile(student, image, first, lane, k, CS, P, LAST_S)
-    x = tl.load(at_s, valid[:, None] & (k < CS)[None, :], 0.0)
-    every = tl.arange(0, CTP)
+    """This program's sum of distances; e is linear in W^T [f > 0] t and W^T f, chunk by chunk."""
+    k, every = tl.arange(0, CSP), tl.arange(0, CTP)
     biases = _bias(bias, every, CT, BIAS)
-    wide = x.to(tl.float32)
-    size = tl.sqrt(tl.sum(wide * wide, 1)) + tl.sqrt(tl.sum(biases * biases, 0)) + 1e-30
-    dot = tl.zeros([BP], tl.float32)
-    ff = tl.zeros([BP], tl.float32)
-    tt = tl.zeros([BP], tl.float32)
-    u = tl.zeros([BP, CSP], tl.float32)
-    v = tl.zeros([BP, CSP], tl.float32)
+    longest = tl.sqrt(tl.sum(biases * biases, 0)) + 1e-30
+    blocks = count(P, H, W, EMIT, K, KP, BP)
     zero = tl.zeros([BP, BT], tl.float32)
-    for start in range(0, CT, BT):
-        c = start + tl.arange(0, BT)
-        fits = (c < CT)[:, None] & (k < CS)[None, :]
-        w = tl.load(weight + c[:, None] * CS + k[None, :], fits, 0.0).to(x.dtype)
-        b = _bias(bias, c, CT, BIAS)
-        at_t = tile(teacher, image, first, lane, c, CT, P, LAST_T)
-        own = tl.load(at_t, valid[:, None] & (c < CT)[None, :], 0.0)
-        t = own.to(tl.float32)
-        f = tl.maximum(matmul(x, tl.trans(w), b[None, :] + zero, PREC), 0.0)
-        dot += tl.sum(f * t, 1)
-        ff += tl.sum(f * f, 1)
-        tt += tl.sum(t * t, 1)
-        if EMIT:
-            _emit(f, t, pooled_s, pooled_t, arg, image, block, c, valid, images, CT, H, W, K, KP,
-                  BP, BT)  # fmt: skip
+    loss = tl.zeros([BP], tl.float32)
+    for later in range(0, images * blocks - tl.program_id(0), tl.num_programs(0)):
+        place = tl.program_id(0) + later
+        image, block = (place // blocks).to(tl.int64), place % blocks
+        first, lane, valid = locate(block, P, H, W, K, KP, BP)
+        x = _read(tile(student, image, first, lane, k, CS, P, LAST_S), valid, k < CS, EVEN)
+        wide = x.to(tl.float32)
+        size = tl.sqrt(tl.sum(wide * wide, 1)) + longest
+        inv_size = 1.0 / size
+        dot = tl.zeros([BP], tl.float32)
+        ff = tl.zeros([BP], tl.float32)
+        tt = tl.zeros([BP], tl.float32)
+        u = tl.zeros([BP, CSP], tl.float32)
+        v = tl.zeros([BP, CSP], tl.float32)
+        for start in range(0, CT, BT):
+            c = start + tl.arange(0, BT)
+            w = _read(weight + c[:, None] * CS + k[None, :], c < CT, k < CS, EVEN).to(x.dtype)
+            b = _bias(bias, c, CT, BIAS)
+            at_t = tile(teacher, image, first, lane, c, CT, P, LAST_T)
+            own = _read(at_t, valid, c < CT, EVEN)
+            t = own.to(tl.float32)
+            f = tl.maximum(matmul(x, tl.trans(w), b[None, :] + zero, PREC), 0.0)
+            dot += tl.sum(f * t, 1)
+            ff += tl.sum(f * f, 1)
+            tt += tl.sum(t * t, 1)
+            if EMIT:
+                _emit(f, t, pooled_s, pooled_t, arg, image, block, c, valid, images, CT, H, W, K,
+                      KP, BP, BT)  # fmt: skip
+            if GRAD:
+                u = matmul(tl.where(f > 0, own, 0.0).to(x.dtype), w, u, PREC)
+                # f / size is bounded by the norm of W, so it fits float16
+                v = matmul((f * inv_size[:, None]).to(x.dtype), w, v, PREC)
+        cosine, inv_f, inv_t = _cosine(dot, ff, tt, EPS)
+        loss += tl.where(valid, 1.0 - cosine, 0.0)
         if GRAD:
-            u = matmul(tl.where(f > 0, own, 0.0).to(x.dtype), w, u, PREC)
-            # f / size is bounded by the norm of W, so it fits float16
-            v = matmul((f / size[:, None]).to(x.dtype), w, v, PREC)
-    cosine, inv_f, inv_t = _cosine(dot, ff, tt, EPS)
-    tl.store(partial + tl.program_id(0), tl.sum(tl.where(valid, 1.0 - cosine, 0.0), 0) * factor)
-    if GRAD:
-        dx = v * (size * cosine * inv_f)[:, None] - u * inv_t[:, None]
-        out = tile(grad, image, first, lane, k, CS, P, LAST_S)
-        tl.store(out, narrow(dx * inv_f[:, None], grad), valid[:, None] & (k < CS)[None, :])
-        row = stats + image * (3 * P) + first + lane
-        tl.store(row, cosine, valid)
-        tl.store(row + P, inv_f, valid)
-        tl.store(row + 2 * P, inv_t, valid)
+            dx = v * (size * cosine * inv_f)[:, None] - u * inv_t[:, None]
+            out = tile(grad, image, first, lane, k, CS, P, LAST_S)
+            _write(out, narrow(dx * inv_f[:, None], grad), valid, k < CS, EVEN)
+            row = stats + image * (3 * P) + first + lane
+            tl.store(row, cosine, valid)
+            tl.store(row + P, inv_f, valid)
+            tl.store(row + 2 * P, inv_t, valid)
+    return tl.sum(loss, 0)
+
+
+@jit
+@no_type_check
+def _parameters(
+    student, teacher, weight, bias, stats, row, images, chunk, part, parts,
+    CS: tl.constexpr, CT: tl.constexpr, P: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    LAST_S: tl.constexpr, LAST_T: tl.constexpr, BIAS: tl.constexpr, EMIT: tl.constexpr,
+    K: tl.constexpr, KP: tl.constexpr, CSP: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr,
+    PREC: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """The adapter's gradients for a chunk of channels and a part of the pixels, the last first."""
+    kind = student.dtype.element_ty
+    c, k = chunk * BT + tl.arange(0, BT), tl.arange(0, CSP)
+    at_w = c[:, None] * CS + k[None, :]
+    w = _read(weight + at_w, c < CT, k < CS, EVEN).to(kind)
+    b = _bias(bias, c, CT, BIAS)
+    dw = tl.zeros([BT, CSP], tl.float32)
+    db = tl.zeros([BT, 16], tl.float32)
+    zero = tl.zeros([BP, BT], tl.float32)
+    blocks = count(P, H, W, EMIT, K, KP, BP)
+    own = tl.cdiv(images * blocks - part, parts)
+    for step in range(own):  # backwards: of what was read before, L2 still has the end
+        place = part + (own - 1 - step) * parts
+        image, block = (place // blocks).to(tl.int64), place % blocks
+        first, lane, valid = locate(block, P, H, W, K, KP, BP)
+        x = _read(tile(student, image, first, lane, k, CS, P, LAST_S), valid, k < CS, EVEN)
+        at_t = tile(teacher, image, first, lane, c, CT, P, LAST_T)
+        t = _read(at_t, valid, c < CT, EVEN).to(tl.float32)
+        at = stats + image * (3 * P) + first + lane
+        cosine = tl.load(at, valid, 0.0)
+        inv_f = tl.load(at + P, valid, 0.0)
+        inv_t = tl.load(at + 2 * P, valid, 0.0)
+        f = tl.maximum(matmul(x, tl.trans(w), b[None, :] + zero, PREC), 0.0)
+        e = tl.where(f > 0, f * (cosine * inv_f)[:, None] - t * inv_t[:, None], 0.0).to(kind)
+        scaled = narrow(x.to(tl.float32) * inv_f[:, None], student)
+        dw = matmul(tl.trans(e), scaled, dw, PREC)
+        db = _sum_pixels(e, inv_f, db, student, PREC, kind != tl.float32)
+    _write(row + at_w, dw, c < CT, k < CS, EVEN)
+    tl.store(row + CT * CS + c, tl.sum(db, 1), c < CT)
+
+
+@jit
+@no_type_check
+def wide_kernel(
+    student, teacher, weight, bias, grad,
+    partial,  # [programs, CT * CS + CT + 1] float32 where FUSED, else [programs, 1]
+    pooled_s, pooled_t, arg, images, grad_at, partial_at,
+    stats_at,  # in `partial`: [N, 3, P] of cosine, 1 / |f|, 1 / |t|
+    CS: tl.constexpr, CT: tl.constexpr, P: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    LAST_S: tl.constexpr, LAST_T: tl.constexpr, BIAS: tl.constexpr, GRAD: tl.constexpr,
+    EMIT: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, CSP: tl.constexpr, CTP: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, BW: tl.constexpr, PREC: tl.constexpr, EPS: tl.constexpr,
+    EVEN: tl.constexpr, FUSED: tl.constexpr,
+):  # fmt: skip
+    """The distances, the teacher's channels in chunks; FUSED: the adapter's gradients after."""
+    stats = partial + stats_at
+    row = partial + partial_at + tl.program_id(0) * ((CT * CS + CT) * FUSED + 1)
+    loss = _distances(
+        student, teacher, weight, bias, grad + grad_at, stats, pooled_s, pooled_t, arg, images, CS,
+        CT, P, H, W, LAST_S, LAST_T, BIAS, GRAD, EMIT, K, KP, CSP, CTP, BT, BP, PREC, EPS, EVEN,
+    )  # fmt: skip
+    tl.store(row + (CT * CS + CT) * FUSED, loss)
+    if FUSED:
+        tl.debug_barrier()  # `stats` is written by other threads than those that read it
+        for chunk in range((CT + BW - 1) // BW):
+            _parameters(
+                student, teacher, weight, bias, stats, row, images, chunk, tl.program_id(0),
+                tl.num_programs(0), CS, CT, P, H, W, LAST_S, LAST_T, BIAS, EMIT, K, KP, CSP, BW,
+                BP, PREC, EVEN,
+            )  # fmt: skip
 
 
 @jit
 @no_type_check
 def weight_kernel(
-    student, teacher, weight, bias, stats,
-    partial,  # [splits, CT * CS + CT] float32
-    images, steps,
+    student, teacher, weight, bias,
+    partial,  # [splits, CT * CS + CT] float32 from `partial_at` on
+    images, splits, partial_at, stats_at,
     CS: tl.constexpr, CT: tl.constexpr, P: tl.constexpr,
     LAST_S: tl.constexpr, LAST_T: tl.constexpr, BIAS: tl.constexpr, CSP: tl.constexpr,
-    BT: tl.constexpr, BP: tl.constexpr, PREC: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, PREC: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The adapter's gradients, for a chunk of the teacher's channels and a share of the pixels."""
-    chunks, blocks = tl.cdiv(CT, BT), tl.cdiv(P, BP)
-    chunk, split = tl.program_id(0) % chunks, tl.program_id(0) // chunks
-    c, k = chunk * BT + tl.arange(0, BT), tl.arange(0, CSP)
-    fits = (c < CT)[:, None] & (k < CS)[None, :]
-    w = tl.load(weight + c[:, None] * CS + k[None, :], fits, 0.0).to(student.dtype.element_ty)
-    b = _bias(bias, c, CT, BIAS)
-    dw = tl.zeros([BT, CSP], tl.float32)
-    db = tl.zeros([BT], tl.float32)
-    zero = tl.zeros([BP, BT], tl.float32)
-    for step in range(steps):
-        place = split * steps + step
-        image, block = (place // blocks).to(tl.int64), place % blocks
-        first, lane, valid = locate(block, P, P, 1, 1, 1, BP)
-        valid = valid & (first + lane < tl.where(image < images, P, 0))
-        at_s = tile(student, image, first, lane, k, CS, P, LAST_S)
-        x = tl.load(at_s, valid[:, None] & (k < CS)[None, :], 0.0)
-        at_t = tile(teacher, image, first, lane, c, CT, P, LAST_T)
-        t = tl.load(at_t, valid[:, None] & (c < CT)[None, :], 0.0).to(tl.float32)
-        row = stats + image * (3 * P) + first + lane
-        cosine = tl.load(row, valid, 0.0)
-        inv_f = tl.load(row + P, valid, 0.0)
-        inv_t = tl.load(row + 2 * P, valid, 0.0)
-        f = tl.maximum(matmul(x, tl.trans(w), b[None, :] + zero, PREC), 0.0)
-        e = tl.where(f > 0, f * (cosine * inv_f)[:, None] - t * inv_t[:, None], 0.0)
-        dw = product(tl.trans(e), x.to(tl.float32) * inv_f[:, None], dw, student, PREC)
-        db += tl.sum(e * inv_f[:, None], 0)
-    row = partial + split.to(tl.int64) * (CT * CS + CT)
-    tl.store(row + c[:, None] * CS + k[None, :], dw, fits)
-    tl.store(row + CT * CS + c, db, c < CT)
+    """The adapter's gradients where no program holds the registers for both."""
+    chunks: tl.constexpr = (CT + BT - 1) // BT
+    split = tl.program_id(0) // chunks
+    row = partial + partial_at + split * (CT * CS + CT)
+    _parameters(
+        student, teacher, weight, bias, partial + stats_at, row, images, tl.program_id(0) % chunks,
+        split, splits, CS, CT, P, P, 1, LAST_S, LAST_T, BIAS, False, 1, 1, CSP, BT, BP, PREC, EVEN,
+    )  # fmt: skip

@@ -8,6 +8,7 @@ For each pixel p of a tap, with the student's C_s channels x_p and the teacher's
 summed over pixels and averaged over the batch (`reduction="paper"`), or averaged over both.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,11 +16,17 @@ from torch import Tensor
 from torch.nn.functional import conv2d, relu
 
 from kdcompile.kernels._adapter import EPS
-from kdcompile.kernels._adapter_launch import LONGEST, WIDEST, adapter_forward, compilations
+from kdcompile.kernels._adapter_fold import consume_taps
+from kdcompile.kernels._adapter_launch import (
+    LONGEST,
+    WIDEST,
+    adapter_taps_forward,
+    begins,
+    compilations,
+)
 from kdcompile.kernels._maps import check_finite, check_pair, dense
 from kdcompile.kernels._registry import Case, Kernel, Setting
 from kdcompile.kernels._runtime import full_precision, use_triton
-from kdcompile.kernels._scale import consume
 
 Reduction = Literal["mean", "paper"]
 
@@ -50,20 +57,51 @@ def adapter_cosine(
     Raises:
         ValueError: the maps do not fit each other, or the adapter does not fit them.
     """
-    check_maps(student, teacher, weight, bias)
-    if check:
-        check_finite(student, teacher)
-    if student.numel() == 0:
-        return empty_loss(student, weight, bias)
-    if not use_triton("adapter_cosine", student, teacher, unless=unless(student, weight)):
-        return adapter_cosine_reference(student, teacher, weight, bias, reduction)
-    leaves = (student, weight, bias)
+    return adapter_cosines([student], [teacher], [weight], [bias], reduction, check=check)
+
+
+def adapter_cosines(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    reduction: Reduction = "mean",
+    *,
+    check: bool = False,
+) -> Tensor:
+    """The Intra-PT loss of several taps of one type, a float32 scalar: `adapter_cosine` of each.
+
+    The arguments are those of `adapter_cosine`, one a tap; "paper" sums over the taps too, and
+    "mean" averages over them. One launch adds up the sums of all taps, and one is the backward
+    pass.
+
+    Raises:
+        ValueError: the maps of a tap do not fit each other, its adapter does not fit them, or the
+            taps have several types.
+    """
+    taps = list(zip(students, teachers, weights, biases, strict=True))
+    for tap in taps:
+        check_maps(*tap)
+        if check:
+            check_finite(*tap[:2])
+    if len({s.dtype for s in students}) != 1:
+        raise ValueError(f"maps of one type, not {sorted({str(s.dtype) for s in students})}")
+    share = 1.0 if reduction == "paper" else 1 / len(taps)
+    if any(s.numel() == 0 for s in students):
+        return torch.stack([empty_loss(s, w, b) for s, _, w, b in taps]).sum()
+    reasons = [unless(s, w) for s, _, w, _ in taps]
+    reason = next((r for r in reasons if r), None)
+    if not use_triton("adapter_cosine", *students, *teachers, unless=reason):
+        return share * torch.stack([adapter_cosine_reference(*t, reduction) for t in taps]).sum()
+    leaves = (t for s, _, *adapter in taps for t in (s, *adapter))
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
-    factor = 1 / (student.shape[0] if reduction == "paper" else student[:, 0].numel())
-    held = None if weight is None else weight.contiguous()
+    factors = [
+        share / (s.shape[0] if reduction == "paper" else s.numel() // s.shape[1]) for s in students
+    ]
     loss: Tensor = _AdapterCosine.apply(  # type: ignore[no-untyped-call]
-        dense(student), dense(teacher), held, bias, factor, wanted
-    )
+        factors, wanted, *map(dense, students), *map(dense, teachers),
+        *(None if w is None else w.contiguous() for w in weights), *biases
+    )  # fmt: skip
     return loss
 
 
@@ -114,29 +152,46 @@ class _AdapterCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        factor: float,
-        wanted: bool,
+        ctx: Any, factors: Sequence[float], wanted: bool, *tensors: Tensor | None
     ) -> Tensor:
-        options = (weight, bias, factor, wanted, 0)
-        sums, grad, *_ = adapter_forward(student, teacher, *options)
-        ctx.save_for_backward(grad, sums, weight, bias)
-        ctx.factor = factor
-        return sums[-1].clone()  # type: ignore[no-any-return]
+        n = len(factors)
+        students, teachers, weights, biases = (tensors[i * n : (i + 1) * n] for i in range(4))
+        loss, sums, grad = adapter_taps_forward(
+            students, teachers, weights, biases, factors, wanted
+        )
+        ctx.save_for_backward(sums, grad)
+        ctx.factors = factors
+        ctx.students = [(s.shape, s.stride()) for s in students if s is not None]
+        ctx.kinds = [
+            None if w is None else (w.shape, w.dtype, None if b is None else b.dtype)
+            for w, b in zip(weights, biases, strict=True)
+        ]
+        return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        grad, sums, weight, bias = ctx.saved_tensors
-        own, scaled = consume(grad, sums[:-1], upstream[0], ctx.factor)
-        if weight is None:
-            return own, None, None, None, None, None
-        to_weight = scaled[: weight.numel()].view(weight.shape).to(weight.dtype)
-        to_bias = None if bias is None else scaled[weight.numel() :].to(bias.dtype)
-        return own, None, to_weight, to_bias, None, None
+        sums, grad = ctx.saved_tensors
+        n = len(ctx.factors)
+        places = begins([shape.numel() for shape, _ in ctx.students])
+        grad, sums = consume_taps(grad, sums, upstream[0], places[:-1], ctx.factors)
+        maps = [
+            grad.as_strided(shape, stride, place)
+            for (shape, stride), place in zip(ctx.students, places, strict=False)
+        ]
+        sizes = [size for k in ctx.kinds if k for size in (k[0].numel(), k[0][0])]
+        found = iter(torch.split(sums, sizes) if sizes else ())
+        to_weights: list[Tensor | None] = []
+        to_biases: list[Tensor | None] = []
+        for kind in ctx.kinds:
+            if kind is None:
+                to_weights.append(None)
+                to_biases.append(None)
+                continue
+            shape, dtype, of_bias = kind
+            to_weights.append(next(found).view(shape).to(dtype))
+            own = next(found)
+            to_biases.append(None if of_bias is None else own.to(of_bias))
+        return None, None, *maps, *[None] * n, *to_weights, *to_biases
 
 
 def empty_loss(student: Tensor, *parameters: Tensor | None) -> Tensor:
@@ -204,19 +259,19 @@ def _case(
     adapt: bool, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
 ) -> Case:
     students, teachers, weights, biases = tap_inputs(8, device, dtype, layout, adapt)
-    taps: list[tuple[Tensor | None, ...]] = list(
-        zip(students, teachers, *((weights, biases) if adapt else ()), strict=True)
-    )
+    none = [None] * len(TAPS)
+    taps = (students, teachers, *((weights, biases) if adapt else (none, none)))
     own, theirs = (sum(m.numel() * m.element_size() for m in maps) for maps in (students, teachers))
     pixels = [m[:, 0].numel() for m in students]
     products = sum(s * t * p for (s, t, *_), p in zip(TAPS, pixels, strict=True))
 
-    def total(loss: Any) -> Tensor:
-        return torch.stack([loss(*tap) for tap in taps]).sum()
+    def reference() -> Tensor:
+        losses = [adapter_cosine_reference(*tap) for tap in zip(*taps, strict=True)]
+        return torch.stack(losses).mean()
 
     return Case(
-        kernel=lambda: total(adapter_cosine),
-        reference=lambda: total(adapter_cosine_reference),
+        kernel=lambda: adapter_cosines(*taps),
+        reference=reference,
         leaves=[*students, *weights, *biases] if adapt else students,
         floor_bytes=4 * own + theirs,
         floor_flops=3 * 2 * products if adapt else 0,
@@ -229,8 +284,8 @@ KERNEL = Kernel(
     formula="mean over pixels of 1 - cos(relu(W s + b), t)",
     traffic=(
         "forward: both maps read once, the student's unscaled gradient written (beyond 64 teacher"
-        " channels both are read once more for the adapter's gradient); backward: that gradient"
-        " read and written"
+        " channels both are read once more for the adapter's gradient, which the floor leaves out);"
+        " backward: that gradient read and written"
     ),
     compilations=compilations,
     settings=[

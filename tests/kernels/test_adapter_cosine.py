@@ -14,9 +14,13 @@ from kernel_checks import (
 from tolerances import GRADIENT
 from torch.nn.functional import cosine_similarity
 
-from kdcompile.kernels import _adapter_launch, _tune
+from kdcompile.kernels import _adapter_fold, _adapter_launch, _tune
 from kdcompile.kernels._runtime import ran, using
-from kdcompile.kernels.adapter_cosine import adapter_cosine, adapter_cosine_reference
+from kdcompile.kernels.adapter_cosine import (
+    adapter_cosine,
+    adapter_cosine_reference,
+    adapter_cosines,
+)
 
 # batch, student channels, height, width, teacher channels
 SHAPES = [
@@ -86,6 +90,75 @@ def test_every_configuration(choice, device):
         _check(*_inputs((1, 5, 6, 7, 140), torch.float16, device))
         _check(*_inputs((1, 70, 6, 7, 140), torch.float32, device))
         _check(*(_inputs((1, 9, 6, 7, 9), torch.float16, device)[:2]))
+
+
+# one tile; the same without a remainder; both steps in a program, and apart, with and without one
+TAPS = [
+    (2, 3, 5, 7, 4), (1, 16, 8, 8, 64), (1, 32, 8, 8, 128), (1, 20, 3, 3, 130), (1, 64, 8, 8, 128),
+    (1, 70, 3, 2, 140),
+]  # fmt: skip
+
+
+def _taps(dtype, device):
+    found = [_inputs(shape, dtype, device, seed=i) for i, shape in enumerate(TAPS)]
+    return [list(side) for side in zip(*found, strict=True)]
+
+
+def test_several_taps(dtype, device):
+    reduction = "paper" if dtype == torch.bfloat16 else "mean"
+    students, teachers, weights, biases = _taps(dtype, device)
+    n = len(students)
+
+    def own(*leaves):
+        return leaves[:n], leaves[n : 2 * n], [*leaves[2 * n :], None]
+
+    def kernel(*leaves):
+        s, w, b = own(*leaves)
+        return adapter_cosines(s, teachers, w, b, reduction)
+
+    def oracle(*leaves):
+        taps = zip(*own(*leaves), teachers, strict=True)
+        losses = [_oracle(s, t.double(), w, b, reduction) for s, w, b, t in taps]
+        return sum(losses) / (n if reduction == "mean" else 1)
+
+    check_kernel(kernel, oracle, [*students, *weights, *biases[:-1]])
+
+
+def test_taps_share_the_launches_of_their_sums(device, monkeypatch):
+    """One launch a tap, one more where its two steps are apart, one for the sums, one backward."""
+    found = []
+    for name in ("whole_kernel", "wide_kernel", "weight_kernel"):
+        _counted(monkeypatch, _adapter_launch, name, found)
+    for name in ("fold_kernel", "taps_scale_kernel"):
+        _counted(monkeypatch, _adapter_fold, name, found)
+    students, teachers, weights, biases = _taps(torch.float16, device)
+    leaves = [t.requires_grad_() for t in (*students, *weights, *biases)]
+    with using("triton"):
+        torch.autograd.grad(adapter_cosines(students, teachers, weights, biases), leaves)
+    sums = ["fold_kernel", "taps_scale_kernel"]
+    apart = ["wide_kernel", "weight_kernel"]
+    assert found == ["whole_kernel"] * 2 + ["wide_kernel"] * 2 + apart * 2 + sums
+
+
+def _counted(monkeypatch, module, name, found):
+    """Note each launch of a kernel."""
+    kernel = getattr(module, name)
+
+    class Noted:
+        def __getitem__(self, grid):
+            found.append(name)
+            return kernel[grid]
+
+    monkeypatch.setattr(module, name, Noted())
+
+
+def test_taps_of_two_types_are_refused(device):
+    students, teachers, weights, biases = _taps(torch.float16, device)
+    students[0], teachers[0] = students[0].float(), teachers[0].float()
+    with pytest.raises(
+        ValueError, match=r"maps of one type, not \['torch.float16', 'torch.float32"
+    ):
+        adapter_cosines(students, teachers, weights, biases)
 
 
 @settings(max_examples=15)

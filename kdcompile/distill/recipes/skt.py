@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill
@@ -11,7 +10,7 @@ from kdcompile.distill.maps import fit_adapters
 from kdcompile.distill.objective import ByReduction, Objective
 from kdcompile.distill.recipe import About, LossInputs, Recipe
 from kdcompile.distill.taps import Tap
-from kdcompile.kernels.adapter_cosine import adapter_cosine
+from kdcompile.kernels.adapter_cosine import adapter_cosines
 from kdcompile.kernels.skt_tap import skt_tap
 
 
@@ -63,11 +62,10 @@ class StructuredTransfer(Recipe):
         if self.is_off("intra") and self.is_off("inter"):
             return terms
         if self.is_off("inter"):
-            pairs = zip(*taps, strict=True)
-            intra = torch.stack([adapter_cosine(*tap, reduction) for tap in pairs])
+            terms["intra"] = adapter_cosines(*taps, reduction)
         else:
             assert inputs.teacher is not None, "the trainer runs the teacher for this recipe"
             densities = (inputs.student, inputs.teacher)
             intra, terms["inter"] = skt_tap(*taps, *densities, reduction)
-        terms["intra"] = intra.mean() if reduction == "mean" else intra.sum()
+            terms["intra"] = intra.mean() if reduction == "mean" else intra.sum()
         return terms
