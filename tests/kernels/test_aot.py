@@ -12,7 +12,7 @@ from kdcompile.kernels import _aot
 from kdcompile.kernels._registry import kernels
 from kdcompile.kernels._runtime import triton_problem
 
-BUDGET = 125  # compilations in one run of the tests, over all PAIRS
+BUDGET = 131  # compilations in one run of the tests, over all PAIRS
 # all types of the board that the targets name first but one, which is 120's; every function of 90,
 # which multiplies by other instructions, and one of each kernel of 120, which does not. 80 and 86
 # have the instructions of 87, and their shared memory is asked of its rows; soak compiles the rest
