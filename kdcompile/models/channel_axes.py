@@ -30,6 +30,19 @@ def reshaped(before: Sequence[int], after: Sequence[int], dim: int) -> tuple[int
     return None
 
 
+def split_axis(before: Sequence[int], after: Sequence[int], dim: int) -> tuple[int, int] | None:
+    """Where a reshape that splits the axis `dim` leaves its innermost part: heads and their size.
+
+    Returns:
+        The axis of one part, and the number of parts; None where more is reshaped than that axis.
+    """
+    for old, new in _blocks(before, after):
+        wide = [d for d in new if after[d] > 1]
+        if dim in old and len(wide) > 1 and math.prod(before[d] for d in old) == before[dim]:
+            return wide[-1], before[dim] // after[wide[-1]]
+    return None
+
+
 def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
     """The smallest runs of axes on both sides that hold the same values."""
     left, right = 0, 0

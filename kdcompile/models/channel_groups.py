@@ -88,6 +88,21 @@ class Channels:
             position += run[1] * run[2]
         return tuple(found)
 
+    def divide(self, layout: Layout, count: int) -> Layout | None:
+        """One of `count` parts of one size that stay of one size; None where that cannot be."""
+        runs = self.expand(layout)
+        size = sum(n * each for _, n, each in runs) // count
+        group = runs[0][0]
+        root = self.root(group)
+        if len(runs) == 1 and runs[0][2] == 1 and self.multiple[root] == 1:
+            part = self.new(size)
+            self._parts[root] = part * count
+            if root in self.frozen:
+                self.freeze(part, self.why[root])
+            return part
+        alike = {(self.root(g), n, each) for g, n, each in runs} == {(root, size, 1)}
+        return ((group, size, 1),) if alike else None
+
     def _run_at(self, layout: Layout, cut: int) -> tuple[int, int] | None:
         """The group that a position is inside of, and its channel; 0 where it is inside of one."""
         position = 0

@@ -30,6 +30,8 @@ MOVES = {
     "split_with_sizes", "unbind", "repeat", "pad", "constant_pad_nd",
 }  # fmt: skip
 SPLITS = {"split", "chunk", "split_with_sizes", "slice"}
+PRODUCTS = {"matmul", "bmm", "scaled_dot_product_attention"}
+MAKE = {"new_zeros", "new_ones", "new_full", "new_empty"}  # another tensor of that type
 REDUCE = {"mean", "sum", "amax", "amin", "var", "linalg_vector_norm"}
 RESHAPE = {"flatten", "view", "reshape", "_unsafe_view", "unflatten"}
 MERGE = {

@@ -106,6 +106,29 @@ class Ties:
                 self._tie(part, dim, first, node)
         return Axis(dim, first)
 
+    def _product(self, node: Node, name: str) -> Axis | None:
+        """Products of two computed matrices, and attention: what is summed over is tied."""
+        operands = [a for a in node.args[:3] if isinstance(a, Node)]
+        places = [
+            (self._axes[a].dim - len(shape_of(a)), self._axes[a]) if a in self._axes else None
+            for a in operands
+        ]
+        first, second = places[:2]
+        summed = (-1, -1) if name == "scaled_dot_product_attention" else (-1, -2)
+        over = [p is not None and p[0] == at for p, at in zip((first, second), summed, strict=True)]
+        if over[0] != over[1]:
+            return self._unknown(node)
+        left = places[2:] if name == "scaled_dot_product_attention" else [first, second]
+        if over[0]:
+            assert first is not None, "it is where the sum is"
+            assert second is not None, "it is where the sum is"
+            self.channels.unite(first[1].layout, second[1].layout)
+            left = places[2:]
+        kept = [p for p in left if p is not None]
+        if len(kept) != 1:
+            return self._unknown(node) if kept else None
+        return Axis(len(shape_of(node)) + kept[0][0], kept[0][1].layout)
+
     def _unknown(self, node: Node) -> Axis | None:
         """Freeze what goes in; what comes out has channels that stay."""
         here = describe_node(node)

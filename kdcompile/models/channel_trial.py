@@ -20,25 +20,55 @@ MOST_RUNS = 64  # then groups are no longer told apart
 GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly between whole numbers
 
 
-def freeze_what_fails(model: nn.Module, shape: Sequence[int], channels: Channels) -> None:
-    """Freeze each group without which the network runs with all others narrower.
+def fitted(
+    model: nn.Module,
+    shape: Sequence[int],
+    channels: Channels,
+    heads: Sequence[tuple[Layout, Layout]],
+) -> Channels:
+    """The channels with which narrower networks run: groups that fail alone are frozen.
+
+    Much code of attention takes the size of a head from what it reads (`C // heads`): where
+    nothing fails once both are tied, they stay tied.
 
     Args:
         model: in inference mode; not changed.
         shape: input [N, C, H, W].
         channels: of `model`; its frozen groups are added to.
+        heads: of each split layer what it reads, and one head.
     """
+    sizes = _output_sizes(model, shape)
+    for made in (channels, _tied(channels, heads)):
+        widths = _narrower(made, _free(made))
+        if _fails(model, shape, made, widths, sizes) is None:
+            return made
+    widths = _narrower(channels, _free(channels))
+    search = _Search(
+        channels, lambda some: _fails(model, shape, channels, {r: widths[r] for r in some}, sizes)
+    )
+    search.run([*widths], channels.split_roots())
+    return channels
+
+
+def _free(channels: Channels) -> list[int]:
+    """Groups that are not frozen, of all that layers and parameters have."""
     layouts = [
         layout for layer in channels.layers.values() for layout in (layer.inputs, layer.outputs)
     ] + [layout for _, layout in channels.parameters.values()]
     roots = {channels.root(group) for layout in layouts for group, _, _ in layout}
-    narrower = _narrower(channels, sorted(roots - channels.frozen))
-    sizes = _output_sizes(model, shape)
-    search = _Search(
-        channels,
-        lambda narrow: _fails(model, shape, channels, {r: narrower[r] for r in narrow}, sizes),
-    )
-    search.run([*narrower], channels.split_roots())
+    return sorted(roots - channels.frozen)
+
+
+def _tied(channels: Channels, heads: Sequence[tuple[Layout, Layout]]) -> Channels:
+    """A copy in which what a split layer reads is as many heads as fit into it."""
+    nodes = {id(node): node for group in channels.nodes.values() for node in group}
+    made = copy.deepcopy(channels, nodes)
+    for read, head in heads:
+        width, size = (sum(n * each for _, n, each in layout) for layout in (read, head))
+        if width % size == 0:
+            made.unite(read, head * (width // size))
+    made.settle()
+    return made
 
 
 class _Search:
@@ -50,9 +80,7 @@ class _Search:
         self._runs = 0
 
     def run(self, groups: Sequence[int], split: set[int]) -> None:
-        """First all, then those that no operator splits, then the split ones by their size."""
-        if self._runs_with(groups) is None:
-            return
+        """First those that no operator splits, then the split ones by their size."""
         self._halve([root for root in groups if root not in split])
         by_size: dict[int, list[int]] = {}
         for root in groups:

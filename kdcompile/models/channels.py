@@ -19,13 +19,16 @@ from kdcompile.models.channel_axes import (
     reshaped,
     shape_of,
     slice_bounds,
+    split_axis,
 )
-from kdcompile.models.channel_groups import ENDS, Channels, Layer
+from kdcompile.models.channel_groups import ENDS, Channels, Layer, Layout
 from kdcompile.models.channel_rules import (
     CONVOLUTIONS,
+    MAKE,
     MERGE,
     MOVES,
     POINTWISE,
+    PRODUCTS,
     REDUCE,
     RESHAPE,
     SPATIAL,
@@ -34,7 +37,7 @@ from kdcompile.models.channel_rules import (
     operator_name,
 )
 from kdcompile.models.channel_ties import Axis, Ties
-from kdcompile.models.channel_trial import freeze_what_fails
+from kdcompile.models.channel_trial import fitted
 from kdcompile.models.resize import why_fixed
 
 
@@ -58,9 +61,7 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
     for node in exported.graph.nodes:
         walk.visit(node)
     walk.channels.settle()
-    if walk.moved:
-        freeze_what_fails(model, shape, walk.channels)
-    return walk.channels
+    return fitted(model, shape, walk.channels, walk.heads) if walk.moved else walk.channels
 
 
 class _Walk(Ties):
@@ -69,6 +70,7 @@ class _Walk(Ties):
     def __init__(self, model: nn.Module, owned: dict[str, str], parameters: set[str]) -> None:
         super().__init__(owned, parameters)
         self._model = model
+        self.heads: list[tuple[Layout, Layout]] = []  # what a split layer reads, and one head
 
     def visit(self, node: Node) -> None:
         if node.op == "placeholder":
@@ -97,6 +99,10 @@ class _Walk(Ties):
             return self._merge(node)
         elif name == "cat":
             return self._concatenate(node)
+        elif name in PRODUCTS:
+            return self._product(node, name)
+        elif name in MAKE:
+            return None
         elif known is not None:
             return self._pass(node, name, known)
         return self._unknown(node)
@@ -187,12 +193,24 @@ class _Walk(Ties):
         return self._layer(node, name, Layer(kind, source, source), dim)
 
     def _reshape(self, node: Node, known: Axis) -> Axis | None:
-        found = reshaped(shape_of(node.args[0]), shape_of(node), known.dim)
+        sizes = shape_of(node.args[0]), shape_of(node)
+        found = reshaped(*sizes, known.dim)
         if found is None:
-            return self._unknown(node)
+            return self._heads(node, known, split_axis(*sizes, known.dim))
         dim, before, after = found
         self.moved |= dim != 1 or before > 1
         return Axis(dim, tuple((g, n, each * after) for g, n, each in known.layout) * before)
+
+    def _heads(self, node: Node, known: Axis, split: tuple[int, int] | None) -> Axis | None:
+        """Heads of attention, or groups of a shuffle: each as wide as the others."""
+        part = self.channels.divide(known.layout, split[1]) if split is not None else None
+        if split is None or part is None:
+            return self._unknown(node)
+        self.moved = True
+        source: Any = node.args[0]
+        if operator_name(source) == "linear" and source.args[0] in self._axes:
+            self.heads.append((self._axes[source.args[0]].layout, part))
+        return Axis(split[0], part)
 
     def _even(self, node: Node, known: Axis) -> Axis:
         """Pieces of one size stay of one size: code that halves a tensor gives two alike."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
-from unshrunk_networks import ConvNeXt, Subclassed, ViT
+from unshrunk_networks import ConvNeXt, Heads, Subclassed, ViT
 
 from kdcompile.core.errors import KDError
 from kdcompile.distill.inherit import inherit
@@ -100,9 +100,9 @@ class Sequence(nn.Module):
         return self.last(self.up(x).relu())
 
 
-NETWORKS = [Plain, Residual, Dense, Separable, Sequence, ConvNeXt, ViT]
+NETWORKS = [Plain, Residual, Dense, Separable, Sequence, ConvNeXt, ViT, Heads]
 TOKENS = (8, 3, 16, 16)
-SHAPES = {Plain: (4, 2, 10, 10), Sequence: (4, 2, 40), ConvNeXt: TOKENS, ViT: TOKENS}
+SHAPES = {Plain: (4, 2, 10, 10), Sequence: (4, 2, 40), ConvNeXt: TOKENS, ViT: TOKENS, Heads: TOKENS}
 
 
 def _teacher(kind, seed=0):

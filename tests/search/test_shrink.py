@@ -43,7 +43,18 @@ class Grouped(nn.Module):
 
 
 class Unknown(nn.Module):
-    """A channel shuffle: no rule covers it, so its channels stay."""
+    """The order of its channels is turned round: no rule covers it, so they stay."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 1, 1)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).flip(1)).relu())
+
+
+class Shuffled(nn.Module):
+    """A channel shuffle of two groups, which stay as wide as each other."""
 
     def __init__(self):
         super().__init__()
@@ -99,6 +110,7 @@ def _shrunk(model, shape, ratio, tile, folder):
         (Residual, (2, 3, 16, 16)),
         (Grouped, (1, 1, 9, 9)),
         (Unknown, (1, 1, 4, 4)),
+        (Shuffled, (1, 1, 4, 4)),
         (Twice, (1, 1, 4, 4)),
         (ConvNeXt, (2, 3, 16, 16)),
         (ViT, (2, 3, 16, 16)),
@@ -141,6 +153,11 @@ def test_an_unknown_operator_keeps_its_channels(tmp_path):
     _, modules = _shrunk(Unknown(), (1, 1, 4, 4), 0.25, 8, tmp_path)
     assert modules["a"]["out_channels"] == 32
     assert modules["b"] == {"in_channels": 32, "out_channels": 8, "groups": 1}
+
+
+def test_a_channel_shuffle_is_made_smaller(tmp_path):
+    _, modules = _shrunk(Shuffled(), (1, 1, 4, 4), 0.5, 8, tmp_path)
+    assert modules["b"] == {"in_channels": 16, "out_channels": 16, "groups": 1}
 
 
 def test_quarter_csrnet_is_the_published_student(tmp_path):

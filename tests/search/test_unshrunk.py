@@ -8,6 +8,7 @@ from torch import nn
 from unshrunk_networks import (
     ConvNeXt,
     HardCoded,
+    Heads,
     Masked,
     NormAct,
     Recurrent,
@@ -75,15 +76,31 @@ def test_a_width_of_one_asks_for_nothing():
     assert _judge(HardCoded(), 1.0)[0]["modules"]
 
 
-@pytest.mark.parametrize(("kind", "share"), [(ConvNeXt, 0.3), (ViT, 0.51)])
+@pytest.mark.parametrize(("kind", "share"), [(ConvNeXt, 0.3), (ViT, 0.37)])
 def test_a_network_of_tokens_is_made_smaller_everywhere(kind, share, tmp_path):
-    """Of attention the heads stay as they are, so a projection loses one of its axes."""
     teacher = kind(64).eval()
     made, held = _judge(teacher)
     student = student_from_architecture(teacher, made, tmp_path).eval()
     assert _params(student) < share * _params(teacher)
     assert student(torch.randn(2, *SHAPE[1:])).shape == (2, 4)
     assert [name for name in ("qkv", "project") if held and name in held[0]] == []
+
+
+@pytest.mark.parametrize(
+    ("fixed", "qkv", "project"), [(0, (32, 96), (32, 32)), (16, (32, 192), (64, 32))]
+)
+def test_heads_get_smaller_where_the_code_takes_their_size_from_its_input(
+    fixed, qkv, project, tmp_path
+):
+    """Else they stay as they are, and a projection loses one of its axes."""
+    teacher = Heads(fixed=fixed).eval()
+    for width in (0.5, 0.25, 0.4):
+        made = students(trace(teacher, SHAPE), 8, 0, [width])[0]
+        student = student_from_architecture(teacher, made, tmp_path).eval()
+        assert student(torch.randn(2, *SHAPE[1:])).shape == (2, 4)
+    made, _ = _judge(teacher)
+    assert tuple(made["modules"]["qkv"].values()) == qkv
+    assert tuple(made["modules"]["project"].values()) == project
 
 
 def test_position_tables_and_tokens_are_as_wide_as_what_they_are_added_to(tmp_path):

@@ -49,6 +49,26 @@ class ViT(nn.Module):
         return self.head((x + self.project(y))[:, 0])
 
 
+class Heads(nn.Module):
+    """Attention whose code takes the size of a head from its input, or from an attribute."""
+
+    def __init__(self, width: int = 64, heads: int = 4, fixed: int = 0) -> None:
+        super().__init__()
+        self.heads, self.size = heads, fixed
+        self.patch, self.norm = nn.Conv2d(3, width, 4, stride=4), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.patch(image).flatten(2).transpose(1, 2)
+        n, t, width = x.shape
+        size = self.size or width // self.heads
+        q, k, v = self.qkv(self.norm(x)).reshape(n, t, 3, self.heads, size).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-2, -1) * size**-0.5).softmax(-1) @ v
+        x = x + self.project(y.transpose(1, 2).reshape(n, t, self.heads * size))
+        return self.head(x.mean(1))
+
+
 class Recurrent(nn.Module):
     """Columns of an image read one after the other: no rule resizes an LSTM."""
 
