@@ -83,7 +83,7 @@ def moved_axis(node: Node, name: str, dim: int) -> int | None:
         gone = _axes(arguments[0], rank) if arguments else [*range(rank)]
         gone = [d for d in gone if value.shape[d] == 1]
         return None if dim in gone else dim - sum(d < dim for d in gone)
-    if name == "expand":
+    if name in {"expand", "expand_as"}:
         return dim + _value(node).dim() - rank
     if name == "slice" and _value(node).shape == value.shape:
         return dim
