@@ -1,4 +1,4 @@
-"""Where an axis of a tensor goes when operators transpose, reshape, slice or reduce the tensor."""
+"""Follow an axis of a tensor through operators that transpose, reshape, slice or reduce it."""
 
 import math
 from collections.abc import Iterator, Sequence
