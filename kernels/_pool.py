@@ -1,4 +1,4 @@
-"""The Triton kernels that pool a map window by window, with the places of maxima, and back."""
+"""The Triton kernels that pool a map window by window, with the index of each maximum, and back."""
 
 from typing import no_type_check
 

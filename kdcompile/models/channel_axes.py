@@ -1,4 +1,4 @@
-"""Where an axis of a tensor goes when operators transpose, reshape, slice or reduce the tensor."""
+"""Follow an axis of a tensor through operators that transpose, reshape, slice or reduce it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -83,7 +83,7 @@ def moved_axis(node: Node, name: str, dim: int) -> int | None:
         gone = _axes(arguments[0], rank) if arguments else [*range(rank)]
         gone = [d for d in gone if value.shape[d] == 1]
         return None if dim in gone else dim - sum(d < dim for d in gone)
-    if name == "expand":
+    if name in {"expand", "expand_as"}:
         return dim + _value(node).dim() - rank
     if name == "slice" and _value(node).shape == value.shape:
         return dim

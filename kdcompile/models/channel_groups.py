@@ -32,6 +32,8 @@ class Channels:
     layers: dict[str, Layer] = field(default_factory=dict)
     # of parameters that no layer owns (a position table, a layer scale) the axis that has channels
     parameters: dict[str, tuple[int, Layout]] = field(default_factory=dict)
+    # numbers in the network's own modules that follow a width: a module's path, and attributes
+    attributes: dict[str, dict[str, Layout]] = field(default_factory=dict)
     size: list[int] = field(default_factory=list)
     multiple: list[int] = field(default_factory=list)
     frozen: set[int] = field(default_factory=set)
@@ -162,6 +164,8 @@ class Channels:
             self.layers[name] = replace(layer, inputs=sides[0], outputs=sides[1])
         for name, (dim, layout) in self.parameters.items():
             self.parameters[name] = (dim, self.expand(layout))
+        for path, named in self.attributes.items():
+            self.attributes[path] = {name: self.expand(v) for name, v in named.items()}
 
     def divisible(self, layout: Layout, by: int) -> None:
         """Keep the width of a single run divisible; a layout of several runs is frozen."""

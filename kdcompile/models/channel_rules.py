@@ -26,7 +26,7 @@ SPATIAL = {  # of images, whose channels are axis 1
 }  # fmt: skip
 MOVES = {
     "permute", "transpose", "movedim", "t", "numpy_T", "mT", "unsqueeze", "squeeze", "expand",
-    "select", "slice", "roll", "softmax", "log_softmax", "split", "chunk",
+    "expand_as",     "select", "slice", "roll", "softmax", "log_softmax", "split", "chunk",
     "split_with_sizes", "unbind", "repeat", "pad", "constant_pad_nd",
 }  # fmt: skip
 SPLITS = {"split", "chunk", "split_with_sizes", "slice"}

@@ -6,6 +6,7 @@ must agree fails too.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from kdcompile.models.channel_groups import Channels, Layout
-from kdcompile.models.resize import constructor_arguments, resize
+from kdcompile.models.resize import constructor_arguments, plain_kind, resize
 
 MOST_RUNS = 64  # then groups are no longer told apart
 GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly between whole numbers
@@ -29,7 +30,8 @@ def fitted(
     """The channels with which narrower networks run: groups that fail alone are frozen.
 
     Much code of attention takes the size of a head from what it reads (`C // heads`): where
-    nothing fails once both are tied, they stay tied.
+    nothing fails once both are tied, they stay tied. Other code has widths in attributes: they
+    follow the width that they equal, where that is what makes the network run.
 
     Args:
         model: in inference mode; not changed.
@@ -38,16 +40,76 @@ def fitted(
         heads: of each split layer what it reads, and one head.
     """
     sizes = _output_sizes(model, shape)
-    for made in (channels, _tied(channels, heads)):
-        widths = _narrower(made, _free(made))
-        if _fails(model, shape, made, widths, sizes) is None:
-            return made
+
+    def problem(made: Channels, widths: Mapping[int, int]) -> str | None:
+        return _fails(model, shape, made, widths, sizes)
+
+    candidates = [channels, _tied(channels, heads)]
+    candidates += [linked(model, made) for made in candidates]
+    for made in candidates:
+        if problem(made, _narrower(made, _free(made))) is None:
+            return _without_needless(made, problem)
+    made = candidates[2]
+    widths = _narrower(made, _free(made))
+    search = _Search(made, lambda some: problem(made, {root: widths[root] for root in some}))
+    search.run([*widths], made.split_roots())
+    return _without_needless(made, problem)
+
+
+def linked(model: nn.Module, channels: Channels) -> Channels:
+    """A copy in which whole numbers of the network's own modules follow the widths they equal.
+
+    `self.head_dim = 64` is one, where one kind of tensor alone in that module is 64 channels wide.
+    """
+    made = _copied(channels)
+    for path, module in model.named_modules():
+        numbers = {n: v for n, v in vars(module).items() if type(v) is int and v > 1}
+        found = {}
+        for name, value in numbers.items() if plain_kind(module) is None else ():
+            around = (path, path.rpartition(".")[0])
+            layout = next(filter(None, (_equal(made, value, at) for at in around)), None)
+            if layout is not None:
+                found[name] = layout
+        if found:
+            made.attributes[path] = found
+    return made
+
+
+def _equal(channels: Channels, value: int, path: str) -> Layout | None:
+    """What is so many channels wide in the layers of a module; heads before what they are in."""
+    inside, split = f"{path}." if path else "", channels.split_roots()
+    found: dict[Layout, None] = {}
+    for name, layer in channels.layers.items():
+        for layout in (layer.inputs, layer.outputs) if name.startswith(inside) else ():
+            runs = tuple((channels.root(group), n, each) for group, n, each in layout)
+            found |= dict.fromkeys((runs, *((run,) for run in runs)))
+    alike = [v for v in found if _length(v) == value and _is_free(channels, v)]
+    return min(alike, key=lambda layout: layout[0][0] not in split, default=None)
+
+
+def _without_needless(
+    channels: Channels, problem: Callable[[Channels, Mapping[int, int]], str | None]
+) -> Channels:
+    """Forget numbers that only happen to equal a width, by their names: it runs without."""
     widths = _narrower(channels, _free(channels))
-    search = _Search(
-        channels, lambda some: _fails(model, shape, channels, {r: widths[r] for r in some}, sizes)
-    )
-    search.run([*widths], channels.split_roots())
+    for name in sorted({name for named in channels.attributes.values() for name in named}):
+        before = channels.attributes
+        channels.attributes = {
+            path: left
+            for path, named in before.items()
+            if (left := {n: layout for n, layout in named.items() if n != name})
+        }
+        if problem(channels, widths) is not None:
+            channels.attributes = before
     return channels
+
+
+def _length(layout: Layout) -> int:
+    return sum(size * each for _, size, each in layout)
+
+
+def _is_free(channels: Channels, layout: Layout) -> bool:
+    return any(channels.root(group) not in channels.frozen for group, _, _ in layout)
 
 
 def _free(channels: Channels) -> list[int]:
@@ -61,14 +123,19 @@ def _free(channels: Channels) -> list[int]:
 
 def _tied(channels: Channels, heads: Sequence[tuple[Layout, Layout]]) -> Channels:
     """A copy in which what a split layer reads is as many heads as fit into it."""
-    nodes = {id(node): node for group in channels.nodes.values() for node in group}
-    made = copy.deepcopy(channels, nodes)
+    made = _copied(channels)
     for read, head in heads:
-        width, size = (sum(n * each for _, n, each in layout) for layout in (read, head))
+        width, size = _length(read), _length(head)
         if width % size == 0:
             made.unite(read, head * (width // size))
     made.settle()
     return made
+
+
+def _copied(channels: Channels) -> Channels:
+    """A copy that shares the graph's nodes."""
+    nodes = {id(node): node for group in channels.nodes.values() for node in group}
+    return copy.deepcopy(channels, nodes)
 
 
 class _Search:
@@ -147,10 +214,18 @@ def _fails(
         replace_module(made, name, resize(made.get_submodule(name), sides))
     for name, (dim, layout) in channels.parameters.items():
         narrow_parameter(made, name, dim, width(layout))
+    for path, named in channels.attributes.items():
+        for name, layout in named.items():
+            setattr(made.get_submodule(path), name, width(layout))
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # a failure is an answer here
     try:
         found = _output_sizes(made, shape)
     except Exception as error:  # whatever the network's own code raises
         return str(error).strip().partition("\n")[0] or type(error).__name__
+    finally:
+        log.setLevel(level)
     return None if found == sizes else "its output has another size"
 
 

@@ -90,6 +90,8 @@ class _Walk(Ties):
         name, source = operator_name(node), node.args[0] if node.args else None
         known = self._axes.get(source) if isinstance(source, Node) else None
         if name in CONVOLUTIONS or name == "linear":
+            if (inside := self._in_attention(node)) is not None:
+                return inside
             layer = self._module(node.args[1], node)
             if layer is not None and shape_of(source):
                 return (self._linear if name == "linear" else self._convolution)(node, layer)
@@ -101,7 +103,7 @@ class _Walk(Ties):
             return self._concatenate(node)
         elif name in PRODUCTS:
             return self._product(node, name)
-        elif name in MAKE:
+        elif name in MAKE or (name == "expand_as" and known is None):
             return None
         elif known is not None:
             return self._pass(node, name, known)
@@ -147,9 +149,12 @@ class _Walk(Ties):
                 self.channels.divisible(source, groups)
         return self._layer(node, name, Layer(type(module), source, made, groups), 1)
 
-    def _linear(self, node: Node, name: str) -> Axis:
+    def _linear(self, node: Node, name: str) -> Axis | None:
         module = self._model.get_submodule(name)
         last = len(shape_of(node)) - 1
+        if isinstance(module, nn.MultiheadAttention):
+            self._attend(node, name, module)
+            return None
         known = self._axes.get(node.args[0])  # type: ignore[arg-type]
         if known is not None and known.dim != last:
             # it mixes positions: its own widths are those of the image
@@ -159,6 +164,23 @@ class _Walk(Ties):
         source = self._known(node.args[0], last)
         made = self.channels.new(int(module.out_features))  # type: ignore[arg-type]
         return self._layer(node, name, Layer(type(module), source, made), last)
+
+    def _attend(self, node: Node, name: str, module: nn.MultiheadAttention) -> None:
+        """torch's own attention on one tensor: it gives the channels that it reads, by heads."""
+        source = self._known(node.args[0], len(shape_of(node)) - 1)
+        self.channels.divisible(source, module.num_heads)
+        self.moved = True
+        self._layer(node, name, Layer(type(module), source, source), len(shape_of(node)) - 1)
+        self._why[node] = f"it is inside of {name}"
+
+    def _in_attention(self, node: Node) -> Axis | None:
+        """What the last layer of such an attention gives."""
+        weight = node.args[1]
+        owned = self._owned.get(weight.name, "") if isinstance(weight, Node) else ""
+        layer = self.channels.layers.get(owned.removesuffix(".out_proj.weight"))
+        if layer is None or not issubclass(layer.kind, nn.MultiheadAttention):
+            return None
+        return Axis(len(shape_of(node)) - 1, layer.outputs)
 
     def _layer(self, node: Node, name: str, layer: Layer, dim: int) -> Axis:
         """Register a layer; one that runs twice has its channels tied."""
@@ -198,7 +220,7 @@ class _Walk(Ties):
         if found is None:
             return self._heads(node, known, split_axis(*sizes, known.dim))
         dim, before, after = found
-        self.moved |= dim != 1 or before > 1
+        self.moved |= operator_name(node) != "flatten"  # which names no number
         return Axis(dim, tuple((g, n, each * after) for g, n, each in known.layout) * before)
 
     def _heads(self, node: Node, known: Axis, split: tuple[int, int] | None) -> Axis | None:

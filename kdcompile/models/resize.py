@@ -20,6 +20,7 @@ RESIZABLE = (
     nn.LayerNorm,
     nn.RMSNorm,
     nn.GroupNorm,
+    nn.MultiheadAttention,
 )
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)  # of the last axis
@@ -52,8 +53,12 @@ def why_fixed(module: nn.Module, size: Sequence[int]) -> str | None:
     kind, name = plain_kind(module), type(module).__name__
     if kind is None:
         return f"there is no rule for {name}"
+    if isinstance(module, nn.MultiheadAttention) and module.bias_k is not None:
+        return f"there is no rule for {name} with biases of its keys"
     if type(module) is kind:
         return None
+    if kind is nn.MultiheadAttention:
+        return f"there is no rule for {name}"
     own = [n for n, _ in (*module.named_parameters(), *module.named_buffers())]
     more = sorted(set(own) - STATE)
     if more:
@@ -103,6 +108,8 @@ def resize(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     """
     kind: Any = plain_kind(module)
     assert kind is not None, "only resizable modules are in an architecture"
+    if isinstance(module, nn.MultiheadAttention):
+        return _attention(module, widths["embed_dim"])
     names = set(kind.__constants__)  # torch's own list of what its constructor takes
     names.discard("normalized_shape")
     if not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
@@ -122,10 +129,23 @@ def resize(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     return made
 
 
+def _attention(module: nn.MultiheadAttention, width: int) -> nn.MultiheadAttention:
+    return nn.MultiheadAttention(
+        width,
+        module.num_heads,
+        module.dropout,
+        bias=module.in_proj_bias is not None,
+        add_zero_attn=module.add_zero_attn,
+        batch_first=module.batch_first,
+    )
+
+
 def constructor_arguments(layer: Layer, inputs: int, outputs: int) -> dict[str, int]:
     """The constructor arguments that give a layer these widths."""
     if issubclass(layer.kind, nn.Linear):
         return {"in_features": inputs, "out_features": outputs}
+    if issubclass(layer.kind, nn.MultiheadAttention):
+        return {"embed_dim": outputs}
     if issubclass(layer.kind, NORMS):
         return {_norm_width(layer.kind): outputs}
     depthwise = layer.groups > 1 and layer.inputs == layer.outputs
@@ -142,7 +162,7 @@ def _norm_width(kind: type[nn.Module]) -> str:
 
 def sides(widths: Mapping[str, int]) -> tuple[int, int]:
     """Input and output channels in a module's constructor arguments."""
-    if len(widths) == 1:  # a normalisation
+    if len(widths) == 1:  # a normalisation, or attention
         (width,) = widths.values()
         return width, width
     if "in_features" in widths:

@@ -29,7 +29,8 @@ def student_from_architecture(
         teacher: gives the code and every width that the architecture does not name.
         architecture: of family `shrink`, with `seed`, `modules` ({name: widths}: the constructor
             arguments that change), `parameters` ({name: [axis, width]} of those that no such module
-            owns; none where it is missing) and `dropped` (names of what becomes the identity, see
+            owns), `attributes` ({path: {name: number}} of other modules; both none where they are
+            missing) and `dropped` (names of what becomes the identity, see
             `kdcompile.models.dropped`; none where it is missing); of family `staged`, as
             `kdcompile.models.staged` describes it; or with a factory `file.py:name` as its family.
         folder: the spec's folder, for a factory.
@@ -47,6 +48,9 @@ def student_from_architecture(
             replace_module(student, name, resize(student.get_submodule(name), widths))
         for name, (dim, width) in architecture.get("parameters", {}).items():
             narrow_parameter(student, name, dim, width)
+        for path, named in architecture.get("attributes", {}).items():
+            for name, width in named.items():
+                setattr(student.get_submodule(path), name, width)
         drop(student, architecture.get("dropped", ()))
         initialise(student)
     return student.requires_grad_(True)

@@ -121,6 +121,9 @@ def _parts(
         if not count:
             continue
         layer = channels.layers.get(name)
+        if layer is None and name.endswith(".out_proj"):  # inside of torch's own attention
+            name = name.removesuffix(".out_proj")
+            layer = channels.layers.get(name)
         if layer is None:
             why = channels.fixed.get(name, f"there is no rule for {type(module).__name__}")
             found.append(Part(name or "the network", count, count, count * ratio, 0, why))
@@ -199,7 +202,7 @@ def _why(channels: Channels, layer: Layer) -> str:
 
 def _positions(nodes: Sequence[Node], layer: Layer) -> int:
     """Images and pixels (tokens of a linear layer) that a layer's weights are applied to."""
-    is_linear = issubclass(layer.kind, nn.Linear)
+    is_linear = issubclass(layer.kind, nn.Linear | nn.MultiheadAttention)
     is_transposed = issubclass(layer.kind, nn.ConvTranspose1d | nn.ConvTranspose2d)
     total = 0
     for node in nodes:

@@ -72,7 +72,7 @@ def test_a_plan_without_limits_says_so(folder):
     told = json.loads(found.stdout)
     assert (told["rules"], told["stopped"]) == ([], None)
     assert told["rules_on_operators"]
-    assert "limits     none is met" in "\n".join(lines(told))
+    assert "limits     none: " in "\n".join(lines(told))
 
 
 def test_the_costs_are_at_the_precisions_that_the_speed_up_compares(folder):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from unshrunk_networks import (
     ConvNeXt,
+    Encoder,
     HardCoded,
     Heads,
     Masked,
@@ -87,12 +88,12 @@ def test_a_network_of_tokens_is_made_smaller_everywhere(kind, share, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fixed", "qkv", "project"), [(0, (32, 96), (32, 32)), (16, (32, 192), (64, 32))]
+    ("fixed", "qkv", "project"), [(0, (32, 96), (32, 32)), (16, (32, 96), (32, 32))]
 )
 def test_heads_get_smaller_where_the_code_takes_their_size_from_its_input(
     fixed, qkv, project, tmp_path
 ):
-    """Else they stay as they are, and a projection loses one of its axes."""
+    """Or from an attribute, which follows."""
     teacher = Heads(fixed=fixed).eval()
     for width in (0.5, 0.25, 0.4):
         made = students(trace(teacher, SHAPE), 8, 0, [width])[0]
@@ -101,6 +102,33 @@ def test_heads_get_smaller_where_the_code_takes_their_size_from_its_input(
     made, _ = _judge(teacher)
     assert tuple(made["modules"]["qkv"].values()) == qkv
     assert tuple(made["modules"]["project"].values()) == project
+
+
+def test_torchs_own_attention_gets_narrower_heads_and_attributes_follow(tmp_path):
+    teacher = Encoder().eval()
+    made, _ = _judge(teacher)
+    assert made["modules"]["layer.self_attn"] == {"embed_dim": 32}
+    assert made["attributes"] == {"": {"width": 32}}
+    for width in (0.5, 0.3, 0.8):
+        made = students(trace(teacher, SHAPE), 8, 0, [width])[0]
+        student = student_from_architecture(teacher, made, tmp_path).eval()
+        assert student.layer.self_attn.embed_dim % 4 == 0
+        assert student(torch.randn(2, *SHAPE[1:])).shape == (2, 4)
+    assert teacher.width == 64
+
+
+def test_a_number_that_only_happens_to_equal_a_width_stays():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.width = 32, 32
+            self.first, self.last = nn.Conv2d(3, 32, 1), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.last(self.first(x).reshape(len(x), self.width, -1).mean(2)) / self.seen
+
+    made, _ = _judge(Counting())
+    assert made["attributes"] == {"": {"width": 16}}
 
 
 def test_position_tables_and_tokens_are_as_wide_as_what_they_are_added_to(tmp_path):

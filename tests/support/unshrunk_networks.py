@@ -69,6 +69,20 @@ class Heads(nn.Module):
         return self.head(x.mean(1))
 
 
+class Encoder(nn.Module):
+    """torch's own layer of a transformer, and a width that its forward has in an attribute."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.width, self.patch = width, nn.Conv2d(3, width, 4, stride=4)
+        self.layer = nn.TransformerEncoderLayer(width, 4, 96, batch_first=True)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.patch(image).reshape(len(image), self.width, -1).permute(0, 2, 1)
+        return self.head(self.layer(x).mean(1))
+
+
 class Recurrent(nn.Module):
     """Columns of an image read one after the other: no rule resizes an LSTM."""
 

@@ -12,7 +12,8 @@ from kdcompile.core.errors import KDError
 from kdcompile.distill.evaluate import in_inference
 from kdcompile.distill.inherit.importance import Loss, explaining, most, places, readers, taylor
 from kdcompile.distill.inherit.plan import kept_parameters, layer_plans, widths
-from kdcompile.distill.inherit.reconstruct import slice_weights, solve_layers
+from kdcompile.distill.inherit.reconstruct import solve_layers
+from kdcompile.distill.inherit.slicing import slice_weights
 from kdcompile.models.channel_groups import Channels
 from kdcompile.models.channels import trace
 from kdcompile.models.dropped import is_gone, members, tied

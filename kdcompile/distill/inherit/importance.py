@@ -55,7 +55,8 @@ def readers(channels: Channels, wanted: set[int]) -> list[Reader]:
     """Who reads the wanted groups; depthwise and normalising layers only pass channels on."""
     found = []
     for name, layer in channels.layers.items():
-        if issubclass(layer.kind, NORMS) or (layer.groups > 1 and layer.inputs == layer.outputs):
+        passes_on = issubclass(layer.kind, (*NORMS, nn.MultiheadAttention))
+        if passes_on or (layer.groups > 1 and layer.inputs == layer.outputs):
             continue
         offset = 0
         for group, size, each in layer.inputs:

@@ -98,6 +98,8 @@ def module_widths(module: nn.Module) -> tuple[int, int]:
         return module.num_features, module.num_features
     if isinstance(module, LAST_NORMS):
         return module.normalized_shape[0], module.normalized_shape[0]
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim, module.embed_dim
     if isinstance(module, nn.GroupNorm):
         return module.num_channels, module.num_channels
     return int(module.in_channels), int(module.out_channels)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""The student's weights: sliced from the teacher, then solved layer by layer on crops."""
+"""Solve the student's layers one by one on crops, each from what those before it give."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from kdcompile.distill.inherit.batch_norm import (
     gate_through,
 )
 from kdcompile.distill.inherit.layer_norm import rescale
-from kdcompile.distill.inherit.plan import LayerPlan
+from kdcompile.distill.inherit.plan import LayerPlan, module_widths
 from kdcompile.distill.inherit.rows import (
     grouped_weight,
     groups,
@@ -28,69 +28,12 @@ from kdcompile.distill.inherit.rows import (
     set_weight,
 )
 from kdcompile.distill.inherit.solve import Gate, Solution, fit
-from kdcompile.models.resize import BATCH_NORMS, LAST_NORMS, NORMS, changes_forward
+from kdcompile.models.resize import BATCH_NORMS, LAST_NORMS, changes_forward
 
 ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system
 MOST_VALUES = 2**26  # in it, 256 MiB
+UNSOLVED = (nn.GroupNorm, nn.MultiheadAttention)
 MOST_UNKNOWNS = 8192  # of an output; their second moments are 512 MiB in float64
-
-
-def slice_weights(
-    teacher: nn.Module,
-    student: nn.Module,
-    plans: Sequence[LayerPlan],
-    parameters: Mapping[str, tuple[int, Tensor]],
-) -> list[str]:
-    """Copy the kept channels of every layer, and whatever else the two have in equal shape.
-
-    Args:
-        teacher: in inference mode.
-        student: changed in place.
-        plans: of all layers.
-        parameters: by name the axis and the indices that the student keeps.
-
-    Returns:
-        The names of the student's tensors that are neither, and so keep their initial values.
-    """
-    theirs, mine = _tensors(teacher), _tensors(student)
-    done = set()
-    for plan in plans:
-        source = teacher.get_submodule(plan.name)
-        for kind in ("weight", "bias", "running_mean", "running_var"):
-            name = f"{plan.name}.{kind}"
-            if name in theirs and (kind != "weight" or isinstance(source, NORMS)):
-                mine[name].copy_(theirs[name][plan.outputs.to(theirs[name].device)])
-                done.add(name)
-        if not isinstance(source, NORMS):
-            kept = sliced(grouped_weight(source), plan)
-            set_weight(student.get_submodule(plan.name), kept)
-            done.add(f"{plan.name}.weight")
-    for name, (dim, chosen) in parameters.items():
-        mine[name].copy_(theirs[name].index_select(dim, chosen.to(theirs[name].device)))
-        done.add(name)
-    left = []
-    for name in mine.keys() - done:
-        if name in theirs and theirs[name].shape == mine[name].shape:
-            mine[name].copy_(theirs[name])
-        else:
-            left.append(name)
-    return sorted(left)
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach() for k, v in (*module.named_parameters(), *module.named_buffers())}
-
-
-def sliced(weight: Tensor, plan: LayerPlan) -> Tensor:
-    """The kept part of a weight [G, O/G, I/G, K]."""
-    outputs, inputs = plan.outputs.to(weight.device), plan.inputs.to(weight.device)
-    if plan.depthwise:
-        return weight[outputs]
-    count, width, depth = weight.shape[:3]
-    rows = outputs.reshape(count, -1) % width
-    columns = inputs.reshape(count, -1) % depth
-    block = torch.arange(count, device=weight.device)[:, None, None]
-    return weight[block, rows[:, :, None], columns[:, None, :]]
 
 
 class _ReachedError(Exception):
@@ -133,7 +76,7 @@ def teacher_targets(
             module = teacher.get_submodule(plan.name)
             if isinstance(module, BATCH_NORMS):
                 handle = module.register_forward_pre_hook(partial(normalised, plan))
-            elif isinstance(module, nn.GroupNorm):
+            elif isinstance(module, UNSOLVED):
                 continue
             else:
                 handle = module.register_forward_hook(partial(output, place, plan))
@@ -175,9 +118,9 @@ def solve_layers(
     only_sliced: dict[str, str] = {}
     for plan in plans:
         module, theirs = (net.get_submodule(plan.name) for net in (student, teacher))
-        if isinstance(module, nn.GroupNorm):
-            if len(plan.outputs) < theirs.num_channels:  # type: ignore[operator]
-                only_sliced[plan.name] = "its statistics are those of the kept channels"
+        if isinstance(module, UNSOLVED):
+            if module_widths(module) != module_widths(theirs):
+                only_sliced[plan.name] = f"a {type(module).__name__} is not one linear system"
             continue
         why = _why_only_sliced(module, plan, plan.name in targets or plan.name in moments)
         if why is not None:

@@ -47,15 +47,20 @@ def students(
 
 
 def _resized(channels: Channels, width: Callable[[Layout], int]) -> dict[str, Any]:
-    """What an architecture says of widths: `modules`, and `parameters` where there are any."""
+    """What an architecture says of widths; `parameters`, `attributes` where there are any."""
     modules = {
         name: constructor_arguments(layer, width(layer.inputs), width(layer.outputs))
         for name, layer in channels.layers.items()
     }
-    if not channels.parameters:
-        return {"modules": modules}
-    parameters = {name: [dim, width(v)] for name, (dim, v) in channels.parameters.items()}
-    return {"modules": modules, "parameters": parameters}
+    made: dict[str, Any] = {"modules": modules}
+    if channels.parameters:
+        made["parameters"] = {n: [dim, width(v)] for n, (dim, v) in channels.parameters.items()}
+    if channels.attributes:
+        made["attributes"] = {
+            path: {name: width(layout) for name, layout in named.items()}
+            for path, named in channels.attributes.items()
+        }
+    return made
 
 
 NARROWEST = 1 / 16  # of the teacher's width, where students are drawn at random
@@ -185,7 +190,8 @@ class LayerSpace:
         channels = self._channels
         kept = {n: layer for n, layer in channels.layers.items() if not is_gone(n, gone)}
         parameters = {n: v for n, v in channels.parameters.items() if not is_gone(n, gone)}
-        left = replace(channels, layers=kept, parameters=parameters)
+        attributes = {n: v for n, v in channels.attributes.items() if not is_gone(n, gone)}
+        left = replace(channels, layers=kept, parameters=parameters, attributes=attributes)
         used = {self._root(run[0]) for v in kept.values() for run in (*v.inputs, *v.outputs)}
         free = [root for root in self.options if root in used]
         full = sum(self.options[root][-1] for root in free)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnx import GraphProto, NodeProto, helper
+from torch import nn
 
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, WEIGHTED
@@ -58,7 +59,8 @@ def scopes(node: NodeProto) -> list[str]:
 
 def layer_of(channels: Channels, node: NodeProto) -> str | None:
     """The module whose weight an operator holds."""
-    around = [name for name in scopes(node) if name in channels.layers]
+    inside = [name for name in scopes(node) if name in channels.layers]
+    around = [n for n in inside if channels.layers[n].kind is not nn.MultiheadAttention]
     if around and not issubclass(channels.layers[around[-1]].kind, NORMS):
         return around[-1]
     # a folded batch norm lends the convolution its scope
