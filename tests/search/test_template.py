@@ -7,7 +7,7 @@ import pytest
 import torch
 from droppable_networks import Block, Mobile, ResNet, quarter_csrnet, trained
 from torch import nn
-from unshrunk_networks import ConvNeXt, Subclassed
+from unshrunk_networks import ConvNeXt, Heads, Subclassed, ViT
 
 from kdcompile.core.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
@@ -135,6 +135,18 @@ def test_a_block_whose_nodes_the_simplifier_replaced_is_dropped_whole(tmp_path):
         assert [(k.kind, k.macs, k.shape) for k in space.kernels(made, "fp32")] == [
             (k.kind, k.macs, k.shape) for k in own
         ]
+
+
+@pytest.mark.parametrize("kind", [ConvNeXt, ViT, Heads])
+def test_tokens_are_priced_as_the_students_own_file_is(kind, tmp_path):
+    """Where the file's nodes are not known to be a layer, its channels keep their width."""
+    teacher, shape = kind().eval(), [1, 3, 16, 16]
+    space = LayerSpace(teacher, shape, 8, 0)
+    for made in [*space.corners(), space.random(random.Random(1))]:
+        student = student_from_architecture(teacher, made, tmp_path).eval()
+        own = kernels_of(Network(student, shape).model, shape, "fp32")
+        found = space.kernels(made, "fp32")
+        assert sum(k.macs for k in found) == sum(k.macs for k in own)
 
 
 def test_a_part_that_cannot_be_cut_out_is_never_dropped(monkeypatch):

@@ -72,11 +72,30 @@ class Template:
             for one in self._known.spans.values()
             for root, _ in one.free
         }
+        self._settle(freeze)
         self._layers = {
             name: tuple(span(self.channels, v) for v in (layer.inputs, layer.outputs))
             for name, layer in self.channels.layers.items()
         }
         self.parts = lru_cache(SETS)(self._parts)
+
+    def _settle(self, freeze: bool) -> None:
+        """Groups that no tensor of the file has: a linear layer on tokens may lose its name."""
+        layouts = {
+            name: (*layer.inputs, *layer.outputs) for name, layer in self.channels.layers.items()
+        }
+        for name, layout in layouts.items():
+            roots = {self.channels.root(group) for group, _, _ in layout}
+            lost = roots - self.channels.frozen - self._free.keys()
+            if lost and not freeze:
+                raise KDError(
+                    "template-unknown",
+                    f"no node of the exported file is known to be {name}",
+                    where=name,
+                    fix='set search.space = "staged", or write that module in standard layers',
+                )
+            why = "its layer is not known to the latency model"
+            self.channels.freeze(tuple((root, 0, 0) for root in lost), why)
 
     @classmethod
     def of(cls, teacher: nn.Module, shape: Sequence[int]) -> "Template":
