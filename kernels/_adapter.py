@@ -325,8 +325,8 @@ def _parameters(
         f = tl.maximum(matmul(x, tl.trans(w), b[None, :] + zero, PREC), 0.0)
         e = tl.where(f > 0, f * (cosine * inv_f)[:, None] - t * inv_t[:, None], 0.0).to(kind)
         scaled = narrow(x.to(tl.float32) * inv_f[:, None], student)
-        dw = matmul(tl.trans(e), scaled, dw, PREC)
         db = _sum_pixels(e, inv_f, db, student, PREC, kind != tl.float32)
+        dw = matmul(tl.trans(e), scaled, dw, PREC)
     _write(row + at_w, dw, c < CT, k < CS, EVEN)
     tl.store(row + CT * CS + c, tl.sum(db, 1), c < CT)
 

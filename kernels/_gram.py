@@ -154,6 +154,9 @@ def gram_kernel(
         tl.debug_barrier()
         stored = (gap * SCALE).to(kind)
         tl.store(rows + place, stored, inside)
+        if i < j:  # here, not below: `stored` needs no registers beside the sums
+            mirrored = b.to(tl.int64)[None, :] * W + a[:, None]
+            tl.store(rows + mirrored, stored, (b < C)[None, :])
         gap = stored.to(tl.float32) * (1.0 / SCALE)  # as the backward pass will read it
         own = gap * own
         mu = stats + size + image * C
@@ -164,8 +167,6 @@ def gram_kernel(
             slot = cross + i * 2 * size + image * C + b
             tl.store(slot, tl.sum(own, 0), b < C)
             tl.store(slot + size, tl.sum(gap * tl.load(mu + a, a < C, 0.0)[:, None], 0), b < C)
-            mirrored = b.to(tl.int64)[None, :] * W + a[:, None]
-            tl.store(rows + mirrored, stored, (b < C)[None, :])
         else:
             loss = loss * 0.5  # both triangles of a diagonal tile are in the sum
     tl.store(partial + tl.program_id(0), loss)

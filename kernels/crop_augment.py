@@ -28,7 +28,6 @@ from kdcompile.kernels._tune import Config, best, shape_class
 SPLIT = 1 << 20  # a float32 holds a larger place than 2^24 only in two parts
 MOST_PARTS = 64  # sums of a crop that the second pass adds up again in each program
 CONFIGS: Sequence[Config] = (
-    {"CELLS": 512, "LINES": 8, "num_warps": 8, "num_stages": 1},
     {"CELLS": 256, "LINES": 8, "num_warps": 4, "num_stages": 1},
     {"CELLS": 128, "LINES": 16, "num_warps": 8, "num_stages": 1},
 )
