@@ -3,9 +3,11 @@
 Counted at the full size: memory that was never written takes no room, and reads as noise where
 floats are loaded (zeros would skip what depends on values). Two counts of each load and store:
 bytes of the elements, and of the 32-byte sectors that they touch, each once a program and
-direction, which is what a cache that holds one program's data would fetch.
+direction, which is what a cache that holds one program's data would fetch. They are kept for each
+tensor apart: one that fits into the L2 cache comes from memory once, however many programs read it.
 """
 
+import bisect
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ class Traffic:
     loaded: float = 0.0  # bytes of elements
     stored: float = 0.0
     sectors: float = 0.0  # bytes of distinct sectors of each program, loads and stores
+    tensors: dict[int, list[float]] = field(default_factory=dict)  # sectors, and bytes in all
     atomics: float = 0.0  # elements
     trips: Counter[Line] = field(default_factory=Counter)  # of each `for`, over the sample
     programs: int = 0  # of the sample
@@ -50,13 +53,22 @@ def traffic(launch: Launch, count: int = SAMPLE) -> Traffic:
     found = Traffic()
     programs = sampled(launch, count)
     found.programs = len(programs)
-    with _counting(found), _loops(found), np.errstate(all="ignore"):
+    with _counting(found, _spans(launch)), _loops(found), np.errstate(all="ignore"):
         for program in programs:
             _run(interpreter, launch, program)
     scale = launch.programs / len(programs)
     for name in ("loaded", "stored", "sectors", "atomics"):
         setattr(found, name, getattr(found, name) * scale)
+    for row in found.tensors.values():
+        row[0] *= scale
     return found
+
+
+def _spans(launch: Launch) -> list[tuple[int, int]]:
+    """Address and bytes of each tensor that a launch is given, ascending."""
+    tensors = [t for t in launch.arguments.values() if hasattr(t, "untyped_storage")]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sorted(storages.items())
 
 
 def _run(interpreter: Any, launch: Launch, program: tuple[int, int, int]) -> None:
@@ -75,7 +87,7 @@ def _run(interpreter: Any, launch: Launch, program: tuple[int, int, int]) -> Non
 
 
 @contextmanager
-def _counting(found: Traffic) -> Iterator[None]:
+def _counting(found: Traffic, spans: list[tuple[int, int]]) -> Iterator[None]:
     from triton.runtime import interpreter
 
     builder = interpreter.InterpreterBuilder
@@ -87,14 +99,14 @@ def _counting(found: Traffic) -> Iterator[None]:
     def load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
         value = before["create_masked_load"](self, ptrs, mask, other, *rest)
         size = value.data.dtype.itemsize
-        found.loaded += _seen(found, read, ptrs.data, mask.data, size)
+        found.loaded += _seen(found, spans, read, ptrs.data, mask.data, size)
         if value.data.dtype.kind == "f" or "bf16" in str(ptrs.get_element_ty()):
             value.data = _noise(value.data, ptrs.data, mask.data)
         return value
 
     def store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
         size = value.data.dtype.itemsize
-        found.stored += _seen(found, written, ptrs.data, mask.data, size)
+        found.stored += _seen(found, spans, written, ptrs.data, mask.data, size)
         return before["create_masked_store"](self, ptrs, value, mask, *rest)
 
     def atomic(self: Any, op: Any, ptr: Any, val: Any, mask: Any, *rest: Any) -> Any:
@@ -115,13 +127,24 @@ def _counting(found: Traffic) -> Iterator[None]:
             setattr(builder, name, function)
 
 
-def _seen(found: Traffic, kept: set[int], addresses: Array, mask: Array, size: int) -> float:
+def _seen(
+    found: Traffic,
+    spans: list[tuple[int, int]],
+    kept: set[int],
+    addresses: Array,
+    mask: Array,
+    size: int,
+) -> float:
     """Bytes of the elements that are asked for; new sectors are added to the program's."""
     wanted = np.broadcast_to(addresses, np.broadcast(addresses, mask).shape)
     wanted = wanted[np.broadcast_to(mask, wanted.shape).astype(bool)]
     sectors = set(np.unique(wanted // np.uint64(SECTOR)).tolist()) - kept
     kept |= sectors
     found.sectors += SECTOR * len(sectors)
+    if sectors:
+        at = bisect.bisect_right(spans, (int(wanted.flat[0]), 1 << 62)) - 1
+        start, held = spans[max(at, 0)] if spans else (0, 1 << 62)
+        found.tensors.setdefault(start, [0.0, float(held)])[0] += SECTOR * len(sectors)
     return float(size * wanted.size)
 
 

@@ -93,6 +93,12 @@ def test_counts_that_grew(static):
     assert "moved_mb" in problem
 
 
+def test_a_tensor_that_half_of_the_cache_holds_comes_from_memory_once(static):
+    card = static.script.Card(1, 1e9, 1e12, cache_bytes=100)
+    tensors = {"1": [500.0, 50.0], "2": [500.0, 51.0], "3": [30.0, 50.0]}
+    assert card.from_memory({"tensors": tensors}) == 50 + 500 + 30
+
+
 def test_a_step_at_full_size_takes_no_memory(static, monkeypatch):
     monkeypatch.setenv("KDCOMPILE_TUNE", "0")
     row = next(r for r in static.rows.rows_of(["kd_kl"]) if r.setting.name == "221184 x 150")
@@ -177,6 +183,7 @@ def test_traffic_of_a_copy(static, device):
     found = static.traffic.traffic(launch)
     assert (found.loaded, found.stored, found.atomics) == (4000, 4000, 0)
     assert found.sectors == 8000
+    assert sum(row[0] for row in found.tensors.values()) == 8000
     assert torch.equal(own["source"], own["target"])
 
 
