@@ -79,6 +79,6 @@ def _kept(results: Path, folder: Path) -> list[Path]:
 
 
 def pages() -> None:
-    """Make the pages anew."""
+    """Write the pages again."""
     for command in PAGES:
         subprocess.run(command, cwd=ROOT, check=True)

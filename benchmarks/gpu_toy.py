@@ -3,40 +3,21 @@
 python benchmarks/gpu_toy.py FOLDER
 """
 
-import json
 import sys
 from pathlib import Path
 
-from PIL import Image
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from tiny_training import SPEC, network, photos
+from tiny_training import MODEL, SPEC, network, write_photos
 
 SPLITS = {"train": 8, "val": 4, "test": 4}
-MODEL = """
-from torch import nn
-
-def build():
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1),
-    )
-"""
 
 
 def write(folder: Path) -> None:
     """Photos, points, splits, model and weights; the spec last, which says that all is there."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for seed, (split, number) in enumerate(SPLITS.items()):
-        names = []
-        for photo in photos(number, seed):
-            names.append(f"{split}_{photo.name}.png")
-            Image.fromarray(photo.array[..., 0]).save(folder / names[-1])
-            lines.append(json.dumps({"image": names[-1], "points": photo.points.tolist()}))
-        (folder / f"{split}.txt").write_text("\n".join(names) + "\n")
-    (folder / "annotations.jsonl").write_text("\n".join(lines) + "\n")
+    write_photos(folder, SPLITS)
     (folder / "model.py").write_text(MODEL)
     # a bright square is its count: a network that is worth keeping without any training
     weights = {name: 0.01 * value for name, value in network(32, 0).state_dict().items()}

@@ -8,10 +8,12 @@ from kdcompile.kernels._runtime import jit, tl
 @jit
 @no_type_check
 def _windows(
-    C, P, OW, K: tl.constexpr, J: tl.constexpr, LAST: tl.constexpr,
+    C, P, OW, H, W, K: tl.constexpr, J: tl.constexpr, LAST: tl.constexpr, RAGGED: tl.constexpr,
     CH: tl.constexpr, WIN: tl.constexpr,
 ):  # fmt: skip
-    """Image, channels [CH], windows [WIN] with their first row and column, and columns [J]."""
+    """Image, channels [CH], windows [WIN] with their first row and column, columns [J]; sizes."""
+    if not RAGGED:  # known multiples of K: wide accesses whatever the size
+        H, W = P // OW * K, OW * K
     blocks, groups = tl.cdiv(P, WIN), tl.cdiv(C, CH)
     inside = tl.program_id(0) % (blocks * groups)
     block, group = inside % blocks, inside // blocks
@@ -20,7 +22,15 @@ def _windows(
     w = block * WIN + tl.arange(0, WIN)
     c = group * CH + tl.arange(0, CH)
     image = (tl.program_id(0) // (blocks * groups)).to(tl.int64)
-    return image, c, w, w // OW * K, w % OW * K, tl.arange(0, J)
+    return image, c, w, w // OW * K, w % OW * K, tl.arange(0, J), H, W
+
+
+@jit
+@no_type_check
+def _pooled(image, c, w, C, P):
+    """Address [CH, WIN] of the windows in a pooled map, and mask."""
+    place = ((image * C + c) * P)[:, None] + w[None, :]
+    return place, (c < C)[:, None] & (w < P)[None, :]
 
 
 @jit
@@ -58,9 +68,7 @@ def pool_kernel(
     K: tl.constexpr, J: tl.constexpr, UNROLL: tl.constexpr, LAST: tl.constexpr,
     RAGGED: tl.constexpr, ARG: tl.constexpr, CH: tl.constexpr, WIN: tl.constexpr,
 ):  # fmt: skip
-    if not RAGGED:  # known multiples of K: wide accesses whatever the size
-        H, W = P // OW * K, OW * K
-    image, c, w, top, left, j = _windows(C, P, OW, K, J, LAST, CH, WIN)
+    image, c, w, top, left, j, H, W = _windows(C, P, OW, H, W, K, J, LAST, RAGGED, CH, WIN)
     most = tl.full([CH, WIN, J], float("-inf"), tl.float32)
     where = tl.zeros([CH, WIN, J], tl.int32)
     for start in range(0, K * K if LAST else K, UNROLL):
@@ -75,8 +83,7 @@ def pool_kernel(
                 where = tl.where(higher, index, where)
     found = tl.max(most, 2)
     lost = tl.max((most != most).to(tl.int32), 2) > 0
-    place = ((image * C + c) * P)[:, None] + w[None, :]
-    mask = (c < C)[:, None] & (w < P)[None, :]
+    place, mask = _pooled(image, c, w, C, P)
     tl.store(pooled + place, tl.where(lost, float("nan"), found).to(pooled.dtype.element_ty), mask)
     if ARG:
         first = tl.min(tl.where(most == found[:, :, None], where, K * K), 2)
@@ -93,11 +100,8 @@ def unpool_kernel(
     K: tl.constexpr, J: tl.constexpr, UNROLL: tl.constexpr, LAST: tl.constexpr,
     RAGGED: tl.constexpr, ARG: tl.constexpr, CH: tl.constexpr, WIN: tl.constexpr,
 ):  # fmt: skip
-    if not RAGGED:  # known multiples of K: wide accesses whatever the size
-        H, W = P // OW * K, OW * K
-    image, c, w, top, left, j = _windows(C, P, OW, K, J, LAST, CH, WIN)
-    place = ((image * C + c) * P)[:, None] + w[None, :]
-    mask = (c < C)[:, None] & (w < P)[None, :]
+    image, c, w, top, left, j, H, W = _windows(C, P, OW, H, W, K, J, LAST, RAGGED, CH, WIN)
+    place, mask = _pooled(image, c, w, C, P)
     value = tl.load(pooled + place, mask, 0.0)[:, :, None].to(grad.dtype.element_ty)
     value = tl.broadcast_to(value, [CH, WIN, J])
     where = tl.zeros([CH, WIN, 1], tl.int32)

@@ -12,22 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_training import SPEC, network, photos
+from tiny_training import MODEL, SPEC, network, write_photos
 
 from kdcompile.distill import train as train_module
 from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
 
 ROOT = Path(__file__).parents[1]
-MODEL = """
-from torch import nn
-
-def build():
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1),
-    )
-"""
 SPLITS = {"train": 8, "val": 4, "test": 5}
 TRAINED = ["skt", "none"]
 TERMS = ["none", "kd", "intra", "inter", "skt", "unlabelled"]
@@ -57,15 +48,7 @@ def task(tmp_path, monkeypatch, modules):
     """`task(name, *more)`: arguments for a run with work and output folders of that name."""
     data = tmp_path / "data"
     data.mkdir()
-    lines = []
-    for seed, (split, number) in enumerate(SPLITS.items()):
-        names = []
-        for photo in photos(number, seed):
-            names.append(f"{split}_{photo.name}.png")
-            Image.fromarray(photo.array[..., 0]).save(data / names[-1])
-            lines.append(json.dumps({"image": names[-1], "points": photo.points.tolist()}))
-        (data / f"{split}.txt").write_text("\n".join(names) + "\n")
-    (data / "annotations.jsonl").write_text("\n".join(lines) + "\n")
+    write_photos(data, SPLITS)
     (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "kdcompile.toml").write_text(SPEC)
     save_file(network(32, 0).state_dict(), tmp_path / "w.safetensors")

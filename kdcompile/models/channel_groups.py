@@ -15,6 +15,11 @@ MOST_PARTS = 512  # groups that are split, in a network
 ENDS = "it is an input or output of the network"
 
 
+def length(layout: Layout) -> int:
+    """Channels of a layout in the teacher."""
+    return sum(size * each for _, size, each in layout)
+
+
 @dataclass(frozen=True)
 class Layer:
     """A module whose widths may change, with the channels it reads and writes."""
@@ -41,9 +46,8 @@ class Channels:
     why: dict[int, str] = field(default_factory=dict)  # a frozen group cannot change, by its root
     fixed: dict[str, str] = field(default_factory=dict)  # why a module is not among the layers
     _parent: list[int] = field(default_factory=list)
-    _parts: dict[int, Layout] = field(
-        default_factory=dict
-    )  # of a group that was split, by its root
+    # of a group that was split, by its root
+    _parts: dict[int, Layout] = field(default_factory=dict)
 
     def new(self, size: int, multiple: int = 1) -> Layout:
         """A fresh group of `size` channels whose width stays divisible by `multiple`."""
@@ -51,6 +55,10 @@ class Channels:
         self.size.append(size)
         self.multiple.append(multiple)
         return ((len(self.size) - 1, size, 1),)
+
+    def layouts(self) -> list[Layout]:
+        """What each layer reads and gives."""
+        return [side for layer in self.layers.values() for side in (layer.inputs, layer.outputs)]
 
     def root(self, group: int) -> int:
         """The representative of a group."""
@@ -93,7 +101,7 @@ class Channels:
     def divide(self, layout: Layout, count: int) -> Layout | None:
         """One of `count` parts of one size that stay of one size; None where that cannot be."""
         runs = self.expand(layout)
-        size = sum(n * each for _, n, each in runs) // count
+        size = length(runs) // count
         group = runs[0][0]
         root = self.root(group)
         if len(runs) == 1 and runs[0][2] == 1 and self.multiple[root] == 1:

@@ -1,13 +1,14 @@
 """The channels of tensors while a graph is followed: what ties, joins and freezes them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Node
 
 from kdcompile.models.channel_axes import shape_of, source_axis
-from kdcompile.models.channel_groups import Channels, Layout
+from kdcompile.models.channel_groups import Channels, Layout, length
 from kdcompile.models.channel_rules import POINTWISE, describe_node, operator_name
 
 
@@ -43,25 +44,26 @@ class Ties:
         if len(dims) != 1:
             return self._unknown(node)
         (dim,) = dims
-        size = shape_of(node)[dim]
-        first: Layout | None = None
+        size, alike = shape_of(node)[dim], []
         for tensor in tensors:
             place = dim - rank + len(shape_of(tensor))
             if place < 0 or shape_of(tensor)[place] != size:
                 self._freeze(tensor, f"{describe_node(node)} spreads it over other channels")
-            elif tensor in self._axes:
-                layout = self._axes[tensor].layout
-                if first is None:
-                    first = layout
-                else:
-                    self.channels.unite(first, layout)
-        if first is None:
+            else:
+                alike.append((tensor, place))
+        if not any(tensor in self._axes for tensor, _ in alike):
             return self._unknown(node)
-        for tensor in tensors:
-            place = dim - rank + len(shape_of(tensor))
-            if tensor not in self._axes and place >= 0 and shape_of(tensor)[place] == size:
-                self._tie(tensor, place, first, node)
-        return Axis(dim, first)
+        return Axis(dim, self._together(alike, node))
+
+    def _together(self, tensors: Sequence[tuple[Node, int]], node: Node) -> Layout:
+        """Tie tensors along an axis of each; the channels of one of them at least are known."""
+        known = [self._axes[tensor].layout for tensor, _ in tensors if tensor in self._axes]
+        for other in known[1:]:
+            self.channels.unite(known[0], other)
+        for tensor, dim in tensors:
+            if tensor not in self._axes:
+                self._tie(tensor, dim, known[0], node)
+        return known[0]
 
     def _tie(self, tensor: Node, dim: int, layout: Layout, node: Node) -> None:
         """Tie a tensor that is computed from one parameter alone to what it is merged with."""
@@ -79,7 +81,7 @@ class Ties:
         name = self._owned[tensor.name]
         owner = self.channels.layers.get(name.rpartition(".")[0])
         known, before = self.channels.parameters.get(name, (dim, layout))
-        fits = shape_of(tensor)[dim] == sum(size * each for _, size, each in layout)
+        fits = shape_of(tensor)[dim] == length(layout)
         if name not in self._parameters or owner is not None or known != dim or not fits:
             for one in (layout, before):
                 self.channels.freeze(one, f"{describe_node(node)} reads {name}, which stays")
@@ -98,13 +100,7 @@ class Ties:
         (dim,) = dims
         if dim == along % max(rank, 1):
             return Axis(dim, tuple(run for part in parts for run in self._known(part, dim)))
-        first = next(self._axes[part].layout for part in parts if part in self._axes)
-        for part in parts:
-            if part in self._axes:
-                self.channels.unite(first, self._axes[part].layout)
-            else:
-                self._tie(part, dim, first, node)
-        return Axis(dim, first)
+        return Axis(dim, self._together([(part, dim) for part in parts], node))
 
     def _product(self, node: Node, name: str) -> Axis | None:
         """Products of two computed matrices, and attention: what is summed over is tied."""

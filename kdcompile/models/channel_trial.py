@@ -7,15 +7,15 @@ must agree fails too.
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from kdcompile.models.channel_groups import Channels, Layout
-from kdcompile.models.resize import constructor_arguments, plain_kind, resize
+from kdcompile.models.channel_groups import Channels, Layout, length
+from kdcompile.models.resize import architecture_of, narrow, plain_kind
 
 MOST_RUNS = 64  # then groups are no longer told apart
 GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly between whole numbers
@@ -44,47 +44,60 @@ def fitted(
     def problem(made: Channels, widths: Mapping[int, int]) -> str | None:
         return _fails(model, shape, made, widths, sizes)
 
-    candidates = [channels, _tied(channels, heads)]
-    candidates += [linked(model, made) for made in candidates]
-    for made in candidates:
+    for made in _candidates(model, channels, heads):
         if problem(made, _narrower(made, _free(made))) is None:
             return _without_needless(made, problem)
-    made = candidates[2]
+    made = linked(model, channels)
     widths = _narrower(made, _free(made))
     search = _Search(made, lambda some: problem(made, {root: widths[root] for root in some}))
     search.run([*widths], made.split_roots())
     return _without_needless(made, problem)
 
 
+def _candidates(
+    model: nn.Module, channels: Channels, heads: Sequence[tuple[Layout, Layout]]
+) -> Iterator[Channels]:
+    """The channels, with heads tied, and both with numbers that follow widths."""
+    yield channels
+    tied = _tied(channels, heads)
+    yield tied
+    for made in (channels, tied):
+        yield linked(model, made)
+
+
 def linked(model: nn.Module, channels: Channels) -> Channels:
     """A copy in which whole numbers of the network's own modules follow the widths they equal.
 
-    `self.head_dim = 64` is one, where one kind of tensor alone in that module is 64 channels wide.
+    `self.head_dim = 64` is one, where something in that module or beside it is 64 channels wide;
+    heads come before what they are in.
     """
     made = _copied(channels)
+    wide, split = _by_length(made), made.split_roots()
     for path, module in model.named_modules():
         numbers = {n: v for n, v in vars(module).items() if type(v) is int and v > 1}
         found = {}
         for name, value in numbers.items() if plain_kind(module) is None else ():
-            around = (path, path.rpartition(".")[0])
-            layout = next(filter(None, (_equal(made, value, at) for at in around)), None)
-            if layout is not None:
-                found[name] = layout
+            for around in (path, path.rpartition(".")[0]):
+                inside = f"{around}." if around else ""
+                alike = [v for layer, v in wide.get(value, ()) if layer.startswith(inside)]
+                if alike:
+                    found[name] = min(alike, key=lambda layout: layout[0][0] not in split)
+                    break
         if found:
             made.attributes[path] = found
     return made
 
 
-def _equal(channels: Channels, value: int, path: str) -> Layout | None:
-    """What is so many channels wide in the layers of a module; heads before what they are in."""
-    inside, split = f"{path}." if path else "", channels.split_roots()
-    found: dict[Layout, None] = {}
+def _by_length(channels: Channels) -> dict[int, list[tuple[str, Layout]]]:
+    """Layouts of layers that are not frozen, and each of their runs, with the layer's name."""
+    found: dict[int, list[tuple[str, Layout]]] = {}
     for name, layer in channels.layers.items():
-        for layout in (layer.inputs, layer.outputs) if name.startswith(inside) else ():
+        for layout in (layer.inputs, layer.outputs):
             runs = tuple((channels.root(group), n, each) for group, n, each in layout)
-            found |= dict.fromkeys((runs, *((run,) for run in runs)))
-    alike = [v for v in found if _length(v) == value and _is_free(channels, v)]
-    return min(alike, key=lambda layout: layout[0][0] not in split, default=None)
+            for one in dict.fromkeys((runs, *((run,) for run in runs))):
+                if any(group not in channels.frozen for group, _, _ in one):
+                    found.setdefault(length(one), []).append((name, one))
+    return found
 
 
 def _without_needless(
@@ -104,19 +117,9 @@ def _without_needless(
     return channels
 
 
-def _length(layout: Layout) -> int:
-    return sum(size * each for _, size, each in layout)
-
-
-def _is_free(channels: Channels, layout: Layout) -> bool:
-    return any(channels.root(group) not in channels.frozen for group, _, _ in layout)
-
-
 def _free(channels: Channels) -> list[int]:
     """Groups that are not frozen, of all that layers and parameters have."""
-    layouts = [
-        layout for layer in channels.layers.values() for layout in (layer.inputs, layer.outputs)
-    ] + [layout for _, layout in channels.parameters.values()]
+    layouts = channels.layouts() + [layout for _, layout in channels.parameters.values()]
     roots = {channels.root(group) for layout in layouts for group, _, _ in layout}
     return sorted(roots - channels.frozen)
 
@@ -125,7 +128,7 @@ def _tied(channels: Channels, heads: Sequence[tuple[Layout, Layout]]) -> Channel
     """A copy in which what a split layer reads is as many heads as fit into it."""
     made = _copied(channels)
     for read, head in heads:
-        width, size = _length(read), _length(head)
+        width, size = length(read), length(head)
         if width % size == 0:
             made.unite(read, head * (width // size))
     made.settle()
@@ -209,14 +212,7 @@ def _fails(
 
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     made = copy.deepcopy(model, shared)
-    for name, layer in channels.layers.items():
-        sides = constructor_arguments(layer, width(layer.inputs), width(layer.outputs))
-        replace_module(made, name, resize(made.get_submodule(name), sides))
-    for name, (dim, layout) in channels.parameters.items():
-        narrow_parameter(made, name, dim, width(layout))
-    for path, named in channels.attributes.items():
-        for name, layout in named.items():
-            setattr(made.get_submodule(path), name, width(layout))
+    narrow(made, architecture_of(channels, width))
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)  # a failure is an answer here
@@ -234,18 +230,3 @@ def _output_sizes(model: nn.Module, shape: Sequence[int]) -> list[torch.Size]:
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         made = model.eval()(torch.empty(*shape, device=device))
     return [value.shape for value in tree_leaves(made) if isinstance(value, torch.Tensor)]
-
-
-def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another."""
-    owner, _, leaf = name.rpartition(".")
-    setattr(network.get_submodule(owner), leaf, module)
-
-
-def narrow_parameter(network: nn.Module, name: str, dim: int, width: int) -> None:
-    """Replace a parameter by its first `width` values along an axis."""
-    owner, _, leaf = name.rpartition(".")
-    old = network.get_parameter(name)
-    if width < old.shape[dim]:
-        kept = old.detach().narrow(dim, 0, width).clone()
-        setattr(network.get_submodule(owner), leaf, nn.Parameter(kept))

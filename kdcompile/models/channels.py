@@ -167,10 +167,11 @@ class _Walk(Ties):
 
     def _attend(self, node: Node, name: str, module: nn.MultiheadAttention) -> None:
         """torch's own attention on one tensor: it gives the channels that it reads, by heads."""
-        source = self._known(node.args[0], len(shape_of(node)) - 1)
+        last = len(shape_of(node)) - 1
+        source = self._known(node.args[0], last)
         self.channels.divisible(source, module.num_heads)
         self.moved = True
-        self._layer(node, name, Layer(type(module), source, source), len(shape_of(node)) - 1)
+        self._layer(node, name, Layer(type(module), source, source), last)
         self._why[node] = f"it is inside of {name}"
 
     def _in_attention(self, node: Node) -> Axis | None:
@@ -199,9 +200,7 @@ class _Walk(Ties):
         at_last = operator in {"layer_norm", "rms_norm"}
         if at_last and known is not None and known.dim <= last - len(over):
             return known  # of other axes alone
-        values = node.args[1:5] if not at_last else node.args[2:4]
-        if operator == "group_norm":
-            values = node.args[2:4]
+        values = node.args[1:5] if operator == "batch_norm" else node.args[2:4]
         names = (self._module(value, node) for value in values)
         name = next((n for n in names if n is not None), None)
         if name is None or (at_last and len(over) != 1):

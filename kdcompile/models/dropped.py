@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdcompile.models.resize import BATCH_NORMS
+from kdcompile.models.resize import BATCH_NORMS, replace_module
 
 if TYPE_CHECKING:
     from kdcompile.models.channel_groups import Channels
@@ -71,8 +71,7 @@ def members(network: nn.Module, name: str) -> list[str]:
 def drop(network: nn.Module, names: Iterable[str]) -> None:
     """Replace parts by the identity, in place."""
     for path in [path for name in names for path in members(network, name)]:
-        owner, _, leaf = path.rpartition(".")
-        setattr(network.get_submodule(owner), leaf, nn.Identity())
+        replace_module(network, path, nn.Identity())
 
 
 def tied(channels: "Channels", names: Iterable[str]) -> dict[int, int]:
@@ -156,5 +155,4 @@ def _runs_without(network: nn.Module, name: str, image: Tensor, size: torch.Size
         return False
     finally:
         for path, module in zip(gone, before, strict=True):
-            owner, _, leaf = path.rpartition(".")
-            setattr(network.get_submodule(owner), leaf, module)
+            replace_module(network, path, module)

@@ -1,13 +1,13 @@
 """Resize a module: which modules can be given other widths, and the module with those widths."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdcompile.models.channel_groups import Layer
+from kdcompile.models.channel_groups import Channels, Layer, Layout
 
 RESIZABLE = (
     nn.Conv1d,
@@ -142,29 +142,77 @@ def _attention(module: nn.MultiheadAttention, width: int) -> nn.MultiheadAttenti
 
 def constructor_arguments(layer: Layer, inputs: int, outputs: int) -> dict[str, int]:
     """The constructor arguments that give a layer these widths."""
-    if issubclass(layer.kind, nn.Linear):
-        return {"in_features": inputs, "out_features": outputs}
-    if issubclass(layer.kind, nn.MultiheadAttention):
-        return {"embed_dim": outputs}
-    if issubclass(layer.kind, NORMS):
-        return {_norm_width(layer.kind): outputs}
-    depthwise = layer.groups > 1 and layer.inputs == layer.outputs
-    groups = inputs if depthwise else layer.groups
-    return {"in_channels": inputs, "out_channels": outputs, "groups": groups}
+    found = dict(zip(_width_names(layer.kind), (inputs, outputs), strict=False))
+    if "in_channels" in found:
+        depthwise = layer.groups > 1 and layer.inputs == layer.outputs
+        found["groups"] = inputs if depthwise else layer.groups
+    return found
 
 
-def _norm_width(kind: type[nn.Module]) -> str:
-    """What a normalisation calls its number of channels."""
+def module_widths(module: nn.Module) -> tuple[int, int]:
+    """Input and output channels of a resizable module."""
+    found = [getattr(module, name) for name in _width_names(type(module))]
+    widths = [int(width[0] if isinstance(width, tuple) else width) for width in found]
+    return widths[0], widths[-1]
+
+
+def _width_names(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Which constructor arguments are widths: that of the inputs and the outputs, or of both."""
+    if issubclass(kind, nn.Linear):
+        return "in_features", "out_features"
+    if issubclass(kind, nn.MultiheadAttention):
+        return ("embed_dim",)
     if issubclass(kind, LAST_NORMS):
-        return "normalized_shape"
-    return "num_channels" if issubclass(kind, nn.GroupNorm) else "num_features"
+        return ("normalized_shape",)
+    if issubclass(kind, nn.GroupNorm):
+        return ("num_channels",)
+    return ("num_features",) if issubclass(kind, BATCH_NORMS) else ("in_channels", "out_channels")
 
 
 def sides(widths: Mapping[str, int]) -> tuple[int, int]:
     """Input and output channels in a module's constructor arguments."""
-    if len(widths) == 1:  # a normalisation, or attention
-        (width,) = widths.values()
-        return width, width
-    if "in_features" in widths:
-        return widths["in_features"], widths["out_features"]
-    return widths["in_channels"], widths["out_channels"]
+    first, *rest = (widths[name] for name in sorted(widths) if name != "groups")
+    return first, rest[0] if rest else first
+
+
+def architecture_of(channels: Channels, width: Callable[[Layout], int]) -> dict[str, Any]:
+    """What an architecture says of widths; `parameters`, `attributes` where there are any."""
+    modules = {
+        name: constructor_arguments(layer, width(layer.inputs), width(layer.outputs))
+        for name, layer in channels.layers.items()
+    }
+    made: dict[str, Any] = {"modules": modules}
+    if channels.parameters:
+        made["parameters"] = {n: [dim, width(v)] for n, (dim, v) in channels.parameters.items()}
+    if channels.attributes:
+        made["attributes"] = {
+            path: {name: width(layout) for name, layout in named.items()}
+            for path, named in channels.attributes.items()
+        }
+    return made
+
+
+def narrow(network: nn.Module, architecture: Mapping[str, Any]) -> None:
+    """Give a network the widths of an architecture, in place; resized layers have fresh weights.
+
+    Args:
+        network: a copy of the teacher.
+        architecture: with what `architecture_of` gives.
+    """
+    for name, widths in architecture["modules"].items():
+        replace_module(network, name, resize(network.get_submodule(name), widths))
+    for name, (dim, width) in architecture.get("parameters", {}).items():
+        owner, _, leaf = name.rpartition(".")
+        old = network.get_parameter(name)
+        if width < old.shape[dim]:
+            kept = old.detach().narrow(dim, 0, width).clone()
+            setattr(network.get_submodule(owner), leaf, nn.Parameter(kept))
+    for path, named in architecture.get("attributes", {}).items():
+        for name, width in named.items():
+            setattr(network.get_submodule(path), name, width)
+
+
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(owner), leaf, module)

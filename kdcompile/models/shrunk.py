@@ -11,10 +11,9 @@ from torch import nn
 from kdcompile.config.spec import Spec
 from kdcompile.core.store import Artifact
 from kdcompile.models.blocks import fold
-from kdcompile.models.channel_trial import narrow_parameter, replace_module
 from kdcompile.models.dropped import drop
 from kdcompile.models.factory import build_model, load_teacher, load_weights
-from kdcompile.models.resize import NORMS, resize
+from kdcompile.models.resize import NORMS, narrow
 from kdcompile.models.staged import StagedStudent
 
 OUTPUT_STD = 0.01
@@ -44,13 +43,7 @@ def student_from_architecture(
         if architecture["family"] != "shrink":
             return build_model(architecture["family"], folder)
         student = copy.deepcopy(teacher).cpu()
-        for name, widths in architecture["modules"].items():
-            replace_module(student, name, resize(student.get_submodule(name), widths))
-        for name, (dim, width) in architecture.get("parameters", {}).items():
-            narrow_parameter(student, name, dim, width)
-        for path, named in architecture.get("attributes", {}).items():
-            for name, width in named.items():
-                setattr(student.get_submodule(path), name, width)
+        narrow(student, architecture)
         drop(student, architecture.get("dropped", ()))
         initialise(student)
     return student.requires_grad_(True)

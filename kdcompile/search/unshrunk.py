@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
-from kdcompile.models.channel_groups import ENDS, Channels, Layer, Layout
+from kdcompile.models.channel_groups import ENDS, Channels, Layer, Layout, length
 from kdcompile.models.resize import NORMS, sides
 
 SHOWN = 3  # modules in a message
@@ -70,7 +70,9 @@ def refuse_unshrunk(
     Raises:
         KDError: `student-not-smaller`, naming what could not be resized and why.
     """
-    parts = _parts(teacher, channels, architecture, width, tile)
+    criterion = _Criterion(channels, width, tile)
+    parts = _loose(teacher, criterion, architecture.get("parameters", {}))
+    parts += _parts(teacher, criterion, architecture["modules"])
     for what, weighs in (("weights", lambda _: 1), ("multiply-adds", lambda p: p.positions)):
         whole = sum(part.weights * weighs(part) for part in parts)
         kept = sum(part.kept * weighs(part) for part in parts)
@@ -102,18 +104,35 @@ def _named(parts: Sequence[Part]) -> str:
     return names + (f"; and {len(held) - SHOWN} more" if len(held) > SHOWN else "")
 
 
+@dataclass(frozen=True)
+class _Criterion:
+    """What a student may keep at a share of the teacher's channels, in tiles of so many."""
+
+    channels: Channels
+    ratio: float
+    tile: int
+
+    def of_layer(self, layer: Layer) -> float:
+        """The share that a layer may keep: that of the wider of its axes inside the network."""
+        sides = (v for v in (layer.inputs, layer.outputs) if not _is_end(self.channels, v))
+        return max(map(self.of_layout, sides), default=1.0)
+
+    def of_layout(self, layout: Layout) -> float:
+        """The share of channels where every group is free and is rounded up to a tile."""
+        kept = 0
+        for group, size, each in layout:
+            unit = self.channels.unit(group, self.tile)
+            kept += min(size, math.ceil(size * self.ratio / unit) * unit) * each
+        return kept / length(layout)
+
+
 def _parts(
-    teacher: nn.Module,
-    channels: Channels,
-    architecture: Mapping[str, Any],
-    ratio: float,
-    tile: int,
+    teacher: nn.Module, criterion: _Criterion, widths: Mapping[str, Mapping[str, int]]
 ) -> list[Part]:
-    found, seen, widths = (
-        _loose(teacher, channels, architecture, ratio, tile),
-        set(),
-        architecture["modules"],
-    )
+    """Modules with weights of their own."""
+    found: list[Part] = []
+    seen: set[int] = set()
+    channels = criterion.channels
     for name, module in teacher.named_modules():
         own = {n: p for n, p in module.named_parameters(name, recurse=False) if id(p) not in seen}
         seen |= {id(p) for p in own.values()}
@@ -126,9 +145,10 @@ def _parts(
             layer = channels.layers.get(name)
         if layer is None:
             why = channels.fixed.get(name, f"there is no rule for {type(module).__name__}")
-            found.append(Part(name or "the network", count, count, count * ratio, 0, why))
+            allowed = count * criterion.ratio
+            found.append(Part(name or "the network", count, count, allowed, 0, why))
             continue
-        allowed = count * _most(channels, layer, ratio, tile)
+        allowed = count * criterion.of_layer(layer)
         kept = count * _kept(layer, widths[name])
         held = "" if kept <= allowed or kept < count else _why(channels, layer)
         positions = 0 if issubclass(layer.kind, NORMS) else _positions(channels.nodes[name], layer)
@@ -137,19 +157,15 @@ def _parts(
 
 
 def _loose(
-    teacher: nn.Module,
-    channels: Channels,
-    architecture: Mapping[str, Any],
-    ratio: float,
-    tile: int,
+    teacher: nn.Module, criterion: _Criterion, widths: Mapping[str, tuple[int, int]]
 ) -> list[Part]:
     """Parameters that no layer owns, by their one axis of channels."""
-    found = []
+    found, channels = [], criterion.channels
     for name, (dim, layout) in channels.parameters.items():
         parameter = teacher.get_parameter(name)
-        count, width = parameter.numel(), architecture["parameters"][name][1]
-        kept = count * width / parameter.shape[dim]
-        allowed = count * _rounded(channels, layout, ratio, tile) / _full(layout)
+        count, width = parameter.numel(), widths[name][1]
+        kept = count * (width / parameter.shape[dim])
+        allowed = count * criterion.of_layout(layout)
         roots = [channels.root(group) for group, _, _ in layout]
         why = "" if kept <= allowed else next((channels.why.get(r, "") for r in roots), "")
         found.append(Part(name, count, kept, allowed, 0, why))
@@ -158,36 +174,12 @@ def _loose(
 
 def _kept(layer: Layer, widths: Mapping[str, int]) -> float:
     """The share of its weights that a layer has at these constructor arguments."""
-    made = [_full(layout) for layout in (layer.inputs, layer.outputs)]
+    made = [length(layout) for layout in (layer.inputs, layer.outputs)]
     inputs, outputs = sides(widths)
     if issubclass(layer.kind, NORMS):
         return outputs / made[1]
     product = inputs * outputs / widths.get("groups", 1)
     return product / (made[0] * made[1] / layer.groups)
-
-
-def _most(channels: Channels, layer: Layer, ratio: float, tile: int) -> float:
-    """The share that a layer may keep: that of the wider of its axes inside the network."""
-    shares = [
-        _rounded(channels, layout, ratio, tile) / _full(layout)
-        for layout in (layer.inputs, layer.outputs)
-        if not _is_end(channels, layout)
-    ]
-    return max(shares, default=1.0)
-
-
-def _full(layout: Layout) -> int:
-    """Channels of a layout in the teacher."""
-    return sum(size * each for _, size, each in layout)
-
-
-def _rounded(channels: Channels, layout: Layout, ratio: float, tile: int) -> int:
-    """Channels that a ratio leaves where every group is free and is rounded up to a tile."""
-    units = [channels.unit(group, tile) for group, _, _ in layout]
-    return sum(
-        min(size, math.ceil(size * ratio / unit) * unit) * each
-        for (_, size, each), unit in zip(layout, units, strict=True)
-    )
 
 
 def _is_end(channels: Channels, layout: Layout) -> bool:

@@ -1,7 +1,10 @@
 """A counting task of a second: bright squares on 16x16 pixels, and networks of a few channels."""
 
+import json
+
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from kdcompile.data.photo import Photo
@@ -28,6 +31,16 @@ taps = [["1", "1"], ["4", "4"]]
 shape = [1, 1, 16, 16]
 """
 
+MODEL = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1),
+    )
+"""
+
 
 def network(width, seed):
     torch.manual_seed(seed)
@@ -47,6 +60,19 @@ def photos(number, seed):
             pixels[y - 1 : y + 2, x - 1 : x + 2] = 255
         made.append(Photo(str(i), points, array=pixels))
     return made
+
+
+def write_photos(folder, splits):
+    """Write the photos of each split, seeded by their order, with the lists and annotations."""
+    lines = []
+    for seed, (split, number) in enumerate(splits.items()):
+        names = []
+        for photo in photos(number, seed):
+            names.append(f"{split}_{photo.name}.png")
+            Image.fromarray(photo.array[..., 0]).save(folder / names[-1])
+            lines.append(json.dumps({"image": names[-1], "points": photo.points.tolist()}))
+        (folder / f"{split}.txt").write_text("\n".join(names) + "\n")
+    (folder / "annotations.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def trainer(spec, work, **options):

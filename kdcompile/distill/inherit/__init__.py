@@ -14,7 +14,7 @@ from kdcompile.distill.inherit.importance import Loss, explaining, most, places,
 from kdcompile.distill.inherit.plan import kept_parameters, layer_plans, widths
 from kdcompile.distill.inherit.reconstruct import solve_layers
 from kdcompile.distill.inherit.slicing import slice_weights
-from kdcompile.models.channel_groups import Channels
+from kdcompile.models.channel_groups import Channels, length
 from kdcompile.models.channels import trace
 from kdcompile.models.dropped import is_gone, members, tied
 from kdcompile.models.resize import BATCH_NORMS
@@ -70,7 +70,7 @@ def inherit(
         {
             "name": plan.name,
             "kept": len(plan.outputs),
-            "of": sum(size * each for _, size, each in channels.layers[plan.name].outputs),
+            "of": length(channels.layers[plan.name].outputs),
             "relative_error": errors.get(plan.name),
         }
         for plan in plans

@@ -8,7 +8,7 @@ a regression on the student's normalised input.
 import torch
 from torch import Tensor, nn
 
-from kdcompile.distill.inherit.solve import HELD_OUT
+from kdcompile.distill.inherit.solve import HELD_OUT, relative_error
 
 
 def rescale(module: nn.LayerNorm | nn.RMSNorm, x: Tensor, y: Tensor) -> float:
@@ -40,10 +40,7 @@ def rescale(module: nn.LayerNorm | nn.RMSNorm, x: Tensor, y: Tensor) -> float:
             module.weight.copy_(scale)
             if bias is not None:
                 bias.copy_(means[1] - scale * means[0])
-        found = module(x)[0, -held:].double()
-        wrong = (found - wanted[-held:]).square().sum()
-        spread = (wanted[-held:] - wanted[-held:].mean(0)).square().sum()
-        return float((wrong / spread.clamp(min=torch.finfo(torch.float32).tiny)).sqrt())
+        return relative_error(module(x)[:, -held:], y[:, -held:])
 
 
 def _nonzero(value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdcompile.core.errors import KDError
 from kdcompile.models.channel_groups import Channels, Layout
 from kdcompile.models.channel_rules import operator_name
-from kdcompile.models.resize import BATCH_NORMS, LAST_NORMS
+from kdcompile.models.resize import module_widths
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
@@ -88,21 +88,6 @@ def kept_parameters(
         name: (dim, indices(channels, kept, layout))
         for name, (dim, layout) in channels.parameters.items()
     }
-
-
-def module_widths(module: nn.Module) -> tuple[int, int]:
-    """Input and output channels of a resizable module."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, BATCH_NORMS):
-        return module.num_features, module.num_features
-    if isinstance(module, LAST_NORMS):
-        return module.normalized_shape[0], module.normalized_shape[0]
-    if isinstance(module, nn.MultiheadAttention):
-        return module.embed_dim, module.embed_dim
-    if isinstance(module, nn.GroupNorm):
-        return module.num_channels, module.num_channels
-    return int(module.in_channels), int(module.out_channels)  # type: ignore[arg-type]
 
 
 def _after(channels: Channels, name: str) -> tuple[str | None, bool]:

@@ -18,7 +18,7 @@ from kdcompile.distill.inherit.batch_norm import (
     gate_through,
 )
 from kdcompile.distill.inherit.layer_norm import rescale
-from kdcompile.distill.inherit.plan import LayerPlan, module_widths
+from kdcompile.distill.inherit.plan import LayerPlan
 from kdcompile.distill.inherit.rows import (
     grouped_weight,
     groups,
@@ -28,7 +28,7 @@ from kdcompile.distill.inherit.rows import (
     set_weight,
 )
 from kdcompile.distill.inherit.solve import Gate, Solution, fit
-from kdcompile.models.resize import BATCH_NORMS, LAST_NORMS, changes_forward
+from kdcompile.models.resize import BATCH_NORMS, LAST_NORMS, changes_forward, module_widths
 
 ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system
 MOST_VALUES = 2**26  # in it, 256 MiB

@@ -57,9 +57,14 @@ class Solution:
         found = self(x)
         if gate is not None:
             found, y = gate(found), gate(y)
-        wrong = (found - y).double().square().sum()
-        spread = (y - y.mean(1, keepdim=True)).double().square().sum()
-        return float((wrong / spread.clamp(min=torch.finfo(torch.float32).tiny)).sqrt())
+        return relative_error(found, y)
+
+
+def relative_error(found: Tensor, y: Tensor) -> float:
+    """Root of the squared error over the variance of each output [G, N, O/G] over its rows."""
+    wrong = (found - y).double().square().sum()
+    spread = (y - y.mean(1, keepdim=True)).double().square().sum()
+    return float((wrong / spread.clamp(min=torch.finfo(torch.float32).tiny)).sqrt())
 
 
 _Test = tuple[Tensor, Tensor, Gate | None]  # held-out rows, their outputs, the gate

@@ -5,7 +5,7 @@ dropped parts; an architecture is its canonical form, so that equal students are
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -16,7 +16,7 @@ from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.channel_groups import Channels, Layout
 from kdcompile.models.channels import trace
 from kdcompile.models.dropped import droppable, is_gone, members, tied
-from kdcompile.models.resize import constructor_arguments
+from kdcompile.models.resize import architecture_of
 from kdcompile.search.spaces.base import Architecture
 from kdcompile.search.spaces.pruned_kernels import Template
 
@@ -40,27 +40,10 @@ def students(
     """As `architectures`, of a teacher that is traced already."""
     found: list[dict[str, Any]] = []
     for ratio in ratios or [n / GRID for n in range(GRID, 0, -1)]:
-        made = _resized(channels, lambda layout, r=ratio: channels.width(layout, r, tile))  # type: ignore[misc]
+        made = architecture_of(channels, lambda layout, r=ratio: channels.width(layout, r, tile))  # type: ignore[misc]
         if not found or made["modules"] != found[-1]["modules"]:
             found.append({"family": "shrink", "width": ratio, "seed": seed, **made})
     return found
-
-
-def _resized(channels: Channels, width: Callable[[Layout], int]) -> dict[str, Any]:
-    """What an architecture says of widths; `parameters`, `attributes` where there are any."""
-    modules = {
-        name: constructor_arguments(layer, width(layer.inputs), width(layer.outputs))
-        for name, layer in channels.layers.items()
-    }
-    made: dict[str, Any] = {"modules": modules}
-    if channels.parameters:
-        made["parameters"] = {n: [dim, width(v)] for n, (dim, v) in channels.parameters.items()}
-    if channels.attributes:
-        made["attributes"] = {
-            path: {name: width(layout) for name, layout in named.items()}
-            for path, named in channels.attributes.items()
-        }
-    return made
 
 
 NARROWEST = 1 / 16  # of the teacher's width, where students are drawn at random
@@ -98,9 +81,7 @@ class LayerSpace:
         self.template = template or Template.of(teacher, shape)
         self._teacher, self._tile, self._seed = teacher, tile, seed
         self._channels = self.template.channels
-        layouts = [
-            v for layer in self._channels.layers.values() for v in (layer.inputs, layer.outputs)
-        ]
+        layouts = self._channels.layouts()
         roots = dict.fromkeys(self._root(run[0]) for layout in layouts for run in layout)
         self.options = {
             root: self._widths(root) for root in roots if root not in self._channels.frozen
@@ -192,14 +173,14 @@ class LayerSpace:
         parameters = {n: v for n, v in channels.parameters.items() if not is_gone(n, gone)}
         attributes = {n: v for n, v in channels.attributes.items() if not is_gone(n, gone)}
         left = replace(channels, layers=kept, parameters=parameters, attributes=attributes)
-        used = {self._root(run[0]) for v in kept.values() for run in (*v.inputs, *v.outputs)}
+        used = {self._root(run[0]) for layout in left.layouts() for run in layout}
         free = [root for root in self.options if root in used]
         full = sum(self.options[root][-1] for root in free)
         return {
             "family": "shrink",
             "width": sum(width[root] for root in free) / full if full else 1.0,
             "seed": self._seed,
-            **_resized(left, lambda layout: self._total(width, layout)),
+            **architecture_of(left, lambda layout: self._total(width, layout)),
             "dropped": without,
         }
 

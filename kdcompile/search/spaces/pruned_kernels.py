@@ -26,7 +26,14 @@ from kdcompile.models.channels import trace
 from kdcompile.models.dropped import members, tied
 from kdcompile.models.resize import sides
 from kdcompile.onnx_graph.shapes import inferred, tensor_sizes
-from kdcompile.search.spaces.tensor_channels import Part, Span, TensorChannels, remove_modules, span
+from kdcompile.search.spaces.tensor_channels import (
+    Part,
+    Span,
+    TensorChannels,
+    remove_modules,
+    span,
+    unknown,
+)
 
 SMALL = 64  # elements; larger constants are weights, of which only the size matters
 SETS = 1024  # of dropped parts, whose fused graphs are kept
@@ -81,19 +88,11 @@ class Template:
 
     def _settle(self, freeze: bool) -> None:
         """Groups that no tensor of the file has: a linear layer on tokens may lose its name."""
-        layouts = {
-            name: (*layer.inputs, *layer.outputs) for name, layer in self.channels.layers.items()
-        }
-        for name, layout in layouts.items():
-            roots = {self.channels.root(group) for group, _, _ in layout}
+        for name, layer in self.channels.layers.items():
+            roots = {self.channels.root(g) for g, _, _ in (*layer.inputs, *layer.outputs)}
             lost = roots - self.channels.frozen - self._free.keys()
             if lost and not freeze:
-                raise KDError(
-                    "template-unknown",
-                    f"no node of the exported file is known to be {name}",
-                    where=name,
-                    fix='set search.space = "staged", or write that module in standard layers',
-                )
+                raise unknown(f"no node of the exported file is known to be {name}", name)
             why = "its layer is not known to the latency model"
             self.channels.freeze(tuple((root, 0, 0) for root in lost), why)
 

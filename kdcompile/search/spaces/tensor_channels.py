@@ -17,7 +17,7 @@ from torch import nn
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, WEIGHTED
 from kdcompile.latency_model.workload import Kernel, Kind
-from kdcompile.models.channel_groups import Channels, Layer, Layout
+from kdcompile.models.channel_groups import Channels, Layer, Layout, length
 from kdcompile.models.dropped import is_gone
 from kdcompile.models.resize import NORMS
 from kdcompile.onnx_graph.opset import SCOPE
@@ -46,7 +46,7 @@ def span(channels: Channels, layout: Layout) -> Span:
     runs = [(channels.root(group), size, each) for group, size, each in layout]
     free = tuple((root, each) for root, _, each in runs if root not in channels.frozen)
     fixed = sum(size * each for root, size, each in runs if root in channels.frozen)
-    return Span(free, fixed, sum(size * each for _, size, each in runs))
+    return Span(free, fixed, length(layout))
 
 
 def scopes(node: NodeProto) -> list[str]:
@@ -125,7 +125,8 @@ class TensorChannels:
         if made is not None:
             return made
         if not self._freeze:
-            raise _unknown(node)
+            what = f"how {node.op_type} passes channels on is not known"
+            raise unknown(what, ", ".join(scopes(node)[1:]) or node.name)
         roots = {root for one in spans for root, _ in one.free}
         why = f"how {node.op_type} passes channels on is not known to the latency model"
         self._channels.freeze(tuple((root, 0, 0) for root in roots), why)
@@ -165,13 +166,12 @@ def _axis(node: NodeProto, rank: int) -> int:
     return int(axis) % max(rank, 1)
 
 
-def _unknown(node: NodeProto) -> KDError:
-    around = ", ".join(scopes(node)[1:])
+def unknown(what: str, where: str) -> KDError:
+    """The refusal of a teacher whose file does not tell the channels of its students."""
     return KDError(
         "template-unknown",
-        f"how {node.op_type} passes channels on is not known, so a student's kernels cannot be "
-        "derived from the teacher's",
-        where=around or node.name,
+        f"{what}, so a student's kernels cannot be derived from the teacher's",
+        where=where,
         fix='set search.space = "staged", or write that module in standard layers',
     )
 
