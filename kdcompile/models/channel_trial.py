@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from kdcompile.models.channel_groups import Channels, Layout, length
-from kdcompile.models.resize import architecture_of, narrow, plain_kind
+from kdcompile.models.resize import architecture_of, copied, narrow, plain_kind
 
 MOST_RUNS = 64  # then groups are no longer told apart
 GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly between whole numbers
@@ -39,7 +39,7 @@ def fitted(
         channels: of `model`; its frozen groups are added to.
         heads: of each split layer what it reads, and one head.
     """
-    sizes = _output_sizes(model, shape)
+    sizes = _output_sizes(copied(model), shape)
 
     def problem(made: Channels, widths: Mapping[int, int]) -> str | None:
         return _fails(model, shape, made, widths, sizes)
@@ -210,8 +210,7 @@ def _fails(
     def width(layout: Layout) -> int:
         return sum(widths.get(channels.root(group), size) * each for group, size, each in layout)
 
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    made = copy.deepcopy(model, shared)
+    made = copied(model)
     narrow(made, architecture_of(channels, width))
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdcompile.core.errors import KDError
+from kdcompile.models.resize import copied
 
 ACTIVATIONS = {
     "relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "leaky_relu", "leaky_relu_", "elu",
@@ -101,7 +102,7 @@ def _stage_ends(values: list[_Value], output: _Value) -> Iterator[tuple[_Value, 
 
 def _record(teacher: nn.Module, shape: Sequence[int]) -> tuple[list[_Value], _Value]:
     """Every tensor that depends on the image, and the output."""
-    recorder = _Recorder()
+    recorder, teacher = _Recorder(), copied(teacher)
     device = next((p.device for p in teacher.parameters()), None)
     try:
         with ExitStack() as stack:

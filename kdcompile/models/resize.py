@@ -212,6 +212,16 @@ def narrow(network: nn.Module, architecture: Mapping[str, Any]) -> None:
             setattr(network.get_submodule(path), name, width)
 
 
+def copied(network: nn.Module) -> nn.Module:
+    """A copy of a network that shares its tensors.
+
+    What a forward pass keeps in its modules stays in the copy: run on shapes alone, a table that is
+    made at the first call would have no values ever after.
+    """
+    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, shared)
+
+
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in the place of another."""
     owner, _, leaf = name.rpartition(".")

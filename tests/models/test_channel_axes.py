@@ -1,10 +1,14 @@
 """The axis of channels after operators: a tensor whose values name the channel says where it is."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
+from kdcompile.core.errors import KDError
 from kdcompile.models.channel_axes import reshaped
 from kdcompile.models.channels import trace
+from kdcompile.models.cuts import cuts
 
 
 def _marked(shape, dim):
@@ -78,3 +82,28 @@ def test_the_width_of_what_an_operator_gives_is_that_of_its_channels(name):
     first, last = channels.layers["first"], channels.layers["last"]
     assert [channels.root(g) for g, _, _ in last.inputs] == [channels.root(first.outputs[0][0])]
     assert channels.root(first.outputs[0][0]) not in channels.frozen
+
+
+class Keeping(torch.nn.Module):
+    """A network that makes a table at its first call and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 16, 1), torch.nn.Conv2d(16, 4, 1)
+        self.start, self.kept = torch.nn.Parameter(torch.ones(16)), {}
+
+    def forward(self, x):
+        if "table" not in self.kept:
+            self.kept["table"] = self.start * 2
+        y = self.first(x) + self.kept["table"].reshape(1, -1, 1, 1)
+        return self.last(y.relu().reshape(y.shape)).relu()
+
+
+@pytest.mark.parametrize("look", [trace, cuts])
+def test_a_network_keeps_nothing_of_being_looked_at(look):
+    """It is run on tensors without values, which it must not keep."""
+    network = Keeping().eval()
+    with suppress(KDError):  # one size throughout has no stages
+        look(network, (1, 3, 4, 4))
+    assert network.kept == {}
+    assert type(network(torch.zeros(1, 3, 4, 4))) is torch.Tensor
