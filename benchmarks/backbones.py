@@ -8,12 +8,13 @@ Random weights, the network's own input size, a tile of 8 channels. Each student
 """
 
 import argparse
-import csv
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import csv_tables
 import torch
 from torch import nn
 
@@ -88,19 +89,14 @@ def main() -> None:
     library = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    lines = list(csv.DictReader(given.o.open())) if given.o.is_file() else []
-    done = {line["network"] for line in lines}
+    done = csv_tables.kept(given.o, COLUMNS[:1])
+    lines: list[Mapping[str, object]] = [*done.values()]
     for name in given.names:
-        if name not in done:
-            lines.append(row(name))  # type: ignore[arg-type]
+        if (name,) not in done:
+            lines.append(row(name))
             sys.stdout.write("  ".join(str(v) for v in lines[-1].values()) + "\n")
             sys.stdout.flush()
-            temporary = given.o.with_suffix(".tmp")
-            with temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(lines)
-            temporary.replace(given.o)
+            csv_tables.write(given.o, COLUMNS, lines)
 
 
 if __name__ == "__main__":

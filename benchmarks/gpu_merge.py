@@ -8,12 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import csv_tables
 import gpu_files
 from gpu_steps import ROOT
 
-PAGES = ((sys.executable, "-m", "kdcompile.kernels._docs", "docs/kernels.md",
-          "--csv", "benchmarks/kernels.csv", "--static", "benchmarks/kernels_static.csv"),
-         (sys.executable, "benchmarks/distill.py", "report"))  # fmt: skip
+PAGES = (("make", "kernels-docs"), (sys.executable, "benchmarks/distill.py", "report"))
 
 
 def merge(folder: Path, into: Path) -> list[str]:
@@ -54,8 +53,7 @@ def _rows(source: Path, target: Path) -> str:
         if first != header:
             raise SystemExit(f"{target} has other columns than {', '.join(header)}")
     fresh = [row for row in rows if row not in known]
-    lines = [",".join(f'"{c}"' if "," in c else c for c in row) for row in [header, *known, *fresh]]
-    gpu_files.write(target, ("\n".join(lines) + "\n").encode())
+    csv_tables.write(target, header, (dict(zip(header, r, strict=True)) for r in (*known, *fresh)))
     return f"{target.name}: {len(fresh)} rows more"
 
 

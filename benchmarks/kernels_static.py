@@ -13,7 +13,6 @@ row has grown by more than 5 %.
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import csv_tables
 import static_traffic
 from kernel_rows import Row, rows_of
 from static_code import Code, Loop, compiled, specialised
@@ -208,14 +208,6 @@ def _child(row: Row) -> list[dict[str, Any]]:
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def kept(path: Path) -> dict[tuple[str, ...], dict[str, str]]:
-    """The lines of the file by row and architecture."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        return {tuple(line[n] for n in COLUMNS[:5]): line for line in csv.DictReader(file)}
-
-
 def grown(before: Mapping[str, str], now: Mapping[str, Any]) -> list[str]:
     """Counts that are more than GROWTH times what the file has; compiled ones by its Triton."""
     names = COUNTS + COMPILED if before["triton"] == now["triton"] else COUNTS
@@ -242,7 +234,8 @@ def main(arguments: Sequence[str]) -> int:
         (row,) = (r for r in rows if list(r.names) == json.loads(options.traffic))
         print(json.dumps(counted(row)))
         return 0
-    lines, problems = kept(options.out), []
+    lines: dict[tuple[str, ...], Mapping[str, Any]] = {**csv_tables.kept(options.out, COLUMNS[:5])}
+    problems: list[str] = []
     for row in rows:
         steps, traffic = recorded(row), _child(row)
         for arch in options.arch:
@@ -256,20 +249,10 @@ def main(arguments: Sequence[str]) -> int:
                 )
             lines[place] = now
         if not options.check:
-            _write(options.out, lines)
+            csv_tables.write(options.out, COLUMNS, (lines[place] for place in sorted(lines)))
     if options.check:
         print("\n".join(problems) or "no count has grown")
     return int(bool(problems))
-
-
-def _write(path: Path, lines: Mapping[tuple[str, ...], Mapping[str, Any]]) -> None:
-    """All lines of the file, in one step."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines[place] for place in sorted(lines))
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ it does not count. A row in which PyTorch itself computes much, which the CPU do
 """
 
 import argparse
-import csv
 import os
 import statistics
 import sys
@@ -19,12 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import csv_tables
 import torch
 from kernel_rows import Row, rows_of
 from static_launches import recorded
 from torch.overrides import TorchFunctionMode
 
 from kdcompile.kernels import _runtime
+from kdcompile.remote.agent.machine import cpu_model
 
 OUT = Path(__file__).parent / "kernels_cpu.csv"
 COLUMNS = ("kernel", "setting", "dtype", "layout", "cpu_ms", "cpu", "torch", "triton")
@@ -106,12 +107,6 @@ def measured(row: Row, rounds: int) -> float | None:
         return median_ms(step, rounds)
 
 
-def cpu_name() -> str:
-    """The processor as Linux names it."""
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((i.split(":")[1].strip() for i in info if i.startswith("model name")), "unknown")
-
-
 def main(arguments: Sequence[str]) -> int:
     """Measure and keep."""
     import triton
@@ -123,28 +118,15 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     os.environ["KDCOMPILE_TUNE"] = "0"
     torch.set_num_threads(1)
-    lines = kept(options.out)
+    lines: dict[tuple[str, ...], Mapping[str, Any]] = {**csv_tables.kept(options.out, COLUMNS[:4])}
     for row in rows_of(options.kernel):
         found = measured(row, options.rounds)
         text = "" if found is None else f"{found:.3f}"
-        values = (*row.names, text, cpu_name(), torch.__version__, triton.__version__)
+        values = (*row.names, text, cpu_model("/"), torch.__version__, triton.__version__)
         lines[row.names] = dict(zip(COLUMNS, values, strict=True))
         print("  ".join(values), flush=True)
-    temporary = options.out.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines[place] for place in sorted(lines))
-    temporary.replace(options.out)
+    csv_tables.write(options.out, COLUMNS, (lines[place] for place in sorted(lines)))
     return 0
-
-
-def kept(path: Path) -> dict[tuple[str, ...], Mapping[str, str]]:
-    """The lines of the file by row."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        return {tuple(line[name] for name in COLUMNS[:4]): line for line in csv.DictReader(file)}
 
 
 if __name__ == "__main__":
