@@ -27,7 +27,7 @@ from kdcompile.onnx_graph.graph import (
     quantised_outputs,
 )
 from kdcompile.onnx_graph.layers import Layer, quantised_layers
-from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session, feeds_of
 
 ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip")
 Means = list[NDArray[np.float64]]
@@ -106,11 +106,10 @@ def _channel_means(model: ModelProto, biases: list[Bias], images: Images) -> Mea
     """The mean per channel of each bias's tensor, over all positions of all images."""
     tensors = [bias.tensor for bias in biases]
     session = cpu_session(computing(model, tensors), as_written=True)
-    feed = model.graph.input[0].name
     sums: Means = [np.zeros(1)] * len(biases)
     counts = [0] * len(biases)
     for image in images:
-        for place, value in enumerate(session.run(tensors, {feed: image})):
+        for place, value in enumerate(session.run(tensors, feeds_of(session, image))):
             rows = np.moveaxis(value, biases[place].axis, 0).reshape(
                 value.shape[biases[place].axis], -1
             )

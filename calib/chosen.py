@@ -63,10 +63,9 @@ class ChosenImages:
             )
         self.constant = []
         for photo in self.photos:
-            pixels = photo.pixels(self._prepare.channels)
-            if (pixels == pixels[:1, :1]).all():
+            if photo.is_flat(self._prepare.channels):
                 self.constant.append(photo.name)
-            yield self._prepare(pixels)
+            yield self._prepare.input_of(photo)
         if self.photos and len(self.constant) == len(self.photos):
             raise KDError(
                 "calib-constant",

@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, helper
 from kdcompile.calib.histogram import BINS, Counter, Counts, Histogram, merged, numpy_counts
 from kdcompile.core.errors import KDError
 from kdcompile.onnx_graph.layers import quantised_layers
-from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session, feeds_of
 
 Histograms = dict[str, Histogram]
 
@@ -119,14 +119,15 @@ def collect_folds(
     Memory holds one image's activations, and `BINS` counts for each tensor and fold.
     """
     session, inner = _watched(model, names)
-    feed = model.graph.input[0].name
     found = [{name: Histogram() for name in names} for _ in range(folds)]
     count = 0
     for image in images:
-        values = dict(zip(inner, session.run(inner, {feed: image}), strict=True)) if inner else {}
+        values = feeds_of(session, image)
+        if inner:
+            values |= dict(zip(inner, session.run(inner, values), strict=True))
         for name, histogram in found[count % folds].items():
             try:
-                histogram.add(values.get(name, image), counting.counter)
+                histogram.add(values[name], counting.counter)
             except KDError as error:
                 error.where = f"tensor {name}, calibration image {count + 1}"
                 raise
@@ -150,7 +151,8 @@ def _watched(model: ModelProto, names: Sequence[str]) -> tuple[Any, list[str]]:
     """A session that gives the named tensors too, and those that are not the network's input."""
     watched = ModelProto()
     watched.CopyFrom(model)
-    inner = [name for name in names if name != model.graph.input[0].name]
+    own = {value.name for value in model.graph.input}
+    inner = [name for name in names if name not in own]
     given = {v.name for v in watched.graph.output}
     watched.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from kdcompile.core.errors import KDError
 from kdcompile.data.preprocess import Frame
 from kdcompile.onnx_graph.graph import Images
-from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session, run_session
 from kdcompile.stats.bootstrap import percentile_interval, resampled
 from kdcompile.tasks.agreement import decibels, powers
 from kdcompile.tasks.metric import Metric
@@ -151,5 +151,5 @@ def against(
 
 
 def _outputs(model: ModelProto, images: Images) -> Iterator[NDArray[np.float32]]:
-    session, feed = cpu_session(model, as_written=True), model.graph.input[0].name
-    return (session.run(None, {feed: image})[0] for image in images)
+    session = cpu_session(model, as_written=True)
+    return (run_session(session, image) for image in images)

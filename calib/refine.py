@@ -35,12 +35,11 @@ class Inputs:
         return len(self.photos)
 
     def __iter__(self) -> Iterator[Floats]:
-        return (self.prepare(photo.pixels(self.prepare.channels)) for photo in self.photos)
+        return (self.prepare.input_of(photo) for photo in self.photos)
 
     def frames(self) -> list[Frame]:
         """Where each photo lies in its input."""
-        every = (photo.pixels(self.prepare.channels) for photo in self.photos)
-        return [self.prepare.frame(*pixels.shape[:2]) for pixels in every]
+        return [self.prepare.view(photo)[1] for photo in self.photos]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from kdcompile.onnx_graph.graph import (
     quantised_outputs,
 )
 from kdcompile.onnx_graph.layers import Layer, quantised_layers
-from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session, feeds_of
 
 Places = NDArray[np.intp]
 
@@ -174,7 +174,7 @@ def _sample_outputs(reference: ModelProto, sites: list[_Site], images: Images) -
     tensors = [site.layer.node.output[0] for site in sites]
     session = cpu_session(computing(reference, tensors), as_written=True)
     for index, image in enumerate(images):
-        values = session.run(tensors, {reference.graph.input[0].name: image})
+        values = session.run(tensors, feeds_of(session, image))
         for place, (site, value) in enumerate(zip(sites, values, strict=True)):
             places, rows = sample(value, site.count, [place, index], site.shape is not None)
             site.samples.append((places, rows, value.shape[-1]))
@@ -190,7 +190,7 @@ def _sample_inputs(
     groups, _, inputs, taps = by_channel(site.layer, graph.array(site.layer.weight)).shape
     found = []
     for image, (places, _, width) in zip(images, site.samples, strict=True):
-        (data,) = session.run(None, {quantised.graph.input[0].name: image})
+        (data,) = session.run(None, feeds_of(session, image))
         if site.shape is None:
             found.append(data.reshape(-1, data.shape[-1])[places][None])
             continue

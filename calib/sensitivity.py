@@ -14,7 +14,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.onnx_graph.layers import layer_macs
-from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session, run_session
 from kdcompile.tasks.agreement import pooled_sqnr
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task
@@ -170,9 +170,9 @@ def photo_evaluator(
     def images() -> Iterator[Floats]:
         frames.clear()
         for photo in photos:
-            pixels = photo.pixels(prepare.channels)
-            frames.append(prepare.frame(*pixels.shape[:2]))
-            yield prepare(pixels)
+            given, frame = prepare.view(photo)
+            frames.append(frame)
+            yield given
 
     def score(outputs: Sequence[Floats]) -> float:
         seen = [task.within(o, frame) for o, frame in zip(outputs, frames, strict=True)]
@@ -183,5 +183,4 @@ def photo_evaluator(
 
 def _outputs(model: ModelProto, images: Iterable[Floats]) -> list[Floats]:
     session = cpu_session(model, as_written=True)
-    feed = model.graph.input[0].name
-    return [session.run(None, {feed: image})[0] for image in images]
+    return [run_session(session, image) for image in images]

@@ -273,9 +273,9 @@ def predict_outputs(
     """
     outputs, frames = [], []
     for photo in photos:
-        pixels = photo.pixels(preprocess.channels)
-        outputs.append(runner(preprocess(pixels)))
-        frames.append(preprocess.frame(*pixels.shape[:2]))
+        given, frame = preprocess.view(photo)
+        outputs.append(runner(given))
+        frames.append(frame)
     return outputs, frames
 
 

@@ -23,6 +23,8 @@ from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import evenly
+from kdcompile.onnx_graph.session import ROW_AXES
+from kdcompile.onnx_graph.shapes import input_shape
 from kdcompile.targets import Target
 from kdcompile.tasks.task import Task
 
@@ -65,7 +67,7 @@ def add_mixed(
     model = onnx.load(paths["fp32"])
     table = CalibrationTable.read(calibrated.file("calibration.json"))
     sensitivity = Sensitivity.from_json(calibrated.json("sensitivity.json"))
-    costs = _costs(model, rig.profiles(image), image.shape, target)
+    costs = _costs(model, rig.profiles(image), _shape_of(model, image), target)
     plan = _plan(model, table, sensitivity, costs, judge)
     write_json(folder / "mixed.json", plan.to_json())
     if not plan.quantised:
@@ -77,6 +79,11 @@ def add_mixed(
     paths["mixed"] = path
     rig.expect("mixed", plan.latency_ms / plan.fp16_ms)
     rig.add("mixed", paths)
+
+
+def _shape_of(model: "ModelProto", image: Floats) -> Sequence[int]:
+    """That of the network's first input, where `image` is a row of all of them."""
+    return input_shape(model) if image.ndim == ROW_AXES else image.shape
 
 
 def _plan(

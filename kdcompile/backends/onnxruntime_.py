@@ -12,7 +12,7 @@ from kdcompile.backends.base import Capabilities, register
 from kdcompile.backends.tensorrt_ import gpu_differences
 from kdcompile.core.errors import KDError
 from kdcompile.core.optional import need
-from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.session import ROW_AXES, cpu_session, ports_of_session, run_session
 from kdcompile.targets import EXPORT_OPSET
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ OPSETS = (7, EXPORT_OPSET)  # the newest is what kdcompile writes: ONNX Runtime 
 
 @dataclass(frozen=True)
 class OrtRunner:
-    """A loaded ONNX network with one input; the runner knows what really executes it."""
+    """A loaded ONNX network; the runner knows what really executes it."""
 
     session: Any
     version: str
@@ -32,12 +32,34 @@ class OrtRunner:
     name: str = "onnxruntime"
 
     def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Float32 [N, C, H, W] to the network's first output.
+        """Float32 [N, C, H, W] to the network's first output, or a row of its inputs to one of all.
 
         Raises:
             KDError: `input-refused`, the network does not take this shape or type, or it takes
                 more than one input; `run-failed`.
         """
+        self._check(image)
+        try:
+            return run_session(self.session, image)
+        except Exception as error:  # the library's have no base of their own
+            raise KDError(
+                "run-failed",
+                f"ONNX Runtime {self.version} does not run it: {error}",
+                where=f"the network, on an input of {list(image.shape)}",
+                fix="export it again: kdcompile export",
+            ) from error
+
+    def _check(self, image: NDArray[np.float32]) -> None:
+        if image.ndim == ROW_AXES:
+            width = ports_of_session(self.session).width
+            if image.shape != (1, width):
+                raise KDError(
+                    "input-refused",
+                    f"its inputs are {width} values, the sample has {list(image.shape)}",
+                    where="the network's inputs",
+                    fix="give the inputs that the network was exported with",
+                )
+            return
         spec, *others = self.session.get_inputs()
         if others:
             raise KDError(
@@ -57,16 +79,6 @@ class OrtRunner:
                 where="the network's input",
                 fix="prepare images with the preprocessing that the network was exported with",
             )
-        try:
-            output: NDArray[np.float32] = self.session.run(None, {spec.name: image})[0]
-        except Exception as error:  # the library's have no base of their own
-            raise KDError(
-                "run-failed",
-                f"ONNX Runtime {self.version} does not run it: {error}",
-                where=f"the network, on an input of {list(image.shape)}",
-                fix="export it again: kdcompile export",
-            ) from error
-        return output
 
 
 @register("onnxruntime")

@@ -84,7 +84,7 @@ def write_carried(
     arrays: dict[str, NDArray[np.uint8]] = {}
     size = 0
     for photo in evenly(photos, IMAGES):
-        pixels = preprocess.scaled(photo.pixels(preprocess.channels))
+        pixels = preprocess.kept(photo)
         size += pixels.nbytes
         if arrays and size > BYTES:
             break

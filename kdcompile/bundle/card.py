@@ -11,7 +11,7 @@ from typing import Any
 
 from kdcompile.bundle import facts
 from kdcompile.bundle.manifest import ENGINE
-from kdcompile.bundle.samples import Tensor, fill
+from kdcompile.bundle.samples import IO, fill
 from kdcompile.core.files import file_sha256, write_text
 from kdcompile.core.report import Report
 
@@ -22,13 +22,13 @@ CHOICE = ("precision", "basis", "why")
 TRAINING = ("recipe", "steps", "best_step", "device", "seconds", "seed")
 
 
-def write_card(folder: Path, report: Report, io: tuple[Tensor, Tensor]) -> None:
+def write_card(folder: Path, report: Report, io: IO) -> None:
     """Write the card.
 
     Args:
         folder: the bundle, with its networks.
         report: everything that was measured.
-        io: the network's input and output.
+        io: the network's inputs and outputs.
     """
     from kdcompile.bundle import render  # matplotlib
 
@@ -40,6 +40,7 @@ def write_card(folder: Path, report: Report, io: tuple[Tensor, Tensor]) -> None:
         verdict=f"{report.verdict[0].upper()}{report.verdict[1:]}",
         meaning=facts.meaning(report),
         identity=_identity(folder, report, io),
+        sample="a sample" if facts.task(report)["kind"] == "generic" else "an image",
         prediction=facts.words(report).prediction,
         target=report.target,
         data=_data(details),
@@ -68,11 +69,12 @@ def _only(value: Mapping[str, Any] | None, keys: tuple[str, ...]) -> dict[str, A
     return {key: value[key] for key in keys if value and key in value}
 
 
-def _identity(folder: Path, report: Report, io: tuple[Tensor, Tensor]) -> Iterator[tuple[str, str]]:
+def _identity(folder: Path, report: Report, io: IO) -> Iterator[tuple[str, str]]:
     yield "task", str(facts.task(report)["kind"])
     yield "device", report.target
     yield "precision", str((report.details.get("choice") or {}).get("precision", NOT_RECORDED))
-    for what, tensor in zip(("input", "output"), io, strict=True):
+    named = zip(("input", "output"), io, strict=True)
+    for what, tensor in ((what, tensor) for what, side in named for tensor in side):
         sizes = " x ".join("any" if size < 0 else str(size) for size in tensor.dims)
         yield what, f"{tensor.name}, {tensor.type.lower()} [{sizes}]"
     for name in ("model.onnx", ENGINE):

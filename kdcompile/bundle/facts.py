@@ -156,6 +156,9 @@ WORDS: Mapping[str, Words] = {
     "regression": Words(
         "value", ("by_value", "By true value", "true value"), "By the student's absolute error."
     ),
+    "generic": Words(
+        "outputs", ("by_error", "By part", "part"), "By the error relative to the teacher's outputs."
+    ),
 }
 METRICS: Mapping[str, str] = {
     "mae": "mean absolute error",
@@ -163,6 +166,7 @@ METRICS: Mapping[str, str] = {
     "game2": "grid average mean absolute error in 16 cells",
     "game3": "grid average mean absolute error in 64 cells",
     "rmse": "root mean square error",
+    "rel_error": "mean error relative to the teacher's outputs",
     "top1": "top-1 accuracy",
 }
 COUNTING: Mapping[str, Any] = {

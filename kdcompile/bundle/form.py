@@ -103,6 +103,25 @@ class Preprocess(_Form):
         return self
 
 
+class _Port(_Form):
+    name: Text
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=8)]
+    dtype: Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"]
+
+
+class RowPreprocess(_Form):
+    """`preprocess.json` of a network of named tensors, or of photos as one of them."""
+
+    inputs: Annotated[list[_Port], Field(min_length=1, max_length=64)]
+    image: Preprocess | None = None
+
+    @validator(mode="after")
+    def _is_small(self) -> "RowPreprocess":
+        if sum(math.prod(port.shape) for port in self.inputs) > MOST_PIXELS:
+            raise ValueError(f"its inputs are over {MOST_PIXELS} values")
+        return self
+
+
 def created() -> str:
     """Now in UTC, or the moment that SOURCE_DATE_EPOCH names, for builds that repeat exactly.
 

@@ -19,6 +19,7 @@ from kdcompile.bundle.form import created as created
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json
 from kdcompile.core.report import Report
+from kdcompile.data.preprocess import INPUTS
 
 ENGINE = "model.engine"
 
@@ -61,7 +62,8 @@ class Bundle:
         value: dict[str, Any]
         with self.reading(self.manifest["preprocess"]) as path:
             value = form.parsed(path.read_bytes())
-            form.check(form.Preprocess, value)
+            has_rows = isinstance(value, dict) and INPUTS in value
+            form.check(form.RowPreprocess if has_rows else form.Preprocess, value)
         return value
 
     def report(self, name: str = "report.json") -> Report:

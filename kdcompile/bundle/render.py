@@ -147,11 +147,12 @@ def _without_shown(value: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def reproduction(report: Report) -> list[str]:
     """Commands that make and use the bundle again."""
+    given = "sample.npz" if facts.task(report)["kind"] == "generic" else "photo.jpg"
     return [
         f"kdcompile build --target {shlex.quote(report.target)}   # in the folder of the spec",
         "kdcompile verify .                 # in the folder of this report",
-        "kdcompile run . photo.jpg",
-        "python3 infer.py photo.jpg",
+        f"kdcompile run . {given}",
+        f"python3 infer.py {given}",
     ]
 
 
@@ -239,7 +240,7 @@ def _accuracy(report: Report, theme: figures.Theme) -> Iterator[tuple[str, bytes
     points, words = facts.predictions(report), facts.words(report)
     if points and facts.task(report)["kind"] == "classification":
         yield "predictions", figures.confusion(points, facts.task(report)["classes"], theme)
-    elif points:
+    elif points and facts.task(report)["kind"] != "generic":
         yield "predictions", figures.scatter(points, words.prediction, theme)
     rows = [
         (name, teacher, student)

@@ -66,25 +66,20 @@ class Tensor:
     dims: tuple[int, ...]
 
 
-def network_io(path: Path) -> tuple[Tensor, Tensor]:
-    """The input and the output of an ONNX file.
+IO = tuple[list[Tensor], list[Tensor]]  # inputs and outputs
+
+
+def network_io(path: Path) -> IO:
+    """The inputs and the outputs of an ONNX file.
 
     Raises:
-        KDError: `onnx-refused`, it has not one of each.
         ToolMissingError: onnx is not installed.
     """
     onnx = need("onnx", "cpu", "reading the network")
     graph = onnx.load(path, load_external_data=False).graph
     fixed = {initializer.name for initializer in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in fixed]
-    if (len(inputs), len(graph.output)) != (1, 1):
-        raise KDError(
-            "onnx-refused",
-            f"{path.name} has {len(inputs)} inputs and {len(graph.output)} outputs, not one each",
-            where=str(path),
-            fix="export it again: kdcompile export",
-        )
-    return _tensor(onnx, inputs[0]), _tensor(onnx, graph.output[0])
+    inputs = [_tensor(onnx, value) for value in graph.input if value.name not in fixed]
+    return inputs, [_tensor(onnx, value) for value in graph.output]
 
 
 def _tensor(onnx: Any, value: Any) -> Tensor:
@@ -100,7 +95,7 @@ SOURCES = ("infer.cpp", "image.hpp", "sha256.hpp", "CMakeLists.txt")
 def write_cpp(
     folder: Path,
     preprocess: Mapping[str, Any],
-    io: tuple[Tensor, Tensor],
+    io: IO,
     task: str,
     classes: Sequence[str] | None,
 ) -> None:
@@ -109,7 +104,7 @@ def write_cpp(
     Args:
         folder: the bundle.
         preprocess: `preprocess.json`.
-        io: the network's input and output.
+        io: the network's inputs and outputs, one each.
         task: the task kind.
         classes: names of the classes, where they have any.
     """
@@ -122,8 +117,8 @@ def write_cpp(
         "preprocess.hpp.j2",
         pre=preprocess,
         task=task,
-        input=io[0].name,
-        output=io[1].name,
+        input=io[0][0].name,
+        output=io[1][0].name,
         classes=classes or (),
     )
     write_text(folder / CPP / "preprocess.hpp", header)
@@ -137,7 +132,7 @@ TYPES = {
 
 
 def write_triton(
-    folder: Path, name: str, target: str, device: str, io: tuple[Tensor, Tensor]
+    folder: Path, name: str, target: str, device: str, io: IO
 ) -> None:
     """Write `triton/NAME/config.pbtxt` and the network, the engine where the bundle has one.
 
@@ -146,7 +141,7 @@ def write_triton(
         name: of the build; characters that a server does not take become `_`.
         target: the device, for the file's comment.
         device: its kind: cpu, jetson or workstation.
-        io: the network's input and output.
+        io: the network's inputs and outputs.
 
     Raises:
         KDError: `triton-type`, a tensor of a type that the server does not know.
@@ -165,8 +160,8 @@ def write_triton(
         platform="tensorrt_plan" if has_plan else "onnxruntime_onnx",
         awaits_engine=device == "jetson" and not has_plan,
         kind="KIND_CPU" if device == "cpu" else "KIND_GPU",
-        inputs=[_entry(io[0])],
-        outputs=[_entry(io[1])],
+        inputs=[_entry(tensor) for tensor in io[0]],
+        outputs=[_entry(tensor) for tensor in io[1]],
     )
     write_text(version.parent / "config.pbtxt", config)
 

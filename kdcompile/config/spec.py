@@ -1,5 +1,6 @@
 """`kdcompile.toml`: what the user asks for, as a closed schema (design section 3)."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -165,8 +166,23 @@ def _kind_of_shape(given: Any) -> str:
     return "<range>" if isinstance(given, dict | Shapes) else "<fixed>"
 
 
+class TensorInput(Closed):
+    """One named input of a network that takes other tensors than an image."""
+
+    shape: list[Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, max_length=8, description="of one sample, its batch axis included"
+    )
+    dtype: Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"] = "float32"
+
+    @model_validator(mode="after")
+    def _of_a_sample(self) -> Self:
+        if math.prod(self.shape) > MOST_PIXELS:
+            raise ValueError(f"{self.shape} is more than {MOST_PIXELS} values")
+        return self
+
+
 class Export(Closed):
-    """The input shape of the deployed network: fixed, or a range.
+    """The input shape of the deployed network: fixed, or a range; or its named inputs.
 
     Latencies are of the typical shape; with a typical batch over 1 they are of the whole batch.
     """
@@ -175,10 +191,22 @@ class Export(Closed):
         Annotated[Shape, Tag("<fixed>")] | Annotated[Shapes, Tag("<range>")],
         Discriminator(_kind_of_shape),
     ] = Field(default=[1, 3, 576, 768])
+    inputs: dict[str, TensorInput] = Field(
+        default={}, description="in place of shape, in the order of the network's arguments"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.inputs and "shape" in self.model_fields_set:
+            raise ValueError("name either shape, of one image, or inputs")
+        return self
 
     @property
     def profile(self) -> tuple[list[int], list[int], list[int]]:
-        """Smallest, typical and largest input shape, each [N, C, H, W]."""
+        """Smallest, typical and largest input shape, each [N, C, H, W]; or that of the first input."""
+        if self.inputs:
+            first = next(iter(self.inputs.values())).shape
+            return first, first, first
         if isinstance(self.shape, Shapes):
             return self.shape.min, self.shape.opt, self.shape.max
         return self.shape, self.shape, self.shape
@@ -211,9 +239,6 @@ class Spec(Closed):
 
     @model_validator(mode="after")
     def _one_image_of_known_channels(self) -> Self:
-        batch, channels = self.export.profile[0][:2]
-        if batch != 1 or channels not in (1, 3):
-            raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
         task = plugins.plugin("tasks", self.task.kind)
         metrics = [
             metric.name
@@ -223,6 +248,13 @@ class Spec(Closed):
         problem = self.gates.check_metrics(self.task.kind, metrics) if metrics else None
         if problem is not None:
             raise ValueError(problem)
+        if self.export.inputs:
+            if task is not None and not getattr(task.value, "takes_rows", False):
+                raise ValueError(f'export.inputs needs task.kind = "generic", not {self.task.kind}')
+            return self
+        batch, channels = self.export.profile[0][:2]
+        if batch != 1 or channels not in (1, 3):
+            raise ValueError(f"export.shape must be [1, 1 or 3, H, W], not {batch} x {channels}")
         if len(self.data.mean) != channels:
             raise ValueError(
                 f"data.mean has {len(self.data.mean)} numbers, export.shape {channels} channels"

@@ -22,7 +22,7 @@ ONNXRUNTIME = "kdcompile.backends.onnxruntime_"
 # the module, or package of modules, that registers the built-in ones, or the module of each name
 BUILT_IN: dict[str, str | dict[str, str]] = {
     "recipes": "kdcompile.distill.recipes",
-    "tasks": "kdcompile.tasks.builtin",
+    "tasks": "kdcompile.tasks",
     "formats": "kdcompile.data.formats",
     "gates": "kdcompile.gates",
     "targets": "kdcompile.targets",

@@ -59,6 +59,8 @@ def _source(spec: Spec, photo: Photo) -> str:
 
 def _look(photos: dict[str, Photo], channels: int) -> Known:
     def look(photo: Photo) -> list[int]:
+        if photo.tensors:
+            return [0, 0, int(photo.is_flat(channels))]
         pixels = photo.pixels(channels)
         return [*pixels.shape[:2], int((pixels == pixels[:1, :1]).all())]
 

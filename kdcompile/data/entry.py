@@ -165,8 +165,8 @@ def _checked(photo: Any, number: int, factory: str, split: str) -> Photo:
             "data-factory",
             f"image {number}{name} of the {split} split {problem}",
             where=f"{factory} [data] format",
-            fix="return a list of kdcompile.data.photo.Photo, each with one of path, encoded and "
-            "array (uint8 [H, W, C])",
+            fix="return a list of kdcompile.data.photo.Photo, each with one of path, encoded, "
+            "array (uint8 [H, W, C]) and tensors (arrays by name)",
         )
     assert isinstance(photo, Photo), "anything else is a problem"
     return replace(photo, points=checked_points(photo.points, photo.name, None))
@@ -176,9 +176,9 @@ def _problem(photo: Any) -> str | None:
     """What is wrong with what a factory gave as a photo, in words, or None."""
     if not isinstance(photo, Photo):
         return f"is a {type(photo).__name__}"
-    sources = [photo.path, photo.encoded, photo.array]
+    sources = [photo.path, photo.encoded, photo.array, photo.tensors or None]
     if sum(source is not None for source in sources) != 1:
-        return "has none or several of path, encoded and array"
+        return "has none or several of path, encoded, array and tensors"
     if photo.path is not None and not isfile(photo.path):
         return f"has a path that is no file: {photo.path}"
     if photo.array is not None and not _is_image(photo.array):

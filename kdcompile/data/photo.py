@@ -1,8 +1,9 @@
-"""One annotated image: its decoded pixels, and checks of its points."""
+"""One annotated image, or sample of named tensors: its decoded pixels, and checks of its points."""
 
 import hashlib
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,9 @@ class Photo:
         array: uint8 [H, W, C], for pixels in memory.
         encoded: the bytes of an image file in memory.
         label: the class's index or the value to be predicted; None where points are counted.
+        tensors: an array for each named input of a network that takes other tensors than an image.
+        answer: values of each of the teacher's outputs, [size] each, for a task that imitates
+            them: filled once they are known.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Photo:
     array: NDArray[np.uint8] | None = field(default=None, repr=False)
     encoded: bytes | None = field(default=None, repr=False)
     label: float | None = None
+    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+    answer: list[NDArray[np.float32]] = field(default_factory=list, repr=False)
 
     @property
     def count(self) -> int:
@@ -76,6 +82,13 @@ class Photo:
         """The image as uint8 [H, W, channels]."""
         if self.encoded is not None:
             return decoded(io.BytesIO(self.encoded), channels, self.name)
+        if self.tensors:
+            raise KDError(
+                "sample-tensors",
+                f"{self.name} is no image: it has {', '.join(self.tensors)}",
+                where="[data] format",
+                fix='set task.kind = "generic" and export.inputs, which take named tensors',
+            )
         if self.array is None:
             assert self.path is not None, "a photo has a path, an array or encoded bytes"
             return read_pixels(self.path, channels)
@@ -88,14 +101,26 @@ class Photo:
             )
         return self.array
 
+    def is_flat(self, channels: int) -> bool:
+        """Whether it is of one colour, or of one value throughout."""
+        if self.tensors:
+            return all(np.size(a) == 0 or (a == a.flat[0]).all() for a in self.tensors.values())
+        pixels = self.pixels(channels)
+        return bool((pixels == pixels[:1, :1]).all())
+
     def sha256(self) -> str:
-        """Hash of the file's bytes, or of the array and its shape; read once."""
+        """Hash of the file's bytes, or of the arrays and their shapes; read once."""
         return self._sha256
 
     @cached_property
     def _sha256(self) -> str:
         if self.encoded is not None:
             return hashlib.sha256(self.encoded).hexdigest()
+        if self.tensors:
+            found = hashlib.sha256()
+            for name, array in sorted(self.tensors.items()):
+                found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+            return found.hexdigest()
         if self.array is None:
             assert self.path is not None, "a photo has a path, an array or encoded bytes"
             return file_sha256(self.path)

@@ -1,12 +1,17 @@
 """From pixels to the network's input: one definition for training, verification and the bundle."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from kdcompile.core.ports import Ports
+
+if TYPE_CHECKING:
+    from kdcompile.data.photo import Photo
 
 Padding = Literal["mean", "mirror"]
 
@@ -15,15 +20,19 @@ Padding = Literal["mean", "mirror"]
 class Frame:
     """Where a photo lies in a network's input; [height, width] in pixels each.
 
+    With it goes what a task that imitates the teacher compares with: the teacher's own answer.
+
     Args:
         photo: of the photo itself, in which its points are given.
         seen: of the photo as the network saw it, scaled to fit.
         plane: of the input: the photo from the top left corner, padded right and below.
+        answer: values of each of the teacher's outputs for it, [size] each, where they are known.
     """
 
     photo: tuple[int, int]
     seen: tuple[int, int]
     plane: tuple[int, int]
+    answer: tuple[NDArray[np.float32], ...] = field(default=(), compare=False, repr=False)
 
     def inside(self, height: int, width: int) -> NDArray[np.float32]:
         """The share of each cell that lies in the photo, float32 [height, width].
@@ -64,10 +73,13 @@ class Preprocess:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocess":
         """The value that `to_json` gave."""
+        if INPUTS in value:
+            inner = Preprocess.from_json(value["image"]) if value["image"] else None
+            return RowPreprocess.of(Ports.from_json(value[INPUTS]), inner)
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
         }
-        return cls(**plain)
+        return Preprocess(**plain)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for the manifest."""
@@ -83,6 +95,27 @@ class Preprocess:
         seen = self.fitted(height, width)
         plane = max(self.min_hw[0], seen[0]), max(self.min_hw[1], seen[1])
         return Frame((height, width), seen, plane)
+
+    def input_of(self, photo: "Photo") -> NDArray[np.float32]:
+        """A photo's input, float32 [1, C, h, w].
+
+        Raises:
+            KDError: it cannot be read.
+        """
+        return self(photo.pixels(self.channels))
+
+    def view(self, photo: "Photo") -> tuple[NDArray[np.float32], Frame]:
+        """A photo's input, and where the photo lies in it.
+
+        Raises:
+            KDError: it cannot be read.
+        """
+        pixels = photo.pixels(self.channels)
+        return self(pixels), self.frame(*pixels.shape[:2])
+
+    def kept(self, photo: "Photo") -> NDArray[Any]:
+        """What a bundle keeps of a photo, from which this makes its input: uint8 [H, W, C]."""
+        return self.scaled(photo.pixels(self.channels))
 
     def scaled(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 [H, W, C] scaled to fit, neither normalised nor padded."""
@@ -103,3 +136,54 @@ class Preprocess:
         mode: Any = {"mean": "constant", "mirror": "symmetric"}[self.padding]
         padded = np.pad(image_chw, ((0, 0), *pad), mode=mode)
         return np.ascontiguousarray(padded[None], dtype=np.float32)
+
+
+INPUTS = "inputs"  # of preprocess.json, where samples are rows
+
+
+@dataclass(frozen=True)
+class RowPreprocess(Preprocess):
+    """From a sample of named tensors, or a photo, to the row that stands for a network's inputs.
+
+    Args:
+        ports: the network's inputs.
+        image: the preprocessing of photos, where they are what the network takes.
+    """
+
+    ports: Ports = Ports(())
+    image: Preprocess | None = None
+
+    @classmethod
+    def of(cls, ports: Ports, image: Preprocess | None = None) -> "RowPreprocess":
+        """Of samples of some inputs, or of photos that are prepared by `image`."""
+        blank = image or Preprocess(1, (0.0,), (1.0,), (1, 1), (1, 1))
+        return cls(**vars(blank), ports=ports, image=image)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values for the manifest."""
+        image = None if self.image is None else self.image.to_json()
+        return {INPUTS: self.ports.to_json(), "image": image}
+
+    def __call__(self, given: NDArray[Any]) -> NDArray[np.float32]:
+        """A photo's uint8 [H, W, C] as a row [1, width]; a row as it is."""
+        is_photo = given.ndim == 3 and self.image is not None
+        found = self.image(given) if is_photo and self.image is not None else given
+        return np.asarray(found, np.float32).reshape(1, -1)
+
+    def input_of(self, photo: "Photo") -> NDArray[np.float32]:
+        """The row [1, width] of a sample or photo.
+
+        Raises:
+            KDError: those of `Ports.pack`; the photo cannot be read.
+        """
+        if self.image is None:
+            return self.ports.pack(photo.tensors, photo.name)
+        return self(photo.pixels(self.channels))
+
+    def view(self, photo: "Photo") -> tuple[NDArray[np.float32], Frame]:
+        """The row, and the teacher's answer where it is known."""
+        return self.input_of(photo), Frame((1, 1), (1, 1), (1, 1), tuple(photo.answer))
+
+    def kept(self, photo: "Photo") -> NDArray[Any]:
+        """The row, or the photo's pixels, scaled."""
+        return super().kept(photo) if self.image is not None else self.input_of(photo)

@@ -22,7 +22,7 @@ from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import scratch
 from kdcompile.debug.tensors import exposed, stored
-from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session, feeds_of
 from kdcompile.onnx_graph.shapes import element_types
 from kdcompile.remote.open import Place
 
@@ -71,7 +71,6 @@ class OnnxSide(Side):
         self.kinds = element_types(model)
         self._base = model if optimised else stored(model, self.kinds)
         self.output = model.graph.output[0].name
-        self._feed = model.graph.input[0].name
         self._tensors: tuple[str, ...] | None = None
         self._session: Any = None
         self._names: dict[str, str] = {}
@@ -82,7 +81,7 @@ class OnnxSide(Side):
             if self._tensors != tuple(tensors):
                 self._open(tuple(tensors))
             wanted = list(self._names)
-            found = self._session.run(list(self._names.values()), {self._feed: image})
+            found = self._session.run(list(self._names.values()), feeds_of(self._session, image))
         except KDError:
             raise
         except Exception as error:  # ONNX Runtime's failures share no other base

@@ -19,7 +19,7 @@ from kdcompile.distill.evaluate import in_inference
 from kdcompile.distill.objective import Objective
 from kdcompile.distill.registry import any_recipe
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import ports_of, task_of
 
 WIDENING = ', or set distill.recipe = "class-relation", which takes new classes'
 SAME = 1e-5  # of the largest output: float32 sums in another order differ by less
@@ -122,8 +122,8 @@ def refuse_labels(student: nn.Module, spec: Spec, splits: Splits) -> None:
 
 
 def _output(whose: str, network: nn.Module, spec: Spec, crop: int) -> tuple[int, ...]:
-    first = next(network.parameters())
-    shape = (1, spec.export.profile[1][1], crop, crop)
+    first, ports = next(network.parameters()), ports_of(spec)
+    shape = (1, spec.export.profile[1][1], crop, crop) if ports is None else (1, ports.width)
     try:
         with in_inference(network):
             output = network(torch.zeros(shape, device=first.device, dtype=first.dtype))

@@ -1,5 +1,6 @@
 """Outputs and predictions of PyTorch networks in inference mode."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -79,7 +80,7 @@ def _within(
     output: NDArray[np.float32], frames: Sequence[Frame], task: Task
 ) -> NDArray[np.float32]:
     """`Task.within` of a batch's outputs [N, ...], whose photos may lie differently."""
-    if not task.is_dense:
+    if not task.uses_frames:
         return output
     each = zip(output, frames, strict=True)
     return np.concatenate([task.within(one[None], frame) for one, frame in each])
@@ -106,14 +107,13 @@ def _batches(
     batch: list[NDArray[np.float32]] = []
     frames: list[Frame] = []
     for photo in photos:
-        pixels = photo.pixels(preprocess.channels)
-        image = preprocess(pixels)
-        limit = min(BATCH, max(1, BATCH_PIXELS // (image.shape[2] * image.shape[3])))
+        image, frame = preprocess.view(photo)
+        limit = min(BATCH, max(1, BATCH_PIXELS // math.prod(image.shape[2:] or image.shape[1:])))
         if batch and (len(batch) >= limit or batch[0].shape != image.shape):
             yield np.concatenate(batch), frames
             batch, frames = [], []
         batch.append(image)
-        frames.append(preprocess.frame(*pixels.shape[:2]))
+        frames.append(frame)
     if batch:
         yield np.concatenate(batch), frames
 

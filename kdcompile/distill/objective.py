@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from kdcompile.config.distill import Distill
 from kdcompile.data.photo import Photo
+from kdcompile.data.rows import AnswerTargets
 from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
 from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
@@ -162,8 +163,31 @@ class ValueObjective(Objective):
         return gap.abs().mean() if self.options.hard == "l1" else gap.square().mean()
 
 
+class AnswerObjective(Objective):
+    """Squared error of rows of outputs [N, width], each output in units of its own scale.
+
+    The labels are the teacher's outputs, recorded once: there is nothing else to be soft about.
+    """
+
+    kind = "generic"
+    weights: ClassVar[ByReduction] = {"mean": {"hard": 1.0}, "paper": {"hard": 1.0}}
+    formula = "hard: mean over the outputs of |S - T|^2 / mean |T|^2, T as the teacher gave it"
+
+    @classmethod
+    def targets(
+        cls, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
+    ) -> Targets:
+        """The teacher's outputs."""
+        return AnswerTargets(photos, device)
+
+    def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+        """`hard`."""
+        answer, weight = target.unbind(1)
+        return {"hard": ((student.float() - answer).square() * weight).sum(1).mean()}
+
+
 OBJECTIVES: Mapping[str, type[Objective]] = {
-    objective.kind: objective for objective in (DensityObjective, ClassObjective, ValueObjective)
+    objective.kind: objective for objective in (DensityObjective, ClassObjective, ValueObjective, AnswerObjective)
 }
 
 

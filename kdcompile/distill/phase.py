@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill
 from kdcompile.data.augment import Batch, CropSampler
+from kdcompile.data.rows import sampler_of
 from kdcompile.distill.execution import Execution, Mode, prepare
 from kdcompile.distill.objective import Objective, objective_of
 from kdcompile.distill.qad_modules import trained
@@ -102,7 +103,7 @@ class StageRun:
 
     def _make_sampler(self, options: Distill, place: tuple[int, int]) -> CropSampler:
         setting = self.setting
-        sampler = CropSampler(
+        sampler = sampler_of(setting.store)(
             setting.photos, setting.preprocess, options, self._targets, self._seed, self.device,
             shard=place, store=setting.store,
         )  # fmt: skip

@@ -164,7 +164,7 @@ class Qad:
     def _whole(self, photos: Sequence[Photo]) -> Iterator[Tensor]:
         prepare, device = self._setting.preprocess, self._setting.device
         for photo in photos:
-            yield torch.from_numpy(prepare(photo.pixels(prepare.channels))).to(device)
+            yield torch.from_numpy(prepare.input_of(photo)).to(device)
 
 
 def mean_seconds(run: "StageRun", measure: Callable[[], float]) -> float:

@@ -15,9 +15,10 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.distributed import processes
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import is_sealed, seal, write_json
-from kdcompile.data.augment import Batch, CropSampler
+from kdcompile.data.augment import Batch
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
+from kdcompile.data.rows import sampler_of
 from kdcompile.data.splits import evenly
 from kdcompile.distill.checks import Pulse, class_counts, dead, output_stride
 from kdcompile.distill.evaluate import predict
@@ -259,7 +260,7 @@ def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStor
     targets = objective_of(task_of(spec)).targets(
         store.photos, stride, spec.data.sigma, store.device
     )
-    sampler = CropSampler(
+    sampler = sampler_of(store)(
         store.photos, preprocess, options, targets, spec.seed, store.device, store=store
     )
     return [sampler.batch(step) for step in range(-(-spec.student.crops // options.batch))]

@@ -14,13 +14,14 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.distributed import Processes, processes
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.preprocess import Preprocess, RowPreprocess
+from kdcompile.data.rows import store_of
 from kdcompile.distill.checks import output_stride, refuse_other_outputs
 from kdcompile.distill.qad import make_quantisable
 from kdcompile.distill.qad_layers import QadLayer
 from kdcompile.distill.registry import any_recipe
 from kdcompile.models.factory import load_teachers
-from kdcompile.tasks.task import preprocess_of
+from kdcompile.tasks.task import preprocess_of, task_of
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ class TrainingContext:
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def example(self, side: int) -> Tensor:
-        """An empty input of one image."""
+        """An empty input of one image, or an empty row."""
         kind = next(self.teacher.parameters()).dtype
+        if isinstance(self.preprocess, RowPreprocess):
+            return torch.zeros(1, self.preprocess.ports.width, device=self.device)
         return torch.zeros(1, self.preprocess.channels, side, side, device=self.device, dtype=kind)
 
 
@@ -77,7 +80,8 @@ def make_training_context(
     """
     device, place = training_device(), processes()
     fast = device.type == "cuda"
-    bf16 = fast and torch.cuda.is_bf16_supported()
+    # bfloat16 would round the integers of a row
+    bf16 = fast and torch.cuda.is_bf16_supported() and not task_of(spec).takes_rows
     torch.backends.cudnn.benchmark = fast  # crops of one size
     layout = torch.channels_last if fast else torch.contiguous_format
     preprocess = preprocess_of(spec)
@@ -101,7 +105,7 @@ def make_training_context(
         student=student,
         ema=copy.deepcopy(student).requires_grad_(False).eval(),
         photos=photos,
-        store=store or ImageStore(photos, preprocess.channels, device),
+        store=store or store_of(photos, preprocess, device),
         preprocess=preprocess,
         stride=output_stride(teacher, student, spec),
         device=device,

@@ -16,11 +16,13 @@ import onnxslim
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
-from torch import nn
+from torch import Tensor, nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.ports import Ports
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.refused import first_line, refused, size_refused
+from kdcompile.models.rows import bound, on_tensors, output_ports, ports_of, zeros
 from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset, restore_scopes
 from kdcompile.onnx_graph.session import cpu_session, run_onnx
 
@@ -50,7 +52,8 @@ def onnx_from_module(
     to give the exporter's own output after conversion and simplification.
 
     Args:
-        module: takes float32 [N, C, H, W] and gives one tensor; in eval mode, on the CPU.
+        module: takes float32 [N, C, H, W] and gives one tensor, or runs on rows (`models.rows`):
+            its inputs and outputs are written then; in eval mode, on the CPU.
         path: the file to write.
         shapes: smallest, typical and largest input.
         max_opset: the newest opset that the target reads.
@@ -65,7 +68,7 @@ def onnx_from_module(
             `export-simplify` or `export-leftover`.
     """
     raw, captured = _exported(module, shapes, output)
-    x = np.random.default_rng(0).standard_normal(tuple(shapes[0]), dtype=np.float32)
+    x = _sample(module, shapes[0])
     if list(shapes[0]) != list(shapes[2]):
         _prove_range(module, raw, shapes)
     expected = run_onnx(raw, x)
@@ -98,6 +101,10 @@ def traced(
     Raises:
         torch.onnx.OnnxExporterError: it cannot be traced or translated.
     """
+    ports = ports_of(module)
+    if ports is not None:
+        with on_tensors(module):
+            return _traced_ports(module, ports)
     low, _, high = shapes
     names = {0: "batch", 2: "height", 3: "width"}
     dims = {
@@ -107,21 +114,50 @@ def traced(
     }
     # torch.export specialises a size of 0 or 1, so trace at the largest
     sample = torch.zeros(tuple(high))
+    return _program(
+        module,
+        (sample,),
+        input_names=[INPUT],
+        output_names=None if output is None else [output],
+        dynamic_shapes=(dims,) if dims else None,
+    )
+
+
+def _traced_ports(module: nn.Module, ports: Ports) -> "torch.onnx.ONNXProgram":
+    """Of a network of any tensors, at their shapes, inputs and outputs by their names."""
+    arguments, named = bound(module, dict(zip(ports.names, zeros(ports), strict=True)))
+    return _program(
+        module,
+        arguments,
+        kwargs=named,
+        input_names=list(ports.names),
+        output_names=list(output_ports(module, ports).names),
+    )
+
+
+def _program(
+    module: nn.Module, arguments: tuple[Tensor, ...], **settings: Any
+) -> "torch.onnx.ONNXProgram":
     with quiet_exporter(), one_registry():
         import onnxscript  # noqa: F401  # what torch.onnx.export translates with, so in the key
 
         program = torch.onnx.export(
-            module,
-            (sample,),
-            input_names=[INPUT],
-            output_names=None if output is None else [output],
-            opset_version=EXPORTED_OPSET,
-            dynamic_shapes=(dims,) if dims else None,
-            dynamo=True,
-            verbose=False,
+            module, arguments, opset_version=EXPORTED_OPSET, dynamo=True, verbose=False, **settings
         )
     assert program is not None, "without a path the exporter returns its program"
     return program
+
+
+def _sample(module: nn.Module, shape: Shape) -> NDArray[np.float32]:
+    """A random input of this shape, or a row of the module's inputs: whole numbers are 0 there."""
+    ports, random = ports_of(module), np.random.default_rng(0)
+    if ports is None:
+        return random.standard_normal(tuple(shape), dtype=np.float32)
+    parts = [
+        random.standard_normal((1, port.size), dtype=np.float32) * port.dtype.startswith("float")
+        for port in ports.ports
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 def _exported(
@@ -133,12 +169,13 @@ def _exported(
     except torch.onnx.OnnxExporterError as error:
         raise refused(error, module, shapes) from error
     model: ModelProto = program.model_proto
-    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
+    ends = len(model.graph.input), len(model.graph.output)
+    if ports_of(module) is None and ends != (1, 1):
         raise KDError(
             "export-failed",
-            f"{len(model.graph.input)} inputs and {len(model.graph.output)} outputs, not one each",
+            f"{ends[0]} inputs and {ends[1]} outputs, not one each",
             where=type(module).__name__,
-            fix=f"use a network with one image in and one {output} out",
+            fix=f'use a network with one image in and one {output} out, or task.kind = "generic"',
         )
     assert program.exported_program is not None, "the exporter was given a module"
     return model, program.exported_program.constants

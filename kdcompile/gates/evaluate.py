@@ -73,7 +73,7 @@ def evaluate(
     prepare = {name: (own or {}).get(name, preprocess) for name in runners}
     seen = _Seen(task, classes, compared, tuple(runners))
     for photo in counted(photos, len(photos), "verify", "test images"):
-        views = {one: _view(photo, one) for one in dict.fromkeys(prepare.values())}
+        views = {one: one.view(photo) for one in dict.fromkeys(prepare.values())}
         outputs = {
             name: _finite(runner(views[prepare[name]][0]), name, photo)
             for name, runner in runners.items()
@@ -122,13 +122,6 @@ class _Seen:
             np.array(self.difficulty),
             Parity(agreed, self.worst, len(self.difficulty), mode),
         )
-
-
-def _view(photo: Photo, preprocess: Preprocess) -> tuple[Output, Frame]:
-    """The input of an image, and where the image lies in it."""
-    pixels = photo.pixels(preprocess.channels)
-    image = preprocess(pixels)
-    return image, preprocess.frame(*pixels.shape[:2])
 
 
 def _truth(task: Task, photo: Photo, output: Output, classes: Sequence[str] | None) -> float:

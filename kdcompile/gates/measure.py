@@ -101,16 +101,18 @@ def measure(
         found = evaluate(runners, pair, photos, preprocess, task, classes, own)
         extra: tuple[Measurement, ...] = ()
         if board is None:
-            latency = _time(step, target, here, shipped, threads)
+            row = preprocess.input_of(photos[0]) if task.takes_rows else None
+            latency = _time(step, target, here, shipped, threads, row)
         else:
             latency, extra = board.times(step.spec.export.profile[1])
         parity = _parity(inputs, found, shipped) if board is None else found.parity
-        chosen = pick_examples(found.difficulty)
+        chosen = {} if task.takes_rows else pick_examples(found.difficulty)  # to be drawn
         drawn: dict[str, Runner] = {}
         if task.is_dense:
             drawn = {"student": runners[shipped], "teacher": here["teacher"]}
         examples = {
-            kind: example_arrays(photos[index], preprocess, drawn) for kind, index in chosen.items()
+            kind: example_arrays(photos[index], preprocess, drawn)
+            for kind, index in chosen.items()
         }
         origin = host if board is None else board.origin
     return Measured(
@@ -169,9 +171,14 @@ def _parity(inputs: Mapping[str, Artifact], found: Evaluation, shipped: str) -> 
 
 
 def _time(
-    step: Step, target: Target, runners: Mapping[str, Runner], shipped: str, threads: int
+    step: Step,
+    target: Target,
+    runners: Mapping[str, Runner],
+    shipped: str,
+    threads: int,
+    row: NDArray[np.float32] | None,
 ) -> Latency:
-    """Teacher and student at the typical input shape.
+    """Teacher and student at the typical input shape, or on a row.
 
     Where this machine is the target the deployed file is timed. For another device both sides are
     timed in fp32: how its int8 or fp16 compares is not for this CPU to say. A measurement that
@@ -188,6 +195,7 @@ def _time(
         mode += f", both in fp32; {precision} is chosen for the device"
         precision, shipped = "fp32", "student_fp32"
     image = np.random.default_rng(step.spec.seed).standard_normal(shape, dtype=np.float32)
+    image = image if row is None else row
     teacher, student = runners["teacher"], runners[shipped]
     log.info("verify: timing teacher and student, at most %.0f s", TIMING.seconds)
     pair = {"teacher": lambda: teacher(image), "student": lambda: student(image)}

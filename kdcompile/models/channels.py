@@ -39,6 +39,7 @@ from kdcompile.models.channel_rules import (
 from kdcompile.models.channel_ties import Axis, Ties
 from kdcompile.models.channel_trial import fitted
 from kdcompile.models.resize import why_fixed
+from kdcompile.models.rows import on_tensors, ports_of, zeros
 
 
 def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
@@ -54,6 +55,9 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
     Raises:
         KDError: `trace-failed`, when the forward pass cannot be captured.
     """
+    if (ports := ports_of(model)) is not None:
+        with on_tensors(model):
+            return trace(model, zeros(ports))
     exported = capture_graph(model, shape)
     signature = exported.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}

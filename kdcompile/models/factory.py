@@ -24,6 +24,8 @@ from kdcompile.models.fit import (
     with_new_classes,
     without_prefix,
 )
+from kdcompile.models.rows import on_rows
+from kdcompile.tasks.task import ports_of
 
 SAFETENSORS = ".safetensors"
 SAVE_ALONE = "torch.save(model.state_dict(), 'weights.pt'), or safetensors.torch.save_file"
@@ -38,7 +40,7 @@ def load_teacher(spec: Spec) -> nn.Module:
     Raises:
         KDError: the factory, the weights file or the fit of the two is at fault.
     """
-    return _load(spec.teacher, spec)
+    return _adapted(_load(spec.teacher, spec), spec)
 
 
 def load_teachers(spec: Spec) -> list[nn.Module]:
@@ -47,7 +49,12 @@ def load_teachers(spec: Spec) -> list[nn.Module]:
     Raises:
         KDError: those of `load_teacher`.
     """
-    return [_load(teacher, spec) for teacher in spec.teachers]
+    return [_adapted(_load(teacher, spec), spec) for teacher in spec.teachers]
+
+
+def _adapted(network: nn.Module, spec: Spec) -> nn.Module:
+    ports = ports_of(spec)
+    return network if ports is None else on_rows(network, ports)
 
 
 def _load(teacher: Teacher, spec: Spec) -> nn.Module:

@@ -14,6 +14,7 @@ from kdcompile.models.blocks import fold
 from kdcompile.models.dropped import drop
 from kdcompile.models.factory import build_model, load_teacher, load_weights
 from kdcompile.models.resize import NORMS, narrow
+from kdcompile.models.rows import on_rows, ports_of
 from kdcompile.models.staged import StagedStudent
 
 OUTPUT_STD = 0.01
@@ -41,7 +42,8 @@ def student_from_architecture(
             initialise(student)
             return student
         if architecture["family"] != "shrink":
-            return build_model(architecture["family"], folder)
+            student = build_model(architecture["family"], folder)
+            return student if ports_of(teacher) is None else on_rows(student, ports_of(teacher))
         student = copy.deepcopy(teacher).cpu()
         narrow(student, architecture)
         drop(student, architecture.get("dropped", ()))

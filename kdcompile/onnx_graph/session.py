@@ -10,12 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.core.optional import need
+from kdcompile.core.ports import Port, Ports, as_row
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 QUIET = 3  # errors only: ONNX Runtime's severity
 CPU = "CPUExecutionProvider"
+ROW_AXES = 2  # of a row [1, width]; an image has more
+NUMPY_TYPES = {  # of ONNX Runtime's names
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8", "tensor(bool)": "bool",
+}  # fmt: skip
 
 
 def cpu_session(
@@ -62,8 +69,32 @@ def _has_fp8(model: ModelProto | Path) -> bool:
     return any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in loaded.graph.initializer)
 
 
-def run_onnx(model: ModelProto | Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The first output for one input."""
-    session = cpu_session(model)
-    output: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: image})[0]
-    return output
+def feeds_of(session: Any, given: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """What a session is fed with.
+
+    Args:
+        session: of `cpu_session`.
+        given: the input [N, C, H, W] of a network of images, or a row [1, width] of all inputs.
+    """
+    inputs = session.get_inputs()
+    if given.ndim != ROW_AXES:
+        return {inputs[0].name: given}
+    return ports_of_session(session).unpack(given)
+
+
+def ports_of_session(session: Any) -> Ports:
+    """The inputs of a session whose sizes are fixed."""
+    return Ports(
+        tuple(Port(i.name, tuple(i.shape), NUMPY_TYPES[i.type]) for i in session.get_inputs())
+    )
+
+
+def run_session(session: Any, given: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first output for an image; for a row all outputs as a row."""
+    outputs: list[NDArray[np.float32]] = session.run(None, feeds_of(session, given))
+    return as_row(outputs) if given.ndim == ROW_AXES else outputs[0]
+
+
+def run_onnx(model: ModelProto | Path, given: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`run_session` of a model."""
+    return run_session(cpu_session(model), given)

@@ -35,6 +35,11 @@ def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
         raise shape_unknown(str(error).splitlines()[0]) from error
 
 
+def input_shape(model: ModelProto) -> list[int]:
+    """The shape of the first input, as the file says; a free axis is 0."""
+    return [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+
+
 def tensor_sizes(graph: GraphProto) -> dict[str, list[int]]:
     """The shape of every tensor of an `inferred` graph that has one; an unknown axis is 0."""
     sizes = {

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from kdcompile.backends.answers import answer_by
 from kdcompile.calib import audit
 from kdcompile.calib.calibrate import table_of
 from kdcompile.calib.chosen import ChosenImages, select_images
@@ -38,7 +39,7 @@ from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits, evenly, load_splits
-from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session, run_session
 from kdcompile.tasks.agreement import agreement
 from kdcompile.tasks.task import task_of
 
@@ -81,12 +82,12 @@ class _Work:
     def inputs(self, photos: Sequence[Photo]) -> Iterator[NDArray[np.float32]]:
         """float32 [1, C, H, W] of each."""
         shown = counted(photos, len(photos), "calibrate", "images")
-        return (self.prepare(photo.pixels(self.prepare.channels)) for photo in shown)
+        return (self.prepare.input_of(photo) for photo in shown)
 
     def outputs(self, photos: Sequence[Photo]) -> Iterator[NDArray[Any]]:
         """The network's output for each, one at a time."""
-        session, feed = cpu_session(self.model), self.model.graph.input[0].name
-        return (session.run(None, {feed: image})[0] for image in self.inputs(photos))
+        session = cpu_session(self.model)
+        return (run_session(session, image) for image in self.inputs(photos))
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
         onnx_sha256=exported.files["student.onnx"],
         qad=read_qad(step.inputs["distill"].path) if step.spec.quantize.qad else None,
     )
+    answer_by(exported.file("teacher.onnx"), work.splits.val, work.prepare, task_of(work.spec))
     seen = _observe(work)
     table = _table(work, seen)
     record = _audited(work, seen, table)
@@ -163,7 +165,7 @@ def _refined(work: _Work, seen: _Observed, table: CalibrationTable) -> Refined:
         task,
         [task.truth(photo) for photo in photos],
         task.selection_metric(work.spec.gates.accuracy.metric),
-        inputs.frames() if task.is_dense else None,
+        inputs.frames() if task.uses_frames else None,
     )
     fit = Inputs(evenly(seen.chosen.photos, FIT_IMAGES), work.prepare)
     return refine(work.model, table, asked.refine, fit, again, judge)
@@ -221,6 +223,6 @@ def worst_sqnr(
 ) -> float:
     """The lowest 20 log10(||a|| / ||a-b||) over the images, by ONNX Runtime; at most 200 dB."""
     sessions = [cpu_session(model, as_written=True) for model in (reference, quantised)]
-    feed, given = reference.graph.input[0].name, list(images)
-    a, b = ([s.run(None, {feed: image})[0] for image in given] for s in sessions)
+    given = list(images)
+    a, b = ([run_session(session, image) for image in given] for session in sessions)
     return agreement(a, b)["sqnr_db"]

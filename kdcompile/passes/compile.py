@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.backends.answers import answer_by
 from kdcompile.backends.candidate_runner import (
     RUNS_HERE,
     BoardRig,
@@ -36,7 +37,7 @@ from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
 from kdcompile.tasks.reference import taught_places
-from kdcompile.tasks.task import Task, task_of
+from kdcompile.tasks.task import Task, ports_of, task_of
 
 Floats = NDArray[np.float32]
 FILES = {
@@ -74,6 +75,7 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     paths = candidate_paths(step, target)
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     photos = load_splits(spec.data, spec.folder).val
+    answer_by(step.inputs["export"].file("teacher.onnx"), photos, preprocess, task)
     teacher_metric, limits, known = _limits(step, task, photos)
     with _rig(step, target) as rig:
         rig.refused.update(_absent(step, target))
@@ -209,7 +211,7 @@ def _kit(
 ) -> None:
     """The kit with the first validation photos as its reference, run by ONNX Runtime."""
     photos, preprocess = shown
-    images = [preprocess(p.pixels(preprocess.channels)) for p in photos[:MAX_REFERENCES]]
+    images = [preprocess.input_of(photo) for photo in photos[:MAX_REFERENCES]]
     carried = {p: path for p, path in paths.items() if p in RUNS_HERE}
     runners = {p: open_session(path, as_written=True) for p, path in carried.items()}
     outputs = {p: [runner(image) for image in images] for p, runner in runners.items()}
@@ -226,6 +228,7 @@ def _kit(
         profile=step.spec.export.profile,
         predicted=predicted,
         settings=step.spec.compile.model_dump(),
+        inputs=ports_of(step.spec),
     )
 
 
@@ -267,7 +270,9 @@ def _absent(step: Step, target: Target) -> dict[str, str]:
 
 def _typical(photo: Photo, preprocess: Preprocess, shape: Sequence[int]) -> Floats:
     """A real photo's values at the typical shape, repeated or cut where the sizes differ."""
-    image = preprocess(photo.pixels(preprocess.channels))
+    image = preprocess.input_of(photo)
+    if image.ndim == 2:  # a row has one length
+        return image
     pad = [(0, max(0, want - have)) for want, have in zip(shape, image.shape, strict=True)]
     padded = np.pad(image, pad, mode="wrap")
     return np.ascontiguousarray(padded[tuple(slice(size) for size in shape)])

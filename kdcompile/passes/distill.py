@@ -11,8 +11,9 @@ from kdcompile.config.step import Step
 from kdcompile.core.distributed import made_by_main, processes
 from kdcompile.core.files import write_json, write_text
 from kdcompile.core.store import Artifact, Store
-from kdcompile.data.images import ImageStore
+from kdcompile.data.rows import store_of
 from kdcompile.data.splits import Splits, load_splits
+from kdcompile.distill.answers import answer
 from kdcompile.distill.checks import output_stride, refuse_labels
 from kdcompile.distill.findings import flips, start_findings
 from kdcompile.distill.qad_modules import plain_weights
@@ -23,7 +24,7 @@ from kdcompile.kernels import forget, ran
 from kdcompile.models.factory import load_teacher, write_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import preprocess_of, task_of
 
 INITIAL = "initial.safetensors"
 ASSEMBLED = "initial.safetensors"  # of a search, whose student is staged
@@ -111,7 +112,8 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     splits = load_splits(spec.data, spec.folder)
     teacher = load_teacher(spec)
     student = student_from_architecture(teacher, architecture, spec.folder)
-    store = ImageStore(splits.train, spec.export.profile[1][1], training_device())
+    answer(spec, teacher, [*splits.train, *splits.val])
+    store = store_of(splits.train, preprocess_of(spec), training_device())
     output_stride(teacher, student, spec)  # refused before anything is worked out
     refuse_labels(student, spec, splits)
     start = work / INITIAL

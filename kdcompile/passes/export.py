@@ -26,7 +26,7 @@ from kdcompile.models.shrunk import load_student
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
 from kdcompile.onnx_graph.layers import count_macs
 from kdcompile.onnx_graph.opset import opset_of
-from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.onnx_graph.session import cpu_session, run_session
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import agreement
 from kdcompile.tasks.task import preprocess_of, task_of
@@ -125,7 +125,7 @@ def _half_agreement(
 
 def prepared(photos: list[Photo], prepare: Preprocess) -> list[NDArray[np.float32]]:
     """The photos as network inputs."""
-    return [prepare(photo.pixels(prepare.channels)) for photo in photos]
+    return [prepare.input_of(photo) for photo in photos]
 
 
 def _checked(
@@ -170,8 +170,7 @@ def half_outputs(module: nn.Module, images: Iterable[Floats]) -> list[Floats]:
 def onnx_outputs(path: Path, images: Iterable[Floats]) -> list[Floats]:
     """The same of an ONNX file, by ONNX Runtime on the CPU."""
     session = cpu_session(path)
-    name = session.get_inputs()[0].name
-    return [session.run(None, {name: image})[0] for image in images]
+    return [run_session(session, image) for image in images]
 
 
 def parity(module: nn.Module, path: Path, images: Sequence[Floats]) -> dict[str, float]:

@@ -17,7 +17,9 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.training_context import training_device
+from kdcompile.distill.answers import answer
 from kdcompile.models.factory import load_teacher
+from kdcompile.models.rows import ports_of
 from kdcompile.targets import Target
 from kdcompile.tasks.reference import taught_places
 from kdcompile.tasks.task import Task, preprocess_of, task_of
@@ -51,6 +53,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
             where="[data] val",
             fix="add images of its classes there: they show what the student keeps",
         )
+    answer(spec, model, val)
     known, true = ([task.truth(photo) for photo in photos] for photos in (train or val, val))
     log.info("teacher: %d validation images", len(val))
     predicted = predict(model, val, preprocess_of(spec), device, task)
@@ -124,20 +127,30 @@ def _refuse_useless(
 def output_shape(
     model: torch.nn.Module, shape: list[int], device: torch.device, task: Task
 ) -> tuple[int, ...]:
-    """The shape of the teacher's output for one image [1, C, H, W], as its task needs it.
+    """The shape of the teacher's output for one image [1, C, H, W], or one row, as its task needs it.
 
     Raises:
-        KDError: `teacher-forward` or `teacher-output`.
+        KDError: `teacher-forward`, `teacher-output` or `network-output`.
     """
+    ports = ports_of(model)
+    if ports is not None:
+        shape = [1, ports.width]
     try:
         with torch.no_grad():
             output = model(torch.zeros(*shape, device=device))
+    except KDError:
+        raise
     except Exception as error:  # whatever the user's forward raises
+        one = f"an input of {shape}"
+        if ports is not None:
+            one = ", ".join(f"{p.name} {p.dtype} {list(p.shape)}" for p in ports.ports)
         raise KDError(
             "teacher-forward",
-            f"the teacher fails on an input of {shape}: {str(error).strip().splitlines()[0]}",
-            where="[teacher] model and [export] shape",
-            fix="give export.shape as the network takes it, [1, C, H, W]",
+            f"the teacher fails on {one}: {str(error).strip().splitlines()[0]}",
+            where=f"[teacher] model and [export] {'shape' if ports is None else 'inputs'}",
+            fix="give export.shape as the network takes it, [1, C, H, W]"
+            if ports is None
+            else "give export.inputs the names, shapes and types of the network's arguments",
         ) from error
     is_tensor = isinstance(output, torch.Tensor)
     found = tuple(output.shape) if is_tensor else type(output).__name__

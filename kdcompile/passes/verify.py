@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import kdcompile
+from kdcompile.backends.answers import answer_by
 from kdcompile.backends.candidate_runner import teacher_precision
 from kdcompile.config.step import Step
 from kdcompile.core.files import write_json
@@ -60,6 +61,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     log.info("verify: %d of %d test images%s", len(photos), len(splits.test), note)
     preprocess = Preprocess.from_json(inputs["export"].json("preprocess.json"))
     task = task_of(spec)
+    answer_by(inputs["export"].file("teacher.onnx"), photos, preprocess, task)
     annotated = photos_digest(splits.test)
     other = earlier_folder(spec)
     earlier = None if other is None else open_earlier(other, task, splits.classes, annotated)

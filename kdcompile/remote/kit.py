@@ -13,6 +13,7 @@ from kdcompile import __version__
 from kdcompile.config.deploy import Profile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json, write_text
+from kdcompile.core.ports import Ports
 from kdcompile.remote import archive
 from kdcompile.targets import Target
 from kdcompile.tasks.task import Task
@@ -40,6 +41,7 @@ def write_kit(
     profile: Profile,
     predicted: str,
     settings: Mapping[str, Any] | None = None,
+    inputs: Ports | None = None,
 ) -> dict[str, Any]:
     """Write `folder/kit/`; `kit.json` lists every other file with its SHA-256.
 
@@ -59,6 +61,7 @@ def write_kit(
         predicted: the precision that was chosen without the board.
         settings: the `compile` section of the spec: what `build_engine.py` does unless told
             otherwise.
+        inputs: of networks that run on rows, all of them.
 
     Returns:
         What `kit.json` says.
@@ -77,7 +80,7 @@ def write_kit(
     _save(kit / "reference.npz", reference)
     (kit / archive.NAME).write_bytes(archive.agent_zip())
     shutil.copyfile(TEMPLATES / SCRIPT, kit / SCRIPT)
-    about = _about(target, list(onnx_by_precision), task, profile, predicted)
+    about = _about(target, list(onnx_by_precision), task, profile, predicted, inputs)
     about["limits"] = dict(gates[1])
     about["compile"] = {key: (settings or {}).get(key) for key in SETTINGS}
     write_text(kit / README, _readme(target, about))
@@ -112,7 +115,12 @@ def _check(onnx_by_precision: Mapping[str, Path], reference: Reference) -> None:
 
 
 def _about(
-    target: Target, precisions: Sequence[str], task: Task, profile: Profile, predicted: str
+    target: Target,
+    precisions: Sequence[str],
+    task: Task,
+    profile: Profile,
+    predicted: str,
+    inputs: Ports | None,
 ) -> dict[str, Any]:
     board = (
         "name", "title", "compute_capability", "jetpack", "tensorrt", "power_mode", "python",
@@ -127,6 +135,7 @@ def _about(
         "input": INPUT,
         "output": task.output,
         "task": task.like,
+        **({} if inputs is None else {"inputs": inputs.to_json()}),
     }
 
 

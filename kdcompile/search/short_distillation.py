@@ -20,7 +20,7 @@ from kdcompile.core.progress import counted
 from kdcompile.core.sources import source_key
 from kdcompile.core.store import Store, digest
 from kdcompile.core.user_code import factory_sources
-from kdcompile.data.images import ImageStore
+from kdcompile.data.rows import store_of
 from kdcompile.data.splits import load_splits, splits_digest
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.start import start_student
@@ -164,7 +164,7 @@ def _build(
     teacher = load_teacher(spec)
     whole = validation_errors(teacher, spec)
     student = student_from_architecture(teacher, architecture, spec.folder)
-    images = ImageStore(splits.train, preprocess_of(spec).channels, training_device())
+    images = store_of(splits.train, preprocess_of(spec), training_device())
     if architecture["family"] != "staged":
         start_student(spec, teacher, student, architecture, images)
     trainer = Trainer(

@@ -28,6 +28,7 @@ class Metric:
         most: the largest value; the smallest is 0.
         level: of GAME, whose errors are of density maps (`game`); None where a metric's errors
             are of predictions.
+        absolute: limits in per cent are of the metric itself, for errors that are relative already.
         power: of an error: its metric is the root of that order of the mean of |errors| to it.
     """
 
@@ -38,6 +39,7 @@ class Metric:
     most: float = np.inf
     level: int | None = None
     power: int = 1
+    absolute: bool = False
 
     def __call__(self, errors: Sequence[float] | Floats) -> float:
         """The metric of some errors [N]."""
@@ -59,7 +61,7 @@ class Metric:
 
     def allowance(self, teacher: float, share: float) -> float:
         """What `share` of a per cent limit (0.05 of "5%") allows beside the teacher's value."""
-        return share if self.points else share * abs(teacher)
+        return share if self.points or self.absolute else share * abs(teacher)
 
     def limit(self, teacher: float, share: float) -> float:
         """The worst possible value that `share` of a per cent limit allows."""

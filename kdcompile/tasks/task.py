@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from kdcompile.config.spec import Spec
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.ports import Port, Ports
 from kdcompile.core.user_code import load_factory, users_code
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Frame, Padding, Preprocess
+from kdcompile.data.preprocess import Frame, Padding, Preprocess, RowPreprocess
 from kdcompile.tasks.metric import Metric
 
 Floats = NDArray[np.float64]
 Stratum = tuple[dict[str, Any], NDArray[np.int64]]  # what it is, as JSON, and its images' indices
 PARTS = 3
+IMAGE = "image"  # the input of a network of photos
 
 
 def by_value(true: Floats) -> list[Stratum]:
@@ -63,12 +65,13 @@ class Task(ABC):
     """What is predicted for an image.
 
     kind: as `[task] kind` names it; like: the built-in task as which recipes, boards, reports and
-    bundles take its outputs: "counting", a map that is summed, "classification", logits, or
-    "regression", one number; output: the name of the network's output in ONNX files; unit: of a
+    bundles take its outputs: "counting", a map that is summed, "classification", logits,
+    "regression", one number, or "generic", anything; output: the name of the network's output in ONNX files; unit: of a
     prediction, "1" where it has none; metrics: of predictions, the first one selects the student;
     map_metrics: of density maps, known only where whole outputs are available; is_dense: the output
-    is a map over the image; has_classes: it is one number a class; parts: the report's key for
-    accuracy in `groups`.
+    is a map over the image; has_classes: it is one number a class; takes_rows: its networks take and
+    give any tensors, as rows (`kdcompile.core.ports`), and answer as the teacher does; parts: the
+    report's key for accuracy in `groups`.
     """
 
     kind: ClassVar[str]
@@ -79,6 +82,7 @@ class Task(ABC):
     map_metrics: ClassVar[tuple[Metric, ...]] = ()
     is_dense: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
+    takes_rows: ClassVar[bool] = False
     parts: ClassVar[str]
 
     def objective(self) -> Any:
@@ -87,6 +91,11 @@ class Task(ABC):
         Import it in here: only what trains has a use for PyTorch.
         """
         return None
+
+    @property
+    def uses_frames(self) -> bool:
+        """Whether `within` looks at where a photo lies, or at the teacher's answer."""
+        return self.is_dense or self.takes_rows
 
     @property
     def metric(self) -> Metric:
@@ -205,7 +214,8 @@ def find_task(kind: str) -> Task:
     Raises:
         KDError: `task-unknown`, or those of `plugins.find`.
     """
-    import kdcompile.tasks.builtin  # noqa: F401  a cache key covers it
+    import kdcompile.tasks.builtin
+    import kdcompile.tasks.generic  # noqa: F401  a cache key covers both
 
     return _made(plugins.find("tasks", str(kind), Task, "[task] kind, or a bundle's manifest.json"))
 
@@ -245,7 +255,32 @@ def _make(kind: type[Task]) -> Task:
 
 def preprocess_of(spec: Spec) -> Preprocess:
     """The preprocessing that a spec describes; padding is mirrored for maps over the image."""
+    ports = ports_of(spec)
+    if ports is not None and spec.export.inputs:
+        return RowPreprocess.of(ports)
     low, _, high = spec.export.profile
     sizes = (low[2], low[3]), (high[2], high[3])
     padding: Padding = "mirror" if task_of(spec).is_dense else "mean"
-    return Preprocess(low[1], tuple(spec.data.mean), tuple(spec.data.std), *sizes, padding)
+    found = Preprocess(low[1], tuple(spec.data.mean), tuple(spec.data.std), *sizes, padding)
+    return found if ports is None else RowPreprocess.of(ports, found)
+
+
+def ports_of(spec: Spec) -> Ports | None:
+    """The inputs of a network whose samples are rows: those named, or the image; else None.
+
+    Raises:
+        KDError: `task-inputs`, or those of `task_of`.
+    """
+    rows, named = task_of(spec).takes_rows, spec.export.inputs
+    if not rows and not named:
+        return None
+    if not rows or spec.export.is_dynamic:
+        raise KDError(
+            "task-inputs",
+            f"{spec.task.kind} takes one image" if not rows else "its inputs have a range of sizes",
+            where="[export]",
+            fix="give export.shape alone, as [1, C, H, W]",
+        )
+    if not named:
+        return Ports((Port(IMAGE, tuple(spec.export.profile[1]), "float32"),))
+    return Ports(tuple(Port(n, tuple(one.shape), one.dtype) for n, one in named.items()))

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
+INPUT = "image"
 PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
 
 
@@ -35,7 +36,7 @@ def read(manifest: dict[str, Any], name: str) -> bytes:
 
 
 def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
-    """model.onnx as a function of one prepared image."""
+    """model.onnx as a function of its inputs by name, which gives its outputs by name."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it sends usage data else; read when it loads
     try:
         import onnxruntime
@@ -45,8 +46,12 @@ def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
     if provider not in known:
         sys.exit("error: onnxruntime has no {} here, only {}".format(provider, ", ".join(known)))
     session = onnxruntime.InferenceSession(data, providers=[provider])
-    name = session.get_inputs()[0].name
-    return lambda image: session.run(None, {name: image})[0]
+    names = [output.name for output in session.get_outputs()]
+
+    def run(given: dict[str, Any]) -> dict[str, Any]:
+        return dict(zip(names, session.run(None, given)))
+
+    return run
 
 
 def imported(manifest: dict[str, Any], where: str, module: str, scratch: str) -> Any:
@@ -58,7 +63,7 @@ def imported(manifest: dict[str, Any], where: str, module: str, scratch: str) ->
 
 
 def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
-    """The engine as a function of one prepared image, run by the program that is in the bundle."""
+    """The engine as such a function, run by the program that is in the bundle."""
     name = manifest["engine"]
     read(manifest, name)
     if "opener.py" in manifest["files"]:
@@ -67,7 +72,7 @@ def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
                 manifest, "opener.py", "opener", scratch
             ).open_network
             network: Callable[[Any], Any] = opener(str(HERE / name))
-            return network
+            return lambda given: {"": network(next(iter(given.values())))}
         except ImportError as error:
             sys.exit(f"error: {error}; pip install it, or run model.onnx with --onnx")
     built = json.loads(read(manifest, name + ".json").decode())
@@ -86,13 +91,13 @@ def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
             sys.exit("error: {message}; {fix}".format(**answer["error"]))
         return answer["ok"]
 
-    def run(image: Any) -> Any:
-        np.savez(files["inputs"], **{tensor: image})
+    def run(given: dict[str, Any]) -> dict[str, Any]:
+        np.savez(files["inputs"], **given)
         ask(op="run", **files)
         with np.load(files["outputs"]) as arrays:
-            return arrays[arrays.files[0]]
+            return {output: arrays[output] for output in arrays.files}
 
-    (tensor,) = ask(op="load", path=str(HERE / name))["inputs"]
+    ask(op="load", path=str(HERE / name))
     return run
 
 
@@ -137,7 +142,7 @@ def within(density: Any, seen: Any, plane: Any) -> Any:
 def predict(network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any) -> Any:
     """The network's output for what `prepare` gave; a density of the image alone."""
     whole = padded(image, pre)
-    output = network(whole)
+    output = next(iter(network({INPUT: whole}).values()))
     if manifest["task"] != "counting":
         return output
     return within(output, image.shape[2:], whole.shape[2:])
@@ -155,10 +160,33 @@ def meaning(output: Any, manifest: dict[str, Any]) -> str:
     return f"{name}\t{powers[best] / powers.sum():.4f}"
 
 
+def tensors(path: str, pre: dict[str, Any]) -> dict[str, Any]:
+    """The network's inputs: arrays of an .npz file by name, or what `prepare` makes of an image."""
+    if pre["image"] is not None:
+        return {INPUT: padded(image_of(path, pre["image"]), pre["image"])}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {
+                port["name"]: arrays[port["name"]].reshape(port["shape"]).astype(port["dtype"])
+                for port in pre["inputs"]
+            }
+    except (OSError, ValueError, KeyError) as error:
+        wanted = ", ".join("{name} {shape}".format(**port) for port in pre["inputs"])
+        sys.exit(f"error: {path}: {error}; it must be an .npz file of {wanted}")
+
+
+def written(path: str, outputs: dict[str, Any]) -> str:
+    """Write the outputs beside the current folder's files; what they are, in a line."""
+    there = f"{Path(path).stem}_outputs.npz"
+    np.savez(there, **outputs)
+    told = ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
+    return f"{told}\t{there}"
+
+
 def main() -> None:
     """Print each image and what the network says of it."""
     parser = argparse.ArgumentParser(description="run this bundle's network on images")
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="or .npz, as the network takes")
     parser.add_argument("--onnx", action="store_true", help="model.onnx, not the engine")
     parser.add_argument("--provider", default="CPUExecutionProvider", help="of onnxruntime")
     parser.add_argument("--save-input", metavar="FILE.npy", help="only write it for cpp/infer")
@@ -176,6 +204,9 @@ def main() -> None:
         else:
             network = open_onnx(manifest, arguments.provider)
         for path in arguments.images:
+            if "inputs" in pre:
+                print(f"{path}\t{written(path, network(tensors(path, pre)))}")
+                continue
             output = predict(network, image_of(path, pre), manifest, pre)
             print(f"{path}\t{meaning(output, manifest)}")
 

@@ -120,7 +120,7 @@ def photos(
     """
     path, chosen = archive_path(root, split), Selection.parse(split)
     try:
-        _refuse_huge(path)
+        refuse_huge(path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = _Arrays(archive, chosen.part, path)
             labels, names = arrays.labels(labelled), arrays.classes()
@@ -137,7 +137,7 @@ def photos(
     return made if labelled else [replace(photo, label=None) for photo in made], names
 
 
-def _refuse_huge(path: Path) -> None:
+def refuse_huge(path: Path) -> None:
     """Refuse what unpacks to more than the machine's memory, as a few kB of zeros can."""
     with ZipFile(path) as archive:
         total = sum(part.file_size for part in archive.infolist())

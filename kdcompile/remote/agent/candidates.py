@@ -41,6 +41,10 @@ def predictions_apart(outputs: list[Any], reference: list[Any], task: str) -> di
     if task == "classification":
         equal = [float(is_finite and a.argmax() == b.argmax()) for a, b in pairs]
         return {"top1_agreement": sum(equal) / len(equal)}
+    if task == "generic":
+        apart = [float(np.linalg.norm(a.astype(np.float64) - b) / max(np.linalg.norm(b), 1e-12))
+                 for a, b in pairs]  # fmt: skip
+        return {"relative_error": max(apart) if is_finite else OVERFLOW}
     name = "count_difference" if task == "counting" else "value_difference"
     gaps = [abs(float((a.astype(np.float64) - b).sum())) for a, b in pairs]
     return {name: max(gaps) if is_finite else OVERFLOW}
@@ -60,7 +64,7 @@ class Build:
         """Read the kit in a folder and the test pack; `backend` is an open worker."""
         self.options, self.folder, self.kit = options, folder, kit
         ports = kit["input"], kit["output"]
-        self.networks = Networks(backend, options.out, scratch, ports)
+        self.networks = Networks(backend, options.out, scratch, ports, kit.get("inputs"))
         self.here = self.networks.here
         self.gates = self.read_json("gates.json")
         given = {key: getattr(options, key, None) for key in kit["compile"]}
@@ -180,6 +184,8 @@ class Build:
 
     def typical(self) -> Any:
         """An input of the typical shape."""
+        if self.kit.get("inputs"):
+            return self.reference["input_0"]
         return np.resize(self.reference["input_0"], self.kit["profile"][1]).astype("float32")
 
     def measure(self, names: list[str]) -> tuple[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.measurement import interleave
+from kdcompile.core.ports import Ports, as_row
 from kdcompile.remote.agent.system import file_sha256, write_file
 
 BLOCKS, OTHER_BLOCKS = 12, 6  # a paired interval needs at least 6
@@ -27,8 +28,18 @@ def write_json(path: str, value: Any) -> None:
 class Networks:
     """Engines by name in a folder, and the worker that has them."""
 
-    def __init__(self, backend: Any, out: str, scratch: str, ports: tuple[str, str]) -> None:
-        """Speak to an open worker; `ports` are the names of the networks' input and output."""
+    def __init__(self, backend: Any, out: str, scratch: str, ports: tuple[str, str],
+                 inputs: Any = None) -> None:  # fmt: skip
+        """Speak to an open worker.
+
+        Args:
+            backend: the worker.
+            out: the engines' folder.
+            scratch: for what passes between this and the worker.
+            ports: the names of the networks' input and output.
+            inputs: of networks that run on rows all inputs, as `kdcompile.core.ports` writes them.
+        """
+        self.inputs = Ports.from_json(inputs) if inputs else None
         self.backend = backend
         self.out, self.scratch, self.ports = out, scratch, ports
         self.here = self.ask(op="hello")
@@ -108,12 +119,15 @@ class Networks:
         outputs = os.path.join(self.scratch, "output.npz")
         self.ask(op="run", inputs=inputs, outputs=outputs, name=name)
         with np.load(outputs) as arrays:
+            if self.inputs is not None:
+                return as_row([arrays[name] for name in arrays.files])
             return arrays[self.ports[1]]
 
     def save(self, image: Any) -> str:
         """The file of an input image; there is one at a time."""
         path = os.path.join(self.scratch, "input.npz")
-        np.savez(path, **{self.ports[0]: image})
+        rows = self.inputs
+        np.savez(path, **({self.ports[0]: image} if rows is None else rows.unpack(image)))
         return path
 
     def modes(self, graph: bool) -> list[str]:

@@ -1,0 +1,35 @@
+"""The teacher's outputs for samples of a task that imitates them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from kdcompile.config.spec import Spec
+from kdcompile.data.photo import Photo
+from kdcompile.distill.evaluate import in_inference, outputs
+from kdcompile.distill.training_context import training_device
+from kdcompile.models.rows import output_ports
+from kdcompile.tasks.task import ports_of, preprocess_of, task_of
+
+
+def answer(spec: Spec, teacher: nn.Module, photos: Sequence[Photo]) -> None:
+    """Record the teacher's answer to each sample; nothing where the task has labels.
+
+    Args:
+        spec: of the build.
+        teacher: on any device, which it leaves for that of the training.
+        photos: samples; of those that have an answer it stays.
+    """
+    ports, task = ports_of(spec), task_of(spec)
+    if ports is None:
+        return
+    device = training_device()
+    teacher.to(device)
+    ends = np.cumsum(output_ports(teacher, ports).sizes)[:-1]
+    new = [photo for photo in photos if not photo.answer]
+    with in_inference(teacher):
+        rows = (row for (batch,) in outputs([teacher], new, preprocess_of(spec), device, task)
+                for row in batch)
+        for photo, row in zip(new, rows, strict=True):
+            photo.answer.extend(np.split(row, ends))
