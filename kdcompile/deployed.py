@@ -73,8 +73,8 @@ def run(
 
     Args:
         bundle: its folder, or what `load_bundle` returned.
-        images: image files.
-        out: folder for overlays, where the network gives a density.
+        images: image files, or .npz files of the network's named inputs.
+        out: folder for overlays, where the network gives a density, or for its outputs.
         onnx: run the ONNX file even where the bundle has an engine.
         via: where its engine is loaded and run; None for this machine.
 
@@ -85,18 +85,23 @@ def run(
         KDError: those of `load_bundle`; no image can be run: `engine-missing`, `output-shape`, ...
     """
     from kdcompile.bundle.run import BundleRun
+    from kdcompile.bundle.run_tensors import TensorRun, output_ports
     from kdcompile.data.preprocess import Preprocess
     from kdcompile.debug.network import open_network
     from kdcompile.tasks.task import find_task
 
     found = _bundle_of(bundle)
     about, task = found.manifest, find_task(found.manifest["task"])
-    overlays = Path(out) if task.is_dense else None
+    folder = Path(out) if task.is_dense or task.takes_rows else None
     preprocess, files = Preprocess.from_json(found.preprocess), [Path(image) for image in images]
     with open_network(found, via, onnx) as network:
-        yield from BundleRun(
-            task, about.get("classes"), preprocess, network, about["precision"], files, overlays
+        kind = TensorRun if task.takes_rows else BundleRun
+        run = kind(
+            task, about.get("classes"), preprocess, network, about["precision"], files, folder
         )
+        if isinstance(run, TensorRun):
+            run.outputs = output_ports(found.model)
+        yield from run
 
 
 def merge(

@@ -1,10 +1,10 @@
 """The exported teacher's outputs for samples of a task that imitates them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.onnx_graph.session import cpu_session, feeds_of
@@ -12,21 +12,22 @@ from kdcompile.tasks.task import Task
 
 
 def answer_by(
-    teacher: Path, photos: Sequence[Photo], preprocess: Preprocess, task: Task
+    export: Artifact, photos: Sequence[Photo], preprocess: Preprocess, task: Task
 ) -> Sequence[Photo]:
     """The same photos, each with the teacher's answer; as they are where the task has labels.
 
     Args:
-        teacher: its ONNX file.
+        export: has the teacher's ONNX file.
         photos: those that have an answer keep it.
         preprocess: from a photo to the networks' input.
         task: what the outputs mean.
     """
     if not task.takes_rows:
         return photos
-    session = cpu_session(teacher)
+    session = cpu_session(export.file("teacher.onnx"))
     for photo in photos:
         if not photo.answer:
             outputs = session.run(None, feeds_of(session, preprocess.input_of(photo)))
-            photo.answer.extend(np.asarray(each, np.float32).reshape(-1) for each in outputs)
+            for port, value in zip(session.get_outputs(), outputs, strict=True):
+                photo.answer[port.name] = np.asarray(value, np.float32)
     return photos

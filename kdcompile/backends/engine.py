@@ -16,7 +16,9 @@ from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, read_json, write_json
 from kdcompile.core.measurement import interleave
+from kdcompile.core.ports import Ports, as_row
 from kdcompile.core.store import digest
+from kdcompile.onnx_graph.session import ROW_AXES
 from kdcompile.remote.open import Place, open_place
 
 Floats = NDArray[np.float32]
@@ -48,20 +50,31 @@ class EngineRunner:
     version: str
 
     def __call__(self, image: Floats) -> Floats:
-        """Float32 [N, C, H, W] to the network's first output, float32.
+        """Float32 [N, C, H, W] to the network's first output, or a row of its inputs to one of all.
 
         Raises:
             KDError: what the worker says, such as `shape-refused`.
         """
-        outputs = self.place.run({INPUT: image}, self.network)
+        outputs = self.place.run(feeds_of(self.place, image), self.network)
+        if image.ndim == ROW_AXES:
+            return as_row(list(outputs.values()))
         return np.asarray(next(iter(outputs.values())), np.float32)
 
 
 @contextmanager
-def at(board: Board) -> Iterator[Place]:
-    """The board's place, open."""
+def at(board: Board, ports: Ports | None = None) -> Iterator[Place]:
+    """The board's place, open; `ports` are the inputs of networks that run on rows."""
     with open_place(board.via, board.backend) as place:
+        place.ports = ports
         yield place
+
+
+def feeds_of(place: Place, image: Floats) -> dict[str, NDArray[Any]]:
+    """What a network there is fed with, by name: an image, or a row of all of its inputs."""
+    if image.ndim != ROW_AXES:
+        return {INPUT: image}
+    assert place.ports is not None, "who runs rows says of which inputs"
+    return place.ports.unpack(image)
 
 
 def build(
@@ -175,7 +188,8 @@ def prove(place: Place, network: str, shape: Sequence[int]) -> None:
         KDError: it does not run there, such as `cuda-error` where memory is too little for it, or
             `provider-fallback`.
     """
-    inputs = place.inputs({INPUT: np.zeros(tuple(shape), np.float32)})
+    blank = np.zeros(tuple(shape) if place.ports is None else (1, place.ports.width), np.float32)
+    inputs = place.inputs(feeds_of(place, blank))
     place.call("time", inputs=inputs, iterations=1, warmup=0, name=network, mode="device")
 
 
@@ -207,7 +221,7 @@ def pace(
         turns: samples wanted of each.
         seconds: what all of them may take; `MIN_TURNS` are taken however long that is.
     """
-    inputs, once = place.inputs({INPUT: image}), []
+    inputs, once = place.inputs(feeds_of(place, image)), []
     for name in networks:
         answer = place.call("time", inputs=inputs, iterations=1, warmup=1, name=name, mode=mode)
         once.append(median_of(answer, mode))
@@ -280,7 +294,7 @@ def in_turns(
     """
     found: dict[str, list[float]] = {name: [] for name in networks}
     settings: dict[str, Any] = {
-        "inputs": place.inputs({INPUT: image}),
+        "inputs": place.inputs(feeds_of(place, image)),
         "mode": mode,
         "iterations": iterations,
         "warmup": warmup,
@@ -313,4 +327,4 @@ def median_of(answer: Mapping[str, Any], mode: str) -> float:
 
 def profile(place: Place, network: str, image: Floats) -> dict[str, Any]:
     """Milliseconds of each layer of a loaded network: `layers` and `total_ms`."""
-    return place.call("profile", inputs=place.inputs({INPUT: image}), name=network)
+    return place.call("profile", inputs=place.inputs(feeds_of(place, image)), name=network)

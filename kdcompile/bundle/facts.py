@@ -157,7 +157,9 @@ WORDS: Mapping[str, Words] = {
         "value", ("by_value", "By true value", "true value"), "By the student's absolute error."
     ),
     "generic": Words(
-        "outputs", ("by_error", "By part", "part"), "By the error relative to the teacher's outputs."
+        "outputs",
+        ("by_error", "By part", "part"),
+        "By the error relative to the teacher's outputs.",
     ),
 }
 METRICS: Mapping[str, str] = {

@@ -17,7 +17,7 @@ from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]
 Row = dict[str, Any]
-OF_A_PHOTO = ("image-", "output-nonfinite")  # what ends one photo and not the others
+OF_A_PHOTO = ("image-", "sample-", "output-nonfinite")  # what ends one photo and not the others
 OTHER_IMAGE = "give an image that can be decoded, or leave this one out"
 FIXES = {
     "image-unreadable": OTHER_IMAGE,
@@ -50,7 +50,7 @@ class BundleRun:
         out: Path | None = None,
     ) -> None:
         self._task, self._classes, self._precision = task, classes, precision
-        self._preprocess, self._runner, self._out = preprocess, runner, out
+        self.preprocess, self.runner, self.out = preprocess, runner, out
         self.photos = photos
         self._inputs = {_place(photo) for photo in photos}
         self._same = {mark for photo in photos for mark in _marks(photo)}
@@ -67,7 +67,7 @@ class BundleRun:
         """
         for photo in self.photos:
             try:
-                found: Row | KDError = self._row(photo)
+                found: Row | KDError = self.row(photo)
             except KDError as error:
                 if not error.code.startswith(OF_A_PHOTO):
                     raise
@@ -75,23 +75,33 @@ class BundleRun:
                 found = KDError(error.code, error.message, str(photo), fix)
             yield photo, found
 
-    def _row(self, photo: Path) -> Row:
-        pixels = read_pixels(photo, self._preprocess.channels)
-        whole = self._runner(self._preprocess(pixels))
-        self._check(whole)
-        frame = self._preprocess.frame(*pixels.shape[:2])
+    def row(self, photo: Path) -> Row:
+        """What the network says of a photo.
+
+        Raises:
+            KDError: it cannot be read, or the output is not one of the task.
+        """
+        pixels = read_pixels(photo, self.preprocess.channels)
+        whole = self.runner(self.preprocess(pixels))
+        self.check(whole)
+        frame = self.preprocess.frame(*pixels.shape[:2])
         output = self._task.within(whole, frame)
         words = self._task.describe(output, self._classes)
         path = None
-        if self._out is not None:
+        if self.out is not None:
             grow = [have / seen for have, seen in zip(frame.photo, frame.seen, strict=True)]
             extent = frame.plane[0] * grow[0], frame.plane[1] * grow[1]
             title = f"{photo.name}: {words['count']:.1f} ({self._precision})"
             drawn = overlay_png(pixels, output[0, 0], title, extent)
-            path = self._write(self._out, photo.stem, drawn)
+            path = self.write(self.out, photo.stem, "_density.png", drawn)
         return {"photo": str(photo), **words, "overlay": path and str(path)}
 
-    def _check(self, output: Floats) -> None:
+    def check(self, output: Floats) -> None:
+        """Refuse an output that is not one of the task.
+
+        Raises:
+            KDError: `output-shape` or `output-nonfinite`.
+        """
         problem = self._task.check_output(output.shape)
         if problem is not None:
             raise KDError(
@@ -108,9 +118,9 @@ class BundleRun:
                 "--set quantize.precision=fp32",
             )
 
-    def _write(self, folder: Path, stem: str, content: bytes) -> Path:
-        """The overlay's path; it replaces an earlier run's, and no input of this one."""
-        path = folder / self._free_name(folder, stem)
+    def write(self, folder: Path, stem: str, ending: str, content: bytes) -> Path:
+        """The path of what is written; it replaces an earlier run's, and no input of this one."""
+        path = folder / self._free_name(folder, stem, ending)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
@@ -118,21 +128,21 @@ class BundleRun:
         except OSError as error:
             raise KDError(
                 "output-unwritable",
-                f"the overlay cannot be written: {error.strerror}",
+                f"the output cannot be written: {error.strerror}",
                 where=str(path),
                 fix="name a writable folder with -o",
             ) from error
         return path
 
-    def _free_name(self, folder: Path, stem: str) -> str:
+    def _free_name(self, folder: Path, stem: str, ending: str) -> str:
         """A name that no other photo of this run has, as its overlay or as itself."""
-        name, number = f"{stem}_density.png", 2
+        name, number = f"{stem}{ending}", 2
         while (
             name in self._taken
             or _place(folder / name) in self._inputs
             or _marks(folder / name) & self._same
         ):
-            name, number = f"{stem}-{number}_density.png", number + 1
+            name, number = f"{stem}-{number}{ending}", number + 1
         self._taken.add(name)
         return name
 

@@ -131,9 +131,7 @@ TYPES = {
 }  # fmt: skip
 
 
-def write_triton(
-    folder: Path, name: str, target: str, device: str, io: IO
-) -> None:
+def write_triton(folder: Path, name: str, target: str, device: str, io: IO) -> None:
     """Write `triton/NAME/config.pbtxt` and the network, the engine where the bundle has one.
 
     Args:

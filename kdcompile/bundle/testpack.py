@@ -22,6 +22,7 @@ from kdcompile.core.files import file_sha256, write_json
 from kdcompile.core.store import Artifact
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import judged, load_splits
+from kdcompile.tasks.task import task_of
 
 NAME = "pack.json"
 FORMAT = 1
@@ -53,6 +54,13 @@ def pack_build(
             fix="name a board: --target jetson",
         )
     details = made["verify"].json("report.json")["details"]
+    if task_of(spec).takes_rows:
+        raise KDError(
+            "pack-task",
+            f"a board does not evaluate a task of kind {spec.task.kind}",
+            where=f"{spec.path} [task] kind",
+            fix="run build_engine.py of the kit without --test: it compares the outputs",
+        )
     splits = load_splits(spec.data, spec.folder)
     photos = judged(splits.test, spec.data.max_test)
     if [photo.name for photo in photos] != [row["name"] for row in details["predictions"]]:

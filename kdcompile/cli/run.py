@@ -42,7 +42,7 @@ class Failed:
     default="overlays",
     show_default=True,
     type=PATH,
-    help="Folder for the overlays.",
+    help="Folder for overlays, or for the outputs of named tensors.",
 )
 @click.option("--onnx", is_flag=True, help="Run the ONNX file even if the bundle has an engine.")
 @via("Load and run the bundle's engine there")
@@ -52,6 +52,8 @@ def run(
     bundle: Path, photos: tuple[Path, ...], trusted: Path | None, as_json: bool, **given: Any
 ) -> None:
     """Run a BUNDLE's network on IMAGES: counts with drawn densities, classes, or values.
+
+    A network of named tensors takes .npz files of them, and its outputs are written as such.
 
     An engine that is in the bundle runs here, or at --via; otherwise the ONNX file runs.
     Each result is printed as soon as it is known. An image that fails is an error line, and the
@@ -102,6 +104,9 @@ def _line(row: dict[str, Any]) -> str:
         return f"{row['count']:10.1f}  {photo}  {plain(row['overlay'])}"
     if "class" in row:
         return f"{plain(row['class']):<16} {row['probability']:6.1%}  {photo}"
+    if "outputs" in row:
+        shapes = ", ".join(f"{plain(name)} {shape}" for name, shape in row["outputs"].items())
+        return f"{photo}  {shapes}  {plain(row['file'])}"
     return f"{row['value']:10.4g}  {photo}"
 
 

@@ -45,6 +45,11 @@ class Task(Closed):
     """What the network predicts of an image: a count, a class, or a number."""
 
     kind: Annotated[str, Named("tasks", "file.py:Class")] = "counting"
+    metric: str | None = Field(
+        default=None,
+        pattern=r".+:\w+",
+        description='of generic: "file.py:score", the error of one sample from its outputs',
+    )
 
 
 class Teacher(Closed):
@@ -203,7 +208,7 @@ class Export(Closed):
 
     @property
     def profile(self) -> tuple[list[int], list[int], list[int]]:
-        """Smallest, typical and largest input shape, each [N, C, H, W]; or that of the first input."""
+        """Smallest, typical and largest input shape, [N, C, H, W]; or that of the first input."""
         if self.inputs:
             first = next(iter(self.inputs.values())).shape
             return first, first, first
@@ -248,6 +253,8 @@ class Spec(Closed):
         problem = self.gates.check_metrics(self.task.kind, metrics) if metrics else None
         if problem is not None:
             raise ValueError(problem)
+        if getattr(task and task.value, "takes_rows", False):
+            self._refuse_with_rows()
         if self.export.inputs:
             if task is not None and not getattr(task.value, "takes_rows", False):
                 raise ValueError(f'export.inputs needs task.kind = "generic", not {self.task.kind}')
@@ -261,9 +268,21 @@ class Spec(Closed):
             )
         return self
 
+    def _refuse_with_rows(self) -> None:
+        """What networks of any tensors do not have yet."""
+        if self.student.searches:
+            raise ValueError('task.kind "generic" has no search: use student.family = "shrink"')
+        if self.quantize.qad:
+            raise ValueError('task.kind "generic" has no quantize.qad')
+
     @model_validator(mode="after")
-    def _rate_of_the_start(self) -> Self:
-        """A rate that the spec does not name follows from where the student starts."""
+    def _training_of_the_task(self) -> Self:
+        """What the spec does not name follows from its task, and from where the student starts."""
+        task = plugins.plugin("tasks", self.task.kind)
+        rows = task is not None and getattr(task.value, "takes_rows", False)
+        if rows and "recipe" not in self.distill.model_fields_set:
+            # the teacher's outputs are the labels
+            self.__dict__["distill"] = self.distill.model_copy(update={"recipe": "none"})
         if self.student.init == "inherit" and "lr" not in self.distill.model_fields_set:
             # the section is frozen for those who read it
             self.__dict__["distill"] = self.distill.model_copy(update={"lr": INHERITED_RATE})

@@ -63,7 +63,8 @@ class Port:
         if not np.isfinite(array).all() or (whole and (np.abs(array.astype(float)) > EXACT).any()):
             raise KDError(
                 "sample-nonfinite",
-                f"{self.name} holds " + (f"an integer over {EXACT}" if whole else "NaN or infinity"),
+                f"{self.name} holds "
+                + (f"an integer over {EXACT}" if whole else "NaN or infinity"),
                 where=where,
                 fix="leave that sample out, or correct its values",
             )
@@ -111,19 +112,17 @@ class Ports:
         return all(port.shape[:1] == (1,) for port in self.ports)
 
     def pack(self, tensors: Mapping[str, Any], where: str) -> Row:
-        """The row [1, width] of a sample.
+        """The row [1, width] of a sample; arrays of other names are left out.
 
         Raises:
             KDError: `sample-missing`, or those of `Port.checked`.
         """
         missing = [name for name in self.names if name not in tensors]
-        unknown = [name for name in tensors if name not in self.names]
-        if missing or unknown:
-            wrong = f"no {missing[0]!r}" if missing else f"{unknown[0]!r}, which it does not take"
-            hint = nearest(missing[0], tensors) if missing else nearest(unknown[0], self.names)
+        if missing:
             raise KDError(
                 "sample-missing",
-                f"the network takes {', '.join(self.names)}; the sample has {wrong}{hint}",
+                f"the network takes {', '.join(self.names)}; the sample has no {missing[0]!r}"
+                f"{nearest(missing[0], tensors)}",
                 where=where,
                 fix="give each sample one array by the name of each input of [export.inputs]",
             )
@@ -137,7 +136,7 @@ class Ports:
             port.name: np.ascontiguousarray(
                 row[0, end - port.size : end].reshape(port.shape), port.dtype
             )
-            for port, end in zip(self.ports, ends)  # of one length; boards have Python 3.8
+            for port, end in zip(self.ports, ends)  # noqa: B905  boards have Python 3.8
         }
 
 

@@ -28,17 +28,21 @@ Samples = list[tuple[Pixels, Any]]
 log = logging.getLogger("kdcompile")
 
 
-def written(given: Mapping[str, Any], kind: str, folder: Path) -> tuple[dict[str, Any], list[int]]:
+def written(
+    given: Mapping[str, Any], kind: str, folder: Path
+) -> tuple[dict[str, Any], list[int] | None]:
     """The `[data]` section that stands for data sets, and the shape of the first image.
 
     Args:
-        given: `train`, `val`, `test` and perhaps `unlabelled`, each a list of (image, label), a
-            map-style data set or a DataLoader of one; and other fields of the section.
+        given: `train`, `val`, `test` and perhaps `unlabelled`, each a list of (image, label), or of
+            arrays by name, a map-style data set or a DataLoader of one; and other fields of the
+            section.
         kind: of the task.
         folder: where files are written, if they are not there.
 
     Returns:
-        The section; and [channels, height, width] of the first training image.
+        The section; and [channels, height, width] of the first training image, None where
+        samples are arrays by name.
 
     Raises:
         KDError: `data-split`, `data-loader`, `data-random`, `data-unread`, `sample-invalid`.
@@ -51,6 +55,8 @@ def written(given: Mapping[str, Any], kind: str, folder: Path) -> tuple[dict[str
             where="data",
             fix='pass data={"train": ..., "val": ..., "test": ...}, which share no image',
         )
+    if _has_names(given["train"]):
+        return _as_tensors(given, folder), None
     splits = {name: _read(given[name], name, kind) for name in (*SPLITS, POOL) if name in given}
     first = splits["train"][0][0]
     section = {name: value for name, value in given.items() if name not in (*splits, "classes")}
@@ -65,6 +71,49 @@ def written(given: Mapping[str, Any], kind: str, folder: Path) -> tuple[dict[str
         named = {name: _as_archive(name, held, classes, folder) for name, held in splits.items()}
         section |= {"format": "npz", "root": str(folder.resolve()), **named}
     return section, [channels, *first.shape[:2]]
+
+
+def _has_names(given: Any) -> bool:
+    """Whether the samples are arrays by name."""
+    data = _dataset(given, "train")
+    return hasattr(data, "__getitem__") and len(data) > 0 and isinstance(data[0], Mapping)
+
+
+def _as_tensors(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The section of samples that are arrays by name, an archive a split."""
+    section = {name: value for name, value in given.items() if name not in (*SPLITS, POOL)}
+    for split in SPLITS:
+        samples = _mappings(given[split], split)
+        arrays = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        section[split] = _archive(split, arrays, folder)
+    return section | {"format": "tensors", "root": str(folder.resolve())}
+
+
+def _mappings(given: Any, split: str) -> list[dict[str, NDArray[Any]]]:
+    """The samples of a split, which have the same names and shapes.
+
+    Raises:
+        KDError: `data-unread` or `sample-invalid`.
+    """
+    data, where = _dataset(given, split), f"data[{split!r}]"
+    fix = "correct the data set; it must give arrays by name for each number below its length"
+    with users_code("data-unread", "the data set raises", where, fix):
+        samples = [
+            {
+                str(name): np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+                for name, value in dict(data[i]).items()
+            }
+            for i in range(len(data))
+        ]
+    if not samples:
+        raise KDError("data-split", "there is no sample", where, "pass at least one sample")
+    shapes = {name: array.shape for name, array in samples[0].items()}
+    for number, sample in enumerate(samples):
+        own = {name: array.shape for name, array in sample.items()}
+        if own != shapes:
+            what = f"a sample has {own}, the first one {shapes}"
+            raise _invalid(what, f"{where}[{number}]", "give all samples the same names and shapes")
+    return samples
 
 
 def _dataset(given: Any, split: str) -> Any:
@@ -186,6 +235,12 @@ def _as_archive(split: str, samples: Samples, classes: Sequence[Any] | None, fol
         arrays["offsets"] = np.cumsum([0, *map(len, encoded)])
     if classes is not None:
         arrays["classes"] = np.asarray([str(name) for name in classes])
+    return _archive(split, arrays, folder)
+
+
+def _archive(split: str, arrays: Mapping[str, NDArray[Any]], folder: Path) -> str:
+    """The name of an archive of these arrays, written where it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
     found = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())

@@ -45,8 +45,6 @@ class Photo:
         encoded: the bytes of an image file in memory.
         label: the class's index or the value to be predicted; None where points are counted.
         tensors: an array for each named input of a network that takes other tensors than an image.
-        answer: values of each of the teacher's outputs, [size] each, for a task that imitates
-            them: filled once they are known.
     """
 
     name: str
@@ -56,7 +54,6 @@ class Photo:
     encoded: bytes | None = field(default=None, repr=False)
     label: float | None = None
     tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
-    answer: list[NDArray[np.float32]] = field(default_factory=list, repr=False)
 
     @property
     def count(self) -> int:
@@ -100,6 +97,14 @@ class Photo:
                 fix="give uint8 [H, W, C] arrays with C = export.shape[1]",
             )
         return self.array
+
+    @cached_property
+    def answer(self) -> dict[str, NDArray[np.float32]]:
+        """The teacher's outputs for it by name, for a task that imitates them, once they are known.
+
+        Who runs the teacher fills it.
+        """
+        return {}
 
     def is_flat(self, channels: int) -> bool:
         """Whether it is of one colour, or of one value throughout."""

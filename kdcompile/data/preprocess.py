@@ -26,13 +26,17 @@ class Frame:
         photo: of the photo itself, in which its points are given.
         seen: of the photo as the network saw it, scaled to fit.
         plane: of the input: the photo from the top left corner, padded right and below.
-        answer: values of each of the teacher's outputs for it, [size] each, where they are known.
+        answer: the teacher's outputs for it by name, where they are known.
+        sample: its own arrays by name, where it has any.
     """
 
     photo: tuple[int, int]
     seen: tuple[int, int]
     plane: tuple[int, int]
-    answer: tuple[NDArray[np.float32], ...] = field(default=(), compare=False, repr=False)
+    answer: Mapping[str, NDArray[np.float32]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    sample: Mapping[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def inside(self, height: int, width: int) -> NDArray[np.float32]:
         """The share of each cell that lies in the photo, float32 [height, width].
@@ -138,6 +142,7 @@ class Preprocess:
         return np.ascontiguousarray(padded[None], dtype=np.float32)
 
 
+NO_PORTS = Ports(())
 INPUTS = "inputs"  # of preprocess.json, where samples are rows
 
 
@@ -150,7 +155,7 @@ class RowPreprocess(Preprocess):
         image: the preprocessing of photos, where they are what the network takes.
     """
 
-    ports: Ports = Ports(())
+    ports: Ports = NO_PORTS
     image: Preprocess | None = None
 
     @classmethod
@@ -182,7 +187,8 @@ class RowPreprocess(Preprocess):
 
     def view(self, photo: "Photo") -> tuple[NDArray[np.float32], Frame]:
         """The row, and the teacher's answer where it is known."""
-        return self.input_of(photo), Frame((1, 1), (1, 1), (1, 1), tuple(photo.answer))
+        frame = Frame((1, 1), (1, 1), (1, 1), photo.answer, photo.tensors)
+        return self.input_of(photo), frame
 
     def kept(self, photo: "Photo") -> NDArray[Any]:
         """The row, or the photo's pixels, scaled."""

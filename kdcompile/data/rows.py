@@ -35,7 +35,12 @@ class RowStore(ImageStore):
     def describe(self) -> dict[str, Any]:
         """Where they lie, and their bytes."""
         held = self.rows.numel() * 4
-        return {"photos": str(self.device), "decoded": len(self), "bytes": held, "limit_bytes": held}
+        return {
+            "photos": str(self.device),
+            "decoded": len(self),
+            "bytes": held,
+            "limit_bytes": held,
+        }
 
 
 class RowSampler(CropSampler):
@@ -66,9 +71,7 @@ class RowSampler(CropSampler):
         return {**self._store.describe(), "crops": "none: whole samples"}
 
 
-def store_of(
-    photos: Sequence[Photo], prepare: Preprocess, device: torch.device
-) -> ImageStore:
+def store_of(photos: Sequence[Photo], prepare: Preprocess, device: torch.device) -> ImageStore:
     """What a training keeps of its photos, or of its samples."""
     if isinstance(prepare, RowPreprocess):
         return RowStore(photos, prepare, device)
@@ -92,7 +95,8 @@ class AnswerTargets:
     """
 
     def __init__(self, photos: Sequence[Photo], device: torch.device) -> None:
-        answers = [np.stack(parts) for parts in zip(*(photo.answer for photo in photos), strict=True)]
+        names = photos[0].answer
+        answers = [np.stack([photo.answer[name].ravel() for photo in photos]) for name in names]
         weights = [
             np.full(
                 part.shape[1],

@@ -45,6 +45,7 @@ def open_network(
         yield open_session(bundle.model)
         return
     from kdcompile.backends import engine
+    from kdcompile.data.preprocess import Preprocess, RowPreprocess
     from kdcompile.remote.open import open_place
 
     backend = backend_of(bundle)
@@ -56,6 +57,8 @@ def open_network(
             fix = f"{error.fix}; {INSTEAD}"
             raise ToolMissingError(error.code, error.message, error.where, fix) from error
         version = str(place.about["backend_version"])
+        prepare = Preprocess.from_json(bundle.preprocess)
+        place.ports = prepare.ports if isinstance(prepare, RowPreprocess) else None
         yield engine.EngineRunner(place, "main", backend, version)
 
 

@@ -17,6 +17,7 @@ from kdcompile.config.gates import fraction
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board
 from kdcompile.core.backends import is_served
+from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, scratch
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
@@ -109,9 +110,25 @@ def export_ladder(
         yield replace(foot, rungs=[*foot.rungs, onnx_rung(path), *absent])
 
 
+def refuse_rows(task: Task) -> Task:
+    """The task, whose networks have one image in and one output.
+
+    Raises:
+        KDError: `bisect-task`.
+    """
+    if task.takes_rows:
+        raise KDError(
+            "bisect-task",
+            f"a network of task {task.kind} is not compared layer by layer yet",
+            where="[task] kind",
+            fix="kdcompile verify BUNDLE compares its outputs, also with --via",
+        )
+    return task
+
+
 def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Module]":
     """The ladder's first two rungs, the trained module and its exported program, and the module."""
-    task, prepare = task_of(spec), preprocess_of(spec)
+    task, prepare = refuse_rows(task_of(spec)), preprocess_of(spec)
     photos = load_splits(spec.data, spec.folder).val
     many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
     module, gate = load_student(spec, distilled), spec.gates.accuracy
@@ -191,7 +208,7 @@ def bundle_ladder(
     files = manifest["files"]
     carried = read_carried(folder, files, folder / str(manifest["preprocess"]))
     shipped, gates = _shipped(folder, manifest, on_cpu), carried.gates
-    task = find_task(str(manifest["task"]))
+    task = refuse_rows(find_task(str(manifest["task"])))
     metric = task.selection_metric(gates["accuracy"]["metric"])
     fp32 = onnx_rung(carried.fp32)
     assert fp32.side is not None, "the fp32 file runs here"

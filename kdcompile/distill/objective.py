@@ -187,7 +187,8 @@ class AnswerObjective(Objective):
 
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
-    objective.kind: objective for objective in (DensityObjective, ClassObjective, ValueObjective, AnswerObjective)
+    objective.kind: objective
+    for objective in (DensityObjective, ClassObjective, ValueObjective, AnswerObjective)
 }
 
 

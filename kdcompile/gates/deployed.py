@@ -14,6 +14,7 @@ from kdcompile.core.report import Measurement
 from kdcompile.gates.context import MODES, Latency, Origin
 from kdcompile.remote.open import Place
 from kdcompile.stats.latency_interval import PairedTimes, median_interval
+from kdcompile.tasks.task import ports_of
 
 TEACHER, STUDENT = "teacher", "student"
 BOTH = (TEACHER, STUDENT)
@@ -48,13 +49,17 @@ class Deployed:
         """The deployed network."""
         return engine.runner(self.place, self.board, STUDENT)
 
-    def times(self, shape: Sequence[int]) -> tuple[Latency, tuple[Measurement, ...]]:
+    def times(
+        self, shape: Sequence[int], row: NDArray[np.float32] | None = None
+    ) -> tuple[Latency, tuple[Measurement, ...]]:
         """Teacher and student in turns, in the judged mode and in the others.
 
         Args:
             shape: of the input, [1, C, H, W].
+            row: what networks that run on rows are timed on.
         """
         image = np.random.default_rng(self.seed).standard_normal(tuple(shape), dtype=np.float32)
+        image = image if row is None else row
         log.info("verify: timing teacher and student at %s", self.board.label)
         judged, pace = engine.judged_pace(self.place, BOTH, image, turns=TURNS, seconds=SECONDS)
         found = self._turns(image, judged, pace)
@@ -105,7 +110,7 @@ def deployed(step: Step) -> Iterator[Deployed | None]:
         yield None
         return
     compiled = step.inputs["compile"]
-    with engine.at(step.board) as place:
+    with engine.at(step.board, ports_of(step.spec)) as place:
         precisions = {
             name: engine.take(place, compiled.file(file), name)
             for name, file in ((TEACHER, "teacher.engine"), (STUDENT, "model.engine"))

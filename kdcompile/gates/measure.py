@@ -100,19 +100,18 @@ def measure(
         pair = ("student_fp32", shipped)
         found = evaluate(runners, pair, photos, preprocess, task, classes, own)
         extra: tuple[Measurement, ...] = ()
+        row = preprocess.input_of(photos[0]) if task.takes_rows else None
         if board is None:
-            row = preprocess.input_of(photos[0]) if task.takes_rows else None
             latency = _time(step, target, here, shipped, threads, row)
         else:
-            latency, extra = board.times(step.spec.export.profile[1])
+            latency, extra = board.times(step.spec.export.profile[1], row)
         parity = _parity(inputs, found, shipped) if board is None else found.parity
         chosen = {} if task.takes_rows else pick_examples(found.difficulty)  # to be drawn
         drawn: dict[str, Runner] = {}
         if task.is_dense:
             drawn = {"student": runners[shipped], "teacher": here["teacher"]}
         examples = {
-            kind: example_arrays(photos[index], preprocess, drawn)
-            for kind, index in chosen.items()
+            kind: example_arrays(photos[index], preprocess, drawn) for kind, index in chosen.items()
         }
         origin = host if board is None else board.origin
     return Measured(
@@ -176,7 +175,7 @@ def _time(
     runners: Mapping[str, Runner],
     shipped: str,
     threads: int,
-    row: NDArray[np.float32] | None,
+    row: NDArray[np.float32] | None = None,
 ) -> Latency:
     """Teacher and student at the typical input shape, or on a row.
 

@@ -1,12 +1,14 @@
 """Energy and memory of a build's network, where its device is available, and their numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdcompile.backends import engine
 from kdcompile.config.gates import GateSpec
+from kdcompile.config.spec import Spec
 from kdcompile.config.step import Step
 from kdcompile.core.report import GateResult, Measurement
 from kdcompile.gates.board_record import NoUsage, Usage
@@ -17,6 +19,7 @@ from kdcompile.latency.subjects import onnx_record
 from kdcompile.remote.open import Place, open_place
 from kdcompile.remote.usage import Absent, energy_of, memory_of
 from kdcompile.targets import Target
+from kdcompile.tasks.task import ports_of
 
 HERE = "onnxruntime"
 
@@ -32,8 +35,7 @@ def measured_resources(step: Step, target: Target) -> Resources | None:
     if not any_needs(step.spec.gates, "usage"):
         return None
     shape, compiled, board = step.spec.export.profile[1], step.inputs["compile"], step.board
-    image = np.random.default_rng(step.spec.seed).standard_normal(tuple(shape), dtype=np.float32)
-    inputs = {engine.INPUT: image}
+    inputs = _inputs(step.spec, shape)
     if board is not None:
 
         def take(place: Place, name: str) -> Mapping[str, Any]:
@@ -53,6 +55,20 @@ def measured_resources(step: Step, target: Target) -> Resources | None:
         return inputs
 
     return measure(lambda: open_place(None, HERE), load)
+
+
+def _inputs(spec: Spec, shape: Sequence[int]) -> Mapping[str, NDArray[Any]]:
+    """Random values for each input; of whole numbers, which may look something up, zeros."""
+    random, ports = np.random.default_rng(spec.seed), ports_of(spec)
+    if ports is None:
+        return {engine.INPUT: random.standard_normal(tuple(shape), dtype=np.float32)}
+    blank = {port.name: np.zeros(port.shape, port.dtype) for port in ports.ports}
+    return {
+        name: random.standard_normal(array.shape).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
+        for name, array in blank.items()
+    }
 
 
 def resources_of(context: VerifyContext) -> Resources:

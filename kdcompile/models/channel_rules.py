@@ -52,7 +52,11 @@ def capture_graph(model: nn.Module, shape: Sequence[int]) -> ExportedProgram:
         with warnings.catch_warnings():
             # nn.LSTM's own list of its weights, and tables that a forward keeps as attributes
             warnings.filterwarnings("ignore", r"The tensor attributes? .+ assigned during export")
-            example = shape if isinstance(shape, tuple) and shape and isinstance(shape[0], torch.Tensor) else (torch.zeros(*shape, device=device),)
+            example = (
+                shape
+                if isinstance(shape, tuple) and shape and isinstance(shape[0], torch.Tensor)
+                else (torch.zeros(*shape, device=device),)
+            )
             return torch.export.export(model, example)
     except Exception as error:
         raise KDError(

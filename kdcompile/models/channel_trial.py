@@ -227,6 +227,10 @@ def _fails(
 def _output_sizes(model: nn.Module, shape: Sequence[int]) -> list[torch.Size]:
     device = next((p.device for p in model.parameters()), None)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        example = [torch.empty_like(x) for x in shape] if isinstance(shape[0], torch.Tensor) else [torch.empty(*shape, device=device)]
+        example = (
+            [torch.empty_like(x) for x in shape]
+            if isinstance(shape[0], torch.Tensor)
+            else [torch.empty(*shape, device=device)]
+        )
         made = model.eval()(*example)
     return [value.shape for value in tree_leaves(made) if isinstance(value, torch.Tensor)]

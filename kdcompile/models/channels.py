@@ -56,8 +56,9 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
         KDError: `trace-failed`, when the forward pass cannot be captured.
     """
     if (ports := ports_of(model)) is not None:
+        example: Any = zeros(ports)
         with on_tensors(model):
-            return trace(model, zeros(ports))
+            return trace(model, example)
     exported = capture_graph(model, shape)
     signature = exported.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}

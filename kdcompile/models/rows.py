@@ -62,7 +62,7 @@ class _OnRows(nn.Module):
             found = list(self._outputs(rows, ports).values())
             if len(rows) == 1 or all(value.shape[:1] == (len(rows),) for value in found):
                 return torch.cat([value.reshape(len(rows), -1).float() for value in found], dim=1)
-        return torch.cat([self(row) for row in rows.split(1)])
+        return torch.cat([self(row) for row in torch.split(rows, 1)])
 
     def _outputs(self, rows: Tensor, ports: Ports) -> dict[str, Tensor]:
         arguments, named = bound(self, tensors_of(rows, ports))
@@ -71,7 +71,7 @@ class _OnRows(nn.Module):
 
 def tensors_of(rows: Tensor, ports: Ports) -> dict[str, Tensor]:
     """The named tensors of some rows; with more rows than one their first axis grows."""
-    parts = rows.split(ports.sizes, dim=1)
+    parts = torch.split(rows, list(ports.sizes), dim=1)
     return {
         port.name: part.reshape(len(rows) * port.shape[0], *port.shape[1:]).to(
             getattr(torch, port.dtype)
@@ -125,15 +125,31 @@ def named_outputs(given: Any) -> dict[str, Tensor]:
     return found
 
 
+def refused(ports: Ports, error: Exception) -> KDError:
+    """The refusal of inputs that a network fails on."""
+    told = ", ".join(f"{port.name} {port.dtype} {list(port.shape)}" for port in ports.ports)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return KDError(
+        "network-forward",
+        f"the network fails on {told}: {reason}",
+        where="[teacher] model and [export] inputs",
+        fix="give export.inputs the names, shapes and types of the network's arguments",
+    )
+
+
 def output_ports(network: nn.Module, ports: Ports) -> Ports:
     """The outputs of a network for one sample.
 
     Raises:
-        KDError: `network-output`; whatever the network itself raises.
+        KDError: `network-output`, or `network-forward` where it does not take such inputs.
     """
     device = next((p.device for p in network.parameters()), None)
     with torch.no_grad(), on_tensors(network):
         given = dict(zip(ports.names, zeros(ports, device), strict=True))
         arguments, named = bound(network, given)
-        found = named_outputs(network(*arguments, **named))
+        try:
+            outputs = network(*arguments, **named)
+        except Exception as error:  # whatever the user's forward raises
+            raise refused(ports, error) from error
+        found = named_outputs(outputs)
     return Ports(tuple(Port(n, tuple(v.shape), "float32") for n, v in found.items()))

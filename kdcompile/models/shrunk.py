@@ -43,7 +43,8 @@ def student_from_architecture(
             return student
         if architecture["family"] != "shrink":
             student = build_model(architecture["family"], folder)
-            return student if ports_of(teacher) is None else on_rows(student, ports_of(teacher))
+            ports = ports_of(teacher)
+            return student if ports is None else on_rows(student, ports)
         student = copy.deepcopy(teacher).cpu()
         narrow(student, architecture)
         drop(student, architecture.get("dropped", ()))

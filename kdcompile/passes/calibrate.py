@@ -112,7 +112,7 @@ def _build(step: Step, target: "Target", folder: Path) -> Mapping[str, Any]:
         onnx_sha256=exported.files["student.onnx"],
         qad=read_qad(step.inputs["distill"].path) if step.spec.quantize.qad else None,
     )
-    answer_by(exported.file("teacher.onnx"), work.splits.val, work.prepare, task_of(work.spec))
+    answer_by(exported, work.splits.val, work.prepare, task_of(work.spec))
     seen = _observe(work)
     table = _table(work, seen)
     record = _audited(work, seen, table)

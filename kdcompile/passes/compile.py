@@ -75,7 +75,7 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     paths = candidate_paths(step, target)
     preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     photos = load_splits(spec.data, spec.folder).val
-    answer_by(step.inputs["export"].file("teacher.onnx"), photos, preprocess, task)
+    answer_by(step.inputs["export"], photos, preprocess, task)
     teacher_metric, limits, known = _limits(step, task, photos)
     with _rig(step, target) as rig:
         rig.refused.update(_absent(step, target))
@@ -123,7 +123,7 @@ def _rig(step: Step, target: Target) -> Iterator[Rig]:
     if step.board is None:
         yield HostRig(target, step.inputs["search"].json("estimate.json")["student"])
         return
-    with at(step.board) as place:
+    with at(step.board, ports_of(step.spec)) as place:
         yield BoardRig(place, step.board, step.spec, target)
 
 

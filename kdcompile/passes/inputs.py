@@ -165,6 +165,8 @@ def _write_data(raw: dict[str, Any], folder: Path) -> None:
 
     kind = raw.get("task", {}).get("kind", Task().kind)
     raw["data"], first = written(raw["data"], kind, folder / "data")
+    if first is None:  # of named tensors, whose shapes the caller gives
+        return
     raw["export"] = {"shape": [1, *first]} | dict(raw.get("export", {}))
     largest = Distill.model_fields["crop"].default
     sizes: dict[str, Any] = {"crop": max(8, min(largest, *first[1:]))}

@@ -170,8 +170,12 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
 
 def _whole(value: Any, spec: Spec, hasher: Hasher) -> Any:
     """A section that counts as it is; of a task of the user's own with its source."""
-    code = _code(value.kind, spec, hasher) if isinstance(value, Task) else {}
+    code = {}
+    if isinstance(value, Task):
+        code = _code(value.kind, spec, hasher) | _code(value.metric or "", spec, hasher)
     fields = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    if isinstance(value, Task) and value.metric is None:
+        del fields["metric"]  # as before there was one
     return fields | {FILES: code} if code else fields
 
 

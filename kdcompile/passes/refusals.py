@@ -26,7 +26,7 @@ from kdcompile.passes.manager import Plan
 from kdcompile.passes.teacher import output_shape, taught
 from kdcompile.targets.limits import Operator
 from kdcompile.targets.rules import Asked, Network, Violation, violations
-from kdcompile.tasks.task import preprocess_of, task_of
+from kdcompile.tasks.task import ports_of, preprocess_of, task_of
 
 T = TypeVar("T")
 LOOKED_AT = 32  # photos whose size is read
@@ -85,9 +85,14 @@ def refuse_settings(spec: Spec, splits: Splits) -> None:
     """Refuse recipes that do not exist or do not fit, and crops that are little but padding.
 
     Raises:
-        KDError: those of `refuse_recipes`; `crop-larger`.
+        KDError: those of `refuse_recipes`; `crop-larger`; those of `Ports.pack`.
     """
     refuse_recipes(spec)
+    if ports_of(spec) is not None:
+        prepare = preprocess_of(spec)
+        for photo in (*splits.train, *splits.val, *splits.test) if spec.export.inputs else ():
+            prepare.input_of(photo)
+        return
     size = typical_size(splits)
     if size is None:
         return
@@ -107,7 +112,7 @@ def refuse_settings(spec: Spec, splits: Splits) -> None:
 def warnings_of(spec: Spec, splits: Splits) -> list[str]:
     """What a build would do hardly as it is meant: crops and inputs that are mostly padding."""
     size = typical_size(splits)
-    if size is None:
+    if size is None or ports_of(spec) is not None:
         return []
     photos = f"the images, which are {size[0]} x {size[1]}"
     told = [

@@ -87,7 +87,10 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             name="calibrate",
-            inputs={"distill": ("qad.json",), "export": ("student.onnx", "teacher.onnx", "preprocess.json")},
+            inputs={
+                "distill": ("qad.json",),
+                "export": ("student.onnx", "teacher.onnx", "preprocess.json"),
+            },
             sections=("seed", "task", "data", "quantize", "export", "gates"),
             splits=("train", "val"),
             on_target=True,

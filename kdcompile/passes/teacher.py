@@ -15,11 +15,11 @@ from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import Splits, load_splits
+from kdcompile.distill.answers import answer
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.training_context import training_device
-from kdcompile.distill.answers import answer
 from kdcompile.models.factory import load_teacher
-from kdcompile.models.rows import ports_of
+from kdcompile.models.rows import ports_of, refused
 from kdcompile.targets import Target
 from kdcompile.tasks.reference import taught_places
 from kdcompile.tasks.task import Task, preprocess_of, task_of
@@ -127,10 +127,10 @@ def _refuse_useless(
 def output_shape(
     model: torch.nn.Module, shape: list[int], device: torch.device, task: Task
 ) -> tuple[int, ...]:
-    """The shape of the teacher's output for one image [1, C, H, W], or one row, as its task needs it.
+    """The shape of the teacher's output for an image [1, C, H, W] or a row, as its task needs it.
 
     Raises:
-        KDError: `teacher-forward`, `teacher-output` or `network-output`.
+        KDError: `teacher-forward`, `teacher-output`, `network-forward` or `network-output`.
     """
     ports = ports_of(model)
     if ports is not None:
@@ -141,16 +141,13 @@ def output_shape(
     except KDError:
         raise
     except Exception as error:  # whatever the user's forward raises
-        one = f"an input of {shape}"
         if ports is not None:
-            one = ", ".join(f"{p.name} {p.dtype} {list(p.shape)}" for p in ports.ports)
+            raise refused(ports, error) from error
         raise KDError(
             "teacher-forward",
-            f"the teacher fails on {one}: {str(error).strip().splitlines()[0]}",
-            where=f"[teacher] model and [export] {'shape' if ports is None else 'inputs'}",
-            fix="give export.shape as the network takes it, [1, C, H, W]"
-            if ports is None
-            else "give export.inputs the names, shapes and types of the network's arguments",
+            f"the teacher fails on an input of {shape}: {str(error).strip().splitlines()[0]}",
+            where="[teacher] model and [export] shape",
+            fix="give export.shape as the network takes it, [1, C, H, W]",
         ) from error
     is_tensor = isinstance(output, torch.Tensor)
     found = tuple(output.shape) if is_tensor else type(output).__name__

@@ -61,7 +61,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     log.info("verify: %d of %d test images%s", len(photos), len(splits.test), note)
     preprocess = Preprocess.from_json(inputs["export"].json("preprocess.json"))
     task = task_of(spec)
-    answer_by(inputs["export"].file("teacher.onnx"), photos, preprocess, task)
+    answer_by(inputs["export"], photos, preprocess, task)
     annotated = photos_digest(splits.test)
     other = earlier_folder(spec)
     earlier = None if other is None else open_earlier(other, task, splits.classes, annotated)

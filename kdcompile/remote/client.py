@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, scratch
+from kdcompile.core.ports import Ports
 from kdcompile.remote import answers
 from kdcompile.remote.archive import agent_zip
 from kdcompile.remote.errors import (
@@ -53,6 +54,7 @@ class Place(ABC):
     def __init__(self, label: str, command: Sequence[str], source: bytes | None = None) -> None:
         self._source = agent_zip() if source is None else source
         self.label, self.about, self.work = label, dict[str, Any](), ""
+        self.ports: Ports | None = None  # the inputs of networks that run on rows, set by its user
         self._lost: KDError | None = None
         self._token = secrets.token_hex(4)
         self._inputs_sha256 = ""

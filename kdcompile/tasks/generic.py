@@ -1,21 +1,25 @@
-"""The task `generic`: any outputs, judged by how far they are from the teacher's.
+"""The task `generic`: any outputs, evaluated by how far they are from the teacher's.
 
 It needs no labels: what is to be predicted of a sample are the teacher's own outputs for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.config.spec import Spec
 from kdcompile.core.plugins import register
+from kdcompile.core.ports import Ports
+from kdcompile.core.user_code import load_factory, users_code
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Floats, Stratum, Task
 
 TINY = 1e-12
+Arrays = Mapping[str, NDArray[Any]]
 
 
 def _mean(errors: Floats, axis: int = -1) -> Any:
@@ -36,6 +40,11 @@ class Generic(Task):
     output, unit = "outputs", "1"
     metrics, parts, takes_rows = (RELATIVE,), "by_error", True
 
+    def judged_by(self, spec: Spec) -> Task:
+        """By the user's own function, where the spec names one."""
+        name = spec.task.metric
+        return self if name is None else Scored(load_factory(name, spec.folder), name)
+
     def truth(self, photo: Photo) -> float:
         """The teacher's own error."""
         return 0.0
@@ -44,7 +53,17 @@ class Generic(Task):
         """Of one sample's row [1, width] the error [1, 1]; the row where no answer is known."""
         if not frame.answer:
             return output
-        return np.array([[relative_error(output[0], frame.answer)]])
+        own = Ports.of(frame.answer).unpack(output)
+        return np.array([[self.error(own, frame)]])
+
+    def error(self, outputs: Arrays, frame: Frame) -> float:
+        """The error of one sample.
+
+        Args:
+            outputs: of the network, by name.
+            frame: the teacher's outputs, and the sample's own arrays.
+        """
+        return relative_error(outputs, frame.answer)
 
     def predictions(self, output: NDArray[Any]) -> Floats:
         """The error that `within` gave."""
@@ -67,17 +86,40 @@ class Generic(Task):
         return None
 
 
-def relative_error(row: NDArray[Any], answer: Sequence[NDArray[Any]]) -> float:
+class Scored(Generic):
+    """Outputs that a function of the user's gives one number a sample: its error, 0 at best."""
+
+    metrics = (Metric("score", _mean),)
+
+    def __init__(self, score: Callable[[Arrays, Arrays], float], name: str) -> None:
+        """`score(outputs, sample)`, both arrays by name, under the name that the spec has."""
+        self.score, self.name = score, name
+
+    def error(self, outputs: Arrays, frame: Frame) -> float:
+        """What the function says.
+
+        Raises:
+            KDError: `task-metric`, it fails or gives no number.
+        """
+        fix = "return one number, 0 at best, from (outputs, sample), arrays by name"
+        with users_code("task-metric", f"{self.name} fails", "[task] metric", fix):
+            return float(self.score(dict(outputs), dict(frame.sample)))
+
+    def constant(self, train: Sequence[float]) -> float:
+        """Not known."""
+        return float("nan")
+
+
+def relative_error(outputs: Arrays, answer: Arrays) -> float:
     """The largest of the outputs' relative errors; NaN where one is no number.
 
     Args:
-        row: values of all outputs [width].
-        answer: the teacher's, [size] each.
+        outputs: of a network, by name.
+        answer: the teacher's.
     """
-    ends = np.cumsum([len(part) for part in answer])
     worst = 0.0
-    for part, end in zip(answer, ends, strict=True):
-        own = row[end - len(part) : end].astype(np.float64)
-        error = np.linalg.norm(own - part) / max(float(np.linalg.norm(part)), TINY)
-        worst = max(worst, float(error)) if not np.isnan(error) else float("nan")
+    for name, wanted in answer.items():
+        gap = np.linalg.norm(outputs[name].astype(np.float64).ravel() - wanted.ravel())
+        error = float(gap) / max(float(np.linalg.norm(wanted)), TINY)
+        worst = max(worst, error) if error == error else error
     return worst

@@ -66,12 +66,12 @@ class Task(ABC):
 
     kind: as `[task] kind` names it; like: the built-in task as which recipes, boards, reports and
     bundles take its outputs: "counting", a map that is summed, "classification", logits,
-    "regression", one number, or "generic", anything; output: the name of the network's output in ONNX files; unit: of a
-    prediction, "1" where it has none; metrics: of predictions, the first one selects the student;
-    map_metrics: of density maps, known only where whole outputs are available; is_dense: the output
-    is a map over the image; has_classes: it is one number a class; takes_rows: its networks take and
-    give any tensors, as rows (`kdcompile.core.ports`), and answer as the teacher does; parts: the
-    report's key for accuracy in `groups`.
+    "regression", one number, or "generic", anything; output: the name of the network's output in
+    ONNX files; unit: of a prediction, "1" where it has none; metrics: of predictions, the first one
+    selects the student; map_metrics: of density maps, known only where whole outputs are available;
+    is_dense: the output is a map over the image; has_classes: it is one number a class; takes_rows:
+    its networks take and give any tensors, as rows (`kdcompile.core.ports`), and are held against
+    the teacher's outputs; parts: the report's key for accuracy in `groups`.
     """
 
     kind: ClassVar[str]
@@ -91,6 +91,21 @@ class Task(ABC):
         Import it in here: only what trains has a use for PyTorch.
         """
         return None
+
+    def judged_by(self, spec: Spec) -> "Task":
+        """The task with what `[task]` of a spec says beside its kind.
+
+        Raises:
+            KDError: `task-metric`, or those of `load_factory`.
+        """
+        if spec.task.metric is None:
+            return self
+        raise KDError(
+            "task-metric",
+            f"{self.kind} has metrics of its own: {', '.join(m.name for m in self.metrics)}",
+            where=f"{spec.path} [task] metric",
+            fix="leave task.metric out; gates.accuracy.metric names one of them",
+        )
 
     @property
     def uses_frames(self) -> bool:
@@ -228,7 +243,7 @@ def task_of(spec: Spec) -> Task:
     """
     kind = spec.task.kind
     if ":" not in kind:
-        return find_task(kind)
+        return find_task(kind).judged_by(spec)
     found: Any = load_factory(kind, spec.folder)
     if isinstance(found, type) and issubclass(found, Task):
         return _make(found)

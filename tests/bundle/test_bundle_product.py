@@ -138,7 +138,7 @@ def test_triton_serves_the_onnx_file_until_there_is_an_engine(bundle):
 def test_triton_of_an_engine_and_of_a_cpu(tmp_path):
     plan(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"onnx")
-    write_triton(tmp_path, 'my "model"/1', "h100", "workstation", (IMAGE, LOGITS))
+    write_triton(tmp_path, 'my "model"/1', "h100", "workstation", ([IMAGE], [LOGITS]))
     (folder,) = (tmp_path / "triton").iterdir()
     config = parse((folder / "config.pbtxt").read_text())
     assert config["name"] == folder.name == "my__model__1"
@@ -148,7 +148,7 @@ def test_triton_of_an_engine_and_of_a_cpu(tmp_path):
     assert config["input"][0]["dims"] == [1, 3, -1, -1]
     assert (folder / "1/model.plan").read_bytes() == b"plan"
     (tmp_path / "model.engine.json").unlink()
-    write_triton(tmp_path, "other", "cpu", "cpu", (IMAGE, LOGITS))
+    write_triton(tmp_path, "other", "cpu", "cpu", ([IMAGE], [LOGITS]))
     (folder,) = (tmp_path / "triton").iterdir()  # the earlier one is gone
     config = parse((folder / "config.pbtxt").read_text())
     assert config["platform"] == "onnxruntime_onnx"
@@ -158,7 +158,7 @@ def test_triton_of_an_engine_and_of_a_cpu(tmp_path):
 def test_triton_knows_no_such_type(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"onnx")
     with pytest.raises(KDError, match="COMPLEX64"):
-        write_triton(tmp_path, "x", "cpu", "cpu", (Tensor("image", "COMPLEX64", (1,)), LOGITS))
+        write_triton(tmp_path, "x", "cpu", "cpu", ([Tensor("image", "COMPLEX64", (1,))], [LOGITS]))
 
 
 def test_reader_of_the_test_is_strict():
@@ -184,7 +184,7 @@ def test_card_says_what_was_measured_and_what_was_not(bundle):
 def test_card_names_the_data_where_the_report_does(a_report, tmp_path):
     data = {"train": {"images": 1200, "sha256": "ab12"}}
     report = a_report("failed", data=data, teacher={"n_val": 7, "val_mae": 0.5})
-    write_card(tmp_path, report, (IMAGE, LOGITS))
+    write_card(tmp_path, report, ([IMAGE], [LOGITS]))
     text = (tmp_path / "MODEL_CARD.md").read_text()
     assert "| train | 1,200 | ab12 |" in text
     assert "| val | 7 | not recorded |" in text

@@ -20,7 +20,10 @@ from kdcompile.data.preprocess import Preprocess
 from kdcompile.tasks.task import find_task
 
 STUBS = Path(__file__).with_name("cpp_stubs")
-IO = (Tensor("image", "FLOAT", (1, -1, -1, -1)), Tensor("density", "FLOAT", (1, 1, -1, -1)))
+IO = (
+    [Tensor("image", "FLOAT", (1, -1, -1, -1))],
+    [Tensor("density", "FLOAT", (1, 1, -1, -1))],
+)
 WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-pedantic")
 RGB = Preprocess(3, (0.4, 0.5, 0.09), (0.2, 0.3, 0.155), (20, 24), (64, 80))
 GREY = Preprocess(1, (0.4,), (1 / 3,), (20, 24), (64, 80))

@@ -220,7 +220,11 @@ def test_run_and_the_sample(infer, network, photo):
     ((_, row),) = BundleRun(COUNTING, None, FLAT, session, "fp32", [photo])
     assert row["count"] == pytest.approx(own, abs=1e-4)
     constants, manifest = FLAT.to_json(), {"task": "counting"}
-    found = infer.predict(session, infer.prepare(str(photo), constants), manifest, constants)
+
+    def by_name(given):
+        return {"density": session(given["image"])}
+
+    found = infer.predict(by_name, infer.prepare(str(photo), constants), manifest, constants)
     assert float(infer.meaning(found, manifest)) == pytest.approx(own, abs=1e-3)
 
 

@@ -9,6 +9,7 @@ from resourced import ENERGY, MEMORY, NOTHING, context
 
 from kdcompile import targets
 from kdcompile.config.gates import Gates
+from kdcompile.config.spec import Task
 from kdcompile.core.files import file_sha256
 from kdcompile.core.report import overall
 from kdcompile.gates import resources
@@ -89,9 +90,8 @@ def step(tmp_path):
         json=lambda name: {"precision": "int8"},
     )  # fmt: skip
     gates = Gates.model_validate({"memory_mb": {"max": 500}})
-    spec = SimpleNamespace(
-        seed=3, gates=gates, export=SimpleNamespace(profile=[None, [1, 3, 4, 5], None])
-    )
+    export = SimpleNamespace(profile=[None, [1, 3, 4, 5], None], inputs={})
+    spec = SimpleNamespace(seed=3, gates=gates, export=export, task=Task())
     return lambda board: SimpleNamespace(spec=spec, inputs={"compile": compiled}, board=board)
 
 

@@ -165,7 +165,7 @@ def test_an_engine_is_timed_in_thirty_turns_of_a_minute_at_most(monkeypatch):
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize(("target", "as_written"), [("cpu", False), ("jetson", True)])
 def test_what_ran_at_a_board_is_told_and_what_ran_here(monkeypatch, there, target, as_written):
-    board = SimpleNamespace(student="engine", times=lambda shape: (shape, ()), origin="there")
+    board = SimpleNamespace(student="engine", times=lambda shape, row: (shape, ()), origin="there")
     opened, runs = [], {}
 
     def open_session(path, threads, as_written):
@@ -192,7 +192,7 @@ def test_what_ran_at_a_board_is_told_and_what_ran_here(monkeypatch, there, targe
             for key, files in stage.items()
         },
     )
-    task = SimpleNamespace(is_dense=False)
+    task = SimpleNamespace(is_dense=False, takes_rows=False)
     found = measure.measure(step, targets.load(target), ["photo"], None, task, None)
     assert found.latency == ([1, 3, 4, 6] if there else "timed")
     assert (found.parity, found.deployed == "there") == (

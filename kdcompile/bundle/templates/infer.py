@@ -49,7 +49,7 @@ def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
     names = [output.name for output in session.get_outputs()]
 
     def run(given: dict[str, Any]) -> dict[str, Any]:
-        return dict(zip(names, session.run(None, given)))
+        return dict(zip(names, session.run(None, given)))  # noqa: B905  Python 3.8
 
     return run
 

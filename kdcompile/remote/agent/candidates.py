@@ -42,8 +42,8 @@ def predictions_apart(outputs: list[Any], reference: list[Any], task: str) -> di
         equal = [float(is_finite and a.argmax() == b.argmax()) for a, b in pairs]
         return {"top1_agreement": sum(equal) / len(equal)}
     if task == "generic":
-        apart = [float(np.linalg.norm(a.astype(np.float64) - b) / max(np.linalg.norm(b), 1e-12))
-                 for a, b in pairs]  # fmt: skip
+        norms = [(np.linalg.norm(a.astype(np.float64) - b), np.linalg.norm(b)) for a, b in pairs]
+        apart = [float(gap) / max(float(norm), 1e-12) for gap, norm in norms]
         return {"relative_error": max(apart) if is_finite else OVERFLOW}
     name = "count_difference" if task == "counting" else "value_difference"
     gaps = [abs(float((a.astype(np.float64) - b).sum())) for a, b in pairs]
