@@ -23,11 +23,12 @@ def at_opset(model: ModelProto, max_opset: int, ir_version: int) -> ModelProto:
     """
     if opset_of(model) > max_opset:
         newest = copied(model)
-        if max_opset < LAYER_NORM_SINCE:
-            write_out_layer_norms(newest)
         _hide_pads(newest)
         try:
-            converted = version_converter.convert_version(newest, max_opset)
+            converted = version_converter.convert_version(newest, max(max_opset, LAYER_NORM_SINCE))
+            if max_opset < LAYER_NORM_SINCE:
+                write_out_layer_norms(converted)
+                converted = version_converter.convert_version(converted, max_opset)
         except (RuntimeError, version_converter.ConvertError) as error:
             raise _refused(model, max_opset, str(error)) from error
         _drop_newer_defaults(converted)

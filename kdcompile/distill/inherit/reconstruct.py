@@ -17,12 +17,13 @@ from kdcompile.distill.inherit.batch_norm import (
     correct,
     gate_through,
 )
-from kdcompile.distill.inherit.layer_norm import rescale
+from kdcompile.distill.inherit.layer_norm import norm_axis, rescale
 from kdcompile.distill.inherit.plan import LayerPlan
 from kdcompile.distill.inherit.rows import (
     grouped_weight,
     groups,
     input_rows,
+    is_last,
     output_rows,
     sample,
     set_weight,
@@ -59,7 +60,7 @@ def teacher_targets(
 
     def output(place: int, plan: LayerPlan, module: nn.Module, _: Any, y: Tensor) -> None:
         target = targets.setdefault(plan.name, Target())
-        linear = isinstance(module, (nn.Linear, *LAST_NORMS))
+        linear = is_last(module)
         total = y.shape[:-1].numel() if linear else len(y) * y.shape[2:].numel()
         count = max(1, _rows(module, len(plan.inputs)) // images) * len(y)
         picks = sample(total, count, 100003 * place + len(target.picks)).to(y.device)
@@ -76,7 +77,7 @@ def teacher_targets(
             module = teacher.get_submodule(plan.name)
             if isinstance(module, BATCH_NORMS):
                 handle = module.register_forward_pre_hook(partial(normalised, plan))
-            elif isinstance(module, UNSOLVED):
+            elif isinstance(module, UNSOLVED) or _does_more(module):
                 continue
             else:
                 handle = module.register_forward_hook(partial(output, place, plan))
@@ -146,14 +147,21 @@ def solve_layers(
     return errors, only_sliced
 
 
+def _does_more(module: nn.Module) -> bool:
+    """Whether a layer may compute more than its weights say; those of batch norms are not asked."""
+    if isinstance(module, LAST_NORMS):
+        return norm_axis(module) is None
+    return not isinstance(module, BATCH_NORMS) and changes_forward(module)
+
+
 def _why_only_sliced(module: nn.Module, plan: LayerPlan, called: bool) -> str | None:
     if plan.runs > 1:
         return f"it runs {plan.runs} times"
+    if _does_more(module):
+        return f"a {type(module).__name__} may do more than its weights say"
     if not called:
         return "its parameters are used without calling it"
     if not isinstance(module, BATCH_NORMS):
-        if changes_forward(module):
-            return f"a {type(module).__name__} may do more than its weights say"
         if isinstance(module, LAST_NORMS):
             return None
         unknowns = grouped_weight(module)[0, 0].numel()
