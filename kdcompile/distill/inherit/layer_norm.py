@@ -15,8 +15,8 @@ from kdcompile.models.resize import changes_forward, plain_kind
 def norm_axis(module: nn.LayerNorm | nn.RMSNorm) -> int | None:
     """The axis that a norm of one axis is over: -1, or 1 of images; None where it is neither.
 
-    A subclass with a forward of its own is tried on random values, past its hooks. Some only choose another
-    precision, some take images [N, C, H, W], some do more than a norm does.
+    A subclass with a forward of its own is tried on random values, past its hooks. Some only
+    choose another precision, some take images [N, C, H, W], some do more than a norm does.
     """
     if not changes_forward(module):
         return -1
