@@ -39,7 +39,8 @@ class Junctions:
 
         Opset 17's pair gives and takes float32, so these nodes stay float32: the quantised layers,
         the pointwise operators on nothing but their results, and whatever lies on a way from them
-        to the next quantised layer, attention apart. Two layers with only such nodes between them share no cast.
+        to the next quantised layer, attention apart. Two layers with only such nodes between them
+        share no cast.
         """
         towards = self._towards(quantised)
         found, inside = set[str](), set[str]()  # nodes, and all their outputs
