@@ -5,7 +5,6 @@ Quantised residual adds take ViT-B/16 from 85 % to under 5 %, linear layers alon
 that computes all of attention at once.
 """
 
-
 import numpy as np
 import pytest
 import torch

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from kdcompile.distill.inherit.rows import (
 )
 from kdcompile.distill.inherit.solve import Gate, Solution, fit
 from kdcompile.models.resize import BATCH_NORMS, LAST_NORMS, changes_forward, module_widths
+
+if TYPE_CHECKING:
+    from kdcompile.distill.inherit.attention import Heads
 
 ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system
 MOST_VALUES = 2**26  # in it, 256 MiB
@@ -97,7 +100,11 @@ def _rows(module: nn.Module, inputs: int) -> int:
 
 
 def solve_layers(
-    teacher: nn.Module, student: nn.Module, crops: Sequence[Tensor], plans: Sequence[LayerPlan]
+    teacher: nn.Module,
+    student: nn.Module,
+    crops: Sequence[Tensor],
+    plans: Sequence[LayerPlan],
+    heads: Sequence["Heads"] = (),
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Solve the student's layers from first to last, each from what the student gives it.
 
@@ -106,6 +113,7 @@ def solve_layers(
         student: in inference mode, its weights sliced.
         crops: input batches [B, C, h, w].
         plans: in order of execution.
+        heads: of attention, whose queries are to be scaled where they are smaller.
 
     Returns:
         The relative error of each solved layer on held-out rows, and why others were only sliced.
@@ -117,7 +125,10 @@ def solve_layers(
     shifts: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
     only_sliced: dict[str, str] = {}
+    readers = {own.reader: own for own in heads}
     for plan in plans:
+        if plan.name in readers:
+            readers[plan.name].rescale(teacher, student, crops)
         module, theirs = (net.get_submodule(plan.name) for net in (student, teacher))
         if isinstance(module, UNSOLVED):
             if module_widths(module) != module_widths(theirs):
