@@ -17,12 +17,15 @@ from kdcompile.calib.qdq import Storage, choose_layers, insert_qdq
 from kdcompile.calib.sensitivity import Evaluate, Outcome, Sensitivity
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.onnx_graph.fp16 import halve_nodes
+from kdcompile.onnx_graph.norms import squares
 
 
 def mixed_model(
     model: ModelProto, table: CalibrationTable, storage: Storage, quantised: Collection[str]
 ) -> ModelProto:
     """The network with the named layers in int8 and the others in float16; float32 outside.
+
+    A norm's sums of squares stay float32 too.
 
     Args:
         model: float32, of opset 13 to 18.
@@ -34,7 +37,7 @@ def mixed_model(
         KDError: `calib-layer`, `calib-table`, `fp16-overflow` or `fp16-unsupported`.
     """
     paired = insert_qdq(model, table, storage, quantised)
-    return halve_nodes(paired, Junctions(model).float32_nodes(quantised))
+    return halve_nodes(paired, Junctions(model).float32_nodes(quantised) | squares(model))
 
 
 def mix(

@@ -12,6 +12,8 @@ POINTWISE = {
     "Relu", "Selu", "Sigmoid", "Softplus", "Sub", "Tanh",
 }  # fmt: skip
 """What a compiler folds into the convolution before it, so that it takes its type."""
+ATTENTION = {"MatMul", "Softmax"}
+"""Products of two activations and what stands between: never int8, and twice as fast in fp16."""
 
 
 class Junctions:
@@ -37,7 +39,8 @@ class Junctions:
 
         Opset 17's pair gives and takes float32, so these nodes stay float32: the quantised layers,
         the pointwise operators on nothing but their results, and whatever lies on a way from them
-        to the next quantised layer. Two layers with only such nodes between them share no cast.
+        to the next quantised layer, attention apart. Two layers with only such nodes between them
+        share no cast.
         """
         towards = self._towards(quantised)
         found, inside = set[str](), set[str]()  # nodes, and all their outputs
@@ -46,6 +49,8 @@ class Junctions:
             within = [name in inside for name in self.data(node)]
             if first in self.weighted:
                 joins = self.weighted[first] in quantised
+            elif node.op_type in ATTENTION:
+                joins = False
             elif node.op_type in POINTWISE and all(within):
                 joins = bool(within)
             else:

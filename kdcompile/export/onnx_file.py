@@ -73,7 +73,8 @@ def onnx_from_module(
         _prove_range(module, raw, shapes)
     expected = run_onnx(raw, x)
     model = at_opset(raw, max_opset, ir_version)
-    if max_opset < EXPORTED_OPSET and not np.array_equal(run_onnx(model, x), expected):
+    allowed = SIMPLIFIED_TOLERANCE * float(np.abs(expected).max())  # norms may be written out
+    if max_opset < EXPORTED_OPSET and not np.allclose(run_onnx(model, x), expected, 0, allowed):
         raise KDError(
             "export-opset",
             f"conversion to opset {max_opset} changed the network's output",

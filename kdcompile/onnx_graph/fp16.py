@@ -17,6 +17,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 from kdcompile.core.errors import KDError
 from kdcompile.onnx_graph.graph import copied
+from kdcompile.onnx_graph.norms import squares
 from kdcompile.onnx_graph.shapes import element_types
 
 FP16_MAX = 65504.0
@@ -28,12 +29,15 @@ OTHER_PRECISION = 'set quantize.precision = "fp32" or "int8"'
 
 
 def to_fp16(model: ModelProto) -> ModelProto:
-    """The model in float16 inside, float32 outside.
+    """The model in float16 inside, float32 outside and in the sums of squares of its norms.
 
     Raises:
         KDError: `fp16-overflow`: a weight is over 65504; `fp16-unsupported`: an operator takes
             no float16.
     """
+    kept = squares(model)
+    if kept:
+        return halve_nodes(model, kept)
     return _checked(_narrowed(model, F16), "float16 form")
 
 

@@ -3,13 +3,16 @@
 import re
 
 import onnx
-from onnx import ModelProto, version_converter
+from onnx import ModelProto, helper, version_converter
 
 from kdcompile.core.errors import KDError
+from kdcompile.onnx_graph.graph import copied
+from kdcompile.onnx_graph.norms import LAYER_NORM_SINCE, write_out_layer_norms
 
 EXPORTED_OPSET = 18  # the oldest that torch's exporter writes by itself
 SCOPE = "pkg.torch.onnx.name_scopes"  # of a node: the modules around it, the innermost last
 SCOPE_KEYS = (SCOPE, "namespace")
+HIDDEN = "unconverted"
 
 
 def at_opset(model: ModelProto, max_opset: int, ir_version: int) -> ModelProto:
@@ -19,15 +22,41 @@ def at_opset(model: ModelProto, max_opset: int, ir_version: int) -> ModelProto:
         KDError: `export-opset`: an operator has no older form, or is not ONNX's own.
     """
     if opset_of(model) > max_opset:
+        newest = copied(model)
+        _hide_pads(newest)
         try:
-            converted = version_converter.convert_version(model, max_opset)
+            converted = version_converter.convert_version(newest, max(max_opset, LAYER_NORM_SINCE))
+            if max_opset < LAYER_NORM_SINCE:
+                write_out_layer_norms(converted)
+                converted = version_converter.convert_version(converted, max_opset)
         except (RuntimeError, version_converter.ConvertError) as error:
             raise _refused(model, max_opset, str(error)) from error
         _drop_newer_defaults(converted)
+        _show_pads(converted)
         model = converted
     model.ir_version = min(model.ir_version, ir_version)
     _verify(model, max_opset, ir_version)
     return model
+
+
+def _hide_pads(model: ModelProto) -> None:
+    """Move, in place, the Pad nodes of opset 13's form to a domain that is not converted.
+
+    Later forms add axes and a mode; onnx's converter knows no way back from any of them.
+    """
+    for node in model.graph.node:
+        modes = [a.s for a in node.attribute if a.name == "mode"]
+        if node.op_type == "Pad" and len(node.input) < 4 and modes != [b"wrap"]:
+            node.domain = HIDDEN
+    model.opset_import.append(helper.make_opsetid(HIDDEN, 1))
+
+
+def _show_pads(model: ModelProto) -> None:
+    for node in model.graph.node:
+        if node.domain == HIDDEN:
+            node.domain = ""
+    for opset in [o for o in model.opset_import if o.domain == HIDDEN]:
+        model.opset_import.remove(opset)
 
 
 def _drop_newer_defaults(model: ModelProto) -> None:

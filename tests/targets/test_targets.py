@@ -123,7 +123,7 @@ def test_a_power_mode_changes_clock_peaks_and_bandwidth() -> None:
 
 def test_a_jetpack_changes_the_software() -> None:
     old = targets.load("jetson-agx-orin-64gb@jp5.1.2")
-    assert (old.tensorrt, old.python, old.max_opset, old.ir_version) == ("8.5.2", "3.8", 17, 8)
+    assert (old.tensorrt, old.python, old.max_opset, old.ir_version) == ("8.5.2", "3.8", 16, 8)
     both = targets.load("jetson-orin-nx-16gb@MAXN@jp6.0")
     assert (both.power_mode, both.tensorrt) == ("MAXN", "8.6.2")
     assert both == targets.load("jetson-orin-nx-16gb@jp6.0@MAXN")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdcompile.core.errors import KDError
 from kdcompile.distill.evaluate import in_inference
+from kdcompile.distill.inherit.attention import find_heads, turned
 from kdcompile.distill.inherit.importance import Loss, explaining, most, places, readers, taylor
 from kdcompile.distill.inherit.plan import kept_parameters, layer_plans, widths
 from kdcompile.distill.inherit.reconstruct import solve_layers
@@ -62,9 +63,10 @@ def inherit(
     kept = _kept(teacher, channels, wanted, crops, importance, loss)
     _forget(channels, [path for name in dropped for path in members(teacher, name)])
     plans = layer_plans(channels, kept, student)
+    teacher, heads = turned(teacher, [*find_heads(channels, kept)], crops)
     with in_inference(student):
         left = slice_weights(teacher, student, plans, kept_parameters(channels, kept))
-        errors, why = solve_layers(teacher, student, crops, plans)
+        errors, why = solve_layers(teacher, student, crops, plans, heads)
     why |= dict.fromkeys(left, "another shape than the teacher's: it keeps its initial values")
     layers = [
         {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,22 @@ from kdcompile.distill.inherit.batch_norm import (
     correct,
     gate_through,
 )
-from kdcompile.distill.inherit.layer_norm import rescale
+from kdcompile.distill.inherit.layer_norm import norm_axis, rescale
 from kdcompile.distill.inherit.plan import LayerPlan
 from kdcompile.distill.inherit.rows import (
     grouped_weight,
     groups,
     input_rows,
+    is_last,
     output_rows,
     sample,
     set_weight,
 )
 from kdcompile.distill.inherit.solve import Gate, Solution, fit
 from kdcompile.models.resize import BATCH_NORMS, LAST_NORMS, changes_forward, module_widths
+
+if TYPE_CHECKING:
+    from kdcompile.distill.inherit.attention import Heads
 
 ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system
 MOST_VALUES = 2**26  # in it, 256 MiB
@@ -59,7 +63,7 @@ def teacher_targets(
 
     def output(place: int, plan: LayerPlan, module: nn.Module, _: Any, y: Tensor) -> None:
         target = targets.setdefault(plan.name, Target())
-        linear = isinstance(module, (nn.Linear, *LAST_NORMS))
+        linear = is_last(module)
         total = y.shape[:-1].numel() if linear else len(y) * y.shape[2:].numel()
         count = max(1, _rows(module, len(plan.inputs)) // images) * len(y)
         picks = sample(total, count, 100003 * place + len(target.picks)).to(y.device)
@@ -76,7 +80,7 @@ def teacher_targets(
             module = teacher.get_submodule(plan.name)
             if isinstance(module, BATCH_NORMS):
                 handle = module.register_forward_pre_hook(partial(normalised, plan))
-            elif isinstance(module, UNSOLVED):
+            elif isinstance(module, UNSOLVED) or _does_more(module):
                 continue
             else:
                 handle = module.register_forward_hook(partial(output, place, plan))
@@ -96,7 +100,11 @@ def _rows(module: nn.Module, inputs: int) -> int:
 
 
 def solve_layers(
-    teacher: nn.Module, student: nn.Module, crops: Sequence[Tensor], plans: Sequence[LayerPlan]
+    teacher: nn.Module,
+    student: nn.Module,
+    crops: Sequence[Tensor],
+    plans: Sequence[LayerPlan],
+    heads: Sequence["Heads"] = (),
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Solve the student's layers from first to last, each from what the student gives it.
 
@@ -105,6 +113,7 @@ def solve_layers(
         student: in inference mode, its weights sliced.
         crops: input batches [B, C, h, w].
         plans: in order of execution.
+        heads: of attention, whose queries are to be scaled where they are smaller.
 
     Returns:
         The relative error of each solved layer on held-out rows, and why others were only sliced.
@@ -116,7 +125,10 @@ def solve_layers(
     shifts: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
     only_sliced: dict[str, str] = {}
+    readers = {own.reader: own for own in heads}
     for plan in plans:
+        if plan.name in readers:
+            readers[plan.name].rescale(teacher, student, crops)
         module, theirs = (net.get_submodule(plan.name) for net in (student, teacher))
         if isinstance(module, UNSOLVED):
             if module_widths(module) != module_widths(theirs):
@@ -146,14 +158,21 @@ def solve_layers(
     return errors, only_sliced
 
 
+def _does_more(module: nn.Module) -> bool:
+    """Whether a layer may compute more than its weights say; those of batch norms are not asked."""
+    if isinstance(module, LAST_NORMS):
+        return norm_axis(module) is None
+    return not isinstance(module, BATCH_NORMS) and changes_forward(module)
+
+
 def _why_only_sliced(module: nn.Module, plan: LayerPlan, called: bool) -> str | None:
     if plan.runs > 1:
         return f"it runs {plan.runs} times"
+    if _does_more(module):
+        return f"a {type(module).__name__} may do more than its weights say"
     if not called:
         return "its parameters are used without calling it"
     if not isinstance(module, BATCH_NORMS):
-        if changes_forward(module):
-            return f"a {type(module).__name__} may do more than its weights say"
         if isinstance(module, LAST_NORMS):
             return None
         unknowns = grouped_weight(module)[0, 0].numel()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from kdcompile.distill.inherit.layer_norm import norm_axis
 from kdcompile.distill.inherit.plan import TRANSPOSED
 from kdcompile.models.resize import LAST_NORMS
 
@@ -37,6 +38,13 @@ def set_weight(module: nn.Module, weight: Tensor) -> None:
     own.copy_(ordered.reshape(own.shape))
 
 
+def is_last(module: nn.Module) -> bool:
+    """Whether a layer's channels are the last axis, as a linear layer's, and not the second."""
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, LAST_NORMS) and norm_axis(module) != 1
+    )
+
+
 def output_rows(output: Tensor, picks: Tensor, linear: bool) -> Tensor:
     """The outputs at some positions, [n, O].
 
@@ -64,7 +72,7 @@ def input_rows(module: nn.Module, x: Tensor, picks: Tensor, space: Sequence[int]
         [G, n, I/G * K], the order of `grouped_weight`.
     """
     if isinstance(module, (nn.Linear, *LAST_NORMS)):
-        return x.reshape(-1, x.shape[-1])[picks].unsqueeze(0)
+        return output_rows(x, picks, is_last(module)).unsqueeze(0)
     image, place = _divided(picks, torch.Size(space).numel())
     planar = x if x.ndim == 4 else x.unsqueeze(2)
     row, column = _divided(place, space[-1])
