@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from kdcompile.models.channel_axes import shape_of, source_axis
-from kdcompile.models.channel_groups import Channels, Layout, length
+from kdcompile.models.channel_groups import ENDS, Channels, Layout, length
 from kdcompile.models.channel_rules import POINTWISE, describe_node, operator_name
 
 
@@ -130,7 +130,9 @@ class Ties:
         here = describe_node(node)
         for source in node.all_input_nodes:
             self._freeze(source, f"it reaches {here}, for which there is no rule")
-        self._why[node] = f"it comes from {here}, for which there is no rule"
+        computed = [n for n in node.all_input_nodes if n.name not in self._owned]
+        of_inputs = computed and all(self._why.get(source) == ENDS for source in computed)
+        self._why[node] = ENDS if of_inputs else f"it comes from {here}, for which there is no rule"
         return None
 
     def _freeze(self, value: Any, why: str) -> None:

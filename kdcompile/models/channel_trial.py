@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 from kdcompile.models.channel_groups import Channels, Layout, length
+from kdcompile.models.examples import Example, output_sizes
 from kdcompile.models.resize import architecture_of, copied, narrow, plain_kind
 
 MOST_RUNS = 64  # then groups are no longer told apart
@@ -23,7 +22,7 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly between whole numbe
 
 def fitted(
     model: nn.Module,
-    shape: Sequence[int],
+    example: Example,
     channels: Channels,
     heads: Sequence[tuple[Layout, Layout]],
 ) -> Channels:
@@ -35,14 +34,14 @@ def fitted(
 
     Args:
         model: in inference mode; not changed.
-        shape: input [N, C, H, W].
+        example: its input tensors, or the shape of its one image.
         channels: of `model`; its frozen groups are added to.
         heads: of each split layer what it reads, and one head.
     """
-    sizes = _output_sizes(copied(model), shape)
+    sizes = output_sizes(copied(model), example)
 
     def problem(made: Channels, widths: Mapping[int, int]) -> str | None:
-        return _fails(model, shape, made, widths, sizes)
+        return _fails(model, example, made, widths, sizes)
 
     for made in _candidates(model, channels, heads):
         if problem(made, _narrower(made, _free(made))) is None:
@@ -200,7 +199,7 @@ def _narrower(channels: Channels, roots: Sequence[int]) -> dict[int, int]:
 
 def _fails(
     model: nn.Module,
-    shape: Sequence[int],
+    example: Example,
     channels: Channels,
     widths: Mapping[int, int],
     sizes: Sequence[torch.Size],
@@ -216,16 +215,9 @@ def _fails(
     level = log.level
     log.setLevel(logging.CRITICAL)  # a failure is an answer here
     try:
-        found = _output_sizes(made, shape)
+        found = output_sizes(made, example)
     except Exception as error:  # whatever the network's own code raises
         return str(error).strip().partition("\n")[0] or type(error).__name__
     finally:
         log.setLevel(level)
     return None if found == sizes else "its output has another size"
-
-
-def _output_sizes(model: nn.Module, shape: Sequence[int]) -> list[torch.Size]:
-    device = next((p.device for p in model.parameters()), None)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        made = model.eval()(torch.empty(*shape, device=device))
-    return [value.shape for value in tree_leaves(made) if isinstance(value, torch.Tensor)]

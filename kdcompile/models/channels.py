@@ -7,7 +7,6 @@ transposes and reshapes: axis 1 of an image, the last of tokens. Channels that m
 listed here keep the teacher's width: a student may come out wider than asked, never wrong.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -29,6 +28,7 @@ from kdcompile.models.channel_rules import (
     MOVES,
     POINTWISE,
     PRODUCTS,
+    RECURRENT,
     REDUCE,
     RESHAPE,
     SPATIAL,
@@ -38,10 +38,11 @@ from kdcompile.models.channel_rules import (
 )
 from kdcompile.models.channel_ties import Axis, Ties
 from kdcompile.models.channel_trial import fitted
+from kdcompile.models.examples import Example
 from kdcompile.models.resize import why_fixed
 
 
-def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
+def trace(model: nn.Module, example: Example) -> Channels:
     """The channel groups of a network.
 
     Where channels are on another axis than 1, the network's own code may ask for its widths
@@ -49,19 +50,20 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
 
     Args:
         model: in inference mode.
-        shape: input [N, C, H, W].
+        example: its input tensors in the order of its arguments, of any rank and type, or the shape
+            of its one image [N, C, H, W].
 
     Raises:
         KDError: `trace-failed`, when the forward pass cannot be captured.
     """
-    exported = capture_graph(model, shape)
+    exported = capture_graph(model, example)
     signature = exported.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     walk = _Walk(model, owned, set(signature.inputs_to_parameters.values()))
     for node in exported.graph.nodes:
         walk.visit(node)
     walk.channels.settle()
-    return fitted(model, shape, walk.channels, walk.heads) if walk.moved else walk.channels
+    return fitted(model, example, walk.channels, walk.heads) if walk.moved else walk.channels
 
 
 class _Walk(Ties):
@@ -70,14 +72,13 @@ class _Walk(Ties):
     def __init__(self, model: nn.Module, owned: dict[str, str], parameters: set[str]) -> None:
         super().__init__(owned, parameters)
         self._model = model
+        self._shared = _shared(model)
         self.heads: list[tuple[Layout, Layout]] = []  # what a split layer reads, and one head
 
     def visit(self, node: Node) -> None:
         if node.op == "placeholder":
-            if node.name not in self._owned and len(shape_of(node)) > 1:
-                layout = self.channels.new(shape_of(node)[1])
-                self.channels.freeze(layout, ENDS)
-                self._axes[node] = Axis(1, layout)
+            if node.name not in self._owned:
+                self._why[node] = ENDS
         elif node.op == "output":
             for source in node.all_input_nodes:
                 self._freeze(source, ENDS)
@@ -101,6 +102,10 @@ class _Walk(Ties):
             return self._merge(node)
         elif name == "cat":
             return self._concatenate(node)
+        elif name in RECURRENT | {"embedding"}:
+            layer = self._module(node.args[0] if name == "embedding" else _first(node), node)
+            if layer is not None:
+                return (self._embedding if name == "embedding" else self._recurrent)(node, layer)
         elif name in PRODUCTS:
             return self._product(node, name)
         elif name in MAKE or (name == "expand_as" and known is None):
@@ -115,6 +120,9 @@ class _Walk(Ties):
             return known
         if name in RESHAPE:
             return self._reshape(node, known)
+        if name == "getitem" and operator_name(node.args[0]) in RECURRENT:  # type: ignore[arg-type]
+            # all outputs, or the last state of every layer and direction
+            return known if node.args[1] == 0 else Axis(len(shape_of(node)) - 1, known.layout[:1])
         if name == "getitem":
             return self._cut(node, known, piece_bounds(node, known.dim))
         if name not in MOVES | REDUCE:
@@ -173,6 +181,28 @@ class _Walk(Ties):
         self.moved = True
         self._layer(node, name, Layer(type(module), source, source), last)
         self._why[node] = f"it is inside of {name}"
+
+    def _embedding(self, node: Node, name: str) -> Axis:
+        module = self._model.get_submodule(name)
+        made = self.channels.new(int(module.embedding_dim))  # type: ignore[arg-type]
+        return self._layer(node, name, Layer(type(module), made, made), len(shape_of(node)) - 1)
+
+    def _recurrent(self, node: Node, name: str) -> Axis:
+        """All layers and both directions of an LSTM or a GRU have one hidden size."""
+        module: Any = self._model.get_submodule(name)
+        last = len(shape_of(node.args[0])) - 1
+        hidden = self.channels.new(module.hidden_size)
+        self._layer(node, name, Layer(type(module), self._known(node.args[0], last), hidden), last)
+        hidden = self.channels.layers[name].outputs
+        self.moved = True  # a state that its caller makes has the hidden size too
+        states: Any = node.args[1]
+        for state in states if isinstance(states, list | tuple) else [states]:
+            if state in self._axes and self._axes[state].dim == len(shape_of(state)) - 1:
+                self.channels.unite(self._axes[state].layout, hidden)
+            elif state.all_input_nodes or state.op == "placeholder":
+                self._freeze(state, f"it is a state of {name}")
+                self._tie(state, len(shape_of(state)) - 1, hidden, node)
+        return Axis(last, hidden * (1 + module.bidirectional))
 
     def _in_attention(self, node: Node) -> Axis | None:
         """What the last layer of such an attention gives."""
@@ -261,6 +291,27 @@ class _Walk(Ties):
         name = self._owned[value.name].rpartition(".")[0]
         if name not in self.channels.layers and name not in self.channels.fixed:
             why = why_fixed(self._model.get_submodule(name), shape_of(node.args[0]))
+            if other := self._shared.get(self._owned[value.name]):
+                why = f"it shares its weights with {other}"
+                self.channels.fixed[other] = f"it shares its weights with {name}"
             if why is not None:
                 self.channels.fixed[name] = why
         return None if name in self.channels.fixed else name
+
+
+def _first(node: Node) -> Any:
+    """The first weight of a recurrent operator; None where it reads a packed sequence."""
+    weights: Any = node.args[2]
+    return weights[0] if isinstance(weights, list | tuple) and len(weights) > 1 else None
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Parameters that two modules own, with the other one of them."""
+    found: dict[str, str] = {}
+    seen: dict[int, tuple[str, str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(path, recurse=False):
+            first, other = seen.setdefault(id(parameter), (name, path))
+            if first != name:
+                found |= {name: other, first: path}
+    return found

@@ -12,19 +12,29 @@ from kdcompile.models.channel_groups import Channels, Layer, Layout
 RESIZABLE = (
     nn.Conv1d,
     nn.Conv2d,
+    nn.Conv3d,
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
     nn.Linear,
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.BatchNorm3d,
     nn.LayerNorm,
     nn.RMSNorm,
     nn.GroupNorm,
     nn.MultiheadAttention,
+    nn.Embedding,
+    nn.LSTM,
+    nn.GRU,
+    nn.RNN,
 )
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)  # of the last axis
 NORMS = (*BATCH_NORMS, *LAST_NORMS, nn.GroupNorm)
+# of several tensors, or of a table: only the class itself is resized, not what derives from it
+WHOLE = (nn.MultiheadAttention, nn.Embedding, nn.RNNBase)
 STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
@@ -55,9 +65,11 @@ def why_fixed(module: nn.Module, size: Sequence[int]) -> str | None:
         return f"there is no rule for {name}"
     if isinstance(module, nn.MultiheadAttention) and module.bias_k is not None:
         return f"there is no rule for {name} with biases of its keys"
+    if isinstance(module, nn.RNNBase) and module.proj_size:
+        return f"there is no rule for {name} with projections"
     if type(module) is kind:
         return None
-    if kind is nn.MultiheadAttention:
+    if issubclass(kind, WHOLE):
         return f"there is no rule for {name}"
     own = [n for n, _ in (*module.named_parameters(), *module.named_buffers())]
     more = sorted(set(own) - STATE)
@@ -110,12 +122,14 @@ def resize(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     assert kind is not None, "only resizable modules are in an architecture"
     if isinstance(module, nn.MultiheadAttention):
         return _attention(module, widths["embed_dim"])
+    if isinstance(module, nn.RNNBase):
+        return _recurrent(module, widths)
     names = set(kind.__constants__)  # torch's own list of what its constructor takes
     names.discard("normalized_shape")
-    if not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+    if not isinstance(module, TRANSPOSED):
         names.discard("output_padding")
     arguments = {name: getattr(module, name) for name in names} | dict(widths)
-    if not isinstance(module, (*BATCH_NORMS, nn.GroupNorm, nn.RMSNorm)):
+    if not isinstance(module, (*BATCH_NORMS, nn.GroupNorm, nn.RMSNorm, nn.Embedding)):
         arguments["bias"] = module.bias is not None
     fresh: nn.Module = kind(**arguments)
     if type(module) is kind:
@@ -138,6 +152,16 @@ def _attention(module: nn.MultiheadAttention, width: int) -> nn.MultiheadAttenti
         add_zero_attn=module.add_zero_attn,
         batch_first=module.batch_first,
     )
+
+
+def _recurrent(module: nn.RNNBase, widths: Mapping[str, int]) -> nn.RNNBase:
+    kind: Any = type(module)
+    names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional")
+    arguments = {name: getattr(module, name) for name in names}
+    if isinstance(module, nn.RNN):
+        arguments["nonlinearity"] = module.nonlinearity
+    made: nn.RNNBase = kind(**arguments, **widths)
+    return made
 
 
 def constructor_arguments(layer: Layer, inputs: int, outputs: int) -> dict[str, int]:
@@ -166,12 +190,18 @@ def _width_names(kind: type[nn.Module]) -> tuple[str, ...]:
         return ("normalized_shape",)
     if issubclass(kind, nn.GroupNorm):
         return ("num_channels",)
+    if issubclass(kind, nn.Embedding):
+        return ("embedding_dim",)
+    if issubclass(kind, nn.RNNBase):
+        return "input_size", "hidden_size"
     return ("num_features",) if issubclass(kind, BATCH_NORMS) else ("in_channels", "out_channels")
 
 
 def sides(widths: Mapping[str, int]) -> tuple[int, int]:
     """Input and output channels in a module's constructor arguments."""
-    first, *rest = (widths[name] for name in sorted(widths) if name != "groups")
+    # inputs come before outputs by name too, but for an LSTM's
+    names = sorted(n for n in widths if n != "groups")
+    first, *rest = (widths[n] for n in (reversed(names) if "input_size" in widths else names))
     return first, rest[0] if rest else first
 
 

@@ -19,7 +19,7 @@ from torch.fx import Node
 from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
 from kdcompile.models.channel_groups import ENDS, Channels, Layer, Layout, length
-from kdcompile.models.resize import NORMS, sides
+from kdcompile.models.resize import NORMS, TRANSPOSED, sides
 
 SHOWN = 3  # modules in a message
 FIX = (
@@ -151,7 +151,8 @@ def _parts(
         allowed = count * criterion.of_layer(layer)
         kept = count * _kept(layer, widths[name])
         held = "" if kept <= allowed or kept < count else _why(channels, layer)
-        positions = 0 if issubclass(layer.kind, NORMS) else _positions(channels.nodes[name], layer)
+        looked_up = issubclass(layer.kind, (*NORMS, nn.Embedding))
+        positions = 0 if looked_up else _positions(channels.nodes[name], layer)
         found.append(Part(name, count, kept, allowed, positions, held))
     return found
 
@@ -178,6 +179,10 @@ def _kept(layer: Layer, widths: Mapping[str, int]) -> float:
     inputs, outputs = sides(widths)
     if issubclass(layer.kind, NORMS):
         return outputs / made[1]
+    if issubclass(layer.kind, nn.Embedding):
+        return outputs / made[1]
+    if issubclass(layer.kind, nn.RNNBase):  # each layer reads its own state too
+        return outputs * (inputs + outputs) / (made[1] * (made[0] + made[1]))
     product = inputs * outputs / widths.get("groups", 1)
     return product / (made[0] * made[1] / layer.groups)
 
@@ -194,10 +199,10 @@ def _why(channels: Channels, layer: Layer) -> str:
 
 def _positions(nodes: Sequence[Node], layer: Layer) -> int:
     """Images and pixels (tokens of a linear layer) that a layer's weights are applied to."""
-    is_linear = issubclass(layer.kind, nn.Linear | nn.MultiheadAttention)
-    is_transposed = issubclass(layer.kind, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    is_linear = issubclass(layer.kind, nn.Linear | nn.MultiheadAttention | nn.RNNBase)
+    reads = issubclass(layer.kind, (*TRANSPOSED, nn.RNNBase))
     total = 0
     for node in nodes:
-        size = (node.args[0] if is_transposed else node).meta["val"].shape  # type: ignore[union-attr]
+        size = (node.args[0] if reads else node).meta["val"].shape  # type: ignore[union-attr]
         total += math.prod(size[:-1]) if is_linear else size[0] * math.prod(size[2:])
     return total

@@ -45,7 +45,7 @@ def _params(module):
 @pytest.mark.parametrize(
     ("kind", "named", "why"),
     [
-        (Recurrent, "cell", "there is no rule for LSTM"),
+        (Recurrent, "cell", "there is no rule for GRUCell"),
         (HardCoded, "narrow", "the network's own code asks for this width (shape '[1, 32, 16]'"),
     ],
 )

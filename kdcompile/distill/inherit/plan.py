@@ -11,8 +11,6 @@ from kdcompile.models.channel_groups import Channels, Layout
 from kdcompile.models.channel_rules import operator_name
 from kdcompile.models.resize import module_widths
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
-
 
 @dataclass(frozen=True)
 class LayerPlan:

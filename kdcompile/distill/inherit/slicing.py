@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdcompile.distill.inherit.plan import LayerPlan
 from kdcompile.distill.inherit.rows import grouped_weight, set_weight
-from kdcompile.models.resize import NORMS
+from kdcompile.models.resize import NORMS, WHOLE
 
 
 def slice_weights(
@@ -31,8 +31,9 @@ def slice_weights(
     done: set[str] = set()
     for plan in plans:
         source = teacher.get_submodule(plan.name)
-        if isinstance(source, nn.MultiheadAttention):
-            done |= _slice_attention(theirs, mine, plan)
+        if isinstance(source, WHOLE):
+            slice_whole = next(made for kind, made in _WHOLE.items() if isinstance(source, kind))
+            done |= slice_whole(theirs, mine, plan)
             continue
         for kind in ("weight", "bias", "running_mean", "running_var"):
             name = f"{plan.name}.{kind}"
@@ -70,6 +71,41 @@ def _slice_attention(
             mine[path].copy_(kept[:, rows.to(kept.device)] if kept.ndim == 2 else kept)
             done.add(path)
     return done
+
+
+def _slice_recurrent(
+    theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], plan: LayerPlan
+) -> set[str]:
+    """Copy an LSTM, a GRU or torch's plain recurrent layer: its hidden units, gate by gate."""
+    found = [n for n in theirs if n.startswith(f"{plan.name}.") and n in mine]
+    size = theirs[f"{plan.name}.weight_hh_l0"].shape[1]
+    for name in found:
+        kept = theirs[name]
+        units = plan.outputs.to(kept.device)
+        rows = [units + start for start in range(0, len(kept), size)]
+        kept = kept[torch.cat(rows)]
+        if kept.ndim == 2:
+            columns = plan.inputs.to(kept.device) if ".weight_ih_l0" in name else units
+            # a layer behind the first reads both directions of the one before
+            count = 1 if ".weight_ih_l0" in name else kept.shape[1] // size
+            kept = kept[:, torch.cat([columns + n * size for n in range(count)])]
+        mine[name].copy_(kept)
+    return {*found}
+
+
+def _slice_table(
+    theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], plan: LayerPlan
+) -> set[str]:
+    name = f"{plan.name}.weight"
+    mine[name].copy_(theirs[name][:, plan.outputs.to(theirs[name].device)])
+    return {name}
+
+
+_WHOLE = {
+    nn.MultiheadAttention: _slice_attention,
+    nn.RNNBase: _slice_recurrent,
+    nn.Embedding: _slice_table,
+}
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
