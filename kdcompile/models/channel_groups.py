@@ -29,6 +29,11 @@ class Layer:
     outputs: Layout
     groups: int = 1
 
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each output is made of one input alone."""
+        return self.groups > 1 and self.groups == length(self.inputs)
+
 
 @dataclass
 class Channels:
@@ -104,8 +109,11 @@ class Channels:
         size = length(runs) // count
         group = runs[0][0]
         root = self.root(group)
-        if len(runs) == 1 and runs[0][2] == 1 and self.multiple[root] == 1:
-            part = self.new(size)
+        if len(runs) == 1 and runs[0][2] == 1:
+            multiple = self.multiple[root] // math.gcd(self.multiple[root], count)
+            if size % multiple:
+                return None
+            part = self.new(size, multiple)
             self._parts[root] = part * count
             if root in self.frozen:
                 self.freeze(part, self.why[root])
@@ -139,7 +147,12 @@ class Channels:
         left, right = self.expand(a), self.expand(b)
         while left and right:
             (one, n, e), (other, m, f) = left[0], right[0]
-            if e != f or (n != m and not self._split(one if n > m else other, min(n, m))):
+            if e != f and not self._repeat(*((one, n, e), (other, m, f))[:: 1 if e < f else -1]):
+                break
+            if e != f:
+                left, right = self.expand(left), self.expand(right)
+                continue
+            if n != m and not self._split(one if n > m else other, min(n, m)):
                 break
             if n == m:
                 self._join(one, other)
@@ -148,6 +161,20 @@ class Channels:
         if left or right:
             for layout in (a, b):
                 self.freeze(layout, "tensors are joined whose channels are laid out differently")
+
+    def _repeat(self, fine: Run, coarse: Run) -> bool:
+        """Let channels be those of a group whose channels repeat more often; False where not."""
+        (one, n, e), (other, m, f) = fine, coarse
+        times, rest = divmod(f, e)
+        root = self.root(one)
+        if rest or n < m * times or self.multiple[root] > 1 or root == self.root(other):
+            return False
+        if n > m * times:
+            return self._split(one, m * times)
+        self._parts[root] = ((other, m, times),)
+        if root in self.frozen:
+            self.freeze(self._parts[root], self.why[root])
+        return True
 
     def _join(self, a: int, b: int) -> None:
         one, other = self.root(a), self.root(b)

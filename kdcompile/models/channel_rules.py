@@ -17,7 +17,7 @@ POINTWISE = {
     "hardsigmoid_", "leaky_relu", "leaky_relu_", "elu", "elu_", "mish", "mish_", "softplus",
     "dropout", "dropout_", "feature_dropout", "clone", "contiguous", "to", "neg", "abs", "exp",
     "log", "sqrt", "rsqrt", "square", "pow", "clamp", "clamp_min", "alias", "detach", "_to_copy",
-    "erf", "reciprocal",
+    "erf", "reciprocal", "softmax", "log_softmax", "cumsum",
 }  # fmt: skip
 SPATIAL = {  # of images, whose channels are axis 1
     "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d",
@@ -28,14 +28,14 @@ SPATIAL = {  # of images, whose channels are axis 1
 }  # fmt: skip
 MOVES = {
     "permute", "transpose", "movedim", "t", "numpy_T", "mT", "unsqueeze", "squeeze", "expand",
-    "expand_as", "select", "slice", "roll", "softmax", "log_softmax", "split", "chunk",
+    "expand_as", "select", "slice", "roll", "split", "chunk",
     "split_with_sizes", "unbind", "repeat", "pad", "constant_pad_nd",
 }  # fmt: skip
 SPLITS = {"split", "chunk", "split_with_sizes", "slice"}
 PRODUCTS = {"matmul", "bmm", "scaled_dot_product_attention"}
 MAKE = {"new_zeros", "new_ones", "new_full", "new_empty"}  # another tensor of that type
 REDUCE = {"mean", "sum", "amax", "amin", "var", "linalg_vector_norm"}
-RESHAPE = {"flatten", "view", "reshape", "_unsafe_view", "unflatten"}
+RESHAPE = {"flatten", "view", "reshape", "_unsafe_view", "unflatten", "view_as", "reshape_as"}
 MERGE = {
     "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum", "addcmul",
     "addcmul_", "where", "lerp",

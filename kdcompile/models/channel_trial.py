@@ -67,15 +67,14 @@ def _candidates(
 def linked(model: nn.Module, channels: Channels) -> Channels:
     """A copy in which whole numbers of the network's own modules follow the widths they equal.
 
-    `self.head_dim = 64` is one, where something in that module or beside it is 64 channels wide;
-    heads come before what they are in.
+    `self.head_dim = 64` is one, or the first of `self.shape = (64, 1, 1)`, where something in that
+    module or beside it is 64 channels wide; heads come before what they are in.
     """
     made = _copied(channels)
     wide, split = _by_length(made), made.split_roots()
     for path, module in model.named_modules():
-        numbers = {n: v for n, v in vars(module).items() if type(v) is int and v > 1}
         found = {}
-        for name, value in numbers.items() if plain_kind(module) is None else ():
+        for name, value in _numbers(module) if plain_kind(module) is None else ():
             for around in (path, path.rpartition(".")[0]):
                 inside = f"{around}." if around else ""
                 alike = [v for layer, v in wide.get(value, ()) if layer.startswith(inside)]
@@ -85,6 +84,15 @@ def linked(model: nn.Module, channels: Channels) -> Channels:
         if found:
             made.attributes[path] = found
     return made
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Whole numbers over 1 among a module's attributes; `shape.0` is the first of several."""
+    for name, value in vars(module).items():
+        several = value if isinstance(value, list | tuple) else ()
+        for found, number in [(name, value), *((f"{name}.{n}", v) for n, v in enumerate(several))]:
+            if type(number) is int and number > 1:
+                yield found, number
 
 
 def _by_length(channels: Channels) -> dict[int, list[tuple[str, Layout]]]:
@@ -127,9 +135,7 @@ def _tied(channels: Channels, heads: Sequence[tuple[Layout, Layout]]) -> Channel
     """A copy in which what a split layer reads is as many heads as fit into it."""
     made = _copied(channels)
     for read, head in heads:
-        width, size = length(read), length(head)
-        if width % size == 0:
-            made.unite(read, head * (width // size))
+        made.unite(read, head * (length(read) // length(head)))
     made.settle()
     return made
 

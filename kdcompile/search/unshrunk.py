@@ -4,8 +4,9 @@ Criterion: a weight between two layers has an input and an output axis inside th
 so where every width inside is scaled by `width` no layer keeps more than `width` of its weights.
 The rest of the teacher's weights, and by layers of its multiply-adds, is what must go. A student
 for which less than `REACHED` of that goes is refused: a part of the network was not resized. What
-may not change is left out: the channels of the network's own input and output, and widths that are
-rounded up to a whole channel tile or to what a grouped convolution is divisible by.
+may not change is left out: the channels of the network's own input and output, where a layer has
+others too, and widths that are rounded up to a whole channel tile or to what a grouped convolution
+is divisible by.
 """
 
 import math
@@ -115,7 +116,7 @@ class _Criterion:
     def of_layer(self, layer: Layer) -> float:
         """The share that a layer may keep: that of the wider of its axes inside the network."""
         sides = (v for v in (layer.inputs, layer.outputs) if not _is_end(self.channels, v))
-        return max(map(self.of_layout, sides), default=1.0)
+        return max(map(self.of_layout, sides), default=self.ratio)
 
     def of_layout(self, layout: Layout) -> float:
         """The share of channels where every group is free and is rounded up to a tile."""
@@ -194,6 +195,8 @@ def _is_end(channels: Channels, layout: Layout) -> bool:
 def _why(channels: Channels, layer: Layer) -> str:
     groups = [channels.root(group) for v in (layer.outputs, layer.inputs) for group, _, _ in v]
     reasons = [channels.why[root] for root in groups if root in channels.frozen]
+    if _is_end(channels, layer.inputs) and _is_end(channels, layer.outputs):
+        return ENDS
     return next((reason for reason in reasons if reason != ENDS), "")
 
 

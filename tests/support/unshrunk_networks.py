@@ -172,14 +172,6 @@ class Remembering(nn.Conv2d):
         return y.view(len(y), self.count, *y.shape[2:])
 
 
-class Standardised(nn.Conv2d):
-    """Its weight is computed."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return self._conv_forward(x, weight, self.bias)
-
-
 def between(kind: type[nn.Conv2d]) -> nn.Module:
     """A network with a convolution of a kind in its middle."""
     return nn.Sequential(

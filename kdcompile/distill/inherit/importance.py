@@ -57,7 +57,7 @@ def readers(channels: Channels, wanted: set[int]) -> list[Reader]:
     found = []
     for name, layer in channels.layers.items():
         passes_on = issubclass(layer.kind, (*NORMS, nn.MultiheadAttention, nn.Embedding))
-        if passes_on or (layer.groups > 1 and layer.inputs == layer.outputs):
+        if passes_on or layer.is_depthwise:
             continue
         offset = 0
         for group, size, each in layer.inputs:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdcompile.distill.inherit.plan import LayerPlan
 from kdcompile.distill.inherit.rows import grouped_weight, set_weight
-from kdcompile.models.resize import NORMS, WHOLE
+from kdcompile.models.resize import NORMS, WHOLE, output_parameters
 
 
 def slice_weights(
@@ -40,6 +40,10 @@ def slice_weights(
             if name in theirs and (kind != "weight" or isinstance(source, NORMS)):
                 mine[name].copy_(theirs[name][plan.outputs.to(theirs[name].device)])
                 done.add(name)
+        for extra in output_parameters(source):
+            name = f"{plan.name}.{extra}"
+            mine[name].copy_(theirs[name][plan.outputs.to(theirs[name].device)])
+            done.add(name)
         if not isinstance(source, NORMS):
             kept = sliced(grouped_weight(source), plan)
             set_weight(student.get_submodule(plan.name), kept)
@@ -116,7 +120,7 @@ def sliced(weight: Tensor, plan: LayerPlan) -> Tensor:
     """The kept part of a weight [G, O/G, I/G, K]."""
     outputs, inputs = plan.outputs.to(weight.device), plan.inputs.to(weight.device)
     if plan.depthwise:
-        return weight[outputs]
+        return weight[inputs]
     count, width, depth = weight.shape[:3]
     rows = outputs.reshape(count, -1) % width
     columns = inputs.reshape(count, -1) % depth
