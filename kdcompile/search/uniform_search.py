@@ -25,6 +25,7 @@ from kdcompile.models.channel_groups import Channels
 from kdcompile.models.channels import trace
 from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.frozen import frozen, sentences
 from kdcompile.search.pareto import Point, impossible, keeps, reachable
 from kdcompile.search.spaces.pruned import GRID, students
 from kdcompile.search.spaces.pruned_kernels import Template
@@ -36,8 +37,7 @@ def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str
     """The architecture that the spec fixes, checked against the budget, or the widest that fits.
 
     A student is priced at the precision that is expected to ship (`precision`), the teacher at
-    that which it is compared at. With it comes a sentence on what keeps the teacher's width, if
-    anything does.
+    that which it is compared at. With it come sentences on what keeps the teacher's width.
 
     Raises:
         KDError: `student-not-smaller`, `budget-impossible`; those of a given student's file.
@@ -66,11 +66,14 @@ def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str
     if budget.width is not None:
         teacher.fastest(target, price.precisions)  # refused where the target lacks a precision
         (chosen,) = students(channels, tile, spec.seed, [budget.width])
-        return chosen, refuse_unshrunk(teacher.module, channels, chosen, budget.width, tile, budget)
+        held = refuse_unshrunk(teacher.module, channels, chosen, budget.width, tile, budget)
+        return chosen, [*held, *sentences(frozen(teacher.module, channels))]
     options = students(channels, tile, spec.seed)
     price.channels = channels
     try:
-        return dict(widest(options, price, budget, teachers).architecture), []
+        return dict(widest(options, price, budget, teachers).architecture), sentences(
+            frozen(teacher.module, channels)
+        )
     except KDError as error:
         if error.code == "budget-impossible":  # better why, where the network gets no smaller
             refuse_unshrunk(teacher.module, channels, options[-1], 1 / GRID, tile, budget)

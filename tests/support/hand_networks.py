@@ -157,25 +157,31 @@ class UNet(nn.Module):
         return self.head(self.fourth(torch.cat([y, one], 1)))
 
 
-def network(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A network by its name in inference mode, and its example inputs."""
+def network(name: str, times: int = 1) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A network by its name in inference mode, and its example inputs.
+
+    Args:
+        name: one of NAMES.
+        times: how many times as wide as its default it is.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def values(*size: int) -> Tensor:
         return torch.randn(1, *size, generator=generator)
 
     ids = torch.arange(12).reshape(1, 12) * 7 % 200
+    wide, deep, cell = 64 * times, 32 * times, 128 * times
     made = {
-        "signals": lambda: (Signals(), (values(2, 512),)),
-        "clips": lambda: (Clips(), (values(3, 8, 32, 32),)),
-        "lstm": lambda: (Recurrent(), (values(24, 40),)),
-        "lstm_both": lambda: (Recurrent(both=True), (values(24, 40),)),
-        "gru": lambda: (Recurrent(nn.GRU), (values(24, 40),)),
-        "gru_states": lambda: (States(), (ids,)),
-        "words": lambda: (Words(), (ids,)),
-        "two_inputs": lambda: (TwoInputs(), (values(3, 32, 32), values(12))),
-        "pyramid": lambda: (Pyramid(), (values(3, 64, 64),)),
-        "unet": lambda: (UNet(), (values(3, 64, 64),)),
+        "signals": lambda: (Signals(wide), (values(2, 512),)),
+        "clips": lambda: (Clips(deep), (values(3, 8, 32, 32),)),
+        "lstm": lambda: (Recurrent(size=cell), (values(24, 40),)),
+        "lstm_both": lambda: (Recurrent(both=True, size=cell), (values(24, 40),)),
+        "gru": lambda: (Recurrent(nn.GRU, size=cell), (values(24, 40),)),
+        "gru_states": lambda: (States(96 * times), (ids,)),
+        "words": lambda: (Words(128 * times), (ids,)),
+        "two_inputs": lambda: (TwoInputs(wide), (values(3, 32, 32), values(12))),
+        "pyramid": lambda: (Pyramid(wide), (values(3, 64, 64),)),
+        "unet": lambda: (UNet(deep), (values(3, 64, 64),)),
     }[name]()
     return made[0].eval(), made[1]
 
