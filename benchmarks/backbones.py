@@ -17,7 +17,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from kdcompile.models.channel_groups import ENDS, Channels
 from kdcompile.models.channels import trace
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.session import cpu_session
+from kdcompile.search import frozen as table
+from kdcompile.search.depth import evenly_chosen, residual_blocks, without
 from kdcompile.search.pareto import Point
 from kdcompile.search.spaces.pruned import students
 from kdcompile.search.uniform_search import choose_width, widest
@@ -49,14 +52,16 @@ BUDGETS = {"width 0.5": Budget(width=0.5), "speedup 2": Budget(speedup=2.0)}
 TARGET, PRECISION, NARROW_TILE = "jetson", "fp16", 8
 SHOWN = 3  # frozen modules in a row
 COLUMNS = (
-    "network", "budget", "width", "params_m", "student_params_m", "share", "share_tile_8",
-    "macs_m", "student_macs_m", "ms", "student_ms", "speedup", "frozen", "refused", "exported",
-    "ort", "parity", "seconds", "skipped",
+    "network", "budget", "width", "dropped", "params_m", "student_params_m", "share",
+    "share_tile_8", "macs_m", "student_macs_m", "ms", "student_ms", "speedup", "frozen",
+    "refused", "exported", "ort", "parity", "seconds", "skipped",
 )  # fmt: skip
 
 
 class Exported(Network):
-    """A network of any tensors with its file, and how that agrees with PyTorch."""
+    """A network of any tensors with the exporter's file; `refused` says why it has no other."""
+
+    refused = ""
 
     def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._kernels = {}
@@ -70,7 +75,14 @@ def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Network:
     """As the compiler exports it where that is one image in and one tensor out."""
     made = tree_leaves(module(*inputs))
     image = len(inputs) == 1 and inputs[0].ndim == 4 and len(made) == 1
-    return Network(module, inputs[0].shape) if image else Exported(module, inputs)
+    if not image:
+        return Exported(module, inputs)
+    try:
+        return Network(module, inputs[0].shape)
+    except KDError as error:  # it has a price all the same
+        found = Exported(module, inputs)
+        found.refused = f"no: {error.code}: {error.message}"
+        return found
 
 
 def parity(found: Network, inputs: tuple[Tensor, ...]) -> float:
@@ -107,7 +119,12 @@ def _chosen(
             return Point(dict(architecture), cost.estimate, nothing, nothing, "proxy", cost.macs, 0)
 
         whole = {PRECISION: price({"width": 1.0}, module)}
-        return widest(students(channels, tile, 0), price, budget, whole).architecture, ""
+        options = students(channels, tile, 0)
+        for dropped in [[], *evenly_chosen(residual_blocks(module, inputs))]:
+            with suppress(KDError):
+                fewer = [without(option, dropped) for option in options]
+                return widest(fewer, price, budget, whole).architecture, ""
+        return widest(options, price, budget, whole).architecture, ""
     except KDError as error:
         return students(channels, tile, 0)[-1], f"{error.code}: {error.message}"
 
@@ -123,15 +140,10 @@ def _spec(teacher: Network, budget: Budget) -> Spec:
     )
 
 
-def frozen(channels: Channels) -> str:
-    """The modules that keep the teacher's width and why, the widest first."""
-    found = {**channels.fixed}
-    for name, layer in channels.layers.items():
-        roots = [channels.root(group) for group, _, _ in layer.outputs]
-        why = next((channels.why[r] for r in roots if channels.why.get(r, ENDS) != ENDS), None)
-        if why is not None:
-            found[name] = why
-    shown = [f"{name} ({why})" for name, why in list(found.items())[:SHOWN]]
+def frozen(teacher: nn.Module, channels: Channels) -> str:
+    """The first modules that keep the teacher's width, with the reason, and how many more."""
+    found = [r for r in table.frozen(teacher, channels) if r["reason"] != ENDS]
+    shown = [f"{r['module']} ({r['reason']})" for r in found[:SHOWN]]
     more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return "; ".join([*shown, *more])
 
@@ -146,49 +158,52 @@ def _priced(found: Network) -> tuple[str, str, float]:
     return f"{cost.macs / 1e6:.2f}", f"{cost.estimate.ms:.4f}", cost.estimate.ms
 
 
-def row(name: str, budget: str) -> dict[str, object]:
-    """One line of the table."""
-    made: dict[str, object] = dict.fromkeys(COLUMNS, "") | {"network": name, "budget": budget}
-    try:
-        module, inputs = network(name)
-    except ImportError as error:
-        return made | {"skipped": f"{error.name} is not installed"}
+def rows(name: str, budgets: Iterable[str]) -> Iterator[dict[str, object]]:
+    """Lines of the table: a network at some budgets."""
     begun = time.perf_counter()
+    module, inputs = network(name)
     teacher = _exported(module, inputs)
     channels = trace(module, inputs)
-    architecture, refused = _chosen(teacher, channels, inputs, BUDGETS[budget])
-    student = student_from_architecture(module, architecture, Path()).eval()
-    narrow = students(channels, NARROW_TILE, 0, [float(architecture["width"])])[0]
-    at_8 = student_from_architecture(module, narrow, Path())
-    full, kept = params(module), params(student)
-    before, after = (
-        [value.shape for value in tree_leaves(module(*inputs))],
-        tree_leaves(student(*inputs)),
-    )
-    if [value.shape for value in after] != before:
-        raise SystemExit(f"{name}: the student's output has another size")
     macs, ms, whole = _priced(teacher)
-    made |= {
-        "width": f"{architecture['width']:.3f}",
-        "params_m": f"{full / 1e6:.3f}",
-        "student_params_m": f"{kept / 1e6:.3f}",
-        "share": f"{kept / full:.3f}",
-        "share_tile_8": f"{params(at_8) / full:.3f}",
-        "macs_m": macs,
-        "ms": ms,
-        "frozen": frozen(channels),
-        "refused": refused,
+    full = params(module)
+    sizes = [value.shape for value in tree_leaves(module(*inputs))]
+    for budget in budgets:
+        architecture, refused = _chosen(teacher, channels, inputs, BUDGETS[budget])
+        student = student_from_architecture(module, architecture, Path()).eval()
+        if [value.shape for value in tree_leaves(student(*inputs))] != sizes:
+            raise SystemExit(f"{name}: the student's output has another size")
+        narrow = students(channels, NARROW_TILE, 0, [float(architecture["width"])])[0]
+        at_8 = student_from_architecture(module, narrow, Path())
+        made = {
+            "width": f"{architecture['width']:.3f}",
+            "dropped": len(architecture.get("dropped", ())),
+            "params_m": f"{full / 1e6:.3f}",
+            "student_params_m": f"{params(student) / 1e6:.3f}",
+            "share": f"{params(student) / full:.3f}",
+            "share_tile_8": f"{params(at_8) / full:.3f}",
+            "macs_m": macs,
+            "ms": ms,
+            "frozen": frozen(module, channels),
+            "refused": refused,
+        }
+        made |= _run(student, inputs, whole)
+        made["seconds"] = f"{time.perf_counter() - begun:.1f}"
+        yield dict.fromkeys(COLUMNS, "") | {"network": name, "budget": budget} | made
+        begun = time.perf_counter()
+
+
+def _run(student: nn.Module, inputs: tuple[Tensor, ...], whole: float) -> dict[str, object]:
+    """A student's file: exported, priced, run."""
+    found = _exported(student, inputs)
+    macs, ms, own = _priced(found)
+    return {
+        "exported": getattr(found, "refused", "") or "yes",
+        "student_macs_m": macs,
+        "student_ms": ms,
+        "speedup": f"{whole / own:.2f}",
+        "parity": f"{parity(found, inputs):.1e}",
+        "ort": "yes",
     }
-    try:
-        found = _exported(student, inputs)
-    except (KDError, torch.onnx.OnnxExporterError) as error:
-        made["exported"] = f"no: {str(error).strip().splitlines()[0]}"
-    else:
-        own_macs, own_ms, own = _priced(found)
-        made |= {"exported": "yes", "student_macs_m": own_macs, "student_ms": own_ms}
-        made |= {"speedup": f"{whole / own:.2f}", "parity": f"{parity(found, inputs):.1e}"}
-        made["ort"] = "yes"
-    return made | {"seconds": f"{time.perf_counter() - begun:.1f}"}
 
 
 def main() -> None:
@@ -196,19 +211,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=names())
     parser.add_argument("-o", type=Path, default=Path("benchmarks/backbones.csv"))
-    parser.add_argument("--budget", choices=BUDGETS, action="append")
     given = parser.parse_args()
     logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_grad_enabled(False)
     kept = csv_tables.kept(given.o, COLUMNS[:2])
-    done = {key: line for key, line in kept.items() if not line["skipped"]}
-    for budget in given.budget or BUDGETS:
-        for name in given.names:
-            if (name, budget) not in done:
-                done[name, budget] = row(name, budget)
-                sys.stderr.write(json.dumps(done[name, budget]) + "\n")
+    done: dict[Any, Any] = {key: line for key, line in kept.items() if not line["skipped"]}
+    for name in given.names:
+        todo = [budget for budget in BUDGETS if (name, budget) not in done]
+        try:
+            for line in rows(name, todo) if todo else ():
+                done[name, line["budget"]] = line
+                sys.stderr.write(json.dumps(line) + "\n")
                 csv_tables.write(given.o, COLUMNS, done.values())
+        except ImportError as error:
+            for budget in todo:
+                line = {"network": name, "budget": budget, "skipped": f"no package {error.name}"}
+                done[name, budget] = dict.fromkeys(COLUMNS, "") | line
+            csv_tables.write(given.o, COLUMNS, done.values())
 
 
 if __name__ == "__main__":

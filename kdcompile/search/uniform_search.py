@@ -25,6 +25,7 @@ from kdcompile.models.channel_groups import Channels
 from kdcompile.models.channels import trace
 from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.depth import evenly_chosen, residual_blocks, without
 from kdcompile.search.frozen import frozen, sentences
 from kdcompile.search.pareto import Point, impossible, keeps, reachable
 from kdcompile.search.spaces.pruned import GRID, students
@@ -35,6 +36,8 @@ from kdcompile.targets import Target
 
 def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any], list[str]]:
     """The architecture that the spec fixes, checked against the budget, or the widest that fits.
+
+    Where not even the narrowest fits, residual blocks are left out too.
 
     A student is priced at the precision that is expected to ship (`precision`), the teacher at
     that which it is compared at. With it come sentences on what keeps the teacher's width.
@@ -75,9 +78,42 @@ def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str
             frozen(teacher.module, channels)
         )
     except KDError as error:
-        if error.code == "budget-impossible":  # better why, where the network gets no smaller
+        if error.code != "budget-impossible":
+            raise
+        try:
+            found = _shallower(options, price, budget, teachers, error)
+        except KDError:  # better why, where the network gets no smaller
             refuse_unshrunk(teacher.module, channels, options[-1], 1 / GRID, tile, budget)
-        raise
+            raise
+        gone = found.architecture["dropped"]
+        text = f"no width alone reaches the budget, so {len(gone)} residual blocks are left out: "
+        held = sentences(frozen(teacher.module, channels))
+        return dict(found.architecture), [text + ", ".join(gone), *held]
+
+
+def _shallower(
+    options: Sequence[dict[str, Any]],
+    price: "_Price",
+    budget: Budget,
+    teachers: Mapping[str, Point],
+    why: KDError,
+) -> Point:
+    """The student of most multiply-adds that keeps the budget with fewer blocks.
+
+    Raises:
+        KDError: `budget-impossible` of the fewest blocks; `why`, where none can be left out.
+    """
+    found = []
+    for dropped in evenly_chosen(price.blocks()):
+        try:
+            found.append(widest([without(o, dropped) for o in options], price, budget, teachers))
+        except KDError as error:
+            if error.code != "budget-impossible":
+                raise
+            why = error
+    if not found:
+        raise why
+    return max(found, key=lambda point: point.macs)
 
 
 def widest(
@@ -143,6 +179,12 @@ class _Price:
         """The cost of a network from its own file, at the fastest of some precisions."""
         found = network.fastest(self._target, precisions)
         return _candidate(architecture, network.module, found)
+
+    def blocks(self) -> list[str]:
+        """The teacher's residual blocks that can be left out, and priced so."""
+        found = residual_blocks(self._teacher.module, self._teacher.shape)
+        template = self._template
+        return [n for n in found if template is None or template.can_drop(n)]
 
     @cached_property
     def _template(self) -> Template | None:
