@@ -17,8 +17,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +41,10 @@ from kdcompile.models.channels import trace
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.search import frozen as table
-from kdcompile.search.depth import evenly_chosen, residual_blocks, without
+from kdcompile.search.depth import residual_blocks
 from kdcompile.search.pareto import Point
 from kdcompile.search.spaces.pruned import students
-from kdcompile.search.uniform_search import choose_width, widest
+from kdcompile.search.uniform_search import choose_width, shallower, widest
 from kdcompile.search.unshrunk import refuse_unshrunk
 
 BUDGETS = {"width 0.5": Budget(width=0.5), "speedup 2": Budget(speedup=2.0)}
@@ -120,11 +119,13 @@ def _chosen(
 
         whole = {PRECISION: price({"width": 1.0}, module)}
         options = students(channels, tile, 0)
-        for dropped in [[], *evenly_chosen(residual_blocks(module, inputs))]:
-            with suppress(KDError):
-                fewer = [without(option, dropped) for option in options]
-                return widest(fewer, price, budget, whole).architecture, ""
-        return widest(options, price, budget, whole).architecture, ""
+        try:
+            return widest(options, price, budget, whole).architecture, ""
+        except KDError:
+            blocks = residual_blocks(module, inputs)
+            if not blocks:
+                raise
+            return shallower(options, blocks, price, budget, whole).architecture, ""
     except KDError as error:
         return students(channels, tile, 0)[-1], f"{error.code}: {error.message}"
 
@@ -158,38 +159,38 @@ def _priced(found: Network) -> tuple[str, str, float]:
     return f"{cost.macs / 1e6:.2f}", f"{cost.estimate.ms:.4f}", cost.estimate.ms
 
 
-def rows(name: str, budgets: Iterable[str]) -> Iterator[dict[str, object]]:
-    """Lines of the table: a network at some budgets."""
+def row(name: str, budget: str) -> dict[str, object]:
+    """One line of the table."""
     begun = time.perf_counter()
     module, inputs = network(name)
     teacher = _exported(module, inputs)
     channels = trace(module, inputs)
     macs, ms, whole = _priced(teacher)
-    full = params(module)
-    sizes = [value.shape for value in tree_leaves(module(*inputs))]
-    for budget in budgets:
-        architecture, refused = _chosen(teacher, channels, inputs, BUDGETS[budget])
-        student = student_from_architecture(module, architecture, Path()).eval()
-        if [value.shape for value in tree_leaves(student(*inputs))] != sizes:
-            raise SystemExit(f"{name}: the student's output has another size")
-        narrow = students(channels, NARROW_TILE, 0, [float(architecture["width"])])[0]
-        at_8 = student_from_architecture(module, narrow, Path())
-        made = {
-            "width": f"{architecture['width']:.3f}",
-            "dropped": len(architecture.get("dropped", ())),
-            "params_m": f"{full / 1e6:.3f}",
-            "student_params_m": f"{params(student) / 1e6:.3f}",
-            "share": f"{params(student) / full:.3f}",
-            "share_tile_8": f"{params(at_8) / full:.3f}",
-            "macs_m": macs,
-            "ms": ms,
-            "frozen": frozen(module, channels),
-            "refused": refused,
-        }
-        made |= _run(student, inputs, whole)
-        made["seconds"] = f"{time.perf_counter() - begun:.1f}"
-        yield dict.fromkeys(COLUMNS, "") | {"network": name, "budget": budget} | made
-        begun = time.perf_counter()
+    architecture, refused = _chosen(teacher, channels, inputs, BUDGETS[budget])
+    student = student_from_architecture(module, architecture, Path()).eval()
+    sizes = [[v.shape for v in tree_leaves(net(*inputs))] for net in (module, student)]
+    if sizes[0] != sizes[1]:
+        raise SystemExit(f"{name}: the student's output has another size")
+    narrow = students(channels, NARROW_TILE, 0, [float(architecture["width"])])[0]
+    at_8 = params(student_from_architecture(module, narrow, Path()))
+    full, kept = params(module), params(student)
+    made = {
+        "network": name,
+        "budget": budget,
+        "width": f"{architecture['width']:.3f}",
+        "dropped": len(architecture.get("dropped", ())),
+        "params_m": f"{full / 1e6:.3f}",
+        "student_params_m": f"{kept / 1e6:.3f}",
+        "share": f"{kept / full:.3f}",
+        "share_tile_8": f"{at_8 / full:.3f}",
+        "macs_m": macs,
+        "ms": ms,
+        "frozen": frozen(module, channels),
+        "refused": refused,
+        **_run(student, inputs, whole),
+    }
+    seconds = f"{time.perf_counter() - begun:.1f}"
+    return dict.fromkeys(COLUMNS, "") | made | {"seconds": seconds}
 
 
 def _run(student: nn.Module, inputs: tuple[Tensor, ...], whole: float) -> dict[str, object]:
@@ -217,18 +218,17 @@ def main() -> None:
     torch.set_grad_enabled(False)
     kept = csv_tables.kept(given.o, COLUMNS[:2])
     done: dict[Any, Any] = {key: line for key, line in kept.items() if not line["skipped"]}
-    for name in given.names:
-        todo = [budget for budget in BUDGETS if (name, budget) not in done]
+    for budget, name in ((b, n) for b in BUDGETS for n in given.names):
+        if (name, budget) in done:
+            continue
         try:
-            for line in rows(name, todo) if todo else ():
-                done[name, line["budget"]] = line
-                sys.stderr.write(json.dumps(line) + "\n")
-                csv_tables.write(given.o, COLUMNS, done.values())
+            line = row(name, budget)
         except ImportError as error:
-            for budget in todo:
-                line = {"network": name, "budget": budget, "skipped": f"no package {error.name}"}
-                done[name, budget] = dict.fromkeys(COLUMNS, "") | line
-            csv_tables.write(given.o, COLUMNS, done.values())
+            line = dict.fromkeys(COLUMNS, "") | {"network": name, "budget": budget}
+            line["skipped"] = f"no package {error.name}"
+        done[name, budget] = line
+        sys.stderr.write(json.dumps(line) + "\n")
+        csv_tables.write(given.o, COLUMNS, done.values())
 
 
 if __name__ == "__main__":

@@ -81,7 +81,10 @@ def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str
         if error.code != "budget-impossible":
             raise
         try:
-            found = _shallower(options, price, budget, teachers, error)
+            blocks = price.blocks()
+            if not blocks:
+                raise
+            found = shallower(options, blocks, price, budget, teachers)
         except KDError:  # better why, where the network gets no smaller
             refuse_unshrunk(teacher.module, channels, options[-1], 1 / GRID, tile, budget)
             raise
@@ -89,31 +92,6 @@ def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str
         text = f"no width alone reaches the budget, so {len(gone)} residual blocks are left out: "
         held = sentences(frozen(teacher.module, channels))
         return dict(found.architecture), [text + ", ".join(gone), *held]
-
-
-def _shallower(
-    options: Sequence[dict[str, Any]],
-    price: "_Price",
-    budget: Budget,
-    teachers: Mapping[str, Point],
-    why: KDError,
-) -> Point:
-    """The student of most multiply-adds that keeps the budget with fewer blocks.
-
-    Raises:
-        KDError: `budget-impossible` of the fewest blocks; `why`, where none can be left out.
-    """
-    found = []
-    for dropped in evenly_chosen(price.blocks()):
-        try:
-            found.append(widest([without(o, dropped) for o in options], price, budget, teachers))
-        except KDError as error:
-            if error.code != "budget-impossible":
-                raise
-            why = error
-    if not found:
-        raise why
-    return max(found, key=lambda point: point.macs)
 
 
 def widest(
@@ -148,6 +126,33 @@ def widest(
         else:
             low = middle + 1
     return best
+
+
+def shallower(
+    architectures: Sequence[dict[str, Any]],
+    blocks: Sequence[str],
+    price: Callable[[dict[str, Any]], Point],
+    budget: Budget,
+    teachers: Mapping[str, Point],
+) -> Point:
+    """The widest student with so few blocks that one of half the width keeps the budget, or none.
+
+    Args:
+        architectures: in falling width.
+        blocks: that can be left out.
+        price: of an architecture.
+        budget: what is to be kept.
+        teachers: as in `widest`.
+
+    Raises:
+        KDError: `budget-impossible`.
+    """
+    for dropped in evenly_chosen(blocks):
+        fewer = [without(one, dropped) for one in architectures]
+        half = price(min(fewer, key=lambda one: abs(one["width"] - 0.5)))
+        if keeps(budget, half, teachers[half.latency.precision]):
+            break
+    return widest(fewer, price, budget, teachers)
 
 
 class _Price:
