@@ -206,12 +206,15 @@ class _Walk(Layers):
     def _even(self, node: Node, known: Axis) -> Axis:
         """Pieces of one size stay of one size: code that halves a tensor gives two alike."""
         sizes = [value.shape[known.dim] for value in node.meta["val"]]
-        if len({*sizes}) == 1:
-            starts = range(0, sum(sizes), sizes[0])
-            pieces = [self.channels.part(known.layout, start, sizes[0]) for start in starts]
-            for piece in pieces[1:]:
-                if piece is not None and pieces[0] is not None:
-                    self.channels.unite(pieces[0], piece)
+        if len({*sizes}) > 1:
+            return known
+        if len(self.channels.expand(known.layout)) == 1:
+            self.channels.divide(known.layout, len(sizes))
+        starts = range(0, sum(sizes), sizes[0])
+        pieces = [self.channels.part(known.layout, start, sizes[0]) for start in starts]
+        for piece in pieces[1:]:
+            if piece is not None and pieces[0] is not None:
+                self.channels.unite(pieces[0], piece)
         return known
 
     def _cut(self, node: Node, known: Axis, bounds: tuple[int, int] | None) -> Axis | None:

@@ -69,6 +69,14 @@ def test_heads_get_narrower_in_every_kind_of_attention(kind, tmp_path):
     assert ("computes one matrix for each" in frozen) == (kind == "talking")
 
 
+@pytest.mark.parametrize(("tile", "width"), [(8, 96), (16, 96), (32, 96), (64, 128)])
+def test_heads_fill_tiles_together(tile, width):
+    """Half of 48 channels are 24: four of them are 96, six tiles of 16."""
+    channels = trace(Attention("channels", 192).eval(), SHAPE)
+    made = students(channels, tile, 0, [0.5])[0]["modules"]
+    assert made["project"] == {"in_features": width, "out_features": width}
+
+
 def test_a_weight_that_is_used_from_outside_keeps_its_width(tmp_path):
     class Transposed(nn.Module):
         def __init__(self):
