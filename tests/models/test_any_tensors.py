@@ -89,6 +89,30 @@ def test_the_hidden_units_that_do_nothing_are_left_out(kind, both, tmp_path):
     assert torch.allclose(teacher(crops), student(crops), atol=1e-3)
 
 
+class FirstNorm(nn.LayerNorm):
+    """A layer norm of axis 1: its forward transposes."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0])
+def test_a_norm_whose_forward_transposes_is_sliced(width, tmp_path):
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3), FirstNorm(16), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    teacher = nn.Sequential(*layers).eval()
+    nn.init.uniform_(teacher[1].weight)
+    x = torch.randn(4, 3, 9, 9)
+    _, made, student = _narrowed(teacher, (x[:1],), width, tmp_path)
+    report = inherit(teacher, student, made, [x])
+    assert report["sliced"] == [
+        {"name": "1", "why": "a FirstNorm may do more than its weights say"}
+    ]
+    kept = teacher[1].weight[:, None] == student[1].weight
+    assert kept.any(0).all()
+    assert torch.allclose(student(x), teacher(x), atol=1e-5) == (width == 1)
+
+
 def test_a_state_that_the_network_learns_follows(tmp_path):
     class Started(nn.Module):
         def __init__(self):

@@ -83,7 +83,7 @@ def teacher_targets(
             module = teacher.get_submodule(plan.name)
             if isinstance(module, BATCH_NORMS):
                 handle = module.register_forward_pre_hook(partial(normalised, plan))
-            elif isinstance(module, UNSOLVED):
+            elif isinstance(module, UNSOLVED) or changes_forward(module):
                 continue
             else:
                 handle = module.register_forward_hook(partial(output, place, plan))
@@ -156,11 +156,11 @@ def solve_layers(
 def _why_only_sliced(module: nn.Module, plan: LayerPlan, called: bool) -> str | None:
     if plan.runs > 1:
         return f"it runs {plan.runs} times"
+    if not isinstance(module, BATCH_NORMS) and changes_forward(module):
+        return f"a {type(module).__name__} may do more than its weights say"
     if not called:
         return "its parameters are used without calling it"
     if not isinstance(module, BATCH_NORMS):
-        if changes_forward(module):
-            return f"a {type(module).__name__} may do more than its weights say"
         if isinstance(module, LAST_NORMS):
             return None
         unknowns = grouped_weight(module)[0, 0].numel()
