@@ -5,9 +5,9 @@
     python benchmarks/backbones_page.py      # docs/backbones.md, from the file
 
 Random weights, the network's own input size, the channel tile and the latency model of `jetson` in
-fp16 (predicted, never measured). Each student is run, exported, and its file run by ONNX Runtime. A
-row is written when it is done and never made again; a network whose package is not installed has a
-row that says so, and is tried again.
+fp16 (predicted, never measured). Each student is untrained, has the teacher's first channels, and
+is run, exported, and its file run by ONNX Runtime. A row is written when it is done and never made
+again; a network whose package is not installed has a row that says so, and is tried again.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,16 @@ from torch.utils._pytree import tree_leaves
 from kdcompile import targets
 from kdcompile.config.spec import Budget, Spec
 from kdcompile.core.errors import KDError
+from kdcompile.distill.inherit.plan import kept_parameters, layer_plans, widths
+from kdcompile.distill.inherit.slicing import slice_weights
+from kdcompile.export.onnx_file import one_registry, quiet_exporter
 from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.network_cost import Network, NetworkCost, params
 from kdcompile.latency_model.predict import estimate
 from kdcompile.models.blocks import fold
 from kdcompile.models.channel_groups import ENDS, Channels
 from kdcompile.models.channels import trace
+from kdcompile.models.dropped import is_gone
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.search import frozen as table
@@ -65,7 +70,8 @@ class Exported(Network):
     def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._kernels = {}
         self.module, self.shape = fold(module), list(inputs[0].shape)
-        program = torch.onnx.export(self.module, inputs, dynamo=True, verbose=False)
+        with quiet_exporter(), one_registry():
+            program = torch.onnx.export(self.module, inputs, dynamo=True, verbose=False)
         assert program is not None, "without a path the exporter returns its program"
         self.model: ModelProto = program.model_proto
 
@@ -168,6 +174,7 @@ def row(name: str, budget: str) -> dict[str, object]:
     macs, ms, whole = _priced(teacher)
     architecture, refused = _chosen(teacher, channels, inputs, BUDGETS[budget])
     student = student_from_architecture(module, architecture, Path()).eval()
+    _slice(module, student, channels, architecture.get("dropped", []))
     sizes = [[v.shape for v in tree_leaves(net(*inputs))] for net in (module, student)]
     if sizes[0] != sizes[1]:
         raise SystemExit(f"{name}: the student's output has another size")
@@ -191,6 +198,16 @@ def row(name: str, budget: str) -> dict[str, object]:
     }
     seconds = f"{time.perf_counter() - begun:.1f}"
     return dict.fromkeys(COLUMNS, "") | made | {"seconds": seconds}
+
+
+def _slice(teacher: nn.Module, student: nn.Module, channels: Channels, gone: list[str]) -> None:
+    """Give a student the teacher's first channels: values as large as the teacher's."""
+    of = {n: layer for n, layer in channels.layers.items() if not is_gone(n, gone)}
+    loose = {n: value for n, value in channels.parameters.items() if not is_gone(n, gone)}
+    left = replace(channels, layers=of, parameters=loose)
+    first = {root: torch.arange(keep) for root, keep in widths(left, student).items()}
+    plans = layer_plans(left, first, student)
+    slice_weights(teacher, student, plans, kept_parameters(left, first))
 
 
 def _run(student: nn.Module, inputs: tuple[Tensor, ...], whole: float) -> dict[str, object]:

@@ -21,10 +21,10 @@ on the student, over its largest output. What keeps the teacher's width in a net
 """
 HALF = """## At half the width (`budget = {{ width = 0.5 }}`)
 
-{small} of {all} networks keep at most {limit:.0%} of their parameters, {refused} are refused by
-name (`student-not-smaller`), and none passes unchanged. Widths are multiples of 16 channels, what
+{small} of {all} networks keep at most {limit:.0%} of their parameters; refused by name
+(`student-not-smaller`): {refused}; none passes unchanged. Widths are multiples of 16 channels, what
 the Jetson computes at once in fp16 and int8; *at 8* is the same share with multiples of 8.
-{exported} students were exported, and their files run by ONNX Runtime.
+Students that the compiler exports: {exported}. All files were run by ONNX Runtime.
 """
 TWICE = """## At twice the predicted speed (`budget = {{ speedup = 2 }}`)
 
