@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from kdcompile.passes.manager import Plan
 
 REPLAY = "Run the step of a loss that was not finite again, from its file; name the tensor."
-EXPLAIN = "Show stages, taps, shapes, adapters, terms and their weights; train nothing."
+EXPLAIN = {
+    "search": "Show the modules that keep the teacher's width and why; search for nothing.",
+    "distill": "Show stages, taps, shapes, adapters, terms and their weights; train nothing.",
+}
 # the file of a stage's artifact that `-o FILE` asks for; the others go into a folder
 MAIN_FILE = {
     "search": "architecture.json",
@@ -149,7 +152,7 @@ def make_stage_command(name: str, text: str) -> click.Command:
             show_replay(planned(spec, target, sets), replay, as_json)
             return
         if explain:
-            show_explanation(planned(spec, target, sets), as_json)
+            show_explanation(name, planned(spec, target, sets), as_json)
             return
         if measure is not None:
             sets = (*sets, f"search.measure={measure}")
@@ -180,8 +183,9 @@ def _add_options(command: click.Command, name: str) -> None:
         via_option(command)
     if name == "search":
         command.params.append(click.Option(["--measure"], type=click.IntRange(0), help=MEASURE))
+    if name in EXPLAIN:
+        command.params.append(click.Option(["--explain"], is_flag=True, help=EXPLAIN[name]))
     if name == "distill":
-        command.params.append(click.Option(["--explain"], is_flag=True, help=EXPLAIN))
         batch = click.Option(["--replay"], metavar="FILE", type=PATH)
         batch.help = REPLAY
         command.params.append(batch)
@@ -214,12 +218,17 @@ def explained(artifact: "Artifact") -> list[str]:
     return [f"- {sentence}" for sentence in artifact.json("explanation.json")]
 
 
-def show_explanation(work: "Plan", as_json: bool) -> None:
-    """Print how a training would run; nothing is trained for it.
+def show_explanation(name: str, work: "Plan", as_json: bool) -> None:
+    """Print what a search cannot change, or how a training would run; nothing is trained for it.
 
     Raises:
         KDError: `search-to-do`, the student is not known before a search, which trains.
     """
+    if name == "search":
+        from kdcompile.search import frozen
+
+        show(frozen.explain(work.spec), as_json, frozen.lines)
+        return
     from kdcompile.distill.explain import explain, lines
 
     show(explain(work.spec, student_of(work)), as_json, lines)

@@ -12,21 +12,32 @@ from kdcompile.models.channel_rules import MOVES, RESHAPE, SPLITS, operator_name
 MOST_REPEATS = 64  # positions that a reshape may fold in front of the channels
 
 
-def reshaped(before: Sequence[int], after: Sequence[int], dim: int) -> tuple[int, int, int] | None:
+def reshaped(
+    before: Sequence[int], after: Sequence[int], dim: int, each: int = 1
+) -> tuple[int, int, int] | None:
     """Where the axis `dim` goes in a reshape.
 
+    Args:
+        before: sizes.
+        after: sizes.
+        dim: from 0.
+        each: how many positions of the axis one channel has, in a row.
+
     Returns:
-        Its new axis, and how many positions before and behind it were folded into that axis; None
-        where it is split, or too many are folded in front.
+        Its new axis, how many positions before it were folded into that axis, and how many
+        positions a channel has there; None where channels are split, or too many are folded in
+        front.
     """
     for old, new in _blocks(before, after):
         if dim not in old:
             continue
-        wide = [d for d in new if after[d] > 1]
-        if len(wide) == 1:
-            lead = math.prod(before[d] for d in old if d < dim)
-            trail = math.prod(before[d] for d in old if d > dim)
-            return (wide[0], lead, trail) if lead <= MOST_REPEATS else None
+        inner = math.prod(before[d] for d in old if d > dim)
+        channel, whole = inner * each, inner * before[dim]  # values apart, and of all channels
+        for axis in (d for d in new if after[d] > 1):
+            step = math.prod(after[d] for d in new if d > axis)
+            lead, rest = divmod(step * after[axis], whole)
+            if step <= channel and not channel % step and lead and not rest:
+                return (axis, lead, channel // step) if lead <= MOST_REPEATS else None
     return None
 
 
@@ -90,8 +101,7 @@ def moved_axis(node: Node, name: str, dim: int) -> int | None:
     if name in {"pad", "constant_pad_nd"}:
         pads = arguments[0][2 * (rank - 1 - dim) :][:2]
         return None if any(pads) else dim
-    if name in {"select", "slice", "roll", "softmax", "log_softmax", "split", "chunk",
-                "split_with_sizes", "unbind"}:  # fmt: skip
+    if name in {"select", "slice", "roll", "split", "chunk", "split_with_sizes", "unbind"}:
         return _of_one_axis(name, arguments, dim, rank)
     if name == "repeat":
         times = arguments[0]

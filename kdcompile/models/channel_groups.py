@@ -1,6 +1,7 @@
 """Groups of channels of a network: the constraints that any change of its widths must keep."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from torch.fx import Node
 Run = tuple[int, int, int]
 Layout = tuple[Run, ...]
 
+NARROWEST = 8  # channels of a head, where several fill a tile
 MOST_PARTS = 512  # groups that are split, in a network
 ENDS = "it is an input or output of the network"
 
@@ -28,6 +30,11 @@ class Layer:
     inputs: Layout
     outputs: Layout
     groups: int = 1
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each output is made of one input alone."""
+        return self.groups > 1 and self.groups == length(self.inputs)
 
 
 @dataclass
@@ -48,6 +55,8 @@ class Channels:
     _parent: list[int] = field(default_factory=list)
     # of a group that was split, by its root
     _parts: dict[int, Layout] = field(default_factory=dict)
+    # how many times a group lies in each layout that has it, or a factor of that, by its root
+    _copies: dict[int, int] = field(default_factory=dict)
 
     def new(self, size: int, multiple: int = 1) -> Layout:
         """A fresh group of `size` channels whose width stays divisible by `multiple`."""
@@ -102,16 +111,29 @@ class Channels:
         """One of `count` parts of one size that stay of one size; None where that cannot be."""
         runs = self.expand(layout)
         size = length(runs) // count
-        group = runs[0][0]
-        root = self.root(group)
-        if len(runs) == 1 and runs[0][2] == 1 and self.multiple[root] == 1:
-            part = self.new(size)
-            self._parts[root] = part * count
-            if root in self.frozen:
-                self.freeze(part, self.why[root])
-            return part
-        alike = {(self.root(g), n, each) for g, n, each in runs} == {(root, size, 1)}
-        return ((group, size, 1),) if alike else None
+        if len(runs) == 1:
+            return self._divide_group(runs[0], size, count)
+        parts: list[Layout] = []
+        for run in runs:
+            times, rest = divmod(length((run,)), size)
+            part = (run,) if times == 1 else self.divide((run,), times) if times else None
+            if rest or part is None:
+                return None
+            parts.append(part)
+        for part in parts[1:]:
+            self.unite(parts[0], part)
+        return self.expand(parts[0])
+
+    def _divide_group(self, run: Run, size: int, count: int) -> Layout | None:
+        root = self.root(run[0])
+        multiple = self.multiple[root] // math.gcd(self.multiple[root], count)
+        if run[2] != 1 or size % multiple:
+            return None
+        part = self.new(size, multiple)
+        self._parts[root] = part * count
+        if root in self.frozen:
+            self.freeze(part, self.why[root])
+        return part
 
     def _run_at(self, layout: Layout, cut: int) -> tuple[int, int] | None:
         """The group that a position is inside of, and its channel; 0 where it is inside of one."""
@@ -139,7 +161,12 @@ class Channels:
         left, right = self.expand(a), self.expand(b)
         while left and right:
             (one, n, e), (other, m, f) = left[0], right[0]
-            if e != f or (n != m and not self._split(one if n > m else other, min(n, m))):
+            if e != f and not self._repeat(*((one, n, e), (other, m, f))[:: 1 if e < f else -1]):
+                break
+            if e != f:
+                left, right = self.expand(left), self.expand(right)
+                continue
+            if n != m and not self._split(one if n > m else other, min(n, m)):
                 break
             if n == m:
                 self._join(one, other)
@@ -148,6 +175,20 @@ class Channels:
         if left or right:
             for layout in (a, b):
                 self.freeze(layout, "tensors are joined whose channels are laid out differently")
+
+    def _repeat(self, fine: Run, coarse: Run) -> bool:
+        """Let channels be those of a group whose channels repeat more often; False where not."""
+        (one, n, e), (other, m, f) = fine, coarse
+        times, rest = divmod(f, e)
+        root = self.root(one)
+        if rest or n < m * times or self.multiple[root] > 1 or root == self.root(other):
+            return False
+        if n > m * times:
+            return self._split(one, m * times)
+        self._parts[root] = ((other, m, times),)
+        if root in self.frozen:
+            self.freeze(self._parts[root], self.why[root])
+        return True
 
     def _join(self, a: int, b: int) -> None:
         one, other = self.root(a), self.root(b)
@@ -174,6 +215,10 @@ class Channels:
             self.parameters[name] = (dim, self.expand(layout))
         for path, named in self.attributes.items():
             self.attributes[path] = {name: self.expand(v) for name, v in named.items()}
+        self._copies = {}
+        for layout in self.layouts():
+            for root, count in Counter(self.root(group) for group, _, _ in layout).items():
+                self._copies[root] = math.gcd(count, self._copies.get(root, 0))
 
     def divisible(self, layout: Layout, by: int) -> None:
         """Keep the width of a single run divisible; a layout of several runs is frozen."""
@@ -213,8 +258,12 @@ class Channels:
         return found
 
     def unit(self, group: int, tile: int) -> int:
-        """What the width of a group is a multiple of."""
+        """What the width of a group is a multiple of.
+
+        Heads lie next to each other: together they fill tiles, so each of them need not.
+        """
         root = self.root(group)
+        tile = max(min(tile, NARROWEST), tile // math.gcd(tile, self._copies.get(root, 1)))
         unit = math.lcm(tile, self.multiple[root])
         return self.multiple[root] if unit >= self.size[root] else unit
 

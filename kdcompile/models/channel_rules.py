@@ -2,7 +2,6 @@
 
 import operator
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from kdcompile.core.errors import KDError
+from kdcompile.models.examples import Example, moved_to
 
 POINTWISE = {
     "relu", "relu_", "relu6", "relu6_", "gelu", "gelu_", "silu", "silu_", "sigmoid", "sigmoid_",
@@ -17,47 +17,50 @@ POINTWISE = {
     "hardsigmoid_", "leaky_relu", "leaky_relu_", "elu", "elu_", "mish", "mish_", "softplus",
     "dropout", "dropout_", "feature_dropout", "clone", "contiguous", "to", "neg", "abs", "exp",
     "log", "sqrt", "rsqrt", "square", "pow", "clamp", "clamp_min", "alias", "detach", "_to_copy",
-    "erf", "reciprocal",
+    "erf", "reciprocal", "softmax", "log_softmax", "cumsum",
 }  # fmt: skip
 SPATIAL = {  # of images, whose channels are axis 1
     "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
+    "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "max_pool3d", "avg_pool3d",
+    "adaptive_avg_pool3d", "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d",
+    "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d",
     "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
 }  # fmt: skip
 MOVES = {
     "permute", "transpose", "movedim", "t", "numpy_T", "mT", "unsqueeze", "squeeze", "expand",
-    "expand_as",     "select", "slice", "roll", "softmax", "log_softmax", "split", "chunk",
+    "expand_as", "select", "slice", "roll", "split", "chunk",
     "split_with_sizes", "unbind", "repeat", "pad", "constant_pad_nd",
 }  # fmt: skip
 SPLITS = {"split", "chunk", "split_with_sizes", "slice"}
 PRODUCTS = {"matmul", "bmm", "scaled_dot_product_attention"}
 MAKE = {"new_zeros", "new_ones", "new_full", "new_empty"}  # another tensor of that type
 REDUCE = {"mean", "sum", "amax", "amin", "var", "linalg_vector_norm"}
-RESHAPE = {"flatten", "view", "reshape", "_unsafe_view", "unflatten"}
+RESHAPE = {"flatten", "view", "reshape", "_unsafe_view", "unflatten", "view_as", "reshape_as"}
 MERGE = {
     "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum", "addcmul",
     "addcmul_", "where", "lerp",
 }  # fmt: skip
-CONVOLUTIONS = {"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"}
+CONVOLUTIONS = {
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+}  # fmt: skip
+RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 
-def capture_graph(model: nn.Module, shape: Sequence[int]) -> ExportedProgram:
+def capture_graph(model: nn.Module, example: Example) -> ExportedProgram:
     """The graph of a network's forward pass.
+
+    Args:
+        model: in inference mode.
+        example: its input tensors, or the shape of its one image.
 
     Raises:
         KDError: `trace-failed`.
     """
     try:
-        device = next((p.device for p in model.parameters()), None)
         with warnings.catch_warnings():
             # nn.LSTM's own list of its weights, and tables that a forward keeps as attributes
             warnings.filterwarnings("ignore", r"The tensor attributes? .+ assigned during export")
-            example = (
-                shape
-                if isinstance(shape, tuple) and shape and isinstance(shape[0], torch.Tensor)
-                else (torch.zeros(*shape, device=device),)
-            )
-            return torch.export.export(model, example)
+            return torch.export.export(model, moved_to(model, example))
     except Exception as error:
         raise KDError(
             "trace-failed",

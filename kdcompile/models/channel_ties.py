@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from kdcompile.models.channel_axes import shape_of, source_axis
-from kdcompile.models.channel_groups import Channels, Layout, length
+from kdcompile.models.channel_groups import ENDS, Channels, Layout, length
 from kdcompile.models.channel_rules import POINTWISE, describe_node, operator_name
 
 
@@ -34,6 +34,8 @@ class Ties:
         self.moved = False  # whether a rule was used that the network's own code may not keep
         self._owned, self._parameters = owned, parameters
         self._axes: dict[Node, Axis] = {}
+        self._second: dict[Node, Axis] = {}  # of products that have two axes of channels
+        self._computed: dict[Node, str] = {}  # from one module's parameters alone, by its path
         self._why: dict[Node, str] = {}  # of tensors whose channels are not known
 
     def _merge(self, node: Node) -> Axis | None:
@@ -104,44 +106,83 @@ class Ties:
 
     def _product(self, node: Node, name: str) -> Axis | None:
         """Products of two computed matrices, and attention: what is summed over is tied."""
+        if name != "scaled_dot_product_attention":
+            return self._matmul(node)
         operands = [a for a in node.args[:3] if isinstance(a, Node)]
         places = [
             (self._axes[a].dim - len(shape_of(a)), self._axes[a]) if a in self._axes else None
             for a in operands
         ]
         first, second = places[:2]
-        summed = (-1, -1) if name == "scaled_dot_product_attention" else (-1, -2)
-        over = [p is not None and p[0] == at for p, at in zip((first, second), summed, strict=True)]
+        over = [p is not None and p[0] == -1 for p in (first, second)]
         if over[0] != over[1]:
             return self._unknown(node)
-        left = places[2:] if name == "scaled_dot_product_attention" else [first, second]
         if over[0]:
             assert first is not None, "it is where the sum is"
             assert second is not None, "it is where the sum is"
             self.channels.unite(first[1].layout, second[1].layout)
-            left = places[2:]
-        kept = [p for p in left if p is not None]
+        kept = [p for p in places[2:] if p is not None]
         if len(kept) != 1:
             return self._unknown(node) if kept else None
         return Axis(len(shape_of(node)) + kept[0][0], kept[0][1].layout)
+
+    def _matmul(self, node: Node) -> Axis | None:
+        a, b = (node.args[0], node.args[1])
+        if min(len(shape_of(a)), len(shape_of(b))) < 2:
+            return self._unknown(node)
+        left, right = self._from_end(a), self._from_end(b)
+        if (-1 in left) != (-2 in right):
+            return self._unknown(node)
+        if -1 in left:
+            self.channels.unite(left.pop(-1), right.pop(-2))
+        kept = {at: layout for at, layout in (left | right).items() if at >= -2}
+        batch = {at: layout for at, layout in (left | right).items() if at < -2}
+        for at in left.keys() & right.keys():
+            self.channels.unite(left[at], right[at])
+        if not kept and len(batch) == 1:
+            kept, batch = batch, {}
+        for layout in batch.values():  # of matrices next to each other: how many stays
+            self.channels.freeze(layout, f"{describe_node(node)} computes one matrix for each")
+        rank = len(shape_of(node))
+        if len(kept) == 2:
+            self._second[node] = Axis(rank - 2, kept.pop(-2))
+        return next((Axis(rank + at, layout) for at, layout in kept.items()), None)
+
+    def _from_end(self, value: Any) -> dict[int, Layout]:
+        """The axes of a tensor that have channels, counted from its end."""
+        known = [axes[value] for axes in (self._axes, self._second) if value in axes]
+        return {axis.dim - len(shape_of(value)): axis.layout for axis in known}
 
     def _unknown(self, node: Node) -> Axis | None:
         """Freeze what goes in; what comes out has channels that stay."""
         here = describe_node(node)
         for source in node.all_input_nodes:
             self._freeze(source, f"it reaches {here}, for which there is no rule")
-        self._why[node] = f"it comes from {here}, for which there is no rule"
+        computed = [n for n in node.all_input_nodes if n.name not in self._owned]
+        of_inputs = computed and all(self._why.get(source) == ENDS for source in computed)
+        self._why[node] = ENDS if of_inputs else f"it comes from {here}, for which there is no rule"
         return None
 
     def _freeze(self, value: Any, why: str) -> None:
         if isinstance(value, Node):
-            if value.name in self._owned:
-                name = self._owned[value.name].rpartition(".")[0]
-                layer = self.channels.layers.get(name)
+            owner = self._owner(value)
+            if owner is not None:
+                layer = self.channels.layers.get(owner)
                 for layout in (layer.inputs, layer.outputs) if layer else ():
                     self.channels.freeze(layout, why)
             elif value in self._axes:
                 self.channels.freeze(self._axes[value].layout, why)
+
+    def _owner(self, value: Node) -> str | None:
+        """The module whose parameter a tensor is, or is computed from; None of any other."""
+        if value.name in self._owned:
+            return self._owned[value.name].rpartition(".")[0]
+        return self._computed.get(value)
+
+    def _computed_by(self, node: Node) -> str | None:
+        """The module from whose parameters alone a node computes; None where there is none."""
+        owners = {self._owner(source) for source in node.all_input_nodes}
+        return owners.pop() if len(owners) == 1 else None
 
     def _known(self, value: Any, dim: int) -> Layout:
         """What is on an axis of a tensor; channels that stay, where that is not known."""

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 from kdcompile.models.channel_groups import Channels, Layout, length
+from kdcompile.models.examples import Example, output_sizes
 from kdcompile.models.resize import architecture_of, copied, narrow, plain_kind
 
 MOST_RUNS = 64  # then groups are no longer told apart
@@ -23,7 +22,7 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples are spread evenly between whole numbe
 
 def fitted(
     model: nn.Module,
-    shape: Sequence[int],
+    example: Example,
     channels: Channels,
     heads: Sequence[tuple[Layout, Layout]],
 ) -> Channels:
@@ -35,14 +34,14 @@ def fitted(
 
     Args:
         model: in inference mode; not changed.
-        shape: input [N, C, H, W].
+        example: its input tensors, or the shape of its one image.
         channels: of `model`; its frozen groups are added to.
         heads: of each split layer what it reads, and one head.
     """
-    sizes = _output_sizes(copied(model), shape)
+    sizes = output_sizes(copied(model), example)
 
     def problem(made: Channels, widths: Mapping[int, int]) -> str | None:
-        return _fails(model, shape, made, widths, sizes)
+        return _fails(model, example, made, widths, sizes)
 
     for made in _candidates(model, channels, heads):
         if problem(made, _narrower(made, _free(made))) is None:
@@ -68,15 +67,14 @@ def _candidates(
 def linked(model: nn.Module, channels: Channels) -> Channels:
     """A copy in which whole numbers of the network's own modules follow the widths they equal.
 
-    `self.head_dim = 64` is one, where something in that module or beside it is 64 channels wide;
-    heads come before what they are in.
+    `self.head_dim = 64` is one, or the first of `self.shape = (64, 1, 1)`, where something in that
+    module or beside it is 64 channels wide; heads come before what they are in.
     """
     made = _copied(channels)
     wide, split = _by_length(made), made.split_roots()
     for path, module in model.named_modules():
-        numbers = {n: v for n, v in vars(module).items() if type(v) is int and v > 1}
         found = {}
-        for name, value in numbers.items() if plain_kind(module) is None else ():
+        for name, value in _numbers(module) if plain_kind(module) is None else ():
             for around in (path, path.rpartition(".")[0]):
                 inside = f"{around}." if around else ""
                 alike = [v for layer, v in wide.get(value, ()) if layer.startswith(inside)]
@@ -86,6 +84,15 @@ def linked(model: nn.Module, channels: Channels) -> Channels:
         if found:
             made.attributes[path] = found
     return made
+
+
+def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Whole numbers over 1 among a module's attributes; `shape.0` is the first of several."""
+    for name, value in vars(module).items():
+        several = value if isinstance(value, list | tuple) else ()
+        for found, number in [(name, value), *((f"{name}.{n}", v) for n, v in enumerate(several))]:
+            if type(number) is int and number > 1:
+                yield found, number
 
 
 def _by_length(channels: Channels) -> dict[int, list[tuple[str, Layout]]]:
@@ -128,9 +135,7 @@ def _tied(channels: Channels, heads: Sequence[tuple[Layout, Layout]]) -> Channel
     """A copy in which what a split layer reads is as many heads as fit into it."""
     made = _copied(channels)
     for read, head in heads:
-        width, size = length(read), length(head)
-        if width % size == 0:
-            made.unite(read, head * (width // size))
+        made.unite(read, head * (length(read) // length(head)))
     made.settle()
     return made
 
@@ -200,7 +205,7 @@ def _narrower(channels: Channels, roots: Sequence[int]) -> dict[int, int]:
 
 def _fails(
     model: nn.Module,
-    shape: Sequence[int],
+    example: Example,
     channels: Channels,
     widths: Mapping[int, int],
     sizes: Sequence[torch.Size],
@@ -216,21 +221,9 @@ def _fails(
     level = log.level
     log.setLevel(logging.CRITICAL)  # a failure is an answer here
     try:
-        found = _output_sizes(made, shape)
+        found = output_sizes(made, example)
     except Exception as error:  # whatever the network's own code raises
         return str(error).strip().partition("\n")[0] or type(error).__name__
     finally:
         log.setLevel(level)
     return None if found == sizes else "its output has another size"
-
-
-def _output_sizes(model: nn.Module, shape: Sequence[int]) -> list[torch.Size]:
-    device = next((p.device for p in model.parameters()), None)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        example = (
-            [torch.empty_like(x) for x in shape]
-            if isinstance(shape[0], torch.Tensor)
-            else [torch.empty(*shape, device=device)]
-        )
-        made = model.eval()(*example)
-    return [value.shape for value in tree_leaves(made) if isinstance(value, torch.Tensor)]

@@ -3,11 +3,12 @@
 The network is traced once (`torch.export`). Every convolution and linear layer starts a group of
 output channels; additions merge groups, concatenations line them up, depthwise convolutions and
 normalisations pass them through. Each tensor has at most one axis of channels, which moves with
-transposes and reshapes: axis 1 of an image, the last of tokens. Channels that meet an operator not
-listed here keep the teacher's width: a student may come out wider than asked, never wrong.
+transposes and reshapes: axis 1 of an image, the last of tokens; a product of channels with channels
+has two. Channels that meet an operator not listed here keep the teacher's width: a student may come
+out wider than asked, never wrong.
 """
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 from torch import nn
@@ -21,7 +22,8 @@ from kdcompile.models.channel_axes import (
     slice_bounds,
     split_axis,
 )
-from kdcompile.models.channel_groups import ENDS, Channels, Layer, Layout
+from kdcompile.models.channel_groups import ENDS, Channels, Layout, length
+from kdcompile.models.channel_layers import Layers, first_weight
 from kdcompile.models.channel_rules import (
     CONVOLUTIONS,
     MAKE,
@@ -29,20 +31,22 @@ from kdcompile.models.channel_rules import (
     MOVES,
     POINTWISE,
     PRODUCTS,
+    RECURRENT,
     REDUCE,
     RESHAPE,
     SPATIAL,
     SPLITS,
     capture_graph,
+    describe_node,
     operator_name,
 )
-from kdcompile.models.channel_ties import Axis, Ties
+from kdcompile.models.channel_ties import Axis
 from kdcompile.models.channel_trial import fitted
-from kdcompile.models.resize import why_fixed
-from kdcompile.models.rows import on_tensors, ports_of, zeros
+from kdcompile.models.examples import Example
+from kdcompile.models.rows import in_order, on_tensors, ports_of
 
 
-def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
+def trace(model: nn.Module, example: Example) -> Channels:
     """The channel groups of a network.
 
     Where channels are on another axis than 1, the network's own code may ask for its widths
@@ -50,46 +54,49 @@ def trace(model: nn.Module, shape: Sequence[int]) -> Channels:
 
     Args:
         model: in inference mode.
-        shape: input [N, C, H, W].
+        example: its input tensors in the order of its arguments, of any rank and type, or the shape
+            of its one image [N, C, H, W].
 
     Raises:
         KDError: `trace-failed`, when the forward pass cannot be captured.
     """
     if (ports := ports_of(model)) is not None:
-        example: Any = zeros(ports)
         with on_tensors(model):
-            return trace(model, example)
-    exported = capture_graph(model, shape)
+            return trace(model, in_order(model, ports))
+    exported = capture_graph(model, example)
     signature = exported.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     walk = _Walk(model, owned, set(signature.inputs_to_parameters.values()))
     for node in exported.graph.nodes:
         walk.visit(node)
     walk.channels.settle()
-    return fitted(model, shape, walk.channels, walk.heads) if walk.moved else walk.channels
+    return fitted(model, example, walk.channels, walk.heads) if walk.moved else walk.channels
 
 
-class _Walk(Ties):
+class _Walk(Layers):
     """Follows the channel axis of every tensor through the graph."""
 
     def __init__(self, model: nn.Module, owned: dict[str, str], parameters: set[str]) -> None:
-        super().__init__(owned, parameters)
-        self._model = model
-        self.heads: list[tuple[Layout, Layout]] = []  # what a split layer reads, and one head
+        super().__init__(model, owned, parameters)
+        self.heads: list[
+            tuple[Layout, Layout]
+        ] = []  # what a layer reads, and one head that it gives
 
     def visit(self, node: Node) -> None:
         if node.op == "placeholder":
-            if node.name not in self._owned and len(shape_of(node)) > 1:
-                layout = self.channels.new(shape_of(node)[1])
-                self.channels.freeze(layout, ENDS)
-                self._axes[node] = Axis(1, layout)
+            if node.name not in self._owned:
+                self._why[node] = ENDS
         elif node.op == "output":
             for source in node.all_input_nodes:
                 self._freeze(source, ENDS)
+        elif node.op == "call_function" and (owner := self._computed_by(node)) is not None:
+            self._computed[node] = owner
+            self._why[node] = f"it comes from {describe_node(node)}, for which there is no rule"
         elif node.op == "call_function" and node.users:  # not a check that gives nothing
             axis = self._call(node)
             if axis is not None:
                 self._axes[node] = axis
+            self._pass_second(node)
 
     def _call(self, node: Node) -> Axis | None:
         name, source = operator_name(node), node.args[0] if node.args else None
@@ -106,6 +113,10 @@ class _Walk(Ties):
             return self._merge(node)
         elif name == "cat":
             return self._concatenate(node)
+        elif name in RECURRENT | {"embedding"}:
+            layer = self._module(node.args[0] if name == "embedding" else first_weight(node), node)
+            if layer is not None:
+                return (self._embedding if name == "embedding" else self._recurrent)(node, layer)
         elif name in PRODUCTS:
             return self._product(node, name)
         elif name in MAKE or (name == "expand_as" and known is None):
@@ -120,6 +131,9 @@ class _Walk(Ties):
             return known
         if name in RESHAPE:
             return self._reshape(node, known)
+        if name == "getitem" and operator_name(node.args[0]) in RECURRENT:  # type: ignore[arg-type]
+            # all outputs, or the last state of every layer and direction
+            return known if node.args[1] == 0 else Axis(len(shape_of(node)) - 1, known.layout[:1])
         if name == "getitem":
             return self._cut(node, known, piece_bounds(node, known.dim))
         if name not in MOVES | REDUCE:
@@ -138,94 +152,40 @@ class _Walk(Ties):
             return self._cut(node, known, slice_bounds(node, known.dim))
         return self._unknown(node)
 
-    def _convolution(self, node: Node, name: str) -> Axis:
-        module = self._model.get_submodule(name)
-        source, groups = self._known(node.args[0], 1), int(module.groups)  # type: ignore[arg-type]
-        inputs, outputs = int(module.in_channels), int(module.out_channels)  # type: ignore[arg-type]
-        if groups == inputs == outputs:
-            made = source
-        else:
-            made = self.channels.new(outputs, groups)
-            if groups == inputs > 1:
-                why = f"{name} is a depthwise convolution that multiplies its channels"
-                for layout in (source, made):
-                    self.channels.freeze(layout, why)
-            elif groups > 1:
-                self.channels.divisible(source, groups)
-        return self._layer(node, name, Layer(type(module), source, made, groups), 1)
-
-    def _linear(self, node: Node, name: str) -> Axis | None:
-        module = self._model.get_submodule(name)
-        last = len(shape_of(node)) - 1
-        if isinstance(module, nn.MultiheadAttention):
-            self._attend(node, name, module)
-            return None
-        known = self._axes.get(node.args[0])  # type: ignore[arg-type]
-        if known is not None and known.dim != last:
-            # it mixes positions: its own widths are those of the image
-            self.channels.fixed[name] = "it mixes positions, not channels"
-            return known
-        self.moved |= last != 1
-        source = self._known(node.args[0], last)
-        made = self.channels.new(int(module.out_features))  # type: ignore[arg-type]
-        return self._layer(node, name, Layer(type(module), source, made), last)
-
-    def _attend(self, node: Node, name: str, module: nn.MultiheadAttention) -> None:
-        """torch's own attention on one tensor: it gives the channels that it reads, by heads."""
-        last = len(shape_of(node)) - 1
-        source = self._known(node.args[0], last)
-        self.channels.divisible(source, module.num_heads)
-        self.moved = True
-        self._layer(node, name, Layer(type(module), source, source), last)
-        self._why[node] = f"it is inside of {name}"
-
-    def _in_attention(self, node: Node) -> Axis | None:
-        """What the last layer of such an attention gives."""
-        weight = node.args[1]
-        owned = self._owned.get(weight.name, "") if isinstance(weight, Node) else ""
-        layer = self.channels.layers.get(owned.removesuffix(".out_proj.weight"))
-        if layer is None or not issubclass(layer.kind, nn.MultiheadAttention):
-            return None
-        return Axis(len(shape_of(node)) - 1, layer.outputs)
-
-    def _layer(self, node: Node, name: str, layer: Layer, dim: int) -> Axis:
-        """Register a layer; one that runs twice has its channels tied."""
-        self.channels.nodes.setdefault(name, []).append(node)
-        before = self.channels.layers.setdefault(name, layer)
-        if before is not layer:
-            self.channels.unite(before.inputs, layer.inputs)
-            self.channels.unite(before.outputs, layer.outputs)
-        return Axis(dim, layer.outputs)
-
-    def _norm(self, node: Node, operator: str) -> Axis | None:
-        """Batch and group norm are of axis 1, layer and RMS norm of the last."""
-        last = len(shape_of(node.args[0])) - 1
-        over: Any = node.args[1]
-        known = self._axes.get(node.args[0])  # type: ignore[arg-type]
-        at_last = operator in {"layer_norm", "rms_norm"}
-        if at_last and known is not None and known.dim <= last - len(over):
-            return known  # of other axes alone
-        values = node.args[1:5] if operator == "batch_norm" else node.args[2:4]
-        names = (self._module(value, node) for value in values)
-        name = next((n for n in names if n is not None), None)
-        if name is None or (at_last and len(over) != 1):
-            return self._unknown(node)
-        dim = last if at_last else 1
-        source = self._known(node.args[0], dim)
-        if operator == "group_norm":
-            self.channels.divisible(source, int(over))
-        self.moved |= operator != "batch_norm"
-        kind = type(self._model.get_submodule(name))
-        return self._layer(node, name, Layer(kind, source, source), dim)
+    def _pass_second(self, node: Node) -> None:
+        """The other axis of a product of channels with channels."""
+        name = operator_name(node)
+        for source in node.all_input_nodes:
+            known = self._second.get(source)
+            if known is None or name in PRODUCTS:
+                continue
+            dim: int | None = known.dim
+            if name in MERGE:
+                dim = known.dim + len(shape_of(node)) - len(shape_of(source))
+                for other in node.all_input_nodes:
+                    place = dim - len(shape_of(node)) + len(shape_of(other))
+                    if other is not source and place >= 0 and shape_of(other)[place] > 1:
+                        self._tie(other, place, known.layout, node)
+            elif name not in POINTWISE:
+                dim = moved_axis(node, name, known.dim) if name in MOVES | REDUCE else None
+            if dim is not None:
+                self._second[node] = Axis(dim, known.layout)
+            elif name not in REDUCE:
+                why = f"it reaches {describe_node(node)}, for which there is no rule"
+                self.channels.freeze(known.layout, why)
 
     def _reshape(self, node: Node, known: Axis) -> Axis | None:
         sizes = shape_of(node.args[0]), shape_of(node)
-        found = reshaped(*sizes, known.dim)
+        # a factor of all runs' repeats, which a reshape may cut off again
+        each = math.gcd(*(run[2] for run in known.layout))
+        found = reshaped(*sizes, known.dim, each)
         if found is None:
             return self._heads(node, known, split_axis(*sizes, known.dim))
         dim, before, after = found
-        self.moved |= operator_name(node) != "flatten"  # which names no number
-        return Axis(dim, tuple((g, n, each * after) for g, n, each in known.layout) * before)
+        if operator_name(node) != "flatten":  # which names no number
+            self.moved = True
+            self._made_from(node, known.layout)
+        return Axis(dim, tuple((g, n, e // each * after) for g, n, e in known.layout) * before)
 
     def _heads(self, node: Node, known: Axis, split: tuple[int, int] | None) -> Axis | None:
         """Heads of attention, or groups of a shuffle: each as wide as the others."""
@@ -233,20 +193,32 @@ class _Walk(Ties):
         if split is None or part is None:
             return self._unknown(node)
         self.moved = True
-        source: Any = node.args[0]
-        if operator_name(source) == "linear" and source.args[0] in self._axes:
-            self.heads.append((self._axes[source.args[0]].layout, part))
+        self._made_from(node, part)
         return Axis(split[0], part)
+
+    def _made_from(self, node: Node, part: Layout) -> None:
+        """Code may take the size that it gives a layer's output from what the layer reads."""
+        source: Any = node.args[0]
+        while operator_name(source) in POINTWISE:
+            source = source.args[0]
+        made_by = operator_name(source)
+        if made_by in CONVOLUTIONS | {"linear"} and source.args[0] in self._axes:
+            read = self._axes[source.args[0]].layout
+            if length(read) % length(part) == 0:
+                self.heads.append((read, part))
 
     def _even(self, node: Node, known: Axis) -> Axis:
         """Pieces of one size stay of one size: code that halves a tensor gives two alike."""
         sizes = [value.shape[known.dim] for value in node.meta["val"]]
-        if len({*sizes}) == 1:
-            starts = range(0, sum(sizes), sizes[0])
-            pieces = [self.channels.part(known.layout, start, sizes[0]) for start in starts]
-            for piece in pieces[1:]:
-                if piece is not None and pieces[0] is not None:
-                    self.channels.unite(pieces[0], piece)
+        if len({*sizes}) > 1:
+            return known
+        if len(self.channels.expand(known.layout)) == 1:
+            self.channels.divide(known.layout, len(sizes))
+        starts = range(0, sum(sizes), sizes[0])
+        pieces = [self.channels.part(known.layout, start, sizes[0]) for start in starts]
+        for piece in pieces[1:]:
+            if piece is not None and pieces[0] is not None:
+                self.channels.unite(pieces[0], piece)
         return known
 
     def _cut(self, node: Node, known: Axis, bounds: tuple[int, int] | None) -> Axis | None:
@@ -258,14 +230,3 @@ class _Walk(Ties):
             return self._unknown(node)
         self.moved = True  # code that cuts at a number asks for the width
         return Axis(known.dim, layout)
-
-    def _module(self, value: Any, node: Node) -> str | None:
-        """The resizable module that a parameter which a node reads belongs to."""
-        if not isinstance(value, Node) or value.name not in self._owned:
-            return None
-        name = self._owned[value.name].rpartition(".")[0]
-        if name not in self.channels.layers and name not in self.channels.fixed:
-            why = why_fixed(self._model.get_submodule(name), shape_of(node.args[0]))
-            if why is not None:
-                self.channels.fixed[name] = why
-        return None if name in self.channels.fixed else name

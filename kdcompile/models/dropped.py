@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
+from kdcompile.models.examples import Example, inputs_of
 from kdcompile.models.resize import BATCH_NORMS, replace_module
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Har
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
 
-def droppable(teacher: nn.Module, shape: Sequence[int]) -> list[str]:
+def droppable(teacher: nn.Module, example: Example) -> list[str]:
     """The parts, in order of execution: blocks by their module, pairs by their convolution.
 
     A block is the innermost module that gives back its input, where that is not negative, once
@@ -33,13 +35,14 @@ def droppable(teacher: nn.Module, shape: Sequence[int]) -> list[str]:
 
     Args:
         teacher: in inference mode; not changed.
-        shape: input [N, C, H, W]; only blocks are computed at it, the network's sizes are inferred.
+        example: its input tensors, or the shape of its one image; only blocks are computed at it,
+            the network's sizes are inferred.
     """
     network = copy.deepcopy(teacher).cpu().requires_grad_(False)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        image = torch.zeros(*shape)
-        seen, size = _observe(network, image)
-    kept = {name: sizes for name, sizes in seen.items() if sizes[0] == sizes[1]}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        inputs = [mode.from_tensor(value) for value in inputs_of(example)]
+        seen, sizes = _observe(network, inputs)
+    kept = {name: both for name, both in seen.items() if both[0] == both[1]}
     blocks = [name for name in kept if _returns_input(network.get_submodule(name), kept[name][0])]
     blocks = [b for b in blocks if not any(other.startswith(f"{b}.") for other in blocks)]
     pairs = [
@@ -48,9 +51,9 @@ def droppable(teacher: nn.Module, shape: Sequence[int]) -> list[str]:
         if _is_pair(network, name) and not any(name.startswith(f"{b}.") for b in blocks)
     ]
     found = [name for name in seen if name in {*blocks, *pairs}]
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        image = torch.zeros(*shape)
-        return [name for name in found if _runs_without(network, name, image, size)]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        inputs = [mode.from_tensor(value) for value in inputs_of(example)]
+        return [name for name in found if _runs_without(network, name, inputs, sizes)]
 
 
 def members(network: nn.Module, name: str) -> list[str]:
@@ -100,26 +103,30 @@ def is_gone(name: str, gone: Iterable[str]) -> bool:
 
 
 def _observe(
-    network: nn.Module, image: Tensor
-) -> tuple[dict[str, tuple[torch.Size, torch.Size]], torch.Size]:
-    """Input and output sizes of each module that runs once on one tensor; the output's size."""
+    network: nn.Module, inputs: Sequence[Tensor]
+) -> tuple[dict[str, tuple[torch.Size, torch.Size]], list[torch.Size]]:
+    """Input and output sizes of each module that runs once on one tensor; the outputs' sizes."""
     found: dict[str, list[tuple[torch.Size, torch.Size]]] = {}
 
     def hook(name: str, _: nn.Module, given: tuple[object, ...], made: object) -> None:
         tensors = [*given, made]
         sizes = [value.shape for value in tensors if isinstance(value, Tensor)]
         whole = len(given) == 1 and len(sizes) == 2
-        found.setdefault(name, []).append((sizes[0], sizes[1]) if whole else (image.shape, _NONE))
+        found.setdefault(name, []).append((sizes[0], sizes[1]) if whole else _UNLIKE)
 
     with ExitStack() as hooks, torch.no_grad():
         for name, module in network.named_modules():
             if name:
                 hooks.enter_context(module.register_forward_hook(partial(hook, name)))
-        made = network(image)
-    return {name: calls[0] for name, calls in found.items() if len(calls) == 1}, made.shape
+        made = network(*inputs)
+    return {name: calls[0] for name, calls in found.items() if len(calls) == 1}, _sizes(made)
 
 
-_NONE = torch.Size()
+_UNLIKE = (torch.Size([1]), torch.Size())
+
+
+def _sizes(made: object) -> list[torch.Size]:
+    return [value.shape for value in tree_leaves(made) if isinstance(value, Tensor)]
 
 
 def _returns_input(module: nn.Module, size: torch.Size) -> bool:
@@ -143,14 +150,16 @@ def _is_pair(network: nn.Module, name: str) -> bool:
     return isinstance(network.get_submodule(members(network, name)[-1]), ACTIVATIONS)
 
 
-def _runs_without(network: nn.Module, name: str, image: Tensor, size: torch.Size) -> bool:
-    """Whether the rest of the network gives an output of the same size."""
+def _runs_without(
+    network: nn.Module, name: str, inputs: Sequence[Tensor], sizes: list[torch.Size]
+) -> bool:
+    """Whether the rest of the network gives outputs of the same sizes."""
     gone = members(network, name)
     before = [network.get_submodule(path) for path in gone]
     drop(network, [name])
     try:
         with torch.no_grad():
-            return bool(network(image).shape == size)
+            return _sizes(network(*inputs)) == sizes
     except (AttributeError, RuntimeError, TypeError):  # its parts are used from outside
         return False
     finally:

@@ -9,22 +9,22 @@ from torch import nn
 
 from kdcompile.models.channel_groups import Channels, Layer, Layout
 
-RESIZABLE = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.Linear,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.MultiheadAttention,
-)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)  # of the last axis
 NORMS = (*BATCH_NORMS, *LAST_NORMS, nn.GroupNorm)
+RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
+RESIZABLE = (
+    *CONVOLUTIONS,
+    nn.Linear,
+    *NORMS,
+    nn.MultiheadAttention,
+    nn.Embedding,
+    *RECURRENT,
+)
+# of several tensors, or of a table: only the class itself is resized, not what derives from it
+WHOLE = (nn.MultiheadAttention, nn.Embedding, nn.RNNBase)
 STATE = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
@@ -43,8 +43,9 @@ def changes_forward(module: nn.Module) -> bool:
 def why_fixed(module: nn.Module, size: Sequence[int]) -> str | None:
     """Why a module cannot be given other widths; None where it can.
 
-    A subclass can where it has no tensors next to those of its torch class, and where it really
-    gives the requested channels at half its widths, which is tried on shapes alone.
+    A subclass can where its tensors are those of its torch class and parameters with one number for
+    each output, and where it really gives the requested channels at half its widths, which is tried
+    on shapes alone.
 
     Args:
         module: of the teacher.
@@ -55,12 +56,14 @@ def why_fixed(module: nn.Module, size: Sequence[int]) -> str | None:
         return f"there is no rule for {name}"
     if isinstance(module, nn.MultiheadAttention) and module.bias_k is not None:
         return f"there is no rule for {name} with biases of its keys"
+    if isinstance(module, nn.RNNBase) and module.proj_size:
+        return f"there is no rule for {name} with projections"
     if type(module) is kind:
         return None
-    if kind is nn.MultiheadAttention:
+    if issubclass(kind, WHOLE):
         return f"there is no rule for {name}"
     own = [n for n, _ in (*module.named_parameters(), *module.named_buffers())]
-    more = sorted(set(own) - STATE)
+    more = sorted(set(own) - STATE - set(output_parameters(module)))
     if more:
         return f"{name} has tensors that a {kind.__name__} has not ({', '.join(more)})"
     if issubclass(kind, NORMS) and not issubclass(kind, BATCH_NORMS):
@@ -81,6 +84,18 @@ def why_fixed(module: nn.Module, size: Sequence[int]) -> str | None:
     return None
 
 
+def output_parameters(module: nn.Module) -> list[str]:
+    """Parameters that a subclass has beside those of its torch class, one number an output each."""
+    if not issubclass(type(module), (nn.Linear, *CONVOLUTIONS)):
+        return []
+    outputs = module_widths(module)[1]
+    return [
+        name
+        for name, value in module.named_parameters(recurse=False)
+        if name not in STATE and len(value) == value.numel() == outputs
+    ]
+
+
 def _halved(module: Any) -> dict[str, int]:
     """Constructor arguments for half of a module's widths: inputs first, outputs last."""
     if isinstance(module, BATCH_NORMS):
@@ -90,9 +105,9 @@ def _halved(module: Any) -> dict[str, int]:
         inputs, outputs = (max(1, side // 2) for side in sides)
         return {"in_features": inputs, "out_features": outputs}
     groups = module.groups
-    if groups == module.in_channels == module.out_channels:
-        half = max(1, groups // 2)
-        return {"in_channels": half, "groups": half, "out_channels": half}
+    if groups == module.in_channels:
+        half, each = max(1, groups // 2), module.out_channels // groups
+        return {"in_channels": half, "groups": half, "out_channels": half * each}
     inputs, outputs = (
         max(1, side // groups // 2) * groups for side in (module.in_channels, module.out_channels)
     )
@@ -110,18 +125,23 @@ def resize(module: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     assert kind is not None, "only resizable modules are in an architecture"
     if isinstance(module, nn.MultiheadAttention):
         return _attention(module, widths["embed_dim"])
+    if isinstance(module, nn.RNNBase):
+        return _recurrent(module, widths)
     names = set(kind.__constants__)  # torch's own list of what its constructor takes
     names.discard("normalized_shape")
-    if not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
+    if not isinstance(module, TRANSPOSED):
         names.discard("output_padding")
     arguments = {name: getattr(module, name) for name in names} | dict(widths)
-    if not isinstance(module, (*BATCH_NORMS, nn.GroupNorm, nn.RMSNorm)):
+    if not isinstance(module, (*BATCH_NORMS, nn.GroupNorm, nn.RMSNorm, nn.Embedding)):
         arguments["bias"] = module.bias is not None
     fresh: nn.Module = kind(**arguments)
     if type(module) is kind:
         return fresh
     # a subclass's own constructor is unknown: its object is kept, with the tensors of the new one
     made = copy.deepcopy(module)
+    outputs = module_widths(fresh)[1]
+    for name in output_parameters(module):
+        made._parameters[name] = nn.Parameter(getattr(module, name).detach()[:outputs].clone())
     made._parameters.update(fresh._parameters)
     made._buffers.update(fresh._buffers)
     for name in widths:
@@ -140,12 +160,21 @@ def _attention(module: nn.MultiheadAttention, width: int) -> nn.MultiheadAttenti
     )
 
 
+def _recurrent(module: nn.RNNBase, widths: Mapping[str, int]) -> nn.RNNBase:
+    kind: Any = type(module)
+    names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional")
+    arguments = {name: getattr(module, name) for name in names}
+    if isinstance(module, nn.RNN):
+        arguments["nonlinearity"] = module.nonlinearity
+    made: nn.RNNBase = kind(**arguments, **widths)
+    return made
+
+
 def constructor_arguments(layer: Layer, inputs: int, outputs: int) -> dict[str, int]:
     """The constructor arguments that give a layer these widths."""
     found = dict(zip(_width_names(layer.kind), (inputs, outputs), strict=False))
     if "in_channels" in found:
-        depthwise = layer.groups > 1 and layer.inputs == layer.outputs
-        found["groups"] = inputs if depthwise else layer.groups
+        found["groups"] = inputs if layer.is_depthwise else layer.groups
     return found
 
 
@@ -166,12 +195,18 @@ def _width_names(kind: type[nn.Module]) -> tuple[str, ...]:
         return ("normalized_shape",)
     if issubclass(kind, nn.GroupNorm):
         return ("num_channels",)
+    if issubclass(kind, nn.Embedding):
+        return ("embedding_dim",)
+    if issubclass(kind, nn.RNNBase):
+        return "input_size", "hidden_size"
     return ("num_features",) if issubclass(kind, BATCH_NORMS) else ("in_channels", "out_channels")
 
 
 def sides(widths: Mapping[str, int]) -> tuple[int, int]:
     """Input and output channels in a module's constructor arguments."""
-    first, *rest = (widths[name] for name in sorted(widths) if name != "groups")
+    # inputs come before outputs by name too, but for an LSTM's
+    names = sorted(n for n in widths if n != "groups")
+    first, *rest = (widths[n] for n in (reversed(names) if "input_size" in widths else names))
     return first, rest[0] if rest else first
 
 
@@ -209,7 +244,18 @@ def narrow(network: nn.Module, architecture: Mapping[str, Any]) -> None:
             setattr(network.get_submodule(owner), leaf, nn.Parameter(kept))
     for path, named in architecture.get("attributes", {}).items():
         for name, width in named.items():
-            setattr(network.get_submodule(path), name, width)
+            _set_number(network.get_submodule(path), name, width)
+
+
+def _set_number(module: nn.Module, name: str, width: int) -> None:
+    """Set a number that a module keeps: `width`, or `shape.0`, the first of several."""
+    leaf, _, place = name.partition(".")
+    if not place:
+        setattr(module, leaf, width)
+        return
+    several = list(getattr(module, leaf))
+    several[int(place)] = width
+    setattr(module, leaf, type(getattr(module, leaf))(several))
 
 
 def copied(network: nn.Module) -> nn.Module:

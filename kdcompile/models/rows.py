@@ -101,6 +101,15 @@ def bound(
     return tuple(tensors.values()), {}
 
 
+def in_order(network: nn.Module, ports: Ports) -> tuple[Tensor, ...]:
+    """An empty sample in the order of a network's arguments, for what knows no names."""
+    device = next((p.device for p in network.parameters()), None)
+    given = dict(zip(ports.names, zeros(ports, device), strict=True))
+    arguments, named = bound(network, given)
+    known = list(inspect.signature(network.forward).parameters) if named else []
+    return arguments or tuple(named[name] for name in sorted(named, key=known.index))
+
+
 def named_outputs(given: Any) -> dict[str, Tensor]:
     """The tensors of what a network gives, by their keys: `logits`, `output_1`.
 

@@ -25,6 +25,8 @@ from kdcompile.models.channel_groups import Channels
 from kdcompile.models.channels import trace
 from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.depth import evenly_chosen, residual_blocks, without
+from kdcompile.search.frozen import frozen, sentences
 from kdcompile.search.pareto import Point, impossible, keeps, reachable
 from kdcompile.search.spaces.pruned import GRID, students
 from kdcompile.search.spaces.pruned_kernels import Template
@@ -35,9 +37,10 @@ from kdcompile.targets import Target
 def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any], list[str]]:
     """The architecture that the spec fixes, checked against the budget, or the widest that fits.
 
+    Where not even the narrowest fits, residual blocks are left out too.
+
     A student is priced at the precision that is expected to ship (`precision`), the teacher at
-    that which it is compared at. With it comes a sentence on what keeps the teacher's width, if
-    anything does.
+    that which it is compared at. With it come sentences on what keeps the teacher's width.
 
     Raises:
         KDError: `student-not-smaller`, `budget-impossible`; those of a given student's file.
@@ -66,15 +69,29 @@ def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str
     if budget.width is not None:
         teacher.fastest(target, price.precisions)  # refused where the target lacks a precision
         (chosen,) = students(channels, tile, spec.seed, [budget.width])
-        return chosen, refuse_unshrunk(teacher.module, channels, chosen, budget.width, tile, budget)
+        held = refuse_unshrunk(teacher.module, channels, chosen, budget.width, tile, budget)
+        return chosen, [*held, *sentences(frozen(teacher.module, channels))]
     options = students(channels, tile, spec.seed)
     price.channels = channels
     try:
-        return dict(widest(options, price, budget, teachers).architecture), []
+        return dict(widest(options, price, budget, teachers).architecture), sentences(
+            frozen(teacher.module, channels)
+        )
     except KDError as error:
-        if error.code == "budget-impossible":  # better why, where the network gets no smaller
+        if error.code != "budget-impossible":
+            raise
+        try:
+            blocks = price.blocks()
+            if not blocks:
+                raise
+            found = shallower(options, blocks, price, budget, teachers)
+        except KDError:  # better why, where the network gets no smaller
             refuse_unshrunk(teacher.module, channels, options[-1], 1 / GRID, tile, budget)
-        raise
+            raise
+        gone = found.architecture["dropped"]
+        text = f"no width alone reaches the budget, so {len(gone)} residual blocks are left out: "
+        held = sentences(frozen(teacher.module, channels))
+        return dict(found.architecture), [text + ", ".join(gone), *held]
 
 
 def widest(
@@ -111,6 +128,33 @@ def widest(
     return best
 
 
+def shallower(
+    architectures: Sequence[dict[str, Any]],
+    blocks: Sequence[str],
+    price: Callable[[dict[str, Any]], Point],
+    budget: Budget,
+    teachers: Mapping[str, Point],
+) -> Point:
+    """The widest student with so few blocks that one of half the width keeps the budget, or none.
+
+    Args:
+        architectures: in falling width.
+        blocks: that can be left out.
+        price: of an architecture.
+        budget: what is to be kept.
+        teachers: as in `widest`.
+
+    Raises:
+        KDError: `budget-impossible`.
+    """
+    for dropped in evenly_chosen(blocks):
+        fewer = [without(one, dropped) for one in architectures]
+        half = price(min(fewer, key=lambda one: abs(one["width"] - 0.5)))
+        if keeps(budget, half, teachers[half.latency.precision]):
+            break
+    return widest(fewer, price, budget, teachers)
+
+
 class _Price:
     """What a student costs: from the teacher's file, or from its own where that cannot be."""
 
@@ -140,6 +184,12 @@ class _Price:
         """The cost of a network from its own file, at the fastest of some precisions."""
         found = network.fastest(self._target, precisions)
         return _candidate(architecture, network.module, found)
+
+    def blocks(self) -> list[str]:
+        """The teacher's residual blocks that can be left out, and priced so."""
+        found = residual_blocks(self._teacher.module, self._teacher.shape)
+        template = self._template
+        return [n for n in found if template is None or template.can_drop(n)]
 
     @cached_property
     def _template(self) -> Template | None:

@@ -4,8 +4,9 @@ Criterion: a weight between two layers has an input and an output axis inside th
 so where every width inside is scaled by `width` no layer keeps more than `width` of its weights.
 The rest of the teacher's weights, and by layers of its multiply-adds, is what must go. A student
 for which less than `REACHED` of that goes is refused: a part of the network was not resized. What
-may not change is left out: the channels of the network's own input and output, and widths that are
-rounded up to a whole channel tile or to what a grouped convolution is divisible by.
+may not change is left out: the channels of the network's own input and output, where a layer has
+others too, and widths that are rounded up to a whole channel tile or to what a grouped convolution
+is divisible by.
 """
 
 import math
@@ -19,7 +20,7 @@ from torch.fx import Node
 from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
 from kdcompile.models.channel_groups import ENDS, Channels, Layer, Layout, length
-from kdcompile.models.resize import NORMS, sides
+from kdcompile.models.resize import NORMS, TRANSPOSED, sides
 
 SHOWN = 3  # modules in a message
 FIX = (
@@ -115,7 +116,7 @@ class _Criterion:
     def of_layer(self, layer: Layer) -> float:
         """The share that a layer may keep: that of the wider of its axes inside the network."""
         sides = (v for v in (layer.inputs, layer.outputs) if not _is_end(self.channels, v))
-        return max(map(self.of_layout, sides), default=1.0)
+        return max(map(self.of_layout, sides), default=self.ratio)
 
     def of_layout(self, layout: Layout) -> float:
         """The share of channels where every group is free and is rounded up to a tile."""
@@ -151,7 +152,8 @@ def _parts(
         allowed = count * criterion.of_layer(layer)
         kept = count * _kept(layer, widths[name])
         held = "" if kept <= allowed or kept < count else _why(channels, layer)
-        positions = 0 if issubclass(layer.kind, NORMS) else _positions(channels.nodes[name], layer)
+        looked_up = issubclass(layer.kind, (*NORMS, nn.Embedding))
+        positions = 0 if looked_up else _positions(channels.nodes[name], layer)
         found.append(Part(name, count, kept, allowed, positions, held))
     return found
 
@@ -178,6 +180,10 @@ def _kept(layer: Layer, widths: Mapping[str, int]) -> float:
     inputs, outputs = sides(widths)
     if issubclass(layer.kind, NORMS):
         return outputs / made[1]
+    if issubclass(layer.kind, nn.Embedding):
+        return outputs / made[1]
+    if issubclass(layer.kind, nn.RNNBase):  # each layer reads its own state too
+        return outputs * (inputs + outputs) / (made[1] * (made[0] + made[1]))
     product = inputs * outputs / widths.get("groups", 1)
     return product / (made[0] * made[1] / layer.groups)
 
@@ -189,15 +195,17 @@ def _is_end(channels: Channels, layout: Layout) -> bool:
 def _why(channels: Channels, layer: Layer) -> str:
     groups = [channels.root(group) for v in (layer.outputs, layer.inputs) for group, _, _ in v]
     reasons = [channels.why[root] for root in groups if root in channels.frozen]
+    if _is_end(channels, layer.inputs) and _is_end(channels, layer.outputs):
+        return ENDS
     return next((reason for reason in reasons if reason != ENDS), "")
 
 
 def _positions(nodes: Sequence[Node], layer: Layer) -> int:
     """Images and pixels (tokens of a linear layer) that a layer's weights are applied to."""
-    is_linear = issubclass(layer.kind, nn.Linear | nn.MultiheadAttention)
-    is_transposed = issubclass(layer.kind, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    is_linear = issubclass(layer.kind, nn.Linear | nn.MultiheadAttention | nn.RNNBase)
+    reads = issubclass(layer.kind, (*TRANSPOSED, nn.RNNBase))
     total = 0
     for node in nodes:
-        size = (node.args[0] if is_transposed else node).meta["val"].shape  # type: ignore[union-attr]
+        size = (node.args[0] if reads else node).meta["val"].shape  # type: ignore[union-attr]
         total += math.prod(size[:-1]) if is_linear else size[0] * math.prod(size[2:])
     return total

@@ -14,7 +14,6 @@ from unshrunk_networks import (
     NormAct,
     Recurrent,
     Remembering,
-    Standardised,
     Subclassed,
     ViT,
     between,
@@ -45,7 +44,7 @@ def _params(module):
 @pytest.mark.parametrize(
     ("kind", "named", "why"),
     [
-        (Recurrent, "cell", "there is no rule for LSTM"),
+        (Recurrent, "cell", "there is no rule for GRUCell"),
         (HardCoded, "narrow", "the network's own code asks for this width (shape '[1, 32, 16]'"),
     ],
 )
@@ -71,6 +70,26 @@ def test_a_long_list_of_modules_ends_in_a_count():
 
     with pytest.raises(KDError, match="; and 2 more"):
         _judge(nn.Sequential(*(Flipped(3 if n == 0 else 16, 16, 1) for n in range(5))))
+
+
+def test_a_network_that_gives_what_it_carries_from_layer_to_layer_is_refused():
+    """Tokens as wide as the output: only what is between the layers gets narrower."""
+
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch = nn.Conv2d(3, 32, 8, stride=8)
+            self.mix, self.widen, self.narrow = (
+                nn.Linear(*size) for size in ((32, 32), (32, 64), (64, 32))
+            )
+
+        def forward(self, image):
+            x = self.patch(image).flatten(2).transpose(1, 2)
+            x = x + self.mix(x)
+            return x + self.narrow(self.widen(x).relu())
+
+    with pytest.raises(KDError, match=r"patch \(it is an input or output of the network\)"):
+        _judge(Features())
 
 
 def test_a_width_of_one_asks_for_nothing():
@@ -177,7 +196,6 @@ def test_a_subclass_starts_anew_like_the_layer_itself(tmp_path):
     [
         (Masked, "Masked has tensors that a Conv2d has not (mask)"),
         (Remembering, "Remembering does not run at other widths"),
-        (Standardised, "for which there is no rule"),
     ],
 )
 def test_a_subclass_that_cannot_be_resized_safely_keeps_its_width(kind, why, tmp_path):

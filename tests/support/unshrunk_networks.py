@@ -84,16 +84,18 @@ class Encoder(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Columns of an image read one after the other: no rule resizes an LSTM."""
+    """Columns of an image read one after the other: no rule resizes a cell of one step."""
 
     def __init__(self, width: int = 32, classes: int = 4) -> None:
         super().__init__()
-        self.stem, self.cell = nn.Conv2d(3, width, 1), nn.LSTM(width, width, batch_first=True)
-        self.head = nn.Linear(width, classes)
+        self.stem = nn.Conv2d(3, width, 1)
+        self.cell, self.head = nn.GRUCell(width, width), nn.Linear(width, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        columns = self.stem(image).mean(2).transpose(1, 2)
-        return self.head(self.cell(columns)[0].mean(1))
+        state = None
+        for column in self.stem(image).mean(2).unbind(2):
+            state = self.cell(column, state)
+        return self.head(state)
 
 
 class HardCoded(nn.Module):
@@ -168,14 +170,6 @@ class Remembering(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         return y.view(len(y), self.count, *y.shape[2:])
-
-
-class Standardised(nn.Conv2d):
-    """Its weight is computed."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return self._conv_forward(x, weight, self.bias)
 
 
 def between(kind: type[nn.Conv2d]) -> nn.Module:

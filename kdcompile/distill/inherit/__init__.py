@@ -18,6 +18,7 @@ from kdcompile.distill.inherit.slicing import slice_weights
 from kdcompile.models.channel_groups import Channels, length
 from kdcompile.models.channels import trace
 from kdcompile.models.dropped import is_gone, members, tied
+from kdcompile.models.examples import Inputs, inputs_of
 from kdcompile.models.resize import BATCH_NORMS
 
 
@@ -25,7 +26,7 @@ def inherit(
     teacher: nn.Module,
     student: nn.Module,
     architecture: Mapping[str, Any],
-    crops: Sequence[Tensor],
+    crops: Sequence[Inputs],
     importance: str = "activation",
     loss: Loss | None = None,
 ) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def inherit(
         teacher: in inference mode, float32.
         student: of family `shrink`, on the teacher's device.
         architecture: the student's.
-        crops: normalised input batches [B, C, h, w].
+        crops: normalised input batches [B, C, h, w], or all the tensors of each.
         importance: `activation` or `taylor`, which needs `loss`.
         loss: of the teacher's output for a batch, given its index.
 
@@ -55,7 +56,7 @@ def inherit(
         )
     start = time.perf_counter()
     dropped = architecture.get("dropped", ())
-    channels = trace(teacher, (1, *crops[0].shape[1:]))
+    channels = trace(teacher, tuple(tensor[:1] for tensor in inputs_of(crops[0])))
     # a dropped block no longer reads its group; a dropped convolution stays until channels are
     # chosen: what it makes of its input is what the layers behind it must now find there
     _forget(channels, [name for name in dropped if name not in channels.layers])
@@ -80,7 +81,7 @@ def inherit(
     ]
     return {
         "importance": importance,
-        "images": sum(len(batch) for batch in crops),
+        "images": sum(len(inputs_of(batch)[0]) for batch in crops),
         "layers": layers,
         "sliced": [{"name": name, "why": reason} for name, reason in why.items()],
         "seconds": time.perf_counter() - start,
@@ -111,7 +112,7 @@ def _kept(
     teacher: nn.Module,
     channels: Channels,
     wanted: Mapping[int, int],
-    crops: Sequence[Tensor],
+    crops: Sequence[Inputs],
     importance: str,
     loss: Loss | None,
 ) -> dict[int, Tensor]:

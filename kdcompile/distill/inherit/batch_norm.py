@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdcompile.distill.inherit.solve import Gate
 
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @dataclass

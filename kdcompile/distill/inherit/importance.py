@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdcompile.distill.inherit.rows import grouped_weight, sample
 from kdcompile.models.channel_groups import Channels
+from kdcompile.models.examples import Inputs, inputs_of
 from kdcompile.models.resize import NORMS
 
 POSITIONS = 4096  # an image
@@ -55,21 +56,21 @@ def readers(channels: Channels, wanted: set[int]) -> list[Reader]:
     """Who reads the wanted groups; depthwise and normalising layers only pass channels on."""
     found = []
     for name, layer in channels.layers.items():
-        passes_on = issubclass(layer.kind, (*NORMS, nn.MultiheadAttention))
-        if passes_on or (layer.groups > 1 and layer.inputs == layer.outputs):
+        passes_on = issubclass(layer.kind, (*NORMS, nn.MultiheadAttention, nn.Embedding))
+        if passes_on or layer.is_depthwise:
             continue
         offset = 0
         for group, size, each in layer.inputs:
             root = channels.root(group)
             if root in wanted:
-                dim = -1 if issubclass(layer.kind, nn.Linear) else 1
+                dim = -1 if issubclass(layer.kind, (nn.Linear, nn.RNNBase)) else 1
                 found.append(Reader(name, root, offset, size, each, dim))
             offset += size * each
     return found
 
 
 def places(
-    teacher: nn.Module, crops: Sequence[Tensor], found: Sequence[Reader]
+    teacher: nn.Module, crops: Sequence[Inputs], found: Sequence[Reader]
 ) -> dict[int, list[Place]]:
     """The readers' views by group. Runs the teacher once over the crops."""
     moments: dict[Reader, list[Tensor]] = {}
@@ -85,7 +86,7 @@ def places(
 
     with torch.no_grad(), watched(teacher, found, look):
         for batch in crops:
-            teacher(batch)
+            teacher(*inputs_of(batch))
     views: dict[int, list[Place]] = {}
     for reader, (count, total, squares) in moments.items():
         mean = total / count
@@ -108,7 +109,7 @@ def _demand(module: nn.Module, reader: Reader) -> Tensor:
 
 
 def taylor(
-    teacher: nn.Module, crops: Sequence[Tensor], found: Sequence[Reader], loss: Loss
+    teacher: nn.Module, crops: Sequence[Inputs], found: Sequence[Reader], loss: Loss
 ) -> dict[int, Tensor]:
     """Scores [C] by group: |sum over places of a dL/da|, summed over readers and images."""
     scores: dict[int, Tensor] = {}
@@ -122,7 +123,10 @@ def taylor(
     with torch.enable_grad(), watched(teacher, found, look):
         for number, batch in enumerate(crops):
             seen.clear()
-            value = loss(teacher(batch.clone().requires_grad_(True)), number)
+            given = [t.clone() for t in inputs_of(batch)]
+            for tensor in given:
+                tensor.requires_grad_(tensor.is_floating_point())
+            value = loss(teacher(*given), number)
             inputs = [x for _, x in seen]
             gradients = torch.autograd.grad(value, inputs, allow_unused=True)
             for (reader, x), gradient in zip(seen, gradients, strict=True):

@@ -11,8 +11,6 @@ from kdcompile.models.channel_groups import Channels, Layout
 from kdcompile.models.channel_rules import operator_name
 from kdcompile.models.resize import module_widths
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
-
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -73,10 +71,11 @@ def layer_plans(
                 where=name,
                 fix='search again with this teacher, or set student.init = "random"',
             )
-        depthwise = layer.groups > 1 and layer.inputs == layer.outputs
         batch_norm, rectified = _after(channels, name)
         runs = len(channels.nodes[name])
-        plans.append(LayerPlan(name, inputs, outputs, depthwise, runs, batch_norm, rectified))
+        plans.append(
+            LayerPlan(name, inputs, outputs, layer.is_depthwise, runs, batch_norm, rectified)
+        )
     return plans
 
 

@@ -29,14 +29,21 @@ from kdcompile.distill.inherit.rows import (
     set_weight,
 )
 from kdcompile.distill.inherit.solve import Gate, Solution, fit
-from kdcompile.models.resize import BATCH_NORMS, LAST_NORMS, changes_forward, module_widths
+from kdcompile.models.examples import Inputs, inputs_of
+from kdcompile.models.resize import (
+    BATCH_NORMS,
+    LAST_NORMS,
+    WHOLE,
+    changes_forward,
+    module_widths,
+)
 
 if TYPE_CHECKING:
     from kdcompile.distill.inherit.attention import Heads
 
 ROWS_PER_UNKNOWN, FEWEST_ROWS, MOST_ROWS = 32, 8192, 32768  # of a layer's linear system
 MOST_VALUES = 2**26  # in it, 256 MiB
-UNSOLVED = (nn.GroupNorm, nn.MultiheadAttention)
+UNSOLVED = (nn.GroupNorm, *WHOLE)
 MOST_UNKNOWNS = 8192  # of an output; their second moments are 512 MiB in float64
 
 
@@ -54,12 +61,12 @@ class Target:
 
 
 def teacher_targets(
-    teacher: nn.Module, crops: Sequence[Tensor], plans: Sequence[LayerPlan]
+    teacher: nn.Module, crops: Sequence[Inputs], plans: Sequence[LayerPlan]
 ) -> tuple[dict[str, Target], dict[str, Moments]]:
     """One pass of the teacher: outputs at sampled positions, and inputs' moments of batch norms."""
     targets: dict[str, Target] = {}
     moments: dict[str, Moments] = {}
-    images = sum(len(batch) for batch in crops)
+    images = sum(len(inputs_of(batch)[0]) for batch in crops)
 
     def output(place: int, plan: LayerPlan, module: nn.Module, _: Any, y: Tensor) -> None:
         target = targets.setdefault(plan.name, Target())
@@ -86,7 +93,7 @@ def teacher_targets(
                 handle = module.register_forward_hook(partial(output, place, plan))
             hooks.enter_context(handle)
         for batch in crops:
-            teacher(batch)
+            teacher(*inputs_of(batch))
     return targets, moments
 
 
@@ -102,7 +109,7 @@ def _rows(module: nn.Module, inputs: int) -> int:
 def solve_layers(
     teacher: nn.Module,
     student: nn.Module,
-    crops: Sequence[Tensor],
+    crops: Sequence[Inputs],
     plans: Sequence[LayerPlan],
     heads: Sequence["Heads"] = (),
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -111,7 +118,7 @@ def solve_layers(
     Args:
         teacher: in inference mode.
         student: in inference mode, its weights sliced.
-        crops: input batches [B, C, h, w].
+        crops: input batches [B, C, h, w], or all the tensors of each.
         plans: in order of execution.
         heads: of attention, whose queries are to be scaled where they are smaller.
 
@@ -183,7 +190,7 @@ def _why_only_sliced(module: nn.Module, plan: LayerPlan, called: bool) -> str | 
 
 def _solve(
     student: nn.Module,
-    crops: Sequence[Tensor],
+    crops: Sequence[Inputs],
     plan: LayerPlan,
     target: Target,
     behind: BatchNorm | None,
@@ -218,7 +225,7 @@ def _solve(
 
 
 def _rows_at(
-    student: nn.Module, crops: Sequence[Tensor], plan: LayerPlan, target: Target
+    student: nn.Module, crops: Sequence[Inputs], plan: LayerPlan, target: Target
 ) -> tuple[Tensor, Tensor]:
     """The student's inputs [G, n, I/G * K] of a layer and the teacher's outputs [G, n, O/G]."""
     module = student.get_submodule(plan.name)
@@ -241,7 +248,7 @@ def nonfinite(where: str) -> KDError:
     )
 
 
-def input_at(student: nn.Module, name: str, batch: Tensor) -> Tensor:
+def input_at(student: nn.Module, name: str, batch: Inputs) -> Tensor:
     """What reaches a layer for a batch; nothing behind it is run."""
     found: list[Tensor] = []
 
@@ -251,5 +258,5 @@ def input_at(student: nn.Module, name: str, batch: Tensor) -> Tensor:
 
     hook = student.get_submodule(name).register_forward_pre_hook(stop)
     with hook, torch.no_grad(), suppress(_ReachedError):
-        student(batch)
+        student(*inputs_of(batch))
     return found[0]

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kdcompile.distill.inherit.layer_norm import norm_axis
-from kdcompile.distill.inherit.plan import TRANSPOSED
-from kdcompile.models.resize import LAST_NORMS
+from kdcompile.models.resize import LAST_NORMS, TRANSPOSED
 
 
 def groups(module: nn.Module) -> int:
@@ -24,6 +23,9 @@ def sample(total: int, count: int, seed: int) -> Tensor:
 
 def grouped_weight(module: nn.Module) -> Tensor:
     """The weight as [G, O/G, I/G, K], where K runs over the kernel's taps; a view or a copy."""
+    if isinstance(module, nn.RNNBase):  # what reads its input
+        first = [p.detach() for n, p in module.named_parameters() if n.startswith("weight_ih_l0")]
+        return torch.cat(first)[None, :, :, None]
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
     if isinstance(module, nn.Linear):
         return weight[None, :, :, None]
@@ -66,7 +68,7 @@ def input_rows(module: nn.Module, x: Tensor, picks: Tensor, space: Sequence[int]
         module: a convolution, transposed convolution, linear layer or norm of the last axis.
         x: its input.
         picks: positions, as in `output_rows`.
-        space: the output's height and width, or its length, or nothing.
+        space: the output's sizes behind its channels; nothing of a linear layer.
 
     Returns:
         [G, n, I/G * K], the order of `grouped_weight`.
@@ -74,11 +76,13 @@ def input_rows(module: nn.Module, x: Tensor, picks: Tensor, space: Sequence[int]
     if isinstance(module, (nn.Linear, *LAST_NORMS)):
         return output_rows(x, picks, is_last(module)).unsqueeze(0)
     image, place = _divided(picks, torch.Size(space).numel())
-    planar = x if x.ndim == 4 else x.unsqueeze(2)
-    row, column = _divided(place, space[-1])
+    places: list[Tensor] = []  # along each axis
+    for size in reversed(space):
+        place, rest = _divided(place, size)
+        places.insert(0, rest)
     gather = _transposed_patches if isinstance(module, TRANSPOSED) else _patches
-    taps = gather(module, planar, image, (row, column))  # [n, kh, kw, I]
-    flat = taps.flatten(1, 2).transpose(1, 2)  # [n, I, K]
+    taps = gather(module, x, image, places)  # [n, *kernel, I]
+    flat = taps.flatten(1, -2).transpose(1, 2)  # [n, I, K]
     return flat.reshape(len(picks), groups(module), -1).transpose(0, 1)
 
 
@@ -86,45 +90,48 @@ def _divided(index: Tensor, by: int) -> tuple[Tensor, Tensor]:
     return index.div(by, rounding_mode="floor"), index % by
 
 
-def _pairs(module: nn.Module, name: str) -> list[int]:
-    """A per-axis setting for two axes; that of a 1-d convolution is its second axis."""
-    values = [int(v) for v in getattr(module, name)]
-    return values if len(values) == 2 else [0 if name == "padding" else 1, *values]
+def _settings(module: nn.Module, *names: str) -> list[Sequence[int]]:
+    """Settings of a convolution that have a number for each axis."""
+    return [getattr(module, name) for name in names]
 
 
-def _patches(module: nn.Module, x: Tensor, image: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
-    kernel, stride, dilation = (_pairs(module, n) for n in ("kernel_size", "stride", "dilation"))
+def _taps(x: Tensor, image: Tensor, at: Sequence[Tensor]) -> Tensor:
+    """The channels [n, *kernel, I] at positions [n, k] along each axis of some images [n]."""
+    spread = [_spread(one, axis, len(at)) for axis, one in enumerate(at)]
+    index = [image.reshape(-1, *[1] * len(at)), *spread]
+    return x.movedim(1, -1)[tuple(index)]
+
+
+def _spread(at: Tensor, axis: int, axes: int) -> Tensor:
+    """Positions [n, k] along an axis, as [n, 1, k, 1] for the second of three."""
+    shape = [len(at), *[1] * axes]
+    shape[1 + axis] = at.shape[1]
+    return at.reshape(shape)
+
+
+def _patches(module: nn.Module, x: Tensor, image: Tensor, places: Sequence[Tensor]) -> Tensor:
     mode = str(module.padding_mode)
     margin = list(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
-    if mode == "zeros":
-        x = pad(x, margin)
-    elif x.shape[2] == 1 and len(margin) == 2:
-        x = pad(x.squeeze(2), margin, mode=mode).unsqueeze(2)
-    else:
-        x = pad(x, margin, mode=mode)
+    x = pad(x, margin, mode="constant" if mode == "zeros" else mode)
+    settings = _settings(module, "stride", "kernel_size", "dilation")
     at = [
-        (p[:, None] * s + torch.arange(k, device=x.device) * d)
-        for p, s, k, d in zip(place, stride, kernel, dilation, strict=True)
+        p[:, None] * s + torch.arange(k, device=x.device) * d
+        for p, s, k, d in zip(places, *settings, strict=True)
     ]
-    return x.permute(0, 2, 3, 1)[image[:, None, None], at[0][:, :, None], at[1][:, None, :]]
+    return _taps(x, image, at)
 
 
 def _transposed_patches(
-    module: nn.Module, x: Tensor, image: Tensor, place: tuple[Tensor, Tensor]
+    module: nn.Module, x: Tensor, image: Tensor, places: Sequence[Tensor]
 ) -> Tensor:
     """An output reads input (o + padding - k * dilation) / stride where that is a whole number."""
-    settings = zip(
-        place,
-        x.shape[2:],
-        *(_pairs(module, n) for n in ("kernel_size", "stride", "dilation", "padding")),
-        strict=True,
-    )
-    at, inside = [], []
-    for p, extent, kernel, stride, dilation, padding in settings:
+    settings = _settings(module, "kernel_size", "stride", "dilation", "padding")
+    at, inside = [], torch.ones((), dtype=torch.bool, device=x.device)
+    for axis, (p, extent) in enumerate(zip(places, x.shape[2:], strict=True)):
+        kernel, stride, dilation, padding = (setting[axis] for setting in settings)
         scaled = p[:, None] + padding - torch.arange(kernel, device=x.device) * dilation
         source, rest = _divided(scaled, stride)
-        inside.append((rest == 0) & (source >= 0) & (source < extent))
+        valid = (rest == 0) & (source >= 0) & (source < extent)
+        inside = inside & _spread(valid, axis, len(places))
         at.append(source.clamp(0, extent - 1))
-    found = x.permute(0, 2, 3, 1)[image[:, None, None], at[0][:, :, None], at[1][:, None, :]]
-    made: Tensor = found * (inside[0][:, :, None] & inside[1][:, None, :]).unsqueeze(-1)
-    return made
+    return _taps(x, image, at) * inside.unsqueeze(-1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdcompile.distill.inherit.plan import LayerPlan
 from kdcompile.distill.inherit.rows import grouped_weight, set_weight
-from kdcompile.models.resize import NORMS
+from kdcompile.models.resize import NORMS, WHOLE, output_parameters
 
 
 def slice_weights(
@@ -31,14 +31,19 @@ def slice_weights(
     done: set[str] = set()
     for plan in plans:
         source = teacher.get_submodule(plan.name)
-        if isinstance(source, nn.MultiheadAttention):
-            done |= _slice_attention(theirs, mine, plan)
+        if isinstance(source, WHOLE):
+            slice_whole = next(made for kind, made in _WHOLE.items() if isinstance(source, kind))
+            done |= slice_whole(theirs, mine, plan)
             continue
         for kind in ("weight", "bias", "running_mean", "running_var"):
             name = f"{plan.name}.{kind}"
             if name in theirs and (kind != "weight" or isinstance(source, NORMS)):
                 mine[name].copy_(theirs[name][plan.outputs.to(theirs[name].device)])
                 done.add(name)
+        for extra in output_parameters(source):
+            name = f"{plan.name}.{extra}"
+            mine[name].copy_(theirs[name][plan.outputs.to(theirs[name].device)])
+            done.add(name)
         if not isinstance(source, NORMS):
             kept = sliced(grouped_weight(source), plan)
             set_weight(student.get_submodule(plan.name), kept)
@@ -72,6 +77,41 @@ def _slice_attention(
     return done
 
 
+def _slice_recurrent(
+    theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], plan: LayerPlan
+) -> set[str]:
+    """Copy an LSTM, a GRU or torch's plain recurrent layer: its hidden units, gate by gate."""
+    found = [n for n in theirs if n.startswith(f"{plan.name}.") and n in mine]
+    size = theirs[f"{plan.name}.weight_hh_l0"].shape[1]
+    for name in found:
+        kept = theirs[name]
+        units = plan.outputs.to(kept.device)
+        rows = [units + start for start in range(0, len(kept), size)]
+        kept = kept[torch.cat(rows)]
+        if kept.ndim == 2:
+            columns = plan.inputs.to(kept.device) if ".weight_ih_l0" in name else units
+            # a layer behind the first reads both directions of the one before
+            count = 1 if ".weight_ih_l0" in name else kept.shape[1] // size
+            kept = kept[:, torch.cat([columns + n * size for n in range(count)])]
+        mine[name].copy_(kept)
+    return {*found}
+
+
+def _slice_table(
+    theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], plan: LayerPlan
+) -> set[str]:
+    name = f"{plan.name}.weight"
+    mine[name].copy_(theirs[name][:, plan.outputs.to(theirs[name].device)])
+    return {name}
+
+
+_WHOLE = {
+    nn.MultiheadAttention: _slice_attention,
+    nn.RNNBase: _slice_recurrent,
+    nn.Embedding: _slice_table,
+}
+
+
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in (*module.named_parameters(), *module.named_buffers())}
 
@@ -80,7 +120,7 @@ def sliced(weight: Tensor, plan: LayerPlan) -> Tensor:
     """The kept part of a weight [G, O/G, I/G, K]."""
     outputs, inputs = plan.outputs.to(weight.device), plan.inputs.to(weight.device)
     if plan.depthwise:
-        return weight[outputs]
+        return weight[inputs]
     count, width, depth = weight.shape[:3]
     rows = outputs.reshape(count, -1) % width
     columns = inputs.reshape(count, -1) % depth

@@ -254,7 +254,7 @@ class Part:
         groups, macs, kind = kernel.groups, kernel.macs, kernel.kind
         if self.layer is not None:
             if self.layer.groups > 1:
-                groups = inner if self.layer.inputs == self.layer.outputs else groups
+                groups = inner if self.layer.is_depthwise else groups
                 kind = _kind(kernel, groups, inner)
             product = outer * inner // groups
             macs = macs // self.product * product

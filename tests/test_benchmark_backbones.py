@@ -1,0 +1,80 @@
+"""benchmarks/backbones.py on a network by hand, and the page that is made of its rows."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROWS = ("network", "budget")
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = {*sys.modules}
+    import backbones
+    import backbones_page
+
+    yield backbones, backbones_page
+    for name in {*sys.modules} - before:
+        if (BENCHMARKS / f"{name}.py").is_file():
+            del sys.modules[name]
+
+
+def _kept(page):
+    return [*page.csv_tables.kept(page.RESULTS, ROWS).values()]
+
+
+def test_a_row_prices_exports_and_runs_the_student(scripts, monkeypatch):
+    backbones, _ = scripts
+    import hand_networks
+
+    monkeypatch.setattr(backbones, "network", lambda _: hand_networks.network("two_inputs"))
+    with torch.no_grad():
+        row = backbones.row("hand:two_inputs", "width 0.5")
+    assert list(row) == list(backbones.COLUMNS)
+    assert 0.25 < float(row["share"]) < 0.3
+    assert float(row["student_macs_m"]) < 0.3 * float(row["macs_m"])
+    assert float(row["student_ms"]) < float(row["ms"])
+    assert (row["exported"], row["ort"], row["refused"], row["frozen"]) == ("yes", "yes", "", "")
+    assert 0 < float(row["parity"]) < 1e-5
+
+
+def test_the_page_is_that_of_the_kept_rows(scripts):
+    _, page = scripts
+    assert page.PAGE.read_text() == page.page(_kept(page)), "python benchmarks/backbones_page.py"
+
+
+def test_nine_in_ten_get_as_small_as_half_the_width_should_make_them(scripts):
+    """The others are refused by name, or keep little more; none keeps what it had."""
+    backbones, page = scripts
+    rows = [row for row in _kept(page) if row["budget"] == page.WIDTH and not row["skipped"]]
+    assert len(rows) >= 60
+    assert {row["network"] for row in rows} == {*backbones.names()}
+    small = [row for row in rows if float(row["share"]) <= page.SMALL]
+    assert len(small) >= 0.9 * len(rows)
+    assert all(row["refused"] for row in rows if float(row["share"]) > 0.55)
+    assert all(float(row["parity"]) < 1e-4 for row in rows)
+
+
+def test_a_page_tells_what_was_refused_frozen_not_exported_and_not_tried(scripts):
+    _, page = scripts
+    good = dict(_kept(page)[0], network="a:good", budget=page.WIDTH, frozen="", refused="")
+    wide = dict(good, network="a:wide", share="0.7", refused="0.5 was requested: x (why)")
+    held = dict(good, network="a:held", frozen="x (one); y (two); z (three); and 4 more")
+    lost = dict(good, network="a:lost", exported="no: export-leftover: a tensor")
+    absent = dict(good, network="a:absent", skipped="no package timm")
+    text = page.page([good, wide, held, lost, absent])
+    assert "3 of 4 networks keep at most 35%" in text
+    assert "(`student-not-smaller`): 1;" in text
+    assert "Students that the compiler exports: 3." in text
+    assert "| a:wide |" in text
+    assert "0.7, refused" in text
+    assert "- a:wide, refused: 0.5 was requested: x (why)" in text
+    assert "- a:held, frozen: x (one); y (two); z (three); and 4 more" in text
+    assert "- a:lost, not exported: export-leftover: a tensor" in text
+    assert "Not tried: a:absent (no package timm)." in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| a:held"))
+    assert line.split("|")[8].strip() == "7"
