@@ -9,13 +9,13 @@ from tiny_recipes import CLASSES, classes
 from torch import nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.distill.feature_maps import feature_maps
 from kdcompile.distill.qad import make_quantisable
 from kdcompile.distill.qad_modules import quantiser_of
-from kdcompile.distill.feature_maps import feature_maps
 from kdcompile.distill.tap_pairs import resolve_taps
 from kdcompile.distill.taps import Rewired, Tapped
-from kdcompile.distill.views import PLAIN, View
 from kdcompile.distill.train import Trainer
+from kdcompile.distill.views import PLAIN
 
 TOKENS = 16
 

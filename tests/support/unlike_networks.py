@@ -50,7 +50,7 @@ def cnn(width=4, outputs=3, channels=1):
         nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(),
         nn.Conv2d(2 * width, 4 * width, 3, 2, 1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, outputs),
+        nn.Flatten(), nn.Linear(64 * width, outputs),
     )
 '''
 _made: dict = {}
