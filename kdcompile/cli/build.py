@@ -61,16 +61,21 @@ def plan(spec: str | None, label: int | None, as_json: bool, **given: Any) -> No
 
     Exit 1 where the target would refuse it.
     """
-    from kdcompile import api
     from kdcompile.passes import label as labels
-    from kdcompile.passes.show import lines
 
+    work = planned(spec, **given)
     if label is not None:
-        work = planned(spec, **given)
         show(labels.to_label(work, label), as_json, labels.lines)
         return
-    found = api.plan(spec, **given)
-    show(found.to_json(), as_json, lines)
+    from kdcompile.passes.plan_text import body_of, head_of
+
+    if not as_json:
+        echo_text("\n".join(head_of(work)))
+        sys.stdout.flush()  # loading and tracing networks takes a while
+    from kdcompile.passes.show import describe
+
+    found = describe(work)
+    show(found.to_json(), as_json, body_of)
     if found.is_refused:
         sys.exit(EXIT_FIXABLE)
 
