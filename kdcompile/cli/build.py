@@ -67,15 +67,13 @@ def plan(spec: str | None, label: int | None, as_json: bool, **given: Any) -> No
     if label is not None:
         show(labels.to_label(work, label), as_json, labels.lines)
         return
-    from kdcompile.passes.plan_text import body_of, head_of
+    from kdcompile.passes.plan_text import lines
 
-    if not as_json:
-        echo_text("\n".join(head_of(work)))
-        sys.stdout.flush()  # loading and tracing networks takes a while
-    from kdcompile.passes.show import describe
+    tell(f"plan: {work.spec.path} for {work.target.full_name}")
+    from kdcompile.passes.show import describe  # loads torch, which takes a while
 
     found = describe(work)
-    show(found.to_json(), as_json, body_of)
+    show(found.to_json(), as_json, lines)
     if found.is_refused:
         sys.exit(EXIT_FIXABLE)
 

@@ -1,38 +1,26 @@
-"""The plan as text: its first lines before a network is loaded, and the rest."""
+"""The plan as text."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from kdcompile.core.backends import find
-from kdcompile.passes.manager import Plan
 from kdcompile.tasks.metric import GAMES
 
 
-def head_of(plan: Plan) -> list[str]:
-    """The first lines: what is planned, known before anything is loaded for it."""
-    target = plan.target
-    software = target.backend or target.tensorrt
-    backend = " ".join(filter(None, (find(target.runtime).title, software)))
-    return [
-        f"spec    {plan.spec.path}",
-        f"target  {target.full_name}: {target.title}, {backend}",
-        *_board_lines(board_facts(plan)),
-        f"opset   {target.max_opset} (IR {target.ir_version})",
+def lines(plan: Mapping[str, Any]) -> list[str]:
+    """A `Planned`, as JSON values, as text."""
+    target = plan["target"]
+    software = target["backend"] or target["tensorrt"]
+    backend = " ".join(filter(None, (find(target["runtime"]).title, software)))
+    text = [
+        f"spec    {plan['spec']}",
+        f"target  {target['full_name']}: {target['title']}, {backend}",
+        *_board_lines(plan["board"]),
+        f"opset   {target['max_opset']} (IR {target['ir_version']})",
+        "",
+        "step       state    key, or why it is to do",
     ]
-
-
-def board_facts(plan: Plan) -> dict[str, Any] | None:
-    """What is known of the place that builds, as JSON values."""
-    if plan.board is None:
-        return None
-    own = {name: getattr(plan.board, name) for name in ("label", "machine", "evidence")}
-    return own | dict(plan.board.facts)
-
-
-def body_of(plan: Mapping[str, Any]) -> list[str]:
-    """What follows the first lines, of a `Planned` as JSON values."""
-    text = ["", "step       state    key, or why it is to do"]
     for step in plan["steps"]:
         first, *more = [step["key"][:12]] if step["key"] else step["why"]
         text.append(f"{step['stage']:<10} {'cached' if step['key'] else 'to do':<8} {first}")

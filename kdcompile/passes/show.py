@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdcompile.config.gates import fraction
+from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.check import check_data
@@ -14,7 +15,6 @@ from kdcompile.data.splits import Splits, judged, load_splits
 from kdcompile.gates.accuracy import AccuracyGate
 from kdcompile.gates.registry import Decidable, decidable
 from kdcompile.passes.manager import Plan
-from kdcompile.passes.plan_text import board_facts
 from kdcompile.passes.refusals import (
     met_by,
     refuse_networks,
@@ -131,7 +131,7 @@ def describe(plan: Plan) -> Planned:
     return Planned(
         spec=str(plan.spec.path),
         target=plan.target,
-        board=board_facts(plan),
+        board=None if plan.board is None else _board(plan.board),
         steps=[PlannedStep(**step_of(plan, name, found)) for name in STAGES],
         estimate=search,
         stopped=stopped,
@@ -161,6 +161,11 @@ def _search(plan: Plan) -> tuple[dict[str, Any] | None, Stopped | None]:
         if not any(violation.effect == "refused" for violation in met_by(plan)):
             raise
         return None, Stopped(error.code, error.message, error.where, error.fix)
+
+
+def _board(board: Board) -> dict[str, Any]:
+    own = {name: getattr(board, name) for name in ("label", "machine", "evidence")}
+    return own | dict(board.facts)
 
 
 def _photos(

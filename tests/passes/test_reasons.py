@@ -10,7 +10,7 @@ from kdcompile.config.distill import INHERITED_RATE
 from kdcompile.core import logs
 from kdcompile.passes import why
 from kdcompile.passes.keys import covered
-from kdcompile.passes.plan_text import body_of
+from kdcompile.passes.plan_text import lines
 from kdcompile.passes.show import step_of
 from kdcompile.passes.stages import STAGES
 from kdcompile.passes.why import NEVER, UNSEEN, drop_unused, reasons
@@ -175,7 +175,7 @@ def test_the_plan_as_text_and_as_values(folder):
         "metric": "mae", "margin": None,
         "target": plan.target.to_json() | {"full_name": plan.target.full_name},
     }  # fmt: skip
-    text = body_of(described)
+    text = lines(described)
     assert "distill    to do    data: images/001.png changed" in text
     assert f"{'':<19} after teacher" in text
     assert "warning    mostly padding" in text

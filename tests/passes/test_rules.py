@@ -17,7 +17,7 @@ from kdcompile.config.load import load_spec
 from kdcompile.config.template import init_example
 from kdcompile.core.store import Artifact
 from kdcompile.latency_model.kernels import operators_of
-from kdcompile.passes.plan_text import body_of
+from kdcompile.passes.plan_text import lines
 from kdcompile.passes.refusals import OPERATORS, asked_of, met_by, student_network
 from kdcompile.passes.stages import STAGES
 
@@ -55,7 +55,7 @@ def test_a_precision_that_the_target_lacks_is_explained_and_nothing_is_priced(fo
     assert rule["fix"]
     assert told["estimate"] is None
     assert told["stopped"]["code"] == "target-precision"
-    text = "\n".join(body_of(told))
+    text = "\n".join(lines(told))
     assert "refused    fp8-arithmetic: fp8 arithmetic begins with" in text
     assert "no costs: the search stops with target-precision" in text
     assert f"fix:   {rule['fix']}" in text
@@ -72,7 +72,7 @@ def test_a_plan_without_limits_says_so(folder):
     told = json.loads(found.stdout)
     assert (told["rules"], told["stopped"]) == ([], None)
     assert told["rules_on_operators"]
-    assert "limits     none: " in "\n".join(body_of(told))
+    assert "limits     none: " in "\n".join(lines(told))
 
 
 def test_the_costs_are_at_the_precisions_that_the_speed_up_compares(folder):
@@ -80,7 +80,7 @@ def test_the_costs_are_at_the_precisions_that_the_speed_up_compares(folder):
     told = json.loads(found.stdout)
     estimate = told["estimate"]
     assert (estimate["teacher_precision"], estimate["precision"]) == ("fp16", "int8")
-    text, rows = "\n".join(body_of(told)), (("teacher", "fp16"), ("student", "int8"))
+    text, rows = "\n".join(lines(told)), (("teacher", "fp16"), ("student", "int8"))
     teacher, student = (
         float(re.search(rf"^{name} .* ([\d.e-]+) ms at {precision} ", text, re.M)[1])
         for name, precision in rows
@@ -95,7 +95,7 @@ def test_a_student_that_is_still_to_be_searched_for_costs_nothing_to_plan(folder
     told = json.loads(found.stdout)
     assert (told["estimate"], told["stopped"], told["rules_on_operators"]) == (None, None, False)
     assert {step["stage"]: step["key"] for step in told["steps"]}["search"] is None
-    text = "\n".join(body_of(told))
+    text = "\n".join(lines(told))
     assert "no costs yet: kdcompile search finds the student" in text
     assert "known once `search` has run" in text
     refused = run(folder, *sets, "--set", "quantize.precision=fp8", "--json")
