@@ -64,15 +64,18 @@ def plan(spec: str | None, label: int | None, as_json: bool, **given: Any) -> No
 
     Exit 1 where the target would refuse it.
     """
-    from kdcompile import api
     from kdcompile.passes import label as labels
-    from kdcompile.passes.show import lines
 
+    work = planned(spec, **given)
     if label is not None:
-        work = planned(spec, **given)
         show(labels.to_label(work, label), as_json, labels.lines)
         return
-    found = api.plan(spec, **given)
+    from kdcompile.passes.plan_text import lines
+
+    tell(f"plan: {work.spec.path} for {work.target.full_name}")
+    from kdcompile.passes.show import describe  # loads torch, which takes a while
+
+    found = describe(work)
     show(found.to_json(), as_json, lines)
     if found.is_refused:
         sys.exit(EXIT_FIXABLE)

@@ -94,8 +94,15 @@ class Data(Closed):
         return self
 
 
+SMALLER = 1 - 2.0**-40  # share of the parameters of any student with fewer than the teacher
+
+
 class Budget(Closed):
-    """Exactly one of four ways to say how small the student must be."""
+    """Exactly one of four ways to say how small the student must be.
+
+    `width` is a share of the teacher's channels, and of its parameters where the student is of
+    another family; 1 asks for nothing.
+    """
 
     speedup: float | None = Field(default=None, gt=1)
     latency_ms: float | None = Field(default=None, gt=0)
@@ -124,9 +131,13 @@ class Student(Closed):
     @model_validator(mode="before")
     @classmethod
     def _own_student_starts_by_itself(cls, given: Any) -> Any:
-        """A student of the user's own shares no channels with the teacher."""
+        """A student of another family shares no channels with the teacher.
+
+        Without a budget it must have fewer parameters, or, where it is deployed already, nothing.
+        """
         if isinstance(given, dict) and ":" in str(given.get("family", "")):
-            return {"init": "file" if given.get("weights") else "random", **given}
+            init, width = ("file", 1.0) if given.get("weights") else ("random", SMALLER)
+            return {"init": init, "budget": {"width": width}, **given}
         return given
 
     @property
@@ -140,7 +151,7 @@ class Student(Closed):
             raise ValueError('init = "file" and weights = "..." go together')
         derived = self.family in ("shrink", "search")
         if not derived and ":" not in self.family:
-            raise ValueError('use "shrink", "search" or "module:factory"')
+            raise ValueError('use "shrink", "search", "timm:NAME" or "module:factory"')
         if not derived and self.init == "inherit":
             raise ValueError('init = "inherit" needs family "shrink" or "search"')
         if self.family == "search" and self.budget.width is not None:

@@ -69,7 +69,8 @@ def factory_sources(name: str, folder: Path) -> list[Path]:
             "factory-missing",
             f"there is no installed module {module_name!r}",
             where=f"{name} of the spec in {folder}",
-            fix="install its package here, or name a file next to the spec, such as model.py:build",
+            fix=f"install its package here, pip install {module_name.partition('.')[0]}, or name a "
+            "file next to the spec, such as model.py:build",
         )
     own = package.name == "kdcompile"
     places = map(Path, () if own else package.submodule_search_locations or ())

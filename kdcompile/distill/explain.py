@@ -10,10 +10,11 @@ from typing import Any
 from kdcompile.config.distill import Ramp
 from kdcompile.config.spec import Spec
 from kdcompile.data.splits import load_splits
+from kdcompile.distill.feature_maps import FeatureMap, feature_maps
 from kdcompile.distill.phase import StageRun
 from kdcompile.distill.schedule import StagePlan, stage_plans, stage_steps
-from kdcompile.distill.taps import feature_shapes
 from kdcompile.distill.train import Trainer
+from kdcompile.distill.views import PLAIN, View
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 
@@ -67,12 +68,13 @@ def _stage(plan: StagePlan, run: StageRun, steps: int | None) -> dict[str, Any]:
     options = plan.options
     example = run.setting.example(options.crop)
     with run.setting.autocast():
-        shapes_t = feature_shapes(run.setting.teacher, example)
-        shapes_s = feature_shapes(run.setting.student, example)
+        maps_t = feature_maps(run.setting.teacher, example)
+        maps_s = feature_maps(run.setting.student, example)
     taps = [
         {
-            "teacher": [tap.teacher, *shapes_t[tap.teacher]],
-            "student": [tap.student, *shapes_s[tap.student]],
+            "teacher": [tap.teacher, *_shape(maps_t[tap.teacher], tap.teacher_view)],
+            "student": [tap.student, *_shape(maps_s[tap.student], tap.student_view)],
+            "compared_at": tap.student_view.size,
         }
         for tap in run.taps
     ]
@@ -96,6 +98,13 @@ def _stage(plan: StagePlan, run: StageRun, steps: int | None) -> dict[str, Any]:
     }
 
 
+def _shape(found: FeatureMap, view: View) -> tuple[int, ...]:
+    """Channels and size, of tokens in their grid where that is how they are compared."""
+    if view == PLAIN or found.size is None:
+        return found.shape
+    return found.channels, *found.size
+
+
 def _plain(weight: float | Ramp) -> Any:
     return weight.model_dump() if isinstance(weight, Ramp) else weight
 
@@ -114,7 +123,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f"  teacher outputs cached: {stage['teacher_cache']}",
         ]
         for tap in stage["taps"]:
-            text.append(f"  tap      {_map(tap['teacher'])} <- {_map(tap['student'])}")
+            size = "x".join(map(str, tap["compared_at"] or ()))
+            averaged = f", averaged to {size}" if size else ""
+            text.append(f"  tap      {_map(tap['teacher'])} <- {_map(tap['student'])}{averaged}")
         for name, shape in stage["adapters"].items():
             text.append(f"  adapter  {name} {'x'.join(map(str, shape))}")
         balanced = " (times the balance of gradients)" if stage["balance"] == "gradient" else ""

@@ -16,7 +16,8 @@ from kdcompile.distill.qad_modules import trained
 from kdcompile.distill.recipe import Recipe, RecipeContext
 from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.schedule import StagePlan, TermWeights, gradient_norms, learning_rate
-from kdcompile.distill.taps import Tap, Tapped, find_taps
+from kdcompile.distill.tap_pairs import find_taps
+from kdcompile.distill.taps import Tap, Tapped
 from kdcompile.distill.teacher_cache import (
     TeacherCache,
     cache_problem,
@@ -58,13 +59,22 @@ class StageRun:
         self.objective = self._make_objective()
         kind = find_recipe(options.recipe)
         self.taps: list[Tap] = find_taps(setting, options) if kind.needs_taps else []
-        self._teacher = Tapped(setting.teacher, [tap.teacher for tap in self.taps])
+        self._teacher = Tapped(
+            setting.teacher,
+            [tap.teacher for tap in self.taps],
+            [tap.teacher_view for tap in self.taps],
+        )
         self._look: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = self._teacher
         self._context = self._make_context()
         with self._random_of_its_own():
             recipe = kind(self.taps, options, self.objective)
             recipe.prepare(self._context)
-        student = Tapped(setting.student, [tap.student for tap in self.taps], blocks=plan.blocks)
+        student = Tapped(
+            setting.student,
+            [tap.student for tap in self.taps],
+            [tap.student_view for tap in self.taps],
+            blocks=plan.blocks,
+        )
         self.trainable = Trainable(student, recipe.to(self.device))
         self._fit()
         self._plain = self._parallel()
@@ -168,7 +178,7 @@ class StageRun:
                 self.recipe.learn(self._context)
             self._has_learnt = True
         if self.cache_note is None:
-            names = [tap.teacher for tap in self.taps]
+            seen = [(tap.teacher, tap.teacher_view) for tap in self.taps]
             self.cache, self.cache_note = make_cache(
                 self.look,
                 self.sampler,
@@ -176,7 +186,7 @@ class StageRun:
                 self.plan.options.batch,
                 self.plan.options.teacher_cache_mb * 10**6,
                 self.setting.work,
-                f"{network_digest(self.setting.teacher)} {names}",
+                f"{network_digest(self.setting.teacher)} {seen}",
             )
         self.choose(known)
 

@@ -37,6 +37,34 @@ FROZEN_FROM = 0.5  # share of the quantised steps, where scales are observed
 RECORD_PHOTOS = 16
 
 
+def refuse_qad(spec: Spec) -> None:
+    """Refuse to train for int8 a student of another precision, or in no step.
+
+    Raises:
+        KDError: `qad-precision` or `qad-steps`.
+    """
+    if not spec.quantize.qad:
+        return
+    if spec.quantize.precision not in ("auto", "int8", "mixed"):
+        raise KDError(
+            "qad-precision",
+            f"quantize.qad trains for int8, and quantize.precision is {spec.quantize.precision}",
+            where="[quantize] qad",
+            fix='set quantize.qad = false, or quantize.precision = "int8"',
+        )
+    if spec.distill.steps == 0:
+        raise _no_steps()
+
+
+def _no_steps() -> KDError:
+    return KDError(
+        "qad-steps",
+        "quantisation-aware distillation has no step to train in",
+        where="[distill] steps",
+        fix="set distill.steps to 1 or more, or quantize.qad = false",
+    )
+
+
 def make_quantisable(spec: Spec, student: nn.Module, side: int) -> list[QadLayer]:
     """Attach a quantiser to a student, in place, where the spec asks for one; it is off.
 
@@ -50,13 +78,7 @@ def make_quantisable(spec: Spec, student: nn.Module, side: int) -> list[QadLayer
     """
     if not spec.quantize.qad:
         return []
-    if spec.quantize.precision not in ("auto", "int8", "mixed"):
-        raise KDError(
-            "qad-precision",
-            f"quantize.qad trains for int8, and quantize.precision is {spec.quantize.precision}",
-            where="[quantize] qad",
-            fix='set quantize.qad = false, or quantize.precision = "int8"',
-        )
+    refuse_qad(spec)
     device = next(student.parameters()).device
     example = torch.zeros(1, spec.export.profile[1][1], side, side, device=device)
     layers = find_layers(student, example)
@@ -77,12 +99,7 @@ class Qad:
 
     def __init__(self, setting: "TrainingContext", total: int, done: int = 0) -> None:
         if total == 0:
-            raise KDError(
-                "qad-steps",
-                "quantisation-aware distillation has no step to train in",
-                where="[distill] steps",
-                fix="set distill.steps to 1 or more, or quantize.qad = false",
-            )
+            raise _no_steps()
         self._setting, self._options = setting, setting.spec.quantize
         self.start = min(total - 1, round(total * self._options.qad_start))
         self._frozen = self.start + FROZEN_FROM * (total - self.start)

@@ -174,18 +174,10 @@ class Recipe(nn.Module, ABC):
         """
         super().__init__()
         self.refuse_task(objective.kind)
+        self.refuse_terms(objective, options)
         known = self.defaults(objective, options.reduction)
         self.weights = {**known, **options.weights}
         self.objective, self.options = objective, options
-        unknown = set(options.weights) - set(known)
-        if unknown:
-            name = sorted(unknown)[0]
-            raise KDError(
-                "recipe-term",
-                f"recipe {self.about.name} has no term {name!r}" + nearest(name, known),
-                where="[distill.weights]",
-                fix=f"one of {', '.join(known)}",
-            )
 
     @classmethod
     def refuse_task(cls, kind: str) -> None:
@@ -202,6 +194,36 @@ class Recipe(nn.Module, ABC):
                 where="[distill] recipe",
                 fix="use kd or none; kdcompile recipes describes them",
             )
+
+    @classmethod
+    def refuse_terms(cls, objective: AnyObjective, options: Distill) -> None:
+        """Refuse a weight of a term that there is not.
+
+        Raises:
+            KDError: `recipe-term`.
+        """
+        known = cls.defaults(objective, options.reduction)
+        unknown = set(options.weights) - set(known)
+        if unknown:
+            name = sorted(unknown)[0]
+            raise KDError(
+                "recipe-term",
+                f"recipe {cls.about.name} has no term {name!r}" + nearest(name, known),
+                where="[distill.weights]",
+                fix=f"one of {', '.join(known)}",
+            )
+
+    @classmethod
+    def refuse_labels(cls, labels: Sequence[float], classes: int | None) -> None:
+        """Refuse labels of training images from which the recipe cannot learn.
+
+        Args:
+            labels: one an image.
+            classes: outputs of a teacher of classes; None for other tasks.
+
+        Raises:
+            KDError: what the recipe needs is not there.
+        """
 
     @classmethod
     def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:

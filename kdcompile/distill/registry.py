@@ -13,10 +13,11 @@ from kdcompile.config.spec import Spec
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.objective import AnyObjective, Objective
+from kdcompile.distill.objective import AnyObjective, Objective, objective_of
 from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext, refuse_unmet
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.taps import Tap
+from kdcompile.distill.teacher_cache import cache_problem
 from kdcompile.tasks.task import task_of
 
 # methods of the library that are no loss: where each is
@@ -82,12 +83,15 @@ def refuse_recipes(spec: Spec) -> None:
     """Refuse recipes that a spec's task or fields cannot serve, before anything is spent.
 
     Raises:
-        KDError: `recipe-unknown`, `recipe-combine`, `recipe-task` or `recipe-needs`.
+        KDError: `recipe-unknown`, `recipe-combine`, `recipe-task`, `recipe-needs`, `recipe-term`
+            or `cache-mixed`.
     """
     for plan in stage_plans(spec.distill):
         kind = find_recipe(plan.options.recipe)
         kind.refuse_task(task_of(spec).like)
         refuse_unmet(kind.about.name, kind.needs, spec)
+        kind.refuse_terms(objective_of(task_of(spec)), plan.options)
+        cache_problem(kind, plan.options)
 
 
 def any_recipe(spec: Spec, wants: Callable[[type[Recipe]], bool]) -> bool:
@@ -111,6 +115,12 @@ class Combined(Recipe):
             known = kind.defaults(objective, options.reduction)
             own = {name: w for name, w in options.weights.items() if name in known}
             self.parts.append(kind(taps, options.model_copy(update={"weights": own}), objective))
+
+    @classmethod
+    def refuse_labels(cls, labels: Sequence[float], classes: int | None) -> None:
+        """Each part's."""
+        for kind in cls.kinds:
+            kind.refuse_labels(labels, classes)
 
     @classmethod
     def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:

@@ -1,83 +1,68 @@
-"""Feature maps of networks by module name: read, paired by stride, and replaced."""
+"""Feature maps of networks by module name: read during a forward pass, and replaced."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from kdcompile.config.distill import Distill
-from kdcompile.core.errors import KDError, nearest
-
-if TYPE_CHECKING:
-    from kdcompile.distill.training_context import TrainingContext
-import copy
-from collections.abc import Mapping
-
-from kdcompile.distill.evaluate import in_inference
+from kdcompile.core.errors import KDError
 from kdcompile.distill.qad_modules import quantiser_of
+from kdcompile.distill.views import PLAIN, View
 
 Swap = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A pair of modules whose outputs are compared, and the channels of both."""
+    """A pair of modules whose outputs are compared, and the channels and forms of both."""
 
     teacher: str
     student: str
     teacher_channels: int
     student_channels: int
-
-
-def as_maps(output: Tensor) -> Tensor:
-    """Feature maps as they are; a transformer's tokens [N, T, C] as maps [N, C, T, 1]."""
-    return output.transpose(1, 2).unsqueeze(3) if output.ndim == 3 else output
-
-
-def as_output(maps: Tensor, output: Tensor) -> Tensor:
-    """Maps in the form of the module's output that `as_maps` made them of."""
-    return maps.squeeze(3).transpose(1, 2) if output.ndim == 3 else maps
-
-
-@contextmanager
-def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of the named modules during a forward pass; the hooks leave no trace."""
-    features: dict[str, Tensor] = {}
-
-    def keep(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        features[name] = output
-
-    with ExitStack() as hooks:
-        for name in names:
-            module = model.get_submodule(name)
-            hooks.enter_context(module.register_forward_hook(partial(keep, name)))
-        yield features
+    teacher_view: View = PLAIN
+    student_view: View = PLAIN
 
 
 class Tapped(nn.Module):
-    """A network that gives its output and the maps of some of its modules, by `as_maps`.
+    """A network that gives its output and the maps of some of its modules.
 
     Hooks stay on the network until `release`, so that a compiled or captured forward pass holds
     them. The network's parameters keep their own names: read its `state_dict`, not this one's.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str], *, blocks: bool = False) -> None:
-        """Hook the named modules; with `blocks` no gradient flows from a tap to what follows."""
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        views: Sequence[View] | None = None,
+        *,
+        blocks: bool = False,
+    ) -> None:
+        """Hook the named modules; with `blocks` no gradient flows from a tap to what follows.
+
+        Args:
+            network: stays as it is.
+            names: of the modules.
+            views: how the output of each becomes a map; plain ones by default.
+            blocks: whether gradients stop at the taps.
+        """
         super().__init__()
-        self.network, self._names, self._blocks = network, tuple(names), blocks
-        self._maps: dict[str, Tensor] = {}
+        self.network, self._blocks = network, blocks
+        self._maps: dict[int, Tensor] = {}
+        self._views = tuple(views or [PLAIN] * len(names))
         self._handles = [
-            network.get_submodule(name).register_forward_hook(self._hook(name))
-            for name in self._names
+            network.get_submodule(name).register_forward_hook(self._hook(place))
+            for place, name in enumerate(names)
         ]
 
-    def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
+    def _hook(self, place: int) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
+        view = self._views[place]
+
         def keep(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor | None:
-            self._maps[name] = as_maps(output)
+            self._maps[place] = view.maps(output)
             return output.detach() if self._blocks else None
 
         return keep
@@ -85,7 +70,7 @@ class Tapped(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The output, and the maps in the order of the names."""
         output: Tensor = self.network(images)
-        maps = [self._maps[name] for name in self._names]
+        maps = [self._maps[place] for place in range(len(self._views))]
         self._maps.clear()
         return output, maps
 
@@ -94,101 +79,6 @@ class Tapped(nn.Module):
         for handle in self._handles:
             handle.remove()
         return self.network
-
-
-def feature_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, int, int]]:
-    """Channels, height and width of every leaf module's maps, in order of execution.
-
-    Tokens [N, T, C] are maps of T x 1.
-    """
-    leaves = [
-        name for name, module in model.named_modules() if name and not list(module.children())
-    ]
-    with torch.no_grad(), captured(model, leaves) as features:
-        model(example)
-    maps = {
-        name: as_maps(value)
-        for name, value in features.items()
-        if isinstance(value, Tensor) and value.ndim in (3, 4)
-    }
-    return {name: (value.shape[1], value.shape[2], value.shape[3]) for name, value in maps.items()}
-
-
-def find_taps(setting: "TrainingContext", options: Distill) -> list[Tap]:
-    """`resolve_taps` for the networks and crops of a training.
-
-    Raises:
-        KDError: `tap-missing` or `tap-stride`.
-    """
-    with in_inference(setting.student), setting.autocast():
-        example = setting.example(options.crop)
-        return resolve_taps(setting.teacher, setting.student, example, options.taps)
-
-
-def resolve_taps(
-    teacher: nn.Module, student: nn.Module, example: Tensor, asked: str | list[tuple[str, str]]
-) -> list[Tap]:
-    """The tap pairs, named by the spec or found by stride.
-
-    Raises:
-        KDError: `tap-missing` or `tap-stride`.
-    """
-    shapes_t, shapes_s = feature_shapes(teacher, example), feature_shapes(student, example)
-    names = _auto(shapes_t, shapes_s) if isinstance(asked, str) else asked
-    taps = []
-    for name_t, name_s in names:
-        for owner, name, known in (("teacher", name_t, shapes_t), ("student", name_s, shapes_s)):
-            if name not in known:
-                raise KDError(
-                    "tap-missing",
-                    f"the {owner} has no feature map {name!r}{nearest(name, known)}",
-                    where="[distill] taps",
-                    fix=f"one of {', '.join(known)}",
-                )
-        at, also = shapes_t[name_t], shapes_s[name_s]
-        if at[1:] != also[1:]:
-            raise KDError(
-                "tap-stride",
-                f"{name_t} is {at[1]}x{at[2]} where {name_s} is {also[1]}x{also[2]}",
-                where="[distill] taps",
-                fix="pair modules of equal stride",
-            )
-        taps.append(Tap(name_t, name_s, at[0], also[0]))
-    return taps
-
-
-def _auto(
-    teacher: dict[str, tuple[int, int, int]], student: dict[str, tuple[int, int, int]]
-) -> list[tuple[str, str]]:
-    """For each run of equal size the last map and, in long runs, the middle one, in order."""
-    runs_t, runs_s = _runs(teacher), _runs(student)
-    pairs = []
-    for size, of_teacher in runs_t:
-        match = next((names for s, names in runs_s if s == size), None)
-        if match is None:
-            continue
-        runs_s = [run for run in runs_s if run[1] is not match]
-        if min(len(of_teacher), len(match)) >= 8:
-            pairs.append((of_teacher[len(of_teacher) // 2], match[len(match) // 2]))
-        pairs.append((of_teacher[-1], match[-1]))
-    if not pairs:
-        raise KDError(
-            "tap-stride",
-            "teacher and student share no feature map size",
-            where='[distill] taps = "auto"',
-            fix="name the pairs, or give the student the teacher's strides",
-        )
-    return pairs
-
-
-def _runs(shapes: dict[str, tuple[int, int, int]]) -> list[tuple[tuple[int, int], list[str]]]:
-    """Consecutive maps of one size, without the network's output itself."""
-    found: list[tuple[tuple[int, int], list[str]]] = []
-    for name, (_, height, width) in list(shapes.items())[:-1]:
-        if not found or found[-1][0] != (height, width):
-            found.append(((height, width), []))
-        found[-1][1].append(name)
-    return found
 
 
 class Rewired:
@@ -203,6 +93,7 @@ class Rewired:
         network: stays as it is.
         names: of the modules.
         example: images [1, C, H, W].
+        views: how the output of each becomes a map; plain ones by default.
         training: whether the copy normalises by batch, as the student does while it is trained.
 
     Raises:
@@ -210,10 +101,17 @@ class Rewired:
     """
 
     def __init__(
-        self, network: nn.Module, names: Sequence[str], example: Tensor, *, training: bool = False
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        example: Tensor,
+        views: Sequence[View] | None = None,
+        *,
+        training: bool = False,
     ) -> None:
         self._network = _copied(network).eval()
         self._calls = dict.fromkeys(names, 0)
+        self._views = dict(zip(names, views or [PLAIN] * len(names), strict=True))
         self._swap: Swap = {}
         for name in self._calls:
             module = self._network.get_submodule(name)
@@ -231,8 +129,12 @@ class Rewired:
             self._calls[name] += 1
             if name not in self._swap or self._calls[name] != self._last[name]:
                 return None
-            swapped = self._swap[name](as_maps(output))
-            return as_output(swapped, output).to(output.dtype)
+            view = self._views[name]
+            maps = view.maps(output)
+            swapped = self._swap[name](maps)
+            if swapped is maps:  # also where it was averaged, which is not undone
+                return None
+            return view.output(swapped, output).to(output.dtype)
 
         return hook
 
@@ -241,7 +143,7 @@ class Rewired:
 
         Args:
             images: [N, C, H, W].
-            swap: by name, what becomes of a module's maps (`as_maps`) before the rest of the
+            swap: by name, what becomes of a module's maps before the rest of the
                 network sees them; modules that are not named go on as they are.
         """
         for name in self._calls:

@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from kdcompile.models.fit import (
     without_prefix,
 )
 from kdcompile.models.rows import on_rows
+from kdcompile.models.timm_network import TIMM, timm_factory
 from kdcompile.tasks.task import ports_of
 
 SAFETENSORS = ".safetensors"
@@ -63,14 +65,23 @@ def _load(teacher: Teacher, spec: Spec) -> nn.Module:
     return model.float().eval()
 
 
-def build_model(factory: str, folder: Path) -> nn.Module:
+def build_model(
+    factory: str, folder: Path, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> nn.Module:
     """What the factory returns, which must be a module with weights.
+
+    Args:
+        factory: `file.py:function`, `package.module:function` or `timm:NAME`.
+        folder: of the spec.
+        arguments: of a network of timm.
 
     Raises:
         KDError: `factory-arguments`, `factory-failed`, `factory-result`, or those of
-            `load_factory`.
+            `load_factory` and `timm_factory`.
     """
-    model = _call_factory(load_factory(factory, folder), factory)
+    is_timm = factory.startswith(TIMM)
+    make = timm_factory(factory, arguments) if is_timm else load_factory(factory, folder)
+    model = _call_factory(make, factory)
     if not isinstance(model, nn.Module):
         raise KDError(
             "factory-result",

@@ -32,7 +32,8 @@ def student_from_architecture(
             owns), `attributes` ({path: {name: number}} of other modules; both none where they are
             missing) and `dropped` (names of what becomes the identity, see
             `kdcompile.models.dropped`; none where it is missing); of family `staged`, as
-            `kdcompile.models.staged` describes it; or with a factory `file.py:name` as its family.
+            `kdcompile.models.staged` describes it; or with a factory `file.py:name` or `timm:NAME`
+            as its family, the latter with `arguments`.
         folder: the spec's folder, for a factory.
     """
     with torch.random.fork_rng(devices=[]):
@@ -42,7 +43,7 @@ def student_from_architecture(
             initialise(student)
             return student
         if architecture["family"] != "shrink":
-            student = build_model(architecture["family"], folder)
+            student = build_model(architecture["family"], folder, architecture.get("arguments", {}))
             ports = ports_of(teacher)
             return student if ports is None else on_rows(student, ports)
         student = copy.deepcopy(teacher).cpu()

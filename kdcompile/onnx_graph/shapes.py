@@ -1,10 +1,13 @@
 """Shape and element type of every tensor of a network, from the shape of its input."""
 
+import math
 from collections.abc import Sequence
 
-from onnx import GraphProto, ModelProto, shape_inference
+from onnx import GraphProto, ModelProto, TensorProto, shape_inference
 
 from kdcompile.core.errors import KDError
+
+LARGE = 1024  # values: no shape is computed from so many
 
 
 def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
@@ -29,10 +32,18 @@ def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
         dim.dim_value = size
     for output in graph.output:
         output.type.tensor_type.ClearField("shape")
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) > LARGE:  # onnx copies all of the weights several times
+            tensor.CopyFrom(
+                TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            )
     try:
-        return shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+        found = shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
     except shape_inference.InferenceError as error:
         raise shape_unknown(str(error).splitlines()[0]) from error
+    del found.initializer[:]
+    found.initializer.extend(model.graph.initializer)
+    return found
 
 
 def input_shape(model: ModelProto) -> list[int]:

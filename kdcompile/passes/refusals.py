@@ -5,11 +5,13 @@ Networks are run on shapes alone, so nothing is computed and nothing is traced f
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdcompile.config.spec import Spec
@@ -17,10 +19,19 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import Splits, evenly
-from kdcompile.distill.checks import output_stride, refuse_labels, refuse_other_outputs
-from kdcompile.distill.registry import refuse_recipes
+from kdcompile.distill.checks import (
+    class_counts,
+    output_stride,
+    refuse_labels,
+    refuse_other_outputs,
+)
+from kdcompile.distill.evaluate import in_inference
+from kdcompile.distill.objective import objective_of
+from kdcompile.distill.qad import make_quantisable, refuse_qad
+from kdcompile.distill.registry import find_recipe, refuse_recipes
 from kdcompile.distill.schedule import stage_plans
-from kdcompile.models.factory import load_teacher, load_teachers
+from kdcompile.distill.tap_pairs import resolve_taps
+from kdcompile.models.factory import load_teacher, load_teachers, load_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.manager import Plan
 from kdcompile.passes.teacher import output_shape, taught
@@ -44,8 +55,9 @@ def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -
         found: what is made already; what has trained is not looked at again.
 
     Raises:
-        KDError: `teacher-output`, `teacher-forward`, `labels-invalid`, `student-output`,
-            `student-forward` or `crop-stride`.
+        KDError: `teacher-output`, `teacher-forward`, `teacher-unjudged`, `labels-invalid`,
+            `student-output`, `student-forward`, `crop-stride`; those of a student's weights, of
+            taps, and of training for int8.
     """
     if "distill" in found:
         return
@@ -53,8 +65,11 @@ def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -
     teacher = load_teacher(spec)
     asked = spec.export.profile[1]
     shape = on_shapes(lambda: output_shape(teacher, asked, torch.device("cpu"), task))
-    for photos in (splits.train, splits.val):
-        taught(photos, task, shape, splits, spec)
+    taught(task, shape, splits, spec)
+    labels = [task.truth(photo) for photo in splits.train]
+    for stage in stage_plans(spec.distill):
+        kind = find_recipe(stage.options.recipe)
+        kind.refuse_labels(labels, shape[1] if task.has_classes else None)
     others = load_teachers(spec)
     on_shapes(lambda: refuse_other_outputs(teacher, others, spec))
     if "search" not in found:  # its student will have the teacher's outputs
@@ -64,6 +79,29 @@ def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -
     student = student_from_architecture(teacher, architecture, spec.folder)
     on_shapes(lambda: output_stride(teacher, student, spec))
     on_shapes(lambda: refuse_labels(student, spec, splits))
+    if spec.student.weights is not None:
+        counts = on_shapes(lambda: class_counts(teacher, student, spec))
+        load_weights(student, spec.student.weights, counts)
+    _refuse_taps(spec, teacher, student)
+    make_quantisable(spec, student, spec.distill.crop)
+
+
+def _refuse_taps(spec: Spec, teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse feature maps that are not there or cannot be compared, and too few of them.
+
+    Raises:
+        KDError: those of `resolve_taps`; `recipe-taps`.
+    """
+    channels = spec.export.profile[1][1]
+    for stage in stage_plans(spec.distill):
+        kind, options = find_recipe(stage.options.recipe), stage.options
+        if not kind.needs_taps:
+            continue
+        example = torch.zeros(1, channels, options.crop, options.crop)
+        with in_inference(student):
+            taps = on_shapes(partial(resolve_taps, teacher, student, example, options.taps))
+        objective = objective_of(task_of(spec))(options, torch.tensor([0.0, 1.0]))
+        kind(taps, options, objective)
 
 
 def on_shapes(check: Callable[[], T]) -> T:
@@ -85,9 +123,10 @@ def refuse_settings(spec: Spec, splits: Splits) -> None:
     """Refuse recipes that do not exist or do not fit, and crops that are little but padding.
 
     Raises:
-        KDError: those of `refuse_recipes`; `crop-larger`; those of `Ports.pack`.
+        KDError: those of `refuse_recipes`, `refuse_qad` and `Ports.pack`; `crop-larger`.
     """
     refuse_recipes(spec)
+    refuse_qad(spec)
     if ports_of(spec) is not None:
         prepare = preprocess_of(spec)
         for photo in (*splits.train, *splits.val, *splits.test) if spec.export.inputs else ():

@@ -1,6 +1,5 @@
-"""The plan, printed: steps with their cache hits, costs and limits, before anything is spent."""
+"""What a build would do: steps with their cache hits, costs, limits, before anything is spent."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,9 +8,9 @@ import numpy as np
 
 from kdcompile.config.gates import fraction
 from kdcompile.config.step import Board
-from kdcompile.core.backends import find
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
+from kdcompile.data.check import check_data
 from kdcompile.data.splits import Splits, judged, load_splits
 from kdcompile.gates.accuracy import AccuracyGate
 from kdcompile.gates.registry import Decidable, decidable
@@ -27,7 +26,7 @@ from kdcompile.passes.stages import STAGES
 from kdcompile.stats.sample_size import forecast
 from kdcompile.targets import Target
 from kdcompile.targets.rules import Violation
-from kdcompile.tasks.metric import GAMES, RMSE, Metric
+from kdcompile.tasks.metric import RMSE, Metric
 from kdcompile.tasks.task import task_of
 
 
@@ -120,6 +119,8 @@ def describe(plan: Plan) -> Planned:
     splits = load_splits(plan.spec.data, plan.spec.folder)
     if "distill" not in made:
         refuse_settings(plan.spec, splits)
+        if plan.awaits_search or "search" in made:  # else `search` looks at them
+            check_data(plan.spec, plan.store.root)
     decides, metric, margin = _photos(
         plan, splits, made["teacher"].meta if "teacher" in made else None
     )
@@ -197,101 +198,3 @@ def _margin(metric: Metric, images: int, asked: AccuracyGate, teacher: Mapping[s
     unit = "percentage points" if metric.points else f"% of the teacher's {metric.name}"
     limits = (found.margin, found.over_limit, asked.max_increase, asked.margin)
     return Margin(images, *limits, unit)
-
-
-def lines(plan: dict[str, Any]) -> list[str]:
-    """The description as text."""
-    target = plan["target"]
-    software = target["backend"] or target["tensorrt"]
-    backend = " ".join(filter(None, (find(target["runtime"]).title, software)))
-    text = [
-        f"spec    {plan['spec']}",
-        f"target  {target['full_name']}: {target['title']}, {backend}",
-        *_board_lines(plan["board"]),
-        f"opset   {target['max_opset']} (IR {target['ir_version']})",
-        "",
-        "step       state    key, or why it is to do",
-    ]
-    for step in plan["steps"]:
-        first, *more = [step["key"][:12]] if step["key"] else step["why"]
-        text.append(f"{step['stage']:<10} {'cached' if step['key'] else 'to do':<8} {first}")
-        text += [f"{'':<19} {reason}" for reason in more]
-    text += ["", *_cost_lines(plan), "", *_rule_lines(plan), ""]
-    text += (f"warning    {told}" for told in plan["warnings"])
-    text += map(_decides_line, plan["decides"])
-    return text + _margin_lines(plan["margin"], plan["metric"])
-
-
-def _cost_lines(plan: dict[str, Any]) -> list[str]:
-    estimate = plan["estimate"]
-    if estimate is None:
-        stopped = plan["stopped"]
-        if stopped is None:
-            return ["no costs yet: kdcompile search finds the student, by training on the data"]
-        return [f"no costs: the search stops with {stopped['code']}: {stopped['message']}"]
-    text = ["network    GMACs      Mparams    predicted latency"]
-    rows = (("teacher", estimate["teacher_precision"]), ("student", estimate["precision"]))
-    for name, precision in rows:
-        cost = estimate[name]
-        latency = cost[precision]
-        note = "" if latency["validated"] else ", unvalidated"
-        band = f"{latency['low_ms']:.3g} to {latency['high_ms']:.3g}"
-        text.append(
-            f"{name:<10} {cost['macs'] / 1e9:<10.4g} {cost['params'] / 1e6:<10.4g} "
-            f"{latency['ms']:.3g} ms at {precision} ({band}{note})"
-        )
-    return [*text, f"predicted speed-up {estimate['speedup']:.3g}"]
-
-
-def _rule_lines(plan: dict[str, Any]) -> list[str]:
-    """The limits of the target that this spec reaches, each with its place and its fix."""
-    text = []
-    for rule in plan["rules"]:
-        text += [
-            f"{rule['effect']:<10} {rule['code']}: {rule['message']}",
-            f"{'':<10} where: {rule['where']}",
-            f"{'':<10} fix:   {rule['fix']}",
-        ]
-    if not plan["rules_on_operators"]:
-        text.append("limits     of widths and operators: known once `search` has run")
-    return text or ["limits     none: no option is refused or without effect on this target"]
-
-
-def _board_lines(board: dict[str, Any] | None) -> list[str]:
-    if board is None:
-        return []
-    backend = f"{board['backend']} {board['backend_version']}"
-    return [
-        f"board   {board['label']}: {board['machine']}, {backend}; measurements are "
-        f"{board['evidence']} evidence"
-    ]
-
-
-def _decides_line(row: dict[str, Any]) -> str:
-    photos = f"{row['images']} test images"
-    if row["decides"]:
-        return f"{row['gate']:<10} {photos} can decide it"
-    needed = f"{row['needed']} would do" if row["needed"] else "no number would do"
-    if row["each"] and row["needed"]:
-        needed = f"{row['needed']} in each part would do"
-    return (
-        f"{row['gate']:<10} {photos} cannot decide it: of a student that is never wrong, "
-        f"{row['why']}; {needed}"
-    )
-
-
-def _margin_lines(margin: dict[str, Any] | None, metric: str) -> list[str]:
-    if margin is None and metric in {game.name for game in GAMES}:
-        return [f"which margin of {metric} to expect is not known before `verify` sees the maps"]
-    if margin is None:
-        return ["which margin of accuracy to expect is known once `teacher` has run"]
-    photos, basis = f"{margin['images']} test images", "(80 % power, error correlation 0.8)"
-    if margin["smallest"] is None:
-        return [f"{photos} are expected to decide no margin {basis}"]
-    least = math.ceil(1000 * margin["smallest"]) / 10
-    return [
-        f"{photos} are expected to decide a margin of {least:g} {margin['unit']} or more {basis}; "
-        f"the spec asks {margin['asked'].rstrip('%')}",
-        f"a student as accurate as the teacher is over max_increase = {margin['max_increase']} by "
-        f"chance in {100 * margin['over_limit']:.0f} of 100 draws of images",
-    ]

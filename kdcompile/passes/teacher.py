@@ -43,16 +43,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     device = training_device()
     model = load_teacher(spec).to(device)
     shape = output_shape(model, spec.export.profile[1], device, task)
-    train, val = (
-        taught(photos, task, shape, splits, spec) for photos in (splits.train, splits.val)
-    )
-    if not val:
-        raise KDError(
-            "teacher-unjudged",
-            f"no validation image is of one of the teacher's {shape[1]} classes",
-            where="[data] val",
-            fix="add images of its classes there: they show what the student keeps",
-        )
+    train, val = taught(task, shape, splits, spec)
     answer(spec, model, val)
     known, true = ([task.truth(photo) for photo in photos] for photos in (train or val, val))
     log.info("teacher: %d validation images", len(val))
@@ -88,24 +79,39 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
 
 
 def taught(
-    photos: list[Photo], task: Task, shape: tuple[int, ...], splits: Splits, spec: Spec
-) -> list[Photo]:
-    """The photos whose labels the teacher has an output for.
+    task: Task, shape: tuple[int, ...], splits: Splits, spec: Spec
+) -> tuple[list[Photo], list[Photo]]:
+    """The training and validation photos whose labels the teacher has an output for.
 
     A student of the user's own may have more classes: its labels are looked at by `distill`.
+
+    Raises:
+        KDError: `labels-invalid` or `teacher-unjudged`.
     """
-    if ":" in spec.student.family:
-        return [photos[i] for i in taught_places(task, photos, shape[1])]
-    labels = [task.truth(photo) for photo in photos]
-    problem = task.check_labels(labels, shape[1], splits.classes)
-    if problem is not None:
+    found = []
+    for photos in (splits.train, splits.val):
+        if ":" in spec.student.family:
+            found.append([photos[i] for i in taught_places(task, photos, shape[1])])
+            continue
+        labels = [task.truth(photo) for photo in photos]
+        problem = task.check_labels(labels, shape[1], splits.classes)
+        if problem is not None:
+            raise KDError(
+                "labels-invalid",
+                problem,
+                where=f"[data], for {task.kind}",
+                fix="correct [task] kind, the labels, or the teacher's number of outputs",
+            )
+        found.append(photos)
+    train, val = found
+    if not val:
         raise KDError(
-            "labels-invalid",
-            problem,
-            where=f"[data], for {task.kind}",
-            fix="correct [task] kind, the labels, or the teacher's number of outputs",
+            "teacher-unjudged",
+            f"no validation image is of one of the teacher's {shape[1]} classes",
+            where="[data] val",
+            fix="add images of its classes there: they show what the student keeps",
         )
-    return photos
+    return train, val
 
 
 def _refuse_useless(

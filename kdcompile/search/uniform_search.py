@@ -1,6 +1,5 @@
 """Uniform search (`shrink`): the widest student within the budget, or the one that is given."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -23,11 +22,11 @@ from kdcompile.latency_model.predict import estimate
 from kdcompile.models.blocks import fold
 from kdcompile.models.channel_groups import Channels
 from kdcompile.models.channels import trace
-from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.depth import evenly_chosen, residual_blocks, without
 from kdcompile.search.frozen import frozen, sentences
-from kdcompile.search.pareto import Point, impossible, keeps, reachable
+from kdcompile.search.given_student import given_architecture, refuse_larger
+from kdcompile.search.pareto import Point, impossible, keeps
 from kdcompile.search.spaces.pruned import GRID, students
 from kdcompile.search.spaces.pruned_kernels import Template
 from kdcompile.search.unshrunk import refuse_unshrunk
@@ -54,16 +53,8 @@ def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str
         for precision in price.precisions
     }
     if student.init == "file" or student.family != "shrink":
-        given = price(_given_architecture(spec, teacher.module))
-        whole = teachers[given.latency.precision]
-        if not keeps(budget, given, whole):
-            cost = (whole.ms / given.ms, given.ms, given.macs)
-            raise KDError(
-                "student-not-smaller",
-                f"the given student needs {given.ms:.3g} ms and {given.macs:.3g} MACs",
-                where="[student] budget",
-                fix=f"set {reachable(budget, *cost)} or weaker, or give a smaller student",
-            )
+        given = price(given_architecture(spec, teacher))
+        refuse_larger(spec, given, teachers[given.latency.precision])
         return dict(given.architecture), []
     channels, tile = trace(teacher.module, teacher.shape), target.channel_tile
     if budget.width is not None:
@@ -206,32 +197,3 @@ class _Price:
 def _candidate(architecture: dict[str, Any], module: nn.Module, cost: NetworkCost) -> Point:
     nothing = math.nan
     return Point(architecture, cost.estimate, nothing, nothing, "proxy", cost.macs, params(module))
-
-
-def _given_architecture(spec: Spec, teacher: nn.Module) -> dict[str, Any]:
-    if spec.student.init != "file" or ":" in spec.student.family:  # its own, whatever it loads
-        return {"family": spec.student.family, "width": 1.0, "seed": spec.seed}
-    assert spec.student.weights is not None, "the schema ties init and weights"
-    _, metadata = read_weights(spec.student.weights)
-    if "architecture" not in metadata:
-        raise _unknown_architecture(spec, "do not name their architecture")
-    try:
-        found: dict[str, Any] = json.loads(metadata["architecture"])
-        student_from_architecture(teacher, found, spec.folder)
-    except KDError:
-        raise
-    except Exception as error:  # by what was written there, or is not so in this teacher
-        reason = f"{type(error).__name__}: {error}"
-        raise _unknown_architecture(
-            spec, f"name an architecture that this teacher has not ({reason})"
-        ) from error
-    return found
-
-
-def _unknown_architecture(spec: Spec, problem: str) -> KDError:
-    return KDError(
-        "weights-architecture",
-        f"the student's weights {problem}",
-        where=str(spec.student.weights),
-        fix="use a student.safetensors that kdcompile distill wrote for this teacher",
-    )

@@ -59,6 +59,7 @@ def test_it_shows_stages_taps_shapes_adapters_terms_and_weights(example):
     assert blocks["taps"][0] == {
         "teacher": ["features.3", 32, 64, 64],
         "student": ["features.3", 16, 64, 64],
+        "compared_at": None,
     }
     assert blocks["adapters"]["adapters.0.weight"] == [32, 16]
     assert set(blocks["weights"]) == {"hard", "count", "soft", "intra", "inter"}

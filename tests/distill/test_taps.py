@@ -9,10 +9,13 @@ from tiny_recipes import CLASSES, classes
 from torch import nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.distill.feature_maps import feature_maps
 from kdcompile.distill.qad import make_quantisable
 from kdcompile.distill.qad_modules import quantiser_of
-from kdcompile.distill.taps import Rewired, Tapped, as_maps, as_output, feature_shapes, resolve_taps
+from kdcompile.distill.tap_pairs import resolve_taps
+from kdcompile.distill.taps import Rewired, Tapped
 from kdcompile.distill.train import Trainer
+from kdcompile.distill.views import PLAIN
 
 TOKENS = 16
 
@@ -47,10 +50,10 @@ class Transformer(nn.Module):
 
 def test_tokens_are_maps_and_back():
     tokens = torch.randn(2, TOKENS, 8)
-    maps = as_maps(tokens)
+    maps = PLAIN.maps(tokens)
     assert maps.shape == (2, 8, TOKENS, 1)
     assert torch.equal(maps[1, :, 3, 0], tokens[1, 3])
-    assert torch.equal(as_output(maps, tokens), tokens)
+    assert torch.equal(PLAIN.output(maps, tokens), tokens)
     tapped = Tapped(Transformer(8, 0), ["first.act"])
     _, (map_,) = tapped(torch.zeros(1, 1, 16, 16))
     assert map_.shape == (1, 8, TOKENS, 1)
@@ -58,7 +61,7 @@ def test_tokens_are_maps_and_back():
 
 def test_taps_are_found_by_the_number_of_tokens():
     example, teacher = torch.zeros(1, 1, 16, 16), Transformer(12, 0)
-    assert feature_shapes(teacher, example)["first.act"] == (12, TOKENS, 1)
+    assert feature_maps(teacher, example)["first.act"].shape == (12, TOKENS, 1)
     (tap,) = resolve_taps(teacher, Transformer(8, 1), example, [("second.act", "second.act")])
     assert (tap.teacher_channels, tap.student_channels) == (12, 8)
     assert resolve_taps(teacher, Transformer(8, 1), example, "auto")[-1].teacher == "second.out"

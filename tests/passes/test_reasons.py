@@ -10,7 +10,8 @@ from kdcompile.config.distill import INHERITED_RATE
 from kdcompile.core import logs
 from kdcompile.passes import why
 from kdcompile.passes.keys import covered
-from kdcompile.passes.show import lines, step_of
+from kdcompile.passes.plan_text import lines
+from kdcompile.passes.show import step_of
 from kdcompile.passes.stages import STAGES
 from kdcompile.passes.why import NEVER, UNSEEN, drop_unused, reasons
 

@@ -162,3 +162,66 @@ def test_an_unknown_recipe(build):
     with pytest.raises(KDError) as error:
         refuse_settings(build(sets=["distill.recipe=nonesuch"]).spec, _photos())
     assert error.value.code == "recipe-unknown"
+
+
+@pytest.mark.parametrize(
+    ("code", "sets"),
+    [
+        ("recipe-term", ["distill.weights={softt=1}"]),
+        ("cache-mixed", ["distill.recipe=mixup", "distill.views=2"]),
+        ("qad-precision", ["quantize.qad=true", "quantize.precision=fp16"]),
+        ("qad-steps", ["quantize.qad=true", "distill.steps=0"]),
+    ],
+)
+def test_settings_that_the_training_would_stop_on(build, code, sets):
+    with pytest.raises(KDError) as error:
+        refuse_settings(build(sets=sets).spec, _photos())
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("code", "sets"),
+    [
+        ("tap-missing", ["distill.recipe=fitnet", 'distill.taps=[["bdy", "body"]]']),
+        ("recipe-taps", ["distill.recipe=fsp", 'distill.taps=[["body", "body"]]']),
+        ("calib-nothing", ["quantize.qad=true"]),
+    ],
+)
+def test_networks_that_the_training_would_stop_on(build, code, sets):
+    with pytest.raises(KDError) as error:
+        refuse_networks(build(sets=sets), _photos(), _found())
+    assert error.value.code == code
+    if code.startswith("tap"):
+        fixed = [*sets[:1], 'distill.taps=[["body", "body"]]']
+        refuse_networks(build(sets=fixed), _photos(), _found())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "labels", "code"),
+    [
+        ("crd", [1.0, 1.0, 1.0], "recipe-photos"),
+        ("crd", [1.0], "recipe-photos"),
+        ("nd", [1.0, 1.0], "recipe-needs"),
+        ("kd+nd", [1.0, 1.0], "recipe-needs"),
+        ("kd", [7.0], "teacher-unjudged"),
+    ],
+)
+def test_labels_that_the_training_would_stop_on(build, recipe, labels, code):
+    photos = _photos(classes=None)
+    train = [Photo(f"{n}", array=photos.val[0].array, label=x) for n, x in enumerate(labels)]
+    val = train if code == "teacher-unjudged" else photos.val
+    taps = 'distill.taps=[["body", "body"]]'
+    plan = build(sets=[f"distill.recipe={recipe}", taps])
+    with pytest.raises(KDError) as error:
+        refuse_networks(plan, Splits(train, val, val, []), _found())
+    assert error.value.code == code
+
+
+def test_weights_that_do_not_fit_the_student(build, tmp_path):
+    torch.save({"body.weight": torch.zeros(2, 3, 3, 3)}, tmp_path / "student.pt")
+    weights = ['student.init="file"', f"student.weights={tmp_path / 'student.pt'}"]
+    with pytest.raises(KDError) as error:
+        refuse_networks(build(sets=weights), _photos(), _found())
+    assert error.value.code == "weights-mismatch"
+    weights[1] = f"student.weights={tmp_path / 'w.pt'}"
+    refuse_networks(build(sets=weights), _photos(), _found())

@@ -17,8 +17,8 @@ from kdcompile.config.load import load_spec
 from kdcompile.config.template import init_example
 from kdcompile.core.store import Artifact
 from kdcompile.latency_model.kernels import operators_of
+from kdcompile.passes.plan_text import lines
 from kdcompile.passes.refusals import OPERATORS, asked_of, met_by, student_network
-from kdcompile.passes.show import lines
 from kdcompile.passes.stages import STAGES
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdcompile.core.errors import KDError
-from kdcompile.search.uniform_search import _given_architecture
+from kdcompile.search.given_student import given_architecture
 
 WIDTHS = {"out_channels": 4}
 GOOD = {"family": "shrink", "seed": 0, "modules": {"0": WIDTHS, "1": {"in_channels": 4}}}
@@ -22,7 +22,8 @@ def _architecture(tmp_path, text):
     spec = SimpleNamespace(
         student=SimpleNamespace(init="file", family="shrink", weights=path), folder=tmp_path
     )
-    return _given_architecture(spec, nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 1)))
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 1))
+    return given_architecture(spec, SimpleNamespace(module=module))
 
 
 def test_what_distill_writes_is_read(tmp_path):

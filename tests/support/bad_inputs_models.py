@@ -117,6 +117,12 @@ def _costs(family: str, budget: str):
     return lambda folder: project(folder, spec=spec.replace("width = 1.0", budget))
 
 
+def _unasked(folder: Path) -> None:
+    """The project with the teacher's own network as the student, and no budget."""
+    spec = SPEC.replace(OWN, 'family = "model.py:build"').replace("budget = { width = 1.0 }\n", "")
+    project(folder, spec=spec)
+
+
 def _of_a_file(folder: Path) -> None:
     """The project with a student from a file of weights alone."""
     project(folder, spec=SPEC.replace(OWN, 'init = "file"\nweights = "student.safetensors"'))
@@ -231,6 +237,15 @@ CASES += [
     BadInput(
         "student-over-its-budget", _costs("model.py:Counter", "macs = 9"), SEARCH,
         "student-not-smaller", _proposed, says=("the given student needs",),
+    ),
+    BadInput(
+        "student-of-too-many-parameters", _costs("model.py:Counter", "width = 0.25"), ("plan",),
+        "student-not-smaller", _proposed,
+        says=("has 117 parameters, 0.502 of the teacher's 233", "budget = { width = 0.5022 }"),
+    ),
+    BadInput(
+        "student-as-large-as-the-teacher", _unasked, ("plan",), "student-not-smaller", _proposed,
+        says=("has 233 parameters, 1 of the teacher's 233", "budget = { macs = "),
     ),
     BadInput(
         "student-file-without-architecture", _of_a_file, SEARCH, "weights-architecture",

@@ -61,6 +61,14 @@ class ContrastiveTransfer(Recipe):
         self.heads = nn.ModuleList(nn.Linear(width, WIDTH) for width in widths)
         self.processes = Processes()
 
+    @classmethod
+    def refuse_labels(cls, labels: Sequence[float], classes: int | None) -> None:
+        """One image, or images of one class."""
+        if len(labels) < 2:
+            raise _alone("image")
+        if classes is not None and len(set(labels)) < 2:
+            raise _alone("class")
+
     def prepare(self, context: RecipeContext) -> None:
         """Banks of random embeddings, and every photo alone in its class.
 

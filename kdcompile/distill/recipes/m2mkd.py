@@ -56,11 +56,10 @@ class Blocks(Recipe):
     def prepare(self, context: RecipeContext) -> None:
         """Student and teacher once more, to be cut open at the taps."""
         images = next(iter(context.crops())).images[:1]
-        student = Rewired(context.student, [t.student for t in self._taps], images, training=True)
-        self._networks = (
-            student,
-            Rewired(context.teacher, [t.teacher for t in self._taps], images),
-        )
+        names, views = ([t.student for t in self._taps], [t.student_view for t in self._taps])
+        student = Rewired(context.student, names, images, views, training=True)
+        names, views = ([t.teacher for t in self._taps], [t.teacher_view for t in self._taps])
+        self._networks = (student, Rewired(context.teacher, names, images, views))
 
     def fit(self, inputs: LossInputs) -> None:
         """Stitches by least squares: `enter` to what the whole student has, `leave` from what its

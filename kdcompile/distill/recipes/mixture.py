@@ -57,6 +57,7 @@ class Mixture(Recipe):
         """A small net of the masks for each tap; the gate is made once the pool is known."""
         super().__init__(taps, options, objective)
         self._names = [tap.teacher for tap in taps]
+        self._views = [tap.teacher_view.whole for tap in taps]  # a mask blurs nothing
         self.gate, self.masks = nn.Sequential(), nn.ModuleList()
         if not self.is_off("masks"):
             self.masks.extend(
@@ -78,7 +79,7 @@ class Mixture(Recipe):
         pool = 1 + len(context.others) + bool(self.masks)
         self.gate = _net(statistics + self._embedding, pool, 0.0)
         if self.masks:
-            self._masked = (Rewired(context.teacher, self._names, images),)
+            self._masked = (Rewired(context.teacher, self._names, images, self._views),)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`mixture`, `gate`, `balance`, and `masks` unless it is off."""

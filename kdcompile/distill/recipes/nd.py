@@ -74,21 +74,20 @@ class NormDirection(Recipe):
         self._refuse_missing(sums, counts)
         self.means.copy_(sums / counts.unsqueeze(1))
 
+    @classmethod
+    def refuse_labels(cls, labels: Sequence[float], classes: int | None) -> None:
+        """Classes without an image."""
+        absent = sorted(set(range(classes or 0)) - set(map(int, labels)))
+        if absent:
+            fix = "add images of them to data.train, or use recipe kd"
+            raise _meanless("an image", absent, fix)
+
     def _refuse_missing(self, sums: Tensor, counts: Tensor) -> None:
-        absent = (counts == 0).nonzero().flatten().tolist()
+        self.refuse_labels(counts.nonzero().flatten().tolist(), len(counts))
         without = (~(sums.norm(dim=1) > 0)).nonzero().flatten().tolist()
-        if not without:
-            return
-        shown = ", ".join(map(str, (absent or without)[:5])) + " and more" * (len(without) > 5)
-        raise KDError(
-            "recipe-needs",
-            f"recipe {self.about.name} needs the teacher's mean feature of every class:"
-            f" classes without {'an image' if absent else 'a mean other than zero'}: {shown}",
-            where="[distill] recipe",
-            fix="add images of them to data.train, or use recipe kd"
-            if absent
-            else "name another last tap in distill.taps, or use recipe kd",
-        )
+        if without:
+            fix = "name another last tap in distill.taps, or use recipe kd"
+            raise _meanless("a mean other than zero", without, fix)
 
     def extra(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`nd`."""
@@ -98,3 +97,14 @@ class NormDirection(Recipe):
                 student = self.adapter(student)
             student, teacher = in_one_type(student, teacher)
             return {"nd": norm_direction(student, teacher, self.means, inputs.target)}
+
+
+def _meanless(what: str, classes: Sequence[int], fix: str) -> KDError:
+    shown = ", ".join(map(str, classes[:5])) + " and more" * (len(classes) > 5)
+    return KDError(
+        "recipe-needs",
+        "recipe nd needs the teacher's mean feature of every class:"
+        f" classes without {what}: {shown}",
+        where="[distill] recipe",
+        fix=fix,
+    )
