@@ -65,15 +65,20 @@ def factory_sources(name: str, folder: Path) -> list[Path]:
     except Exception:  # a part of its name is no package, or one that does not import
         found = package = None
     if found is None or package is None:
-        raise KDError(
-            "factory-missing",
-            f"there is no installed module {module_name!r}",
-            where=f"{name} of the spec in {folder}",
-            fix="install its package here, or name a file next to the spec, such as model.py:build",
-        )
+        raise _not_installed(module_name, name, folder)
     own = package.name == "kdcompile"
     places = map(Path, () if own else package.submodule_search_locations or ())
     return sorted({*_sources_below(places), *([Path(found.origin)] if found.origin else [])})
+
+
+def _not_installed(module: str, name: str, folder: Path) -> KDError:
+    fix = "install its package here, or name a file next to the spec, such as model.py:build"
+    return KDError(
+        "factory-missing",
+        f"there is no installed module {module!r}",
+        where=f"{name} of the spec in {folder}",
+        fix="pip install timm" if module == "timm" else fix,
+    )
 
 
 def _sources_below(folders: Iterable[Path]) -> set[Path]:

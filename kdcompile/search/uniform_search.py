@@ -23,8 +23,8 @@ from kdcompile.latency_model.predict import estimate
 from kdcompile.models.blocks import fold
 from kdcompile.models.channel_groups import Channels
 from kdcompile.models.channels import trace
-from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.models.weights import read_weights
 from kdcompile.search.pareto import Point, impossible, keeps, reachable
 from kdcompile.search.spaces.pruned import GRID, students
 from kdcompile.search.spaces.pruned_kernels import Template
