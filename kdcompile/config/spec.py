@@ -83,7 +83,7 @@ class Teacher(Closed):
         elif not files and given.get("weights") is None:
             problem, fix = "weights is missing", "add teacher.weights, the file of model's weights"
         if problem:
-            raise PydanticCustomError("teacher_form", problem, {"fix": fix})  # type: ignore[arg-type]
+            raise PydanticCustomError("teacher_form", problem, {"fix": fix})
         return given
 
     @property

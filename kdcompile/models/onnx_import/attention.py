@@ -29,9 +29,7 @@ def by_heads(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, heads: int, **options: Any
 ) -> Tensor:
     """[N, L, heads x C] to the same."""
-    parts = [
-        one.unflatten(2, (heads, one.shape[2] // heads)).transpose(1, 2)
-        for one in (query, key, value)
-    ]
-    made = functional.scaled_dot_product_attention(*parts, mask, **options)
+    parts = [one.reshape(*one.shape[:2], heads, -1).transpose(1, 2) for one in (query, key, value)]
+    query, key, value = parts
+    made = functional.scaled_dot_product_attention(query, key, value, mask, **options)
     return made.transpose(1, 2).flatten(2)

@@ -17,7 +17,17 @@ from kdcompile.models.onnx_import import (  # noqa: F401  # each registers its o
     layers,
     recurrent,
     reductions,
+    reshaping,
     windows,
+)
+from kdcompile.models.onnx_import.arguments import (
+    as_results,
+    constant_of,
+    example_of,
+    in_arguments,
+    in_options,
+    item_of,
+    values_in,
 )
 from kdcompile.models.onnx_import.graph_file import (
     OWN_DOMAINS,
@@ -210,7 +220,7 @@ class Converter:
                 self._keep(name, whole.constant[index])
             else:
                 assert whole.node is not None, "it is computed"
-                node = self._graph.call_function(_item, (whole.node, index))
+                node = self._graph.call_function(item_of, (whole.node, index))
                 self._values[name] = Value(name, whole.example[index], node=node)
 
     def _made(self, call: Call, name: str, proto: NodeProto) -> Value:
@@ -220,23 +230,21 @@ class Converter:
             found: Value = arguments[0]
             return found
         options = {n: self._inner(v, name, proto) for n, v in call.options.items()}
-        values = [*_values_in(arguments), *_values_in(list(options.values()))]
+        values = [*values_in(arguments), *values_in(list(options.values()))]
         if all(value.constant is not None for value in values):
-            made = _plain(call.target(*_each(arguments, _constant_of), **options))
+            made = as_results(call.target(*in_arguments(arguments, constant_of), **options))
             made = made if isinstance(made, Tensor | tuple) else torch.tensor(made)
             return Value(name, made, constant=made)  # type: ignore[arg-type]
         path, target = "", call.target
         if isinstance(target, nn.Module):
             path, target = self._module(target.eval(), call.shared, proto)
-        inputs = tuple(_each(arguments, self._node_of))
         with self._mode:
-            example = target(*_each(arguments, _example_of), **_each_of(options, _example_of))
-        if target is sizes_of:
-            example = [Dim(size) for size in example]
-        more = _each_of(options, self._node_of)
-        if path:
-            return Value(name, _plain(example), node=self._graph.call_module(path, inputs, more))
-        return Value(name, _plain(example), node=self._graph.call_function(target, inputs, more))
+            made = target(*in_arguments(arguments, example_of), **in_options(options, example_of))
+        example = [Dim(size) for size in made] if target is sizes_of else as_results(made)
+        inputs = tuple(in_arguments(arguments, self._node_of))
+        more = in_options(options, self._node_of)
+        add: Any = self._graph.call_module if path else self._graph.call_function
+        return Value(name, example, node=add(path or target, inputs, more))
 
     def _inner(self, argument: Any, name: str, proto: NodeProto) -> Any:
         return self._made(argument, name, proto) if isinstance(argument, Call) else argument
@@ -275,43 +283,3 @@ class Converter:
         first = next(iter(self._graph.nodes))
         with self._graph.inserting_before(first):
             return self._graph.get_attr(path)
-
-
-def _item(values: Any, index: int) -> Any:
-    """One of several results."""
-    return values[index]
-
-
-def _plain(made: Any) -> Any:
-    """Results as one tensor, one number, a list of numbers or a tuple of tensors."""
-    several = isinstance(made, tuple | list) and any(isinstance(one, Tensor) for one in made)
-    return tuple(made) if several else made
-
-
-def _constant_of(value: Value) -> Any:
-    return value.constant
-
-
-def _example_of(value: Value) -> Any:
-    return value.example
-
-
-def _values_in(arguments: Any) -> Iterator[Value]:
-    for one in arguments:
-        if isinstance(one, Value):
-            yield one
-        elif isinstance(one, list | tuple):
-            yield from _values_in(one)
-
-
-def _each(arguments: Any, of: Any) -> Any:
-    """Arguments with something in the place of each value."""
-    if isinstance(arguments, Value):
-        return of(arguments)
-    if isinstance(arguments, list | tuple):
-        return type(arguments)(_each(one, of) for one in arguments)
-    return arguments
-
-
-def _each_of(options: Mapping[str, Any], of: Any) -> dict[str, Any]:
-    return {name: _each(value, of) for name, value in options.items()}

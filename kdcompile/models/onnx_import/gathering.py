@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.models.onnx_import.layers import shared_by, with_weights
-from kdcompile.models.onnx_import.shapes import followed, reshaped
+from kdcompile.models.onnx_import.reshaping import followed, reshaped
 from kdcompile.models.onnx_import.values import Call, Node, axis_from, operator
 
 
@@ -37,4 +37,4 @@ def take(data: Tensor, index: Any, axis: int) -> Tensor:
     places = torch.as_tensor(index, device=data.device)
     places = torch.where(places < 0, places + data.shape[axis], places)
     made = data.index_select(axis, places.flatten())
-    return made if places.dim() == 1 else made.unflatten(axis, places.shape)
+    return made.reshape(*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])

@@ -17,17 +17,17 @@ def product(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
 
 def absolute_sum(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
     """The L1 norm."""
-    return x.abs().sum(axes, keep)
+    return x.abs().sum(list(axes), keep)
 
 
 def square_sum(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
     """The sum of squares."""
-    return x.square().sum(axes, keep)
+    return x.square().sum(list(axes), keep)
 
 
 def length(x: Tensor, axes: Sequence[int], keep: bool) -> Tensor:
     """The L2 norm."""
-    return x.square().sum(axes, keep).sqrt()
+    return x.square().sum(list(axes), keep).sqrt()
 
 
 REDUCTIONS: dict[str, Callable[..., Tensor]] = {

@@ -129,19 +129,19 @@ def resize(node: Node) -> Call:
     axes = axes_of(node.known("axes", 9, range(rank)), rank)
     if isinstance(scales, Value) or node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise node.refused("its scales are computed")
+    wanted: Any = None
     if isinstance(sizes, Value):
-        if len(sizes.example) == rank:
-            sizes, made = Call(last_of, [sizes, 2]), [int(one) for one in sizes.example]
-        else:
+        if len(sizes.example) != rank:
             raise node.refused("its sizes are computed for some axes alone")
+        wanted, made = Call(last_of, [sizes, 2]), [int(one) for one in sizes.example]
     else:
         full: list[float] = [1.0] * rank
-        given = scales or [s / size[a] for s, a in zip(sizes, axes, strict=True)]
+        given = scales or [s / size[a] for s, a in zip(sizes or [], axes, strict=True)]
         for axis, scale in zip(axes, given, strict=True):
             full[axis] = scale
         made = [int(np.floor(n * s + 1e-6)) for n, s in zip(size, full, strict=True)]
         scales = None if any(n * s % 1 > 1e-6 for n, s in zip(size, full, strict=True)) else full
-        sizes = made[2:]
+        wanted = made[2:]
     if made[:2] != size[:2]:
         raise node.refused("it resizes batch or channels")
     mode = _mode(node, size[2:], made[2:], scales)
@@ -149,9 +149,9 @@ def resize(node: Node) -> Call:
     if mode not in ("nearest", "nearest-exact"):
         options["align_corners"] = node.get("coordinate_transformation_mode", "") == "align_corners"
         options["antialias"] = bool(node.get("antialias", 0))
-    if isinstance(sizes, list) and scales:
+    if isinstance(wanted, list) and scales:
         return Call(functional.interpolate, [image], options | {"scale_factor": scales[2:]})
-    return Call(functional.interpolate, [image], options | {"size": sizes})
+    return Call(functional.interpolate, [image], options | {"size": wanted})
 
 
 def last_of(numbers: list[Any], first: int) -> list[Any]:
@@ -182,6 +182,7 @@ def _mode(node: Node, before: Sequence[int], after: Sequence[int], scales: Any) 
 def _alike(node: Node, name: str, how: str, before: int, after: int) -> bool:
     """Whether torch takes the pixels that ONNX's rule takes, along one axis."""
     at, scale = np.arange(after), after / before
+    places: Any
     if how == "asymmetric":
         places = at / scale
     elif how == "align_corners":
