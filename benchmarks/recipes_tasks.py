@@ -141,7 +141,8 @@ def make_networks(seeds: Sequence[int]) -> None:
     """Train the teachers and the deployed students that are not there yet."""
     import torch
 
-    from kdcompile.models.factory import build_model, read_weights, write_weights
+    from kdcompile.models.factory import build_model, write_weights
+    from kdcompile.models.weights import read_weights
 
     KEPT.mkdir(exist_ok=True)
     _train("teacher", "model.py:teacher", ("data.train=teach",), TEACHER_STEPS)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_training import MODEL, SPEC, network, write_photos
 
 from kdcompile.distill import train as train_module
-from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.models.weights import read_weights
 
 ROOT = Path(__file__).parents[1]
 SPLITS = {"train": 8, "val": 4, "test": 5}

@@ -17,7 +17,7 @@ from kdcompile.bundle.text import text_summary
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing
 from kdcompile.core.report import GateResult, Measurement, Report, overall
-from kdcompile.models.factory import read_weights
+from kdcompile.models.weights import read_weights
 from kdcompile.remote.ssh import parse_ssh
 
 PACKAGE = Path(kdcompile.__file__).parent

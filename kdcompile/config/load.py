@@ -33,8 +33,9 @@ WANTED = {  # by the first part of pydantic's types of errors
 MOST_SHOWN = 80  # characters of a refused value
 MOST_PARTS = 16  # of a key; no field lies deeper than four
 LENGTHS = ("steps", "epochs", "minutes")
-PATH_FIELDS = (("teacher", "weights"), ("teachers", "weights"), ("student", "weights"),
-               ("data", "root"), ("quantize", "cache"))  # fmt: skip
+PATH_FIELDS = (*((section, field) for section in ("teacher", "teachers")
+                 for field in ("weights", "onnx", "program")),
+               ("student", "weights"), ("data", "root"), ("quantize", "cache"))  # fmt: skip
 
 
 def find_spec(argument: str | None) -> Path:

@@ -13,6 +13,7 @@ from pydantic import (
     Tag,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from kdcompile.config.deploy import Compile, Quantize
 from kdcompile.config.distill import INHERITED_RATE, Closed, Distill, Search
@@ -53,10 +54,55 @@ class Task(Closed):
 
 
 class Teacher(Closed):
-    """The trained network: a factory for its architecture and a file with its weights."""
+    """The trained network: a factory and a file with its weights, or one file that has both."""
 
-    model: str
-    weights: Path
+    model: str = Field(
+        default="", description='"file.py:name", "package.module:name" or "timm:NAME"'
+    )
+    arguments: dict[str, bool | int | float | str] = Field(
+        default={}, description="what the factory is called with, by keyword"
+    )
+    weights: Path | None = Field(
+        default=None, description="state_dict, checkpoint, safetensors or the index of its shards"
+    )
+    entry: str | None = Field(
+        default=None, description="the state_dict to take of a checkpoint that holds several"
+    )
+    onnx: Path | None = Field(default=None, description="an ONNX file, in place of model")
+    program: Path | None = Field(
+        default=None, description="a file of torch.export.save (.pt2), in place of model"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_form(cls, given: Any) -> Any:
+        """Factory and weights, or one file; what is missing is named as a field is."""
+        if not isinstance(given, dict):
+            return given
+        files = [name for name in ("onnx", "program") if given.get(name) is not None]
+        others = [name for name in ("model", "arguments", "weights", "entry") if given.get(name)]
+        problem, fix = "", "name model and weights, or onnx, or program"
+        if files and len(files + others) > 1:
+            problem = f"{files[0]} stands alone, without {', '.join((files + others)[1:])}"
+        elif not files and not given.get("model"):
+            problem, fix = "model is missing", f"add teacher.model; {fix}"
+        elif not files and given.get("weights") is None:
+            problem, fix = "weights is missing", "add teacher.weights, the file of model's weights"
+        if problem:
+            raise PydanticCustomError("teacher_form", problem, {"fix": fix})
+        return given
+
+    @property
+    def file(self) -> Path:
+        """The file that holds the trained weights."""
+        found = self.weights or self.onnx or self.program
+        assert found is not None, "one of them is named"
+        return found
+
+    @property
+    def named(self) -> str:
+        """The factory, or the file that stands for it, as an error names it."""
+        return self.model or str(self.file)
 
 
 class Data(Closed):

@@ -65,16 +65,21 @@ def factory_sources(name: str, folder: Path) -> list[Path]:
     except Exception:  # a part of its name is no package, or one that does not import
         found = package = None
     if found is None or package is None:
-        raise KDError(
-            "factory-missing",
-            f"there is no installed module {module_name!r}",
-            where=f"{name} of the spec in {folder}",
-            fix=f"install its package here, pip install {module_name.partition('.')[0]}, or name a "
-            "file next to the spec, such as model.py:build",
-        )
+        raise _not_installed(module_name, name, folder)
     own = package.name == "kdcompile"
     places = map(Path, () if own else package.submodule_search_locations or ())
     return sorted({*_sources_below(places), *([Path(found.origin)] if found.origin else [])})
+
+
+def _not_installed(module: str, name: str, folder: Path) -> KDError:
+    top = module.partition(".")[0]
+    return KDError(
+        "factory-missing",
+        f"there is no installed module {module!r}",
+        where=f"{name} of the spec in {folder}",
+        fix=f"install its package here, pip install {top}, or name a file next to the spec, such "
+        "as model.py:build",
+    )
 
 
 def _sources_below(folders: Iterable[Path]) -> set[Path]:

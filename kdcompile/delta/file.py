@@ -103,7 +103,7 @@ def inputs_of(spec: Spec | None) -> list[Path | None]:
     """The files that a spec names: its own, and weights."""
     if spec is None:
         return []
-    teachers = (each.weights for each in (spec.teacher, *spec.teachers))
+    teachers = (each.file for each in (spec.teacher, *spec.teachers))
     return [spec.path, spec.student.weights, *teachers]
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kdcompile.core.errors import KDError
-from kdcompile.models.factory import read_weights
 from kdcompile.models.fit import nonfinite
+from kdcompile.models.weights import read_weights
 
 State = Mapping[str, Tensor]
 STUDENT = "student.safetensors"  # as the distill stage calls it

@@ -55,14 +55,14 @@ def refuse_other_outputs(teacher: nn.Module, others: Sequence[nn.Module], spec: 
         try:
             given = _output("teacher", other, spec, crop)
         except KDError as error:
-            error.where = f"[[teachers]] number {number}, {spec.teachers[number - 1].model}"
+            error.where = f"[[teachers]] number {number}, {spec.teachers[number - 1].named}"
             raise
         if given != asked:
             raise KDError(
                 "teacher-output",
                 f"number {number} of [[teachers]] gives {given} for a crop of {crop},"
                 f" [teacher] {asked}",
-                where=f"[[teachers]] number {number}, {spec.teachers[number - 1].model}",
+                where=f"[[teachers]] number {number}, {spec.teachers[number - 1].named}",
                 fix="give all teachers the same output shape, or leave that one out",
             )
 

@@ -14,7 +14,8 @@ from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
 from kdcompile.distill.qad import is_quantised
-from kdcompile.models.factory import read_weights, write_weights
+from kdcompile.models.factory import write_weights
+from kdcompile.models.weights import read_weights
 
 if TYPE_CHECKING:
     from kdcompile.distill.phase import StageRun

@@ -28,7 +28,7 @@ def reshaped(
         positions a channel has there; None where channels are split, or too many are folded in
         front.
     """
-    for old, new in _blocks(before, after):
+    for old, new in shape_blocks(before, after):
         if dim not in old:
             continue
         inner = math.prod(before[d] for d in old if d > dim)
@@ -47,14 +47,16 @@ def split_axis(before: Sequence[int], after: Sequence[int], dim: int) -> tuple[i
     Returns:
         The axis of one part, and the number of parts; None where more is reshaped than that axis.
     """
-    for old, new in _blocks(before, after):
+    for old, new in shape_blocks(before, after):
         wide = [d for d in new if after[d] > 1]
         if dim in old and len(wide) > 1 and math.prod(before[d] for d in old) == before[dim]:
             return wide[-1], before[dim] // after[wide[-1]]
     return None
 
 
-def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+def shape_blocks(
+    before: Sequence[int], after: Sequence[int]
+) -> Iterator[tuple[list[int], list[int]]]:
     """The smallest runs of axes on both sides that hold the same values."""
     left, right = 0, 0
     while left < len(before) and right < len(after):

@@ -1,18 +1,16 @@
-"""Load the teacher that a spec names, and read and write weight files."""
+"""Load the teacher that a spec names, in any of its forms, and load and write weights."""
 
 import inspect
-import logging
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from kdcompile.config.spec import Spec, Teacher
 from kdcompile.core.errors import KDError
@@ -20,20 +18,15 @@ from kdcompile.core.files import replacing
 from kdcompile.core.user_code import load_factory
 from kdcompile.models.fit import (
     check_fit,
-    check_form,
+    classes_of,
     integer_counters,
     with_new_classes,
     without_prefix,
 )
 from kdcompile.models.rows import on_rows
 from kdcompile.models.timm_network import TIMM, timm_factory
+from kdcompile.models.weights import read_weights
 from kdcompile.tasks.task import ports_of
-
-SAFETENSORS = ".safetensors"
-SAVE_ALONE = "torch.save(model.state_dict(), 'weights.pt'), or safetensors.torch.save_file"
-WRAPPED = ("state_dict", "model_state_dict", "model", "net", "ema")  # how checkpoints call it
-log = logging.getLogger("kdcompile")
-ZIP, PICKLE = b"PK", b"\x80"  # how files of torch.save start
 
 
 def load_teacher(spec: Spec) -> nn.Module:
@@ -60,28 +53,69 @@ def _adapted(network: nn.Module, spec: Spec) -> nn.Module:
 
 
 def _load(teacher: Teacher, spec: Spec) -> nn.Module:
-    model = build_model(teacher.model, spec.folder)
-    load_weights(model, teacher.weights)
+    named = {name: tuple(one.shape) for name, one in spec.export.inputs.items()}
+    shape = named or spec.export.profile[1]
+    if teacher.model:
+        model = build_model(teacher.model, spec.folder, teacher.arguments)
+        state, _ = read_weights(teacher.file, teacher.entry)
+        classes = classes_of(model.state_dict(), without_prefix(model.state_dict(), state))
+        if classes and takes_classes(teacher.model, spec.folder, teacher.arguments):
+            arguments = {**teacher.arguments, "num_classes": classes}
+            model = build_model(teacher.model, spec.folder, arguments)
+        load_state(model, state, teacher.file)
+    elif teacher.onnx is not None:
+        from kdcompile.models.onnx_import import load_onnx
+
+        model = _of_batches(load_onnx(teacher.onnx, shape), spec, teacher.onnx)
+    else:
+        from kdcompile.models.program import load_program
+
+        model = _of_batches(load_program(teacher.file, shape), spec, teacher.file)
     return model.float().eval()
 
 
+def _of_batches(model: nn.Module, spec: Spec, path: Path) -> nn.Module:
+    """The network of a file, once it is seen to run on two images, which training does.
+
+    One that is trained on rows needs no batches.
+
+    Raises:
+        KDError: `teacher-batch`.
+    """
+    if ports_of(spec) is not None:
+        return model
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            made = model(torch.empty(2, *spec.export.profile[1][1:]))
+        alone = [one.shape[0] == 2 for one in tree_leaves(made) if isinstance(one, Tensor)]
+    except Exception:  # torch's, of shapes that do not fit
+        alone = [False]
+    if not all(alone):
+        raise KDError(
+            "teacher-batch",
+            "the network in the file runs on one image alone",
+            where=str(path),
+            fix="export it with a dynamic batch (dynamic_shapes), or give it as teacher.model",
+        )
+    return model
+
+
 def build_model(
-    factory: str, folder: Path, arguments: Mapping[str, Any] = MappingProxyType({})
+    factory: str, folder: Path, arguments: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """What the factory returns, which must be a module with weights.
 
     Args:
-        factory: `file.py:function`, `package.module:function` or `timm:NAME`.
-        folder: of the spec.
-        arguments: of a network of timm.
+        factory: `file.py:name`, `package.module:name` or `timm:NAME`, whose own weights are not
+            downloaded.
+        folder: that a file is in.
+        arguments: what it is called with, by keyword.
 
     Raises:
         KDError: `factory-arguments`, `factory-failed`, `factory-result`, or those of
             `load_factory` and `timm_factory`.
     """
-    is_timm = factory.startswith(TIMM)
-    make = timm_factory(factory, arguments) if is_timm else load_factory(factory, folder)
-    model = _call_factory(make, factory)
+    model = _call_factory(_factory(factory, folder), factory, arguments or {})
     if not isinstance(model, nn.Module):
         raise KDError(
             "factory-result",
@@ -99,20 +133,44 @@ def build_model(
     return model
 
 
-def _call_factory(make: Callable[..., Any], factory: str) -> Any:
+def _factory(name: str, folder: Path) -> Callable[..., Any]:
+    if not name.startswith(TIMM):
+        return load_factory(name, folder)
+    return timm_factory(name, {})
+
+
+def takes_classes(factory: str, folder: Path, arguments: Mapping[str, Any]) -> bool:
+    """Whether a factory can be asked for a number of classes that the spec does not give."""
+    if "num_classes" in arguments or factory.startswith(TIMM):
+        return "num_classes" not in arguments
     try:
-        inspect.signature(make).bind()
+        return "num_classes" in inspect.signature(_factory(factory, folder)).parameters or (
+            _makes_torchvision(factory)
+        )
+    except ValueError:  # written in C, it has no signature
+        return False
+
+
+def _makes_torchvision(factory: str) -> bool:
+    """torchvision's factories pass their keywords on."""
+    return factory.startswith("torchvision.models")
+
+
+def _call_factory(make: Callable[..., Any], factory: str, arguments: Mapping[str, Any]) -> Any:
+    try:
+        inspect.signature(make).bind(**arguments)
     except TypeError as error:
+        given = f"with {', '.join(arguments)}" if arguments else "without arguments"
         raise KDError(
             "factory-arguments",
-            f"{factory} is called without arguments: {error}",
+            f"{factory} is called {given}: {error}",
             where=factory,
-            fix="give each of its arguments a default, or name a function that needs none",
+            fix="give each of its arguments a default, or set teacher.arguments = { NAME = VALUE }",
         ) from error
     except ValueError:  # written in C, it has no signature
         pass
     try:
-        return make()
+        return make(**arguments)
     except KDError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's code raises
@@ -124,89 +182,6 @@ def _call_factory(make: Callable[..., Any], factory: str) -> Any:
             where=f"{at.filename}, line {at.lineno}",
             fix="fix the error in that file; kdcompile --debug distill shows the full trace",
         ) from error
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name and the file's metadata (empty for a pickled state_dict).
-
-    Raises:
-        KDError: `weights-missing`, `weights-unreadable` or `weights-unsafe`.
-    """
-    if not path.is_file():
-        what = "this is a folder, not a file" if path.is_dir() else "there is no such file"
-        raise KDError("weights-missing", what, str(path), "correct the path")
-    with path.open("rb") as stream:
-        start = stream.read(2)
-    if not start:
-        raise _unreadable(path, "the file is empty", "copy or save it again")
-    try:
-        if path.suffix == SAFETENSORS:
-            with safe_open(path, framework="pt") as opened:
-                metadata, names = dict(opened.metadata() or {}), list(opened.keys())
-                found = {name: opened.get_tensor(name) for name in names}
-        else:
-            metadata = {}
-            found = _plain(path, torch.load(path, map_location="cpu", weights_only=True))
-    except KDError:
-        raise
-    except Exception as error:  # zipfile's, pickle's, safetensors' and torch's, by what is damaged
-        raise _explain_failure(path, start, error) from error
-    check_form(found, path)
-    return found, metadata
-
-
-def _explain_failure(path: Path, start: bytes, error: Exception) -> KDError:
-    """Why a file was not read, and what helps."""
-    text, pickled = str(error), start == ZIP or start[:1] == PICKLE
-    code = re.search(r"Unsupported (?:global|class|operand)\W+(?:GLOBAL )?([\w.]+)", text)
-    if pickled and code is not None:
-        return KDError(
-            "weights-unsafe",
-            f"the file holds code ({code.group(1)}), which loading would run; it was not loaded",
-            where=str(path),
-            fix=f"where you trust it, load it there and save the tensors alone: {SAVE_ALONE}",
-        )
-    if path.suffix == SAFETENSORS and pickled:
-        return _unreadable(path, "torch.save wrote this file", f"rename it to {path.stem}.pt")
-    if path.suffix != SAFETENSORS and not pickled:
-        fix = f"save it with {SAVE_ALONE}; safetensors end in {SAFETENSORS}"
-        return _unreadable(path, "torch.save did not write this file", fix)
-    reason = (text.strip() or type(error).__name__).splitlines()[0]
-    return _unreadable(path, f"the file is damaged: {reason}", "copy or save it again")
-
-
-def _unreadable(path: Path, message: str, fix: str) -> KDError:
-    return KDError("weights-unreadable", message, where=str(path), fix=fix)
-
-
-def _plain(path: Path, saved: Any) -> dict[str, Tensor]:
-    """The state_dict that torch.save wrote, alone or as the only one of a checkpoint.
-
-    Raises:
-        KDError: `weights-unreadable`.
-    """
-    if _is_state(saved):
-        return dict(saved)
-    inside = [n for n, v in saved.items() if _is_state(v)] if isinstance(saved, Mapping) else []
-    if len(inside) == 1 and inside[0] in WRAPPED:
-        log.info("%s: the weights under %r are taken", path.name, inside[0])
-        return dict(saved[inside[0]])
-    message, fix = "the file holds no plain state_dict", SAVE_ALONE
-    if inside:
-        message += f", but one under each of {', '.join(map(repr, inside))}"
-        fix = (
-            f"save the one that is meant in a file of its own: torch.save(torch.load("
-            f"{path.name!r})[{inside[0]!r}], 'weights.pt')"
-        )
-    raise _unreadable(path, message, fix)
-
-
-def _is_state(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(n, str) and isinstance(v, Tensor) for n, v in value.items())
-    )
 
 
 def write_weights(
@@ -233,9 +208,19 @@ def load_weights(
         KDError: those of `read_weights` and of `check_fit`.
     """
     state, metadata = read_weights(path)
-    state = without_prefix(model.state_dict(), integer_counters(state), path)
-    if classes is not None:
-        state = with_new_classes(model.state_dict(), state, classes)
-    check_fit(model.state_dict(), state, path)
-    model.load_state_dict(state)
+    load_state(model, state, path, classes)
     return metadata
+
+
+def load_state(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    classes: tuple[int, int] | None = None,
+) -> None:
+    """Load tensors that were read from a file, as `load_weights` does."""
+    found = without_prefix(model.state_dict(), integer_counters(state), path)
+    if classes is not None:
+        found = with_new_classes(model.state_dict(), found, classes)
+    check_fit(model.state_dict(), found, path)
+    model.load_state_dict(found)

@@ -88,19 +88,54 @@ def _form(tensor: Tensor) -> str:
     return ""
 
 
-def without_prefix(own: State, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def without_prefix(own: State, state: State, path: Path | None = None) -> dict[str, Tensor]:
     """The file's tensors by the network's names, without a usual wrapper's prefix where that fits.
+
+    What lies beside the network in a wrapper (a loss, a metric) is left out.
 
     Args:
         own: the network's tensors by name.
         state: the file's.
-        path: the file.
+        path: the file; None leaves out the line in the log.
     """
-    prefix = _prefix(inner=own, outer=state)
-    if not re.fullmatch(WRAPPERS, prefix):
-        return state
-    log.info("%s: every name starts with %r, which is left out", path.name, prefix)
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    starts = (n.removesuffix(first) for first in [next(iter(own), "")] for n in state
+              if first and n.endswith(f".{first}"))  # fmt: skip
+    fits = (p for p in starts if re.fullmatch(WRAPPERS, p) and all(p + n in state for n in own))
+    prefix = next(fits, "")
+    inside = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    if not prefix or set(inside) != set(own):
+        return dict(state)
+    if path is not None:
+        others = len(state) - len(inside)
+        more = f", and {others} other tensors too" if others else ""
+        what = "the network's names start" if others else "every name starts"
+        log.info("%s: %s with %r, which is left out%s", path.name, what, prefix, more)
+    return inside
+
+
+def classes_of(own: State, state: State) -> int | None:
+    """How many classes the file's network has, where that alone is other than the network's.
+
+    Args:
+        own: the network's tensors by name.
+        state: the file's, by the same names.
+    """
+    if set(own) != set(state):
+        return None
+    other = [(own[n].shape, state[n].shape) for n in own if own[n].shape != state[n].shape]
+    rows = {(a[:1], b[:1]) for a, b in other}
+    if len(rows) == 1 and all(a[1:] == b[1:] for a, b in other):
+        return int(other[0][1][0])
+    return None
+
+
+def save_alone(path: Path, what: str = "model.state_dict()") -> str:
+    """How to write tensors alone, to a name beside a file that nothing has yet."""
+    number, name = 1, f"{path.stem}-weights.pt"
+    while path.with_name(name).exists():
+        number += 1
+        name = f"{path.stem}-weights-{number}.pt"
+    return f"torch.save({what}, {name!r})"
 
 
 def with_new_classes(own: State, state: State, classes: tuple[int, int]) -> dict[str, Tensor]:
@@ -142,7 +177,7 @@ def _check_prefix(own: State, state: State, path: Path) -> None:
             "weights-mismatch",
             f"every name in the file starts with {prefix!r}, and no name of the model does",
             where=str(path),
-            fix=f"save the network inside: torch.save(model.{prefix}state_dict(), 'weights.pt')",
+            fix=f"save the network inside: {save_alone(path, f'model.{prefix}state_dict()')}",
         )
     prefix = _prefix(inner=state, outer=own)
     if prefix:

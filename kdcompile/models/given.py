@@ -19,7 +19,8 @@ from kdcompile.core.content import Seen, described
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import digest
 from kdcompile.core.user_code import users_code
-from kdcompile.models.factory import SAFETENSORS, write_weights
+from kdcompile.models.factory import write_weights
+from kdcompile.models.weights import SAFETENSORS
 
 NAME = re.compile(r"\w+_[0-9a-f]{16}")
 _networks: dict[str, nn.Module] = {}

@@ -11,24 +11,48 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten_with_path
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.ports import Port, Ports
 
 ROWS = "_ports"  # of a network that runs on rows: its inputs
+ALONE = "_runs_alone"  # and whether each row has to run by itself
 
 
 def on_rows(network: nn.Module, ports: Ports) -> nn.Module:
     """The same network, which now takes rows [N, width] and gives rows of its outputs.
 
-    Samples run together where every tensor has a first axis of 1, else one after the other.
+    Samples run together where every tensor has a first axis of 1 and the network takes more than
+    one, else one after the other.
     """
     kind = type(network)
     if ROWS not in vars(network):
         network.__class__ = type(kind.__name__, (_OnRows, kind), {"__module__": kind.__module__})
     vars(network)[ROWS] = ports
+    vars(network)[ALONE] = not _runs_together(network, ports)
     return network
+
+
+def _runs_together(network: nn.Module, ports: Ports) -> bool:
+    """Whether a network takes two samples at once, and its outputs tell them apart."""
+    if not ports.has_batch:
+        return False
+    device = next((p.device for p in network.parameters()), None)
+    rows = torch.zeros(2, ports.width, device=device)
+    try:
+        with (
+            torch.no_grad(),
+            on_tensors(network),
+            FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        ):
+            given = tensors_of(mode.from_tensor(rows), ports)
+            arguments, named = bound(network, given)
+            found = named_outputs(network(*arguments, **named))
+        return all(value.shape[:1] == (2,) for value in found.values())
+    except Exception:  # of shapes that do not fit, or what cannot be run without values
+        return False
 
 
 def ports_of(network: nn.Module) -> Ports | None:
@@ -58,10 +82,9 @@ class _OnRows(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [N, width] to rows of the outputs, float32."""
         ports: Ports = vars(self)[ROWS]
-        if ports.has_batch or len(rows) == 1:
-            found = list(self._outputs(rows, ports).values())
-            if len(rows) == 1 or all(value.shape[:1] == (len(rows),) for value in found):
-                return torch.cat([value.reshape(len(rows), -1).float() for value in found], dim=1)
+        if len(rows) == 1 or not vars(self)[ALONE]:
+            found = self._outputs(rows, ports).values()
+            return torch.cat([value.reshape(len(rows), -1).float() for value in found], dim=1)
         return torch.cat([self(row) for row in torch.split(rows, 1)])
 
     def _outputs(self, rows: Tensor, ports: Ports) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from kdcompile.core.files import Hasher
 from kdcompile.core.sources import source_key, sources_of
 from kdcompile.core.store import Artifact, digest
 from kdcompile.core.user_code import factory_sources
+from kdcompile.core.weight_files import files_of
 from kdcompile.data.splits import Row, splits_rows
 from kdcompile.environment.doctor import version
 from kdcompile.latency.environment import fingerprint_id
@@ -146,12 +147,9 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
         limit = value.max_test if "test" in stage.splits else None
         return fields | {"max_test": limit, FILES: _code(value.format, spec, hasher)}
     if name == "teacher":
-        return _teacher(value, spec, hasher, "teacher.weights")
+        return _teacher(value, spec, hasher, name)
     if name == "teachers":  # by number, from 1 as a reader counts, so that changes have a place
-        return {
-            str(n): _teacher(teacher, spec, hasher, "teachers.weights")
-            for n, teacher in enumerate(value, 1)
-        }
+        return {str(n): _teacher(teacher, spec, hasher, name) for n, teacher in enumerate(value, 1)}
     if name == "student" and stage.name == "teacher":
         return {"own": ":" in value.family}  # whose classes may be more than the teacher's
     if name == "student":
@@ -179,9 +177,14 @@ def _whole(value: Any, spec: Spec, hasher: Hasher) -> Any:
     return fields | {FILES: code} if code else fields
 
 
-def _teacher(teacher: Teacher, spec: Spec, hasher: Hasher, key: str) -> dict[str, Any]:
-    files = _code(teacher.model, spec, hasher) | _file(teacher.weights, hasher, key)
-    return {"model": teacher.model, FILES: files}
+def _teacher(teacher: Teacher, spec: Spec, hasher: Hasher, section: str) -> dict[str, Any]:
+    """A teacher by its code and the content of its files, shards and external data included."""
+    field = next(f for f in ("weights", "onnx", "program") if getattr(teacher, f) is not None)
+    files = _code(teacher.model, spec, hasher)
+    files |= _file(teacher.file, hasher, f"{section}.{field}")
+    files |= {path.name: hasher.file(path) for path in files_of(teacher.file)[1:]}
+    more = teacher.model_dump(mode="json", include={"arguments", "entry"}, exclude_defaults=True)
+    return {"model": teacher.model, **more, FILES: files}
 
 
 def _gates(gates: Gates, stage: Stage, spec: Spec, hasher: Hasher, target: Target) -> Any:

@@ -52,7 +52,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
         raise KDError(
             "teacher-output",
             "the teacher's output is not finite on the validation images",
-            where=spec.teacher.model,
+            where=spec.teacher.named,
             fix="check data.mean and data.std against the teacher's training",
         )
     found = task.scores(predicted, true)
@@ -125,7 +125,7 @@ def _refuse_useless(
         "teacher-useless",
         f"validation {metric.name} {metric.text(value)}, "
         f"a constant predictor has {metric.text(least)}",
-        where=str(spec.teacher.weights),
+        where=str(spec.teacher.file),
         fix="train the teacher further, or check data.mean, data.std and the annotations",
     )
 

@@ -20,6 +20,7 @@ from kdcompile.core.progress import counted
 from kdcompile.core.sources import source_key
 from kdcompile.core.store import Store, digest
 from kdcompile.core.user_code import factory_sources
+from kdcompile.core.weight_files import files_of
 from kdcompile.data.rows import store_of
 from kdcompile.data.splits import load_splits, splits_digest
 from kdcompile.distill.evaluate import predict
@@ -152,8 +153,10 @@ def _key(spec: Spec, steps: int, architecture: Mapping[str, Any], store: Store) 
 
 def _content(teacher: Teacher, spec: Spec, store: Store) -> list[str]:
     """What a teacher is: its factory, the source of that, its weights."""
-    sources = sorted(factory_sources(teacher.model, spec.folder))
-    return [teacher.model, *(store.hasher.file(path) for path in (*sources, teacher.weights))]
+    sources = sorted(factory_sources(teacher.model, spec.folder)) if teacher.model else []
+    files = (*sources, *files_of(teacher.file))
+    more = [f"{teacher.arguments} {teacher.entry}"] if teacher.arguments or teacher.entry else []
+    return [teacher.model, *more, *(store.hasher.file(path) for path in files)]
 
 
 def _build(

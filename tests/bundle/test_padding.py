@@ -27,7 +27,7 @@ from kdcompile.data.preprocess import Preprocess
 from kdcompile.distill.evaluate import predict
 from kdcompile.gates.evaluate import evaluate, example_arrays
 from kdcompile.models.csrnet import build as csrnet
-from kdcompile.models.factory import read_weights
+from kdcompile.models.weights import read_weights
 from kdcompile.remote.agent import pack
 from kdcompile.tasks.metric import MAE
 from kdcompile.tasks.task import find_task

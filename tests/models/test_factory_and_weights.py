@@ -1,18 +1,25 @@
 """Factories and weights: what a spec may name, and what is refused."""
 
+import json
 import pickle
 import sys
+import types
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.user_code import factory_sources, load_factory
+from kdcompile.core.weight_files import files_of
 from kdcompile.delta.tensors import read_student
+from kdcompile.models import factory
 from kdcompile.models.csrnet import build
-from kdcompile.models.factory import build_model, load_weights, read_weights, write_weights
+from kdcompile.models.factory import build_model, load_weights, write_weights
+from kdcompile.models.weights import read_weights
 
 CODE = """
 from torch import nn
@@ -242,14 +249,136 @@ def test_the_weights_of_a_checkpoint_are_read_and_its_file_is_left(name, tmp_pat
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("inside", [("model", "ema"), ("teacher",)])
-def test_a_checkpoint_that_leaves_a_choice_is_refused(inside, tmp_path):
-    torch.save({name: _state() for name in inside}, tmp_path / "w.pt")
+def test_a_checkpoint_that_leaves_a_choice_is_refused(tmp_path):
+    torch.save({name: _state() for name in ("model", "ema")}, tmp_path / "w.pt")
     with pytest.raises(KDError) as error:
         read_weights(tmp_path / "w.pt")
     assert error.value.code == "weights-unreadable"
-    assert all(repr(name) in error.value.message for name in inside)
-    assert error.value.fix.endswith(f"torch.save(torch.load('w.pt')[{inside[0]!r}], 'weights.pt')")
+    assert "under each of 'model', 'ema'" in error.value.message
+    assert error.value.fix == "say which: set teacher.entry = 'model'"
+
+
+def test_one_of_several_state_dicts_is_named(tmp_path):
+    saved = {"model": _state(), "ema": {"module": {n: t + 1 for n, t in _state().items()}},
+             "optimizer": {"state": _state()}}  # fmt: skip
+    torch.save(saved, tmp_path / "w.pt")
+    assert torch.equal(read_weights(tmp_path / "w.pt", "model")[0]["bias"], torch.zeros(2))
+    assert torch.equal(read_weights(tmp_path / "w.pt", "ema.module")[0]["bias"], torch.ones(2))
+    with pytest.raises(KDError) as error:
+        read_weights(tmp_path / "w.pt", "ema.modul")
+    assert error.value.code == "weights-entry"
+    assert error.value.fix == "set teacher.entry to one of model, ema.module"
+
+
+def test_the_one_state_dict_under_any_name_is_taken(tmp_path):
+    torch.save({"teacher": _state(), "optimizer": _state(), "epoch": 3}, tmp_path / "w.pt")
+    assert set(read_weights(tmp_path / "w.pt")[0]) == {"weight", "bias"}
+
+
+def test_a_lightning_checkpoint_with_its_loss(tmp_path, caplog):
+    inside = {f"model.{n}": t for n, t in _state().items()} | {"loss.weight": torch.ones(3)}
+    torch.save({"state_dict": inside, "optimizer_states": [{}], "epoch": 1,
+                "pytorch-lightning_version": "2.5"}, tmp_path / "last.ckpt")  # fmt: skip
+    model = nn.Conv2d(1, 2, 3)
+    with caplog.at_level("INFO", "kdcompile"):
+        load_weights(model, tmp_path / "last.ckpt")
+    assert torch.equal(model.weight, torch.ones(2, 1, 3, 3))
+    assert "and 1 other tensors too" in caplog.text
+
+
+def test_weights_in_shards(tmp_path):
+    save_file({"weight": _state()["weight"].half()}, tmp_path / "model-1.safetensors")
+    save_file({"bias": _state()["bias"]}, tmp_path / "model-2.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    named = {"weight": "model-1.safetensors", "bias": "model-2.safetensors"}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": named}))
+    model = nn.Conv2d(1, 2, 3)
+    load_weights(model, index)
+    assert torch.equal(model.weight, torch.ones(2, 1, 3, 3))
+    assert [path.name for path in files_of(index)] == [index.name, *sorted(named.values())]
+    with pytest.raises(KDError, match="folder") as error:
+        read_weights(tmp_path)
+    assert error.value.fix == f"name the index of its shards: {index}"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('{"weight_map": {"weight": "absent.safetensors"}}', "weights-missing"),
+        ('{"weight_map": {"weight": "../spec/w.safetensors"}}', "weights-missing"),
+        ('{"metadata": {}}', "weights-unreadable"),
+        ("[", "weights-unreadable"),
+    ],
+)
+def test_an_index_that_does_not_hold(text, code, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(KDError) as error:
+        read_weights(tmp_path / "model.safetensors.index.json")
+    assert error.value.code == code
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_programs_in_the_place_of_weights_are_named(tmp_path):
+    model = nn.Conv2d(1, 2, 3).eval()
+    torch.jit.save(torch.jit.script(model), tmp_path / "w.pt")
+    torch.export.save(torch.export.export(model, (torch.ones(1, 1, 5, 5),)), tmp_path / "w.pt2")
+    for name, says in (("w.pt", "TorchScript"), ("w.pt2", "program of torch.export")):
+        with pytest.raises(KDError, match=says) as error:
+            read_weights(tmp_path / name)
+        assert error.value.code == "weights-unreadable"
+    state = torch.jit.load(tmp_path / "w.pt").state_dict()  # what the first one's fix saves
+    torch.save(state, tmp_path / "w-weights.pt")
+    load_weights(nn.Conv2d(1, 2, 3), tmp_path / "w-weights.pt")
+
+
+def test_no_fix_names_a_file_that_is_there(tmp_path):
+    (tmp_path / "w.pt").write_text("weights")
+    (tmp_path / "w-weights.pt").write_text("mine")
+    with pytest.raises(KDError) as error:
+        read_weights(tmp_path / "w.pt")
+    assert "'w-weights-2.pt'" in error.value.fix
+
+
+class Classifier(nn.Linear):
+    def __init__(self, num_classes=5, width=3):
+        super().__init__(width, num_classes)
+
+
+def test_a_factory_has_arguments_and_as_many_classes_as_the_weights(tmp_path, monkeypatch):
+    given = {"teacher": {"model": "x:y", "arguments": {"width": 4}, "weights": tmp_path / "w.pt"},
+             "data": {"format": "points-jsonl", "root": tmp_path}}  # fmt: skip
+    monkeypatch.setattr(factory, "load_factory", lambda name, folder: Classifier)
+    for classes in (5, 9):
+        torch.save(Classifier(classes, 4).state_dict(), tmp_path / "w.pt")
+        assert factory.load_teacher(Spec.model_validate(given)).out_features == classes
+    torch.save(Classifier(5, 3).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(KDError, match=r"weight is \(5, 3\), the model has \(5, 4\)"):
+        factory.load_teacher(Spec.model_validate(given))
+
+
+def test_timm_makes_the_network_and_downloads_nothing(tmp_path, monkeypatch):
+    made = []
+
+    def create_model(name, pretrained=True, **kwargs):
+        made.append((name, pretrained, kwargs))
+        return Classifier()
+
+    timm = types.ModuleType("timm")
+    timm.__spec__, timm.create_model = ModuleSpec("timm", None), create_model
+    timm.list_models = lambda: ["resnet18"]
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    build_model("timm:resnet18", tmp_path, {"in_chans": 1})
+    assert made == [("resnet18", False, {"in_chans": 1})]
+
+
+def test_where_timm_is_not_installed_its_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    for act, code in ((build_model, "timm-missing"), (factory_sources, "factory-missing")):
+        with pytest.raises(KDError) as error:
+            act("timm:resnet18", tmp_path)
+        assert error.value.code == code
+        assert "pip install" in error.value.fix
+        assert "timm" in error.value.fix
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "_orig_mod.", "_orig_mod.module."])

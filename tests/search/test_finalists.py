@@ -7,7 +7,8 @@ from staged_ground import architecture, write_build
 from kdcompile.config.distill import DistillStage
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Store
-from kdcompile.models.factory import load_teacher, read_weights
+from kdcompile.models.factory import load_teacher
+from kdcompile.models.weights import read_weights
 from kdcompile.search import short_distillation
 from kdcompile.search.short_distillation import distil, paired_increase, shorten_training
 from kdcompile.search.spaces.pruned import architectures

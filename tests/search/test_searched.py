@@ -9,8 +9,9 @@ from staged_ground import write_build
 
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.network_cost import Network, params
-from kdcompile.models.factory import load_teacher, read_weights
+from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.models.weights import read_weights
 from kdcompile.search.short_distillation import validation_errors
 from kdcompile.search.spaces.pruned import LayerSpace
 from kdcompile.tasks.task import task_of

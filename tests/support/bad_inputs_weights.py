@@ -85,20 +85,11 @@ def _renamed(folder: Path) -> tuple[str, ...]:
     return (*DISTILL, "--set", "teacher.weights=w.pt")
 
 
-NEW_FILE = (*DISTILL, "--set", "teacher.weights=weights.pt")
-
-
 def _unprefixed(folder: Path) -> tuple[str, ...]:
-    """What `torch.save(model.backbone.state_dict(), 'weights.pt')` writes."""
+    """What `torch.save(model.backbone.state_dict(), 'w-weights.pt')` writes."""
     state = {n.removeprefix("backbone."): t for n, t in load_file(folder / FILE).items()}
-    torch.save(state, folder / "weights.pt")
-    return NEW_FILE
-
-
-def _inside(folder: Path) -> tuple[str, ...]:
-    """Save the state_dict that lies under `model`, in a file of its own."""
-    torch.save(torch.load(folder / "w.pt")["model"], folder / "weights.pt")
-    return NEW_FILE
+    torch.save(state, folder / "w-weights.pt")
+    return (*DISTILL, "--set", "teacher.weights=w-weights.pt")
 
 
 def _odd(change):
@@ -179,8 +170,9 @@ CASES = [
         "checkpoint-of-two-networks",
         _with(_written(lambda: _torch_bytes(
             {"model": _infinite(), "ema": good_weights(), "epoch": 3})), "w.pt"),
-        DISTILL, "weights-unreadable", _inside, after=1, then="weights-nonfinite",
-        says=("one under each of 'model', 'ema'", "['model'], 'weights.pt')"),
+        DISTILL, "weights-unreadable", _set("teacher.entry=model"), after=1,
+        then="weights-nonfinite",
+        says=("one under each of 'model', 'ema'", "set teacher.entry = 'model'"),
     ),
     BadInput(
         "expanded-weights", _odd(lambda t: torch.ones(1).expand(1 << 41)), DISTILL,
@@ -210,7 +202,7 @@ CASES = [
         "weights-of-a-wrapped-network",
         _saved(lambda s: {f"backbone.{n}": t for n, t in s.items()}), DISTILL,
         "weights-mismatch", _unprefixed,
-        says=("starts with 'backbone.'", "model.backbone.state_dict(), 'weights.pt'"),
+        says=("starts with 'backbone.'", "model.backbone.state_dict(), 'w-weights.pt'"),
     ),
     BadInput(
         "network-wrapped-without-its-weights",

@@ -31,7 +31,7 @@ from kdcompile.data.photo import read_pixels
 from kdcompile.delta.file import Delta, applied, read_delta
 from kdcompile.delta.tensors import weights_hash
 from kdcompile.latency.baseline import make_baseline, read_baseline
-from kdcompile.models.factory import read_weights
+from kdcompile.models.weights import read_weights
 from kdcompile.targets import rules_file, schema, user
 from kdcompile.targets.fixtures import parse_fixtures
 
