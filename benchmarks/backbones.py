@@ -96,7 +96,7 @@ def parity(found: Network, inputs: tuple[Tensor, ...]) -> float:
     given = {i.name: v.numpy() for i, v in zip(session.get_inputs(), inputs, strict=True)}
     wanted = [value.numpy() for value in tree_leaves(found.module(*inputs))]
     pairs = list(zip(session.run(None, given), wanted, strict=True))
-    largest = max(float(np.abs(value).max()) for _, value in pairs)
+    largest = max(1e-30, *(float(np.abs(value).max()) for _, value in pairs))
     return max(float(np.abs(a - b).max()) for a, b in pairs) / largest
 
 

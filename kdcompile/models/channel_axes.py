@@ -101,8 +101,7 @@ def moved_axis(node: Node, name: str, dim: int) -> int | None:
     if name == "slice" and _value(node).shape == value.shape:
         return dim
     if name in {"pad", "constant_pad_nd"}:
-        pads = arguments[0][2 * (rank - 1 - dim) :][:2]
-        return None if any(pads) else dim
+        return None if any(pads_at(node, dim)) else dim
     if name in {"select", "slice", "roll", "split", "chunk", "split_with_sizes", "unbind"}:
         return _of_one_axis(name, arguments, dim, rank)
     if name == "repeat":
@@ -110,6 +109,13 @@ def moved_axis(node: Node, name: str, dim: int) -> int | None:
         place = dim + len(times) - rank
         return place if times[place] == 1 else None
     return _reduced(node, arguments[name == "linalg_vector_norm" :], dim, rank)
+
+
+def pads_at(node: Node, dim: int) -> tuple[int, int]:
+    """How many values a padding adds in front of and behind those of the axis `dim`."""
+    pads: Any = node.args[1]
+    of_axis = pads[2 * (len(shape_of(node)) - 1 - dim) :][:2]
+    return (of_axis[0], of_axis[1]) if of_axis else (0, 0)
 
 
 def _order(name: str, arguments: Sequence[Any], rank: int) -> list[int]:

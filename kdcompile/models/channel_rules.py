@@ -43,6 +43,7 @@ MERGE = {
 CONVOLUTIONS = {
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 }  # fmt: skip
+WRAPPERS = {"wrap_with_autocast", "wrap_with_set_grad_enabled"}  # of a graph that they run
 RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 
 

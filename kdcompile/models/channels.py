@@ -9,13 +9,15 @@ out wider than asked, never wrong.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from kdcompile.models.channel_axes import (
     moved_axis,
+    pads_at,
     piece_bounds,
     reshaped,
     shape_of,
@@ -36,6 +38,7 @@ from kdcompile.models.channel_rules import (
     RESHAPE,
     SPATIAL,
     SPLITS,
+    WRAPPERS,
     capture_graph,
     describe_node,
     operator_name,
@@ -67,8 +70,7 @@ def trace(model: nn.Module, example: Example) -> Channels:
     signature = exported.graph_signature
     owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     walk = _Walk(model, owned, set(signature.inputs_to_parameters.values()))
-    for node in exported.graph.nodes:
-        walk.visit(node)
+    walk.follow(exported.graph_module)
     walk.channels.settle()
     return fitted(model, example, walk.channels, walk.heads) if walk.moved else walk.channels
 
@@ -78,14 +80,27 @@ class _Walk(Layers):
 
     def __init__(self, model: nn.Module, owned: dict[str, str], parameters: set[str]) -> None:
         super().__init__(model, owned, parameters)
+        self._graphs: nn.Module = nn.Module()  # that hold graphs which a node runs
+        self._run_by: Node | None = None
+        self._given: dict[Node, Sequence[Any]] = {}  # by such a node, what its graph gives
         self.heads: list[
             tuple[Layout, Layout]
         ] = []  # what a layer reads, and one head that it gives
 
+    def follow(self, graphs: GraphModule) -> None:
+        """Visit the nodes of a graph, and those of the graphs that they run."""
+        before, self._graphs = self._graphs, graphs
+        for node in graphs.graph.nodes:
+            self.visit(node)
+        self._graphs = before
+
     def visit(self, node: Node) -> None:
+        """Note what a node does to channels."""
         if node.op == "placeholder":
-            if node.name not in self._owned:
+            if node.name not in self._owned and node not in self._why | self._axes:
                 self._why[node] = ENDS
+        elif node.op == "output" and self._run_by is not None:
+            self._given[self._run_by] = node.args[0]  # type: ignore[assignment]
         elif node.op == "output":
             for source in node.all_input_nodes:
                 self._freeze(source, ENDS)
@@ -93,10 +108,19 @@ class _Walk(Layers):
             self._computed[node] = owner
             self._why[node] = f"it comes from {describe_node(node)}, for which there is no rule"
         elif node.op == "call_function" and node.users:  # not a check that gives nothing
-            axis = self._call(node)
+            axis = self._axis_of(node)
             if axis is not None:
                 self._axes[node] = axis
             self._pass_second(node)
+
+    def _axis_of(self, node: Node) -> Axis | None:
+        source: Any = node.args[0] if node.args else None
+        if operator_name(node) in WRAPPERS:
+            self._run(node)
+            return None
+        if isinstance(source, Node) and source in self._given:
+            return self._alike(self._given[source][node.args[1]], node)  # type: ignore[index]
+        return self._call(node)
 
     def _call(self, node: Node) -> Axis | None:
         name, source = operator_name(node), node.args[0] if node.args else None
@@ -125,6 +149,30 @@ class _Walk(Layers):
             return self._pass(node, name, known)
         return self._unknown(node)
 
+    def _run(self, node: Node) -> None:
+        """Follow the graph that a node runs, such as code under `torch.autocast`."""
+        first = next(n for n, arg in enumerate(node.args) if isinstance(arg, Node))
+        held: Any = node.args[first]
+        graphs = getattr(self._graphs, held.target)
+        inner = (n for n in graphs.graph.nodes if n.op == "placeholder")
+        for own, given in zip(inner, node.args[first + 1 :], strict=True):
+            axis = self._alike(given, own) if isinstance(given, Node) else None
+            if axis is not None:
+                self._axes[own] = axis
+        before, self._run_by = self._run_by, node
+        self.follow(graphs)
+        self._run_by = before
+
+    def _alike(self, value: Any, node: Node) -> Axis | None:
+        """Take a node for another one, of which everything that is known is known of it too."""
+        known: Any
+        for known in (self._second, self._computed, self._why):
+            if value in known:
+                known[node] = known[value]
+        if value.name in self._owned:
+            self._owned[node.name] = self._owned[value.name]
+        return self._axes.get(value)
+
     def _pass(self, node: Node, name: str, known: Axis) -> Axis | None:
         """Operators that move the channel axis, or cut it, and compute nothing over it."""
         if name in POINTWISE or (name in SPATIAL and known.dim == 1):
@@ -142,6 +190,8 @@ class _Walk(Layers):
         self.moved |= dim != known.dim
         if dim is not None:
             return Axis(dim, known.layout)
+        if name in {"pad", "constant_pad_nd"}:
+            return self._padded(node, known)
         if name in REDUCE:  # a mean over channels asks for no number of them
             return None
         if name in SPLITS:
@@ -206,6 +256,16 @@ class _Walk(Layers):
             read = self._axes[source.args[0]].layout
             if length(read) % length(part) == 0:
                 self.heads.append((read, part))
+
+    def _padded(self, node: Node, known: Axis) -> Axis | None:
+        """More channels than there were, of one value; how many more stays."""
+        before, after = pads_at(node, known.dim)
+        if min(before, after) < 0:
+            return self._unknown(node)
+        more = [self.channels.new(count) if count else () for count in (before, after)]
+        for layout in more:
+            self.channels.freeze(layout, "it is padding")
+        return Axis(known.dim, (*more[0], *known.layout, *more[1]))
 
     def _even(self, node: Node, known: Axis) -> Axis:
         """Pieces of one size stay of one size: code that halves a tensor gives two alike."""

@@ -56,6 +56,26 @@ class Radix(nn.Module):
         return self.head((parts * weights).sum(1))
 
 
+class Wrapped(nn.Module):
+    """Linear attention as in EfficientViT: a sum of its weights is a channel more, in float32."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, width, 1), nn.Conv2d(width, 4, 1)
+        self.query, self.key = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+        self.value = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        q, k, v = (of(y).flatten(2).transpose(1, 2) for of in (self.query, self.key, self.value))
+        with torch.autocast("cpu", enabled=False):
+            q, k = q.relu(), k.relu()
+            v = functional.pad(v, (0, 1), value=1.0)
+            found = q @ (k.transpose(1, 2) @ v)
+            found = found[..., :-1] / (found[..., -1:] + 1.0)
+        return self.head(y + found.transpose(1, 2).reshape(y.shape))
+
+
 class Shaped(nn.Module):
     """A scale that is viewed in a shape which the module keeps."""
 
