@@ -105,7 +105,7 @@ class Preprocess(_Form):
 
 class _Port(_Form):
     name: Text
-    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=8)]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=8)]
     dtype: Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"]
 
 

@@ -232,7 +232,7 @@ class TensorInput(Closed):
     """One named input of a network that takes other tensors than an image."""
 
     shape: list[Annotated[int, Field(ge=1)]] = Field(
-        min_length=1, max_length=8, description="of one sample, its batch axis included"
+        max_length=8, description="of one sample, its batch axis included; [] of a number"
     )
     dtype: Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"] = "float32"
 

@@ -96,9 +96,9 @@ def tensors_of(rows: Tensor, ports: Ports) -> dict[str, Tensor]:
     """The named tensors of some rows; with more rows than one their first axis grows."""
     parts = torch.split(rows, list(ports.sizes), dim=1)
     return {
-        port.name: part.reshape(len(rows) * port.shape[0], *port.shape[1:]).to(
-            getattr(torch, port.dtype)
-        )
+        port.name: part.reshape(
+            [len(rows) * port.shape[0], *port.shape[1:]] if port.shape else []
+        ).to(getattr(torch, port.dtype))
         for port, part in zip(ports.ports, parts, strict=True)
     }
 
