@@ -10,7 +10,9 @@ that so few can, and the values from which the next layer's input is predicted b
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -108,12 +110,18 @@ def turned(
     """
     if not heads:
         return teacher, []
-    network, done = copy.deepcopy(teacher), []
+    network, done, called = copy.deepcopy(teacher), [], set[str]()
+    names = {name for own in heads for name in (*own.makers, own.reader)}
     with torch.no_grad():
-        expected = teacher(crops[0])
+        with ExitStack() as hooks:
+            for name in names:
+                note = partial(lambda name, *_: called.add(name), name)
+                hooks.enter_context(network.get_submodule(name).register_forward_hook(note))
+            expected = network(crops[0])
         for own in heads:
             layers = [network.get_submodule(name) for name in (*own.makers, own.reader)]
-            if any(changes_forward(layer) for layer in layers):
+            used = called.issuperset((*own.makers, own.reader))  # not their parameters alone
+            if not used or any(changes_forward(layer) for layer in layers):
                 continue
             before = copy.deepcopy([layer.state_dict() for layer in layers])
             _turn(network, own, crops)
