@@ -38,7 +38,7 @@ class Heads:
     def parts(self, network: nn.Module) -> list[tuple[nn.Linear, slice]]:
         """The layer and its rows for queries, keys and values."""
         layers = [network.get_submodule(name) for name in self.makers]
-        width = sum(layer.out_features for layer in layers) // 3  # type: ignore[misc, operator]
+        width = sum(layer.out_features for layer in layers) // 3  # type: ignore[misc]
         each = 3 // len(layers)
         return [
             (layer, slice(i * width, (i + 1) * width))  # type: ignore[misc]
@@ -51,7 +51,8 @@ class Heads:
 
         Which code does so is seen from what reaches the reader.
         """
-        wide = _reached(teacher, self.reader, crops).unflatten(-1, (self.count, self.size))
+        reached = _reached(teacher, self.reader, crops)
+        wide = reached.reshape(*reached.shape[:-1], self.count, self.size)
         wanted = wide[..., self.kept.to(wide.device)].flatten(-2)
         layer, rows = self.parts(student)[0]
         tensors = [t for t in (layer.weight, layer.bias) if t is not None]
@@ -146,7 +147,7 @@ def _turn(network: nn.Module, own: Heads, crops: Sequence[Tensor]) -> None:
     turn_queries = root * torch.linalg.solve(a.transpose(1, 2), left).transpose(1, 2)
     turn_keys = root * torch.linalg.solve(b.transpose(1, 2), right.transpose(1, 2)).transpose(1, 2)
     c = _root(own, *_moments(_reached(network, own.reader, crops)), centred=True)
-    weight = reader.weight.unflatten(1, (own.count, own.size)).movedim(1, 0).double()
+    weight = reader.weight.reshape(-1, own.count, own.size).movedim(1, 0).double()
     basis = torch.linalg.svd(weight @ c)[2].transpose(1, 2)
     back = c @ basis / c.square().sum((1, 2)).div(own.size).sqrt()[:, None, None]
     rest = torch.ones(own.size, dtype=torch.bool).index_fill(0, own.kept.cpu(), False)
@@ -179,10 +180,10 @@ def _projected(read: tuple[Tensor, Tensor], layer: nn.Linear, rows: slice) -> tu
 
 def _root(own: Heads, mean: Tensor, covariance: Tensor, centred: bool) -> Tensor:
     """A matrix A for each head, A A^T its channels' second moments; none is singular."""
-    heads = covariance.unflatten(0, (own.count, -1)).unflatten(2, (own.count, -1))
+    heads = covariance.reshape(own.count, own.size, own.count, own.size)
     moments = heads.diagonal(dim1=0, dim2=2).movedim(-1, 0)
     if not centred:
-        by_head = mean.unflatten(0, (own.count, -1))
+        by_head = mean.reshape(own.count, own.size)
         moments = moments + by_head[:, :, None] * by_head[:, None, :]
     values, vectors = torch.linalg.eigh(moments)
     least = SMALLEST**2 * values.amax(1, keepdim=True) + torch.finfo(torch.double).tiny
