@@ -36,6 +36,7 @@ import inherit_pruned
 import numpy as np
 import torch
 from inherit_networks import NETWORKS, without_operators
+from inherit_page import chosen_rate
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
@@ -177,7 +178,7 @@ class Bench:
         """All of them with seed 0, afterwards the one that validated best then."""
         if seed == 0:
             return LEARNING_RATES
-        return (chosen_rate(self.rows.values(), name, arm),)
+        return (float(chosen_rate(self.rows.values(), name, arm)),)
 
     def run(self, name: str, arm: str, seed: int) -> None:
         """The missing rows of an arm."""
@@ -225,12 +226,6 @@ class Bench:
         said = " ".join(str(v) for v in self.rows[key].values())
         sys.stdout.write(f"{time.strftime('%H:%M:%S')} {said}\n")
         sys.stdout.flush()
-
-
-def chosen_rate(rows: Any, name: str, arm: str) -> float:
-    """The rate of an arm: that of seed 0 with the best validation accuracy."""
-    own = [r for r in rows if (r["network"], r["arm"], r["seed"]) == (name, arm, "0")]
-    return float(max(own, key=lambda row: float(row["val"] or 0))["lr"])
 
 
 @contextmanager

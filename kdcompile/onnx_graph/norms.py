@@ -6,6 +6,7 @@ InstanceNormalization and GroupNormalization do so by themselves.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
@@ -72,7 +73,7 @@ def _written_out(model: ModelProto, node: NodeProto) -> Iterator[NodeProto]:
     epsilon = np.asarray(given.get("epsilon", 1e-5), np.float32)
     model.graph.initializer.append(numpy_helper.from_array(epsilon, f"{own}_epsilon"))
 
-    def made(kind: str, inputs: list[str], what: str, **more: object) -> NodeProto:
+    def made(kind: str, inputs: list[str], what: str, **more: Any) -> NodeProto:
         result = own if what == "" else f"{own}_{what}"
         fresh = helper.make_node(kind, inputs, [result], f"{result}_{kind}", **more)
         fresh.metadata_props.extend(node.metadata_props)

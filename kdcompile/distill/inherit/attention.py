@@ -10,7 +10,9 @@ that so few can, and the values from which the next layer's input is predicted b
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ class Heads:
     def parts(self, network: nn.Module) -> list[tuple[nn.Linear, slice]]:
         """The layer and its rows for queries, keys and values."""
         layers = [network.get_submodule(name) for name in self.makers]
-        width = sum(layer.out_features for layer in layers) // 3  # type: ignore[misc, operator]
+        width = sum(layer.out_features for layer in layers) // 3  # type: ignore[misc]
         each = 3 // len(layers)
         return [
             (layer, slice(i * width, (i + 1) * width))  # type: ignore[misc]
@@ -49,7 +51,8 @@ class Heads:
 
         Which code does so is seen from what reaches the reader.
         """
-        wide = _reached(teacher, self.reader, crops).unflatten(-1, (self.count, self.size))
+        reached = _reached(teacher, self.reader, crops)
+        wide = reached.reshape(*reached.shape[:-1], self.count, self.size)
         wanted = wide[..., self.kept.to(wide.device)].flatten(-2)
         layer, rows = self.parts(student)[0]
         tensors = [t for t in (layer.weight, layer.bias) if t is not None]
@@ -108,12 +111,18 @@ def turned(
     """
     if not heads:
         return teacher, []
-    network, done = copy.deepcopy(teacher), []
+    network, done, called = copy.deepcopy(teacher), [], set[str]()
+    names = {name for own in heads for name in (*own.makers, own.reader)}
     with torch.no_grad():
-        expected = teacher(crops[0])
+        with ExitStack() as hooks:
+            for name in names:
+                note = partial(lambda name, *_: called.add(name), name)
+                hooks.enter_context(network.get_submodule(name).register_forward_hook(note))
+            expected = network(crops[0])
         for own in heads:
             layers = [network.get_submodule(name) for name in (*own.makers, own.reader)]
-            if any(changes_forward(layer) for layer in layers):
+            used = called.issuperset((*own.makers, own.reader))  # not their parameters alone
+            if not used or any(changes_forward(layer) for layer in layers):
                 continue
             before = copy.deepcopy([layer.state_dict() for layer in layers])
             _turn(network, own, crops)
@@ -138,7 +147,7 @@ def _turn(network: nn.Module, own: Heads, crops: Sequence[Tensor]) -> None:
     turn_queries = root * torch.linalg.solve(a.transpose(1, 2), left).transpose(1, 2)
     turn_keys = root * torch.linalg.solve(b.transpose(1, 2), right.transpose(1, 2)).transpose(1, 2)
     c = _root(own, *_moments(_reached(network, own.reader, crops)), centred=True)
-    weight = reader.weight.unflatten(1, (own.count, own.size)).movedim(1, 0).double()
+    weight = reader.weight.reshape(-1, own.count, own.size).movedim(1, 0).double()
     basis = torch.linalg.svd(weight @ c)[2].transpose(1, 2)
     back = c @ basis / c.square().sum((1, 2)).div(own.size).sqrt()[:, None, None]
     rest = torch.ones(own.size, dtype=torch.bool).index_fill(0, own.kept.cpu(), False)
@@ -171,10 +180,10 @@ def _projected(read: tuple[Tensor, Tensor], layer: nn.Linear, rows: slice) -> tu
 
 def _root(own: Heads, mean: Tensor, covariance: Tensor, centred: bool) -> Tensor:
     """A matrix A for each head, A A^T its channels' second moments; none is singular."""
-    heads = covariance.unflatten(0, (own.count, -1)).unflatten(2, (own.count, -1))
+    heads = covariance.reshape(own.count, own.size, own.count, own.size)
     moments = heads.diagonal(dim1=0, dim2=2).movedim(-1, 0)
     if not centred:
-        by_head = mean.unflatten(0, (own.count, -1))
+        by_head = mean.reshape(own.count, own.size)
         moments = moments + by_head[:, :, None] * by_head[:, None, :]
     values, vectors = torch.linalg.eigh(moments)
     least = SMALLEST**2 * values.amax(1, keepdim=True) + torch.finfo(torch.double).tiny
