@@ -85,9 +85,12 @@ class Teacher(Closed):
         if files and len(files + others) > 1:
             problem = f"{files[0]} stands alone, without {', '.join((files + others)[1:])}"
         elif not files and not given.get("model"):
-            problem, fix = "model is missing", f"add teacher.model; {fix}"
+            problem, fix = "model is missing", f"add model; or {fix}"
         elif not files and given.get("weights") is None:
-            problem, fix = "weights is missing", "add teacher.weights, the file of model's weights"
+            problem, fix = (
+                "weights is missing",
+                "add weights, the file of the network's trained weights",
+            )
         if problem:
             raise PydanticCustomError("teacher_form", problem, {"fix": fix})
         return given

@@ -1,4 +1,4 @@
-"""Which files a network's weights lie in, where one file names others: shards, external data."""
+"""The files that hold a network's weights, where one file names others: shards, external data."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def files_of(path: Path) -> list[Path]:
         KDError: `weights-unreadable`, for an index that is none; `weights-missing`, for a shard.
     """
     if path.name.endswith(INDEX) and path.is_file():
-        return [path, *(_beside(path, name) for name in sorted({*shards_of(path).values()}))]
+        return [path, *(_next_to(path, name) for name in sorted({*shards_of(path).values()}))]
     if path.suffix == ".onnx" and path.is_file():
         return [path, *_external(path)]
     return [path]
@@ -42,12 +42,12 @@ def shards_of(index: Path) -> dict[str, str]:
         ) from error
 
 
-def _beside(path: Path, name: str) -> Path:
+def _next_to(path: Path, name: str) -> Path:
     found = path.parent / name
     if Path(name).name != name or not found.is_file():
         raise KDError(
             "weights-missing",
-            f"{path.name} names {name!r}, which is no file beside it",
+            f"{path.name} names {name!r}, which is no file next to it",
             where=str(path),
             fix="put all shards into the folder of their index",
         )

@@ -91,7 +91,7 @@ def _form(tensor: Tensor) -> str:
 def without_prefix(own: State, state: State, path: Path | None = None) -> dict[str, Tensor]:
     """The file's tensors by the network's names, without a usual wrapper's prefix where that fits.
 
-    What lies beside the network in a wrapper (a loss, a metric) is left out.
+    What else a wrapper holds (a loss, a metric) is left out.
 
     Args:
         own: the network's tensors by name.
@@ -130,7 +130,7 @@ def classes_of(own: State, state: State) -> int | None:
 
 
 def save_alone(path: Path, what: str = "model.state_dict()") -> str:
-    """How to write tensors alone, to a name beside a file that nothing has yet."""
+    """How to write tensors alone, to a name that no file next to this one has."""
     number, name = 1, f"{path.stem}-weights.pt"
     while path.with_name(name).exists():
         number += 1

@@ -356,6 +356,13 @@ def test_a_factory_has_arguments_and_as_many_classes_as_the_weights(tmp_path, mo
         factory.load_teacher(Spec.model_validate(given))
 
 
+def test_torchvision_s_factories_take_classes_by_keyword(tmp_path, monkeypatch):
+    monkeypatch.setattr(factory, "load_factory", lambda name, folder: lambda **k: Classifier(**k))
+    assert factory.takes_classes("torchvision.models:resnet18", tmp_path, {})
+    assert not factory.takes_classes("torchvision.models:resnet18", tmp_path, {"num_classes": 3})
+    assert not factory.takes_classes("mine.py:build", tmp_path, {})
+
+
 def test_timm_makes_the_network_and_downloads_nothing(tmp_path, monkeypatch):
     made = []
 

@@ -286,6 +286,28 @@ def test_a_layer_that_runs_twice_is_one_module_with_its_bias(tmp_path):
     assert len(list(found.parameters())) == 2
 
 
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+def test_a_layer_norm_in_parts_is_one_layer(square, tmp_path):
+    random = np.random.default_rng(0)
+    constants = [
+        ("two", np.float32(2)), ("eps", np.float32(1e-3)),
+        ("w", random.standard_normal(4).astype(np.float32)), ("b", np.ones(4, np.float32)),
+    ]  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], axes=[-1]), node("Sub", ["x", "m"], ["d"]),
+        node(square, ["d", "two" if square == "Pow" else "d"], ["q"]),
+        node("ReduceMean", ["q"], ["v"], axes=[2]), node("Add", ["v", "eps"], ["a"]),
+        node("Sqrt", ["a"], ["s"]), node("Div", ["d", "s"], ["n"]),
+        node("Mul", ["n", "w"], ["k"]), node("Add", ["k", "b"], ["y"]),
+    ]  # fmt: skip
+    path = written(tmp_path / "n.onnx", nodes, constants)
+    found, x = load_onnx(path), torch.randn(1, 4, 4)
+    (expected,) = cpu_session(path).run(None, {"x": x.numpy()})
+    assert [type(m) for m in found.children()] == [nn.LayerNorm]
+    assert np.abs(found(x).detach().numpy() - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_programs_that_are_none(tmp_path):
     (tmp_path / "n.pt2").write_bytes(b"PK")

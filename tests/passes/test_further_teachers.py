@@ -46,7 +46,7 @@ def test_paths_are_of_the_spec_or_of_the_current_folder(folder, tmp_path, monkey
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("teachers=[{model = 'm.py:f'}]", "teachers.0.weights is missing"),
+        ("teachers=[{model = 'm.py:f'}]", "teachers.0: weights is missing"),
         ("teachers=[{model = 'm.py:f', weights = 'w', weight = 'v'}]", "unknown key"),
         ("teachers.0.weights=w", "'teachers' is not a section"),
     ],

@@ -112,7 +112,7 @@ CASES = [
     ),
     BadInput(
         "missing-key", _spoilt('weights = "w.safetensors"\n', ""), PLAN, "spec-invalid", _good,
-        says=("teacher: weights is missing", "add teacher.weights"),
+        says=("teacher: weights is missing", "add weights, the file"),
     ),
     BadInput(
         "missing-section",

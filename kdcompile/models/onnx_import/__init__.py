@@ -31,7 +31,7 @@ def load_onnx(path: Path, shapes: Mapping[str, Sequence[int]] | Sequence[int] = 
     """The network in an ONNX file, in inference mode; `forward` has the file's inputs by name.
 
     Args:
-        path: the file, of opset 7 or newer, with its external data beside it.
+        path: the file, of opset 7 or newer, with the files of its external data.
         shapes: of inputs by name, or of the one input: example sizes for axes that the file leaves
             open. A batch is 1 by default. The network runs at other batches, and at other sizes
             where its operators do.

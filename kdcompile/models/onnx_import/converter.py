@@ -30,7 +30,6 @@ from kdcompile.models.onnx_import.arguments import (
     values_in,
 )
 from kdcompile.models.onnx_import.graph_file import (
-    OWN_DOMAINS,
     GraphFile,
     attributes_of,
     operators,
@@ -95,11 +94,12 @@ class Converter:
         self._refuse_unknown(graph.node)
         self._readers = readers_of(graph)
         for proto in graph.node:
-            if id(proto) in self._skipped:
-                continue
-            if proto.op_type == "Constant":
+            if proto.op_type == "Constant":  # before all others, which look ahead
                 self._keep(proto.output[0], self._constant(attributes_of(proto)))
-            elif proto.op_type == "If":
+        for proto in graph.node:
+            if id(proto) in self._skipped or proto.op_type == "Constant":
+                continue
+            if proto.op_type == "If":
                 self._branch(proto)
             else:
                 self._convert(proto)
@@ -154,7 +154,7 @@ class Converter:
             n: self._tensor(v) if isinstance(v, TensorProto) else v for n, v in attributes.items()
         }
         node = Node(
-            proto, attributes, inputs, self._file.opset, self._sole_reader,
+            proto, attributes, inputs, self._file.opset, lambda name: self._readers.get(name, ()),
             lambda name: self._values[name].constant if name in self._values else None,
             lambda reader: self._skipped.add(id(reader)),
         )  # fmt: skip
@@ -182,11 +182,6 @@ class Converter:
                 fix="give export.shape as the network in the file takes it; if that is so, check "
                 "the file with onnx.checker.check_model",
             ) from error
-
-    def _sole_reader(self, name: str) -> NodeProto | None:
-        readers = self._readers.get(name, [])
-        foreign = readers and readers[0].domain not in OWN_DOMAINS
-        return readers[0] if len(readers) == 1 and not foreign else None
 
     def _tensors_for(self, node: Node) -> list[Value | None]:
         """The inputs; numbers computed from sizes as a tensor where the operator reads one."""

@@ -1,4 +1,4 @@
-"""Operators that take numbers by their places: slices along an axis, an embedding's rows."""
+"""Operators that take numbers by index: slices along an axis, an embedding's rows."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ def gather(node: Node) -> Call:
         return Call(
             with_weights(made, weight=data.constant), [index], shared=shared_by(node, [data.name])
         )
-    places = None if index.constant is None else index.constant.flatten().tolist()
-    if len(data.shape) == 1 and places == list(range(data.shape[0])):  # another shape, by indices
+    indices = None if index.constant is None else index.constant.flatten().tolist()
+    if len(data.shape) == 1 and indices == list(range(data.shape[0])):  # another shape
         return Call(reshaped, [data, None, followed(data.shape, index.shape, set())])
     return Call(take, [data, index, axis])
 
@@ -34,7 +34,7 @@ def take(data: Tensor, index: Any, axis: int) -> Tensor:
     """ONNX's Gather: numbers below zero count from the end."""
     if isinstance(index, int):
         return data.select(axis, index)
-    places = torch.as_tensor(index, device=data.device)
-    places = torch.where(places < 0, places + data.shape[axis], places)
-    made = data.index_select(axis, places.flatten())
-    return made.reshape(*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])
+    indices = torch.as_tensor(index, device=data.device)
+    indices = torch.where(indices < 0, indices + data.shape[axis], indices)
+    made = data.index_select(axis, indices.flatten())
+    return made.reshape(*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])

@@ -93,7 +93,7 @@ def _read(path: Path, weights: bool = True) -> ModelProto:
             "onnx-unreadable",
             f"the file is no whole ONNX network: {reason}",
             where=str(path),
-            fix="copy or export it again, with the files of its weights beside it",
+            fix="copy or export it again, with the files of its weights",
         ) from error
     if not model.graph.node:
         raise KDError(

@@ -110,8 +110,9 @@ def matmul(node: Node) -> Call:
     if second.constant is None or second.constant.dim() != 2 or not node.value(0).is_float:
         return Call(torch.matmul, [node.value(0), second])
     bias, outputs, names = None, None, [second.name]
-    reader = node.sole_reader(node.proto.output[0])
-    if reader is not None and reader.op_type == "Add":
+    readers = node.readers(node.proto.output[0])
+    if len(readers) == 1 and readers[0].op_type == "Add":
+        (reader,) = readers
         (name,) = [n for n in reader.input if n != node.proto.output[0]] or [""]
         found = node.constants(name)
         if found is not None and found.numel() == found.shape[-1:].numel() == second.shape[1]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from kdcompile.models.onnx_import.decomposed import layer_norm_from
 from kdcompile.models.onnx_import.values import Call, Node, axes_of, axis_from, operator
 
 
@@ -40,6 +41,8 @@ REDUCTIONS: dict[str, Callable[..., Tensor]] = {
 @operator(*REDUCTIONS)
 def reduce(node: Node) -> Call:
     """Axes are an attribute in old files and an input in newer ones; none are all."""
+    if node.proto.op_type == "ReduceMean" and (norm := layer_norm_from(node)) is not None:
+        return norm
     rank = len(node.value(0).shape)
     axes = node.known("axes", 1)
     if not axes:

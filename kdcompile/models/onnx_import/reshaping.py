@@ -37,7 +37,8 @@ def followed(before: Sequence[int], after: Sequence[int], free: set[int]) -> lis
     """What each size of a reshape is, so that it holds for other widths and batches.
 
     An axis that stays, or several that become one, follow the input's. Of an axis that is split
-    the innermost part follows, which is where channels are; in front of a batch of 1 the batch.
+    the innermost part follows, which is where channels are; of the first axis, where the batch is,
+    the outermost.
 
     Args:
         before: the example's sizes.
@@ -69,10 +70,12 @@ def _follow(
 ) -> None:  # fmt: skip
     """One run of axes and what it becomes."""
     wide = [d for d in new if after[d] > 1] or new[:1]
-    lead = new[0] == 0 and after[0] == 1 and len(new) > 1 and old[0] == 0
+    lead = new[0] == old[0] == 0 and len(new) > 1
     takes = 0 if lead else wide[-1]
     rest = math.prod(after[d] for d in new if d != takes)
-    if lead and before[0] == 1 and len(old) > 1:  # the batch stays, what follows it is joined
+    if (
+        lead and before[0] == after[0] == 1 and len(old) > 1
+    ):  # the batch stays, what follows it is joined
         plan[0] = ([0], 1, 1)
         takes, old = wide[-1], old[1:]
         rest = math.prod(after[d] for d in new[1:] if d != takes)

@@ -99,7 +99,7 @@ class Node:
     attributes: Mapping[str, Any]
     inputs: Sequence[Value | None]
     opset: int
-    sole_reader: Callable[[str], NodeProto | None]
+    readers: Callable[[str], Sequence[NodeProto]]
     constants: Callable[[str], Tensor | None]
     skip: Callable[[NodeProto], None]
 
