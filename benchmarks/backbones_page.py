@@ -46,6 +46,9 @@ def page(rows: Sequence[Row]) -> str:
         absent = [f"{row['network']} ({row['skipped']})" for row in of if row["skipped"]]
         if absent:
             parts.append(f"Not tried: {', '.join(absent)}.\n")
+        left = {row["network"] for row in half} - {row["network"] for row in of}
+        if left:
+            parts.append(f"Not run yet: {', '.join(sorted(left))}.\n")
     return "\n".join(part for part in parts if part)
 
 

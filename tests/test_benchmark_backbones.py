@@ -75,6 +75,7 @@ def test_a_page_tells_what_was_refused_frozen_not_exported_and_not_tried(scripts
     assert "- a:wide, refused: 0.5 was requested: x (why)" in text
     assert "- a:held, frozen: x (one); y (two); z (three); and 4 more" in text
     assert "- a:lost, not exported: export-leftover: a tensor" in text
+    assert "Not run yet: a:absent, a:good, a:held, a:lost, a:wide." in text
     assert "Not tried: a:absent (no package timm)." in text
     (line,) = (line for line in text.splitlines() if line.startswith("| a:held"))
     assert line.split("|")[8].strip() == "7"

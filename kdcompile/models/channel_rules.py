@@ -31,6 +31,7 @@ MOVES = {
     "expand_as", "select", "slice", "roll", "split", "chunk",
     "split_with_sizes", "unbind", "repeat", "pad", "constant_pad_nd",
 }  # fmt: skip
+PIXELS = {"pixel_shuffle", "pixel_unshuffle"}
 SPLITS = {"split", "chunk", "split_with_sizes", "slice"}
 PRODUCTS = {"matmul", "bmm", "scaled_dot_product_attention"}
 MAKE = {"new_zeros", "new_ones", "new_full", "new_empty"}  # another tensor of that type

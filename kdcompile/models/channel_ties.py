@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from kdcompile.models.channel_axes import shape_of, source_axis
+from kdcompile.models.channel_axes import pads_at, shape_of, source_axis
 from kdcompile.models.channel_groups import ENDS, Channels, Layout, length
 from kdcompile.models.channel_rules import POINTWISE, describe_node, operator_name
 
@@ -103,6 +103,26 @@ class Ties:
         if dim == along % max(rank, 1):
             return Axis(dim, tuple(run for part in parts for run in self._known(part, dim)))
         return Axis(dim, self._together([(part, dim) for part in parts], node))
+
+    def _shuffled(self, node: Node, name: str, known: Axis) -> Axis:
+        """Pixel shuffle: so many channels in a row become the pixels of one, or the other way."""
+        factor: Any = node.args[1]
+        back = name == "pixel_shuffle"
+        one = self.channels.new(shape_of(node)[known.dim]) if back else known.layout
+        many = tuple((group, n, each * factor**2) for group, n, each in one)
+        if back:
+            self.channels.unite(known.layout, many)
+        return Axis(known.dim, one if back else many)
+
+    def _padded(self, node: Node, known: Axis) -> Axis | None:
+        """More channels than there were, of one value; how many more stays."""
+        before, after = pads_at(node, known.dim)
+        if min(before, after) < 0:
+            return self._unknown(node)
+        more = [self.channels.new(count) if count else () for count in (before, after)]
+        for layout in more:
+            self.channels.freeze(layout, "it is padding")
+        return Axis(known.dim, (*more[0], *known.layout, *more[1]))
 
     def _product(self, node: Node, name: str) -> Axis | None:
         """Products of two computed matrices, and attention: what is summed over is tied."""

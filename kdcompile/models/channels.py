@@ -17,7 +17,6 @@ from torch.fx import GraphModule, Node
 
 from kdcompile.models.channel_axes import (
     moved_axis,
-    pads_at,
     piece_bounds,
     reshaped,
     shape_of,
@@ -31,6 +30,7 @@ from kdcompile.models.channel_rules import (
     MAKE,
     MERGE,
     MOVES,
+    PIXELS,
     POINTWISE,
     PRODUCTS,
     RECURRENT,
@@ -184,12 +184,18 @@ class _Walk(Layers):
             return known if node.args[1] == 0 else Axis(len(shape_of(node)) - 1, known.layout[:1])
         if name == "getitem":
             return self._cut(node, known, piece_bounds(node, known.dim))
+        if name in PIXELS and known.dim == len(shape_of(node)) - 3:
+            return self._shuffled(node, name, known)
         if name not in MOVES | REDUCE:
             return self._unknown(node)
         dim = moved_axis(node, name, known.dim)
         self.moved |= dim != known.dim
         if dim is not None:
             return Axis(dim, known.layout)
+        return self._across(node, name, known)
+
+    def _across(self, node: Node, name: str, known: Axis) -> Axis | None:
+        """Operators over the axis of channels itself."""
         if name in {"pad", "constant_pad_nd"}:
             return self._padded(node, known)
         if name in REDUCE:  # a mean over channels asks for no number of them
@@ -256,16 +262,6 @@ class _Walk(Layers):
             read = self._axes[source.args[0]].layout
             if length(read) % length(part) == 0:
                 self.heads.append((read, part))
-
-    def _padded(self, node: Node, known: Axis) -> Axis | None:
-        """More channels than there were, of one value; how many more stays."""
-        before, after = pads_at(node, known.dim)
-        if min(before, after) < 0:
-            return self._unknown(node)
-        more = [self.channels.new(count) if count else () for count in (before, after)]
-        for layout in more:
-            self.channels.freeze(layout, "it is padding")
-        return Axis(known.dim, (*more[0], *known.layout, *more[1]))
 
     def _even(self, node: Node, known: Axis) -> Axis:
         """Pieces of one size stay of one size: code that halves a tensor gives two alike."""

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from resized_networks import Attention, Computed, Multiplied, Radix, Shaped, Unfolded, Wrapped
+from resized_networks import (
+    Attention,
+    Computed,
+    Multiplied,
+    Radix,
+    Shaped,
+    Shuffled,
+    Unfolded,
+    Wrapped,
+)
 from torch import nn
 
 from kdcompile.distill.inherit.plan import kept_parameters, layer_plans
@@ -22,7 +31,7 @@ def _halved(teacher, folder):
     return channels, student_from_architecture(teacher, made, folder).eval()
 
 
-@pytest.mark.parametrize("kind", [Multiplied, Unfolded, Radix, Shaped, Computed, Wrapped])
+@pytest.mark.parametrize("kind", [Multiplied, Unfolded, Radix, Shaped, Computed, Wrapped, Shuffled])
 def test_a_student_of_the_channels_that_are_read_is_the_teacher(kind, tmp_path):
     """Every second channel of each group is read by nothing: leaving it out changes nothing."""
     torch.manual_seed(0)

@@ -56,6 +56,19 @@ class Radix(nn.Module):
         return self.head((parts * weights).sum(1))
 
 
+class Shuffled(nn.Module):
+    """Pixels become channels, and channels become pixels again."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, width, 1), nn.Conv2d(4 * width, 4 * width, 1)
+        self.head = nn.Conv2d(width, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.pixel_unshuffle(self.stem(x).relu(), 2)
+        return self.head(functional.pixel_shuffle(self.body(y).relu(), 2))
+
+
 class Wrapped(nn.Module):
     """Linear attention as in EfficientViT: a sum of its weights is a channel more, in float32."""
 
