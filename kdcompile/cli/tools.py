@@ -30,12 +30,41 @@ class Removed:
 @click.command()
 @click.argument("folder", default=".", type=PATH)
 @click.option("--example", help="Copy an example: digits, cifar10 or shanghaitech.")
+@click.option(
+    "--from",
+    "factory",
+    metavar="FACTORY",
+    help="Write a spec that fits this network, such as model.py:build, and the data of --data.",
+)
+@click.option("--data", type=PATH, help="Folder of the data, with --from.")
+@click.option("--weights", type=PATH, help="The network's weights, with --from.")
+@click.option("--target", default="jetson", help="Device, with --from.")
 @as_json
-def init(folder: Path, example: str | None, as_json: bool) -> None:
-    """Write a commented kdcompile.toml, or copy an example, into FOLDER."""
+def init(
+    folder: Path,
+    example: str | None,
+    factory: str | None,
+    data: Path | None,
+    weights: Path | None,
+    target: str,
+    as_json: bool,
+) -> None:
+    """Write a commented kdcompile.toml, one for a network and its data, or an example, to FOLDER.
+
+    A spec for a network and its data is complete; kdcompile plan shows what it builds.
+    """
     from kdcompile.config.template import init_example, init_template
 
-    written = init_example(example, folder) if example else init_template(folder)
+    if (factory is None) != (data is None) or (weights and not factory) or (factory and example):
+        raise click.UsageError("--from and --data go together, and without --example")
+    if factory is not None and data is not None:
+        from kdcompile.passes.fitted_spec import init_fitted
+        from kdcompile.targets import load
+
+        load(target)  # refused before anything is looked at
+        written = init_fitted(factory, data, folder, weights, target)
+    else:
+        written = init_example(example, folder) if example else init_template(folder)
     show(Written(written), as_json, lambda done: [f"wrote {plain(p)}" for p in done.written])
 
 

@@ -40,7 +40,7 @@ def init_example(name: str, folder: Path) -> list[Path]:
             fix=f"use one of {', '.join(known)}",
         )
     content = dict(_walk(files(EXAMPLES).joinpath(name)))
-    return _write(folder, {path: source.read_bytes() for path, source in content.items()})
+    return write_new(folder, {path: source.read_bytes() for path, source in content.items()})
 
 
 def init_template(folder: Path) -> list[Path]:
@@ -53,7 +53,7 @@ def init_template(folder: Path) -> list[Path]:
         KDError: `init-exists` or `output-unwritable`.
     """
     content = files("kdcompile.config").joinpath(TEMPLATE).read_bytes()
-    return _write(folder, {"kdcompile.toml": content})
+    return write_new(folder, {"kdcompile.toml": content})
 
 
 def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
@@ -66,7 +66,15 @@ def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversa
             yield prefix + entry.name, entry
 
 
-def _write(folder: Path, content: dict[str, bytes]) -> list[Path]:
+def write_new(folder: Path, content: dict[str, bytes]) -> list[Path]:
+    """Write files by name into a folder; none of them may be there.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        KDError: `init-exists` or `output-unwritable`.
+    """
     targets = {folder / name: data for name, data in sorted(content.items())}
     for path in targets:
         if path.exists() or path.is_symlink():

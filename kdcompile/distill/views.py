@@ -1,4 +1,4 @@
-"""How the output of a module is seen as a map [N, C, H, W], and made of such a map again.
+"""Views of modules' outputs as maps [N, C, H, W], from which the outputs can be made again.
 
 Networks of different families keep their features in different forms: maps with channels first
 (convolutions) or last (Swin, ConvNeXt), and tokens [N, T, C] with or without class tokens before
@@ -67,7 +67,11 @@ class View:
         """The map in its own size."""
         if output.ndim == 3:
             columns = output[:, self.lead :].transpose(1, 2)
-            return columns.unsqueeze(3) if self.grid is None else columns.unflatten(2, self.grid)
+            return (
+                columns.unsqueeze(3)
+                if self.grid is None
+                else columns.reshape(*columns.shape[:2], *self.grid)
+            )
         return output.movedim(-1, 1) if self.is_last else output
 
 

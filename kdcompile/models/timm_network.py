@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -23,7 +24,7 @@ def timm_factory(name: str, arguments: Mapping[str, Any]) -> Callable[[], nn.Mod
         KDError: `timm-unknown`.
     """
     try:
-        import timm
+        timm: Any = import_module("timm")
     except ImportError as error:
         raise ToolMissingError(
             "timm-missing",

@@ -171,9 +171,14 @@ def warnings_of(spec: Spec, splits: Splits) -> list[str]:
     return told
 
 
+def sizes_of(splits: Splits) -> list[tuple[int, int]]:
+    """Height and width of a few training photos, read from the heads of their files."""
+    return [size for photo in evenly(splits.train, LOOKED_AT) if (size := _size(photo))]
+
+
 def typical_size(splits: Splits) -> tuple[int, int] | None:
-    """Median height and width of a few training photos, read from the heads of their files."""
-    found = [size for photo in evenly(splits.train, LOOKED_AT) if (size := _size(photo))]
+    """Median height and width of a few training photos."""
+    found = sizes_of(splits)
     if not found:
         return None
     height, width = np.median(np.array(found), axis=0)

@@ -1,4 +1,4 @@
-"""What a build would do: steps with their cache hits, costs, limits, before anything is spent."""
+"""The plan of a build: steps with their cache hits, costs and limits, before anything is spent."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

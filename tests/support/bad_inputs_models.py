@@ -260,17 +260,4 @@ CASES += [
         "tap-of-no-map", _tapped('[["", "body"]]'), EXPLAIN, "tap-missing",
         _paired, says=("the teacher has no feature map ''",),
     ),
-    BadInput(
-        "taps-of-two-strides", lambda f: (_tapped('[["body", "small"]]')(f), _pooled(f)), EXPLAIN,
-        "tap-stride", _paired,
-        says=("body is 16x16 where small is 8x8", "pair modules of equal stride"),
-    ),
 ]  # fmt: skip
-
-
-def _pooled(folder: Path) -> None:
-    """Networks with a map of half the size."""
-    path = folder / "model.py"
-    before = "        self.output = nn"
-    replace(path, before, f"        self.small = nn.MaxPool2d(2)\n{before}")
-    replace(path, OUTPUT, "self.small(image)\n        " + OUTPUT)

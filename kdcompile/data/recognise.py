@@ -1,0 +1,243 @@
+"""Recognise what a folder of data holds: its format, its splits, and what is annotated.
+
+What no format reads as it lies there, such as folders of classes that nobody has split, a COCO file
+or a table of labels, gets a data factory: a small file beside the spec, which is the user's to
+change.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import read_text
+from kdcompile.data.entry import SUFFIXES
+from kdcompile.data.splits import SPLITS
+
+Kind = Literal["counting", "classification", "regression"]
+FACTORY = "photos.py"
+ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+SHARE = 10  # every tenth image is one to validate on
+HEAD = '''"""The images of {root}: a data factory, see docs/data.md of kdcompile."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kdcompile.data.photo import Photo
+
+IMAGES = {suffixes}
+
+
+def photos(root: Path, split: str) -> list[Photo]:
+    """Every tenth image is one to validate on, every tenth one to test on."""
+    places = {{"val": [4], "test": [9]}}.get(split, [0, 1, 2, 3, 5, 6, 7, 8])
+    return [photo for n, photo in enumerate(every(root)) if n % 10 in places]
+
+
+'''
+READERS = {
+    "folders": '''def every(root: Path) -> list[Photo]:
+    """An image's class is the number of its folder."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    return [
+        Photo(path.relative_to(root).as_posix(), label=float(label), path=path)
+        for label, folder in enumerate(folders)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGES
+    ]
+''',
+    "table": '''def every(root: Path) -> list[Photo]:
+    """Lines of an image and its label; names of classes are numbered in their order."""
+    with (root / "{name}").open(newline="", encoding="utf-8") as stream:
+        rows = [(row[0].strip(), row[1].strip()) for row in csv.reader(stream) if len(row) > 1]
+    rows = [row for row in rows if Path(row[0]).suffix.lower() in IMAGES]
+    classes = {classes}
+    labels = [classes.index(label) if classes else float(label) for _, label in rows]
+    return [
+        Photo(name, label=float(label), path=root / name)
+        for (name, _), label in zip(rows, labels)
+    ]
+''',
+    "coco": '''def every(root: Path, file: str = "{name}") -> list[Photo]:
+    """The centres of an image's boxes are counted."""
+    found = json.loads((root / file).read_text())
+    points: dict = {{row["id"]: [] for row in found["images"]}}
+    for row in found["annotations"]:
+        x, y, width, height = row["bbox"]
+        points[row["image_id"]].append([x + width / 2, y + height / 2])
+    return [
+        Photo(
+            row["file_name"],
+            np.array(points[row["id"]], np.float32).reshape(-1, 2),
+            path=next(p for p in (root / "{images}" / row["file_name"], root / row["file_name"])
+                      if p.is_file()),
+        )
+        for row in found["images"]
+    ]
+''',
+}
+OF_FILES = '''
+
+def photos(root: Path, split: str) -> list[Photo]:
+    """The images of the file that is named as the split."""
+    return every(root, f"{split}.json")
+'''
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a folder holds.
+
+    Args:
+        fields: of `[data]`, without `root`.
+        kind: of the task that the annotations are for; None where the format does not tell.
+        factory: source of a data factory, where no format reads the folder.
+        classes: names of the classes in their order, where they are known.
+    """
+
+    fields: dict[str, Any]
+    kind: Kind | None
+    factory: str | None = None
+    classes: Sequence[str] = field(default=())
+
+
+def recognise(root: Path) -> Recognised:
+    """What a folder holds.
+
+    Raises:
+        KDError: `init-data`, it holds nothing that is known.
+    """
+    if root.is_dir():
+        for look in (_points, _archive, _split_folders, _coco, _table, _folders):
+            found = look(root)
+            if found is not None:
+                return found
+    what = "holds no annotated images that are known" if root.is_dir() else "is no folder"
+    raise KDError(
+        "init-data",
+        f"{root.name or root} {what}",
+        where=f"--data {root}",
+        fix="name a folder with a folder of images for each class (in train, val and test, or not "
+        "split), with a table of image,label lines, an .npz archive, annotations.jsonl or a COCO "
+        "file; for anything else write a data factory, docs/data.md",
+    )
+
+
+def _points(root: Path) -> Recognised | None:
+    lists = [root / f"{split}.txt" for split in SPLITS]
+    if not (root / "annotations.jsonl").is_file() or not all(path.is_file() for path in lists):
+        return None
+    return Recognised({"format": "points-jsonl"}, "counting")
+
+
+def _archive(root: Path) -> Recognised | None:
+    """One archive with parts for the splits, or with one or two that are cut."""
+    for path in sorted(root.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as archive:
+            labels = {n: len(archive[n]) for n in archive.files if n == "y" or n[:2] == "y_"}
+            kinds = {archive[name].dtype.kind for name in labels}
+        parts = {name[2:]: count for name, count in labels.items()}
+        named = {s: next((a for a in ALIASES[s] if a in parts), None) for s in SPLITS}
+        if not parts:
+            continue
+        whole = named["train"] if named["train"] is not None else next(iter(parts))
+        cut = f"{path.name}:{whole}@0" if whole else f"{path.name}@0"
+        count, fields = parts[whole], {"format": "npz"}
+        missing = [split for split in SPLITS[1:] if named[split] is None]
+        first = count - len(missing) * (count // SHARE)
+        fields["train"] = f"{cut}[:{first}]" if missing else f"{path.name}:{whole}"
+        for split in SPLITS[1:]:
+            if named[split] is not None:
+                fields[split] = f"{path.name}:{named[split]}"
+                continue
+            begin = first + missing.index(split) * (count // SHARE)
+            end = "" if split == missing[-1] else begin + count // SHARE
+            fields[split] = f"{cut}[{begin}:{end}]"
+        return Recognised(fields, "regression" if "f" in kinds else "classification")
+    return None
+
+
+def _split_folders(root: Path) -> Recognised | None:
+    """Folders of the three splits, each with folders of classes or a table of values."""
+    found = {s: next((a for a in ALIASES[s] if (root / a).is_dir()), None) for s in SPLITS}
+    names = {split: name for split, name in found.items() if name is not None}
+    if len(names) < len(SPLITS):
+        return None
+    is_table = (root / names["train"] / "labels.csv").is_file()
+    kind: Kind = "regression" if is_table else "classification"
+    classes = [] if is_table else _class_folders(root / names["train"])
+    return Recognised({"format": "imagefolder", **names}, kind, classes=classes)
+
+
+def _coco(root: Path) -> Recognised | None:
+    for path in sorted(root.glob("*.json")):
+        try:
+            content = json.loads(read_text(path))
+        except (OSError, ValueError):
+            continue
+        if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
+            continue
+        images = next((p.name for p in sorted(root.iterdir()) if p.is_dir()), ".")
+        text = _head(root) + READERS["coco"].format(name=path.name, images=images)
+        if all((root / f"{split}.json").is_file() for split in SPLITS):
+            start, end = text.index("def photos("), text.index("def every(")
+            text = text[:start] + text[end:] + OF_FILES
+        return Recognised(_own("*.json", "**/*"), "counting", text)
+    return None
+
+
+def _table(root: Path) -> Recognised | None:
+    for path in sorted(root.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            rows = [row for row in csv.reader(stream) if len(row) > 1]
+        rows = [row for row in rows if Path(row[0].strip()).suffix.lower() in SUFFIXES]
+        if not rows:
+            continue
+        labels = {row[1].strip() for row in rows}
+        is_value = all(map(_is_number, labels))
+        classes = [] if is_value else sorted(labels)
+        text = READERS["table"].format(name=path.name, classes=classes)
+        kind: Kind = "regression" if is_value else "classification"
+        return Recognised(_own("*.csv", "**/*"), kind, _head(root) + text, classes)
+    return None
+
+
+def _folders(root: Path) -> Recognised | None:
+    classes = _class_folders(root)
+    if len(classes) < 2:
+        return None
+    return Recognised(_own("**/*"), "classification", _head(root) + READERS["folders"], classes)
+
+
+def _class_folders(root: Path) -> list[str]:
+    """Names of the folders that hold images."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+    return [path.name for path in folders if next(_images(path), None) is not None]
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) == float(text)
+    except ValueError:
+        return False
+
+
+def _own(*files: str) -> dict[str, Any]:
+    names = {split: split for split in SPLITS}
+    return {"format": f"{FACTORY}:photos", "files": list(dict.fromkeys(files)), **names}
+
+
+def _head(root: Path) -> str:
+    return HEAD.format(root=root.name, suffixes=sorted(SUFFIXES))
