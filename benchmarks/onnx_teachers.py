@@ -4,8 +4,8 @@
 
 FOLDER holds the files of `CASES`: those that packages of PyPI ship (`pip download --no-deps
 rapidocr-onnxruntime silero-vad`, unpacked), and the reference networks of
-`benchmarks/reference_networks.py`. Inputs are made here: smooth noise, as photos and sound are not
-white. A row a case goes into onnx_teachers.csv beside this file; a case that is there is kept.
+`benchmarks/reference_networks.py`. Inputs are made here: drawn words for readers
+of text, else smooth noise, as photos and sound are not white. A row a case goes into onnx_teachers.csv beside this file; a case that is there is kept.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,43 @@ import numpy as np
 from csv_tables import kept
 from csv_tables import write as write_table
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 HERE = Path(__file__).parent
 TABLE = HERE / "onnx_teachers.csv"
 SAMPLES = {"train": 64, "val": 16, "test": 16}
 Shape = tuple[int, ...]
+
+
+def smooth(random: np.random.Generator, shape: Shape) -> NDArray[np.float32]:
+    """Noise whose power falls with the frequency along the last axes that are long."""
+    values = random.standard_normal(shape)
+    axes = [axis for axis, size in enumerate(shape) if size > 8]
+    for axis in axes:
+        spectrum = np.fft.rfft(values, axis=axis)
+        falls = 1 / np.sqrt(1 + np.arange(spectrum.shape[axis]))
+        view = [1] * len(shape)
+        view[axis] = -1
+        values = np.fft.irfft(spectrum * falls.reshape(view), n=shape[axis], axis=axis)
+    return (values / max(float(values.std()), 1e-6)).astype(np.float32)
+
+
+def text(random: np.random.Generator, shape: Shape) -> NDArray[np.float32]:
+    """Words on a light ground, as readers of text expect them: -1 to 1, [1, 3, H, W]."""
+    _, _, height, width = shape
+    ground, ink = random.integers(170, 256, 3), random.integers(0, 90, 3)
+    image = Image.new("RGB", (width, height), tuple(map(int, ground)))
+    draw = ImageDraw.Draw(image)
+    letters = list("ABCDEFGHKLMNPRSTUVXYZabdefghknrstuvxyz0123456789")
+    for line in range(max(1, height // 48)):
+        word = "".join(random.choice(letters, int(random.integers(3, 9))))
+        place = (
+            int(random.integers(2, max(3, width // 3))),
+            48 * line + int(random.integers(4, 16)),
+        )
+        draw.text(place, word, tuple(map(int, ink)), font=ImageFont.load_default(24))
+    values = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
+    return (values + 0.03 * random.standard_normal(shape)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -37,13 +69,20 @@ class Case:
     inputs: Mapping[str, Shape]
     batch: int = 4
     whole: Mapping[str, int] = field(default_factory=dict)  # inputs of one whole number
+    draw: Callable[[np.random.Generator, Shape], NDArray[np.float32]] = smooth
 
 
 OCR, VAD = "rapidocr_onnxruntime/models/", "silero_vad/data/"
 CASES = {
-    "rapidocr detector": Case(OCR + "ch_PP-OCRv4_det_infer.onnx", {"x": (1, 3, 128, 128)}),
-    "rapidocr recogniser": Case(OCR + "ch_PP-OCRv4_rec_infer.onnx", {"x": (1, 3, 48, 160)}),
-    "rapidocr direction": Case(OCR + "ch_ppocr_mobile_v2.0_cls_infer.onnx", {"x": (1, 3, 48, 192)}),
+    "rapidocr detector": Case(
+        OCR + "ch_PP-OCRv4_det_infer.onnx", {"x": (1, 3, 128, 128)}, draw=text
+    ),
+    "rapidocr recogniser": Case(
+        OCR + "ch_PP-OCRv4_rec_infer.onnx", {"x": (1, 3, 48, 160)}, draw=text
+    ),
+    "rapidocr direction": Case(
+        OCR + "ch_ppocr_mobile_v2.0_cls_infer.onnx", {"x": (1, 3, 48, 192)}, draw=text
+    ),
     "silero-vad, 16 kHz": Case(
         VAD + "silero_vad_half.onnx", {"input": (1, 576), "state": (2, 1, 128)}
     ),
@@ -74,19 +113,6 @@ class Row:
     seconds: float = 0.0
 
 
-def smooth(random: np.random.Generator, shape: Shape) -> NDArray[np.float32]:
-    """Noise whose power falls with the frequency along the last axes that are long."""
-    values = random.standard_normal(shape)
-    axes = [axis for axis, size in enumerate(shape) if size > 8]
-    for axis in axes:
-        spectrum = np.fft.rfft(values, axis=axis)
-        falls = 1 / np.sqrt(1 + np.arange(spectrum.shape[axis]))
-        view = [1] * len(shape)
-        view[axis] = -1
-        values = np.fft.irfft(spectrum * falls.reshape(view), n=shape[axis], axis=axis)
-    return (values / max(float(values.std()), 1e-6)).astype(np.float32)
-
-
 def write(case: Case, files: Path, folder: Path, steps: int) -> None:
     """The samples and the spec of a case."""
     random = np.random.default_rng(0)
@@ -94,7 +120,7 @@ def write(case: Case, files: Path, folder: Path, steps: int) -> None:
         arrays = {
             name: np.full((count, *shape), case.whole[name])
             if name in case.whole
-            else np.stack([smooth(random, shape) for _ in range(count)])
+            else np.stack([case.draw(random, shape) for _ in range(count)])
             for name, shape in case.inputs.items()
         }
         np.savez(folder / f"{split}.npz", **arrays)

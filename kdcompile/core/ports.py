@@ -45,7 +45,10 @@ class Port:
             KDError: `sample-shape`, `sample-type` or `sample-nonfinite`.
         """
         array = np.asarray(given)
-        if array.shape not in (self.shape, self.shape[1:] if self.shape[:1] == (1,) else self.shape):
+        if array.shape not in (
+            self.shape,
+            self.shape[1:] if self.shape[:1] == (1,) else self.shape,
+        ):
             raise KDError(
                 "sample-shape",
                 f"{self.name} is {list(array.shape)}, the network takes {list(self.shape)}",

@@ -27,6 +27,7 @@ from kdcompile.distill.inherit import inherit
 from kdcompile.distill.objective import Objective, objective_of
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.models.factory import load_weights, write_weights
+from kdcompile.models.rows import runs_alone
 from kdcompile.tasks.task import preprocess_of, task_of
 
 log = logging.getLogger("kdcompile")
@@ -253,7 +254,8 @@ def _objective(spec: Spec, crops: Sequence[Batch]) -> Objective:
 def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStore) -> list[Batch]:
     """Real training crops of the first stage, without flips or colour."""
     first = stage_plans(spec.distill)[0].options
-    plain = {"batch": min(CROPS_AT_ONCE, spec.student.crops), "colour": 0.0, "views": 0}
+    at_once = 1 if runs_alone(teacher) else CROPS_AT_ONCE  # each call of a layer is of one batch
+    plain = {"batch": min(at_once, spec.student.crops), "colour": 0.0, "views": 0}
     options = first.model_copy(update=plain)
     preprocess = preprocess_of(spec)
     stride = output_stride(teacher, student, spec)

@@ -61,6 +61,11 @@ def ports_of(network: nn.Module) -> Ports | None:
     return found
 
 
+def runs_alone(network: nn.Module) -> bool:
+    """Whether a network on rows runs each of a batch by itself."""
+    return bool(vars(network).get(ALONE, False))
+
+
 @contextmanager
 def on_tensors(network: nn.Module) -> Iterator[nn.Module]:
     """The network as it is by itself: it takes and gives its own tensors."""

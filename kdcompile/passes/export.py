@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
@@ -26,7 +27,7 @@ from kdcompile.models.shrunk import load_student
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
 from kdcompile.onnx_graph.layers import count_macs
 from kdcompile.onnx_graph.opset import opset_of
-from kdcompile.onnx_graph.session import cpu_session, run_session
+from kdcompile.onnx_graph.session import ROW_AXES, cpu_session, run_session
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import agreement
 from kdcompile.tasks.task import preprocess_of, task_of
@@ -157,13 +158,14 @@ def half_outputs(module: nn.Module, images: Iterable[Floats]) -> list[Floats]:
     """
     rounded = copy.deepcopy(module).half().float()
 
-    def round_output(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return output.half().float()
+    def round_output(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return tree_map_only(Tensor, lambda tensor: tensor.half().float(), output)
 
     for layer in rounded.modules():
         if not list(layer.children()):
             layer.register_forward_hook(round_output)
-    halves = (torch.from_numpy(image).half().float().numpy() for image in images)
+    # a row holds whole numbers too, which half precision would change
+    halves = (x if x.ndim == ROW_AXES else x.astype(np.float16).astype(np.float32) for x in images)
     return torch_outputs(rounded, halves)
 
 

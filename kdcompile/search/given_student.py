@@ -14,9 +14,9 @@ from torch import nn
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.network_cost import Network
-from kdcompile.models.factory import read_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.models.timm_network import TIMM, timm_arguments
+from kdcompile.models.weights import read_weights
 from kdcompile.search.pareto import Point, keeps, reachable
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kdcompile.distill.inherit.reconstruct import input_at
 from kdcompile.models.channel_groups import Channels, Layout
+from kdcompile.models.examples import Inputs, inputs_of
 from kdcompile.models.resize import changes_forward
 
 EXACT = 1e-3  # of the output: a change of basis is only rounding
@@ -46,7 +47,7 @@ class Heads:
             for i in range(each)
         ]
 
-    def rescale(self, teacher: nn.Module, student: nn.Module, crops: Sequence[Tensor]) -> None:
+    def rescale(self, teacher: nn.Module, student: nn.Module, crops: Sequence[Inputs]) -> None:
         """Scale the queries where the student's own code divides by the root of a smaller head.
 
         Which code does so is seen from what reaches the reader.
@@ -97,7 +98,7 @@ def _alike(channels: Channels, layout: Layout) -> tuple[int, int]:
 
 
 def turned(
-    teacher: nn.Module, heads: Sequence[Heads], crops: Sequence[Tensor]
+    teacher: nn.Module, heads: Sequence[Heads], crops: Sequence[Inputs]
 ) -> tuple[nn.Module, list[Heads]]:
     """The teacher with its heads in that basis, and those of them that the basis was changed of.
 
@@ -118,7 +119,7 @@ def turned(
             for name in names:
                 note = partial(lambda name, *_: called.add(name), name)
                 hooks.enter_context(network.get_submodule(name).register_forward_hook(note))
-            expected = network(crops[0])
+            expected = network(*inputs_of(crops[0]))
         for own in heads:
             layers = [network.get_submodule(name) for name in (*own.makers, own.reader)]
             used = called.issuperset((*own.makers, own.reader))  # not their parameters alone
@@ -126,7 +127,7 @@ def turned(
                 continue
             before = copy.deepcopy([layer.state_dict() for layer in layers])
             _turn(network, own, crops)
-            error = (network(crops[0]) - expected).norm()
+            error = (network(*inputs_of(crops[0])) - expected).norm()
             if error <= EXACT * expected.norm():
                 done.append(own)
                 continue
@@ -135,7 +136,7 @@ def turned(
     return network, done
 
 
-def _turn(network: nn.Module, own: Heads, crops: Sequence[Tensor]) -> None:
+def _turn(network: nn.Module, own: Heads, crops: Sequence[Inputs]) -> None:
     """Change the basis of every head, in place."""
     (queries, of_queries), (keys, of_keys), (values, of_values) = own.parts(network)
     reader: nn.Linear = network.get_submodule(own.reader)  # type: ignore[assignment]
@@ -191,6 +192,6 @@ def _root(own: Heads, mean: Tensor, covariance: Tensor, centred: bool) -> Tensor
     return root
 
 
-def _reached(network: nn.Module, name: str, crops: Sequence[Tensor]) -> Tensor:
+def _reached(network: nn.Module, name: str, crops: Sequence[Inputs]) -> Tensor:
     """What reaches a layer."""
     return torch.cat([input_at(network, name, batch) for batch in crops])

@@ -63,7 +63,7 @@ class Converter:
         self._tensors: dict[int, fx.Node] = {}
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
 
-    def run(self) -> fx.GraphModule:
+    def run(self) -> nn.Module:
         """The module, in inference mode.
 
         Raises:
@@ -82,7 +82,7 @@ class Converter:
         module.graph.eliminate_dead_code()
         module.recompile()
         module.delete_all_unused_submodules()
-        return module.eval().float()
+        return _plain(module).eval().float()
 
     def _output(self, name: str) -> fx.Node:
         value = self._values[name]
@@ -278,3 +278,16 @@ class Converter:
         first = next(iter(self._graph.nodes))
         with self._graph.inserting_before(first):
             return self._graph.get_attr(path)
+
+
+def _plain(module: fx.GraphModule) -> nn.Module:
+    """A module of a class of its own with the layers and the forward pass of a graph's.
+
+    A graph module writes its code anew into its class whenever it is copied, which loses what
+    others put there.
+    """
+    kind = type("OnnxNetwork", (nn.Module,), {"forward": type(module).forward})
+    network: nn.Module = kind()
+    kept = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+    vars(network).update({name: vars(module)[name] for name in kept})
+    return network
