@@ -4,8 +4,9 @@
 
 FOLDER holds the files of `CASES`: those that packages of PyPI ship (`pip download --no-deps
 rapidocr-onnxruntime silero-vad`, unpacked), and the reference networks of
-`benchmarks/reference_networks.py`. Inputs are made here: drawn words for readers
-of text, else smooth noise, as photos and sound are not white. A row a case goes into onnx_teachers.csv beside this file; a case that is there is kept.
+`benchmarks/reference_networks.py`. Inputs are made here: drawn words for readers of text, else
+smooth noise, as photos and sound are not white. A row a case goes into onnx_teachers.csv beside
+this file; a case that is there is kept.
 """
 
 import argparse
