@@ -213,7 +213,7 @@ def test_the_search_finds_what_a_page_runs():
 
 def test_no_name_is_a_tag_of_the_texts(tmp_path):
     report = hostile()
-    write_card(tmp_path, report, (Tensor("image", "FP32", (1, 3, 4, 4)),) * 2)
+    write_card(tmp_path, report, ([Tensor("image", "FP32", (1, 3, 4, 4))],) * 2)
     for text in (markdown(report), (tmp_path / "MODEL_CARD.md").read_text()):
         assert "&lt;script" in text
         told = [line for line in text.splitlines() if not line.startswith("    ")]  # else code

@@ -76,7 +76,10 @@ def written(
 def _has_names(given: Any) -> bool:
     """Whether the samples are arrays by name."""
     data = _dataset(given, "train")
-    return hasattr(data, "__getitem__") and len(data) > 0 and isinstance(data[0], Mapping)
+    try:
+        return len(data) > 0 and isinstance(data[0], Mapping)
+    except Exception:  # whatever the user's data set raises: it is told where samples are read
+        return False
 
 
 def _as_tensors(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -171,7 +171,6 @@ def test_a_loss_that_turns_non_finite_stops_with_the_batch(spec, tmp_path):
     ("change", "code"),
     [
         ('recipe = "skt"\ntaps = [["1", "9"]]', "tap-missing"),
-        ('recipe = "skt"\ntaps = [["1", "4"]]', "tap-stride"),
         ('recipe = "none"\nweights = { intra = 1.0 }', "recipe-term"),
     ],
 )

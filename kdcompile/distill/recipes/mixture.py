@@ -44,6 +44,8 @@ class Mixture(Recipe):
         evidence="tests/distill/recipes/test_mixture.py: the gate leaves a broken teacher, and"
         " beats the mean of all; docs/recipes.md",
     )
+    tasks = ("counting", "classification", "regression")
+    why = "it weighs labels against the teacher, and there the teacher gives the labels"
     extra_weights: ClassVar[ByReduction] = {
         "mean": {"mixture": 1.0, "gate": 1.0, "balance": 0.01, "masks": 1.0},
         "paper": {"mixture": 1.0, "gate": 1.0, "balance": 1.0, "masks": 1.0},

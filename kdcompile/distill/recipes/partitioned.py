@@ -27,6 +27,8 @@ class Partitioned(Recipe):
         source="Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024, arXiv 2310.17653",
         cost="kd + a forward pass of the student as it was",
     )
+    tasks = ("counting", "classification", "regression")
+    why = "it weighs labels against the teacher, and there the teacher gives the labels"
     extra_weights: ClassVar[ByReduction] = {
         "mean": {"partitioned": 1.0},
         "paper": {"partitioned": 1.0},

@@ -39,6 +39,8 @@ class Reliability(Recipe):
         " Few-resource Scenarios via Self-knowledge Distillation, 2023, 2309.17134 (mAP@k)",
         cost="as kd",
     )
+    tasks = ("counting", "classification", "regression")
+    why = "it weighs labels against the teacher, and there the teacher gives the labels"
     extra_weights: ClassVar[ByReduction] = {"mean": {"reliable": 0.9}, "paper": {"reliable": 0.9}}
     replaces_soft = True
 
