@@ -165,8 +165,13 @@ def half_outputs(module: nn.Module, images: Iterable[Floats]) -> list[Floats]:
         if not list(layer.children()):
             layer.register_forward_hook(round_output)
     # a row holds whole numbers too, which half precision would change
-    halves = (x if x.ndim == ROW_AXES else x.astype(np.float16).astype(np.float32) for x in images)
-    return torch_outputs(rounded, halves)
+    rows_apart = (x if x.ndim == ROW_AXES else _halved(x) for x in images)
+    return torch_outputs(rounded, rows_apart)
+
+
+def _halved(image: Floats) -> Floats:
+    found: Floats = torch.from_numpy(image).half().float().numpy()
+    return found
 
 
 def onnx_outputs(path: Path, images: Iterable[Floats]) -> list[Floats]:
