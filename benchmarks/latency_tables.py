@@ -16,7 +16,6 @@ from statistics import median
 from typing import Any
 
 from kdcompile.core.files import write_text
-from kdcompile.latency_model import validate as goals
 from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.network_cost import Network
 from kdcompile.latency_model.predict import estimate
@@ -43,6 +42,7 @@ def sections(network: Validation, module: Validation) -> dict[str, str]:
     """
     return {
         "validation": f"{_fixtures(network.rows)}\n\n{_verdict(network)}",
+        "ratios": _ratios(network),
         "held": f"{_fixtures(network.held)}\n\nAs shipped: {_held(network)}",
         "module": "The same, leaving out a whole *module*: "
         f"median {module.median_error:.1%}, worst {module.worst_error:.1%}, "
@@ -66,13 +66,22 @@ def _fixtures(found: Sequence[Row]) -> str:
 
 
 def _verdict(found: Validation) -> str:
-    said = {name: "met" if met else "missed" for name, met in found.goals.items()}
-    return (
-        f"Median absolute error {found.median_error:.1%} (goal {goals.MEDIAN_GOAL:.0%}: "
-        f"{said['median']}), worst {found.worst_error:.1%} (goal {goals.WORST_GOAL:.0%}: "
-        f"{said['worst']}),\ninside the interval {found.coverage:.0%} "
-        f"(goal {goals.COVERAGE_GOAL:.0%}: {said['coverage']})."
-    )
+    return "\n".join(f"- {line}" for line in found.verdict())
+
+
+def _ratios(found: Validation) -> str:
+    rows = [
+        "| slower | faster | predicted | 90 % interval | measured | error |",
+        "|---|---|---|---|---|---|",
+    ]
+    for ratio in found.ratios:
+        outside = "" if ratio.inside else ", outside"
+        rows.append(
+            f"| {ratio.slower} | {ratio.faster} | {ratio.predicted:.3g} | {ratio.low:.3g} .. "
+            f"{ratio.high:.3g} | {ratio.measured:.3g} | {ratio.error:+.1%}{outside} |"
+        )
+    verdict = "\n".join(f"- {line}" for line in found.ratio_verdict())
+    return "\n".join(rows) + "\n\n" + verdict
 
 
 def _held(found: Validation) -> str:

@@ -1,8 +1,9 @@
-"""The reference networks of MLPerf inference as ONNX files with random weights.
+"""The reference networks of the latency fixtures as ONNX files with random weights.
 
-They are what the latency fixtures were measured on: latency depends on the structure, not on the
-weights. Structures are written from the papers and MLCommons' reference implementations; what
-is left out or differs is in `DIFFERENCES`, and in a JSON file beside each network, with its counts.
+They are those of MLPerf inference and some of the ONNX model zoo: latency depends on the structure,
+not on the weights. Structures are written from the papers and MLCommons' reference implementations;
+what is left out or differs is in `DIFFERENCES`, and in a JSON file beside each network, with its
+counts.
 Post-processing (activation of the logits, box decoding, non-maximum suppression) is in no file.
 
     python benchmarks/reference_networks.py OUT [--network NAME ...] [--opset 17]
@@ -13,11 +14,13 @@ import copy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from reference_export import randomise, write_onnx
-from reference_resnet import resnet50
+from reference_mobilenet import mobilenet_v2
+from reference_resnet import resnet18, resnet50
 from reference_retinanet import RetinaNet
 from reference_ssd import SsdMobileNet, SsdResNet34
 from torch import nn
@@ -43,6 +46,11 @@ DIFFERENCES = {
         TAIL + "Parameters are 0.4 % fewer than published: presumably constants of the decoder, "
         "such as the default boxes, are counted there."
     ),
+    "ResNet-18": "Its normalisation of the image is outside, as in the model zoo's resnet18-v1-7.",
+    "ResNet-50 v1": (
+        "The biases of the model zoo's resnet50-v1-7, which normalisation makes idle, are left out."
+    ),
+    "MobileNetV2": "None known to the model zoo's mobilenetv2-12.",
     "RetinaNet": (
         TAIL + "The reference also normalises the image inside. Its frozen batch normalisations "
         "are ordinary ones here, folded into the convolutions on export."
@@ -87,6 +95,18 @@ NETWORKS = {
         Reference(
             "ResNet-50", resnet50, 224, ("logits",), (25.557, 4.09),
             "torchvision, resnet50; MLPerf inference paper, arXiv:1911.02549: 8.2 GOP",
+        ),
+        Reference(
+            "ResNet-50 v1", partial(resnet50, early=True), 224, ("logits",), (25.557, 3.858),
+            "He et al., arXiv:1512.03385, table 1: 3.8e9 multiply-adds",
+        ),
+        Reference(
+            "ResNet-18", resnet18, 224, ("logits",), (11.690, 1.814),
+            "torchvision, resnet18",
+        ),
+        Reference(
+            "MobileNetV2", mobilenet_v2, 224, ("logits",), (3.505, 0.3008),
+            "torchvision, mobilenet_v2; arXiv:1801.04381, table 4: 3.4 M, 300 M",
         ),
         Reference(
             "SSD-MobileNet-v1", SsdMobileNet, 300, _DETECTIONS, (6.807, 1.235),

@@ -1,7 +1,7 @@
-"""ResNet-50 v1.5, and the residual stages that the detectors of the reference networks stand on.
+"""ResNet-18, ResNet-50 v1 and v1.5, and the residual stages that the reference detectors stand on.
 
 Sources: He et al. 2015, arXiv:1512.03385, figure 5 and table 1 (blocks, depths, widths); v1.5 has
-the stride of a bottleneck in its 3x3 convolution, not in the first 1x1; Xie et al. 2016,
+the stride of a bottleneck in its 3x3 convolution, v1 in the first 1x1; Xie et al. 2016,
 arXiv:1611.05431, table 1 (ResNeXt-50 32x4d).
 """
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 DEPTHS = (3, 4, 6, 3)  # blocks a stage, of the 34- and the 50-layer network alike
+DEPTHS_18 = (2, 2, 2, 2)
 
 
 def convolution(
@@ -51,11 +52,13 @@ def basic(inputs: int, outputs: int, stride: int) -> Residual:
     return Residual(branch, inputs, outputs, stride)
 
 
-def bottleneck(inputs: int, width: int, outputs: int, stride: int, groups: int) -> Residual:
-    """1x1 to `width`, 3x3 with stride and groups, 1x1 to `outputs`."""
+def bottleneck(
+    inputs: int, width: int, outputs: int, stride: int, groups: int, early: bool = False
+) -> Residual:
+    """1x1 to `width`, 3x3 with stride and groups, 1x1 to `outputs`; early: strided in the first."""
     branch = nn.Sequential(
-        convolution(inputs, width, 1),
-        convolution(width, width, 3, stride, groups),
+        convolution(inputs, width, 1, stride if early else 1),
+        convolution(width, width, 3, 1 if early else stride, groups),
         convolution(width, outputs, 1, relu=False),
     )
     return Residual(branch, inputs, outputs, stride)
@@ -66,28 +69,34 @@ def stem() -> nn.Sequential:
     return nn.Sequential(convolution(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1))
 
 
-def basic_stages(strides: tuple[int, ...]) -> list[nn.Sequential]:
-    """The first stages of ResNet-34, one a stride, after the stem: 64, 128, 256, 512 channels."""
+def basic_stages(strides: tuple[int, ...], depths: tuple[int, ...] = DEPTHS) -> list[nn.Sequential]:
+    """The first stages of ResNet-34, one a stride, after the stem: 64, 128, 256, 512 channels.
+
+    Args:
+        strides: of each stage.
+        depths: blocks of each stage.
+    """
     stages, inputs = [], 64
     for i, stride in enumerate(strides):
         outputs = 64 * 2**i
-        rest = [basic(outputs, outputs, 1) for _ in range(DEPTHS[i] - 1)]
+        rest = [basic(outputs, outputs, 1) for _ in range(depths[i] - 1)]
         stages.append(nn.Sequential(basic(inputs, outputs, stride), *rest))
         inputs = outputs
     return stages
 
 
-def bottleneck_stages(width: int = 64, groups: int = 1) -> list[nn.Sequential]:
+def bottleneck_stages(width: int = 64, groups: int = 1, early: bool = False) -> list[nn.Sequential]:
     """The four stages of a 50-layer network after the stem: 256, 512, 1024, 2048 channels.
 
     Args:
         width: channels of the first stage's 3x3 convolutions; each later stage has twice as many.
         groups: of those convolutions.
+        early: a stage's stride is in its first 1x1 convolution, as in v1.
     """
     stages, inputs = [], 64
     for i, depth in enumerate(DEPTHS):
         inner, outputs = width * 2**i, 256 * 2**i
-        first = bottleneck(inputs, inner, outputs, 1 if i == 0 else 2, groups)
+        first = bottleneck(inputs, inner, outputs, 1 if i == 0 else 2, groups, early)
         rest = [bottleneck(outputs, inner, outputs, 1, groups) for _ in range(depth - 1)]
         stages.append(nn.Sequential(first, *rest))
         inputs = outputs
@@ -105,11 +114,17 @@ class GlobalAverage(nn.Module):
         return functional.avg_pool2d(x, x.shape[2:]).flatten(1)
 
 
-def resnet50(classes: int = 1000) -> nn.Sequential:
-    """ResNet-50 v1.5: image [N, 3, H, W] to logits [N, classes]."""
+def resnet18(classes: int = 1000) -> nn.Sequential:
+    """ResNet-18: image [N, 3, H, W] to logits [N, classes]."""
+    stages = basic_stages((1, 2, 2, 2), DEPTHS_18)
+    return nn.Sequential(stem(), *stages, GlobalAverage(), nn.Linear(512, classes))
+
+
+def resnet50(classes: int = 1000, early: bool = False) -> nn.Sequential:
+    """ResNet-50 v1.5, or v1 with `early` strides: image [N, 3, H, W] to logits [N, classes]."""
     return nn.Sequential(
         stem(),
-        *bottleneck_stages(),
+        *bottleneck_stages(early=early),
         GlobalAverage(),
         nn.Linear(2048, classes),
     )

@@ -16,7 +16,7 @@ import torch
 from kdcompile.onnx_graph.opset import opset_of
 from kdcompile.onnx_graph.session import cpu_session
 
-PARTS = ("networks", "export", "resnet", "ssd", "retinanet")
+PARTS = ("networks", "export", "resnet", "mobilenet", "ssd", "retinanet")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,9 @@ def count(scripts, build, size):
     ("name", "params", "folded", "macs"),
     [
         ("ResNet-50", 25_557_032, 25_530_472, 4_089_184_256),
+        ("ResNet-50 v1", 25_557_032, 25_530_472, 3_857_973_248),
+        ("ResNet-18", 11_689_512, 11_684_712, 1_814_073_344),
+        ("MobileNetV2", 3_504_872, 3_487_816, 300_774_272),
         ("SSD-MobileNet-v1", 6_819_839, 6_807_167, 1_237_129_408),
         ("SSD-ResNet34", 19_972_534, 19_967_606, 216_415_931_904),
         ("RetinaNet", 37_128_876, 37_094_764, 201_208_394_752),

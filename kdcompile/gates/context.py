@@ -144,6 +144,7 @@ class Prediction:
         student: of the student.
         band: factor by which either may be off, each way; 1.5 for 2/3 to 3/2 of the estimate.
         validated: measured fixtures of this target back the estimates.
+        speedup: 90 % band of teacher over student, whose errors go together.
         teacher_precision: of the teacher.
     """
 
@@ -151,6 +152,7 @@ class Prediction:
     student: float
     band: float
     validated: bool
+    speedup: tuple[float, float]
     teacher_precision: str = "fp32"
 
 

@@ -96,8 +96,8 @@ def measured_speedup(context: VerifyContext) -> Measurement:
 def predicted_speedup(context: VerifyContext) -> Measurement | None:
     """The latency model's speed-up at the chosen precision, or None without an estimate.
 
-    The band is that of one latency: what the model has wrong about a device touches teacher and
-    student alike, so the ratio is taken to be no worse than either.
+    What the model has wrong about a device touches teacher and student alike, so the band is that
+    of their ratio: `latency_model.predict.ratio_factor`.
     """
     found = context.predictions.get(context.precision)
     if found is None:
@@ -108,8 +108,8 @@ def predicted_speedup(context: VerifyContext) -> Measurement | None:
         ratio,
         "x",
         origin=context.model,
-        low=ratio / found.band,
-        high=ratio * found.band,
+        low=found.speedup[0],
+        high=found.speedup[1],
         mode=f"latency model, {'validated' if found.validated else 'unvalidated'}"
         + ", of fp16, than which mixed is no slower" * (context.precision == "mixed"),
     )

@@ -61,6 +61,7 @@ _GPU = {
     "dram": (0.75, 0.15),  # of the bandwidth
     "exposed": (0.2, 0.5),  # of the shorter of arithmetic and memory: first loads, last stores
     "l2": (32.0, 0.4),  # bytes per clock and SM
+    "depthwise.memory": (0.7, 0.3),  # the rims of its tiles are read anew
     # on Hopper Ampere's instructions reach 0.62 of the peak; TensorRT has kernels with either
     **{f"generation.{g}": (0.75, 0.15) if g in ("9", "10") else (1.0, 0.1) for g in GENERATIONS},
     **{f"{p}.{g}": (1.0, 0.1) for g in GENERATIONS for p in TENSOR_PRECISIONS},
@@ -118,6 +119,7 @@ class Observation:
     precision: str
     ms: float
     graph: bool = True
+    batch: int = 1
 
 
 def group_of(target: Target) -> str:
@@ -260,16 +262,31 @@ def predicted_ms(observation: Observation, efficiencies: Efficiencies) -> float:
 
 def log_deviation(layout: Layout, efficiencies: Efficiencies) -> float:
     """Log standard deviation of a predicted latency: of the values (J C J^T) and the residual."""
+    variance = _variance(_slope(layout, efficiencies), efficiencies)
+    return math.sqrt(variance + efficiencies.residual**2)
+
+
+def ratio_deviation(one: Layout, other: Layout, efficiencies: Efficiencies) -> float:
+    """Log standard deviation of the ratio of two predicted latencies of one target.
+
+    An efficiency that both lean on alike cancels. Of the residual's variance SHARED is taken to be
+    common to both, as to the latencies of one network: `validate` counts how often that holds.
+    """
+    slope = _slope(one, efficiencies) - _slope(other, efficiencies)
+    own = 2 * (1 - SHARED) * efficiencies.residual**2
+    return math.sqrt(_variance(slope, efficiencies) + own)
+
+
+def _slope(layout: Layout, efficiencies: Efficiencies) -> Array:
+    """Of the logarithm of a latency, by those of the values."""
     logs, names = efficiencies.logs, efficiencies.names
     centre = _predicted([layout], names, logs)[0]
-    slope = np.array(
-        [
-            (_predicted([layout], names, logs + STEP * unit)[0] - centre) / STEP
-            for unit in np.eye(len(logs))
-        ]
-    )
-    variance = float(slope @ np.array(efficiencies.covariance) @ slope)
-    return math.sqrt(variance + efficiencies.residual**2)
+    moved = (_predicted([layout], names, logs + STEP * unit)[0] for unit in np.eye(len(logs)))
+    return np.array([(each - centre) / STEP for each in moved])
+
+
+def _variance(slope: Array, efficiencies: Efficiencies) -> float:
+    return float(slope @ np.array(efficiencies.covariance) @ slope)
 
 
 def _rows(matrix: Array) -> tuple[tuple[float, ...], ...]:

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from kdcompile.latency_model.parameters import Efficiencies, efficiencies_of, log_deviation
+from kdcompile.latency_model.parameters import (
+    Efficiencies,
+    efficiencies_of,
+    log_deviation,
+    ratio_deviation,
+)
 from kdcompile.latency_model.roofline import Times, lay_out, peak, times
 from kdcompile.latency_model.workload import Kernel
 from kdcompile.targets import Target
@@ -108,6 +113,19 @@ def kernel_ms(
     peak(target, precision)
     values = (efficiencies or efficiencies_of(target)).values
     return 1e3 * times(lay_out(kernels, target), values).total
+
+
+def ratio_factor(one: Sequence[Kernel], other: Sequence[Kernel], target: Target) -> float:
+    """How far off the ratio of two networks' latencies may be, each way, at 90 %.
+
+    Teacher and student share most of the model's errors about a device, so that their ratio is
+    known better than either latency.
+
+    Raises:
+        KDError: as `estimate`.
+    """
+    layouts = lay_out(one, target), lay_out(other, target)
+    return math.exp(NINETY * ratio_deviation(*layouts, efficiencies_of(target)))
 
 
 def _bounds(found: Times) -> dict[str, float]:

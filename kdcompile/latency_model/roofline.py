@@ -145,7 +145,7 @@ def lay_out(kernels: Sequence[Kernel], target: Target, graph: bool = True) -> La
         dram=dram,
         l2=l2,
         arithmetic=tuple(_arithmetic_names(k, generation(target)) for k in kernels),
-        memory=tuple(k.kind if k.kind in MEMORY_KINDS else "" for k in kernels),
+        memory=tuple(_memory_name(k, cpu) for k in kernels),
         launch_us=target.launch_us,
         mhz=target.gpu_mhz or 0.0,
         sms=sms,
@@ -153,6 +153,13 @@ def lay_out(kernels: Sequence[Kernel], target: Target, graph: bool = True) -> La
         generation=generation(target),
         graph=graph or cpu,
     )
+
+
+def _memory_name(kernel: Kernel, cpu: bool) -> str:
+    """The efficiency of its bandwidth, if it has one; a CPU's depthwise kernels have none."""
+    if kernel.kind in VECTOR_KINDS and not cpu:
+        return f"{kernel.kind}.memory"
+    return kernel.kind if kernel.kind in MEMORY_KINDS else ""
 
 
 def _arithmetic_names(kernel: Kernel, major: str) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Validate the latency model on every fixture, each predicted without its own network.
 
+Ratios too, of two networks on one device: a speed-up is one. Each without both of its networks.
+
 Leave one *network* out: the efficiencies that predict a fixture are fitted, from the priors, on the
 fixtures of all other networks. The CPU's fixtures are not held against it: its peak was taken from
 the same two latencies. A fixture is predicted as it was measured: with a CUDA graph or without.
@@ -7,8 +9,9 @@ Fixtures that are held out are predicted by the shipped efficiencies, which neve
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 from typing import Annotated, Literal
 
@@ -22,6 +25,7 @@ from kdcompile.latency_model.parameters import (
     group_of,
     log_deviation,
     priors,
+    ratio_deviation,
 )
 from kdcompile.latency_model.predict import NINETY
 from kdcompile.latency_model.reference_kernels import reference_kernels
@@ -31,10 +35,17 @@ from kdcompile.targets import load
 from kdcompile.targets.fixtures import describe_gaps, describe_structures, load_fixtures
 
 LEFT_OUT: dict[str, Callable[[Observation], str]] = {
-    "network": lambda observation: observation.network,
+    "network": lambda observation: observation.network.split(" v")[0],  # v1 goes with v1.5
     "module": lambda observation: observation.target.name,
 }
-MEDIAN_GOAL, WORST_GOAL, COVERAGE_GOAL = 0.12, 0.30, 0.85
+GOALS = {
+    "median": (0.0, 0.10), "worst": (0.0, 0.25), "coverage": (0.85, 0.97),
+    "ratio_median": (0.0, 0.06), "ratio_worst": (0.0, 0.15), "ratio_coverage": (0.85, 0.97),
+}  # fmt: skip
+"""Least and most of each figure: too wide an interval is a fault too."""
+NAMES = {
+    "median": "median absolute error", "worst": "worst", "coverage": "inside the interval",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,23 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """The slower of two networks over the faster, measured on one device in one precision.
+
+    `error` is predicted over measured, less one; `inside`: in the 90 % interval of the ratio.
+    """
+
+    slower: str
+    faster: str
+    predicted: float
+    low: float
+    high: float
+    measured: float
+    error: float
+    inside: bool
+
+
+@dataclass(frozen=True)
 class Validation:
     """The fixtures, each predicted without its network, and what predictions rest on nothing.
 
@@ -67,34 +95,40 @@ class Validation:
     held: Annotated[tuple[Row, ...], Field(serialization_alias="held_out")] = ()
     apart: Annotated[tuple[Row, ...], Field(serialization_alias="held_out_apart")] = ()
     inexact: tuple[str, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def median_error(self) -> float:
         """Of the absolute errors."""
-        return median(abs(row.error) for row in self.rows)
+        return _agreement(self.rows)["median"]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def worst_error(self) -> float:
         """The largest absolute error."""
-        return max(abs(row.error) for row in self.rows)
+        return _agreement(self.rows)["worst"]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def coverage(self) -> float:
         """Share of the fixtures inside their interval."""
-        return sum(row.inside for row in self.rows) / len(self.rows)
+        return _agreement(self.rows)["coverage"]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def goals(self) -> dict[str, bool]:
         """Which of the goals are met."""
-        return {
-            "median": self.median_error <= MEDIAN_GOAL,
-            "worst": self.worst_error <= WORST_GOAL,
-            "coverage": self.coverage >= COVERAGE_GOAL,
-        }
+        found = _agreement(self.rows) | _agreement(self.ratios, "ratio_")
+        return {name: _meets(name, value) for name, value in found.items()}
+
+    def verdict(self) -> list[str]:
+        """How good the latencies are, each figure with its goal."""
+        return list(map(_said, _agreement(self.rows).items()))
+
+    def ratio_verdict(self) -> list[str]:
+        """The same of the ratios."""
+        return list(map(_said, _agreement(self.ratios, "ratio_").items()))
 
     def text(self) -> str:
         """A table, the summary and the gaps."""
@@ -103,9 +137,11 @@ class Validation:
         lines += [
             "",
             "milliseconds; each predicted from the fixtures of all other networks",
-            self._summary("median", "median absolute error", self.median_error, MEDIAN_GOAL),
-            self._summary("worst", "worst", self.worst_error, WORST_GOAL),
-            self._summary("coverage", "inside the interval", self.coverage, COVERAGE_GOAL),
+            *self.verdict(),
+            "",
+            f"{len(self.ratios)} ratios of two networks' latencies on one device, each predicted "
+            "without both",
+            *self.ratio_verdict(),
             "",
             f"{'held out, predicted as shipped':<38} {head}",
             *map(_line, self.held),
@@ -116,10 +152,29 @@ class Validation:
         ]
         return "\n".join(lines)
 
-    def _summary(self, goal: str, what: str, value: float, wanted: float) -> str:
-        sign = "at least" if goal == "coverage" else "at most"
-        verdict = "met" if self.goals[goal] else "missed"
-        return f"{what}: {value:.1%} (goal {sign} {wanted:.0%}: {verdict})"
+
+def _agreement(rows: Sequence[Row | Ratio], prefix: str = "") -> dict[str, float]:
+    """Median and worst absolute error, and the share inside the interval; nothing of no rows."""
+    if not rows:
+        return {}
+    errors = [abs(row.error) for row in rows]
+    inside = sum(row.inside for row in rows) / len(rows)
+    found = {"median": median(errors), "worst": max(errors), "coverage": inside}
+    return {prefix + name: value for name, value in found.items()}
+
+
+def _meets(name: str, value: float) -> bool:
+    low, high = GOALS[name]
+    return low <= value <= high
+
+
+def _said(found: tuple[str, float]) -> str:
+    """A figure by its name, with its goal and whether that is met."""
+    name, value = found
+    low, high = GOALS[name]
+    wanted = f"{low:.0%} to {high:.0%}" if low else f"at most {high:.0%}"
+    verdict = "met" if _meets(name, value) else "missed"
+    return f"{NAMES[name.removeprefix('ratio_')]}: {value:.1%} (goal {wanted}: {verdict})"
 
 
 def _line(row: Row) -> str:
@@ -144,7 +199,43 @@ def validate(without: Literal["network", "module"] = "network") -> Validation:
         rows += [_row(o, fitted) for o in known if key(o) == left]
         apart += [_row(o, fitted) for o in held if key(o) == left]
     shipped = tuple(_row(o, efficiencies_of(o.target)) for o in held)
-    return Validation(tuple(rows), describe_gaps(), shipped, tuple(apart), describe_structures())
+    return Validation(
+        tuple(rows), describe_gaps(), shipped, tuple(apart), describe_structures(), ratios(known)
+    )
+
+
+def ratios(known: Sequence[Observation]) -> tuple[Ratio, ...]:
+    """Of each pair of networks on one device, precision and batch: fitted without either."""
+    family = LEFT_OUT["network"]
+    fitted: dict[frozenset[str], Efficiencies] = {}
+    found = []
+    for slower, faster in _pairs(known):
+        left = frozenset((family(slower), family(faster)))
+        if left not in fitted:
+            fitted[left] = fit([o for o in known if family(o) not in left], priors("gpu"))
+        found.append(_ratio(slower, faster, fitted[left]))
+    return tuple(found)
+
+
+def _pairs(known: Sequence[Observation]) -> Iterator[tuple[Observation, Observation]]:
+    for one, other in combinations(known, 2):
+        same = all(
+            of(one) == of(other)
+            for of in (lambda o: o.target.full_name, lambda o: o.precision, lambda o: o.batch)
+        )
+        if same and LEFT_OUT["network"](one) != LEFT_OUT["network"](other):
+            yield (one, other) if one.ms >= other.ms else (other, one)
+
+
+def _ratio(slower: Observation, faster: Observation, fitted: Efficiencies) -> Ratio:
+    layouts = [lay_out(o.kernels, o.target, o.graph) for o in (slower, faster)]
+    seconds = [times(layout, fitted.values).total for layout in layouts]
+    predicted, measured = seconds[0] / seconds[1], slower.ms / faster.ms
+    factor = math.exp(NINETY * ratio_deviation(*layouts, fitted))
+    low, high = predicted / factor, predicted * factor
+    error = predicted / measured - 1
+    inside = low <= measured <= high
+    return Ratio(slower.name, faster.name, predicted, low, high, measured, error, inside)
 
 
 def observations(group: str, held_out: bool = False) -> list[Observation]:
@@ -162,12 +253,12 @@ def observations(group: str, held_out: bool = False) -> list[Observation]:
         if group_of(target) != group:
             continue
         kernels = reference_kernels(fixture.network, fixture.shape, fixture.precision)
-        if fixture.kind == "published":  # MLPerf hands the image over in the engine's type
+        if fixture.source.startswith("MLPerf"):  # which hands the image over in the engine's type
             kernels = _without_conversion(kernels)
         found.append(
             Observation(
                 fixture.name, fixture.network, kernels, target, fixture.precision,
-                fixture.measured_ms, fixture.graph,
+                fixture.measured_ms, fixture.graph, fixture.batch,
             )
         )  # fmt: skip
     return found

@@ -49,7 +49,9 @@ def _cost_lines(plan: Mapping[str, Any]) -> list[str]:
             f"{name:<10} {cost['macs'] / 1e9:<10.4g} {cost['params'] / 1e6:<10.4g} "
             f"{latency['ms']:.3g} ms at {precision} ({band}{note})"
         )
-    return [*text, f"predicted speed-up {estimate['speedup']:.3g}"]
+    ratio = estimate["speedups"][estimate["precision"]]
+    band = f"{ratio['low']:.3g} to {ratio['high']:.3g}"
+    return [*text, f"predicted speed-up {estimate['speedup']:.3g} ({band})"]
 
 
 def _rule_lines(plan: Mapping[str, Any]) -> list[str]:

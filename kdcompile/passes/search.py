@@ -11,6 +11,7 @@ from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact, Store
 from kdcompile.latency_model.kernels import operators_of
 from kdcompile.latency_model.network_cost import Network, candidate_precisions, paired_precision
+from kdcompile.latency_model.predict import ratio_factor
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.opset import at_opset
@@ -89,13 +90,27 @@ def _predicted(
     costs = {
         n: m.record(target, precisions) for n, m in (("teacher", teacher), ("student", student))
     }
+    ratios = {p: _ratio(teacher, student, target, p) for p in precisions}
     return {
         **costs,
         "precision": precision,
         "teacher_precision": teachers,
         "speedup": costs["teacher"][teachers]["ms"] / costs["student"][precision]["ms"],
+        "speedups": ratios,
         "target": target.name,
     }
+
+
+def _ratio(teacher: Network, student: Network, target: Target, precision: str) -> dict[str, Any]:
+    """The predicted speed-up of a student at a precision, with its 90 % band.
+
+    The teacher computes in what it would be deployed in beside it.
+    """
+    beside = paired_precision(precision, target.precisions)
+    both = teacher.cost(target, beside), student.cost(target, precision)
+    value = both[0].estimate.ms / both[1].estimate.ms
+    factor = ratio_factor(both[0].kernels, both[1].kernels, target)
+    return {"value": value, "low": value / factor, "high": value * factor}
 
 
 def _meta(predicted: Mapping[str, Any]) -> dict[str, Any]:

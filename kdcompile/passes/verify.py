@@ -158,8 +158,10 @@ def predictions(estimate: Mapping[str, Any], chosen: str = "") -> dict[str, Pred
     """
     found = {}
     teachers, students = estimate["teacher"], dict(estimate["student"])
+    speedups = dict(estimate["speedups"])
     if chosen == "mixed" and "fp16" in students:
         students.setdefault(chosen, students["fp16"])
+        speedups.setdefault(chosen, speedups["fp16"])
     for precision, student in students.items():
         beside = teacher_precision(precision)
         beside = beside if beside in teachers else "fp32"
@@ -168,7 +170,8 @@ def predictions(estimate: Mapping[str, Any], chosen: str = "") -> dict[str, Pred
             continue  # MACs and parameters stand beside the precisions
         band = max(side["high_ms"] / side["ms"] for side in (teacher, student))
         validated = bool(teacher["validated"] and student["validated"])
-        found[precision] = Prediction(teacher["ms"], student["ms"], band, validated, beside)
+        ratio = speedups[precision]["low"], speedups[precision]["high"]
+        found[precision] = Prediction(teacher["ms"], student["ms"], band, validated, ratio, beside)
     return found
 
 

@@ -50,7 +50,7 @@ def context() -> VerifyContext:
         outcomes=make_outcomes(150),
         parity=Parity(31.0, 0.04, 150, "int8 against fp32"),
         latency=Latency(make_times(8.0), "int8", "here"),
-        predictions={"int8": Prediction(80.0, 8.0, 1.5, True)},
+        predictions={"int8": Prediction(80.0, 8.0, 1.5, True, (6.7, 15.0))},
         files={"model.onnx": 3_000_000, "kit/student_fp32.onnx": 7_500_000},
         seed=0,
         deployed=HERE,
@@ -228,7 +228,7 @@ def test_on_the_host_itself_nothing_is_pending(context) -> None:
 
 def test_a_board_owes_a_twin_of_each_gate_but_the_size(context) -> None:
     board = replace(context, target=targets.load("jetson"))
-    sure = {"int8": Prediction(80.0, 8.0, 1.2, True)}
+    sure = {"int8": Prediction(80.0, 8.0, 1.2, True, (8.3, 12.0))}
     results = registry.judge(ALL, replace(board, predictions=sure))
     pending = [r for r in results if r.verdict == "pending"]
     assert [r.name for r in pending] == ["accuracy@device", "parity@device", "speedup@device"]

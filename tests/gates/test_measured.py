@@ -221,7 +221,7 @@ def test_a_cpu_target_without_a_vendor_is_this_machine(make_context, target, evi
     own = found.measurement("size", 1.0, "MB", origin=context.host, precision="fp16")
     assert (own.machine, own.precision) == ("here", "fp16")
     assert found.latency.others == 0.0
-    assert not Prediction(1.0, 1.0, 1.5, False).validated
+    assert not Prediction(1.0, 1.0, 1.5, False, (1.0, 1.0)).validated
 
 
 def test_errors_of_maps_are_known_of_networks_that_have_maps():

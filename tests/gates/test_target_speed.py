@@ -8,7 +8,7 @@ from resourced import context
 from kdcompile.gates.context import Prediction
 from kdcompile.gates.speedup import predicted_speedup, target_speed
 
-ESTIMATE = Prediction(80.0, 8.0, 1.5, True)
+ESTIMATE = Prediction(80.0, 8.0, 1.5, True, (9.0, 11.0))
 
 
 def predicted(precision):
@@ -27,6 +27,7 @@ def test_another_device_has_the_models_and_this_machines_is_told():
     found = target_speed(predicted("int8"))
     assert found["evidence"] == "predicted"
     assert (found["teacher_ms"], found["student_ms"], found["ratio"]) == (80.0, 8.0, 10.0)
+    assert (found["low"], found["high"]) == (9.0, 11.0)
     assert found["host"]["ratio"] == 1.0
 
 

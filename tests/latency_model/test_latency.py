@@ -254,7 +254,7 @@ def test_only_a_fixture_nearby_validates() -> None:
     assert estimate(kernels, agx, "int8").validated
     tiny = [conv(8, 8, (8, 8), precision="int8")]
     half = [conv(256, 512, (64, 64))]
-    for case in ((kernels, NANO, "int8"), (kernels, nx, "int8"), (half, agx, "fp16"),
+    for case in ((kernels, load("jetson@15W"), "int8"), (kernels, nx, "int8"), (half, agx, "fp16"),
                  (tiny, agx, "int8")):  # fmt: skip
         found = estimate(*case)
         assert not found.validated

@@ -101,6 +101,7 @@ def test_a_larger_network_or_batch_takes_longer_on_the_same_device() -> None:
     pairs = [
         (a, b) for a in KNOWN.values() for b in KNOWN.values()
         if (a.target, a.precision) == (b.target, b.precision)
+        and "MobileNet" not in a.network + b.network  # depthwise layers: few multiply-adds, slow
         and a.usable and b.usable and a.gmac and b.gmac and 4 * a.gmac < b.gmac
     ]  # fmt: skip
     assert len(pairs) >= 6
@@ -134,14 +135,13 @@ def test_fixtures_of_a_target() -> None:
 def test_the_gaps_are_those_of_the_data() -> None:
     missing = fixtures.uncovered()
     assert set(missing) == set(targets.names())
-    for name in ("jetson-orin-nano-8gb", "jetson-orin-nano-4gb"):
-        assert missing[name] == targets.load(name).precisions
-    assert all("fp16" in missing[n] for n in targets.names() if targets.load(n).kind == "jetson")
+    assert missing["jetson-orin-nano-4gb"] == targets.load("jetson-orin-nano-4gb").precisions
+    assert missing["jetson-orin-nano-8gb"] == ("bf16",)
     assert "fp16" not in missing["h100"]
     said = "\n".join(fixtures.describe_gaps())
-    assert "no Jetson has a fixture at fp16" in said
-    assert "no Jetson has a fixture at int8" not in said
-    assert "jetson-orin-nano-8gb: no fixture that can be used" in said
+    assert "no Jetson has a fixture at bf16" in said
+    assert "no Jetson has a fixture at fp16" not in said
+    assert "jetson-orin-nano-4gb: no fixture that can be used" in said
     assert "known but not used: YOLOv8n int8 (secondary)" in said
     assert (
         "jetson-orin-nx-16gb: none at fp32, fp16, bf16, unvalidated there; has int8 in MAXN" in said
@@ -149,19 +149,19 @@ def test_the_gaps_are_those_of_the_data() -> None:
 
 
 def test_a_measurement_closes_its_gap() -> None:
-    nano = replace(
+    small = replace(
         KNOWN["orin-nx-16gb-resnet50-b1-int8"],
-        target="jetson-orin-nano-8gb", mode="15W", precision="fp16",
+        target="jetson-orin-nano-4gb", mode="10W", precision="bf16",
     )  # fmt: skip
-    more = [*KNOWN.values(), nano]
-    assert fixtures.uncovered(more)["jetson-orin-nano-8gb"] == ("fp32", "bf16", "int8")
+    more = [*KNOWN.values(), small]
+    assert fixtures.uncovered(more)["jetson-orin-nano-4gb"] == ("fp32", "fp16", "int8")
     said = "\n".join(fixtures.describe_gaps(more))
-    assert "no Jetson has a fixture at fp16" not in said
+    assert "no Jetson has a fixture at bf16" not in said
     assert (
-        "jetson-orin-nano-8gb: none at fp32, bf16, int8, unvalidated there; has fp16 in 15W" in said
+        "jetson-orin-nano-4gb: none at fp32, fp16, int8, unvalidated there; has bf16 in 10W" in said
     )
-    unused = [*KNOWN.values(), replace(nano, excluded="a trial")]
-    assert "no Jetson has a fixture at fp16" in "\n".join(fixtures.describe_gaps(unused))
+    unused = [*KNOWN.values(), replace(small, excluded="a trial")]
+    assert "no Jetson has a fixture at bf16" in "\n".join(fixtures.describe_gaps(unused))
     assert all(missing for missing in fixtures.uncovered([]).values())
 
 
