@@ -110,6 +110,12 @@ def test_a_metric_of_the_users_own(built):
     kdcompile(built, "build", "kdcompile.toml", "-o", "scored", *sets)
     details = json.loads((built / "scored" / "report.json").read_text())["details"]
     row, teacher, target = details["predictions"][0], network(), samples(80)["target"][64]
+    told = json.loads(kdcompile(built, "bisect", "kdcompile.toml", *sets, "--json").stdout)
+    assert told["rungs"][0]["metric"] > 0
+    assert "score" in told["tolerance_why"]
+    refusal = kdcompile(built, "bisect", "scored", code=1).stderr
+    assert "error[parity-incomplete]" in refusal
+    assert "function of its metric score" in refusal
     given = {name: array[64:65] for name, array in samples(80).items()}
     import torch
 
@@ -149,9 +155,16 @@ def test_what_does_not_fit_is_refused_in_the_plan(built, sets, code, says):
     assert says in " ".join(told.split())
 
 
-def test_what_is_not_there_yet_is_refused_by_name(built):
-    told = kdcompile(built, "bisect", "kdcompile.toml", code=1).stderr
-    assert "error[bisect-task]" in told
+def test_bisect_climbs_the_rungs_of_a_spec_and_of_a_bundle(built):
+    told = json.loads(kdcompile(built, "bisect", "kdcompile.toml", "--json").stdout)
+    found = {rung["name"]: rung["verdict"] for rung in told["rungs"]}
+    assert (found["pytorch"], found["exported"], found["onnx"]) == ("reference", "passed", "passed")
+    assert set(found.values()) == {"reference", "passed", "absent"}
+    metrics = [rung["metric"] for rung in told["rungs"] if rung["metric"] is not None]
+    assert metrics == pytest.approx([metrics[0]] * len(metrics), rel=0.05)
+    told = json.loads(kdcompile(built, "bisect", "bundle", "--json").stdout)
+    shown = {rung["name"]: rung["verdict"] for rung in told["rungs"]}
+    assert {**found, "pytorch": "absent", "exported": "absent", "onnx": "reference"} == shown
 
 
 @pytest.fixture(scope="module")
