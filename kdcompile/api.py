@@ -250,8 +250,8 @@ def bundle(
         KDError: any stage's; those of `install`, `sign_bundle` and `pack_build`.
     """
     from kdcompile.bundle.signature import sign_bundle
-    from kdcompile.bundle.testpack import pack_build
     from kdcompile.passes.bundle import install
+    from kdcompile.passes.testpack import pack_build
 
     with working(on_progress):
         work = planned(spec, inputs, via)

@@ -1,8 +1,9 @@
-"""Test pack: test images and the teacher, with which a board measures accuracy and speed-up.
+"""Test pack: test samples and the teacher, with which a board measures accuracy and speed-up.
 
 `pack.json` with the names of the test images, their annotated values and the teacher's predictions,
 and the SHA-256 of every other file; `teacher_PRECISION.onnx`; and the images as uint8 [h, w, C] in
-`photos_NNN.npz`, scaled to what the network takes, so that the board only normalises them.
+`photos_NNN.npz`, scaled to what the network takes, so that the board only normalises them. Samples
+of named tensors are rows there (`kdcompile.core.ports`), each beside the teacher's outputs.
 It is not a part of the bundle: images are large, and may be private.
 """
 
@@ -16,77 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.bundle.swap import beside, swap
-from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json
-from kdcompile.core.store import Artifact
-from kdcompile.data.preprocess import Preprocess
-from kdcompile.data.splits import judged, load_splits
-from kdcompile.tasks.task import task_of
+from kdcompile.core.ports import Ports, as_row
 
 NAME = "pack.json"
 FORMAT = 1
-TEACHERS = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
 SHARD = 32  # photos that are in memory at once, here and on the board
-Pixels = NDArray[np.uint8]
-
-
-def pack_build(
-    folder: Path, spec: Spec, made: Mapping[str, Artifact], target: str
-) -> dict[str, Any]:
-    """Write the test pack of a finished build.
-
-    Args:
-        folder: as of `write_test_pack`.
-        spec: of the build.
-        made: its artifacts, of export, compile and verify.
-        target: name of the device.
-
-    Raises:
-        KDError: `kit-missing`, the target has no build kit; `pack-photos`, the test split has
-            changed; those of `write_test_pack`.
-    """
-    if "kit/kit.json" not in made["compile"].files:
-        raise KDError(
-            "kit-missing",
-            f"{target} takes no build kit, so nothing there asks for a test pack",
-            where="--test-pack",
-            fix="name a board: --target jetson",
-        )
-    details = made["verify"].json("report.json")["details"]
-    if task_of(spec).takes_rows:
-        raise KDError(
-            "pack-task",
-            f"a board does not evaluate a task of kind {spec.task.kind}",
-            where=f"{spec.path} [task] kind",
-            fix="run build_engine.py of the kit without --test: it compares the outputs",
-        )
-    splits = load_splits(spec.data, spec.folder)
-    photos = judged(splits.test, spec.data.max_test)
-    if [photo.name for photo in photos] != [row["name"] for row in details["predictions"]]:
-        raise KDError(
-            "pack-photos",
-            "the test split is not the one that verify evaluated",
-            where="[data] test",
-            fix="kdcompile build, then write the test pack again",
-        )
-    export = made["export"]
-    preprocess = Preprocess.from_json(export.json("preprocess.json"))
-    return write_test_pack(
-        folder,
-        (preprocess.scaled(photo.pixels(preprocess.channels)) for photo in photos),
-        details["predictions"],
-        {p: export.file(name) for p, name in TEACHERS.items() if name in export.files},
-        preprocess=export.file("preprocess.json"),
-        task=details["task"],
-        seed=spec.seed,
-        available=len(splits.test),
-    )
+Kept = tuple[NDArray[Any], Mapping[str, NDArray[Any]]]
 
 
 def write_test_pack(
     folder: Path,
-    photos: Iterable[Pixels],
+    photos: Iterable[Kept],
     rows: Sequence[Mapping[str, Any]],
     teachers: Mapping[str, Path],
     *,
@@ -94,12 +37,14 @@ def write_test_pack(
     task: Mapping[str, Any],
     seed: int,
     available: int,
+    samples: str,
 ) -> dict[str, Any]:
     """Write a pack, whole or not at all; an older pack in the folder is replaced.
 
     Args:
         folder: where; absent, empty or a pack.
-        photos: uint8 [h, w, C] in the order of `rows`, no larger than the network takes.
+        photos: uint8 [h, w, C] no larger than the network takes, or a row, in the order of `rows`;
+            and the teacher's outputs by name where they tell what is right, else nothing.
         rows: `name`, `true` and `teacher` of each photo, and `taught` where the teacher lacks its
             class, as the report's `predictions` has them.
         teachers: the teacher's ONNX by precision.
@@ -107,6 +52,7 @@ def write_test_pack(
         task: `kind` and `output` of the task.
         seed: of the gates' resampling.
         available: photos of the whole test split.
+        samples: `photos_digest` of it.
 
     Returns:
         What `pack.json` says.
@@ -123,7 +69,7 @@ def write_test_pack(
             fresh.mkdir()
             for precision, path in teachers.items():
                 shutil.copyfile(path, fresh / f"teacher_{precision}.onnx")
-            shards = _write_photos(fresh, photos, len(rows))
+            shards, outputs = _write_photos(fresh, photos, len(rows))
             about = {
                 "format": FORMAT,
                 "task": task["kind"],
@@ -131,6 +77,8 @@ def write_test_pack(
                 "preprocess": file_sha256(preprocess),
                 "seed": seed,
                 "available": available,
+                "samples": samples,
+                "outputs": outputs.to_json(),
                 "names": [str(row["name"]) for row in rows],
                 "true": [float(row["true"]) for row in rows],
                 "teacher": [float(row["teacher"]) for row in rows],
@@ -150,13 +98,21 @@ def write_test_pack(
     return about
 
 
-def _write_photos(folder: Path, photos: Iterable[Pixels], count: int) -> list[str]:
-    """The shards' names; a photo's key is its index."""
+def _write_photos(folder: Path, photos: Iterable[Kept], count: int) -> tuple[list[str], Ports]:
+    """The shards' names, and what outputs the answers are of.
+
+    A photo's key is its index I, that of the answer to it `answer_I`.
+    """
     shards: list[str] = []
-    index = 0
+    outputs, index = Ports(()), 0
     for part in _parts(iter(photos)):
         name = f"photos_{len(shards):03d}.npz"
-        arrays = {str(index + place): pixels for place, pixels in enumerate(part)}
+        arrays: dict[str, NDArray[Any]] = {}
+        for place, (kept, answer) in enumerate(part, index):
+            arrays[str(place)] = kept
+            if answer:
+                outputs = Ports.of(answer)
+                arrays[f"answer_{place}"] = as_row(list(answer.values()))
         np.savez_compressed(folder / name, allow_pickle=False, **arrays)
         shards.append(name)
         index += len(part)
@@ -167,10 +123,10 @@ def _write_photos(folder: Path, photos: Iterable[Pixels], count: int) -> list[st
             where="the test pack",
             fix="build again: the test split has changed since verify evaluated it",
         )
-    return shards
+    return shards, outputs
 
 
-def _parts(photos: Iterator[Pixels]) -> Iterator[list[Pixels]]:
+def _parts(photos: Iterator[Kept]) -> Iterator[list[Kept]]:
     while part := list(islice(photos, SHARD)):
         yield part
 

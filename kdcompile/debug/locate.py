@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.ports import Ports
 from kdcompile.debug.bisect import Parting, Probe, search
+from kdcompile.debug.distances import apart, divergence
 from kdcompile.debug.pairs import module_probes, onnx_probes, program_probes
-from kdcompile.debug.runners import EngineSide, ModuleSide, ProgramSide, Side
+from kdcompile.debug.runners import EngineSide, Side
 from kdcompile.debug.tensors import Named, engine_layers, module_for, name_onnx, name_program
 from kdcompile.debug.tolerance import NO_LIMIT
-from kdcompile.debug.variants import Ladder, Rung, Step, divergence
+from kdcompile.debug.torch_runners import ModuleSide, ProgramSide
+from kdcompile.debug.variants import Ladder, Rung, Step
 from kdcompile.debug.why import reasons
 
 Floats = NDArray[np.float32]
@@ -71,13 +74,17 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two sides, the probes between them, and a memory of what vanished when looked at."""
+    """Two sides, the probes between them, and a memory of what vanished when looked at.
+
+    `outputs` are those of networks that run on rows.
+    """
 
     reference: Side
     suspect: Side
     probes: Sequence[Probe]
     images: Sequence[Floats]
     limit: float
+    outputs: Ports | None
     vanished: list[str] = field(default_factory=list)
 
     @property
@@ -99,14 +106,19 @@ class Comparison:
             a = self.reference.run(image, others)
             b = self.suspect.run(image, tensors)
             for place, probe in zip(places, chosen, strict=True):
-                error = divergence(a[probe.reference], b[probe.tensor])
-                found[place] = max(found[place], error)
-            output = max(output, divergence(a[self.reference.output], b[self.suspect.output]))
+                found[place] = max(found[place], self._error(a, b, probe))
+            output = max(output, self._error(a, b, self.probes[self.last]))
         if tensors and output <= self.limit:
             if len(tensors) > 1:
                 return {}
             self.vanished.extend(tensors)
         return found
+
+    def _error(self, a: Mapping[str, Floats], b: Mapping[str, Floats], probe: Probe) -> float:
+        """Of a probe, by what both networks gave."""
+        pair = a[probe.reference], b[probe.tensor]
+        is_output = probe.tensor == self.suspect.output
+        return apart(*pair, self.outputs) if is_output else divergence(*pair)
 
     def values(self, probe: Probe) -> tuple[Floats, Floats]:
         """A tensor in reference and suspect, of the worst image."""
@@ -141,7 +153,7 @@ def locate(
     # the output itself must count as different, however little its metric forgives
     most = min(limit or LIMITS[rung.kind], max(step.errors) / 2)
     images = [ladder.images[i] for i in worst]
-    compared = Comparison(before.side, rung.side, probes, images, most)
+    compared = Comparison(before.side, rung.side, probes, images, most, ladder.outputs)
     found = search(probes, compared.last, most, compared.measure, rung.side.levels)
     if found is None:
         raise vanished(rung)
@@ -155,15 +167,15 @@ def probes_between(before: Rung, rung: Rung) -> list[Probe]:
         KDError: `bisect-unpaired`.
     """
     a, b = before.side, rung.side
-    probes: list[Probe] = []
-    if isinstance(b, ProgramSide) and isinstance(a, ModuleSide):
-        probes = module_probes(b.program, a.once, a.output)
-    elif isinstance(a, ProgramSide) and rung.model is not None:
-        probes = program_probes(rung.model, a.program, a.output)
-    elif before.model is not None and rung.model is not None:
-        probes = onnx_probes(rung.model, before.model)
     assert a is not None, "the ladder compares rungs that are there"
     assert b is not None, "the ladder compares rungs that are there"
+    probes: list[Probe] = []
+    if isinstance(b, ProgramSide) and isinstance(a, ModuleSide):
+        probes = module_probes(b.program, a.once, (b, a))
+    elif isinstance(a, ProgramSide) and rung.model is not None:
+        probes = program_probes(rung.model, a.program, (b, a))
+    elif before.model is not None and rung.model is not None:
+        probes = onnx_probes(rung.model, before.model, (b, a))
     if (b.output, a.output) not in [(probe.tensor, probe.reference) for probe in probes]:
         raise KDError(
             "bisect-unpaired",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from onnx import ModelProto, NodeProto
 
 from kdcompile.debug.bisect import Probe
+from kdcompile.debug.runners import Side
 from kdcompile.debug.tensors import FLOATS, computed
 from kdcompile.onnx_graph.shapes import element_types
 
@@ -95,7 +96,21 @@ def match_nodes(suspect: ModelProto, reference: ModelProto) -> dict[str, NodePro
     return found
 
 
-def onnx_probes(suspect: ModelProto, reference: ModelProto) -> list[Probe]:
+Ends = tuple[Side, Side]  # of the suspect and of the reference, for what their outputs are
+
+
+def join(flow: Flow, ends: Ends) -> None:
+    """Note that the outputs of the suspect stand for those of the reference."""
+    suspect, reference = ends
+    if suspect.ends:
+        pairs = list(zip(suspect.ends, reference.ends, strict=True))
+        for mine, other in pairs:
+            flow.pair(mine, other)
+        flow.inputs[suspect.output] = [*pairs]
+    flow.pair(suspect.output, reference.output)
+
+
+def onnx_probes(suspect: ModelProto, reference: ModelProto, ends: Ends) -> list[Probe]:
     """Probes of an ONNX network against another one."""
     kinds, known = element_types(suspect), element_types(reference)
     matched, producers = match_nodes(suspect, reference), computed(suspect)
@@ -122,6 +137,7 @@ def onnx_probes(suspect: ModelProto, reference: ModelProto) -> list[Probe]:
             # two that both networks have stand for themselves: the node reads them in another order
             if other is not None and not (name in known and other in mine):
                 pair(name, other)
+    join(flow, ends)
     return probes_of(flow)
 
 
@@ -129,27 +145,24 @@ def _by_place(mine: Sequence[str], theirs: Sequence[str]) -> Iterable[tuple[str,
     return [(name, theirs[i] or None if i < len(theirs) else None) for i, name in enumerate(mine)]
 
 
-def program_probes(suspect: ModelProto, program: "ExportedProgram", output: str) -> list[Probe]:
+def program_probes(suspect: ModelProto, program: "ExportedProgram", ends: Ends) -> list[Probe]:
     """Probes of an ONNX network against the program that it was written from.
 
-    torch's exporter calls a tensor as the program's node is called; the network's output alone has
-    a name of its own, and stands for `output`.
+    torch's exporter calls a tensor as the program's node is called; the network's outputs alone
+    have names of their own.
     """
     known = {node.name for node in program.graph.nodes if node.op == "call_function"}
-    kinds = element_types(suspect)
+    kinds, outputs = element_types(suspect), {value.name for value in suspect.graph.output}
     flow = Flow()
     for tensor, node in computed(suspect).items():
         flow.inputs[tensor] = [(name, None) for name in node.input if name]
-        if kinds.get(tensor) not in FLOATS:
-            continue
-        if tensor == suspect.graph.output[0].name:
-            flow.pair(tensor, output)
-        elif tensor in known:
+        if kinds.get(tensor) in FLOATS and tensor in known and tensor not in outputs:
             flow.pair(tensor, tensor)
+    join(flow, ends)
     return probes_of(flow)
 
 
-def module_probes(program: "ExportedProgram", once: Sequence[str], output: str) -> list[Probe]:
+def module_probes(program: "ExportedProgram", once: Sequence[str], ends: Ends) -> list[Probe]:
     """Probes of an exported program against the module that it was traced from.
 
     A module's output is that of the last node that was traced inside it.
@@ -157,7 +170,7 @@ def module_probes(program: "ExportedProgram", once: Sequence[str], output: str) 
     Args:
         program: the suspect.
         once: paths of modules that run once (`ModuleSide.once`).
-        output: the reference's name of the network's output.
+        ends: of both.
     """
     flow, last = Flow(), {}
     wanted = set(once)
@@ -170,5 +183,5 @@ def module_probes(program: "ExportedProgram", once: Sequence[str], output: str) 
                 last[path] = node.name
     for path, name in last.items():
         flow.pair(name, path)
-    flow.pair(str(program.graph_signature.user_outputs[0]), output)
+    join(flow, ends)
     return probes_of(flow)

@@ -13,26 +13,31 @@ from kdcompile.backends import engine
 from kdcompile.backends.candidate_runner import predict_outputs
 from kdcompile.backends.parity_inputs import incomplete, read_carried, source_of
 from kdcompile.bundle.manifest import Bundle
+from kdcompile.bundle.run_tensors import output_ports
 from kdcompile.config.gates import fraction
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board
 from kdcompile.core.backends import is_served
-from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, scratch
+from kdcompile.core.ports import Ports
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
 from kdcompile.data.splits import evenly, load_splits
 from kdcompile.debug.network import backend_of, engine_missing
-from kdcompile.debug.runners import ModuleSide, ProgramSide, Side, exported_program
-from kdcompile.debug.tolerance import Tolerance, of_classes, of_numbers
+from kdcompile.debug.runners import Side
+from kdcompile.debug.tolerance import Tolerance, of_classes, of_errors, of_numbers
+from kdcompile.debug.torch_runners import ModuleSide, ProgramSide, exported_program
 from kdcompile.debug.variant import Shipped, last_rung, onnx_rung, rounded_rung, tolerance_of
 from kdcompile.debug.variants import Ladder, Rung
+from kdcompile.distill.answers import answer
 from kdcompile.export.onnx_file import onnx_from_module
+from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import load_student
+from kdcompile.onnx_graph.session import cpu_session, ports_of_session
 from kdcompile.remote.open import Place, facts_of, open_place
 from kdcompile.targets import load
 from kdcompile.tasks.metric import Metric
-from kdcompile.tasks.task import Task, find_task, preprocess_of, task_of
+from kdcompile.tasks.task import Task, find_task, ports_of, preprocess_of, task_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,6 +80,7 @@ def spec_ladder(
         model=compiled.file("model.onnx"),
         engine=compiled.file("model.engine") if "model.engine" in compiled.files else None,
         by_runtime=target.kind == "cpu" and board is None,
+        rows=foot.task.takes_rows,
     )
     files = {
         precision: made[stage].file(name)
@@ -85,8 +91,8 @@ def spec_ladder(
     with ExitStack() as stack:
         place = None
         if board is not None and shipped.engine is not None:
-            place = stack.enter_context(engine.at(board)), board
-        more = onnx_rung(fp32[0]), rounded_rung(shipped, files, fp32[1])
+            place = stack.enter_context(engine.at(board, ports_of(spec))), board
+        more = onnx_rung(fp32[0], shipped.rows), rounded_rung(shipped, files, fp32[1])
         yield replace(foot, rungs=[*foot.rungs, *more, last_rung(shipped, place, NO_ENGINE_BUILT)])
 
 
@@ -107,37 +113,23 @@ def export_ladder(
             foot.task.output,
         )  # fmt: skip
         absent = [Rung(name, "", absent=UNEXPORTED) for name in ("rounded", "engine")]
-        yield replace(foot, rungs=[*foot.rungs, onnx_rung(path), *absent])
-
-
-def refuse_rows(task: Task) -> Task:
-    """The task, whose networks have one image in and one output.
-
-    Raises:
-        KDError: `bisect-task`.
-    """
-    if task.takes_rows:
-        raise KDError(
-            "bisect-task",
-            f"a network of task {task.kind} is not compared layer by layer yet",
-            where="[task] kind",
-            fix="kdcompile verify BUNDLE compares its outputs, also with --via",
-        )
-    return task
+        yield replace(foot, rungs=[*foot.rungs, onnx_rung(path, foot.task.takes_rows), *absent])
 
 
 def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Module]":
     """The ladder's first two rungs, the trained module and its exported program, and the module."""
-    task, prepare = refuse_rows(task_of(spec)), preprocess_of(spec)
+    task, prepare, ports = task_of(spec), preprocess_of(spec), ports_of(spec)
     photos = load_splits(spec.data, spec.folder).val
     many, few = evenly(photos, max(images, DERIVED_FROM)), evenly(photos, images)
     module, gate = load_student(spec, distilled), spec.gates.accuracy
     metric = task.selection_metric(gate.metric)
+    if ports is not None:
+        answer(spec, load_teacher(spec), [*many, *few])
     inputs, frames = predict_outputs(lambda image: image, few, prepare)
     first = ModuleSide(module, inputs[0])
     outputs, lie = predict_outputs(lambda image: first.run(image)[first.output], many, prepare)
     true = [task.truth(photo) for photo in many]
-    program = ProgramSide(exported_program(module, spec.export.profile))
+    program = ProgramSide(exported_program(module, spec.export.profile), ports)
     ladder = Ladder(
         rungs=[
             Rung("pytorch", "the trained module", side=first),
@@ -151,6 +143,7 @@ def _foot(spec: Spec, distilled: Artifact, images: int) -> "tuple[Ladder, nn.Mod
         min_sqnr_db=spec.gates.parity.min_sqnr_db,
         source=f"{len(few)} of {len(photos)} validation images",
         frames=frames,
+        outputs=first.outputs,
     )
     return ladder, module
 
@@ -207,15 +200,20 @@ def bundle_ladder(
     """
     files = manifest["files"]
     carried = read_carried(folder, files, folder / str(manifest["preprocess"]))
-    shipped, gates = _shipped(folder, manifest, on_cpu), carried.gates
-    task = refuse_rows(find_task(str(manifest["task"])))
-    metric = task.selection_metric(gates["accuracy"]["metric"])
-    fp32 = onnx_rung(carried.fp32)
+    gates = carried.gates
+    task = find_task(str(manifest["task"]))
+    name = gates["accuracy"]["metric"]
+    if task.takes_rows and name != task.metric.name:
+        raise incomplete(folder, [f"function of its metric {name} (task.metric of the spec)"])
+    metric = task.selection_metric(name)
+    fp32 = onnx_rung(carried.fp32, task.takes_rows)
     assert fp32.side is not None, "the fp32 file runs here"
+    shipped = replace(_shipped(folder, manifest, on_cpu), rows=task.takes_rows)
     share, inputs = fraction(gates["accuracy"]["margin"]), carried.inputs
     tolerance = _bundle_tolerance(folder, report, task, metric, share, fp32.side, inputs)
     absent = NO_ENGINE_CARRIED if shipped.engine is None else UNUSED
-    with _place(via) as place:
+    ports = ports_of_session(cpu_session(carried.fp32)) if task.takes_rows else None
+    with _place(via, ports) as place:
         rounded = rounded_rung(shipped, carried.files, file_sha256(carried.fp32))
         yield Ladder(
             rungs=[*BEFORE, fp32, rounded, last_rung(shipped, place, absent)],
@@ -227,6 +225,7 @@ def bundle_ladder(
             min_sqnr_db=float(gates["parity"]["min_sqnr_db"]),
             source=f"the {len(inputs)} reference inputs of the bundle",
             frames=carried.frames,
+            outputs=output_ports(carried.fp32) if task.takes_rows else None,
         )
 
 
@@ -242,12 +241,15 @@ def _shipped(folder: Path, manifest: Mapping[str, Any], on_cpu: bool) -> Shipped
 
 
 @contextmanager
-def _place(via: tuple[str | None, str] | None) -> Iterator[tuple[Place, Board] | None]:
-    """The place that runs the engine, and its facts."""
+def _place(
+    via: tuple[str | None, str] | None, ports: Ports | None
+) -> Iterator[tuple[Place, Board] | None]:
+    """The place that runs the engine, and its facts; `ports` of `engine.at`."""
     if via is None:
         yield None
         return
     with open_place(*via) as opened:
+        opened.ports = ports
         yield opened, Board(*via, opened.label, facts_of(opened.about), "host")
 
 
@@ -267,4 +269,6 @@ def _bundle_tolerance(
     if not rows or "student_fp32" not in rows[0]:
         raise incomplete(folder, ["predictions of the test photos (report.json)"])
     predicted, true = (np.array([row[k] for row in rows]) for k in ("student_fp32", "true"))
+    if task.takes_rows:
+        return of_errors(metric, share, predicted)
     return of_numbers(task, metric, share, predicted, true)

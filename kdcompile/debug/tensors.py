@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 FLOATS = (TensorProto.FLOAT, *HALVES)
 SUFFIX = "__exposed"
+WHOLE = "(all outputs)"  # of a network that runs on rows: what its outputs make together
 
 
 def computed(model: ModelProto) -> dict[str, NodeProto]:

@@ -15,6 +15,10 @@ them to a thousandth.
 
 The noise of a rung is measured in the same unit: the root mean square over photos of the change of
 the prediction, over that of the predictions; for classes of the logits around their mean.
+
+A task that imitates the teacher has errors e = |S - T| / |T| and no predictions. There noise is of
+the outputs, relative to them: in a direction of its own it makes each error sqrt(e^2 + r^2). What a
+user's own function gives is known by its values alone, which may change by r of their size.
 """
 
 from collections.abc import Sequence
@@ -75,6 +79,27 @@ def of_numbers(
     found = _largest(cost, allowed)
     text = f"{metric.name} {metric.text(value)} may move by {metric.difference(allowed)}"
     return Tolerance(max(found, FLOOR), _worded(text, found), len(predicted))
+
+
+def of_errors(metric: Metric, share: float, errors: Floats) -> Tolerance:
+    """For outputs that imitate the teacher's.
+
+    Args:
+        metric: that the accuracy gate judges.
+        share: its margin, 0.15 for "15%".
+        errors: of the reference, float64 [N].
+    """
+    value = metric(errors)
+    allowed, size = SHARE * metric.allowance(value, share), float(np.sqrt(np.mean(errors**2)))
+
+    def cost(level: float) -> float:
+        if metric.absolute:
+            return float(metric(np.hypot(errors, level))) - value
+        return level * size
+
+    found = _largest(cost, allowed)
+    text = f"{metric.name} {metric.text(value)} may move by {metric.difference(allowed)}"
+    return Tolerance(max(found, FLOOR), _worded(text, found), len(errors))
 
 
 def of_classes(metric: Metric, share: float, logits: Sequence[Array]) -> Tolerance:

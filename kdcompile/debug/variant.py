@@ -15,8 +15,8 @@ from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.files import file_sha256
 from kdcompile.data.preprocess import Frame
-from kdcompile.debug.runners import EngineSide, OnnxSide
-from kdcompile.debug.tolerance import Tolerance, of_classes, of_numbers
+from kdcompile.debug.runners import EngineSide, OnnxSide, Side
+from kdcompile.debug.tolerance import Tolerance, of_classes, of_errors, of_numbers
 from kdcompile.debug.variants import EXACT, Ladder, Rung
 from kdcompile.onnx_graph.fp16 import to_fp16
 from kdcompile.remote.open import Place
@@ -37,18 +37,20 @@ class Shipped:
         model: the ONNX file, which the engine was built from.
         engine: `model.engine`, where there is one.
         by_runtime: ONNX Runtime on this CPU is what runs it.
+        rows: it runs on rows.
     """
 
     precision: str
     model: Path
     engine: Path | None
     by_runtime: bool
+    rows: bool = False
 
 
-def onnx_rung(path: Path) -> Rung:
-    """The fp32 file."""
+def onnx_rung(path: Path, rows: bool) -> Rung:
+    """The fp32 file, of a network that runs on rows or on images."""
     model = onnx.load(path)
-    return Rung("onnx", "ONNX fp32", side=OnnxSide(model), model=model)
+    return Rung("onnx", "ONNX fp32", side=OnnxSide(model, rows=rows), model=model)
 
 
 def rounded_rung(shipped: Shipped, files: Mapping[str, Path], fp32_sha256: str) -> Rung:
@@ -69,7 +71,8 @@ def rounded_rung(shipped: Shipped, files: Mapping[str, Path], fp32_sha256: str) 
     if by_flag and precision == "fp16" and precision not in files:
         model = to_fp16(model)  # as `export` does
     form = "with casts" if precision == "fp16" else "with Q/DQ"
-    return Rung(precision, f"ONNX {precision} {form}", precision, OnnxSide(model), model=model)
+    side = OnnxSide(model, rows=shipped.rows)
+    return Rung(precision, f"ONNX {precision} {form}", precision, side, model=model)
 
 
 def last_rung(
@@ -87,7 +90,8 @@ def last_rung(
     model, kind = onnx.load(shipped.model), shipped.precision
     if shipped.by_runtime:
         what = "ONNX Runtime's optimised session"
-        return Rung("engine", what, kind, OnnxSide(model, optimised=True), model=model)
+        side: Side = OnnxSide(model, optimised=True, rows=shipped.rows)
+        return Rung("engine", what, kind, side, model=model)
     if place is None or shipped.engine is None:
         return Rung("engine", "what runs", kind, absent=absent)
     (there, board), record = place, engine.record_of(shipped.engine)
@@ -95,7 +99,9 @@ def last_rung(
     if kind == EXACT and board.facts["gpu"] is not None:
         kind = "tf32"  # what TensorRT computes fp32 in by default
     shapes = record.get("profile") or ()
-    side = EngineSide(there, board, model, DEPLOYED, shipped.precision, settings_of(record), shapes)
+    side = EngineSide(
+        there, board, model, DEPLOYED, shipped.precision, settings_of(record), shapes, shipped.rows
+    )
     what = f"{board.backend} {board.version} at {there.label}"
     return Rung("engine", what, kind, side, model=model, layers=record.get("layers"))
 
@@ -119,6 +125,8 @@ def tolerance_of(
         return of_classes(metric, share, outputs)
     seen = [task.within(output, frame) for output, frame in zip(outputs, frames, strict=True)]
     predicted = np.concatenate([task.predictions(output) for output in seen])
+    if task.takes_rows:
+        return of_errors(metric, share, predicted)
     return of_numbers(task, metric, share, predicted, np.array(true, np.float64))
 
 

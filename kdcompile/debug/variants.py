@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from kdcompile.core.ports import Ports
 from kdcompile.data.preprocess import Frame
+from kdcompile.debug.distances import alike, apart, cosine, largest, split
 from kdcompile.debug.runners import Side
 from kdcompile.debug.tolerance import NO_LIMIT, Tolerance, noise
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
@@ -75,6 +77,7 @@ class Ladder:
         source: what the images are, in words.
         frames: where a photo lies in each image; None where that is not known, and the whole output
             is taken.
+        outputs: of networks that run on rows.
     """
 
     rungs: Sequence[Rung]
@@ -86,6 +89,7 @@ class Ladder:
     min_sqnr_db: float
     source: str
     frames: Sequence[Frame] | None = None
+    outputs: Ports | None = None
 
     def within(self, outputs: Sequence[Floats]) -> Sequence[Floats]:
         """The outputs of the images, without what maps say of the padding (`Task.within`)."""
@@ -163,15 +167,14 @@ def judge(
     """One rung's outputs against those of the rung before, by name."""
     against, references = before
     pairs = list(zip(references, outputs, strict=True))
-    alike = _alike(pairs)
-    spent = (
-        noise(ladder.task, ladder.within(references), ladder.within(outputs)) if alike else NO_LIMIT
-    )
-    errors = tuple(divergence(a, b) for a, b in pairs)
+    is_alike = alike(pairs)
+    errors = tuple(apart(a, b, ladder.outputs) for a, b in pairs)
+    spent = _spent(ladder, references, outputs, errors) if is_alike else NO_LIMIT
     # over all images together, as the parity gate has it: an image of nothing has no scale
-    sqnr = pooled_sqnr(references, outputs) if alike else -LIMIT_DB
-    largest = _largest(pairs) if alike else NO_LIMIT
-    reasons = _reasons(ladder, rung, against, pairs, sqnr, largest, spent)
+    sqnr = pooled_sqnr(references, outputs) if is_alike else -LIMIT_DB
+    each = list(zip(*(split(*pair, ladder.outputs) for pair in pairs), strict=is_alike))
+    most = max(largest(of_one) for of_one in each) if is_alike else NO_LIMIT
+    reasons = _reasons(ladder, rung, against, pairs, sqnr, most, spent)
     return Step(
         name=rung.name,
         against=against,
@@ -179,8 +182,8 @@ def judge(
         what=rung.what,
         kind=rung.kind,
         sqnr_db=sqnr,
-        cosine=min(cosine(a, b) for a, b in pairs),
-        max_rel_error=largest,
+        cosine=min(cosine(a, b) for of_one in each for a, b in of_one),
+        max_rel_error=most,
         noise=spent,
         metric=value,
         reason="; ".join(reasons),
@@ -189,13 +192,25 @@ def judge(
     )
 
 
+def _spent(
+    ladder: Ladder,
+    references: Sequence[Floats],
+    outputs: Sequence[Floats],
+    errors: Sequence[float],
+) -> float:
+    """How far predictions move, relative; where they are relative errors, the outputs."""
+    if ladder.metric.absolute:
+        return min(float(np.sqrt(np.mean(np.square(errors)))), NO_LIMIT)
+    return noise(ladder.task, ladder.within(references), ladder.within(outputs))
+
+
 def _reasons(
     ladder: Ladder,
     rung: Rung,
     against: str,
     pairs: Sequence[tuple[Floats, Floats]],
     sqnr: float,
-    largest: float,
+    most: float,
     spent: float,
 ) -> list[str]:
     """Why the rung fails; nothing where it does not."""
@@ -208,8 +223,8 @@ def _reasons(
     found = []
     if spent > ladder.tolerance.noise:
         found.append(f"predictions move by {spent:.2g}, over {ladder.tolerance.noise:.2g}")
-    if rung.kind == EXACT and largest > MAX_REL_ERROR:
-        found.append(f"it rounds nothing, and differs by {largest:.2g}, over {MAX_REL_ERROR:g}")
+    if rung.kind == EXACT and most > MAX_REL_ERROR:
+        found.append(f"it rounds nothing, and differs by {most:.2g}, over {MAX_REL_ERROR:g}")
     if rung.kind != EXACT and sqnr < ladder.min_sqnr_db:
         found.append(f"{sqnr:.1f} dB, under the parity gate's {ladder.min_sqnr_db:g}")
     return found
@@ -229,45 +244,3 @@ def metric_of(ladder: Ladder, outputs: Sequence[Floats]) -> float | None:
         return None
     predicted = [float(ladder.task.predictions(output)[0]) for output in ladder.within(outputs)]
     return ladder.metric(ladder.task.errors(predicted, ladder.true))
-
-
-def divergence(reference: Floats, suspect: Floats) -> float:
-    """|a - b| / |a| in the Euclidean norm; infinite for another shape and for new NaN."""
-    if reference.shape != suspect.shape:
-        return float("inf")
-    a, b = reference.astype(np.float64), suspect.astype(np.float64)
-    other = ~((a == b) | (np.isnan(a) & np.isnan(b)))  # an infinity of both is no difference
-    change = b[other] - a[other]
-    if not np.isfinite(change).all():
-        return float("inf")
-    size, off = float(np.linalg.norm(a[np.isfinite(a)])), float(np.linalg.norm(change))
-    if off == 0:
-        return 0.0
-    return off / size if size else float("inf")
-
-
-def cosine(reference: Floats, other: Floats) -> float:
-    """Of the angle between two outputs; 0 where one has no direction."""
-    if not _alike([(reference, other)]):
-        return 0.0
-    a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    size = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if size == 0:
-        return float(np.array_equal(a, b))
-    return float(np.clip(a @ b / size, -1.0, 1.0))
-
-
-def _largest(pairs: Sequence[tuple[Floats, Floats]]) -> float:
-    """max |a - b| / max |a|, both over all images."""
-    peak = max(float(np.abs(a).max()) for a, _ in pairs)
-    off = max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in pairs)
-    if off == 0:
-        return 0.0
-    return min(off / peak, NO_LIMIT) if peak else NO_LIMIT
-
-
-def _alike(pairs: Sequence[tuple[Floats, Floats]]) -> bool:
-    """Whether outputs are of one shape and finite."""
-    return all(
-        a.shape == b.shape and bool(np.isfinite(a).all() and np.isfinite(b).all()) for a, b in pairs
-    )

@@ -35,7 +35,7 @@ from kdcompile.remote.archive import NAME
 from kdcompile.remote.same_board import differences
 from kdcompile.stats.latency_interval import PairedTimes, median_interval
 from kdcompile.targets import load
-from kdcompile.tasks.task import find_task
+from kdcompile.tasks.task import Task, find_task
 
 DEVICE = "@device"
 NO_USAGE = (
@@ -107,7 +107,7 @@ def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, 
     if record.shape != list(kit["profile"][1]):
         wrong.append(f"it timed {record.shape}, the typical shape is {kit['profile'][1]}")
     wrong += differences(kit["target"], record.environment.model_dump())
-    if record.test is not None and record.test.digest != _digest(_rows(report)):
+    if record.test is not None and record.test.digest != _digest(report):
         wrong.append("the test pack is of other images or another teacher than the report")
     if wrong:
         raise KDError(
@@ -122,11 +122,19 @@ def _rows(report: Report) -> Sequence[Mapping[str, Any]]:
     return report.details.get("predictions") or ()
 
 
-def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+def _digest(report: Report) -> str:
     """As the kit's `pack.py` has it."""
+    rows = _rows(report)
     numbers = ([float(row[key]) for row in rows] for key in ("true", "teacher"))
-    told = json.dumps([[str(row["name"]) for row in rows], *numbers])
-    return hashlib.sha256(told.encode()).hexdigest()
+    told: list[Any] = [[str(row["name"]) for row in rows], *numbers]
+    if _task(report).takes_rows:
+        told.append(report.details["data"]["test"]["photos_sha256"])
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _task(report: Report) -> Task:
+    facts = report.details["task"]
+    return find_task(facts.get("name", facts["kind"]))
 
 
 def _closest(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -143,8 +151,6 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
     rows, predicted = _rows(report), candidate.predictions
     student = np.array(predicted if predicted is not None else [], np.float64)
     true, teacher = (np.array([float(row[k]) for row in rows]) for k in ("true", "teacher"))
-    facts = report.details["task"]
-    task = find_task(facts.get("name", facts["kind"]))
     available = report.details.get("test_photos") or len(rows)
     names = tuple(str(row["name"]) for row in rows)
     earlier = report.details.get("previous")
@@ -162,7 +168,7 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
     return VerifyContext(
         target=load(report.environment["target"]),
         precision=candidate.precision,
-        task=task,
+        task=_task(report),
         outcomes=outcomes,
         parity=Parity(
             candidate.sqnr_db,

@@ -229,6 +229,7 @@ def _kit(
         predicted=predicted,
         settings=step.spec.compile.model_dump(),
         inputs=ports_of(step.spec),
+        teacher=step.inputs["export"].file("teacher.onnx"),
     )
 
 

@@ -42,6 +42,7 @@ def write_kit(
     predicted: str,
     settings: Mapping[str, Any] | None = None,
     inputs: Ports | None = None,
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Write `folder/kit/`; `kit.json` lists every other file with its SHA-256.
 
@@ -62,6 +63,7 @@ def write_kit(
         settings: the `compile` section of the spec: what `build_engine.py` does unless told
             otherwise.
         inputs: of networks that run on rows, all of them.
+        teacher: its ONNX file, which a test pack must have too.
 
     Returns:
         What `kit.json` says.
@@ -82,6 +84,8 @@ def write_kit(
     shutil.copyfile(TEMPLATES / SCRIPT, kit / SCRIPT)
     about = _about(target, list(onnx_by_precision), task, profile, predicted, inputs)
     about["limits"] = dict(gates[1])
+    if teacher is not None:
+        about["teacher"] = file_sha256(teacher)
     about["compile"] = {key: (settings or {}).get(key) for key in SETTINGS}
     write_text(kit / README, _readme(target, about))
     files = {path.name: file_sha256(path) for path in sorted(kit.iterdir())}

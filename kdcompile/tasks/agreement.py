@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+TINY = 1e-12
 LIMIT_DB = 200.0  # stands for "equal" (and its negative for "not at all"): JSON has no infinity
 
 
@@ -41,6 +42,21 @@ def relative_error(reference: Floats, output: Floats) -> float:
     """max |a - b| / max |a|."""
     peak = max(float(np.abs(reference).max()), 1e-30)
     return float(np.abs(reference.astype(np.float64) - output).max()) / peak
+
+
+def distance(outputs: Mapping[str, Any], answer: Mapping[str, Any]) -> float:
+    """The largest |S - T| / |T| of named outputs, by Euclidean norms; NaN where one is no number.
+
+    Args:
+        outputs: of a network, by name.
+        answer: the teacher's.
+    """
+    worst = 0.0
+    for name, wanted in answer.items():
+        gap = np.linalg.norm(outputs[name].astype(np.float64).ravel() - wanted.ravel())
+        error = float(gap) / max(float(np.linalg.norm(wanted)), TINY)
+        worst = max(worst, error) if error == error else error
+    return worst
 
 
 def agreement(references: Sequence[Floats], outputs: Iterable[Floats]) -> dict[str, float]:

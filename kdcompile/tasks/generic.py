@@ -15,18 +15,11 @@ from kdcompile.core.ports import Ports
 from kdcompile.core.user_code import load_factory, users_code
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
-from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.agreement import distance
+from kdcompile.tasks.metric import RELATIVE, Metric
 from kdcompile.tasks.task import Floats, Stratum, Task
 
-TINY = 1e-12
 Arrays = Mapping[str, NDArray[Any]]
-
-
-def _mean(errors: Floats, axis: int = -1) -> Any:
-    return np.mean(errors, axis=axis)
-
-
-RELATIVE = Metric("rel_error", _mean, absolute=True)
 
 
 @register("tasks", "generic")
@@ -63,7 +56,7 @@ class Generic(Task):
             outputs: of the network, by name.
             frame: the teacher's outputs, and the sample's own arrays.
         """
-        return relative_error(outputs, frame.answer)
+        return distance(outputs, frame.answer)
 
     def predictions(self, output: NDArray[Any]) -> Floats:
         """The error that `within` gave."""
@@ -89,7 +82,7 @@ class Generic(Task):
 class Scored(Generic):
     """Outputs that a function of the user's gives one number a sample: its error, 0 at best."""
 
-    metrics = (Metric("score", _mean),)
+    metrics = (Metric("score", RELATIVE.of),)
 
     def __init__(self, score: Callable[[Arrays, Arrays], float], name: str) -> None:
         """`score(outputs, sample)`, both arrays by name, under the name that the spec has."""
@@ -108,18 +101,3 @@ class Scored(Generic):
     def constant(self, train: Sequence[float]) -> float:
         """Not known."""
         return float("nan")
-
-
-def relative_error(outputs: Arrays, answer: Arrays) -> float:
-    """The largest of the outputs' relative errors; NaN where one is no number.
-
-    Args:
-        outputs: of a network, by name.
-        answer: the teacher's.
-    """
-    worst = 0.0
-    for name, wanted in answer.items():
-        gap = np.linalg.norm(outputs[name].astype(np.float64).ravel() - wanted.ravel())
-        error = float(gap) / max(float(np.linalg.norm(wanted)), TINY)
-        worst = max(worst, error) if error == error else error
-    return worst

@@ -99,7 +99,12 @@ def _top1(errors: Floats, axis: int = -1) -> Any:
     return np.mean(1.0 - errors, axis=axis)
 
 
+def _mean(errors: Floats, axis: int = -1) -> Any:
+    return np.mean(errors, axis=axis)
+
+
 MAE, RMSE = Metric("mae", _mae), Metric("rmse", _rmse, power=2)
 TOP1 = Metric("top1", _top1, higher=True, points=True, most=1.0)
 GAMES = tuple(Metric(f"game{level}", _mae, level=level) for level in LEVELS)
-METRICS = {metric.name: metric for metric in (MAE, RMSE, TOP1, *GAMES)}
+RELATIVE = Metric("rel_error", _mean, absolute=True)
+METRICS = {metric.name: metric for metric in (MAE, RMSE, TOP1, *GAMES, RELATIVE)}

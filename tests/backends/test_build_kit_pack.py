@@ -65,9 +65,9 @@ def pack(kit, files, tmp_path):
         for i, t in enumerate(taught)
     ]
     write_test_pack(
-        tmp_path / "pack", photos, rows, {p: files[p] for p in ("fp32", "fp16")},
+        tmp_path / "pack", [(p, {}) for p in photos], rows, {p: files[p] for p in ("fp32", "fp16")},
         preprocess=kit / "preprocess.json", task={"kind": "counting", "output": "density"},
-        seed=3, available=90,
+        seed=3, available=90, samples="",
     )  # fmt: skip
     return tmp_path / "pack"
 

@@ -10,7 +10,9 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.data.preprocess import Preprocess
 
-ABOUT = {"task": {"kind": "counting", "output": "density"}, "seed": 7, "available": 90}
+ABOUT = {
+    "task": {"kind": "counting", "output": "density"}, "seed": 7, "available": 90, "samples": "0",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def write(tmp_path):
     (tmp_path / "preprocess.json").write_text("{}")
 
     def make(folder, count=SHARD + 3, rows=None):
-        photos = (np.full((4, 5, 3), i % 256, np.uint8) for i in range(count))
+        photos = ((np.full((4, 5, 3), i % 256, np.uint8), {}) for i in range(count))
         numbers = range(count if rows is None else rows)
         told = [{"name": f"{i}.jpg", "true": i, "teacher": i + 0.5} for i in numbers]
         return write_test_pack(

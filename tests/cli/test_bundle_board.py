@@ -2,19 +2,20 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kdcompile.bundle.testpack import pack_build
 from kdcompile.cli import cli, main
 from kdcompile.config.spec import Data, Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.data.splits import Splits
+from kdcompile.data.splits import Splits, photos_digest
+from kdcompile.passes.testpack import pack_build
 from kdcompile.tasks.task import find_task
 
 PREPROCESS = Preprocess(1, (0.4,), (0.3,), (8, 8), (16, 16))
@@ -23,9 +24,10 @@ PREPROCESS = Preprocess(1, (0.4,), (0.3,), (8, 8), (16, 16))
 class Work:
     """A finished build's plan, with the artifacts that a test pack takes."""
 
-    def __init__(self, folder, kit="kit/kit.json"):
+    def __init__(self, folder, tested, kit="kit/kit.json"):
         rows = [{"name": f"{i}.png", "true": i, "teacher": i} for i in (0, 2)]
-        details = {"predictions": rows, "task": find_task("counting").facts()}
+        data = {"test": {"photos_sha256": photos_digest(tested)}}
+        details = {"predictions": rows, "task": find_task("counting").facts(), "data": data}
         files = {
             "compile": {kit: "{}"},
             "verify": {"report.json": json.dumps({"details": details})},
@@ -56,13 +58,13 @@ def photos(monkeypatch):
         Photo(f"{i}.png", array=rng.integers(0, 256, (30, 20, 1), dtype=np.uint8)) for i in range(4)
     ]
     monkeypatch.setattr(
-        "kdcompile.bundle.testpack.load_splits", lambda *_: Splits([], [], made, []), raising=True
+        "kdcompile.passes.testpack.load_splits", lambda *_: Splits([], [], made, []), raising=True
     )
     return made
 
 
 def test_the_pack_holds_the_photos_that_verify_judged(tmp_path, photos):
-    about = Work(tmp_path).pack(tmp_path / "pack")
+    about = Work(tmp_path, photos).pack(tmp_path / "pack")
     assert (about["names"], about["true"]) == (["0.png", "2.png"], [0.0, 2.0])
     assert (about["seed"], about["available"], about["task"]) == (4, 4, "counting")
     assert (tmp_path / "pack/teacher_fp32.onnx").read_text() == "32"
@@ -74,15 +76,20 @@ def test_the_pack_holds_the_photos_that_verify_judged(tmp_path, photos):
 
 def test_a_target_without_a_kit_takes_no_pack(tmp_path, photos):
     with pytest.raises(KDError) as caught:
-        Work(tmp_path, kit="model.onnx").pack(tmp_path / "pack")
+        Work(tmp_path, photos, kit="model.onnx").pack(tmp_path / "pack")
     assert caught.value.code == "kit-missing"
     assert "--target jetson" in caught.value.fix
 
 
-def test_another_test_split_is_refused(tmp_path, photos):
-    photos.reverse()
+@pytest.mark.parametrize(
+    "change", [list.reverse, lambda photos: photos[1].array.fill(0)], ids=["order", "content"]
+)
+def test_another_test_split_is_refused(tmp_path, photos, change):
+    work = Work(tmp_path, photos)
+    photos[:] = [replace(photo, array=photo.array.copy()) for photo in photos]
+    change(photos)
     with pytest.raises(KDError) as caught:
-        Work(tmp_path).pack(tmp_path / "pack")
+        work.pack(tmp_path / "pack")
     assert caught.value.code == "pack-photos"
     assert not (tmp_path / "pack").exists()
 

@@ -10,11 +10,12 @@ from kdcompile.cli.terminal import to_json
 from kdcompile.config.deploy import Compile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
+from kdcompile.debug.distances import cosine, divergence
 from kdcompile.debug.runners import OnnxSide, Side
 from kdcompile.debug.show import parity
 from kdcompile.debug.tolerance import NO_LIMIT, Tolerance
 from kdcompile.debug.variant import Shipped, find_rung, last_rung, rounded_rung, settings_of
-from kdcompile.debug.variants import Ladder, Rung, climb, cosine, divergence, judge
+from kdcompile.debug.variants import Ladder, Rung, climb, judge
 from kdcompile.onnx_graph.fp16 import to_fp16
 from kdcompile.tasks.agreement import LIMIT_DB
 from kdcompile.tasks.metric import MAE

@@ -13,9 +13,10 @@ from kdcompile.config.deploy import Compile
 from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.debug.locate import locate
-from kdcompile.debug.runners import EngineSide, ModuleSide, OnnxSide, ProgramSide, exported_program
+from kdcompile.debug.runners import EngineSide, OnnxSide
 from kdcompile.debug.tensors import exposed, stored
 from kdcompile.debug.tolerance import Tolerance
+from kdcompile.debug.torch_runners import ModuleSide, ProgramSide, exported_program
 from kdcompile.debug.variants import Ladder, Rung, climb
 from kdcompile.onnx_graph.fp16 import to_fp16
 from kdcompile.onnx_graph.shapes import element_types

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,7 +12,17 @@ from command_line import kdcompile
 from two_inputs import network, samples, write
 
 from kdcompile import api
+from kdcompile.core.errors import KDError
+from kdcompile.core.ports import Port, Ports
+from kdcompile.core.report import Report
+from kdcompile.data.preprocess import Preprocess, RowPreprocess
+from kdcompile.gates.from_board import judge_board
+from kdcompile.remote.agent.pack import Pack, prepare
 
+NANO = {"backend": "tensorrt", "backend_version": "10.3.0", "platform": "linux aarch64",
+        "module": "NVIDIA Jetson Orin Nano Developer Kit", "power_mode": "15W",
+        "gpu": {"name": "Orin", "compute_capability": "8.7"},
+        "memory_mb": {"total": 7620}}  # fmt: skip
 INPUTS = {"signal": {"shape": [1, 2, 24]}, "ids": {"shape": [1, 5], "dtype": "int64"}}
 
 
@@ -99,6 +110,12 @@ def test_a_metric_of_the_users_own(built):
     kdcompile(built, "build", "kdcompile.toml", "-o", "scored", *sets)
     details = json.loads((built / "scored" / "report.json").read_text())["details"]
     row, teacher, target = details["predictions"][0], network(), samples(80)["target"][64]
+    told = json.loads(kdcompile(built, "bisect", "kdcompile.toml", *sets, "--json").stdout)
+    assert told["rungs"][0]["metric"] > 0
+    assert "score" in told["tolerance_why"]
+    refusal = kdcompile(built, "bisect", "scored", code=1).stderr
+    assert "error[parity-incomplete]" in refusal
+    assert "function of its metric score" in refusal
     given = {name: array[64:65] for name, array in samples(80).items()}
     import torch
 
@@ -138,11 +155,83 @@ def test_what_does_not_fit_is_refused_in_the_plan(built, sets, code, says):
     assert says in " ".join(told.split())
 
 
-def test_what_is_not_there_yet_is_refused_by_name(built):
-    told = kdcompile(built, "bisect", "kdcompile.toml", code=1).stderr
-    assert "error[bisect-task]" in told
-    told = kdcompile(built, "bundle", "kdcompile.toml", "--test-pack", "pack", code=1).stderr
+def test_bisect_climbs_the_rungs_of_a_spec_and_of_a_bundle(built):
+    told = json.loads(kdcompile(built, "bisect", "kdcompile.toml", "--json").stdout)
+    found = {rung["name"]: rung["verdict"] for rung in told["rungs"]}
+    assert (found["pytorch"], found["exported"], found["onnx"]) == ("reference", "passed", "passed")
+    assert set(found.values()) == {"reference", "passed", "absent"}
+    metrics = [rung["metric"] for rung in told["rungs"] if rung["metric"] is not None]
+    assert metrics == pytest.approx([metrics[0]] * len(metrics), rel=0.05)
+    told = json.loads(kdcompile(built, "bisect", "bundle", "--json").stdout)
+    shown = {rung["name"]: rung["verdict"] for rung in told["rungs"]}
+    assert {**found, "pytorch": "absent", "exported": "absent", "onnx": "reference"} == shown
+
+
+@pytest.fixture(scope="module")
+def on_board(built):
+    """What the kit's own script finds with the test pack, run here."""
+    kdcompile(built, "bundle", "kdcompile.toml", "--test-pack", "pack", "-o", "bundle")
+    out, kit = built / "tested", built / "bundle" / "kit"
+    command = [sys.executable, "build_engine.py", "--backend", "onnxruntime", "--test"]
+    command += [str(built / "pack"), "--out", str(out), "--iterations", "2"]
+    done = subprocess.run(command, cwd=kit, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((out / "device.json").read_text())
+
+
+def test_a_board_with_the_test_pack_decides_accuracy_and_speedup(built, on_board):
+    report = json.loads((built / "bundle" / "report.json").read_text())
+    wanted = [row["student_fp32"] for row in report["details"]["predictions"]]
+    fp32 = next(c for c in on_board["candidates"] if c["precision"] == "fp32")
+    assert fp32["predictions"] == pytest.approx(wanted, rel=1e-4)
+    assert fp32["accuracy"]["student"] == pytest.approx(np.mean(wanted), rel=1e-4)
+    verdicts = {gate["name"]: gate["verdict"] for gate in on_board["gates"]}
+    assert verdicts["accuracy"] == "passed"
+    assert verdicts["speedup"] != "skipped"
+
+
+@pytest.mark.parametrize(("scale", "verdict"), [(1.0, "passed"), (9.0, "failed")])
+def test_home_decides_a_boards_numbers(built, on_board, scale, verdict):
+    bundle = built / "bundle"
+    record = json.loads(json.dumps(on_board))
+    record["environment"] |= NANO  # as if the board had been one
+    chosen = next(c for c in record["candidates"] if c["precision"] == record["chosen"])
+    chosen["predictions"] = [scale * error for error in chosen["predictions"]]
+    report = Report.from_json(json.loads((bundle / "report.json").read_text()))
+    kit, gates = (json.loads((bundle / "kit" / f).read_text()) for f in ("kit.json", "gates.json"))
+    merged, _ = judge_board(report, kit, gates, record, "device.json")
+    found = {gate.name: gate for gate in merged.gates}
+    assert found["accuracy@device"].verdict == verdict
+    assert "rel_error" in found["accuracy@device"].observed
+    assert found["speedup@device"].verdict != "pending"
+    other = {**report.details, "data": {"test": {"photos_sha256": "0" * 64}}}
+    with pytest.raises(KDError, match="other images or another teacher"):
+        judge_board(replace(report, details=other), kit, gates, record, "device.json")
+
+
+def test_a_pack_of_another_teacher_is_refused(built, on_board):
+    kit = json.loads((built / "bundle" / "kit" / "kit.json").read_text())
+    assert Pack(str(built / "pack"), kit).outputs.names == ("scores", "trace")
+    with pytest.raises(KDError, match="another build: teacher differ"):
+        Pack(str(built / "pack"), {**kit, "teacher": "0" * 64})
+
+
+def test_no_board_has_a_metric_of_the_users_own(built):
+    (built / "score.py").write_text("def score(outputs, sample):\n    return 0.0\n")
+    command = ["bundle", "kdcompile.toml", "--set", "task.metric=score.py:score"]
+    command += ["--set", "distill.steps=0", "--test-pack", "scored_pack"]
+    told = kdcompile(built, *command, code=1).stderr
     assert "error[pack-task]" in told
+    assert "score.py:score" in told
+    assert not (built / "scored_pack").exists()
+
+
+def test_a_board_makes_the_same_row_of_a_photo():
+    image = Preprocess(3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), (16, 24), (16, 24))
+    whole = RowPreprocess.of(Ports((Port("image", (1, 3, 16, 24), "float32"),)), image)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 24, 3), np.uint8)
+    constants = json.loads(json.dumps(whole.to_json()))
+    assert prepare(pixels, constants).tobytes() == whole(pixels).tobytes()
 
 
 def test_a_damaged_sample_is_one_error_line(built):

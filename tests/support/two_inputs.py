@@ -38,6 +38,7 @@ student = { budget = { width = 0.5 }, init = "random" }
 distill = { steps = 40, batch = 8, evaluations = 2 }
 quantize.images = 8
 gates.accuracy = { max_increase = "500%", margin = "600%" }
+gates.speedup.min = 0.01
 
 [export.inputs]
 signal = { shape = [1, 2, 24] }

@@ -17,12 +17,12 @@ from kdcompile.remote.agent.judging import (
     OVERFLOW,
     agreement,
     judge_accuracy,
-    prediction,
     teacher_of,
 )
 from kdcompile.remote.agent.networks import BLOCKS, OTHER_BLOCKS, Networks
-from kdcompile.remote.agent.pack import Pack, within
+from kdcompile.remote.agent.pack import Pack
 from kdcompile.remote.agent.second_worker import read_usage
+from kdcompile.tasks.agreement import distance
 
 TELL_SECONDS = 5.0
 AGENT = "agent.pyz"  # its name in a kit
@@ -42,8 +42,7 @@ def predictions_apart(outputs: list[Any], reference: list[Any], task: str) -> di
         equal = [float(is_finite and a.argmax() == b.argmax()) for a, b in pairs]
         return {"top1_agreement": sum(equal) / len(equal)}
     if task == "generic":
-        norms = [(np.linalg.norm(a.astype(np.float64) - b), np.linalg.norm(b)) for a, b in pairs]
-        apart = [float(gap) / max(float(norm), 1e-12) for gap, norm in norms]
+        apart = [distance({"": a}, {"": b}) for a, b in pairs]
         return {"relative_error": max(apart) if is_finite else OVERFLOW}
     name = "count_difference" if task == "counting" else "value_difference"
     gaps = [abs(float((a.astype(np.float64) - b).sum())) for a, b in pairs]
@@ -125,17 +124,14 @@ class Build:
         broken: dict[str, str] = {}
         found: dict[str, list[float]] = {c["precision"]: [] for c in built}
         told = time.monotonic()
-        for index, (image, seen) in enumerate(pack.photos(self.read_json("preprocess.json"))):
+        for index, sample in enumerate(pack.photos(self.read_json("preprocess.json"))):
             if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
                 say(f"image {index + 1} of {len(pack.names)}")
-            inputs = self.networks.save(image)
+            inputs = self.networks.save(sample.given)
             for name in [n for n in found if n not in broken]:
                 try:
-                    output = self.networks.run(name, inputs)
-                    if task == "counting":
-                        output = within(output, seen, image.shape[2:])
-                    found[name].append(prediction(output, task))
+                    found[name].append(pack.predicted(self.networks.run(name, inputs), sample))
                 except KDError as error:
                     broken[name] = f"{pack.names[index]}: {error.code}: {error.message}"
                     continue

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any, Iterator
+from typing import Any, Iterator, NamedTuple
 
 import numpy as np
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.ports import Ports
+from kdcompile.remote.agent.judging import prediction
 from kdcompile.remote.agent.system import file_sha256
+from kdcompile.tasks.agreement import distance
 
 FORMAT = 1
 
@@ -18,8 +21,12 @@ FORMAT = 1
 def prepare(pixels: Any, constants: dict[str, Any]) -> Any:
     """uint8 [H, W, C] that fits `max_hw` to the network's input, float32 [1, C, h, w].
 
-    The same values bit for bit as those of kdcompile's `Preprocess`.
+    Of networks that run on rows the row [1, width]. The same values bit for bit as those of
+    kdcompile's `Preprocess`.
     """
+    if "inputs" in constants:
+        inner = constants["image"]
+        return pixels if inner is None else prepare(pixels, inner).reshape(1, -1)
     height, width, channels = pixels.shape
     shape = (constants["channels"], *constants["max_hw"])
     if channels != shape[0] or height > shape[1] or width > shape[2]:
@@ -47,6 +54,20 @@ def within(output: Any, seen: tuple[int, int], plane: tuple[int, int]) -> Any:
         for axis, cells in enumerate(output.shape[2:])
     )
     return output * np.outer(rows, columns).astype(np.float32)
+
+
+class Sample(NamedTuple):
+    """A test image or sample: the network's input, and what its output is held against.
+
+    Args:
+        given: float32 [1, C, h, w], or a row [1, width].
+        seen: an image's own height and width in it.
+        answer: the teacher's outputs by name, where no annotated value tells what is right.
+    """
+
+    given: Any
+    seen: tuple[int, int]
+    answer: dict[str, Any]
 
 
 class Pack:
@@ -79,6 +100,8 @@ class Pack:
         wanted = {"format": FORMAT, "task": kit["task"], "output": kit["output"],
                   "preprocess": kit["files"]["preprocess.json"]}  # fmt: skip
         differing = [key for key in wanted if self.about.get(key) != wanted[key]]
+        if files.get("teacher_fp32.onnx") != kit.get("teacher", files.get("teacher_fp32.onnx")):
+            differing.append("teacher")
         if differing:
             raise KDError(
                 "pack-mismatch", f"the pack is of another build: {', '.join(differing)} differ",
@@ -91,17 +114,26 @@ class Pack:
         )
         every = [True] * len(self.names)  # in a pack of before there were classes it lacks
         self.taught = np.array(self.about.get("taught", every), bool)
+        self.outputs = Ports.from_json(self.about.get("outputs", []))
 
-    def photos(self, constants: dict[str, Any]) -> Iterator[tuple[Any, tuple[int, int]]]:
-        """Every image as the network's input, and its own height and width in it.
-
-        In the order of `names`; one shard at a time.
-        """
+    def photos(self, constants: dict[str, Any]) -> Iterator[Sample]:
+        """Every image or sample, in the order of `names`; one shard at a time."""
         for shard in self.about["shards"]:
             with np.load(os.path.join(self.folder, shard)) as arrays:
-                for key in sorted(arrays.files, key=int):
+                for key in sorted(filter(str.isdigit, arrays.files), key=int):
                     pixels = arrays[key]
-                    yield prepare(pixels, constants), pixels.shape[:2]
+                    answer = {}
+                    if self.outputs.ports:
+                        answer = self.outputs.unpack(arrays["answer_" + key])
+                    yield Sample(prepare(pixels, constants), pixels.shape[:2], answer)
+
+    def predicted(self, output: Any, sample: Sample) -> float:
+        """An output for a sample as a number; as its error where the teacher's is the answer."""
+        if sample.answer:
+            return distance(self.outputs.unpack(output), sample.answer)
+        if self.about["task"] == "counting":
+            output = within(output, sample.seen, sample.given.shape[2:])
+        return prediction(output, self.about["task"])
 
     def onnx(self, precision: str) -> str | None:
         """The teacher as an ONNX of a precision, or None where the pack has none."""
@@ -109,8 +141,12 @@ class Pack:
         return path if os.path.basename(path) in self.about["files"] else None
 
     def summary(self) -> dict[str, Any]:
-        """What `device.json` says of the pack; `digest` is of the names and the numbers."""
-        told = json.dumps([self.names, self.about["true"], self.about["teacher"]])
-        digest = hashlib.sha256(told.encode()).hexdigest()
+        """What `device.json` says of the pack; `digest` is of the names and the numbers.
+
+        Of samples that have no values of their own it is of their content too.
+        """
+        told = [self.names, self.about["true"], self.about["teacher"]]
+        told += [self.about["samples"]] if self.outputs.ports else []
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
         counts = {key: self.about[key] for key in ("seed", "available")}
         return dict(counts, pack=self.sha256, digest=digest, n=len(self.names))

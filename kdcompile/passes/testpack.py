@@ -1,0 +1,76 @@
+"""The test pack of a finished build: the samples that `verify` judged, and the exported teacher."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdcompile.backends.answers import answer_by
+from kdcompile.bundle.testpack import write_test_pack
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.store import Artifact
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.splits import judged, load_splits, photos_digest
+from kdcompile.tasks.metric import RELATIVE
+from kdcompile.tasks.task import task_of
+
+TEACHERS = {"fp32": "teacher.onnx", "fp16": "teacher_fp16.onnx"}
+
+
+def pack_build(
+    folder: Path, spec: Spec, made: Mapping[str, Artifact], target: str
+) -> dict[str, Any]:
+    """Write the test pack of a finished build.
+
+    Args:
+        folder: as of `write_test_pack`.
+        spec: of the build.
+        made: its artifacts, of export, compile and verify.
+        target: name of the device.
+
+    Raises:
+        KDError: `kit-missing`, the target has no build kit; `pack-photos`, the test split has
+            changed; those of `write_test_pack`.
+    """
+    if "kit/kit.json" not in made["compile"].files:
+        raise KDError(
+            "kit-missing",
+            f"{target} takes no build kit, so nothing there asks for a test pack",
+            where="--test-pack",
+            fix="name a board: --target jetson",
+        )
+    details = made["verify"].json("report.json")["details"]
+    task = task_of(spec)
+    if task.takes_rows and task.metric is not RELATIVE:
+        raise KDError(
+            "pack-task",
+            f"a board has no {task.metric.name} of {spec.task.metric or spec.task.kind}",
+            where=f"{spec.path} [task]",
+            fix="kdcompile build --via PLACE evaluates the engine with it; without --test "
+            "build_engine.py of the kit compares the outputs",
+        )
+    splits = load_splits(spec.data, spec.folder)
+    photos = judged(splits.test, spec.data.max_test)
+    samples = photos_digest(splits.test)
+    same_names = [photo.name for photo in photos] == [r["name"] for r in details["predictions"]]
+    if not same_names or samples != details["data"]["test"]["photos_sha256"]:
+        raise KDError(
+            "pack-photos",
+            "the test split is not the one that verify evaluated",
+            where="[data] test",
+            fix="kdcompile build, then write the test pack again",
+        )
+    export = made["export"]
+    preprocess = Preprocess.from_json(export.json("preprocess.json"))
+    answer_by(export, photos, preprocess, task)
+    return write_test_pack(
+        folder,
+        ((preprocess.kept(photo), photo.answer) for photo in photos),
+        details["predictions"],
+        {p: export.file(name) for p, name in TEACHERS.items() if name in export.files},
+        preprocess=export.file("preprocess.json"),
+        task=details["task"],
+        seed=spec.seed,
+        available=len(splits.test),
+        samples=samples,
+    )
