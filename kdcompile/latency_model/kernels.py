@@ -21,7 +21,7 @@ from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, SCALES, WE
 from kdcompile.latency_model.graph import BYTES, Flow, Op, attribute, flow_of
 from kdcompile.latency_model.qdq_propagation import settle_pairs
 from kdcompile.latency_model.workload import Kernel, Kind, Precision
-from kdcompile.onnx_graph.layers import inner_size, node_macs
+from kdcompile.onnx_graph.layers import RECURRENT, inner_size, node_macs
 from kdcompile.targets.limits import Operator
 
 NORMALISATIONS = {
@@ -172,6 +172,8 @@ def _kind(flow: Flow, found: Group, core: Op) -> Kind:
         return "gemm"
     if core.type in WEIGHTED:
         return _convolution_kind(flow, core)
+    if core.type in RECURRENT:
+        return "recurrent"
     if kinds <= CONVERSIONS or core.type in MOVES:
         return "reformat"
     for kind, types in (("pool", POOLS), ("resize", RESIZES), ("reduction", REDUCTIONS)):
@@ -199,7 +201,7 @@ def _weight(flow: Flow, op: Op) -> str:
 
 def _weight_bytes(flow: Flow, found: Group, core: Op, precision: str) -> int:
     if core.type not in WEIGHTED:
-        counted = POINTWISE | NORMALISATIONS
+        counted = POINTWISE | NORMALISATIONS | {*RECURRENT}
         constants = [n for op in found.ops if op.type in counted for n in flow.constants(op)]
         return sum(flow.bytes(name) for name in dict.fromkeys(constants))
     weight = _weight(flow, core)
@@ -223,6 +225,8 @@ def _channels(flow: Flow, op: Op) -> tuple[int, int]:
 
 def _sides(flow: Flow, core: Op) -> dict[str, Any]:
     """The fields of a kernel that follow from its core alone."""
+    if core.type in RECURRENT:
+        return _step(flow, core)
     first, last = _channels(flow, core)
     window: list[int] = []
     groups = attribute(core, "group", 1)
@@ -241,4 +245,19 @@ def _sides(flow: Flow, core: Op) -> dict[str, Any]:
         "stride": tuple(attribute(core, "strides", ones)) if window else (),
         "dilation": tuple(attribute(core, "dilations", ones)) if window else (),
         "groups": groups,
+    }
+
+
+def _step(flow: Flow, core: Op) -> dict[str, Any]:
+    """Those of a recurrent layer: one step's product of input and state."""
+    data, weight, state = (flow.sizes[name] for name in core.node.input[:3])
+    images_first = attribute(core, "layout", 0)
+    return {
+        "in_channels": weight[2] + state[2],
+        "out_channels": weight[1],
+        "kernel_size": (),
+        "stride": (),
+        "dilation": (),
+        "groups": weight[0],
+        "steps": data[1 if images_first else 0],
     }

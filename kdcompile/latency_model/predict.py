@@ -136,19 +136,20 @@ def _bounds(found: Times) -> dict[str, float]:
     return {
         "arithmetic": 1e3 * float((found.arithmetic * shown).sum()),
         "memory": 1e3 * float((found.memory * hidden).sum()),
-        "launch": 1e3 * found.overhead * len(longer),
+        "launch": 1e3 * found.overhead * float(found.launches.sum()),
     }
 
 
 def _parts(kernels: Sequence[Kernel], found: Times) -> tuple[Part, ...]:
-    rows = zip(kernels, found.arithmetic, found.memory, found.busy, strict=True)
+    overhead = found.overhead * found.launches
+    rows = zip(kernels, found.arithmetic, found.memory, found.busy, overhead, strict=True)
     parts = []
-    for kernel, arithmetic, memory, busy in rows:
+    for kernel, arithmetic, memory, busy, launch in rows:
         shares: dict[Bound, float] = {
-            "arithmetic": arithmetic, "memory": memory, "launch": found.overhead,
+            "arithmetic": arithmetic, "memory": memory, "launch": launch,
         }  # fmt: skip
         bound = max(shares, key=lambda name: shares[name])
-        ms = 1e3 * (float(busy) + found.overhead)
+        ms = 1e3 * float(busy + launch)
         known = kernel.kind != "other"
         parts.append(Part(kernel.name, kernel.kind, kernel.nodes, ms, bound, known))
     return tuple(parts)
@@ -165,6 +166,11 @@ def _notes(
         )
     if target.calibration is not None:
         notes.append(f"efficiencies from a calibration of {target.name} on the device")
+    recurrent = sum(part.kind == "recurrent" for part in parts)
+    if recurrent:
+        notes.append(
+            f"recurrent layers ({recurrent}) at one launch a step: no such network was measured"
+        )
     unknown = [part.name for part in parts if not part.known]
     if unknown:
         listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")

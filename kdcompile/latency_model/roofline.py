@@ -1,8 +1,8 @@
 """The equations of the latency model: a time for each kernel, given the efficiencies.
 
-    network = max(sum of its kernels, host x kernels: only where no CUDA graph replays it)
-    kernel = launch + fill / clock + max(arithmetic, memory) + exposed min(arithmetic, memory)
-             + stream: only where no CUDA graph replays it
+    network = max(sum of its kernels, host x launches: only where no CUDA graph replays it)
+    kernel = launches x (launch + fill / clock + stream: only where no CUDA graph replays it)
+             + max(arithmetic, memory) + exposed min(arithmetic, memory)
     arithmetic = min over tiles (max(operations of an SM / rate,
                                      operands / (operands x clock), steps of K x step / clock)
                                  + bytes of split K / L2 bandwidth)
@@ -47,10 +47,12 @@ class Layout(NamedTuple):
     """What is known of a network's kernels on a target before any efficiency; first axis kernels.
 
     `rate`: peak operations per second and SM. `arithmetic` and `memory`: the names of the
-    efficiencies that scale each kernel, besides those of all. `graph`: one CUDA graph replays all.
+    efficiencies that scale each kernel, besides those of all. `launches`: of each kernel, one a
+    step. `graph`: one CUDA graph replays all.
     """
 
     work: Work
+    launches: Array
     rate: Array
     dram: Array
     l2: Array
@@ -66,11 +68,12 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each kernel; `overhead` is the same for all: launch, fill and drain.
+    """Seconds of each kernel; `overhead` is the same for each launch: launch, fill and drain.
 
     `host` is what the processor needs to enqueue one; 0 where a CUDA graph replays them.
     """
 
+    launches: Array
     arithmetic: Array
     memory: Array
     overhead: float
@@ -86,7 +89,7 @@ class Times:
     @property
     def total(self) -> float:
         """Of the network; the GPU and the processor that enqueues its kernels work side by side."""
-        count = len(self.memory)
+        count = float(self.launches.sum())
         return max(float(self.busy.sum()) + self.overhead * count, self.host * count)
 
 
@@ -141,6 +144,7 @@ def lay_out(kernels: Sequence[Kernel], target: Target, graph: bool = True) -> La
     dram, l2 = traffic(kernels, target.l2_mb * 1e6 * L2_SHARE, vectors=not cpu)
     return Layout(
         work=stacked([kernel_work(k, sms, target.channel_tile, cpu) for k in kernels]),
+        launches=np.array([float(k.steps) for k in kernels]),
         rate=np.array([rate(k) for k in kernels]),
         dram=dram,
         l2=l2,
@@ -165,10 +169,11 @@ def _memory_name(kernel: Kernel, cpu: bool) -> str:
 def _arithmetic_names(kernel: Kernel, major: str) -> tuple[str, ...]:
     if not kernel.macs:
         return ()
-    kind = (kernel.kind,) if kernel.kind in ARITHMETIC_KINDS else ()
+    name = {"recurrent": "gemm"}.get(kernel.kind, kernel.kind)  # none was measured
+    kind = (name,) if name in ARITHMETIC_KINDS else ()
     precision = "fp16" if kernel.input_precision == "bf16" else kernel.input_precision
     if major == "cpu":
-        own = f"int8.{kernel.kind}"  # ONNX Runtime has other kernels for it, not all as good
+        own = f"int8.{name}"  # ONNX Runtime has other kernels for it, not all as good
         return ("arithmetic", *kind, *((own,) if precision == "int8" else ()))
     if kernel.kind in VECTOR_KINDS:
         return kind
@@ -198,6 +203,7 @@ def times(layout: Layout, values: Mapping[str, float]) -> Times:
     if layout.mhz:
         overhead += values["fill"] / (layout.mhz * 1e6)
     if layout.graph:
-        return Times(arithmetic, memory, overhead, values["exposed"], host=0.0)
+        return Times(layout.launches, arithmetic, memory, overhead, values["exposed"], host=0.0)
     overhead += 1e-6 * values["stream"]
-    return Times(arithmetic, memory, overhead, values["exposed"], host=1e-6 * values["host"])
+    host = 1e-6 * values["host"]
+    return Times(layout.launches, arithmetic, memory, overhead, values["exposed"], host)

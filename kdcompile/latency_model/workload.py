@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 Kind = Literal[
     "conv", "depthwise", "grouped", "transposed", "dilated", "gemm", "attention", "pool", "resize",
-    "pointwise", "reduction", "reformat", "other",
+    "pointwise", "reduction", "reformat", "recurrent", "other",
 ]  # fmt: skip
 Precision = Literal["fp32", "fp16", "bf16", "int8"]  # what a weakly typed builder may choose
 
@@ -42,14 +42,15 @@ MENU = (
     (64, 32), (32, 64), (32, 128),
 )  # fmt: skip
 SPLITS = (1, 2, 4, 8)
+SPLIT_KINDS = ("gemm", "recurrent")
 VECTOR_KINDS = ("depthwise",)
-PRODUCT_KINDS = ("conv", "dilated", "grouped", "transposed", "gemm")
+PRODUCT_KINDS = ("conv", "dilated", "grouped", "transposed", "gemm", "recurrent")
 PARTIAL_BYTES = 8  # a float32 partial sum of split K is written and read
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch.
+    """One launch, or several of the same work.
 
     `reads` and `writes` give the bytes of each activation by its tensor: what one kernel writes
     another reads under the same name, so a consumer can judge what stays in L2. The parts of a
@@ -61,6 +62,10 @@ class Kernel:
     is the number of products where neither side is a constant. The three precisions are those of
     the first input, the weight and the first output; arithmetic runs at that of the input.
     `kernel_size`, `stride` and `dilation` have one entry for each image axis, none elsewhere.
+
+    A recurrent layer has a launch for each of its `steps`, which waits for the last one and reads
+    the weights anew: the product of input and state, side by side, with the weights of all gates,
+    in `groups` directions at once. Its MACs and activations are those of all steps.
     """
 
     name: str
@@ -80,6 +85,7 @@ class Kernel:
     dilation: tuple[int, ...]
     groups: int
     nodes: tuple[str, ...]
+    steps: int = 1
 
     @property
     def read_bytes(self) -> int:
@@ -127,7 +133,7 @@ def padded(channels: int, alignment: int) -> int:
 
 
 def product_of(kernel: Kernel, alignment: int, packing: int = 1) -> Product:
-    """The matrix product of a convolution or product kernel.
+    """The matrix product of a convolution or product kernel, of a recurrent one that of a step.
 
     Groups of fewer than `packing` channels are put together as in a block-diagonal weight.
     """
@@ -135,7 +141,7 @@ def product_of(kernel: Kernel, alignment: int, packing: int = 1) -> Product:
     groups, inner, outer = kernel.groups, kernel.in_channels, kernel.out_channels
     if kernel.kernel_size:
         inner, outer = inner // groups, outer // groups
-    m = -(-kernel.macs // (groups * inner * outer * window))
+    m = -(-kernel.macs // (kernel.steps * groups * inner * outer * window))
     packed = max(1, packing // max(inner, outer)) if groups > 1 and kernel.kernel_size else 1
     n, k = padded(outer * packed, alignment), padded(inner * packed, alignment)
     if kernel.kind == "transposed":  # each input pixel gives a window of outputs
@@ -184,11 +190,12 @@ def kernel_work(kernel: Kernel, sms: int, tile: int, cpu: bool) -> Work:
     if kernel.kind not in PRODUCT_KINDS or not kernel.macs:
         return even_work(2.0 * kernel.macs, sms)
     if cpu:
-        return even_work(2.0 * math.prod(product_of(kernel, tile)), sms)
+        return even_work(2.0 * kernel.steps * math.prod(product_of(kernel, tile)), sms)
     precision = kernel.input_precision if kernel.input_precision in BYTES else "fp32"
     size = BYTES[precision]
     product = product_of(kernel, ALIGNMENT[precision], DEPTH_BYTES // size)
-    return gpu_work(product, sms, size, kernel.kind == "gemm")
+    work = gpu_work(product, sms, size, kernel.kind in SPLIT_KINDS)
+    return Work(*(kernel.steps * part for part in work)) if kernel.steps > 1 else work
 
 
 def stacked(rows: Sequence[Work]) -> Work:
@@ -198,7 +205,7 @@ def stacked(rows: Sequence[Work]) -> Work:
 
 LINEAR = ("fp32",)  # stored as the file has it
 IMAGE_AXES = 4  # batch, channels, height, width
-ROWS = ("gemm", "attention")  # whose tensors have the channels last, and no vectors
+ROWS = ("gemm", "attention", "recurrent")  # whose tensors have the channels last, and no vectors
 
 
 def traffic(
@@ -207,7 +214,8 @@ def traffic(
     """Bytes of each kernel from DRAM and from L2.
 
     A tensor is in L2 as far as the capacity goes, less what was moved since it was written; what a
-    kernel writes goes there as far as the capacity goes. Weights were last read one inference ago.
+    kernel writes goes there as far as the capacity goes. Weights were last read one inference ago;
+    those of a recurrent layer also one step ago.
 
     Args:
         kernels: of one inference.
@@ -226,6 +234,9 @@ def traffic(
     for index, kernel in enumerate(kernels):
         l2[index] = min(float(kernel.weight_bytes), max(capacity - whole, 0.0))
         dram[index] = kernel.weight_bytes - l2[index]
+        held = min(float(kernel.weight_bytes), capacity)
+        l2[index] += (kernel.steps - 1) * held
+        dram[index] += (kernel.steps - 1) * (kernel.weight_bytes - held)
         for tensor in kernel.reads:
             size = stored.get(tensor, float(kernel.reads[tensor]))
             room = capacity - (moved - written[tensor]) if tensor in written else 0.0

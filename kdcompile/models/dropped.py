@@ -39,11 +39,13 @@ def droppable(teacher: nn.Module, example: Example) -> list[str]:
             the network's sizes are inferred.
     """
     network = copy.deepcopy(teacher).cpu().requires_grad_(False)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
         inputs = [mode.from_tensor(value) for value in inputs_of(example)]
         seen, sizes = _observe(network, inputs)
     kept = {name: both for name, both in seen.items() if both[0] == both[1]}
-    blocks = [name for name in kept if _returns_input(network.get_submodule(name), kept[name][0])]
+    # the copy may have kept what it computed of no values
+    blocks = [name for name in kept if _returns_input(teacher.get_submodule(name), kept[name][0])]
     blocks = [b for b in blocks if not any(other.startswith(f"{b}.") for other in blocks)]
     pairs = [
         name
@@ -51,8 +53,7 @@ def droppable(teacher: nn.Module, example: Example) -> list[str]:
         if _is_pair(network, name) and not any(name.startswith(f"{b}.") for b in blocks)
     ]
     found = [name for name in seen if name in {*blocks, *pairs}]
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        inputs = [mode.from_tensor(value) for value in inputs_of(example)]
+    with mode:
         return [name for name in found if _runs_without(network, name, inputs, sizes)]
 
 
@@ -132,11 +133,11 @@ def _sizes(made: object) -> list[torch.Size]:
 def _returns_input(module: nn.Module, size: torch.Size) -> bool:
     if not any(True for _ in module.parameters()):
         return False
-    blank = copy.deepcopy(module)
-    for parameter in blank.parameters():
-        parameter.zero_()
+    blank = copy.deepcopy(module).cpu()
     x = torch.rand(size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
+        for parameter in blank.parameters():
+            parameter.zero_()
         return torch.equal(blank(x.clone()), x)  # it may work in place
 
 

@@ -10,6 +10,7 @@ from onnx import ModelProto, NodeProto
 from kdcompile.onnx_graph.shapes import inferred, shape_unknown, tensor_sizes
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def weighted_layers(model: ModelProto) -> list[Layer]:
 
 
 def count_macs(model: ModelProto, shape: Sequence[int]) -> int:
-    """Of convolutions and matrix products, for one input of this shape.
+    """Of convolutions, matrix products and recurrent layers, for one input of this shape.
 
     Raises:
         KDError: `shape-unknown`, that of such a node does not follow from the input's.
@@ -96,18 +97,28 @@ def known_sizes(model: ModelProto, shape: Sequence[int]) -> dict[str, list[int]]
     """The shape of every tensor whose shape is known, for an input of this shape.
 
     Raises:
-        KDError: `shape-unknown`, the shapes at a convolution or matrix product are not among them.
+        KDError: `shape-unknown`, the shapes at a convolution, a matrix product or a recurrent layer
+            are not among them.
     """
     sizes = tensor_sizes(inferred(model, shape))
     sizes = {name: size for name, size in sizes.items() if 0 not in size}
     for node in model.graph.node:
-        if node.op_type in WEIGHTED and not {*node.input[:2], node.output[0]} <= sizes.keys():
+        needed = {*node.input[:2], node.output[0]} if node.op_type in WEIGHTED else set()
+        if node.op_type in RECURRENT:
+            needed = {*node.input[:3]}
+        if not needed <= sizes.keys():
             raise shape_unknown(f"at {node.op_type} {node.name or node.output[0]}")
     return sizes
 
 
 def node_macs(node: NodeProto, sizes: Mapping[str, Sequence[int]]) -> int:
-    """Of a convolution or a matrix product, biases excluded; zero of any other node."""
+    """Of a convolution, a matrix product or a recurrent layer's steps; zero of any other node.
+
+    Biases are excluded.
+    """
+    if node.op_type in RECURRENT:  # [steps, images, inputs], or images first
+        data, weight, state = (sizes[n] for n in node.input[:3])
+        return math.prod(data[:2]) * (math.prod(weight) + math.prod(state))
     if node.op_type not in WEIGHTED:
         return 0
     data, weight, output = (sizes[n] for n in (*node.input[:2], node.output[0]))

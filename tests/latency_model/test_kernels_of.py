@@ -15,6 +15,7 @@ from kdcompile.calib.qdq import choose_layers, insert_qdq
 from kdcompile.core.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model.kernels import kernels_of
+from kdcompile.latency_model.workload import product_of
 from kdcompile.models.factory import build_model, load_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.fp16 import to_fp16
@@ -115,6 +116,34 @@ def test_a_result_that_others_read_ends_the_kernel():
 def test_silu_is_a_pointwise_kernel_after_its_convolution():
     model = network("a = Conv(x, w)  b = Sigmoid(a)  y = Mul(a, b)", w=(8, 8, 1, 1))
     assert kinds(model) == ["conv", "pointwise"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)], ids=["lstm", "gru", "rnn"]
+)
+@pytest.mark.parametrize("ways", [1, 2])
+def test_a_recurrent_layer_is_one_launch_a_step(operator, gates, ways):
+    """Six steps of two sequences of 40 numbers, sixteen hidden units."""
+    way = {1: "forward", 2: "bidirectional"}[ways]
+    model = network(
+        f'a, y = {operator}<hidden_size=16, direction="{way}">(x, w, r, b)', [6, 2, 40],
+        w=(ways, gates * 16, 40), r=(ways, gates * 16, 16), b=(ways, 2 * gates * 16),
+    )  # fmt: skip
+    (kernel,) = kernels_of(model, [6, 2, 40], "fp16")[1:-1]
+    assert (kernel.kind, kernel.steps, kernel.groups) == ("recurrent", 6, ways)
+    assert (kernel.in_channels, kernel.out_channels) == (40 + 16, gates * 16)
+    assert kernel.macs == 6 * 2 * ways * gates * 16 * (40 + 16)
+    assert kernel.weight_bytes == 2 * ways * gates * 16 * (40 + 16 + 2)
+    assert product_of(kernel, 1) == (2, gates * 16, 56, ways)
+    assert count_macs(model, [6, 2, 40]) == kernel.macs
+
+
+def test_a_recurrent_layer_whose_states_alone_are_read_is_priced_too():
+    body = "a, y = GRU<hidden_size=8>(x, w, r)"
+    model = network(body, [5, 1, 4], w=(1, 24, 4), r=(1, 24, 8))
+    model.graph.node[0].output[0] = ""
+    (kernel,) = kernels_of(model, [5, 1, 4])
+    assert (kernel.macs, kernel.steps, kernel.shape) == (5 * 24 * 12, 5, (1, 1, 8))
 
 
 def test_nothing_follows_an_activation_into_the_kernel():

@@ -15,7 +15,7 @@ from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.parameters import Efficiencies, priors
 from kdcompile.latency_model.predict import estimate, kernel_ms
 from kdcompile.latency_model.reference_kernels import reference_kernels
-from kdcompile.latency_model.roofline import lay_out, times
+from kdcompile.latency_model.roofline import L2_SHARE, lay_out, times
 from kdcompile.latency_model.workload import Kernel, stored_bytes, traffic
 from kdcompile.targets import load
 
@@ -208,6 +208,48 @@ def test_without_a_graph_each_kernel_costs_more_and_the_processor_may_be_the_bou
     assert times(lay_out(kernels, NANO), slow).total == pytest.approx(graph)
     of_a_cpu = lay_out(chain([8, 8], (8, 8), "fp32"), CPU, graph=False)
     assert times(of_a_cpu, priors("cpu").values).host == 0
+
+
+def recurrent(steps, hidden=512, ways=1):
+    """A layer of 64 inputs whose hidden units have four gates, of one sequence at fp16."""
+    product = 4 * hidden * (64 + hidden)
+    return Kernel(
+        name="lstm", kind="recurrent", input_precision="fp16", weight_precision="fp16",
+        output_precision="fp16", macs=steps * ways * product, reads={"a": 2 * steps * 64},
+        writes={"b": 2 * steps * ways * hidden}, weight_bytes=2 * ways * product,
+        shape=(steps, ways, 1, hidden), in_channels=64 + hidden, out_channels=4 * hidden,
+        kernel_size=(), stride=(), dilation=(), groups=ways, nodes=("lstm",), steps=steps,
+    )  # fmt: skip
+
+
+def test_a_recurrent_layer_waits_for_each_step_and_reads_its_weights_anew() -> None:
+    """20 steps: their weights, of 2.36 MB, are partly in the L2."""
+    layer = recurrent(20)
+    found = estimate([layer], NANO, "fp16", plain(exposed=1e-9))
+    assert found.bounds["launch"] == pytest.approx(20 * 2e-3)
+    held = NANO.l2_mb * 1e6 * L2_SHARE
+    dram, l2 = (sum(column) for column in traffic([layer], held))
+    assert dram == pytest.approx(layer.weight_bytes + 19 * (layer.weight_bytes - held) + 2560)
+    assert l2 == pytest.approx(19 * held + 2 * 20 * 512)
+    assert found.bounds["memory"] == pytest.approx(1e3 * (dram + l2) / 102e9)
+    (part,) = found.parts
+    assert (part.bound, part.known) == ("memory", True)
+    assert part.ms == pytest.approx(found.ms) == pytest.approx(sum(found.bounds.values()))
+    assert "recurrent layers (1) at one launch a step" in " ".join(found.notes)
+    assert estimate([recurrent(20, 16)], NANO, "fp16", plain()).parts[0].bound == "launch"
+    on_cpu = replace(layer, input_precision="fp32")
+    peak = CPU.peak_tflops["fp32"] * 1e12
+    busy = times(lay_out([on_cpu], CPU), priors("cpu").values | {"arithmetic": 1.0, "gemm": 1.0})
+    assert float(busy.arithmetic[0]) == pytest.approx(2 * layer.macs / peak)
+
+
+def test_steps_and_not_directions_are_one_after_another() -> None:
+    def arithmetic(steps: int, ways: int) -> float:
+        return estimate([recurrent(steps, 32, ways)], NANO, "fp16", plain()).bounds["arithmetic"]
+
+    assert arithmetic(24, 1) == pytest.approx(24 * arithmetic(1, 1))
+    assert arithmetic(24, 2) < 0.9 * arithmetic(48, 1)
+    assert kernel_ms([recurrent(24)], NANO, "fp16") > 15 * kernel_ms([recurrent(1)], NANO, "fp16")
 
 
 def test_a_cpu_that_was_not_measured_has_a_wide_interval() -> None:

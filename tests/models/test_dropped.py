@@ -49,6 +49,17 @@ class Attention(nn.Module):
         return x + torch.relu(self.b(x))
 
 
+class Keeping(nn.Module):
+    """A block that keeps a table which it makes of its parameters when it is first run."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.table, self.kept = nn.Linear(6, 6), nn.Parameter(torch.ones(6)), {}
+
+    def forward(self, x):
+        return x + self.a(x) + self.kept.setdefault("table", 2 * self.table)
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "expected"),
     [
@@ -58,8 +69,9 @@ class Attention(nn.Module):
         (Outside(), (1, 4, 8, 8), []),
         (nn.Sequential(nn.Conv2d(3, 4, 1), InPlace()), (1, 3, 8, 8), []),
         (nn.Sequential(Attention(), nn.Linear(6, 6)), (1, 6), ["0"]),
+        (nn.Sequential(Keeping(), Keeping(), nn.Linear(6, 6)), (1, 6), ["0", "1"]),
     ],
-    ids=["resnet", "mobile", "digits", "outside", "in place", "attention"],
+    ids=["resnet", "mobile", "digits", "outside", "in place", "attention", "keeping"],
 )
 def test_droppable(network, shape, expected):
     before = copy.deepcopy(network.eval()).state_dict()

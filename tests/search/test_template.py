@@ -149,6 +149,31 @@ def test_tokens_are_priced_as_the_students_own_file_is(kind, tmp_path):
         assert sum(k.macs for k in found) == sum(k.macs for k in own)
 
 
+class Halves(nn.Module):
+    """A block that puts two results side by side, as GhostNet's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x):
+        first = self.a(x)
+        return x + torch.cat([first, self.b(first)], 1)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75])
+def test_channels_of_two_groups_of_a_dropped_block_are_still_known(ratio, tmp_path):
+    torch.manual_seed(0)
+    body = (nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Halves(), nn.Conv2d(16, 4, 1))
+    teacher, shape = trained(nn.Sequential(*body)), [1, 3, 16, 16]
+    space = LayerSpace(teacher, shape, 2, 0)
+    made = space.uniform(ratio, ["2"])
+    assert made["modules"]["0"]["out_channels"] == 16 * ratio
+    student = trained(student_from_architecture(teacher, made, tmp_path))
+    own = kernels_of(Network(student, shape).model, shape, "fp32")
+    assert [_numbers(k) for k in space.kernels(made, "fp32")] == [_numbers(k) for k in own]
+
+
 def test_a_part_that_cannot_be_cut_out_is_never_dropped(monkeypatch):
     template = Template.of(ConvNeXt().eval(), [1, 3, 16, 16])
     monkeypatch.setattr("kdcompile.search.spaces.tensor_channels.scopes", lambda node: [])

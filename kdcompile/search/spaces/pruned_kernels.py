@@ -167,6 +167,9 @@ class Template:
         agreed = {ties[root]: width for root, width in named.items() if root in ties}
         found |= named | {r: agreed[leader] for r, leader in ties.items() if leader in agreed}
         for name, end, value in given:
+            if end.free and not {root for root, _ in end.free} & {*named, *ties}:
+                found |= _side_by_side(end, value, found)
+                named |= {root: found[root] for root, _ in end.free}
             if end.width(found) != value:
                 raise _contradiction(name)
         return found
@@ -270,6 +273,16 @@ class Template:
         each = BYTES[kernel.weight_precision]
         rest = kernel.weight_bytes - sum(each * of.full for of in dict(scaled).values())
         return (*((each, of) for of in dict(scaled).values()), (rest, total))
+
+
+def _side_by_side(end: Span, value: int, found: Mapping[int, int]) -> dict[int, int]:
+    """Widths of groups that nothing tells apart any more, in the teacher's proportion."""
+    rest, whole = value - end.fixed, end.full - end.fixed
+    made: dict[int, int] = {}
+    for root, each in end.free:
+        made[root] = round(rest * found[root] / whole)
+        rest, whole = rest - made[root] * each, whole - found[root] * each
+    return made
 
 
 def _contradiction(where: str) -> KDError:
