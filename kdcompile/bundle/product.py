@@ -12,7 +12,6 @@ from kdcompile.bundle.samples import network_io, write_cpp, write_triton
 from kdcompile.bundle.sbom import refresh_sbom, write_sbom
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
-from kdcompile.data.preprocess import INPUTS
 from kdcompile.remote.archive import NAME, agent_zip
 from kdcompile.targets import load
 
@@ -60,7 +59,6 @@ def _write_from_network(folder: Path, report: Report) -> None:
     io = network_io(folder / "model.onnx")
     preprocess = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
     task = facts.task(report)
-    if INPUTS not in preprocess:  # the program in C++ is for photos
-        write_cpp(folder, preprocess, io, task["kind"], task["classes"])
+    write_cpp(folder, preprocess, io, task["kind"], task["classes"])
     write_triton(folder, report.name, report.target, load(report.target).kind, io)
     write_card(folder, report, io)

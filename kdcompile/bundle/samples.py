@@ -22,6 +22,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_text
 from kdcompile.core.optional import need
 from kdcompile.core.report import escape
+from kdcompile.data.preprocess import INPUTS
 
 
 def fill(template: str, **values: Any) -> str:
@@ -89,7 +90,7 @@ def _tensor(onnx: Any, value: Any) -> Tensor:
 
 
 CPP = "cpp"
-SOURCES = ("infer.cpp", "image.hpp", "sha256.hpp", "CMakeLists.txt")
+SOURCES = ("engine.hpp", "npy.hpp", "sha256.hpp", "CMakeLists.txt")
 
 
 def write_cpp(
@@ -104,21 +105,27 @@ def write_cpp(
     Args:
         folder: the bundle.
         preprocess: `preprocess.json`.
-        io: the network's inputs and outputs, one each.
+        io: the network's inputs and outputs, one each unless it runs on rows.
         task: the task kind.
         classes: names of the classes, where they have any.
     """
     (folder / CPP).mkdir(exist_ok=True)
+    rows = preprocess.get(INPUTS)
+    image = preprocess["image"] if rows else preprocess
+    sources = dict(zip(SOURCES, SOURCES, strict=True))
+    sources |= {"infer.cpp": "infer_tensors.cpp", "npz.hpp": "npz.hpp"} if rows else {}
+    sources |= {"image.hpp": "image.hpp"} if image else {}
     templates = files("kdcompile.bundle").joinpath("templates")
-    for name in SOURCES:
-        text = templates.joinpath(name).read_text(encoding="utf-8")
+    for name, template in ({"infer.cpp": "infer.cpp"} | sources).items():
+        text = templates.joinpath(template).read_text(encoding="utf-8")
         write_text(folder / CPP / name, text)
     header = fill(
         "preprocess.hpp.j2",
-        pre=preprocess,
+        pre=image,
+        inputs=[{**port, "type": np.dtype(port["dtype"]).str} for port in rows or ()],
         task=task,
         input=io[0][0].name,
-        output=io[1][0].name,
+        outputs=[tensor.name for tensor in io[1]],
         classes=classes or (),
     )
     write_text(folder / CPP / "preprocess.hpp", header)

@@ -4,41 +4,27 @@ The headers of `cpp_stubs/` play TensorRT and CUDA with an engine that gives its
 the whole program runs on a CPU. TENSORRT_INCLUDE names real headers, where there are any.
 """
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from cpp_sample import STUBS, compile_, includes, infer, save_engine
 from PIL import Image
 
 from kdcompile.bundle.samples import Tensor, float32, literal, write_cpp
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.tasks.task import find_task
 
-STUBS = Path(__file__).with_name("cpp_stubs")
 IO = (
     [Tensor("image", "FLOAT", (1, -1, -1, -1))],
     [Tensor("density", "FLOAT", (1, 1, -1, -1))],
 )
-WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-pedantic")
 RGB = Preprocess(3, (0.4, 0.5, 0.09), (0.2, 0.3, 0.155), (20, 24), (64, 80))
 GREY = Preprocess(1, (0.4,), (1 / 3,), (20, 24), (64, 80))
 MIRRORED = Preprocess(3, (0.4, 0.5, 0.09), (0.2, 0.3, 0.155), (45, 60), (64, 80), "mirror")
 needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
-
-
-def includes(tensorrt=STUBS / "tensorrt", cuda=STUBS / "cuda"):
-    return ["-isystem", str(tensorrt), "-isystem", str(cuda)]
-
-
-def compile_(folder, *options, flags=None):
-    command = ["g++", *WARNINGS, *(flags or includes()), *options, str(folder / "cpp/infer.cpp")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +43,6 @@ def built(tmp_path_factory):
         return made[key]
 
     return build
-
-
-def save_engine(folder, blob, name="model.engine", **changes):
-    (folder / name).write_bytes(blob)
-    about = {
-        "tensorrt": "10.3.0",
-        "compute_capability": "8.7",
-        "onnx_sha256": "0" * 64,
-        "sha256": hashlib.sha256(blob).hexdigest(),
-        **changes,
-    }
-    (folder / f"{name}.json").write_text(json.dumps(about, sort_keys=True))
-
-
-def infer(folder, *inputs, engine="model.engine"):
-    command = [str(folder / "infer"), str(folder / engine), *map(str, inputs)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
 def echoed(values):

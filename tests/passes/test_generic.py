@@ -1,6 +1,7 @@
 """Networks of several named inputs and outputs, without labels, the whole way."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import kdcompile
+from cpp_sample import compile_, infer, save_engine
 from two_inputs import network, samples, write
 
 from kdcompile import api
@@ -165,6 +167,26 @@ def test_bisect_climbs_the_rungs_of_a_spec_and_of_a_bundle(built):
     told = json.loads(kdcompile(built, "bisect", "bundle", "--json").stdout)
     shown = {rung["name"]: rung["verdict"] for rung in told["rungs"]}
     assert {**found, "pytorch": "absent", "exported": "absent", "onnx": "reference"} == shown
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+def test_the_cpp_sample_of_the_bundle_takes_the_same_archive(built):
+    given, bundle = _sample(built), built / "bundle"
+    folder = built / "compiled"
+    shutil.copytree(bundle / "cpp", folder / "cpp")
+    compile_(folder, "-o", str(folder / "infer"))
+    save_engine(folder, b"rows engine")
+    done = infer(folder, built / "one.npz", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    with np.load(folder / "one_outputs.npz") as found:
+        assert {name: found[name].shape for name in found.files} == {
+            "scores": (1, 6), "trace": (1, 3, 12),
+        }  # fmt: skip
+        assert found["scores"][0, 0] == (given["ids"] * np.arange(1, 6)).sum()
+    command = [sys.executable, str(bundle / "infer.py"), "one.npz", "--save-input", "x.npy"]
+    refused = subprocess.run(command, cwd=built, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "takes no image" in refused.stderr
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "npy.hpp"
 #include "preprocess.hpp"
 
 namespace kd {
@@ -47,14 +46,6 @@ inline Input padded(const Input& photo) {
         if (mirrored || (y < h && x < w))
           *to = photo.values[static_cast<std::size_t>((c * h + mirror(y, h)) * w + mirror(x, w))];
   return input;
-}
-
-inline std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error(path + ": cannot be opened");
-  std::string data{std::istreambuf_iterator<char>(file), {}};
-  if (file.bad()) throw std::runtime_error(path + ": cannot be read");
-  return data;
 }
 
 // The next number of a PNM header; comments run from # to the end of the line.
@@ -110,38 +101,32 @@ inline Input from_pnm(const std::string& data) {
 
 // Float32, little-endian, C order, [1, channels, H, W]: what infer.py --save-input writes, a photo
 // that is scaled and normalised, and not yet padded.
-inline Input from_npy(const std::string& data) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(data.at(i)); };
-  const bool is_first = byte(6) == 1;
-  std::size_t size = byte(8) + 256u * byte(9);
-  if (!is_first) size += 65536u * byte(10) + 16777216u * byte(11);
-  const std::size_t begin = is_first ? 10 : 12;
-  if (data.size() < begin + size) throw std::runtime_error("the NPY file is cut short");
-  const std::string head = data.substr(begin, size);
-  if (head.find("'<f4'") == std::string::npos || head.find("False") == std::string::npos)
-    throw std::runtime_error("the NPY file must be little-endian float32 in C order");
-  std::vector<std::int64_t> shape;
-  for (std::size_t at = head.find('('); at < head.size() && head[at] != ')'; ++at)
-    if (std::isdigit(static_cast<unsigned char>(head[at]))) {
-      std::size_t used = 0;
-      shape.push_back(std::stoll(head.substr(at), &used));
-      at += used - 1;
-    }
+inline Input from_array(const std::string& data) {
+  const Tensor given = from_npy(data);
+  const std::vector<std::int64_t>& shape = given.shape;
+  if (given.type != "<f4") throw std::runtime_error("the NPY file must be little-endian float32");
   if (shape.size() != 4 || shape[0] != 1 || shape[1] != channels || shape[2] < 1 ||
       shape[2] > max_height || shape[3] < 1 || shape[3] > max_width)
     throw std::runtime_error("the NPY file must hold [1, channels, height, width] in range");
   Input input{shape[2], shape[3], shape[2], shape[3], {}};
-  const std::size_t count = static_cast<std::size_t>(channels * shape[2] * shape[3]);
-  if (data.size() - begin - size != count * sizeof(float))
+  const std::size_t count = count_of(shape);
+  if (given.bytes.size() != count * sizeof(float))
     throw std::runtime_error("the NPY file does not hold as many values as its shape says");
   input.values.resize(count);
-  std::memcpy(input.values.data(), data.data() + begin + size, count * sizeof(float));
+  std::memcpy(input.values.data(), given.bytes.data(), given.bytes.size());
   return input;
+}
+
+// An input under its name.
+inline Tensor tensor_of(const Input& input, const std::string& name) {
+  const char* values = reinterpret_cast<const char*>(input.values.data());
+  return {name, "<f4", {1, channels, input.height, input.width},
+          std::string(values, input.values.size() * sizeof(float))};
 }
 
 inline Input read_input(const std::string& path) {
   const std::string data = read_file(path);
-  if (data.size() > 12 && data.compare(0, 6, "\x93NUMPY", 6) == 0) return padded(from_npy(data));
+  if (data.size() > 12 && data.compare(0, 6, "\x93NUMPY", 6) == 0) return padded(from_array(data));
   if (data.size() > 8 && data[0] == 'P' && (data[1] == '5' || data[1] == '6'))
     return padded(from_pnm(data));
   throw std::runtime_error(path + ": neither binary PGM/PPM nor NPY");

@@ -196,7 +196,10 @@ def main() -> None:
     if arguments.save_input:
         if len(arguments.images) > 1:
             sys.exit("error: --save-input takes one image")
-        np.save(arguments.save_input, image_of(arguments.images[0], pre))
+        image = pre["image"] if "inputs" in pre else pre
+        if image is None:
+            sys.exit("error: the network takes no image; cpp/infer reads the .npz file itself")
+        np.save(arguments.save_input, image_of(arguments.images[0], image))
         return
     with tempfile.TemporaryDirectory() as scratch:
         if manifest.get("engine") and not arguments.onnx:

@@ -1,6 +1,9 @@
 // What the sample uses of TensorRT's C++ interface, with an engine that gives its input back, value
 // i times 1 + i % 97. For tests only. It takes engines that begin with "echo", and [1, C, H, W].
 // One that begins with "pool" sums the input over cells of 8 x 8, the last ones smaller: [1, 1, h, w].
+// One that begins with "rows" takes signal [1, 2, 24] and ids [1, 5], whole numbers of 32 bits before
+// TensorRT 10. It gives as scores [1, 6], for each k, (k + 1) times the sum of ids by 1, 2, ...; and as
+// trace [1, 3, 12] the first values of the signal, value i times 1 + i % 97.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -19,15 +22,23 @@ namespace nvinfer1 {
 
 #if NV_TENSORRT_MAJOR >= 10
 using Extent = std::int64_t;
+using Id = std::int64_t;
 #else
 using Extent = std::int32_t;
+using Id = std::int32_t;
 #endif
 
 struct Dims {
   std::int32_t nbDims;
   Extent d[8];
 };
-enum class DataType : std::int32_t { kFLOAT = 0, kHALF = 1 };
+enum class DataType : std::int32_t {
+  kFLOAT = 0, kHALF = 1, kINT8 = 2, kINT32 = 3, kBOOL = 4, kUINT8 = 5,
+#if NV_TENSORRT_MAJOR >= 10
+  kINT64 = 8,
+#endif
+};
+inline bool is(const char* name, const char* wanted) { return std::string(name) == wanted; }
 
 class ILogger {
  public:
@@ -40,20 +51,31 @@ class ILogger {
 
 class IExecutionContext {
  public:
-  explicit IExecutionContext(bool pools) : pools_(pools) {}
+  explicit IExecutionContext(char kind) : kind_(kind), pools_(kind == 'p') {}
   bool setInputShape(const char* name, const Dims& dims) noexcept {
+    if (kind_ == 'r' && is(name, "signal"))
+      return dims.nbDims == 3 && dims.d[0] == 1 && dims.d[1] == 2 && dims.d[2] == 24;
+    if (kind_ == 'r')
+      return is(name, "ids") && dims.nbDims == 2 && dims.d[0] == 1 && dims.d[1] == 5;
     shape_ = dims;
     return is(name, "image") && dims.nbDims == 4 && dims.d[0] == 1;
   }
   Dims getTensorShape(const char* name) const noexcept {
+    if (kind_ == 'r' && is(name, "scores")) return Dims{2, {1, 6}};
+    if (kind_ == 'r' && is(name, "trace")) return Dims{3, {1, 3, 12}};
     if (!is(name, "density")) return Dims{-1, {}};
     return pools_ ? Dims{4, {1, 1, (shape_.d[2] + 7) / 8, (shape_.d[3] + 7) / 8}} : shape_;
   }
   bool setTensorAddress(const char* name, void* data) noexcept {
-    (is(name, "image") ? from_ : to_) = static_cast<float*>(data);
-    return is(name, "image") || is(name, "density");
+    if (kind_ == 'r' && is(name, "ids")) ids_ = static_cast<Id*>(data);
+    if (kind_ == 'r' && is(name, "trace")) trace_ = static_cast<float*>(data);
+    if (kind_ == 'r' && (is(name, "ids") || is(name, "trace"))) return true;
+    const bool is_input = is(name, kind_ == 'r' ? "signal" : "image");
+    (is_input ? from_ : to_) = static_cast<float*>(data);
+    return is_input || is(name, kind_ == 'r' ? "scores" : "density");
   }
   bool enqueueV3(cudaStream_t stream) noexcept {
+    if (kind_ == 'r') return rows() && stream != nullptr;
     std::size_t count = 1;
     for (int i = 0; i < 4; ++i) count *= static_cast<std::size_t>(shape_.d[i]);
     if (pools_) return pool(count) && stream != nullptr;
@@ -62,7 +84,15 @@ class IExecutionContext {
   }
 
  private:
+  char kind_;
   bool pools_;
+  bool rows() noexcept {
+    Id sum = 0;
+    for (Id i = 0; i < 5; ++i) sum += ids_[i] * (i + 1);
+    for (Id i = 0; i < 6; ++i) to_[i] = static_cast<float>((i + 1) * sum);
+    for (int i = 0; i < 36; ++i) trace_[i] = from_[i] * static_cast<float>(1 + i % 97);
+    return true;
+  }
   bool pool(std::size_t count) noexcept {
     const auto h = static_cast<std::size_t>(shape_.d[2]), w = static_cast<std::size_t>(shape_.d[3]);
     const std::size_t across = (w + 7) / 8, down = (h + 7) / 8;
@@ -71,29 +101,34 @@ class IExecutionContext {
     return true;
   }
   Dims shape_{};
-  float *from_ = nullptr, *to_ = nullptr;
-  static bool is(const char* name, const char* wanted) { return std::string(name) == wanted; }
+  float *from_ = nullptr, *to_ = nullptr, *trace_ = nullptr;
+  Id* ids_ = nullptr;
 };
 
 class ICudaEngine {
  public:
   DataType getTensorDataType(const char* name) const noexcept {
-    const std::string text = name;
-    return text == "image" || text == "density" ? DataType::kFLOAT : DataType::kHALF;
+    for (const char* known : {"image", "density", "signal", "scores", "trace"})
+      if (is(name, known)) return DataType::kFLOAT;
+#if NV_TENSORRT_MAJOR >= 10
+    return is(name, "ids") ? DataType::kINT64 : DataType::kHALF;
+#else
+    return is(name, "ids") ? DataType::kINT32 : DataType::kHALF;
+#endif
   }
-  explicit ICudaEngine(bool pools) : pools_(pools) {}
-  IExecutionContext* createExecutionContext() noexcept { return new IExecutionContext(pools_); }
+  explicit ICudaEngine(char kind) : kind_(kind) {}
+  IExecutionContext* createExecutionContext() noexcept { return new IExecutionContext(kind_); }
 
  private:
-  bool pools_;
+  char kind_;
 };
 
 class IRuntime {
  public:
   explicit IRuntime(ILogger& logger) : logger_(logger) {}
   ICudaEngine* deserializeCudaEngine(const void* blob, std::size_t size) noexcept {
-    for (const char* name : {"echo", "pool"})
-      if (size >= 4 && std::memcmp(blob, name, 4) == 0) return new ICudaEngine(name[0] == 'p');
+    for (const char* name : {"echo", "pool", "rows"})
+      if (size >= 4 && std::memcmp(blob, name, 4) == 0) return new ICudaEngine(name[0]);
     logger_.log(ILogger::Severity::kERROR, "not an engine");
     return nullptr;
   }
