@@ -57,8 +57,8 @@ TARGET, PRECISION, NARROW_TILE = "jetson", "fp16", 8
 SHOWN = 3  # frozen modules in a row
 COLUMNS = (
     "network", "budget", "width", "dropped", "params_m", "student_params_m", "share",
-    "share_tile_8", "macs_m", "student_macs_m", "ms", "student_ms", "speedup", "frozen",
-    "refused", "exported", "ort", "parity", "seconds", "skipped",
+    "share_tile_8", "share_exact", "macs_m", "student_macs_m", "ms", "student_ms", "speedup",
+    "frozen", "refused", "exported", "ort", "parity", "seconds", "skipped",
 )  # fmt: skip
 
 
@@ -181,6 +181,7 @@ def row(name: str, budget: str) -> dict[str, object]:
     narrow = students(channels, NARROW_TILE, 0, [float(architecture["width"])])[0]
     at_8 = params(student_from_architecture(module, narrow, Path()))
     full, kept = params(module), params(student)
+    asked = BUDGETS[budget].width
     made = {
         "network": name,
         "budget": budget,
@@ -190,6 +191,7 @@ def row(name: str, budget: str) -> dict[str, object]:
         "student_params_m": f"{kept / 1e6:.3f}",
         "share": f"{kept / full:.3f}",
         "share_tile_8": f"{at_8 / full:.3f}",
+        "share_exact": f"{_unrounded(module, channels, asked) / full:.3f}" if asked else "",
         "macs_m": macs,
         "ms": ms,
         "frozen": frozen(module, channels),
@@ -198,6 +200,13 @@ def row(name: str, budget: str) -> dict[str, object]:
     }
     seconds = f"{time.perf_counter() - begun:.1f}"
     return dict.fromkeys(COLUMNS, "") | made | {"seconds": seconds}
+
+
+def _unrounded(teacher: nn.Module, channels: Channels, width: float) -> int:
+    """The parameters of a student of which every width but those of the ends is exactly so."""
+    ends = {root for root in channels.frozen if channels.why.get(root) == ENDS}
+    (made,) = students(replace(channels, frozen=ends), 1, 0, [width])
+    return params(student_from_architecture(teacher, made, Path()))
 
 
 def _slice(teacher: nn.Module, student: nn.Module, channels: Channels, gone: list[str]) -> None:
