@@ -55,7 +55,7 @@ class Carried:
 
 def gates_json(gates: Gates, task: Task) -> dict[str, Any]:
     """The gates as JSON values, each with the metric that it judges."""
-    return gates.with_metric(task.metric.name).to_json()
+    return gates.with_metric(task.judged.name).to_json()
 
 
 def write_carried(

@@ -169,6 +169,7 @@ METRICS: Mapping[str, str] = {
     "game3": "grid average mean absolute error in 64 cells",
     "rmse": "root mean square error",
     "rel_error": "mean error relative to the teacher's outputs",
+    "disagreement": "mean share of positions whose top-1 is not the teacher's",
     "top1": "top-1 accuracy",
 }
 COUNTING: Mapping[str, Any] = {

@@ -6,12 +6,18 @@ from typing import Any
 
 from kdcompile.bundle import facts
 from kdcompile.core.report import GateResult, Measurement, Report
+from kdcompile.tasks.generic import AGREEMENT
 
 HEADS = ("quantity", "teacher", "student", "student / teacher", "threshold", "verdict")
 SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 MEGABYTE = 1e6
 DEVICE = "@device"
 ABSENT, PREDICTED = "", ", predicted"
+LABELS = {  # of metrics whose name is no abbreviation
+    "top1": "top-1 accuracy", "rel_error": "relative error", "disagreement": "disagreement",
+    "score": "score", "set_score": "score of the set",
+}  # fmt: skip
+RELATIVE = {metric.name for metric in AGREEMENT}  # whose change beside the teacher's 0 says nothing
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
@@ -84,9 +90,9 @@ def _accuracy(report: Report) -> list[tuple[str, str, str, str, str]]:
     change = ABSENT
     if rate:
         change = f"{100 * (student.value - teacher.value):+.2f} points"
-    elif teacher.value > 0:
+    elif teacher.value > 0 and name not in RELATIVE:
         change = f"{student.value / teacher.value - 1:+.1%}"
-    label = "top-1 accuracy" if rate else name.upper()
+    label = LABELS.get(name, name.upper())
     return [(label, before, after, change, "accuracy")]
 
 
@@ -147,6 +153,9 @@ def _find(report: Report, name: str) -> GateResult | None:
 
 def _short(threshold: str) -> str:
     """`at most +5%` of an accuracy gate's limits; others are short."""
+    own = re.match(r"\w+ (at most [\d.]+), ", threshold)
+    if own is not None:
+        return own[1]
     limits = re.match(r"\w+ at most ([\d.]+(?:%| points)) (over|under) ", threshold)
     if limits is None:
         return threshold

@@ -42,15 +42,34 @@ Shape = Annotated[
 ]
 
 
+class Scores(Closed):
+    """An output whose values along one of its axes are scores of classes."""
+
+    axis: int = Field(ge=-8, le=7, description="of the output, its batch axis counted")
+    form: Literal["logits", "probabilities"] = "logits"
+
+
 class Task(Closed):
     """What the network predicts of an image: a count, a class, or a number."""
 
     kind: Annotated[str, Named("tasks", "file.py:Class")] = "counting"
     metric: str | None = Field(
         default=None,
-        pattern=r".+:\w+",
-        description='of generic: "file.py:score", the error of one sample from its outputs',
+        pattern=r"^(rel_error|disagreement|.+:\w+)$",
+        description='of generic: "rel_error", "disagreement" or "file.py:score"',
     )
+    metric_over: Literal["sample", "set"] = Field(
+        default="sample", description="what a function of yours takes: one sample, or all of them"
+    )
+    outputs: dict[str, Scores] = Field(
+        default={}, description="of generic: the outputs that are scores along an axis"
+    )
+
+    @model_validator(mode="after")
+    def _a_function_over_a_set(self) -> Self:
+        if self.metric_over == "set" and ":" not in (self.metric or ""):
+            raise ValueError('metric_over = "set" needs metric = "file.py:score"')
+        return self
 
 
 class Teacher(Closed):
@@ -315,6 +334,8 @@ class Spec(Closed):
             raise ValueError(problem)
         if getattr(task and task.value, "takes_rows", False):
             self._refuse_with_rows()
+        elif task is not None and self.task.outputs:
+            raise ValueError(f'task.outputs needs task.kind = "generic", not {self.task.kind}')
         if self.export.inputs:
             if task is not None and not getattr(task.value, "takes_rows", False):
                 raise ValueError(f'export.inputs needs task.kind = "generic", not {self.task.kind}')

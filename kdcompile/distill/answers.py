@@ -9,6 +9,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.distill.evaluate import in_inference, outputs
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.rows import output_ports
+from kdcompile.tasks.along import check_probabilities
 from kdcompile.tasks.task import ports_of, preprocess_of, task_of
 
 
@@ -19,6 +20,9 @@ def answer(spec: Spec, teacher: nn.Module, photos: Sequence[Photo]) -> None:
         spec: of the build.
         teacher: on any device, which it leaves for that of the training.
         photos: samples; of those that have an answer it stays.
+
+    Raises:
+        KDError: `task-outputs`, they are not what the spec says of them.
     """
     ports, task = ports_of(spec), task_of(spec)
     if ports is None:
@@ -34,4 +38,6 @@ def answer(spec: Spec, teacher: nn.Module, photos: Sequence[Photo]) -> None:
             for row in batch
         )
         for photo, row in zip(new, rows, strict=True):
-            photo.answer.update(given.unpack(row[None]))
+            found = given.unpack(row[None])
+            check_probabilities(task.axes, found, photo.name)
+            photo.answer.update(found)

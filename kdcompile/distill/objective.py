@@ -3,8 +3,10 @@
 An objective knows the losses of one task; recipes weigh its terms and add their own.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdcompile.config.distill import Distill
+from kdcompile.config.spec import Scores
 from kdcompile.data.photo import Photo
 from kdcompile.data.rows import AnswerTargets
 from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
+from kdcompile.distill.softened import softened_kl
 from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
 from kdcompile.tasks.task import Task
@@ -164,14 +168,20 @@ class ValueObjective(Objective):
 
 
 class AnswerObjective(Objective):
-    """Squared error of rows of outputs [N, width], each output in units of its own scale.
+    """Each output of rows [N, width]: its squared error in units of its own scale, or softened KL.
 
-    The labels are the teacher's outputs, recorded once: there is nothing else to be soft about.
+    KL where the task names the axis of an output along which its values are scores of classes. The
+    labels are the teacher's outputs, recorded once: there is nothing else to be soft about.
     """
 
     kind = "generic"
     weights: ClassVar[ByReduction] = {"mean": {"hard": 1.0}, "paper": {"hard": 1.0}}
-    formula = "hard: mean over the outputs of |S - T|^2 / mean |T|^2, T as the teacher gave it"
+    formula = (
+        "hard: mean over the outputs of |S - T|^2 / mean |T|^2, T as the teacher gave it; where"
+        " [task.outputs] names an axis temperature^2 KL(T, S) along it, both softened"
+    )
+    axes: Mapping[str, Scores] = MappingProxyType({})
+    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
     @classmethod
     def targets(
@@ -180,16 +190,51 @@ class AnswerObjective(Objective):
         """The teacher's outputs."""
         return AnswerTargets(photos, device)
 
+    def learn(self, axes: Mapping[str, Scores], photos: Sequence[Photo]) -> None:
+        """The axes, and the shapes of the teacher's outputs."""
+        self.axes = axes
+        self.shapes = {name: value.shape for name, value in photos[0].answer.items()}
+
     def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
         """`hard`."""
         answer, weight = target.unbind(1)
-        return {"hard": ((student.float() - answer).square() * weight).sum(1).mean()}
+        if not self.axes:
+            return {"hard": ((student.float() - answer).square() * weight).sum(1).mean()}
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        split = (rows.split(sizes, 1) for rows in (student, answer, weight))
+        losses = [self._loss(*part) for part in zip(self.shapes, *split, strict=True)]
+        return {"hard": torch.stack(losses).sum()}
+
+    def _loss(self, name: str, student: Tensor, answer: Tensor, weight: Tensor) -> Tensor:
+        """The share of one output, rows [N, its values]."""
+        if name not in self.axes:
+            return ((student.float() - answer).square() * weight).sum(1).mean()
+        shape, options = (len(student), *self.shapes[name]), self.options
+        pair = student.reshape(shape), answer.reshape(shape)
+        return softened_kl(*pair, self.axes[name], options.temperature) / len(self.shapes)
 
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
     objective.kind: objective
     for objective in (DensityObjective, ClassObjective, ValueObjective, AnswerObjective)
 }
+
+
+def make_objective(
+    task: Task, options: Distill, targets: Tensor, photos: Sequence[Photo]
+) -> Objective:
+    """The losses of a task, scaled by some batches of targets.
+
+    Args:
+        task: what the outputs mean.
+        options: of the training.
+        targets: of some samples.
+        photos: that the training has, with the teacher's answers where the task imitates it.
+    """
+    made = objective_of(task)(options, targets)
+    if isinstance(made, AnswerObjective):
+        made.learn(task.axes, photos)
+    return made
 
 
 def objective_of(task: Task) -> type[Objective]:

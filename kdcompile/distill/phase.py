@@ -11,7 +11,7 @@ from kdcompile.config.distill import Distill
 from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.data.rows import sampler_of
 from kdcompile.distill.execution import Execution, Mode, prepare
-from kdcompile.distill.objective import Objective, objective_of
+from kdcompile.distill.objective import Objective, make_objective, objective_of
 from kdcompile.distill.qad_modules import trained
 from kdcompile.distill.recipe import Recipe, RecipeContext
 from kdcompile.distill.registry import find_recipe
@@ -125,7 +125,8 @@ class StageRun:
         """The task's losses, scaled by the first targets of all processes."""
         own = torch.cat([self.sampler.targets_of(step) for step in range(SCALE_BATCHES)])
         everyone = torch.cat(self.setting.processes.gather(own))
-        return objective_of(task_of(self.setting.spec))(self.plan.options, everyone)
+        task, photos = task_of(self.setting.spec), self.setting.photos
+        return make_objective(task, self.plan.options, everyone, photos)
 
     @torch.no_grad()
     def _fit(self) -> None:

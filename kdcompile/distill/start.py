@@ -24,7 +24,7 @@ from kdcompile.distill.checks import Pulse, class_counts, dead, output_stride
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import start_findings
 from kdcompile.distill.inherit import inherit
-from kdcompile.distill.objective import Objective, objective_of
+from kdcompile.distill.objective import Objective, make_objective, objective_of
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.models.factory import load_weights, write_weights
 from kdcompile.models.rows import runs_alone
@@ -180,7 +180,7 @@ def _evaluated(
 ) -> _Start:
     """A start with what crops and, where they can tell something, validation images show of it."""
     task, crops = task_of(spec), batches(spec, teacher, student, store)
-    pulse = dead(student, crops, _objective(spec, crops))
+    pulse = dead(student, crops, _objective(spec, crops, store))
     predicted: list[float] = []
     if val and (report is not None or pulse is not None):
         predicted = predict(student, val, preprocess_of(spec), store.device, task)
@@ -234,7 +234,7 @@ def start_student(
         return None
     teacher, student = teacher.to(store.device).eval(), student.to(store.device)
     crops = batches(spec, teacher, student, store)
-    objective = _objective(spec, crops)
+    objective = _objective(spec, crops, store)
 
     def loss(output: Tensor, index: int) -> Tensor:
         return objective.hard(output, crops[index].target)
@@ -245,10 +245,11 @@ def start_student(
     return report
 
 
-def _objective(spec: Spec, crops: Sequence[Batch]) -> Objective:
+def _objective(spec: Spec, crops: Sequence[Batch], store: ImageStore) -> Objective:
     """The task's losses, scaled by some crops' targets."""
     labels = torch.cat([batch.target for batch in crops])
-    return objective_of(task_of(spec))(stage_plans(spec.distill)[0].options, labels)
+    options = stage_plans(spec.distill)[0].options
+    return make_objective(task_of(spec), options, labels, store.photos)
 
 
 def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStore) -> list[Batch]:

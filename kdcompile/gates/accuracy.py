@@ -7,6 +7,7 @@ forgotten.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from kdcompile.core.report import GateResult, Measurement, Verdict
 from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.registry import Decidable, gate, of_all
 from kdcompile.stats.noninferiority import Decision, compare, limits_text, observed_text
-from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.metric import MAE, Metric
 from kdcompile.tasks.task import Task
 
 NO_MAPS = (
@@ -30,7 +31,7 @@ class AccuracyGate(MetricGate):
 
     Without a metric it is the task's first: mae, or top1 for classification. The limits of an
     error (mae, rmse, game1 to game3) are shares of the teacher's value, those of top1 percentage
-    points.
+    points, and those of rel_error and disagreement the error itself, as the teacher's own is 0.
     """
 
     board_limit = "accuracy", "margin"
@@ -40,7 +41,8 @@ class AccuracyGate(MetricGate):
 
 def _threshold(settings: AccuracyGate, task: Task) -> str:
     metric = task.find_metric(settings.metric)
-    return limits_text(metric, settings.max_increase, settings.margin, "the teacher's")
+    whose = "" if metric.absolute else "the teacher's"
+    return limits_text(metric, settings.max_increase, settings.margin, whose)
 
 
 def _easiest(
@@ -125,6 +127,8 @@ def _of_itself(
 
 def never_wrong(metric: Metric, n: int, margin: str, max_increase: str, seed: int) -> Decision:
     """The decision on n images on which neither network is wrong, by the limits of a spec."""
+    if metric.draws is not None:  # of a set that is not there: without an error it is 0
+        metric = replace(metric, of=MAE.of, draws=None)
     right = np.zeros(n)
     most = fraction(max_increase)
     return compare(metric, right, right, margin=fraction(margin), max_increase=most, seed=seed)

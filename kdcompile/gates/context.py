@@ -54,13 +54,13 @@ class Outcomes:
 
     def knows(self, network: str, metric: Metric) -> bool:
         """Whether there are errors of that network by that metric."""
-        if metric.level is not None:
+        if metric.needs_outputs:
             return network in self.maps
         return getattr(self, network) is not None
 
     def errors(self, task: Task, network: str, metric: Metric) -> Floats:
         """The errors of a network by a metric, float64 [N]; `knows` says whether there are any."""
-        if metric.level is not None:
+        if metric.needs_outputs:
             return self.maps[network][:, task.map_metrics.index(metric)]
         return task.errors(getattr(self, network), self.true)
 

@@ -177,7 +177,7 @@ def decidable(
         classes: the names that the data has for them.
         seed: of the resampling.
     """
-    named = gates.with_metric(task.metric.name).named()
+    named = gates.with_metric(task.judged.name).named()
     rules = [(find_gate(name).easiest, settings) for name, settings in named.items()]
     return [rule(settings, task, true, classes, seed) for rule, settings in rules if rule]
 

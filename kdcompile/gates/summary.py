@@ -1,5 +1,6 @@
 """The measurements and details of a verify report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,8 +76,10 @@ def _error(
     errors, low, high = context.outcomes.errors(context.task, network, metric), None, None
     if metric.points:
         low, high = rate_interval(errors, confidence=0.95)
-    elif len(errors) > 1:
-        low, high = interval((errors,), metric.of, confidence=0.95, seed=context.seed, least=0.0)
+    elif len(errors) > 1 and metric.draws is None:  # else it is the gate that takes the time
+        least = -math.inf if metric.higher else 0.0
+        low, high = interval((errors,), metric.of, confidence=0.95, seed=context.seed, least=least)
+        high = min(high, metric.most)
     return context.measurement(
         name,
         metric(errors),

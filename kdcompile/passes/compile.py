@@ -47,6 +47,7 @@ FILES = {
     "int8": ("calibrate", "student_int8.onnx"),
     "fp8": ("calibrate", "student_fp8.onnx"),
 }
+ALL_WRONG = 1.0  # of an error relative to the teacher's outputs: zeros everywhere
 ORIN = ("8.0", "8.6")  # the library's nearest to Orin's 8.7
 CHECKED = {  # fp16 is the fp32 graph with casts
     "fp32": ORIN,
@@ -197,6 +198,8 @@ def _limits(step: Step, task: Task, photos: Sequence[Photo]) -> tuple[float, Lim
     metric = task.selection_metric(gates.accuracy.metric)
     teacher = float(judged[f"val_{metric.name}"])
     limit = metric.limit(teacher, fraction(gates.accuracy.max_increase))
+    if metric.absolute and task.find_metric(gates.accuracy.metric) is not metric:
+        limit = ALL_WRONG  # what another metric may be is no limit of this one: `verify` judges
     known = taught_places(task, photos, judged["output"][0])
     return teacher, Limits(metric, limit, gates.parity.min_sqnr_db), known
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdcompile.core.backends import find
+from kdcompile.tasks.generic import MEASURED
 from kdcompile.tasks.metric import GAMES
 
 
@@ -94,6 +95,8 @@ def _decides_line(row: dict[str, Any]) -> str:
 def _margin_lines(margin: dict[str, Any] | None, metric: str) -> list[str]:
     if margin is None and metric in {game.name for game in GAMES}:
         return [f"which margin of {metric} to expect is not known before `verify` sees the maps"]
+    if margin is None and metric in MEASURED:
+        return [f"which margin of {metric} to expect is not known before `verify` has run"]
     if margin is None:
         return ["which margin of accuracy to expect is known once `teacher` has run"]
     photos, basis = f"{margin['images']} test images", "(80 % power, error correlation 0.8)"

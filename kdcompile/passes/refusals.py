@@ -32,11 +32,13 @@ from kdcompile.distill.registry import find_recipe, refuse_recipes
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.tap_pairs import resolve_taps
 from kdcompile.models.factory import load_teacher, load_teachers, load_weights
+from kdcompile.models.rows import output_ports
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.manager import Plan
 from kdcompile.passes.teacher import output_shape, taught
 from kdcompile.targets.limits import Operator
 from kdcompile.targets.rules import Asked, Network, Violation, violations
+from kdcompile.tasks.along import check_axes
 from kdcompile.tasks.task import ports_of, preprocess_of, task_of
 
 T = TypeVar("T")
@@ -56,6 +58,7 @@ def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -
 
     Raises:
         KDError: `teacher-output`, `teacher-forward`, `teacher-unjudged`, `labels-invalid`,
+            `task-outputs`,
             `student-output`, `student-forward`, `crop-stride`; those of a student's weights, of
             taps, and of training for int8.
     """
@@ -66,6 +69,9 @@ def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -
     asked = spec.export.profile[1]
     shape = on_shapes(lambda: output_shape(teacher, asked, torch.device("cpu"), task))
     taught(task, shape, splits, spec)
+    ports = ports_of(spec)
+    if ports is not None and task.axes:
+        check_axes(task.axes, on_shapes(partial(output_ports, teacher, ports)))
     labels = [task.truth(photo) for photo in splits.train]
     for stage in stage_plans(spec.distill):
         kind = find_recipe(stage.options.recipe)

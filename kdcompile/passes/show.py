@@ -173,7 +173,8 @@ def _photos(
 ) -> tuple[list[Decidable], str, Margin | None]:
     """Whether the test images can decide each gate, the metric, and which margin of it.
 
-    There is no `margin` before `teacher` has run, nor of a metric of density maps.
+    There is no `margin` before `teacher` has run, nor of a metric of whole outputs, nor of one
+    whose limits are no share of the teacher's.
     """
     spec = plan.spec
     task = task_of(spec)
@@ -183,7 +184,7 @@ def _photos(
     asked = spec.gates.accuracy
     metric = task.find_metric(asked.metric)
     margin = None
-    if teacher is not None and metric.level is None:
+    if teacher is not None and not metric.needs_outputs and not metric.absolute:
         margin = _margin(metric, len(photos), asked, teacher)
     return rows, metric.name, margin
 

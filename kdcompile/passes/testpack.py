@@ -41,10 +41,12 @@ def pack_build(
         )
     details = made["verify"].json("report.json")["details"]
     task = task_of(spec)
-    if task.takes_rows and task.metric is not RELATIVE:
+    gate = spec.gates.accuracy
+    metric = task.find_metric(gate.metric if gate else None)
+    if task.takes_rows and metric is not RELATIVE:
         raise KDError(
             "pack-task",
-            f"a board has no {task.metric.name} of {spec.task.metric or spec.task.kind}",
+            f"a board has no {metric.name} of {spec.task.metric or spec.task.kind}",
             where=f"{spec.path} [task]",
             fix="kdcompile build --via PLACE evaluates the engine with it; without --test "
             "build_engine.py of the kit compares the outputs",

@@ -71,7 +71,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         np.savez_compressed(folder / f"example_{kind}.npz", allow_pickle=False, **arrays)
     outcomes = _outcomes(task, photos, found, len(splits.test), inputs["teacher"])
     context = _context(step, target, task, found, outcomes, splits.classes)
-    gates = judge(spec.gates.with_metric(task.metric.name), context)
+    gates = judge(spec.gates.with_metric(task.judged.name), context)
     for result in gates:
         log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
     details = {

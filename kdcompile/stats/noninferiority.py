@@ -11,11 +11,13 @@ the verdict is
                   or if there are fewer than `MIN_IMAGES` images, two for a rate
     passed        otherwise
 
-where the limits of an error are shares of r, and those of a rate percentage points. A network over
-the limit by chance fails too: a limit on the point estimate is what was asked for.
+where the limits of an error are shares of r, and those of a rate percentage points; those of an
+error that is relative to the reference already are of the error itself. A network over the limit by
+chance fails too: a limit on the point estimate is what was asked for.
 
 The margin of an error moves with r, which is as uncertain as s. So the bounds of d are r times what
-those of the ratio s / r leave, of mean squares for a root mean square.
+those of the ratio s / r leave, of mean squares for a root mean square. Of a metric that a user's
+function computes from a whole set, the set is resampled, `metric.draws` times for both networks.
 """
 
 from __future__ import annotations
@@ -23,12 +25,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 
 from kdcompile.core.errors import KDError
-from kdcompile.stats.bootstrap import MIN_IMAGES, interval, ratio_interval
+from kdcompile.stats.bootstrap import (
+    MIN_IMAGES,
+    drawn_interval,
+    drawn_ratio_interval,
+    interval,
+    ratio_interval,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+EQUAL = 1e-4  # an error relative to outputs that are the same but for rounding
 CONFIDENCE = 0.9  # two-sided; each end is a one-sided 95 % bound
 
 
@@ -127,9 +136,13 @@ def bounds(
     """The two-sided interval of how much worse a network is; None for too few images."""
     if len(errors) < least_images(metric):
         return None, None
-    if metric.points:
+    if metric.points or _is_share(metric, reference, errors):
         return rate_decrease_interval(reference, errors, confidence)
     whole = metric(reference)
+    if metric.draws is not None:
+        return _drawn_bounds(metric, reference, errors, seed, confidence)
+    if metric.absolute:
+        return interval((reference, errors), _apart(metric), confidence=confidence, seed=seed)
     if not whole:  # of a reference that is never wrong there is no share
         # a bound at 0 decides as one below it: no allowance is negative
         return interval((errors,), metric.of, confidence=confidence, seed=seed, least=0.0)
@@ -137,6 +150,31 @@ def bounds(
     low, high = ratio_interval(*powers, confidence=confidence, seed=seed)
     low, high = (whole * (end ** (1 / metric.power) - 1) for end in (low, high))
     observed = metric(errors) - whole  # rounding must not leave it outside
+    return float(np.minimum(low, observed)), float(np.maximum(high, observed))
+
+
+def _is_share(metric: Metric, *errors: Floats) -> bool:
+    """Whether images are right or wrong throughout, of a metric that is a share of 1."""
+    return metric.most == 1.0 and all(np.isin(each, (0.0, 1.0)).all() for each in errors)
+
+
+def _apart(metric: Metric) -> Callable[..., Any]:
+    """How far apart two networks are by a metric, for the bootstrap."""
+    return lambda r, s, axis: metric.of(s, axis=axis) - metric.of(r, axis=axis)
+
+
+def _drawn_bounds(
+    metric: Metric, reference: Floats, errors: Floats, seed: int, confidence: float
+) -> tuple[float, float]:
+    """The same of a metric of sets, by few resamples of the images."""
+    options: dict[str, Any] = {"confidence": confidence, "seed": seed, "draws": metric.draws}
+    whole = metric(reference)
+    if not whole:
+        low, high = drawn_interval((errors,), metric.of, **options)
+        return float(np.maximum(0.0, low)), high
+    ends = drawn_ratio_interval(reference, errors, metric.of, **options)
+    low, high = (whole * (end - 1) for end in ends)
+    observed = metric(errors) - whole
     return float(np.minimum(low, observed)), float(np.maximum(high, observed))
 
 
@@ -174,6 +212,9 @@ def decide(
 def observed_text(metric: Metric, reference: float, value: float) -> str:
     """Both metrics and their difference, such as `mae 4.2 against 4 (+5.0%)`."""
     change = ""
+    if metric.absolute:
+        own = "" if reference < EQUAL else f" against {metric.text(reference)}"
+        return f"{metric.name} {metric.text(value)}{own}"
     if metric.points:
         change = f" ({100 * (value - reference):+.2f} points)"
     elif reference > 0:
@@ -182,7 +223,11 @@ def observed_text(metric: Metric, reference: float, value: float) -> str:
 
 
 def limits_text(metric: Metric, max_increase: str, margin: str, whose: str) -> str:
-    """The limits of a spec in words."""
+    """The limits of a spec in words; `whose` is empty where the reference's own error is 0."""
+    if metric.absolute:
+        most, bound = (f"{float(text.rstrip('%')) / 100:g}" for text in (max_increase, margin))
+        beside = f" over {whose}" if whose else ""
+        return f"{metric.name} at most {most}{beside}, 95 % bound at most {bound}{beside}"
     if metric.points:
         max_increase, margin = (f"{text.rstrip('%')} points" for text in (max_increase, margin))
     relation = "under" if metric.higher else "over"

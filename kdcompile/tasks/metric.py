@@ -30,6 +30,10 @@ class Metric:
             are of predictions.
         absolute: limits in per cent are of the metric itself, for errors that are relative already.
         power: of an error: its metric is the root of that order of the mean of |errors| to it.
+        whole: its errors are of whole outputs, as those of GAME are: a board does not send these.
+        told: for reports alone, as no share of it is a limit.
+        draws: resamples that an interval takes where each value of the metric costs a user's
+            time; None where it is computed at once for all.
     """
 
     name: str
@@ -40,6 +44,9 @@ class Metric:
     level: int | None = None
     power: int = 1
     absolute: bool = False
+    whole: bool = False
+    told: bool = False
+    draws: int | None = None
 
     def __call__(self, errors: Sequence[float] | Floats) -> float:
         """The metric of some errors [N]."""
@@ -67,6 +74,11 @@ class Metric:
         """The worst possible value that `share` of a per cent limit allows."""
         allowed = self.allowance(teacher, share)
         return self.possible(teacher - allowed if self.higher else teacher + allowed)
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether predictions alone do not tell its errors."""
+        return self.whole or self.level is not None
 
     @property
     def worsening(self) -> str:

@@ -7,12 +7,13 @@ the gates, the report) asks it and knows no task by name.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.config.spec import Spec
+from kdcompile.config.spec import Scores, Spec
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.ports import Port, Ports
@@ -68,21 +69,23 @@ class Task(ABC):
     bundles take its outputs: "counting", a map that is summed, "classification", logits,
     "regression", one number, or "generic", anything; output: the name of the network's output in
     ONNX files; unit: of a prediction, "1" where it has none; metrics: of predictions, the first one
-    selects the student; map_metrics: of density maps, known only where whole outputs are available;
+    selects the student; map_metrics: of whole outputs, known only where these are available;
     is_dense: the output is a map over the image; has_classes: it is one number a class; takes_rows:
     its networks take and give any tensors, as rows (`kdcompile.core.ports`), and are held against
-    the teacher's outputs; parts: the report's key for accuracy in `groups`.
+    the teacher's outputs; axes: of which of these the values along an axis are scores of classes;
+    parts: the report's key for accuracy in `groups`.
     """
 
     kind: ClassVar[str]
     like: ClassVar[str]
     output: ClassVar[str]
     unit: ClassVar[str]
-    metrics: ClassVar[tuple[Metric, ...]]
-    map_metrics: ClassVar[tuple[Metric, ...]] = ()
+    metrics: tuple[Metric, ...]
+    map_metrics: tuple[Metric, ...] = ()
     is_dense: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
     takes_rows: ClassVar[bool] = False
+    axes: Mapping[str, Scores] = MappingProxyType({})
     parts: ClassVar[str]
 
     def objective(self) -> Any:
@@ -114,18 +117,24 @@ class Task(ABC):
 
     @property
     def metric(self) -> Metric:
-        """The metric that selects the student and that a gate judges unless it names another."""
+        """The metric that selects the student."""
         return self.metrics[0]
 
+    @property
+    def judged(self) -> Metric:
+        """The metric that a gate judges unless it names another."""
+        return self.metric
+
     def find_metric(self, name: str | None) -> Metric:
-        """The metric of that name, or the first one.
+        """The metric of that name, or the one that a gate judges.
 
         Raises:
             KDError: `metric-unknown`.
         """
         if name is None:
-            return self.metric
-        known = {metric.name: metric for metric in (*self.metrics, *self.map_metrics)}
+            return self.judged
+        every = (*self.metrics, *self.map_metrics)
+        known = {metric.name: metric for metric in every if not metric.told}
         if name not in known:
             raise KDError(
                 "metric-unknown",
@@ -138,13 +147,13 @@ class Task(ABC):
     def selection_metric(self, name: str | None) -> Metric:
         """The metric that selects a precision where a gate judges the one of that name.
 
-        It is that one, or the first where it is of maps: selection keeps predictions only.
+        It is that one, or the first where it is of whole outputs: selection keeps predictions only.
 
         Raises:
             KDError: `metric-unknown`.
         """
         metric = self.find_metric(name)
-        return metric if metric.level is None else self.metric
+        return self.metric if metric.needs_outputs else metric
 
     def scores(self, predicted: Sequence[float], true: Sequence[float]) -> dict[str, float]:
         """Every metric of predictions by name."""
@@ -202,7 +211,7 @@ class Task(ABC):
         return by_value(true)
 
     def map_errors(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
-        """The errors of one image's output [1, ...] by each of `map_metrics`, float64 [M]."""
+        """The errors of what `within` gave of one image by each of `map_metrics`, float64 [M]."""
         return np.zeros(0)
 
     def check_labels(
