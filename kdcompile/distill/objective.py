@@ -201,7 +201,7 @@ class AnswerObjective(Objective):
         if not self.axes:
             return {"hard": ((student.float() - answer).square() * weight).sum(1).mean()}
         sizes = [math.prod(shape) for shape in self.shapes.values()]
-        split = (rows.split(sizes, 1) for rows in (student, answer, weight))
+        split = (torch.split(rows, sizes, 1) for rows in (student, answer, weight))
         losses = [self._loss(*part) for part in zip(self.shapes, *split, strict=True)]
         return {"hard": torch.stack(losses).sum()}
 

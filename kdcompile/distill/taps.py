@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdcompile.core.errors import KDError
 from kdcompile.distill.qad_modules import quantiser_of
 from kdcompile.distill.views import PLAIN, View
+from kdcompile.models.rows import runs_alone
 
 Swap = Mapping[str, Callable[[Tensor], Tensor]]
 
@@ -68,7 +69,14 @@ class Tapped(nn.Module):
         return keep
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The output, and the maps in the order of the names."""
+        """The output, and the maps in the order of the names.
+
+        Of a network that runs each sample by itself a module is heard once a sample.
+        """
+        if len(images) > 1 and runs_alone(self.network):
+            each = [self(image) for image in torch.split(images, 1)]
+            together = zip(*(maps for _, maps in each), strict=True)
+            return torch.cat([output for output, _ in each]), [torch.cat(m) for m in together]
         output: Tensor = self.network(images)
         maps = [self._maps[place] for place in range(len(self._views))]
         self._maps.clear()
@@ -97,7 +105,7 @@ class Rewired:
         training: whether the copy normalises by batch, as the student does while it is trained.
 
     Raises:
-        KDError: `network-copy`.
+        KDError: `network-copy`, or `network-alone`.
     """
 
     def __init__(
@@ -109,6 +117,14 @@ class Rewired:
         *,
         training: bool = False,
     ) -> None:
+        if runs_alone(network):
+            raise KDError(
+                "network-alone",
+                f"a {type(network).__name__} runs each sample by itself: its maps cannot be put in "
+                "place of another network's",
+                where="[distill] recipe",
+                fix="use a recipe that compares maps, such as fitnet, or none",
+            )
         self._network = _copied(network).eval()
         self._calls = dict.fromkeys(names, 0)
         self._views = dict(zip(names, views or [PLAIN] * len(names), strict=True))

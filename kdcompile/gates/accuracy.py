@@ -16,6 +16,7 @@ from kdcompile.config.gates import MetricGate, Percent, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
 from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.registry import Decidable, gate, of_all
+from kdcompile.stats.drawn import bounds_of
 from kdcompile.stats.noninferiority import Decision, compare, limits_text, observed_text
 from kdcompile.tasks.metric import MAE, Metric
 from kdcompile.tasks.task import Task
@@ -92,6 +93,7 @@ def accuracy(settings: AccuracyGate, context: VerifyContext) -> GateResult:
         margin=fraction(settings.margin),
         max_increase=fraction(settings.max_increase),
         seed=context.seed,
+        find=bounds_of(metric),
     )
     return GateResult(
         name="accuracy",

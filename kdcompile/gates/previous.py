@@ -17,6 +17,7 @@ from kdcompile.gates.accuracy import NO_MAPS, difference, never_wrong
 from kdcompile.gates.churn import Flips, find_flips
 from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.registry import Decidable, gate, of_all
+from kdcompile.stats.drawn import bounds_of
 from kdcompile.stats.noninferiority import Decision, compare, limits_text, observed_text
 from kdcompile.tasks.task import Task
 
@@ -95,6 +96,7 @@ def previous(settings: PreviousGate, context: VerifyContext) -> GateResult:
         margin=fraction(settings.margin),
         max_increase=fraction(settings.max_increase),
         seed=context.seed,
+        find=bounds_of(metric),
     )
     errors = [task.errors(p, outcomes.true) for p in (outcomes.previous, outcomes.student)]
     worse = find_flips(task, errors[0], errors[1], fraction(settings.tolerance))

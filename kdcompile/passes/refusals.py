@@ -98,12 +98,13 @@ def _refuse_taps(spec: Spec, teacher: nn.Module, student: nn.Module) -> None:
     Raises:
         KDError: those of `resolve_taps`; `recipe-taps`.
     """
-    channels = spec.export.profile[1][1]
+    ports = ports_of(spec)
     for stage in stage_plans(spec.distill):
         kind, options = find_recipe(stage.options.recipe), stage.options
         if not kind.needs_taps:
             continue
-        example = torch.zeros(1, channels, options.crop, options.crop)
+        sides = (spec.export.profile[1][1], options.crop, options.crop)
+        example = torch.zeros(1, *(sides if ports is None else (ports.width,)))
         with in_inference(student):
             taps = on_shapes(partial(resolve_taps, teacher, student, example, options.taps))
         objective = objective_of(task_of(spec))(options, torch.tensor([0.0, 1.0]))

@@ -118,69 +118,6 @@ def bca(
     return float(low), float(high)
 
 
-def drawn_interval(
-    samples: tuple[Floats, ...],
-    statistic: Callable[..., Any],
-    *,
-    confidence: float,
-    seed: int,
-    draws: int,
-) -> tuple[float, float]:
-    """The two-sided interval of a statistic that is costly, by `draws` resamples and no more.
-
-    The wider, at each end, of two: the bias-corrected bootstrap (Efron, 1981), and Student's t with
-    the standard error of the resamples, enlarged by n / (n - 1) as n images vary less than what
-    they are drawn from. There is no jackknife, which would compute the statistic once an image.
-
-    Args:
-        samples: float64 [N] each, at least 2 images; resampled together, image by image.
-        statistic: `f(*samples, axis)` to one number, vectorised over the other axes.
-        confidence: of the interval.
-        seed: of the resampling.
-        draws: how often the statistic is computed, beside once for all images.
-
-    Returns:
-        `(low, high)`; both are the statistic itself when no resample changes it, NaN where one has
-        no number.
-    """
-    point, n = float(statistic(*samples, axis=-1)), len(samples[0])
-    picks = resamples(n, draws, seed)
-    found: Floats = np.asarray(statistic(*(sample[picks] for sample in samples), axis=-1))
-    if not np.isfinite(found).all():
-        return math.nan, math.nan
-    spread = float(found.std(ddof=1)) * math.sqrt(n / (n - 1))
-    if spread <= 1e-12 * abs(point):
-        return point, point
-    normal, tail = NormalDist(), 0.5 + confidence / 2
-    below = (np.count_nonzero(found < point) + np.count_nonzero(found <= point)) / (2 * draws)
-    bias = normal.inv_cdf(min(max(below, 0.5 / draws), 1 - 0.5 / draws))
-    edges = [normal.cdf(2 * bias + edge * normal.inv_cdf(tail)) for edge in (-1, 1)]
-    low, high = np.quantile(found, edges)
-    reach = t_quantile(tail, n - 1) * spread
-    return float(min(low, point - reach)), float(max(high, point + reach))
-
-
-def drawn_ratio_interval(
-    reference: Floats,
-    errors: Floats,
-    of: Callable[..., Any],
-    *,
-    confidence: float,
-    seed: int,
-    draws: int,
-) -> tuple[float, float]:
-    """The same of of(errors) / of(reference), both at least 0: `ratio_interval` for any metric."""
-    found = drawn_interval(
-        (reference, errors),
-        lambda r, s, axis: _contrast(of(s, axis=axis), of(r, axis=axis)),
-        confidence=confidence,
-        seed=seed,
-        draws=draws,
-    )
-    low, high = (_ratio(end) for end in found)
-    return low, high
-
-
 def _left_out(samples: tuple[Floats, ...], statistic: Callable[..., Any]) -> Floats:
     """The statistic without each image in turn, [N]."""
     n = len(samples[0])
@@ -242,16 +179,16 @@ def ratio_interval(
     """
     drawn = bca(
         (reference, errors),
-        lambda r, s, axis: _contrast(np.mean(s, axis=axis), np.mean(r, axis=axis)),
+        lambda r, s, axis: contrast(np.mean(s, axis=axis), np.mean(r, axis=axis)),
         confidence=confidence,
         seed=seed,
     )
     low, high = _fieller(reference, errors, t_quantile(0.5 + confidence / 2, len(errors) - 1))
-    ends = [_ratio(edge) for edge in drawn]
+    ends = [ratio_of(edge) for edge in drawn]
     return float(np.minimum(ends[0], low)), float(np.maximum(ends[1], high))
 
 
-def _contrast(value: Any, reference: Any) -> Any:
+def contrast(value: Any, reference: Any) -> Any:
     """(value - reference) / (value + reference), which rises with the ratio and is always a number.
 
     0 where both are 0: a resample without any error speaks for neither.
@@ -260,9 +197,9 @@ def _contrast(value: Any, reference: Any) -> Any:
     return np.divide(value - reference, total, out=np.zeros_like(total), where=total != 0)
 
 
-def _ratio(contrast: float) -> float:
-    """The ratio of that contrast."""
-    return 0.0 if contrast <= -1 else math.inf if contrast >= 1 else (1 + contrast) / (1 - contrast)
+def ratio_of(value: float) -> float:
+    """The ratio of a contrast."""
+    return 0.0 if value <= -1 else math.inf if value >= 1 else (1 + value) / (1 - value)
 
 
 def _fieller(reference: Floats, errors: Floats, quantile: float) -> tuple[float, float]:

@@ -16,8 +16,7 @@ error that is relative to the reference already are of the error itself. A netwo
 chance fails too: a limit on the point estimate is what was asked for.
 
 The margin of an error moves with r, which is as uncertain as s. So the bounds of d are r times what
-those of the ratio s / r leave, of mean squares for a root mean square. Of a metric that a user's
-function computes from a whole set, the set is resampled, `metric.draws` times for both networks.
+those of the ratio s / r leave, of mean squares for a root mean square.
 """
 
 from __future__ import annotations
@@ -30,13 +29,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import numpy as np
 
 from kdcompile.core.errors import KDError
-from kdcompile.stats.bootstrap import (
-    MIN_IMAGES,
-    drawn_interval,
-    drawn_ratio_interval,
-    interval,
-    ratio_interval,
-)
+from kdcompile.stats.bootstrap import MIN_IMAGES, interval, ratio_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,6 +63,7 @@ def compare(
     margin: float,
     max_increase: float | None = None,
     seed: int,
+    find: Callable[..., tuple[float | None, float | None]] | None = None,
 ) -> Decision:
     """The verdict by the rule that this module states.
 
@@ -80,13 +74,14 @@ def compare(
         margin: as a share, 0.15 of "15%".
         max_increase: the limit of the point estimate, as a share; none if absent.
         seed: of the resampling.
+        find: the bounds, where others than `bounds`.
 
     Raises:
         KDError: `accuracy-images`, `accuracy-unpaired` or `accuracy-nonfinite`.
     """
     check_pairs(reference, errors)
     r, s = metric(reference), metric(errors)
-    low, high = bounds(metric, reference, errors, seed)
+    low, high = (find or bounds)(metric, reference, errors, seed)
     verdict, reason = decide(metric, r, s, low, high, margin, max_increase, len(errors))
     return Decision(verdict, reason, r, s, low, high)
 
@@ -139,8 +134,6 @@ def bounds(
     if metric.points or _is_share(metric, reference, errors):
         return rate_decrease_interval(reference, errors, confidence)
     whole = metric(reference)
-    if metric.draws is not None:
-        return _drawn_bounds(metric, reference, errors, seed, confidence)
     if metric.absolute:
         return interval((reference, errors), _apart(metric), confidence=confidence, seed=seed)
     if not whole:  # of a reference that is never wrong there is no share
@@ -161,21 +154,6 @@ def _is_share(metric: Metric, *errors: Floats) -> bool:
 def _apart(metric: Metric) -> Callable[..., Any]:
     """How far apart two networks are by a metric, for the bootstrap."""
     return lambda r, s, axis: metric.of(s, axis=axis) - metric.of(r, axis=axis)
-
-
-def _drawn_bounds(
-    metric: Metric, reference: Floats, errors: Floats, seed: int, confidence: float
-) -> tuple[float, float]:
-    """The same of a metric of sets, by few resamples of the images."""
-    options: dict[str, Any] = {"confidence": confidence, "seed": seed, "draws": metric.draws}
-    whole = metric(reference)
-    if not whole:
-        low, high = drawn_interval((errors,), metric.of, **options)
-        return float(np.maximum(0.0, low)), high
-    ends = drawn_ratio_interval(reference, errors, metric.of, **options)
-    low, high = (whole * (end - 1) for end in ends)
-    observed = metric(errors) - whole
-    return float(np.minimum(low, observed)), float(np.maximum(high, observed))
 
 
 def decide(

@@ -52,7 +52,8 @@ class Generic(Task):
 
     kind = like = "generic"
     output, unit = "outputs", "1"
-    metrics, map_metrics = (RELATIVE,), _of_outputs([DISAGREEMENT])  # that a spec may name
+    metrics: tuple[Metric, ...] = (RELATIVE,)
+    map_metrics = _of_outputs([DISAGREEMENT])  # that a spec may name
     parts, takes_rows = "by_error", True
 
     def __init__(self, axes: Mapping[str, Scores] | None = None, first: str | None = None) -> None:

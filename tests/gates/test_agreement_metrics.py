@@ -8,7 +8,8 @@ from kdcompile.core.errors import KDError
 from kdcompile.gates.accuracy import AccuracyGate, accuracy, never_wrong
 from kdcompile.gates.registry import find_gate
 from kdcompile.stats import bootstrap
-from kdcompile.stats.bootstrap import drawn_interval, ratio_interval
+from kdcompile.stats.bootstrap import ratio_interval
+from kdcompile.stats.drawn import bounds_of, drawn_bounds, drawn_interval
 from kdcompile.stats.noninferiority import bounds, compare, limits_text, rate_decrease_interval
 from kdcompile.tasks.generic import DISAGREEMENT, RELATIVE, Generic, ScoredSet
 from kdcompile.tasks.metric import MAE, Metric
@@ -96,7 +97,7 @@ def test_a_drawn_interval_of_a_mean_is_near_that_of_the_formula():
     random = np.random.default_rng(2)
     reference = random.exponential(1, 60)
     errors = reference * random.uniform(0.9, 1.3, 60)
-    found = bounds(DRAWN, reference, errors, 0)
+    found = drawn_bounds(DRAWN, reference, errors, 0)
     wanted = [r * reference.mean() - reference.mean()
               for r in ratio_interval(reference, errors, confidence=0.9, seed=0)]  # fmt: skip
     assert found == pytest.approx(wanted, abs=0.02)
@@ -109,7 +110,7 @@ def test_the_bound_of_a_set_is_wrong_about_as_often_as_is_said():
     for trial in range(trials):
         reference = random.standard_normal(25)
         errors = 1.2 * (0.8 * reference + 0.6 * random.standard_normal(25))
-        _, high = bounds(metric, np.abs(reference), np.abs(errors), trial)
+        _, high = drawn_bounds(metric, np.abs(reference), np.abs(errors), trial)
         # the true ratio of the two is 1.2
         wrong += high < 0.2 * metric(reference)
     assert wrong / trials < 0.09
@@ -123,14 +124,15 @@ def test_resamples_without_a_number_prove_nothing():
     values = np.random.default_rng(0).uniform(0, 0.9, 20)
     metric = Metric("set_score", sometimes, draws=199)
     assert values.mean() < 0.5
-    found = compare(metric, values, values, margin=0.5, max_increase=0.5, seed=0)
+    limits = {"margin": 0.5, "max_increase": 0.5, "find": bounds_of(metric)}
+    found = compare(metric, values, values, seed=0, **limits)
     assert found.verdict == "inconclusive"
 
 
 def test_a_set_that_no_resample_changes_has_no_interval():
     same = np.full(12, 3.0)
     assert drawn_interval((same,), _mean, confidence=0.9, seed=0, draws=9) == (3.0, 3.0)
-    assert bounds(DRAWN, np.zeros(12), np.zeros(12), 0) == (0.0, 0.0)
+    assert drawn_bounds(DRAWN, np.zeros(12), np.zeros(12), 0) == (0.0, 0.0)
 
 
 def test_the_function_sees_the_outputs_of_the_samples_together():

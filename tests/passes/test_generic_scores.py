@@ -96,6 +96,15 @@ def test_the_plan_refuses_an_output_that_is_not_there(folder):
     assert "name one of scores, trace" in told
 
 
+def test_a_recipe_of_feature_maps_trains_beside_the_softened_kl(folder):
+    sets = [AXIS, "distill.recipe=fitnet", "distill.steps=3", "distill.evaluations=1"]
+    kdcompile(folder, "distill", "kdcompile.toml", *(w for one in sets for w in ("--set", one)))
+    paths = folder.glob(".kdcompile/distill/*/result.json")
+    (found,) = (made for made in map(json.loads, (p.read_text() for p in paths)) if made["taps"])
+    assert found["recipe"] == "fitnet"
+    assert set(found["losses"]) == {"feature_mse", "kd_kl"}
+
+
 PORTS = Ports((Port("scores", (1, 6), "float32"), Port("one", (1, 1), "float32")))
 
 

@@ -102,9 +102,9 @@ def test_a_ratio_does_not_depend_on_the_unit(unit):
     steady = unit * np.linspace(0.1, 0.2, 30)
     assert ratio_interval(steady, 2 * steady, confidence=0.9, seed=0) == pytest.approx((2.0, 2.0))
     none = np.zeros(9)
-    assert bootstrap._contrast(none, none).tolist() == [0.0] * 9
-    assert bootstrap._contrast(3 * unit, unit) == pytest.approx(0.5)
-    assert bootstrap._ratio(0.5) == 3.0
+    assert bootstrap.contrast(none, none).tolist() == [0.0] * 9
+    assert bootstrap.contrast(3 * unit, unit) == pytest.approx(0.5)
+    assert bootstrap.ratio_of(0.5) == 3.0
 
 
 def test_each_end_of_a_ratio_is_the_wider_of_two():
