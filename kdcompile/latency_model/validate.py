@@ -219,19 +219,21 @@ def ratios(known: Sequence[Observation]) -> tuple[Ratio, ...]:
 
 def _pairs(known: Sequence[Observation]) -> Iterator[tuple[Observation, Observation]]:
     for one, other in combinations(known, 2):
-        same = all(
-            of(one) == of(other)
-            for of in (lambda o: o.target.full_name, lambda o: o.precision, lambda o: o.batch)
-        )
-        if same and LEFT_OUT["network"](one) != LEFT_OUT["network"](other):
+        if _conditions(one) == _conditions(other) and LEFT_OUT["network"](one) != LEFT_OUT[
+            "network"
+        ](other):
             yield (one, other) if one.ms >= other.ms else (other, one)
 
 
+def _conditions(observation: Observation) -> tuple[str, str, int]:
+    return observation.target.full_name, observation.precision, observation.batch
+
+
 def _ratio(slower: Observation, faster: Observation, fitted: Efficiencies) -> Ratio:
-    layouts = [lay_out(o.kernels, o.target, o.graph) for o in (slower, faster)]
-    seconds = [times(layout, fitted.values).total for layout in layouts]
-    predicted, measured = seconds[0] / seconds[1], slower.ms / faster.ms
-    factor = math.exp(NINETY * ratio_deviation(*layouts, fitted))
+    one, other = (lay_out(o.kernels, o.target, o.graph) for o in (slower, faster))
+    predicted = times(one, fitted.values).total / times(other, fitted.values).total
+    measured = slower.ms / faster.ms
+    factor = math.exp(NINETY * ratio_deviation(one, other, fitted))
     low, high = predicted / factor, predicted * factor
     error = predicted / measured - 1
     inside = low <= measured <= high

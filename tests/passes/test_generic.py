@@ -238,9 +238,11 @@ def test_a_pack_of_another_teacher_is_refused(built, on_board):
         Pack(str(built / "pack"), {**kit, "teacher": "0" * 64})
 
 
-def test_no_board_has_a_metric_of_the_users_own(built):
+@pytest.mark.parametrize("over", ["sample", "set"])
+def test_no_board_has_a_metric_of_the_users_own(built, over):
     (built / "score.py").write_text("def score(outputs, sample):\n    return 0.0\n")
     command = ["bundle", "kdcompile.toml", "--set", "task.metric=score.py:score"]
+    command += ["--set", f"task.metric_over={over}"]
     command += ["--set", "distill.steps=0", "--test-pack", "scored_pack"]
     told = kdcompile(built, *command, code=1).stderr
     assert "error[pack-task]" in told
