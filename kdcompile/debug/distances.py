@@ -1,4 +1,4 @@
-"""How far the outputs of two forms of a network are apart."""
+"""Distances between the outputs of two forms of a network."""
 
 from collections.abc import Sequence
 

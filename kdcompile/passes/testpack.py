@@ -1,4 +1,4 @@
-"""The test pack of a finished build: the samples that `verify` judged, and the exported teacher."""
+"""Test pack of a finished build: the samples that `verify` evaluated, and the exported teacher."""
 
 from collections.abc import Mapping
 from pathlib import Path
