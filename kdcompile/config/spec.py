@@ -355,6 +355,8 @@ class Spec(Closed):
             raise ValueError('task.kind "generic" has no search: use student.family = "shrink"')
         if self.quantize.qad:
             raise ValueError('task.kind "generic" has no quantize.qad')
+        if "strata" in self.gates.named():
+            raise ValueError('task.kind "generic" has no parts of its samples for gates.strata')
 
     @model_validator(mode="after")
     def _training_of_the_task(self) -> Self:

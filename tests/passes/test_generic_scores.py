@@ -147,6 +147,7 @@ def test_the_training_refuses_logits_that_are_said_to_be_probabilities(folder):
     [
         (["task.metric_over=set"], 'needs metric = "file.py:score"'),
         (["task.metric=rel_error", "task.metric_over=set"], 'needs metric = "file.py:score"'),
+        (["gates.strata.margin=30%"], "no parts of its samples"),
         (["task.metric=sqnr_db"], "rel_error|disagreement"),
         (["gates.accuracy.metric=sqnr_db"], "not one of generic: rel_error, disagreement"),
         (["task.outputs.scores.axis=1", "task.outputs.scores.form=softmax"], "probabilities"),
