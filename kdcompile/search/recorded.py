@@ -42,7 +42,8 @@ class Narrowed:
         if not is_narrowed or run is None:
             return Network(student, shape)
         own = recorded(student, shape)
-        return Network(student, shape, own and resized(self._light, shape, run, own))
+        model = None if own is None else resized(self._light, shape, run, own)
+        return Network(student, shape, model)
 
     @cached_property
     def _run(self) -> Recorded | None:
@@ -72,9 +73,9 @@ def recorded(network: nn.Module, shape: Sequence[int]) -> Recorded | None:
     return Recorded(tuple(run.weights), tuple(run.given))
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._own = {_storage(parameter) for parameter in network.parameters()}
         self.weights: list[tuple[Shape, int]] = []
         self.given: list[tuple[str, tuple[Shape, ...]]] = []
