@@ -23,7 +23,7 @@ from kdcompile.core.ports import Ports
 from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.refused import first_line, refused, size_refused
 from kdcompile.models.rows import bound, on_tensors, output_ports, ports_of, zeros
-from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset, restore_scopes
+from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset, check, restore_scopes
 from kdcompile.onnx_graph.session import cpu_session, run_onnx
 
 INPUT = "image"
@@ -262,7 +262,7 @@ def _simplified(
 ) -> ModelProto:
     try:
         slim: ModelProto = onnxslim.slim(model)
-        onnx.checker.check_model(slim, full_check=True)
+        check(slim)
     except Exception as error:  # onnxslim raises whatever its passes meet
         raise KDError(
             "export-simplify",

@@ -99,18 +99,23 @@ class Network:
     Args:
         module: in inference mode, on the CPU; its blocks are folded, as for the real export.
         shape: input [N, C, H, W].
+        model: its file, where there is one already.
 
     Raises:
         KDError: of the export.
     """
 
-    def __init__(self, module: nn.Module, shape: Sequence[int]) -> None:
+    def __init__(
+        self, module: nn.Module, shape: Sequence[int], model: ModelProto | None = None
+    ) -> None:
         self.module, self.shape = fold(module), list(shape)
+        self.model = self._exported() if model is None else model
+        self._kernels: dict[Precision, list[Kernel]] = {}
+
+    def _exported(self) -> ModelProto:
         fixed = (self.shape, self.shape, self.shape)
         with scratch() as folder:
-            path = Path(folder) / "network.onnx"
-            self.model: ModelProto = onnx_from_module(self.module, path, fixed)
-        self._kernels: dict[Precision, list[Kernel]] = {}
+            return onnx_from_module(self.module, Path(folder) / "network.onnx", fixed)
 
     def cost(self, target: Target, precision: str) -> NetworkCost:
         """Its kernels at a precision with their estimate.

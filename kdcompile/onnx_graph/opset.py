@@ -8,6 +8,7 @@ from onnx import ModelProto, helper, version_converter
 from kdcompile.core.errors import KDError
 from kdcompile.onnx_graph.graph import copied
 from kdcompile.onnx_graph.norms import LAYER_NORM_SINCE, write_out_layer_norms
+from kdcompile.onnx_graph.shapes import without_weights
 
 EXPORTED_OPSET = 18  # the oldest that torch's exporter writes by itself
 SCOPE = "pkg.torch.onnx.name_scopes"  # of a node: the modules around it, the innermost last
@@ -91,13 +92,23 @@ def _verify(model: ModelProto, max_opset: int, ir_version: int) -> None:
             fix="upgrade onnx: its version converter is at fault",
         )
     try:
-        onnx.checker.check_model(model, full_check=True)
+        check(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise KDError(
             "export-opset",
             f"the file is not valid ONNX of opset {opset_of(model)}: {str(error).splitlines()[0]}",
             fix="upgrade onnx, or replace the operator that is named",
         ) from error
+
+
+def check(model: ModelProto) -> None:
+    """onnx's own check of a file; the values of its weights, which cannot be wrong, are left out.
+
+    Raises:
+        onnx.checker.ValidationError: it is not valid ONNX.
+        onnx.shape_inference.InferenceError: its shapes contradict each other.
+    """
+    onnx.checker.check_model(without_weights(model, as_inputs=True), full_check=True)
 
 
 def _refused(model: ModelProto, max_opset: int, text: str) -> KDError:

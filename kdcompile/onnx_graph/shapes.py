@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from onnx import GraphProto, ModelProto, TensorProto, shape_inference
+from onnx import GraphProto, ModelProto, TensorProto, helper, shape_inference
 
 from kdcompile.core.errors import KDError
 
@@ -44,6 +44,35 @@ def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
     del found.initializer[:]
     found.initializer.extend(model.graph.initializer)
     return found
+
+
+def without_weights(model: ModelProto, as_inputs: bool = False) -> ModelProto:
+    """The same network without the values of its large constants, which keep type and shape.
+
+    Args:
+        model: not changed, and what it holds is not copied.
+        as_inputs: the large constants become inputs, which makes it a valid file.
+    """
+    light = ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.name = model.graph.name
+    for name in ("node", "input", "output", "value_info"):
+        getattr(graph, name).extend(getattr(model.graph, name))
+    given = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= LARGE:
+            graph.initializer.append(tensor)
+        elif not as_inputs:
+            graph.initializer.append(
+                TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            )
+        elif tensor.name not in given:
+            graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+    return light
 
 
 def input_shape(model: ModelProto) -> list[int]:

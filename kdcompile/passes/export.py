@@ -26,8 +26,9 @@ from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import load_student
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
 from kdcompile.onnx_graph.layers import count_macs
-from kdcompile.onnx_graph.opset import opset_of
+from kdcompile.onnx_graph.opset import at_opset, opset_of
 from kdcompile.onnx_graph.session import ROW_AXES, cpu_session, run_session
+from kdcompile.passes.teacher_file import is_kept, teacher_file
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import agreement
 from kdcompile.tasks.task import preprocess_of, task_of
@@ -48,10 +49,10 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         KDError: the network cannot be exported for this target, or the file does not agree with
             PyTorch (`export-parity`).
     """
-    return store.make(step.stage, step.key, lambda folder: _build(step, target, folder))
+    return store.make(step.stage, step.key, lambda folder: _build(step, store, target, folder))
 
 
-def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
+def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[str, Any]:
     spec, distilled = step.spec, step.inputs["distill"]
     prepare = preprocess_of(spec)
     images = prepared(load_splits(spec.data, spec.folder).val[:PARITY_IMAGES], prepare)
@@ -63,9 +64,14 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
     report: dict[str, Any] = {}
     for name, module in (("student", student), ("teacher", teacher)):
         path = folder / f"{name}.onnx"
-        models[name] = onnx_from_module(
-            module, path, spec.export.profile, target.max_opset, target.ir_version, output
-        )
+        if name == "teacher" and is_kept(spec, target):
+            kept = teacher_file(spec, store, module)
+            models[name] = at_opset(kept, target.max_opset, target.ir_version)
+            onnx.save(kept, path)
+        else:
+            models[name] = onnx_from_module(
+                module, path, spec.export.profile, target.max_opset, target.ir_version, output
+            )
         report[name] = _checked(name, module, path, images)
     report["student_fp16"] = _half(student, models["student"], folder, images)
     with suppress(KDError):  # a teacher that overflows is timed in fp32

@@ -81,6 +81,29 @@ def key_parts(
     }
 
 
+def network_key(spec: Spec, output: str, hasher: Hasher, module: str, number: int) -> str:
+    """The key of the teacher's ONNX file at its typical shape.
+
+    Args:
+        spec: names the teacher, and the shapes of what it takes.
+        output: the name that the file gives the network's output.
+        hasher: of the store.
+        module: that exports it, by its full name.
+        number: what an installed release keys by in place of the source.
+    """
+    libraries = sources_of(module).libraries - SHOW_AND_CHECK
+    return digest(
+        {
+            "teacher": _teacher(spec.teacher, spec, hasher, "teacher"),
+            "shape": spec.export.profile[1],
+            "ports": {n: one.model_dump(mode="json") for n, one in spec.export.inputs.items()},
+            "output": output,
+            "source": source_key(module, hasher, number),
+            "libraries": {name: version(name) for name in sorted(libraries)},
+        }
+    )
+
+
 def measures(stage: Stage, spec: Spec) -> bool:
     """Whether the stage times networks, so that its result is of a machine."""
     searching = stage.name == "search" and spec.student.searches

@@ -11,11 +11,12 @@ from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact, Store
 from kdcompile.latency_model.kernels import operators_of
 from kdcompile.latency_model.network_cost import Network, candidate_precisions, paired_precision
-from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.opset import at_opset
+from kdcompile.passes.teacher_file import teacher_network
 from kdcompile.search.driver import search_student
 from kdcompile.search.rationale import costly_stages
+from kdcompile.search.recorded import Narrowed
 from kdcompile.search.report import SearchResult
 from kdcompile.search.uniform_search import choose_width
 from kdcompile.targets import Target
@@ -37,7 +38,8 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
     def build(folder: Path) -> Mapping[str, Any]:
         spec = step.spec
         shape, found = spec.export.profile[1], None
-        teacher = _readable(Network(load_teacher(spec), shape), target)
+        teacher = _readable(teacher_network(spec, store), target)
+        students = Narrowed(teacher)
         held: list[str] = []
         if spec.student.searches:
             # its students are compared at one precision: the fastest of what they are made from
@@ -45,9 +47,9 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
             found = search_student(step, store, target, teacher, pair, folder)
             architecture = dict(found.chosen.architecture)
         else:
-            architecture, held = choose_width(spec, teacher, target)
+            architecture, held = choose_width(spec, students, target)
         module = student_from_architecture(teacher.module, architecture, spec.folder)
-        student = _readable(Network(module.eval(), shape), target)
+        student = _readable(students.network(module.eval(), architecture), target)
         if found is None:
             pair = _compared(student, spec, target)
         predicted = _predicted(teacher, student, target, pair)

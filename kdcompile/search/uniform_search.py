@@ -27,13 +27,16 @@ from kdcompile.search.depth import evenly_chosen, residual_blocks, without
 from kdcompile.search.frozen import frozen, sentences
 from kdcompile.search.given_student import given_architecture, refuse_larger
 from kdcompile.search.pareto import Point, impossible, keeps
+from kdcompile.search.recorded import Narrowed
 from kdcompile.search.spaces.pruned import GRID, students
 from kdcompile.search.spaces.pruned_kernels import Template
 from kdcompile.search.unshrunk import refuse_unshrunk
 from kdcompile.targets import Target
 
 
-def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str, Any], list[str]]:
+def choose_width(
+    spec: Spec, students_of: Narrowed, target: Target
+) -> tuple[dict[str, Any], list[str]]:
     """The architecture that the spec fixes, checked against the budget, or the widest that fits.
 
     Where not even the narrowest fits, residual blocks are left out too.
@@ -44,8 +47,8 @@ def choose_width(spec: Spec, teacher: Network, target: Target) -> tuple[dict[str
     Raises:
         KDError: `student-not-smaller`, `budget-impossible`; those of a given student's file.
     """
-    budget, student = spec.student.budget, spec.student
-    price = _Price(spec, teacher, target)
+    budget, student, teacher = spec.student.budget, spec.student, students_of.teacher
+    price = _Price(spec, students_of, target)
     teachers = {
         precision: price.network(
             teacher, {"width": 1.0}, [paired_precision(precision, target.precisions)]
@@ -147,10 +150,11 @@ def shallower(
 
 
 class _Price:
-    """What a student costs: from the teacher's file, or from its own where that cannot be."""
+    """What a student costs: from the teacher's file at its widths, or from its own."""
 
-    def __init__(self, spec: Spec, teacher: Network, target: Target) -> None:
-        self._spec, self._teacher, self._target = spec, teacher, target
+    def __init__(self, spec: Spec, narrowed: Narrowed, target: Target) -> None:
+        self._spec, self._narrowed, self._target = spec, narrowed, target
+        self._teacher = narrowed.teacher
         self.precisions = candidate_precisions(spec, target)
         self.channels: Channels | None = None  # of the teacher, where it was traced already
 
@@ -160,7 +164,7 @@ class _Price:
         ).eval()
         template = self._template if architecture["family"] == "shrink" else None
         if template is None:
-            own = Network(student, self._teacher.shape)
+            own = self._narrowed.network(student, architecture)
             return self.network(own, architecture, self.precisions)
         prices = []
         for precision in self.precisions:

@@ -11,6 +11,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.latency_model.network_cost import Network
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.search.depth import evenly_chosen, residual_blocks, without
+from kdcompile.search.recorded import Narrowed
 from kdcompile.search.uniform_search import choose_width
 
 SHAPE = [1, 3, 16, 16]
@@ -37,7 +38,7 @@ def _chosen(teacher, tmp_path, **budget):
         student={"budget": budget},
         quantize={"precision": "fp16"},
     )
-    architecture, why = choose_width(spec, teacher, targets.load("jetson"))
+    architecture, why = choose_width(spec, Narrowed(teacher), targets.load("jetson"))
     student = student_from_architecture(teacher.module, architecture, tmp_path).eval()
     assert student(torch.zeros(SHAPE)).shape == (1, 1, 16, 16)
     target, whole = targets.load("jetson"), teacher.cost(targets.load("jetson"), "fp16")
