@@ -50,7 +50,8 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         else:
             architecture, held = choose_width(spec, students, target)
         module = student_from_architecture(teacher.module, architecture, spec.folder)
-        student = _readable(students.network(module.eval(), architecture), target)
+        # an export of its own, no file of the teacher's: what fails there fails before training
+        student = _readable(Network(module.eval(), shape), target)
         if found is None:
             pair = _compared(student, spec, target)
         predicted = _predicted(teacher, student, target, pair)
