@@ -23,11 +23,10 @@ HALF = """## At half the width (`budget = {{ width = 0.5 }}`)
 
 {small} of {all} networks keep at most {limit:.0%} of their parameters; refused by name
 (`student-not-smaller`): {refused}; none passes unchanged. Widths are multiples of 16 channels, what
-the Jetson computes at once in fp16 and int8, and of 8 where these miss the half by more than a
-quarter; *at 8* is the same share with multiples of 8, *exact half* that with every width but the
-network's own inputs and outputs exactly half, rounded to nothing and held by nothing. Of that a
-classifier and a depthwise layer, which have one such width, keep half, and other layers a quarter.
-So these keep more than {limit:.0%} even then: {heavy}.
+the Jetson computes at once in fp16 and int8; *at 8* is the same share with multiples of 8, *exact
+half* that with every width but the network's own inputs and outputs exactly half, rounded to
+nothing and held by nothing. Of that a classifier and a depthwise layer, which have one such width,
+keep half, and other layers a quarter. So these keep more than {limit:.0%} even then: {heavy}.
 Students that the compiler exports: {exported}. All files were run by ONNX Runtime.
 """
 TWICE = """## At twice the predicted speed (`budget = {{ speedup = 2 }}`)

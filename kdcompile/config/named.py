@@ -34,11 +34,11 @@ class Named:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """The known names, and what else is accepted."""
-        known: dict[str, Any] = {"enum": plugins.names(self.kind)}
+        known: dict[str, Any] = {"enum": sorted(plugins.names(self.kind))}
         return handler(schema) | ({"anyOf": [known, {"pattern": ":"}]} if self.code else known)
 
     def _known(self, name: str) -> str:
-        known = plugins.names(self.kind)
+        known = sorted(plugins.names(self.kind))  # not as they happened to be imported
         if name in known or (self.code and ":" in name):
             return name
         known = [*known, f'"{self.code}"'] if self.code else known

@@ -229,19 +229,9 @@ class Channels:
         root = self.root(runs[0][0])
         self.multiple[root] = math.lcm(self.multiple[root], by)
 
-    def width(self, layout: Layout, ratio: float, tile: int, missed: float = math.inf) -> int:
-        """Channels of a layout when every free group is scaled by `ratio`.
-
-        Args:
-            layout: of this network.
-            ratio: of each width.
-            tile: channels that widths are multiples of.
-            missed: share of a scaled width by which whole tiles may miss it; then half ones are
-                taken, of `NARROWEST` channels at least.
-        """
-        return sum(
-            self._group_width(group, ratio, tile, missed) * each for group, _, each in layout
-        )
+    def width(self, layout: Layout, ratio: float, tile: int) -> int:
+        """Channels of a layout when every free group is scaled by `ratio`."""
+        return sum(self._group_width(group, ratio, tile) * each for group, _, each in layout)
 
     def widths_of(self, sides: Sequence[tuple[Layout, int]]) -> dict[int, int]:
         """The width of each group that is not frozen, by its root, from how long layouts are.
@@ -277,13 +267,9 @@ class Channels:
         unit = math.lcm(tile, self.multiple[root])
         return self.multiple[root] if unit >= self.size[root] else unit
 
-    def _group_width(self, group: int, ratio: float, tile: int, missed: float) -> int:
+    def _group_width(self, group: int, ratio: float, tile: int) -> int:
         root, unit = self.root(group), self.unit(group, tile)
         full = self.size[root]
         if root in self.frozen:
             return full
-        wanted = full * ratio
-        width = min(full, max(unit, round(wanted / unit) * unit))
-        if tile > NARROWEST and abs(width - wanted) > missed * wanted:
-            return self._group_width(group, ratio, tile // 2, missed)
-        return width
+        return min(full, max(unit, round(full * ratio / unit) * unit))

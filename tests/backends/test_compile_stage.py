@@ -80,6 +80,7 @@ def compiled(tmp_path, data, onnx_files):
                 "export",
                 {
                     "student.onnx": files["fp32"],
+                    "teacher.onnx": files["fp32"],
                     "student_fp16.onnx": files["fp16"],
                     "preprocess.json": preprocess.to_json(),
                     "parity.json": {"student_fp16": {"finite": half, "sqnr_db": 60.0}},

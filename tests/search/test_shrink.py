@@ -7,10 +7,9 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from unshrunk_networks import ConvNeXt, ViT
 
 from kdcompile.core.errors import KDError
-from kdcompile.models.channel_groups import Channels
 from kdcompile.models.csrnet import build
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.search.spaces.pruned import MISSED, architectures
+from kdcompile.search.spaces.pruned import architectures
 
 
 class Residual(nn.Module):
@@ -188,34 +187,3 @@ def test_a_teacher_that_cannot_be_traced():
         architectures(Branching(), (1, 1, 4, 4), 8, 0)
     assert error.value.code == "trace-failed"
     assert "student.family" in error.value.fix
-
-
-@pytest.mark.parametrize(
-    ("wanted", "tile", "width"),
-    [
-        (24, 16, 24),  # 16 and 32 are a third off
-        (21.5, 16, 24),
-        (21, 16, 16),  # 0.24 off
-        (25.5, 16, 24),
-        (26, 16, 32),  # 0.23 off
-        (20, 32, 16),  # 32 is more than half off, 16 is a fifth off
-        (48, 32, 48),
-        (6, 16, 8),
-        (12, 8, 16),  # no less than eight
-    ],
-)
-def test_a_width_that_is_asked_for_is_missed_by_a_quarter_at_most(wanted, tile, width):
-    channels = Channels()
-    layout = channels.new(128)
-    assert channels.width(layout, wanted / 128, tile, MISSED) == width
-    assert channels.width(layout, wanted / 128, tile) % tile == 0
-    channels.freeze(layout, "a test")
-    assert channels.width(layout, wanted / 128, tile, MISSED) == 128
-
-
-def test_a_search_has_whole_tiles_and_a_width_budget_nearly_what_it_asks():
-    teacher = nn.Sequential(nn.Conv2d(3, 48, 1), nn.ReLU(), nn.Conv2d(48, 5, 1)).eval()
-    (asked,) = architectures(teacher, (1, 3, 8, 8), 16, 0, [0.5])
-    searched = architectures(teacher, (1, 3, 8, 8), 16, 0)
-    assert asked["modules"]["0"]["out_channels"] == 24
-    assert [one["modules"]["0"]["out_channels"] for one in searched] == [48, 32, 16]

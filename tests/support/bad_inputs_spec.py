@@ -142,7 +142,7 @@ CASES = [
     BadInput(
         "unknown-task", _spoilt("[data]", '[task]\nkind = "segmentation"\n[data]'), PLAN,
         "spec-invalid", _good,
-        says=("fix:   use one of counting, classification, regression, generic, \"file.py:Class\"",)
+        says=("fix:   use one of classification, counting, generic, regression, \"file.py:Class\"",)
     ),
     BadInput(
         "infinite-number", _spoilt("steps = 1", "steps = 1\nlr = inf"), PLAN, "spec-invalid",

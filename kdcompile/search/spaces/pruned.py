@@ -21,7 +21,6 @@ from kdcompile.search.spaces.base import Architecture
 from kdcompile.search.spaces.pruned_kernels import Template
 
 GRID = 64
-MISSED = 0.25  # of a width that is asked for, from which half tiles are nearer
 
 
 def architectures(
@@ -40,12 +39,8 @@ def students(
 ) -> list[dict[str, Any]]:
     """As `architectures`, of a teacher that is traced already."""
     found: list[dict[str, Any]] = []
-    missed = MISSED if ratios else math.inf
     for ratio in ratios or [n / GRID for n in range(GRID, 0, -1)]:
-        made = architecture_of(
-            channels,
-            lambda layout, r=ratio: channels.width(layout, r, tile, missed),  # type: ignore[misc]
-        )
+        made = architecture_of(channels, lambda layout, r=ratio: channels.width(layout, r, tile))  # type: ignore[misc]
         if not found or made["modules"] != found[-1]["modules"]:
             found.append({"family": "shrink", "width": ratio, "seed": seed, **made})
     return found
