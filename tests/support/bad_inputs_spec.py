@@ -137,7 +137,7 @@ CASES = [
     ),
     BadInput(
         "unknown-choice", _spoilt("images = 4", 'calibrator = "entropi"'), PLAN, "spec-invalid",
-        _good, says=("use one of minmax", "(did you mean 'entropy'?)"),
+        _good, says=("use one of entropy, minmax", "(did you mean 'entropy'?)"),
     ),
     BadInput(
         "unknown-task", _spoilt("[data]", '[task]\nkind = "segmentation"\n[data]'), PLAN,
