@@ -61,7 +61,7 @@ _GPU = {
     "dram": (0.75, 0.15),  # of the bandwidth
     "exposed": (0.2, 0.5),  # of the shorter of arithmetic and memory: first loads, last stores
     "l2": (32.0, 0.4),  # bytes per clock and SM
-    "depthwise.memory": (0.7, 0.3),  # the rims of its tiles are read anew
+    "depthwise.memory": (0.7, 0.3),  # the rims of its tiles are read again
     # on Hopper Ampere's instructions reach 0.62 of the peak; TensorRT has kernels with either
     **{f"generation.{g}": (0.75, 0.15) if g in ("9", "10") else (1.0, 0.1) for g in GENERATIONS},
     **{f"{p}.{g}": (1.0, 0.1) for g in GENERATIONS for p in TENSOR_PRECISIONS},

@@ -199,8 +199,9 @@ def validate(without: Literal["network", "module"] = "network") -> Validation:
         rows += [_row(o, fitted) for o in known if key(o) == left]
         apart += [_row(o, fitted) for o in held if key(o) == left]
     shipped = tuple(_row(o, efficiencies_of(o.target)) for o in held)
+    pairs = ratios(known) if without == "network" else ()  # always without both networks
     return Validation(
-        tuple(rows), describe_gaps(), shipped, tuple(apart), describe_structures(), ratios(known)
+        tuple(rows), describe_gaps(), shipped, tuple(apart), describe_structures(), pairs
     )
 
 

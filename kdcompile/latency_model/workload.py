@@ -64,7 +64,7 @@ class Kernel:
     `kernel_size`, `stride` and `dilation` have one entry for each image axis, none elsewhere.
 
     A recurrent layer has a launch for each of its `steps`, which waits for the last one and reads
-    the weights anew: the product of input and state, side by side, with the weights of all gates,
+    the weights again: the product of input and state, side by side, with the weights of all gates,
     in `groups` directions at once. Its MACs and activations are those of all steps.
     """
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdcompile.stats.bootstrap import contrast, ratio_of, resamples, t_quantile
-from kdcompile.stats.noninferiority import CONFIDENCE, bounds, least_images
+from kdcompile.stats.noninferiority import CONFIDENCE, bounds, least_images, with_observed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,8 +52,7 @@ def drawn_bounds(
         **options,
     )
     low, high = (whole * (ratio_of(end) - 1) for end in found)
-    observed = metric(errors) - whole  # rounding must not leave it outside
-    return float(np.minimum(low, observed)), float(np.maximum(high, observed))
+    return with_observed(metric(errors) - whole, low, high)
 
 
 def drawn_interval(

@@ -142,7 +142,11 @@ def bounds(
     powers = (np.abs(values / whole) ** metric.power for values in (reference, errors))
     low, high = ratio_interval(*powers, confidence=confidence, seed=seed)
     low, high = (whole * (end ** (1 / metric.power) - 1) for end in (low, high))
-    observed = metric(errors) - whole  # rounding must not leave it outside
+    return with_observed(metric(errors) - whole, low, high)
+
+
+def with_observed(observed: float, low: float, high: float) -> tuple[float, float]:
+    """The bounds, with what was observed between them: rounding must not leave it outside."""
     return float(np.minimum(low, observed)), float(np.maximum(high, observed))
 
 

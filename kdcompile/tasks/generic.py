@@ -26,13 +26,9 @@ from kdcompile.tasks.task import Floats, Stratum, Task
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def _mean(errors: Floats, axis: int = -1) -> Any:
-    return np.mean(errors, axis=axis)
-
-
-DISAGREEMENT = Metric("disagreement", _mean, absolute=True, most=1.0)
-SQNR = Metric("sqnr_db", _mean, higher=True, whole=True, told=True)
-SCORE = Metric("score", _mean)
+DISAGREEMENT = Metric("disagreement", RELATIVE.of, absolute=True, most=1.0)
+SQNR = Metric("sqnr_db", RELATIVE.of, higher=True, whole=True, told=True)
+SCORE = Metric("score", RELATIVE.of)
 AGREEMENT = (RELATIVE, DISAGREEMENT)
 MEASURED = {metric.name for metric in AGREEMENT} | {SET_SCORE}  # known once a student is
 

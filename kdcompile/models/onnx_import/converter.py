@@ -283,7 +283,7 @@ class Converter:
 def _plain(module: fx.GraphModule) -> nn.Module:
     """A module of a class of its own with the layers and the forward pass of a graph's.
 
-    A graph module writes its code anew into its class whenever it is copied, which loses what
+    A graph module writes its code again into its class whenever it is copied, which loses what
     others put there.
     """
     kind = type("OnnxNetwork", (nn.Module,), {"forward": type(module).forward})
