@@ -232,6 +232,13 @@ def start_student(
     if initial is not None:
         load_weights(student, initial)
         return None
+    if architecture["family"] == "staged":
+        log.warning(
+            "distill: the searched student shares no layer with the teacher, and without "
+            "search.finalists starts from random weights; distill.lr is %g",
+            spec.distill.lr,
+        )
+        return None
     teacher, student = teacher.to(store.device).eval(), student.to(store.device)
     crops = batches(spec, teacher, student, store)
     objective = _objective(spec, crops, store)

@@ -130,6 +130,14 @@ def test_a_staged_student_starts_from_its_short_distillation(staged):
     assert learnt.keys() == weights.keys()
 
 
+def test_a_staged_student_without_finalists_trains_from_random_weights(load, caplog):
+    plan, artifact = searched(load, "search.finalists=0", "distill.steps=1")
+    assert artifact.json("architecture.json")["family"] == "staged"
+    assert "initial.safetensors" not in artifact.files
+    assert plan.make("distill").path.is_dir()
+    assert "starts from random weights; distill.lr is" in caplog.text
+
+
 def test_a_random_start_brings_no_weights(load):
     plan, artifact = searched(load, "student.init=random")
     assert set(artifact.files) == FILES
