@@ -1,4 +1,4 @@
-"""Where maps are split and joined: what TensorRT copies.
+"""Copies that TensorRT makes where maps are split and joined.
 
 A concatenation has no kernel where each of its parts is written to its place by the kernel that
 makes it. By the layers of engines (docs/latency-model.md) that is so of a part that nothing else
@@ -10,6 +10,7 @@ from onnx import helper
 from kdcompile.latency_model.graph import Flow, Op
 
 COPY = "Copy"
+COPIED = "_copied_to_"  # between the name of what is copied and of where to
 _ELSEWHERE = {"Resize", "Upsample"}
 
 
@@ -23,7 +24,7 @@ def place_parts(flow: Flow) -> None:
         if op.type == "Concat" and _is_of_maps(flow, op):
             for index, name in enumerate(op.inputs):
                 if not _in_place(flow, name):
-                    op.inputs[index] = f"{op.outputs[0]} part {index}"
+                    op.inputs[index] = f"{name}{COPIED}{op.outputs[0]}"
                     placed.append(_copy(flow, name, op.inputs[index]))
         placed.append(op)
     flow.ops = placed

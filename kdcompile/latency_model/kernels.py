@@ -151,9 +151,8 @@ def _kernel(flow: Flow, found: Group, parts: Mapping[str, list[str]]) -> Kernel:
     core = found.core or found.ops[0]
     reads = {name: flow.bytes(name) for name in _read(found, parts)}
     if core.type in PARTIAL:
-        share = flow.elements(written[0])
-        reads = {name: size * min(1, share / flow.elements(name)) for name, size in reads.items()}
-        reads = {name: round(size) for name, size in reads.items()}
+        taken = flow.elements(written[0])
+        reads = {name: min(taken, flow.elements(name)) * BYTES[flow.types[name]] for name in reads}
     shape = flow.sizes[written[0]]
     source = flow.types[next(iter(reads))] if reads else flow.types[written[0]]
     weight = _weight(flow, core)

@@ -1,4 +1,4 @@
-"""What kind of network a prediction is about: a fixture speaks for its own kind."""
+"""The kind of a network, from its kernels: a fixture speaks for its own kind alone."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def network_kind(kernels: Sequence[Kernel]) -> NetworkKind:
     What else joins maps of several scales, as a segmentation network or a DenseNet does, spends its
     time on the same kernels and counts as a detector.
     """
-    counts = Counter(kernel.kind for kernel in kernels)
+    counts: Counter[str] = Counter(kernel.kind for kernel in kernels)
     macs: Counter[str] = Counter()
     for kernel in kernels:
         macs[kernel.kind] += kernel.macs
