@@ -1,4 +1,4 @@
-"""What is believed of each efficiency before any measurement: median, log standard deviation.
+"""Priors of the efficiencies: median and log standard deviation before any measurement.
 
 From what is known of the hardware; `docs/latency-model.md` says which were settled while looking at
 the fixtures.
