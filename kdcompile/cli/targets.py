@@ -70,7 +70,7 @@ def _described(target: "Target", fixtures: "tuple[Fixture, ...]") -> list[str]:
     for precision, kinds in validated_kinds(target).items():
         rows.append((f"validated.{precision}", ", ".join(kinds) or "no kind of network", None))
     for f in fixtures:
-        note = f", not used: {f.excluded}" if f.excluded else ""
+        note = f", not used: {f.excluded}" if f.excluded else ", secondary" * f.secondary
         text = f"{f.network} {f.precision} {f.mode} {f.measured_ms:g} ms{note}"
         rows.append(("fixture", text, f.source))
     if calibration is not None:
