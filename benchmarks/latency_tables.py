@@ -44,6 +44,7 @@ def sections(network: Validation, module: Validation) -> dict[str, str]:
         "validation": f"{_fixtures(network.rows)}\n\n{_verdict(network)}",
         "ratios": _ratios(network),
         "held": f"{_fixtures(network.held)}\n\nAs shipped: {_held(network)}",
+        "secondary": f"{_fixtures(network.secondary)}\n\n{_spread(network.secondary)}",
         "module": "The same, leaving out a whole *module*: "
         f"median {module.median_error:.1%}, worst {module.worst_error:.1%}, "
         f"{module.coverage:.0%} inside.",

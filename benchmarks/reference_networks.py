@@ -1,10 +1,10 @@
 """The reference networks of the latency fixtures as ONNX files with random weights.
 
-They are those of MLPerf inference and some of the ONNX model zoo: latency depends on the structure,
-not on the weights. Structures are written from the papers and MLCommons' reference implementations;
-what is left out or differs is in `DIFFERENCES`, and in a JSON file beside each network, with its
-counts.
-Post-processing (activation of the logits, box decoding, non-maximum suppression) is in no file.
+They are those of MLPerf inference, some of the ONNX model zoo and detectors that are deployed:
+latency depends on the structure, not on the weights. Structures are written from the papers and
+MLCommons' reference implementations; what is left out or differs is in `DIFFERENCES`, and in a JSON
+file beside each network, with its counts.
+Non-maximum suppression is in no file; box decoding is in those of YOLO alone.
 
     python benchmarks/reference_networks.py OUT [--network NAME ...] [--opset 17]
 """
@@ -23,6 +23,8 @@ from reference_mobilenet import mobilenet_v2
 from reference_resnet import resnet18, resnet50
 from reference_retinanet import RetinaNet
 from reference_ssd import SsdMobileNet, SsdResNet34
+from reference_vit import OwlImageEncoder
+from reference_yolo import SIZES, Yolo
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,6 +53,8 @@ DIFFERENCES = {
         "The biases of the model zoo's resnet50-v1-7, which normalisation makes idle, are left out."
     ),
     "MobileNetV2": "None known to the model zoo's mobilenetv2-12.",
+    **dict.fromkeys(SIZES, "None known but that boxes are suppressed outside the exported file."),
+    "OWL-ViT-B/32": "How the measured engine splits its heads is not known; they are small.",
     "RetinaNet": (
         TAIL + "The reference also normalises the image inside. Its frozen batch normalisations "
         "are ordinary ones here, folded into the convolutions on export."
@@ -85,7 +89,7 @@ class Reference:
     @property
     def file(self) -> str:
         """The file's name."""
-        return f"{self.name.lower()}_{self.size}.onnx"
+        return f"{self.name.lower().replace('/', '')}_{self.size}.onnx"
 
 
 _DETECTIONS = ("logits", "boxes")
@@ -120,6 +124,20 @@ NETWORKS = {
             "RetinaNet", RetinaNet, 800, _DETECTIONS, None,
             "none known for 264 classes. With 91 and a ResNet-50 this code gives the 34,014,999 "
             "parameters and 151.54 GMAC of torchvision's retinanet_resnet50_fpn",
+        ),
+        Reference(
+            "OWL-ViT-B/32", partial(OwlImageEncoder, 768, 32), 768, _DETECTIONS, None,
+            "none known of the image's half alone",
+        ),
+        *(
+            Reference(
+                name, partial(Yolo, name, 640), 640, ("detections",), counts,
+                f"Ultralytics, table of {name[:-1]}: parameters with normalisations folded in",
+            )
+            for name, counts in (
+                ("YOLOv8n", (3.152, 4.35)), ("YOLO11n", (2.616, 3.25)),
+                ("YOLO11s", (9.444, 10.75)), ("YOLO11m", (20.092, 34.0)),
+            )
         ),
     )
 }  # fmt: skip

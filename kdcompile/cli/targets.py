@@ -55,6 +55,7 @@ def show_target(name: str, as_json: bool) -> None:
 
 
 def _described(target: "Target", fixtures: "tuple[Fixture, ...]") -> list[str]:
+    from kdcompile.latency_model.predict import validated_kinds
     from kdcompile.targets import user
 
     values = target.to_json()
@@ -66,8 +67,10 @@ def _described(target: "Target", fixtures: "tuple[Fixture, ...]") -> list[str]:
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         rows.append((key, text, sources.get(key)))
     rows += [("limit", f"{rule.code}: {rule.text}", rule.source) for rule in target.rules]
+    for precision, kinds in validated_kinds(target).items():
+        rows.append((f"validated.{precision}", ", ".join(kinds) or "no kind of network", None))
     for f in fixtures:
-        note = f", not used: {f.excluded}" if f.excluded else ""
+        note = f", not used: {f.excluded}" if f.excluded else ", secondary" * f.secondary
         text = f"{f.network} {f.precision} {f.mode} {f.measured_ms:g} ms{note}"
         rows.append(("fixture", text, f.source))
     if calibration is not None:

@@ -35,6 +35,8 @@ BYTES = {
     "bool": 1,
 }  # fmt: skip
 
+FLOAT_ONLY = {"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "TopK"}
+
 
 @dataclass(eq=False)
 class Op:
@@ -178,11 +180,19 @@ def _retype(flow: Flow, kind: str) -> None:
         op.outputs = [rename.get(n, n) for n in op.outputs]
     for name, inner in rename.items():
         flow.sizes[inner], flow.types[inner] = flow.sizes[name], kind
-    flow.types |= {n: kind for n, t in flow.types.items() if t == "fp32" and n not in rename}
+    kept = _float_only(flow) if kind == "int8" else set()
+    same = {*rename, *kept}
+    flow.types |= {n: kind for n, t in flow.types.items() if t == "fp32" and n not in same}
     before = [_cast(n, rename[n], rename[n]) for n in inputs]
     after = [_cast(rename[n], n, rename[n]) for n in sorted(outputs)]
     flow.ops = [*before, *flow.ops, *after]
     flow.index()
+
+
+def _float_only(flow: Flow) -> set[str]:
+    """The tensors of operators that have no int8 kernel."""
+    ops = [op for op in flow.ops if op.type in FLOAT_ONLY]
+    return {name for op in ops for name in (*op.inputs, *op.outputs)}
 
 
 def _cast(source: str, result: str, name: str) -> Op:

@@ -19,6 +19,7 @@ from onnx import ModelProto
 
 from kdcompile.latency_model.fusion import POINTWISE, POOLS, RESIZES, SCALES, WEIGHTED, Group, group
 from kdcompile.latency_model.graph import BYTES, Flow, Op, attribute, flow_of
+from kdcompile.latency_model.joins import COPY, place_parts
 from kdcompile.latency_model.qdq_propagation import settle_pairs
 from kdcompile.latency_model.workload import Kernel, Kind, Precision
 from kdcompile.onnx_graph.layers import RECURRENT, inner_size, node_macs
@@ -28,15 +29,22 @@ NORMALISATIONS = {
     "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
     "LpNormalization", "LRN",
 }  # fmt: skip
-REDUCTIONS = NORMALISATIONS | {
-    "Softmax", "LogSoftmax", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1",
-    "ReduceL2", "ReduceProd", "ReduceSumSquare", "ReduceLogSumExp", "ArgMax", "ArgMin", "TopK",
+REDUCTIONS = {
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd",
+    "ReduceSumSquare", "ReduceLogSumExp", "ArgMax", "ArgMin",
 }  # fmt: skip
-MOVES = {
-    "Transpose", "Concat", "Slice", "Split", "Pad", "Expand", "Tile", "DepthToSpace",
-    "SpaceToDepth", "Gather",
-}  # fmt: skip
+COPIES = {COPY, "Concat", "Slice"}
+SHUFFLES = {"Transpose", "Pad", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"}
+GATHERS = {"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"}
+SORTS = {"TopK", "NonMaxSuppression"}
+MEMORY = (
+    ("copy", COPIES), ("shuffle", SHUFFLES), ("gather", GATHERS), ("sort", SORTS), ("pool", POOLS),
+    ("resize", RESIZES), ("norm", NORMALISATIONS), ("reduction", REDUCTIONS),
+)  # fmt: skip
+"""Kinds of kernels that only move memory, with the operators that they are named for."""
 CONVERSIONS = {"Cast", "QuantizeLinear", "DequantizeLinear"}
+SOFTMAXES = {"Softmax", "LogSoftmax"}
+PARTIAL = {COPY, "Slice", "Gather"}  # which read no more than they write
 
 
 def kernels_of(
@@ -57,6 +65,7 @@ def kernels_of(
     """
     flow = flow_of(model, shape, float32_as)
     settle_pairs(flow)
+    place_parts(flow)
     groups = group(flow)
     home = {op: found for found in groups for op in found.ops}
     parts = {op.outputs[0]: op.inputs for op in flow.ops if op not in home}
@@ -139,8 +148,11 @@ def _kernel(flow: Flow, found: Group, parts: Mapping[str, list[str]]) -> Kernel:
     members = set(found.ops)
     made = [name for op in found.ops for name in op.outputs]
     written = [n for n in made if n in flow.outputs or set(flow.readers.get(n, [])) - members]
-    reads = {name: flow.bytes(name) for name in _read(found, parts)}
     core = found.core or found.ops[0]
+    reads = {name: flow.bytes(name) for name in _read(found, parts)}
+    if core.type in PARTIAL:
+        taken = flow.elements(written[0])
+        reads = {name: min(taken, flow.elements(name)) * BYTES[flow.types[name]] for name in reads}
     shape = flow.sizes[written[0]]
     source = flow.types[next(iter(reads))] if reads else flow.types[written[0]]
     weight = _weight(flow, core)
@@ -174,9 +186,12 @@ def _kind(flow: Flow, found: Group, core: Op) -> Kind:
         return _convolution_kind(flow, core)
     if core.type in RECURRENT:
         return "recurrent"
-    if kinds <= CONVERSIONS or core.type in MOVES:
+    if kinds <= CONVERSIONS:
         return "reformat"
-    for kind, types in (("pool", POOLS), ("resize", RESIZES), ("reduction", REDUCTIONS)):
+    if core.type in SOFTMAXES:
+        rank = len(flow.sizes[core.node.input[0]])
+        return "softmax" if attribute(core, "axis", -1) % rank == rank - 1 else "across"
+    for kind, types in MEMORY:
         if core.type in types:
             return cast(Kind, kind)
     return "pointwise" if found.kind == "pointwise" else "other"

@@ -16,14 +16,8 @@ from typing import Any
 import numpy as np
 
 from kdcompile import targets
-from kdcompile.latency_model.roofline import (
-    ARITHMETIC_KINDS,
-    GENERATIONS,
-    TENSOR_PRECISIONS,
-    Layout,
-    lay_out,
-    times,
-)
+from kdcompile.latency_model.prior_values import PRIORS
+from kdcompile.latency_model.roofline import Layout, lay_out, times
 from kdcompile.latency_model.workload import Array, Kernel
 from kdcompile.targets import Target, user
 
@@ -39,46 +33,6 @@ OUTLIER = 2.5  # standard deviations from which an error counts by its size, not
 MOST_CALLS, TOLERANCE = 100, 1e-5
 STEP = 1e-3  # of a logarithm, for a slope
 ELSEWHERE = math.log(2) / 1.645  # half to twice as fast, at 90 %
-
-# Median and log standard deviation, from what is known of the hardware; `docs/latency-model.md`
-# says which were settled while looking at the fixtures.
-_KINDS = {
-    "dilated": (0.95, 0.15), "grouped": (0.7, 0.4), "transposed": (0.7, 0.4), "gemm": (0.9, 0.2),
-    "attention": (0.5, 0.4), "depthwise": (0.3, 0.5),
-    "pool": (0.8, 0.3), "resize": (0.7, 0.4), "pointwise": (1.0, 0.15), "reduction": (0.6, 0.4),
-    "reformat": (0.7, 0.3), "other": (0.3, 0.7),
-}  # fmt: skip
-_GPU = {
-    "arithmetic": (0.9, 0.1),  # of the dense peak, in the main loop of a tile
-    "operands": (64.0, 0.3),  # bytes per clock that an SM loads, the width of its port to L2
-    # cycles: load, barrier and multiplication; before 8.0 copies pass through registers
-    **{f"step.{g}": (600.0 if g == "7" else 300.0, 0.5) for g in GENERATIONS},
-    "fill": (2500.0, 0.5),  # cycles: first loads, last stores, the grid's start and end
-    "launch": (0.5, 0.4),  # of the target's launch_us, in a CUDA graph
-    # us, without one: between two kernels, since each launch is fetched from the host's memory;
-    # and of the processor to enqueue one, of which TensorRT's own bookkeeping is more than half
-    "stream": (1.0, 0.7), "host": (6.0, 0.5),
-    "dram": (0.75, 0.15),  # of the bandwidth
-    "exposed": (0.2, 0.5),  # of the shorter of arithmetic and memory: first loads, last stores
-    "l2": (32.0, 0.4),  # bytes per clock and SM
-    "depthwise.memory": (0.7, 0.3),  # the rims of its tiles are read again
-    # on Hopper Ampere's instructions reach 0.62 of the peak; TensorRT has kernels with either
-    **{f"generation.{g}": (0.75, 0.15) if g in ("9", "10") else (1.0, 0.1) for g in GENERATIONS},
-    **{f"{p}.{g}": (1.0, 0.1) for g in GENERATIONS for p in TENSOR_PRECISIONS},
-    **_KINDS,
-}  # fmt: skip
-_CPU = {
-    "arithmetic": (0.75, 0.4),
-    # instructions for it are there or not
-    **{f"int8.{kind}": (0.7, 0.6) for kind in ("conv", *ARITHMETIC_KINDS)},
-    "launch": (1.0, 0.7),
-    "dram": (0.75, 0.3),
-    "exposed": (0.2, 0.5),
-    "l2": (3.0, 0.5),  # of the DRAM's bandwidth
-    **_KINDS,
-    "depthwise": (0.3, 0.7),  # of the same peak: there the vector units do all
-}
-PRIORS = {"gpu": _GPU, "cpu": _CPU}
 
 
 @dataclass(frozen=True)

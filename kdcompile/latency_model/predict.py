@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from kdcompile.latency_model.network_kind import network_kind
 from kdcompile.latency_model.parameters import (
     Efficiencies,
     efficiencies_of,
@@ -49,9 +50,9 @@ class Estimate:
     """A predicted latency in milliseconds: median and 90 % interval.
 
     `bounds` splits `ms` by what holds it up: `arithmetic`, `memory`, `launch`. `validated` says
-    that a measured fixture of the same module, power mode and precision, and of a network of about
-    this size, backs it; `calibrated` that its efficiencies were measured on the device. `notes` say
-    what a reader must know.
+    that a measured fixture of the same module, power mode and precision, and of a network of its
+    kind and about its size, backs it; `calibrated` that its efficiencies were measured on the
+    device. `notes` say what a reader must know.
     """
 
     ms: float
@@ -63,6 +64,7 @@ class Estimate:
     parts: tuple[Part, ...] = ()
     notes: tuple[str, ...] = ()
     calibrated: bool = False
+    network_kind: str = ""
 
 
 def estimate(
@@ -89,11 +91,14 @@ def estimate(
     ms = 1e3 * found.total
     factor = math.exp(NINETY * log_deviation(layout, efficiencies))
     gmac = sum(kernel.macs for kernel in kernels) / 1e9
-    validated = _is_validated(gmac, target, precision)
+    kind = network_kind(kernels)
+    sizes = _sizes().get((target.name, target.power_mode, precision, kind), [])
+    validated = any(size / NEAR <= gmac <= size * NEAR for size in sizes)
     parts = _parts(kernels, found)
+    notes = _notes(parts, target, "" if validated else f"{precision} of a {kind} network")
     return Estimate(
-        ms, ms / factor, ms * factor, validated, precision, _bounds(found), parts,
-        _notes(parts, target, precision, validated), target.calibration is not None,
+        ms, ms / factor, ms * factor, validated, precision, _bounds(found), parts, notes,
+        target.calibration is not None, kind,
     )  # fmt: skip
 
 
@@ -155,14 +160,13 @@ def _parts(kernels: Sequence[Kernel], found: Times) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _notes(
-    parts: Sequence[Part], target: Target, precision: str, validated: bool
-) -> tuple[str, ...]:
+def _notes(parts: Sequence[Part], target: Target, unvalidated: str) -> tuple[str, ...]:
+    """What a reader must know; `unvalidated` says of what no latency was measured."""
     notes = []
-    if not validated:
+    if unvalidated:
         notes.append(
             f"unvalidated: no measured latency of {target.name} in mode {target.power_mode} at "
-            f"{precision} of a network of about this size"
+            f"{unvalidated} of about this size"
         )
     if target.calibration is not None:
         notes.append(f"efficiencies from a calibration of {target.name} on the device")
@@ -179,20 +183,25 @@ def _notes(
 
 
 @cache
-def _sizes() -> dict[tuple[str, str, str], list[float]]:
-    """GMAC of the usable fixtures by module, mode and precision."""
-    from kdcompile.latency_model.reference_kernels import reference_gmac
+def _sizes() -> dict[tuple[str, str, str, str], list[float]]:
+    """GMAC of the usable fixtures by module, mode, precision and kind of network."""
+    from kdcompile.latency_model.reference_kernels import reference_gmac, reference_kernels
     from kdcompile.targets.fixtures import load_fixtures
 
-    sizes: dict[tuple[str, str, str], list[float]] = {}
+    sizes: dict[tuple[str, str, str, str], list[float]] = {}
     for fixture in load_fixtures():
-        if fixture.usable:
+        if fixture.usable and not fixture.secondary:
             gmac = fixture.gmac or reference_gmac(fixture.network, fixture.shape)
-            key = fixture.target, fixture.mode, fixture.precision
+            kernels = reference_kernels(fixture.network, fixture.shape, fixture.precision)
+            key = fixture.target, fixture.mode, fixture.precision, network_kind(kernels)
             sizes.setdefault(key, []).append(gmac)
     return sizes
 
 
-def _is_validated(gmac: float, target: Target, precision: str) -> bool:
-    sizes = _sizes().get((target.name, target.power_mode, precision), [])
-    return any(size / NEAR <= gmac <= size * NEAR for size in sizes)
+def validated_kinds(target: Target) -> dict[str, tuple[str, ...]]:
+    """Precision to the kinds of network that a target's mode has a fixture of."""
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(target.precisions, ())
+    for name, mode, precision, kind in _sizes():
+        if (name, mode) == (target.name, target.power_mode):
+            kinds[precision] = (*kinds[precision], kind)
+    return kinds

@@ -36,7 +36,10 @@ L2_SHARE = 0.6
 """Of the L2, what outlives the kernel that wrote it; the rest is weights and its own traffic."""
 ARITHMETIC_KINDS = ("dilated", "grouped", "transposed", "gemm", "attention", "depthwise")
 """Kinds whose arithmetic has an efficiency of its own, over that of `conv`."""
-MEMORY_KINDS = ("pool", "resize", "pointwise", "reduction", "reformat", "other")
+MEMORY_KINDS = (
+    "pool", "resize", "pointwise", "reduction", "softmax", "across", "norm", "copy", "shuffle",
+    "gather", "sort", "reformat", "other",
+)  # fmt: skip
 """Kinds that only move memory, over the DRAM's efficiency."""
 GENERATIONS = ("7", "8", "9", "10")
 """Major compute capability; 7 stands for it and earlier, 10 for it and later."""

@@ -17,22 +17,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, computed_field
 
+from kdcompile.latency_model.observations import observations
 from kdcompile.latency_model.parameters import (
     Efficiencies,
     Observation,
     efficiencies_of,
     fit,
-    group_of,
     log_deviation,
     priors,
     ratio_deviation,
 )
 from kdcompile.latency_model.predict import NINETY
-from kdcompile.latency_model.reference_kernels import reference_kernels
 from kdcompile.latency_model.roofline import lay_out, times
-from kdcompile.latency_model.workload import Kernel
-from kdcompile.targets import load
-from kdcompile.targets.fixtures import describe_gaps, describe_structures, load_fixtures
+from kdcompile.targets.fixtures import describe_gaps, describe_structures
 
 LEFT_OUT: dict[str, Callable[[Observation], str]] = {
     "network": lambda observation: observation.network.split(" v")[0],  # v1 goes with v1.5
@@ -86,7 +83,8 @@ class Validation:
     """The fixtures, each predicted without its network, and what predictions rest on nothing.
 
     `held`: those that nothing was fitted on, predicted as a user's network is; `apart`: the same
-    predicted without their networks too, as `rows` are. Summary and goals are of `rows` alone.
+    predicted without their networks too, as `rows` are. `secondary`: somebody's reports, as `held`.
+    Summary and goals are of `rows` alone.
     `inexact`: the networks that could not be rebuilt as they were measured.
     """
 
@@ -94,6 +92,7 @@ class Validation:
     gaps: Annotated[tuple[str, ...], Field(serialization_alias="unvalidated")]
     held: Annotated[tuple[Row, ...], Field(serialization_alias="held_out")] = ()
     apart: Annotated[tuple[Row, ...], Field(serialization_alias="held_out_apart")] = ()
+    secondary: tuple[Row, ...] = ()
     inexact: tuple[str, ...] = ()
     ratios: tuple[Ratio, ...] = ()
 
@@ -146,6 +145,9 @@ class Validation:
             f"{'held out, predicted as shipped':<38} {head}",
             *map(_line, self.held),
             "",
+            f"{'secondary, predicted as shipped':<38} {head}",
+            *map(_line, self.secondary),
+            "",
             *self.inexact,
             "",
             *self.gaps,
@@ -191,17 +193,20 @@ def validate(without: Literal["network", "module"] = "network") -> Validation:
     Raises:
         KDError: a fixture, a target or the reference kernels cannot be read.
     """
-    known, held, key = observations("gpu"), observations("gpu", held_out=True), LEFT_OUT[without]
+    known, held, key = observations("gpu"), observations("gpu", "held out"), LEFT_OUT[without]
     rows: list[Row] = []
     apart: list[Row] = []
     for left in dict.fromkeys(map(key, known)):
         fitted = fit([o for o in known if key(o) != left], priors("gpu"))
         rows += [_row(o, fitted) for o in known if key(o) == left]
         apart += [_row(o, fitted) for o in held if key(o) == left]
-    shipped = tuple(_row(o, efficiencies_of(o.target)) for o in held)
+    shipped, reports = (
+        tuple(_row(o, efficiencies_of(o.target)) for o in each)
+        for each in (held, observations("gpu", "secondary"))
+    )
     pairs = ratios(known) if without == "network" else ()  # always without both networks
     return Validation(
-        tuple(rows), describe_gaps(), shipped, tuple(apart), describe_structures(), pairs
+        tuple(rows), describe_gaps(), shipped, tuple(apart), reports, describe_structures(), pairs
     )
 
 
@@ -239,38 +244,6 @@ def _ratio(slower: Observation, faster: Observation, fitted: Efficiencies) -> Ra
     error = predicted / measured - 1
     inside = low <= measured <= high
     return Ratio(slower.name, faster.name, predicted, low, high, measured, error, inside)
-
-
-def observations(group: str, held_out: bool = False) -> list[Observation]:
-    """The usable fixtures of `gpu` or `cpu`, with the kernels of their networks.
-
-    Args:
-        group: of targets.
-        held_out: those that nothing may be fitted on; else all others.
-    """
-    found = []
-    for fixture in load_fixtures():
-        if not fixture.usable or fixture.held_out != held_out:
-            continue
-        target = load(f"{fixture.target}@{fixture.mode}", calibrated=False)
-        if group_of(target) != group:
-            continue
-        kernels = reference_kernels(fixture.network, fixture.shape, fixture.precision)
-        if fixture.source.startswith("MLPerf"):  # which hands the image over in the engine's type
-            kernels = _without_conversion(kernels)
-        found.append(
-            Observation(
-                fixture.name, fixture.network, kernels, target, fixture.precision,
-                fixture.measured_ms, fixture.graph, fixture.batch,
-            )
-        )  # fmt: skip
-    return found
-
-
-def _without_conversion(kernels: Sequence[Kernel]) -> list[Kernel]:
-    """The kernels less a reformat of the network's input."""
-    written = {tensor for kernel in kernels for tensor in kernel.writes}
-    return [k for k in kernels if k.kind != "reformat" or set(k.reads) & written]
 
 
 def _row(observation: Observation, fitted: Efficiencies) -> Row:

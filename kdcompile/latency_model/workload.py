@@ -23,7 +23,8 @@ Array = NDArray[np.float64]
 
 Kind = Literal[
     "conv", "depthwise", "grouped", "transposed", "dilated", "gemm", "attention", "pool", "resize",
-    "pointwise", "reduction", "reformat", "recurrent", "other",
+    "pointwise", "reduction", "softmax", "across", "norm", "copy", "shuffle", "gather", "sort",
+    "reformat", "recurrent", "other",
 ]  # fmt: skip
 Precision = Literal["fp32", "fp16", "bf16", "int8"]  # what a weakly typed builder may choose
 
@@ -132,10 +133,11 @@ def padded(channels: int, alignment: int) -> int:
     return -(-channels // row) * row
 
 
-def product_of(kernel: Kernel, alignment: int, packing: int = 1) -> Product:
+def product_of(kernel: Kernel, alignment: int, packing: int = 1, step: int = 1) -> Product:
     """The matrix product of a convolution or product kernel, of a recurrent one that of a step.
 
-    Groups of fewer than `packing` channels are put together as in a block-diagonal weight.
+    Groups of fewer than `packing` channels are put together as in a block-diagonal weight. A `step`
+    of K lies in one tap of a window: the channels of each fill whole ones, but for an image's few.
     """
     window = math.prod(kernel.kernel_size)
     groups, inner, outer = kernel.groups, kernel.in_channels, kernel.out_channels
@@ -144,6 +146,8 @@ def product_of(kernel: Kernel, alignment: int, packing: int = 1) -> Product:
     m = -(-kernel.macs // (kernel.steps * groups * inner * outer * window))
     packed = max(1, packing // max(inner, outer)) if groups > 1 and kernel.kernel_size else 1
     n, k = padded(outer * packed, alignment), padded(inner * packed, alignment)
+    if window > 1 and k > FIRST_CHANNELS:
+        k = -(-k // step) * step
     if kernel.kind == "transposed":  # each input pixel gives a window of outputs
         n *= window
     else:
@@ -193,7 +197,7 @@ def kernel_work(kernel: Kernel, sms: int, tile: int, cpu: bool) -> Work:
         return even_work(2.0 * kernel.steps * math.prod(product_of(kernel, tile)), sms)
     precision = kernel.input_precision if kernel.input_precision in BYTES else "fp32"
     size = BYTES[precision]
-    product = product_of(kernel, ALIGNMENT[precision], DEPTH_BYTES // size)
+    product = product_of(kernel, ALIGNMENT[precision], DEPTH_BYTES // size, STEP_BYTES // size)
     work = gpu_work(product, sms, size, kernel.kind in SPLIT_KINDS)
     return Work(*(kernel.steps * part for part in work)) if kernel.steps > 1 else work
 
@@ -227,6 +231,7 @@ def traffic(
         for kernel in kernels
         for tensor, size in kernel.writes.items()
     }
+    plain = {tensor: size for kernel in kernels for tensor, size in kernel.writes.items()}
     written: dict[str, float] = {}
     moved = 0.0
     whole = sum(kernel.weight_bytes + kernel.read_bytes for kernel in kernels)
@@ -238,7 +243,9 @@ def traffic(
         l2[index] += (kernel.steps - 1) * held
         dram[index] += (kernel.steps - 1) * (kernel.weight_bytes - held)
         for tensor in kernel.reads:
-            size = stored.get(tensor, float(kernel.reads[tensor]))
+            size = float(kernel.reads[tensor])
+            if tensor in stored:  # a slice reads a share of it
+                size *= stored[tensor] / plain[tensor]
             room = capacity - (moved - written[tensor]) if tensor in written else 0.0
             kept = min(size, max(room, 0.0))
             l2[index] += kept

@@ -44,7 +44,8 @@ def _cost_lines(plan: Mapping[str, Any]) -> list[str]:
     for name, precision in rows:
         cost = estimate[name]
         latency = cost[precision]
-        note = "" if latency["validated"] else ", unvalidated"
+        kind = latency["network_kind"]
+        note = "" if latency["validated"] else f", unvalidated for a {kind} network"
         band = f"{latency['low_ms']:.3g} to {latency['high_ms']:.3g}"
         text.append(
             f"{name:<10} {cost['macs'] / 1e9:<10.4g} {cost['params'] / 1e6:<10.4g} "

@@ -154,7 +154,7 @@ def test_nothing_follows_an_activation_into_the_kernel():
 def test_pointwise_chains_are_one_kernel_unless_a_way_leads_around():
     assert kinds(network("a = Exp(x)  b = Neg(a)  c = Tanh(a)  y = Mul(b, c)")) == ["pointwise"]
     model = network("a = Exp(x)  b = Softmax(a)  y = Mul(a, b)")
-    assert kinds(model) == ["pointwise", "reduction", "pointwise"]
+    assert kinds(model) == ["pointwise", "softmax", "pointwise"]
 
 
 def test_each_kind_of_convolution_is_told_apart():
@@ -190,7 +190,7 @@ def test_views_cost_nothing_and_keep_the_tensor():
 
 
 def test_a_transpose_costs_unless_only_axes_of_one_move():
-    assert kinds(network("y = Transpose<perm=[0,2,3,1]>(x)")) == ["reformat"]
+    assert kinds(network("y = Transpose<perm=[0,2,3,1]>(x)")) == ["shuffle"]
     model = network("a = Transpose<perm=[1,2,3,0]>(x)  y = Relu(a)")
     assert kinds(model) == ["pointwise"]
 
@@ -210,10 +210,10 @@ def test_padding_with_zeros_is_the_convolutions():
     assert (kernel.kind, kernel.reads) == ("conv", {"x": IMAGE_BYTES})
     model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "one"))
     model.graph.node[0].input.append("one")
-    assert kinds(model) == ["reformat", "conv"]
+    assert kinds(model) == ["shuffle", "conv"]
     del model.graph.node[0].input[2]
     model.graph.node[0].attribute.append(helper.make_attribute("mode", "reflect"))
-    assert kinds(model) == ["reformat", "conv"]
+    assert kinds(model) == ["shuffle", "conv"]
 
 
 def test_concatenation_is_free_where_kernels_can_write_in_place():
@@ -224,7 +224,63 @@ def test_concatenation_is_free_where_kernels_can_write_in_place():
     assert found[2].reads == {"a": IMAGE_BYTES, "b": IMAGE_BYTES}
     copied = network("a = Conv(x, w)  c = Concat<axis=1>(a, x)  y = Conv(c, v)",
                      w=(8, 8, 1, 1), v=(4, 16, 1, 1))  # fmt: skip
-    assert kinds(copied) == ["conv", "reformat", "conv"]
+    found = kernels_of(copied, IMAGE)
+    assert sorted(k.kind for k in found) == ["conv", "conv", "copy"]
+    copy = next(k for k in found if k.kind == "copy")
+    assert (copy.reads, list(copy.writes.values())) == ({"x": IMAGE_BYTES}, [IMAGE_BYTES])
+    assert {*copy.writes, "a"} == set(found[-1].reads)
+
+
+def test_a_part_that_others_read_or_that_is_resized_is_copied_to_its_place():
+    shared = network("a = Conv(x, w)  b = Conv(a, w)  c = Concat<axis=1>(a, b)  y = Conv(c, v)",
+                     w=(8, 8, 1, 1), v=(4, 16, 1, 1))  # fmt: skip
+    found = kernels_of(shared, IMAGE)
+    assert sorted(k.kind for k in found) == ["conv"] * 3 + ["copy"]
+    assert next(k for k in found if k.kind == "copy").reads == {"a": IMAGE_BYTES}
+    grown = network("a = Conv(x, w)  b = Resize(a, , s)  d = Conv(x, w)  "
+                    "c = Concat<axis=1>(b, d)  y = Conv(c, v)",
+                    w=(8, 8, 1, 1), v=(4, 16, 1, 1))  # fmt: skip
+    scales = numpy_helper.from_array(np.array([1, 1, 1, 1], np.float32), "s")
+    grown.graph.initializer.append(scales)
+    found = kernels_of(grown, IMAGE)
+    assert sorted(k.kind for k in found) == ["conv"] * 3 + ["copy", "resize"]
+    assert list(next(k for k in found if k.kind == "copy").reads) == ["b"]
+
+
+def test_a_split_copies_each_part_and_reads_no_more_than_that():
+    model = network("a, b = Split<axis=1, num_outputs=2>(x)  d = Conv(b, w)  "
+                    "c = Concat<axis=1>(a, b, d)  y = Conv(c, v)",
+                    w=(4, 4, 1, 1), v=(4, 12, 1, 1))  # fmt: skip
+    found = kernels_of(model, IMAGE)
+    assert sorted(k.kind for k in found) == ["conv", "conv", "copy", "copy"]
+    copies = [k for k in found if k.kind == "copy"]
+    assert [list(k.writes) for k in copies] == [["a"], ["b"]]
+    assert [k.reads for k in copies] == [{"x": IMAGE_BYTES // 2}] * 2
+    assert found[-1].reads == dict.fromkeys("abd", IMAGE_BYTES // 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("y = Softmax<axis=-1>(x)", "softmax"),
+        ("y = Softmax<axis=1>(x)", "across"),
+        ("y = LayerNormalization(x, g)", "norm"),
+        ("y = Gather<axis=1>(x, i)", "gather"),
+        ("y = Slice(x, o, i)", "copy"),
+    ],
+)
+def test_what_moves_memory_has_a_kind_of_its_own(body, kind):
+    model = network(body, g=(8,))
+    for name, value in (("i", 4), ("o", 0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    assert kinds(model) == [kind]
+
+
+def test_a_softmax_stays_in_float_in_a_network_of_integers():
+    model = network("a = Relu(x)  b = Softmax<axis=1>(a)  y = Relu(b)")
+    found = kernels_of(model, IMAGE, float32_as="int8")
+    softmax = next(k for k in found if k.kind == "across")
+    assert (softmax.input_precision, softmax.output_precision) == ("fp32", "fp32")
 
 
 def test_attention_is_one_kernel_of_both_products():

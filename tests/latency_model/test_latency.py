@@ -12,8 +12,9 @@ from onnx import helper, numpy_helper
 
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.kernels import kernels_of
+from kdcompile.latency_model.network_kind import network_kind
 from kdcompile.latency_model.parameters import Efficiencies, priors
-from kdcompile.latency_model.predict import estimate, kernel_ms
+from kdcompile.latency_model.predict import estimate, kernel_ms, validated_kinds
 from kdcompile.latency_model.reference_kernels import reference_kernels
 from kdcompile.latency_model.roofline import L2_SHARE, lay_out, times
 from kdcompile.latency_model.workload import Kernel, stored_bytes, traffic
@@ -150,9 +151,10 @@ def test_channels_off_the_alignment_cost_the_arithmetic_of_the_next() -> None:
         layer = conv(width, 256, (64, 64), 3, precision)
         return estimate([layer], NANO, precision, plain(exposed=1e-9)).bounds["arithmetic"]
 
-    assert arithmetic(249, "fp16") == pytest.approx(arithmetic(256, "fp16"))
-    assert arithmetic(248, "fp16") < arithmetic(249, "fp16")
-    assert arithmetic(225, "int8") == pytest.approx(arithmetic(256, "int8"))
+    assert arithmetic(225, "fp16") == pytest.approx(arithmetic(256, "fp16"))
+    assert arithmetic(224, "fp16") < arithmetic(225, "fp16")  # 64 bytes of a tap
+    assert arithmetic(193, "int8") == pytest.approx(arithmetic(256, "int8"))
+    assert arithmetic(192, "int8") < arithmetic(193, "int8")
     assert arithmetic(3, "int8") == pytest.approx(arithmetic(4, "int8"))
     assert arithmetic(4, "int8") < arithmetic(5, "int8")
 
@@ -303,6 +305,48 @@ def test_only_a_fixture_nearby_validates() -> None:
         assert any(note.startswith("unvalidated") for note in found.notes)
     retina = reference_kernels("RetinaNet", (1, 3, 800, 800), "int8")
     assert estimate(retina, load("jetson-orin-nx-16gb@MAXN"), "int8").validated
+
+
+def test_a_fixture_validates_its_own_kind_of_network_alone() -> None:
+    shape = 1, 3, 640, 640
+    nano, slow = load("jetson"), load("jetson@15W")
+    yolo = reference_kernels("YOLO11n", shape, "fp16")
+    assert estimate(yolo, nano, "fp16").network_kind == "detector"
+    assert estimate(yolo, nano, "fp16").validated  # by YOLOv8n
+    assert estimate(yolo, slow, "fp16").validated
+    plain_net = reference_kernels("ResNet-50", (1, 3, 224, 224), "fp16")
+    assert estimate(plain_net, nano, "fp16").validated
+    found = estimate(plain_net, slow, "fp16")
+    assert not found.validated
+    assert any("fp16 of a convolutional network" in note for note in found.notes)
+    nx = load("jetson-orin-nx-16gb@MAXN")
+    assert not estimate(yolo, nx, "fp16").validated  # that of YOLO11n is a report
+    assert validated_kinds(nano)["fp16"] == ("convolutional", "depthwise", "detector")
+    assert validated_kinds(slow) == {
+        "fp32": ("detector",), "fp16": ("detector",), "bf16": (), "int8": ("detector",),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        (["conv"] * 5, "convolutional"),
+        (["conv"] * 2 + ["depthwise"], "depthwise"),
+        (["conv"] * 9 + ["depthwise"], "convolutional"),
+        (["conv", "copy", "copy", "resize", "copy"], "detector"),
+        (["conv", "copy", "copy", "resize"], "convolutional"),
+        (["gemm", "attention"] + ["shuffle"] * 4, "transformer"),
+        (["gemm"] * 3, "convolutional"),
+        (["conv", "recurrent"] + ["copy"] * 4, "recurrent"),
+    ],
+)
+def test_the_kind_of_a_network_follows_from_its_kernels(kinds, told) -> None:
+    moves = ("copy", "shuffle", "resize")
+    plain_one = conv(8, 8, (8, 8))
+    made = [
+        replace(plain_one, kind=kind, macs=0 if kind in moves else plain_one.macs) for kind in kinds
+    ]
+    assert network_kind(made) == told
 
 
 def test_an_uncovered_precision_is_less_certain() -> None:

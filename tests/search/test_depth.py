@@ -60,7 +60,8 @@ def test_a_speedup_beyond_any_width_is_reached_with_fewer_blocks(teacher, speedu
     )
 
 
-@pytest.mark.parametrize("budget", [{"speedup": 1.05}, {"width": 0.5}])
+# 32 channels are one step of a product: narrower ones save memory alone
+@pytest.mark.parametrize("budget", [{"speedup": 1.002}, {"width": 0.5}])
 def test_no_block_is_left_out_where_a_width_is_enough(teacher, budget, tmp_path):
     architecture, why, _ = _chosen(teacher, tmp_path, **budget)
     assert "dropped" not in architecture

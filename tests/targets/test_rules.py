@@ -143,7 +143,12 @@ def test_targets_show_prints_limits_and_latencies() -> None:
     assert "not used: " in shown
     told = json.loads(CliRunner().invoke(cli, [*show, "--json"]).output)
     assert [rule["code"] for rule in told["rules"]] == ["fp8-arithmetic", "dla-explicit-int8"]
-    assert {fixture["network"] for fixture in told["fixtures"]} == {"ResNet-50", "RetinaNet"}
+    assert {fixture["network"] for fixture in told["fixtures"]} == {
+        "ResNet-50", "RetinaNet", "YOLO11n", "YOLO11s", "YOLO11m",
+    }  # fmt: skip
+    assert "YOLO11n fp16 MAXN 4.85 ms, secondary   [ultralytics" in shown
+    assert "validated.int8       convolutional, detector" in shown
+    assert "validated.fp16       no kind of network" in shown
 
 
 @pytest.mark.parametrize(

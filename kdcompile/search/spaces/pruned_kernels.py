@@ -19,6 +19,7 @@ from kdcompile.core.files import scratch
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.latency_model.fusion import WEIGHTED
 from kdcompile.latency_model.graph import BYTES
+from kdcompile.latency_model.joins import COPIED
 from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.channel_groups import Channels, Layer
@@ -215,7 +216,7 @@ class Template:
             held, bias = size // product, (kernel.weight_bytes - size) // kernel.out_channels
         return Part(
             kernel,
-            tuple(self._tensor(name, size) for name, size in kernel.reads.items()),
+            self._reads(kernel),
             tuple(self._tensor(name, size) for name, size in kernel.writes.items()),
             ends,
             layer,
@@ -244,9 +245,16 @@ class Template:
             ),
         )
 
+    def _reads(self, kernel: Kernel) -> tuple[tuple[str, int, Span], ...]:
+        """What a kernel reads; one that takes a part of a tensor, as much as it writes."""
+        if kernel.kind not in ("copy", "gather") or len(kernel.reads) > 1:
+            return tuple(self._tensor(name, size) for name, size in kernel.reads.items())
+        of = self._tensor(*next(iter(kernel.writes.items())))[1:]
+        return tuple((name, *of) for name in kernel.reads)
+
     def _tensor(self, name: str, size: int) -> tuple[str, int, Span]:
-        # kernels_of gives the network's ends a second name, where they change precision
-        of = self._known.spans.get(name.removesuffix("_reformat"))
+        # kernels_of gives a copy a name of its own, and the network's ends where they change type
+        of = self._known.spans.get(name.split(COPIED)[0].removesuffix("_reformat"))
         if of is None or size % of.full:
             raise KDError(
                 "template-unknown",
@@ -288,8 +296,7 @@ def _side_by_side(end: Span, value: int, found: Mapping[int, int]) -> dict[int, 
 def _contradiction(where: str) -> KDError:
     return KDError(
         "template-widths",
-        "the architecture's widths contradict each other: a layer reads or gives another number "
-        "of channels than those around it",
+        "the architecture's widths contradict each other: a layer's are not those around it",
         where=where,
         fix="search again with this teacher: kdcompile search",
     )
