@@ -48,6 +48,7 @@ from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.search import frozen as table
 from kdcompile.search.depth import residual_blocks
 from kdcompile.search.pareto import Point
+from kdcompile.search.recorded import Narrowed
 from kdcompile.search.spaces.pruned import students
 from kdcompile.search.uniform_search import choose_width, shallower, widest
 from kdcompile.search.unshrunk import refuse_unshrunk
@@ -115,7 +116,7 @@ def _chosen(
         return made, ""
     try:
         if not isinstance(teacher, Exported):
-            return choose_width(_spec(teacher, budget), teacher, target)[0], ""
+            return choose_width(_spec(teacher, budget), Narrowed(teacher), target)[0], ""
 
         def price(architecture: Mapping[str, Any], given: nn.Module | None = None) -> Point:
             own = given or student_from_architecture(module, architecture, Path()).eval()

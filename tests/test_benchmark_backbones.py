@@ -43,6 +43,18 @@ def test_a_row_prices_exports_and_runs_the_student(scripts, monkeypatch):
     assert 0 < float(row["parity"]) < 1e-5
 
 
+def test_a_row_of_a_speedup_is_that_of_the_compilers_own_choice(scripts, monkeypatch):
+    backbones, _ = scripts
+    import hand_networks
+
+    monkeypatch.setattr(backbones, "network", lambda _: hand_networks.network("unet", 4))
+    with torch.no_grad():
+        row = backbones.row("hand:unet", "speedup 2")
+    assert (row["refused"], row["exported"], row["share_exact"]) == ("", "yes", "")
+    assert float(row["speedup"]) >= 2
+    assert 0.1 < float(row["width"]) < 1  # the widest that is fast enough
+
+
 def test_the_page_is_that_of_the_kept_rows(scripts):
     _, page = scripts
     assert page.PAGE.read_text() == page.page(_kept(page)), "python benchmarks/backbones_page.py"
