@@ -1,6 +1,6 @@
 """What each part of the search is worth: an ablation on a CPU, digits and CIFAR-10.
 
-    python benchmarks/search_ablation.py EXAMPLE [--data FOLDER] [--seeds 5] [--work FOLDER] [-o FILE]
+    python benchmarks/search_ablation.py EXAMPLE [--data FOLDER] [--seeds 5] [-o FILE]
 
 EXAMPLE is `digits` or `cifar10`; of CIFAR-10, FOLDER holds the archive that the example's spec
 names. All arms have one budget of predicted speed-up, the same final training, and the defaults of
@@ -56,7 +56,7 @@ SUBJECTS = {
         4.0, 600, "mae", False, (1, 1, 64, 64),
     ),
     "cifar10": Subject(
-        ("distill.recipe=kd", "distill.evaluations=4", "distill.lr=2e-3", "distill.epochs="),
+        ("distill.recipe=kd", "distill.evaluations=4", "distill.lr=2e-3"),
         2.5, 600, "top1", True, (1, 3, 32, 32),
     ),
 }  # fmt: skip
@@ -120,7 +120,7 @@ def judged(work: Path, subject: Subject, data: tuple[str, ...], folder: Path) ->
     from kdcompile.onnx_graph.session import cpu_session
     from kdcompile.tasks.task import task_of
 
-    spec = load_spec(work / "kdcompile.toml", [*settings(subject), *data], "cpu")
+    spec = load_spec(work / "kdcompile.toml", [*subject.sets, *data], "cpu")
     task, photos = task_of(spec), load_splits(spec.data, work).test
     prepare = Preprocess.from_json(json.loads((folder / "preprocess.json").read_text()))
     session = cpu_session(folder / "student.onnx")
@@ -133,11 +133,6 @@ def judged(work: Path, subject: Subject, data: tuple[str, ...], folder: Path) ->
     return 100 * statistics.mean(right)
 
 
-def settings(subject: Subject) -> list[str]:
-    """The settings that all arms share; an epoch count of the example's own gives way to steps."""
-    return [text for text in subject.sets if not text.endswith("=")]
-
-
 def train(work: Path, subject: Subject, data: tuple[str, ...], seeds: int) -> None:
     """Train and judge what is missing."""
     kept = work / "found.json"
@@ -147,7 +142,7 @@ def train(work: Path, subject: Subject, data: tuple[str, ...], seeds: int) -> No
             if str(seed) in found.get(arm, {}):
                 continue
             start = time.perf_counter()
-            sets = (*settings(subject), *data, *own)
+            sets = (*subject.sets, *data, *own)
             if arm == "short":
                 # a store of its own: the search's key does not know how finalists were chosen
                 with drawn_finalists(seed):
