@@ -33,7 +33,6 @@ class Capabilities:
         dynamic_shapes: whether batch, height and width may be free.
         options: of `[compile]` that its builder takes; another one is refused.
         dla: the number of deep-learning accelerators, and what they compute in.
-        sparsity: whether it has kernels for 2:4 sparse weights.
     """
 
     precisions: tuple[str, ...]
@@ -43,7 +42,6 @@ class Capabilities:
     options: frozenset[str] = frozenset()
     dla: int = 0
     dla_precisions: tuple[str, ...] = ()
-    sparsity: bool = False
 
     def refusal(self, precision: str, settings: Mapping[str, Any]) -> str:
         """Why a precision is not built with these settings of `[compile]`; empty where it is."""

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 from kdcompile.backends.base import Capabilities, register
 from kdcompile.remote.same_board import differences
 from kdcompile.targets.rules_file import tables
-from kdcompile.targets.schema import version
 
 if TYPE_CHECKING:
     from kdcompile.backends.base import Description
     from kdcompile.targets import Target
 
 OLDEST_OPSET = 7
-OPTIONS = frozenset({"optimization_level", "deterministic", "dla", "sparsity"})
+OPTIONS = frozenset({"optimization_level", "deterministic", "dla"})
 
 
 @register("tensorrt")
@@ -27,14 +26,12 @@ class TensorRT:
         """By the GPU's compute capability, its DLAs and the target's TensorRT."""
         able = {*target.precisions, *(("mixed",) if "int8" in target.precisions else ())}
         limits = {rule.code: rule.needs for rule in tables().rules}
-        sparse_since = limits["sparse-arithmetic"]["capability"]
         return Capabilities(
             tuple(p for p in self.precisions if p in able),
             (OLDEST_OPSET, target.max_opset),
             options=OPTIONS,
             dla=target.dla,
             dla_precisions=tuple(limits["dla-precision"]["dla_precisions"]),
-            sparsity=version(target.compute_capability or "0") >= version(sparse_since),
         )
 
     def differences(self, target: "Target", about: Mapping[str, Any]) -> list[str] | None:

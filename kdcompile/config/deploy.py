@@ -1,8 +1,9 @@
 """`[quantize]` and `[compile]`: the precision of the deployed network and how it is built."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
@@ -11,6 +12,7 @@ from kdcompile.config.named import Named
 from kdcompile.core.backends import names
 from kdcompile.core.errors import nearest
 
+log = logging.getLogger(__name__)
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mixed"]
 Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]  # smallest, usual, largest shape
 Refinement = Literal["equalise", "bias", "rounding"]
@@ -70,14 +72,21 @@ class Compile(Closed):
         default=False, description="rebuild from the timing cache only, so engines are equal"
     )
     dla: int | None = Field(default=None, ge=0, le=1, description="core; the GPU takes the rest")
-    sparsity: bool = Field(default=False, description="2:4 kernels where the weights are sparse")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_sparsity(cls, given: Any) -> Any:
+        """Specs of version 1 have the field, which changed nothing: no student here is sparse."""
+        if isinstance(given, Mapping) and isinstance(given.get("sparsity"), bool):
+            if given["sparsity"]:
+                log.warning("compile.sparsity is gone: no student here has 2:4 sparse weights")
+            return {name: value for name, value in given.items() if name != "sparsity"}
+        return given
 
     @model_validator(mode="after")
     def _tensorrt_only(self) -> Self:
         level = self.optimization_level is not None
-        asked = self.dla is not None or self.sparsity or self.deterministic or level
+        asked = self.dla is not None or self.deterministic or level
         if asked and self.backend not in ("auto", "tensorrt"):
-            raise ValueError(
-                'dla, sparsity, deterministic and optimization_level need backend = "tensorrt"'
-            )
+            raise ValueError('dla, deterministic and optimization_level need backend = "tensorrt"')
         return self

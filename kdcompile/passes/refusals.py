@@ -220,7 +220,6 @@ def asked_of(spec: Spec) -> Asked:
     return Asked(
         precision=spec.quantize.precision,
         dla=spec.compile.dla,
-        sparsity=spec.compile.sparsity,
         optimization_level=spec.compile.optimization_level,
         is_dynamic=spec.export.is_dynamic,
     )

@@ -125,11 +125,10 @@ def test_the_tables_follow_the_target():
 
     agx, old, nano = (tensorrt(n) for n in ("jetson-agx-orin-64gb", "jetson-xavier-nx", "jetson"))
     assert (agx.dla, nano.dla) == (2, 0)
-    assert (agx.sparsity, old.sparsity) == (True, False)
     assert (agx.opsets[1], old.opsets[1]) == (18, 16)
     assert "bf16" in agx.precisions
     assert "bf16" not in old.precisions
-    assert agx.options == {"optimization_level", "deterministic", "dla", "sparsity"}
+    assert agx.options == {"optimization_level", "deterministic", "dla"}
     openvino = backends.find("openvino").capabilities(targets.load("intel-cpu"))
     assert (openvino.precisions, openvino.int8, openvino.options) == (
         ("fp32", "int8"), "qdq", frozenset(),
@@ -220,7 +219,7 @@ def test_its_process_answers_like_the_agent(toy, tmp_path):
         with pytest.raises(KDError) as error:
             place.call("build", onnx=place.put(onnx), engine=built, precision="int8")
         assert error.value.code == "precision-refused"
-        place.call("build", onnx=place.put(onnx), engine=built, precision="fp32", sparsity=False)
+        place.call("build", onnx=place.put(onnx), engine=built, precision="fp32")
         place.call("load", path=built)
         for options, clock in (({}, "wall"), ({"mode": "end_to_end"}, "end_to_end")):
             found = place.time({"image": image}, iterations=3, samples=True, **options)

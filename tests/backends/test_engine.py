@@ -108,11 +108,11 @@ def test_asymmetric_pairs_are_refused(near, tmp_path):
 
 
 def test_the_settings_reach_the_worker(near, student):
-    settings = Compile(optimization_level=2, sparsity=True, deterministic=True)
+    settings = Compile(optimization_level=2, deterministic=True)
     with near.open() as place:
         built = build(place, near.board(TARGET), student, settings=settings)
     flags = [call[1] for call in near.scenes[0].calls if call[0] == "set_flag"]
-    assert {"FP16", "SPARSE_WEIGHTS"} <= set(flags)
+    assert "FP16" in flags
     assert built.about["deterministic"] == "best-effort"
     assert Path(built.timing_cache).is_file()
 

@@ -208,7 +208,7 @@ def test_a_torn_network_is_refused(tmp_path):
 
 
 def test_an_option_of_another_builder_is_refused(build):
-    spec = load_spec(build.root / "kdcompile.toml", ["compile.sparsity=true"])
+    spec = load_spec(build.root / "kdcompile.toml", ["compile.deterministic=true"])
     with pytest.raises(KDError) as error:
         find_board(spec, INTEL, None)
     assert error.value.code == "option-refused"

@@ -167,9 +167,9 @@ def test_optimization_level(board, order):
 def test_dla_names_what_falls_back(board, order, tmp_path, version):
     ask, scene = board(version)
     assert ask("build", **order())["ok"]["dla_fallback"] is None
-    built = ask("build", **order(dla=1, sparsity=True))["ok"]
+    built = ask("build", **order(dla=1))["ok"]
     assert (built["dla"], built["dla_fallback"]) == (1, ["density"])
-    assert flags_of(scene)[-2:] == ["SPARSE_WEIGHTS", "GPU_FALLBACK"]
+    assert flags_of(scene)[-1] == "GPU_FALLBACK"
     config = [call[1] for call in scene.calls if call[0] == "build"][-1]
     assert (config["default_device_type"].name, config["DLA_core"]) == ("DLA", 1)
     assert "ok" in ask("load", path=str(tmp_path / "e.plan"))

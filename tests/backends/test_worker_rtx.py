@@ -47,7 +47,6 @@ def test_builds(build, onnx_files, tmp_path, precision):
 
 def test_options(build, onnx_files):
     path = onnx_files()["fp16"]
-    assert "ok" in build(path, "fp16", sparsity=True)
     error = build(path, "fp16", dla=0)["error"]
     assert (error["code"], "has 0" in error["message"]) == ("option-refused", True)
     assert build(path, "fp16", dla=-1)["error"]["code"] == "option-refused"

@@ -178,7 +178,7 @@ def test_what_is_built_to_look_inside_is_the_shipped_engine_with_outputs(
     folder, report, _ = without_kit(to_fp16(suspect))
     near = NearGpu("11.4.0", tmp_path / "there")
     with near.open() as place:
-        asked = Compile(workspace_mb=77, optimization_level=2, sparsity=True)
+        asked = Compile(workspace_mb=77, optimization_level=2)
         board, shapes = near.board(load("h100")), (SHAPE, SHAPE, SHAPE)
         built = engine.build(place, board, folder / "model.onnx", "fp16", asked, shapes)
         engine.bring(place, built, folder / "model.engine")
@@ -193,4 +193,3 @@ def test_what_is_built_to_look_inside_is_the_shipped_engine_with_outputs(
     builds = sum(call[0] == "build" for call in calls)
     assert 1 < builds <= 5
     assert calls.count(("set_memory_pool_limit", "WORKSPACE", 77 << 20)) == builds
-    assert calls.count(("set_flag", "SPARSE_WEIGHTS")) == builds

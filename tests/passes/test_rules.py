@@ -108,7 +108,6 @@ def test_a_student_that_is_still_to_be_searched_for_costs_nothing_to_plan(folder
     [
         (["compile.dla=0"], "jetson", ["dla-cores"]),
         (["compile.dla=1"], "jetson-agx-xavier", ["dla-explicit-int8"]),
-        (["compile.sparsity=true"], "jetson-agx-xavier", ["sparse-arithmetic"]),
         (["compile.optimization_level=0"], "jetson@jp5.1.2", ["optimization-level"]),
         ([], "jetson", []),
     ],

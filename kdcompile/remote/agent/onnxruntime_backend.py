@@ -56,8 +56,8 @@ class OnnxRuntime:
 
     def build(self, onnx: str, engine: str, precision: str, profile: Any = None,
               workspace_mb: int = 1024, timing_cache: str = "", deterministic: bool = False,
-              optimization_level: int | None = None, dla: int | None = None,
-              sparsity: bool = False) -> dict[str, Any]:  # fmt: skip
+              optimization_level: int | None = None,
+              dla: int | None = None) -> dict[str, Any]:  # fmt: skip
         """Nothing to compile: the model is checked and copied, with the record of an engine.
 
         Profile, workspace and timing cache are TensorRT's and say nothing here; what would change
@@ -67,7 +67,7 @@ class OnnxRuntime:
         if precision not in self.precision_names:
             able = ", ".join(self.precision_names)
             raise WorkerError("precision-refused", f"{self.provider} has {able}, not {precision!r}")
-        asked = {"deterministic": deterministic, "dla": dla is not None, "sparsity": sparsity,
+        asked = {"deterministic": deterministic, "dla": dla is not None,
                  "optimization_level": optimization_level is not None}  # fmt: skip
         for name, given in asked.items():
             if given:
@@ -81,9 +81,8 @@ class OnnxRuntime:
             "gpu": self.cuda.name if self.cuda else None, "platform": platform_name(),
             "precision": precision, "flags": [], "sha256": sha256, "onnx_sha256": sha256,
             "bytes": len(blob), "timing_cache": "none", "deterministic": "off", "dla": None,
-            "workspace_mb": workspace_mb, "optimization_level": None, "sparsity": False,
-            "profile": profile,
-            "dla_fallback": None, "provider": self.provider,
+            "workspace_mb": workspace_mb, "optimization_level": None,
+            "profile": profile, "dla_fallback": None, "provider": self.provider,
             "layers": [{"name": n["name"], "type": n["operator"], "precision": None,
                         "onnx": [n["name"]]} for n in nodes],
             "seconds": time.perf_counter() - start,

@@ -79,8 +79,8 @@ class TensorRT:
 
     def build(self, onnx: str, engine: str, precision: str, profile: Any = None,
               workspace_mb: int = 1024, timing_cache: str = "", deterministic: bool = False,
-              optimization_level: int | None = None, dla: int | None = None,
-              sparsity: bool = False) -> dict[str, Any]:  # fmt: skip
+              optimization_level: int | None = None,
+              dla: int | None = None) -> dict[str, Any]:  # fmt: skip
         """Compile an ONNX file to `engine`, with a record of how in `engine`.json.
 
         Args:
@@ -94,7 +94,6 @@ class TensorRT:
             deterministic: build from the cache alone where it fits, so that builds are equal.
             optimization_level: of the builder, 0 to 5.
             dla: core; the GPU takes the layers that it cannot run.
-            sparsity: consider 2:4 kernels.
         """
         plan = self.precisions().get(precision)
         if plan is None:
@@ -110,7 +109,7 @@ class TensorRT:
         graph = OnnxFile(source)
         builder = self.trt.Builder(self.logger)
         network, _parser = self._parse(builder, plan, source, onnx, graph)  # holds the weights
-        config = self._configure(builder, plan, workspace_mb, optimization_level, sparsity)
+        config = self._configure(builder, plan, workspace_mb, optimization_level)
         fallback = self._use_dla(builder, network, config, dla, precision)
         add_profile(builder, network, config, profile)
         cache, cache_state = self._open_cache(config, timing_cache, deterministic)
@@ -130,8 +129,7 @@ class TensorRT:
             "onnx_sha256": hashlib.sha256(source).hexdigest(), "bytes": len(blob),
             "timing_cache": cache_state, "deterministic": bound, "dla": dla,
             "workspace_mb": workspace_mb, "optimization_level": optimization_level,
-            "sparsity": sparsity, "profile": profile,
-            "dla_fallback": fallback, "layers": self._layers_of(blob, graph),
+            "profile": profile, "dla_fallback": fallback, "layers": self._layers_of(blob, graph),
             "seconds": time.perf_counter() - start,
         })  # fmt: skip
 
@@ -150,9 +148,9 @@ class TensorRT:
         return network, parser
 
     def _configure(self, builder: Any, plan: dict[str, Any], workspace_mb: int,
-                   level: int | None, sparsity: bool) -> Any:  # fmt: skip
+                   level: int | None) -> Any:  # fmt: skip
         trt, config = self.trt, builder.create_builder_config()
-        for name in plan["flags"] + (["SPARSE_WEIGHTS"] if sparsity else []):
+        for name in plan["flags"]:
             config.set_flag(getattr(trt.BuilderFlag, name))
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb * MIB)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
