@@ -303,6 +303,22 @@ def test_the_speed_of_another_device_is_its_models(
     assert both == ["host", "predicted"]
 
 
+@pytest.mark.parametrize(
+    ("minimum", "verdict", "code"), [(2.9, "passed", 0), (5.1, "failed", 3), (4, "inconclusive", 5)]
+)
+def test_a_host_that_is_faster_by_far_saves_no_prediction(
+    step, tmp_path, minimum, verdict, code
+) -> None:
+    asked = make_step(tmp_path, "int8", 0.99, (f"gates.speedup.min={minimum}",))
+    save_counter(asked.inputs["compile"].file("kit/teacher.onnx"), 1.02, 400)
+    save_counter(asked.inputs["export"].file("teacher.onnx"), 1.02, 400)
+    made, report = run(asked, tmp_path, "jetson")
+    host, _ = (m.value for m in report.measurements if m.name == "speed-up")
+    assert host > 5.1, "of 400 layers to one it is some 50"
+    gate = next(g for g in report.gates if g.name == "speedup")
+    assert (gate.verdict, report.exit_code, made.meta["exit_code"]) == (verdict, code, code)
+
+
 def test_a_board_build_leaves_gates_pending_and_weighs_the_kit(step, tmp_path) -> None:
     _, report = run(step, tmp_path, "jetson")
     pending = [g.name for g in report.gates if g.verdict == "pending"]
