@@ -66,11 +66,11 @@ def test_the_teacher_counts_large_canvases_too(photos):
     teacher = load_teacher(spec).eval()
     prepare = preprocess_of(spec)
     errors = []
-    for photo in photos(FOLDER, "val:4@256"):
+    for photo in photos(FOLDER, "val:4@512"):
         with torch.no_grad():
             count = teacher(torch.from_numpy(prepare(photo.pixels(1)))).sum()
         errors.append(abs(float(count) - photo.count))
-    assert np.mean(errors) < 1.5, "of 80 digits"
+    assert np.mean(errors) < 4, "of 320 digits"
 
 
 def test_the_example_has_work_for_a_jetson_over_its_gate():
@@ -84,6 +84,7 @@ def test_the_example_has_work_for_a_jetson_over_its_gate():
     networks = Network(teacher, shape), Network(student, shape)
     found = predictions(predicted_costs(*networks, target, ("fp16", "fp16")))
     assert spec.gates.speedup.min >= 1.5
+    assert found["int8"].teacher / found["int8"].student >= 3
     for precision in ("fp16", "int8"):
         one = found[precision]
         low, _ = one.speedup

@@ -68,10 +68,11 @@ def _canvas(name: str, side: int, scans: NDArray[np.uint8], random: np.random.Ge
 
 def _places(number: int, side: int, random: np.random.Generator) -> list[tuple[float, float]]:
     """Centres at least GAP pixels apart, as many as find room."""
-    found = np.empty((0, 2))
+    found, room = np.empty((number, 2)), 0
     for centre in random.uniform(DIGIT / 2, side - DIGIT / 2, (20 * number, 2)):
-        if len(found) == number:
+        if room == number:
             break
-        if (np.hypot(*(found - centre).T) >= GAP).all():
-            found = np.vstack((found, centre))
-    return [(float(x), float(y)) for x, y in found]
+        across, down = (found[:room] - centre).T
+        if (across * across + down * down >= GAP * GAP).all():
+            found[room], room = centre, room + 1
+    return [(float(x), float(y)) for x, y in found[:room]]

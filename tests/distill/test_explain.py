@@ -57,11 +57,11 @@ def test_it_shows_stages_taps_shapes_adapters_terms_and_weights(example):
     assert told["student"] == {"init": "inherit", "importance": "activation"}
     assert (blocks["steps"], polish["steps"]) == (10, 30)
     assert blocks["taps"][0] == {
-        "teacher": ["features.3", 32, 64, 64],
-        "student": ["features.3", 16, 64, 64],
+        "teacher": ["features.3", 64, 32, 32],
+        "student": ["features.3", 16, 32, 32],
         "compared_at": None,
     }
-    assert blocks["adapters"]["adapters.0.weight"] == [32, 16]
+    assert blocks["adapters"]["adapters.0.weight"] == [64, 16]
     assert set(blocks["weights"]) == {"hard", "count", "soft", "intra", "inter"}
     assert polish["weights"]["soft"] == {"start": 4.0, "end": 0.0, "curve": "linear"}
     assert polish["taps"] == [] == list(polish["adapters"])
@@ -74,7 +74,7 @@ def test_it_reads_well_and_trains_nothing(example):
     text = found.stdout
     assert "stage blocks: recipe skt, 10 steps, batch 16 of 64x64" in text
     assert "gradients stop at the taps" in text
-    assert "tap      features.3 [32x64x64] <- features.3 [16x64x64]" in text
+    assert "tap      features.3 [64x32x32] <- features.3 [16x32x32]" in text
     assert "times the balance of gradients" in text
     made = {path.parent.name for path in (example / ".kdcompile").glob("*/*/artifact.json")}
     assert {path.name for path in (example / ".kdcompile").iterdir() if path.is_dir()} <= {
