@@ -36,6 +36,7 @@ def test_defaults_leave_the_choice_to_the_build():
     assert (settings.backend, settings.dla, settings.optimization_level) == ("auto", None, None)
     assert not settings.deterministic
     assert not settings.sparsity
+    assert settings.tf32
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8", "mixed", "auto"])
@@ -50,6 +51,7 @@ def test_precisions(spec_file, precision):
         {"backend": "tensorrt", "dla": 1, "sparsity": True},
         {"backend": "auto", "deterministic": True, "dla": 0},
         {"backend": "onnxruntime-cuda", "workspace_mb": 16},
+        {"backend": "tensorrt", "tf32": False},
         {"optimization_level": 0},
         {"optimization_level": 5},
     ],
@@ -72,6 +74,7 @@ def test_settings_that_go_together(settings):
         (["compile.optimization_level=6"], "less than or equal to 5"),
         (["compile.backend=onnxruntime", "compile.dla=0"], 'need backend = "tensorrt"'),
         (["compile.backend=onnxruntime-cuda", "compile.sparsity=true"], "sparsity"),
+        (["compile.backend=onnxruntime-cuda", "compile.tf32=false"], "tf32"),
         (["compile.backend=onnxruntime-tensorrt", "compile.deterministic=true"], "deterministic"),
         (["compile.backend=onnxruntime", "compile.optimization_level=3"], "optimization_level"),
         (["compile.optimisation_level=3"], "did you mean 'optimization_level'?"),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kdcompile.targets import Target
 
 OLDEST_OPSET = 7
-OPTIONS = frozenset({"optimization_level", "deterministic", "dla", "sparsity"})
+OPTIONS = frozenset({"optimization_level", "deterministic", "dla", "sparsity", "tf32"})
 
 
 @register("tensorrt")

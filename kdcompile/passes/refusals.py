@@ -221,6 +221,7 @@ def asked_of(spec: Spec) -> Asked:
         precision=spec.quantize.precision,
         dla=spec.compile.dla,
         sparsity=spec.compile.sparsity,
+        tf32=spec.compile.tf32,
         optimization_level=spec.compile.optimization_level,
         is_dynamic=spec.export.is_dynamic,
     )

@@ -186,7 +186,14 @@ def test_modes_and_profile(served):
 
 
 @pytest.mark.parametrize(
-    "option", [{"dla": 0}, {"sparsity": True}, {"deterministic": True}, {"optimization_level": 3}]
+    "option",
+    [
+        {"dla": 0},
+        {"sparsity": True},
+        {"deterministic": True},
+        {"optimization_level": 3},
+        {"tf32": False},
+    ],
 )
 def test_options_of_tensorrt_are_refused(onnx_files, tmp_path, option):
     made = Worker("onnxruntime")

@@ -54,6 +54,11 @@ def of_network(
         ("cpu", {"precision": "bf16", "sparsity": True}, ["bf16-tensorrt", "sparse-arithmetic"]),
         ("t4", {"sparsity": True}, ["sparse-arithmetic"]),
         ("t4", {"precision": "int8"}, []),
+        ("t4", {"tf32": False}, ["tf32-arithmetic"]),
+        ("jetson-xavier-nx", {"tf32": False, "precision": "fp32"}, ["tf32-arithmetic"]),
+        ("cpu", {"tf32": False}, ["tf32-arithmetic"]),
+        ("jetson", {"tf32": False}, []),
+        ("h100", {"tf32": False}, []),
         ("jetson", {"sparsity": True}, []),
         ("jetson", {"dla": 0}, ["dla-cores"]),
         ("jetson-orin-nx-8gb", {"dla": 1}, ["dla-cores"]),
@@ -80,7 +85,9 @@ def test_every_violation_says_where_and_what_to_do() -> None:
     for name in targets.names():
         target = targets.load(name)
         for precision in ("auto", *rules_file.PRECISIONS):
-            asked = Asked(precision, dla=1, sparsity=True, optimization_level=3, is_dynamic=True)
+            asked = Asked(
+                precision, dla=1, sparsity=True, tf32=False, optimization_level=3, is_dynamic=True
+            )
             for found in violations(target, asked):
                 assert found.message.startswith(RULES[found.code].text + "; ")
                 assert found.where.startswith(("[quantize] precision = ", "[compile] ", "[export]"))

@@ -80,7 +80,7 @@ class TensorRT:
     def build(self, onnx: str, engine: str, precision: str, profile: Any = None,
               workspace_mb: int = 1024, timing_cache: str = "", deterministic: bool = False,
               optimization_level: int | None = None, dla: int | None = None,
-              sparsity: bool = False) -> dict[str, Any]:  # fmt: skip
+              sparsity: bool = False, tf32: bool = True) -> dict[str, Any]:  # fmt: skip
         """Compile an ONNX file to `engine`, with a record of how in `engine`.json.
 
         Args:
@@ -95,6 +95,7 @@ class TensorRT:
             optimization_level: of the builder, 0 to 5.
             dla: core; the GPU takes the layers that it cannot run.
             sparsity: consider 2:4 kernels.
+            tf32: float32 layers may multiply in it.
         """
         plan = self.precisions().get(precision)
         if plan is None:
@@ -111,6 +112,8 @@ class TensorRT:
         builder = self.trt.Builder(self.logger)
         network, _parser = self._parse(builder, plan, source, onnx, graph)  # holds the weights
         config = self._configure(builder, plan, workspace_mb, optimization_level, sparsity)
+        if tf32 is False:  # every generation sets it by default
+            config.clear_flag(self.trt.BuilderFlag.TF32)
         fallback = self._use_dla(builder, network, config, dla, precision)
         add_profile(builder, network, config, profile)
         cache, cache_state = self._open_cache(config, timing_cache, deterministic)
@@ -130,7 +133,7 @@ class TensorRT:
             "onnx_sha256": hashlib.sha256(source).hexdigest(), "bytes": len(blob),
             "timing_cache": cache_state, "deterministic": bound, "dla": dla,
             "workspace_mb": workspace_mb, "optimization_level": optimization_level,
-            "sparsity": sparsity, "profile": profile,
+            "sparsity": sparsity, "tf32": tf32, "profile": profile,
             "dla_fallback": fallback, "layers": self._layers_of(blob, graph),
             "seconds": time.perf_counter() - start,
         })  # fmt: skip
