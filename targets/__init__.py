@@ -36,6 +36,7 @@ class Target:
     `backend`, the version found on a workstation (`with_backend`). `sources` gives, for each
     fact, `kind: where it is from`, with kind one of measured, derived, datasheet. `calibration` is
     what the user measured (`targets.user`): it replaces the latency model's own efficiencies.
+    `tf32`: engines may multiply fp32 in TF32, as TensorRT does unless `compile.tf32` is false.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Target:
     sources: Mapping[str, str]
     calibration: Mapping[str, Any] | None = None
     runtime: str = "onnxruntime"
+    tf32: bool = True
     vendor: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,6 +79,11 @@ class Target:
     def rules(self) -> tuple[Rule, ...]:
         """What this device or its software cannot do, whatever asks for it (`targets.rules`)."""
         return tuple(limits_of(self))
+
+    @property
+    def fp32_in(self) -> str:
+        """What products of fp32 are computed in, `tf32` or `fp32`, as far as its peak is known."""
+        return "tf32" if self.tf32 and "tf32" in self.peak_tflops else "fp32"
 
     @property
     def is_foreign(self) -> bool:

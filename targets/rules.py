@@ -22,18 +22,18 @@ NO_DLA = "dla-cores"  # where it binds, no other rule on a DLA has a meaning
 class Asked:
     """What a spec asks of the hardware.
 
-    `precision` is of `[quantize]`, the next two of `[compile]`; `is_dynamic`: the shapes vary.
+    `precision` is of `[quantize]`, the next three of `[compile]`; `is_dynamic`: the shapes vary.
     """
 
     precision: str = "auto"
     dla: int | None = None
+    tf32: bool = True
     optimization_level: int | None = None
     is_dynamic: bool = False
 
     def asks(self, option: str) -> bool:
-        """Whether an option of `[compile]` is set; level 0 and core 0 are."""
-        value = getattr(self, option)
-        return value is not None
+        """Whether an option of `[compile]` differs from its default; level 0 and core 0 do."""
+        return bool(getattr(self, option) != getattr(Asked, option))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from kdcompile.core.errors import nearest
 from kdcompile.targets.schema import WRONG, invalid, keys, toml
 
 FILE = Path(__file__).with_name("rules.toml")
-OPTIONS = ("dla", "optimization_level")
+OPTIONS = ("dla", "optimization_level", "tf32")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "mixed")
 NEEDS = {
     "capability", "also", "tensorrt", "not_tensorrt", "known", "dla", "dla_precisions",

@@ -35,14 +35,7 @@ def test_defaults_leave_the_choice_to_the_build():
     assert (quantize.refine, quantize.cache, quantize.qad) == ([], None, False)
     assert (settings.backend, settings.dla, settings.optimization_level) == ("auto", None, None)
     assert not settings.deterministic
-
-
-def test_a_spec_of_version_1_may_still_say_sparsity(spec_file, caplog):
-    load_spec(spec_file, ["compile.sparsity=false"])
-    assert not caplog.records
-    spec = load_spec(spec_file, ["compile.sparsity=true"])
-    assert "compile.sparsity is gone" in caplog.text
-    assert "sparsity" not in spec.compile.model_dump()
+    assert settings.tf32
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8", "mixed", "auto"])
@@ -57,6 +50,7 @@ def test_precisions(spec_file, precision):
         {"backend": "tensorrt", "dla": 1},
         {"backend": "auto", "deterministic": True, "dla": 0},
         {"backend": "onnxruntime-cuda", "workspace_mb": 16},
+        {"backend": "tensorrt", "tf32": False},
         {"optimization_level": 0},
         {"optimization_level": 5},
     ],
@@ -78,7 +72,7 @@ def test_settings_that_go_together(settings):
         (["compile.workspace_mb=1"], "16"),
         (["compile.optimization_level=6"], "less than or equal to 5"),
         (["compile.backend=onnxruntime", "compile.dla=0"], 'need backend = "tensorrt"'),
-        (["compile.backend=onnxruntime-cuda", "compile.dla=1"], "dla"),
+        (["compile.backend=onnxruntime-cuda", "compile.tf32=false"], "tf32"),
         (["compile.backend=onnxruntime-tensorrt", "compile.deterministic=true"], "deterministic"),
         (["compile.backend=onnxruntime", "compile.optimization_level=3"], "optimization_level"),
         (["compile.optimisation_level=3"], "did you mean 'optimization_level'?"),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kdcompile.targets import Target
 
 OLDEST_OPSET = 7
-OPTIONS = frozenset({"optimization_level", "deterministic", "dla"})
+OPTIONS = frozenset({"optimization_level", "deterministic", "dla", "tf32"})
 
 
 @register("tensorrt")

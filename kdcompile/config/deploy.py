@@ -72,6 +72,7 @@ class Compile(Closed):
         default=False, description="rebuild from the timing cache only, so engines are equal"
     )
     dla: int | None = Field(default=None, ge=0, le=1, description="core; the GPU takes the rest")
+    tf32: bool = Field(default=True, description="fp32 is multiplied in TF32, where the GPU has it")
 
     @model_validator(mode="before")
     @classmethod
@@ -87,6 +88,9 @@ class Compile(Closed):
     def _tensorrt_only(self) -> Self:
         level = self.optimization_level is not None
         asked = self.dla is not None or self.deterministic or level
+        asked |= not self.tf32
         if asked and self.backend not in ("auto", "tensorrt"):
-            raise ValueError('dla, deterministic and optimization_level need backend = "tensorrt"')
+            raise ValueError(
+                'dla, deterministic, optimization_level and tf32 = false need backend = "tensorrt"'
+            )
         return self

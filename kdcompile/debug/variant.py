@@ -96,7 +96,7 @@ def last_rung(
         return Rung("engine", "what runs", kind, absent=absent)
     (there, board), record = place, engine.record_of(shipped.engine)
     engine.take(there, shipped.engine, DEPLOYED)
-    if kind == EXACT and board.facts["gpu"] is not None:
+    if kind == EXACT and board.facts["gpu"] is not None and record.get("tf32", True):
         kind = "tf32"  # what TensorRT computes fp32 in by default
     shapes = record.get("profile") or ()
     side = EngineSide(

@@ -7,7 +7,7 @@ efficiencies carried through the equations, plus the model's own.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -92,10 +92,13 @@ def estimate(
     factor = math.exp(NINETY * log_deviation(layout, efficiencies))
     gmac = sum(kernel.macs for kernel in kernels) / 1e9
     kind = network_kind(kernels)
+    without_tf32 = precision == "fp32" and target.fp32_in != replace(target, tf32=True).fp32_in
     sizes = _sizes().get((target.name, target.power_mode, precision, kind), [])
+    sizes = [] if without_tf32 else sizes  # the engines of the fixtures multiplied in TF32
     validated = any(size / NEAR <= gmac <= size * NEAR for size in sizes)
     parts = _parts(kernels, found)
-    notes = _notes(parts, target, "" if validated else f"{precision} of a {kind} network")
+    named = f"{precision}{' without TF32' if without_tf32 else ''} of a {kind} network"
+    notes = _notes(parts, target, "" if validated else named)
     return Estimate(
         ms, ms / factor, ms * factor, validated, precision, _bounds(found), parts, notes,
         target.calibration is not None, kind,

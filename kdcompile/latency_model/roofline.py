@@ -105,7 +105,7 @@ def generation(target: Target) -> str:
 
 
 def peak(target: Target, precision: str) -> float:
-    """Dense operations per second; fp32 multiplies in TF32 where the GPU has it, as TensorRT does.
+    """Dense operations per second; those of fp32 are TF32's where the engine may use it.
 
     Raises:
         KDError: `target-precision`, the target has no such precision, or no known peak for it.
@@ -118,8 +118,7 @@ def peak(target: Target, precision: str) -> float:
             where="[quantize] precision",
             fix="one of " + ", ".join(p for p in target.precisions if p in peaks),
         )
-    tflops = peaks.get("tf32", peaks["fp32"]) if precision == "fp32" else peaks[precision]
-    return tflops * 1e12
+    return peaks[target.fp32_in if precision == "fp32" else precision] * 1e12
 
 
 def lay_out(kernels: Sequence[Kernel], target: Target, graph: bool = True) -> Layout:

@@ -5,9 +5,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kdcompile.config.deploy import Compile
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board, Step
 from kdcompile.core.backends import find, is_served
@@ -159,7 +160,8 @@ def make_plan(spec: Spec, via: str | None = None) -> Plan:
     """
     check_name(spec)
     store = Store(spec.folder / ".kdcompile")
-    board, target = find_board(spec, resolve_target(spec.target), via)
+    target = replace(resolve_target(spec.target), tf32=spec.compile.tf32)
+    board, target = find_board(spec, target, via)
     rows = splits_rows(spec.data, spec.folder, store.hasher)
     parts = key_parts(spec, target, store.hasher, board, rows)
     store.save_hashes()
@@ -220,7 +222,7 @@ def _refuse_options(spec: Spec, target: Target) -> None:
     options = spec.compile.model_dump(exclude={"backend", "workspace_mb"})
     able = find(target.runtime).capabilities(target).options
     for name, value in options.items():
-        if value is None or value is False or name in able:
+        if value == Compile.model_fields[name].default or name in able:
             continue
         raise KDError(
             "option-refused",

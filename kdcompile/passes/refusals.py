@@ -220,6 +220,7 @@ def asked_of(spec: Spec) -> Asked:
     return Asked(
         precision=spec.quantize.precision,
         dla=spec.compile.dla,
+        tf32=spec.compile.tf32,
         optimization_level=spec.compile.optimization_level,
         is_dynamic=spec.export.is_dynamic,
     )

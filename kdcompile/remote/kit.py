@@ -22,7 +22,9 @@ TEMPLATES = Path(__file__).parent / "kit"
 SCRIPT, README = "build_engine.py", "README.md"
 INPUT = "image"
 MAX_REFERENCES = 4
-SETTINGS = ("workspace_mb", "optimization_level", "deterministic", "dla")  # [compile]
+SETTINGS = (
+    "workspace_mb", "optimization_level", "deterministic", "dla", "tf32",
+)  # fmt: skip  # of [compile]
 Reference = tuple[
     Sequence[NDArray[np.float32]], Mapping[str, Sequence[NDArray[np.float32]]]
 ]  # inputs, and outputs by precision

@@ -128,7 +128,7 @@ def test_the_tables_follow_the_target():
     assert (agx.opsets[1], old.opsets[1]) == (18, 16)
     assert "bf16" in agx.precisions
     assert "bf16" not in old.precisions
-    assert agx.options == {"optimization_level", "deterministic", "dla"}
+    assert agx.options == {"optimization_level", "deterministic", "dla", "tf32"}
     openvino = backends.find("openvino").capabilities(targets.load("intel-cpu"))
     assert (openvino.precisions, openvino.int8, openvino.options) == (
         ("fp32", "int8"), "qdq", frozenset(),

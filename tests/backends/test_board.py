@@ -81,7 +81,12 @@ def test_the_backend_that_is_asked_for(asked, target, via, backend):
 
 @pytest.mark.parametrize(
     "option",
-    [{"dla": 0}, {"deterministic": True}, {"optimization_level": 0}],
+    [
+        {"dla": 0},
+        {"deterministic": True},
+        {"optimization_level": 0},
+        {"tf32": False},
+    ],
     ids=lambda option: next(iter(option)),
 )
 def test_an_option_of_tensorrt_is_refused_for_a_target_without(option):

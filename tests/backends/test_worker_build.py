@@ -164,6 +164,17 @@ def test_optimization_level(board, order):
 
 
 @pytest.mark.parametrize("version", GENERATIONS)
+def test_tf32_is_left_on_or_cleared(board, order, version):
+    """It is set by default in every generation; a kit of settings that nobody gave has None."""
+    ask, scene = board(version)
+    for given, told in (({}, True), ({"tf32": True}, True), ({"tf32": None}, None)):
+        assert ask("build", **order("fp32", **given))["ok"]["tf32"] is told
+        assert "clear_flag" not in {call[0] for call in scene.calls}
+    assert ask("build", **order("fp32", tf32=False))["ok"]["tf32"] is False
+    assert [call[1] for call in scene.calls if call[0] == "clear_flag"] == ["TF32"]
+
+
+@pytest.mark.parametrize("version", GENERATIONS)
 def test_dla_names_what_falls_back(board, order, tmp_path, version):
     ask, scene = board(version)
     assert ask("build", **order())["ok"]["dla_fallback"] is None

@@ -185,7 +185,15 @@ def test_modes_and_profile(served):
     assert made.loaded == {}
 
 
-@pytest.mark.parametrize("option", [{"dla": 0}, {"deterministic": True}, {"optimization_level": 3}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"dla": 0},
+        {"deterministic": True},
+        {"optimization_level": 3},
+        {"tf32": False},
+    ],
+)
 def test_options_of_tensorrt_are_refused(onnx_files, tmp_path, option):
     made = Worker("onnxruntime")
     with pytest.raises(WorkerError) as caught:

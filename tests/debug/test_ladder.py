@@ -196,7 +196,7 @@ def test_what_a_cpu_ships_is_the_runtimes_own_form(model, images, tmp_path):
 
 
 def test_an_engine_is_searched_with_the_settings_of_its_record():
-    asked = Compile(workspace_mb=77, optimization_level=2, dla=1)
+    asked = Compile(workspace_mb=77, optimization_level=2, dla=1, tf32=False)
     record = {**asked.model_dump(), "deterministic": "recorded", "precision": "int8"}
     assert settings_of(record) == asked
     assert settings_of({"precision": "int8"}) == Compile()

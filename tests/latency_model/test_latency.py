@@ -16,7 +16,7 @@ from kdcompile.latency_model.network_kind import network_kind
 from kdcompile.latency_model.parameters import Efficiencies, priors
 from kdcompile.latency_model.predict import estimate, kernel_ms, validated_kinds
 from kdcompile.latency_model.reference_kernels import reference_kernels
-from kdcompile.latency_model.roofline import L2_SHARE, lay_out, times
+from kdcompile.latency_model.roofline import L2_SHARE, lay_out, peak, times
 from kdcompile.latency_model.workload import Kernel, stored_bytes, traffic
 from kdcompile.targets import load
 
@@ -406,6 +406,23 @@ def test_a_slower_power_mode_and_a_wider_type_take_longer() -> None:
     assert kernel_ms(kernels, slow, "int8") > 1.4 * times["int8"]
     quarter = reference_kernels("CSRNet-1/4", (1, 3, 576, 768), "int8")
     assert 3 < times["int8"] / kernel_ms(quarter, fast, "int8") < 15
+
+
+def test_without_tf32_fp32_takes_longer_and_no_fixture_speaks_for_it() -> None:
+    kernels = reference_kernels("ResNet-50 v1", (1, 3, 224, 224), "fp32")
+    peaks = NANO.peak_tflops
+    without = replace(NANO, tf32=False)
+    assert peak(NANO, "fp32") == peaks["tf32"] * 1e12
+    assert peak(without, "fp32") == peaks["fp32"] * 1e12
+    tf32, fp32 = estimate(kernels, NANO, "fp32"), estimate(kernels, without, "fp32")
+    # arithmetic bounds it: its time grows with the peaks' ratio, as far as it is arithmetic
+    assert 1.5 < fp32.ms / tf32.ms < peaks["tf32"] / peaks["fp32"]
+    assert (tf32.validated, fp32.validated) == (True, False)
+    assert any("at fp32 without TF32 of a conv" in note for note in fp32.notes)
+    halves = reference_kernels("ResNet-50 v1", (1, 3, 224, 224), "fp16")
+    assert estimate(halves, NANO, "fp16") == estimate(halves, without, "fp16")
+    old = load("t4")  # it has none: nothing changes there
+    assert estimate(kernels, old, "fp32") == estimate(kernels, replace(old, tf32=False), "fp32")
 
 
 def test_ten_thousand_networks_are_priced_in_seconds() -> None:

@@ -17,6 +17,7 @@ from kdcompile.config.load import load_spec
 from kdcompile.config.template import init_example
 from kdcompile.core.store import Artifact
 from kdcompile.latency_model.kernels import operators_of
+from kdcompile.passes.manager import make_plan
 from kdcompile.passes.plan_text import lines
 from kdcompile.passes.refusals import OPERATORS, asked_of, met_by, student_network
 from kdcompile.passes.stages import STAGES
@@ -108,12 +109,21 @@ def test_a_student_that_is_still_to_be_searched_for_costs_nothing_to_plan(folder
     [
         (["compile.dla=0"], "jetson", ["dla-cores"]),
         (["compile.dla=1"], "jetson-agx-xavier", ["dla-explicit-int8"]),
+        (["compile.tf32=false"], "t4", ["tf32-arithmetic"]),
+        (["compile.tf32=false"], "jetson", []),
         (["compile.optimization_level=0"], "jetson@jp5.1.2", ["optimization-level"]),
         ([], "jetson", []),
     ],
 )
 def test_the_options_of_a_spec_reach_the_rules(folder, sets, target, expected):
     assert codes(folder, *sets, target=target) == expected
+
+
+def test_without_tf32_the_plan_prices_fp32_in_fp32(folder):
+    only = ["quantize.precision=fp32"]
+    with_tf32 = make_plan(load_spec(folder / "kdcompile.toml", only, "jetson")).target
+    spec = load_spec(folder / "kdcompile.toml", [*only, "compile.tf32=false"], "jetson")
+    assert (with_tf32.fp32_in, make_plan(spec).target.fp32_in) == ("tf32", "fp32")
 
 
 def test_a_dynamic_shape_reaches_the_rules(folder):

@@ -239,6 +239,9 @@ class IBuilderConfig:
     def set_flag(self, flag):
         self._scene.calls.append(("set_flag", flag.name))
 
+    def clear_flag(self, flag):
+        self._scene.calls.append(("clear_flag", flag.name))
+
     def set_memory_pool_limit(self, pool, size):
         self._scene.calls.append(("set_memory_pool_limit", pool.name, size))
 

@@ -53,6 +53,11 @@ def of_network(
         ("cpu", {"precision": "fp16"}, ["precision-known"]),
         ("cpu", {"precision": "bf16"}, ["bf16-tensorrt"]),
         ("t4", {"precision": "int8"}, []),
+        ("t4", {"tf32": False}, ["tf32-arithmetic"]),
+        ("jetson-xavier-nx", {"tf32": False, "precision": "fp32"}, ["tf32-arithmetic"]),
+        ("cpu", {"tf32": False}, ["tf32-arithmetic"]),
+        ("jetson", {"tf32": False}, []),
+        ("h100", {"tf32": False}, []),
         ("jetson", {"dla": 0}, ["dla-cores"]),
         ("jetson-orin-nx-8gb", {"dla": 1}, ["dla-cores"]),
         ("jetson-orin-nx-8gb", {"dla": 0, "precision": "fp16"}, []),
@@ -78,7 +83,7 @@ def test_every_violation_says_where_and_what_to_do() -> None:
     for name in targets.names():
         target = targets.load(name)
         for precision in ("auto", *rules_file.PRECISIONS):
-            asked = Asked(precision, dla=1, optimization_level=3, is_dynamic=True)
+            asked = Asked(precision, dla=1, tf32=False, optimization_level=3, is_dynamic=True)
             for found in violations(target, asked):
                 assert found.message.startswith(RULES[found.code].text + "; ")
                 assert found.where.startswith(("[quantize] precision = ", "[compile] ", "[export]"))

@@ -47,7 +47,7 @@ def test_all_the_devices_are_there() -> None:
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_every_value_has_a_known_kind_and_a_written_source(name: str) -> None:
     target = targets.load(name)
-    said = {"jetpack", "jetpacks", "backend", "max_opset", "ir_version", "sources"}
+    said = {"jetpack", "jetpacks", "backend", "max_opset", "ir_version", "sources", "tf32"}
     said |= {"name", "title", "kind", "power_mode", "power_modes", "runtime"}  # what it is about
     said |= {"dla"} if target.kind == "cpu" else set()
     for key, value in target.to_json().items():

@@ -56,8 +56,8 @@ class OnnxRuntime:
 
     def build(self, onnx: str, engine: str, precision: str, profile: Any = None,
               workspace_mb: int = 1024, timing_cache: str = "", deterministic: bool = False,
-              optimization_level: int | None = None,
-              dla: int | None = None) -> dict[str, Any]:  # fmt: skip
+              optimization_level: int | None = None, dla: int | None = None,
+              tf32: bool = True) -> dict[str, Any]:  # fmt: skip
         """Nothing to compile: the model is checked and copied, with the record of an engine.
 
         Profile, workspace and timing cache are TensorRT's and say nothing here; what would change
@@ -68,10 +68,11 @@ class OnnxRuntime:
             able = ", ".join(self.precision_names)
             raise WorkerError("precision-refused", f"{self.provider} has {able}, not {precision!r}")
         asked = {"deterministic": deterministic, "dla": dla is not None,
-                 "optimization_level": optimization_level is not None}  # fmt: skip
+                 "optimization_level": optimization_level is not None,
+                 "tf32": tf32 is False}  # fmt: skip
         for name, given in asked.items():
             if given:
-                raise WorkerError("option-refused", f"ONNX Runtime has no {name}")
+                raise WorkerError("option-refused", f"ONNX Runtime has no option {name}")
         with open(onnx, "rb") as stream:
             blob = stream.read()
         self._open(blob, precision)

@@ -79,8 +79,8 @@ class TensorRT:
 
     def build(self, onnx: str, engine: str, precision: str, profile: Any = None,
               workspace_mb: int = 1024, timing_cache: str = "", deterministic: bool = False,
-              optimization_level: int | None = None,
-              dla: int | None = None) -> dict[str, Any]:  # fmt: skip
+              optimization_level: int | None = None, dla: int | None = None,
+              tf32: bool = True) -> dict[str, Any]:  # fmt: skip
         """Compile an ONNX file to `engine`, with a record of how in `engine`.json.
 
         Args:
@@ -94,6 +94,7 @@ class TensorRT:
             deterministic: build from the cache alone where it fits, so that builds are equal.
             optimization_level: of the builder, 0 to 5.
             dla: core; the GPU takes the layers that it cannot run.
+            tf32: float32 layers may multiply in it.
         """
         plan = self.precisions().get(precision)
         if plan is None:
@@ -110,6 +111,8 @@ class TensorRT:
         builder = self.trt.Builder(self.logger)
         network, _parser = self._parse(builder, plan, source, onnx, graph)  # holds the weights
         config = self._configure(builder, plan, workspace_mb, optimization_level)
+        if tf32 is False:  # every generation sets it by default
+            config.clear_flag(self.trt.BuilderFlag.TF32)
         fallback = self._use_dla(builder, network, config, dla, precision)
         add_profile(builder, network, config, profile)
         cache, cache_state = self._open_cache(config, timing_cache, deterministic)
@@ -129,7 +132,8 @@ class TensorRT:
             "onnx_sha256": hashlib.sha256(source).hexdigest(), "bytes": len(blob),
             "timing_cache": cache_state, "deterministic": bound, "dla": dla,
             "workspace_mb": workspace_mb, "optimization_level": optimization_level,
-            "profile": profile, "dla_fallback": fallback, "layers": self._layers_of(blob, graph),
+            "tf32": tf32, "profile": profile,
+            "dla_fallback": fallback, "layers": self._layers_of(blob, graph),
             "seconds": time.perf_counter() - start,
         })  # fmt: skip
 
