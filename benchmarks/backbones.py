@@ -7,10 +7,12 @@
 Random weights, the network's own input size, the channel tile and the latency model of `jetson` in
 fp16 (predicted, never measured). Each student is untrained, has the teacher's first channels, and
 is run, exported, and its file run by ONNX Runtime. A row is written when it is done and never made
-again; a network whose package is not installed has a row that says so, and is tried again.
+again; a network whose package is not installed has a row that says so, and is tried again. Which
+latency model priced a row is in its `model`: delete the line of an earlier one to make it again.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import math
@@ -19,6 +21,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.distill.inherit.plan import kept_parameters, layer_plans, widths
 from kdcompile.distill.inherit.slicing import slice_weights
 from kdcompile.export.onnx_file import one_registry, quiet_exporter
+from kdcompile.latency_model import predict
 from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.network_cost import Network, NetworkCost, params
 from kdcompile.latency_model.predict import estimate
@@ -59,7 +63,7 @@ SHOWN = 3  # frozen modules in a row
 COLUMNS = (
     "network", "budget", "width", "dropped", "params_m", "student_params_m", "share",
     "share_tile_8", "share_exact", "macs_m", "student_macs_m", "ms", "student_ms", "speedup",
-    "frozen", "refused", "exported", "ort", "parity", "seconds", "skipped",
+    "frozen", "refused", "exported", "ort", "parity", "seconds", "skipped", "model",
 )  # fmt: skip
 
 
@@ -89,6 +93,15 @@ def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Network:
         found = Exported(module, inputs)
         found.refused = f"no: {error.code}: {error.message}"
         return found
+
+
+@cache
+def latency_model() -> str:
+    """Which latency model prices a row: a digest of its sources and of what the target says."""
+    folder = Path(predict.__file__).parent
+    parts = [path.read_bytes() for path in sorted(folder.glob("*.py"))]
+    parts.append(json.dumps(targets.load(TARGET).to_json(), sort_keys=True, default=str).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 
 
 def parity(found: Network, inputs: tuple[Tensor, ...]) -> float:
@@ -198,6 +211,7 @@ def row(name: str, budget: str) -> dict[str, object]:
         "frozen": frozen(module, channels),
         "refused": refused,
         **_run(student, inputs, whole),
+        "model": latency_model(),
     }
     seconds = f"{time.perf_counter() - begun:.1f}"
     return dict.fromkeys(COLUMNS, "") | made | {"seconds": seconds}

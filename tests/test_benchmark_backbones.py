@@ -41,6 +41,13 @@ def test_a_row_prices_exports_and_runs_the_student(scripts, monkeypatch):
     assert float(row["student_ms"]) < float(row["ms"])
     assert (row["exported"], row["ort"], row["refused"], row["frozen"]) == ("yes", "yes", "", "")
     assert 0 < float(row["parity"]) < 1e-5
+    assert row["model"] == backbones.latency_model() != _other_model(backbones, monkeypatch)
+
+
+def _other_model(backbones, monkeypatch):
+    """That of the same sources, of a board with other numbers."""
+    monkeypatch.setattr(backbones, "TARGET", "h100")
+    return backbones.latency_model.__wrapped__()
 
 
 def test_a_row_of_a_speedup_is_that_of_the_compilers_own_choice(scripts, monkeypatch):
@@ -79,9 +86,9 @@ def test_nine_in_ten_get_as_small_as_half_the_width_should_make_them(scripts):
 def test_a_page_tells_what_was_refused_frozen_not_exported_and_not_tried(scripts):
     _, page = scripts
     good = dict(_kept(page)[0], network="a:good", budget=page.WIDTH, frozen="", refused="")
-    good["share_exact"] = "0.26"
+    good |= {"share_exact": "0.26", "model": "0a1b2c3d"}
     heavy = dict(good, network="a:heavy", share="0.41", share_exact="0.40")
-    wide = dict(good, network="a:wide", share="0.7", refused="0.5 was requested: x (why)")
+    wide = dict(good, network="a:wide", share="0.7", refused="0.5 was requested: x (why)", model="")
     held = dict(good, network="a:held", frozen="x (one); y (two); z (three); and 4 more")
     lost = dict(good, network="a:lost", exported="no: export-leftover: a tensor")
     absent = dict(good, network="a:absent", skipped="no package timm")
@@ -99,3 +106,6 @@ def test_a_page_tells_what_was_refused_frozen_not_exported_and_not_tried(scripts
     assert "Not tried: a:absent (no package timm)." in text
     (line,) = (line for line in text.splitlines() if line.startswith("| a:held"))
     assert line.split("|")[9].strip() == "7"
+    assert line.split("|")[-2].strip() == good["model"]
+    (line,) = (line for line in text.splitlines() if line.startswith("| a:wide"))
+    assert line.split("|")[-2].strip() == "earlier"

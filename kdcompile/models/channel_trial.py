@@ -59,9 +59,13 @@ def _candidates(
     """The channels, with heads tied, and both with numbers that follow widths."""
     yield channels
     tied = _tied(channels, heads)
-    yield tied
-    for made in (channels, tied):
-        yield linked(model, made)
+    if tied.frozen == channels.frozen:
+        yield tied
+        yield linked(model, channels)
+    else:  # heads that the widths of what they read would hold may have numbers of their own
+        yield linked(model, channels)
+        yield tied
+    yield linked(model, tied)
 
 
 def linked(model: nn.Module, channels: Channels) -> Channels:
@@ -135,7 +139,14 @@ def _tied(channels: Channels, heads: Sequence[tuple[Layout, Layout]]) -> Channel
     """A copy in which what a split layer reads is as many heads as fit into it."""
     made = _copied(channels)
     for read, head in heads:
-        made.unite(read, head * (length(read) // length(head)))
+        held = [made.root(group) for group, _, _ in made.expand(read)]
+        if made.frozen.issuperset(held):
+            why = (
+                f"its heads are together as wide as what it reads, which stays: {made.why[held[0]]}"
+            )
+            made.freeze(head, why)
+        else:
+            made.unite(read, head * (length(read) // length(head)))
     made.settle()
     return made
 

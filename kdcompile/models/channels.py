@@ -83,6 +83,7 @@ class _Walk(Layers):
         self._graphs: nn.Module = nn.Module()  # that hold graphs which a node runs
         self._run_by: Node | None = None
         self._given: dict[Node, Sequence[Any]] = {}  # by such a node, what its graph gives
+        self._pieces: dict[Node, Layout] = {}  # of a split at no channel, each of its pieces
         self.heads: list[
             tuple[Layout, Layout]
         ] = []  # what a layer reads, and one head that it gives
@@ -183,6 +184,8 @@ class _Walk(Layers):
             # all outputs, or the last state of every layer and direction
             return known if node.args[1] == 0 else Axis(len(shape_of(node)) - 1, known.layout[:1])
         if name == "getitem":
+            if node.args[0] in self._pieces:
+                return Axis(known.dim, self._pieces[node.args[0]])  # type: ignore[index]
             return self._cut(node, known, piece_bounds(node, known.dim))
         if name in PIXELS and known.dim == len(shape_of(node)) - 3:
             return self._shuffled(node, name, known)
@@ -272,6 +275,13 @@ class _Walk(Layers):
             self.channels.divide(known.layout, len(sizes))
         starts = range(0, sum(sizes), sizes[0])
         pieces = [self.channels.part(known.layout, start, sizes[0]) for start in starts]
+        runs = self.channels.expand(known.layout)
+        if None in pieces and not math.gcd(*(each for _, _, each in runs)) % len(sizes):
+            # a shuffle again after a shuffle: which channels are in a piece depends on how many
+            # there are, but each piece has its share of the places of every channel
+            self.moved = True
+            self._pieces[node] = tuple((group, n, each // len(sizes)) for group, n, each in runs)
+            return known
         for piece in pieces[1:]:
             if piece is not None and pieces[0] is not None:
                 self.channels.unite(pieces[0], piece)

@@ -214,9 +214,11 @@ def _check_values(own: State, state: State, path: Path) -> None:
             fix="save the network as it was trained, before it was quantised or converted",
         )
     for name, tensor in own.items():
-        # as the network will hold it: a large float64 is infinite in float32
-        if tensor.is_floating_point() and not state[name].to(tensor.dtype).isfinite().all():
-            raise nonfinite(name, path)
+        if tensor.is_floating_point() and tensor.numel():
+            # as the network will hold it: a large float64 is infinite in float32
+            ends = torch.stack(state[name].to(tensor.dtype).aminmax())  # NaN where there is one
+            if not ends.isfinite().all():
+                raise nonfinite(name, path)
 
 
 def nonfinite(name: str, path: Path) -> KDError:

@@ -15,7 +15,6 @@ from kdcompile.latency_model.predict import ratio_factor
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.opset import at_opset
 from kdcompile.passes.teacher_file import teacher_network
-from kdcompile.search.driver import search_student
 from kdcompile.search.rationale import costly_stages
 from kdcompile.search.recorded import Narrowed
 from kdcompile.search.report import SearchResult
@@ -43,6 +42,8 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         students = Narrowed(teacher)
         held: list[str] = []
         if spec.student.searches:
+            from kdcompile.search.driver import search_student  # which plots: a second to import
+
             # its students are compared at one precision: the fastest of what they are made from
             pair = _compared(teacher, spec, target)
             found = search_student(step, store, target, teacher, pair, folder)
@@ -50,8 +51,9 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
         else:
             architecture, held = choose_width(spec, students, target)
         module = student_from_architecture(teacher.module, architecture, spec.folder)
-        # an export of its own, no file of the teacher's: what fails there fails before training
-        student = _readable(Network(module.eval(), shape), target)
+        # exported unless it is the teacher's code at other widths: what fails must fail here
+        student = students.narrowed(module.eval(), architecture)
+        student = student or _readable(Network(module, shape), target)
         if found is None:
             pair = _compared(student, spec, target)
         predicted = _predicted(teacher, student, target, pair)

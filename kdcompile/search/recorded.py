@@ -37,13 +37,17 @@ class Narrowed:
         Raises:
             KDError: of the export, where there has to be one.
         """
+        return self.narrowed(student, architecture) or Network(student, self.teacher.shape)
+
+    def narrowed(self, student: nn.Module, architecture: Mapping[str, Any]) -> Network | None:
+        """A student in inference mode whose file follows from the teacher's; None of any other."""
         is_narrowed = architecture["family"] == "shrink" and not architecture.get("dropped")
         shape, run = self.teacher.shape, self._run
         if not is_narrowed or run is None:
-            return Network(student, shape)
+            return None
         own = recorded(student, shape)
         model = None if own is None else resized(self._light, shape, run, own)
-        return Network(student, shape, model)
+        return None if model is None else Network(student, shape, model)
 
     @cached_property
     def _run(self) -> Recorded | None:

@@ -64,7 +64,7 @@ def test_students_of_a_search_are_compared_at_it_too(estimate, monkeypatch):
     def asked_for(*given):
         raise LookupError(given[4])
 
-    monkeypatch.setattr(search, "search_student", asked_for)
+    monkeypatch.setattr("kdcompile.search.driver.search_student", asked_for)
     sets = ("student.family=search", "student.budget={speedup=2}")
     with pytest.raises(LookupError, match=re.escape("('fp32', 'fp32')")):
         estimate(SLOW_INT8, *sets)

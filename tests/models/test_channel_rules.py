@@ -5,6 +5,7 @@ import torch
 from resized_networks import (
     Attention,
     Computed,
+    Interleaved,
     Multiplied,
     Radix,
     Shaped,
@@ -14,12 +15,15 @@ from resized_networks import (
 )
 from torch import nn
 
+from kdcompile.distill.inherit import inherit
 from kdcompile.distill.inherit.plan import kept_parameters, layer_plans
 from kdcompile.distill.inherit.rows import grouped_weight, set_weight
 from kdcompile.distill.inherit.slicing import slice_weights
+from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.models.channel_groups import ENDS
 from kdcompile.models.channels import trace
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.search.spaces.pruned import students
 
 SHAPE = (1, 3, 16, 16)
@@ -31,7 +35,9 @@ def _halved(teacher, folder):
     return channels, student_from_architecture(teacher, made, folder).eval()
 
 
-@pytest.mark.parametrize("kind", [Multiplied, Unfolded, Radix, Shaped, Computed, Wrapped, Shuffled])
+@pytest.mark.parametrize(
+    "kind", [Multiplied, Unfolded, Radix, Shaped, Computed, Wrapped, Shuffled, Interleaved]
+)
 def test_a_student_of_the_channels_that_are_read_is_the_teacher(kind, tmp_path):
     """Every second channel of each group is read by nothing: leaving it out changes nothing."""
     torch.manual_seed(0)
@@ -67,6 +73,27 @@ def test_a_student_of_the_channels_that_are_read_is_the_teacher(kind, tmp_path):
         p.numel() for p in teacher.parameters()
     )
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "blocks", "half"), [(12, 4, 8), (58, 3, 28)])
+def test_channels_that_are_shuffled_again_and_again_get_fewer(width, blocks, half, tmp_path):
+    """The second shuffle of 58 is cut inside a channel of the first: only the numbers are tied."""
+    torch.manual_seed(0)
+    teacher = Interleaved(width, blocks).eval()
+    channels, student = _halved(teacher, tmp_path)
+    assert {*channels.why.values()} == {ENDS}
+    assert [of.weight.shape[:2] for of in student.blocks[:-1]] == [(half, half)] * (blocks - 1)
+    assert student.head.in_channels < 1.2 * width
+    (made,) = students(channels, 1, 0, [0.5])
+    with torch.no_grad():
+        report = inherit(teacher, student, made, [torch.randn(8, *SHAPE[1:]) for _ in range(2)])
+        assert {layer["relative_error"] < 0.5 for layer in report["layers"]} == {True}
+        x = torch.randn(2, *SHAPE[1:])
+        found, wanted = student(x), teacher(x)
+        onnx_from_module(student, tmp_path / "student.onnx", (SHAPE,) * 3)
+    assert (found - wanted).std() < 0.5 * wanted.std()
+    (ran,) = cpu_session(tmp_path / "student.onnx").run(None, {"image": x[:1].numpy()})
+    assert torch.allclose(torch.from_numpy(ran), found[:1], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["channels", "talking", "reduced"])

@@ -21,9 +21,11 @@ from unshrunk_networks import (
 
 from kdcompile.config.spec import Budget
 from kdcompile.core.errors import KDError
+from kdcompile.models.channel_groups import ENDS
 from kdcompile.models.channels import trace
 from kdcompile.models.csrnet import build
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.search.frozen import frozen
 from kdcompile.search.spaces.pruned import students
 from kdcompile.search.unshrunk import refuse_unshrunk
 
@@ -121,6 +123,29 @@ def test_heads_get_smaller_where_the_code_takes_their_size_from_its_input(
     made, _ = _judge(teacher)
     assert tuple(made["modules"]["qkv"].values()) == qkv
     assert tuple(made["modules"]["project"].values()) == project
+
+
+class Embedding(Heads):
+    """Its tokens are what it gives: they stay as wide as they are."""
+
+    def __init__(self, fixed: int) -> None:
+        super().__init__(fixed=fixed)
+        self.head = nn.Identity()
+
+
+def test_heads_of_a_network_that_gives_its_tokens_get_smaller_by_their_own_numbers():
+    made = students(trace(Embedding(16).eval(), SHAPE), 8, 0, [0.5])[0]["modules"]
+    assert made["qkv"] == {"in_features": 64, "out_features": 96}
+    assert made["project"] == {"in_features": 32, "out_features": 64}
+
+
+def test_heads_that_are_as_wide_as_the_output_say_so():
+    teacher = Embedding(0).eval()
+    reasons = {row["module"]: row["reason"] for row in frozen(teacher, trace(teacher, SHAPE))}
+    assert reasons["project"] == ENDS
+    assert reasons["qkv"] == (
+        f"its heads are together as wide as what it reads, which stays: {ENDS}"
+    )
 
 
 def test_torchs_own_attention_gets_narrower_heads_and_attributes_follow(tmp_path):

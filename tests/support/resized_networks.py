@@ -171,3 +171,21 @@ class Attention(nn.Module):
         few = few.transpose(1, 2)
         y = functional.scaled_dot_product_attention(q.transpose(1, 2), few, few)
         return y.transpose(1, 2).reshape(n, t, c)
+
+
+class Interleaved(nn.Module):
+    """Blocks of ShuffleNet: half of the channels pass, and the two halves are interleaved."""
+
+    def __init__(self, width: int = 16, blocks: int = 1) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 2 * width, 1), nn.Conv2d(2 * width, 4, 1)
+        self.blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            n, c, height, width = x.shape
+            x = x.view(n, 2, c // 2, height, width).transpose(1, 2).reshape(n, c, height, width)
+            left, right = x.chunk(2, 1)
+            x = torch.cat([left, block(right).relu()], 1)
+        return self.head(x)
