@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import load_splits
+from kdcompile.remote.frame import SAMPLE
 from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
@@ -233,6 +235,7 @@ def _kit(
         settings=step.spec.compile.model_dump(),
         inputs=ports_of(step.spec),
         teacher=step.inputs["export"].file("teacher.onnx"),
+        sample=files("kdcompile.bundle").joinpath("templates", SAMPLE).read_text(encoding="utf-8"),
     )
 
 

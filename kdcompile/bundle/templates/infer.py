@@ -101,14 +101,23 @@ def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
     return run
 
 
-def prepare(path: str, pre: dict[str, Any]) -> Any:
-    """The image, normalised: float32 [1, C, h, w]; larger than max_hw it is scaled to fit."""
-    channels = pre["channels"]
+def decode(path: str, channels: int) -> Any:
+    """The image of a file, upright, in grey or in colour."""
     with Image.open(path) as file:
         upright = ImageOps.exif_transpose(file)
         if upright.mode.startswith("I"):  # grey of 16 bits: the upper 8
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        image = upright.convert("L" if channels == 1 else "RGB")
+        return upright.convert("L" if channels == 1 else "RGB")
+
+
+def prepare(path: str, pre: dict[str, Any]) -> Any:
+    """The image, normalised: float32 [1, C, h, w]; larger than max_hw it is scaled to fit."""
+    return normalised(decode(path, pre["channels"]), pre)
+
+
+def normalised(image: Any, pre: dict[str, Any]) -> Any:
+    """What `decode` gave as `prepare` gives it."""
+    channels = pre["channels"]
     scale = min(1.0, pre["max_hw"][0] / image.height, pre["max_hw"][1] / image.width)
     if scale < 1.0:
         bilinear = getattr(Image, "Resampling", Image).BILINEAR  # Pillow before 9.1 has no enum
@@ -142,7 +151,11 @@ def within(density: Any, seen: Any, plane: Any) -> Any:
 def predict(network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any) -> Any:
     """The network's output for what `prepare` gave; a density of the image alone."""
     whole = padded(image, pre)
-    output = next(iter(network({INPUT: whole}).values()))
+    return of_image(next(iter(network({INPUT: whole}).values())), image, whole, manifest)
+
+
+def of_image(output: Any, image: Any, whole: Any, manifest: dict[str, Any]) -> Any:
+    """The network's output for what `padded` made of the image, of the image alone."""
     if manifest["task"] != "counting":
         return output
     return within(output, image.shape[2:], whole.shape[2:])
