@@ -3,10 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from kdcompile.stats.latency_interval import median_interval
-
 WORDS = {  # of `remote.frame.PARTS`, in their order
     "decode": "decode", "preprocess": "preprocess", "inference": "copy and inference",
     "postprocess": "post-process",
@@ -85,6 +81,10 @@ def reduced(
     blocks: Sequence[float], parts: Mapping[str, float], mode: str, seed: int
 ) -> FrameTimes:
     """The frame of blocks' medians, in ms."""
+    import numpy as np  # what only shows a frame does without
+
+    from kdcompile.stats.latency_interval import median_interval
+
     ms, low, high = median_interval(np.array(blocks, np.float64), seed)
     return FrameTimes(ms, low, high, len(blocks), dict(parts), mode)
 
