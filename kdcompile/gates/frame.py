@@ -86,7 +86,8 @@ def of_board(record: FrameRecord | None, seed: int) -> FrameTimes | None:
     if record is None:
         return None
     mode = f"infer.py on {record.photos} image files, {record.sizes}; {BY_FILES}"
-    return reduced(record.blocks, dict(record.parts), mode, seed)
+    parts = {str(name): ms for name, ms in record.parts.items()}
+    return reduced(record.blocks, parts, mode, seed)
 
 
 def frame_numbers(context: VerifyContext) -> tuple[Measurement, ...]:

@@ -57,6 +57,8 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
         _write_reports(folder, report, inputs["verify"].path)
         sample = files("kdcompile.bundle").joinpath("templates/infer.py")
         write_text(folder / "infer.py", sample.read_text(encoding="utf-8"))
+        if task_of(step.spec).is_dense:
+            product.write_tiles(folder)
         product.write_product(folder, report)
         choice = inputs["compile"].json("choice.json")
         manifest.write_manifest(folder, report, task_of(step.spec).like, choice)

@@ -13,6 +13,7 @@ from zipfile import ZipFile
 import pytest
 
 from kdcompile.core.sources import sources_of
+from kdcompile.data import tiles
 from kdcompile.remote import archive
 from kdcompile.remote.archive import NAME, START, agent_zip, bare
 from kdcompile.remote.client import boot_command, boot_source
@@ -21,7 +22,8 @@ LARGEST = 63_000
 SOURCES = {name: path for name, path in sources_of(START).files.items() if name.startswith("kdc")}
 REMOTE = Path(archive.__file__).parent
 TIMING = [REMOTE / "frame.py", REMOTE / "frame_worker.py"]  # of whole frames, beside the agent
-TEXTS = [*sorted(SOURCES.values()), REMOTE / "kit" / "build_engine.py", *TIMING]
+TEXTS = [*sorted(SOURCES.values()), REMOTE / "kit" / "build_engine.py", *TIMING,
+         Path(tiles.__file__)]  # fmt: skip
 NEWER = {"strict", "slots", "kw_only"}  # keywords of calls that 3.8 does not take
 NOT_THERE = {"pairwise", "batched", "Self", "override", "assert_never", "UTC", "StrEnum"}
 
