@@ -112,7 +112,7 @@ class BundleRun:
         except tiles.TilesError as error:
             raise KDError(
                 "tiles-refused", str(error), where="the bundle's network",
-                fix="leave --tiles out: larger photos are then scaled down, as the gates judged",
+                fix="leave --tiles out: larger images are then scaled down, as for the gates",
             ) from error  # fmt: skip
         return found, Frame(size, size, plane), count
 

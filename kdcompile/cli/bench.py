@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--runs", type=int, help="Measuring runs of --save, at least 3 (default 3).")
 @click.option("--reference", type=PATH, metavar="FILE", help="Where the baseline's artifact is.")
 @click.option(
-    "--photos",
+    "--images",
     type=PATH,
     multiple=True,
     metavar="PATH",

@@ -46,7 +46,7 @@ class Failed:
 )
 @click.option("--onnx", is_flag=True, help="Run the ONNX file even if the bundle has an engine.")
 @click.option(
-    "--tiles", is_flag=True, help="Run photos larger than the network's input in tiles, unscaled."
+    "--tiles", is_flag=True, help="Run images larger than the network's input in tiles, unscaled."
 )
 @via("Load and run the bundle's engine there")
 @trusted_option

@@ -1,8 +1,8 @@
-"""A map of a photo that is larger than its network's input, from tiles that overlap.
+"""A map of an image that is larger than its network's input, from tiles that overlap.
 
 Each tile is an input of the network. Of its map only the cells count whose reach lies within it, or
-beyond the photo's own border, as the network of the whole photo would see it there: so the map is
-that of the whole photo, up to the rounding of its sums. Python 3.8 with numpy: it is a file of
+beyond the image's own border, as the network of the whole image would see it there: so the map is
+that of the whole image, up to the rounding of its sums. Python 3.8 with numpy: it is a file of
 bundles too.
 """
 

@@ -136,7 +136,7 @@ class FrameRecord(Part):
     precision: Precision
     blocks: Annotated[list[Ms], Field(min_length=MIN_BLOCKS, max_length=MOST_BLOCKS)]
     parts: dict[Literal["decode", "preprocess", "inference", "postprocess"], PartMs]
-    photos: Annotated[int, Field(gt=0, le=MOST_PHOTOS)]
+    images: Annotated[int, Field(gt=0, le=MOST_PHOTOS)]
     sizes: Text
 
 

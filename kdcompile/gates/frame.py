@@ -85,7 +85,7 @@ def of_board(record: FrameRecord | None, seed: int) -> FrameTimes | None:
     """The frame that a board's kit timed; None where it timed none."""
     if record is None:
         return None
-    mode = f"infer.py on {record.photos} image files, {record.sizes}; {BY_FILES}"
+    mode = f"infer.py on {record.images} image files, {record.sizes}; {BY_FILES}"
     parts = {str(name): ms for name, ms in record.parts.items()}
     return reduced(record.blocks, parts, mode, seed)
 

@@ -30,7 +30,7 @@ def _threshold(settings: FrameGate, task: Task) -> str:
     needs=("frame",),
     kind="latency",
     rank=9,
-    on_board="build_engine.py --photos PHOTO... of the kit times it; kdcompile bundle --merge "
+    on_board="build_engine.py --images IMAGE... of the kit times it; kdcompile bundle --merge "
     "decides",
     host_decides=False,
 )

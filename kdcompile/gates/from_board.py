@@ -45,7 +45,7 @@ NO_USAGE = (
     "kdcompile built"
 )
 NO_FRAME = (
-    "device.json has no whole frame: run the kit's build_engine.py again, with --photos PHOTO... "
+    "device.json has no whole frame: run the kit's build_engine.py again, with --images IMAGE... "
     "and Pillow on the board"
 )
 NO_TEST = (

@@ -33,7 +33,7 @@ class Measured:
         decision: none.
         exit_code: 0.
         saved: file of the baseline that was written.
-        frame: the whole frame of a bundle's sample, where photos were given.
+        frame: the whole frame of a bundle's sample, where images were given.
     """
 
     candidate: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Compared(Comparison):
         looks: how often the verdict was computed while measuring.
         to_decide: a command that would decide an undecided comparison, or why there is none.
         saved: file of the baseline that was written.
-        frame: the whole frame of a bundle's sample, where photos were given; it decides nothing.
+        frame: the whole frame of a bundle's sample, where images were given; it decides nothing.
     """
 
     code: Annotated[int, Field(serialization_alias="exit_code")]
@@ -81,7 +81,7 @@ class Benchmark:
         saved: the file of the baseline that was written.
         target: of a bundle, the device that it is for.
         baselines: of `compare`, what was read as a baseline, with its file.
-        frame: the whole frame of a bundle's sample, where photos were given.
+        frame: the whole frame of a bundle's sample, where images were given.
     """
 
     samples: "Samples"
@@ -136,7 +136,7 @@ def bench(
     margin: float = 0.03,
     allow: Sequence[str] = (),
     limit: float | None = None,
-    photos: Sequence[AnyPath] = (),
+    images: Sequence[AnyPath] = (),
     on_progress: OnProgress | None = None,
     **measuring: Unpack[Measuring],
 ) -> Benchmark:
@@ -153,13 +153,13 @@ def bench(
         margin: change of the median that counts as none, a share.
         allow: conditions that may differ from the baseline's.
         limit: seconds in which to go on until there is a decision; None measures once.
-        photos: of a bundle: image files, folders of them or test packs, on which the whole frame of
+        images: of a bundle: image files, folders of them or test packs, on which the whole frame of
             its sample is timed too, at the same place.
         on_progress: is called with each `Event`.
         **measuring: `Measuring`.
 
     Raises:
-        KDError: `bench-arguments`; `frame-photos`, `sample-failed`; what `kdcompile bench` ends
+        KDError: `bench-arguments`; `frame-images`, `sample-failed`; what `kdcompile bench` ends
             with.
     """
     from kdcompile.latency.baseline import make_baseline, read_baseline, runs_wanted
@@ -174,7 +174,7 @@ def bench(
             fix="name the baseline or the file to save, or leave the others out",
         )
     given, path = Request(**measuring), Path(artifact)
-    whole = None if not photos else _whole_frame(path, [Path(photo) for photo in photos], given)
+    whole = None if not images else _whole_frame(path, [Path(image) for image in images], given)
     file, new = (None if one is None else Path(one) for one in (baseline, save))
     kept = None if file is None else read_baseline(file)
     previous = None if new is None or not (why and new.exists()) else read_baseline(new)
@@ -197,7 +197,7 @@ def bench(
     return Benchmark(samples, plan, judged, new, subject.target, frame=frame)
 
 
-def _whole_frame(path: Path, photos: Sequence[Path], given: Request) -> Callable[[], FrameTimes]:
+def _whole_frame(path: Path, images: Sequence[Path], given: Request) -> Callable[[], FrameTimes]:
     """What measures the frame of a bundle, once everything that it needs was read."""
     from kdcompile.bundle.signature import open_bundle
     from kdcompile.latency.frame import EFFORT, measure_frame
@@ -206,11 +206,11 @@ def _whole_frame(path: Path, photos: Sequence[Path], given: Request) -> Callable
     if not path.is_dir():
         raise KDError(
             "bench-arguments",
-            f"{path.name} is no bundle, whose sample takes photos",
-            where="--photos",
-            fix="name a bundle's folder, or leave the photos out",
+            f"{path.name} is no bundle, whose sample takes images",
+            where="--images",
+            fix="name a bundle's folder, or leave the images out",
         )
-    shipped, pictures = shipped_in(open_bundle(path)), pictures_at(photos)
+    shipped, pictures = shipped_in(open_bundle(path)), pictures_at(images)
     effort = EFFORT if given.seconds is None else replace(EFFORT, seconds=given.seconds)
     return lambda: measure_frame(shipped, pictures, given.via, effort)
 

@@ -17,12 +17,13 @@ from kdcompile.latency.frame_times import FrameTimes, reduced
 from kdcompile.latency.sampler import Tools, measure
 from kdcompile.latency.settings import Effort, Mode
 from kdcompile.latency.subject import DEFAULT, Subject
+from kdcompile.remote import frame_worker
 from kdcompile.remote.archive import program_zip
 from kdcompile.remote.frame import SAMPLE
 from kdcompile.remote.open import Place, open_place
 from kdcompile.stats.samples import Samples
 
-PROGRAM = "kdcompile.remote.frame_worker"
+PROGRAM = frame_worker.__name__
 EFFORT = Effort(processes=3, blocks=20, seconds=20.0)
 LEAST = 2  # undisturbed blocks that an interval is made of
 SERVED = ("tensorrt", "onnxruntime")  # backends that the frame's worker tells the version of
@@ -52,7 +53,7 @@ def measure_frame(
         seed: of the interval.
 
     Raises:
-        KDError: `frame-photos`, there are none, or the network takes no image; `sample-failed`,
+        KDError: `frame-images`, there are none, or the network takes no image; `sample-failed`,
             `pillow-missing`; those of `sampler.measure`.
     """
     if not pictures:

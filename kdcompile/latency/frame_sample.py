@@ -68,7 +68,7 @@ def packed(folder: Path, shipped: Shipped, pictures: Pictures) -> Path:
     """One file of the sample with its photos, which a frame worker loads.
 
     Raises:
-        KDError: `frame-photos`, its network takes no image.
+        KDError: `frame-images`, its network takes no image.
     """
     inside = folder / "sample"
     (inside / FOLDER).mkdir(parents=True)
@@ -119,7 +119,7 @@ def pictures_at(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
     """Image files, those of folders, and the photos of test packs, as many as are timed.
 
     Raises:
-        KDError: `frame-photos`.
+        KDError: `frame-images`.
     """
     found: list[Photo] = []
     for path in paths:
@@ -161,8 +161,8 @@ def described(shipped: Shipped, pictures: Pictures) -> str:
 def no_photos(why: str) -> KDError:
     """There is nothing to time a frame on."""
     return KDError(
-        "frame-photos",
+        "frame-images",
         f"the whole frame cannot be timed: {why}",
         where="the sample",
-        fix="give image files, a folder of them or a test pack: --photos PATH",
+        fix="give image files, a folder of them or a test pack: --images PATH",
     )

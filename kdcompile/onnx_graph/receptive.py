@@ -1,4 +1,4 @@
-"""How far a map's cells look beyond their own area, of networks that are alike everywhere."""
+"""The reach of a map's cells beyond their own area, in networks that are alike everywhere."""
 
 import math
 from collections.abc import Mapping, Sequence

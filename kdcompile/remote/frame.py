@@ -1,6 +1,6 @@
 """Times whole frames of a deployed sample, `infer.py`: from an image file to what is said of it.
 
-`build_engine.py --photos` of a kit does it on a board. Python 3.8 with numpy; `infer.py`, which
+`build_engine.py --images` of a kit does it on a board. Python 3.8 with numpy; `infer.py`, which
 lies beside a manifest, needs Pillow too.
 """
 
@@ -114,7 +114,7 @@ def in_blocks(frames: Frames, blocks: int = BLOCKS) -> dict[str, Any]:
     return {
         "blocks": medians,
         "parts": {part: statistics.median(seen) for part, seen in parts.items()},
-        "n": size * blocks, "photos": len(frames.photos), "sizes": frames.sizes(),
+        "n": size * blocks, "images": len(frames.photos), "sizes": frames.sizes(),
     }  # fmt: skip
 
 
@@ -166,15 +166,15 @@ def text(found: dict[str, Any]) -> str:
     """The whole frame and its parts, in a line."""
     parts = ", ".join(f"{part} {found['parts'][part]:.3g}" for part in PARTS)
     whole = float(np.median(found["blocks"]))
-    return f"whole frame {whole:.4g} ms of {found['photos']} photos ({found['sizes']}): {parts}"
+    return f"whole frame {whole:.4g} ms of {found['images']} images ({found['sizes']}): {parts}"
 
 
-def timed(kit: str, record: str, photos: list[str]) -> int:
-    """The same with its outcome on standard output; the exit code, 4 where Pillow is absent."""
+def timed(kit: str, record: str, photos: list[str], stream: Any) -> int:
+    """The same with its outcome on a stream; the exit code, 4 where Pillow is absent."""
     try:
         found = of_kit(kit, record, photos)
     except (ImportError, OSError, ValueError) as error:
         sys.stderr.write(f"error: whole frames were not timed: {error}\n")
         return 4 if isinstance(error, ImportError) else 1
-    sys.stdout.write(f"{text(found)}\nwrote {record}\n")
+    stream.write(f"{text(found)}\nwrote {record}\n")
     return 0

@@ -1,4 +1,4 @@
-"""A worker that times whole frames: its network is a deployed sample, packed with its photos."""
+"""A worker that times whole frames: its network is a deployed sample, packed with its images."""
 
 from __future__ import annotations
 

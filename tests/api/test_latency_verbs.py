@@ -56,6 +56,6 @@ def test_several_runs_are_one_where_the_two_are_interleaved(line):
 
 def test_photos_are_a_bundles(line):
     with pytest.raises(KDError) as error:
-        api.bench("net.onnx", photos=["a.jpg"])
+        api.bench("net.onnx", images=["a.jpg"])
     assert error.value.code == "bench-arguments"
     assert "bundle" in error.value.fix

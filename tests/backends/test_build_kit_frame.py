@@ -1,4 +1,4 @@
-"""Whole frames of the engine that a kit chose: `build_engine.py --photos`, judged at home."""
+"""Whole frames of the engine that a kit chose: `build_engine.py --images`, judged at home."""
 
 import json
 import subprocess
@@ -57,15 +57,16 @@ def build(kit, *options):
 
 def test_the_frame_is_in_the_record_and_has_its_parts(kit, photos, tmp_path):
     out = tmp_path / "elsewhere"
-    done = build(kit, "--photos", *photos, "--out", out)
+    done = build(kit, "--images", *photos, f"--out={out}", "--json")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["chosen"] == "fp32"
     record = json.loads((out / "device.json").read_text())
     told = record["frame"]
-    assert (told["photos"], told["precision"], len(told["blocks"])) == (2, "fp32", frame.BLOCKS)
+    assert (told["images"], told["precision"], len(told["blocks"])) == (2, "fp32", frame.BLOCKS)
     assert told["sizes"] == "20x12 JPEG to 60x40 JPEG"
     assert set(told["parts"]) == set(frame.PARTS)
     assert sum(told["parts"].values()) == pytest.approx(np.median(told["blocks"]), rel=0.6)
-    assert "whole frame" in done.stdout
+    assert "whole frame" in done.stderr
     assert read_record(record, "device.json").frame.blocks == told["blocks"]
 
 
@@ -74,8 +75,15 @@ def test_without_photos_nothing_is_timed(kit):
     assert "frame" not in json.loads((kit / "out/device.json").read_text())
 
 
+def test_it_is_told_and_the_other_options_hold(kit, photos, tmp_path):
+    done = build(kit, "--images", photos[0], "--out", tmp_path / "there")
+    assert done.returncode == 0, done.stderr
+    assert "whole frame" in done.stdout
+    assert (tmp_path / "there/device.json").is_file()
+
+
 def test_a_photo_that_cannot_be_read_is_told(kit, tmp_path):
-    done = build(kit, "--photos", tmp_path / "absent.jpg")
+    done = build(kit, "--images", tmp_path / "absent.jpg")
     assert done.returncode == 1
     assert "error: whole frames were not timed" in done.stderr
     assert "absent.jpg" in done.stderr
@@ -83,6 +91,6 @@ def test_a_photo_that_cannot_be_read_is_told(kit, tmp_path):
 
 def test_an_absent_pillow_is_told(kit, photos):
     (kit / "PIL.py").write_text("raise ImportError('no Pillow here')")
-    done = build(kit, "--photos", photos[0])
+    done = build(kit, "--images", photos[0])
     assert done.returncode == 4
     assert "no Pillow here" in done.stderr

@@ -25,7 +25,7 @@ def test_the_frame_of_a_bundle(folder, preprocess, tmp_path, monkeypatch):
     Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "photo.png")
     monkeypatch.setattr(frame, "EFFORT", Effort(processes=1, blocks=4, seconds=0.5))
     shape = (1, preprocess.channels, *preprocess.min_hw)
-    found = api.bench(folder, photos=[tmp_path], shape=shape, seconds=0.5, processes=1)
+    found = api.bench(folder, images=[tmp_path], shape=shape, seconds=0.5, processes=1)
     assert found.frame.mode == "infer.py by onnxruntime on 1 image files, 80x60 PNG"
     assert found.frame.ms > found.frame.parts["decode"] > 0
     assert found.document().frame == found.frame
@@ -44,5 +44,5 @@ def test_what_is_timed_is_what_the_bundle_ships(folder):
 
 def test_a_photo_that_is_not_there_ends_it_before_anything_is_timed(folder, tmp_path):
     with pytest.raises(KDError) as error:
-        api.bench(folder, photos=[tmp_path / "absent.jpg"])
-    assert error.value.code == "frame-photos"
+        api.bench(folder, images=[tmp_path / "absent.jpg"])
+    assert error.value.code == "frame-images"

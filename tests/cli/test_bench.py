@@ -59,14 +59,14 @@ def test_a_whole_frame_stands_below_the_latencies_and_in_the_document(line, monk
         lambda path, photos, given: asked.append(photos) or (lambda: timed),
     )
     line.network("net", 1.0)
-    assert line("bench", "net.onnx", "--photos", "a.jpg", "--photos", "b")[0] == 0
+    assert line("bench", "net.onnx", "--images", "a.jpg", "--images", "b")[0] == 0
     assert [photo.name for photo in asked[0]] == ["a.jpg", "b"]
     assert line.out.splitlines()[-2:] == [
         "whole frame 10 ms (9.5 to 10.5): decode 5, preprocess 3, copy and inference 1.5, "
         "post-process 0.5",
         "the frame is that of infer.py on 3 image files, 64x48 JPEG",
     ]
-    _, found = line.json("bench", "net.onnx", "--photos", "a.jpg")
+    _, found = line.json("bench", "net.onnx", "--images", "a.jpg")
     check_document("bench", found)
     assert found["frame"]["parts"] == parts
     assert (found["frame"]["ms"], found["frame"]["low"]) == (10.0, 9.5)

@@ -70,7 +70,7 @@ def test_the_predicted_parts_can_fail_it_and_never_pass_it(most, verdict):
     gates = Gates.model_construct(frame_ms=FrameGate(max=most))
     results = {r.name: r for r in judge(gates, made)}
     assert results["frame_ms@device"].verdict == "pending"
-    assert "--photos" in results["frame_ms@device"].reason
+    assert "--images" in results["frame_ms@device"].reason
     # skipped here it does not stand in the way of what is pending on the board
     passed = replace(found, name="accuracy", verdict="passed", evidence="host")
     outcome = overall([passed, *results.values()])
@@ -119,7 +119,7 @@ def judged(device, most=20.0):
 
 def with_frame(**more):
     told = {"precision": "int8", "blocks": [18.0 + i / 100 for i in range(20)], "parts": PARTS,
-            "n": 100, "photos": 3, "sizes": "1024x768 JPEG"}  # fmt: skip
+            "n": 100, "images": 3, "sizes": "1024x768 JPEG"}  # fmt: skip
     return record("3" * 64) | {"frame": told | more}
 
 
@@ -144,7 +144,7 @@ def test_a_record_without_frames_leaves_it_pending():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"blocks": [1.0] * 5}, {"blocks": [0.0] * 20}, {"precision": "fp16"}, {"photos": 0},
+    [{"blocks": [1.0] * 5}, {"blocks": [0.0] * 20}, {"precision": "fp16"}, {"images": 0},
      {"parts": {"lunch": 3.0}}],
 )  # fmt: skip
 def test_a_record_of_another_form_is_refused(wrong):

@@ -59,7 +59,7 @@ def test_a_frame_and_its_parts_by_the_worker(shipped, tmp_path):
 def test_a_sample_that_cannot_run_is_an_error_of_its_own(shipped):
     with pytest.raises(KDError) as caught:
         measure_frame(shipped, [("a.jpg", b"no image")], None, FEW)
-    assert caught.value.code in ("sample-failed", "frame-photos")
+    assert caught.value.code in ("sample-failed", "frame-images")
     assert caught.value.fix
 
 
@@ -80,7 +80,7 @@ def test_named_tensors_have_no_frame(shipped, tmp_path):
     (tmp_path / "preprocess.json").write_text(json.dumps(rows.to_json()))
     with pytest.raises(KDError, match="no image") as caught:
         packed(tmp_path / "made", shipped, [("x.jpg", b"1")])
-    assert caught.value.code == "frame-photos"
+    assert caught.value.code == "frame-images"
 
 
 def test_photos_are_spread_over_the_split_and_kept_as_they_are_encoded(tmp_path):
@@ -109,7 +109,7 @@ def test_files_folders_and_test_packs(tmp_path):
     for wrong in (tmp_path / "absent.jpg", inside / "nothing"):
         with pytest.raises(KDError) as caught:
             pictures_at([wrong])
-        assert caught.value.code == "frame-photos"
+        assert caught.value.code == "frame-images"
 
 
 def test_the_sample_by_its_engines_files_says_so(monkeypatch):

@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="or .npz, as the network takes")
     parser.add_argument("--onnx", action="store_true", help="model.onnx, not the engine")
     parser.add_argument("--provider", default="CPUExecutionProvider", help="of onnxruntime")
-    parser.add_argument("--tiles", action="store_true", help="run larger photos in tiles, unscaled")
+    parser.add_argument("--tiles", action="store_true", help="run larger images in tiles, unscaled")
     parser.add_argument("--save-input", metavar="FILE.npy", help="only write it for cpp/infer")
     arguments = parser.parse_args()
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Builds and proves the engines of this kit on the board: `python3 build_engine.py --help`.
 
-With `--photos PHOTO...` it then times whole frames of `infer.py` on these image files.
+With `--images IMAGE...` it then times whole frames of `infer.py` on these image files.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ BUILT = (0, 3, 5)  # exit codes of a build that has an outcome
 
 
 def photos_in(arguments: list[str]) -> list[str]:
-    """The files after `--photos`, which are taken out of the arguments."""
-    if "--photos" not in arguments:
+    """The files after `--images`, which are taken out of the arguments."""
+    if "--images" not in arguments:
         return []
-    start = arguments.index("--photos")
+    start = arguments.index("--images")
     found: list[str] = []
     for argument in arguments[start + 1 :]:
         if argument.startswith("--"):
@@ -29,7 +29,9 @@ def photos_in(arguments: list[str]) -> list[str]:
 def record_of(arguments: list[str]) -> str:
     """Where the build writes `device.json`."""
     out = os.path.join(HERE, "out")
-    for before, argument in zip(arguments, arguments[1:]):
+    for before, argument in zip(["", *arguments], arguments):
+        if argument.startswith("--out="):
+            out = argument[len("--out=") :]
         out = argument if before == "--out" else out
     return os.path.join(out, "device.json")
 
@@ -47,5 +49,6 @@ if __name__ == "__main__":
         sys.path.insert(0, HERE)
         import frame
 
-        code = frame.timed(HERE, record_of(arguments), photos) or code
+        stream = sys.stderr if "--json" in arguments else sys.stdout  # which has one document
+        code = frame.timed(HERE, record_of(arguments), photos, stream) or code
     sys.exit(code)
