@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile
@@ -14,9 +13,11 @@ import numpy as np
 from PIL import Image
 
 from kdcompile.backends.engine import record_of
+from kdcompile.bundle import python_sample
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.core.backends import of_record
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_text
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import INPUTS
 from kdcompile.latency.subject import DEFAULT
@@ -81,8 +82,7 @@ def packed(folder: Path, shipped: Shipped, pictures: Pictures) -> Path:
     if INPUTS in preprocess and preprocess["image"] is None:
         raise no_photos("the network takes named tensors and no image: it has no whole frame")
     write_manifest(str(inside), shipped.task, shipped.classes, list(shipped.files))
-    sample = files("kdcompile.bundle").joinpath("templates", SAMPLE)
-    (inside / SAMPLE).write_bytes(sample.read_bytes())
+    write_text(inside / SAMPLE, python_sample.text())
     for number, (name, content) in enumerate(pictures):
         (inside / FOLDER / f"{number:03d}{Path(name).suffix}").write_bytes(content)
     path = folder / "sample.zip"

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from kdcompile.backends.mixed import NEEDS, add_mixed
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import gates_json, write_carried, write_outputs
 from kdcompile.backends.tensorrt_rtx_ import compile_check
+from kdcompile.bundle import python_sample
 from kdcompile.config.gates import fraction
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
@@ -34,7 +34,6 @@ from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import load_splits
-from kdcompile.remote.frame import SAMPLE
 from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
@@ -235,7 +234,7 @@ def _kit(
         settings=step.spec.compile.model_dump(),
         inputs=ports_of(step.spec),
         teacher=step.inputs["export"].file("teacher.onnx"),
-        sample=files("kdcompile.bundle").joinpath("templates", SAMPLE).read_text(encoding="utf-8"),
+        sample=python_sample.text(),
     )
 
 

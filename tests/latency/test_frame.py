@@ -1,6 +1,8 @@
 """Whole frames of a sample: what is packed, what a worker times, and what it comes to."""
 
 import json
+import sys
+from dataclasses import replace
 from zipfile import ZipFile
 
 import numpy as np
@@ -27,7 +29,9 @@ from kdcompile.latency.frame_sample import (
 from kdcompile.latency.frame_times import reduced
 from kdcompile.latency.sampler import measure
 from kdcompile.latency.settings import Effort, Mode
+from kdcompile.remote.archive import agent_zip
 from kdcompile.remote.frame import PARTS
+from kdcompile.remote.open import open_place
 
 FEW = Effort(processes=1, blocks=4, seconds=0.5)
 
@@ -54,6 +58,31 @@ def test_a_frame_and_its_parts_by_the_worker(shipped, tmp_path):
     assert sum(found.parts.values()) == pytest.approx(found.ms, rel=0.8)
     assert 0 < found.low <= found.ms <= found.high
     assert found.mode == "infer.py by onnxruntime on 2 image files, 9x8 JPEG to 30x40 JPEG"
+
+
+def test_an_engine_is_run_by_the_samples_own_agent_and_at_a_place(shipped, tmp_path):
+    """In the worker, where the agent of the same name is loaded already."""
+    with open_place(None, "onnxruntime") as place:
+        there, profile = place.path("frame-test.engine"), [[1, 3, 16, 16]] * 3
+        onnx_file = place.put(tmp_path / "model.onnx")
+        place.call("build", onnx=onnx_file, engine=there, precision="fp32", profile=profile)
+        for name in ("", ".json"):
+            place.get(there + name, tmp_path / f"model.engine{name}")
+            place.call("remove", path=there + name)
+    files = {name: tmp_path / name for name in ("model.engine", "model.engine.json")}
+    files |= {"preprocess.json": tmp_path / "preprocess.json", "agent.pyz": agent_zip()}
+    engine = replace(shipped, files=files)
+    found = measure_frame(
+        engine, pictures_of([Photo("a", array=pixels())]), f"python:{sys.executable}", FEW
+    )
+    assert found.ms > found.parts["inference"] > 0
+    assert found.mode.endswith(frame_sample.BY_FILES)
+
+
+def test_no_image_stays_at_the_place(shipped, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDCOMPILE_CACHE", str(tmp_path / "work"))
+    measure_frame(shipped, pictures_of([Photo("a", array=pixels())]), None, FEW)
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
 
 
 def test_a_sample_that_cannot_run_is_an_error_of_its_own(shipped):
