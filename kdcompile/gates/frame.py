@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdcompile.config.step import Step
+from kdcompile.core.errors import KDError
 from kdcompile.core.report import Measurement
 from kdcompile.data.photo import Photo
 from kdcompile.gates.board_record import FrameRecord
@@ -19,6 +20,7 @@ from kdcompile.remote.usage import Absent
 from kdcompile.targets import Target
 from kdcompile.tasks.task import task_of
 
+NO_SAMPLE = ("pillow-missing", "sample-failed", "frame-images")  # the network itself runs
 Found = FrameTimes | PredictedFrame | Absent
 
 
@@ -41,7 +43,7 @@ def frame_of(
         prediction: of the target's latency, at the chosen precision.
 
     Raises:
-        KDError: the board does not answer, the sample does not run there, or Pillow is absent.
+        KDError: the board does not answer. A sample that does not run there is absent.
     """
     if not any_needs(step.spec.gates, "frame"):
         return None
@@ -51,8 +53,13 @@ def frame_of(
     if target.kind != "cpu" and not is_here:
         return predicted(step, target, prediction)
     via = None if step.board is None else step.board.via
-    shipped = _shipped(step, classes)
-    return frame.measure_frame(shipped, pictures_of(photos), via, frame.EFFORT, step.spec.seed)
+    shipped, pictures = _shipped(step, classes), pictures_of(photos)
+    try:
+        return frame.measure_frame(shipped, pictures, via, frame.EFFORT, step.spec.seed)
+    except KDError as error:
+        if error.code not in NO_SAMPLE:
+            raise
+        return Absent(f"{error.message}; {error.fix}")
 
 
 def _shipped(step: Step, classes: Sequence[str] | None) -> Shipped:

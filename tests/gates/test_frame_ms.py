@@ -182,6 +182,24 @@ def test_of_a_cpu_here(tmp_path, quick):
     assert "frame_ms@device" not in gates
 
 
+@pytest.mark.parametrize(("code", "is_absent"), [("pillow-missing", True), ("worker-died", False)])
+def test_a_sample_that_does_not_run_is_skipped_with_its_reason(
+    tmp_path, quick, monkeypatch, code, is_absent
+):
+    def fail(*values):
+        raise KDError(code, "no Pillow there", fix="install it")
+
+    monkeypatch.setattr(frame, "measure_frame", fail)
+    if not is_absent:
+        with pytest.raises(KDError, match="no Pillow there"):
+            built(tmp_path, "cpu", 1e4)
+        return
+    report, gates = built(tmp_path, "cpu", 1e4)
+    assert gates["frame_ms"]["verdict"] == "skipped"
+    assert gates["frame_ms"]["reason"] == "no Pillow there; install it"
+    assert report["exit_code"] == 5
+
+
 def test_of_a_device_that_is_not_here(tmp_path, quick):
     report, gates = built(tmp_path, "jetson", 1e4)
     assert (gates["frame_ms"]["verdict"], gates["frame_ms"]["required"]) == ("skipped", False)
