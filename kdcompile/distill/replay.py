@@ -121,7 +121,8 @@ def read_replay(path: Path) -> Replay:
     tensors, metadata = read_weights(path)
     try:
         moment = Moment(**json.loads(metadata[RECORD]))
-        batch = Batch(*(tensors.pop(name) for name in BATCH), tensors.pop(INSIDE, None))
+        images, target, photo = (tensors.pop(name) for name in BATCH)
+        batch = Batch(images, target, photo, tensors.pop(INSIDE, None))
     except (KeyError, TypeError, ValueError) as error:
         raise KDError(
             "replay-unreadable",
