@@ -79,7 +79,7 @@ def task(tmp_path_factory):
         sets = ["distill.steps=0", "quantize.images=4", "student.crops=2", *OPEN]
         return [
             *more, "--backend", "onnxruntime", "--spec", str(folder), "--images", "4",
-            "--images", "3", "--turns", "6", "--iterations", "3", "--work", str(folder / "work"),
+            "--photos", "3", "--turns", "6", "--iterations", "3", "--work", str(folder / "work"),
             "--out", str(folder / out), *(a for s in sets for a in ("--set", s)),
         ]  # fmt: skip
 
