@@ -68,6 +68,7 @@ def run(
     out: AnyPath = "overlays",
     onnx: bool = False,
     via: str | None = None,
+    tiles: bool = False,
 ) -> "Iterator[tuple[Path, Row | KDError]]":
     """Run a bundle's network on image files; each result is given as soon as it is known.
 
@@ -77,13 +78,17 @@ def run(
         out: folder for overlays, where the network gives a density, or for its outputs.
         onnx: run the ONNX file even where the bundle has an engine.
         via: where its engine is loaded and run; None for this machine.
+        tiles: run photos that are larger than the network's input in tiles that overlap, and not
+            scaled down; the gates judged them scaled down.
 
     Yields:
         Each image with its result, or with the error of this image alone.
 
     Raises:
-        KDError: those of `load_bundle`; no image can be run: `engine-missing`, `output-shape`, ...
+        KDError: those of `load_bundle`; no image can be run: `engine-missing`, `output-shape`,
+            `tiles-refused`, ...
     """
+    from kdcompile.bundle.product import tiling_of
     from kdcompile.bundle.run import BundleRun
     from kdcompile.bundle.run_tensors import TensorRun, output_ports
     from kdcompile.data.preprocess import Preprocess
@@ -99,6 +104,8 @@ def run(
         run = kind(
             task, about.get("classes"), preprocess, network, about["precision"], files, folder
         )
+        if tiles:
+            run.tiles = tiling_of(found)
         if isinstance(run, TensorRun):
             run.outputs = output_ports(found.model)
         yield from run

@@ -139,7 +139,9 @@ def _files_sha256(record: str | None) -> str | None:
 
 
 NAME = "LICENCES.md"
-OURS = "the files of kdcompile in this bundle: `infer.py`, `agent.pyz`, `cpp/`, `kit/*.py`"
+OURS = (
+    "the files of kdcompile in this bundle: `infer.py`, `tiles.py`, `agent.pyz`, `cpp/`, `kit/*.py`"
+)
 HEAD = """# Licences
 
 What the metadata of each distribution says of itself; nobody has read the texts for this list.

@@ -25,7 +25,7 @@ def rows(report: Report) -> list[tuple[str, ...]]:
 
     Latency and speed-up are the target's: measured there, or what its latency model predicts.
     """
-    found = [*_latency(report), *_accuracy(report), *_costs(report)]
+    found = [*_latency(report), *_frame(report), *_accuracy(report), *_costs(report)]
     return [(*cells, *_gate(report, gate)) for *cells, gate in found]
 
 
@@ -71,6 +71,18 @@ def _latency(report: Report) -> list[tuple[str, str, str, str, str]]:
         (f"target latency{how}", _ms(speed, "teacher"), _ms(speed, "student"), ratio, "speedup"),
         ("precision", speed["teacher_precision"], speed["precision"], ABSENT, ""),
     ]
+
+
+def _frame(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """The whole frame, as measured; else the least that its predicted parts take."""
+    whole = _last(report, "whole frame", None)
+    if whole is not None:
+        return [("whole frame", ABSENT, f"{facts.number(whole.value)} ms", ABSENT, "frame_ms")]
+    told = {gate.name: gate for gate in report.gates}.get("frame_ms")
+    if told is None or told.evidence != "predicted":
+        return []
+    decided = "frame_ms" if told.verdict == "failed" else f"frame_ms{DEVICE}"
+    return [("whole frame, predicted parts", ABSENT, told.observed, ABSENT, decided)]
 
 
 def _accuracy(report: Report) -> list[tuple[str, str, str, str, str]]:

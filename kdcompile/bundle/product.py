@@ -3,19 +3,25 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from kdcompile.bundle import facts
 from kdcompile.bundle.card import write_card
 from kdcompile.bundle.distributions import used, write_licences
-from kdcompile.bundle.manifest import ENGINE
+from kdcompile.bundle.manifest import ENGINE, Bundle
 from kdcompile.bundle.samples import network_io, write_cpp, write_triton
 from kdcompile.bundle.sbom import refresh_sbom, write_sbom
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_json
+from kdcompile.core.optional import need
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
+from kdcompile.data import tiles
+from kdcompile.onnx_graph.receptive import tiling
 from kdcompile.remote.archive import NAME, agent_zip
 from kdcompile.targets import load
 
-OPENER = "opener.py"
+OPENER, TILES, TILING = "opener.py", "tiles.py", "tiles.json"
 
 
 def copy_engine(folder: Path, compiled: Artifact) -> None:
@@ -31,6 +37,35 @@ def copy_engine(folder: Path, compiled: Artifact) -> None:
         shutil.copyfile(compiled.file(OPENER), folder / OPENER)
     elif f"kit/{NAME}" not in compiled.files:
         (folder / NAME).write_bytes(agent_zip())
+
+
+def write_tiles(folder: Path) -> None:
+    """Write `tiles.py` and `tiles.json`, by which `infer.py` and `run` run large photos in tiles.
+
+    Args:
+        folder: the bundle, with `model.onnx`.
+    """
+    onnx = need("onnx", "cpu", "reading the network")
+    shutil.copyfile(tiles.__file__, folder / TILES)
+    write_json(folder / TILING, tiling(onnx.load(folder / "model.onnx", load_external_data=False)))
+
+
+def tiling_of(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle says of its network's tiles.
+
+    Raises:
+        KDError: `tiles-refused`, its output is no map, or it was made before there were tiles.
+    """
+    if TILING not in bundle.manifest["files"]:
+        raise KDError(
+            "tiles-refused",
+            "the bundle has no tiles: its output is no map, or it is of an earlier kdcompile",
+            where=str(bundle.folder / TILING),
+            fix="leave --tiles out, or build a network that counts with this kdcompile",
+        )
+    with bundle.reading(TILING) as path:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    return found
 
 
 def write_product(folder: Path, report: Report) -> None:

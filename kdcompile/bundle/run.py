@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from kdcompile.bundle.figures import overlay_png
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing
+from kdcompile.data import tiles
 from kdcompile.data.photo import read_pixels
-from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]
@@ -37,6 +39,8 @@ class BundleRun:
         precision: of the network, for the overlays' titles.
         photos: image files.
         out: the folder for overlays of a density; none are drawn if absent.
+        tiles: of the bundle (`product.tiling_of`), where photos that are larger than the network's
+            input are run in tiles and not scaled down.
     """
 
     def __init__(
@@ -48,10 +52,11 @@ class BundleRun:
         precision: str,
         photos: Sequence[Path],
         out: Path | None = None,
+        tiles: dict[str, Any] | None = None,
     ) -> None:
         self._task, self._classes, self._precision = task, classes, precision
         self.preprocess, self.runner, self.out = preprocess, runner, out
-        self.photos = photos
+        self.photos, self.tiles = photos, tiles
         self._inputs = {_place(photo) for photo in photos}
         self._same = {mark for photo in photos for mark in _marks(photo)}
         self._taken: set[str] = set()
@@ -59,7 +64,8 @@ class BundleRun:
     def __iter__(self) -> Iterator[tuple[Path, Row | KDError]]:
         """Each photo with its row, or with the error that it ends with.
 
-        A row is {"photo", **words of the task, "overlay"}; `overlay` is a path or None.
+        A row is {"photo", **words of the task, "overlay", "tiles"}; `overlay` is a path or None,
+        `tiles` how many there were, None where it was run as a whole.
 
         Raises:
             KDError: no photo can be run: `output-shape`, `input-refused`, `output-unwritable`,
@@ -82,9 +88,8 @@ class BundleRun:
             KDError: it cannot be read, or the output is not one of the task.
         """
         pixels = read_pixels(photo, self.preprocess.channels)
-        whole = self.runner(self.preprocess(pixels))
+        whole, frame, count = self._run(pixels)
         self.check(whole)
-        frame = self.preprocess.frame(*pixels.shape[:2])
         output = self._task.within(whole, frame)
         words = self._task.describe(output, self._classes)
         path = None
@@ -94,7 +99,22 @@ class BundleRun:
             title = f"{photo.name}: {words['count']:.1f} ({self._precision})"
             drawn = overlay_png(pixels, output[0, 0], title, extent)
             path = self.write(self.out, photo.stem, "_density.png", drawn)
-        return {"photo": str(photo), **words, "overlay": path and str(path)}
+        return {"photo": str(photo), **words, "overlay": path and str(path), "tiles": count}
+
+    def _run(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Frame, int | None]:
+        """The output, what it is of, and the number of tiles."""
+        size, most = pixels.shape[:2], self.preprocess.max_hw
+        if self.tiles is None or (size[0] <= most[0] and size[1] <= most[1]):
+            return self.runner(self.preprocess(pixels)), self.preprocess.frame(*size), None
+        unscaled = replace(self.preprocess, min_hw=(1, 1), max_hw=size)
+        try:
+            found, plane, count = tiles.run(self.runner, unscaled(pixels), most, self.tiles)
+        except tiles.TilesError as error:
+            raise KDError(
+                "tiles-refused", str(error), where="the bundle's network",
+                fix="leave --tiles out: larger images are then scaled down, as for the gates",
+            ) from error  # fmt: skip
+        return found, Frame(size, size, plane), count
 
     def check(self, output: Floats) -> None:
         """Refuse an output that is not one of the task.

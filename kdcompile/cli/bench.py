@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 @click.option("--save", type=PATH, metavar="FILE", help="Write a baseline of three or more runs.")
 @click.option("--runs", type=int, help="Measuring runs of --save, at least 3 (default 3).")
 @click.option("--reference", type=PATH, metavar="FILE", help="Where the baseline's artifact is.")
+@click.option(
+    "--images",
+    type=PATH,
+    multiple=True,
+    metavar="PATH",
+    help="Of a bundle: time whole frames too, on these images, folders or test packs; repeatable.",
+)
 @judging_options
 @measuring_options
 @ci_options
@@ -130,5 +137,8 @@ def _print(found: "Benchmark", as_json: bool, advice: str | None) -> None:
     else:
         wanted = [] if advice is None else [f"to decide: {advice}"]
         show_table(table.verdict(judged), [*table.remarks(judged), *wanted])
+    if found.frame is not None:
+        click.echo(plain(found.frame.line()))
+        click.echo(plain(f"the frame is that of {found.frame.mode}"))
     if saved is not None:
         click.echo(f"saved {plain(saved)}, {len(samples.runs)} runs")

@@ -45,6 +45,9 @@ class Failed:
     help="Folder for overlays, or for the outputs of named tensors.",
 )
 @click.option("--onnx", is_flag=True, help="Run the ONNX file even if the bundle has an engine.")
+@click.option(
+    "--tiles", is_flag=True, help="Run images larger than the network's input in tiles, unscaled."
+)
 @via("Load and run the bundle's engine there")
 @trusted_option
 @as_json

@@ -18,7 +18,7 @@ from kdcompile.core.store import digest
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.data.targets import Extra, Targets, photos_of
+from kdcompile.data.targets import DensityTargets, Extra, Targets, photos_of
 from kdcompile.kernels._runtime import ran
 from kdcompile.kernels.crop_augment import SPLIT, Column, crop_augment
 
@@ -33,12 +33,15 @@ DRAWS = 6  # random numbers a crop: zoom, top, left, flip, brightness, contrast
 class Batch:
     """images: [B, C, s, s], normalised, float32 unless the sampler's `dtype` says otherwise.
 
-    target: as the sampler's `Targets` make it. photo: int64 [B], whose crops they are.
+    target: as the sampler's `Targets` make it. photo: int64 [B], whose crops they are. inside: of
+    maps, float32 [B, 1, h, w]: the share of each cell that lies in the photo, and not in what a
+    crop larger than it is padded with.
     """
 
     images: Tensor
     target: Tensor
     photo: Tensor
+    inside: Tensor | None = None
 
 
 class CropSampler:
@@ -134,7 +137,9 @@ class CropSampler:
         images = parts[0] if len(parts) == 1 else torch.cat(parts)
         layout = torch.channels_last if images.is_cuda else torch.contiguous_format
         images = images.contiguous(memory_format=layout)
-        return Batch(images, self._targets(table, side), photos_of(table))
+        own = self._targets
+        inside = own.inside(table, side) if isinstance(own, DensityTargets) else None
+        return Batch(images, self._targets(table, side), photos_of(table), inside)
 
     def keys(self, step: int) -> list[tuple[int, int]] | None:
         """(photo, view) of each crop of a step where views recur, else None."""

@@ -87,6 +87,20 @@ class DensityTargets:
         cells = side // self._stride
         return density_maps(points, inside, (cells, cells), self._stride, self._sigma)
 
+    def inside(self, table: Tensor, side: int) -> Tensor:
+        """The share of each cell that shows the photo, float32 [B, 1, s/stride, s/stride].
+
+        A crop that is larger than its photo is padded right and below, mirrored on the left.
+        """
+        places = torch.arange(side // self._stride, device=table.device)
+        rows, columns = (
+            (table[:, size : size + 1] / self._stride - places).clamp(0, 1)
+            for size in (Column.HEIGHT, Column.WIDTH)
+        )
+        flipped = table[:, Column.FLIP].unsqueeze(1) > 0
+        columns = torch.where(flipped, columns.flip(1), columns)
+        return (rows.unsqueeze(2) * columns.unsqueeze(1)).unsqueeze(1)
+
     def _within(self, table: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """Points [B, P, 2] in pixels of the crop, and which of them lie within it."""
         photo = photos_of(table)

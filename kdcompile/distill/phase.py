@@ -158,17 +158,23 @@ class StageRun:
         return output, maps
 
     def see(self, batch: Batch, known: tuple[Tensor, list[Tensor]] | None = None) -> Seen:
-        """What frozen networks say of a batch; `known` is the teacher's view where there is one."""
+        """What frozen networks say of a batch; `known` is the teacher's view where there is one.
+
+        Of a map, what they say of the photos alone: in the padding there is nothing to imitate.
+        """
         images, needed = batch.images, self.recipe.needs_teacher
         output, maps = (known or self.look(images)) if needed else (None, [])
         with torch.no_grad():
             first = self.setting.first if self.recipe.needs_first else None
             others = self.setting.others if self.recipe.needs_others else ()
             return Seen(
-                output,
+                None if output is None else _of_photos(output, batch),
                 maps,
-                None if first is None else first(images),
-                [each(images.to(next(each.parameters()).dtype)) for each in others],
+                None if first is None else _of_photos(first(images), batch),
+                [
+                    _of_photos(each(images.to(next(each.parameters()).dtype)), batch)
+                    for each in others
+                ],
                 batch.photo,
             )
 
@@ -304,3 +310,8 @@ class StageRun:
         """Take the hooks off teacher and student."""
         self._teacher.release()
         self.trainable.student.release()
+
+
+def _of_photos(output: Tensor, batch: Batch) -> Tensor:
+    """A map of crops without what it says of their padding."""
+    return output if batch.inside is None else output * batch.inside.to(output.dtype)

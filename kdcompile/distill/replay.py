@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdcompile.distill.phase import StageRun
 
 BATCH, NETWORKS, RECORD = ("images", "target", "photo"), ("student", "recipe", "first"), "moment"
+INSIDE = "inside"  # of a batch of maps
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def save_replay(
     """
     path = replay_path(work, processes, moment.step, processes.rank)
     tensors = {name: getattr(batch, name) for name in BATCH}
+    tensors |= {} if batch.inside is None else {INSIDE: batch.inside}
     for name, state in networks.items():
         tensors |= {f"{name}.{key}": value for key, value in state.items()}
     write_weights(path, tensors, {RECORD: json.dumps(asdict(moment))})
@@ -119,7 +121,8 @@ def read_replay(path: Path) -> Replay:
     tensors, metadata = read_weights(path)
     try:
         moment = Moment(**json.loads(metadata[RECORD]))
-        batch = Batch(*(tensors.pop(name) for name in BATCH))
+        images, target, photo = (tensors.pop(name) for name in BATCH)
+        batch = Batch(images, target, photo, tensors.pop(INSIDE, None))
     except (KeyError, TypeError, ValueError) as error:
         raise KDError(
             "replay-unreadable",

@@ -121,7 +121,9 @@ def _step(run: StageRun, kept: Replay) -> tuple[list[Bad], dict[str, float]]:
     found = [*_bad("batch", "images", images), *_bad("batch", "target", target)]
     with setting.autocast():
         with torch.no_grad():
-            batch = run.recipe.view(Batch(images, target, kept.batch.photo.to(device)))
+            inside = None if kept.batch.inside is None else kept.batch.inside.to(device)
+            batch = Batch(images, target, kept.batch.photo.to(device), inside)
+            batch = run.recipe.view(batch)
         seen = run.see(batch)
         names = [tap.teacher for tap in run.taps] if seen.maps else []
         for name, value in [*zip(names, seen.maps, strict=True), ("", seen.teacher)]:

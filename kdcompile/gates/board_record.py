@@ -16,6 +16,7 @@ MIN_BLOCKS = 6
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Ms = Annotated[FiniteFloat, Field(gt=0, lt=1e9)]
+PartMs = Annotated[FiniteFloat, Field(ge=0, lt=1e9)]
 Number = Annotated[FiniteFloat, Field(ge=-1e12, le=1e12)]
 
 
@@ -129,6 +130,16 @@ class NoUsage(Part):
     absent: Text
 
 
+class FrameRecord(Part):
+    """Whole frames of the sample on the board: medians of blocks, and of the parts."""
+
+    precision: Precision
+    blocks: Annotated[list[Ms], Field(min_length=MIN_BLOCKS, max_length=MOST_BLOCKS)]
+    parts: dict[Literal["decode", "preprocess", "inference", "postprocess"], PartMs]
+    images: Annotated[int, Field(gt=0, le=MOST_PHOTOS)]
+    sizes: Text
+
+
 class Tested(Part):
     """Which images the board ran: `digest` is of their names, values and teacher predictions."""
 
@@ -152,6 +163,7 @@ class BoardRecord(Part):
     references: Annotated[int, Field(gt=0, lt=1000)]
     test: Tested | None
     usage: NoUsage | Usage | None = None
+    frame: FrameRecord | None = None
     chosen: Precision | None
     why: Text
 
@@ -168,6 +180,8 @@ class BoardRecord(Part):
                 raise ValueError(f"the chosen {self.chosen} was not timed")
         if isinstance(self.usage, Usage) and self.usage.precision != self.chosen:
             raise ValueError(f"the readings are of {self.usage.precision}, not of the chosen")
+        if self.frame is not None and self.frame.precision != self.chosen:
+            raise ValueError(f"the frames are of {self.frame.precision}, not of the chosen")
         for mode in self.latency:
             if len({len(times.blocks) for times in self.times(mode).values()}) > 1:
                 raise ValueError(f"networks have different numbers of blocks in mode {mode}")

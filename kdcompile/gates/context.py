@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from kdcompile.core.report import Evidence, Measurement
 from kdcompile.latency.energy_memory import Resources
+from kdcompile.latency.frame_times import FrameTimes, PredictedFrame
+from kdcompile.remote.usage import Absent
 from kdcompile.stats.latency_interval import PairedTimes
 from kdcompile.targets import Target
 from kdcompile.tasks.metric import Metric
@@ -176,6 +178,7 @@ class VerifyContext:
         earlier: whose predictions `outcomes.previous` are.
         classes: the names that the data has for them.
         resources: what the deployed network takes of its device, where a gate asks for it.
+        frame: of the deployed sample, likewise.
     """
 
     target: Target
@@ -193,6 +196,7 @@ class VerifyContext:
     earlier: Earlier | None = None
     classes: tuple[str, ...] | None = None
     resources: Resources | None = None
+    frame: FrameTimes | PredictedFrame | Absent | None = None
 
     @property
     def evidence(self) -> Evidence:

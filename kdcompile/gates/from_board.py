@@ -27,6 +27,8 @@ from kdcompile.gates.context import (
     Parity,
     VerifyContext,
 )
+from kdcompile.gates.frame import frame_numbers
+from kdcompile.gates.frame import of_board as frame_of_board
 from kdcompile.gates.registry import Need, find_gate
 from kdcompile.gates.resources import of_board, resource_numbers
 from kdcompile.gates.speedup import target_speed
@@ -41,6 +43,10 @@ DEVICE = "@device"
 NO_USAGE = (
     "device.json has no readings of it: run the kit's build_engine.py again, of a bundle that this "
     "kdcompile built"
+)
+NO_FRAME = (
+    "device.json has no whole frame: run the kit's build_engine.py again, with --images IMAGE... "
+    "and Pillow on the board"
 )
 NO_TEST = (
     "the board ran without the test images: kdcompile bundle --test-pack FOLDER, then on the "
@@ -185,6 +191,7 @@ def _context(report: Report, record: BoardRecord, candidate: Candidate) -> Verif
         earlier=None if earlier is None else Earlier(**earlier),
         classes=None if classes is None else tuple(classes),
         resources=of_board(record.usage),
+        frame=frame_of_board(record.frame, 0 if record.test is None else record.test.seed),
     )
 
 
@@ -260,6 +267,8 @@ def _decided(
         return replace(old, reason=NO_TEST)
     if "usage" in needs and context.resources is None:
         return replace(old, reason=NO_USAGE)
+    if "frame" in needs and context.frame is None:
+        return replace(old, reason=NO_FRAME)
     if "predictions" in needs and len(context.outcomes.student) != len(context.outcomes.names):
         return replace(old, verdict="failed", observed="no number",
                        reason=f"the {context.precision} engine did not give a number for each of "
@@ -282,7 +291,7 @@ def _asked(name: str, settings: Gates, context: VerifyContext) -> GateResult:
 
 
 def _numbers(context: VerifyContext, record: BoardRecord) -> tuple[Measurement, ...]:
-    """Errors, speed-up, energy, memory, and every latency: block medians with a 95 % interval."""
+    """Errors, speed-up, energy, memory, the frame, and every latency with a 95 % interval."""
     told: list[Measurement] = []
     whole = len(context.outcomes.student) == len(context.outcomes.names) > 0
     if record.test is not None and whole and len(context.latency.times.a):
@@ -293,7 +302,8 @@ def _numbers(context: VerifyContext, record: BoardRecord) -> tuple[Measurement, 
     for mode in record.latency:
         for name, times in record.times(mode).items():
             told.append(_latency_of(context, record, mode, name, times))
-    return (*told, *resource_numbers(context))
+    told += [*resource_numbers(context), *frame_numbers(context)]
+    return tuple(dict.fromkeys(told))
 
 
 def _speed(report: Report, context: VerifyContext | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from kdcompile.tasks.task import Task
 
 Decide = Callable[[Any, VerifyContext], GateResult]
 Threshold = Callable[[Any, Task], str]
-Need = Literal["predictions", "outputs", "latency", "usage", "files"]
+Need = Literal["predictions", "outputs", "latency", "usage", "frame", "files"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Gate:
         threshold: settings and the task to the threshold in words.
         needs: what it takes of the measurements: `predictions` on the test images, `outputs` next
             to the reference's, `latency` of teacher and student, `usage` (energy and memory),
-            `files`. A board measures these for it too.
+            the whole `frame`, `files`. A board measures these for it too.
         kind: what CI reports file it under, such as `latency` or `accuracy`.
         on_board: how a board decides it too, when the target cannot be built here; None where the
             host's verdict is the board's.

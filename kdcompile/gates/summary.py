@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kdcompile.core.report import Measurement
 from kdcompile.core.store import Artifact
 from kdcompile.gates.context import Floats, Origin, Outcomes, VerifyContext
+from kdcompile.gates.frame import frame_numbers
 from kdcompile.gates.resources import resource_numbers
 from kdcompile.gates.speedup import measured_speedup, predicted_speedup
 from kdcompile.stats.bootstrap import interval
@@ -38,6 +39,7 @@ def measurements(context: VerifyContext, sizes: Mapping[str, int]) -> tuple[Meas
             for name, size in sizes.items()
         ),
         *resource_numbers(context),
+        *frame_numbers(context),
         *context.extra,
     )
 

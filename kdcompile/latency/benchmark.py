@@ -1,7 +1,7 @@
 """Latency verbs `bench` and `compare`, and their result: samples and a comparison."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
@@ -11,6 +11,7 @@ from pydantic import Field
 from kdcompile.core.errors import EXIT_OK, KDError
 from kdcompile.core.progress import OnProgress, working
 from kdcompile.latency.compatibility import Difference
+from kdcompile.latency.frame_times import FrameTimes
 from kdcompile.latency.request import Measuring, Request
 from kdcompile.stats.comparison import Comparison
 
@@ -25,12 +26,21 @@ AnyPath = str | PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """JSON document of a measurement without a reference."""
+    """JSON document of a measurement without a reference.
+
+    Args:
+        candidate: the samples in numbers.
+        decision: none.
+        exit_code: 0.
+        saved: file of the baseline that was written.
+        frame: the whole frame of a bundle's sample, where images were given.
+    """
 
     candidate: Mapping[str, Any]
     decision: None
     exit_code: int
     saved: Path | None
+    frame: FrameTimes | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,7 @@ class Compared(Comparison):
         looks: how often the verdict was computed while measuring.
         to_decide: a command that would decide an undecided comparison, or why there is none.
         saved: file of the baseline that was written.
+        frame: the whole frame of a bundle's sample, where images were given; it decides nothing.
     """
 
     code: Annotated[int, Field(serialization_alias="exit_code")]
@@ -56,6 +67,7 @@ class Compared(Comparison):
     looks: int
     to_decide: str | None
     saved: Path | None
+    frame: FrameTimes | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ class Benchmark:
         saved: the file of the baseline that was written.
         target: of a bundle, the device that it is for.
         baselines: of `compare`, what was read as a baseline, with its file.
+        frame: the whole frame of a bundle's sample, where images were given.
     """
 
     samples: "Samples"
@@ -77,6 +90,7 @@ class Benchmark:
     saved: Path | None = None
     target: str | None = None
     baselines: "tuple[tuple[Path, Baseline] | None, ...]" = ()
+    frame: FrameTimes | None = None
 
     @property
     def decision(self) -> str | None:
@@ -94,11 +108,15 @@ class Benchmark:
 
         candidate, found = described(self.samples), self.compared
         if found is None:
-            return Measured(candidate=candidate, decision=None, exit_code=EXIT_OK, saved=self.saved)
+            return Measured(
+                candidate=candidate, decision=None, exit_code=EXIT_OK, saved=self.saved,
+                frame=self.frame,
+            )  # fmt: skip
         return Compared(
             **vars(found.comparison), code=self.exit_code, candidate=candidate,
             reference=described(found.reference), allowed=tuple(found.allowed),
             notes=tuple(found.notes), looks=found.looks, to_decide=to_decide, saved=self.saved,
+            frame=self.frame,
         )  # fmt: skip
 
 
@@ -118,6 +136,7 @@ def bench(
     margin: float = 0.03,
     allow: Sequence[str] = (),
     limit: float | None = None,
+    images: Sequence[AnyPath] = (),
     on_progress: OnProgress | None = None,
     **measuring: Unpack[Measuring],
 ) -> Benchmark:
@@ -134,11 +153,14 @@ def bench(
         margin: change of the median that counts as none, a share.
         allow: conditions that may differ from the baseline's.
         limit: seconds in which to go on until there is a decision; None measures once.
+        images: of a bundle: image files, folders of them or test packs, on which the whole frame of
+            its sample is timed too, at the same place.
         on_progress: is called with each `Event`.
         **measuring: `Measuring`.
 
     Raises:
-        KDError: `bench-arguments`; what `kdcompile bench` ends with.
+        KDError: `bench-arguments`; `frame-images`, `sample-failed`; what `kdcompile bench` ends
+            with.
     """
     from kdcompile.latency.baseline import make_baseline, read_baseline, runs_wanted
     from kdcompile.latency.baseline_store import author, check_new, check_writable
@@ -152,6 +174,7 @@ def bench(
             fix="name the baseline or the file to save, or leave the others out",
         )
     given, path = Request(**measuring), Path(artifact)
+    whole = None if not images else _whole_frame(path, [Path(image) for image in images], given)
     file, new = (None if one is None else Path(one) for one in (baseline, save))
     kept = None if file is None else read_baseline(file)
     previous = None if new is None or not (why and new.exists()) else read_baseline(new)
@@ -167,10 +190,29 @@ def bench(
             there = None if reference is None else Path(reference)
             judged = given.compare(subject, kept, file, there, plan)
             samples = judged.candidate
+        frame = None if whole is None else whole()
     if new is not None:
         reason = why or "kdcompile bench --save"
         make_baseline(samples, path, new, author(), reason, previous).write(new)
-    return Benchmark(samples, plan, judged, new, subject.target)
+    return Benchmark(samples, plan, judged, new, subject.target, frame=frame)
+
+
+def _whole_frame(path: Path, images: Sequence[Path], given: Request) -> Callable[[], FrameTimes]:
+    """What measures the frame of a bundle, once everything that it needs was read."""
+    from kdcompile.bundle.signature import open_bundle
+    from kdcompile.latency.frame import EFFORT, measure_frame
+    from kdcompile.latency.frame_sample import pictures_at, shipped_in
+
+    if not path.is_dir():
+        raise KDError(
+            "bench-arguments",
+            f"{path.name} is no bundle, whose sample takes images",
+            where="--images",
+            fix="name a bundle's folder, or leave the images out",
+        )
+    shipped, pictures = shipped_in(open_bundle(path)), pictures_at(images)
+    effort = EFFORT if given.seconds is None else replace(EFFORT, seconds=given.seconds)
+    return lambda: measure_frame(shipped, pictures, given.via, effort)
 
 
 def compare(

@@ -117,6 +117,7 @@ class _Session:
         self.trees: list[list[list[Process]]] = [[[] for _ in e] for e in engines]
         self.wall: list[list[float]] = [[] for _ in subjects]
         self.rates: list[list[float]] = [[] for _ in subjects]  # of each block, several streams
+        self.parts: list[dict[str, list[float]]] = [{} for _ in subjects]  # ms by their names
         self.usage: dict[int, dict[str, Any]] = {}  # by subject, where it was read
         self.warm: list[Warm] = []
         self.ways: list[Way] = []
@@ -179,6 +180,7 @@ class _Session:
     def _state(self, number: int) -> dict[str, Any]:
         assert self.pace is not None, "a process was measured"
         wall, rates = self.wall[number], self.rates[number]
+        parts = {name: median(ms) for name, ms in self.parts[number].items()}
         return {
             "warmup_s": [round(warm.seconds, 3) for warm in self.warm],
             "warmup_stable": all(warm.stable for warm in self.warm),
@@ -187,6 +189,7 @@ class _Session:
             "wall_p50_ms": median(wall) if wall else None,
             **({"inferences_per_s": median(rates)} if rates else {}),
             **({"usage": self.usage[number]} if number in self.usage else {}),
+            **({"parts_ms": parts} if parts else {}),
         }
 
     def _ready(self, place: Place, number: int) -> Loaded:
@@ -277,6 +280,8 @@ class _Session:
         reason = watch.reason()
         self.wall[number] += times.wall
         self.rates[number] += [] if times.per_second is None else [times.per_second]
+        for name, ms in times.parts.items():
+            self.parts[number].setdefault(name, []).extend(ms)
         return Block(times.ms, round(at, 3), reason)
 
 

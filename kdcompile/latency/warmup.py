@@ -1,8 +1,8 @@
 """Bursts of inferences of networks that lie loaded in one process, and the warm-up by them."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
@@ -28,11 +28,13 @@ class Times:
         ms: milliseconds of each inference, by the mode's clock.
         wall: the same by the wall clock, where told.
         per_second: inferences of all streams, where there are several.
+        parts: what each of them consists of, milliseconds by name, where that is told.
     """
 
     ms: tuple[float, ...]
     wall: tuple[float, ...]
     per_second: float | None = None
+    parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Loaded:
                 where=f"{self.place.label}, clock {clock}",
                 fix="time a larger input or --batch, so that an inference takes microseconds",
             )
-        return Times(ms, wall, answer.get("per_second"))
+        parts = {k: tuple(map(float, v)) for k, v in told.items() if k not in CLOCKS}
+        return Times(ms, wall, answer.get("per_second"), parts)
 
     def clock(self) -> str:
         """Run each network once; the clock that counts.

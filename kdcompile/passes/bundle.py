@@ -5,11 +5,10 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcompile.bundle import form, manifest, product
+from kdcompile.bundle import form, manifest, product, python_sample
 from kdcompile.bundle.place import check_place, spec_id
 from kdcompile.bundle.swap import beside, swap, sweep_beside
 from kdcompile.config.step import Step
@@ -55,8 +54,9 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
         )
         write_json(folder / "report.json", report.to_json())
         _write_reports(folder, report, inputs["verify"].path)
-        sample = files("kdcompile.bundle").joinpath("templates/infer.py")
-        write_text(folder / "infer.py", sample.read_text(encoding="utf-8"))
+        write_text(folder / python_sample.NAME, python_sample.text())
+        if task_of(step.spec).is_dense:
+            product.write_tiles(folder)
         product.write_product(folder, report)
         choice = inputs["compile"].json("choice.json")
         manifest.write_manifest(folder, report, task_of(step.spec).like, choice)

@@ -25,6 +25,7 @@ from kdcompile.backends.mixed import NEEDS, add_mixed
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import gates_json, write_carried, write_outputs
 from kdcompile.backends.tensorrt_rtx_ import compile_check
+from kdcompile.bundle import python_sample
 from kdcompile.config.gates import fraction
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
@@ -233,6 +234,7 @@ def _kit(
         settings=step.spec.compile.model_dump(),
         inputs=ports_of(step.spec),
         teacher=step.inputs["export"].file("teacher.onnx"),
+        sample=python_sample.text(),
     )
 
 

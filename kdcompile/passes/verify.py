@@ -19,6 +19,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits, judged, load_splits, photos_digest, splits_digest
 from kdcompile.gates.context import Outcomes, Prediction, VerifyContext
+from kdcompile.gates.frame import frame_of
 from kdcompile.gates.measure import Measured, measure
 from kdcompile.gates.reference_bundle import PREVIOUS, earlier_folder, open_earlier
 from kdcompile.gates.registry import judge
@@ -70,7 +71,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         arrays = found.examples[kind]
         np.savez_compressed(folder / f"example_{kind}.npz", allow_pickle=False, **arrays)
     outcomes = _outcomes(task, photos, found, len(splits.test), inputs["teacher"])
-    context = _context(step, target, task, found, outcomes, splits.classes)
+    context = _context(step, target, task, found, outcomes, photos, splits.classes)
     gates = judge(spec.gates.with_metric(task.judged.name), context)
     for result in gates:
         log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
@@ -106,10 +107,12 @@ def _context(
     task: Task,
     found: Measured,
     outcomes: Outcomes,
+    photos: Sequence[Photo],
     classes: tuple[str, ...] | None,
 ) -> VerifyContext:
     inputs = step.inputs
     choice = inputs["compile"].json("choice.json")
+    known = predictions(inputs["search"].json("estimate.json"), choice["precision"])
     return VerifyContext(
         target=target,
         precision=choice["precision"],
@@ -117,7 +120,7 @@ def _context(
         outcomes=outcomes,
         parity=found.parity,
         latency=found.latency,
-        predictions=predictions(inputs["search"].json("estimate.json"), choice["precision"]),
+        predictions=known,
         files=deployable(inputs["compile"]),
         seed=step.spec.seed,
         deployed=found.deployed,
@@ -126,6 +129,7 @@ def _context(
         earlier=found.earlier,
         classes=classes,
         resources=measured_resources(step, target),
+        frame=frame_of(step, target, photos, classes, known.get(choice["precision"])),
     )
 
 

@@ -10,7 +10,7 @@ from kdcompile.remote import agent
 
 NAME = "agent.pyz"
 START = f"{agent.__name__}.__main__"
-MAIN = f"import sys\n\nfrom {START} import main\n\nsys.exit(main())\n"
+MAIN = "import sys\n\nfrom {} import main\n\nsys.exit(main())\n"
 STARTS = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)  # before a statement
 NOTHING = (tokenize.COMMENT, tokenize.NL)
 OLDEST = (1980, 1, 1, 0, 0, 0)  # that a zip file can say: the bytes depend on the sources alone
@@ -18,13 +18,19 @@ OLDEST = (1980, 1, 1, 0, 0, 0)  # that a zip file can say: the bytes depend on t
 
 @cache
 def agent_zip() -> bytes:
-    """The agent and the modules of kdcompile that it imports, each under its own name.
+    """The agent."""
+    return program_zip(START)
+
+
+@cache
+def program_zip(start: str) -> bytes:
+    """The `main` of a module and the modules of kdcompile that it imports, under their own names.
 
     Without docstrings and comments, which would be a third of it, but on the same lines. A package
-    whose own code the agent does not need is an empty one there.
+    whose own code they do not need is an empty one there.
     """
-    texts = {"__main__.py": MAIN}
-    for module, path in sources_of(START).files.items():
+    texts = {"__main__.py": MAIN.format(start)}
+    for module, path in sources_of(start).files.items():
         if path.suffix == ".py" and module.startswith("kdcompile."):
             package = "/__init__" if path.name == "__init__.py" else ""
             text = bare(path.read_text(encoding="utf-8"))

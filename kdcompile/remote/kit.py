@@ -14,12 +14,12 @@ from kdcompile.config.deploy import Profile
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json, write_text
 from kdcompile.core.ports import Ports
-from kdcompile.remote import archive
+from kdcompile.remote import archive, frame
 from kdcompile.targets import Target
 from kdcompile.tasks.task import Task
 
 TEMPLATES = Path(__file__).parent / "kit"
-SCRIPT, README = "build_engine.py", "README.md"
+SCRIPT, FRAME, README = "build_engine.py", "frame.py", "README.md"
 INPUT = "image"
 MAX_REFERENCES = 4
 SETTINGS = (
@@ -45,6 +45,7 @@ def write_kit(
     settings: Mapping[str, Any] | None = None,
     inputs: Ports | None = None,
     teacher: Path | None = None,
+    sample: str | None = None,
 ) -> dict[str, Any]:
     """Write `folder/kit/`; `kit.json` lists every other file with its SHA-256.
 
@@ -66,6 +67,7 @@ def write_kit(
             otherwise.
         inputs: of networks that run on rows, all of them.
         teacher: its ONNX file, which a test pack must have too.
+        sample: the text of `infer.py`, where the board times it on photos too.
 
     Returns:
         What `kit.json` says.
@@ -84,6 +86,9 @@ def write_kit(
     _save(kit / "reference.npz", reference)
     (kit / archive.NAME).write_bytes(archive.agent_zip())
     shutil.copyfile(TEMPLATES / SCRIPT, kit / SCRIPT)
+    if sample is not None:
+        write_text(kit / frame.SAMPLE, sample)
+        shutil.copyfile(frame.__file__, kit / FRAME)
     about = _about(target, list(onnx_by_precision), task, profile, predicted, inputs)
     about["limits"] = dict(gates[1])
     if teacher is not None:

@@ -30,21 +30,22 @@ from kdcompile.targets import Target
 __all__ = ["Place", "open_place"]
 
 
-def open_place(via: str | None, backend: str) -> Place:
+def open_place(via: str | None, backend: str, source: bytes | None = None) -> Place:
     """Start a worker somewhere and greet it; used as a context manager.
 
     Args:
         via: see the module's first lines.
         backend: a name of `core.backends`. One that this interpreter serves runs here only.
+        source: a zip file with a program that serves it; None for the backend's own.
 
     Raises:
         KDError: `via-invalid`, `via-python`, `backend-local`; over SSH `host-key`, `ssh-refused`,
             `ssh-unreachable`, `ssh-failed`; `worker-died`.
         ToolMissingError: OpenSSH here, or Python, numpy or the backend there, is absent.
     """
-    served = is_served(backend)
+    served = source is None and is_served(backend)
     if via is None:
-        source = program(backend) if served else None
+        source = program(backend) if served else source
         return LocalPlace("this machine", sys.executable, backend, source)
     if served:
         raise KDError(
@@ -55,9 +56,9 @@ def open_place(via: str | None, backend: str) -> Place:
         )
     kind, colon, rest = via.partition(":")
     if kind == "python" and rest:
-        return LocalPlace(via, rest, backend)
+        return LocalPlace(via, rest, backend, source)
     if kind == "ssh" and colon:
-        return SshPlace(parse_ssh(via), backend)
+        return SshPlace(parse_ssh(via), backend, source)
     raise invalid(masked(via), "a place is python:PATH or ssh://[user@]host[:port]")
 
 

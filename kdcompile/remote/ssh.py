@@ -129,17 +129,18 @@ class SshPlace(Place):
     Args:
         address: its parts, checked.
         backend: of the worker.
+        source: a zip file with the program that serves it; None for the agent.
     """
 
-    def __init__(self, address: Address, backend: str) -> None:
+    def __init__(self, address: Address, backend: str, source: bytes | None = None) -> None:
         self._ssh, self._sftp, self._address = _program("ssh"), _program("sftp"), address
         # only its owner may enter a folder of mkdtemp: it holds the connection's socket
         self._private = Path(mkdtemp(prefix="kdc-", dir=SHORT if os.path.isdir(SHORT) else None))
         self._options = _options(address, self._private / "c")
-        remote = shlex.join([address.python, *boot_command(backend)])
+        remote = shlex.join([address.python, *boot_command(backend, source)])
         master = ["-o", "ControlMaster=yes", address.host, remote]
         try:
-            super().__init__(address.label, [self._ssh, *self._options, *master])
+            super().__init__(address.label, [self._ssh, *self._options, *master], source)
         except BaseException:
             shutil.rmtree(self._private, ignore_errors=True)
             raise

@@ -52,3 +52,10 @@ def test_several_runs_are_one_where_the_two_are_interleaved(line):
     (line.folder / "net.onnx").unlink()
     found = api.bench("other.onnx", baseline="b.json", runs=2, seconds=5)
     assert (len(found.samples.runs), found.compared.comparison.paired) == (2, False)
+
+
+def test_photos_are_a_bundles(line):
+    with pytest.raises(KDError) as error:
+        api.bench("net.onnx", images=["a.jpg"])
+    assert error.value.code == "bench-arguments"
+    assert "bundle" in error.value.fix

@@ -103,7 +103,7 @@ LIMITS = {  # of every gate that a board decides
 def make_kit(tmp_path):
     """`make_kit(files, ...)` -> the folder `kit/`, for the default Jetson."""
 
-    def make(files, sides=((16, 24), (16, 24)), min_sqnr_db=20.0, max_mb=1.0):
+    def make(files, sides=((16, 24), (16, 24)), min_sqnr_db=20.0, max_mb=1.0, **more):
         rng = np.random.default_rng(5)
         inputs = [rng.normal(size=(1, 3, *side)).astype(np.float32) for side in sides]
         outputs = {p: [open_session(path)(image) for image in inputs] for p, path in files.items()}
@@ -126,6 +126,7 @@ def make_kit(tmp_path):
             find_task("counting"),
             profile=([1, 3, 16, 16], [1, 3, *sides[0]], [1, 3, 32, 32]),
             predicted="int8",
+            **more,
         )
         return tmp_path / "kit"
 

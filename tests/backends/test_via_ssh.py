@@ -1,5 +1,6 @@
 """Boards over SSH, against a real server on the loopback; ONNX Runtime plays the engine."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,11 @@ from sshd import command_line, descendants, running_sshd
 
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.core.errors import KDError, ToolMissingError
+from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import Preprocess
+from kdcompile.latency.frame import measure_frame
+from kdcompile.latency.frame_sample import Shipped, pictures_of
+from kdcompile.latency.settings import Effort
 from kdcompile.remote import client, ssh
 from kdcompile.remote.errors import not_started
 from kdcompile.remote.open import open_place
@@ -307,3 +313,15 @@ def test_a_disk_that_fills_up_meanwhile(board, monkeypatch, tmp_path):
             assert Path(place.put(local)).read_bytes() == local.read_bytes()
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_whole_frames_are_timed_there_and_no_image_stays(board, onnx_files, tmp_path):
+    constants = Preprocess(3, (0.5,) * 3, (0.2,) * 3, (16, 24), (16, 24)).to_json()
+    (tmp_path / "preprocess.json").write_text(json.dumps(constants))
+    files = {"model.onnx": onnx_files()["fp32"], "preprocess.json": tmp_path / "preprocess.json"}
+    picture = pictures_of([Photo("a", array=np.full((30, 40, 3), 90, np.uint8))])
+    shipped = Shipped("counting", None, files, "fp32")
+    found = measure_frame(shipped, picture, board.via(), Effort(processes=1, blocks=4, seconds=0.5))
+    assert found.ms > found.parts["decode"] > 0
+    blobs = board.home / ".cache/kdcompile/blobs"
+    assert not [path for path in blobs.iterdir() if b"photos/" in path.read_bytes()]

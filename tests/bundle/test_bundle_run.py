@@ -14,6 +14,7 @@ from command_line import CommandLine, refusal
 from documents import check_document
 from PIL import Image
 
+from kdcompile import api
 from kdcompile.bundle.manifest import read_bundle
 from kdcompile.bundle.run import BundleRun
 from kdcompile.cli import main
@@ -66,6 +67,32 @@ def infer(bundle, *arguments):
         [sys.executable, str(bundle.folder / "infer.py"), *map(str, arguments)],
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
+
+
+def test_larger_photos_in_tiles(bundle, preprocess, photos):
+    """Of the bundle as it was built, by the verb and by its sample."""
+    scaled, tiled = (
+        [row for _, row in api.run(bundle, photos, out=bundle.folder / "o", tiles=tiles)]
+        for tiles in (False, True)
+    )
+    assert {row["tiles"] for row in scaled} == {None}
+    assert [row["tiles"] is None for row in tiled] == [True, False, False]
+    assert tiled[0]["count"] == scaled[0]["count"]
+    assert tiled[1]["count"] != pytest.approx(scaled[1]["count"], rel=0.05)
+    done = infer(bundle, "--tiles", *photos)
+    assert done.returncode == 0, done.stderr
+    told = [float(line.split("\t")[1]) for line in done.stdout.splitlines()]
+    assert told == pytest.approx([row["count"] for row in tiled], abs=6e-4)
+
+
+def test_a_bundle_before_there_were_tiles_is_refused(bundle, photos):
+    del bundle.manifest["files"]["tiles.json"]
+    with pytest.raises(KDError) as caught:
+        list(api.run(bundle, photos, tiles=True))
+    assert caught.value.code == "tiles-refused"
+    (bundle.folder / "manifest.json").write_text(json.dumps(bundle.manifest))
+    done = infer(bundle, "--tiles", *photos)
+    assert (done.returncode, "has no tiles" in done.stderr) == (1, True)
 
 
 def test_sample_counts_what_the_pipeline_counts(bundle, preprocess, photos):

@@ -65,6 +65,26 @@ def test_teacher_student_and_threshold_on_the_target_come_first(report):
     ]  # fmt: skip
 
 
+def test_a_whole_frame_is_told_as_measured_or_by_its_predicted_parts(report):
+    def shown(*gates, numbers=()):
+        made = report(*numbers)
+        found = headline.rows(replace(made, gates=(*made.gates, *gates)))
+        return [row for row in found if row[0].startswith("whole frame")]
+
+    limit = "at most 33 ms a frame"
+    waiting = gate("frame_ms@device", "pending", limit, evidence="device")
+    predicted = gate("frame_ms", "skipped", limit, required=False, evidence="predicted")
+    here = gate("frame_ms", "passed", limit)
+    assert shown() == []
+    assert shown(waiting, predicted) == [
+        ("whole frame, predicted parts", "", "seen", "", limit, "pending")
+    ]
+    failed = replace(predicted, verdict="failed", required=True)
+    assert shown(waiting, failed)[0][-1] == "failed"
+    number = Measurement("whole frame", 12.0, "ms", "host")
+    assert shown(here, numbers=[number]) == [("whole frame", "", "12 ms", "", limit, "passed")]
+
+
 def test_the_hosts_ratio_is_information_below(report):
     predicted, host = headline.notes(report())
     assert predicted.startswith("Target latency is predicted by the model of jetson, with its band")

@@ -123,6 +123,7 @@ def test_json_has_no_number_that_json_does_not_know():
         ("accuracy", "accuracy"), ("parity", "parity"), ("speedup", "latency"),
         ("size_mb", "size"), ("previous", "accuracy"), ("flips", "accuracy"),
         ("strata", "accuracy"), ("energy_mj", "energy"), ("memory_mb", "memory"), ("mine", "gate"),
+        ("frame_ms", "latency"),
     ],
 )  # fmt: skip
 def test_kinds(name, kind):

@@ -8,9 +8,12 @@ import onnx
 import pytest
 from bench_line import UNIT_MS, BenchLine
 from command_line import refusal
+from documents import check_document
 
 from kdcompile.core.errors import KDError
+from kdcompile.latency import benchmark
 from kdcompile.latency.baseline import read_baseline
+from kdcompile.latency.frame_times import FrameTimes
 from kdcompile.latency.request import Request
 from kdcompile.stats.samples import Block
 
@@ -44,6 +47,30 @@ def test_without_a_baseline_only_latencies(line):
     assert (code, found["decision"], found["exit_code"]) == (0, None, 0)
     assert found["candidate"]["p50_ms"] == pytest.approx(2.0 * UNIT_MS, rel=0.01)
     assert found["candidate"]["environment"]["facts"] == {"cpu": "played"}
+
+
+def test_a_whole_frame_stands_below_the_latencies_and_in_the_document(line, monkeypatch):
+    parts = {"decode": 5.0, "preprocess": 3.0, "inference": 1.5, "postprocess": 0.5}
+    timed = FrameTimes(10.0, 9.5, 10.5, 60, parts, "infer.py on 3 image files, 64x48 JPEG")
+    asked = []
+    monkeypatch.setattr(
+        benchmark,
+        "_whole_frame",
+        lambda path, photos, given: asked.append(photos) or (lambda: timed),
+    )
+    line.network("net", 1.0)
+    assert line("bench", "net.onnx", "--images", "a.jpg", "--images", "b")[0] == 0
+    assert [photo.name for photo in asked[0]] == ["a.jpg", "b"]
+    assert line.out.splitlines()[-2:] == [
+        "whole frame 10 ms (9.5 to 10.5): decode 5, preprocess 3, copy and inference 1.5, "
+        "post-process 0.5",
+        "the frame is that of infer.py on 3 image files, 64x48 JPEG",
+    ]
+    _, found = line.json("bench", "net.onnx", "--images", "a.jpg")
+    check_document("bench", found)
+    assert found["frame"]["parts"] == parts
+    assert (found["frame"]["ms"], found["frame"]["low"]) == (10.0, 9.5)
+    assert line.json("bench", "net.onnx")[1]["frame"] is None
 
 
 def test_a_bundle_for_another_device_is_not_told_as_that_devices(line, monkeypatch):

@@ -212,6 +212,24 @@ def test_padding_is_the_mean_colour_and_no_part_of_the_contrast():
     assert float((shown / (200 / 255) - 1).abs().max()) <= 0.2 + 1e-5
 
 
+def test_what_of_a_map_is_padding():
+    """Of a white photo each cell's brightness, as the padding is the mean: grey."""
+    photo = Photo("white", array=np.full((40, 33, 3), 255, np.uint8))
+    batch = _sampler([photo], crop=64, batch=8, scale=(1.0, 1.0), colour=0.0).batch(0)
+    shown = (batch.images[:, :1] * 0.25 + 0.5 - 0.5) / 0.5  # 1 in the photo, 0 in the padding
+    cells = torch.nn.functional.avg_pool2d(shown, 4)
+    assert torch.allclose(batch.inside, cells, atol=1e-5)
+    assert batch.inside.sum((1, 2, 3)).tolist() == pytest.approx([40 * 33 / 16] * 8)
+    assert {float(inside[0, 0, 0]) for inside in batch.inside} == {0.0, 1.0}  # of flipped crops too
+
+
+def test_nothing_is_padding_where_the_photo_fills_the_crop_and_labels_have_no_map():
+    assert (_sampler(crop=32, scale=(1.0, 1.0)).batch(0).inside == 1).all()
+    photos = _photos()
+    targets, options = LabelTargets(photos, CPU, integer=True), Distill(crop=32, batch=5)
+    assert CropSampler(photos, PREPROCESS, options, targets, 0, CPU).batch(0).inside is None
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_type_of_the_images(kind):
     sampler = _sampler()

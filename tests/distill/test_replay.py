@@ -129,6 +129,18 @@ def test_a_gradient_at_fault_is_named_with_its_term(spec, tmp_path, again, bf16)
         assert found["terms"][name] == pytest.approx(value, rel=1e-5)
 
 
+def test_crops_that_are_padded_run_again_as_they_ran(spec, tmp_path, again):
+    """What of them is padding is kept, for the teacher's map is cut off by it."""
+    asked = spec("distill.steps=3", "distill.recipe=kd", "distill.scale=[0.3, 0.5]")
+    training = _faulty(trainer(asked, tmp_path / "work"), Fault(after=1, backward=True))
+    _, kept = _stop(training)
+    inside = read_replay(kept).batch.inside
+    assert float(inside.min()) == 0.0
+    found = again(asked, kept, Fault(after=0, backward=True))
+    for name, value in found["kept"].items():
+        assert found["terms"][name] == pytest.approx(value, rel=1e-5)
+
+
 def test_a_mended_network_runs_the_same_step_and_is_finite(spec, tmp_path, again):
     """In the second of two stages, with the weights that its ramp had by then."""
     asked = spec(more=STAGES)

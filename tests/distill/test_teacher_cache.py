@@ -1,5 +1,7 @@
 """Teacher outputs of recurring crops: equal to the teacher, bounded, kept, refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_training import trainer
@@ -118,3 +120,21 @@ def test_mixed_images_are_refused():
         cache_problem(Mixing, Distill(views=3))
     assert error.value.code == "cache-mixed"
     assert cache_problem(Mixing, Distill(views=0)) is not None  # the fix
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_the_teachers_map_is_of_the_photos_alone(spec, tmp_path, views):
+    """With and without the cache: what it sees in a crop's padding is not imitated."""
+    sets = ("distill.recipe=kd", f"distill.views={views}", "distill.scale=[0.3, 0.5]")
+    _, run = _run(spec, tmp_path / "work", *sets)
+    run.load(0)
+    batch = run.sampler.render(run._table)
+    known = None if run.cache is None else run.cache.read(run._index)
+    seen, (whole, _) = run.see(batch, known), run.look(batch.images)
+    padding = batch.inside == 0
+    assert padding.any()
+    assert (whole[padding] != 0).any()
+    assert (seen.teacher[padding] == 0).all()
+    assert torch.allclose(seen.teacher, whole * batch.inside, atol=1e-6)
+    bare = run.see(replace(batch, inside=None), known)
+    assert torch.allclose(bare.teacher, whole, atol=1e-6)

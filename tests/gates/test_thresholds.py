@@ -10,6 +10,7 @@ from kdcompile.config import template
 from kdcompile.config.gates import Gates
 from kdcompile.gates.churn import Flips
 from kdcompile.gates.energy import EnergyGate
+from kdcompile.gates.frame_ms import FrameGate
 from kdcompile.gates.memory import MemoryGate
 from kdcompile.gates.parity import ParityGate
 from kdcompile.gates.registry import Gate, any_needs, find_gate, of_all
@@ -17,7 +18,7 @@ from kdcompile.gates.size_mb import SizeGate
 from kdcompile.gates.speedup import SpeedupGate
 
 ORDER = ("accuracy", "parity", "speedup", "size_mb", "energy_mj", "memory_mb", "strata", "flips",
-         "previous")  # fmt: skip
+         "previous", "frame_ms")  # fmt: skip
 
 
 def test_each_gate_has_a_rank_of_its_own():
@@ -26,7 +27,13 @@ def test_each_gate_has_a_rank_of_its_own():
 
 @pytest.mark.parametrize(
     ("gate", "name"),
-    [(EnergyGate, "max"), (MemoryGate, "max"), (SizeGate, "max"), (SpeedupGate, "min")],
+    [
+        (EnergyGate, "max"),
+        (MemoryGate, "max"),
+        (SizeGate, "max"),
+        (SpeedupGate, "min"),
+        (FrameGate, "max"),
+    ],
 )
 def test_a_threshold_is_over_0(gate, name):
     assert getattr(gate(**{name: 0.5}), name) == 0.5

@@ -101,14 +101,23 @@ def open_engine(manifest: dict[str, Any], scratch: str) -> Callable[[Any], Any]:
     return run
 
 
-def prepare(path: str, pre: dict[str, Any]) -> Any:
-    """The image, normalised: float32 [1, C, h, w]; larger than max_hw it is scaled to fit."""
-    channels = pre["channels"]
+def decode(path: str, channels: int) -> Any:
+    """The image of a file, upright, in grey or in colour."""
     with Image.open(path) as file:
         upright = ImageOps.exif_transpose(file)
         if upright.mode.startswith("I"):  # grey of 16 bits: the upper 8
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        image = upright.convert("L" if channels == 1 else "RGB")
+        return upright.convert("L" if channels == 1 else "RGB")
+
+
+def prepare(path: str, pre: dict[str, Any]) -> Any:
+    """The image, normalised: float32 [1, C, h, w]; larger than max_hw it is scaled to fit."""
+    return normalised(decode(path, pre["channels"]), pre)
+
+
+def normalised(image: Any, pre: dict[str, Any]) -> Any:
+    """What `decode` gave as `prepare` gives it."""
+    channels = pre["channels"]
     scale = min(1.0, pre["max_hw"][0] / image.height, pre["max_hw"][1] / image.width)
     if scale < 1.0:
         bilinear = getattr(Image, "Resampling", Image).BILINEAR  # Pillow before 9.1 has no enum
@@ -142,7 +151,36 @@ def within(density: Any, seen: Any, plane: Any) -> Any:
 def predict(network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any) -> Any:
     """The network's output for what `prepare` gave; a density of the image alone."""
     whole = padded(image, pre)
-    output = next(iter(network({INPUT: whole}).values()))
+    return of_image(next(iter(network({INPUT: whole}).values())), image, whole, manifest)
+
+
+def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scratch: str) -> Any:
+    """The density of a photo that is larger than the network's input, from tiles."""
+    tiles = imported(manifest, "tiles.py", "tiles", scratch)
+    about = json.loads(read(manifest, "tiles.json").decode())
+    image = image_of(path, dict(pre, max_hw=[sys.maxsize, sys.maxsize]))
+    try:
+        output, plane, _ = tiles.run(
+            lambda part: next(iter(network({INPUT: part}).values())), image, pre["max_hw"], about
+        )
+    except tiles.TilesError as error:
+        sys.exit(f"error: {error}")
+    return within(output, image.shape[2:], plane)
+
+
+def is_larger(path: str, pre: Any) -> bool:
+    """Whether a photo does not fit into the network's input."""
+    try:
+        with Image.open(path) as file:
+            turned = file.getexif().get(274, 1) > 4  # EXIF's orientation: on its side
+            height, width = file.size if turned else file.size[::-1]
+    except (OSError, Image.DecompressionBombError):
+        return False  # which `image_of` tells
+    return bool(height > pre["max_hw"][0] or width > pre["max_hw"][1])
+
+
+def of_image(output: Any, image: Any, whole: Any, manifest: dict[str, Any]) -> Any:
+    """The network's output for what `padded` made of the image, of the image alone."""
     if manifest["task"] != "counting":
         return output
     return within(output, image.shape[2:], whole.shape[2:])
@@ -189,9 +227,12 @@ def main() -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="or .npz, as the network takes")
     parser.add_argument("--onnx", action="store_true", help="model.onnx, not the engine")
     parser.add_argument("--provider", default="CPUExecutionProvider", help="of onnxruntime")
+    parser.add_argument("--tiles", action="store_true", help="run larger images in tiles, unscaled")
     parser.add_argument("--save-input", metavar="FILE.npy", help="only write it for cpp/infer")
     arguments = parser.parse_args()
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
+    if arguments.tiles and "tiles.json" not in manifest["files"]:
+        sys.exit("error: this bundle has no tiles, as its output is no map")
     pre = json.loads(read(manifest, "preprocess.json").decode())
     if arguments.save_input:
         if len(arguments.images) > 1:
@@ -210,7 +251,10 @@ def main() -> None:
             if "inputs" in pre:
                 print(f"{path}\t{written(path, network(tensors(path, pre)))}")
                 continue
-            output = predict(network, image_of(path, pre), manifest, pre)
+            if arguments.tiles and is_larger(path, pre):
+                output = tiled(network, path, manifest, pre, scratch)
+            else:
+                output = predict(network, image_of(path, pre), manifest, pre)
             print(f"{path}\t{meaning(output, manifest)}")
 
 

@@ -1,6 +1,7 @@
 """Recipe `hard`: Hard Augmentations for Robust Distillation (Nix et al., arXiv 2305.14890)."""
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -66,7 +67,7 @@ class HardViews(Recipe):
             is_harder = is_alike & (gap > farthest)
             farthest = torch.where(is_harder, gap, farthest)
             chosen = torch.where(is_harder.view(-1, 1, 1, 1), view, chosen)
-        return Batch(chosen, batch.target, batch.photo)
+        return replace(batch, images=chosen)
 
     def candidate(self, images: Tensor) -> Tensor:
         """A random view of each image, in the same type and memory format."""

@@ -1,0 +1,168 @@
+"""A deployed sample and the image files that it is timed on, packed into one file."""
+
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_STORED, ZipFile
+
+import numpy as np
+from PIL import Image
+
+from kdcompile.backends.engine import record_of
+from kdcompile.bundle import python_sample
+from kdcompile.bundle.manifest import Bundle
+from kdcompile.core.backends import of_record
+from kdcompile.core.errors import KDError
+from kdcompile.core.files import write_text
+from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import INPUTS
+from kdcompile.latency.subject import DEFAULT
+from kdcompile.remote.archive import NAME, agent_zip
+from kdcompile.remote.frame import ENGINE, SAMPLE, write_manifest
+
+OPENER = "opener.py"
+FOLDER, MOST, QUALITY = "photos", 16, 90
+BY_FILES = "the engine's tensors go through .npz files, which costs a part of its inference"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+Pictures = Sequence[tuple[str, bytes]]  # names with their endings, and image files
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a deployed sample consists of, beside `infer.py`.
+
+    Args:
+        task: as a bundle's manifest names it.
+        classes: their names, where they have any.
+        files: `preprocess.json`, and `model.onnx`, or `model.engine` with what runs it; by name.
+        precision: of the network.
+        backend: that runs it.
+    """
+
+    task: str
+    classes: Sequence[str] | None
+    files: Mapping[str, Path | bytes]
+    precision: str
+    backend: str = DEFAULT
+
+
+def shipped_in(bundle: Bundle) -> Shipped:
+    """The sample of a bundle: its engine where it has one, as `infer.py` does."""
+    about = bundle.manifest
+    wanted: dict[str, Path | bytes] = {"preprocess.json": bundle.file(about["preprocess"])}
+    backend = DEFAULT
+    if bundle.engine is None:
+        wanted["model.onnx"] = bundle.model
+    else:
+        backend = of_record(record_of(bundle.engine))
+        wanted |= {ENGINE: bundle.engine, f"{ENGINE}.json": bundle.file(f"{about['engine']}.json")}
+        has_opener = OPENER in about["files"]
+        wanted |= {OPENER: bundle.file(OPENER)} if has_opener else {NAME: agent_zip()}
+    return Shipped(about["task"], about.get("classes"), wanted, about["precision"], backend)
+
+
+def packed(folder: Path, shipped: Shipped, pictures: Pictures) -> Path:
+    """One file of the sample with its photos, which a frame worker loads.
+
+    Raises:
+        KDError: `frame-images`, its network takes no image.
+    """
+    inside = folder / "sample"
+    (inside / FOLDER).mkdir(parents=True)
+    for name, content in shipped.files.items():
+        if isinstance(content, bytes):
+            (inside / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, inside / name)
+    preprocess = json.loads((inside / "preprocess.json").read_text(encoding="utf-8"))
+    if INPUTS in preprocess and preprocess["image"] is None:
+        raise no_photos("the network takes named tensors and no image: it has no whole frame")
+    write_manifest(str(inside), shipped.task, shipped.classes, list(shipped.files))
+    write_text(inside / SAMPLE, python_sample.text())
+    for number, (name, content) in enumerate(pictures):
+        (inside / FOLDER / f"{number:03d}{Path(name).suffix}").write_bytes(content)
+    path = folder / "sample.zip"
+    with ZipFile(path, "w", ZIP_STORED) as archive:
+        for one in sorted(path for path in inside.rglob("*") if path.is_file()):
+            archive.write(one, one.relative_to(inside).as_posix())
+    return path
+
+
+def pictures_of(photos: Sequence[Photo]) -> list[tuple[str, bytes]]:
+    """Image files of some of the photos, spread evenly; of pixels in memory, JPEG made of them."""
+    step = max(1, len(photos) // MOST)
+    return [_picture(photo) for photo in photos[::step][:MOST] if not photo.tensors]
+
+
+def _picture(photo: Photo) -> tuple[str, bytes]:
+    if photo.path is not None:
+        return photo.path.name, photo.path.read_bytes()
+    if photo.encoded is not None:
+        return photo.name, photo.encoded
+    assert photo.array is not None, "a photo has a path, an array or encoded bytes"
+    return f"{photo.name}.jpg", _as_jpeg(photo.array)
+
+
+def _as_jpeg(pixels: Any) -> bytes:
+    found = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(
+        found, "JPEG", quality=QUALITY
+    )
+    return found.getvalue()
+
+
+def pictures_at(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
+    """Image files, those of folders, and the photos of test packs, as many as are timed.
+
+    Raises:
+        KDError: `frame-images`.
+    """
+    found: list[Photo] = []
+    for path in paths:
+        if (path / "pack.json").is_file():
+            found += _packed_photos(path)
+        elif path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found += [Photo(p.name, path=p) for p in inside]
+        else:
+            found.append(Photo(path.name, path=path))
+    try:
+        pictures = pictures_of(found)
+    except OSError as error:
+        raise no_photos(f"{error.filename}: {error.strerror}") from error
+    if not pictures:
+        raise no_photos(f"{', '.join(map(str, paths))}: no image file is there")
+    return pictures
+
+
+def _packed_photos(folder: Path) -> list[Photo]:
+    """The photos of a test pack's first file; scaled already to what the network takes."""
+    with np.load(folder / "photos_000.npz", allow_pickle=False) as arrays:
+        names = [name for name in arrays.files if name.isdigit() and arrays[name].ndim == 3]
+        return [Photo(name, array=arrays[name]) for name in names[:MOST]]
+
+
+def described(shipped: Shipped, pictures: Pictures) -> str:
+    """Which sample is timed on what, in words."""
+    sizes = set()
+    for _, content in pictures:
+        with Image.open(io.BytesIO(content)) as file:
+            sizes.add((file.width * file.height, f"{file.width}x{file.height} {file.format}"))
+    low, high = min(sizes)[1], max(sizes)[1]
+    size = low if low == high else f"{low} to {high}"
+    text = f"infer.py by {shipped.backend} on {len(pictures)} image files, {size}"
+    return f"{text}; {BY_FILES}" if NAME in shipped.files else text
+
+
+def no_photos(why: str) -> KDError:
+    """There is nothing to time a frame on."""
+    return KDError(
+        "frame-images",
+        f"the whole frame cannot be timed: {why}",
+        where="the sample",
+        fix="give image files, a folder of them or a test pack: --images PATH",
+    )
