@@ -107,8 +107,14 @@ def _joined(node: NodeProto, reaches: Sequence[Reach]) -> Reach:
     return Reach(
         cells.pop(),
         max(reach.margin for reach in reaches),
-        max(reach.period for reach in reaches),
+        _common(*(reach.period for reach in reaches)),
     )
+
+
+def _common(*periods: Fraction) -> Fraction:
+    """The smallest whole multiple of all."""
+    below = math.lcm(*(each.denominator for each in periods))
+    return Fraction(math.lcm(*(int(each * below) for each in periods)), below)
 
 
 def _sizes(
@@ -141,7 +147,7 @@ def _window(
         raise EverywhereUnlikeError(f"{node.op_type} has two strides")
     beyond = max(max(p, reach - p + 1 - stride, 0) for reach, _, p, _ in ((span, 0, pad, 0), other))
     cell = before.cell * stride
-    return Reach(cell, before.margin + beyond * before.cell, max(before.period, cell))
+    return Reach(cell, before.margin + beyond * before.cell, _common(before.period, cell))
 
 
 def _transposed(

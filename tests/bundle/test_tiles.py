@@ -152,6 +152,12 @@ def test_the_margin_holds_the_reach_and_is_not_much_wider(network):
     assert about["margin"] <= reach + 3 * about["period"]
 
 
+def test_strides_of_other_factors_have_their_multiple_as_period():
+    """A stride of 4 doubled once has period 4 and cells of 2; a stride of 3 makes cells of 6."""
+    about = tiling(Builder().conv(stride=4).up().conv(1, stride=3).model())
+    assert (about["cell"], about["period"]) == (6, 12)
+
+
 def test_a_photo_of_one_tile_is_one_tile(network):
     session, about, _ = network
     found, plane, count = tiles.run(session, image_of(30, 40), TILE, about)
