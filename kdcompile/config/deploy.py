@@ -70,9 +70,7 @@ class Compile(Closed):
         default=False, description="rebuild from the timing cache only, so engines are equal"
     )
     dla: int | None = Field(default=None, ge=0, le=1, description="core; the GPU takes the rest")
-    tf32: bool = Field(
-        default=True, description="fp32 is multiplied in TF32, where the GPU has it"
-    )
+    tf32: bool = Field(default=True, description="fp32 is multiplied in TF32, where the GPU has it")
     sparsity: bool = Field(default=False, description="2:4 kernels where the weights are sparse")
 
     @model_validator(mode="after")
@@ -82,7 +80,7 @@ class Compile(Closed):
         asked |= not self.tf32
         if asked and self.backend not in ("auto", "tensorrt"):
             raise ValueError(
-                'dla, sparsity, deterministic, optimization_level and tf32 = false need '
+                "dla, sparsity, deterministic, optimization_level and tf32 = false need "
                 'backend = "tensorrt"'
             )
         return self
