@@ -83,6 +83,36 @@ def dla_refusals(operators: Sequence[Operator], target: "Target") -> dict[str, l
     return found
 
 
+@dataclass(frozen=True)
+class DlaLayer:
+    """Where an operator is expected to run: `reason` says why the GPU takes it, empty on a DLA."""
+
+    name: str
+    type: str
+    reason: str
+
+
+def dla_layers(
+    operators: Sequence[Operator], target: "Target", whole: str = ""
+) -> tuple[DlaLayer, ...]:
+    """Each operator of a network with its side of a DLA, in the network's order.
+
+    Args:
+        operators: of the network.
+        target: with a DLA.
+        whole: why the whole network stays on the GPU; empty where only single operators may.
+    """
+    reasons = {
+        operator.name: reason
+        for reason, found in dla_refusals(operators, target).items()
+        for operator in found
+    }
+    return tuple(
+        DlaLayer(operator.name, operator.type, whole or reasons.get(operator.name, ""))
+        for operator in operators
+    )
+
+
 def _reasons(operator: Operator, capability: str) -> Iterator[str]:
     """Why a DLA does not take an operator."""
     dla = tables().dla

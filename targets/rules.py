@@ -4,10 +4,10 @@ A rule is never the last word: the builder on the device is, and `compile` recor
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kdcompile.targets.limits import Operator, dla_refusals, padded_macs, tile
+from kdcompile.targets.limits import DlaLayer, Operator, dla_layers, dla_refusals, padded_macs, tile
 from kdcompile.targets.rules_file import Rule, tables
 from kdcompile.targets.schema import version
 
@@ -92,6 +92,23 @@ def violations(target: "Target", asked: Asked, network: Network | None = None) -
     refused = [v for v in found if v.where.startswith("[quantize]") and v.effect == "refused"]
     # a precision that a rule of the hardware refuses needs not be refused once more
     return [v for v in found if v.code != "precision-known" or refused == [v]]
+
+
+def on_dla(target: "Target", asked: Asked, network: Network) -> tuple[DlaLayer, ...] | None:
+    """The side that each operator is expected on; None where no DLA is asked or none is to be had.
+
+    A network whose precision or shapes no DLA takes stays on the GPU whole.
+    """
+    if asked.dla is None:
+        return None
+    rules = {r.code: r for r in tables().rules if r.option == "dla" and not r.operators}
+    at = replace(asked, precision=network.precision)
+    bound = {code: rule for code, rule in rules.items() if _concerns(rule, target, at)}
+    bound = {code: rule for code, rule in bound.items() if _absent(rule, target, at)}
+    if {code for code, rule in bound.items() if rule.effect == "refused"}:
+        return None
+    whole = next((rule.text for rule in bound.values()), "")
+    return dla_layers(network.operators, target, whole)
 
 
 def _concerns(rule: Rule, target: "Target", asked: Asked) -> bool:

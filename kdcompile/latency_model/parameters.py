@@ -164,6 +164,7 @@ class _Problem:
         used = {"exposed", "launch", "fill", "dram", "l2", "operands"}
         for layout in self.layouts:
             used |= {n for names in layout.arithmetic for n in names} | set(layout.memory)
+            used |= {"int8.windows"} if layout.windows.any() else set()
             used |= {f"step.{layout.generation}"} | (set() if layout.graph else {"stream", "host"})
         self.used = [index for index, name in enumerate(prior.names) if name in used]
 

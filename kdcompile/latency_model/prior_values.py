@@ -42,6 +42,9 @@ _CPU = {
     "arithmetic": (0.75, 0.4),
     # instructions for it are there or not
     **{f"int8.{kind}": (0.7, 0.6) for kind in ("conv", *ARITHMETIC_KINDS)},
+    # of the cache's bandwidth, at which an int8 convolution's windows are copied into rows: settled
+    # while looking at the students of benchmarks/ranking_cpu.json
+    "int8.windows": (0.1, 0.7),
     "launch": (1.0, 0.7),
     "dram": (0.75, 0.3),
     "exposed": (0.2, 0.5),

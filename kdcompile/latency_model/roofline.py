@@ -6,6 +6,7 @@
     arithmetic = min over tiles (max(operations of an SM / rate,
                                      operands / (operands x clock), steps of K x step / clock)
                                  + bytes of split K / L2 bandwidth)
+                 + bytes of windows / (L2 bandwidth x int8.windows): int8 on a CPU
     rate = peak / SMs x arithmetic x generation x precision x kind
     memory = (DRAM bytes / (bandwidth x dram) + L2 bytes / L2 bandwidth) / kind
     L2 bandwidth = max(l2 x SMs x clock, bandwidth x dram)
@@ -51,7 +52,8 @@ class Layout(NamedTuple):
 
     `rate`: peak operations per second and SM. `arithmetic` and `memory`: the names of the
     efficiencies that scale each kernel, besides those of all. `launches`: of each kernel, one a
-    step. `graph`: one CUDA graph replays all.
+    step. `windows`: bytes that an int8 convolution of a CPU copies first. `graph`: one CUDA graph
+    replays all.
     """
 
     work: Work
@@ -61,6 +63,7 @@ class Layout(NamedTuple):
     l2: Array
     arithmetic: tuple[tuple[str, ...], ...]
     memory: tuple[str, ...]
+    windows: Array
     launch_us: float
     mhz: float
     sms: int
@@ -152,6 +155,7 @@ def lay_out(kernels: Sequence[Kernel], target: Target, graph: bool = True) -> La
         l2=l2,
         arithmetic=tuple(_arithmetic_names(k, generation(target)) for k in kernels),
         memory=tuple(_memory_name(k, cpu) for k in kernels),
+        windows=np.array([_window_bytes(k) if cpu else 0.0 for k in kernels]),
         launch_us=target.launch_us,
         mhz=target.gpu_mhz or 0.0,
         sms=sms,
@@ -159,6 +163,17 @@ def lay_out(kernels: Sequence[Kernel], target: Target, graph: bool = True) -> La
         generation=generation(target),
         graph=graph or cpu,
     )
+
+
+def _window_bytes(kernel: Kernel) -> float:
+    """Of the matrix that ONNX Runtime's int8 convolution makes of its image (im2col).
+
+    A 1x1 window at stride 1 is its own row and is multiplied where it lies.
+    """
+    moves = (*kernel.kernel_size, *kernel.stride)
+    if kernel.input_precision != "int8" or not kernel.macs or max(moves, default=1) == 1:
+        return 0.0
+    return kernel.macs * kernel.groups / kernel.out_channels
 
 
 def _memory_name(kernel: Kernel, cpu: bool) -> str:
@@ -199,6 +214,8 @@ def times(layout: Layout, values: Mapping[str, float]) -> Times:
         cycles = np.maximum(layout.work.operands / values["operands"], steps)
         busy = np.maximum(busy, cycles / (layout.mhz * 1e6))
     arithmetic = (busy + layout.work.partial / fast).min(axis=1)
+    if layout.windows.any():
+        arithmetic = arithmetic + layout.windows / (fast * values["int8.windows"])
     share = np.array([values[name] if name else 1.0 for name in layout.memory])
     memory = (layout.dram / bandwidth + layout.l2 / fast) / share
     overhead = 1e-6 * values["launch"] * layout.launch_us

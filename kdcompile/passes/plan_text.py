@@ -1,12 +1,16 @@
 """The plan as text."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from kdcompile.core.backends import find
 from kdcompile.tasks.generic import MEASURED
 from kdcompile.tasks.metric import GAMES
+
+FALLS = 12  # layers that stay on the GPU, in text
 
 
 def lines(plan: Mapping[str, Any]) -> list[str]:
@@ -26,7 +30,7 @@ def lines(plan: Mapping[str, Any]) -> list[str]:
         first, *more = [step["key"][:12]] if step["key"] else step["why"]
         text.append(f"{step['stage']:<10} {'cached' if step['key'] else 'to do':<8} {first}")
         text += [f"{'':<19} {reason}" for reason in more]
-    text += ["", *_cost_lines(plan), "", *_rule_lines(plan), ""]
+    text += ["", *_cost_lines(plan), "", *_rule_lines(plan), *_dla_lines(plan), ""]
     text += (f"warning    {told}" for told in plan["warnings"])
     text += map(_decides_line, plan["decides"])
     return text + _margin_lines(plan["margin"], plan["metric"])
@@ -68,6 +72,26 @@ def _rule_lines(plan: Mapping[str, Any]) -> list[str]:
     if not plan["rules_on_operators"]:
         text.append("limits     of widths and operators: known once `search` has run")
     return text or ["limits     none: no option is refused or without effect on this target"]
+
+
+def _dla_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What runs on the DLA and what falls back to the GPU, each with its reason."""
+    layers = plan["dla"]
+    if layers is None:
+        return []
+    falls = [layer for layer in layers if layer["reason"]]
+    kinds = Counter(layer["type"] for layer in layers if not layer["reason"])
+    takes = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none"
+    sides = [bool(layer["reason"]) for layer in layers]
+    changes = sum(one != other for one, other in pairwise(sides))
+    text = [
+        f"dla        takes {len(layers) - len(falls)} of {len(layers)} operators ({takes}); "
+        f"{changes} changes of side in their order",
+        f"{'':<10} its latency is not predicted, as none was measured: those above are the GPU's",
+    ]
+    told = [f"{'':<10} GPU: {e['name']} ({e['type']}): {e['reason']}" for e in falls[:FALLS]]
+    more = len(falls) - len(told)
+    return text + told + ([f"{'':<10} GPU: {more} more, in --json"] if more else [])
 
 
 def _board_lines(board: dict[str, Any] | None) -> list[str]:

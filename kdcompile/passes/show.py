@@ -16,6 +16,7 @@ from kdcompile.gates.accuracy import AccuracyGate
 from kdcompile.gates.registry import Decidable, decidable
 from kdcompile.passes.manager import Plan
 from kdcompile.passes.refusals import (
+    asked_of,
     met_by,
     refuse_networks,
     refuse_settings,
@@ -25,7 +26,8 @@ from kdcompile.passes.refusals import (
 from kdcompile.passes.stages import STAGES
 from kdcompile.stats.sample_size import forecast
 from kdcompile.targets import Target
-from kdcompile.targets.rules import Violation
+from kdcompile.targets.limits import DlaLayer
+from kdcompile.targets.rules import Violation, on_dla
 from kdcompile.tasks.metric import RMSE, Metric
 from kdcompile.tasks.task import task_of
 
@@ -74,6 +76,8 @@ class Planned:
         stopped: why there is no estimate, where a rule of the target explains it.
         rules: limits of the target that this build meets.
         rules_on_operators: whether the student's operators were known for that.
+        dla: where each of them is expected to run, with a DLA; None without, or where that is not
+            known yet or the target refuses it.
         warnings: of the spec.
         decides: whether the test images can decide each gate.
         metric: of the accuracy gate.
@@ -88,6 +92,7 @@ class Planned:
     stopped: Stopped | None
     rules: list[Violation]
     rules_on_operators: bool
+    dla: tuple[DlaLayer, ...] | None
     warnings: list[str]
     decides: list[Decidable]
     metric: str
@@ -137,6 +142,7 @@ def describe(plan: Plan) -> Planned:
         stopped=stopped,
         rules=met_by(plan, network),
         rules_on_operators=network is not None,
+        dla=None if network is None else on_dla(plan.target, asked_of(plan.spec), network),
         warnings=warnings_of(plan.spec, splits),
         decides=decides,
         metric=metric,

@@ -408,6 +408,29 @@ def test_a_slower_power_mode_and_a_wider_type_take_longer() -> None:
     assert 3 < times["int8"] / kernel_ms(quarter, fast, "int8") < 15
 
 
+@pytest.mark.parametrize(
+    ("changed", "bytes_of_windows"),
+    [
+        ({}, 100 * 16 * 9),
+        ({"kernel_size": (1, 1), "macs": 100 * 16 * 24}, 0),
+        ({"kernel_size": (1, 1), "stride": (2, 2), "macs": 100 * 16 * 24}, 100 * 16),
+        ({"groups": 2, "macs": 100 * 8 * 9 * 24}, 100 * 16 * 9),
+        ({"kernel_size": (), "stride": (), "kind": "gemm", "macs": 100 * 16 * 24}, 0),
+        ({"input_precision": "fp32"}, 0),
+    ],
+)
+def test_an_int8_convolution_on_a_cpu_copies_its_windows(changed, bytes_of_windows) -> None:
+    kernel = replace(conv(16, 24, (10, 10), precision="int8"), **changed)
+    layout = lay_out([kernel], CPU)
+    assert layout.windows.tolist() == [bytes_of_windows]
+    values = priors("cpu").values
+    with_copy, without = (times(n, values) for n in (layout, layout._replace(windows=np.zeros(1))))
+    cache = CPU.bandwidth_gbs * 1e9 * 0.75 * 3.0  # the prior's dram and l2
+    spent = float((with_copy.arithmetic - without.arithmetic)[0])
+    assert spent == pytest.approx(bytes_of_windows / (cache * 0.1))
+    assert not lay_out([replace(kernel, input_precision="int8")], NANO).windows.any()
+
+
 def test_without_tf32_fp32_takes_longer_and_no_fixture_speaks_for_it() -> None:
     kernels = reference_kernels("ResNet-50 v1", (1, 3, 224, 224), "fp32")
     peaks = NANO.peak_tflops

@@ -171,7 +171,7 @@ def test_the_plan_as_text_and_as_values(folder):
     assert steps[1]["why"] == []
     described = {
         "spec": "s", "board": None, "steps": steps, "estimate": None, "stopped": None, "rules": [],
-        "rules_on_operators": True, "warnings": ["mostly padding"], "decides": [],
+        "rules_on_operators": True, "dla": None, "warnings": ["mostly padding"], "decides": [],
         "metric": "mae", "margin": None,
         "target": plan.target.to_json() | {"full_name": plan.target.full_name},
     }  # fmt: skip

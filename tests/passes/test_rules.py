@@ -21,6 +21,7 @@ from kdcompile.passes.manager import make_plan
 from kdcompile.passes.plan_text import lines
 from kdcompile.passes.refusals import OPERATORS, asked_of, met_by, student_network
 from kdcompile.passes.stages import STAGES
+from kdcompile.targets.rules import on_dla
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,11 @@ def plan(folder, *sets, target="jetson"):
 
 def codes(folder, *sets, **named):
     return [violation.code for violation in met_by(plan(folder, *sets, **named))]
+
+
+def run_on(folder, target, *sets):
+    words = [word for value in sets for word in ("--set", value)]
+    return CliRunner().invoke(cli, ["plan", str(folder), "--target", target, *words, "--json"])
 
 
 def run(folder, *words):
@@ -161,6 +167,55 @@ def test_the_exported_student_is_held_against_dla_and_tile(folder, exported):
     assert "a DLA has no Erf; 1 of 3 operators" in found["dla-operator"].message
     assert found["channel-tile"].where == "n2, n0"
     assert "(most: n2 12 to 12, n0 1 to 12)" in found["channel-tile"].message
+
+
+def side(folder, exported, *sets, target="jetson-agx-orin-64gb", at="fp16"):
+    planned = plan(folder, *sets, target=target)
+    network = student_network(planned, {"export": exported}, at)
+    return on_dla(planned.target, asked_of(planned.spec), network)
+
+
+def test_each_layer_is_told_its_side_of_the_dla(folder, exported):
+    layers = side(folder, exported, "compile.dla=0")
+    assert [(e.name, e.type, e.reason) for e in layers] == [
+        ("n0", "Conv", ""), ("n1", "Erf", "a DLA has no Erf"), ("n2", "Conv", ""),
+    ]  # fmt: skip
+    shapes = "export.shape={min=[1,1,48,48],opt=[1,1,48,48],max=[1,1,96,96]}"
+    for sets, at, why in (((), "int8", "Q/DQ"), ((shapes,), "fp16", "no dynamic shapes")):
+        whole = side(folder, exported, "compile.dla=1", *sets, at=at)
+        assert len(whole) == 3
+        assert all(why in layer.reason for layer in whole)
+    assert side(folder, exported) is None  # not asked
+    assert side(folder, exported, "compile.dla=0", target="jetson") is None  # it has none
+    one = ["compile.dla=1"]
+    assert side(folder, exported, *one, target="jetson-orin-nx-8gb") is None  # it has one
+    assert side(folder, exported, *one, target="jetson-orin-nx-16gb") is not None
+
+
+def test_the_text_names_what_falls_back_and_predicts_no_dla(folder):
+    found = run_on(folder, "jetson-orin-nx-16gb", "quantize.precision=fp16", "compile.dla=0")
+    told = json.loads(found.stdout)
+    text = "\n".join(lines(told))
+    assert {layer["type"] for layer in told["dla"] if not layer["reason"]} >= {"Conv", "Relu"}
+    on_gpu = [layer for layer in told["dla"] if layer["reason"]]
+    taken = len(told["dla"]) - len(on_gpu)
+    assert f"dla        takes {taken} of {len(told['dla'])} operators (" in text
+    assert "its latency is not predicted, as none was measured" in text
+    row = {"name": "x", "type": "Erf", "reason": "a DLA has no Erf"}
+    free = {"name": "y", "type": "Conv", "reason": ""}
+    text = "\n".join(lines(told | {"dla": [free, *[row] * 14, free]}))
+    assert "takes 2 of 16 operators (2 Conv); 2 changes of side" in text
+    assert text.count("GPU: x (Erf): a DLA has no Erf") == 12
+    assert "GPU: 2 more, in --json" in text
+
+
+def test_a_module_without_a_dla_refuses_it_by_name(folder):
+    found = run_on(folder, "jetson-orin-nano-8gb", "quantize.precision=fp16", "compile.dla=0")
+    assert found.exit_code == 1
+    told = json.loads(found.stdout)
+    (rule,) = [rule for rule in told["rules"] if rule["code"] == "dla-cores"]
+    assert "jetson-orin-nano-8gb has no DLA" in rule["message"]
+    assert told["dla"] is None
 
 
 def test_before_the_export_the_operators_are_those_of_the_search(folder, exported, tmp_path):
