@@ -51,7 +51,8 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
             architecture, held = choose_width(spec, students, target)
         module = student_from_architecture(teacher.module, architecture, spec.folder)
         # an export of its own, no file of the teacher's: what fails there fails before training
-        student = _readable(Network(module.eval(), shape), target)
+        own = Network(module.eval(), shape, takes_pixels=teacher.takes_pixels)
+        student = _readable(own, target)
         if found is None:
             pair = _compared(student, spec, target)
         predicted = _predicted(teacher, student, target, pair)

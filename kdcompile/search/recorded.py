@@ -40,10 +40,10 @@ class Narrowed:
         is_narrowed = architecture["family"] == "shrink" and not architecture.get("dropped")
         shape, run = self.teacher.shape, self._run
         if not is_narrowed or run is None:
-            return Network(student, shape)
+            return Network(student, shape, takes_pixels=self.teacher.takes_pixels)
         own = recorded(student, shape)
         model = None if own is None else resized(self._light, shape, run, own)
-        return Network(student, shape, model)
+        return Network(student, shape, model, self.teacher.takes_pixels)
 
     @cached_property
     def _run(self) -> Recorded | None:
