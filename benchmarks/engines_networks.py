@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kdcompile.backends.candidate_runner import FILES as TEACHER_FILES
 from kdcompile.backends.candidate_runner import BoardRig
 from kdcompile.backends.choose import Limits
+from kdcompile.backends.deployed_form import DeployedForm
 from kdcompile.backends.mixed import NEEDS, add_mixed
 from kdcompile.calib.calibrate import table_of
 from kdcompile.calib.chosen import ChosenImages
@@ -187,7 +188,8 @@ class Teacher:
     def _mix(self, place: Place, calibrated: Artifact, folder: Path) -> Mapping[str, Any]:
         source, board = self.source, self.source.plan.board
         assert board is not None, "the benchmark has a board"
-        rig = BoardRig(place, board, source.spec, source.target)
+        form = DeployedForm(source.prepare, folder)
+        rig = BoardRig(place, board, source.spec, source.target, form)
         paths = {**self.paths, "int8": calibrated.file("teacher_int8.onnx")}
         for precision in NEEDS:
             rig.add(precision, paths)
@@ -196,7 +198,8 @@ class Teacher:
         value = float(source.made["teacher"].json("teacher.json")[f"val_{metric.name}"])
         limits = Limits(metric, metric.limit(value, LOSS), gates.parity.min_sqnr_db)
         judge = source.splits.val, source.prepare, source.task, limits
-        add_mixed(rig, paths, calibrated, source.target, judge, source.image(), folder)
+        image, shape = source.image(), source.spec.export.profile[1]
+        add_mixed(rig, paths, calibrated, source.target, judge, image, shape, folder)
         write_json(folder / REFUSED, rig.refused)
         for precision in rig.runners:
             place.call("unload", name=precision)

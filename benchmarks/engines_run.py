@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from engines_files import Results
@@ -10,6 +11,7 @@ from engines_measure import References, int8_share, judge, parity, time_all
 from engines_networks import Networks, Source
 
 from kdcompile.backends.candidate_runner import RUNS_HERE, BoardRig
+from kdcompile.backends.deployed_form import DeployedForm
 from kdcompile.backends.engine import Built, runner
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
@@ -86,7 +88,8 @@ class Engines:
 
     def _built(self, networks: Networks, precision: str) -> Built | str:
         """The engine, loaded under its precision; or the worker's reason against it."""
-        rig = BoardRig(self.place, self.board, self.source.spec, self.source.target)
+        form = DeployedForm(self.source.prepare, Path())  # as exported
+        rig = BoardRig(self.place, self.board, self.source.spec, self.source.target, form)
         try:
             rig.add(precision, networks.paths)
         except KDError as error:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.backends import engine
+from kdcompile.backends.deployed_form import DeployedForm
 from kdcompile.backends.onnxruntime_ import OnnxRuntime, open_session
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board
@@ -53,9 +54,11 @@ class Latency:
 class Rig(Protocol):
     """Candidates that can be run and timed.
 
-    `runners` are those that are ready, by precision; `refused` says why another is not.
+    `runners` are those that are ready, by precision; `refused` says why another is not. Paths are
+    of exported files; what is run and kept has the deployed form.
     """
 
+    form: DeployedForm
     runners: dict[str, Runner]
     refused: dict[str, str]
 
@@ -78,9 +81,9 @@ class Rig(Protocol):
 class HostRig:
     """ONNX Runtime on this CPU; another device's latencies are its model's."""
 
-    def __init__(self, target: Target, estimates: Mapping[str, Any]) -> None:
+    def __init__(self, target: Target, estimates: Mapping[str, Any], form: DeployedForm) -> None:
         """`estimates`: of the student, by precision, as the search wrote them."""
-        self.target, self.estimates = target, dict(estimates)
+        self.target, self.estimates, self.form = target, dict(estimates), form
         self.runners: dict[str, Runner] = {}
         self.refused: dict[str, str] = {}
 
@@ -93,7 +96,8 @@ class HostRig:
         else:
             # a CPU target ships what ONNX Runtime makes of the file, the others what it says
             written = self.target.kind != "cpu"
-            self.runners[precision] = open_session(paths[precision], as_written=written)
+            path = self.form.file(paths[precision])
+            self.runners[precision] = open_session(path, as_written=written)
 
     def latencies(self, image: Floats) -> dict[str, Latency]:
         """Measured here where here is the target, else what the latency model predicts."""
@@ -124,15 +128,18 @@ class HostRig:
 
     def keep(self, precision: str, paths: Paths, folder: Path) -> None:
         """The chosen file."""
-        (folder / "model.onnx").write_bytes(paths[precision].read_bytes())
+        (folder / "model.onnx").write_bytes(self.form.file(paths[precision]).read_bytes())
 
 
 class BoardRig:
     """Engines, built and timed by the agent at a board, or by a process that serves a backend."""
 
-    def __init__(self, place: Place, board: Board, spec: Spec, target: Target) -> None:
+    def __init__(
+        self, place: Place, board: Board, spec: Spec, target: Target, form: DeployedForm
+    ) -> None:
         """`place`: the board's, open; `spec`: its sections compile and export."""
-        self.place, self.board, self.spec = place, board, spec
+        self.place, self.board, self.spec, self.form = place, board, spec, form
+        self.profile = form.profile(spec.export.profile)
         self.able = find(board.backend).capabilities(target)
         self.runners: dict[str, Runner] = {}
         self.refused: dict[str, str] = {}
@@ -155,11 +162,9 @@ class BoardRig:
             self.refused[precision] = refusal
             return
         try:
-            built = engine.build(
-                self.place, self.board, onnx, precision, settings, self.spec.export.profile
-            )
+            built = engine.build(self.place, self.board, onnx, precision, settings, self.profile)
             self.place.call("load", path=built.there, name=precision)
-            engine.prove(self.place, precision, self.spec.export.profile[1])
+            engine.prove(self.place, precision, self.form.blank(self.spec.export.profile[1]))
         except KDError as error:
             # a network that kdcompile itself mixed is no fault of the user's
             if error.code not in REFUSALS and (precision, error.code) != ("mixed", "onnx-refused"):
@@ -170,7 +175,7 @@ class BoardRig:
         self.runners[precision] = engine.runner(self.place, self.board, precision)
 
     def onnx(self, precision: str, paths: Paths) -> Path:
-        """The file that this worker builds a precision from."""
+        """The file that this worker builds a precision from, as it is deployed."""
         wanted = self.place.about["precisions"][precision]["onnx"]
         if wanted not in paths:
             raise KDError(
@@ -180,7 +185,7 @@ class BoardRig:
                 where="[quantize] precision",
                 fix=f"--set quantize.precision=auto, or one of {', '.join(paths)}",
             )
-        return paths[wanted]
+        return self.form.file(paths[wanted])
 
     def latencies(self, image: Floats) -> dict[str, Latency]:
         """Medians of engines that took turns there, in the judged mode."""
@@ -251,8 +256,8 @@ def keep_teacher(rig: BoardRig, export: Artifact, student: str, folder: Path) ->
     plan = rig.place.about["precisions"].get(precision)
     if plan is None or plan["onnx"] not in paths:
         precision = "fp32"  # the GPU has no fp16, or the teacher's weights overflow in it
-    onnx, profile = rig.onnx(precision, paths), rig.spec.export.profile
-    built = engine.build(rig.place, rig.board, onnx, precision, rig.spec.compile, profile)
+    onnx, settings = rig.onnx(precision, paths), rig.spec.compile
+    built = engine.build(rig.place, rig.board, onnx, precision, settings, rig.profile)
     engine.bring(rig.place, built, folder / "teacher.engine")
 
 
@@ -264,9 +269,9 @@ def predict_outputs(
     `Task.within` and `Task.predictions` say what both mean.
 
     Args:
-        runner: float32 [1, C, H, W] to the output.
+        runner: an input to the output.
         photos: read one at a time, so that a whole split never lies in memory.
-        preprocess: the one that the network was exported with.
+        preprocess: of the network.
 
     Raises:
         KDError: an image cannot be read.

@@ -181,14 +181,15 @@ def modes(place: Place) -> list[str]:
     return [mode for mode in MODES if mode in place.about["modes"]]
 
 
-def prove(place: Place, network: str, shape: Sequence[int]) -> None:
-    """Run a loaded network once.
+def prove(place: Place, network: str, blank: NDArray[Any]) -> None:
+    """Run a loaded network once, on an image of zeros; on a row of zeros where there are ports.
 
     Raises:
         KDError: it does not run there, such as `cuda-error` where memory is too little for it, or
             `provider-fallback`.
     """
-    blank = np.zeros(tuple(shape) if place.ports is None else (1, place.ports.width), np.float32)
+    if place.ports is not None:
+        blank = np.zeros((1, place.ports.width), np.float32)
     inputs = place.inputs(feeds_of(place, blank))
     place.call("time", inputs=inputs, iterations=1, warmup=0, name=network, mode="device")
 

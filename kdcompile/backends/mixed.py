@@ -5,9 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from kdcompile.backends.candidate_runner import Profiles, Rig
 from kdcompile.backends.choose import Limits
@@ -21,7 +19,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.preprocess import Input, Preprocess
 from kdcompile.data.splits import evenly
 from kdcompile.onnx_graph.session import ROW_AXES
 from kdcompile.onnx_graph.shapes import input_shape
@@ -31,7 +29,6 @@ from kdcompile.tasks.task import Task
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Floats = NDArray[np.float32]
 NEEDS = ("int8", "fp16")
 
 
@@ -41,7 +38,8 @@ def add_mixed(
     calibrated: Artifact,
     target: Target,
     judge: tuple[Sequence[Photo], Preprocess, Task, Limits],
-    image: Floats,
+    image: Input,
+    shape: Sequence[int],
     folder: Path,
 ) -> None:
     """Plan the mixed network, write `student_mixed.onnx` and `mixed.json`, make it ready.
@@ -54,7 +52,8 @@ def add_mixed(
         calibrated: `calibration.json`, `sensitivity.json`.
         target: what is built for.
         judge: images, how they become inputs, what outputs mean, and what must be kept.
-        image: float32 [1, C, H, W], of the typical shape.
+        image: an input of the typical shape, as it is deployed.
+        shape: of the exported network's input, where it is an image.
         folder: the stage's.
 
     Raises:
@@ -67,7 +66,7 @@ def add_mixed(
     model = onnx.load(paths["fp32"])
     table = CalibrationTable.read(calibrated.file("calibration.json"))
     sensitivity = Sensitivity.from_json(calibrated.json("sensitivity.json"))
-    costs = _costs(model, rig.profiles(image), _shape_of(model, image), target)
+    costs = _costs(model, rig.profiles(image), _shape_of(model, image, shape), target)
     plan = _plan(model, table, sensitivity, costs, judge)
     write_json(folder / "mixed.json", plan.to_json())
     if not plan.quantised:
@@ -81,9 +80,9 @@ def add_mixed(
     rig.add("mixed", paths)
 
 
-def _shape_of(model: "ModelProto", image: Floats) -> Sequence[int]:
+def _shape_of(model: "ModelProto", image: Input, shape: Sequence[int]) -> Sequence[int]:
     """That of the network's first input, where `image` is a row of all of them."""
-    return input_shape(model) if image.ndim == ROW_AXES else image.shape
+    return input_shape(model) if image.ndim == ROW_AXES else shape
 
 
 def _plan(

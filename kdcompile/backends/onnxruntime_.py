@@ -12,7 +12,13 @@ from kdcompile.backends.base import Capabilities, register
 from kdcompile.backends.tensorrt_ import gpu_differences
 from kdcompile.core.errors import KDError
 from kdcompile.core.optional import need
-from kdcompile.onnx_graph.session import ROW_AXES, cpu_session, ports_of_session, run_session
+from kdcompile.onnx_graph.session import (
+    NUMPY_TYPES,
+    ROW_AXES,
+    cpu_session,
+    ports_of_session,
+    run_session,
+)
 from kdcompile.targets import EXPORT_OPSET
 
 if TYPE_CHECKING:
@@ -72,10 +78,11 @@ class OrtRunner:
             not isinstance(want, int) or want == have
             for want, have in zip(spec.shape, image.shape, strict=True)
         )
-        if image.dtype != np.float32 or not agrees:
+        kind = NUMPY_TYPES.get(spec.type, spec.type)
+        if image.dtype != kind or not agrees:
             raise KDError(
                 "input-refused",
-                f"{spec.name} takes float32 {spec.shape}, got {image.dtype} {list(image.shape)}",
+                f"{spec.name} takes {kind} {spec.shape}, got {image.dtype} {list(image.shape)}",
                 where="the network's input",
                 fix="prepare images with the preprocessing that the network was exported with",
             )

@@ -91,6 +91,7 @@ class Preprocess(_Form):
     min_hw: Annotated[Sides, Field(strict=False)]
     max_hw: Annotated[Sides, Field(strict=False)]
     padding: Literal["mean", "mirror"] = "mean"
+    in_graph: bool = False
 
     @validator(mode="after")
     def _agrees(self) -> "Preprocess":

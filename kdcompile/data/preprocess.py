@@ -1,7 +1,7 @@
 """From pixels to the network's input: one definition for training, verification and the bundle."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kdcompile.data.photo import Photo
 
 Padding = Literal["mean", "mirror"]
+Input = NDArray[Any]  # float32 [1, C, h, w], or uint8 [1, h, w, C] where the network normalises
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Preprocess:
     """Normalisation and the sizes that the deployed network accepts.
 
     An image larger than `max_hw` is scaled down to fit, keeping its aspect; one smaller than
-    `min_hw` is padded right and below. A fixed network has both equal.
+    `min_hw` is padded right and below. A fixed network has both equal. Where the network normalises
+    by itself (`in_graph`) its input is what is left: the scaled and padded pixels.
 
     `padding` is the mean colour, or for a map over the image the photo mirrored at its border: a
     network goes on over the border as in the photo, where a flat area has features of its own that
@@ -73,6 +75,7 @@ class Preprocess:
     min_hw: tuple[int, int]
     max_hw: tuple[int, int]
     padding: Padding = "mean"  # of bundles that do not name it
+    in_graph: bool = False
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocess":
@@ -86,8 +89,27 @@ class Preprocess:
         return Preprocess(**plain)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values for the manifest."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain JSON values for the manifest; `in_graph` only where it is so."""
+        told = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in told.items() if k != "in_graph" or v}
+
+    def deployed(self, where: str) -> "Preprocess":
+        """That of the deployed network, where `export.preprocess` is "host" or "in-graph"."""
+        return replace(self, in_graph=where == "in-graph")
+
+    def input_shape(self, shape: Sequence[int]) -> list[int]:
+        """The shape of the network's input, where a float32 one's is [N, C, H, W]."""
+        if not self.in_graph:
+            return list(shape)
+        batch, channels, *sides = shape
+        return [batch, *sides, channels]
+
+    def noise(self, shape: Sequence[int], seed: int) -> Input:
+        """Random values as an input to time with; `shape` as of `input_shape`."""
+        random, own = np.random.default_rng(seed), self.input_shape(shape)
+        if self.in_graph:
+            return random.integers(0, 256, own, dtype=np.uint8)
+        return random.standard_normal(own, dtype=np.float32)
 
     def fitted(self, height: int, width: int) -> tuple[int, int]:
         """The height and width that an image of this size is scaled to."""
@@ -100,15 +122,15 @@ class Preprocess:
         plane = max(self.min_hw[0], seen[0]), max(self.min_hw[1], seen[1])
         return Frame((height, width), seen, plane)
 
-    def input_of(self, photo: "Photo") -> NDArray[np.float32]:
-        """A photo's input, float32 [1, C, h, w].
+    def input_of(self, photo: "Photo") -> Input:
+        """A photo's input, float32 [1, C, h, w]; uint8 [1, h, w, C] if `in_graph`.
 
         Raises:
             KDError: it cannot be read.
         """
         return self(photo.pixels(self.channels))
 
-    def view(self, photo: "Photo") -> tuple[NDArray[np.float32], Frame]:
+    def view(self, photo: "Photo") -> tuple[Input, Frame]:
         """A photo's input, and where the photo lies in it.
 
         Raises:
@@ -130,14 +152,21 @@ class Preprocess:
         found = np.asarray(image.resize(fitted[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0))
         return found.reshape(*fitted, self.channels)
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [H, W, C] to normalised float32 [1, C, h, w]."""
+    def __call__(self, pixels: NDArray[np.uint8]) -> Input:
+        """uint8 [H, W, C] to normalised float32 [1, C, h, w]; uint8 [1, h, w, C] if `in_graph`."""
         frame = self.frame(*pixels.shape[:2])
         pixels = self.scaled(pixels)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        image_chw = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
         pad = [(0, whole - have) for whole, have in zip(frame.plane, frame.seen, strict=True)]
         mode: Any = {"mean": "constant", "mirror": "symmetric"}[self.padding]
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        if self.in_graph:
+            whole = np.pad(pixels, (*pad, (0, 0)), mode=mode)
+            if mode == "constant":  # the nearest colour to the mean that pixels have
+                outside = np.ones(whole.shape[:2], bool)
+                outside[: frame.seen[0], : frame.seen[1]] = False
+                whole[outside] = np.clip(np.rint(mean * 255), 0, 255).astype(np.uint8)
+            return np.ascontiguousarray(whole[None])
+        image_chw = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
         padded = np.pad(image_chw, ((0, 0), *pad), mode=mode)
         return np.ascontiguousarray(padded[None], dtype=np.float32)
 

@@ -57,8 +57,9 @@ def run(network: Callable[[Any], Any], image: Any, tile: Any, about: dict[str, A
     """The network's map of an image, of whatever size.
 
     Args:
-        network: float32 [1, C, h, w] of a tile to its map [1, K, h / cell, w / cell].
-        image: normalised and neither scaled nor padded, float32 [1, C, H, W].
+        network: of a tile of h x w pixels to its map [1, K, h / cell, w / cell].
+        image: neither scaled nor padded: normalised, float32 [1, C, H, W], or where the network
+            normalises, uint8 [1, H, W, C]; its tiles are alike.
         tile: height and width of a tile.
         about: what `onnx_graph.receptive.tiling` says of the network.
 
@@ -70,6 +71,9 @@ def run(network: Callable[[Any], Any], image: Any, tile: Any, about: dict[str, A
         TilesError: those of `checked`; the network's maps are of other sizes.
     """
     cell, margin, period = checked(about, tile)
+    is_pixels = image.dtype == np.uint8
+    if is_pixels:
+        image = image.transpose(0, 3, 1, 2)
     height, width = (max(up(image.shape[2 + axis], period), tile[axis]) for axis in (0, 1))
     pad = [(0, 0), (0, 0), (0, height - image.shape[2]), (0, width - image.shape[3])]
     image = np.pad(image, pad, mode="symmetric")
@@ -77,6 +81,7 @@ def run(network: Callable[[Any], Any], image: Any, tile: Any, about: dict[str, A
     for top in starts(height, tile[0], margin):
         for left in starts(width, tile[1], margin):
             part = image[:, :, top : top + tile[0], left : left + tile[1]]
+            part = part.transpose(0, 2, 3, 1) if is_pixels else part
             made = network(np.ascontiguousarray(part))
             if [side * cell for side in made.shape[2:]] != list(tile):
                 raise TilesError(

@@ -186,7 +186,7 @@ def _references(bundle: Bundle, base: str, precision: str) -> tuple[list[Floats]
         there = f"output_{precision}_0" in arrays.files
         expected = _arrays(arrays, f"output_{precision if there else 'fp32'}_")
         if base == "kit":
-            inputs = _arrays(arrays, "input_")
+            inputs = _arrays(arrays, "input_", "fu")
             if len(inputs) != len(expected):
                 raise ValueError(f"{len(inputs)} inputs, {len(expected)} outputs of them")
             return inputs, expected
@@ -198,18 +198,18 @@ def _references(bundle: Bundle, base: str, precision: str) -> tuple[list[Floats]
         return [prepare(photos[name]) for name in photos.files[: len(expected)]], expected
 
 
-def _arrays(arrays: Mapping[str, NDArray[Any]], start: str) -> list[Floats]:
-    """The float arrays of an archive whose names start so.
+def _arrays(arrays: Mapping[str, NDArray[Any]], start: str, kinds: str = "f") -> list[Floats]:
+    """The arrays of an archive whose names start so, of floats or of other `kinds` of numpy.
 
     Raises:
-        ValueError: one is there twice, is not of finite floats, or there is none.
+        ValueError: one is there twice, is not of finite numbers, or there is none.
     """
     names = [name for name in arrays if name.startswith(start)]
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"no {start}0, or one of them twice")
     found = [arrays[name] for name in names]
     for name, array in zip(names, found, strict=True):
-        if array.dtype.kind != "f" or not np.isfinite(array).all():
+        if array.dtype.kind not in kinds or not np.isfinite(array).all():
             raise ValueError(f"{name} is not of finite floats")
     return found
 

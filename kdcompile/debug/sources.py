@@ -18,6 +18,7 @@ from kdcompile.config.gates import fraction
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board
 from kdcompile.core.backends import is_served
+from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, scratch
 from kdcompile.core.ports import Ports
 from kdcompile.core.report import Report
@@ -74,6 +75,13 @@ def spec_ladder(
     Raises:
         KDError: the data's, the weights', the exporter's or the board's.
     """
+    if spec.export.preprocess == "in-graph":
+        raise KDError(
+            "bisect-in-graph",
+            "what ships takes pixels, and the trained network normalised floats",
+            where="[export] preprocess",
+            fix='name the bundle in place of the spec, or build with export.preprocess = "host"',
+        )
     (foot, _), compiled = _foot(spec, made["distill"], images), made["compile"]
     shipped = Shipped(
         precision=compiled.json("choice.json")["precision"],

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kdcompile.backends import engine
 from kdcompile.config.step import Board, Step
 from kdcompile.core.report import Measurement
+from kdcompile.data.preprocess import Input
 from kdcompile.gates.context import MODES, Latency, Origin
 from kdcompile.remote.open import Place
 from kdcompile.stats.latency_interval import PairedTimes, median_interval
@@ -49,17 +50,9 @@ class Deployed:
         """The deployed network."""
         return engine.runner(self.place, self.board, STUDENT)
 
-    def times(
-        self, shape: Sequence[int], row: NDArray[np.float32] | None = None
-    ) -> tuple[Latency, tuple[Measurement, ...]]:
-        """Teacher and student in turns, in the judged mode and in the others.
-
-        Args:
-            shape: of the input, [1, C, H, W].
-            row: what networks that run on rows are timed on.
-        """
-        image = np.random.default_rng(self.seed).standard_normal(tuple(shape), dtype=np.float32)
-        image = image if row is None else row
+    def times(self, image: Input) -> tuple[Latency, tuple[Measurement, ...]]:
+        """Teacher and student in turns, in the judged mode and in the others, on an input."""
+        shape = image.shape
         log.info("verify: timing teacher and student at %s", self.board.label)
         judged, pace = engine.judged_pace(self.place, BOTH, image, turns=TURNS, seconds=SECONDS)
         found = self._turns(image, judged, pace)
@@ -80,9 +73,7 @@ class Deployed:
         ]
         return latency, tuple(extra)
 
-    def _turns(
-        self, image: NDArray[np.float32], mode: str, pace: engine.Pace
-    ) -> dict[str, NDArray[np.float64]]:
+    def _turns(self, image: Input, mode: str, pace: engine.Pace) -> dict[str, NDArray[np.float64]]:
         return engine.in_turns(self.place, BOTH, image, mode=mode, **asdict(pace))
 
     def _mode(self, mode: str, shape: Sequence[int]) -> str:

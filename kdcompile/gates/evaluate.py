@@ -159,7 +159,10 @@ def pick_examples(difficulty: Floats) -> dict[str, int]:
 
 
 def example_arrays(
-    photo: Photo, preprocess: Preprocess, networks: Mapping[str, Runner]
+    photo: Photo,
+    preprocess: Preprocess,
+    networks: Mapping[str, Runner],
+    own: Mapping[str, Preprocess] | None = None,
 ) -> dict[str, NDArray[np.uint8] | Output]:
     """What the report draws of a photo.
 
@@ -167,6 +170,7 @@ def example_arrays(
         photo: the photo.
         preprocess: pixels to input.
         networks: those whose densities are drawn, by name; none for outputs that are no maps.
+        own: the preprocessing of those that take another, by name.
 
     Returns:
         `pixels`, uint8 [H, W, C]: the image as the networks saw it, scaled, with the mean colour
@@ -183,6 +187,9 @@ def example_arrays(
         "pixels": pixels,
         **{
             name: (output * frame.inside(*output.shape)).astype(np.float32)
-            for name, output in ((name, run(image)[0, 0]) for name, run in networks.items())
+            for name, output in (
+                (name, run((own or {}).get(name, preprocess)(given))[0, 0])
+                for name, run in networks.items()
+            )
         },
     }

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.backends.candidate_runner import Runner
+from kdcompile.backends.deployed_form import DeployedForm, deployed_form
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.config.step import Step
 from kdcompile.core.measurement import Settings
@@ -71,19 +72,20 @@ def measure(
     step: Step,
     target: Target,
     photos: Sequence[Photo],
-    preprocess: Preprocess,
+    prepare: tuple[Preprocess, Preprocess],
     task: Task,
     classes: Sequence[str] | None,
     earlier: EarlierNetwork | None = None,
 ) -> Measured:
     """Run the networks by ONNX Runtime here, and the engine, where there is one, at its board.
 
-    The network of an earlier bundle runs beside them where one is given.
+    The network of an earlier bundle runs beside them where one is given. `prepare` is the
+    preprocessing of the exported networks, and of the one that ships.
 
     Raises:
         KDError: an image, a network or the board failed.
     """
-    inputs, threads = step.inputs, usable_cores()
+    inputs, threads, (preprocess, ships) = step.inputs, usable_cores(), prepare
     paths = networks(inputs, with_shipped=step.board is None)
     written = target.runtime != "onnxruntime"  # which ships what it makes of the file itself
     here = {name: open_session(path, threads, as_written=written) for name, path in paths.items()}
@@ -93,7 +95,7 @@ def measure(
         shipped = _shipped(inputs)
         if board is not None:
             shipped, runners[STUDENT] = STUDENT, board.student
-        own, about = {}, None
+        own, about = {shipped: ships} if ships.in_graph else {}, None
         if earlier is not None:
             runners[PREVIOUS], about = earlier.runner(board, threads, written)
             own[PREVIOUS] = earlier.preprocess
@@ -102,16 +104,23 @@ def measure(
         extra: tuple[Measurement, ...] = ()
         row = preprocess.input_of(photos[0]) if task.takes_rows else None
         if board is None:
-            latency = _time(step, target, here, shipped, threads, row)
+            with deployed_form(preprocess, step.spec.export.preprocess) as form:
+                latency = _time(step, target, here, shipped, form, row)
         else:
-            latency, extra = board.times(step.spec.export.profile[1], row)
-        parity = _parity(inputs, found, shipped) if board is None else found.parity
+            shape = step.spec.export.profile[1]
+            latency, extra = board.times(ships.noise(shape, step.spec.seed) if row is None else row)
+        parity = found.parity
+        if board is None:
+            parity = _parity(inputs, found, shipped, ships.in_graph)
         chosen = {} if task.takes_rows else pick_examples(found.difficulty)  # to be drawn
         drawn: dict[str, Runner] = {}
         if task.is_dense:
             drawn = {"student": runners[shipped], "teacher": here["teacher"]}
         examples = {
-            kind: example_arrays(photos[index], preprocess, drawn) for kind, index in chosen.items()
+            kind: example_arrays(
+                photos[index], preprocess, drawn, {"student": own.get(shipped, preprocess)}
+            )
+            for kind, index in chosen.items()
         }
         origin = host if board is None else board.origin
     return Measured(
@@ -145,11 +154,14 @@ def _shipped(inputs: Mapping[str, Artifact]) -> str:
     return STUDENT
 
 
-def _parity(inputs: Mapping[str, Artifact], found: Evaluation, shipped: str) -> Parity:
+def _parity(
+    inputs: Mapping[str, Artifact], found: Evaluation, shipped: str, in_graph: bool
+) -> Parity:
     """The deployed network's.
 
     Where that is the fp32 export itself, export's against PyTorch. Where it is fp16, export's with
     every layer rounded to half: a CPU computes an fp16 file in fp32 and would show no difference.
+    With the preprocessing inside, it is no better than the file that ships is on the test images.
     """
     precision = inputs["compile"].json("choice.json")["precision"]
     if precision == "fp16":
@@ -159,6 +171,8 @@ def _parity(inputs: Mapping[str, Artifact], found: Evaluation, shipped: str) -> 
     else:
         return found.parity
     known = inputs["export"].json("parity.json")[name]
+    if in_graph and found.parity.sqnr_db < (known["sqnr_db"] or -LIMIT_DB):
+        return found.parity
     if known["sqnr_db"] is None:
         return Parity(-LIMIT_DB, OVERFLOW, known["n"], f"{mode}: it overflows")
     return Parity(
@@ -174,7 +188,7 @@ def _time(
     target: Target,
     runners: Mapping[str, Runner],
     shipped: str,
-    threads: int,
+    form: DeployedForm,
     row: NDArray[np.float32] | None = None,
 ) -> Latency:
     """Teacher and student at the typical input shape, or on a row.
@@ -188,14 +202,18 @@ def _time(
         for name, settings in step.spec.gates.named().items()
     )
     precision = step.inputs["compile"].json("choice.json")["precision"]
-    shape = step.spec.export.profile[1]
+    shape, threads = step.spec.export.profile[1], usable_cores()
     mode = f"ONNX Runtime CPU, {'x'.join(map(str, shape))}, {threads} threads, alternating"
     if target.kind != "cpu" and precision != "fp32":
         mode += f", both in fp32; {precision} is chosen for the device"
         precision, shipped = "fp32", "student_fp32"
-    image = np.random.default_rng(step.spec.seed).standard_normal(shape, dtype=np.float32)
-    image = image if row is None else row
-    teacher, student = runners["teacher"], runners[shipped]
+    teacher, student, prepare = runners["teacher"], runners[shipped], form.prepare.deployed("host")
+    if form.prepare.in_graph and shipped == STUDENT:  # the teacher would be deployed likewise
+        written = target.runtime != "onnxruntime"
+        path = form.file(step.inputs["export"].file("teacher.onnx"))
+        teacher, prepare = open_session(path, threads, as_written=written), form.prepare
+        mode += ", uint8 pixels in, normalised in the graph"
+    image = prepare.noise(shape, step.spec.seed) if row is None else row
     log.info("verify: timing teacher and student, at most %.0f s", TIMING.seconds)
     pair = {"teacher": lambda: teacher(image), "student": lambda: student(image)}
     found, others = quietest(lambda: measure_latency(pair, TIMING), tries=TRIES if decides else 1)

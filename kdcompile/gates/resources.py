@@ -19,7 +19,7 @@ from kdcompile.latency.subjects import onnx_record
 from kdcompile.remote.open import Place, open_place
 from kdcompile.remote.usage import Absent, energy_of, memory_of
 from kdcompile.targets import Target
-from kdcompile.tasks.task import ports_of
+from kdcompile.tasks.task import ports_of, preprocess_of
 
 HERE = "onnxruntime"
 
@@ -61,7 +61,8 @@ def _inputs(spec: Spec, shape: Sequence[int]) -> Mapping[str, NDArray[Any]]:
     """Random values for each input; of whole numbers, which may look something up, zeros."""
     random, ports = np.random.default_rng(spec.seed), ports_of(spec)
     if ports is None:
-        return {engine.INPUT: random.standard_normal(tuple(shape), dtype=np.float32)}
+        prepare = preprocess_of(spec).deployed(spec.export.preprocess)
+        return {engine.INPUT: prepare.noise(shape, spec.seed)}
     blank = {port.name: np.zeros(port.shape, port.dtype) for port in ports.ports}
     return {
         name: random.standard_normal(array.shape).astype(array.dtype)

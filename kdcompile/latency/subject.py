@@ -129,7 +129,9 @@ def _typical(bundle: Bundle) -> Shape | None:
             return tuple(int(size) for size in json.loads(path.read_bytes())["profile"][1])
     images = bundle.preprocess
     if images["min_hw"] == images["max_hw"]:
-        return (1, int(images["channels"]), *(int(size) for size in images["max_hw"]))
+        sides = tuple(int(size) for size in images["max_hw"])
+        channels = int(images["channels"])
+        return (1, *sides, channels) if images.get("in_graph") else (1, channels, *sides)
     return None
 
 

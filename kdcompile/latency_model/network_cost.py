@@ -25,6 +25,7 @@ from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.predict import Estimate, estimate
 from kdcompile.latency_model.workload import Kernel, Precision
 from kdcompile.models.blocks import fold
+from kdcompile.onnx_graph.in_graph import in_graph
 from kdcompile.targets import Target
 
 
@@ -100,15 +101,21 @@ class Network:
         module: in inference mode, on the CPU; its blocks are folded, as for the real export.
         shape: input [N, C, H, W].
         model: its file, where there is one already.
+        takes_pixels: price it as it is deployed with its preprocessing inside.
 
     Raises:
         KDError: of the export.
     """
 
     def __init__(
-        self, module: nn.Module, shape: Sequence[int], model: ModelProto | None = None
+        self,
+        module: nn.Module,
+        shape: Sequence[int],
+        model: ModelProto | None = None,
+        takes_pixels: bool = False,
     ) -> None:
         self.module, self.shape = fold(module), list(shape)
+        self.takes_pixels = takes_pixels
         self.model = self._exported() if model is None else model
         self._kernels: dict[Precision, list[Kernel]] = {}
 
@@ -125,9 +132,17 @@ class Network:
         """
         kind = as_type(precision)
         if kind not in self._kernels:
-            self._kernels[kind] = kernels_of(self.model, self.shape, kind)
+            self._kernels[kind] = kernels_of(*self._deployed(), kind)
         kernels = self._kernels[kind]
         return NetworkCost(kernels, estimate(kernels, target, precision), self.shape)
+
+    def _deployed(self) -> tuple[ModelProto, list[int]]:
+        """The file as it is deployed, and the shape of its input; constants have any values."""
+        if not self.takes_pixels:
+            return self.model, self.shape
+        batch, channels, *sides = self.shape
+        ones = [1.0] * channels
+        return in_graph(self.model, ones, ones), [batch, *sides, channels]
 
     def fastest(self, target: Target, precisions: Sequence[str]) -> NetworkCost:
         """`cost` at the one of the precisions that is predicted to be the fastest."""

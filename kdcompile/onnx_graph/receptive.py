@@ -17,6 +17,7 @@ POINTWISE = {
 }  # fmt: skip
 WINDOWS = {"AveragePool", "Conv", "MaxPool"}
 ANY_PLACE = {"BatchNormalization", "DequantizeLinear", "QuantizeLinear"}  # constants a channel
+CHANNELS_FIRST = [0, 3, 1, 2]  # of pixels, where the network normalises by itself
 UPSAMPLED = 2  # cells that an interpolation between cells reaches to either side, at most
 
 
@@ -79,6 +80,8 @@ def _after(
         if node.op_type not in ANY_PLACE:
             _check_constants(node, known)
         return _joined(node, reaches)
+    if node.op_type == "Transpose" and attributes.get("perm") == CHANNELS_FIRST:
+        return reaches[0]
     if len(reaches) == 1 and node.op_type in WINDOWS:
         return _window(node, attributes, reaches[0], known)
     if len(reaches) == 1 and node.op_type == "ConvTranspose":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kdcompile")
 COPIED = (
     ("compile", "model.onnx"),
-    ("export", "preprocess.json"),
+    ("compile", "preprocess.json"),
     ("calibrate", "calibration.json"),
     ("calibrate", "audit.json"),
     ("distill", "metrics.jsonl"),

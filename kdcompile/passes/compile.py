@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kdcompile.backends.answers import answer_by
 from kdcompile.backends.candidate_runner import (
@@ -20,19 +19,21 @@ from kdcompile.backends.candidate_runner import (
     predictions,
 )
 from kdcompile.backends.choose import Candidate, Limits, choose, judge
+from kdcompile.backends.deployed_form import DeployedForm, deployed_form
 from kdcompile.backends.engine import at
 from kdcompile.backends.mixed import NEEDS, add_mixed
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import gates_json, write_carried, write_outputs
 from kdcompile.backends.tensorrt_rtx_ import compile_check
 from kdcompile.bundle import python_sample
+from kdcompile.config.deploy import Profile
 from kdcompile.config.gates import fraction
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Preprocess
+from kdcompile.data.preprocess import Input, Preprocess
 from kdcompile.data.splits import load_splits
 from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
@@ -40,7 +41,6 @@ from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
 from kdcompile.tasks.reference import taught_places
 from kdcompile.tasks.task import Task, ports_of, task_of
 
-Floats = NDArray[np.float32]
 FILES = {
     "fp32": ("export", "student.onnx"),
     "fp16": ("export", "student_fp16.onnx"),
@@ -59,8 +59,9 @@ CHECKED = {  # fp16 is the fp32 graph with casts
 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
-    """Choose the precision on validation; `choice.json`, `model.onnx`, and where there is a board
-    `model.engine`, `teacher.engine`, `timing.cache`, `engines.json`; and `kit/` or `parity/`.
+    """Choose the precision on validation; `choice.json`, `model.onnx`, `preprocess.json` as it is
+    deployed, and where there is a board `model.engine`, `teacher.engine`, `timing.cache`,
+    `engines.json`; and `kit/` or `parity/`.
 
     Reads the sections quantize, compile, export, gates, data and task, and the artifacts of
     teacher, search, export and calibrate. The test split is not touched.
@@ -73,22 +74,32 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
 
 def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
+    exported = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
+    with deployed_form(exported, step.spec.export.preprocess) as form:
+        write_json(folder / "preprocess.json", form.prepare.to_json())
+        return _compiled(step, target, folder, exported, form)
+
+
+def _compiled(
+    step: Step, target: Target, folder: Path, preprocess: Preprocess, form: DeployedForm
+) -> Mapping[str, Any]:
     spec, task = step.spec, task_of(step.spec)
     paths = candidate_paths(step, target)
-    preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
     photos = load_splits(spec.data, spec.folder).val
     answer_by(step.inputs["export"], photos, preprocess, task)
     teacher_metric, limits, known = _limits(step, task, photos)
-    with _rig(step, target) as rig:
+    with _rig(step, target, form) as rig:
         rig.refused.update(_absent(step, target))
         for precision in _wanted(spec.quantize.precision, paths, step):
             rig.add(precision, paths)
-        image = _typical(photos[0], preprocess, spec.export.profile[1])
+        shape = spec.export.profile[1]
+        image = _typical(photos[0], form.prepare, shape)
         if spec.quantize.precision in ("auto", "mixed"):
             parts = [photos[i] for i in known], preprocess, task, limits
-            add_mixed(rig, paths, step.inputs["calibrate"], target, parts, image, folder)
+            add_mixed(rig, paths, step.inputs["calibrate"], target, parts, image, shape, folder)
         _check_asked(spec.quantize.precision, rig)
-        candidates, notes = _judge(step, rig, paths["fp32"], photos, image, task, limits, known)
+        shown = photos, image, preprocess
+        candidates, notes = _judge(step, rig, paths["fp32"], shown, task, limits, known)
         choice = choose(candidates, limits.metric, spec.quantize.precision)
         rig.keep(choice.precision, paths, folder)
         if isinstance(rig, BoardRig):
@@ -108,25 +119,26 @@ def _build(step: Step, target: Target, folder: Path) -> Mapping[str, Any]:
         "n_val": len(photos),
         "candidates": [asdict(c) | {"latency": notes[c.precision]} for c in candidates],
         "refused": rig.refused,
-        "rtx_compile_check": _rtx(paths, spec.export.profile),
+        "rtx_compile_check": _rtx(paths, form, spec.export.profile),
     }
     write_json(folder / "choice.json", record)
     if target.is_foreign:
-        _kit(step, target, folder, paths, (photos, preprocess), choice.precision)
+        _kit(step, target, folder, paths, (photos, form), choice.precision)
     else:
-        write_carried(folder, paths["fp32"], photos, preprocess, gates_json(spec.gates, task))
-        write_outputs(folder, paths["fp32"], choice.precision, preprocess)
+        fp32, prepare = form.file(paths["fp32"]), form.prepare
+        write_carried(folder, fp32, photos, prepare, gates_json(spec.gates, task))
+        write_outputs(folder, fp32, choice.precision, prepare)
     return _meta(record)
 
 
 @contextmanager
-def _rig(step: Step, target: Target) -> Iterator[Rig]:
+def _rig(step: Step, target: Target, form: DeployedForm) -> Iterator[Rig]:
     """The place where the candidates run."""
     if step.board is None:
-        yield HostRig(target, step.inputs["search"].json("estimate.json")["student"])
+        yield HostRig(target, step.inputs["search"].json("estimate.json")["student"], form)
         return
     with at(step.board, ports_of(step.spec)) as place:
-        yield BoardRig(place, step.board, step.spec, target)
+        yield BoardRig(place, step.board, step.spec, target, form)
 
 
 def _wanted(asked: str, paths: Mapping[str, Path], step: Step) -> list[str]:
@@ -152,19 +164,19 @@ def _judge(
     step: Step,
     rig: Rig,
     fp32: Path,
-    photos: Sequence[Photo],
-    image: Floats,
+    shown: tuple[Sequence[Photo], Input, Preprocess],
     task: Task,
     limits: Limits,
     known: Sequence[int],
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """Every candidate on the validation photos, and where its latency is from."""
-    preprocess = Preprocess.from_json(step.inputs["export"].json("preprocess.json"))
-    latencies = rig.latencies(image)
+    """Every candidate on the validation photos, and where its latency is from.
+
+    As it is deployed, against the exported fp32 network.
+    """
+    photos, image, preprocess = shown
+    latencies, prepare = rig.latencies(image), rig.form.prepare
     trained, frames = predict_outputs(open_session(fp32), photos, preprocess)
-    outputs = {
-        p: predict_outputs(runner, photos, preprocess)[0] for p, runner in rig.runners.items()
-    }
+    outputs = {p: predict_outputs(runner, photos, prepare)[0] for p, runner in rig.runners.items()}
     sqnr = {p: pooled_sqnr(trained, found) for p, found in outputs.items()}
     lie, true = [frames[i] for i in known], [task.truth(photos[i]) for i in known]
     if "fp16" in sqnr and step.board is None:
@@ -210,13 +222,13 @@ def _kit(
     target: Target,
     folder: Path,
     paths: Mapping[str, Path],
-    shown: tuple[Sequence[Photo], Preprocess],
+    shown: tuple[Sequence[Photo], DeployedForm],
     predicted: str,
 ) -> None:
     """The kit with the first validation photos as its reference, run by ONNX Runtime."""
-    photos, preprocess = shown
-    images = [preprocess.input_of(photo) for photo in photos[:MAX_REFERENCES]]
-    carried = {p: path for p, path in paths.items() if p in RUNS_HERE}
+    photos, form = shown
+    images = [form.prepare.input_of(photo) for photo in photos[:MAX_REFERENCES]]
+    carried = {p: form.file(path) for p, path in paths.items() if p in RUNS_HERE}
     runners = {p: open_session(path, as_written=True) for p, path in carried.items()}
     outputs = {p: [runner(image) for image in images] for p, runner in runners.items()}
     task = task_of(step.spec)
@@ -225,15 +237,15 @@ def _kit(
         target,
         carried,
         step.inputs["calibrate"].file("calibration.json"),
-        step.inputs["export"].file("preprocess.json"),
+        folder / "preprocess.json",
         (gates_json(step.spec.gates, task), step.spec.gates.board_limits()),
         (images, outputs),
         task,
-        profile=step.spec.export.profile,
+        profile=form.profile(step.spec.export.profile),
         predicted=predicted,
         settings=step.spec.compile.model_dump(),
         inputs=ports_of(step.spec),
-        teacher=step.inputs["export"].file("teacher.onnx"),
+        teacher=form.file(step.inputs["export"].file("teacher.onnx")),
         sample=python_sample.text(),
     )
 
@@ -274,25 +286,26 @@ def _absent(step: Step, target: Target) -> dict[str, str]:
     }
 
 
-def _typical(photo: Photo, preprocess: Preprocess, shape: Sequence[int]) -> Floats:
+def _typical(photo: Photo, preprocess: Preprocess, exported: Sequence[int]) -> Input:
     """A real photo's values at the typical shape, repeated or cut where the sizes differ."""
     image = preprocess.input_of(photo)
     if image.ndim == 2:  # a row has one length
         return image
+    shape = preprocess.input_shape(exported)
     pad = [(0, max(0, want - have)) for want, have in zip(shape, image.shape, strict=True)]
     padded = np.pad(image, pad, mode="wrap")
     return np.ascontiguousarray(padded[tuple(slice(size) for size in shape)])
 
 
-def _rtx(
-    paths: Mapping[str, Path], profile: tuple[list[int], list[int], list[int]]
-) -> list[dict[str, Any]]:
+def _rtx(paths: Mapping[str, Path], form: DeployedForm, exported: Profile) -> list[dict[str, Any]]:
     """The compile check of every kind of network that may ship."""
     return [
         {"precision": precision, **found}
         for precision, capabilities in CHECKED.items()
         if precision in paths
-        for found in compile_check(paths[precision], capabilities, profile)
+        for found in compile_check(
+            form.file(paths[precision]), capabilities, form.profile(exported)
+        )
     ]
 
 

@@ -130,7 +130,6 @@ STAGES: dict[str, Stage] = {
             name="bundle",
             inputs={
                 "distill": ("metrics.jsonl",),
-                "export": ("preprocess.json",),
                 "calibrate": ("calibration.json", "audit.json"),
                 "compile": ALL,
                 "verify": ALL,

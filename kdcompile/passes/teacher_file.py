@@ -30,7 +30,9 @@ def teacher_network(spec: Spec, store: Store) -> Network:
         KDError: those of `load_teacher` and of the export.
     """
     module = fold(load_teacher(spec))
-    return Network(module, spec.export.profile[1], teacher_file(spec, store, module))
+    takes_pixels = spec.export.preprocess == "in-graph"
+    file = teacher_file(spec, store, module)
+    return Network(module, spec.export.profile[1], file, takes_pixels)
 
 
 def teacher_file(spec: Spec, store: Store, teacher: nn.Module) -> ModelProto:

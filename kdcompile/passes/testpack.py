@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.backends.answers import answer_by
+from kdcompile.backends.deployed_form import deployed_form
 from kdcompile.bundle.testpack import write_test_pack
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
@@ -65,14 +66,15 @@ def pack_build(
     export = made["export"]
     preprocess = Preprocess.from_json(export.json("preprocess.json"))
     answer_by(export, photos, preprocess, task)
-    return write_test_pack(
-        folder,
-        ((preprocess.kept(photo), photo.answer) for photo in photos),
-        details["predictions"],
-        {p: export.file(name) for p, name in TEACHERS.items() if name in export.files},
-        preprocess=export.file("preprocess.json"),
-        task=details["task"],
-        seed=spec.seed,
-        available=len(splits.test),
-        samples=samples,
-    )
+    with deployed_form(preprocess, spec.export.preprocess) as form:
+        return write_test_pack(
+            folder,
+            ((preprocess.kept(photo), photo.answer) for photo in photos),
+            details["predictions"],
+            {p: form.file(export.file(n)) for p, n in TEACHERS.items() if n in export.files},
+            preprocess=made["compile"].file("preprocess.json"),
+            task=details["task"],
+            seed=spec.seed,
+            available=len(splits.test),
+            samples=samples,
+        )

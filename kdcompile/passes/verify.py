@@ -66,7 +66,8 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     annotated = photos_digest(splits.test)
     other = earlier_folder(spec)
     earlier = None if other is None else open_earlier(other, task, splits.classes, annotated)
-    found = measure(step, target, photos, preprocess, task, splits.classes, earlier)
+    ships = preprocess.deployed(spec.export.preprocess)
+    found = measure(step, target, photos, (preprocess, ships), task, splits.classes, earlier)
     for kind in found.chosen:
         arrays = found.examples[kind]
         np.savez_compressed(folder / f"example_{kind}.npz", allow_pickle=False, **arrays)

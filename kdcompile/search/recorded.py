@@ -37,7 +37,8 @@ class Narrowed:
         Raises:
             KDError: of the export, where there has to be one.
         """
-        return self.narrowed(student, architecture) or Network(student, self.teacher.shape)
+        own = Network(student, self.teacher.shape, takes_pixels=self.teacher.takes_pixels)
+        return self.narrowed(student, architecture) or own
 
     def narrowed(self, student: nn.Module, architecture: Mapping[str, Any]) -> Network | None:
         """A student in inference mode whose file follows from the teacher's; None of any other."""
@@ -45,9 +46,9 @@ class Narrowed:
         shape, run = self.teacher.shape, self._run
         if not is_narrowed or run is None:
             return None
-        own = recorded(student, shape)
+        own, pixels = recorded(student, shape), self.teacher.takes_pixels
         model = None if own is None else resized(self._light, shape, run, own)
-        return None if model is None else Network(student, shape, model)
+        return None if model is None else Network(student, shape, model, pixels)
 
     @cached_property
     def _run(self) -> Recorded | None:

@@ -114,10 +114,6 @@ def make_inputs(store, preprocess, report):
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METRICS))
         return {}
 
-    def export(folder):
-        write_json(folder / "preprocess.json", preprocess.to_json())
-        return {}
-
     def calibrate(folder):
         write_json(folder / "calibration.json", {"tensors": {}})
         write_json(folder / "audit.json", {"tensors": {}})
@@ -125,6 +121,7 @@ def make_inputs(store, preprocess, report):
 
     def compile_(folder):
         onnx.save(tiny_onnx(preprocess.channels, fixed), folder / "model.onnx")
+        write_json(folder / "preprocess.json", preprocess.to_json())
         choice = {"precision": "int8", "backend": "onnxruntime", "backend_version": "1.20"}
         write_json(folder / "choice.json", choice)
         (folder / "kit/nested").mkdir(parents=True)
@@ -136,8 +133,7 @@ def make_inputs(store, preprocess, report):
         save_examples(folder, preprocess.channels)
         return {}
 
-    builders = {"distill": distill, "export": export, "calibrate": calibrate,
-                "compile": compile_, "verify": verify}  # fmt: skip
+    builders = {"distill": distill, "calibrate": calibrate, "compile": compile_, "verify": verify}
     return {stage: store.make(stage, "0" * 24, build) for stage, build in builders.items()}
 
 

@@ -122,6 +122,30 @@ def test_what_is_counted_is_within_the_photo(built, tmp_path, size):
 
 
 @needs_gxx
+@pytest.mark.parametrize("host", [RGB, GREY, MIRRORED], ids=["rgb", "grey", "mirrored"])
+@pytest.mark.parametrize("size", [(31, 42), (7, 9), (64, 80)])
+def test_pixels_go_to_a_network_that_normalises(built, tmp_path, host, size):
+    prepare = host.deployed("in-graph")
+    folder = built(prepare)
+    save_engine(folder, b"byte engine", name="byte.engine")
+    pixels = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "photo.ppm")
+    kept = np.asarray(image.convert("L" if host.channels == 1 else "RGB"))
+    kept = kept.reshape(*size, host.channels)
+    np.save(tmp_path / "photo.npy", kept[None])  # as infer.py --save-input writes it
+    given = prepare(kept)[0].astype(np.float64)
+    cells = (given * (1 + np.arange(host.channels))).sum(2)
+    cells *= 1 + np.arange(cells.size).reshape(cells.shape) % 97
+    wanted = find_task("counting").within(cells[None, None], host.frame(*size)).sum()
+    photos = tmp_path / "photo.ppm", tmp_path / "photo.npy"
+    done = infer(folder, *photos, engine="byte.engine")
+    assert printed(done) == pytest.approx([wanted] * 2, rel=1e-6)
+    np.save(tmp_path / "float.npy", np.zeros((1, host.channels, 24, 30), np.float32))
+    assert "must be uint8" in infer(folder, tmp_path / "float.npy", engine="byte.engine").stderr
+
+
+@needs_gxx
 def test_prepared_input_is_taken_as_it_is(built, tmp_path):
     values = np.random.default_rng(4).normal(size=(1, 3, 24, 30)).astype(np.float32)
     np.save(tmp_path / "photo.npy", values)

@@ -21,6 +21,7 @@ from kdcompile.core.files import file_sha256
 from kdcompile.data import tiles
 from kdcompile.data.photo import read_pixels
 from kdcompile.data.preprocess import Preprocess
+from kdcompile.onnx_graph.in_graph import in_graph
 from kdcompile.onnx_graph.receptive import tiling
 from kdcompile.tasks.task import find_task
 
@@ -126,6 +127,19 @@ def test_the_map_is_that_of_the_whole_photo(network, size):
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
     assert all(plane[i] >= size[i] for i in (0, 1))
+
+
+def test_a_network_that_normalises_takes_tiles_of_pixels(tmp_path):
+    model = in_graph(NETWORKS["dilated"]().model(), FIXED.mean, FIXED.std)
+    onnx.save(model, tmp_path / "model.onnx")
+    session, about = open_session(tmp_path / "model.onnx"), tiling(model)
+    assert about == tiling(NETWORKS["dilated"]().model())
+    pixels = np.random.default_rng(2).integers(0, 256, (1, 101, 77, 1), np.uint8)
+    found, plane, count = tiles.run(session, pixels, TILE, about)
+    pad = [(0, 0), (0, plane[0] - 101), (0, plane[1] - 77), (0, 0)]
+    wanted = session(np.pad(pixels, pad, mode="symmetric"))
+    assert count > 2
+    np.testing.assert_allclose(found, wanted, atol=TOLERANCE * np.abs(wanted).max())
 
 
 def test_without_the_margin_it_is_another_map(network):

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from kdcompile.cli import cli, main
-from kdcompile.config.spec import Data, Spec
+from kdcompile.config.spec import Data, Export, Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
@@ -29,7 +29,7 @@ class Work:
         data = {"test": {"photos_sha256": photos_digest(tested)}}
         details = {"predictions": rows, "task": find_task("counting").facts(), "data": data}
         files = {
-            "compile": {kit: "{}"},
+            "compile": {kit: "{}", "preprocess.json": json.dumps(PREPROCESS.to_json())},
             "verify": {"report.json": json.dumps({"details": details})},
             "export": {
                 "preprocess.json": json.dumps(PREPROCESS.to_json()),
@@ -45,7 +45,9 @@ class Work:
             for stage, named in files.items()
         }
         data = Data.model_construct(max_test=2)
-        self.spec = Spec.model_construct(seed=4, data=data).at(folder / "kdcompile.toml")
+        self.spec = Spec.model_construct(seed=4, data=data, export=Export()).at(
+            folder / "kdcompile.toml"
+        )
 
     def pack(self, folder):
         return pack_build(folder, self.spec, self.made, "cpu")

@@ -1,14 +1,16 @@
-// Reads a photo (binary PGM or PPM) or a prepared input (NPY, float32), as the network takes it.
+// Reads a photo (binary PGM or PPM) or a prepared input (NPY), as the network takes it.
 #pragma once
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "npy.hpp"
@@ -16,11 +18,26 @@
 
 namespace kd {
 
-// float32 [1, channels, height, width]; the photo is its top left seen_height x seen_width
+constexpr char value_type[] = {in_graph ? '|' : '<', in_graph ? 'u' : 'f', in_graph ? '1' : '4', 0};
+using Value = std::conditional_t<in_graph, unsigned char, float>;
+
+// float32 [1, channels, height, width], or uint8 [1, height, width, channels]; the photo is its top
+// left seen_height x seen_width
 struct Input {
   std::int64_t height = 0, width = 0, seen_height = 0, seen_width = 0;
-  std::vector<float> values;
+  std::vector<Value> values;
+
+  std::size_t place(std::int64_t c, std::int64_t y, std::int64_t x) const {
+    return static_cast<std::size_t>(in_graph ? (y * width + x) * channels + c
+                                             : (c * height + y) * width + x);
+  }
 };
+
+// A channel of the mean colour, as the input has it: of pixels the nearest one.
+inline Value mean_colour(std::int64_t c) {
+  if (!in_graph) return Value(0);
+  return static_cast<Value>(std::min(255.0f, std::max(0.0f, std::nearbyint(mean[c] * 255.0f))));
+}
 
 // How much of a cell, of so many along an axis of the input, lies in the photo.
 inline double inside(std::int64_t cell, std::int64_t cells, std::int64_t seen, std::int64_t plane) {
@@ -38,13 +55,14 @@ inline std::int64_t mirror(std::int64_t place, std::int64_t size) {
 inline Input padded(const Input& photo) {
   const std::int64_t h = photo.height, w = photo.width;
   Input input{std::max(h, min_height), std::max(w, min_width), h, w, {}};
-  input.values.assign(static_cast<std::size_t>(channels * input.height * input.width), 0.0f);
-  float* to = input.values.data();
+  if (input.height == h && input.width == w) return photo;
+  input.values.resize(static_cast<std::size_t>(channels * input.height * input.width));
   for (std::int64_t c = 0; c < channels; ++c)
     for (std::int64_t y = 0; y < input.height; ++y)
-      for (std::int64_t x = 0; x < input.width; ++x, ++to)
-        if (mirrored || (y < h && x < w))
-          *to = photo.values[static_cast<std::size_t>((c * h + mirror(y, h)) * w + mirror(x, w))];
+      for (std::int64_t x = 0; x < input.width; ++x)
+        input.values[input.place(c, y, x)] =
+            mirrored || (y < h && x < w) ? photo.values[photo.place(c, mirror(y, h), mirror(x, w))]
+                                         : mean_colour(c);
   return input;
 }
 
@@ -69,7 +87,7 @@ inline int grey(const unsigned char* p) {
   return static_cast<int>((19595u * p[0] + 38470u * p[1] + 7471u * p[2] + 0x8000u) >> 16);
 }
 
-// Normalised.
+// Normalised, where the network does not do it.
 inline Input from_pnm(const std::string& data) {
   std::size_t at = 2;
   const int stored = data[1] == '6' ? 3 : 1;
@@ -89,28 +107,39 @@ inline Input from_pnm(const std::string& data) {
   Input input{height, width, height, width, {}};
   input.values.resize(static_cast<std::size_t>(channels) * pixels);
   const unsigned char* p = reinterpret_cast<const unsigned char*>(data.data()) + at;
+  if (in_graph && stored == channels) {
+    std::memcpy(input.values.data(), p, input.values.size());
+    return input;
+  }
   for (std::int64_t y = 0; y < height; ++y)
     for (std::int64_t x = 0; x < width; ++x, p += stored)
       for (std::int64_t c = 0; c < channels; ++c) {
         const int value = stored == 1 ? p[0] : (channels == 1 ? grey(p) : p[c]);
         const float normal = (static_cast<float>(value) / 255.0f - mean[c]) / std_dev[c];
-        input.values[static_cast<std::size_t>((c * input.height + y) * input.width + x)] = normal;
+        input.values[input.place(c, y, x)] = static_cast<Value>(in_graph ? value : normal);
       }
   return input;
 }
 
-// Float32, little-endian, C order, [1, channels, H, W]: what infer.py --save-input writes, a photo
-// that is scaled and normalised, and not yet padded.
+// What infer.py --save-input writes in C order, a photo that is scaled and not yet padded: normalised
+// little-endian float32 [1, channels, H, W], or uint8 [1, H, W, channels].
 inline Input from_array(const std::string& data) {
   const Tensor given = from_npy(data);
   const std::vector<std::int64_t>& shape = given.shape;
-  if (given.type != "<f4") throw std::runtime_error("the NPY file must be little-endian float32");
-  if (shape.size() != 4 || shape[0] != 1 || shape[1] != channels || shape[2] < 1 ||
-      shape[2] > max_height || shape[3] < 1 || shape[3] > max_width)
-    throw std::runtime_error("the NPY file must hold [1, channels, height, width] in range");
-  Input input{shape[2], shape[3], shape[2], shape[3], {}};
+  if (given.type != value_type)
+    throw std::runtime_error(in_graph ? "the NPY file must be uint8"
+                                      : "the NPY file must be little-endian float32");
+  const std::size_t sides = in_graph ? 1 : 2;
+  if (shape.size() != 4 || shape[0] != 1 || shape[in_graph ? 3 : 1] != channels ||
+      shape[sides] < 1 || shape[sides] > max_height || shape[sides + 1] < 1 ||
+      shape[sides + 1] > max_width)
+    throw std::runtime_error(in_graph
+                                 ? "the NPY file must hold [1, height, width, channels] in range"
+                                 : "the NPY file must hold [1, channels, height, width] in range");
+  const std::int64_t high = shape[sides], wide = shape[sides + 1];
+  Input input{high, wide, high, wide, {}};
   const std::size_t count = count_of(shape);
-  if (given.bytes.size() != count * sizeof(float))
+  if (given.bytes.size() != count * sizeof(Value))
     throw std::runtime_error("the NPY file does not hold as many values as its shape says");
   input.values.resize(count);
   std::memcpy(input.values.data(), given.bytes.data(), given.bytes.size());
@@ -120,8 +149,11 @@ inline Input from_array(const std::string& data) {
 // An input under its name.
 inline Tensor tensor_of(const Input& input, const std::string& name) {
   const char* values = reinterpret_cast<const char*>(input.values.data());
-  return {name, "<f4", {1, channels, input.height, input.width},
-          std::string(values, input.values.size() * sizeof(float))};
+  const std::int64_t h = input.height, w = input.width;
+  return {name, value_type,
+          in_graph ? std::vector<std::int64_t>{1, h, w, channels}
+                   : std::vector<std::int64_t>{1, channels, h, w},
+          std::string(values, input.values.size() * sizeof(Value))};
 }
 
 inline Input read_input(const std::string& path) {

@@ -111,7 +111,10 @@ def decode(path: str, channels: int) -> Any:
 
 
 def prepare(path: str, pre: dict[str, Any]) -> Any:
-    """The image, normalised: float32 [1, C, h, w]; larger than max_hw it is scaled to fit."""
+    """The image, normalised: float32 [1, C, h, w]; larger than max_hw it is scaled to fit.
+
+    Where the network normalises by itself, its pixels: uint8 [1, h, w, C].
+    """
     return normalised(decode(path, pre["channels"]), pre)
 
 
@@ -124,19 +127,34 @@ def normalised(image: Any, pre: dict[str, Any]) -> Any:
         size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
         image = image.resize(size, bilinear, reducing_gap=3.0)
     pixels = np.asarray(image).reshape(image.height, image.width, channels)
+    if pre.get("in_graph"):
+        return np.ascontiguousarray(pixels[None])
     mean, std = np.float32(pre["mean"]), np.float32(pre["std"])
     chw = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
     return np.ascontiguousarray(chw[None], dtype=np.float32)
 
 
 def padded(image: Any, pre: dict[str, Any]) -> Any:
-    """The image as the network takes it, float32 [1, C, h, w].
+    """The image as the network takes it, float32 [1, C, h, w] or uint8 [1, h, w, C].
 
     Smaller than min_hw it is padded right and below: mirrored, or with the mean colour.
     """
-    pad = [(0, max(0, pre["min_hw"][axis] - image.shape[2 + axis])) for axis in (0, 1)]
+    have = sides(image)
+    pad = [(0, max(0, pre["min_hw"][axis] - have[axis])) for axis in (0, 1)]
     mode: Any = "symmetric" if pre.get("padding") == "mirror" else "constant"
+    if pre.get("in_graph"):
+        whole = np.pad(image, [(0, 0), *pad, (0, 0)], mode=mode)
+        if mode == "constant":
+            colour = np.clip(np.rint(np.float32(pre["mean"]) * 255), 0, 255).astype(np.uint8)
+            whole[:, have[0] :] = colour
+            whole[:, :, have[1] :] = colour
+        return np.ascontiguousarray(whole)
     return np.ascontiguousarray(np.pad(image, [(0, 0), (0, 0), *pad], mode=mode))
+
+
+def sides(image: Any) -> Any:
+    """Height and width of what `prepare` gave; bytes are pixels, their channels last."""
+    return image.shape[1:3] if image.dtype == np.uint8 else image.shape[2:]
 
 
 def within(density: Any, seen: Any, plane: Any) -> Any:
@@ -165,7 +183,7 @@ def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scr
         )
     except tiles.TilesError as error:
         sys.exit(f"error: {error}")
-    return within(output, image.shape[2:], plane)
+    return within(output, sides(image), plane)
 
 
 def is_larger(path: str, pre: Any) -> bool:
@@ -183,7 +201,7 @@ def of_image(output: Any, image: Any, whole: Any, manifest: dict[str, Any]) -> A
     """The network's output for what `padded` made of the image, of the image alone."""
     if manifest["task"] != "counting":
         return output
-    return within(output, image.shape[2:], whole.shape[2:])
+    return within(output, sides(image), sides(whole))
 
 
 def meaning(output: Any, manifest: dict[str, Any]) -> str:

@@ -182,7 +182,7 @@ class Build:
         """An input of the typical shape."""
         if self.kit.get("inputs"):
             return self.reference["input_0"]
-        return np.resize(self.reference["input_0"], self.kit["profile"][1]).astype("float32")
+        return np.resize(self.reference["input_0"], self.kit["profile"][1])
 
     def measure(self, names: list[str]) -> tuple[str, dict[str, Any]]:
         """Latencies of all networks by mode, and the mode that decides: the first that works."""

@@ -21,8 +21,8 @@ FORMAT = 1
 def prepare(pixels: Any, constants: dict[str, Any]) -> Any:
     """uint8 [H, W, C] that fits `max_hw` to the network's input, float32 [1, C, h, w].
 
-    Of networks that run on rows the row [1, width]. The same values bit for bit as those of
-    kdcompile's `Preprocess`.
+    Of networks that normalise by themselves uint8 [1, h, w, C]; of those that run on rows the row
+    [1, width]. The same values bit for bit as those of kdcompile's `Preprocess`.
     """
     if "inputs" in constants:
         inner = constants["image"]
@@ -35,10 +35,20 @@ def prepare(pixels: Any, constants: dict[str, Any]) -> Any:
             fix="write the test pack again from the build that this kit is of",
         )  # fmt: skip
     mean, std = (np.array(constants[key], np.float32) for key in ("mean", "std"))
+    mirrors = constants.get("padding") == "mirror"
+    if constants.get("in_graph"):
+        sides = [max(low, side) for low, side in zip(constants["min_hw"], (height, width))]
+        whole = np.empty((*sides, channels), np.uint8)
+        whole[:] = np.clip(np.rint(mean * 255), 0, 255)
+        if mirrors:
+            pad = [(0, sides[0] - height), (0, sides[1] - width), (0, 0)]
+            whole = np.pad(pixels, pad, mode="symmetric")
+        whole[:height, :width] = pixels
+        return np.ascontiguousarray(whole[None])
     image = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
     low = constants["min_hw"]
     pad = [(0, max(0, low[axis] - image.shape[1 + axis])) for axis in (0, 1)]
-    mode: Any = "symmetric" if constants.get("padding") == "mirror" else "constant"
+    mode: Any = "symmetric" if mirrors else "constant"
     padded = np.pad(image, [(0, 0), *pad], mode=mode)
     return np.ascontiguousarray(padded[None], dtype=np.float32)
 
@@ -60,7 +70,7 @@ class Sample(NamedTuple):
     """A test image or sample: the network's input, and what its output is held against.
 
     Args:
-        given: float32 [1, C, h, w], or a row [1, width].
+        given: float32 [1, C, h, w], uint8 [1, h, w, C], or a row [1, width].
         seen: an image's own height and width in it.
         answer: the teacher's outputs by name, where no annotated value tells what is right.
     """
@@ -132,7 +142,9 @@ class Pack:
         if sample.answer:
             return distance(self.outputs.unpack(output), sample.answer)
         if self.about["task"] == "counting":
-            output = within(output, sample.seen, sample.given.shape[2:])
+            shape = sample.given.shape
+            plane = shape[1:3] if sample.given.dtype == np.uint8 else shape[2:]
+            output = within(output, sample.seen, plane)
         return prediction(output, self.about["task"])
 
     def onnx(self, precision: str) -> str | None:

@@ -1,6 +1,8 @@
 // What the sample uses of TensorRT's C++ interface, with an engine that gives its input back, value
 // i times 1 + i % 97. For tests only. It takes engines that begin with "echo", and [1, C, H, W].
 // One that begins with "pool" sums the input over cells of 8 x 8, the last ones smaller: [1, 1, h, w].
+// One that begins with "byte" takes uint8 [1, h, w, C] and gives [1, 1, h, w], for each pixel the sum
+// of its channels, channel c times 1 + c, times 1 + i % 97 of pixel i.
 // One that begins with "rows" takes signal [1, 2, 24] and ids [1, 5], whole numbers of 32 bits before
 // TensorRT 10. It gives as scores [1, 6], for each k, (k + 1) times the sum of ids by 1, 2, ...; and as
 // trace [1, 3, 12] the first values of the signal, value i times 1 + i % 97.
@@ -64,6 +66,7 @@ class IExecutionContext {
     if (kind_ == 'r' && is(name, "scores")) return Dims{2, {1, 6}};
     if (kind_ == 'r' && is(name, "trace")) return Dims{3, {1, 3, 12}};
     if (!is(name, "density")) return Dims{-1, {}};
+    if (kind_ == 'b') return Dims{4, {1, 1, shape_.d[1], shape_.d[2]}};
     return pools_ ? Dims{4, {1, 1, (shape_.d[2] + 7) / 8, (shape_.d[3] + 7) / 8}} : shape_;
   }
   bool setTensorAddress(const char* name, void* data) noexcept {
@@ -78,6 +81,7 @@ class IExecutionContext {
     if (kind_ == 'r') return rows() && stream != nullptr;
     std::size_t count = 1;
     for (int i = 0; i < 4; ++i) count *= static_cast<std::size_t>(shape_.d[i]);
+    if (kind_ == 'b') return bytes(count) && stream != nullptr;
     if (pools_) return pool(count) && stream != nullptr;
     for (std::size_t i = 0; i < count; ++i) to_[i] = from_[i] * static_cast<float>(1 + i % 97);
     return stream != nullptr;
@@ -86,6 +90,16 @@ class IExecutionContext {
  private:
   char kind_;
   bool pools_;
+  bool bytes(std::size_t count) noexcept {
+    const auto* from = reinterpret_cast<const unsigned char*>(from_);
+    const auto channels = static_cast<std::size_t>(shape_.d[3]);
+    for (std::size_t i = 0; i < count / channels; ++i) {
+      to_[i] = 0.0f;
+      for (std::size_t c = 0; c < channels; ++c)
+        to_[i] += static_cast<float>((1 + c) * from[i * channels + c] * (1 + i % 97));
+    }
+    return true;
+  }
   bool rows() noexcept {
     Id sum = 0;
     for (Id i = 0; i < 5; ++i) sum += ids_[i] * (i + 1);
@@ -108,6 +122,7 @@ class IExecutionContext {
 class ICudaEngine {
  public:
   DataType getTensorDataType(const char* name) const noexcept {
+    if (kind_ == 'b' && is(name, "image")) return DataType::kUINT8;
     for (const char* known : {"image", "density", "signal", "scores", "trace"})
       if (is(name, known)) return DataType::kFLOAT;
 #if NV_TENSORRT_MAJOR >= 10
@@ -127,7 +142,7 @@ class IRuntime {
  public:
   explicit IRuntime(ILogger& logger) : logger_(logger) {}
   ICudaEngine* deserializeCudaEngine(const void* blob, std::size_t size) noexcept {
-    for (const char* name : {"echo", "pool", "rows"})
+    for (const char* name : {"echo", "pool", "rows", "byte"})
       if (size >= 4 && std::memcmp(blob, name, 4) == 0) return new ICudaEngine(name[0]);
     logger_.log(ILogger::Severity::kERROR, "not an engine");
     return nullptr;
