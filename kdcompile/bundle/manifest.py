@@ -105,6 +105,7 @@ def write_manifest(
     task: str,
     choice: Mapping[str, Any],
     spec: str | None = None,
+    unverified: bool = False,
 ) -> None:
     """Write `manifest.json` over every other file of `folder`; call it last.
 
@@ -116,6 +117,7 @@ def write_manifest(
         task: the task kind, such as `counting`.
         choice: `choice.json` of the compile stage: precision, backend and its version.
         spec: of an installed bundle, its `spec_id`.
+        unverified: it was signed anew at some time though no key vouched for it.
     """
     (folder / SIGNATURE).unlink(missing_ok=True)
     files = {
@@ -142,6 +144,7 @@ def write_manifest(
         "evidence": evidence,
         "files": files,
         **({} if spec is None else {"spec": spec}),
+        **({"resigned_unverified": True} if unverified else {}),
     }
     write_json(folder / NAME, form.sealed(manifest))
 

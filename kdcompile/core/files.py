@@ -215,3 +215,14 @@ class Hasher:
                 self._cache.parent.mkdir(parents=True, exist_ok=True)
                 write_text(self._cache, json.dumps(self._known))
             self._dirty = False
+
+
+def config_folder() -> Path:
+    """The folder of the user's own settings, there or not: in `$XDG_CONFIG_HOME` or `~/.config`."""
+    base = os.environ.get("XDG_CONFIG_HOME") or ""
+    try:
+        # the XDG specification: a relative path there is to be ignored
+        home = Path(base) if os.path.isabs(base) else Path.home() / ".config"
+    except RuntimeError:  # no HOME, and a user whom the system does not know
+        home = Path(os.devnull)  # in which nothing lies and nothing can be put
+    return home / "kdcompile"
