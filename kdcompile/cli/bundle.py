@@ -112,8 +112,8 @@ def merge_board(
         record,
         engine=engine,
         sign=sign,
-        trusted=trusted and trusted.key,
-        expect=trusted and trusted.expect,
+        trusted=None if trusted is None else trusted.key,
+        expect=None if trusted is None else trusted.expect,
         resign_unverified=resign_unverified,
     )
     if merged.signed_by is not None:
