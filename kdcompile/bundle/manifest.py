@@ -17,7 +17,7 @@ from kdcompile.bundle.form import SIGNATURE as SIGNATURE
 from kdcompile.bundle.form import UNLISTED as UNLISTED
 from kdcompile.bundle.form import created as created
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.files import file_sha256, read_bounded, write_json
 from kdcompile.core.report import Report
 from kdcompile.data.preprocess import INPUTS
 
@@ -183,10 +183,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _parsed(path: Path) -> Any:
     """The JSON of a manifest."""
     try:
-        size = path.stat().st_size
-        if size > form.LARGEST:
-            raise ValueError(f"its {size} bytes are more than any build writes")
-        return form.parsed(path.read_bytes())
+        return form.parsed(read_bounded(path, form.LARGEST))
     except ValueError as error:
         raise _corrupt(path, f"it is not JSON: {error}") from error
     except OSError as error:

@@ -17,7 +17,7 @@ from kdcompile.bundle.signature import open_bundle
 from kdcompile.bundle.swap import beside, swap
 from kdcompile.bundle.trust import Trust
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import file_sha256, write_json, write_text
+from kdcompile.core.files import file_sha256, read_bounded, write_json, write_text
 from kdcompile.core.report import Report
 
 Judge = Callable[
@@ -89,10 +89,7 @@ def _json(path: Path) -> Any:
 def _read(path: Path) -> Any:
     """Parsed JSON of a file that anybody may have written."""
     try:
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise ValueError(f"{size} bytes are more than any build writes")
-        return json.loads(path.read_bytes(), parse_constant=_refuse)
+        return json.loads(read_bounded(path, LARGEST), parse_constant=_refuse)
     except OSError as error:
         reason = str(error.strerror)
     except (ValueError, RecursionError) as error:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcompile.bundle import form
 from kdcompile.bundle.manifest import NAME, SIGNATURE, Bundle, read_bundle
 from kdcompile.bundle.trust import VARIABLE as VARIABLE
 from kdcompile.bundle.trust import Trust
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import sweep_files, write_json
+from kdcompile.core.files import read_bounded, sweep_files, write_json
 from kdcompile.core.optional import need
 
 ALGORITHM = "ed25519"
+LARGEST = 1 << 16  # bytes of a key, and of a signature
 MAKE_KEY = "openssl genpkey -algorithm ed25519 -out key.pem"
 MAKE_PUBLIC = "openssl pkey -in key.pem -pubout -out key.pub"
 
@@ -211,11 +213,12 @@ def _check(folder: Path, keys: Any, key: Any, whose: str) -> Signature:
 
 def _manifest(folder: Path) -> bytes:
     try:
-        return (folder / NAME).read_bytes()
-    except OSError as error:
+        return read_bounded(folder / NAME, form.LARGEST)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
         raise KDError(
             "bundle-missing",
-            f"{folder} is not a bundle: its {NAME} cannot be read ({error.strerror})",
+            f"{folder} is not a bundle: its {NAME} cannot be read ({reason})",
             where=str(folder.absolute()),
             fix="kdcompile build, then name the folder that it prints",
         ) from error
@@ -224,7 +227,7 @@ def _manifest(folder: Path) -> bytes:
 def _parsed(path: Path) -> tuple[str, bytes]:
     """Fingerprint and signature of `manifest.sig`."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_bounded(path, LARGEST))
         algorithm, fingerprint = record["algorithm"], str(record["public_key_sha256"])
         signature = base64.b64decode(record["signature"], validate=True)
         int(fingerprint, 16)
@@ -237,9 +240,10 @@ def _parsed(path: Path) -> tuple[str, bytes]:
 
 def _read(path: Path, kind: str, make: str) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, f"{error.strerror}", f"name a {kind} key: {make}") from error
+        return read_bounded(path, LARGEST)
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", error))
+        raise _unreadable(path, reason, f"name a {kind} key: {make}") from error
 
 
 def _unknown_kind() -> type[Exception]:

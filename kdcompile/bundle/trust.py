@@ -5,7 +5,6 @@ for another target, passes as well as the newest, where its name, target and tim
 """
 
 import os
-import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.core.errors import KDError, plain
-from kdcompile.core.files import config_folder
+from kdcompile.core.files import config_folder, read_bounded
 
 VARIABLE = "KDCOMPILE_TRUSTED_KEY"
 EXPECTED = ("name", "target", "newer-than")
@@ -116,14 +115,7 @@ def _moment(text: object) -> datetime | None:
 def _key_of(path: Path) -> Path | None:
     """The key that `trust.toml` names, relative to its own folder; None without such a file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO is not waited for
-        with os.fdopen(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError("it is no regular file")
-            content = stream.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise ValueError(f"it has more than {LARGEST} bytes")
-        values = tomllib.loads(content.decode())
+        values = tomllib.loads(read_bounded(path, LARGEST).decode())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
