@@ -151,7 +151,7 @@ def read_bounded(path: Path, most: int) -> bytes:
             raise ValueError("it is no regular file")
         content = stream.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"it has more than {most} bytes, which nothing writes there")
+        raise ValueError(f"it has over {most} bytes, more than any build writes")
     return content
 
 
