@@ -1,6 +1,6 @@
 """Verbs of a finished bundle: open it, check it, run it, and merge what a board measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,6 +12,7 @@ from kdcompile.latency.benchmark import AnyPath
 if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle
     from kdcompile.bundle.run import Row
+    from kdcompile.bundle.trust import Trust
     from kdcompile.core.errors import KDError
     from kdcompile.debug.network import BundleCheck
 
@@ -31,19 +32,27 @@ class Built(Report):
     signed_by: str | None = None
 
 
-def load_bundle(folder: AnyPath, *, trusted: AnyPath | None = None) -> "Bundle":
+def load_bundle(
+    folder: AnyPath,
+    *,
+    trusted: AnyPath | None = None,
+    expect: Mapping[str, str] | None = None,
+) -> "Bundle":
     """A bundle, after every file was checked against its manifest.
 
     Args:
         folder: of the bundle.
-        trusted: public key that must have signed it; by default that of $KDCOMPILE_TRUSTED_KEY.
+        trusted: public key that must have signed it; by default that of $KDCOMPILE_TRUSTED_KEY, or
+            of `~/.config/kdcompile/trust.toml`.
+        expect: what it must say of itself: `name`, `target`, and `newer-than`, an ISO 8601 time.
 
     Raises:
-        KDError: `bundle-missing`, `bundle-corrupt`, `bundle-version`, `signature-wrong`, ...
+        KDError: `bundle-missing`, `bundle-unexpected`, `bundle-corrupt`, `bundle-version`,
+            `signature-wrong`, ...
     """
     from kdcompile.bundle.signature import open_bundle
 
-    return open_bundle(Path(folder), None if trusted is None else Path(trusted))
+    return open_bundle(Path(folder), _trust(trusted, expect))
 
 
 def check_bundle(bundle: "AnyPath | Bundle", *, via: str | None = None) -> "BundleCheck":
@@ -118,6 +127,8 @@ def merge(
     engine: AnyPath | None = None,
     sign: AnyPath | None = None,
     trusted: AnyPath | None = None,
+    expect: Mapping[str, str] | None = None,
+    resign_unverified: bool = False,
 ) -> Built:
     """Decide the gates that a board measured, and rewrite its bundle with them.
 
@@ -127,6 +138,9 @@ def merge(
         engine: the board's engine, or its folder; None leaves it out of the bundle.
         sign: an Ed25519 private key to sign the result with.
         trusted: public key that must have signed the bundle; by default $KDCOMPILE_TRUSTED_KEY.
+        expect: as for `load_bundle`.
+        resign_unverified: sign the result though no key vouches for the bundle; its manifest says
+            so. Refused where a key is trusted that did not sign it.
 
     Raises:
         KDError: `signature-*`, before anything is written; those of `kdcompile.bundle.merge`.
@@ -137,12 +151,19 @@ def merge(
     from kdcompile.gates.from_board import judge_board
 
     there, key = Path(folder), None if sign is None else Path(sign)
-    file, public = (None if path is None else Path(path) for path in (engine, trusted))
+    file, trust = None if engine is None else Path(engine), _trust(trusted, expect)
+    verified = True
     if key is not None and (there / NAME).is_file():
-        check_before_signing(there, key, public)
-    report = merged(there, Path(record), file, judge_board, public)
+        verified = check_before_signing(there, key, trust, resign_unverified)
+    report = merged(there, Path(record), file, judge_board, trust, not verified)
     signed = None if key is None else sign_bundle(there, key)
     return Built(**vars(report), bundle=there, signed_by=signed)
+
+
+def _trust(key: AnyPath | None, expect: Mapping[str, str] | None) -> "Trust":
+    from kdcompile.bundle.trust import Trust
+
+    return Trust(None if key is None else Path(key), dict(expect or {}))
 
 
 def _bundle_of(bundle: "AnyPath | Bundle") -> "Bundle":

@@ -8,12 +8,12 @@ are part of every cache key.
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import config_folder
 from kdcompile.targets.schema import toml
 
 FORMAT = 1
@@ -29,13 +29,7 @@ HEAD = """\
 
 def path(module: str) -> Path:
     """The file of a target, whether it is there or not: `$XDG_CONFIG_HOME` or `~/.config`."""
-    base = os.environ.get("XDG_CONFIG_HOME") or ""
-    try:
-        # the XDG specification: a relative path there is to be ignored
-        home = Path(base) if os.path.isabs(base) else Path.home() / ".config"
-    except RuntimeError:  # no HOME, and a user whom the system does not know
-        home = Path(os.devnull)  # in which nothing lies and nothing can be put
-    return home / "kdcompile" / "targets" / f"{module}.toml"
+    return config_folder() / "targets" / f"{module}.toml"
 
 
 def read(module: str) -> dict[str, Any] | None:

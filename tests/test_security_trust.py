@@ -5,6 +5,7 @@ The commands are those that click knows: one that is in neither table fails the 
 
 import ast
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from bench_samples import made
 from command_line import CommandLine, contents
 
 import kdcompile
-from kdcompile.bundle.signature import VARIABLE, sign_bundle
+from kdcompile.bundle.signature import VARIABLE, check_before_signing, sign_bundle
+from kdcompile.bundle.trust import Trust
 from kdcompile.cli import cli
+from kdcompile.core.errors import KDError
 from kdcompile.latency.baseline import make_baseline
 
 PACKAGE = Path(kdcompile.__file__).parent
@@ -153,6 +156,91 @@ def test_nothing_is_signed_anew_that_was_not_signed_so(
     code, text = command("bundle", bundle, "--merge", "device.json", "--sign", key)
     assert (code, f"error[{error}]" in text, says in text) == (1, True, True), text
     assert contents(site / bundle) == before
+
+
+@pytest.mark.parametrize("words", ["report good", "run good photo.png", "verify good"])
+def test_a_bundle_that_is_not_the_one_meant_is_refused(words, command):
+    about = tiny_bundle.read(Path("good"))
+    met = f"name={about['name']},target={about['target']},newer-than=2020-01-01"
+    assert "unexpected" not in command(*words.split(), "--expect", met)[1]
+    for wrong in ("name=other", "target=other", f"newer-than={about['created']}"):
+        code, text = command(*words.split(), "--expect", wrong)
+        assert (code, "error[bundle-unexpected]" in text) == (1, True), text
+    merge = ["bundle", "good", "--merge", "device.json", "--expect", "name=other"]
+    assert "error[bundle-unexpected]" in command(*merge)[1]
+    with pytest.raises(KDError, match="name is"):
+        kdcompile.load_bundle("good", expect={"name": "other"})
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "name", "name=", "nome=x", "name=a,name=b", "newer-than=now", "newer-than=9"]
+)
+def test_what_cannot_be_expected_is_a_usage_error(wrong, command):
+    assert command("report", "good", "--expect", wrong)[0] == 2
+
+
+def test_newer_is_later_by_the_clock_and_not_by_the_letters():
+    for created, before, is_met in (
+        ("2026-12-02T10:00:00Z", "2026-12-02T09:59:59Z", True),
+        ("2026-12-02T10:00:00Z", "2026-12-02T10:00:00Z", False),
+        ("2026-12-02T10:00:00Z", "2026-12-02T11:30:00+02:00", True),
+        ("2026-12-02T10:00:00Z", "2026-12-02", True),
+        ("yesterday", "2020-01-01", False),
+        (None, "2020-01-01", False),
+    ):
+        trust = Trust(expect={"newer-than": before})
+        if is_met:
+            trust.check(Path("b"), {"created": created})
+        else:
+            with pytest.raises(KDError, match="created is"):
+                trust.check(Path("b"), {"created": created})
+
+
+def settings(text, monkeypatch, tmp_path):
+    """A `trust.toml` of the user, in a folder of its own; the environment names no key."""
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file = tmp_path / "kdcompile/trust.toml"
+    file.parent.mkdir()
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("words", ["report B", "bench B", "compare B good", "spec --baseline B"])
+def test_a_key_is_named_in_the_users_settings_too(words, site, command, monkeypatch, tmp_path):
+    file = settings('key = "mine.pub"', monkeypatch, tmp_path)
+    shutil.copy(site / "key.pub", file.parent / "mine.pub")
+    words = words.replace("spec", "build spec")
+    code, text = command(*words.replace("B", "missing").split())
+    assert (code, "error[signature-missing]" in text) == (1, True), text
+    assert command("report", "good") == (0, "")
+
+
+@pytest.mark.parametrize("text", ["", "key = 1", 'kay = "x"', "key", 'key = ""', "#" * 70_000])
+def test_settings_that_name_no_key_are_not_passed_over(text, command, monkeypatch, tmp_path):
+    settings(text, monkeypatch, tmp_path)
+    code, said = command("report", "good")
+    assert (code, "error[trust-unreadable]" in said) == (1, True), said
+
+
+def test_settings_that_never_end_are_not_waited_for(command, monkeypatch, tmp_path):
+    file = settings("", monkeypatch, tmp_path)
+    for make in (os.mkfifo, os.mkdir):
+        file.unlink()
+        make(file)
+        assert "error[trust-unreadable]" in command("report", "good")[1]
+
+
+def test_who_signs_what_nobody_vouches_for_says_so(site, command, monkeypatch):
+    merge = ["--merge", "device.json", "--sign", "key.pem", "--resign-unverified"]
+    for bundle in ("wrong", "missing"):  # a trusted key forbids it
+        code, text = command("bundle", bundle, *merge)
+        assert (code, f"error[signature-{bundle}]" in text) == (1, True), text
+    monkeypatch.delenv(VARIABLE)
+    assert "error[merge-mismatch]" in command("bundle", "missing", *merge)[1]
+    assert command("bundle", "missing", *merge[:2], merge[-1])[0] == 2
+    assert check_before_signing(site / "good", site / "key.pem")
+    assert not check_before_signing(site / "missing", site / "key.pem", unverified=True)
 
 
 def test_another_may_sign_what_a_trusted_key_has_signed(command):

@@ -80,6 +80,7 @@ class Manifest(_Form):
     evidence: dict[str, str]
     files: dict[str, _File]
     spec: Sha256 | None = None  # of a bundle that was installed: which spec's it is
+    resigned_unverified: bool = False  # signed anew at some time though no key vouched for it
 
 
 class Preprocess(_Form):

@@ -17,7 +17,7 @@ from kdcompile.bundle.form import SIGNATURE as SIGNATURE
 from kdcompile.bundle.form import UNLISTED as UNLISTED
 from kdcompile.bundle.form import created as created
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.files import file_sha256, read_bounded, write_json
 from kdcompile.core.report import Report
 from kdcompile.data.preprocess import INPUTS
 
@@ -105,6 +105,7 @@ def write_manifest(
     task: str,
     choice: Mapping[str, Any],
     spec: str | None = None,
+    unverified: bool = False,
 ) -> None:
     """Write `manifest.json` over every other file of `folder`; call it last.
 
@@ -116,6 +117,7 @@ def write_manifest(
         task: the task kind, such as `counting`.
         choice: `choice.json` of the compile stage: precision, backend and its version.
         spec: of an installed bundle, its `spec_id`.
+        unverified: it was signed anew at some time though no key vouched for it.
     """
     (folder / SIGNATURE).unlink(missing_ok=True)
     files = {
@@ -142,6 +144,7 @@ def write_manifest(
         "evidence": evidence,
         "files": files,
         **({} if spec is None else {"spec": spec}),
+        **({"resigned_unverified": True} if unverified else {}),
     }
     write_json(folder / NAME, form.sealed(manifest))
 
@@ -180,10 +183,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _parsed(path: Path) -> Any:
     """The JSON of a manifest."""
     try:
-        size = path.stat().st_size
-        if size > form.LARGEST:
-            raise ValueError(f"its {size} bytes are more than any build writes")
-        return form.parsed(path.read_bytes())
+        return form.parsed(read_bounded(path, form.LARGEST))
     except ValueError as error:
         raise _corrupt(path, f"it is not JSON: {error}") from error
     except OSError as error:

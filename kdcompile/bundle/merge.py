@@ -15,8 +15,9 @@ from typing import Any
 from kdcompile.bundle import manifest, product
 from kdcompile.bundle.signature import open_bundle
 from kdcompile.bundle.swap import beside, swap
+from kdcompile.bundle.trust import Trust
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import file_sha256, write_json, write_text
+from kdcompile.core.files import file_sha256, read_bounded, write_json, write_text
 from kdcompile.core.report import Report
 
 Judge = Callable[
@@ -33,7 +34,8 @@ def merge(
     device_json: Path,
     engine: Path | None,
     judge: Judge,
-    trusted: Path | None = None,
+    trust: Trust | None = None,
+    unverified: bool = False,
 ) -> Report:
     """Judge a board's record, and rewrite the bundle with it, whole or not at all.
 
@@ -42,7 +44,9 @@ def merge(
         device_json: the record.
         engine: the engine that ships, or the folder of it; None leaves it out.
         judge: `kdcompile.gates.from_board.judge_board`.
-        trusted: the public key that must have signed the bundle; by default the environment's.
+        trust: as for `open_bundle`.
+        unverified: the result is to be signed though nothing vouched for the bundle; the manifest
+            says so then, and after every later merge.
 
     Returns:
         The report with the board's verdicts.
@@ -51,7 +55,7 @@ def merge(
         KDError: `bundle-*`, `signature-*`; `kit-missing`; `device-unreadable`; `merge-mismatch`,
             the record is of another kit or engine; what `judge` raises; `output-unwritable`.
     """
-    found = open_bundle(bundle, trusted)
+    found = open_bundle(bundle, trust)
     if "kit/kit.json" not in found.manifest["files"]:
         raise KDError(
             "kit-missing",
@@ -74,7 +78,7 @@ def merge(
         gates = _json(path)
     merged, ships = judge(report, _json(kit), gates, value, where)
     engine = None if engine is None else _engine(engine, ships)
-    _rewrite(found, merged, device_json, source, engine)
+    _rewrite(found, merged, device_json, source, engine, unverified)
     return merged
 
 
@@ -85,10 +89,7 @@ def _json(path: Path) -> Any:
 def _read(path: Path) -> Any:
     """Parsed JSON of a file that anybody may have written."""
     try:
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise ValueError(f"{size} bytes are more than any build writes")
-        return json.loads(path.read_bytes(), parse_constant=_refuse)
+        return json.loads(read_bounded(path, LARGEST), parse_constant=_refuse)
     except OSError as error:
         reason = str(error.strerror)
     except (ValueError, RecursionError) as error:
@@ -146,7 +147,12 @@ def _wrong_engine(path: Path, what: str, name: str) -> KDError:
 
 
 def _rewrite(
-    found: manifest.Bundle, report: Report, record: Path, source: str, engine: Path | None
+    found: manifest.Bundle,
+    report: Report,
+    record: Path,
+    source: str,
+    engine: Path | None,
+    unverified: bool,
 ) -> None:
     """A new folder beside the old one, and then in its place."""
     bundle = found.folder.resolve()
@@ -168,7 +174,8 @@ def _rewrite(
             about, backend = found.manifest, found.manifest["backend"]
             choice = {"precision": about["precision"], "backend": backend["name"],
                       "backend_version": backend["version"]}  # fmt: skip
-            manifest.write_manifest(fresh, report, about["task"], choice, about.get("spec"))
+            marked = unverified or about.get("resigned_unverified", False)
+            manifest.write_manifest(fresh, report, about["task"], choice, about.get("spec"), marked)
             swap(fresh, bundle)
     except OSError as error:
         raise KDError(

@@ -7,18 +7,20 @@ makes the keys, `openssl genpkey -algorithm ed25519`, and can check `signature` 
 import base64
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcompile.bundle import form
 from kdcompile.bundle.manifest import NAME, SIGNATURE, Bundle, read_bundle
+from kdcompile.bundle.trust import VARIABLE as VARIABLE
+from kdcompile.bundle.trust import Trust
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import sweep_files, write_json
+from kdcompile.core.files import read_bounded, sweep_files, write_json
 from kdcompile.core.optional import need
 
 ALGORITHM = "ed25519"
-VARIABLE = "KDCOMPILE_TRUSTED_KEY"
+LARGEST = 1 << 16  # bytes of a key, and of a signature
 MAKE_KEY = "openssl genpkey -algorithm ed25519 -out key.pem"
 MAKE_PUBLIC = "openssl pkey -in key.pem -pubout -out key.pub"
 
@@ -40,31 +42,30 @@ class Signature:
         return f"signed by {self.fingerprint}{note}"
 
 
-def trusted_key(option: Path | None) -> Path | None:
-    """The file of the trusted public key: the option's, else the environment's, if any."""
-    found = os.environ.get(VARIABLE)
-    return option or (Path(found) if found else None)
-
-
-def open_bundle(folder: Path, trusted: Path | None = None) -> Bundle:
-    """The bundle in a folder: signed by the trusted key where there is one, and whole.
+def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
+    """The bundle in a folder: signed by the trusted key where there is one, whole, and as expected.
 
     Every command that takes a bundle comes by here, before anything of it is run or told.
 
     Args:
         folder: the bundle.
-        trusted: the public key of `--trusted`; by default that of $KDCOMPILE_TRUSTED_KEY, if any.
+        trust: what is demanded of it; by default the signature of the user's trusted key, if any.
 
     Raises:
-        KDError: those of `check_signature` and `read_bundle`.
+        KDError: those of `check_signature`, `read_bundle` and `Trust`.
         ToolMissingError: a key is trusted, and `cryptography` is not installed.
     """
-    if (key := trusted_key(trusted)) is not None and (folder / NAME).is_file():
+    trust = trust or Trust()
+    if (key := trust.trusted_key()) is not None and (folder / NAME).is_file():
         check_signature(folder, key)
-    return read_bundle(folder)
+    found = read_bundle(folder)
+    trust.check(folder, found.manifest)
+    return found
 
 
-def check_before_signing(folder: Path, key_file: Path, trusted: Path | None = None) -> None:
+def check_before_signing(
+    folder: Path, key_file: Path, trust: Trust | None = None, unverified: bool = False
+) -> bool:
     """Refuse to sign a rewritten bundle that nothing shows to be as its builder signed it.
 
     Its signature must be by the trusted key, else by the one that is to sign: a new signature over
@@ -73,26 +74,34 @@ def check_before_signing(folder: Path, key_file: Path, trusted: Path | None = No
     Args:
         folder: the bundle, before it is rewritten.
         key_file: the private key that is to sign it.
-        trusted: as for `open_bundle`.
+        trust: as for `open_bundle`.
+        unverified: the caller takes a bundle that no key vouches for; a trusted key forbids it.
+
+    Returns:
+        Whether a signature was checked.
 
     Raises:
         KDError: `key-unreadable`; those of `check_signature`.
         ToolMissingError: `cryptography` is not installed.
     """
     keys, key = _private_key(key_file)
-    public = trusted_key(trusted)
+    public = (trust or Trust()).trusted_key()
     if public is not None:
         check_signature(folder, public)
+    elif unverified:
+        return False
     elif not (folder / SIGNATURE).is_file():
         raise KDError(
             "signature-missing",
             "the bundle is not signed, so nothing shows that its files are those of the build",
             where=str((folder / SIGNATURE).absolute()),
             fix="sign it as it comes from the build, with kdcompile build --sign KEY (finished "
-            "steps are kept), then merge with --sign; or merge without --sign",
+            "steps are kept), then merge with --sign; merge without --sign; or sign what you "
+            "checked yourself with --resign-unverified, and the manifest says so",
         )
     else:
         _check(folder, keys, key.public_key(), "the key that is to sign")
+    return True
 
 
 def sign_bundle(folder: Path, key_file: Path) -> str:
@@ -167,7 +176,7 @@ def check_signature(folder: Path, public_key: Path | None) -> Signature | None:
             "a trusted key is given, and the bundle is not signed",
             where=str(path.absolute()),
             fix="get the signed bundle from whoever built it (kdcompile build --sign KEY), or "
-            f"leave out --trusted and unset {VARIABLE}",
+            f"leave out --trusted, unset {VARIABLE} and remove trust.toml",
         )
     if public_key is None:
         return Signature(_parsed(path)[0], is_trusted=False)
@@ -204,11 +213,12 @@ def _check(folder: Path, keys: Any, key: Any, whose: str) -> Signature:
 
 def _manifest(folder: Path) -> bytes:
     try:
-        return (folder / NAME).read_bytes()
-    except OSError as error:
+        return read_bounded(folder / NAME, form.LARGEST)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
         raise KDError(
             "bundle-missing",
-            f"{folder} is not a bundle: its {NAME} cannot be read ({error.strerror})",
+            f"{folder} is not a bundle: its {NAME} cannot be read ({reason})",
             where=str(folder.absolute()),
             fix="kdcompile build, then name the folder that it prints",
         ) from error
@@ -217,7 +227,7 @@ def _manifest(folder: Path) -> bytes:
 def _parsed(path: Path) -> tuple[str, bytes]:
     """Fingerprint and signature of `manifest.sig`."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_bounded(path, LARGEST))
         algorithm, fingerprint = record["algorithm"], str(record["public_key_sha256"])
         signature = base64.b64decode(record["signature"], validate=True)
         int(fingerprint, 16)
@@ -230,9 +240,10 @@ def _parsed(path: Path) -> tuple[str, bytes]:
 
 def _read(path: Path, kind: str, make: str) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, f"{error.strerror}", f"name a {kind} key: {make}") from error
+        return read_bounded(path, LARGEST)
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", error))
+        raise _unreadable(path, reason, f"name a {kind} key: {make}") from error
 
 
 def _unknown_kind() -> type[Exception]:

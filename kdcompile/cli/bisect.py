@@ -1,13 +1,15 @@
 """Command `bisect`: the first tensor, node and module at which a variant goes wrong."""
 
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdcompile.cli.options import as_json, spec_options, spec_or_bundle, trusted_option, via
 from kdcompile.cli.terminal import show
+
+if TYPE_CHECKING:
+    from kdcompile.bundle.trust import Trust
 
 
 @click.command()
@@ -30,7 +32,7 @@ def bisect(
     spec: str | None,
     target: str | None,
     sets: tuple[str, ...],
-    trusted: Path | None,
+    trusted: "Trust | None",
     as_json: bool,
     **given: Any,
 ) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from kdcompile.cli.options import (
 )
 from kdcompile.cli.terminal import echo_json, echo_text, tell
 from kdcompile.core.errors import plain
+
+if TYPE_CHECKING:
+    from kdcompile.bundle.trust import Trust
 
 
 @click.command()
@@ -37,25 +40,40 @@ from kdcompile.core.errors import plain
     "--engine", type=PATH, help="With --merge: the board's engine, or the folder that it is in."
 )
 @sign_option
+@click.option(
+    "--resign-unverified",
+    is_flag=True,
+    help="With --merge and --sign: sign though no key vouches for the BUNDLE; "
+    "the manifest then says so.",
+)
 @trusted_option
 @as_json
 def bundle(
     spec: str | None,
     merge: Path | None,
     engine: Path | None,
-    trusted: Path | None,
+    trusted: "Trust | None",
     as_json: bool,
     **given: Any,
 ) -> None:
     """Write the bundle's files; a test pack for a board; or merge what the board measured."""
+    unverified = given.pop("resign_unverified")
+    if unverified and (merge is None or given["sign"] is None):
+        raise click.UsageError("--resign-unverified needs --merge and --sign")
     if merge is not None:
         if any(value for name, value in given.items() if name != "sign"):
             raise click.UsageError(
-                "--merge takes a BUNDLE, --engine, --sign, --trusted and --json only"
+                "--merge takes a BUNDLE, --engine, --sign, --resign-unverified, --trusted, "
+                "--expect and --json only"
             )
-        sys.exit(merge_board(Path(spec or "."), merge, engine, given["sign"], trusted, as_json))
+        sys.exit(
+            merge_board(
+                Path(spec or "."), merge, engine, trusted, as_json, given["sign"], unverified
+            )
+        )
     if engine is not None or trusted is not None:
-        raise click.UsageError(f"{'--engine' if engine else '--trusted'} needs --merge")
+        which = "--engine" if engine else "--trusted or --expect"
+        raise click.UsageError(f"{which} needs --merge")
     if given["sign"] is not None and given["out"] is None:
         raise click.UsageError("--sign needs -o: the stage's own files stay as they are")
     from kdcompile import api
@@ -78,9 +96,10 @@ def merge_board(
     folder: Path,
     record: Path,
     engine: Path | None,
-    key: Path | None,
-    trusted: Path | None,
+    trusted: "Trust | None",
     as_json: bool,
+    sign: Path | None,
+    resign_unverified: bool,
 ) -> int:
     """Merge a board's record, print the report, and give its exit code."""
     from kdcompile import api
@@ -88,7 +107,15 @@ def merge_board(
     from kdcompile.bundle.text import text_summary
 
     was_signed = (folder / SIGNATURE).is_file()
-    merged = api.merge(folder, record, engine=engine, sign=key, trusted=trusted)
+    merged = api.merge(
+        folder,
+        record,
+        engine=engine,
+        sign=sign,
+        trusted=None if trusted is None else trusted.key,
+        expect=None if trusted is None else trusted.expect,
+        resign_unverified=resign_unverified,
+    )
     if merged.signed_by is not None:
         tell(f"signed by {merged.signed_by}")
     elif was_signed:

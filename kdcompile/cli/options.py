@@ -3,15 +3,18 @@
 import logging
 import os
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kdcompile.core.errors import KDError
 from kdcompile.core.logs import set_level
 
 if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle
+    from kdcompile.bundle.trust import Trust
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
@@ -63,12 +66,43 @@ sign_option = click.option(
     type=PATH,
     help="Sign the bundle with an Ed25519 private key.",
 )
-trusted_option = click.option(
-    "--trusted",
-    metavar="KEY.pub",
-    type=PATH,
-    help="The public key that must have signed the BUNDLE; or $KDCOMPILE_TRUSTED_KEY.",
-)
+
+
+def trusted_option(command: F) -> F:
+    """`--trusted` and `--expect`, which the command gets as one `trusted`: a `Trust`, or None."""
+
+    @wraps(command)
+    def called(*args: Any, trusted: Path | None, expect: str | None, **given: Any) -> Any:
+        trust = None if trusted is None and expect is None else _trust(trusted, expect)
+        return command(*args, trusted=trust, **given)
+
+    wrapped: F = options(
+        click.option(
+            "--trusted",
+            metavar="KEY.pub",
+            type=PATH,
+            help="The public key that must have signed the BUNDLE; or $KDCOMPILE_TRUSTED_KEY, or "
+            'key = "KEY.pub" in ~/.config/kdcompile/trust.toml.',
+        ),
+        click.option(
+            "--expect",
+            metavar="WHAT=VALUE,...",
+            help="Refuse a BUNDLE that is not the one meant: name=..., target=..., "
+            "newer-than=TIME, such as 2026-12-01T12:00:00Z.",
+        ),
+    )(called)
+    return wrapped
+
+
+def _trust(trusted: Path | None, expect: str | None) -> "Trust":
+    from kdcompile.bundle.trust import Trust, parse_expected
+
+    try:
+        return Trust(trusted, {} if expect is None else parse_expected(expect))
+    except KDError as error:
+        raise click.UsageError(f"{error.message}; give {error.fix}") from error
+
+
 previous_option = click.option(
     "--baseline",
     metavar="BUNDLE",
@@ -87,7 +121,7 @@ def with_previous(sets: tuple[str, ...], baseline: Path | None) -> tuple[str, ..
 
 
 def is_bundle(
-    spec: str | None, target: str | None, sets: tuple[str, ...], trusted: Path | None
+    spec: str | None, target: str | None, sets: tuple[str, ...], trusted: "Trust | None"
 ) -> bool:
     """Whether `[DIR_OR_SPEC]` names a bundle.
 
@@ -96,7 +130,7 @@ def is_bundle(
     """
     if spec is None or not (Path(spec) / "manifest.json").is_file():
         if trusted is not None:
-            raise click.UsageError("--trusted is of a BUNDLE: name its folder")
+            raise click.UsageError("--trusted and --expect are of a BUNDLE: name its folder")
         return False
     if target is not None or sets:
         raise click.UsageError("--target and --set are of a spec: a bundle is built")
@@ -104,7 +138,7 @@ def is_bundle(
 
 
 def spec_or_bundle(
-    spec: str | None, target: str | None, sets: tuple[str, ...], trusted: Path | None
+    spec: str | None, target: str | None, sets: tuple[str, ...], trusted: "Trust | None"
 ) -> "str | Bundle | None":
     """What `[DIR_OR_SPEC]` names, a bundle opened.
 
@@ -116,19 +150,22 @@ def spec_or_bundle(
     return open_trusted(Path(str(spec)), trusted)[0] if bundle else spec
 
 
-def open_trusted(folder: Path, trusted: Path | None) -> tuple["Bundle", str]:
+def open_trusted(folder: Path, trusted: "Trust | None") -> tuple["Bundle", str]:
     """A bundle and the state of its signature in words; a warning where nobody checked that.
 
     Raises:
         KDError: those of `open_bundle`, and `signature-corrupt`.
         ToolMissingError: a key is trusted, and `cryptography` is not installed.
     """
-    from kdcompile.bundle.signature import check_signature, open_bundle, trusted_key
+    from kdcompile.bundle.signature import check_signature, open_bundle
+    from kdcompile.bundle.trust import Trust
 
     bundle = open_bundle(folder, trusted)
-    found = check_signature(folder, trusted_key(trusted))
+    found = check_signature(folder, (trusted or Trust()).trusted_key())
     if found is None:
         return bundle, "not signed"
+    if bundle.manifest.get("resigned_unverified"):
+        click.echo("warning: it was signed anew at a time when no key vouched for it", err=True)
     if not found.is_trusted:
         click.echo(f"warning: {found}", err=True)
     return bundle, str(found)

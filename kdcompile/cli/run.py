@@ -4,13 +4,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdcompile.cli.options import PATH, as_json, open_trusted, trusted_option, via
 from kdcompile.cli.terminal import echo_json
 from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
+
+if TYPE_CHECKING:
+    from kdcompile.bundle.trust import Trust
 
 MANY = 10  # images that progress is shown of
 
@@ -52,7 +55,7 @@ class Failed:
 @trusted_option
 @as_json
 def run(
-    bundle: Path, photos: tuple[Path, ...], trusted: Path | None, as_json: bool, **given: Any
+    bundle: Path, photos: tuple[Path, ...], trusted: "Trust | None", as_json: bool, **given: Any
 ) -> None:
     """Run a BUNDLE's network on IMAGES: counts with drawn densities, classes, or values.
 

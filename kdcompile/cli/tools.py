@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from kdcompile.cli.options import PATH, as_json, open_trusted, trusted_option, v
 from kdcompile.cli.terminal import echo_json, echo_text, show
 from kdcompile.core.backends import names
 from kdcompile.core.errors import plain
+
+if TYPE_CHECKING:
+    from kdcompile.bundle.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def init(
 @click.argument("bundle", type=PATH)
 @trusted_option
 @as_json
-def report(bundle: Path, trusted: Path | None, as_json: bool) -> None:
+def report(bundle: Path, trusted: "Trust | None", as_json: bool) -> None:
     """Print the report of a BUNDLE; report.html is in it."""
     from kdcompile.bundle.text import text_summary
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kdcompile.bundle.manifest import Bundle
+    from kdcompile.bundle.trust import Trust
     from kdcompile.ci.outcome import Outcome
     from kdcompile.passes.inputs import Inputs
 
@@ -64,7 +65,7 @@ def verify(
     require: str | None,
     parity: bool,
     baseline: Path | None,
-    trusted: Path | None,
+    trusted: "Trust | None",
     ci: bool,
     ci_folder: Path | None,
     as_json: bool,
@@ -118,7 +119,7 @@ def verify_spec(
 
 
 def verify_bundle(
-    folder: Path, via: str | None, trusted: Path | None, device: bool, as_json: bool
+    folder: Path, via: str | None, trusted: "Trust | None", device: bool, as_json: bool
 ) -> Verified:
     """Check and print a bundle.
 

@@ -133,6 +133,28 @@ def refuse_endless(path: Path) -> None:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a regular file that anybody may have written.
+
+    What counts is what is read and not what the file says of itself; a FIFO is not waited for.
+
+    Raises:
+        ValueError: it is no regular file, or has more than `most` bytes.
+        OSError: it cannot be read.
+    """
+
+    def unhurried(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=unhurried) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has over {most} bytes, more than any build writes")
+    return content
+
+
 def read_text(path: Path) -> str:
     """The text of a user's file, UTF-8 with or without a mark.
 
@@ -215,3 +237,14 @@ class Hasher:
                 self._cache.parent.mkdir(parents=True, exist_ok=True)
                 write_text(self._cache, json.dumps(self._known))
             self._dirty = False
+
+
+def config_folder() -> Path:
+    """The folder of the user's own settings, there or not: in `$XDG_CONFIG_HOME` or `~/.config`."""
+    base = os.environ.get("XDG_CONFIG_HOME") or ""
+    try:
+        # the XDG specification: a relative path there is to be ignored
+        home = Path(base) if os.path.isabs(base) else Path.home() / ".config"
+    except RuntimeError:  # no HOME, and a user whom the system does not know
+        home = Path(os.devnull)  # in which nothing lies and nothing can be put
+    return home / "kdcompile"

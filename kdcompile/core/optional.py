@@ -11,6 +11,17 @@ from kdcompile.core.errors import ToolMissingError
 NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}
 
 
+def keep_caches_together() -> None:
+    """Have Matplotlib write below kdcompile's own cache, unless the environment names a folder.
+
+    It writes into `~/.config` and `~/.cache/matplotlib` otherwise; also, no figure of a report
+    then depends on the user's own settings for figures. Call it before Matplotlib loads.
+    """
+    base = os.environ.get("KDCOMPILE_CACHE") or os.path.expanduser("~/.cache/kdcompile")
+    if os.path.isabs(base):  # else there is no home folder
+        os.environ.setdefault("MPLCONFIGDIR", os.path.join(base, "matplotlib"))
+
+
 def need(module: str, extra: str, purpose: str) -> ModuleType:
     """Import `module`, or say which extra of kdcompile brings it.
 

@@ -261,5 +261,23 @@ def test_a_merged_bundle_is_signed_again(bundle, device, tmp_path, monkeypatch):
         assert "signed by " in done.stderr
         found = open_bundle(bundle)
         assert "device/device.json" in found.manifest["files"]
+    assert "resigned_unverified" not in found.manifest
     done = CliRunner().invoke(cli, words)
     assert "no longer signed" in done.stderr
+    sign = ["--sign", str(tmp_path / "key.pem")]
+    monkeypatch.delenv(VARIABLE)
+    assert CliRunner().invoke(cli, [*words, *sign]).exception.code == "signature-missing"
+    for more in (["--resign-unverified"], []):  # a later merge does not take it back
+        CliRunner().invoke(cli, [*words, *sign, *more])
+        assert open_bundle(bundle).manifest["resigned_unverified"] is True
+    done = CliRunner().invoke(cli, ["report", str(bundle), "--trusted", str(tmp_path / "key.pub")])
+    assert "warning: it was signed anew" in done.stderr
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_record_without_an_end_is_not_waited_for(make, bundle, tmp_path):
+    make(tmp_path / "device.json")
+    with pytest.raises(KDError) as caught:
+        merge(bundle, tmp_path / "device.json", None, judge_board)
+    assert caught.value.code == "device-unreadable"
+    assert any(why in caught.value.message for why in ("no regular file", "Is a directory"))

@@ -2,11 +2,12 @@
 
 import base64
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
 
-from kdcompile.bundle.form import sealed
+from kdcompile.bundle.form import SIGNATURE, sealed
 from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.bundle.signature import VARIABLE, Signature, check_signature, sign_bundle
 from kdcompile.cli import cli
@@ -216,3 +217,26 @@ def test_verify_says_what_the_signature_is_worth(bundle, keys, monkeypatch):
     done = verify()
     assert isinstance(done.exception, KDError)
     assert done.exception.code == "signature-missing"
+
+
+def _endless(path):
+    path.symlink_to("/dev/zero")
+
+
+def _large(path):
+    path.write_bytes(b" " * ((1 << 16) + 1))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, _endless, _large])
+def test_a_key_signature_or_record_without_an_end_is_not_waited_for(make, bundle, keys, tmp_path):
+    make(tmp_path / "odd")
+    for action in (lambda key: sign_bundle(bundle, key), lambda key: check_signature(bundle, key)):
+        sign_bundle(bundle, keys[0])
+        with pytest.raises(KDError) as caught:
+            action(tmp_path / "odd")
+        assert caught.value.code == "key-unreadable"
+    (bundle / SIGNATURE).unlink()
+    make(bundle / SIGNATURE)
+    with pytest.raises(KDError) as caught:
+        check_signature(bundle, keys[1])
+    assert caught.value.code in ("signature-missing", "signature-corrupt")
