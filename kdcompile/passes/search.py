@@ -52,8 +52,10 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
             architecture, held = choose_width(spec, students, target)
         module = student_from_architecture(teacher.module, architecture, spec.folder)
         # exported unless it is the teacher's code at other widths: what fails must fail here
-        own = Network(module.eval(), shape, takes_pixels=teacher.takes_pixels)
-        student = students.narrowed(module, architecture) or _readable(own, target)
+        student = students.narrowed(module.eval(), architecture)
+        if student is None:
+            own = Network(module, shape, takes_pixels=teacher.takes_pixels)
+            student = _readable(own, target)
         if found is None:
             pair = _compared(student, spec, target)
         predicted = _predicted(teacher, student, target, pair)

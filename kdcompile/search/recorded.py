@@ -37,8 +37,9 @@ class Narrowed:
         Raises:
             KDError: of the export, where there has to be one.
         """
-        own = Network(student, self.teacher.shape, takes_pixels=self.teacher.takes_pixels)
-        return self.narrowed(student, architecture) or own
+        pixels = self.teacher.takes_pixels
+        narrowed = self.narrowed(student, architecture)
+        return narrowed or Network(student, self.teacher.shape, takes_pixels=pixels)
 
     def narrowed(self, student: nn.Module, architecture: Mapping[str, Any]) -> Network | None:
         """A student in inference mode whose file follows from the teacher's; None of any other."""
