@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from kdcompile.config.load import load_spec
-from kdcompile.config.spec import Compile, Export, Quantize
+from kdcompile.config.spec import Compile, Export, Quantize, Spec
 from kdcompile.core.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
 
@@ -214,3 +214,15 @@ def test_a_network_that_takes_one_image_only_is_refused(tmp_path):
     assert "[4, 3, 8, 8]" in error.value.message
     assert error.value.fix
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_preprocessing_inside_the_network_is_of_one_image():
+    assert Export().preprocess == "host"
+    sections = {
+        "teacher": {"model": "m.py:f", "weights": "w.pt"},
+        "data": {"format": "npz", "root": "."},
+        "export": {"preprocess": "in-graph"},
+    }
+    assert Spec.model_validate(sections).export.preprocess == "in-graph"
+    with pytest.raises(ValueError, match=r"no export\.preprocess"):
+        Spec.model_validate({**sections, "task": {"kind": "generic"}})
