@@ -90,7 +90,7 @@ def _tensor(onnx: Any, value: Any) -> Tensor:
 
 
 CPP = "cpp"
-SOURCES = ("engine.hpp", "npy.hpp", "sha256.hpp", "CMakeLists.txt")
+SOURCES = ("engine.hpp", "gpu.hpp", "npy.hpp", "sha256.hpp", "CMakeLists.txt")
 
 
 def write_cpp(

@@ -32,7 +32,7 @@ def test_bundle_holds_what_ships_and_checks_out(artifact, tmp_path):
         "report.md", "report.html", "metrics.jsonl", "infer.py", "kit/nested/build.py",
         "tiles.py", "tiles.json",
         "cpp/CMakeLists.txt", "cpp/infer.cpp", "cpp/image.hpp", "cpp/sha256.hpp",
-        "cpp/engine.hpp", "cpp/npy.hpp",
+        "cpp/engine.hpp", "cpp/gpu.hpp", "cpp/npy.hpp",
         "cpp/preprocess.hpp", "triton/crowd/config.pbtxt", "triton/crowd/1/model.onnx",
         "MODEL_CARD.md", "LICENCES.md",
         "sbom.cdx.json",

@@ -145,6 +145,75 @@ def test_pixels_go_to_a_network_that_normalises(built, tmp_path, host, size):
     assert "must be uint8" in infer(folder, tmp_path / "float.npy", engine="byte.engine").stderr
 
 
+def _photos(folder, sizes):
+    """Photos of these sizes, and what the played engine gives of each."""
+    wanted, paths = [], []
+    for place, size in enumerate(sizes):
+        pixels = np.random.default_rng(place).integers(0, 256, (*size, 3), dtype=np.uint8)
+        paths.append(folder / f"{place}.ppm")
+        Image.fromarray(pixels).save(paths[-1])
+        wanted.append(echoed(RGB(pixels)).sum())
+    return paths, wanted
+
+
+COUNTED = ["enqueue", "record enqueue", "launch"]
+PLAIN, RECORDED = ["copy", "enqueue", "copy"], ["record copy", "record enqueue", "record copy"]
+
+
+@needs_gxx
+def test_two_photos_run_at_once_and_what_recurs_is_a_graph(built, tmp_path):
+    """Each of the two has its memory and its graph: plain, recorded and launched, launched."""
+    paths, wanted = _photos(tmp_path, [(31, 42)] * 7)
+    done = infer(built(RGB), *paths, KD_CALLS=str(tmp_path / "calls"))
+    assert printed(done) == pytest.approx(wanted, rel=1e-6)
+    calls = (tmp_path / "calls").read_text().split("\n")[:-1]
+    memory = ["pin", "malloc"] * 2
+    assert calls == [
+        *memory, *PLAIN, *memory, *PLAIN,
+        "wait", *RECORDED, "launch", "wait", *RECORDED, "launch",
+        *["wait", "launch"] * 3, *["wait"] * 2,
+    ]  # fmt: skip
+
+
+@needs_gxx
+def test_another_size_is_run_plainly_before_it_is_recorded(built, tmp_path):
+    """The played engine records nothing that did not run at its size."""
+    sizes = [(31, 42)] * 4 + [(20, 30)] * 4 + [(31, 42)] * 2
+    paths, wanted = _photos(tmp_path, sizes)
+    done = infer(built(RGB), *paths, KD_CALLS=str(tmp_path / "calls"))
+    assert printed(done) == pytest.approx(wanted, rel=1e-6)
+    calls = (tmp_path / "calls").read_text().split("\n")
+    assert (calls.count("enqueue"), calls.count("record enqueue"), calls.count("launch")) == (
+        6,
+        4,
+        4,
+    )
+    assert calls.count("malloc") == 4, "a smaller photo needs no more memory"
+
+
+@needs_gxx
+def test_an_engine_that_cannot_be_recorded_runs_all_the_same(built, tmp_path):
+    paths, wanted = _photos(tmp_path, [(31, 42)] * 6)
+    done = infer(built(RGB), *paths, KD_CALLS=str(tmp_path / "calls"), KD_NO_GRAPHS="1")
+    assert printed(done) == pytest.approx(wanted, rel=1e-6)
+    calls = (tmp_path / "calls").read_text().split("\n")
+    assert (calls.count("enqueue"), calls.count("record enqueue"), calls.count("launch")) == (
+        6,
+        2,
+        0,
+    )
+
+
+@needs_gxx
+def test_photos_before_one_that_cannot_be_read_are_printed(built, tmp_path):
+    paths, wanted = _photos(tmp_path, [(31, 42)] * 3)
+    done = infer(built(RGB), *paths, tmp_path / "absent.ppm", paths[0])
+    assert done.returncode == 1
+    assert "absent.ppm" in done.stderr
+    found = [float(line.split("\t")[1]) for line in done.stdout.splitlines()]
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
 @needs_gxx
 def test_prepared_input_is_taken_as_it_is(built, tmp_path):
     values = np.random.default_rng(4).normal(size=(1, 3, 24, 30)).astype(np.float32)

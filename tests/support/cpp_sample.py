@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -34,9 +35,15 @@ def save_engine(folder, blob, name="model.engine", **changes):
     (folder / f"{name}.json").write_text(json.dumps(about, sort_keys=True))
 
 
-def infer(folder, *inputs, engine="model.engine", cwd=None):
-    """Run the sample that was compiled in a folder."""
+def infer(folder, *inputs, engine="model.engine", cwd=None, **variables):
+    """Run the sample that was compiled in a folder, with more environment variables."""
     command = [str(folder / "infer"), str(folder / engine), *map(str, inputs)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=600, cwd=cwd
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        cwd=cwd,
+        env={**os.environ, **variables},
     )

@@ -7,9 +7,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <iostream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine.hpp"
@@ -26,9 +28,8 @@ struct Output {
   std::vector<float> values;
 };
 
-// The network's output for an input.
-Output output_of(kd::Network& network, const Input& input) {
-  const kd::Tensor made = network({kd::tensor_of(input, kd::input_name)})[0];
+// What the network gave, as rows of a map.
+Output output_of(const kd::Tensor& made) {
   const std::vector<std::int64_t>& shape = made.shape;
   const std::size_t axes = shape.size();
   Output output{axes > 1 ? shape[axes - 2] : 1, axes > 0 ? shape[axes - 1] : 1, {}};
@@ -71,6 +72,27 @@ void print(const std::string& path, const Input& input, const Output& made) {
   std::cout << (task == "counting" ? counted(input, made) : output[0]) << '\n';
 }
 
+// Each photo is read while the network runs on the one before it.
+void run(kd::Network& network, const std::vector<std::string>& paths) {
+  std::deque<std::pair<std::string, Input>> running;
+  const auto finish = [&] {
+    print(running.front().first, running.front().second, output_of(network.finish()[0]));
+    running.pop_front();
+  };
+  try {
+    for (const std::string& path : paths) {
+      const Input input = kd::read_input(path);
+      if (network.running() == kd::Network::at_once) finish();
+      network.start({kd::tensor_of(input, kd::input_name)});
+      running.emplace_back(path, input);
+    }
+  } catch (const std::exception&) {
+    while (!running.empty()) finish();  // those before the one that fails
+    throw;
+  }
+  while (!running.empty()) finish();
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -81,10 +103,7 @@ int main(int count, char** arguments) {
   try {
     std::cout.precision(7);
     kd::Network network(kd::read_engine(arguments[1]), {kd::output_name});
-    for (int i = 2; i < count; ++i) {
-      const Input input = kd::read_input(arguments[i]);
-      print(arguments[i], input, output_of(network, input));
-    }
+    run(network, {arguments + 2, arguments + count});
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';
     return 1;
