@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from kdcompile.config.load import load_spec
-from kdcompile.config.spec import Compile, Export, Quantize
+from kdcompile.config.spec import Compile, Export, Quantize, Spec
 from kdcompile.core.errors import KDError
 from kdcompile.export.onnx_file import onnx_from_module
 
