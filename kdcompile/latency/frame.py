@@ -4,7 +4,7 @@ What is timed is the sample of the bundle itself, `infer.py`, in a worker of its
 function of every latency asks for blocks (`sampler.measure`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,17 +56,33 @@ def measure_frame(
         KDError: `frame-images`, there are none, or the network takes no image; `sample-failed`,
             `pillow-missing`; those of `sampler.measure`.
     """
+    (samples,) = frame_samples([shipped], pictures, via, effort)
+    return reduced_samples(samples, described(shipped, pictures), seed)
+
+
+def frame_samples(
+    samples: Sequence[Shipped], pictures: Pictures, via: str | None, effort: Effort = EFFORT
+) -> list[Samples]:
+    """What `measure_frame` reduces, of deployed samples that take turns: one each.
+
+    Raises:
+        KDError: those of `measure_frame`.
+    """
     if not pictures:
         raise no_photos("there are no image files to time it on")
     with scratch() as folder:
-        path = packed(Path(folder), shipped, pictures)
-        backend = shipped.backend if shipped.backend in SERVED else DEFAULT
-        subject = Subject(
-            SAMPLE, path, file_sha256(path), "engine", shipped.precision, backend, record={}
-        )
+        subjects = []
+        for place, shipped in enumerate(samples):
+            inside = Path(folder) / str(place)
+            inside.mkdir()
+            path = packed(inside, shipped, pictures)
+            backend = shipped.backend if shipped.backend in SERVED else DEFAULT
+            hashed = file_sha256(path)
+            subjects.append(
+                Subject(SAMPLE, path, hashed, "engine", shipped.precision, backend, record={})
+            )
         tools = Tools(open_place=partial(_open, source=program_zip(PROGRAM)))
-        (samples,) = measure([subject], via, effort, _Whole(), tools=tools)
-    return reduced_samples(samples, described(shipped, pictures), seed)
+        return measure(subjects, via, effort, _Whole(), tools=tools)
 
 
 def _open(via: str | None, backend: str, source: bytes) -> Place:
