@@ -17,7 +17,6 @@ from kdcompile.core.optional import need
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
 from kdcompile.data import tiles
-from kdcompile.onnx_graph.receptive import tiling
 from kdcompile.remote.archive import NAME, agent_zip
 from kdcompile.targets import load
 
@@ -46,6 +45,8 @@ def write_tiles(folder: Path) -> None:
         folder: the bundle, with `model.onnx`.
     """
     onnx = need("onnx", "cpu", "reading the network")
+    from kdcompile.onnx_graph.receptive import tiling  # which loads onnx: a cached build does not
+
     shutil.copyfile(tiles.__file__, folder / TILES)
     write_json(folder / TILING, tiling(onnx.load(folder / "model.onnx", load_external_data=False)))
 

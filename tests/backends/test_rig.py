@@ -16,7 +16,8 @@ from kdcompile.remote.agent.worker import Worker
 
 FILES = {
     "choice.json", "engines.json", "mixed.json", "model.engine", "model.engine.json", "model.onnx",
-    "student_mixed.onnx", "teacher.engine", "teacher.engine.json", "timing.cache",
+    "preprocess.json", "student_mixed.onnx", "teacher.engine", "teacher.engine.json",
+    "timing.cache",
 }  # fmt: skip
 CARRIED = {
     "parity/gates.json", "parity/outputs.npz", "parity/photos.npz", "parity/student_fp32.onnx",

@@ -148,8 +148,12 @@ def test_a_limit_moves_what_counts_as_different(ladder):
     ("command", "arguments", "says"),
     [
         (verify.verify, ("--parity", "--require", "device"), "--require is of the gates"),
-        (verify.verify, ("--parity", "--trusted", "key.pub"), "--trusted is of a BUNDLE"),
-        (bisect, ("--trusted", "key.pub"), "--trusted is of a BUNDLE"),
+        (
+            verify.verify,
+            ("--parity", "--trusted", "key.pub"),
+            "--trusted and --expect are of a BUNDLE",
+        ),
+        (bisect, ("--trusted", "key.pub"), "--trusted and --expect are of a BUNDLE"),
     ],
 )
 def test_options_of_the_other_kind_are_usage_errors(command, arguments, says):

@@ -90,8 +90,9 @@ def step(tmp_path):
         json=lambda name: {"precision": "int8"},
     )  # fmt: skip
     gates = Gates.model_validate({"memory_mb": {"max": 500}})
-    export = SimpleNamespace(profile=[None, [1, 3, 4, 5], None], inputs={})
-    spec = SimpleNamespace(seed=3, gates=gates, export=export, task=Task())
+    export = SimpleNamespace(profile=[[1, 3, 4, 5]] * 3, inputs={}, preprocess="host")
+    data = SimpleNamespace(mean=[0.5] * 3, std=[0.5] * 3)
+    spec = SimpleNamespace(seed=3, gates=gates, export=export, task=Task(), data=data)
     return lambda board: SimpleNamespace(spec=spec, inputs={"compile": compiled}, board=board)
 
 

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from kdcompile import targets
 from kdcompile.backends import engine
+from kdcompile.backends.deployed_form import DeployedForm
 from kdcompile.config.gates import Gates
+from kdcompile.data.preprocess import Preprocess
 from kdcompile.gates import measure
 from kdcompile.gates.context import Origin, Outcomes, Parity, Prediction
 from kdcompile.gates.deployed import Deployed
@@ -20,6 +23,7 @@ from kdcompile.tasks.task import find_task
 
 SPEED = {"speedup": {"min": 2.0}}
 PROFILE = [[1, 3, 2, 2], [1, 3, 4, 6], [1, 3, 8, 8]]
+HOST = Preprocess(3, (0.5,) * 3, (0.5,) * 3, (2, 2), (8, 8))
 
 
 @pytest.fixture
@@ -52,8 +56,9 @@ def timed(monkeypatch):
                 seed=0, gates=Gates.model_validate(gates), export=SimpleNamespace(profile=PROFILE)
             ),
         )
+        form = DeployedForm(HOST, Path())
         runners = {name: network(name) for name in ("teacher", "student_fp32", "student_int8")}
-        latency = measure._time(step, targets.load(target), runners, "student_int8", 2)
+        latency = measure._time(step, targets.load(target), runners, "student_int8", form)
         return latency, seen
 
     return make
@@ -123,13 +128,24 @@ def test_parity_of_what_is_computed_in_fp32_here_is_that_of_the_export(
         "export": SimpleNamespace(json=lambda file: rows),
     }
     own = Parity(41.0, 0.1, 9, "int8 against fp32")
-    found = measure._parity(inputs, SimpleNamespace(parity=own), shipped)
+    found = measure._parity(inputs, SimpleNamespace(parity=own), shipped, False)
     if name is None:
         assert found is own
         return
     assert (found.sqnr_db, found.n) == (sqnr, 4)
     assert found.max_rel_error == (1e30 if known is None else 0.5)
     assert ("overflows" in found.mode) == (known is None)
+
+
+@pytest.mark.parametrize(("own", "known", "sqnr"), [(41.0, 50.0, 41.0), (60.0, 50.0, 50.0)])
+def test_parity_of_a_file_with_its_preprocessing_is_the_worse_of_two(own, known, sqnr):
+    rows = {"student_fp16": {"sqnr_db": known, "max_rel_error": 0.5, "n": 4}}
+    inputs = {
+        "compile": SimpleNamespace(json=lambda file: {"precision": "fp16"}),
+        "export": SimpleNamespace(json=lambda file: rows),
+    }
+    found = SimpleNamespace(parity=Parity(own, 0.1, 9, "as shipped"))
+    assert measure._parity(inputs, found, "student", True).sqnr_db == sqnr
 
 
 @pytest.mark.parametrize(
@@ -158,14 +174,14 @@ def test_an_engine_is_timed_in_thirty_turns_of_a_minute_at_most(monkeypatch):
     monkeypatch.setattr(engine, "judged_pace", judged_pace)
     board = SimpleNamespace(label="there")
     with pytest.raises(InterruptedError):
-        Deployed(None, board, {}, 0).times((1, 3, 4, 6))
+        Deployed(None, board, {}, 0).times(np.zeros((1, 3, 4, 6), np.float32))
     assert asked == {"turns": 30, "seconds": 60.0, "shape": (1, 3, 4, 6)}
 
 
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize(("target", "as_written"), [("cpu", False), ("jetson", True)])
 def test_what_ran_at_a_board_is_told_and_what_ran_here(monkeypatch, there, target, as_written):
-    board = SimpleNamespace(student="engine", times=lambda shape, row: (shape, ()), origin="there")
+    board = SimpleNamespace(student="engine", times=lambda image: (image.shape, ()), origin="there")
     opened, runs = [], {}
 
     def open_session(path, threads, as_written):
@@ -186,15 +202,15 @@ def test_what_ran_at_a_board_is_told_and_what_ran_here(monkeypatch, there, targe
              "compile": {"model.onnx": "c"}}  # fmt: skip
     step = SimpleNamespace(
         board=board if there else None,
-        spec=SimpleNamespace(export=SimpleNamespace(profile=PROFILE)),
+        spec=SimpleNamespace(seed=0, export=SimpleNamespace(profile=PROFILE, preprocess="host")),
         inputs={
             key: SimpleNamespace(files=files, file=lambda name: name)
             for key, files in stage.items()
         },
     )
     task = SimpleNamespace(is_dense=False, takes_rows=False)
-    found = measure.measure(step, targets.load(target), ["photo"], None, task, None)
-    assert found.latency == ([1, 3, 4, 6] if there else "timed")
+    found = measure.measure(step, targets.load(target), ["photo"], (HOST, HOST), task, None)
+    assert found.latency == ((1, 3, 4, 6) if there else "timed")
     assert (found.parity, found.deployed == "there") == (
         ("compared", True) if there else ("known", False)
     )

@@ -81,8 +81,8 @@ def test_csrnet_has_five_stages():
 
 def test_the_digit_counter_has_three_stages():
     assert cuts(DigitCounter().eval(), (1, 1, 96, 128)) == [
-        Cut("features.3", 1, 32, 2, 1),
-        Cut("features.8", 2, 64, 2, 1),
+        Cut("features.3", 2, 64, 2, 1),
+        Cut("features.8", 4, 96, 2, 1),
         Cut("features", 4, 96, 2, 2),
     ]
 

@@ -32,7 +32,7 @@ def test_what_waits_says_for_whom(written, folder):
     assert to_do(plan_of(written)) == {name: [NEVER] for name in STAGES}
     told = to_do(plan_of(folder, "distill.lr=0.5"))
     assert told["export"] == ["after distill"]
-    assert told["bundle"] == ["after distill, export, calibrate, compile, verify"]
+    assert told["bundle"] == ["after distill, calibrate, compile, verify"]
     assert told["verify"][0] == f"spec: distill.lr {INHERITED_RATE} -> 0.5"
 
 
