@@ -179,6 +179,7 @@ class VerifyContext:
         classes: the names that the data has for them.
         resources: what the deployed network takes of its device, where a gate asks for it.
         frame: of the deployed sample, likewise.
+        unpredicted: why `predictions` is empty, where no model covers what the network runs on.
     """
 
     target: Target
@@ -197,6 +198,7 @@ class VerifyContext:
     classes: tuple[str, ...] | None = None
     resources: Resources | None = None
     frame: FrameTimes | PredictedFrame | Absent | None = None
+    unpredicted: str = ""
 
     @property
     def evidence(self) -> Evidence:

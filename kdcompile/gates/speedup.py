@@ -53,7 +53,10 @@ def speedup(settings: SpeedupGate, context: VerifyContext) -> GateResult:
     else:
         found = predicted_speedup(context)
     if found is None:
-        reason = f"no latency estimate of {context.target.name} at {context.precision}"
+        reason = (
+            context.unpredicted
+            or f"no latency estimate of {context.target.name} at {context.precision}"
+        )
         return _result(
             settings, context, "skipped", "predicted", "none", reason + _aside(context), ()
         )

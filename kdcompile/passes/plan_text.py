@@ -88,6 +88,7 @@ def _dla_lines(plan: Mapping[str, Any]) -> list[str]:
         f"dla        takes {len(layers) - len(falls)} of {len(layers)} operators ({takes}); "
         f"{changes} changes of side in their order",
         f"{'':<10} its latency is not predicted, as none was measured: those above are the GPU's",
+        f"{'':<10} and decide no gate: speedup is skipped, and stays pending for the device",
     ]
     told = [f"{'':<10} GPU: {e['name']} ({e['type']}): {e['reason']}" for e in falls[:FALLS]]
     more = len(falls) - len(told)

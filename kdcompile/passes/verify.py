@@ -39,6 +39,7 @@ from kdcompile.tasks.task import Task, task_of
 
 NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")
 log = logging.getLogger("kdcompile")
+NO_DLA_MODEL = "a DLA's latency is not predicted, and compile.dla asks for one: the device decides"
 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
@@ -113,7 +114,9 @@ def _context(
 ) -> VerifyContext:
     inputs = step.inputs
     choice = inputs["compile"].json("choice.json")
-    known = predictions(inputs["search"].json("estimate.json"), choice["precision"])
+    unpredicted = NO_DLA_MODEL if step.spec.compile.dla is not None else ""
+    estimate = inputs["search"].json("estimate.json")
+    known = {} if unpredicted else predictions(estimate, choice["precision"])
     return VerifyContext(
         target=target,
         precision=choice["precision"],
@@ -131,6 +134,7 @@ def _context(
         classes=classes,
         resources=measured_resources(step, target),
         frame=frame_of(step, target, photos, classes, known.get(choice["precision"])),
+        unpredicted=unpredicted,
     )
 
 

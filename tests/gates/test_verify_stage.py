@@ -319,6 +319,18 @@ def test_a_host_that_is_faster_by_far_saves_no_prediction(
     assert (gate.verdict, report.exit_code, made.meta["exit_code"]) == (verdict, code, code)
 
 
+@pytest.mark.parametrize("minimum", [2.9, 5.1])
+def test_the_gpus_prediction_decides_nothing_of_a_dla(step, tmp_path, minimum) -> None:
+    sets = (f"gates.speedup.min={minimum}", "compile.dla=0")
+    _, report = run(make_step(tmp_path, "int8", 0.99, sets), tmp_path, "jetson")
+    gate, twin = (g for g in report.gates if g.name.startswith("speedup"))
+    assert (gate.verdict, gate.evidence) == ("skipped", "predicted")
+    assert "a DLA's latency is not predicted" in gate.reason
+    assert (twin.name, twin.verdict) == ("speedup@device", "pending")
+    assert not [m for m in report.measurements if m.evidence == "predicted"]
+    assert report.exit_code == 5
+
+
 def test_a_board_build_leaves_gates_pending_and_weighs_the_kit(step, tmp_path) -> None:
     _, report = run(step, tmp_path, "jetson")
     pending = [g.name for g in report.gates if g.verdict == "pending"]

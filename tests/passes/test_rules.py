@@ -201,6 +201,7 @@ def test_the_text_names_what_falls_back_and_predicts_no_dla(folder):
     taken = len(told["dla"]) - len(on_gpu)
     assert f"dla        takes {taken} of {len(told['dla'])} operators (" in text
     assert "its latency is not predicted, as none was measured" in text
+    assert "decide no gate: speedup is skipped, and stays pending for the device" in text
     row = {"name": "x", "type": "Erf", "reason": "a DLA has no Erf"}
     free = {"name": "y", "type": "Conv", "reason": ""}
     text = "\n".join(lines(told | {"dla": [free, *[row] * 14, free]}))
