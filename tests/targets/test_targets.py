@@ -15,14 +15,15 @@ from kdcompile.targets import schema
 EXPECTED = {
     "cpu", "h100", "intel-cpu", "jetson-agx-orin-32gb", "jetson-agx-orin-64gb", "jetson-agx-xavier",
     "jetson-orin-nano-4gb", "jetson-orin-nano-8gb", "jetson-orin-nx-16gb", "jetson-orin-nx-8gb",
-    "jetson-thor-t4000", "jetson-thor-t5000", "jetson-xavier-nx", "l4", "rtx-4090", "t4",
+    "jetson-thor-t4000", "jetson-thor-t5000", "jetson-xavier-nx", "l4", "rtx-4080", "rtx-4090",
+    "t4",
 }  # fmt: skip
 
 # NVIDIA's advertised int8 TOPS: with 2:4 sparsity where the generation has it
 HEADLINE_TOPS = {
     "jetson-orin-nano-4gb": 34, "jetson-orin-nano-8gb": 67, "jetson-orin-nx-8gb": 117,
     "jetson-orin-nx-16gb": 157, "jetson-agx-orin-32gb": 200, "jetson-agx-orin-64gb": 275,
-    "l4": 485, "rtx-4090": 1321, "h100": 3958,
+    "l4": 485, "rtx-4080": 780, "rtx-4090": 1321, "h100": 3958,
 }  # fmt: skip
 
 # dense operations per clock and SM: fp32, fp16, int8
