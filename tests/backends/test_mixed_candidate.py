@@ -1,10 +1,11 @@
 """The mixed candidate of a build: by the played engines' profiles, else by the sheet's peaks."""
 
+import onnx
 import played_tensorrt
 import pytest
 from computing_tensorrt import typical
 from near_place import NearGpu
-from onnx_graphs import chain
+from onnx_graphs import chain, residual
 from small_build import SmallBuild
 
 from kdcompile import targets
@@ -133,3 +134,48 @@ def test_int8_that_is_not_ready_is_the_reason(compiled):
     choice, plan = compiled(refuses=refuses)
     assert plan is None
     assert choice["refused"]["mixed"] == "it needs int8, fp16 and the layers' sensitivity"
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    """A build of a network with two residual blocks."""
+    made = SmallBuild(tmp_path_factory.mktemp("blocks"), residual())
+    made.run("calibrate", TARGET)
+    return made
+
+
+def decided(blocks, sets=(), ratio=0.5, monkeypatch=None):
+    """The plan and the nodes that end in a sum, of a build whose model prices pairs so."""
+    if monkeypatch is not None:
+        pairs = {True: 2 * ratio, False: 2.0}
+        price = lambda target, model, shape: pairs[has_pairs(model)]  # noqa: E731
+        monkeypatch.setattr(compile, "_price", price)
+    found = blocks.run("compile", TARGET, None, sets)
+    return found.json("mixed.json"), found.json("choice.json"), found
+
+
+def has_pairs(model):
+    made = {name: node.op_type for node in model.graph.node for name in node.output}
+    sums = [n for n in model.graph.node if n.op_type == "Add"]
+    return all("DequantizeLinear" in [made[name] for name in n.input] for n in sums)
+
+
+def test_pairs_on_residual_branches_are_a_candidate_priced_by_the_model(blocks):
+    plan, _, found = decided(blocks, sets=["quantize.precision=mixed"])
+    told = plan["residuals"]
+    assert (len(told["branches"]), told["basis"]) == (2, "predicted")
+    assert told["kept"] is (told["ratio"] < 1) is True
+    assert plan["summary"].endswith(told["why"])
+    assert has_pairs(onnx.load(found.file("model.onnx")))
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.99, True), (1.0, False)])
+def test_pairs_that_are_predicted_no_faster_are_left_out(blocks, monkeypatch, ratio, kept):
+    asked = ["quantize.precision=mixed"]
+    plan, choice, found = decided(blocks, asked, ratio, monkeypatch)
+    assert (plan["residuals"]["kept"], plan["residuals"]["ratio"]) == (kept, ratio)
+    assert has_pairs(onnx.load(found.file("model.onnx"))) is kept
+    (latency,) = (c["latency_ms"] for c in choice["candidates"] if c["precision"] == "mixed")
+    half = next(c["latency_ms"] for c in choice["candidates"] if c["precision"] == "fp16")
+    share = plan["latency_ms"] / plan["fp16_ms"]
+    assert latency == pytest.approx(half * share * (ratio if kept else 1))
