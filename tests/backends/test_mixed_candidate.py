@@ -9,7 +9,9 @@ from onnx_graphs import chain, residual
 from small_build import SmallBuild
 
 from kdcompile import targets
-from kdcompile.backends import engine
+from kdcompile.backends import engine, mixed_residuals
+from kdcompile.backends.mixed_residuals import weigh
+from kdcompile.core.errors import KDError
 from kdcompile.passes import compile
 
 VERSION = "8.6.1"
@@ -145,7 +147,7 @@ def blocks(tmp_path_factory):
 
 
 def decided(blocks, sets=(), ratio=0.5, monkeypatch=None):
-    """The plan and the nodes that end in a sum, of a build whose model prices pairs so."""
+    """The plan, the choice and the artifact of a build; with `monkeypatch` pairs cost so much."""
     if monkeypatch is not None:
         pairs = {True: 2 * ratio, False: 2.0}
         price = lambda target, model, shape: pairs[has_pairs(model)]  # noqa: E731
@@ -179,3 +181,45 @@ def test_pairs_that_are_predicted_no_faster_are_left_out(blocks, monkeypatch, ra
     half = next(c["latency_ms"] for c in choice["candidates"] if c["precision"] == "fp16")
     share = plan["latency_ms"] / plan["fp16_ms"]
     assert latency == pytest.approx(half * share * (ratio if kept else 1))
+
+
+@pytest.fixture
+def on_device(tmp_path, monkeypatch, blocks):
+    """`on_device()`: a build of the blocks where the played device times both networks."""
+
+    def make():
+        place = NearGpu(VERSION, tmp_path / "there", lambda scene: None)
+        with place.installed(monkeypatch):
+            return blocks.run("compile", TARGET, place.board(TARGET), ["quantize.precision=mixed"])
+
+    return make
+
+
+def test_a_device_that_is_as_fast_without_them_keeps_none(on_device, monkeypatch):
+    monkeypatch.setattr(compile, "_price", lambda *values, **named: pytest.fail("it is measured"))
+    found = on_device()
+    told = found.json("mixed.json")["residuals"]
+    assert (told["basis"], told["kept"], told["ratio"]) == ("measured", False, pytest.approx(1))
+    assert not has_pairs(onnx.load(found.file("model.onnx")))
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.979, True), (0.98, False)])
+def test_a_device_has_to_be_faster_by_more_than_a_tie(on_device, monkeypatch, ratio, kept):
+    monkeypatch.setattr(mixed_residuals, "_timed", lambda *values: ratio)
+    found = on_device()
+    told = found.json("mixed.json")["residuals"]
+    assert (told["basis"], told["kept"]) == ("measured", kept)
+    assert has_pairs(onnx.load(found.file("model.onnx"))) is kept
+
+
+def test_pairs_that_break_the_limits_or_are_refused_are_left_out(on_device, monkeypatch):
+    def refused(*values):
+        raise KDError("build-failed", "no tactic", where="there", fix="none")
+
+    monkeypatch.setattr(mixed_residuals, "_timed", refused)
+    found = on_device()
+    told = found.json("mixed.json")["residuals"]
+    assert (told["basis"], told["kept"], told["ratio"]) == ("refused", False, None)
+    assert told["why"].endswith("are refused: no tactic")
+    wanted = weigh(None, {}, {"sum": "x"}, (None, None), lambda model: False, None, None)
+    assert (wanted.basis, wanted.kept) == ("accuracy", False)
