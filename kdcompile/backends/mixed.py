@@ -57,8 +57,7 @@ def add_mixed(
         calibrated: `calibration.json`, `sensitivity.json`.
         target: what is built for.
         judge: images, how they become inputs, what outputs mean, and what must be kept.
-        image: an input of the typical shape, as it is deployed.
-        shape: of the exported network's input, where it is an image.
+        image, shape: an input of the typical shape, as deployed; of the exported network's image.
         folder: the stage's.
         price: predicted milliseconds of a network on the target, by `shape` of its input.
 
@@ -78,17 +77,21 @@ def add_mixed(
     if not plan.quantised:
         rig.refused["mixed"] = plan.summary
         return
-    path = folder / "student_mixed.onnx"
+    paths["mixed"] = folder / "student_mixed.onnx"
     make = partial(mixed_model, model, table, weight_storage(target.software), plan.quantised)
-    onnx.save(make(), path)
-    paths["mixed"] = path
-    rig.expect("mixed", plan.latency_ms / plan.fp16_ms)
-    rig.add("mixed", paths)
+    _make_ready(rig, paths, make(), plan.latency_ms / plan.fp16_ms)
     branches = residual_branches(model, plan.quantised, table.tensors)
     if branches and "mixed" in rig.runners:
-        cost = partial(price, shape=shape)
-        found = _pair_residuals(rig, paths, plan, (branches, make(branches)), rules, cost, image)
-        write_json(folder / "mixed.json", found)
+        paired, cost = (branches, make(branches)), partial(price, shape=shape)
+        told = _pair_residuals(rig, paths, plan, paired, rules, cost, image)
+        write_json(folder / "mixed.json", told)
+
+
+def _make_ready(rig: Rig, paths: Mapping[str, Path], model: "ModelProto", to_fp16: float) -> None:
+    """Write the network, make it ready, and say what share of fp16's time it is expected to take."""
+    onnx.save(model, paths["mixed"])
+    rig.expect("mixed", to_fp16)
+    rig.add("mixed", paths)
 
 
 def _pair_residuals(
@@ -113,9 +116,7 @@ def _pair_residuals(
             rig, paths, branches, (model, other), lambda m: keeps(evaluate(m)), price, image
         )
     if found.kept:
-        onnx.save(model, paths["mixed"])
-        rig.expect("mixed", plan.latency_ms / plan.fp16_ms * (found.ratio or 1.0))
-        rig.add("mixed", paths)
+        _make_ready(rig, paths, model, plan.latency_ms / plan.fp16_ms * (found.ratio or 1.0))
     told = replace(plan, summary=f"{plan.summary}; {found.why}")
     return told.to_json() | {"residuals": found.to_json()}
 
