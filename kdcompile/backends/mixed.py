@@ -88,7 +88,7 @@ def add_mixed(
 
 
 def _make_ready(rig: Rig, paths: Mapping[str, Path], model: "ModelProto", to_fp16: float) -> None:
-    """Write the network, make it ready, and say what share of fp16's time it is expected to take."""
+    """Write the network, make it ready, and say what share of fp16's time it should take."""
     onnx.save(model, paths["mixed"])
     rig.expect("mixed", to_fp16)
     rig.add("mixed", paths)
