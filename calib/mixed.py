@@ -5,7 +5,7 @@ where the two meet: opset 17's QuantizeLinear takes float32 alone, and a file th
 builds the same on every TensorRT since 8.0, weakly or strongly typed.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from onnx import ModelProto
@@ -21,7 +21,11 @@ from kdcompile.onnx_graph.norms import squares
 
 
 def mixed_model(
-    model: ModelProto, table: CalibrationTable, storage: Storage, quantised: Collection[str]
+    model: ModelProto,
+    table: CalibrationTable,
+    storage: Storage,
+    quantised: Collection[str],
+    residuals: Mapping[str, str] | None = None,
 ) -> ModelProto:
     """The network with the named layers in int8 and the others in float16; float32 outside.
 
@@ -32,11 +36,12 @@ def mixed_model(
         table: a range for the data input of each quantised layer.
         storage: of the quantised weights, see `insert_qdq`.
         quantised: names of layers; with none the network is all fp16.
+        residuals: sums and their int8 terms, `residual.residual_branches` of the same layers.
 
     Raises:
         KDError: `calib-layer`, `calib-table`, `fp16-overflow` or `fp16-unsupported`.
     """
-    paired = insert_qdq(model, table, storage, quantised)
+    paired = insert_qdq(model, table, storage, quantised, residuals)
     return halve_nodes(paired, Junctions(model).float32_nodes(quantised) | squares(model))
 
 

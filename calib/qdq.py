@@ -1,13 +1,15 @@
 """Explicit, symmetric Q/DQ: the form of int8 that ONNX Runtime and every TensorRT since 8.0 read.
 
-A pair goes on the data input and on the weight of each quantised layer and nowhere else, so that
-TensorRT can fuse a layer with the activation after it and with the next layer's Q. The bias stays
-float32. ONNX Runtime's own quantiser is not used: it wants to calibrate by itself, quantises the
-bias to int32, which TensorRT refuses, and puts pairs on outputs and between fused nodes.
+A pair goes on the data input and on the weight of each quantised layer, so that TensorRT can fuse a
+layer with the activation after it and with the next layer's Q; in a mixed network one may stand on
+residual branches too (`residual`). The bias stays float32. ONNX Runtime's own quantiser is not
+used: it wants to calibrate by itself, quantises the bias to int32, which TensorRT refuses, and puts
+pairs on outputs and between fused nodes.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -43,6 +45,7 @@ def insert_qdq(
     table: CalibrationTable,
     storage: Storage = "int8",
     layers: Collection[str] | None = None,
+    residuals: Mapping[str, str] | None = None,
 ) -> ModelProto:
     """The network with Q/DQ pairs around its quantised layers (see `layers.quantised_layers`).
 
@@ -53,12 +56,15 @@ def insert_qdq(
             `float` stores float32 weights and a pair, the only form that older TensorRT 8 reads.
             Both give the same numbers.
         layers: names of those to quantise (`Layer.name`); None for all, none for a plain copy.
+        residuals: sums by their output, each with the term that comes through a pair too
+            (`residual.residual_branches`).
 
     Raises:
         KDError: `calib-table`: the table lacks a tensor, so it is of another network;
             `calib-layer`: no quantisable layer has such a name.
     """
-    return insert_pairs(model, table, INT8, storage, choose_layers(model, layers))
+    chosen = choose_layers(model, layers)
+    return insert_pairs(model, table, INT8, storage, chosen, residuals or {})
 
 
 def choose_layers(model: ModelProto, names: Collection[str] | None) -> list[Layer]:
@@ -83,31 +89,32 @@ def choose_layers(model: ModelProto, names: Collection[str] | None) -> list[Laye
 
 
 def insert_pairs(
-    model: ModelProto, table: CalibrationTable, grid: Grid, storage: Storage, layers: list[Layer]
+    model: ModelProto,
+    table: CalibrationTable,
+    grid: Grid,
+    storage: Storage,
+    layers: list[Layer],
+    residuals: Mapping[str, str] = MappingProxyType({}),
 ) -> ModelProto:
     """`insert_qdq` for layers of this model and any grid; stored weights only where it is int8.
 
     Raises:
         KDError: `calib-table`.
     """
-    missing = sorted({layer.data for layer in layers} - set(table.tensors))
-    if missing:
-        raise KDError(
-            "calib-table",
-            f"the table has no range for {missing[0]}",
-            where="calibration.json",
-            fix="calibrate this network: kdcompile calibrate",
-        )
+    paired = {layer.node.output[0]: layer.data for layer in layers} | dict(residuals)
+    _check_ranges(paired.values(), table)
     result = ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    data_of, weight_of, before = {}, {}, {}
+    data_of: dict[str, str] = {}
+    weight_of, before = {}, {}
+    for reader in (node.output[0] for node in model.graph.node if node.output[0] in paired):
+        data = paired[reader]
+        if data not in data_of:  # before the first that reads it
+            scale = _data_scale(table.tensors[data].scale, grid)
+            data_of[data], before[reader] = _pair(result, data, scale, None, grid)
     for layer in layers:
-        if layer.data not in data_of:
-            scale = _data_scale(table.tensors[layer.data].scale, grid)
-            data_of[layer.data], nodes = _pair(result, layer.data, scale, None, grid)
-            before[layer.node.output[0]] = nodes
         if (layer.weight, layer.axis) not in weight_of:
             name, nodes = _weight(result, layer, weights[layer.weight], storage, grid)
             weight_of[layer.weight, layer.axis] = name
@@ -116,13 +123,26 @@ def insert_pairs(
     body = []
     for node in graph.node:
         layer_here = places.get(node.output[0])
+        body += before.get(node.output[0], [])
+        if node.output[0] in residuals:
+            node.input[:] = [data_of[n] if n == paired[node.output[0]] else n for n in node.input]
         if layer_here is not None:
-            body += before.get(node.output[0], [])
             node.input[0] = data_of[layer_here.data]
             node.input[1] = weight_of[layer_here.weight, layer_here.axis]
         body.append(node)
     _finish(result, body)
     return result
+
+
+def _check_ranges(tensors: Iterable[str], table: CalibrationTable) -> None:
+    missing = sorted(set(tensors) - set(table.tensors))
+    if missing:
+        raise KDError(
+            "calib-table",
+            f"the table has no range for {missing[0]}",
+            where="calibration.json",
+            fix="calibrate this network: kdcompile calibrate",
+        )
 
 
 def weight_scales(

@@ -1,22 +1,25 @@
 """The mixed candidate: int8 where it pays and is accurate, by measured costs where there are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from kdcompile.backends.candidate_runner import Profiles, Rig
 from kdcompile.backends.choose import Limits
+from kdcompile.backends.mixed_residuals import Price, weigh
 from kdcompile.calib.costs import Costs, measured_costs, measured_reformat_ms, predicted_costs
 from kdcompile.calib.mixed import mix, mixed_model
 from kdcompile.calib.mixed_plan import MixedPlan
 from kdcompile.calib.qdq import weight_storage
-from kdcompile.calib.sensitivity import Outcome, Sensitivity, photo_evaluator
+from kdcompile.calib.residual import residual_branches
+from kdcompile.calib.sensitivity import Evaluate, Outcome, Sensitivity, photo_evaluator
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import write_json
+from kdcompile.core.files import scratch, write_json
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Input, Preprocess
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 NEEDS = ("int8", "fp16")
+Rules = tuple[Evaluate, Callable[[Outcome], bool]]
 
 
 def add_mixed(
@@ -41,6 +45,7 @@ def add_mixed(
     image: Input,
     shape: Sequence[int],
     folder: Path,
+    price: Callable[..., float],
 ) -> None:
     """Plan the mixed network, write `student_mixed.onnx` and `mixed.json`, make it ready.
 
@@ -52,32 +57,77 @@ def add_mixed(
         calibrated: `calibration.json`, `sensitivity.json`.
         target: what is built for.
         judge: images, how they become inputs, what outputs mean, and what must be kept.
-        image: an input of the typical shape, as it is deployed.
-        shape: of the exported network's input, where it is an image.
+        image, shape: an input of the typical shape, as deployed; of the exported network's image.
         folder: the stage's.
+        price: predicted milliseconds of a network on the target, by `shape` of its input.
 
     Raises:
         KDError: what evaluating and building the network raise.
     """
-    if "sensitivity.json" not in calibrated.files or not all(p in rig.runners for p in NEEDS):
-        if all(p in target.precisions for p in NEEDS):
-            rig.refused["mixed"] = "it needs int8, fp16 and the layers' sensitivity"
+    if not _is_possible(rig, calibrated, target):
         return
     model = onnx.load(paths["fp32"])
     table = CalibrationTable.read(calibrated.file("calibration.json"))
     sensitivity = Sensitivity.from_json(calibrated.json("sensitivity.json"))
-    costs = _costs(model, rig.profiles(image), _shape_of(model, image, shape), target)
-    plan = _plan(model, table, sensitivity, costs, judge)
+    shape = _shape_of(model, image, shape)
+    costs = _costs(model, rig.profiles(image), shape, target)
+    rules = _rules(model, sensitivity, judge)
+    plan = mix(model, table, sensitivity, costs, rules)
     write_json(folder / "mixed.json", plan.to_json())
     if not plan.quantised:
         rig.refused["mixed"] = plan.summary
         return
-    storage = weight_storage(target.software)
-    path = folder / "student_mixed.onnx"
-    onnx.save(mixed_model(model, table, storage, plan.quantised), path)
-    paths["mixed"] = path
-    rig.expect("mixed", plan.latency_ms / plan.fp16_ms)
+    paths["mixed"] = folder / "student_mixed.onnx"
+    make = partial(mixed_model, model, table, weight_storage(target.software), plan.quantised)
+    _make_ready(rig, paths, make(), plan.latency_ms / plan.fp16_ms)
+    branches = residual_branches(model, plan.quantised, table.tensors)
+    if branches and "mixed" in rig.runners:
+        paired, cost = (branches, make(branches)), partial(price, shape=shape)
+        told = _pair_residuals(rig, paths, plan, paired, rules, cost, image)
+        write_json(folder / "mixed.json", told)
+
+
+def _make_ready(rig: Rig, paths: Mapping[str, Path], model: "ModelProto", to_fp16: float) -> None:
+    """Write the network, make it ready, and say what share of fp16's time it should take."""
+    onnx.save(model, paths["mixed"])
+    rig.expect("mixed", to_fp16)
     rig.add("mixed", paths)
+
+
+def _pair_residuals(
+    rig: Rig,
+    paths: Mapping[str, Path],
+    plan: MixedPlan,
+    paired: tuple[Mapping[str, str], "ModelProto"],
+    rules: Rules,
+    price: Price,
+    image: Input,
+) -> dict[str, Any]:
+    """Put the network with pairs on its residual branches in place where that is better.
+
+    Returns `mixed.json`, with what decided it.
+    """
+    branches, model = paired
+    evaluate, keeps = rules
+    with scratch() as aside:
+        other = aside / paths["mixed"].name
+        onnx.save(model, other)
+        found = weigh(
+            rig, paths, branches, (model, other), lambda m: keeps(evaluate(m)), price, image
+        )
+    if found.kept:
+        _make_ready(rig, paths, model, plan.latency_ms / plan.fp16_ms * (found.ratio or 1.0))
+    told = replace(plan, summary=f"{plan.summary}; {found.why}")
+    return told.to_json() | {"residuals": found.to_json()}
+
+
+def _is_possible(rig: Rig, calibrated: Artifact, target: Target) -> bool:
+    """Whether there is what planning takes; else `refused` says so, where the target could."""
+    if "sensitivity.json" in calibrated.files and all(p in rig.runners for p in NEEDS):
+        return True
+    if all(p in target.precisions for p in NEEDS):
+        rig.refused["mixed"] = "it needs int8, fp16 and the layers' sensitivity"
+    return False
 
 
 def _shape_of(model: "ModelProto", image: Input, shape: Sequence[int]) -> Sequence[int]:
@@ -85,13 +135,12 @@ def _shape_of(model: "ModelProto", image: Input, shape: Sequence[int]) -> Sequen
     return input_shape(model) if image.ndim == ROW_AXES else shape
 
 
-def _plan(
+def _rules(
     model: "ModelProto",
-    table: CalibrationTable,
     sensitivity: Sensitivity,
-    costs: Costs,
     judge: tuple[Sequence[Photo], Preprocess, Task, Limits],
-) -> MixedPlan:
+) -> Rules:
+    """An evaluation on some of the images, and whether what it finds is within the limits."""
     photos, preprocess, task, limits = judge
     some = evenly(list(photos), sensitivity.images)
     evaluate = photo_evaluator(model, some, preprocess, task, limits.metric)
@@ -103,7 +152,7 @@ def _plan(
         inside = limits.metric.worse_by(found.metric, 0.0) <= allowed
         return bool(inside) and found.sqnr_db >= limits.min_sqnr_db
 
-    return mix(model, table, sensitivity, costs, (evaluate, keeps))
+    return evaluate, keeps
 
 
 def _costs(model: "ModelProto", profiles: Profiles, shape: Sequence[int], target: Target) -> Costs:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 from kdcompile.backends.answers import answer_by
 from kdcompile.backends.candidate_runner import (
@@ -35,6 +37,8 @@ from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Input, Preprocess
 from kdcompile.data.splits import load_splits
+from kdcompile.latency_model.kernels import kernels_of
+from kdcompile.latency_model.predict import kernel_ms
 from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
@@ -96,7 +100,8 @@ def _compiled(
         image = _typical(photos[0], form.prepare, shape)
         if spec.quantize.precision in ("auto", "mixed"):
             parts = [photos[i] for i in known], preprocess, task, limits
-            add_mixed(rig, paths, step.inputs["calibrate"], target, parts, image, shape, folder)
+            calibrated, price = step.inputs["calibrate"], partial(_price, target)
+            add_mixed(rig, paths, calibrated, target, parts, image, shape, folder, price)
         _check_asked(spec.quantize.precision, rig)
         shown = photos, image, preprocess
         candidates, notes = _judge(step, rig, paths["fp32"], shown, task, limits, known)
@@ -129,6 +134,11 @@ def _compiled(
         write_carried(folder, fp32, photos, prepare, gates_json(spec.gates, task))
         write_outputs(folder, fp32, choice.precision, prepare)
     return _meta(record)
+
+
+def _price(target: Target, model: ModelProto, shape: Sequence[int]) -> float:
+    """Predicted milliseconds of a network of int8 and fp16."""
+    return kernel_ms(kernels_of(model, shape), target, "fp16")
 
 
 @contextmanager

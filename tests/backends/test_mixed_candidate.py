@@ -1,14 +1,17 @@
 """The mixed candidate of a build: by the played engines' profiles, else by the sheet's peaks."""
 
+import onnx
 import played_tensorrt
 import pytest
 from computing_tensorrt import typical
 from near_place import NearGpu
-from onnx_graphs import chain
+from onnx_graphs import chain, residual
 from small_build import SmallBuild
 
 from kdcompile import targets
-from kdcompile.backends import engine
+from kdcompile.backends import engine, mixed_residuals
+from kdcompile.backends.mixed_residuals import weigh
+from kdcompile.core.errors import KDError
 from kdcompile.passes import compile
 
 VERSION = "8.6.1"
@@ -133,3 +136,90 @@ def test_int8_that_is_not_ready_is_the_reason(compiled):
     choice, plan = compiled(refuses=refuses)
     assert plan is None
     assert choice["refused"]["mixed"] == "it needs int8, fp16 and the layers' sensitivity"
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    """A build of a network with two residual blocks."""
+    made = SmallBuild(tmp_path_factory.mktemp("blocks"), residual())
+    made.run("calibrate", TARGET)
+    return made
+
+
+def decided(blocks, sets=(), ratio=0.5, monkeypatch=None):
+    """The plan, the choice and the artifact of a build; with `monkeypatch` pairs cost so much."""
+    if monkeypatch is not None:
+        pairs = {True: 2 * ratio, False: 2.0}
+        price = lambda target, model, shape: pairs[has_pairs(model)]  # noqa: E731
+        monkeypatch.setattr(compile, "_price", price)
+    found = blocks.run("compile", TARGET, None, sets)
+    return found.json("mixed.json"), found.json("choice.json"), found
+
+
+def has_pairs(model):
+    made = {name: node.op_type for node in model.graph.node for name in node.output}
+    sums = [n for n in model.graph.node if n.op_type == "Add"]
+    return all("DequantizeLinear" in [made[name] for name in n.input] for n in sums)
+
+
+def test_pairs_on_residual_branches_are_a_candidate_priced_by_the_model(blocks):
+    plan, _, found = decided(blocks, sets=["quantize.precision=mixed"])
+    told = plan["residuals"]
+    assert (len(told["branches"]), told["basis"]) == (2, "predicted")
+    assert told["kept"] is (told["ratio"] < 1) is True
+    assert plan["summary"].endswith(told["why"])
+    assert has_pairs(onnx.load(found.file("model.onnx")))
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.99, True), (1.0, False)])
+def test_pairs_that_are_predicted_no_faster_are_left_out(blocks, monkeypatch, ratio, kept):
+    asked = ["quantize.precision=mixed"]
+    plan, choice, found = decided(blocks, asked, ratio, monkeypatch)
+    assert (plan["residuals"]["kept"], plan["residuals"]["ratio"]) == (kept, ratio)
+    assert has_pairs(onnx.load(found.file("model.onnx"))) is kept
+    (latency,) = (c["latency_ms"] for c in choice["candidates"] if c["precision"] == "mixed")
+    half = next(c["latency_ms"] for c in choice["candidates"] if c["precision"] == "fp16")
+    share = plan["latency_ms"] / plan["fp16_ms"]
+    assert latency == pytest.approx(half * share * (ratio if kept else 1))
+
+
+@pytest.fixture
+def on_device(tmp_path, monkeypatch, blocks):
+    """`on_device()`: a build of the blocks where the played device times both networks."""
+
+    def make():
+        place = NearGpu(VERSION, tmp_path / "there", lambda scene: None)
+        with place.installed(monkeypatch):
+            return blocks.run("compile", TARGET, place.board(TARGET), ["quantize.precision=mixed"])
+
+    return make
+
+
+def test_a_device_that_is_as_fast_without_them_keeps_none(on_device, monkeypatch):
+    monkeypatch.setattr(compile, "_price", lambda *values, **named: pytest.fail("it is measured"))
+    found = on_device()
+    told = found.json("mixed.json")["residuals"]
+    assert (told["basis"], told["kept"], told["ratio"]) == ("measured", False, pytest.approx(1))
+    assert not has_pairs(onnx.load(found.file("model.onnx")))
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.979, True), (0.98, False)])
+def test_a_device_has_to_be_faster_by_more_than_a_tie(on_device, monkeypatch, ratio, kept):
+    monkeypatch.setattr(mixed_residuals, "_timed", lambda *values: ratio)
+    found = on_device()
+    told = found.json("mixed.json")["residuals"]
+    assert (told["basis"], told["kept"]) == ("measured", kept)
+    assert has_pairs(onnx.load(found.file("model.onnx"))) is kept
+
+
+def test_pairs_that_break_the_limits_or_are_refused_are_left_out(on_device, monkeypatch):
+    def refused(*values):
+        raise KDError("build-failed", "no tactic", where="there", fix="none")
+
+    monkeypatch.setattr(mixed_residuals, "_timed", refused)
+    found = on_device()
+    told = found.json("mixed.json")["residuals"]
+    assert (told["basis"], told["kept"], told["ratio"]) == ("refused", False, None)
+    assert told["why"].endswith("are refused: no tactic")
+    wanted = weigh(None, {}, {"sum": "x"}, (None, None), lambda model: False, None, None)
+    assert (wanted.basis, wanted.kept) == ("accuracy", False)

@@ -16,6 +16,7 @@ from kdcompile.calib.calibrate import calibrate
 from kdcompile.calib.mixed import mixed_model
 from kdcompile.calib.precision_regions import Junctions
 from kdcompile.calib.qdq import insert_qdq
+from kdcompile.calib.residual import residual_branches
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.export.onnx_file import onnx_from_module
 from kdcompile.onnx_graph.layers import quantised_layers
@@ -126,6 +127,13 @@ def test_attention_is_half_precision_in_a_mixed_network(
     mixed = mixed_model(model, table, "int8", names)
     types = element_types(mixed)
     assert {types[f"{name}_fp16"] for name in products} == {TensorProto.FLOAT16}
+
+
+def test_no_sum_of_a_transformer_gets_a_pair(block: tuple[ModelProto, CalibrationTable]) -> None:
+    model, table = block
+    names = [layer.name for layer in quantised_layers(model)]
+    every = {name for node in model.graph.node for name in node.output} | set(table.tensors)
+    assert residual_branches(model, names, every) == {}
 
 
 def _both_computed(model: ModelProto, node: object) -> bool:
