@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from kdcompile.config.deploy import Profile
 from kdcompile.core.files import file_sha256, scratch
 from kdcompile.data.preprocess import Input, Preprocess
-from kdcompile.onnx_graph.in_graph import in_graph
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,10 @@ class DeployedForm:
         # its stem names engines, its content tells it from another stage's file of that name
         made = self.folder / file_sha256(exported)[:16] / exported.name
         if not made.exists():
+            import onnx  # gates come by here, and a cached build loads no heavy library
+
+            from kdcompile.onnx_graph.in_graph import in_graph
+
             made.parent.mkdir(exist_ok=True)
             model = onnx.load(exported)
             onnx.save(in_graph(model, self.prepare.mean, self.prepare.std), made)
