@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from kdcompile.core.store import Artifact, Store, digest
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits, evenly, load_splits
 from kdcompile.passes.calibrate import SENSITIVITY_IMAGES
-from kdcompile.passes.compile import FILES
+from kdcompile.passes.compile import FILES, predicted_ms
 from kdcompile.passes.manager import Plan
 from kdcompile.remote.open import Place
 from kdcompile.tasks.task import Task, task_of
@@ -199,7 +200,8 @@ class Teacher:
         limits = Limits(metric, metric.limit(value, LOSS), gates.parity.min_sqnr_db)
         judge = source.splits.val, source.prepare, source.task, limits
         image, shape = source.image(), source.spec.export.profile[1]
-        add_mixed(rig, paths, calibrated, source.target, judge, image, shape, folder)
+        price = partial(predicted_ms, source.target)
+        add_mixed(rig, paths, calibrated, source.target, judge, image, shape, folder, price)
         write_json(folder / REFUSED, rig.refused)
         for precision in rig.runners:
             place.call("unload", name=precision)

@@ -100,7 +100,7 @@ def _compiled(
         image = _typical(photos[0], form.prepare, shape)
         if spec.quantize.precision in ("auto", "mixed"):
             parts = [photos[i] for i in known], preprocess, task, limits
-            calibrated, price = step.inputs["calibrate"], partial(_price, target)
+            calibrated, price = step.inputs["calibrate"], partial(predicted_ms, target)
             add_mixed(rig, paths, calibrated, target, parts, image, shape, folder, price)
         _check_asked(spec.quantize.precision, rig)
         shown = photos, image, preprocess
@@ -136,7 +136,7 @@ def _compiled(
     return _meta(record)
 
 
-def _price(target: Target, model: ModelProto, shape: Sequence[int]) -> float:
+def predicted_ms(target: Target, model: ModelProto, shape: Sequence[int]) -> float:
     """Predicted milliseconds of a network of int8 and fp16."""
     return kernel_ms(kernels_of(model, shape), target, "fp16")
 

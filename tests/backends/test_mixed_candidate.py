@@ -151,7 +151,7 @@ def decided(blocks, sets=(), ratio=0.5, monkeypatch=None):
     if monkeypatch is not None:
         pairs = {True: 2 * ratio, False: 2.0}
         price = lambda target, model, shape: pairs[has_pairs(model)]  # noqa: E731
-        monkeypatch.setattr(compile, "_price", price)
+        monkeypatch.setattr(compile, "predicted_ms", price)
     found = blocks.run("compile", TARGET, None, sets)
     return found.json("mixed.json"), found.json("choice.json"), found
 
@@ -196,7 +196,9 @@ def on_device(tmp_path, monkeypatch, blocks):
 
 
 def test_a_device_that_is_as_fast_without_them_keeps_none(on_device, monkeypatch):
-    monkeypatch.setattr(compile, "_price", lambda *values, **named: pytest.fail("it is measured"))
+    monkeypatch.setattr(
+        compile, "predicted_ms", lambda *values, **named: pytest.fail("it is measured")
+    )
     found = on_device()
     told = found.json("mixed.json")["residuals"]
     assert (told["basis"], told["kept"], told["ratio"]) == ("measured", False, pytest.approx(1))
