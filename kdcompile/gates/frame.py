@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
@@ -12,15 +11,16 @@ from kdcompile.gates.board_record import FrameRecord
 from kdcompile.gates.context import Origin, Prediction, VerifyContext
 from kdcompile.gates.registry import any_needs
 from kdcompile.latency import frame
-from kdcompile.latency.frame_sample import BY_FILES, OPENER, Shipped, pictures_of
+from kdcompile.latency.frame_sample import BY_FILES, Shipped, pictures_of, run_by
 from kdcompile.latency.frame_times import WORDS, FrameTimes, PredictedFrame, copies_ms, reduced
-from kdcompile.remote.archive import NAME, agent_zip
+from kdcompile.latency.subject import DEFAULT
 from kdcompile.remote.frame import ENGINE
 from kdcompile.remote.usage import Absent
 from kdcompile.targets import Target
 from kdcompile.tasks.task import task_of
 
 NO_SAMPLE = ("pillow-missing", "sample-failed", "frame-images")  # the network itself runs
+PIXELS = 4  # are as large as a float32
 Found = FrameTimes | PredictedFrame | Absent
 
 
@@ -64,18 +64,13 @@ def frame_of(
 
 def _shipped(step: Step, classes: Sequence[str] | None) -> Shipped:
     """The bundle's sample, before there is the bundle."""
-    compiled, export = step.inputs["compile"], step.inputs["export"]
+    compiled, backend = step.inputs["compile"], DEFAULT
+    if ENGINE in compiled.files:
+        assert step.board is not None, "who has an engine has its board"
+        backend = step.board.backend
+    files = run_by({name: compiled.file(name) for name in compiled.files})
     precision = compiled.json("choice.json")["precision"]
-    files: dict[str, Path | bytes] = {"preprocess.json": export.file("preprocess.json")}
-    task = task_of(step.spec).like
-    if ENGINE not in compiled.files:
-        files["model.onnx"] = compiled.file("model.onnx")
-        return Shipped(task, classes, files, precision)
-    assert step.board is not None, "who has an engine has its board"
-    files |= {name: compiled.file(name) for name in (ENGINE, f"{ENGINE}.json")}
-    has_opener = OPENER in compiled.files
-    files |= {OPENER: compiled.file(OPENER)} if has_opener else {NAME: agent_zip()}
-    return Shipped(task, classes, files, precision, step.board.backend)
+    return Shipped(task_of(step.spec).like, classes, files, precision, backend)
 
 
 def predicted(step: Step, target: Target, prediction: Prediction | None) -> PredictedFrame | Absent:
@@ -83,8 +78,10 @@ def predicted(step: Step, target: Target, prediction: Prediction | None) -> Pred
     if prediction is None:
         return Absent(f"no latency estimate of {target.name} at the chosen precision")
     shapes = [step.spec.export.profile[1], step.inputs["teacher"].json("teacher.json")["output"]]
-    values = sum(math.prod(shape) for shape in shapes)
-    copies = copies_ms(values, target.bandwidth_gbs) if target.kind == "jetson" else None
+    given, made = (float(math.prod(shape)) for shape in shapes)
+    if step.spec.export.preprocess == "in-graph":
+        given /= PIXELS
+    copies = copies_ms(given + made, target.bandwidth_gbs) if target.kind == "jetson" else None
     return PredictedFrame(prediction.student, prediction.band, copies)
 
 

@@ -22,7 +22,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import INPUTS
 from kdcompile.latency.subject import DEFAULT
 from kdcompile.remote.archive import NAME, agent_zip
-from kdcompile.remote.frame import ENGINE, SAMPLE, write_manifest
+from kdcompile.remote.frame import ENGINE, SAMPLE, sizes_of, write_manifest
 
 OPENER = "opener.py"
 FOLDER, MOST, QUALITY = "photos", 16, 90
@@ -52,17 +52,25 @@ class Shipped:
 
 def shipped_in(bundle: Bundle) -> Shipped:
     """The sample of a bundle: its engine where it has one, as `infer.py` does."""
-    about = bundle.manifest
-    wanted: dict[str, Path | bytes] = {"preprocess.json": bundle.file(about["preprocess"])}
-    backend = DEFAULT
-    if bundle.engine is None:
-        wanted["model.onnx"] = bundle.model
-    else:
+    about, backend = bundle.manifest, DEFAULT
+    files = {"preprocess.json": bundle.file(about["preprocess"]), "model.onnx": bundle.model}
+    if bundle.engine is not None:
         backend = of_record(record_of(bundle.engine))
-        wanted |= {ENGINE: bundle.engine, f"{ENGINE}.json": bundle.file(f"{about['engine']}.json")}
-        has_opener = OPENER in about["files"]
-        wanted |= {OPENER: bundle.file(OPENER)} if has_opener else {NAME: agent_zip()}
-    return Shipped(about["task"], about.get("classes"), wanted, about["precision"], backend)
+        files |= {ENGINE: bundle.engine, f"{ENGINE}.json": bundle.file(f"{about['engine']}.json")}
+        files |= {OPENER: bundle.file(OPENER)} if OPENER in about["files"] else {}
+    return Shipped(about["task"], about.get("classes"), run_by(files), about["precision"], backend)
+
+
+def run_by(files: Mapping[str, Path]) -> dict[str, Path | bytes]:
+    """Of a deployed network's files those that `infer.py` takes: its engine where it has one.
+
+    An engine brings its record, and what opens it: a file of its own, or the agent.
+    """
+    wanted: dict[str, Path | bytes] = {"preprocess.json": files["preprocess.json"]}
+    if ENGINE not in files:
+        return wanted | {"model.onnx": files["model.onnx"]}
+    wanted |= {name: files[name] for name in (ENGINE, f"{ENGINE}.json")}
+    return wanted | ({OPENER: files[OPENER]} if OPENER in files else {NAME: agent_zip()})
 
 
 def packed(folder: Path, shipped: Shipped, pictures: Pictures) -> Path:
@@ -148,12 +156,7 @@ def _packed_photos(folder: Path) -> list[Photo]:
 
 def described(shipped: Shipped, pictures: Pictures) -> str:
     """Which sample is timed on what, in words."""
-    sizes = set()
-    for _, content in pictures:
-        with Image.open(io.BytesIO(content)) as file:
-            sizes.add((file.width * file.height, f"{file.width}x{file.height} {file.format}"))
-    low, high = min(sizes)[1], max(sizes)[1]
-    size = low if low == high else f"{low} to {high}"
+    size = sizes_of(io.BytesIO(content) for _, content in pictures)
     text = f"infer.py by {shipped.backend} on {len(pictures)} image files, {size}"
     return f"{text}; {BY_FILES}" if NAME in shipped.files else text
 

@@ -89,6 +89,6 @@ def reduced(
     return FrameTimes(ms, low, high, len(blocks), dict(parts), mode)
 
 
-def copies_ms(values: int, bandwidth_gbs: float) -> float:
+def copies_ms(values: float, bandwidth_gbs: float) -> float:
     """Milliseconds in which float32 values are read and written in a memory, at its peak rate."""
     return 2 * 4 * values / (bandwidth_gbs * 1e9) * 1e3

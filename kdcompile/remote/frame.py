@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, Iterable
 
 import numpy as np
 
@@ -86,16 +86,17 @@ class Frames:
         found.update({part: [row[i] for row in rows] for i, part in enumerate(PARTS)})
         return found
 
-    def sizes(self) -> str:
-        """Of the photos, such as `1024x768 JPEG`, the smallest and the largest."""
-        from PIL import Image
 
-        seen = set()
-        for path in self.photos:
-            with Image.open(path) as file:
-                seen.add((file.width * file.height, f"{file.width}x{file.height} {file.format}"))
-        low, high = min(seen)[1], max(seen)[1]
-        return low if low == high else f"{low} to {high}"
+def sizes_of(photos: Iterable[Any]) -> str:
+    """Of image files, open or by path, the smallest and the largest, such as `1024x768 JPEG`."""
+    from PIL import Image
+
+    seen = set()
+    for photo in photos:
+        with Image.open(photo) as file:
+            seen.add((file.width * file.height, f"{file.width}x{file.height} {file.format}"))
+    low, high = min(seen)[1], max(seen)[1]
+    return low if low == high else f"{low} to {high}"
 
 
 def in_blocks(frames: Frames, blocks: int = BLOCKS) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def in_blocks(frames: Frames, blocks: int = BLOCKS) -> dict[str, Any]:
     return {
         "blocks": medians,
         "parts": {part: statistics.median(seen) for part, seen in parts.items()},
-        "n": size * blocks, "images": len(frames.photos), "sizes": frames.sizes(),
+        "n": size * blocks, "images": len(frames.photos), "sizes": sizes_of(frames.photos),
     }  # fmt: skip
 
 

@@ -162,9 +162,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(frame, "EFFORT", Effort(processes=1, blocks=4, seconds=0.5))
 
 
-def built(tmp_path, target, most):
+def built(tmp_path, target, most, *more):
     sets = (f"gates.frame_ms.max={most}", "gates.speedup.min=1e-6")
-    build = SmallBuild(tmp_path, sets=sets)
+    build = SmallBuild(tmp_path, sets=(*sets, *more))
     for stage in ("calibrate", "compile", "verify"):
         build.run(stage, targets.load(target))
     report = build.report()
@@ -180,6 +180,28 @@ def test_of_a_cpu_here(tmp_path, quick):
     assert numbers["whole frame"]["value"] > numbers["frame: decode"]["value"] > 0
     assert "9 image files, 16x16 JPEG" in numbers["whole frame"]["mode"]
     assert "frame_ms@device" not in gates
+
+
+IN_GRAPH = 'export.preprocess="in-graph"'
+
+
+def test_of_a_network_that_normalises_the_sample_gives_it_pixels(tmp_path, quick):
+    report, gates = built(tmp_path, "cpu", 1e4, IN_GRAPH)
+    assert gates["frame_ms"]["verdict"] in ("passed", "inconclusive"), gates["frame_ms"]["reason"]
+    assert any(m["name"] == "whole frame" for m in report["measurements"])
+
+
+def test_the_copies_of_pixels_are_a_quarter(tmp_path, quick):
+    copies = []
+    for place, more in enumerate(((), (IN_GRAPH,))):
+        (tmp_path / str(place)).mkdir()
+        report, _ = built(tmp_path / str(place), "jetson", 1e4, *more)
+        numbers = {m["name"]: m["value"] for m in report["measurements"]}
+        copies.append(numbers["frame: copies at the memory's peak rate"])
+    plain, of_pixels = copies
+    saved = 3 * (3 * 16 * 16)  # bytes, of an input of 3 x 16 x 16, written and read
+    bandwidth = targets.load("jetson").bandwidth_gbs
+    assert plain - of_pixels == pytest.approx(2 * saved / (bandwidth * 1e9) * 1e3)
 
 
 @pytest.mark.parametrize(("code", "is_absent"), [("pillow-missing", True), ("worker-died", False)])
