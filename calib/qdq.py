@@ -9,7 +9,6 @@ pairs on outputs and between fused nodes.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -64,7 +63,7 @@ def insert_qdq(
             `calib-layer`: no quantisable layer has such a name.
     """
     chosen = choose_layers(model, layers)
-    return insert_pairs(model, table, INT8, storage, chosen, residuals or {})
+    return insert_pairs(model, table, INT8, storage, chosen, residuals)
 
 
 def choose_layers(model: ModelProto, names: Collection[str] | None) -> list[Layer]:
@@ -94,14 +93,15 @@ def insert_pairs(
     grid: Grid,
     storage: Storage,
     layers: list[Layer],
-    residuals: Mapping[str, str] = MappingProxyType({}),
+    residuals: Mapping[str, str] | None = None,
 ) -> ModelProto:
     """`insert_qdq` for layers of this model and any grid; stored weights only where it is int8.
 
     Raises:
         KDError: `calib-table`.
     """
-    paired = {layer.node.output[0]: layer.data for layer in layers} | dict(residuals)
+    sums = residuals or {}
+    paired = {layer.node.output[0]: layer.data for layer in layers} | dict(sums)
     _check_ranges(paired.values(), table)
     result = ModelProto()
     result.CopyFrom(model)
@@ -124,7 +124,7 @@ def insert_pairs(
     for node in graph.node:
         layer_here = places.get(node.output[0])
         body += before.get(node.output[0], [])
-        if node.output[0] in residuals:
+        if node.output[0] in sums:
             node.input[:] = [data_of[n] if n == paired[node.output[0]] else n for n in node.input]
         if layer_here is not None:
             node.input[0] = data_of[layer_here.data]

@@ -101,13 +101,16 @@ def on_dla(target: "Target", asked: Asked, network: Network) -> tuple[DlaLayer, 
     """
     if asked.dla is None:
         return None
-    rules = {r.code: r for r in tables().rules if r.option == "dla" and not r.operators}
     at = replace(asked, precision=network.precision)
-    bound = {code: rule for code, rule in rules.items() if _concerns(rule, target, at)}
-    bound = {code: rule for code, rule in bound.items() if _absent(rule, target, at)}
-    if {code for code, rule in bound.items() if rule.effect == "refused"}:
+    bound = [
+        rule
+        for rule in tables().rules
+        if rule.option == "dla" and not rule.operators
+        and _concerns(rule, target, at) and _absent(rule, target, at)
+    ]  # fmt: skip
+    if any(rule.effect == "refused" for rule in bound):
         return None
-    whole = next((rule.text for rule in bound.values()), "")
+    whole = next((rule.text for rule in bound), "")
     return dla_layers(network.operators, target, whole)
 
 

@@ -24,7 +24,7 @@ from kdcompile.core.measurement import Settings, measure
 from kdcompile.core.report import Evidence
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
-from kdcompile.data.preprocess import Frame, Preprocess
+from kdcompile.data.preprocess import Frame, Input, Preprocess
 from kdcompile.remote.open import Place
 from kdcompile.targets import Target
 from kdcompile.tasks.task import Task
@@ -157,14 +157,12 @@ class BoardRig:
         if plan is None:
             self.refused[precision] = f"{self.board.backend} {self.board.version} does not build it"
             return
-        onnx, settings = self.onnx(precision, paths), self.spec.compile
-        if refusal := self.able.refusal(precision, settings.model_dump()):
+        onnx = self.onnx(precision, paths)
+        if refusal := self.able.refusal(precision, self.spec.compile.model_dump()):
             self.refused[precision] = refusal
             return
         try:
-            built = engine.build(self.place, self.board, onnx, precision, settings, self.profile)
-            self.place.call("load", path=built.there, name=precision)
-            engine.prove(self.place, precision, self.form.blank(self.spec.export.profile[1]))
+            built = self.load(onnx, precision, precision)
         except KDError as error:
             # a network that kdcompile itself mixed is no fault of the user's
             if error.code not in REFUSALS and (precision, error.code) != ("mixed", "onnx-refused"):
@@ -173,6 +171,20 @@ class BoardRig:
             return
         self.built[precision] = built
         self.runners[precision] = engine.runner(self.place, self.board, precision)
+
+    def load(self, onnx: Path, precision: str, name: str) -> engine.Built:
+        """Build an engine there, load it under a name, and run it once."""
+        settings = self.spec.compile
+        built = engine.build(self.place, self.board, onnx, precision, settings, self.profile)
+        self.place.call("load", path=built.there, name=name)
+        engine.prove(self.place, name, self.form.blank(self.spec.export.profile[1]))
+        return built
+
+    def medians(self, names: Sequence[str], image: Input) -> tuple[str, dict[str, float]]:
+        """The judged mode, and the median of each loaded engine, which take turns."""
+        mode, pace = engine.judged_pace(self.place, names, image)
+        times = engine.in_turns(self.place, names, image, mode=mode, **asdict(pace))
+        return mode, {name: float(np.median(samples)) for name, samples in times.items()}
 
     def onnx(self, precision: str, paths: Paths) -> Path:
         """The file that this worker builds a precision from, as it is deployed."""
@@ -190,14 +202,9 @@ class BoardRig:
     def latencies(self, image: Floats) -> dict[str, Latency]:
         """Medians of engines that took turns there, in the judged mode."""
         self.image = image
-        networks = list(self.runners)
-        mode, pace = engine.judged_pace(self.place, networks, image)
-        times = engine.in_turns(self.place, networks, image, mode=mode, **asdict(pace))
+        mode, medians = self.medians(list(self.runners), image)
         note = f"median of alternated runs at {self.board.label}, {mode}"
-        return {
-            p: Latency(float(np.median(samples)), self.board.evidence, note)
-            for p, samples in times.items()
-        }
+        return {p: Latency(ms, self.board.evidence, note) for p, ms in medians.items()}
 
     def profiles(self, image: Floats) -> Profiles:
         """Of every engine that is ready, measured layer by layer; the report has them too."""

@@ -5,10 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import onnx
 
-from kdcompile.backends import engine
 from kdcompile.backends.candidate_runner import REFUSALS, BoardRig, Paths, Rig
 from kdcompile.backends.choose import TIE
 from kdcompile.core.errors import KDError
@@ -88,12 +86,6 @@ def weigh(
 
 def _timed(rig: BoardRig, paths: Paths, image: Input) -> float:
     """The median of the network in `paths` over that of the mixed one which is ready."""
-    place = rig.place
-    onnx_file, settings = rig.onnx("mixed", paths), rig.spec.compile
-    built = engine.build(place, rig.board, onnx_file, "mixed", settings, rig.profile)
-    place.call("load", path=built.there, name=RIVAL)
-    engine.prove(place, RIVAL, rig.form.blank(rig.spec.export.profile[1]))
-    both = ["mixed", RIVAL]
-    mode, pace = engine.judged_pace(place, both, image)
-    times = engine.in_turns(place, both, image, mode=mode, **asdict(pace))
-    return float(np.median(times[RIVAL]) / np.median(times["mixed"]))
+    rig.load(rig.onnx("mixed", paths), "mixed", RIVAL)
+    _, ms = rig.medians(["mixed", RIVAL], image)
+    return ms[RIVAL] / ms["mixed"]

@@ -120,10 +120,10 @@ def _common(*periods: Fraction) -> Fraction:
     return Fraction(math.lcm(*(int(each * below) for each in periods)), below)
 
 
-def _sizes(
+def _kernel(
     node: NodeProto, attributes: Mapping[str, Any], known: Mapping[str, np.ndarray[Any, Any]]
-) -> list[tuple[int, int, int, int]]:
-    """Of each of the two axes: the span of the kernel, its stride, and its two paddings."""
+) -> tuple[int, list[tuple[int, int]]]:
+    """The stride, and of each of the two axes the kernel's span and the padding before it."""
     shape = attributes.get("kernel_shape")
     if shape is None and node.op_type.startswith("Conv"):
         weight = known.get(node.input[1])
@@ -131,10 +131,11 @@ def _sizes(
     if shape is None or len(shape) != 2:
         raise EverywhereUnlikeError(f"{node.op_type} has no kernel of two sides")
     strides, dilations = (attributes.get(key, [1, 1]) for key in ("strides", "dilations"))
+    if strides[0] != strides[1]:
+        raise EverywhereUnlikeError(f"{node.op_type} has two strides")
     pads = attributes.get("pads", [0, 0, 0, 0])
-    return [
-        ((int(shape[i]) - 1) * int(dilations[i]), int(strides[i]), int(pads[i]), int(pads[i + 2]))
-        for i in range(2)
+    return int(strides[0]), [
+        ((int(shape[i]) - 1) * int(dilations[i]), int(pads[i])) for i in range(2)
     ]
 
 
@@ -145,10 +146,8 @@ def _window(
     known: Mapping[str, np.ndarray[Any, Any]],
 ) -> Reach:
     """An output cell o reads from o x stride - pad to that and the span of the kernel."""
-    (span, stride, pad, _), other = _sizes(node, attributes, known)
-    if stride != other[1]:
-        raise EverywhereUnlikeError(f"{node.op_type} has two strides")
-    beyond = max(max(p, reach - p + 1 - stride, 0) for reach, _, p, _ in ((span, 0, pad, 0), other))
+    stride, axes = _kernel(node, attributes, known)
+    beyond = max(max(pad, span - pad + 1 - stride, 0) for span, pad in axes)
     cell = before.cell * stride
     return Reach(cell, before.margin + beyond * before.cell, _common(before.period, cell))
 
@@ -160,10 +159,8 @@ def _transposed(
     known: Mapping[str, np.ndarray[Any, Any]],
 ) -> Reach:
     """An output cell o is written by the cells from (o + pad - span) / stride to (o + pad) / it."""
-    (span, stride, pad, _), other = _sizes(node, attributes, known)
-    if stride != other[1]:
-        raise EverywhereUnlikeError(f"{node.op_type} has two strides")
-    far = max(max(reach - p, p) for reach, _, p, _ in ((span, 0, pad, 0), other))
+    stride, axes = _kernel(node, attributes, known)
+    far = max(max(span - pad, pad) for span, pad in axes)
     beyond = -(-far // stride) + 1
     cell = before.cell / stride
     return Reach(cell, before.margin + beyond * before.cell, before.period)
