@@ -144,6 +144,11 @@ def pictures_at(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
         raise no_photos(f"{error.filename}: {error.strerror}") from error
     if not pictures:
         raise no_photos(f"{', '.join(map(str, paths))}: no image file is there")
+    for name, content in pictures:
+        try:
+            Image.open(io.BytesIO(content)).close()
+        except (OSError, Image.DecompressionBombError) as error:
+            raise no_photos(f"{name} is no image that can be read") from error
     return pictures
 
 

@@ -139,6 +139,9 @@ def test_files_folders_and_test_packs(tmp_path):
         with pytest.raises(KDError) as caught:
             pictures_at([wrong])
         assert caught.value.code == "frame-images"
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(KDError, match=r"text\.png is no image that can be read"):
+        pictures_at([tmp_path / "text.png"])
 
 
 def test_the_sample_by_its_engines_files_says_so(monkeypatch):
