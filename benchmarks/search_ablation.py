@@ -20,6 +20,7 @@ is kept when it is done: a stopped run goes on.
 import argparse
 import json
 import random
+import re
 import shutil
 import statistics
 import time
@@ -235,6 +236,8 @@ def main() -> None:
     data = (f"data.root={args.data.absolute()}",) if args.data else ()
     if not work.is_dir():
         shutil.copytree(EXAMPLES / args.example, work)
+        own = work / "kdcompile.toml"
+        own.write_text(re.sub(r"^epochs = .*\n", "", own.read_text(), flags=re.M))  # steps instead
     train(work, subject, data, args.seeds)
     found = summary(work, subject)
     print(json.dumps(found, indent=1))
