@@ -53,6 +53,7 @@ def read_weights(path: Path, entry: str | None = None) -> tuple[dict[str, Tensor
                 found = {name: opened.get_tensor(name) for name in names}
         else:
             _refuse_programs(path, start)
+            _refuse_packed(path, start)
             found = _plain(path, torch.load(path, map_location="cpu", weights_only=True), entry)
     except KDError:
         raise
@@ -102,6 +103,19 @@ def _refuse_programs(path: Path, start: bytes) -> None:
             "the file is a program of torch.export",
             f"set teacher.program = {str(path)!r}, without model and weights",
         )
+
+
+def _refuse_packed(path: Path, start: bytes) -> None:
+    """A zip that unpacks to more than it is: torch packs nothing, and takes what it finds.
+
+    Raises:
+        ValueError: it does.
+    """
+    if start == ZIP and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(f"it would unpack to {size} bytes")
 
 
 def _explain_failure(path: Path, start: bytes, error: Exception) -> KDError:
