@@ -92,6 +92,12 @@ class Bundle:
             if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
                 raise ValueError("its SHA-256 is not the manifest's")
             yield content
+        except KDError:
+            raise
+        except OSError as error:
+            if error.filename == str(path):
+                raise _unreadable(error) from error
+            raise
         except Exception as error:  # parsers raise nearly anything on arbitrary bytes
             raise _corrupt(path, f"it cannot be read: {error!r}", self.manifest) from error
 

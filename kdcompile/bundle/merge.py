@@ -175,8 +175,9 @@ def _rewrite(
                 _copy(engine, fresh / manifest.ENGINE)
                 _copy(_sidecar(engine), fresh / f"{manifest.ENGINE}.json")
             write_json(fresh / "report.json", report.to_json())
-            _render(fresh, report)
-            product.refresh_product(fresh, report)
+            with found.reading(source):  # what reports and records hold beside their form is free
+                _render(fresh, report)
+                product.refresh_product(fresh, report)
             about, backend = found.manifest, found.manifest["backend"]
             choice = {"precision": about["precision"], "backend": backend["name"],
                       "backend_version": backend["version"]}  # fmt: skip

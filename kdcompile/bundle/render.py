@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures, headline
 from kdcompile.bundle.figures import overlay_png, photo_png
+from kdcompile.core.arrays import read_arrays
 from kdcompile.core.report import Report, escape
 
 GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")
@@ -268,9 +268,9 @@ def _examples(report: Report, folder: Path) -> list[dict[str, Any]]:
 
 def _pictures(path: Path) -> dict[str, str]:
     """What is drawn of an example, by the words for it."""
-    with np.load(path, allow_pickle=False) as arrays:
-        pixels = arrays["pixels"]
-        maps = {who: arrays[who] for who in ("student", "teacher") if who in arrays}
+    arrays = read_arrays(path)
+    pixels = arrays["pixels"]
+    maps = {who: arrays[who] for who in ("student", "teacher") if who in arrays}
     if not maps:
         return {"photo alone": _data_uri(photo_png(pixels))}
     peak = max(float(density.max()) for density in maps.values())

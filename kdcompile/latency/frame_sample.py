@@ -18,7 +18,7 @@ from kdcompile.core.arrays import open_arrays
 from kdcompile.core.backends import of_record
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_text
-from kdcompile.core.readers import read_json
+from kdcompile.core.readers import LARGEST_TEXT, read_bounded, read_json
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import INPUTS
 from kdcompile.latency.subject import DEFAULT
@@ -109,7 +109,7 @@ def pictures_of(photos: Sequence[Photo]) -> list[tuple[str, bytes]]:
 
 def _picture(photo: Photo) -> tuple[str, bytes]:
     if photo.path is not None:
-        return photo.path.name, photo.path.read_bytes()
+        return photo.path.name, read_bounded(photo.path, LARGEST_TEXT)
     if photo.encoded is not None:
         return photo.name, photo.encoded
     assert photo.array is not None, "a photo has a path, an array or encoded bytes"
@@ -143,6 +143,8 @@ def pictures_at(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
         pictures = pictures_of(found)
     except OSError as error:
         raise no_photos(f"{error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise no_photos(f"one of {', '.join(map(str, paths))}: {error}") from error
     if not pictures:
         raise no_photos(f"{', '.join(map(str, paths))}: no image file is there")
     for name, content in pictures:
