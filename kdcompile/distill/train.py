@@ -25,6 +25,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import findings
+from kdcompile.distill.output_calibration import OutputCalibration, calibrate_output
 from kdcompile.distill.phase import StageRun
 from kdcompile.distill.qad import Qad, known_mode, mean_seconds
 from kdcompile.distill.replay import stopped
@@ -237,6 +238,28 @@ class Trainer:
         if batch_norm and not self._processes.is_alone and self.device.type == "cpu":
             found.append("batch-norm statistics are of each process's own batch on a CPU")
         return train, found
+
+    def calibrate_output(self) -> OutputCalibration | None:
+        """After `conclude`: scale the best student's output where that pays.
+
+        Only the first process may call it. A student that was trained with the scales of its
+        quantisation keeps its output, as its last layer has one of them.
+        """
+        state, network, val = self._state, self.setting.ema, self._val
+        if self.qad is not None or not self._options.calibrate_output:
+            return None
+        found = calibrate_output(
+            network, self._train, val, self.setting.preprocess, self.device, self._task
+        )
+        if found is not None and found.kept:
+            state.best = {n: v.detach().cpu().clone() for n, v in network.state_dict().items()}
+            state.predicted = predict(
+                network, val, self.setting.preprocess, self.device, self._task
+            )
+            state.scores = self._task.scores(
+                state.predicted, [self._task.truth(photo) for photo in val]
+            )
+        return found
 
     def _lengths(self) -> list[int]:
         """The planned steps of each stage, decided once and kept next to the checkpoint."""
