@@ -218,8 +218,7 @@ class Trainer:
             self._on_validated(done, state.seconds, self.setting.ema)
         if self._task.metric.is_better(value, state.value):
             state.value, state.scores, state.best_step, state.predicted = value, scores, done, found
-            average = self.setting.ema.state_dict()
-            state.best = {n: v.detach().cpu().contiguous().clone() for n, v in average.items()}
+            state.best = _copied(self.setting.ema)
         return {f"val_{name}": score for name, score in scores.items()}
 
     def _go_back_if_spoilt(self, run: StageRun) -> None:
@@ -273,7 +272,7 @@ class Trainer:
             network, self._train, val, self.setting.preprocess, self.device, self._task
         )
         if found is not None and found.kept:
-            state.best = {n: v.detach().cpu().clone() for n, v in network.state_dict().items()}
+            state.best = _copied(network)
             state.predicted = predict(
                 network, val, self.setting.preprocess, self.device, self._task
             )
@@ -336,3 +335,9 @@ class Trainer:
         self._history = list(kept["history"])
         self._state = State(**kept["state"])
         log.info("distill: resumed after step %d", self._state.step)
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    """A network's weights as files have them."""
+    own = network.state_dict()
+    return {name: value.detach().cpu().contiguous().clone() for name, value in own.items()}
