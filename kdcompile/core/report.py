@@ -1,5 +1,6 @@
 """Numbers with their evidence, gates with their verdicts, and the report that holds both."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -77,7 +78,7 @@ class Report:
         """
         from pydantic import TypeAdapter
 
-        return TypeAdapter(cls).validate_python(data)
+        return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
 
 
 # what GitHub's Markdown reads within a line; a backslash makes it text (CommonMark 2.4)
