@@ -24,7 +24,7 @@ from kdcompile.cli.verify import verify
 from kdcompile.core.disk import disk_error
 from kdcompile.core.errors import EXIT_FIXABLE, KDError
 from kdcompile.core.logs import begin
-from kdcompile.core.optional import keep_caches_together
+from kdcompile.core.optional import keep_caches_together, silence
 
 STAGE_COMMANDS = {
     "search": "design the student for the target",
@@ -59,6 +59,7 @@ add_levels(cli)
 def main() -> None:
     """Entry point: errors become a block on standard error and their exit code."""
     follower = os.environ.get("RANK", "0") != "0"  # of torchrun; the first process talks for all
+    silence()
     keep_caches_together()
     begin(logging.WARNING if follower else logging.INFO)
     with guarded(sys.argv), stoppable() as stop:
