@@ -11,10 +11,13 @@ from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of
 from kdcompile.cli.options import (
     PATH,
     as_json,
+    force_option,
     previous_option,
     require_option,
     sign_option,
     spec_options,
+    trust_words,
+    trusted_option,
     via_option,
     with_previous,
 )
@@ -22,6 +25,7 @@ from kdcompile.cli.terminal import echo_json, echo_text, show, tell
 from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
 
 if TYPE_CHECKING:
+    from kdcompile.bundle.trust import Trust
     from kdcompile.config.spec import Student
     from kdcompile.core.store import Artifact
     from kdcompile.passes.manager import Plan
@@ -88,6 +92,8 @@ def plan(spec: str | None, label: int | None, as_json: bool, **given: Any) -> No
 @require_option
 @sign_option
 @previous_option
+@trusted_option
+@force_option
 @ci_options
 @as_json
 def build(
@@ -95,12 +101,16 @@ def build(
     sets: tuple[str, ...],
     require: str | None,
     baseline: Path | None,
+    trusted: "Trust | None",
     ci: bool,
     ci_folder: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Run every stage and write the bundle to dist/NAME-TARGET/."""
+    """Run every stage and write the bundle to dist/NAME-TARGET/.
+
+    --trusted and --expect are of the --baseline bundle.
+    """
     from kdcompile import api
     from kdcompile.bundle.text import text_summary
     from kdcompile.ci.report import in_ci
@@ -110,6 +120,7 @@ def build(
     title = title_of("build", spec, given["target"])
     with in_ci(folder, "build", name_of(spec), title=title, stream=stream):
         sets = with_previous(sets, baseline)
+        given |= trust_words(trusted)
         built = api.build(spec, require_device=device, sets=sets, **given)
     if built.signed_by is not None:
         tell(f"signed by {built.signed_by}")

@@ -56,6 +56,30 @@ def test_the_bundle_of_another_spec_of_this_name_stays(made, command, tmp_path):
     assert (code, "spec-invalid" in text) == (1, True)
 
 
+def test_the_bundle_of_another_spec_is_replaced_by_force(made, command, tmp_path):
+    place = install(made[1], tmp_path / "dist/x", tmp_path / "a")
+    (place / "infer.py").write_text("changed")
+    tiny_bundle.resealed(place)
+    with pytest.raises(KDError, match="is of another spec") as caught:
+        install(made[1], place, tmp_path / "b")
+    assert "--force" in caught.value.fix
+    install(made[1], place, tmp_path / "b", force=True)
+    assert read_bundle(place).manifest["spec"] == spec_id(tmp_path / "b", place)
+    assert "changed" not in (place / "infer.py").read_text()
+    (place / "mine.txt").write_text("mine")  # what no build put there stays, by force too
+    with pytest.raises(KDError, match=r"mine\.txt"):
+        install(made[1], place, tmp_path / "a", force=True)
+    assert command("bundle", "a", "--force")[0] == 2
+    shutil.copytree(tiny_bundle.built(), tmp_path / "c", ignore=shutil.ignore_patterns("bundle"))
+    (place / "mine.txt").unlink()
+    words = ("c", "--target", tiny_bundle.TARGET, "-o", place)
+    assert "output-other" in command("build", *words)[1]
+    for name in ("build", "bundle"):
+        install(made[1], place, tmp_path / "a", force=True)
+        assert command(name, *words, "--force")[0] in (0, 3, 5)
+        assert read_bundle(place).name == "c"
+
+
 def test_the_same_spec_replaces_its_own(made, tmp_path):
     spec = tmp_path / "crowd"
     place = install(made[1], tmp_path / "dist/x", spec)
