@@ -144,6 +144,36 @@ def test_a_copied_project_makes_a_bundle_of_its_own_name(made, command, tmp_path
     assert json.loads(command.out)["name"] == "parking"
 
 
+@pytest.mark.parametrize(
+    ("stage", "output"),
+    [
+        ("distill", "crowd/w.safetensors"),
+        ("distill", "link.safetensors"),
+        ("search", "crowd/data/labels.json"),
+        ("export", "crowd/kdcompile.toml"),
+    ],
+)
+def test_no_stage_writes_over_what_it_reads(stage, output, command, tmp_path):
+    (tmp_path / "crowd").mkdir()
+    project(tmp_path / "crowd")
+    (tmp_path / "crowd/data/labels.json").write_text("[]")
+    (tmp_path / "link.safetensors").symlink_to("crowd/w.safetensors")
+
+    def given(folder):
+        return {k: v for k, v in contents(folder).items() if ".kdcompile" not in k}
+
+    before = given(tmp_path)
+    words = (stage, "crowd", "-o", output)
+    refusal(command(*words), "output-input", "is read by the build", "another place")
+    assert given(tmp_path) == before
+
+
+def test_a_stage_writes_where_an_earlier_run_did(made, command, tmp_path):
+    for _ in range(2):
+        assert command("search", tiny_bundle.built(), "-o", "student.json") == (0, "")
+    assert (tmp_path / "student.json").is_file()
+
+
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "a\tb", "a\u200bb", "a\udce9b"])
 def test_a_name_that_no_bundle_may_have_is_refused_before_the_work(name, command, tmp_path):
     (tmp_path / name).mkdir()
