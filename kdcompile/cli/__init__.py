@@ -74,8 +74,9 @@ def _run(stop: Stop) -> None:
     except click.ClickException as usage:
         usage.show()
         sys.exit(usage.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(stop.line, err=True)
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        told = stopped.args or getattr(stopped.__cause__, "args", ())  # click raises its own
+        click.echo(stop.line(*map(str, told[:1])), err=True)
         sys.exit(stop.exit_code)
     except BrokenPipeError:  # whoever read the results has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

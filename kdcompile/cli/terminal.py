@@ -28,14 +28,15 @@ def to_json(value: Any) -> Any:
     return TypeAdapter(type(value)).dump_python(value, by_alias=True, warnings=False)
 
 
-def echo_json(value: Any) -> None:
+def echo_json(value: Any, indent: int | None = 1) -> None:
     """One JSON document on standard output, indented; a number that JSON has not is null.
 
-    `##[` in a string, which a CI system might obey (`kdcompile.ci.stream`), is escaped.
+    `##[` in a string, which a CI system might obey (`kdcompile.ci.stream`), is escaped. Without
+    `indent` it is one line, of many documents.
     """
     text = json.dumps(to_json(value), default=_json_value)
     plain = json.loads(text, parse_constant=lambda _: None)
-    text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(plain, indent=indent, sort_keys=True, allow_nan=False)
     click.echo(re.sub(r"##(?=\w*\[)", r"#\\u0023", text))
 
 
