@@ -175,7 +175,7 @@ def make_stage_command(name: str, text: str) -> click.Command:
             echo_json({"stage": name, "path": written, **artifact.meta, **record})
         else:
             for line in explained(artifact):
-                click.echo(line)
+                click.echo(plain(line))
             for key, value in artifact.meta.items():
                 if value is not None:
                     click.echo(f"{key}: {plain(value)}")

@@ -129,5 +129,5 @@ def merge_board(
     else:
         echo_text(text_summary(merged))
         click.echo(f"bundle: {plain(folder)}")
-        click.echo(merged.verdict)
+        click.echo(plain(merged.verdict))
     return merged.exit_code

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import plain, toml
 from kdcompile.core.logs import set_level
 
 if TYPE_CHECKING:
@@ -125,8 +126,7 @@ def with_previous(sets: tuple[str, ...], baseline: Path | None) -> tuple[str, ..
     """The `--set` values, and before them the one that `--baseline` stands for."""
     if baseline is None:
         return sets
-    path = str(baseline.resolve()).replace("\\", "\\\\").replace('"', '\\"')
-    return (f'gates.previous.bundle="{path}"', *sets)
+    return (f"gates.previous.bundle={toml(str(baseline.resolve()))}", *sets)
 
 
 def is_bundle(spec: str | None, target: str | None, sets: tuple[str, ...]) -> bool:
@@ -174,7 +174,7 @@ def open_trusted(folder: Path, trusted: "Trust | None") -> tuple["Bundle", str]:
     if bundle.manifest.get("resigned_unverified"):
         click.echo("warning: it was signed anew at a time when no key vouched for it", err=True)
     if not found.is_trusted:
-        click.echo(f"warning: {found}", err=True)
+        click.echo(f"warning: {plain(str(found))}", err=True)
     return bundle, str(found)
 
 

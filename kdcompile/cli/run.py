@@ -121,4 +121,5 @@ def _line(row: dict[str, Any]) -> str:
 
 def _error_line(error: KDError) -> str:
     """An image's error, in one line."""
-    return f"error[{error.code}]: {plain(error.where)}: {plain(error.message)}; fix: {error.fix}"
+    parts = map(plain, (error.where, error.message))
+    return f"error[{error.code}]: {': '.join(parts)}; fix: {plain(error.fix)}"

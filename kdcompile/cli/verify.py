@@ -126,7 +126,7 @@ def verify_spec(
         echo_json(report.to_json())
     else:
         echo_text(text_summary(report))
-        click.echo(verdict)
+        click.echo(plain(verdict))
     return outcomes_of_report(report, require_device=device), (verdict, report.exit_code)
 
 

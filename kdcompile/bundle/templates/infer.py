@@ -36,7 +36,7 @@ class ImageError(Exception):
 def shown(text: Any) -> str:
     """A name on one line, of which neither a terminal nor a CI system obeys any part."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
-    return ("\\" if line.lstrip().startswith("::") else "") + line.replace("##[", "##\\[")
+    return ("\\" if line.lstrip().startswith("::") else "") + line.replace("##", "#\\#")
 
 
 def read(manifest: dict[str, Any], name: str) -> bytes:
