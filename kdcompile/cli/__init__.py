@@ -22,7 +22,7 @@ from kdcompile.cli.targets import targets
 from kdcompile.cli.tools import clean, doctor, init, report, schema
 from kdcompile.cli.verify import verify
 from kdcompile.core.disk import disk_error
-from kdcompile.core.errors import EXIT_FIXABLE, KDError
+from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
 from kdcompile.core.logs import begin
 from kdcompile.core.optional import keep_caches_together, silence
 
@@ -73,10 +73,12 @@ def _run(stop: Stop) -> None:
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as usage:
+        usage.message = plain(usage.message)  # it repeats what the shell may have found as a name
         usage.show()
         sys.exit(usage.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(stop.line, err=True)
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        told = stopped.args or getattr(stopped.__cause__, "args", ())  # click raises its own
+        click.echo(stop.line(*map(str, told[:1])), err=True)
         sys.exit(stop.exit_code)
     except BrokenPipeError:  # whoever read the results has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

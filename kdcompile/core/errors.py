@@ -9,6 +9,7 @@ Exit 2 is click's (usage); 3 (a gate failed) and 5 (inconclusive) are verdicts, 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,10 +53,12 @@ class ToolMissingError(KDError):
 
 
 def plain(text: object) -> str:
-    """Text that is one line and tells a terminal nothing: names in it may be anybody's."""
-    return "".join(
+    """Text that is one line and tells neither a terminal nor a CI system: it may be anybody's."""
+    line = "".join(
         c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in str(text)
     )
+    line = "\\" * line.lstrip().startswith("::") + line
+    return re.sub(r"(##\w*)\[", r"\1\\[", line)
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
