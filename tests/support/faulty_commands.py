@@ -86,8 +86,7 @@ class FaultyCommands:
 
     def close(self) -> None:
         """End the server."""
-        self._server.stdin.close()
-        self._server.wait()
+        self._server.communicate()
 
 
 def _become(job: dict) -> None:
@@ -167,7 +166,9 @@ def serve() -> None:
             _child(job, library)
         code = _waited(child)
         seen = [library.fault_seen(number) for number in range(len(CALLS))]
-        answer = {"code": code, "failed": library.fault_failed(), "seen": seen}
+        failed = library.fault_failed()
+        library.fault_arm(b"", -1, 0, ctypes.c_long(0), 0)  # of the next child's beginning
+        answer = {"code": code, "failed": failed, "seen": seen}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
