@@ -20,7 +20,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from kdcompile.calib.collect import tensors_to_observe
+from kdcompile.calib.collect import tensors_to_quantise
 from kdcompile.calib.table import INT8_MAX, CalibrationTable, TensorRange, tensor_range
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_text
@@ -97,7 +97,7 @@ def read_cache(path: Path, model: ModelProto, onnx_sha256: str = "") -> Calibrat
     strange = [name for name in ranges if name not in known and not name.startswith(OF_TENSORRT)]
     if strange:
         raise _of_another(path, f"the network has no tensor {_first_few(strange)}")
-    missing = [name for name in tensors_to_observe(model) if name not in ranges]
+    missing = [name for name in tensors_to_quantise(model) if name not in ranges]
     if missing:
         raise _of_another(path, f"it has no scale for {_first_few(missing)}")
     kept = {name: entry for name, entry in ranges.items() if name in known}

@@ -27,9 +27,10 @@ PACKAGE = {  # files of kdcompile itself, and texts that it has just made
 }  # fmt: skip
 STORE = {  # what the same build, or the same process, has written
     "backends/candidate_runner.py", "backends/openvino_.py", "backends/parity_inputs.py",
-    "backends/serve.py", "backends/tensorrt_rtx_.py", "core/backends.py", "core/content.py", "core/files.py",
-    "core/locks.py", "core/store.py", "distill/state.py", "distill/teacher_cache.py",
-    "distill/train.py", "latency/frame_sample.py", "passes/bundle.py", "passes/distill.py",
+    "backends/serve.py", "backends/tensorrt_rtx_.py", "core/backends.py", "core/content.py",
+    "core/files.py", "core/locks.py", "core/store.py", "distill/state.py",
+    "distill/teacher_cache.py", "distill/train.py", "latency/frame_sample.py",
+    "passes/bundle.py", "passes/distill.py",
 }  # fmt: skip
 SYSTEM = {"bundle/distributions.py", "environment/doctor.py", "latency/environment.py"}
 ELSEWHERE = {  # runs without kdcompile, on a board or in a bundle, or reads with limits of its own

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import python
 from kdcompile.core.readers import LARGEST_TEXT, read_json, read_text
 from kdcompile.data.entry import SUFFIXES
 from kdcompile.data.formats.npz import archive_of
@@ -21,7 +22,7 @@ Kind = Literal["counting", "classification", "regression"]
 FACTORY = "photos.py"
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARE = 10  # every tenth image is one to validate on
-HEAD = '''"""The images of {root}: a data factory, see docs/data.md of kdcompile."""
+HEAD = '''"""The images of a folder: a data factory, see docs/data.md of kdcompile."""
 
 import csv
 import json
@@ -54,7 +55,7 @@ READERS = {
 ''',
     "table": '''def every(root: Path) -> list[Photo]:
     """Lines of an image and its label; names of classes are numbered in their order."""
-    with (root / "{name}").open(newline="", encoding="utf-8") as stream:
+    with (root / {name}).open(newline="", encoding="utf-8") as stream:
         rows = [(row[0].strip(), row[1].strip()) for row in csv.reader(stream) if len(row) > 1]
     rows = [row for row in rows if Path(row[0]).suffix.lower() in IMAGES]
     classes = {classes}
@@ -64,7 +65,7 @@ READERS = {
         for (name, _), label in zip(rows, labels)
     ]
 ''',
-    "coco": '''def every(root: Path, file: str = "{name}") -> list[Photo]:
+    "coco": '''def every(root: Path, file: str = {name}) -> list[Photo]:
     """The centres of an image's boxes are counted."""
     found = json.loads((root / file).read_text())
     points: dict = {{row["id"]: [] for row in found["images"]}}
@@ -75,7 +76,7 @@ READERS = {
         Photo(
             row["file_name"],
             np.array(points[row["id"]], np.float32).reshape(-1, 2),
-            path=next(p for p in (root / "{images}" / row["file_name"], root / row["file_name"])
+            path=next(p for p in (root / {images} / row["file_name"], root / row["file_name"])
                       if p.is_file()),
         )
         for row in found["images"]
@@ -185,7 +186,7 @@ def _coco(root: Path) -> Recognised | None:
         if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
             continue
         images = next((p.name for p in sorted(root.iterdir()) if p.is_dir()), ".")
-        text = _head(root) + READERS["coco"].format(name=path.name, images=images)
+        text = _head() + READERS["coco"].format(name=python(path.name), images=python(images))
         if all((root / f"{split}.json").is_file() for split in SPLITS):
             start, end = text.index("def photos("), text.index("def every(")
             text = text[:start] + text[end:] + OF_FILES
@@ -205,9 +206,10 @@ def _table(root: Path) -> Recognised | None:
         labels = {row[1].strip() for row in rows}
         is_value = all(map(_is_number, labels))
         classes = [] if is_value else sorted(labels)
-        text = READERS["table"].format(name=path.name, classes=classes)
+        listed = "[" + ", ".join(map(python, classes)) + "]"
+        text = READERS["table"].format(name=python(path.name), classes=listed)
         kind: Kind = "regression" if is_value else "classification"
-        return Recognised(_own("*.csv", "**/*"), kind, _head(root) + text, classes)
+        return Recognised(_own("*.csv", "**/*"), kind, _head() + text, classes)
     return None
 
 
@@ -215,7 +217,7 @@ def _folders(root: Path) -> Recognised | None:
     classes = _class_folders(root)
     if len(classes) < 2:
         return None
-    return Recognised(_own("**/*"), "classification", _head(root) + READERS["folders"], classes)
+    return Recognised(_own("**/*"), "classification", _head() + READERS["folders"], classes)
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -240,5 +242,5 @@ def _own(*files: str) -> dict[str, Any]:
     return {"format": f"{FACTORY}:photos", "files": list(dict.fromkeys(files)), **names}
 
 
-def _head(root: Path) -> str:
-    return HEAD.format(root=root.name, suffixes=sorted(SUFFIXES))
+def _head() -> str:
+    return HEAD.format(suffixes=sorted(SUFFIXES))

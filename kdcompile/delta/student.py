@@ -24,6 +24,7 @@ from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.fit import check_fit
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.stats.drawn import bounds_of
 from kdcompile.stats.noninferiority import compare, observed_text
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import preprocess_of, task_of
@@ -164,11 +165,11 @@ class Student:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def _reduced(self, output: Tensor, frame: Frame) -> Tensor:
-        """Outputs [N, K]; of a density map its sum in the photo, for that is the prediction."""
+        """Outputs [N, K]; of a map its sum in the photo: of a density that is the prediction."""
         if not self.task.is_dense:
             return output.double().flatten(1)
         inside = torch.from_numpy(frame.inside(*output.shape[2:])).to(output.device)
-        return (output.double() * inside).flatten(1).sum(1, keepdim=True)
+        return (output.double() * inside).flatten(2).sum(2)
 
     def errors(self, state: State, photos: Sequence[Photo]) -> Floats:
         """The error of each photo, float64 [N]."""
@@ -255,8 +256,9 @@ def judge(student: Student, errors: Floats, reference: Floats, loss: float) -> J
         KDError: `accuracy-images` or `accuracy-nonfinite`.
     """
     found = compare(
-        student.metric, reference, errors, margin=loss, max_increase=loss, seed=student.spec.seed
-    )
+        student.metric, reference, errors, margin=loss, max_increase=loss, seed=student.spec.seed,
+        find=bounds_of(student.metric),
+    )  # fmt: skip
     shown = observed_text(student.metric, found.reference, found.value)
     return Judged(
         found.verdict,

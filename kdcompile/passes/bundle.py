@@ -80,7 +80,9 @@ def _write_reports(folder: Path, report: Report, examples: Path) -> None:
     write_text(folder / "report.html", render.html(report, examples, metrics))
 
 
-def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> Path:
+def install(
+    artifact: Artifact, destination: Path, spec: Path | None = None, force: bool = False
+) -> Path:
     """Copy a bundle from the store to where the user wants it, whole or not at all.
 
     A bundle that is there already and intact is left alone; an older one is replaced.
@@ -89,6 +91,7 @@ def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> 
         artifact: what `run` made.
         destination: `dist/NAME-TARGET`, or the folder of `-o`.
         spec: the folder of the spec, whose bundle it is to be from now on.
+        force: replace the bundle of another spec.
 
     Returns:
         The destination, with links resolved.
@@ -101,7 +104,8 @@ def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> 
     installed = _manifest_of(artifact, None if spec is None else spec_id(spec, destination))
     if _is_same(installed, destination):
         return destination
-    check_place(destination, spec, artifact.path.parent, {*artifact.files, *manifest.UNLISTED})
+    own = {*artifact.files, *manifest.UNLISTED}
+    check_place(destination, spec, artifact.path.parent, own, force)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with beside(destination) as temporary:

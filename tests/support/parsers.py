@@ -18,7 +18,7 @@ from kdcompile.bundle import form, manifest, merge, signature
 from kdcompile.bundle.text import text_summary
 from kdcompile.calib.qad_table import read_qad
 from kdcompile.calib.table import CalibrationTable, TensorRange
-from kdcompile.calib.trt_cache import read_cache, tensors_to_observe
+from kdcompile.calib.trt_cache import read_cache, tensors_to_quantise
 from kdcompile.ci.partial import _read as read_partial
 from kdcompile.config.load import load_spec
 from kdcompile.config.spec import Data
@@ -227,7 +227,7 @@ def _hashes(path: Path) -> object:
 
 
 def _cache() -> bytes:
-    lines = [f"{name}: 3c010a14" for name in tensors_to_observe(chain(1))]
+    lines = [f"{name}: 3c010a14" for name in tensors_to_quantise(chain(1))]
     return "\n".join(["TRT-8601-EntropyCalibration2", *lines, ""]).encode()
 
 
