@@ -1,5 +1,6 @@
 """The files that hold a network's weights, where one file names others: shards, external data."""
 
+from os.path import isfile
 from pathlib import Path
 
 from kdcompile.core.errors import KDError
@@ -44,10 +45,10 @@ def shards_of(index: Path) -> dict[str, str]:
 
 def _next_to(path: Path, name: str) -> Path:
     found = path.parent / name
-    if Path(name).name != name or not found.is_file():
+    if Path(name).name != name or not isfile(found):  # also where no name can be such
         raise KDError(
             "weights-missing",
-            f"{path.name} names {name!r}, which is no file next to it",
+            f"{path.name} names {name!r:.80}, which is no file next to it",
             where=str(path),
             fix="put all shards into the folder of their index",
         )
@@ -63,4 +64,4 @@ def _external(path: Path) -> list[Path]:
     except Exception:  # no ONNX file: what reads it says so
         return []
     names = {e.value for t in graph.initializer for e in t.external_data if e.key == "location"}
-    return [path.parent / name for name in sorted(names) if (path.parent / name).is_file()]
+    return [path.parent / name for name in sorted(names) if isfile(path.parent / name)]
