@@ -100,7 +100,7 @@ def calls_of(kept: Baseline | Samples) -> int | None:
 
 def _read(part: Path) -> Samples:
     try:
-        found = samples_from_json(read_json(part))
+        found = samples_from_json(read_json(part, finite=False))
         check(found)
         record_of(found.runs[0])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, KDError) as error:

@@ -5,6 +5,7 @@ one process its memory layout, processes of one engine the kernels that its buil
 of a run the state of the machine. So a sample keeps its place in this tree.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -116,7 +117,7 @@ def samples_from_json(data: Mapping[str, Any]) -> Samples:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Samples).validate_python(data)
+        return TypeAdapter(Samples).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
