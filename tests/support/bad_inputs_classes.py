@@ -154,7 +154,7 @@ ARCHIVES = [
     BadInput("archive-corrupt", _corrupt, PLAN, "archive-unreadable", again(_archive)),
     BadInput(
         "archive-of-objects", _arrays(y=np.array([{}] * 8, object)), PLAN, "archive-unreadable",
-        again(_archive), says=("allow_pickle",),
+        again(_archive), says=("of object", "Python objects"),
     ),
     BadInput(
         "archive-without-labels", _lost("y"), PLAN, "archive-array", again(_archive),
