@@ -81,7 +81,8 @@ def _run(stop: Stop) -> None:
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as usage:
-        usage.message = plain(usage.message)  # it repeats what the shell may have found as a name
+        # it repeats what the shell may have found as a name
+        usage.message = plain(usage.message)  # type: ignore[misc]
         usage.show()
         sys.exit(usage.exit_code)
     except (click.Abort, KeyboardInterrupt) as stopped:

@@ -150,7 +150,7 @@ def _least(rows: Floats, true: Floats, power: int) -> Floats:
     Least squares; for absolute errors reweighted until they are that (Schlossmacher, 1973).
     """
     weights = np.ones(len(true))
-    found = np.zeros(rows.shape[1])
+    found: Floats = np.zeros(rows.shape[1])
     for _ in range(1 if power == 2 else ROUNDS):
         root = np.sqrt(weights)
         found = np.linalg.lstsq(rows * root[:, None], true * root, rcond=None)[0]

@@ -95,7 +95,7 @@ class Trainer:
         self._kept = load_checkpoint(work, self.device)
         self._history: list[Tensor] = []
         self.qad: Qad | None = None  # known once the length is
-        self._now: list[float] = []  # what the last validation predicted
+        self._now: list[Any] = []  # what the last validation predicted
         self._resume()
 
     def run(self) -> State:
