@@ -1,4 +1,4 @@
-"""Files that come from a place, which may be longer than it says or have no end."""
+"""Files that come from a device, which may be longer than it says or have no end."""
 
 import signal
 from collections import deque
