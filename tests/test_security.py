@@ -3,6 +3,7 @@
 import ast
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
