@@ -1,4 +1,4 @@
-"""The loop of every measurement: networks take turns, in an order that rotates.
+"""The loop of every measurement: networks interleaved, in an order that rotates.
 
 A difference of seconds apart would be a difference of clocks, caches and neighbours. Each block
 times a short run of every network (A B, then B A); the blocks are the samples. It runs in this
