@@ -73,8 +73,11 @@ def install() -> int:
     if tested().is_file():
         words = ("-q", "--require-hashes", "--no-deps", "-r", str(tested()))
         done = pip(*words, stderr=subprocess.PIPE)
-        if done.returncode == 0:
-            return pip("-q", "--no-deps", "--no-build-isolation", "-e", ".").returncode
+        if done.returncode == 0:  # setuptools is among them
+            words = ("-q", "--no-deps", "--no-build-isolation", "-e", ".")
+            done = pip(*words, stderr=subprocess.PIPE)
+            sys.stderr.write(done.stderr if done.returncode else "")
+            return done.returncode
         sys.stderr.write(done.stderr)
         if DIFFERS in done.stderr:
             return done.returncode

@@ -3,6 +3,7 @@
 import ast
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +197,14 @@ def test_a_link_at_a_temporary_name_is_not_written_through(tmp_path):
     assert not [name for name in names if str(os.getpid()) in name.split(".")]
     shared = [path.name for path in SOURCES if '"/tmp' in path.read_text()]
     assert shared == ["ssh.py"], "only mkdtemp, whose folders are their owner's"
+
+
+def test_the_page_of_security_names_files_that_are_there():
+    root = PACKAGE.parent
+    text = (root / "docs/security.md").read_text()
+    named = set(re.findall(r"`((?:[\w-]+/)+[\w-]+\.\w+)(?::\w+)?`", text))
+    assert len(named) > 10
+    assert {
+        one for one in named if not any((at / one).is_file() for at in (root, PACKAGE))
+    } == set()
+    assert "docs/security.md" in (root / "README.md").read_text()

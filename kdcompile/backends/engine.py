@@ -15,7 +15,7 @@ from kdcompile.config.deploy import Compile
 from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json
-from kdcompile.core.measurement import interleave
+from kdcompile.core.interleave import interleave
 from kdcompile.core.ports import Ports, as_row
 from kdcompile.core.readers import read_json
 from kdcompile.core.store import digest

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.measurement import interleave
+from kdcompile.core.interleave import interleave
 from kdcompile.core.store import digest
 from kdcompile.latency.environment import fingerprint
 from kdcompile.latency.warmup import BURSTS, agree

@@ -1,11 +1,4 @@
-"""Measure latencies interleaved, so that a drift touches all alike: the loop, and callables by it.
-
-`interleave` is the loop of every measurement: in this process, in those of `kdcompile.latency`, and
-by the agent on a board, so it is Python 3.8 with numpy only. `measure` times callables by it.
-
-A difference of seconds apart would be a difference of clocks, caches and neighbours. Each block
-times a short run of every callable, in an order that rotates from block to block (A B, then B A);
-the blocks are the samples.
+"""Measure callables of this process interleaved, so that a drift touches all alike.
 
 A sample is the fastest call of its block. Means contain other processes too: where another has a
 CPU, threads that wait for one another stand still together, and the network with more of that
@@ -13,21 +6,18 @@ loses more. And of two networks that are open in one process each finds the othe
 spinning. `kdcompile.stats.latency_interval` reduces the samples.
 """
 
-from __future__ import annotations
-
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from kdcompile.core.interleave import MIN_BLOCKS, interleave
 
-    Floats = NDArray[np.float64]
-
-MIN_BLOCKS = 6  # fewer distinct resamples than 6 blocks have cannot carry a 95 % interval
+Floats = NDArray[np.float64]
 BLOCK_SECONDS = 0.3  # longer blocks of fast calls would add time and no samples
 
 
@@ -61,41 +51,6 @@ class Samples:
 
     ms: Mapping[str, Floats]
     repeats: int
-
-
-def in_order(names: Sequence[Any], turn: int) -> list[Any]:
-    """The order of a turn: A B C, then B C A, so that none is always first."""
-    first = turn % len(names)
-    return [*names[first:], *names[:first]]
-
-
-def interleave(
-    names: Sequence[Any],
-    take: Callable[[Any, int], object],
-    blocks: int,
-    goes_on: Callable[[], bool] = lambda: True,
-    *,
-    least: int = MIN_BLOCKS,
-    repeats: int = 0,
-    first: int = 0,
-) -> None:
-    """Take a block of each network in every turn, in an order that rotates.
-
-    Args:
-        names: of the networks.
-        take: takes a block of a network, given its name and the turn; true where it was disturbed.
-        blocks: turns that are wanted.
-        goes_on: whether there is time for another turn; asked before each.
-        least: turns that are taken whatever `goes_on` says.
-        repeats: the most turns that are added, one for each in which a block was disturbed.
-        first: the turn that begins, as `in_order` counts them.
-    """
-    turn = 0
-    while turn < blocks and (goes_on() or turn < least):
-        disturbed = [take(name, turn) for name in in_order(names, first + turn)]
-        if repeats and any(disturbed):
-            blocks, repeats = blocks + 1, repeats - 1
-        turn += 1
 
 
 def measure(
@@ -139,4 +94,4 @@ def _fastest(call: Callable[[], object], repeats: int, clock: Callable[[], float
     for _ in range(repeats):
         call()
         stamps.append(clock())
-    return min(end - start for start, end in zip(stamps, stamps[1:]))
+    return min(end - start for start, end in pairwise(stamps))

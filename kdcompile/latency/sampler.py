@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.measurement import in_order, interleave
+from kdcompile.core.interleave import in_order, interleave
 from kdcompile.latency.compatibility import check_unchanged
 from kdcompile.latency.energy_memory import usage
 from kdcompile.latency.environment import look

@@ -6,16 +6,17 @@ that would speak to a terminal, so that its text may be shown anywhere.
 
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from kdcompile.core.arrays import read_arrays
 from kdcompile.core.errors import plain
+from kdcompile.core.readers import read_json
 from kdcompile.remote.agent.messages import MOST_BYTES
 from kdcompile.remote.answer_types import CLOCKS, FORMS, Failure, Form, Unread
-from kdcompile.remote.process import BadAnswer, parsed
+from kdcompile.remote.bounded import MOST_ARRAYS
+from kdcompile.remote.process import BadAnswer
 
 MOST_DEEP = 30
 MOST_CHARS = 4000  # of an error's text
@@ -61,12 +62,10 @@ def record(path: Path) -> dict[str, Any]:
     Raises:
         BadAnswer: it is none.
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise BadAnswer(f"the engine's record has more than {MOST_BYTES >> 20} MiB")
     try:
-        return checked("build", parsed(path.read_bytes()))
+        return checked("build", read_json(path, MOST_BYTES))
     except ValueError as error:
-        raise BadAnswer("the engine's record is no JSON") from error
+        raise BadAnswer(f"the engine's record: {plain(str(error)[:200])}") from error
 
 
 def arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -76,16 +75,8 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
         BadAnswer: it is none.
     """
     try:
-        with ZipFile(path) as opened:
-            entries = opened.infolist()
-        # a small file may be a large one: packed, or with members that share their bytes
-        if any(entry.compress_type != ZIP_STORED for entry in entries):
-            raise BadAnswer("outputs that are packed")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise BadAnswer("outputs that are more than their file")
-        with np.load(path, allow_pickle=False) as found:
-            outputs = {plain(key): found[key] for key in found.files}
-    except (OSError, ValueError, EOFError, MemoryError, BadZipFile, RuntimeError) as error:
+        outputs = {plain(name): array for name, array in read_arrays(path, MOST_ARRAYS).items()}
+    except (OSError, ValueError, MemoryError) as error:
         raise BadAnswer("the outputs are no npz file of arrays") from error
     if not outputs or any(array.dtype.kind not in "fiub" for array in outputs.values()):
         raise BadAnswer("the outputs are no arrays of numbers")

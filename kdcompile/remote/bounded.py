@@ -1,8 +1,6 @@
-"""Files that come from a place, which may be longer than it says or have no end."""
+"""Files that come from a device, which may be longer than it says or have no end."""
 
-import os
 import signal
-import stat
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +10,7 @@ from threading import Thread
 from typing import IO
 
 from kdcompile.core.errors import plain
+from kdcompile.core.readers import open_regular
 
 MOST_FILE = 8 << 30  # an engine, which a board's memory holds
 MOST_ARRAYS = 1 << 30  # a network's outputs
@@ -32,14 +31,14 @@ def copy(there: str, local: Path, most: int) -> None:
         Unbounded: it has more than `most` bytes, or is no regular file.
         OSError: it cannot be read.
     """
-    descriptor = os.open(there, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb") as source, local.open("wb") as target:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unbounded("no regular file")
-        while piece := source.read(PIECE):
-            if target.tell() + len(piece) > most:
-                raise Unbounded(f"a file of more than {most} bytes")
-            target.write(piece)
+    try:
+        with open_regular(Path(there)) as source, local.open("wb") as target:
+            while piece := source.read(PIECE):
+                if target.tell() + len(piece) > most:
+                    raise Unbounded(f"a file of more than {most} bytes")
+                target.write(piece)
+    except ValueError as error:
+        raise Unbounded("no regular file") from error
 
 
 def run(

@@ -1,7 +1,5 @@
 """One worker process: a message in, a message out, within a time and bounded memory."""
 
-import json
-import math
 import subprocess
 import time
 from collections import deque
@@ -12,12 +10,12 @@ from threading import Thread
 from typing import IO, Any
 
 from kdcompile.core.errors import plain
-from kdcompile.remote.agent.messages import HEAD, MARK, message, size_in
+from kdcompile.core.readers import parse_json
+from kdcompile.remote.agent.messages import HEAD, MARK, MOST_BYTES, message, size_in
 from kdcompile.remote.bounded import KEPT_LINES, LEAVE_S, keep_last
 
 MOST_BEFORE = 1 << 16  # bytes before the first answer, as of a login shell's greeting
 MOST_WAITING = 2  # answers that nobody has asked for yet
-DIGITS = 20  # of a 64-bit mask
 LOOK_S = 0.5  # a signal that comes just before a wait is handled only when the wait returns
 
 
@@ -107,24 +105,11 @@ def _first_head(stream: IO[bytes]) -> bytes:
     raise BadAnswer(f"no message among its first {MOST_BEFORE} bytes")
 
 
-def parsed(text: bytes) -> Any:
-    """A JSON value of finite numbers, from whoever wrote it.
-
-    Raises:
-        ValueError: it is no JSON.
-        BadAnswer: it is, and no worker's.
-    """
-    try:
-        return json.loads(text, parse_constant=_no_number, parse_float=_number, parse_int=_integer)
-    except RecursionError:
-        raise BadAnswer("it is nested too deep") from None
-
-
 def _checked(body: bytes, number: int | None) -> dict[str, Any]:
     try:
-        found = parsed(body)
-    except ValueError:
-        raise BadAnswer("it is no JSON") from None
+        found = parse_json(body, MOST_BYTES)
+    except ValueError as error:
+        raise BadAnswer(plain(str(error)[:200])) from None
     if not isinstance(found, dict):
         raise BadAnswer(f"a {type(found).__name__} where an object belongs")
     known, has_error = found.get("id"), "error" in found
@@ -134,21 +119,6 @@ def _checked(body: bytes, number: int | None) -> dict[str, Any]:
     if not is_start and (type(known) is not int or known != number):
         raise BadAnswer(f"it is to request {plain(repr(known)[:40])}, not to {number}")
     return found
-
-
-def _no_number(text: str) -> float:
-    raise BadAnswer(f"{text} is no number")
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _no_number(text[:40])
-
-
-def _integer(text: str) -> int:
-    if len(text) > DIGITS:
-        raise BadAnswer(f"an integer of {len(text)} digits")
-    return int(text)
 
 
 class WorkerProcess:

@@ -49,6 +49,8 @@ WRONG = {
     "no-json": b"{",
     "a-list": b"[]",
     "a-note": b'{"note": 1}',
+    "a-key-twice": b'{"id": 2, "ok": {}, "ok": {"exists": false, "bytes": 0, "sha256": null}}',
+    "no-utf-8": b'{"id": 2, "ok": {"exists": false, "bytes": 0, "sha256": "\xff"}}',
     "and-more": b'{"id": 2, "ok": {"exists": false, "bytes": 0, "sha256": null}, "more": 1}',
     "a-field-more": b'{"id": 2, "ok": {"exists": false, "bytes": 0, "sha256": null, "more": 1}}',
 }
@@ -293,10 +295,6 @@ def _saved(path, **arrays):
     np.savez(path, **arrays)
 
 
-def _packed(path):
-    np.savez_compressed(path, x=np.zeros(1 << 20))
-
-
 def _claims(path):
     """A header of a petabyte."""
     head = io.BytesIO()
@@ -333,12 +331,19 @@ def _long(path):
         lambda path: _saved(path),
         lambda path: _saved(path, x=np.array(["text"])),
         lambda path: _saved(path, x=np.array([{"an": "object"}], object)),
-        _packed,
         _claims,
     ],
 )
 def test_outputs_that_are_no_arrays_are_refused(write, tmp_path):
     write(tmp_path / "run-far-out.npz")
+    place = HostilePlace(*start(), reply({}, 2), work=str(tmp_path))
+    place.inputs = lambda arrays: "in.npz"
+    refused(lambda: place.run({}))
+
+
+def test_outputs_that_unpack_to_more_than_they_may_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "MOST_ARRAYS", (1 << 20) - 1)
+    np.savez_compressed(tmp_path / "run-far-out.npz", x=np.zeros(1 << 20, np.uint8))
     place = HostilePlace(*start(), reply({}, 2), work=str(tmp_path))
     place.inputs = lambda arrays: "in.npz"
     refused(lambda: place.run({}))
@@ -396,5 +401,5 @@ def test_a_record_that_is_none_is_refused(text, tmp_path):
 def test_a_record_without_an_end_is_not_read(tmp_path):
     with (tmp_path / "engine.json").open("wb") as stream:
         stream.truncate(MOST_BYTES + 1)
-    with pytest.raises(BadAnswer, match="more than 8 MiB"):
+    with pytest.raises(BadAnswer, match="over 8388608 bytes"):
         answers.record(tmp_path / "engine.json")

@@ -95,7 +95,7 @@ def test_the_bundle_runs_without_kdcompile(build, tmp_path):
     assert (ran.returncode, ran.stderr) == (0, "")
     code, found = line("run", bundle, photo, "-o", tmp_path / "out")
     assert code == 0
-    assert float(ran.stdout.split("\t")[1]) == pytest.approx(found[0]["count"], rel=1e-3)
+    assert float(ran.stdout.split("\t")[1]) == pytest.approx(found["count"], rel=1e-3)
 
 
 def test_verify_loads_the_engine_and_bench_and_compare_time_it(build):

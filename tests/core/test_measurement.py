@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kdcompile.core.measurement import MIN_BLOCKS, Settings, measure
+from kdcompile.core.interleave import MIN_BLOCKS
+from kdcompile.core.measurement import Settings, measure
 from kdcompile.stats.latency_interval import PairedTimes, ratio_interval
 
 

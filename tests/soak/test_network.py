@@ -40,6 +40,7 @@ def told(event, args):
     if path is not None:
         os.write(LOG, (event + " " + path + "\\n").encode(errors="replace"))
 
+os.write(LOG, b"begun /dev/null\\n")
 sys.addaudithook(told)
 """
 SOCKET = re.compile(r"\b(?:socket|connect|sendto|sendmsg)\(.*(?:AF_INET|AF_NETLINK|AF_PACKET)")
@@ -97,10 +98,11 @@ def events(tmp_path_factory):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_socket_is_opened(events, name):
     audit, trace = events[1][name]
-    assert len(audit) > 0
+    assert any(line.startswith("begun ") for line in audit)  # the hook is there
     assert [line for line in audit if line.startswith("socket.")] == []
     assert [line for line in trace if SOCKET.search(line)] == []
-    print(f"\n{name}: {len(audit)} changes of files, {len(trace)} calls traced, no socket")
+    changes = sum(not line.startswith("begun ") for line in audit)
+    print(f"\n{name}: {changes} changes of files, {len(trace)} calls traced, no socket")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -111,9 +113,10 @@ def test_it_writes_only_where_it_says(events, name):
     # a bundle is written whole before it takes its place
     beside = {p for p in paths if str(p).startswith(f"{folder}/.out.kdcompile-")}
     if name == "build":
-        assert any(path.name == "manifest.json" for path in beside)  # the hook is there
+        assert any(path.name == "manifest.json" for path in beside)
     outside = {p for p in paths - beside if not any(p.is_relative_to(a) for a in allowed)}
-    assert {p for p in outside if not p.is_relative_to("/dev")} == set()
+    # /proc/self/clear_refs restarts the count of a process's peak memory
+    assert {p for p in outside if not re.match(r"/dev/|/proc/\d+/clear_refs$", str(p))} == set()
 
 
 def test_nothing_is_left_elsewhere(events):

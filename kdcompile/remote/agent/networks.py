@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.measurement import interleave
+from kdcompile.core.interleave import interleave
 from kdcompile.core.ports import Ports, as_row
 from kdcompile.remote.agent.system import file_sha256, write_file
 from kdcompile.remote.agent.worker import summary
@@ -139,7 +139,7 @@ class Networks:
 
     def time(self, names: list[str], image: Any, mode: str, iterations: int,
              blocks: int) -> dict[str, dict[str, Any]]:  # fmt: skip
-        """Latency of interleaved networks (`kdcompile.core.measurement`).
+        """Latency of interleaved networks (`kdcompile.core.interleave`).
 
         Returns:
             By name: `clock`, percentiles in ms over all calls, `n` calls, and `blocks`, the median
