@@ -1,7 +1,7 @@
 """A disk that fails under every command: each call, each error, at a drawn place of the command.
 
-KDCOMPILE_SOAK_FAULTS=N draws N places for each call, error and command; `make soak` one. Two in
-turn: the call fails once (a network drive that comes back), or from there on (a disk that died).
+In turn the call fails once (a network drive that comes back) or from there on (a disk that died).
+KDCOMPILE_SOAK_FAULTS=N tries one error in N for each call of a command; the next call's are others.
 """
 
 import os
@@ -24,7 +24,7 @@ from kdcompile.bundle import manifest
 from kdcompile.core.errors import KDError
 
 pytestmark = pytest.mark.soak
-SEED, PLACES = 11, int(os.environ.get("KDCOMPILE_SOAK_FAULTS", "1"))
+SEED, ONE_IN = 11, int(os.environ.get("KDCOMPILE_SOAK_FAULTS", "1"))
 REFUSED, VERDICTS = 1, (0, 3, 5)
 BUNDLE = "dist/tiny-jetson"
 MAKE = ("delta", "make", "base.safetensors", "new.safetensors", "--spec", ".", "--loss", "2%")
@@ -103,10 +103,11 @@ def _copy(finished, folder, command):
 
 
 def _faults(seen, rng):
-    """Each call that a command makes with each error, at `PLACES` places each."""
-    for number, (call, error) in enumerate(product(CALLS, ERRORS)):
-        for place in range(PLACES if seen[call] else 0):
-            yield Fault(call, error, rng.randint(1, seen[call]), bool((number + place) % 2))
+    """Each call that a command makes with each error, where it is made for the n-th time."""
+    calls = [call for call in CALLS if seen[call]]
+    for (row, call), (number, error) in product(enumerate(calls), enumerate(ERRORS)):
+        if (row + number) % ONE_IN == 0:
+            yield Fault(call, error, rng.randint(1, seen[call]), rng.random() < 0.5)
 
 
 def _wrong(ended):
