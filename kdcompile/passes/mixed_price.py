@@ -1,4 +1,4 @@
-"""What a mixed network is predicted to take: before its layers are chosen it has no price."""
+"""Predicted latency of the mixed network that ships; before its layers are chosen it has none."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
