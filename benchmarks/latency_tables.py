@@ -149,7 +149,7 @@ def rewritten(text: str, made: Mapping[str, str]) -> str:
         head, begun, rest = text.partition(begin)
         _, ended, tail = rest.partition(end)
         if not begun or not ended:
-            raise ValueError(f"{DOCS.name} has no section {name}: write its begin and end there")
+            raise ValueError(f"there is no section {name}: write its begin and end there")
         text = head + begin + section + end + tail
     return text
 

@@ -1,6 +1,6 @@
 """What each part of the search is worth: an ablation on a CPU, digits and CIFAR-10.
 
-    python benchmarks/search_ablation.py EXAMPLE [--data FOLDER] [--seeds 5] [-o FILE]
+    python benchmarks/search_ablation.py EXAMPLE [--data FOLDER] [--seeds 5] [--finished] [-o FILE]
 
 EXAMPLE is `digits` or `cifar10`; of CIFAR-10, FOLDER holds the archive that the example's spec
 names. All arms have one budget of predicted speed-up, the same final training, and the defaults of
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, choices=SEEDS)
     parser.add_argument("--work", type=Path)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--finished", action="store_true", help="report the seeds that are done")
     args = parser.parse_args()
     work = args.work or Path(".kdcompile") / f"ablation-{args.example}"
     subject = SUBJECTS[args.example]
@@ -238,7 +239,8 @@ def main() -> None:
         shutil.copytree(EXAMPLES / args.example, work)
         own = work / "kdcompile.toml"
         own.write_text(re.sub(r"^epochs = .*\n", "", own.read_text(), flags=re.M))  # steps instead
-    train(work, subject, data, args.seeds)
+    if not args.finished:
+        train(work, subject, data, args.seeds)
     found = summary(work, subject)
     print(json.dumps(found, indent=1))
     if args.output:

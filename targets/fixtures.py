@@ -14,13 +14,15 @@ from kdcompile.core.readers import parse_toml
 from kdcompile.targets import Target, load, names, resolve
 
 FILE = Path(__file__).with_name("fixtures.toml")
+IMAGES = ("float", "linear", "chw4")
 KINDS = ("measured", "published", "secondary")
 QUANTILES = ("min", "p50", "p90", "p95", "p99", "p99.9", "max")
 TYPICAL = ("p50", "mean", "unstated")  # best first
 
-_OPTIONAL = {"gmac", "excluded", "graph", "held_out"}
+_OPTIONAL = {"gmac", "excluded", "graph", "held_out", "copied", "image"}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "shape": list, "ms": dict, "exact": bool, "graph": bool, "held_out": bool, "gmac": (int, float),
+    "copied": int,
 }  # fmt: skip
 
 
@@ -48,6 +50,9 @@ class Fixture:
         excluded: why the model is not held against it; empty if it is.
         graph: whether one CUDA graph replayed the inference; else kernels were enqueued one by one.
         held_out: the model is held against it, and never fitted on it.
+        image: how it is handed over: float32, int8 [N, C, H, W] (linear), or int8 with its channels
+            in fours (chw4), which an int8 convolution reads as it is.
+        copied: bytes of the image that are copied to the GPU within the measured time.
     """
 
     name: str
@@ -68,6 +73,8 @@ class Fixture:
     excluded: str = ""
     graph: bool = False
     held_out: bool = False
+    image: str = "float"
+    copied: int = 0
 
     @property
     def batch(self) -> int:
@@ -207,6 +214,7 @@ def _fixture(entry: Any, sources: Mapping[str, str]) -> Fixture:
     _one_of(name, "kind", entry["kind"], KINDS)
     _one_of(name, "source", entry["source"], sources)
     _one_of(name, "target", entry["target"], names())
+    _one_of(name, "image", entry.get("image", "float"), IMAGES)
     target = _shipped(entry["target"])
     _one_of(name, "precision", entry["precision"], target.precisions)
     excluded = "excluded" in entry

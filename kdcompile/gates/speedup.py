@@ -113,8 +113,7 @@ def predicted_speedup(context: VerifyContext) -> Measurement | None:
         origin=context.model,
         low=found.speedup[0],
         high=found.speedup[1],
-        mode=f"latency model, {'validated' if found.validated else 'unvalidated'}"
-        + ", of fp16, than which mixed is no slower" * (context.precision == "mixed"),
+        mode=f"latency model, {'validated' if found.validated else 'unvalidated'}",
     )
 
 

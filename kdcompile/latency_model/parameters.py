@@ -161,11 +161,12 @@ class _Problem:
         same = (networks[:, None] == networks[None, :]).astype(float)
         self.scatter = _root(SHARED * same + (1 - SHARED) * np.eye(len(same)))
         self.whiten = _root(np.array(prior.covariance))
-        used = {"exposed", "launch", "fill", "dram", "l2", "operands"}
+        used = {"exposed", "fill", "dram", "l2", "operands"}
         for layout in self.layouts:
             used |= {n for names in layout.arithmetic for n in names} | set(layout.memory)
             used |= {"int8.windows"} if layout.windows.any() else set()
-            used |= {f"step.{layout.generation}"} | (set() if layout.graph else {"stream", "host"})
+            used |= {layout.launch, f"step.{layout.generation}"}
+            used |= set() if layout.graph else {"stream", "host"}
         self.used = [index for index, name in enumerate(prior.names) if name in used]
 
     def errors(self, logs: Array) -> Array:

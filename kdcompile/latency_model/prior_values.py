@@ -4,7 +4,12 @@ From what is known of the hardware; `docs/latency-model.md` says which were sett
 the fixtures.
 """
 
-from kdcompile.latency_model.roofline import ARITHMETIC_KINDS, GENERATIONS, TENSOR_PRECISIONS
+from kdcompile.latency_model.roofline import (
+    ARITHMETIC_KINDS,
+    GENERATIONS,
+    TENSOR_PRECISIONS,
+    TURING,
+)
 
 _KINDS = {
     "dilated": (0.95, 0.15), "grouped": (0.7, 0.4), "transposed": (0.7, 0.4), "gemm": (0.9, 0.2),
@@ -23,9 +28,13 @@ _GPU = {
     "arithmetic": (0.9, 0.1),  # of the dense peak, in the main loop of a tile
     "operands": (64.0, 0.3),  # bytes per clock that an SM loads, the width of its port to L2
     # cycles: load, barrier and multiplication; before 8.0 copies pass through registers
-    **{f"step.{g}": (600.0 if g == "7" else 300.0, 0.5) for g in GENERATIONS},
+    **{f"step.{g}": (600.0 if g in ("7", TURING) else 300.0, 0.5) for g in GENERATIONS},
     "fill": (2500.0, 0.5),  # cycles: first loads, last stores, the grid's start and end
-    "launch": (0.5, 0.4),  # of the target's launch_us, in a CUDA graph
+    "launch": (0.5, 0.4),  # of the target's launch_us, in a CUDA graph, on a Jetson
+    # the same on a card, which reads its launches from a memory of its own: between the 0.5 us of
+    # a V100 (NVIDIA's introduction of CUDA graphs, recalled: a kernel of 2.9 us takes 3.4 in one),
+    # whose kernel has three arguments, and the 2.9 us of a Jetson
+    "launch.card": (0.24, 0.5),
     # us, without one: between two kernels, since each launch is fetched from the host's memory;
     # and of the processor to enqueue one, of which TensorRT's own bookkeeping is more than half
     "stream": (1.0, 0.7), "host": (6.0, 0.5),

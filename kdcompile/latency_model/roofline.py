@@ -42,8 +42,10 @@ MEMORY_KINDS = (
     "gather", "sort", "reformat", "other",
 )  # fmt: skip
 """Kinds that only move memory, over the DRAM's efficiency."""
-GENERATIONS = ("7", "8", "9", "10")
-"""Major compute capability; 7 stands for it and earlier, 10 for it and later."""
+TURING = "7.5"
+GENERATIONS = ("7", TURING, "8", "9", "10")
+"""Major compute capability; 7 stands for it and earlier, 10 for it and later. Turing is apart from
+Volta, all fixtures of which are of a Jetson with an L2 of 512 KB."""
 TENSOR_PRECISIONS = ("fp32", "fp16", "int8", "fp8")
 
 
@@ -53,7 +55,7 @@ class Layout(NamedTuple):
     `rate`: peak operations per second and SM. `arithmetic` and `memory`: the names of the
     efficiencies that scale each kernel, besides those of all. `launches`: of each kernel, one a
     step. `windows`: bytes that an int8 convolution of a CPU copies first. `graph`: one CUDA graph
-    replays all.
+    replays all. `launch`: the efficiency of a launch.
     """
 
     work: Work
@@ -70,6 +72,7 @@ class Layout(NamedTuple):
     bandwidth: float
     generation: str
     graph: bool
+    launch: str
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,11 @@ class Times:
 
 
 def generation(target: Target) -> str:
-    """The major compute capability that efficiencies are kept by; `cpu` for a CPU."""
+    """The compute capability of `GENERATIONS` that efficiencies are kept by; `cpu` for a CPU."""
     if target.compute_capability is None:
         return "cpu"
+    if target.compute_capability == TURING:
+        return TURING
     major = int(target.compute_capability.split(".")[0])
     return str(min(max(major, int(GENERATIONS[0])), int(GENERATIONS[-1])))
 
@@ -162,6 +167,7 @@ def lay_out(kernels: Sequence[Kernel], target: Target, graph: bool = True) -> La
         bandwidth=target.bandwidth_gbs * 1e9,
         generation=generation(target),
         graph=graph or cpu,
+        launch="launch.card" if target.kind == "workstation" else "launch",
     )
 
 
@@ -218,7 +224,7 @@ def times(layout: Layout, values: Mapping[str, float]) -> Times:
         arithmetic = arithmetic + layout.windows / (fast * values["int8.windows"])
     share = np.array([values[name] if name else 1.0 for name in layout.memory])
     memory = (layout.dram / bandwidth + layout.l2 / fast) / share
-    overhead = 1e-6 * values["launch"] * layout.launch_us
+    overhead = 1e-6 * values[layout.launch] * layout.launch_us
     if layout.mhz:
         overhead += values["fill"] / (layout.mhz * 1e6)
     if layout.graph:

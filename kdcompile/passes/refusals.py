@@ -156,7 +156,32 @@ def refuse_settings(spec: Spec, splits: Splits) -> None:
 
 
 def warnings_of(spec: Spec, splits: Splits) -> list[str]:
-    """What a build would do hardly as it is meant: crops and inputs that are mostly padding."""
+    """What a build would do hardly as it is meant: crops and inputs that are mostly padding, and
+    what follows the GPU's latency where a DLA is to run.
+    """
+    return [*_of_a_dla(spec), *_of_padding(spec, splits)]
+
+
+def _of_a_dla(spec: Spec) -> list[str]:
+    """What the GPU's predicted latency decides in place of a DLA's, which nothing predicts."""
+    if spec.compile.dla is None:
+        return []
+    why = "the GPU's predicted latency, and compile.dla asks for a DLA, which has no latency model"
+    budget = spec.student.budget
+    told = [
+        f"student.budget.{name} is kept by {why}: name macs or width, and time it at the board"
+        for name in ("speedup", "latency_ms")
+        if getattr(budget, name) is not None
+    ]
+    if spec.quantize.precision == "auto":
+        told.append(
+            f'away from the board quantize.precision = "auto" chooses by {why}: build with --via, '
+            'which measures, or name "fp16"'
+        )
+    return told
+
+
+def _of_padding(spec: Spec, splits: Splits) -> list[str]:
     size = typical_size(splits)
     if size is None or ports_of(spec) is not None:
         return []

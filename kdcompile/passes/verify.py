@@ -33,6 +33,7 @@ from kdcompile.gates.summary import (
     worst_rows,
 )
 from kdcompile.latency.environment import fingerprint, fingerprint_id
+from kdcompile.passes.mixed_price import MIXED, with_mixed
 from kdcompile.targets import Target
 from kdcompile.tasks.records import value_of
 from kdcompile.tasks.reference import taught
@@ -117,7 +118,9 @@ def _context(
     choice = inputs["compile"].json("choice.json")
     unpredicted = NO_DLA_MODEL if step.spec.compile.dla is not None else ""
     estimate = inputs["search"].json("estimate.json")
-    known = {} if unpredicted else predictions(estimate, choice["precision"])
+    if choice["precision"] == MIXED and not unpredicted:
+        estimate = with_mixed(estimate, step, target)
+    known = {} if unpredicted else predictions(estimate)
     return VerifyContext(
         target=target,
         precision=choice["precision"],
@@ -156,23 +159,17 @@ def _outcomes(
     )
 
 
-def predictions(estimate: Mapping[str, Any], chosen: str = "") -> dict[str, Prediction]:
+def predictions(estimate: Mapping[str, Any]) -> dict[str, Prediction]:
     """The latency model's numbers by the student's precision.
 
     The teacher's is at the precision that it would be deployed in beside it, else at fp32.
 
     Args:
-        estimate: of `estimate.json`.
-        chosen: the precision that ships. A mixed network, which the model has no estimate of, takes
-            fp16's: it keeps fp16 wherever int8 is not faster.
+        estimate: of `estimate.json`, with the mixed network's where that ships.
     """
     found = {}
-    teachers, students = estimate["teacher"], dict(estimate["student"])
-    speedups = dict(estimate["speedups"])
-    if chosen == "mixed" and "fp16" in students:
-        students.setdefault(chosen, students["fp16"])
-        speedups.setdefault(chosen, speedups["fp16"])
-    for precision, student in students.items():
+    teachers, speedups = estimate["teacher"], estimate["speedups"]
+    for precision, student in estimate["student"].items():
         beside = teacher_precision(precision)
         beside = beside if beside in teachers else "fp32"
         teacher = teachers.get(beside)

@@ -6,22 +6,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kdcompile.backends import engine
 from kdcompile.backends.candidate_runner import RUNS_HERE
+from kdcompile.backends.deployed_form import DeployedForm
 from kdcompile.backends.onnxruntime_ import OrtRunner, open_session
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
 from kdcompile.core.measurement import Settings, measure
+from kdcompile.data.preprocess import Input, Preprocess
 from kdcompile.latency_model.device_check import difference, mode_of
 from kdcompile.remote.open import Place
 from kdcompile.targets import Target
 
-Floats = NDArray[np.float32]
 TIMING = Settings(blocks=15, warmup=1, seconds=30.0, repeats=20)
+
+
+def form_of(spec: Spec, folder: Path) -> DeployedForm:
+    """How a build of the spec deploys its networks; what they normalise with costs nothing.
+
+    Args:
+        spec: its section export.
+        folder: for the files.
+    """
+    _, channels, *sides = spec.export.profile[1]
+    ones, size = (1.0,) * channels, (sides[0], sides[1])
+    prepare = Preprocess(channels, ones, ones, size, size)
+    return DeployedForm(prepare.deployed(spec.export.preprocess), folder)
 
 
 class HostTimer:
@@ -53,11 +64,11 @@ class HostTimer:
         """
         self.runners[name] = open_session(onnx)
 
-    def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
+    def time(self, image: Input) -> tuple[dict[str, list[float]], str]:
         """Milliseconds of each network, samples of all interleaved, and how they were timed.
 
         Args:
-            image: float32 [N, C, H, W].
+            image: an input of the deployed networks.
         """
         calls = {name: (lambda r=runner: r(image)) for name, runner in self.runners.items()}
         found = measure(calls, TIMING).ms
@@ -102,17 +113,19 @@ class BoardTimer:
 
     def add(self, name: str, onnx: Path, precision: str) -> None:
         """An engine, built unless an equal one is there, loaded and run once."""
-        profile = self.spec.export.profile
-        built = engine.build(self.place, self.board, onnx, precision, self.spec.compile, profile)
+        profile, form = self.spec.export.profile, form_of(self.spec, onnx.parent)
+        built = engine.build(
+            self.place, self.board, onnx, precision, self.spec.compile, form.profile(profile)
+        )
         self.place.call("load", path=built.there, name=name)
         try:
-            engine.prove(self.place, name, np.zeros(profile[1], np.float32))
+            engine.prove(self.place, name, form.blank(profile[1]))
         except KDError:
             self.place.call("unload", name=name)
             raise
         self.names.append(name)
 
-    def time(self, image: Floats) -> tuple[dict[str, list[float]], str]:
+    def time(self, image: Input) -> tuple[dict[str, list[float]], str]:
         """By the device's clock, in the leanest mode that every network runs in."""
         mode, pace = engine.judged_pace(self.place, self.names, image)
         times = engine.in_turns(self.place, self.names, image, mode=mode, **asdict(pace))

@@ -31,7 +31,7 @@ from kdcompile.latency_model.correction import Correction
 from kdcompile.models.blocks import fold
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
 from kdcompile.onnx_graph.layers import quantised_layers
-from kdcompile.search.device_timer import DeviceTimer, open_timer
+from kdcompile.search.device_timer import DeviceTimer, form_of, open_timer
 from kdcompile.search.pareto import Point, front, keeps, likely_front, limit_ms
 from kdcompile.targets import Target
 from kdcompile.tasks.metric import Metric
@@ -147,9 +147,8 @@ def measure(
                 where="[search] measure",
                 fix="search without measuring: --set search.measure=0",
             )
-        shape = tuple(spec.export.profile[1])
-        image = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        samples, mode = timer.time(image)
+        prepare = form_of(spec, folder).prepare
+        samples, mode = timer.time(prepare.noise(spec.export.profile[1], seed=0))
     times = {name: float(np.median(taken)) for name, taken in samples.items()}
     quartiles = [np.quantile(taken, [0.25, 0.5, 0.75]) for taken in samples.values()]
     varied = max(float((high - low) / middle) for low, middle, high in quartiles)
@@ -228,7 +227,7 @@ class _Builder:
     folder: Path
 
     def add(self, name: str, module: nn.Module, precision: str) -> None:
-        """Export, convert and build a copy of a network."""
+        """Export, convert and build a copy of a network, in the form that a build deploys."""
         module = fold(copy.deepcopy(module).cpu().float().eval())
         path, output = self.folder / f"{name}.onnx", task_of(self.spec).output
         profile, target = self.spec.export.profile, self.target
@@ -239,7 +238,7 @@ class _Builder:
             path = self.folder / f"{name}_{kind}.onnx"
             onnx.save(WRITERS[kind](model, target), path)
         log.info("search: building %s at %s", name, precision)
-        self.timer.add(name, path, precision)
+        self.timer.add(name, form_of(self.spec, self.folder).file(path), precision)
 
     def add_teacher(self, teacher: nn.Module, precision: str) -> str:
         """Make it ready, in fp32 where it has no narrower form; returns the precision."""

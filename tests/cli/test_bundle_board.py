@@ -1,21 +1,27 @@
 """`kdcompile bundle --test-pack` and `--merge` from the command line."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx_graphs import Graph
 
+from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.cli import cli, main
 from kdcompile.config.spec import Data, Export, Spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits, photos_digest
 from kdcompile.passes.testpack import pack_build
+from kdcompile.remote.agent.pack import Pack
 from kdcompile.tasks.task import find_task
 
 PREPROCESS = Preprocess(1, (0.4,), (0.3,), (8, 8), (16, 16))
@@ -24,15 +30,15 @@ PREPROCESS = Preprocess(1, (0.4,), (0.3,), (8, 8), (16, 16))
 class Work:
     """A finished build's plan, with the artifacts that a test pack takes."""
 
-    def __init__(self, folder, tested, kit="kit/kit.json"):
+    def __init__(self, folder, tested, kit="kit/kit.json", preprocess=PREPROCESS):
         rows = [{"name": f"{i}.png", "true": i, "teacher": i} for i in (0, 2)]
         data = {"test": {"photos_sha256": photos_digest(tested)}}
         details = {"predictions": rows, "task": find_task("counting").facts(), "data": data}
         files = {
-            "compile": {kit: "{}", "preprocess.json": json.dumps(PREPROCESS.to_json())},
+            "compile": {kit: "{}", "preprocess.json": json.dumps(preprocess.to_json())},
             "verify": {"report.json": json.dumps({"details": details})},
             "export": {
-                "preprocess.json": json.dumps(PREPROCESS.to_json()),
+                "preprocess.json": json.dumps(preprocess.to_json()),
                 "teacher.onnx": "32", "teacher_fp16.onnx": "16",
             },
         }  # fmt: skip
@@ -74,6 +80,32 @@ def test_the_pack_holds_the_photos_that_verify_judged(tmp_path, photos):
     with np.load(tmp_path / "pack/photos_000.npz") as arrays:
         kept = PREPROCESS(arrays["1"])
     assert kept.tobytes() == PREPROCESS(photos[2].pixels(1)).tobytes()
+
+
+def test_the_teacher_in_the_pack_of_an_in_graph_build_takes_pixels(tmp_path, photos):
+    """On the board it gives for a photo of the pack what the exported one gives here."""
+    fixed = replace(PREPROCESS, min_hw=(16, 16))  # so that the mean colour, 102 of 255, pads
+    work = Work(tmp_path, photos, preprocess=fixed)
+    export, compiled = (work.made[stage].path for stage in ("export", "compile"))
+    graph = Graph()
+    onnx.save(graph.model(graph.conv("out", "image", 1, 1), channels=1), export / "teacher.onnx")
+    shutil.copyfile(export / "teacher.onnx", export / "teacher_fp16.onnx")
+    work.spec = work.spec.model_copy(update={"export": Export(preprocess="in-graph")})
+    deployed = fixed.deployed("in-graph").to_json()
+    (compiled / "preprocess.json").write_text(json.dumps(deployed))
+    work.pack(tmp_path / "pack")
+    kit = {
+        "task": "counting", "output": find_task("counting").facts()["output"],
+        "files": {"preprocess.json": file_sha256(compiled / "preprocess.json")},
+    }  # fmt: skip
+    pack = Pack(str(tmp_path / "pack"), kit)
+    there = open_session(tmp_path / "pack" / pack.onnx("fp32").rsplit("/", 1)[1])
+    here = open_session(export / "teacher.onnx")
+    samples = list(pack.photos(deployed))
+    assert [(s.given.dtype, s.given.shape) for s in samples] == [(np.uint8, (1, 16, 16, 1))] * 2
+    for sample, photo in zip(samples, photos[::2], strict=True):
+        exported = here(fixed(photo.pixels(1)))
+        np.testing.assert_allclose(there(sample.given), exported, rtol=1e-4, atol=1e-5)
 
 
 def test_a_target_without_a_kit_takes_no_pack(tmp_path, photos):

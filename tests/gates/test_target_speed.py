@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-import pytest
 from resourced import context
 
 from kdcompile.gates.context import Prediction
-from kdcompile.gates.speedup import predicted_speedup, target_speed
+from kdcompile.gates.speedup import target_speed
 
 ESTIMATE = Prediction(80.0, 8.0, 1.5, True, (9.0, 11.0))
 
@@ -33,9 +32,3 @@ def test_another_device_has_the_models_and_this_machines_is_told():
 
 def test_without_an_estimate_there_is_this_machines_alone():
     assert set(target_speed(context(evidence="host"))) == {"evidence", "host"}
-
-
-@pytest.mark.parametrize("precision", ["int8", "mixed"])
-def test_a_mixed_network_is_estimated_as_fp16(precision):
-    found = predicted_speedup(predicted(precision))
-    assert ("of fp16" in found.mode) == (precision == "mixed")

@@ -160,10 +160,10 @@ def test_the_teacher_is_predicted_as_it_would_be_deployed() -> None:
     }  # fmt: skip
     assert [found[p].band for p in found] == pytest.approx([2.0, 1.5, 1.4])
     assert found["int8"].speedup == (3.0, 5.0)
-    found = verify.predictions(both, "mixed")
-    assert set(found) == {"fp32", "fp16", "int8", "mixed"}
-    assert found["mixed"] == found["fp16"], "it is no slower"
-    assert set(verify.predictions(both, "int8")) == {"fp32", "fp16", "int8"}
+    mixed = {**both, "student": {**student, "mixed": at(0.7)}}
+    mixed["speedups"] = speedups("fp32", "fp16", "int8", "mixed")
+    found = verify.predictions(mixed)["mixed"]
+    assert (found.teacher, found.student, found.teacher_precision) == (4, 0.7, "fp16")
     without = {**both, "teacher": {"fp32": at(8), "int8": at(3)}, "student": {"int8": at(0.5)}}
     assert verify.predictions(without)["int8"].teacher == 8
 

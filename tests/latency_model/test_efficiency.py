@@ -159,6 +159,6 @@ def test_launches_without_a_graph_are_told_from_those_of_one() -> None:
     ]  # fmt: skip
     found = fit(seen, prior).values
     assert found["stream"] > 2.5
-    assert found["launch"] == pytest.approx(prior.values["launch"], rel=0.1)
+    assert found["launch.card"] == pytest.approx(prior.values["launch.card"], rel=0.1)
     blind = fit([replace(o, graph=True) for o in seen], prior).values
-    assert blind["launch"] > 1.2 * prior.values["launch"]
+    assert blind["launch.card"] > 1.2 * prior.values["launch.card"]

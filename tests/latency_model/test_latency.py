@@ -13,10 +13,10 @@ from onnx import helper, numpy_helper
 from kdcompile.core.errors import KDError
 from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.network_kind import network_kind
-from kdcompile.latency_model.parameters import Efficiencies, priors
+from kdcompile.latency_model.parameters import Efficiencies, efficiencies_of, priors
 from kdcompile.latency_model.predict import estimate, kernel_ms, validated_kinds
 from kdcompile.latency_model.reference_kernels import reference_kernels
-from kdcompile.latency_model.roofline import L2_SHARE, lay_out, peak, times
+from kdcompile.latency_model.roofline import GENERATIONS, L2_SHARE, lay_out, peak, times
 from kdcompile.latency_model.workload import Kernel, stored_bytes, traffic
 from kdcompile.targets import load
 
@@ -52,7 +52,7 @@ def plain(**values: float) -> Efficiencies:
     prior = priors("gpu")
     easy = dict.fromkeys(prior.values, 1.0)
     easy |= {"launch": 0.2, "fill": 1020.0, "operands": 1e9, "l2": 1e-9, "exposed": 0.1}
-    easy |= {f"step.{g}": 1e-9 for g in ("7", "8", "9", "10")}
+    easy |= {f"step.{g}": 1e-9 for g in GENERATIONS}
     return replace(prior, values=easy | values)
 
 
@@ -359,11 +359,41 @@ def test_an_uncovered_precision_is_less_certain() -> None:
     assert width("fp16") > width("int8")
 
 
-@pytest.mark.parametrize(("capability", "group"), [("5.3", "7"), ("7.5", "7"), ("12.0", "10")])
+@pytest.mark.parametrize(("capability", "group"), [("5.3", "7"), ("7.2", "7"), ("12.0", "10")])
 def test_a_generation_that_was_never_measured_takes_its_neighbours(capability, group) -> None:
     odd = replace(NANO, compute_capability=capability)
     assert lay_out(chain([32, 32], (8, 8)), odd).generation == group
     assert kernel_ms(chain([32, 32], (8, 8)), odd, "fp16") > 0
+
+
+def test_turing_has_nothing_of_volta() -> None:
+    """Every fixture of Volta is of a Jetson, whose kernels wait for an L2 of 512 KB."""
+    layers, shipped = chain([256, 256], (8, 8)), efficiencies_of(load("t4"))
+    assert lay_out(layers, load("t4")).generation == "7.5"
+    assert shipped.values["step.7.5"] == priors("gpu").values["step.7.5"]
+    slower = replace(shipped, values=shipped.values | {"step.7": 1e5})
+    before, after = (kernel_ms(layers, load("t4"), "fp16", each) for each in (shipped, slower))
+    assert before == after
+    xavier = load("jetson-xavier-nx")
+    assert kernel_ms(layers, xavier, "fp16", slower) > kernel_ms(layers, xavier, "fp16", shipped)
+
+
+@pytest.mark.parametrize(("name", "own"), [("l4", "launch.card"), ("jetson", "launch")])
+def test_a_card_launches_at_a_cost_of_its_own(name: str, own: str) -> None:
+    target, kernels = load(name), chain([32] * 11, (8, 8))
+    for changed in ("launch", "launch.card"):
+        ms = kernel_ms(kernels, target, "fp16", plain(**{changed: 0.7}))
+        more = 10 * (0.7 - plain().values[changed]) * target.launch_us / 1e3
+        expected = more if changed == own else 0.0
+        same = kernel_ms(kernels, target, "fp16", plain())
+        assert ms - same == pytest.approx(expected)
+
+
+def test_a_launch_on_a_card_is_believed_to_take_half_of_a_jetsons() -> None:
+    prior = priors("gpu").values
+    assert prior["launch.card"] * load("l4").launch_us == pytest.approx(1.2)  # us, in a CUDA graph
+    shipped = efficiencies_of(load("l4")).values
+    assert 0.3 < shipped["launch.card"] / shipped["launch"] < 0.7
 
 
 def test_a_broken_calibration_of_another_target_says_nothing_here(tmp_path, monkeypatch) -> None:

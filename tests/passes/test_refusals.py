@@ -137,6 +137,23 @@ def test_crops_that_are_mostly_padding(build, crop, told, refused):
 
 
 @pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["student.budget={speedup=2}"], ["student.budget.speedup is kept by"]),
+        (["student.budget={latency_ms=2}"], ["student.budget.latency_ms is kept by"]),
+        (["student.budget={macs=1000}"], []),
+        (["student.budget={macs=1000}", "quantize.precision=auto"], ["away from the board quant"]),
+    ],
+)
+def test_what_the_gpu_decides_for_a_dla_is_told(build, sets, told):
+    sets = ["quantize.precision=fp16", "student.family=shrink", *sets]
+    assert warnings_of(build(sets=sets, student="shrink").spec, _photos()) == []
+    found = warnings_of(build(sets=[*sets, "compile.dla=0"], student="shrink").spec, _photos())
+    assert [text[: len(start)] for text, start in zip(found, told, strict=True)] == told
+    assert all("which has no latency model" in text for text in found)
+
+
+@pytest.mark.parametrize(
     ("height", "width", "told"), [(16, 16, 0), (64, 64, 0), (16, 8, 0), (16, 7, 1), (3, 64, 1)]
 )
 def test_inputs_that_are_mostly_padding(build, height, width, told):

@@ -197,6 +197,46 @@ def test_engines_take_turns_on_the_target(tmp_path, gpu, version, precision):
     assert found.mode == "graph"
 
 
+def seen_by(monkeypatch, timer):
+    """The type and shape of what the networks are timed on."""
+    inputs, time = [], timer.time
+
+    def noting(self, image):
+        inputs.append((image.dtype, image.shape))
+        return time(self, image)
+
+    monkeypatch.setattr(timer, "time", noting)
+    return inputs
+
+
+PIXELS = {"shape": [1, 3, 16, 24], "preprocess": "in-graph"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_networks_that_take_pixels_are_timed_on_pixels(tmp_path, precision, quick, monkeypatch):
+    inputs, at = (
+        seen_by(monkeypatch, device_timer.HostTimer),
+        spec().model_dump() | {"export": PIXELS},
+    )
+    found = measure(net(), [net(4)], precision, Spec(**at), CPU, None, tmp_path)
+    assert found.why == (None,)
+    assert inputs == [(np.dtype(np.uint8), (1, 16, 24, 3))]
+    floats = seen_by(monkeypatch, device_timer.HostTimer)
+    measure(net(), [net(4)], precision, spec(16), CPU, None, tmp_path)
+    assert floats == [(np.dtype(np.float32), (1, 3, 16, 16))]
+
+
+def test_engines_that_take_pixels_are_built_for_pixels(tmp_path, gpu, monkeypatch):
+    board, target = gpu("10.13.3")
+    inputs, at = (
+        seen_by(monkeypatch, device_timer.BoardTimer),
+        spec().model_dump() | {"export": PIXELS},
+    )
+    found = measure(net(8, 4), [net(4)], "fp16", Spec(**at), target, board, tmp_path)
+    assert found.ms[0] < found.teacher_ms
+    assert inputs == [(np.dtype(np.uint8), (1, 16, 24, 3))]
+
+
 def test_a_teacher_that_overflows_in_half_is_timed_in_single(tmp_path, gpu):
     board, target = gpu("11.4.0")
     teacher = net()

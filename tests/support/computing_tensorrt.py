@@ -113,7 +113,8 @@ class ICudaEngine:
         return getattr(self._trt.TensorIOMode, "INPUT" if name in self._plan.ports else "OUTPUT")
 
     def get_tensor_dtype(self, name):
-        return self._trt.DataType.FLOAT
+        kind = "UINT8" if name in self._plan.pixels else "FLOAT"
+        return getattr(self._trt.DataType, kind)
 
     def get_tensor_shape(self, name):
         return self._ports()[name]
@@ -167,20 +168,21 @@ class IExecutionContext:
     def _work(self, addresses):
         plan, ((name, shape),) = self._engine._plan, self._shapes.items()
         ends = [(addresses[end], self.get_tensor_shape(end)) for end in plan.ends]
+        kind = ctypes.c_uint8 if name in plan.pixels else ctypes.c_float
 
         def work():
             self._scene.driver.clock += sum(ms for _, ms in self._times())
             for (address, size), values in zip(
-                ends, plan.compute(_array(addresses[name], shape)), strict=True
+                ends, plan.compute(_array(addresses[name], shape, kind)), strict=True
             ):
                 _array(address, size)[...] = values
 
         return work
 
 
-def _array(address, shape):
-    kind = ctypes.c_float * int(np.prod(shape))
-    return np.frombuffer(kind.from_address(address), np.float32).reshape(shape)
+def _array(address, shape, kind=ctypes.c_float):
+    values = kind * int(np.prod(shape))
+    return np.frombuffer(values.from_address(address), kind).reshape(shape)
 
 
 OWN = (

@@ -56,6 +56,8 @@ class Plan:
         self.source, self.flags, self.profile = source, flags, profile
         self.model = onnx.load_from_string(source)
         self.ports = {port.name: _shape(port) for port in self.model.graph.input}
+        kinds = {port.name: port.type.tensor_type.elem_type for port in self.model.graph.input}
+        self.pixels = {name for name, kind in kinds.items() if kind == TensorProto.UINT8}
         self.ends = {port.name: _shape(port) for port in self.model.graph.output}
         self.layers = layers(self.model, flags)
         self._session, self._sizes = None, {}
@@ -87,6 +89,7 @@ class Plan:
     def sizes(self, shape):
         """The outputs' shapes by name, for an input of this shape."""
         if shape not in self._sizes:
-            found = self.compute(np.zeros(shape, np.float32))
+            kind = np.uint8 if self.pixels else np.float32
+            found = self.compute(np.zeros(shape, kind))
             self._sizes[shape] = {n: a.shape for n, a in zip(self.ends, found, strict=True)}
         return self._sizes[shape]

@@ -235,3 +235,21 @@ def test_a_record_may_lack_what_a_fixture_needs() -> None:
         assert not one.usable
     with pytest.raises(KDError):
         parse_fixtures(ENTRY + 'excluded = ""\n')
+
+
+def test_how_mlperf_hands_its_images_over() -> None:
+    """`input_format` and `use_direct_host_access` of the submitter's configurations."""
+    mlperf = {n: f for n, f in KNOWN.items() if f.source.startswith("MLPerf") and f.usable}
+    assert {n for n, f in mlperf.items() if f.image == "chw4"} == {
+        n for n in mlperf if "ssd-mobilenet" in n
+    }
+    assert all(f.image == "linear" for f in mlperf.values() if "ssd-mobilenet" not in f.name)
+    assert all(f.image == "float" for n, f in KNOWN.items() if n not in mlperf)
+    copied = {n: f.copied for n, f in mlperf.items() if f.copied}
+    assert copied == {
+        "xavier-nx-resnet50-b1-int8": 3 * 224 * 224,
+        "xavier-nx-ssd-mobilenet-v1-b1-int8": 4 * 300 * 300,
+        "agx-xavier-resnet50-b1-int8": 3 * 224 * 224,
+        "agx-xavier-ssd-mobilenet-v1-b1-int8": 4 * 300 * 300,
+        "agx-xavier-ssd-resnet34-b1-int8": 3 * 1200 * 1200,
+    }
