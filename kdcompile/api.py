@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.optional import silence
 from kdcompile.core.progress import Event as Event
 from kdcompile.core.progress import Metric as Metric
 from kdcompile.core.progress import OnProgress, working
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from kdcompile.passes.manager import Plan
     from kdcompile.passes.show import Planned
 
+silence()  # before any verb loads a library, or code of the user's that does
 log = logging.getLogger("kdcompile")
 LADDER_IMAGES = 16  # of the validation split
 

@@ -14,9 +14,10 @@ from typing import Any
 from kdcompile.core import escape
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import config_folder
-from kdcompile.targets.schema import toml
+from kdcompile.core.readers import MIB, read_toml
 
 FORMAT = 1
+LARGEST = 8 * MIB  # with the latencies of thousands of networks
 TEXTS = ("target", "mode", "measured", "place", "machine", "backend", "backend_version", "source")
 KEYS = {"format", "residual", "values", "covariance", *TEXTS}
 OPTIONAL = {"gpu_mhz", "jetpack", "error", "channel_tile"}
@@ -50,13 +51,11 @@ def read_whole(module: str) -> dict[str, Any] | None:
     """
     place = path(module)
     try:
-        text = place.read_text(encoding="utf-8")
+        table = read_toml(place, LARGEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise invalid(module, f"cannot be read: {error}") from error
-    try:
-        table = toml(text)
     except ValueError as error:
         raise invalid(module, str(error)) from error
     check(module, table)

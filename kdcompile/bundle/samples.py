@@ -4,7 +4,6 @@
 and the manifest lists the copy like any file. A student is small.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.escape import c_string, markdown, plain
 from kdcompile.core.files import write_text
 from kdcompile.core.optional import need
+from kdcompile.core.readers import read_json
 from kdcompile.data.preprocess import INPUTS
 
 
@@ -167,7 +167,7 @@ def write_triton(folder: Path, name: str, target: str, device: str, io: IO) -> N
 def is_plan(folder: Path) -> bool:
     """Whether the bundle has an engine, and one of TensorRT (ONNX Runtime may play a board)."""
     record = folder / f"{ENGINE}.json"
-    return record.is_file() and "tensorrt" in json.loads(record.read_text(encoding="utf-8"))
+    return record.is_file() and "tensorrt" in read_json(record)
 
 
 def _entry(tensor: Tensor) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Every failure a user can meet, and the exit code that each ends with.
 
     KDError          1  the user can fix it
-    └─ ToolMissingError   4  a tool that the command needs is absent
+    ├─ ToolMissingError   4  a tool that the command needs is absent
+    └─ InternalError     70  nobody foresaw it: a fault of kdcompile
 
 Exit 2 is click's (usage); 3 (a gate failed) and 5 (inconclusive) are verdicts, not errors.
 """
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 EXIT_OK, EXIT_FIXABLE, EXIT_USAGE, EXIT_GATE, EXIT_MISSING, EXIT_INCONCLUSIVE = range(6)
+EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 
 
 class KDError(Exception):
@@ -50,6 +52,12 @@ class ToolMissingError(KDError):
     """A library or program that this command needs is not installed."""
 
     exit_code = EXIT_MISSING
+
+
+class InternalError(KDError):
+    """An exception that nobody foresaw, kept in a file to report."""
+
+    exit_code = EXIT_INTERNAL
 
 
 def plain(text: object) -> str:

@@ -1,5 +1,6 @@
 """Numbers with their evidence, gates with their verdicts, and the report that holds both."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -76,7 +77,7 @@ class Report:
         """
         from pydantic import TypeAdapter
 
-        return TypeAdapter(cls).validate_python(data)
+        return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,18 +6,16 @@ change.
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from kdcompile.core.errors import KDError
 from kdcompile.core.escape import python
-from kdcompile.core.files import read_text
+from kdcompile.core.readers import LARGEST_TEXT, read_json, read_text
 from kdcompile.data.entry import SUFFIXES
+from kdcompile.data.formats.npz import archive_of
 from kdcompile.data.splits import SPLITS
 
 Kind = Literal["counting", "classification", "regression"]
@@ -142,9 +140,10 @@ def _points(root: Path) -> Recognised | None:
 def _archive(root: Path) -> Recognised | None:
     """One archive with parts for the splits, or with one or two that are cut."""
     for path in sorted(root.glob("*.npz")):
-        with np.load(path, allow_pickle=False) as archive:
-            labels = {n: len(archive[n]) for n in archive.files if n == "y" or n[:2] == "y_"}
-            kinds = {archive[name].dtype.kind for name in labels}
+        with archive_of(path) as archive:
+            found = {n: archive[n] for n in archive if n == "y" or n[:2] == "y_"}
+        labels = {name: len(array) if array.ndim else 0 for name, array in found.items()}
+        kinds = {array.dtype.kind for array in found.values()}
         parts = {name[2:]: count for name, count in labels.items()}
         named = {s: next((a for a in ALIASES[s] if a in parts), None) for s in SPLITS}
         if not parts:
@@ -181,7 +180,7 @@ def _split_folders(root: Path) -> Recognised | None:
 def _coco(root: Path) -> Recognised | None:
     for path in sorted(root.glob("*.json")):
         try:
-            content = json.loads(read_text(path))
+            content = read_json(path, LARGEST_TEXT)
         except (OSError, ValueError):
             continue
         if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
@@ -197,8 +196,10 @@ def _coco(root: Path) -> Recognised | None:
 
 def _table(root: Path) -> Recognised | None:
     for path in sorted(root.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-            rows = [row for row in csv.reader(stream) if len(row) > 1]
+        try:
+            rows = [row for row in csv.reader(read_text(path).split("\n")) if len(row) > 1]
+        except (OSError, ValueError, csv.Error):
+            continue
         rows = [row for row in rows if Path(row[0].strip()).suffix.lower() in SUFFIXES]
         if not rows:
             continue

@@ -1,12 +1,12 @@
 """The artifact that is measured: an ONNX file, an engine with its record, or a bundle."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcompile.backends.engine import record_of
+from kdcompile.bundle import form
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.bundle.signature import open_bundle
 from kdcompile.bundle.trust import Trust
@@ -14,6 +14,7 @@ from kdcompile.core.backends import of_record
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.core.optional import need
+from kdcompile.core.readers import hold, parse_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -135,8 +136,10 @@ def _bundle(bundle: Bundle, backend: str | None, shape: Shape | None) -> Subject
 def _typical(bundle: Bundle) -> Shape | None:
     """The input shape that the build was made for, as far as the bundle tells it."""
     if "kit/kit.json" in bundle.manifest["files"]:
-        with bundle.reading("kit/kit.json") as path:
-            return tuple(int(size) for size in json.loads(path.read_bytes())["profile"][1])
+        with bundle.reading("kit/kit.json") as content:
+            kit = parse_json(content)
+            hold(form.Kit, kit)
+            return tuple(kit["profile"][1])
     images = bundle.preprocess
     if images["min_hw"] == images["max_hw"]:
         sides = tuple(int(size) for size in images["max_hw"])

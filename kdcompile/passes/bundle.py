@@ -15,6 +15,7 @@ from kdcompile.config.step import Step
 from kdcompile.core.disk import disk_full, is_full
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import json_text, write_json, write_text
+from kdcompile.core.readers import read_json
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact, Store
 from kdcompile.tasks.task import task_of
@@ -128,7 +129,7 @@ def install(
 
 def _manifest_of(artifact: Artifact, spec: str | None) -> str:
     """The manifest that a bundle is installed with."""
-    about = form.parsed(artifact.file(manifest.NAME).read_bytes())
+    about = read_json(artifact.file(manifest.NAME))
     del about[form.DIGEST]
     return json_text(form.sealed(about if spec is None else about | {"spec": spec}))
 
