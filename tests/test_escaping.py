@@ -196,6 +196,25 @@ def test_what_commands_print(name):
     assert len(str(KDError("x", name, name or "x", name or "x")).split("\n")) == 3
 
 
+PRINTED = {  # by `click.echo`, and no text of anybody's: numbers, hashes, a whole document
+    "f'{made.bytes} bytes, {made.share:.1%} of the {made.full_bytes} in fp16'",
+    "f\"{'tensor':<40} {'kind':<6} {'bytes':>9} {'error':>8}\"",
+    "row.rstrip()", "wrote", "text", "_error_line(found)", "_line(found)", "str(found)",
+    "stop.line(*map(str, told[:1]))", "overall(built.gates, require_device=device)[0]",
+}  # fmt: skip
+
+
+def test_every_command_escapes_what_it_prints():
+    """A call that is new here uses `plain`, `show` or `echo_text`, or is in the table."""
+    found = set()
+    for path in (Path(kdcompile.bundle.__file__).parents[1] / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "click.echo" and node.args:
+                found.add(ast.unparse(node.args[0]))
+    others = {text for text in found if "plain" not in text and not text.startswith(("'", '"'))}
+    assert others == PRINTED
+
+
 @pytest.fixture(scope="module")
 def sample():
     source = Path(kdcompile.bundle.__file__).parent / "templates/infer.py"
