@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from command_line import CommandLine
 from hostile import Active, hostile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -83,6 +84,7 @@ def test_a_value_of_toml(name):
     assert Path(parse_set(word)[1]).name == "bundle"
 
 
+@settings(max_examples=20)
 @given(NAMES)
 def test_literals_of_python_and_of_c(name):
     assert ast.literal_eval(escape.python(name)) == name
@@ -105,7 +107,7 @@ def test_the_report_for_a_terminal(name):
     assert is_safe(text_summary(hostile(name)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(NAMES)
 def test_the_pages_in_markdown(tmp_path_factory, name):
     report = hostile(name)
@@ -124,8 +126,8 @@ def test_the_pages_in_markdown(tmp_path_factory, name):
         assert not [c for c in (BIDI.search(text), CONTROL.search(text)) if c]
 
 
-@pytest.mark.parametrize("name", ['"><img src=x onerror=x>', "a\u202eb\x1b[2J", "{{ 7 * 7 }}$x^$"])
-def test_the_page_in_html(name, tmp_path):
+def test_the_page_in_html(tmp_path):
+    name = '"><img src=x onerror=x>{{ 7 * 7 }}$x^$a\u202eb\x1b[2J'
     step = {"step": 0, "loss": 1.0, "terms": {name: 1.0}, "val_top1": 0.5, "stage": name}
     np.savez(tmp_path / "example_best.npz", pixels=np.zeros((8, 8, 3), np.uint8))
     page = html(hostile(name), tmp_path, [step])
@@ -194,16 +196,47 @@ def test_what_commands_print(name):
     assert len(str(KDError("x", name, name or "x", name or "x")).split("\n")) == 3
 
 
-@given(NAMES)
-def test_what_the_sample_prints(name):
+PRINTED = {  # by `click.echo`, and no text of anybody's: numbers, hashes, a whole document
+    "f'{made.bytes} bytes, {made.share:.1%} of the {made.full_bytes} in fp16'",
+    "f\"{'tensor':<40} {'kind':<6} {'bytes':>9} {'error':>8}\"",
+    "row.rstrip()", "wrote", "text", "_error_line(found)", "_line(found)", "str(found)",
+    "stop.line(*map(str, told[:1]))", "overall(built.gates, require_device=device)[0]",
+}  # fmt: skip
+
+
+def test_every_command_escapes_what_it_prints():
+    """A call that is new here uses `plain`, `show` or `echo_text`, or is in the table."""
+    found = set()
+    for path in (Path(kdcompile.bundle.__file__).parents[1] / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "click.echo" and node.args:
+                found.add(ast.unparse(node.args[0]))
+    others = {text for text in found if "plain" not in text and not text.startswith(("'", '"'))}
+    assert others == PRINTED
+
+
+@pytest.fixture(scope="module")
+def sample():
     source = Path(kdcompile.bundle.__file__).parent / "templates/infer.py"
     spec = importlib.util.spec_from_file_location("_sample", source)
-    sample = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sample)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@given(name=NAMES)
+def test_what_the_sample_prints(sample, name):
     assert is_safe(sample.shown(name))
     about = {"task": "classification", "classes": [name, "b"]}
     told = sample.meaning(np.array([[1.0, 0.0]], np.float32), about)
     assert is_safe(told.replace("\t", " "))
+
+
+def test_what_a_wrong_command_line_says(monkeypatch, capsys):
+    command = CommandLine(monkeypatch, capsys)
+    code, text = command("report", "a", "::stop-commands::x\x1b[2J\n::error::x")
+    assert (code, is_safe(text)) == (2, True)
+    assert "stop-commands" in text
 
 
 @pytest.mark.parametrize("name", ['a".json', "'''+x+'''", '"""\n#', "{x}", "\u202e"])

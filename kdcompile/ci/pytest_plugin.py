@@ -103,7 +103,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         if name == MARK
     ]
     if lines:
+        from kdcompile.core.escape import plain
+
         terminalreporter.section("kdcompile latency")
         for said, nodeid in lines:
             undecided = said.startswith("inconclusive")
-            terminalreporter.write_line(f"{nodeid}: {said}", yellow=undecided)
+            terminalreporter.write_line(plain(f"{nodeid}: {said}"), yellow=undecided)

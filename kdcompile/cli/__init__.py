@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 
 import click
@@ -26,7 +27,8 @@ from kdcompile.cli.targets import targets
 from kdcompile.cli.tools import clean, doctor, init, report, schema
 from kdcompile.cli.verify import verify
 from kdcompile.core.disk import disk_error
-from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
+from kdcompile.core.errors import EXIT_FIXABLE, KDError
+from kdcompile.core.escape import plain_lines
 from kdcompile.core.logs import begin
 from kdcompile.core.optional import keep_caches_together, silence
 
@@ -81,9 +83,9 @@ def _run(stop: Stop) -> None:
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as usage:
-        # it repeats what the shell may have found as a name
-        usage.message = plain(usage.message)  # type: ignore[misc]
-        usage.show()
+        said = StringIO()  # it repeats words, which the shell may have found as names of files
+        usage.show(said)
+        click.echo(plain_lines(said.getvalue().rstrip("\n")), err=True)
         sys.exit(usage.exit_code)
     except (click.Abort, KeyboardInterrupt) as stopped:
         told = stopped.args or getattr(stopped.__cause__, "args", ())  # click raises its own

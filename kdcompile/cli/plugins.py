@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from kdcompile.cli.options import as_json
-from kdcompile.cli.terminal import echo_json, show
+from kdcompile.cli.terminal import echo_json, echo_text, show
+from kdcompile.core.escape import plain, plain_lines
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,14 @@ def plugins(as_json: bool) -> None:
     if as_json:
         echo_json(Plugins(lines))
         return
-    rows = [(one.kind, one.name, f"{one.distribution} {one.version}", one.source) for one in lines]
-    click.echo("\n".join(columns([("kind", "name", "distribution", "source"), *rows])))
+    rows = [
+        tuple(map(plain, (one.kind, one.name, f"{one.distribution} {one.version}", one.source)))
+        for one in lines
+    ]
+    echo_text("\n".join(columns([("kind", "name", "distribution", "source"), *rows])))
     for one in lines:
         if one.problem is not None:
-            click.echo(one.problem, err=True)
+            click.echo(plain_lines(one.problem), err=True)
 
 
 @click.group(invoke_without_command=True)

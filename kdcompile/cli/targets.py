@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdcompile.cli.options import as_json, via
-from kdcompile.cli.terminal import echo_json, show, tell
+from kdcompile.cli.terminal import show, tell
 
 if TYPE_CHECKING:
     from kdcompile.targets import Target
@@ -48,10 +48,8 @@ def show_target(name: str, as_json: bool) -> None:
     from kdcompile.targets.fixtures import fixtures_of
 
     target, fixtures = load(name), fixtures_of(name)
-    if as_json:
-        echo_json(target.to_json() | {"rules": list(target.rules), "fixtures": list(fixtures)})
-    else:
-        click.echo("\n".join(_described(target, fixtures)))
+    found = target.to_json() | {"rules": list(target.rules), "fixtures": list(fixtures)}
+    show(found, as_json, lambda _: _described(target, fixtures))
 
 
 def _described(target: "Target", fixtures: "tuple[Fixture, ...]") -> list[str]:

@@ -38,7 +38,8 @@ def echo_json(value: Any, indent: int | None = 1) -> None:
     text = json.dumps(to_json(value), default=_json_value)
     plain = json.loads(text, parse_constant=lambda _: None)
     text = json.dumps(plain, indent=indent, sort_keys=True, allow_nan=False)
-    click.echo(re.sub(r"##(?=\w*\[)", r"#\\u0023", text))
+    text = re.sub(r"##(?=\w*\[)", r"#\\u0023", text)
+    click.echo(text)
 
 
 def _json_value(value: Any) -> Any:
@@ -50,7 +51,7 @@ def show(found: T, as_json: bool, lines: Callable[[T], Iterable[str]]) -> None:
     if as_json:
         echo_json(found)
     else:
-        echo_text("\n".join(map(plain_lines, lines(found))))
+        echo_text("\n".join(lines(found)))
 
 
 def show_table(table: "Table", lines: Iterable[str] = ()) -> None:
@@ -74,10 +75,11 @@ def tell(text: str) -> None:
 
 
 def echo_text(text: str) -> None:
-    """Print text; on a terminal, lines that are longer than it are broken between words.
+    """Print text, escaped; on a terminal, lines longer than it are broken between words.
 
     A fix stays on its line, so that the command in it can be copied.
     """
+    text = plain_lines(text)
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
         text = "\n".join(broken(line, width) for line in text.split("\n"))

@@ -66,7 +66,7 @@ def plain(text: object) -> str:
         c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in str(text)
     )
     line = "\\" * line.lstrip().startswith("::") + line
-    return re.sub(r"(##\w*)\[", r"\1\\[", line)
+    return re.sub(r"(\x23{2}\w*)\[", r"\1\\[", line)
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:

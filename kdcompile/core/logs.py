@@ -21,12 +21,16 @@ log = logging.getLogger("kdcompile")
 
 
 class _Line(logging.Formatter):
-    """What is logged on one line, though a name in it may be anybody's; a trace has its own."""
+    """What is logged on one line, though a name in it may be anybody's.
+
+    Traces, and what libraries log, have lines of their own.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         text = super().format(record)
-        return plain_lines(text) if record.exc_info else plain(text)
+        is_line = record.name == log.name and not record.exc_info
+        return plain(text) if is_line else plain_lines(text)
 
 
 class _Console(logging.Handler):

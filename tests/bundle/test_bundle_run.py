@@ -20,6 +20,7 @@ from PIL import Image
 from kdcompile import api
 from kdcompile.bundle.manifest import read_bundle
 from kdcompile.bundle.run import BundleRun
+from kdcompile.ci.stream import CI
 from kdcompile.cli import main
 from kdcompile.cli.run import MANY
 from kdcompile.core.errors import KDError
@@ -323,6 +324,24 @@ def test_ctrl_c_keeps_what_was_counted(command, bundle, photos, tmp_path, monkey
     assert "1 of 3 images are done, and their results are printed" in told
     (line,) = command.out.splitlines()
     assert (json.loads(line)["photo"] if options else line.split()[1]) == str(photos[0])
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["lines", "json"])
+@pytest.mark.parametrize("name", ["::stop-commands::x", "a\n::error::b", "a\x1b[2J\u202e##[x]"])
+def test_a_name_is_text_on_its_line(command, bundle, photos, tmp_path, monkeypatch, name, options):
+    for variable in CI:  # nothing else guards the streams
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path(f"{name}.png").write_bytes(photos[0].read_bytes())
+    Path(f"{name}.jpg").write_bytes(b"no image")
+    code, told = command("run", bundle.folder, f"{name}.png", f"{name}.jpg", *options)
+    assert code == 1
+    assert len(told.splitlines()) == 1
+    assert len(command.out.splitlines()) == (2 if options else 1)
+    for line in (command.out + told).splitlines():
+        assert line.isprintable()
+        assert not line.lstrip().startswith("::")
+        assert "##[" not in line
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["lines", "json"])

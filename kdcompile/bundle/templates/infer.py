@@ -190,9 +190,10 @@ def predict(network: Callable[[Any], Any], image: Any, manifest: dict[str, Any],
 
 def checked(output: Any, manifest: dict[str, Any]) -> Any:
     """The network's output, if its task can have such a one."""
-    axes = 4 if manifest["task"] == "counting" else 2
-    if output.ndim != axes or len(output) != 1 or (axes == 4 and output.shape[1] != 1):
-        sys.exit(f"error: the network gives {list(output.shape)}, which is no {manifest['task']}")
+    task, shape = manifest["task"], output.shape
+    axes = {"counting": 4, "classification": 2, "regression": 2}.get(task, output.ndim)
+    if len(shape) != axes or shape[0] != 1 or (task == "counting" and shape[1] != 1):
+        sys.exit(f"error: the network gives {list(shape)}, which is no {task}")
     if not np.isfinite(output).all():
         raise ImageError("the network gives NaN or infinity for this image")
     return output
