@@ -193,6 +193,10 @@ class Task(ABC):
         """A batch's output [N, ...] without what a map [N, C, h, w] says of the padding."""
         return output * frame.inside(*output.shape[2:]) if self.is_dense else output
 
+    def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """What one image's output says of a photo without annotations, for `describe`."""
+        return self.within(output, frame)
+
     def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
         return np.subtract(predicted, true, dtype=np.float64)
