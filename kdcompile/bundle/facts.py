@@ -232,9 +232,8 @@ def worst(report: Report) -> list[tuple[str, ...]]:
 
     The error of a class is 1 less the probability of the true one.
     """
-    is_class, keys = task(report)["kind"] == "classification", WORST_KEYS
-    if is_of_records(report):
-        keys = ("student", "teacher")
+    is_class = task(report)["kind"] == "classification"
+    keys = ("student", "teacher") if is_of_records(report) else WORST_KEYS
     beside = {1.0: "the teacher is right", -1.0: "the teacher is wrong"}
     rows = []
     for row in report.details.get("worst") or []:

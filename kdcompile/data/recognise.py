@@ -145,7 +145,10 @@ def _masks(root: Path) -> Recognised | None:
         pairs = [(root / "images", root / "labels")]
     else:
         outer = (root / "images").is_dir()
-        place = (lambda s, part: root / part / s) if outer else (lambda s, part: root / s / part)
+
+        def place(split: str, part: str) -> Path:
+            return root / part / split if outer else root / split / part
+
         found = {
             s: next((a for a in ALIASES[s] if place(a, "images").is_dir()), None) for s in SPLITS
         }
