@@ -52,7 +52,7 @@ def test_training_logs_the_metric_of_the_set(built):
 def test_run_and_the_python_sample_give_the_same_classes(built):
     photo = built / "data" / "images" / "test00.png"
     told = kdcompile(built, "run", "bundle", photo, "--json", "-o", "there").stdout
-    row = json.loads(told)[0]
+    row = json.loads(told)
     mask = np.asarray(Image.open(row["mask"] if Path(row["mask"]).is_absolute() else
                                  built / row["mask"]))  # fmt: skip
     assert mask.shape == SIZE

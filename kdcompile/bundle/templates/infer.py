@@ -4,6 +4,8 @@
 
 Runs the engine where the bundle has one (with numpy and the device's TensorRT or OpenVINO), else
 model.onnx (onnxruntime). Needs Pillow; Python 3.8 or newer. Its only input is the bundle's folder.
+Each result is printed as soon as it is known; an image that fails is an error line, the others are
+run all the same, and the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -25,6 +27,16 @@ from PIL import Image, ImageOps
 HERE = Path(__file__).resolve().parent
 INPUT = "image"
 PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
+
+
+class ImageError(Exception):
+    """Why an image has no result; the others may have one."""
+
+
+def shown(text: Any) -> str:
+    """A name on one line, of which neither a terminal nor a CI system obeys any part."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return ("\\" if line.lstrip().startswith("::") else "") + line.replace("##", "#\\#")
 
 
 def read(manifest: dict[str, Any], name: str) -> bytes:
@@ -49,7 +61,10 @@ def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
     names = [output.name for output in session.get_outputs()]
 
     def run(given: dict[str, Any]) -> dict[str, Any]:
-        return dict(zip(names, session.run(None, given)))  # noqa: B905  Python 3.8
+        try:
+            return dict(zip(names, session.run(None, given)))  # noqa: B905  Python 3.8
+        except Exception as error:  # the library's have no base of their own
+            sys.exit(f"error: the network does not run: {shown(error)}")
 
     return run
 
@@ -174,10 +189,21 @@ def predict(
     Of segmentation the class of each pixel, uint8 [H, W], of a photo of that size (width, height).
     """
     whole = padded(image, pre)
+    output = checked(next(iter(network({INPUT: whole}).values())), manifest)
     if manifest["task"] == "segmentation":
-        output = next(iter(network({INPUT: whole}).values()))
         return class_map(output, sides(image), sides(whole), size)
-    return of_image(next(iter(network({INPUT: whole}).values())), image, whole, manifest)
+    return of_image(output, image, whole, manifest)
+
+
+def checked(output: Any, manifest: dict[str, Any]) -> Any:
+    """The network's output, if its task can have such a one."""
+    axes = 4 if manifest["task"] in ("counting", "segmentation") else 2
+    one = manifest["task"] == "counting"
+    if output.ndim != axes or len(output) != 1 or (one and output.shape[1] != 1):
+        sys.exit(f"error: the network gives {list(output.shape)}, which is no {manifest['task']}")
+    if not np.isfinite(output).all():
+        raise ImageError("the network gives NaN or infinity for this image")
+    return output
 
 
 def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scratch: str) -> Any:
@@ -191,6 +217,7 @@ def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scr
         )
     except tiles.TilesError as error:
         sys.exit(f"error: {error}")
+    checked(output, manifest)
     if manifest["task"] == "segmentation":
         return class_map(output, sides(image), plane, sides(image)[::-1])
     return within(output, sides(image), plane)
@@ -211,22 +238,20 @@ def class_map(output: Any, seen: Any, plane: Any, size: Any) -> Any:
     return found
 
 
-def painted(path: str, classes: Any, manifest: dict[str, Any]) -> str:
+def painted(path: str, classes: Any, manifest: dict[str, Any], taken: set[str]) -> str:
     """Write the class map as a PNG of indices with a palette; each class's share, in a line."""
     colours = np.zeros((256, 3), np.uint8)
     place = np.arange(1, 257)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= (((place >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
+            part = ((place >> (3 * bit + channel)) & 1) << (7 - bit)
+            colours[:, channel] |= part.astype(np.uint8)
     image = Image.fromarray(classes)
     image.putpalette(colours.ravel().tolist())
-    there = f"{Path(path).stem}_classes.png"
-    image.save(there)
+    there = kept(path, "_classes.png", taken, lambda file: image.save(file, "PNG"))
     shares = np.bincount(classes.ravel()) / classes.size
     names = manifest["classes"] or list(range(len(shares)))
-    told = [f"{names[k]} {shares[k]:.4f}" for k in np.argsort(-shares) if shares[k]]
+    told = [f"{shown(names[k])} {shares[k]:.4f}" for k in np.argsort(-shares) if shares[k]]
     return "{}\t{}".format(", ".join(told), there)
 
 
@@ -248,6 +273,13 @@ def of_image(output: Any, image: Any, whole: Any, manifest: dict[str, Any]) -> A
     return within(output, sides(image), sides(whole))
 
 
+def told_of(path: str, output: Any, manifest: dict[str, Any], taken: set[str]) -> str:
+    """What the output says of an image, in a line; a class map is written, too."""
+    if manifest["task"] == "segmentation":
+        return painted(path, output, manifest, taken)
+    return meaning(output, manifest)
+
+
 def meaning(output: Any, manifest: dict[str, Any]) -> str:
     """The count; or the class and its probability; or the value."""
     if manifest["task"] == "counting":
@@ -257,7 +289,7 @@ def meaning(output: Any, manifest: dict[str, Any]) -> str:
     powers = np.exp(output[0].astype(np.float64) - output[0].max())
     best = int(powers.argmax())
     name = manifest["classes"][best] if manifest["classes"] else best
-    return f"{name}\t{powers[best] / powers.sum():.4f}"
+    return f"{shown(name)}\t{powers[best] / powers.sum():.4f}"
 
 
 def tensors(path: str, pre: dict[str, Any]) -> dict[str, Any]:
@@ -272,15 +304,31 @@ def tensors(path: str, pre: dict[str, Any]) -> dict[str, Any]:
             }
     except (OSError, ValueError, KeyError) as error:
         wanted = ", ".join("{name} {shape}".format(**port) for port in pre["inputs"])
-        sys.exit(f"error: {path}: {error}; it must be an .npz file of {wanted}")
+        raise ImageError(f"{error}; it must be an .npz file of {wanted}") from error
 
 
-def written(path: str, outputs: dict[str, Any]) -> str:
-    """Write the outputs beside the current folder's files; what they are, in a line."""
-    there = f"{Path(path).stem}_outputs.npz"
-    np.savez(there, **outputs)
+def written(path: str, outputs: dict[str, Any], taken: set[str]) -> str:
+    """Write the outputs to the current folder; what they are, in a line.
+
+    `taken` are files that are not to be replaced, such as the images, and then this one too.
+    """
+    there = kept(path, "_outputs.npz", taken, lambda file: np.savez(file, **outputs))
     told = ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
     return f"{told}\t{there}"
+
+
+def kept(path: str, ending: str, taken: set[str], write: Callable[[Any], Any]) -> str:
+    """The file in the current folder that was written for an image; it is in `taken` then."""
+    stem, number = Path(path).stem, 2
+    there = f"{stem}{ending}"
+    while os.path.realpath(there) in taken or os.path.islink(there):
+        there, number = f"{stem}-{number}{ending}", number + 1
+    taken.add(os.path.realpath(there))
+    temporary = f".{there}.{os.getpid()}"
+    with open(temporary, "xb") as file:
+        write(file)
+    os.replace(temporary, there)
+    return there
 
 
 def main() -> None:
@@ -302,26 +350,34 @@ def main() -> None:
         image = pre["image"] if "inputs" in pre else pre
         if image is None:
             sys.exit("error: the network takes no image; cpp/infer reads the .npz file itself")
-        np.save(arguments.save_input, image_of(arguments.images[0], image))
+        try:
+            np.save(arguments.save_input, image_of(arguments.images[0], image))
+        except ImageError as error:
+            sys.exit(f"error: {shown(arguments.images[0])}: {shown(error)}")
         return
+    failed, taken = 0, {os.path.realpath(path) for path in arguments.images}
     with tempfile.TemporaryDirectory() as scratch:
         if manifest.get("engine") and not arguments.onnx:
             network = open_engine(manifest, scratch)
         else:
             network = open_onnx(manifest, arguments.provider)
         for path in arguments.images:
-            if "inputs" in pre:
-                print(f"{path}\t{written(path, network(tensors(path, pre)))}")
-                continue
-            if arguments.tiles and is_larger(path, pre):
-                output = tiled(network, path, manifest, pre, scratch)
+            try:
+                if "inputs" in pre:
+                    told = written(path, network(tensors(path, pre)), taken)
+                else:
+                    if arguments.tiles and is_larger(path, pre):
+                        output = tiled(network, path, manifest, pre, scratch)
+                    else:
+                        image = image_of(path, pre)
+                        output = predict(network, image, manifest, pre, size_of(path))
+                    told = told_of(path, output, manifest, taken)
+            except ImageError as error:
+                failed = 1
+                print(f"error: {shown(path)}: {shown(error)}", file=sys.stderr, flush=True)
             else:
-                image = image_of(path, pre)
-                output = predict(network, image, manifest, pre, size_of(path))
-            if manifest["task"] == "segmentation":
-                print(f"{path}\t{painted(path, output, manifest)}")
-                continue
-            print(f"{path}\t{meaning(output, manifest)}")
+                print(f"{shown(path)}\t{told}", flush=True)
+    sys.exit(failed)
 
 
 def size_of(path: str) -> Any:
@@ -332,11 +388,11 @@ def size_of(path: str) -> Any:
 
 
 def image_of(path: str, pre: dict[str, Any]) -> Any:
-    """`prepare`, or the end of the program with the photo's name."""
+    """`prepare`, or what is wrong with the image's file."""
     try:
         return prepare(path, pre)
-    except (OSError, Image.DecompressionBombError) as error:
-        sys.exit(f"error: {path}: {error}")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(str(error)) from error  # Pillow raises them for damaged files
 
 
 if __name__ == "__main__":
