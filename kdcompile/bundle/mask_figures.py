@@ -1,4 +1,4 @@
-"""Pictures of class maps: a palette, index PNGs, and photos under the colours of their classes."""
+"""Pictures of class maps: a palette, index PNGs, and images under the colours of their classes."""
 
 import io
 from collections.abc import Sequence

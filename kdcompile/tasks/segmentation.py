@@ -1,4 +1,4 @@
-"""The task `segmentation`: a class for each pixel, by logits [N, K, h, w] over the photo.
+"""The task `segmentation`: a class for each pixel, by logits [N, K, h, w] over the image.
 
 An image is judged at its own size: the logits of the part that the photo fills are scaled to it
 bilinearly, and the class with the largest is compared with the mask. So a score does not depend on

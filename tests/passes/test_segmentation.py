@@ -76,7 +76,7 @@ def test_the_cpp_sample_compiles(built):
 @pytest.mark.parametrize(
     ("spoil", "code", "fix"),
     [
-        (lambda mask: mask[:-1], "mask-size", "at the size of the upright photo"),
+        (lambda mask: mask[:-1], "mask-size", "at the size of the upright image"),
         (lambda mask: np.where(mask == 2, 7, mask), "mask-index", "data.ignore_index"),
         (lambda mask: np.stack([mask] * 3, 2), "mask-colours", "an index PNG"),
         (None, "mask-missing", "labels/"),

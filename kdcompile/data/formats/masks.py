@@ -1,4 +1,4 @@
-"""Format `masks`: a photo and an index PNG of the same name for each image.
+"""Format `masks`: an index PNG of the same name beside each image.
 
     images/a.jpg      the photo
     labels/a.png      its mask: the index of a class in each pixel, `data.ignore_index` where none
@@ -17,7 +17,7 @@ from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_ima
 from kdcompile.data.formats import Files
 
 IMAGES, LABELS = "images", "labels"
-SHAPE = "put the photos into images/ and the masks, PNGs of the same names, into labels/"
+SHAPE = "put the images into images/ and the masks, PNGs of the same names, into labels/"
 
 
 def entries(data: Data) -> dict[str, list[Entry]]:
