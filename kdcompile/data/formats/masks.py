@@ -1,6 +1,6 @@
-"""Format `masks`: an index PNG of the same name beside each image.
+"""Format `masks`: images, each with an index PNG of the same name.
 
-    images/a.jpg      the photo
+    images/a.jpg      the image
     labels/a.png      its mask: the index of a class in each pixel, `data.ignore_index` where none
 
 A split is a list of such names, with or without an ending, one a line; or a folder: `train` is then
