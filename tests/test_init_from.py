@@ -185,7 +185,8 @@ def test_an_input_that_the_images_do_not_tell(tmp_path):
         ("init-unfit", {"outputs": 1}),
         ("init-unfit", {"made": "dense()"}),
         ("init-input", {"channels": 5}),
-        ("init-output", {"made": "nn.Sequential(nn.Conv2d(3, 2, 1))"}),
+        ("init-unfit", {"made": "nn.Sequential(nn.Conv2d(3, 2, 1))"}),
+        ("init-output", {"made": "nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(2))"}),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path, code, change):

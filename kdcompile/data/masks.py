@@ -1,4 +1,4 @@
-"""Masks of photos: the class of each pixel, read when it is needed."""
+"""Masks of images: the class of each pixel, read when it is needed."""
 
 import hashlib
 from pathlib import Path
@@ -15,7 +15,7 @@ from kdcompile.data.photo import BOMBS, Photo
 Mask = NDArray[np.uint8]
 IGNORED = 255  # of pixels that are neither trained on nor judged
 MODES = ("P", "L", "1")  # of PNGs whose pixels are indices
-DRAW = "write an index PNG of the photo's size, one class a pixel, 255 where none is to be judged"
+DRAW = "write an index PNG of the image's size, one class a pixel, 255 for pixels to leave out"
 
 
 def require_mask(photo: Photo) -> Path | Mask:
@@ -110,9 +110,9 @@ def check_size(mask: tuple[int, ...], size: tuple[int, int], name: str) -> None:
     if tuple(mask) != tuple(size):
         raise KDError(
             "mask-size",
-            f"the mask of {name} is {mask[1]} x {mask[0]} pixels, the photo {size[1]} x {size[0]}",
+            f"the mask of {name} is {mask[1]} x {mask[0]} pixels, the image {size[1]} x {size[0]}",
             where=name,
-            fix="write the mask at the size of the upright photo",
+            fix="write the mask at the size of the upright image",
         )
 
 
@@ -129,7 +129,7 @@ def check_indices(mask: Mask, classes: int, name: str) -> None:
             f"the mask of {name} has the index {int(beyond.max())} in {beyond.size} pixels, where "
             f"there are {classes} classes, 0 to {classes - 1}",
             where=name,
-            fix="set data.ignore_index if that index is for pixels that are not to be judged; else "
+            fix="set data.ignore_index if that index is for pixels to leave out; else "
             "correct the mask, or use a network with as many classes",
         )
 

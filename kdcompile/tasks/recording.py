@@ -1,4 +1,4 @@
-"""Base class of tasks whose truth is not one number: they are judged by records of whole sets."""
+"""Base class of tasks whose truth is not one number: they have records of images."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

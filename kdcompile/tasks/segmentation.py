@@ -1,4 +1,4 @@
-"""The task `segmentation`: a class for each pixel, by logits [N, K, h, w] over the photo.
+"""The task `segmentation`: a class for each pixel, by logits [N, K, h, w] over the image.
 
 An image is judged at its own size: the logits of the part that the photo fills are scaled to it
 bilinearly, and the class with the largest is compared with the mask. So a score does not depend on
@@ -114,6 +114,10 @@ class Segmentation(Recording):
         sums = np.stack([right, table.sum(0) - right, table.sum(1) - right]).astype(np.float64)
         value = float(_miou(sums.ravel()))
         return np.concatenate([[1 - value if value == value else 0.0], sums.ravel()])
+
+    def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """The class of each pixel of the photo, uint8 [H, W]."""
+        return class_map(output, frame)
 
     def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
         """`shares`: of the pixels of a class map [H, W], by each class that has any."""

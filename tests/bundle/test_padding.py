@@ -196,7 +196,7 @@ def test_gates_and_the_reports_examples(network, photo):
     assert found.predicted["previous"] == pytest.approx([own], abs=1e-4)
     assert found.difficulty == pytest.approx([own], abs=1e-4)
     assert (found.maps["student"] <= own + 1e-4).all()  # GAME: no point is annotated
-    drawn = example_arrays(one, mirrored, {"student": session})
+    drawn = example_arrays(one, mirrored, {"student": session}, COUNTING)
     assert drawn["student"].sum() == pytest.approx(own, abs=1e-4)
     assert (drawn["student"][2:] == 0).all()
     assert (drawn["student"][:, 3:] == 0).all()

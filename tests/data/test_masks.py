@@ -52,7 +52,7 @@ def test_size_and_indices_are_checked() -> None:
     check_mask(MASK, (2, 3), 3, "a")
     with pytest.raises(KDError, match="mask-size") as info:
         check_mask(MASK, (3, 2), 3, "a")
-    assert "size of the upright photo" in info.value.fix
+    assert "size of the upright image" in info.value.fix
     with pytest.raises(KDError, match="index 2 in 2 pixels") as info:
         check_mask(MASK, (2, 3), 2, "a")
     assert "data.ignore_index" in info.value.fix

@@ -45,7 +45,7 @@ def test_a_label_without_an_output_names_its_photo(label, classes, text) -> None
 
 
 def test_an_example_without_a_density_is_its_pixels() -> None:
-    arrays = example_arrays(photo("white", 255, 1), PREPROCESS, {})
+    arrays = example_arrays(photo("white", 255, 1), PREPROCESS, {}, find_task("counting"))
     assert set(arrays) == {"pixels"}
     assert arrays["pixels"].shape == (4, 4, 1)
 
@@ -92,7 +92,7 @@ def test_parity_is_over_all_images_and_its_error_is_the_worst() -> None:
 
 def test_an_example_has_the_greys_of_its_photo() -> None:
     array = np.array([[[0], [100], [200], [255]]] * 4, np.uint8)
-    arrays = example_arrays(Photo("greys", array=array), PREPROCESS, {})
+    arrays = example_arrays(Photo("greys", array=array), PREPROCESS, {}, find_task("counting"))
     assert np.abs(arrays["pixels"][0, :, 0].astype(int) - [0, 100, 200, 255]).max() == 0
 
 
@@ -100,7 +100,7 @@ def test_an_example_has_the_density_of_each_network_over_the_photo() -> None:
     """In the padding, right and below, the density is 0 and the image has the mean colour."""
     padded = Preprocess(1, (1.2,), (1.0,), (8, 8), (8, 8))
     networks = {"student": lambda image: np.full((1, 1, 8, 8), 2, np.float32)}
-    arrays = example_arrays(photo("grey", 51, 1), padded, networks)
+    arrays = example_arrays(photo("grey", 51, 1), padded, networks, find_task("counting"))
     inside = np.zeros((8, 8))
     inside[:4, :4] = 1
     assert arrays["student"].tolist() == (2 * inside).tolist()

@@ -181,17 +181,25 @@ def within(density: Any, seen: Any, plane: Any) -> Any:
     return density * np.outer(rows, columns).astype(np.float32)
 
 
-def predict(network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any) -> Any:
-    """The network's output for what `prepare` gave; a density of the image alone."""
+def predict(
+    network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any, size: Any = None
+) -> Any:
+    """The network's output for what `prepare` gave; a density of the image alone.
+
+    Of segmentation the class of each pixel, uint8 [H, W], of a photo of that size (width, height).
+    """
     whole = padded(image, pre)
     output = checked(next(iter(network({INPUT: whole}).values())), manifest)
+    if manifest["task"] == "segmentation":
+        return class_map(output, sides(image), sides(whole), size)
     return of_image(output, image, whole, manifest)
 
 
 def checked(output: Any, manifest: dict[str, Any]) -> Any:
     """The network's output, if its task can have such a one."""
     task, shape = manifest["task"], output.shape
-    axes = {"counting": 4, "classification": 2, "regression": 2}.get(task, output.ndim)
+    axes = {"counting": 4, "segmentation": 4, "classification": 2, "regression": 2}
+    axes = axes.get(task, output.ndim)
     if len(shape) != axes or shape[0] != 1 or (task == "counting" and shape[1] != 1):
         sys.exit(f"error: the network gives {list(shape)}, which is no {task}")
     if not np.isfinite(output).all():
@@ -211,7 +219,41 @@ def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scr
     except tiles.TilesError as error:
         sys.exit(f"error: {error}")
     checked(output, manifest)
+    if manifest["task"] == "segmentation":
+        return class_map(output, sides(image), plane, sides(image)[::-1])
     return within(output, sides(image), plane)
+
+
+def class_map(output: Any, seen: Any, plane: Any, size: Any) -> Any:
+    """The class of each pixel of a photo of that size, (width, height): uint8 [H, W]."""
+    height, width = output.shape[2:]
+    box = (0.0, 0.0, width * (seen[1] / plane[1]), height * (seen[0] / plane[0]))
+    bilinear = getattr(Image, "Resampling", Image).BILINEAR
+    best = np.full(size[::-1], -np.inf, np.float32)
+    found = np.zeros(size[::-1], np.uint8)
+    for index, logits in enumerate(output[0]):
+        plane_of = Image.fromarray(np.ascontiguousarray(logits, np.float32))
+        values = np.asarray(plane_of.resize(size, bilinear, box=box))
+        found[values > best] = index
+        best = np.maximum(best, values)
+    return found
+
+
+def painted(path: str, classes: Any, manifest: dict[str, Any], taken: set[str]) -> str:
+    """Write the class map as a PNG of indices with a palette; each class's share, in a line."""
+    colours = np.zeros((256, 3), np.uint8)
+    place = np.arange(1, 257)
+    for bit in range(8):
+        for channel in range(3):
+            part = ((place >> (3 * bit + channel)) & 1) << (7 - bit)
+            colours[:, channel] |= part.astype(np.uint8)
+    image = Image.fromarray(classes)
+    image.putpalette(colours.ravel().tolist())
+    there = kept(path, "_classes.png", taken, lambda file: image.save(file, "PNG"))
+    shares = np.bincount(classes.ravel()) / classes.size
+    names = manifest["classes"] or list(range(len(shares)))
+    told = [f"{shown(names[k])} {shares[k]:.4f}" for k in np.argsort(-shares) if shares[k]]
+    return "{}\t{}".format(", ".join(told), there)
 
 
 def is_larger(path: str, pre: Any) -> bool:
@@ -230,6 +272,13 @@ def of_image(output: Any, image: Any, whole: Any, manifest: dict[str, Any]) -> A
     if manifest["task"] != "counting":
         return output
     return within(output, sides(image), sides(whole))
+
+
+def told_of(path: str, output: Any, manifest: dict[str, Any], taken: set[str]) -> str:
+    """What the output says of an image, in a line; a class map is written, too."""
+    if manifest["task"] == "segmentation":
+        return painted(path, output, manifest, taken)
+    return meaning(output, manifest)
 
 
 def meaning(output: Any, manifest: dict[str, Any]) -> str:
@@ -264,17 +313,23 @@ def written(path: str, outputs: dict[str, Any], taken: set[str]) -> str:
 
     `taken` are files that are not to be replaced, such as the images, and then this one too.
     """
+    there = kept(path, "_outputs.npz", taken, lambda file: np.savez(file, **outputs))
+    told = ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
+    return f"{told}\t{there}"
+
+
+def kept(path: str, ending: str, taken: set[str], write: Callable[[Any], Any]) -> str:
+    """The file in the current folder that was written for an image; it is in `taken` then."""
     stem, number = Path(path).stem, 2
-    there = f"{stem}_outputs.npz"
+    there = f"{stem}{ending}"
     while os.path.realpath(there) in taken or os.path.islink(there):
-        there, number = f"{stem}-{number}_outputs.npz", number + 1
+        there, number = f"{stem}-{number}{ending}", number + 1
     taken.add(os.path.realpath(there))
     temporary = f".{there}.{os.getpid()}"
     with open(temporary, "xb") as file:
-        np.savez(file, **outputs)
+        write(file)
     os.replace(temporary, there)
-    told = ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
-    return f"{told}\t{there}"
+    return there
 
 
 def main() -> None:
@@ -311,16 +366,26 @@ def main() -> None:
             try:
                 if "inputs" in pre:
                     told = written(path, network(tensors(path, pre)), taken)
-                elif arguments.tiles and is_larger(path, pre):
-                    told = meaning(tiled(network, path, manifest, pre, scratch), manifest)
                 else:
-                    told = meaning(predict(network, image_of(path, pre), manifest, pre), manifest)
+                    if arguments.tiles and is_larger(path, pre):
+                        output = tiled(network, path, manifest, pre, scratch)
+                    else:
+                        image = image_of(path, pre)
+                        output = predict(network, image, manifest, pre, size_of(path))
+                    told = told_of(path, output, manifest, taken)
             except ImageError as error:
                 failed = 1
                 print(f"error: {shown(path)}: {shown(error)}", file=sys.stderr, flush=True)
             else:
                 print(f"{shown(path)}\t{told}", flush=True)
     sys.exit(failed)
+
+
+def size_of(path: str) -> Any:
+    """Width and height of the upright photo."""
+    with Image.open(path) as file:
+        turned = file.getexif().get(274, 1) > 4  # EXIF's orientation: on its side
+        return file.size[::-1] if turned else file.size
 
 
 def image_of(path: str, pre: dict[str, Any]) -> Any:

@@ -1,6 +1,6 @@
-"""Format `masks`: a photo and an index PNG of the same name for each image.
+"""Format `masks`: images, each with an index PNG of the same name.
 
-    images/a.jpg      the photo
+    images/a.jpg      the image
     labels/a.png      its mask: the index of a class in each pixel, `data.ignore_index` where none
 
 A split is a list of such names, with or without an ending, one a line; or a folder: `train` is then
@@ -17,7 +17,7 @@ from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_ima
 from kdcompile.data.formats import Files
 
 IMAGES, LABELS = "images", "labels"
-SHAPE = "put the photos into images/ and the masks, PNGs of the same names, into labels/"
+SHAPE = "put the images into images/ and the masks, PNGs of the same names, into labels/"
 
 
 def entries(data: Data) -> dict[str, list[Entry]]:
