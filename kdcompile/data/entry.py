@@ -27,6 +27,7 @@ class Entry:
         points: [x, y] pairs to be counted; None where a .mat file or a label says it.
         annotation: the file that the points or labels are from.
         label: the name of a class, or a value to be predicted; None where points are counted.
+        boxes: rows of x0, y0, x1, y1 and class, checked; None where there are none to be found.
     """
 
     name: str
@@ -34,9 +35,12 @@ class Entry:
     points: list[list[float]] | None
     annotation: Path | None
     label: str | float | None = None
+    boxes: list[list[float]] | None = None
 
     def mark(self, hasher: Hasher) -> Any:
         """What the image is annotated with, for a cache key."""
+        if self.boxes is not None:
+            return self.boxes
         if self.label is not None or self.points is not None:
             return self.points if self.label is None else self.label
         assert self.annotation is not None, "an entry has points, an annotation file or a label"
@@ -51,6 +55,9 @@ class Entry:
         if self.label is not None:
             value = numbers[self.label] if isinstance(self.label, str) else self.label
             return Photo(self.name, path=self.image, label=float(value))
+        if self.boxes is not None:
+            boxes = np.array(self.boxes, np.float32).reshape(-1, 5)
+            return Photo(self.name, path=self.image, boxes=boxes)
         points: Any = self.points
         if points is None:
             from kdcompile.data.formats.shanghaitech_mat import read_points
