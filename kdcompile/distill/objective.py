@@ -61,6 +61,9 @@ class Objective(ABC):
         """What the batches of targets gave."""
         return {name: value for name, value in vars(self).items() if isinstance(value, float)}
 
+    def learn(self, task: Task, photos: Sequence[Photo]) -> None:  # noqa: B027  may do nothing
+        """What it needs of the task and of the training's photos; here nothing."""
+
     def rescale(self, scales: Mapping[str, float]) -> None:
         """Take what `scales` gave."""
         vars(self).update(scales)
@@ -190,9 +193,9 @@ class AnswerObjective(Objective):
         """The teacher's outputs."""
         return AnswerTargets(photos, device)
 
-    def learn(self, axes: Mapping[str, Scores], photos: Sequence[Photo]) -> None:
+    def learn(self, task: Task, photos: Sequence[Photo]) -> None:
         """The axes, and the shapes of the teacher's outputs."""
-        self.axes = axes
+        self.axes = task.axes
         self.shapes = {name: value.shape for name, value in photos[0].answer.items()}
 
     def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
@@ -232,8 +235,7 @@ def make_objective(
         photos: that the training has, with the teacher's answers where the task imitates it.
     """
     made = objective_of(task)(options, targets)
-    if isinstance(made, AnswerObjective):
-        made.learn(task.axes, photos)
+    made.learn(task, photos)
     return made
 
 
