@@ -27,7 +27,8 @@ class Entry:
         points: [x, y] pairs to be counted; None where a .mat file or a label says it.
         annotation: the file that the points or labels are from.
         label: the name of a class, or a value to be predicted; None where points are counted.
-        boxes: rows of x0, y0, x1, y1 and class, checked; None where there are none to be found.
+        mask: the index PNG of the classes of its pixels.
+        boxes: [x0, y0, x1, y1, class] of its objects.
     """
 
     name: str
@@ -35,10 +36,13 @@ class Entry:
     points: list[list[float]] | None
     annotation: Path | None
     label: str | float | None = None
+    mask: Path | None = None
     boxes: list[list[float]] | None = None
 
     def mark(self, hasher: Hasher) -> Any:
         """What the image is annotated with, for a cache key."""
+        if self.mask is not None:
+            return hasher.file(self.mask)
         if self.boxes is not None:
             return self.boxes
         if self.label is not None or self.points is not None:
@@ -52,12 +56,14 @@ class Entry:
         Raises:
             KDError: `annotation-invalid`, `annotation-duplicate` or `annotation-mat`.
         """
-        if self.label is not None:
-            value = numbers[self.label] if isinstance(self.label, str) else self.label
-            return Photo(self.name, path=self.image, label=float(value))
+        if self.mask is not None:
+            return Photo(self.name, path=self.image, mask=self.mask)
         if self.boxes is not None:
             boxes = np.array(self.boxes, np.float32).reshape(-1, 5)
             return Photo(self.name, path=self.image, boxes=boxes)
+        if self.label is not None:
+            value = numbers[self.label] if isinstance(self.label, str) else self.label
+            return Photo(self.name, path=self.image, label=float(value))
         points: Any = self.points
         if points is None:
             from kdcompile.data.formats.shanghaitech_mat import read_points

@@ -16,6 +16,7 @@ from kdcompile.core.store import digest
 from kdcompile.core.user_code import factory_sources
 from kdcompile.data.entry import Entry, made_photos, overlap, refuse_shared
 from kdcompile.data.formats import Archive, Files, Format
+from kdcompile.data.masks import mask_sha256
 from kdcompile.data.photo import Photo
 
 SPLITS = ("train", "val", "test")
@@ -102,7 +103,13 @@ def photos_digest(photos: Sequence[Photo]) -> str:
     Unlike `splits_digest` it reads every photo, and depends on nothing but them.
     """
     rows = [
-        [photo.sha256(), hashlib.sha256(photo.points.tobytes()).hexdigest(), photo.label]
+        [
+            photo.sha256(),
+            hashlib.sha256(photo.points.tobytes()).hexdigest(),
+            photo.label,
+            *([] if photo.mask is None else [mask_sha256(photo)]),
+            *([hashlib.sha256(photo.boxes.tobytes()).hexdigest()] if len(photo.boxes) else []),
+        ]
         for photo in photos
     ]
     return digest(sorted(rows, key=str))

@@ -24,6 +24,7 @@ from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.fit import check_fit
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.stats.drawn import bounds_of
 from kdcompile.stats.noninferiority import compare, observed_text
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import preprocess_of, task_of
@@ -255,8 +256,9 @@ def judge(student: Student, errors: Floats, reference: Floats, loss: float) -> J
         KDError: `accuracy-images` or `accuracy-nonfinite`.
     """
     found = compare(
-        student.metric, reference, errors, margin=loss, max_increase=loss, seed=student.spec.seed
-    )
+        student.metric, reference, errors, margin=loss, max_increase=loss, seed=student.spec.seed,
+        find=bounds_of(student.metric),
+    )  # fmt: skip
     shown = observed_text(student.metric, found.reference, found.value)
     return Judged(
         found.verdict,

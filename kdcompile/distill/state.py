@@ -42,8 +42,8 @@ class State:
     seconds: float = 0.0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     losses: dict[str, str] = field(default_factory=dict)
-    initial: list[float] = field(default_factory=list)
-    predicted: list[float] = field(default_factory=list)
+    initial: list[Any] = field(default_factory=list)
+    predicted: list[Any] = field(default_factory=list)
 
 
 def save_checkpoint(work: Path, state: State, parts: Mapping[str, Any]) -> None:

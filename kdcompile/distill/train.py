@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +199,7 @@ class Trainer:
         row["weights"] = run.weights.shown()
         return row | {"lr": run.learning_rate(done - 1 - run.before)}
 
-    def _scored(self, photos: Sequence[Photo]) -> tuple[dict[str, float], list[float]]:
+    def _scored(self, photos: Sequence[Photo]) -> tuple[dict[str, float], list[Any]]:
         """The moving average's metrics by name, and its predictions."""
         network, prepare = self.setting.ema, self.setting.preprocess
         found = predict(network, photos, prepare, self.device, self._task, self._processes)

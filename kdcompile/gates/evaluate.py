@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ class Evaluation:
     """What every network gave, and the agreement of two of them.
 
     Args:
-        predicted: by network, float64 [N].
+        predicted: by network, float64 [N], or [N, 1 + W] with a record of each image.
         maps: errors by the task's `map_metrics`, by network, float64 [N, M]; empty where the task
             has none.
         difficulty: how far the second of the two is from the truth on each image, float64 [N].
@@ -93,7 +94,7 @@ class _Seen:
         names: Sequence[str],
     ) -> None:
         self.task, self.classes, self.compared = task, classes, compared
-        self.predicted: dict[str, list[float]] = {name: [] for name in names}
+        self.predicted: dict[str, list[Any]] = {name: [] for name in names}
         self.maps: dict[str, list[Floats]] = {name: [] for name in names}
         self.difficulty: list[float] = []
         self.signal = self.noise = self.worst = 0.0
@@ -106,7 +107,7 @@ class _Seen:
             output = task.within(whole, frames[name])
             if name == self.compared[1]:
                 self.difficulty.append(task.difficulty(output, true))
-            self.predicted[name].append(float(task.predictions(output)[0]))
+            self.predicted[name].append(task.predictions(output)[0])
             self.maps[name].append(task.map_errors(output, photo, frames[name]))
         signal, noise = powers(*pair)  # of whole outputs: whether both compute the same
         self.signal, self.noise = self.signal + signal, self.noise + noise

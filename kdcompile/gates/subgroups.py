@@ -19,10 +19,11 @@ import numpy as np
 
 from kdcompile.config.gates import MetricGate, Percent, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
-from kdcompile.gates.accuracy import NO_MAPS, difference
+from kdcompile.gates.accuracy import NO_MAPS, difference, of_no_error
 from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.registry import Decidable, gate
-from kdcompile.stats.noninferiority import CONFIDENCE, Decision, bounds, compare
+from kdcompile.stats.drawn import bounds_of
+from kdcompile.stats.noninferiority import CONFIDENCE, Decision, compare
 from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Stratum, Task, stratum_text
@@ -54,7 +55,7 @@ def _threshold(settings: StrataGate, task: Task) -> str:
 def _easiest(
     settings: StrataGate, task: Task, true: Floats, classes: Sequence[str] | None, seed: int
 ) -> Decidable:
-    metric, margin = task.find_metric(settings.metric), fraction(settings.margin)
+    metric, margin = of_no_error(task.find_metric(settings.metric)), fraction(settings.margin)
     right = np.zeros(len(true))
     groups = task.groups(true, classes)
     verdict, why = judge_all(judge_parts(groups, metric, right, right, margin, seed), classes)
@@ -148,10 +149,11 @@ def _part(
     seed: int,
 ) -> Part:
     """The decision in one of `parts` parts: it fails by its corrected bound only."""
-    found = compare(metric, teacher, student, margin=margin, seed=seed)
+    find = bounds_of(metric)
+    found = compare(metric, teacher, student, margin=margin, seed=seed, find=find)
     if found.verdict == "failed":
         corrected = 1 - (1 - CONFIDENCE) / parts
-        low, _ = bounds(metric, teacher, student, seed, corrected)
+        low, _ = find(metric, teacher, student, seed, corrected)
         allowed = metric.allowance(found.reference, margin)
         if low is None or not low > allowed:
             reason = f"{found.reason}; not so with {parts} parts looked at"

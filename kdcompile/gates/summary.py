@@ -17,6 +17,7 @@ from kdcompile.stats.bootstrap import interval
 from kdcompile.stats.latency_interval import median_interval
 from kdcompile.stats.noninferiority import rate_interval
 from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.records import value_of
 from kdcompile.tasks.task import Task
 
 MB = 1e6
@@ -152,7 +153,7 @@ def prediction_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     if outcomes.previous is not None:
         networks.append("previous")
     return [
-        {"name": name, **{who: float(getattr(outcomes, who)[i]) for who in networks}}
+        {"name": name, **{who: value_of(getattr(outcomes, who)[i]) for who in networks}}
         | ({} if outcomes.taught is None else {"taught": bool(outcomes.taught[i])})
         for i, name in enumerate(outcomes.names)
     ]
@@ -208,7 +209,7 @@ def worst_rows(
         {
             "name": outcomes.names[index],
             **{
-                who: task.name_of(float(getattr(outcomes, who)[index]), classes)
+                who: task.name_of(value_of(getattr(outcomes, who)[index]), classes)
                 for who in ("true", "student", "teacher")
             },
             "difficulty": float(difficulty[index]),

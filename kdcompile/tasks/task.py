@@ -72,8 +72,10 @@ class Task(ABC):
     selects the student; map_metrics: of whole outputs, known only where these are available;
     is_dense: the output is a map over the image; has_classes: it is one number a class; takes_rows:
     its networks take and give any tensors, as rows (`kdcompile.core.ports`), and are held against
-    the teacher's outputs; axes: of which of these the values along an axis are scores of classes;
-    parts: the report's key for accuracy in `groups`.
+    the teacher's outputs; records: its predictions are rows, with a record that metrics of the set
+    read behind the error of the image (`kdcompile.tasks.recording`); axes: of which outputs of
+    `takes_rows` the values along an axis are scores of classes; parts: the
+    report's key for accuracy in `groups`.
     """
 
     kind: ClassVar[str]
@@ -85,6 +87,7 @@ class Task(ABC):
     is_dense: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
     takes_rows: ClassVar[bool] = False
+    records: ClassVar[bool] = False
     axes: Mapping[str, Scores] = MappingProxyType({})
     parts: ClassVar[str]
 
@@ -113,7 +116,7 @@ class Task(ABC):
     @property
     def uses_frames(self) -> bool:
         """Whether `within` looks at where a photo lies, or at the teacher's answer."""
-        return self.is_dense or self.takes_rows
+        return self.is_dense or self.takes_rows or self.records
 
     @property
     def metric(self) -> Metric:
@@ -155,7 +158,7 @@ class Task(ABC):
         metric = self.find_metric(name)
         return self.metric if metric.needs_outputs else metric
 
-    def scores(self, predicted: Sequence[float], true: Sequence[float]) -> dict[str, float]:
+    def scores(self, predicted: Sequence[Any], true: Sequence[float]) -> dict[str, float]:
         """Every metric of predictions by name."""
         errors = self.errors(predicted, true)
         return {metric.name: metric(errors) for metric in self.metrics}
@@ -184,13 +187,13 @@ class Task(ABC):
 
     @abstractmethod
     def predictions(self, output: NDArray[Any]) -> Floats:
-        """A batch's output [N, ...] as one number an image, float64 [N]."""
+        """A batch's output [N, ...] as one number an image, float64 [N]; or `records`, [N, W]."""
 
     def within(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """A batch's output [N, ...] without what a map [N, C, h, w] says of the padding."""
         return output * frame.inside(*output.shape[2:]) if self.is_dense else output
 
-    def errors(self, predicted: Sequence[float] | Floats, true: Sequence[float] | Floats) -> Floats:
+    def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
         return np.subtract(predicted, true, dtype=np.float64)
 
