@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcompile.tasks.detection.average_precision import Table, multiplicities
+from kdcompile.tasks.detection.average_precision import Table
 from kdcompile.tasks.detection.boxes import Found, overlaps, suppressed
-from kdcompile.tasks.detection.matching import EVERY, SIZES, Record, matched
+from kdcompile.tasks.detection.matching import SIZES, matched, packed
+from kdcompile.tasks.records import weights_of
 
 CLASSES = 3
 
@@ -69,8 +70,8 @@ def by_pycocotools(scenes: Sequence[tuple[Found, np.ndarray]]) -> Any:
     return run
 
 
-def records(scenes: Sequence[tuple[Found, np.ndarray]], sizes=EVERY) -> list[Record]:
-    return [matched(some, truth, CLASSES, sizes) for some, truth in scenes]
+def rows(scenes: Sequence[tuple[Found, np.ndarray]], classes: int = CLASSES) -> np.ndarray:
+    return np.stack([packed(matched(some, truth, classes)) for some, truth in scenes])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -79,13 +80,14 @@ def test_average_precision_is_that_of_pycocotools(seed):
     scenes = [scene(random, crowds=seed % 2 == 1) for _ in range(12)]
     stats = by_pycocotools(scenes).stats
     once = np.ones((1, len(scenes)))
-    table = Table(records(scenes))
+    table = Table(rows(scenes))
     assert table.mean(once)[0] == pytest.approx(stats[0], abs=1e-9)
     assert table.mean(once, [0])[0] == pytest.approx(stats[1], abs=1e-9)
     assert 0.02 < stats[0] < 0.9
-    for place, sizes in zip((3, 4, 5), SIZES.values(), strict=True):
-        own = Table(records(scenes, sizes)).mean(once)[0]
-        wanted = np.nan if stats[place] == -1 else stats[place]
+    for place, size in enumerate(SIZES, 2):
+        own = Table(rows(scenes), size).mean(once)[0]
+        wanted = stats[0] if size == "all" else stats[place]
+        wanted = np.nan if wanted == -1 else wanted
         assert own == pytest.approx(wanted, abs=1e-9, nan_ok=True)
 
 
@@ -94,7 +96,7 @@ def test_average_precision_of_each_class_is_that_of_pycocotools(seed):
     random = np.random.default_rng(100 + seed)
     scenes = [scene(random, crowds=True) for _ in range(8)]
     precision = by_pycocotools(scenes).eval["precision"][:, :, :, 0, -1]  # overlap, recall, class
-    found = Table(records(scenes)).by_class(np.ones((1, len(scenes))))[0]
+    found = Table(rows(scenes)).by_class(np.ones((1, len(scenes))))[0]
     for kind in range(CLASSES):
         wanted = precision[:, :, kind]
         expected = np.nan if (wanted == -1).all() else wanted.mean()
@@ -107,7 +109,7 @@ def test_a_resample_weighs_images_as_if_they_were_there_so_often():
     for some, _ in scenes:  # no two scores are equal: pycocotools goes by the images' order there
         some.scores[:] = random.random(len(some))
     places = random.integers(0, 10, (4, 10))
-    found = Table(records(scenes)).mean(multiplicities(places, 10))
+    found = Table(rows(scenes)).mean(weights_of(places, 10))
     for row, own in zip(places, found, strict=True):
         assert own == pytest.approx(by_pycocotools([scenes[n] for n in row]).stats[0], abs=1e-9)
 
@@ -115,17 +117,17 @@ def test_a_resample_weighs_images_as_if_they_were_there_so_often():
 def test_nothing_annotated_has_no_precision_and_nothing_found_has_none():
     nothing = Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
     box = np.array([[10, 10, 30, 30, 0]], np.float32)
-    assert np.isnan(Table([matched(nothing, box[:0], 1)]).mean(np.ones((1, 1)))[0])
-    assert Table([matched(nothing, box, 1)]).mean(np.ones((1, 1)))[0] == 0.0
+    assert np.isnan(Table(rows([(nothing, box[:0])], 1)).mean(np.ones((1, 1)))[0])
+    assert Table(rows([(nothing, box)], 1)).mean(np.ones((1, 1)))[0] == 0.0
     right = Found(box[:, :4].astype(float), np.ones(1), np.zeros(1, np.int64))
-    assert Table([matched(right, box, 1)]).mean(np.ones((1, 1)))[0] == pytest.approx(1.0)
+    assert Table(rows([(right, box)], 1)).mean(np.ones((1, 1)))[0] == pytest.approx(1.0)
 
 
 def test_misses_and_false_boxes_at_a_threshold():
     truth = np.array([[0, 0, 10, 10, 0], [20, 20, 40, 40, 1]], np.float32)
     boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 40, 40]], float)
     found = Found(boxes, np.array([0.9, 0.5, 0.3]), np.array([0, 0, 1]))
-    table = Table([matched(found, truth, 2)])
+    table = Table(rows([(found, truth)], 2))
     assert [part.tolist() for part in table.at_threshold(0.5)] == [[1, 0], [0, 1], [1, 0]]
     assert [part.tolist() for part in table.at_threshold(0.3)] == [[1, 1], [0, 0], [1, 0]]
     scores, precision, recall = table.curve(0)

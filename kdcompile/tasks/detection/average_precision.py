@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdcompile.tasks.detection.matching import OVERLAPS
+from kdcompile.tasks.detection.matching import OVERLAPS, SIZES, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from kdcompile.tasks.detection.matching import Record
 
     Bools = NDArray[np.bool_]
     Floats = NDArray[np.float64]
@@ -32,21 +30,19 @@ class Table:
     """The boxes of some images, sorted once.
 
     Args:
-        records: of the images.
+        rows: of the images, float64 [N, W] as `matching.packed` makes them.
+        size: of the boxes that count, a key of `SIZES`.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        counts = [len(record.scores) for record in records]
-        image = np.repeat(np.arange(len(records)), counts)
-        scores = np.concatenate([record.scores for record in records])
-        order = np.argsort(-scores, kind="stable")
-        self._image, self._scores = image[order], scores[order]
-        self._classes = np.concatenate([record.classes for record in records])[order]
-        self._hits = np.concatenate([record.hits for record in records], axis=1)[:, order]
-        spared = np.concatenate([record.spared for record in records], axis=1)[:, order]
-        self._misses = ~self._hits & ~spared
-        self._truths = np.stack([record.truths for record in records]).astype(np.float64)
-        self.images = len(records)
+    def __init__(self, rows: Floats, size: str = "all") -> None:
+        found, image, truths = unpacked(rows)
+        place = list(SIZES).index(size)
+        order = np.argsort(-found.scores, kind="stable")
+        self._image, self._scores = image[order], found.scores[order]
+        self._classes = found.classes[order]
+        self._hits = found.hits[place][:, order]
+        self._misses = ~self._hits & ~found.spared[place][:, order]
+        self._truths = truths[:, place].astype(np.float64)
 
     @property
     def classes(self) -> int:
@@ -77,31 +73,38 @@ class Table:
             for first in range(0, len(weights), step):
                 part = slice(first, first + step)
                 drawn = weights[part][:, self._image[own]]
-                each = [self._average(own, level, drawn, truths[part, kind]) for level in chosen]
+                seen = np.cumsum(drawn, axis=1)
+                each = [
+                    self._average(own, level, (drawn, seen), truths[part, kind]) for level in chosen
+                ]
                 found[part, kind] = np.mean(each, axis=0)
         return found
 
-    def _average(self, own: Ints, level: int, drawn: Floats, truths: Floats) -> Floats:
-        """Of one class at one overlap, float64 [R].
+    def _average(
+        self, own: Ints, level: int, draws: tuple[Floats, Floats], truths: Floats
+    ) -> Floats:
+        """Of one class at one overlap, float64 [R]; NaN where nothing is annotated.
+
+        Both precision and recall matter at hits alone: between them the one falls and the other
+        stays.
 
         Args:
             own: places of the class's boxes.
             level: of the overlap.
-            drawn: how often each box is drawn, float64 [R, D].
+            draws: how often each box is drawn, float64 [R, D], and the sum up to each.
             truths: annotated boxes in each resample, float64 [R].
         """
-        counts = self._hits[level, own] | self._misses[level, own]
-        right = np.cumsum(drawn * self._hits[level, own], axis=1)[:, counts]
-        seen = np.cumsum(drawn * counts, axis=1)[:, counts]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            precision = np.where(seen > 0, right / seen, 0.0)
-            recall = right / truths[:, None]
+        (drawn, seen), hits = draws, self._hits[level, own]
+        spared = ~(hits | self._misses[level, own])
+        if spared.any():
+            seen = seen - np.cumsum(drawn * spared, axis=1)
+        right, seen = np.cumsum(drawn[:, hits], axis=1), seen[:, hits]
+        precision = right / np.maximum(seen, 1)  # where nothing is seen nothing is right
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        result = np.full(len(drawn), np.nan)
-        for row in np.flatnonzero(truths > 0):
-            place = np.searchsorted(recall[row], RECALLS)
-            result[row] = precision[row][place[place < precision.shape[1]]].sum() / len(RECALLS)
-        return result
+        recall = right / np.maximum(truths, 1)[:, None]
+        reached = np.searchsorted(RECALLS, recall, side="right")
+        steps = np.diff(reached, axis=1, prepend=0)
+        return np.where(truths > 0, (precision * steps).sum(1) / len(RECALLS), np.nan)
 
     def curve(self, kind: int, level: int = 0) -> tuple[Floats, Floats, Floats]:
         """Score, precision and recall of a class as the threshold falls, float64 [D] each."""
@@ -120,10 +123,3 @@ class Table:
         )
         truths = self._truths.sum(0).astype(np.int64)
         return found, truths - found, false
-
-
-def multiplicities(places: Ints, count: int) -> Floats:
-    """How often each of `count` images is drawn, float64 [R, count], of places [R, M]."""
-    rows = np.arange(len(places))[:, None] * count
-    drawn = np.bincount((rows + places).ravel(), minlength=len(places) * count)
-    return np.asarray(drawn.reshape(len(places), count), np.float64)
