@@ -19,7 +19,7 @@ from kdcompile.distill.centre_loss import (
     unlikeness,
     weighed,
 )
-from kdcompile.distill.objective import ByReduction, Objective
+from kdcompile.distill.objective_base import ByReduction, Objective
 from kdcompile.tasks.task import Task
 
 BOXES = 2.0  # of the boxes' terms beside the classes'

@@ -127,7 +127,7 @@ class _Seen:
 
 def _truth(task: Task, photo: Photo, output: Output, classes: Sequence[str] | None) -> float:
     true = task.truth(photo)
-    problem = task.check_labels([true], output.shape[1], classes)
+    problem = task.check_labels([true], task.outputs_of(output.shape), classes)
     if problem is not None:
         raise KDError("labels-invalid", problem, photo.name, "correct the label of the test image")
     return true

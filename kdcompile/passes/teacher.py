@@ -94,7 +94,7 @@ def taught(
             found.append([photos[i] for i in taught_places(task, photos, shape[1])])
             continue
         labels = [task.truth(photo) for photo in photos]
-        problem = task.check_labels(labels, shape[1], splits.classes)
+        problem = task.check_labels(labels, task.outputs_of(shape), splits.classes)
         if problem is not None:
             raise KDError(
                 "labels-invalid",

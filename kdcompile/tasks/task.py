@@ -217,6 +217,10 @@ class Task(ABC):
         """The errors of what `within` gave of one image by each of `map_metrics`, float64 [M]."""
         return np.zeros(0)
 
+    def outputs_of(self, shape: tuple[int, ...]) -> int:
+        """How many outputs a label may be of, where the network's output has this shape."""
+        return shape[1]
+
     def check_labels(
         self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
     ) -> str | None:
@@ -242,7 +246,8 @@ def find_task(kind: str) -> Task:
         KDError: `task-unknown`, or those of `plugins.find`.
     """
     import kdcompile.tasks.builtin
-    import kdcompile.tasks.generic  # noqa: F401  a cache key covers both
+    import kdcompile.tasks.detection.task
+    import kdcompile.tasks.generic  # noqa: F401  a cache key covers all of them
 
     return _made(plugins.find("tasks", str(kind), Task, "[task] kind, or a bundle's manifest.json"))
 

@@ -49,6 +49,11 @@ class Table:
         """How many there are."""
         return self._truths.shape[1]
 
+    @property
+    def truths(self) -> Floats:
+        """The annotated boxes of each class in all images, float64 [K]."""
+        return np.asarray(self._truths.sum(0))
+
     def mean(self, weights: Floats, levels: Sequence[int] | None = None) -> Floats:
         """Mean average precision of each resample, float64 [R]; NaN where nothing is annotated.
 
