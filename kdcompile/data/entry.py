@@ -28,6 +28,7 @@ class Entry:
         annotation: the file that the points or labels are from.
         label: the name of a class, or a value to be predicted; None where points are counted.
         mask: the index PNG of the classes of its pixels.
+        ignored: the index in it of pixels that are not judged.
         boxes: [x0, y0, x1, y1, class] of its objects.
     """
 
@@ -37,12 +38,13 @@ class Entry:
     annotation: Path | None
     label: str | float | None = None
     mask: Path | None = None
+    ignored: int = 255
     boxes: list[list[float]] | None = None
 
     def mark(self, hasher: Hasher) -> Any:
         """What the image is annotated with, for a cache key."""
         if self.mask is not None:
-            return hasher.file(self.mask)
+            return [hasher.file(self.mask), self.ignored]
         if self.boxes is not None:
             return self.boxes
         if self.label is not None or self.points is not None:
@@ -57,7 +59,7 @@ class Entry:
             KDError: `annotation-invalid`, `annotation-duplicate` or `annotation-mat`.
         """
         if self.mask is not None:
-            return Photo(self.name, path=self.image, mask=self.mask)
+            return Photo(self.name, path=self.image, mask=self.mask, ignored=self.ignored)
         if self.boxes is not None:
             boxes = np.array(self.boxes, np.float32).reshape(-1, 5)
             return Photo(self.name, path=self.image, boxes=boxes)

@@ -17,11 +17,11 @@ MODES = ("P", "L", "1")  # of PNGs whose pixels are indices
 DRAW = "write an index PNG of the photo's size, one class a pixel, 255 where none is to be judged"
 
 
-def mask_of(photo: Photo) -> Mask:
-    """The photo's mask, uint8 [H, W].
+def require_mask(photo: Photo) -> Path | Mask:
+    """The photo's mask as it was given, not yet read.
 
     Raises:
-        KDError: `mask-missing`, `mask-unreadable`, `mask-colours` or `mask-invalid`.
+        KDError: `mask-missing`.
     """
     if photo.mask is None:
         raise KDError(
@@ -30,16 +30,32 @@ def mask_of(photo: Photo) -> Mask:
             where="[task] kind and [data] format",
             fix='use a format with masks (format = "masks"), or set Photo.mask in a factory',
         )
-    if isinstance(photo.mask, Path):
-        return read_mask(photo.mask)
-    mask = photo.mask
+    return photo.mask
+
+
+def mask_of(photo: Photo) -> Mask:
+    """The photo's mask, uint8 [H, W], with `IGNORED` where nothing is to be judged.
+
+    Raises:
+        KDError: `mask-missing`, `mask-unreadable`, `mask-colours` or `mask-invalid`.
+    """
+    mask = require_mask(photo)
+    if isinstance(mask, Path):
+        return _without(read_mask(mask), photo.ignored)
     if not (isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.ndim == 2):
         what = f"{getattr(mask, 'dtype', type(mask).__name__)} {list(np.shape(mask))}"
         raise KDError(
             "mask-invalid", f"the mask of {photo.name} is {what}", "[data] format",
             "give Photo.mask as uint8 [H, W], or as the path of an index PNG",
         )  # fmt: skip
-    return mask
+    return _without(mask, photo.ignored)
+
+
+def _without(mask: Mask, ignored: int) -> Mask:
+    """The mask with `IGNORED` in place of another index for it."""
+    if ignored == IGNORED or not (mask == ignored).any():
+        return mask
+    return np.where(mask == ignored, np.uint8(IGNORED), mask)
 
 
 def read_mask(path: Path) -> Mask:
@@ -80,23 +96,40 @@ def check_mask(mask: Mask, size: tuple[int, int], classes: int, name: str) -> No
     Raises:
         KDError: `mask-size` or `mask-index`.
     """
-    if mask.shape != tuple(size):
+    check_size(mask.shape, size, name)
+    check_indices(mask, classes, name)
+
+
+def check_size(mask: tuple[int, ...], size: tuple[int, int], name: str) -> None:
+    """Refuse a mask of another height and width than its photo's.
+
+    Raises:
+        KDError: `mask-size`.
+    """
+    if tuple(mask) != tuple(size):
         raise KDError(
             "mask-size",
-            f"the mask of {name} is {mask.shape[1]} x {mask.shape[0]} pixels, "
-            f"the photo {size[1]} x {size[0]}",
+            f"the mask of {name} is {mask[1]} x {mask[0]} pixels, the photo {size[1]} x {size[0]}",
             where=name,
             fix="write the mask at the size of the upright photo",
         )
+
+
+def check_indices(mask: Mask, classes: int, name: str) -> None:
+    """Refuse indices that no class has.
+
+    Raises:
+        KDError: `mask-index`.
+    """
     beyond = mask[(mask >= classes) & (mask != IGNORED)]
     if beyond.size:
         raise KDError(
             "mask-index",
-            f"the mask of {name} has the index {int(beyond.max())} in {beyond.size} pixels, the "
-            f"network {classes} classes, 0 to {classes - 1}",
+            f"the mask of {name} has the index {int(beyond.max())} in {beyond.size} pixels, where "
+            f"there are {classes} classes, 0 to {classes - 1}",
             where=name,
-            fix=f"write {IGNORED} for pixels that are not judged (data.ignore_index says which "
-            "index the files have for them), or use a network with as many classes",
+            fix="set data.ignore_index if that index is for pixels that are not to be judged; else "
+            "correct the mask, or use a network with as many classes",
         )
 
 
@@ -105,5 +138,17 @@ def mask_sha256(photo: Photo) -> str:
     if photo.mask is None:
         return ""
     if isinstance(photo.mask, Path):
-        return file_sha256(photo.mask)
+        return f"{file_sha256(photo.mask)} {photo.ignored}"
     return hashlib.sha256(repr(photo.mask.shape).encode() + photo.mask.tobytes()).hexdigest()
+
+
+def fitted_mask(photo: Photo, seen: tuple[int, int], plane: tuple[int, int]) -> Mask:
+    """The mask as a network sees its photo: scaled to `seen`, `IGNORED` in the rest of `plane`."""
+    mask = mask_of(photo)
+    rows, columns = (
+        np.minimum(((np.arange(size) + 0.5) * whole / size).astype(np.int64), whole - 1)
+        for size, whole in zip(seen, mask.shape, strict=True)
+    )
+    found = np.full(plane, IGNORED, np.uint8)
+    found[: seen[0], : seen[1]] = mask[np.ix_(rows, columns)]
+    return found

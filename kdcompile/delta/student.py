@@ -165,11 +165,11 @@ class Student:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def _reduced(self, output: Tensor, frame: Frame) -> Tensor:
-        """Outputs [N, K]; of a density map its sum in the photo, for that is the prediction."""
+        """Outputs [N, K]; of a map its sum in the photo: of a density that is the prediction."""
         if not self.task.is_dense:
             return output.double().flatten(1)
         inside = torch.from_numpy(frame.inside(*output.shape[2:])).to(output.device)
-        return (output.double() * inside).flatten(1).sum(1, keepdim=True)
+        return (output.double() * inside).flatten(2).sum(2)
 
     def errors(self, state: State, photos: Sequence[Photo]) -> Floats:
         """The error of each photo, float64 [N]."""

@@ -190,12 +190,12 @@ def _evaluated(
     validation = None
     if report is not None and predicted:
         name, true = task.metric.name, [task.truth(photo) for photo in val]
-        constant = task.constant([task.truth(photo) for photo in store.photos])
+        known = [task.truth(photo) for photo in store.photos]
         validation = {
             "photos": len(true),
             "metric": name,
             "start": task.scores(predicted, true)[name],
-            "constant": task.scores([constant] * len(true), true)[name],
+            "constant": task.constant_scores(known, predicted, true)[name],
         }
     state = {name: value.clone() for name, value in student.state_dict().items()}
     return _Start(spec, state, report, pulse, validation)

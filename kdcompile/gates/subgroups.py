@@ -12,8 +12,9 @@ lower bound at 1 - 5 %/k the verdict is
     inconclusive  otherwise, or where a part has too few images and none failed
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,8 @@ def _easiest(
     metric, margin = of_no_error(task.find_metric(settings.metric)), fraction(settings.margin)
     right = np.zeros(len(true))
     groups = task.groups(true, classes)
+    if task.records:  # which classes the images have, no one knows yet: each may have all
+        groups, classes = [({"class": "each"}, np.arange(len(true)))], None
     verdict, why = judge_all(judge_parts(groups, metric, right, right, margin, seed), classes)
 
     def one_passes(n: int) -> bool:
@@ -89,8 +92,8 @@ def strata(settings: StrataGate, context: VerifyContext) -> GateResult:
     if outcomes.knows("student", metric):
         teacher, student = (outcomes.errors(task, who, metric) for who in ("teacher", "student"))
         parts = judge_parts(
-            task.groups(outcomes.true, context.classes), metric, teacher, student,
-            fraction(settings.margin), context.seed,
+            task.parts_of(outcomes.true, teacher, context.classes), metric, teacher, student,
+            fraction(settings.margin), context.seed, task.metric_of,
         )  # fmt: skip
         verdict, reason = judge_all(parts, context.classes)
         observed, reason = _observed(metric, parts), f"{reason}, on {outcomes.scope}"
@@ -111,6 +114,7 @@ def judge_parts(
     student: Floats,
     margin: float,
     seed: int,
+    metric_of: Callable[[Metric, Mapping[str, Any]], Metric] = lambda metric, about: metric,
 ) -> list[Part]:
     """Each part's own decision.
 
@@ -121,9 +125,10 @@ def judge_parts(
         student: errors of the same photos.
         margin: as a share, 0.3 of "30%".
         seed: of the resampling.
+        metric_of: the metric as a part is judged by it.
     """
     return [
-        _part(stratum_text(about), metric, teacher[where], student[where], margin,
+        _part(stratum_text(about), metric_of(metric, about), teacher[where], student[where], margin,
               len(groups), seed)
         for about, where in groups
     ]  # fmt: skip

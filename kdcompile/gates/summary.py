@@ -174,9 +174,12 @@ def part_rows(
         {
             **about,
             "n": len(part),
-            **{f"{who}_{metric.name}": metric(found[part]) for who, found in errors.items()},
+            **{
+                f"{who}_{metric.name}": task.metric_of(metric, about)(found[part])
+                for who, found in errors.items()
+            },
         }
-        for about, part in task.groups(outcomes.true, classes)
+        for about, part in task.parts_of(outcomes.true, errors["teacher"], classes)
     ]
 
 

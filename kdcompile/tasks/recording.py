@@ -1,7 +1,7 @@
 """Base class of tasks whose truth is not one number: they are judged by records of whole sets."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,19 +63,19 @@ class Recording(Task):
         return float(output[0, 0])
 
     def groups(self, true: Floats, classes: Sequence[str] | None) -> list[Stratum]:
-        """None by the truth alone: `parts_of` knows the records."""
+        """None by the truth alone; `parts_of` may know some by the records."""
         return []
 
     def constant(self, train: Sequence[float]) -> float:
-        """Not known."""
+        """Not known: a prediction is a row."""
         return float("nan")
 
     def facts(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
         """With `of_records`: what a prediction is, is the image's own error."""
         return super().facts(classes) | {"of_records": True}
 
-    def of_classes(
-        self, errors: Floats, classes: Sequence[str] | None
-    ) -> Mapping[str, Mapping[str, float]]:
-        """Metrics of each class by its name, of some images' errors with their records."""
-        return {}
+    def constant_scores(
+        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+    ) -> dict[str, float]:
+        """Not known by the labels alone."""
+        return {metric.name: float("nan") for metric in self.metrics}

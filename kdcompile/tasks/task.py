@@ -213,6 +213,23 @@ class Task(ABC):
         """Parts of the images whose accuracy is worth telling apart: thirds by true value."""
         return by_value(true)
 
+    def parts_of(
+        self, true: Floats, errors: Floats, classes: Sequence[str] | None
+    ) -> list[Stratum]:
+        """`groups` of images whose errors are known, of whichever network."""
+        return self.groups(true, classes)
+
+    def metric_of(self, metric: Metric, about: Mapping[str, Any]) -> Metric:
+        """The metric as one of `parts_of` is judged by it."""
+        return metric
+
+    def drawn(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """What a report draws of a map [1, C, h, w]: float32 [h, w], or uint8 indices of classes.
+
+        Over the whole input; 0, or `masks.IGNORED`, in the padding.
+        """
+        return (output[0, 0] * frame.inside(*output.shape[2:])).astype(np.float32)
+
     def map_errors(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
         """The errors of what `within` gave of one image by each of `map_metrics`, float64 [M]."""
         return np.zeros(0)
@@ -234,6 +251,20 @@ class Task(ABC):
         """The constant prediction that does best on the training images."""
         return float(np.median(train))
 
+    def constant_scores(
+        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+    ) -> dict[str, float]:
+        """Every metric of the best constant prediction, beside what a network predicted."""
+        return self.scores([self.constant(train)] * len(true), true)
+
+    def check_photo(self, photo: Photo, outputs: int) -> None:
+        """Refuse annotations of an image, beside its label, that do not fit so many outputs.
+
+        Raises:
+            KDError: what is wrong with them.
+        """
+        return  # a label is all there is
+
     @abstractmethod
     def check_output(self, shape: tuple[int, ...]) -> str | None:
         """What is wrong with an output of this shape for one image, or None."""
@@ -247,7 +278,8 @@ def find_task(kind: str) -> Task:
     """
     import kdcompile.tasks.builtin
     import kdcompile.tasks.detection.task
-    import kdcompile.tasks.generic  # noqa: F401  a cache key covers all of them
+    import kdcompile.tasks.generic
+    import kdcompile.tasks.segmentation  # noqa: F401  a cache key covers all of them
 
     return _made(plugins.find("tasks", str(kind), Task, "[task] kind, or a bundle's manifest.json"))
 

@@ -206,14 +206,24 @@ class Detection(Recording):
                 fix="give the data the network's classes, or a network with an output for each",
             )
 
-    def of_constant(self, predicted: Sequence[Any]) -> dict[str, float]:
+    def check_photo(self, photo: Photo, outputs: int) -> None:
+        """Refuse a box of a class that the network has no output for.
+
+        Raises:
+            KDError: `labels-invalid`.
+        """
+        self._refuse_others(photo, outputs)
+
+    def constant_scores(
+        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+    ) -> dict[str, float]:
         """Of finding nothing."""
         table = np.array(predicted, np.float64)
         table[:, -MOST * FIELDS :] = ABSENT
         return self.scores(table, ())
 
-    def groups(
-        self, true: Floats, classes: Sequence[str] | None, errors: Floats | None = None
+    def parts_of(
+        self, true: Floats, errors: Floats, classes: Sequence[str] | None
     ) -> list[Stratum]:
         """The images, once for each class of which a box is annotated: `class` and its `index`."""
         if not isinstance(errors, Recorded):
