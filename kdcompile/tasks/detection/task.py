@@ -141,7 +141,7 @@ class Detection(Recording):
         error = wrong / (wrong + 2 * right) if wrong else 0.0
         return np.concatenate([[error], packed(found)])
 
-    def drawn(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+    def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """The boxes that are sure enough, float32 [D, 6]: x0 y0 x1 y1 in its pixels, score, class.
 
         Args:
@@ -152,8 +152,12 @@ class Detection(Recording):
         columns = [found.boxes, found.scores[:, None], found.classes[:, None]]
         return np.concatenate(columns, axis=1).astype(np.float32)
 
+    def drawn(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """The same in pixels of the input."""
+        return self.answer(output, Frame(frame.seen, frame.seen, frame.plane))
+
     def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
-        """`boxes`, each with its class, score and box, of what `drawn` gave [D, 6]."""
+        """`boxes`, each with its class, score and box, of what `answer` gave [D, 6]."""
         return {
             "boxes": [
                 {
