@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdcompile.bundle.trust import Trust
 
 MANY = 10  # images that progress is shown of
+SHOWN = 5  # classes of a line, those of most pixels
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Failed:
 def run(
     bundle: Path, photos: tuple[Path, ...], trusted: "Trust | None", as_json: bool, **given: Any
 ) -> None:
-    """Run a BUNDLE's network on IMAGES: counts with drawn densities, classes, or values.
+    """Run a BUNDLE's network on IMAGES: counts with drawn densities, classes of images or of
+    pixels, or values.
 
     A network of named tensors takes .npz files of them, and its outputs are written as such.
 
@@ -108,6 +110,9 @@ def _line(row: dict[str, Any]) -> str:
     photo = plain(row["photo"])
     if "count" in row:
         return f"{row['count']:10.1f}  {photo}  {plain(row['overlay'])}"
+    if "shares" in row:
+        shares = ", ".join(f"{plain(k)} {v:.1%}" for k, v in list(row["shares"].items())[:SHOWN])
+        return f"{photo}  {shares}  {plain(row['overlay'])}"
     if "class" in row:
         return f"{plain(row['class']):<16} {row['probability']:6.1%}  {photo}"
     if "outputs" in row:

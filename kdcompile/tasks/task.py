@@ -158,7 +158,7 @@ class Task(ABC):
         metric = self.find_metric(name)
         return self.metric if metric.needs_outputs else metric
 
-    def scores(self, predicted: Sequence[Any], true: Sequence[float]) -> dict[str, float]:
+    def scores(self, predicted: Sequence[Any] | Floats, true: Sequence[float]) -> dict[str, float]:
         """Every metric of predictions by name."""
         errors = self.errors(predicted, true)
         return {metric.name: metric(errors) for metric in self.metrics}
@@ -192,6 +192,10 @@ class Task(ABC):
     def within(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """A batch's output [N, ...] without what a map [N, C, h, w] says of the padding."""
         return output * frame.inside(*output.shape[2:]) if self.is_dense else output
+
+    def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """What one image's output says of a photo without annotations, for `describe`."""
+        return self.within(output, frame)
 
     def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
@@ -228,7 +232,7 @@ class Task(ABC):
 
         Over the whole input; 0, or `masks.IGNORED`, in the padding.
         """
-        return (output[0, 0] * frame.inside(*output.shape[2:])).astype(np.float32)
+        return np.asarray(output[0, 0] * frame.inside(*output.shape[2:]), np.float32)
 
     def map_errors(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
         """The errors of what `within` gave of one image by each of `map_metrics`, float64 [M]."""

@@ -166,9 +166,17 @@ def within(density: Any, seen: Any, plane: Any) -> Any:
     return density * np.outer(rows, columns).astype(np.float32)
 
 
-def predict(network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any) -> Any:
-    """The network's output for what `prepare` gave; a density of the image alone."""
+def predict(
+    network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any, size: Any = None
+) -> Any:
+    """The network's output for what `prepare` gave; a density of the image alone.
+
+    Of segmentation the class of each pixel, uint8 [H, W], of a photo of that size (width, height).
+    """
     whole = padded(image, pre)
+    if manifest["task"] == "segmentation":
+        output = next(iter(network({INPUT: whole}).values()))
+        return class_map(output, sides(image), sides(whole), size)
     return of_image(next(iter(network({INPUT: whole}).values())), image, whole, manifest)
 
 
@@ -183,7 +191,43 @@ def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scr
         )
     except tiles.TilesError as error:
         sys.exit(f"error: {error}")
+    if manifest["task"] == "segmentation":
+        return class_map(output, sides(image), plane, sides(image)[::-1])
     return within(output, sides(image), plane)
+
+
+def class_map(output: Any, seen: Any, plane: Any, size: Any) -> Any:
+    """The class of each pixel of a photo of that size, (width, height): uint8 [H, W]."""
+    height, width = output.shape[2:]
+    box = (0.0, 0.0, width * (seen[1] / plane[1]), height * (seen[0] / plane[0]))
+    bilinear = getattr(Image, "Resampling", Image).BILINEAR
+    best = np.full(size[::-1], -np.inf, np.float32)
+    found = np.zeros(size[::-1], np.uint8)
+    for index, logits in enumerate(output[0]):
+        plane_of = Image.fromarray(np.ascontiguousarray(logits, np.float32))
+        values = np.asarray(plane_of.resize(size, bilinear, box=box))
+        found[values > best] = index
+        best = np.maximum(best, values)
+    return found
+
+
+def painted(path: str, classes: Any, manifest: dict[str, Any]) -> str:
+    """Write the class map as a PNG of indices with a palette; each class's share, in a line."""
+    colours = np.zeros((256, 3), np.uint8)
+    place = np.arange(1, 257)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((place >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
+    image = Image.fromarray(classes)
+    image.putpalette(colours.ravel().tolist())
+    there = f"{Path(path).stem}_classes.png"
+    image.save(there)
+    shares = np.bincount(classes.ravel()) / classes.size
+    names = manifest["classes"] or list(range(len(shares)))
+    told = [f"{names[k]} {shares[k]:.4f}" for k in np.argsort(-shares) if shares[k]]
+    return "{}\t{}".format(", ".join(told), there)
 
 
 def is_larger(path: str, pre: Any) -> bool:
@@ -272,8 +316,19 @@ def main() -> None:
             if arguments.tiles and is_larger(path, pre):
                 output = tiled(network, path, manifest, pre, scratch)
             else:
-                output = predict(network, image_of(path, pre), manifest, pre)
+                image = image_of(path, pre)
+                output = predict(network, image, manifest, pre, size_of(path))
+            if manifest["task"] == "segmentation":
+                print(f"{path}\t{painted(path, output, manifest)}")
+                continue
             print(f"{path}\t{meaning(output, manifest)}")
+
+
+def size_of(path: str) -> Any:
+    """Width and height of the upright photo."""
+    with Image.open(path) as file:
+        turned = file.getexif().get(274, 1) > 4  # EXIF's orientation: on its side
+        return file.size[::-1] if turned else file.size
 
 
 def image_of(path: str, pre: dict[str, Any]) -> Any:
