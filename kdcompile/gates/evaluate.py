@@ -192,5 +192,7 @@ def example_arrays(
         name: task.drawn(run((own or {}).get(name, preprocess)(given)), frame)
         for name, run in networks.items()
     }
-    truth = {} if photo.mask is None else {"truth": fitted_mask(photo, frame.seen, frame.plane)}
-    return {"pixels": pixels, **maps, **truth}
+    truth = task.drawn_truth(photo, frame) if networks else None
+    if photo.mask is not None:
+        truth = fitted_mask(photo, frame.seen, frame.plane)
+    return {"pixels": pixels, **maps, **({} if truth is None else {"truth": truth})}

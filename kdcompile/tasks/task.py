@@ -197,6 +197,28 @@ class Task(ABC):
         """What one image's output says of a photo without annotations, for `describe`."""
         return self.within(output, frame)
 
+    def drawn_truth(self, photo: Photo, frame: Frame) -> NDArray[Any] | None:
+        """What a report draws of a photo's annotations as `drawn` of an output, if anything."""
+        return None
+
+    def curves(
+        self, errors: Mapping[str, Floats], classes: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
+        """Rows of a report's precision-recall curves: `class`, and by network its precisions."""
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """What a bundle must know to make answers of outputs, beside the kind; as JSON values."""
+        return {}
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Task":
+        """The task of a bundle, whose settings these are.
+
+        Raises:
+            ValueError: they are none of its.
+        """
+        return self
+
     def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
         return np.subtract(predicted, true, dtype=np.float64)

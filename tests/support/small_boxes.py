@@ -1,4 +1,4 @@
-"""Small photos of coloured discs and squares with their boxes, and a detector trained in seconds."""
+"""Small photos of coloured discs and squares with their boxes, and a detector trained on them."""
 
 import json
 from pathlib import Path
@@ -86,9 +86,7 @@ def write_data(root: Path, sizes: dict[str, int] = SIZES) -> dict[str, list[Phot
                 })  # fmt: skip
             boxes = np.array(rows, np.float32)
             made[split].append(Photo(name, path=root / "images" / name, boxes=boxes))
-        text = json.dumps(
-            {"images": images, "annotations": annotations, "categories": categories}
-        )
+        text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
         (root / f"{split}.json").write_text(text)
     return made
 

@@ -130,10 +130,9 @@ def test_misses_and_false_boxes_at_a_threshold():
     table = Table(rows([(found, truth)], 2))
     assert [part.tolist() for part in table.at_threshold(0.5)] == [[1, 0], [0, 1], [1, 0]]
     assert [part.tolist() for part in table.at_threshold(0.3)] == [[1, 1], [0, 0], [1, 0]]
-    scores, precision, recall = table.curve(0)
-    assert scores.tolist() == [0.9, 0.5]
-    assert precision.tolist() == [1.0, 0.5]
-    assert recall.tolist() == [1.0, 1.0]
+    assert table.curve(0).tolist() == [1.0] * 101
+    twice = Table(rows([(found, truth), (found.above(0.95), truth)], 2))
+    assert twice.curve(0).tolist() == [1.0] * 51 + [0.0] * 50
 
 
 def test_suppression_is_per_class_and_keeps_what_overlaps_less():

@@ -111,13 +111,15 @@ class Table:
         steps = np.diff(reached, axis=1, prepend=0)
         return np.where(truths > 0, (precision * steps).sum(1) / len(RECALLS), np.nan)
 
-    def curve(self, kind: int, level: int = 0) -> tuple[Floats, Floats, Floats]:
-        """Score, precision and recall of a class as the threshold falls, float64 [D] each."""
+    def curve(self, kind: int, level: int = 0) -> Floats:
+        """The best precision of a class at each of `RECALLS` or more, float64 [101]; 0 beyond."""
         own = np.flatnonzero(self._classes == kind)
         own = own[self._hits[level, own] | self._misses[level, own]]
         right = np.cumsum(self._hits[level, own])
-        truths = max(float(self._truths[:, kind].sum()), 1.0)
-        return self._scores[own], right / np.arange(1, len(own) + 1), right / truths
+        precision = np.maximum.accumulate((right / np.arange(1, len(own) + 1))[::-1])[::-1]
+        recall = right / max(float(self._truths[:, kind].sum()), 1.0)
+        place = np.searchsorted(recall, RECALLS)
+        return np.append(precision, 0.0)[np.minimum(place, len(own))]
 
     def at_threshold(self, score: float, level: int = 0) -> tuple[Ints, Ints, Ints]:
         """Boxes found, missed and false of each class at least so sure, int64 [K] each."""

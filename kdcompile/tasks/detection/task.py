@@ -18,7 +18,7 @@ from kdcompile.tasks.detection.average_precision import Table
 from kdcompile.tasks.detection.boxes import MOST, Found, best
 from kdcompile.tasks.detection.decode import checked, find_decoder
 from kdcompile.tasks.detection.decoders import DECODERS
-from kdcompile.tasks.detection.matching import ABSENT, FIELDS, classes_of, matched, packed
+from kdcompile.tasks.detection.matching import ABSENT, FIELDS, classes_of, is_crowd, matched, packed
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.recording import Recording
 from kdcompile.tasks.records import Recorded, over_records, weights_of
@@ -155,6 +155,47 @@ class Detection(Recording):
     def drawn(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """The same in pixels of the input."""
         return self.answer(output, Frame(frame.seen, frame.seen, frame.plane))
+
+    def drawn_truth(self, photo: Photo, frame: Frame) -> NDArray[Any] | None:
+        """The annotated boxes as `drawn` gives those found, without crowds."""
+        boxes = photo.boxes[~is_crowd(photo.boxes)]
+        y, x = (seen / whole for seen, whole in zip(frame.seen, frame.photo, strict=True))
+        scaled = boxes[:, :4] * np.array([x, y, x, y], np.float32)
+        return np.concatenate([scaled, np.ones((len(boxes), 1)), boxes[:, 4:]], axis=1).astype(
+            np.float32
+        )
+
+    def curves(
+        self, errors: Mapping[str, Floats], classes: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
+        """Precision at 101 recalls, at an overlap of 0.5, of each class that is annotated."""
+        tables = {
+            who: Table(own.rows[own.places])
+            for who, own in errors.items()
+            if isinstance(own, Recorded)
+        }
+        if not tables:
+            return []
+        return [
+            {"class": self.name_of_class(int(k), classes)}
+            | {who: np.round(table.curve(int(k)), 4).tolist() for who, table in tables.items()}
+            for k in np.flatnonzero(next(iter(tables.values())).truths)
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        """The decoder that the spec names, if any, and the head."""
+        return {"decode": self.decoder, "head": self.head.model_dump(mode="json")}
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Detection":
+        """The task of a bundle; its own decode is a function that the bundle has not.
+
+        Raises:
+            ValueError: the settings are none of its.
+        """
+        decoder, head = settings.get("decode"), Head.model_validate(settings.get("head") or {})
+        if not (decoder is None or isinstance(decoder, str)):
+            raise ValueError("decode is no name")
+        return Detection(head, decoder)
 
     def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
         """`boxes`, each with its class, score and box, of what `answer` gave [D, 6]."""
