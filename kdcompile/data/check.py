@@ -13,8 +13,9 @@ import PIL
 from kdcompile import __version__
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_json, write_json
+from kdcompile.core.files import write_json
 from kdcompile.core.progress import counted
+from kdcompile.core.readers import read_json
 from kdcompile.data.boxes import clipped_boxes
 from kdcompile.data.formats import Files
 from kdcompile.data.masks import IGNORED, check_indices, check_size, mask_of, mask_sha256

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_json
+from kdcompile.core.readers import read_json
 
 Row = Mapping[str, Any]
+LARGEST = 1 << 30  # bytes: COCO's own training file has half as many
 FORM = 'write "images", "annotations" and "categories" as in docs/data.md, one object a row'
 
 
@@ -81,7 +82,7 @@ def read_coco(path: Path) -> CocoFile:
 
 def _parts(path: Path) -> dict[str, list[Row]]:
     try:
-        found = read_json(path)
+        found = read_json(path, LARGEST, finite=False)  # of NaN its box tells
     except OSError as error:
         raise KDError(
             "annotations-missing",

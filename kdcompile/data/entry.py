@@ -10,7 +10,8 @@ import numpy as np
 
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import Hasher, read_text
+from kdcompile.core.files import Hasher
+from kdcompile.core.readers import read_text
 from kdcompile.core.user_code import load_factory, users_code
 from kdcompile.data.boxes import checked_boxes
 from kdcompile.data.photo import Photo, checked_points
@@ -84,7 +85,7 @@ def read_list(path: Path) -> list[str]:
     """
     try:
         lines = read_text(path).split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise KDError(
             "split-missing",
             f"the split list cannot be read: {error}",

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import file_sha256, refuse_endless
+from kdcompile.core.files import file_sha256
+from kdcompile.core.readers import refuse_endless
 from kdcompile.data.photo import BOMBS, Photo
 
 Mask = NDArray[np.uint8]

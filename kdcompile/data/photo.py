@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import file_sha256, refuse_endless
+from kdcompile.core.files import file_sha256
+from kdcompile.core.readers import refuse_endless
 
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 REPLACE = "replace the file, or take its line out of the split"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_text
+from kdcompile.core.readers import read_text
 
 KEY = re.compile(r"^([A-Za-z_][\w-]*):(?:\s+(.*))?$")
 ITEM = re.compile(r"^\s*(?:-\s+|(\d+)\s*:\s*)(.*)$")

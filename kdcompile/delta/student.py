@@ -1,6 +1,5 @@
 """A student of a spec with weights to evaluate: its outputs, errors, sensitivities and verdict."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.readers import parse_json
 from kdcompile.core.report import Verdict
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
@@ -189,10 +189,10 @@ class Student:
 
 def _architecture(metadata: Mapping[str, str], path: Path) -> Mapping[str, object]:
     try:
-        found = json.loads(metadata["architecture"])
+        found = parse_json(metadata["architecture"])
         if isinstance(found, dict):
             return found
-    except (KeyError, ValueError, RecursionError):
+    except (KeyError, ValueError):
         pass
     raise KDError(
         "delta-architecture",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kdcompile.core.report import Measurement
 from kdcompile.core.store import Artifact
+from kdcompile.gates.bias import bias_measurements
 from kdcompile.gates.context import Floats, Origin, Outcomes, VerifyContext
 from kdcompile.gates.frame import frame_numbers
 from kdcompile.gates.resources import resource_numbers
@@ -33,6 +34,7 @@ def measurements(context: VerifyContext, sizes: Mapping[str, int]) -> tuple[Meas
     """
     return (
         *_errors(context),
+        *bias_measurements(context),
         *_latencies(context),
         *_predictions(context),
         *(

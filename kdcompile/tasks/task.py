@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +74,9 @@ class Task(ABC):
     its networks take and give any tensors, as rows (`kdcompile.core.ports`), and are held against
     the teacher's outputs; records: its predictions are rows, with a record that metrics of the set
     read behind the error of the image (`kdcompile.tasks.recording`); axes: of which outputs of
-    `takes_rows` the values along an axis are scores of classes; parts: the
-    report's key for accuracy in `groups`.
+    `takes_rows` the values along an axis are scores of classes; parts: the report's key for
+    accuracy in `groups`; output_fit: what a trained student's output may be calibrated by
+    (`distill.output_calibration`), None where nothing is to be.
     """
 
     kind: ClassVar[str]
@@ -90,6 +91,7 @@ class Task(ABC):
     records: ClassVar[bool] = False
     axes: Mapping[str, Scores] = MappingProxyType({})
     parts: ClassVar[str]
+    output_fit: ClassVar[Literal["scale", "affine", "temperature"] | None] = None
 
     def objective(self) -> Any:
         """The class of its losses (`distill.objective.Objective`); None: those of `like`.

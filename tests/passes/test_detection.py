@@ -68,7 +68,8 @@ def test_run_and_the_sample_say_the_same_boxes(built):
     out = folder / "overlays"
     (row,) = json.loads(call("run", bundle, path, "--json", "-o", out).stdout)
     assert row["boxes"]
-    assert Image.open(row["overlay"]).size[0] > 64
+    with Image.open(row["overlay"]) as overlay:
+        assert overlay.size[0] > 64
     line = call("run", bundle, path, "-o", out).stdout
     assert any(name in line for name in CLASSES)
     sample = subprocess.run(

@@ -142,7 +142,6 @@ images = 8
 [gates]
 accuracy = { max_increase = "60%", margin = "90%" }
 parity = { min_sqnr_db = 10 }
-speedup = { min = 1.01, required = false }
 """
 
 
