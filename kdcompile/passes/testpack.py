@@ -44,7 +44,7 @@ def pack_build(
     task = task_of(spec)
     gate = spec.gates.accuracy
     metric = task.find_metric(gate.metric if gate else None)
-    if task.takes_rows and metric is not RELATIVE:
+    if metric.records or (task.takes_rows and metric is not RELATIVE):
         raise KDError(
             "pack-task",
             f"a board has no {metric.name} of {spec.task.metric or spec.task.kind}",

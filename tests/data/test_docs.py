@@ -11,12 +11,13 @@ from PIL import Image
 
 from kdcompile.config.load import load_spec
 from kdcompile.core import plugins
+from kdcompile.data.masks import mask_of
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import SPLITS, load_splits
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 (CODE,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.S | re.M)
-FACTORY, GREY = re.findall(r"^```toml\n(.*?)^```", TEXT, re.S | re.M)
+MASKS, FACTORY, GREY = re.findall(r"^```toml\n(.*?)^```", TEXT, re.S | re.M)
 TEACHER = '[teacher]\nmodel = "model.py:build"\nweights = "w.safetensors"\n'
 
 
@@ -66,3 +67,18 @@ def test_grey_images_enter_the_network_as_they_are(folder):
     assert pixels.shape == (24, 32, 1)
     entering = (pixels / 255 - spec.data.mean[0]) / spec.data.std[0]
     np.testing.assert_allclose(entering, pixels, rtol=1e-5)
+
+
+def test_the_masks_are_read_as_printed(tmp_path):
+    root = tmp_path / "camvid"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for number, split in enumerate(SPLITS):
+        Image.new("RGB", (32, 24), (40 * number, 5, 9)).save(root / "images" / f"{split}.jpg")
+        Image.new("L", (32, 24), 11).save(root / "labels" / f"{split}.png")
+        (root / f"{split}.txt").write_text(split)
+    (tmp_path / "kdcompile.toml").write_text(TEACHER + '[task]\nkind = "segmentation"\n' + MASKS)
+    spec = load_spec(tmp_path / "kdcompile.toml")
+    splits = load_splits(spec.data, spec.folder)
+    assert splits.classes == ("sky", "building")
+    assert (mask_of(splits.val[0]) == 255).all()

@@ -66,7 +66,7 @@ def test_run_and_the_sample_say_the_same_boxes(built):
     folder, photos, bundle = built
     path = folder / "data" / "images" / photos["test"][0].name
     out = folder / "overlays"
-    (row,) = json.loads(call("run", bundle, path, "--json", "-o", out).stdout)
+    row = json.loads(call("run", bundle, path, "--json", "-o", out).stdout)
     assert row["boxes"]
     with Image.open(row["overlay"]) as overlay:
         assert overlay.size[0] > 64

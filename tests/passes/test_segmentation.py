@@ -106,6 +106,22 @@ def test_fewer_names_than_outputs_and_indices_beyond_them(built, tmp_path):
     assert "data.classes has 4 names, the network 3 outputs" in said
 
 
+def test_for_a_board_the_kit_compares_pixels_and_a_pack_is_refused(built, tmp_path):
+    shutil.copytree(built, tmp_path / "own", ignore=shutil.ignore_patterns("bundle"))
+    words = ["kdcompile.toml", "--target", "jetson"]
+    said = kdcompile(tmp_path / "own", "build", *words, "-o", "kit").stdout
+    assert "accuracy@device" in said
+    assert "kdcompile build --via PLACE" in " ".join(said.split())
+    said = kdcompile(tmp_path / "own", "bundle", *words, "--test-pack", "pack", code=1).stderr
+    assert "error[pack-task]" in said
+    assert "--via PLACE" in said
+    kit, out = tmp_path / "own" / "kit" / "kit", tmp_path / "out"
+    command = [sys.executable, "build_engine.py", "--backend", "onnxruntime", "--out", str(out)]
+    subprocess.run(command, cwd=kit, capture_output=True, check=True)
+    found = json.loads((out / "device.json").read_text())["candidates"][0]
+    assert found["pixel_agreement"] == 1.0
+
+
 def test_init_recognises_photos_and_masks(built, tmp_path):
     for name in ("model.py", "teacher.safetensors"):
         shutil.copy(built / name, tmp_path)

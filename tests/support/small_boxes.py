@@ -19,7 +19,7 @@ from kdcompile.distill.box_objective import BoxObjective
 
 SIDE = 64
 CLASSES = ("disc", "square")
-SIZES = {"train": 40, "val": 12, "test": 20}
+SIZES = {"train": 32, "val": 8, "test": 16}
 MODEL = '''
 """A detector of centre maps at a quarter of the photo's side."""
 
@@ -91,7 +91,7 @@ def write_data(root: Path, sizes: dict[str, int] = SIZES) -> dict[str, list[Phot
     return made
 
 
-def train_teacher(folder: Path, photos: list[Photo], steps: int = 120) -> nn.Module:
+def train_teacher(folder: Path, photos: list[Photo], steps: int = 80) -> nn.Module:
     """Write model.py and the weights of a detector that finds most of them."""
     (folder / "model.py").write_text(MODEL)
     torch.manual_seed(0)
@@ -129,12 +129,12 @@ std = [0.2, 0.2, 0.2]
 budget = { width = 0.5 }
 [distill]
 recipe = "kd"
-steps = 60
+steps = 24
 batch = 8
 crop = 64
 lr = 0.003
 scale = [1.0, 1.0]
-evaluations = 3
+evaluations = 2
 [export]
 shape = [1, 3, 64, 64]
 [quantize]

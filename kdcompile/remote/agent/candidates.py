@@ -35,12 +35,15 @@ def say(text: str) -> None:
 
 
 def predictions_apart(outputs: list[Any], reference: list[Any], task: str) -> dict[str, float]:
-    """The share of equal classes, or the largest difference of a count or value."""
+    """The share of equal classes, of images or pixels, or the largest difference of a number."""
     pairs = list(zip(outputs, reference))
     is_finite = all(np.isfinite(output).all() for output in outputs)
     if task == "classification":
         equal = [float(is_finite and a.argmax() == b.argmax()) for a, b in pairs]
         return {"top1_agreement": sum(equal) / len(equal)}
+    if task == "segmentation":
+        same = [float(is_finite and (a.argmax(1) == b.argmax(1)).mean()) for a, b in pairs]
+        return {"pixel_agreement": sum(same) / len(same)}
     if task == "generic":
         apart = [distance({"": a}, {"": b}) for a, b in pairs]
         return {"relative_error": max(apart) if is_finite else OVERFLOW}
