@@ -16,6 +16,7 @@ from kdcompile.distill.centre_loss import (
     focal,
     heat_maps,
     imitation,
+    rows_imitation,
     unlikeness,
     weighed,
 )
@@ -30,7 +31,7 @@ class BoxObjective(Objective):
     """Centre maps [N, C + 4, h, w] against boxes [N, P, 6] of `BoxTargets`, and the teacher's maps.
 
     The teacher's boxes count by how sure it is, squared: what it takes for background it says
-    nothing of.
+    nothing of. Of rows of boxes, [N, 4 + C, A] or [N, A, 5 + C], there is the soft term alone.
     """
 
     kind, is_dense = "detection", True
@@ -68,6 +69,15 @@ class BoxObjective(Objective):
     def _labels(self, maps: Tensor, target: Tensor) -> Tensor:
         if self._own is not None:
             return self._users(maps, target)
+        if maps.dim() != 4:
+            raise KDError(
+                "task-loss",
+                f"an output {list(maps.shape)} is no centre map [N, C + 4, h, w], for which alone "
+                "a loss is built in",
+                where="[task] loss",
+                fix='name your loss, task.loss = "file.py:loss", from (output, boxes); or take '
+                'task.kind = "generic", which imitates the teacher without labels',
+            )
         classes, size = maps.shape[1] - 4, (maps.shape[2], maps.shape[3])
         with torch.no_grad():
             found = heat_maps(_there(target.float()), classes, size, self._step(maps))
@@ -90,6 +100,8 @@ class BoxObjective(Objective):
         return found.reshape(())
 
     def _teacher(self, maps: Tensor, teacher: Tensor) -> Tensor:
+        if maps.dim() != 4:
+            return rows_imitation(maps, teacher)
         classes, step = maps.shape[1] - 4, self._step(maps)
         sure = teacher[:, :classes].sigmoid().amax(1).square()
         away = unlikeness(corners(maps[:, classes:], step), corners(teacher[:, classes:], step))

@@ -114,6 +114,27 @@ def imitation(student: Tensor, teacher: Tensor) -> Tensor:
     return (gap * (p - q).square()).sum() / q.sum().clamp_min(1)
 
 
+def rows_imitation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Of dense heads: squared error of probabilities, and of boxes in units of their size.
+
+    Both count by how sure the teacher is of a row, squared.
+
+    Args:
+        student: [N, 4 + C, A], or [N, A, 5 + C] with an objectness: centre, size, probabilities.
+        teacher: the same.
+    """
+    if student.shape[1] < student.shape[2]:
+        student, teacher = student.mT, teacher.mT
+        sure = teacher[..., 4:].amax(-1)
+    else:
+        sure = teacher[..., 4] * teacher[..., 5:].amax(-1)
+    weight = sure.square()
+    classes = (student[..., 4:] - teacher[..., 4:]).square().sum(-1).sum() / sure.sum().clamp_min(1)
+    size = teacher[..., 2:4].clamp_min(1).repeat(1, 1, 2)
+    boxes = ((student[..., :4] - teacher[..., :4]) / size).abs().mean(-1)
+    return classes + weighed(boxes, weight)
+
+
 def weighed(values: Tensor, weight: Tensor) -> Tensor:
     """The mean of values [N, h, w] by weight; 0 where nothing weighs."""
     return (values * weight).sum() / weight.sum().clamp_min(1e-6)

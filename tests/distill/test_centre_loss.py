@@ -193,3 +193,32 @@ def test_a_loss_of_the_users_that_gives_no_number_is_refused(loss):
         own.hard(torch.ones(1, 5, 4, 4), torch.zeros(1, 1, 6))
     assert caught.value.code == "task-loss"
     assert "one number" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("layout", ["yolov5", "yolov8"])
+def test_dense_heads_imitate_the_boxes_that_the_teacher_is_sure_of(layout):
+    def rows(x: float = 10, sure: float = 0.9, other: float = 5) -> torch.Tensor:
+        found = torch.zeros(1, 30, 4 + 2)
+        found[..., 2:4] = 8
+        found[0, 3, :2], found[0, 3, 4] = x, sure
+        found[0, 7, 0] = other
+        if layout == "yolov8":
+            return found.mT
+        objectness = found[..., 4:].amax(-1, keepdim=True)
+        return torch.cat([found[..., :4], objectness, (found[..., 4:] > 0).float()], 2)
+
+    loss = objective()
+    loss.learn(Mine(lambda output, boxes: output.mean()), [])
+    none = torch.zeros(1, 1, 6)
+    assert loss.terms(rows(), none, rows())["soft"].item() == 0
+    assert loss.terms(rows(x=14), none, rows())["soft"] > 0.1
+    assert loss.terms(rows(sure=0.4), none, rows())["soft"] > 0.1
+    assert loss.terms(rows(other=25), none, rows())["soft"].item() == 0
+
+
+def test_a_head_without_a_loss_of_its_own_is_told_so():
+    with pytest.raises(KDError) as caught:
+        objective().hard(torch.zeros(1, 84, 100), torch.zeros(1, 1, 6))
+    assert caught.value.code == "task-loss"
+    assert "task.loss" in str(caught.value.fix)
+    assert "generic" in str(caught.value.fix)
