@@ -110,6 +110,6 @@ def _write_from_network(folder: Path, report: Report) -> None:
     io = network_io(folder / "model.onnx")
     preprocess = read_json(folder / "preprocess.json")
     task = facts.task(report)
-    write_cpp(folder, preprocess, io, task["kind"], task["classes"])
+    write_cpp(folder, preprocess, io, task["kind"], task["classes"], task.get("settings"))
     write_triton(folder, report.name, report.target, load(report.target).kind, io)
     write_card(folder, report, io)

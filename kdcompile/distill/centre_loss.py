@@ -44,7 +44,7 @@ def heat_maps(
     chosen = order.argmax(1)
     weight = near.gather(1, chosen.unsqueeze(1)).squeeze(1)
     places = chosen.flatten(1).unsqueeze(2).expand(-1, -1, 4)
-    sides = boxes[:, :, :4].gather(1, places).transpose(1, 2).unflatten(2, size)
+    sides = boxes[:, :, :4].gather(1, places).transpose(1, 2).reshape(len(boxes), 4, *size)
     aside = (state == ASIDE).to(boxes.dtype)
     covered = _covered(y0, y1, size[0], step[0]) * aside.unsqueeze(2)
     covered = torch.einsum("bph,bpw->bhw", covered, _covered(x0, x1, size[1], step[1]))

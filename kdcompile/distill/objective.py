@@ -25,7 +25,14 @@ from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
 from kdcompile.tasks.task import Task
 
-__all__ = ["OBJECTIVES", "AnyObjective", "Objective", "make_objective", "objective_of"]
+__all__ = [
+    "OBJECTIVES",
+    "AnyObjective",
+    "ByReduction",
+    "Objective",
+    "make_objective",
+    "objective_of",
+]
 BLOCK = 8  # cells a side of a block whose count is compared
 
 

@@ -47,7 +47,7 @@ class Table:
     @property
     def classes(self) -> int:
         """How many there are."""
-        return self._truths.shape[1]
+        return int(self._truths.shape[1])
 
     @property
     def truths(self) -> Floats:

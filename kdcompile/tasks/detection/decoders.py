@@ -94,7 +94,9 @@ def _boxes(outputs: Arrays, head: Head, plane: tuple[int, int]) -> Found:
 def _pair(outputs: Arrays, head: Head, plane: tuple[int, int]) -> Found:
     """Boxes [1, A, 4] and scores [1, A, C]."""
     shapes = {name: value.shape for name, value in outputs.items()}
-    name, other = _pair_names(shapes, head)
+    names = _pair_names(shapes)
+    assert names, "a decoder is asked for what fits it"
+    name, other = names
     boxes, given = (outputs[n][0].astype(np.float64) for n in (name, other))
     if head.scores == "sigmoid":
         scores = sigmoid(given)
@@ -176,7 +178,7 @@ def _one(shapes: Shapes, rank: int) -> tuple[int, ...]:
     return own[0] if len(own) == 1 and len(own[0]) == rank else ()
 
 
-def _pair_names(shapes: Shapes, head: Head | None = None) -> tuple[str, str] | tuple[()]:
+def _pair_names(shapes: Shapes) -> tuple[str, str] | tuple[()]:
     """Names of the boxes and of the scores, in this order; nothing where there are no such two."""
     if len(shapes) != 2 or any(len(shape) != 3 for shape in shapes.values()):
         return ()

@@ -104,7 +104,8 @@ class Detection(Recording):
             name = find_decoder(self.decoder, {self.output: output.shape})
             some = DECODERS[name].of(outputs, self._head(name), frame.plane)
         middle = (some.boxes[:, :2] + some.boxes[:, 2:]) / 2
-        some = some.at((middle < np.array(frame.seen[::-1])).all(1))  # not in the padding
+        in_photo = np.asarray((middle < np.array(frame.seen[::-1])).all(1))  # not in the padding
+        some = some.at(in_photo)
         y, x = (whole / seen for whole, seen in zip(frame.photo, frame.seen, strict=True))
         return best(some.scaled(x, y, frame.photo), MOST)
 
@@ -181,6 +182,10 @@ class Detection(Recording):
             | {who: np.round(table.curve(int(k)), 4).tolist() for who, table in tables.items()}
             for k in np.flatnonzero(next(iter(tables.values())).truths)
         ]
+
+    def facts(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
+        """With the settings."""
+        return super().facts(classes) | {"settings": self.settings()}
 
     def settings(self) -> dict[str, Any]:
         """The decoder that the spec names, if any, and the head."""
