@@ -162,6 +162,12 @@ WORDS: Mapping[str, Words] = {
         "By the student's error, 1 less the mean IoU of the classes in the image's mask. Colour is "
         "the class of each pixel; grey is not judged.",
     ),
+    "detection": Words(
+        "error",
+        ("by_class", "By class", "class"),
+        "By the student's error, 1 less the F1 score of the boxes that are sure enough, at an "
+        "overlap of 0.5. Colour is the class of each box.",
+    ),
     "generic": Words(
         "outputs",
         ("by_error", "By part", "part"),
@@ -177,6 +183,8 @@ METRICS: Mapping[str, str] = {
     "rel_error": "mean error relative to the teacher's outputs",
     "disagreement": "mean share of positions whose top-1 is not the teacher's",
     "top1": "top-1 accuracy",
+    "map": "mean average precision, overlaps of 0.50 to 0.95",
+    "map50": "mean average precision at an overlap of 0.50",
     "miou": "mean intersection over union",
     "pixel_accuracy": "share of pixels with the right class",
 }

@@ -19,8 +19,10 @@ from kdcompile.core.store import Artifact
 from kdcompile.data import tiles
 from kdcompile.remote.archive import NAME, agent_zip
 from kdcompile.targets import load
+from kdcompile.tasks.task import Task
 
 OPENER, TILES, TILING = "opener.py", "tiles.py", "tiles.json"
+TASK = "task.json"  # what makes answers of outputs, where the kind alone does not tell
 
 
 def copy_engine(folder: Path, compiled: Artifact) -> None:
@@ -70,6 +72,18 @@ def tiling_of(bundle: Bundle) -> dict[str, Any]:
     return found
 
 
+def with_settings_of(bundle: Bundle, task: Task) -> Task:
+    """The task as the bundle's build had it.
+
+    Raises:
+        KDError: `bundle-corrupt`, its settings are none of the task.
+    """
+    if TASK not in bundle.manifest["files"]:
+        return task
+    with bundle.reading(TASK) as content:
+        return task.with_settings(dict(parse_json(content)))
+
+
 def write_product(folder: Path, report: Report) -> None:
     """Write `cpp/`, `triton/`, `MODEL_CARD.md`, `sbom.cdx.json` and `LICENCES.md`.
 
@@ -96,6 +110,6 @@ def _write_from_network(folder: Path, report: Report) -> None:
     io = network_io(folder / "model.onnx")
     preprocess = read_json(folder / "preprocess.json")
     task = facts.task(report)
-    write_cpp(folder, preprocess, io, task["kind"], task["classes"])
+    write_cpp(folder, preprocess, io, task["kind"], task["classes"], task.get("settings"))
     write_triton(folder, report.name, report.target, load(report.target).kind, io)
     write_card(folder, report, io)

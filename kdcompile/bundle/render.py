@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures, headline
+from kdcompile.bundle.box_figures import boxes_png, precision_recall
 from kdcompile.bundle.figures import overlay_png, photo_png
 from kdcompile.bundle.mask_figures import difference, mask_png
 from kdcompile.core import escape
@@ -50,7 +51,7 @@ def number_rows(report: Report) -> list[tuple[str, ...]]:
 def part_heads(report: Report) -> tuple[str, ...]:
     """The heads of the accuracy by parts of the test images."""
     metric = str(facts.task(report)["metric"]).upper()
-    metric = {"TOP1": "top-1", "MIOU": "IoU"}.get(metric, metric)
+    metric = {"TOP1": "top-1", "MIOU": "IoU", "MAP": "AP", "MAP50": "AP50"}.get(metric, metric)
     return (facts.words(report).parts[2], "images", f"teacher {metric}", f"student {metric}")
 
 
@@ -249,6 +250,8 @@ def _accuracy(report: Report, theme: figures.Theme) -> Iterator[tuple[str, bytes
         yield "predictions", figures.confusion(points, facts.task(report)["classes"], theme)
     elif points and facts.task(report)["kind"] != "generic" and not facts.is_of_records(report):
         yield "predictions", figures.scatter(points, words.prediction, theme)
+    if report.details.get("curves"):
+        yield "curves", precision_recall(report.details["curves"], theme)
     rows = [
         (name, teacher, student)
         for name, _, teacher, student in facts.part_rows(report)
@@ -280,6 +283,8 @@ def _pictures(path: Path, task: Mapping[str, Any]) -> dict[str, str]:
     maps = {who: arrays[who] for who in ("student", "teacher") if who in arrays}
     if not maps:
         return {"photo alone": _data_uri(photo_png(pixels))}
+    if truth is not None and truth.dtype != np.uint8:
+        return _boxes(pixels, maps, truth, task.get("classes"))
     if truth is not None:
         return _masks(pixels, maps, truth, task.get("classes"))
     peak = max(float(density.max()) for density in maps.values())
@@ -289,6 +294,19 @@ def _pictures(path: Path, task: Mapping[str, Any]) -> dict[str, str]:
         )
         for who, density in maps.items()
     }
+
+
+def _boxes(
+    pixels: NDArray[np.uint8],
+    maps: Mapping[str, NDArray[np.float32]],
+    truth: NDArray[np.float32],
+    classes: Sequence[str] | None,
+) -> dict[str, str]:
+    """The annotated boxes of a photo, and those of both networks."""
+    drawn = {"annotated boxes": boxes_png(pixels, truth, "annotated", classes)}
+    for who in ("teacher", "student"):
+        drawn[f"boxes of the {who}"] = boxes_png(pixels, maps[who], who, classes)
+    return {what: _data_uri(png) for what, png in drawn.items()}
 
 
 def _masks(

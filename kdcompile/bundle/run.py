@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.bundle.box_figures import boxes_png
 from kdcompile.bundle.figures import overlay_png
 from kdcompile.bundle.mask_figures import index_png, mask_png
 from kdcompile.core.errors import KDError
@@ -98,6 +99,7 @@ class BundleRun:
         paths: dict[str, Any] = {"overlay": None}
         if self.out is not None:
             draw = self._draw_classes if output.dtype == np.uint8 else self._draw_density
+            draw = self._draw_boxes if "boxes" in words else draw
             paths = draw(self.out, photo, pixels, output, words, frame)
         return {"photo": str(photo), **words, **paths, "tiles": count}
 
@@ -121,6 +123,14 @@ class BundleRun:
             "overlay": str(self.write(out, photo.stem, "_classes.png", drawn)),
             "mask": str(self.write(out, photo.stem, "_mask.png", index_png(output))),
         }
+
+    def _draw_boxes(
+        self, out: Path, photo: Path, pixels: Pixels, output: Any, words: Row, frame: Frame
+    ) -> dict[str, str]:
+        """`overlay`: the photo with its boxes."""
+        title = f"{photo.name}: {len(output)} ({self._precision})"
+        drawn = boxes_png(pixels, output, title, self._classes)
+        return {"overlay": str(self.write(out, photo.stem, "_boxes.png", drawn))}
 
     def _run(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Frame, int | None]:
         """The output, what it is of, and the number of tiles."""

@@ -92,6 +92,7 @@ def write_cpp(
     io: IO,
     task: str,
     classes: Sequence[str] | None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the sources, and `preprocess.hpp` with this network's constants.
 
@@ -101,6 +102,7 @@ def write_cpp(
         io: the network's inputs and outputs, one each unless it runs on rows.
         task: the task kind.
         classes: names of the classes, where they have any.
+        settings: of the task, `task.json`.
     """
     (folder / CPP).mkdir(exist_ok=True)
     rows = preprocess.get(INPUTS)
@@ -120,6 +122,8 @@ def write_cpp(
         input=io[0][0].name,
         outputs=[tensor.name for tensor in io[1]],
         classes=classes or (),
+        head=(settings or {}).get("head"),
+        centre=(settings or {}).get("decode") in (None, "centre") and len(io[1][0].dims) == 4,
     )
     write_text(folder / CPP / "preprocess.hpp", header)
 

@@ -1,6 +1,7 @@
 """Command `run`: predictions of a bundle's network for images."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,10 @@ def _line(row: dict[str, Any]) -> str:
     photo = plain(row["photo"])
     if "count" in row:
         return f"{row['count']:10.1f}  {photo}  {plain(row['overlay'])}"
+    if "boxes" in row:
+        counts = Counter(plain(box["class"]) for box in row["boxes"])
+        told = ", ".join(f"{name} {count}" for name, count in counts.most_common(SHOWN))
+        return f"{photo}  {told or 'nothing'}  {plain(row['overlay'])}"
     if "shares" in row:
         shares = ", ".join(f"{plain(k)} {v:.1%}" for k, v in list(row["shares"].items())[:SHOWN])
         return f"{photo}  {shares}  {plain(row['overlay'])}"

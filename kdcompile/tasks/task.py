@@ -199,6 +199,28 @@ class Task(ABC):
         """What one image's output says of a photo without annotations, for `describe`."""
         return self.within(output, frame)
 
+    def drawn_truth(self, photo: Photo, frame: Frame) -> NDArray[Any] | None:
+        """What a report draws of a photo's annotations as `drawn` of an output, if anything."""
+        return None
+
+    def curves(
+        self, errors: Mapping[str, Floats], classes: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
+        """Rows of a report's precision-recall curves: `class`, and by network its precisions."""
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """What a bundle must know to make answers of outputs, beside the kind; as JSON values."""
+        return {}
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Task":
+        """The task of a bundle, whose settings these are.
+
+        Raises:
+            ValueError: they are none of its.
+        """
+        return self
+
     def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
         return np.subtract(predicted, true, dtype=np.float64)
@@ -240,6 +262,10 @@ class Task(ABC):
         """The errors of what `within` gave of one image by each of `map_metrics`, float64 [M]."""
         return np.zeros(0)
 
+    def outputs_of(self, shape: tuple[int, ...]) -> int:
+        """How many outputs a label may be of, where the network's output has this shape."""
+        return shape[1]
+
     def check_labels(
         self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
     ) -> str | None:
@@ -279,6 +305,7 @@ def find_task(kind: str) -> Task:
         KDError: `task-unknown`, or those of `plugins.find`.
     """
     import kdcompile.tasks.builtin
+    import kdcompile.tasks.detection.task
     import kdcompile.tasks.generic
     import kdcompile.tasks.segmentation  # noqa: F401  a cache key covers all of them
 

@@ -123,11 +123,91 @@ void paint(const std::string& path, const Input& input, const Output& made) {
   std::cout << there << '\n';
 }
 
-// A count; a class and its probability; a value; or the shares of the classes of pixels.
+struct Box {
+  double x0, y0, x1, y1, score;
+  std::size_t kind;
+};
+
+double area(const Box& box) { return (box.x1 - box.x0) * (box.y1 - box.y0); }
+
+// Intersection over union.
+double overlap(const Box& a, const Box& b) {
+  const double width = std::min(a.x1, b.x1) - std::max(a.x0, b.x0);
+  const double height = std::min(a.y1, b.y1) - std::max(a.y0, b.y0);
+  const double common = std::max(width, 0.0) * std::max(height, 0.0);
+  return common / std::max(area(a) + area(b) - common, 1e-12);
+}
+
+// Peaks of the class maps, and the distances of a box's sides from the cell's centre.
+std::vector<Box> peaks(const Input& input, const Output& made) {
+  const std::int64_t rows = made.height, columns = made.width, cells = rows * columns;
+  const std::int64_t count = static_cast<std::int64_t>(made.values.size()) / cells - 4;
+  const double down = static_cast<double>(input.height) / static_cast<double>(rows);
+  const double along = static_cast<double>(input.width) / static_cast<double>(columns);
+  const auto value = [&](std::int64_t channel, std::int64_t y, std::int64_t x) {
+    return made.values[static_cast<std::size_t>(channel * cells + y * columns + x)];
+  };
+  const auto is_peak = [&](std::int64_t k, std::int64_t y, std::int64_t x) {
+    for (std::int64_t v = std::max<std::int64_t>(y - 1, 0); v < std::min(y + 2, rows); ++v)
+      for (std::int64_t u = std::max<std::int64_t>(x - 1, 0); u < std::min(x + 2, columns); ++u)
+        if (value(k, v, u) > value(k, y, x)) return false;
+    return true;
+  };
+  std::vector<Box> found;
+  for (std::int64_t k = 0; k < count; ++k)
+    for (std::int64_t y = 0; y < rows; ++y)
+      for (std::int64_t x = 0; x < columns; ++x) {
+        const double score = 0.5 + 0.5 * std::tanh(0.5 * static_cast<double>(value(k, y, x)));
+        if (score < std::max(kd::lowest, kd::threshold) || !is_peak(k, y, x)) continue;
+        const auto distance = [&](std::int64_t side) {
+          const double raw = static_cast<double>(value(count + side, y, x));
+          return std::exp(std::min(std::max(raw, -8.0), 8.0));
+        };
+        const double middle_x = (static_cast<double>(x) + 0.5) * along;
+        const double middle_y = (static_cast<double>(y) + 0.5) * down;
+        found.push_back({middle_x - distance(0) * along, middle_y - distance(1) * down,
+                         middle_x + distance(2) * along, middle_y + distance(3) * down, score,
+                         static_cast<std::size_t>(k)});
+      }
+  return found;
+}
+
+// The boxes of the photo, the best first: class, score, x0, y0, x1, y1; a semicolon between two.
+void list(const Input& input, const Output& made) {
+  if (!kd::centre_map) throw std::runtime_error("only boxes of centre maps are decoded here");
+  std::vector<Box> found = peaks(input, made), kept;
+  std::stable_sort(found.begin(), found.end(),
+                   [](const Box& a, const Box& b) { return a.score > b.score; });
+  const double width = static_cast<double>(input.seen_width);
+  const double height = static_cast<double>(input.seen_height);
+  for (const Box& box : found) {
+    const bool is_inside = box.x0 + box.x1 < 2 * width && box.y0 + box.y1 < 2 * height;
+    const bool is_new = std::none_of(kept.begin(), kept.end(), [&](const Box& better) {
+      return better.kind == box.kind && overlap(better, box) > kd::most_overlap;
+    });
+    if (is_inside && is_new && kept.size() < 100) kept.push_back(box);
+  }
+  const auto within = [](double place, double most) { return std::min(std::max(place, 0.0), most); };
+  const char* between = "";
+  for (const Box& box : kept) {
+    std::cout << between;
+    if (box.kind < kd::classes.size())
+      std::cout << kd::classes[box.kind];
+    else
+      std::cout << box.kind;
+    std::cout << ' ' << box.score << ' ' << within(box.x0, width) << ' ' << within(box.y0, height)
+              << ' ' << within(box.x1, width) << ' ' << within(box.y1, height);
+    between = "; ";
+  }
+  std::cout << '\n';
+}
+
+// A count; a class and its probability; a value; the shares of the classes of pixels; or boxes.
 void print(const std::string& path, const Input& input, const Output& made) {
   const std::vector<float>& output = made.values;
   std::cout << path << '\t';
   const std::string task = kd::task;
+  if (task == "detection") return list(input, made);
   if (task == "segmentation") return paint(path, input, made);
   if (task == "classification") {
     std::size_t best = 0;

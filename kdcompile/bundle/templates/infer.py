@@ -192,15 +192,18 @@ def predict(
     output = checked(next(iter(network({INPUT: whole}).values())), manifest)
     if manifest["task"] == "segmentation":
         return class_map(output, sides(image), sides(whole), size)
+    if manifest["task"] == "detection":
+        return found_boxes(output, sides(image), sides(whole), size, manifest)
     return of_image(output, image, whole, manifest)
 
 
 def checked(output: Any, manifest: dict[str, Any]) -> Any:
     """The network's output, if its task can have such a one."""
     task, shape = manifest["task"], output.shape
-    axes = {"counting": 4, "segmentation": 4, "classification": 2, "regression": 2}
-    axes = axes.get(task, output.ndim)
-    if len(shape) != axes or shape[0] != 1 or (task == "counting" and shape[1] != 1):
+    maps, row = (4,), (2,)
+    forms = {"counting": maps, "segmentation": maps, "classification": row, "regression": row}
+    axes = {**forms, "detection": (3, 4)}.get(task, (output.ndim,))
+    if len(shape) not in axes or shape[0] != 1 or (task == "counting" and shape[1] != 1):
         sys.exit(f"error: the network gives {list(shape)}, which is no {task}")
     if not np.isfinite(output).all():
         raise ImageError("the network gives NaN or infinity for this image")
@@ -237,6 +240,75 @@ def class_map(output: Any, seen: Any, plane: Any, size: Any) -> Any:
         found[values > best] = index
         best = np.maximum(best, values)
     return found
+
+
+def found_boxes(output: Any, seen: Any, plane: Any, size: Any, manifest: dict[str, Any]) -> Any:
+    """The boxes of a photo of that size, (width, height): [D, 6] of x0 y0 x1 y1, score, class."""
+    about = json.loads(read(manifest, "task.json").decode())
+    head = about["head"]
+    rows = candidates(output[0].astype(np.float64), about["decode"], head["lowest"], plane)
+    middle = (rows[:, :2] + rows[:, 2:4]) / 2
+    rows = rows[(middle < np.array(seen[::-1])).all(1) & (rows[:, 4] >= head["threshold"])]
+    rows = rows[np.argsort(-rows[:, 4], kind="stable")[:1000]]
+    kept: list[Any] = []
+    while len(rows):
+        kept.append(rows[0])
+        clash = (overlaps(rows[0], rows) > head["overlap"]) & (rows[:, 5] == rows[0, 5])
+        clash[0] = True
+        rows = rows[~clash]
+    found = np.array(kept[:100]).reshape(-1, 6)
+    found[:, :4] *= np.tile(np.array(size) / np.array(seen[::-1]), 2)
+    found[:, :4] = np.clip(found[:, :4], 0, np.tile(size, 2))
+    return found[(found[:, 2:4] > found[:, :2]).all(1)]
+
+
+def candidates(output: Any, decode: Any, lowest: float, plane: Any) -> Any:
+    """What an output says before suppression, [D, 6] in pixels of the network's input."""
+    if output.ndim == 3:  # centre maps: class logits, then logarithms of distances in cells
+        logits, raw = output[:-4], output[-4:]
+        height, width = logits.shape[1:]
+        wide = np.pad(logits, ((0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+        around = [wide[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        scores = 0.5 * (1 + np.tanh(0.5 * logits))
+        kind, row, column = np.nonzero((logits >= np.max(around, axis=0)) & (scores >= lowest))
+        down, along = plane[0] / height, plane[1] / width
+        y, x = (row + 0.5) * down, (column + 0.5) * along
+        left, top, right, bottom = np.exp(np.clip(raw[:, row, column], -8, 8))
+        columns = [x - left * along, y - top * down, x + right * along, y + bottom * down]
+        return np.stack([*columns, scores[kind, row, column], kind], axis=1)
+    if decode == "boxes":
+        return output
+    if decode not in (None, "yolov5", "yolov8"):
+        sys.exit(f"error: {decode} makes the boxes of this network, which is not in the bundle")
+    if output.shape[1] > output.shape[0]:  # 4 + C rows; else 5 + C columns with an objectness
+        boxes, scores = output[:4].T, output[4:].T
+    else:
+        boxes, scores = output[:, :4], output[:, 5:] * output[:, 4:5]
+    row, kind = np.nonzero(scores >= lowest)
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    return np.column_stack([low[row], high[row], scores[row, kind], kind])
+
+
+def overlaps(box: Any, others: Any) -> Any:
+    """Intersection over union of a box with others."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:4], others[:, 2:4])
+    common = np.prod(np.maximum(high - low, 0), axis=1)
+    area = np.prod(box[2:4] - box[:2]) + np.prod(others[:, 2:4] - others[:, :2], axis=1)
+    return common / np.maximum(area - common, 1e-12)
+
+
+def listed(boxes: Any, manifest: dict[str, Any]) -> str:
+    """Boxes as JSON: class, score and corners each."""
+    names = manifest["classes"]
+    rows = [
+        {
+            "class": names[int(row[5])] if names else int(row[5]),
+            "score": round(float(row[4]), 4),
+            "box": [round(float(value), 1) for value in row[:4]],
+        }
+        for row in boxes
+    ]
+    return json.dumps(rows)
 
 
 def painted(path: str, classes: Any, manifest: dict[str, Any], taken: set[str]) -> str:
@@ -278,6 +350,8 @@ def told_of(path: str, output: Any, manifest: dict[str, Any], taken: set[str]) -
     """What the output says of an image, in a line; a class map is written, too."""
     if manifest["task"] == "segmentation":
         return painted(path, output, manifest, taken)
+    if manifest["task"] == "detection":
+        return listed(output, manifest)
     return meaning(output, manifest)
 
 
