@@ -16,13 +16,15 @@ SMALLEST, LARGEST = 0.8, 1.3  # scale of a crop
 VISIBLE = 0.4  # share of a box that must lie in the crop for it to be looked for
 GAIN = 0.2  # greatest change of brightness, and half of it of each colour
 
+Boxes = NDArray[np.float32]  # [B, 5]: x0, y0, x1, y1 and class
+
 
 @dataclass(frozen=True)
 class Annotated:
-    """A photo, uint8 [3, H, W], and its boxes, float32 [B, 5]: x0, y0, x1, y1 and class."""
+    """A photo, uint8 [3, H, W], and its boxes in pixels."""
 
     pixels: Tensor
-    boxes: NDArray[np.float32]
+    boxes: Boxes
 
 
 def read_split(root: Path, split: str) -> list[Annotated]:
@@ -54,14 +56,10 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def random_crop(
-    photo: Annotated, side: int, random: np.random.Generator
-) -> tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]:
-    """A scaled, flipped, turned and recoloured crop.
+def random_crop(photo: Annotated, side: int, random: np.random.Generator) -> tuple[Tensor, Boxes]:
+    """A scaled, flipped, turned and recoloured crop: float32 [3, side, side], 0 to 255.
 
-    Returns:
-        Pixels, float32 [3, side, side], 0 to 255; the boxes to find, clipped to it; and those of
-        which too little is seen: there nothing is asked.
+    With it the photo's boxes in its pixels, those outside too.
     """
     high, wide = photo.pixels.shape[1:]
     part = min(int(side / random.uniform(SMALLEST, LARGEST)), high, wide)
@@ -83,12 +81,22 @@ def random_crop(
         moved = moved[:, [1, 0, 3, 2, 4]]
     gain = random.uniform(1 - GAIN, 1 + GAIN) * random.uniform(1 - GAIN / 2, 1 + GAIN / 2, 3)
     pixels = (pixels * torch.from_numpy(gain).float().reshape(3, 1, 1)).clamp(0, 255)
-    clipped = moved.copy()
+    return pixels, moved
+
+
+def seen_boxes(boxes: Boxes, side: int) -> tuple[Boxes, Boxes]:
+    """The boxes to find in a crop, clipped to it, and those of which too little is seen."""
+    clipped = boxes.copy()
     clipped[:, :4] = clipped[:, :4].clip(0, side)
-    seen = _area(clipped) / np.maximum(_area(moved), 1e-6)
-    return pixels, clipped[seen >= VISIBLE], clipped[(seen > 0) & (seen < VISIBLE)]
+    share = _area(clipped) / np.maximum(_area(boxes), 1e-6)
+    return clipped[share >= VISIBLE], clipped[(share > 0) & (share < VISIBLE)]
 
 
-def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    sides = (boxes[:, 2:4] - boxes[:, :2]).clip(0)
-    return np.asarray(sides.prod(1), np.float32)
+def seen_centres(boxes: Boxes, side: int, kind: int) -> NDArray[np.float32]:
+    """The centres of the boxes of a class that lie in a crop, [P, 2]: x and y."""
+    centres = (boxes[boxes[:, 4] == kind, :2] + boxes[boxes[:, 4] == kind, 2:4]) / 2
+    return np.asarray(centres[((centres >= 0) & (centres < side)).all(1)], np.float32)
+
+
+def _area(boxes: Boxes) -> NDArray[np.float32]:
+    return np.asarray((boxes[:, 2:4] - boxes[:, :2]).clip(0).prod(1), np.float32)

@@ -1,8 +1,10 @@
-"""The detecting teacher: a residual network with a top-down path and a centre-based head.
+"""The teachers: a residual network with a top-down path, whose maps are boxes or a density.
 
 Input [N, 3, H, W], RGB in 0..1 normalised by the spec's mean and std, H and W multiples of 16.
-Output [N, 7, H/8, W/8]: logits of the three classes that a cell is the centre of a box, then the
-box's left, top, right and bottom as distances from the cell's centre: 8 * exp(value) pixels.
+
+Output of the detector [N, 7, H/8, W/8]: logits of the three classes that a cell of the map is the
+centre of a box, then the box's left, top, right and bottom as distances from that centre:
+8 * exp(value) pixels. Output of the counter [N, 1, H/8, W/8]: red cells in each cell of the map.
 """
 
 import math
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 CLASSES, SIDES, STRIDE = 3, 4, 8
-STEM, FINE, MIDDLE, COARSE = 32, 56, 96, 144  # channels at strides 2, 4, 8 and 16
+STEM, FINE, MIDDLE, COARSE = 48, 80, 112, 128  # channels at strides 2, 4, 8 and 16
 RARE = 0.01  # probability of a centre that the untrained network gives
 EXTENT = 40.0  # pixels from a centre to a side that the untrained network gives
 
@@ -30,9 +32,7 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         """Untrained weights."""
         super().__init__()
-        self.body = nn.Sequential(
-            conv(inputs, outputs, stride), nn.ReLU(), conv(outputs, outputs)
-        )
+        self.body = nn.Sequential(conv(inputs, outputs, stride), nn.ReLU(), conv(outputs, outputs))
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = conv(inputs, outputs, stride, kernel=1)
@@ -44,11 +44,11 @@ class Block(nn.Module):
         return total
 
 
-class Detector(nn.Module):
+class Cells(nn.Module):
     """Stages at strides 4, 8 and 16; the last is added to the one before, which the head reads."""
 
-    def __init__(self) -> None:
-        """Untrained weights; the output layer starts at few centres and boxes of 80 pixels."""
+    def __init__(self, outputs: int) -> None:
+        """Untrained weights."""
         super().__init__()
         self.stem = nn.Sequential(conv(3, STEM, 2), nn.ReLU(), conv(STEM, FINE, 2), nn.ReLU())
         self.fine = nn.Sequential(Block(FINE, FINE), Block(FINE, FINE))
@@ -58,24 +58,32 @@ class Detector(nn.Module):
         )
         self.lateral = conv(COARSE, MIDDLE, kernel=1)
         self.up = nn.Upsample(scale_factor=2.0, mode="nearest")
-        self.head = nn.Sequential(
-            conv(MIDDLE, MIDDLE), nn.ReLU(), conv(MIDDLE, MIDDLE), nn.ReLU()
-        )
-        self.output = nn.Conv2d(MIDDLE, CLASSES + SIDES, 1)
-        with torch.no_grad():
-            nn.init.normal_(self.output.weight, std=0.01)
-            bias: Tensor = self.output.bias  # type: ignore[assignment]
-            bias[:CLASSES] = math.log(RARE / (1 - RARE))
-            bias[CLASSES:] = math.log(EXTENT / STRIDE)
+        self.head = nn.Sequential(conv(MIDDLE, MIDDLE), nn.ReLU(), conv(MIDDLE, MIDDLE), nn.ReLU())
+        self.output = nn.Conv2d(MIDDLE, outputs, 1)
+        nn.init.normal_(self.output.weight, std=0.01)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Class logits and raw distances of each cell."""
+        """The maps."""
         middle = self.middle(self.fine(self.stem(image)))
         merged = torch.relu(middle + self.up(self.lateral(self.coarse(middle))))
-        found: Tensor = self.output(self.head(merged))
-        return found
+        maps: Tensor = self.output(self.head(merged))
+        return maps
 
 
-def build() -> nn.Module:
-    """The untrained teacher; `detector.safetensors` holds its weights."""
-    return Detector()
+def detector() -> nn.Module:
+    """The untrained detector, which finds few boxes of 80 pixels; see `detector.safetensors`."""
+    network = Cells(CLASSES + SIDES)
+    bias = network.output.bias
+    assert bias is not None, "the output layer has a bias"
+    with torch.no_grad():
+        bias[:CLASSES] = math.log(RARE / (1 - RARE))
+        bias[CLASSES:] = math.log(EXTENT / STRIDE)
+    return network
+
+
+def counter() -> nn.Module:
+    """The untrained counter; `counter.safetensors` holds its weights."""
+    network = Cells(1)
+    assert network.output.bias is not None, "the output layer has a bias"
+    nn.init.zeros_(network.output.bias)
+    return network
