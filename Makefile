@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TRITON_DEFAULT_FP_FUSION ?= 1
 
-.PHONY: demo test coverage mutants soak lint kernels-aot kernels-docs kernels-static kernels-oldest clean
+.PHONY: demo test coverage mutants soak lint tested kernels-aot kernels-docs kernels-static kernels-oldest clean
 
 demo: $(VENV)/.installed
 	rm -rf dist/digits-demo && mkdir -p dist/digits-demo
@@ -35,6 +35,11 @@ lint: $(VENV)/.installed
 	$(BIN)/pip install -q --no-deps --target build/typecheck .
 	$(BIN)/mypy
 	cd build/typecheck && ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache
+	$(BIN)/python .ci/tested.py audit
+
+# the set of dependencies that CI installs, by hash: run it where CI runs, and after pyproject.toml
+tested: $(VENV)/.installed
+	$(BIN)/python .ci/tested.py write
 
 # every configuration of every kernel for every card: most of an hour on two cores
 kernels-aot: $(VENV)/.installed
@@ -62,9 +67,10 @@ kernels-docs: $(VENV)/.installed
 	$(BIN)/python -m kdcompile.kernels._docs docs/kernels.md --csv benchmarks/kernels.csv \
 		--static benchmarks/kernels_static.csv --cpu benchmarks/kernels_cpu.csv
 
+# TESTED=1, which .ci/run sets, installs the tested set by hash, and not what is newest
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,rtx,dev]'
+	$(if $(TESTED),$(BIN)/python .ci/tested.py install,$(BIN)/pip install -q -c constraints.txt -e '.[cpu,rtx,dev]')
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from kdcompile.calib.histogram import BINS, Counter, Counts, Histogram, merged, numpy_counts
+from kdcompile.calib.residual import residual_branches
 from kdcompile.core.errors import KDError
 from kdcompile.onnx_graph.layers import quantised_layers
 from kdcompile.onnx_graph.session import cpu_session, feeds_of
@@ -70,8 +71,8 @@ class TritonCounts:
         return found
 
 
-def tensors_to_observe(model: ModelProto) -> list[str]:
-    """The data inputs of the layers that are quantised, each once.
+def tensors_to_quantise(model: ModelProto) -> list[str]:
+    """The data inputs of the layers that are quantised, each once: what int8 cannot be without.
 
     Raises:
         KDError: `calib-nothing`: there is no such layer.
@@ -85,6 +86,20 @@ def tensors_to_observe(model: ModelProto) -> list[str]:
             fix='set quantize.precision = "fp32" or "fp16"',
         )
     return names
+
+
+def tensors_to_observe(model: ModelProto) -> list[str]:
+    """`tensors_to_quantise`, and the terms of residual sums that may come through a pair too.
+
+    A term that no layer reads, as the convolution on the skip of a block that halves its maps, has
+    a range by this alone.
+
+    Raises:
+        KDError: `calib-nothing`.
+    """
+    names = tensors_to_quantise(model)
+    terms = residual_branches(model, [layer.name for layer in quantised_layers(model)])
+    return list(dict.fromkeys([*names, *terms.values()]))
 
 
 def collect(

@@ -16,7 +16,7 @@ from onnx import ModelProto, numpy_helper
 from kdcompile.calib.qdq import weight_scales
 from kdcompile.calib.table import INT8_MAX, CalibrationTable, TensorRange
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_json
+from kdcompile.core.readers import read_json
 from kdcompile.onnx_graph.layers import Layer, quantised_layers
 
 RELATIVE = 1e-4  # of a scale: folding a batch norm reorders a few float32 products

@@ -13,7 +13,7 @@ from kdcompile.calib.precision_regions import Junctions
 
 
 def residual_branches(
-    model: ModelProto, quantised: Collection[str], ranges: Collection[str]
+    model: ModelProto, quantised: Collection[str], ranges: Collection[str] | None = None
 ) -> dict[str, str]:
     """For each sum that can be fused in int8, by its output, the term that takes a pair.
 
@@ -23,7 +23,8 @@ def residual_branches(
     Args:
         model: float32.
         quantised: names of the layers in int8.
-        ranges: tensors whose range is known; a term that is not among them stays float.
+        ranges: tensors whose range is known; a term that is not among them stays float. All are
+            where it is None.
     """
     junctions = Junctions(model)
     inside = junctions.float32_nodes(quantised)
@@ -40,6 +41,6 @@ def residual_branches(
             continue
         makers = [name for name in adding if name in terms & alone]
         other = terms - set(makers[-1:])
-        if makers and other <= set(ranges):
+        if makers and (ranges is None or other <= set(ranges)):
             found[node.output[0]] = other.pop()
     return found

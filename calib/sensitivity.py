@@ -176,7 +176,7 @@ def photo_evaluator(
 
     def score(outputs: Sequence[Floats]) -> float:
         seen = [task.within(o, frame) for o, frame in zip(outputs, frames, strict=True)]
-        return metric(task.errors([float(task.predictions(o)[0]) for o in seen], truth))
+        return metric(task.errors([task.predictions(o)[0] for o in seen], truth))
 
     return evaluator(reference, images, score)
 

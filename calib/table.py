@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_json, write_json
+from kdcompile.core.files import write_json
+from kdcompile.core.readers import read_json
 
 INT8_MAX = 127
 DEAD_SCALE = 1.0  # of a tensor that was all zero: any positive scale represents it exactly
@@ -89,7 +90,7 @@ class CalibrationTable:
             KDError: `calib-table`, `calib-empty` or `calib-nonfinite`.
         """
         try:
-            data = read_json(path)
+            data = read_json(path, finite=False)
             tensors = {
                 name: TensorRange(**{key: float(v) for key, v in entry.items()})
                 for name, entry in data["tensors"].items()

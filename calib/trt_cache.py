@@ -20,15 +20,17 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from kdcompile.calib.collect import tensors_to_observe
+from kdcompile.calib.collect import tensors_to_quantise
 from kdcompile.calib.table import INT8_MAX, CalibrationTable, TensorRange, tensor_range
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_text
+from kdcompile.core.readers import MIB, read_bounded
 
 ALGORITHM = "EntropyCalibration2"  # of the calibrator that trtexec --calib reads with
 FIRST = re.compile(r"TRT-\d+-(\w+)")
 ENTRY = re.compile(r"(.+): ([0-9a-fA-F]{1,8})")
 OF_TENSORRT = ("(Unnamed Layer", "ONNXTRT_")  # tensors that its ONNX parser adds
+LARGEST = 64 * MIB  # bytes of a cache, which has a line for each tensor
 NAMED = 3  # tensors that an error names
 
 
@@ -83,9 +85,9 @@ def read_cache(path: Path, model: ModelProto, onnx_sha256: str = "") -> Calibrat
             network, for it names tensors that this one lacks, or lacks some to be quantised.
     """
     try:
-        blob = path.read_bytes()
+        blob = read_bounded(path, LARGEST)
         lines = blob.decode("utf-8").replace("\r\n", "\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise _malformed(path, f"it cannot be read: {error}") from error
     header = FIRST.fullmatch(lines[0].strip())
     if header is None:
@@ -95,7 +97,7 @@ def read_cache(path: Path, model: ModelProto, onnx_sha256: str = "") -> Calibrat
     strange = [name for name in ranges if name not in known and not name.startswith(OF_TENSORRT)]
     if strange:
         raise _of_another(path, f"the network has no tensor {_first_few(strange)}")
-    missing = [name for name in tensors_to_observe(model) if name not in ranges]
+    missing = [name for name in tensors_to_quantise(model) if name not in ranges]
     if missing:
         raise _of_another(path, f"it has no scale for {_first_few(missing)}")
     kept = {name: entry for name, entry in ranges.items() if name in known}

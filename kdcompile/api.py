@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.optional import silence
 from kdcompile.core.progress import Event as Event
 from kdcompile.core.progress import Metric as Metric
 from kdcompile.core.progress import OnProgress, working
@@ -26,6 +27,7 @@ from kdcompile.deployed import check_bundle as check_bundle
 from kdcompile.deployed import load_bundle as load_bundle
 from kdcompile.deployed import merge as merge
 from kdcompile.deployed import run as run
+from kdcompile.deployed import trust_of
 from kdcompile.latency.benchmark import Benchmark as Benchmark
 from kdcompile.latency.benchmark import bench as bench
 from kdcompile.latency.benchmark import compare as compare
@@ -36,12 +38,14 @@ from kdcompile.passes.inputs import AnyPath, Inputs, spec_of
 
 if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle
+    from kdcompile.bundle.trust import Trust
     from kdcompile.config.spec import Spec
     from kdcompile.debug.show import Bisection, Parity
     from kdcompile.debug.variants import Ladder
     from kdcompile.passes.manager import Plan
     from kdcompile.passes.show import Planned
 
+silence()  # before any verb loads a library, or code of the user's that does
 log = logging.getLogger("kdcompile")
 LADDER_IMAGES = 16  # of the validation split
 
@@ -105,6 +109,9 @@ def build(
     sign: AnyPath | None = None,
     via: str | None = None,
     require_device: bool = False,
+    force: bool = False,
+    trusted: AnyPath | None = None,
+    expect: Mapping[str, str] | None = None,
     on_progress: OnProgress | None = None,
     **inputs: Unpack[Inputs],
 ) -> Built:
@@ -116,6 +123,9 @@ def build(
         sign: an Ed25519 private key to sign the bundle with.
         via: where engines are built and timed, such as `ssh://user@board`; None for this machine.
         require_device: gates that wait for the device make `exit_code` 5.
+        force: replace the bundle of another spec that is at `out`.
+        trusted: public key that must have signed the earlier bundle of `gates.previous`.
+        expect: what that bundle must say of itself, as for `load_bundle`.
         on_progress: is called with each `Event`.
         **inputs: `Inputs`.
 
@@ -131,13 +141,13 @@ def build(
 
     with working(on_progress) as ran:
         work = planned(spec, inputs, via)
-        check_previous(work.spec)
+        check_previous(work.spec, trust_of(trusted, expect))
         name, target = work.spec.name, work.spec.target
         given = Path("dist") / f"{name}-{target.replace('@', '-')}" if out is None else Path(out)
         made = work.store.root / "bundle"
-        check_place(given.resolve(), work.spec.folder, made)  # before the work
+        check_place(given.resolve(), work.spec.folder, made, force=force)  # before the work
         artifact = work.make("bundle")
-        install(artifact, given, work.spec.folder)
+        install(artifact, given, work.spec.folder, force)
         signed = None if sign is None else sign_bundle(given, Path(sign))
     report = _decided(artifact, require_device)
     return Built(**vars(report), bundle=given, ran=tuple(ran), signed_by=signed)
@@ -209,6 +219,8 @@ def verify(
     *,
     via: str | None = None,
     require_device: bool = False,
+    trusted: AnyPath | None = None,
+    expect: Mapping[str, str] | None = None,
     on_progress: OnProgress | None = None,
     **inputs: Unpack[Inputs],
 ) -> Report:
@@ -219,7 +231,7 @@ def verify(
     """
     with working(on_progress):
         work = planned(spec, inputs, via)
-        check_previous(work.spec)
+        check_previous(work.spec, trust_of(trusted, expect))
         artifact = work.make("verify")
     # made by the folder that this one is a copy of, perhaps
     return replace(_decided(artifact, require_device), name=work.spec.name)
@@ -231,6 +243,7 @@ def bundle(
     out: AnyPath | None = None,
     sign: AnyPath | None = None,
     test_pack: AnyPath | None = None,
+    force: bool = False,
     via: str | None = None,
     on_progress: OnProgress | None = None,
     **inputs: Unpack[Inputs],
@@ -241,6 +254,7 @@ def bundle(
         spec: as of `build`.
         out: copies the files to this folder, which `sign` needs.
         sign: an Ed25519 private key to sign them with.
+        force: as of `build`.
         test_pack: a folder for the test images and the teacher, which a board's own gates need.
         via: as of `build`.
         on_progress: is called with each `Event`.
@@ -256,7 +270,8 @@ def bundle(
     with working(on_progress):
         work = planned(spec, inputs, via)
         artifact = work.make("bundle")
-        path = artifact.path if out is None else install(artifact, Path(out), work.spec.folder)
+        folder = work.spec.folder
+        path = artifact.path if out is None else install(artifact, Path(out), folder, force)
         signed = None if sign is None or out is None else sign_bundle(Path(out), Path(sign))
         packed = None
         if test_pack is not None:
@@ -351,13 +366,13 @@ def _decided(artifact: Artifact, require_device: bool) -> Report:
     return replace(report, exit_code=overall(report.gates, require_device=require_device)[1])
 
 
-def check_previous(spec: "Spec") -> None:
+def check_previous(spec: "Spec", trust: "Trust | None" = None) -> None:
     """Refuse an earlier bundle that cannot be compared, before hours of work.
 
     Raises:
-        KDError: `bundle-missing`, ...; `baseline-task`, `baseline-classes`, `baseline-test-set`.
+        KDError: those of `refuse_early`.
     """
-    if spec.gates.previous is not None:
+    if spec.gates.previous is not None or trust is not None:
         from kdcompile.gates.reference_bundle import refuse_early
 
-        refuse_early(spec)
+        refuse_early(spec, trust)

@@ -52,7 +52,7 @@ def load_bundle(
     """
     from kdcompile.bundle.signature import open_bundle
 
-    return open_bundle(Path(folder), _trust(trusted, expect))
+    return open_bundle(Path(folder), trust_of(trusted, expect))
 
 
 def check_bundle(bundle: "AnyPath | Bundle", *, via: str | None = None) -> "BundleCheck":
@@ -145,24 +145,27 @@ def merge(
     Raises:
         KDError: `signature-*`, before anything is written; those of `kdcompile.bundle.merge`.
     """
-    from kdcompile.bundle.manifest import NAME
+    from kdcompile.bundle.manifest import manifest_bytes
     from kdcompile.bundle.merge import merge as merged
     from kdcompile.bundle.signature import check_before_signing, sign_bundle
     from kdcompile.gates.from_board import judge_board
 
     there, key = Path(folder), None if sign is None else Path(sign)
-    file, trust = None if engine is None else Path(engine), _trust(trusted, expect)
-    verified = True
-    if key is not None and (there / NAME).is_file():
-        verified = check_before_signing(there, key, trust, resign_unverified)
-    report = merged(there, Path(record), file, judge_board, trust, not verified)
+    file, trust = None if engine is None else Path(engine), trust_of(trusted, expect)
+    verified, content = True, manifest_bytes(there)
+    if key is not None:
+        verified = check_before_signing(there, key, trust, resign_unverified, content)
+    report = merged(there, Path(record), file, judge_board, trust, not verified, content)
     signed = None if key is None else sign_bundle(there, key)
     return Built(**vars(report), bundle=there, signed_by=signed)
 
 
-def _trust(key: AnyPath | None, expect: Mapping[str, str] | None) -> "Trust":
+def trust_of(key: AnyPath | None, expect: Mapping[str, str] | None) -> "Trust | None":
+    """What a caller demands of a bundle; None where nothing was said."""
     from kdcompile.bundle.trust import Trust
 
+    if key is None and not expect:
+        return None
     return Trust(None if key is None else Path(key), dict(expect or {}))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.plugins import register
+from kdcompile.core.readers import LARGEST_TOML, read_text
 from kdcompile.targets import user
 from kdcompile.targets.rules import limits_of
 from kdcompile.targets.rules_file import Rule, tables
@@ -306,8 +307,8 @@ def _read(module: str) -> dict[str, Any]:
     path = Path(found.__file__ or "").parent if isinstance(found, ModuleType) else found
     path = path if path.suffix == ".toml" else path / f"{module}.toml"
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
+        text = read_text(path, LARGEST_TOML)
+    except (OSError, ValueError) as error:
         raise invalid(module, "file", f"it cannot be read: {error}") from error
     return parse(text, module)
 

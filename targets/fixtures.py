@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.readers import parse_toml
 from kdcompile.targets import Target, load, names, resolve
-from kdcompile.targets.schema import toml
 
 FILE = Path(__file__).with_name("fixtures.toml")
 KINDS = ("measured", "published", "secondary")
@@ -111,7 +111,7 @@ def parse_fixtures(text: str) -> tuple[Fixture, ...]:
         KDError: `fixtures-invalid`: not TOML, or an entry that breaks the schema.
     """
     try:
-        table = toml(text)
+        table = parse_toml(text)
     except ValueError as error:
         raise _invalid("file", str(error), "correct the TOML there") from error
     _keys("top level", table, {"sources", "fixtures"}, {"sources", "fixtures"})

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdcompile.core.errors import nearest
-from kdcompile.targets.schema import WRONG, invalid, keys, toml
+from kdcompile.core.readers import parse_toml
+from kdcompile.targets.schema import WRONG, invalid, keys
 
 FILE = Path(__file__).with_name("rules.toml")
 OPTIONS = ("dla", "optimization_level", "tf32")
@@ -74,7 +75,7 @@ def parse(text: str) -> Tables:
         KDError: `target-invalid`: not TOML, or an entry that breaks the schema.
     """
     try:
-        return _tables(toml(text))
+        return _tables(parse_toml(text))
     except WRONG as error:
         raise invalid("rules", "file", f"a value of another type: {error}") from error
 

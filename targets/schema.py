@@ -1,11 +1,11 @@
 """The closed schema of a target file: what it may say, and that each value names its source."""
 
 import re
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.readers import parse_toml
 
 KINDS = ("jetson", "workstation", "cpu")
 PROVENANCE = ("measured", "derived", "datasheet")
@@ -30,23 +30,11 @@ def parse(text: str, module: str) -> dict[str, Any]:
         KDError: `target-invalid`: no TOML, or as `validate`.
     """
     try:
-        table = with_vendor(toml(text))
+        table = with_vendor(parse_toml(text))
         validate(table, module)
     except WRONG as error:
         raise invalid(module, "file", f"a value of another type: {error}") from error
     return table
-
-
-def toml(text: str) -> dict[str, Any]:
-    """A TOML document that anybody may have written.
-
-    Raises:
-        ValueError: it is none, or nested too deep.
-    """
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
 
 
 def with_vendor(table: dict[str, Any]) -> dict[str, Any]:

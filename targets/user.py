@@ -6,17 +6,18 @@ vector of it takes. `targets.load` gives all but the latencies as `Target.calibr
 are part of every cache key.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdcompile.core import escape
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import config_folder
-from kdcompile.targets.schema import toml
+from kdcompile.core.readers import MIB, read_toml
 
 FORMAT = 1
+LARGEST = 8 * MIB  # with the latencies of thousands of networks
 TEXTS = ("target", "mode", "measured", "place", "machine", "backend", "backend_version", "source")
 KEYS = {"format", "residual", "values", "covariance", *TEXTS}
 OPTIONAL = {"gpu_mhz", "jetpack", "error", "channel_tile"}
@@ -50,13 +51,11 @@ def read_whole(module: str) -> dict[str, Any] | None:
     """
     place = path(module)
     try:
-        text = place.read_text(encoding="utf-8")
+        table = read_toml(place, LARGEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise invalid(module, f"cannot be read: {error}") from error
-    try:
-        table = toml(text)
     except ValueError as error:
         raise invalid(module, str(error)) from error
     check(module, table)
@@ -140,21 +139,16 @@ def _square(rows: Any, size: int) -> bool:
 
 
 def _pairs(table: Mapping[str, Any]) -> list[str]:
-    return [f"{_quoted(key)} = {_written(value)}" for key, value in table.items()]
+    return [f"{escape.toml(key)} = {_written(value)}" for key, value in table.items()]
 
 
 def _written(value: Any) -> str:
     """A TOML value."""
     if isinstance(value, str):
-        return _quoted(value)
+        return escape.toml(value)
     if isinstance(value, Sequence):
         parts = [_written(part) for part in value]
         if value and not isinstance(value[0], int | float | str):
             return "[\n" + "".join(f"    {part},\n" for part in parts) + "]"
         return "[" + ", ".join(parts) + "]"
     return repr(float(value)) if isinstance(value, float) else str(value)
-
-
-def _quoted(text: str) -> str:
-    """A TOML string: JSON's, but that TOML has no pairs of surrogates and wants DEL escaped."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

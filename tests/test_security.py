@@ -3,11 +3,11 @@
 import ast
 import os
 import pickle
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import Active, hostile
 
 import kdcompile
 from kdcompile.bundle.card import write_card
@@ -16,7 +16,7 @@ from kdcompile.bundle.samples import Tensor
 from kdcompile.bundle.text import text_summary
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing
-from kdcompile.core.report import GateResult, Measurement, Report, overall
+from kdcompile.core.report import GateResult, Report
 from kdcompile.models.weights import read_weights
 from kdcompile.remote.ssh import parse_ssh
 
@@ -136,69 +136,10 @@ def test_arrays_that_are_pickles_run_nothing(tmp_path):
 SCRIPT = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-class Active(HTMLParser):
-    """Collects what a browser would run or fetch."""
-
-    def __init__(self):
-        super().__init__()
-        self.found, self.texts = [], []
-
-    def handle_starttag(self, tag, attributes):
-        if tag in ("script", "iframe", "object", "embed", "link", "base", "form", "svg"):
-            self.found.append(tag)
-        for key, value in attributes:
-            if key.startswith("on") or key in ("href", "action", "style", "srcdoc"):
-                self.found.append(f"{tag} {key}")
-            if key in ("src", "srcset") and not value.startswith("data:image/png;base64,"):
-                self.found.append(f"{tag} {key}={value[:30]}")
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
-def _everywhere(value):
-    """The same values with the script in the place of each text and each key that is free."""
-    if isinstance(value, dict):
-        return {key: _everywhere(below) for key, below in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_everywhere(below) for below in value)
-    return SCRIPT if isinstance(value, str) else value
-
-
-def hostile() -> Report:
-    """A report all of whose names are scripts: of the folder, target, gates, images, classes."""
-    number = Measurement(
-        SCRIPT, 1.0, SCRIPT, "host", machine=SCRIPT, backend=SCRIPT, backend_version=SCRIPT,
-        precision=SCRIPT, mode=SCRIPT,
-    )  # fmt: skip
-    texts = (SCRIPT,) * 3
-    gates = [GateResult(SCRIPT, v, "host", True, *texts, (number,)) for v in ("passed", "pending")]
-    details = _everywhere({
-        "teacher": {"x": "x", "val_top1": 0.9}, "distill": {"recipe": "x", "warnings": ["x"]},
-        "choice": {"precision": "x", "candidates": [
-            {"precision": "x", "evidence": "x", "why": "x", "passed": True, "latency_ms": 1.0}]},
-        "calibration": {"calibrator": "x", "worst": [{"tensor": "x"}], "warnings": ["x"]},
-        "examples": [{"name": "x", "true": "x", "predicted": "x", "teacher": "x"}],
-        "dropped": [{"name": "x", "split": "x", "twin": "x"}], "max_test": 3, "parity": {"x": "x"},
-        "worst": [{"name": "x", "true": "x", "student": "x", "teacher": "x", "difficulty": 0.5,
-                   "grew": 1.0}],
-        "by_class": [{"class": "x", "n": 2, "teacher_top1": 0.5, "student_top1": 0.5}],
-        "predictions": [{"name": "x", "true": 0, "teacher": 0, "student": 1}],
-        "layers": [{"name": "x", "ms": 1.0, "share": 0.5, "precision": "x"}],
-    })  # fmt: skip
-    details["examples"][0]["kind"] = "best"
-    details["task"] = {
-        "kind": "classification", "metric": "top1", "is_rate": True, "classes": [SCRIPT, "b"],
-    }  # fmt: skip
-    verdict, code = overall(gates)
-    environment = {"python": SCRIPT, SCRIPT: SCRIPT}
-    return Report(SCRIPT, SCRIPT, verdict, code, tuple(gates), (number,), environment, details)
-
-
 def test_no_name_is_run_by_the_page(tmp_path):
     step = {"step": 0, "loss": 1.0, "terms": {SCRIPT: 1.0}, "val_top1": 0.5, "stage": SCRIPT}
     np.savez(tmp_path / "example_best.npz", pixels=np.zeros((8, 8, 3), np.uint8))
-    page = html(hostile(), tmp_path, [step, step | {"step": 1, "stage": "b"}])
+    page = html(hostile(SCRIPT), tmp_path, [step, step | {"step": 1, "stage": "b"}])
     parser = Active()
     parser.feed(page)
     assert parser.found == []
@@ -212,7 +153,7 @@ def test_the_search_finds_what_a_page_runs():
 
 
 def test_no_name_is_a_tag_of_the_texts(tmp_path):
-    report = hostile()
+    report = hostile(SCRIPT)
     write_card(tmp_path, report, ([Tensor("image", "FP32", (1, 3, 4, 4))],) * 2)
     for text in (markdown(report), (tmp_path / "MODEL_CARD.md").read_text()):
         assert "&lt;script" in text

@@ -21,6 +21,7 @@ from kdcompile.bundle.trust import Trust
 from kdcompile.cli import cli
 from kdcompile.core.errors import KDError
 from kdcompile.latency.baseline import make_baseline
+from kdcompile.latency.request import Request
 
 PACKAGE = Path(kdcompile.__file__).parent
 # words of each command at every place where it takes a bundle, B; `spec` is a project
@@ -129,7 +130,11 @@ def test_the_signed_one_is_taken(command):
 
 def test_a_key_is_named_on_the_command_line_too(command, monkeypatch):
     monkeypatch.delenv(VARIABLE)
-    for words in ("report wrong", "bundle wrong --merge device.json", "run wrong photo.png"):
+    for words in (
+        "report wrong", "bundle wrong --merge device.json", "run wrong photo.png", "bench wrong",
+        "compare good wrong", "build spec --baseline wrong", "verify spec --baseline wrong",
+        "baseline init wrong name", "bisect wrong",
+    ):  # fmt: skip
         code, text = command(*words.split(), "--trusted", "key.pub")
         assert (code, "signature-wrong" in text) == (1, True), text
     code, text = command("report", "wrong")
@@ -158,11 +163,19 @@ def test_nothing_is_signed_anew_that_was_not_signed_so(
     assert contents(site / bundle) == before
 
 
-@pytest.mark.parametrize("words", ["report good", "run good photo.png", "verify good"])
+EXPECTING = [
+    "report good", "run good photo.png", "verify good", "bisect good --rung onnx", "bench good",
+    "compare good good", "baseline init good name", "build spec --baseline good",
+    "verify spec --baseline good",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", EXPECTING)
 def test_a_bundle_that_is_not_the_one_meant_is_refused(words, command):
     about = tiny_bundle.read(Path("good"))
     met = f"name={about['name']},target={about['target']},newer-than=2020-01-01"
-    assert "unexpected" not in command(*words.split(), "--expect", met)[1]
+    if words.split()[0] in ("report", "run"):  # the others go on to work
+        assert "unexpected" not in command(*words.split(), "--expect", met)[1]
     for wrong in ("name=other", "target=other", f"newer-than={about['created']}"):
         code, text = command(*words.split(), "--expect", wrong)
         assert (code, "error[bundle-unexpected]" in text) == (1, True), text
@@ -170,6 +183,49 @@ def test_a_bundle_that_is_not_the_one_meant_is_refused(words, command):
     assert "error[bundle-unexpected]" in command(*merge)[1]
     with pytest.raises(KDError, match="name is"):
         kdcompile.load_bundle("good", expect={"name": "other"})
+
+
+def test_every_command_that_takes_a_bundle_says_so():
+    def named(name):
+        group, _, below = name.partition(" ")
+        return cli.commands[group].commands[below] if below else cli.commands[group]
+
+    without = {
+        name for name in (*TAKES, *TAKES_NONE)
+        if not {"trusted", "expect"} <= {one.name for one in named(name).params}
+    }  # fmt: skip
+    assert without == TAKES_NONE
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("bench good/model.onnx", "artifact-unsigned"),
+        ("compare good good/model.onnx", "artifact-unsigned"),
+        ("baseline init good/model.onnx name", "artifact-unsigned"),
+        ("compare base.json base.json", "bench-arguments"),
+        ("build spec", "trust-idle"),
+        ("verify spec", "trust-idle"),
+    ],
+)
+def test_a_key_with_nothing_to_hold_it_against_is_told(words, error, command):
+    for more in (("--trusted", "key.pub"), ("--expect", "name=crowd")):
+        code, text = command(*words.split(), *more)
+        assert (code, f"error[{error}]" in text) == (1, True), text
+
+
+def test_the_older_bundle_of_a_baseline_answers_for_its_key_alone(site, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    given = Request(trusted=site / "key.pub", expect={"newer-than": "2999-01-01"})
+    assert given.subject(site / "good", named=False).kind in ("onnx", "engine")
+    for bundle, named, error in (
+        ("good", True, "bundle-unexpected"),
+        ("wrong", False, "signature-wrong"),
+    ):
+        with pytest.raises(KDError) as caught:
+            given.subject(site / bundle, named=named)
+        assert caught.value.code == error
+    assert Request().subject(site / "good/model.onnx").kind == "onnx"
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,25 @@
-"""ONNX Runtime sends no usage data: not from here, a board's worker or a bundle's own script."""
+"""Libraries send no usage data: not from here, a board's worker or a bundle's own script."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from kdcompile.core.optional import NO_TELEMETRY
+from kdcompile import cli
+from kdcompile.core import optional
+from kdcompile.core.optional import NO_TELEMETRY, SENDER, silence
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("kdcompile", "calib", "kernels", "targets", "examples", "benchmarks")
 INFER = ROOT / "kdcompile/bundle/templates/infer.py"
-((VARIABLE, OFF),) = NO_TELEMETRY.items()
+VARIABLE, OFF = "ORT_DISABLE_TELEMETRY", "1"
 # what the package's own files do in place of `need`, which is not on a board or in a bundle
 ALONE = {"doctor.py", "onnxruntime_backend.py", "infer.py"}
 WATCH = """
@@ -82,6 +86,56 @@ def test_it_is_off_before_the_library_loads(way, before, model, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not list(home.rglob("*onnxruntime*")), "a device id and queued events"
+
+
+def test_what_is_known_to_send_is_off(monkeypatch):
+    for name in NO_TELEMETRY:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setitem(sys.modules, SENDER, types.ModuleType(SENDER))
+    silence()
+    assert {name: os.environ[name] for name in NO_TELEMETRY} == {
+        "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
+        "ALBUMENTATIONS_NO_TELEMETRY": "1", "NO_ALBUMENTATIONS_UPDATE": "1",
+    }  # fmt: skip
+    with pytest.raises(ImportError):
+        importlib.import_module(SENDER)
+
+
+OWN_CODE = """
+import os
+assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "1"
+try:
+    import openvino_telemetry
+except ImportError:
+    print("silent")
+"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["import kdcompile.api", "from kdcompile.core.optional import need; need('json', '', '')"],
+)
+def test_code_of_the_user_finds_it_off(before):
+    environment = {k: v for k, v in os.environ.items() if k not in NO_TELEMETRY}
+    command = [sys.executable, "-c", before + OWN_CODE]
+    assert subprocess.check_output(command, env=environment, text=True) == "silent\n"
+
+
+def test_the_command_line_turns_it_off_before_any_command(monkeypatch):
+    called = []
+    monkeypatch.setattr(optional, "silence", lambda: called.append("api"))
+    monkeypatch.setattr(cli, "silence", lambda: called.append("silence"))
+    monkeypatch.setattr(cli, "_run", lambda stop: called.append("run"))
+    monkeypatch.setattr(cli, "begin", lambda level: None)
+    cli.main()
+    assert called == ["silence", "run"]
+
+
+def test_openvino_is_imported_without_its_sender():
+    pytest.importorskip("openvino")
+    code = "from kdcompile.backends.openvino_ import OpenVino; OpenVino().version; import sys; "
+    code += "assert 'openvino_telemetry.main' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_nothing_imports_it_another_way():

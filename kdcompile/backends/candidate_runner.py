@@ -291,7 +291,7 @@ def predict_outputs(
     return outputs, frames
 
 
-def predictions(task: Task, outputs: Iterable[Floats], frames: Iterable[Frame]) -> list[float]:
+def predictions(task: Task, outputs: Iterable[Floats], frames: Iterable[Frame]) -> list[Any]:
     """What the outputs of `predict_outputs` say of each image, without their padding."""
     each = zip(outputs, frames, strict=True)
-    return [float(task.predictions(task.within(output, frame))[0]) for output, frame in each]
+    return [task.predictions(task.within(output, frame))[0] for output, frame in each]

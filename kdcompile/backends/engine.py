@@ -14,9 +14,10 @@ import kdcompile.backends  # noqa: F401  # all of them: cache keys follow import
 from kdcompile.config.deploy import Compile
 from kdcompile.config.step import Board
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import file_sha256, read_json, write_json
+from kdcompile.core.files import file_sha256, write_json
 from kdcompile.core.measurement import interleave
 from kdcompile.core.ports import Ports, as_row
+from kdcompile.core.readers import read_json
 from kdcompile.core.store import digest
 from kdcompile.onnx_graph.session import ROW_AXES
 from kdcompile.remote.open import Place, open_place

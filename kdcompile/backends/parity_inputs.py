@@ -6,9 +6,9 @@ bundle has `parity/`: `photos.npz`, some validation images as uint8 at the netwo
 Runtime makes of the first photos.
 """
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from kdcompile.backends import engine
 from kdcompile.backends.candidate_runner import RUNS_HERE
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.config.gates import Gates
+from kdcompile.core.arrays import check_finite, open_arrays
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.readers import hold, read_json
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.data.splits import evenly
@@ -130,7 +132,7 @@ def read_carried(folder: Path, files: Files, preprocess: Path) -> Carried:
         preprocess: `preprocess.json`.
 
     Raises:
-        KDError: `parity-incomplete`, naming what the bundle lacks.
+        KDError: `parity-incomplete`, naming what the bundle lacks; `bundle-corrupt`.
     """
     has_kit = f"{KIT}/kit.json" in files
     base, images = (KIT, "reference.npz") if has_kit else (FOLDER, "photos.npz")
@@ -146,16 +148,33 @@ def read_carried(folder: Path, files: Files, preprocess: Path) -> Carried:
         for name in files
         if name.startswith(stem) and name.endswith(".onnx")
     }
-    with np.load(folder / base / images, allow_pickle=False) as arrays:
+    with _refusing(folder / base / images), open_arrays(folder / base / images) as arrays:
+        check_finite({name: arrays[name] for name in arrays if has_kit <= name.startswith("input")})
         if has_kit:
-            inputs, frames = [arrays[n] for n in arrays.files if n.startswith("input_")], None
+            inputs, frames = [arrays[n] for n in arrays if n.startswith("input_")], None
         else:
-            prepare = Preprocess.from_json(json.loads(preprocess.read_text(encoding="utf-8")))
-            photos = [arrays[name] for name in arrays.files]
+            prepare = Preprocess.from_json(read_json(preprocess))
+            photos = list(arrays.values())
             inputs = [prepare(pixels) for pixels in photos]
             frames = [prepare.frame(*pixels.shape[:2]) for pixels in photos]
-    gates = json.loads((folder / base / "gates.json").read_text(encoding="utf-8"))
+    with _refusing(folder / base / "gates.json"):
+        gates = read_json(folder / base / "gates.json")
+        hold(Gates, gates)
     return Carried(networks.pop("fp32", folder / MODEL), networks, gates, inputs, frames)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """The block that reads a file of the bundle, and fails only by what is written there."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise KDError(
+            "bundle-corrupt",
+            f"{path.name} is not as the bundle was written: {error}",
+            where=str(path),
+            fix="kdcompile build, in the folder of the spec, makes the bundle again",
+        ) from error
 
 
 def incomplete(folder: Path, lacks: Sequence[str]) -> KDError:

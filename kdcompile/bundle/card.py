@@ -4,7 +4,6 @@ The sections follow Mitchell et al., Model Cards for Model Reporting, 2019, wher
 something to say of them.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from kdcompile.bundle import facts
 from kdcompile.bundle.manifest import ENGINE
 from kdcompile.bundle.samples import IO, fill
 from kdcompile.core.files import file_sha256, write_text
+from kdcompile.core.readers import read_json
 from kdcompile.core.report import Report
 
 NAME = "MODEL_CARD.md"
@@ -82,7 +82,7 @@ def _identity(folder: Path, report: Report, io: IO) -> Iterator[tuple[str, str]]
             yield f"SHA-256 of {name}", file_sha256(folder / name)
     sidecar = folder / f"{ENGINE}.json"
     if sidecar.is_file():  # a board may have chosen another precision than the build
-        built = json.loads(sidecar.read_text(encoding="utf-8"))
+        built = read_json(sidecar)
         yield f"precision of {ENGINE}", str(built.get("precision", NOT_RECORDED))
     yield "made by", f"kdcompile {report.environment.get('kdcompile', NOT_RECORDED)}"
 

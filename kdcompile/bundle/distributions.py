@@ -11,8 +11,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import markdown
 from kdcompile.core.files import write_text
-from kdcompile.core.report import escape
 
 ROOT = "kdcompile"
 NOT_OF_A_BUILD = ("dev",)  # the extra whose libraries make no bundle
@@ -173,9 +173,10 @@ def table(packages: Sequence[Used]) -> str:
     """The list as Markdown."""
     ours = next((one.licence for one in packages if one.name == "kdcompile"), UNKNOWN)
     rows = [
-        f"| {one.name} | {one.version} | {escape(one.licence)} | {one.licence_source or '-'} |"
+        f"| {markdown(one.name)} | {markdown(one.version)} | {markdown(one.licence)} "
+        f"| {one.licence_source or '-'} |"
         for one in packages
     ]
     unknown = [one.name for one in packages if one.licence == UNKNOWN]
-    note = f"\nUnknown: {', '.join(unknown)}.\n" if unknown else "\n"
+    note = f"\nUnknown: {', '.join(map(markdown, unknown))}.\n" if unknown else "\n"
     return HEAD.format(ours=OURS, licence=ours) + "\n".join(rows) + "\n" + note.lstrip("\n")

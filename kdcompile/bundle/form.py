@@ -4,11 +4,9 @@ Like a baseline's, the digest of the manifest is no signature: it tells what was
 by accident from what a build wrote.
 """
 
-import json
 import math
 import os
 import unicodedata
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -19,11 +17,11 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
 )
 from pydantic import model_validator as validator
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.readers import hold
 from kdcompile.core.store import digest
 
 SCHEMA, DIGEST = 1, "digest"
@@ -44,6 +42,7 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Sides = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Shape = Annotated[list[Annotated[int, Field(ge=1, lt=1 << 31)]], Field(max_length=8)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -124,6 +123,38 @@ class RowPreprocess(_Form):
         return self
 
 
+class _Parity(_Form):
+    min_sqnr_db: Finite
+
+
+class Gates(_Form):
+    """What is read here of a `gates.json`."""
+
+    parity: _Parity
+
+
+class Tiles(_Form):
+    """`tiles.json`: pixels, or why there are no tiles."""
+
+    refused: Text | None = None
+    cell: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = 1
+    margin: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 0
+    period: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = 1
+
+
+class Kit(_Form):
+    """What is read here of a `kit.json`: the least, usual and largest shape of the input."""
+
+    profile: Annotated[list[Shape], Field(min_length=3, max_length=3)]
+
+
+class MergedKit(Kit):
+    """What a merge reads of a `kit.json`: also its files and the board that it is for."""
+
+    files: dict[str, Sha256]
+    target: dict[str, str | Finite | None]
+
+
 def created() -> str:
     """Now in UTC, or the moment that SOURCE_DATE_EPOCH names, for builds that repeat exactly.
 
@@ -143,31 +174,6 @@ def created() -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def parsed(content: bytes) -> Any:
-    """JSON as the standard has it: UTF-8, no NaN, and no key twice in an object.
-
-    Raises:
-        ValueError: it is not.
-    """
-    try:
-        return json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} is there twice")
-        found[key] = value
-    return found
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")
-
-
 def sealed(values: dict[str, Any]) -> dict[str, Any]:
     """A manifest's values with the schema, and the digest over all others."""
     whole = {**values, "schema": SCHEMA}
@@ -180,7 +186,7 @@ def check_manifest(values: dict[str, Any]) -> None:
     Raises:
         ValueError: it is not as a build wrote it.
     """
-    check(Manifest, values)
+    hold(Manifest, values)
     names: dict[str, str] = {}
     for name in values["files"]:
         if not is_inside(name) or name.casefold() in UNLISTED:
@@ -193,20 +199,6 @@ def check_manifest(values: dict[str, Any]) -> None:
             raise ValueError(f"its {key}, {values[key]!r}, is not listed")
     if digest({key: value for key, value in values.items() if key != DIGEST}) != values.get(DIGEST):
         raise ValueError("its digest is not that of its other values")
-
-
-def check(form: type[BaseModel], values: Any) -> None:
-    """Hold JSON values against a form.
-
-    Raises:
-        ValueError: the first key at fault, and what is wrong there.
-    """
-    try:
-        form.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place!r}: {first['msg']}" if place else first["msg"]) from error
 
 
 def is_inside(name: str) -> bool:

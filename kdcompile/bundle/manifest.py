@@ -1,6 +1,6 @@
 """`manifest.json`: what a bundle holds, with the SHA-256 of every file, and the check of it."""
 
-import json
+import hashlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,8 @@ from kdcompile.bundle.form import SIGNATURE as SIGNATURE
 from kdcompile.bundle.form import UNLISTED as UNLISTED
 from kdcompile.bundle.form import created as created
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import file_sha256, read_bounded, write_json
+from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.readers import LARGEST_JSON, hold, parse_json, read_bounded
 from kdcompile.core.report import Report
 from kdcompile.data.preprocess import INPUTS
 
@@ -60,10 +61,10 @@ class Bundle:
             KDError: `bundle-corrupt`, no network takes such images.
         """
         value: dict[str, Any]
-        with self.reading(self.manifest["preprocess"]) as path:
-            value = form.parsed(path.read_bytes())
+        with self.reading(self.manifest["preprocess"]) as content:
+            value = parse_json(content)
             has_rows = isinstance(value, dict) and INPUTS in value
-            form.check(form.RowPreprocess if has_rows else form.Preprocess, value)
+            hold(form.RowPreprocess if has_rows else form.Preprocess, value)
         return value
 
     def report(self, name: str = "report.json") -> Report:
@@ -72,21 +73,37 @@ class Bundle:
         Raises:
             KDError: `bundle-corrupt`, it is none of this version.
         """
-        with self.reading(name) as path:
-            return Report.from_json(json.loads(path.read_bytes()))
+        with self.reading(name) as content:
+            return Report.from_json(parse_json(content, finite=False))  # SQNR may be infinite
 
     @contextmanager
-    def reading(self, name: str) -> Iterator[Path]:
-        """The path of one of its files, for a block that parses it and does nothing else.
+    def reading(self, name: str) -> Iterator[bytes]:
+        """The content of one of its files, for a block that parses it and does nothing else.
+
+        These bytes are those that the manifest names, whatever has become of the file since it was
+        checked.
 
         Raises:
             KDError: `bundle-corrupt`, the manifest lists no such file, or the block fails.
         """
         path = self.file(name)
         try:
-            yield path
+            content = read_bounded(path, LARGEST_JSON)
+            if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
+                raise ValueError("its SHA-256 is not the manifest's")
+            yield content
         except Exception as error:  # parsers raise nearly anything on arbitrary bytes
             raise _corrupt(path, f"it cannot be read: {error!r}", self.manifest) from error
+
+    def check(self, name: str, copy: Path) -> None:
+        """Refuse a copy of one of its files that is not what the manifest names.
+
+        Raises:
+            KDError: `bundle-corrupt`.
+        """
+        if file_sha256(copy) != self.manifest["files"][name]["sha256"]:
+            path = self.folder / name
+            raise _corrupt(path, "it was changed while it was read", self.manifest)
 
     def file(self, name: str) -> Path:
         """The path of one of its files.
@@ -149,11 +166,11 @@ def write_manifest(
     write_json(folder / NAME, form.sealed(manifest))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest alone, checked for its form but not against the files.
+def manifest_bytes(folder: Path) -> bytes:
+    """What lies in a bundle's manifest: read once, for its signature and for its values.
 
     Raises:
-        KDError: `bundle-missing`, `bundle-version`, `bundle-corrupt` or `bundle-unreadable`.
+        KDError: `bundle-missing`, `bundle-corrupt` or `bundle-unreadable`.
     """
     path = folder / NAME
     if path.is_symlink():
@@ -161,7 +178,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         what = f"it has no {NAME}" if folder.is_dir() else "there is no such folder"
         raise _no_bundle(folder, what)
-    manifest = _parsed(path)
+    try:
+        return read_bounded(path, form.LARGEST)
+    except ValueError as error:
+        raise _corrupt(path, str(error)) from error
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def read_manifest(folder: Path, content: bytes | None = None) -> dict[str, Any]:
+    """The manifest alone, checked for its form but not against the files.
+
+    Args:
+        folder: of the bundle.
+        content: of the manifest, where it was read.
+
+    Raises:
+        KDError: `bundle-missing`, `bundle-version`, `bundle-corrupt` or `bundle-unreadable`.
+    """
+    path = folder / NAME
+    content = manifest_bytes(folder) if content is None else content
+    try:
+        manifest = parse_json(content)
+    except ValueError as error:
+        raise _corrupt(path, f"it is not JSON: {error}") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if type(schema) is not int:
         raise _no_bundle(folder, f"its {NAME} has no number of a schema")
@@ -180,25 +220,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _parsed(path: Path) -> Any:
-    """The JSON of a manifest."""
-    try:
-        return form.parsed(read_bounded(path, form.LARGEST))
-    except ValueError as error:
-        raise _corrupt(path, f"it is not JSON: {error}") from error
-    except OSError as error:
-        raise _unreadable(error) from error
-
-
-def read_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path, content: bytes | None = None) -> Bundle:
     """The bundle in a folder, after every file has been checked against its hash.
+
+    Args:
+        path: the folder.
+        content: of its manifest, where it was read.
 
     Raises:
         KDError: `bundle-missing` (no folder or no manifest), `bundle-version` (another schema),
             `bundle-corrupt` (a file is changed, missing, extra, a link, or lies outside),
             or `bundle-unreadable`.
     """
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, content)
     try:
         _check_files(path, manifest)
     except OSError as error:

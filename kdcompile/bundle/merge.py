@@ -5,25 +5,29 @@ it: a second merge starts from that one again, so that a later board replaces an
 signature is of the older manifest, and goes; sign again.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcompile.bundle import manifest, product
+from pydantic import BaseModel
+
+from kdcompile.bundle import form, manifest, product
 from kdcompile.bundle.signature import open_bundle
 from kdcompile.bundle.swap import beside, swap
 from kdcompile.bundle.trust import Trust
+from kdcompile.config.gates import Gates
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import file_sha256, read_bounded, write_json, write_text
+from kdcompile.core.files import file_sha256, write_json, write_text
+from kdcompile.core.readers import hold, parse_json, read_json, read_text
 from kdcompile.core.report import Report
 
 Judge = Callable[
     [Report, Mapping[str, Any], Mapping[str, Any], Any, str], tuple[Report, Mapping[str, str]]
 ]
 FOLDER = "device"
+KIT = "kit/kit.json"
 RECORD, HOST = f"{FOLDER}/device.json", f"{FOLDER}/report_host.json"
 LARGEST = 256 * 1024 * 1024
 EXAMPLES = re.compile(r'<h2 id="examples">.*?(?=<h2 |</main>|</body>)', re.DOTALL)
@@ -36,6 +40,7 @@ def merge(
     judge: Judge,
     trust: Trust | None = None,
     unverified: bool = False,
+    content: bytes | None = None,
 ) -> Report:
     """Judge a board's record, and rewrite the bundle with it, whole or not at all.
 
@@ -47,6 +52,7 @@ def merge(
         trust: as for `open_bundle`.
         unverified: the result is to be signed though nothing vouched for the bundle; the manifest
             says so then, and after every later merge.
+        content: of the bundle's manifest, where its signature was checked.
 
     Returns:
         The report with the board's verdicts.
@@ -55,8 +61,8 @@ def merge(
         KDError: `bundle-*`, `signature-*`; `kit-missing`; `device-unreadable`; `merge-mismatch`,
             the record is of another kit or engine; what `judge` raises; `output-unwritable`.
     """
-    found = open_bundle(bundle, trust)
-    if "kit/kit.json" not in found.manifest["files"]:
+    found = open_bundle(bundle, trust, content)
+    if KIT not in found.manifest["files"]:
         raise KDError(
             "kit-missing",
             f"{bundle.name} has no build kit: its target is built by kdcompile itself",
@@ -64,8 +70,7 @@ def merge(
             fix="merge into a bundle for a board, such as kdcompile build --target jetson makes",
         )
     value, where = _read(device_json), str(device_json)
-    kit = found.file("kit/kit.json")
-    if not isinstance(value, dict) or value.get("kit") != file_sha256(kit):
+    if not isinstance(value, dict) or value.get("kit") != found.manifest["files"][KIT]["sha256"]:
         raise KDError(
             "merge-mismatch",
             f"{device_json.name} was not made by this bundle's kit",
@@ -74,25 +79,28 @@ def merge(
         )
     source = HOST if HOST in found.manifest["files"] else "report.json"
     report = found.report(source)
-    with found.reading("kit/gates.json") as path:
-        gates = _json(path)
-    merged, ships = judge(report, _json(kit), gates, value, where)
+    kit, gates = _held(found, KIT, form.MergedKit), _held(found, "kit/gates.json", Gates)
+    merged, ships = judge(report, kit, gates, value, where)
     engine = None if engine is None else _engine(engine, ships)
     _rewrite(found, merged, device_json, source, engine, unverified)
     return merged
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _held(found: manifest.Bundle, name: str, of: type[BaseModel]) -> Any:
+    """A document of the bundle, of the form that it must have."""
+    with found.reading(name) as content:
+        value = parse_json(content)
+        hold(of, value)
+    return value
 
 
 def _read(path: Path) -> Any:
     """Parsed JSON of a file that anybody may have written."""
     try:
-        return json.loads(read_bounded(path, LARGEST), parse_constant=_refuse)
+        return read_json(path, LARGEST)
     except OSError as error:
         reason = str(error.strerror)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = str(error)
     raise KDError(
         "device-unreadable",
@@ -100,10 +108,6 @@ def _read(path: Path) -> Any:
         where=str(path.absolute()),
         fix="copy out/device.json from the board again",
     )
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _engine(given: Path, ships: Mapping[str, str]) -> Path:
@@ -125,8 +129,8 @@ def _engine(given: Path, ships: Mapping[str, str]) -> Path:
     if not side.is_file():
         raise _wrong_engine(side, "is not there, and nothing opens an engine without it", name)
     try:
-        of = _json(side)["sha256"]
-    except (ValueError, KeyError, TypeError):
+        of = read_json(side)["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
         of = None
     if of != sha:
         raise _wrong_engine(side, f"is no record of {path.name}", name)
@@ -163,7 +167,9 @@ def _rewrite(
             for name in found.manifest["files"]:
                 if name not in others:
                     _copy(found.file(name), fresh / name)
-            _copy(found.file(source), fresh / HOST)
+                    found.check(name, fresh / name)
+            if source != HOST:
+                _copy(fresh / source, fresh / HOST)
             _copy(record, fresh / RECORD)
             if engine is not None:
                 _copy(engine, fresh / manifest.ENGINE)
@@ -195,9 +201,9 @@ def _render(folder: Path, report: Report) -> None:
     """`report.md` and `report.html`; the pictures of photos are kept from the page that was."""
     from kdcompile.bundle import render  # matplotlib
 
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    metrics = [json.loads(line) for line in lines if line.strip()]
-    before = EXAMPLES.search((folder / "report.html").read_text(encoding="utf-8"))
+    lines = read_text(folder / "metrics.jsonl").splitlines()
+    metrics = [parse_json(line, finite=False) for line in lines if line.strip()]
+    before = EXAMPLES.search(read_text(folder / "report.html"))
     page = render.html(report, folder, metrics)
     if before is not None:
         page = EXAMPLES.sub(lambda _: before.group(), page, count=1)

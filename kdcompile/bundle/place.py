@@ -28,7 +28,11 @@ def spec_id(spec: Path, destination: Path) -> str:
 
 
 def check_place(
-    destination: Path, spec: Path | None, made: Path, own: Set[str] | None = None
+    destination: Path,
+    spec: Path | None,
+    made: Path,
+    own: Set[str] | None = None,
+    force: bool = False,
 ) -> None:
     """Refuse a destination that holds anything but an older bundle of the same spec.
 
@@ -39,6 +43,7 @@ def check_place(
             are: earlier versions wrote none.
         own: the files of the new bundle, where it is made: a bundle whose manifest a power cut has
             torn is taken for one if it has no file beside these.
+        force: the caller wants the bundle of another spec replaced.
 
     Raises:
         KDError: `output-not-bundle`, it holds something that no build put there; `output-other`,
@@ -46,7 +51,7 @@ def check_place(
     """
     if own is not None:
         _refuse_foreign(destination, own)
-    if spec is None:
+    if spec is None or force:
         return
     try:
         there = manifest.read_manifest(destination)
@@ -110,5 +115,5 @@ def _other(destination: Path, what: str) -> KDError:
         "output-other",
         f"the bundle {destination.name} {what}; it will not be replaced",
         where=str(destination),
-        fix="name another folder for this one with -o, or move that one away",
+        fix="name another folder for this one with -o, move that one away, or replace it: --force",
     )

@@ -1,11 +1,10 @@
 """Files of a bundle next to its network and report: samples, model card, SBOM and licences."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from kdcompile.bundle import facts
+from kdcompile.bundle import facts, form
 from kdcompile.bundle.card import write_card
 from kdcompile.bundle.distributions import used, write_licences
 from kdcompile.bundle.manifest import ENGINE, Bundle
@@ -14,6 +13,7 @@ from kdcompile.bundle.sbom import refresh_sbom, write_sbom
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.optional import need
+from kdcompile.core.readers import hold, parse_json, read_json
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact
 from kdcompile.data import tiles
@@ -64,8 +64,9 @@ def tiling_of(bundle: Bundle) -> dict[str, Any]:
             where=str(bundle.folder / TILING),
             fix="leave --tiles out, or build a network that counts with this kdcompile",
         )
-    with bundle.reading(TILING) as path:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+    with bundle.reading(TILING) as content:
+        found: dict[str, Any] = parse_json(content)
+        hold(form.Tiles, found)
     return found
 
 
@@ -93,7 +94,7 @@ def refresh_product(folder: Path, report: Report) -> None:
 
 def _write_from_network(folder: Path, report: Report) -> None:
     io = network_io(folder / "model.onnx")
-    preprocess = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
+    preprocess = read_json(folder / "preprocess.json")
     task = facts.task(report)
     write_cpp(folder, preprocess, io, task["kind"], task["classes"])
     write_triton(folder, report.name, report.target, load(report.target).kind, io)

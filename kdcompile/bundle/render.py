@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures, headline
 from kdcompile.bundle.figures import overlay_png, photo_png
-from kdcompile.core.report import Report, escape
+from kdcompile.core import escape
+from kdcompile.core.report import Report
 
 GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")
 NUMBER_HEADS = (
@@ -73,14 +74,14 @@ def markdown(report: Report) -> str:
     dropped = [(d["name"], d["split"], d["twin"]) for d in details.get("dropped") or []]
     title = facts.words(report).parts[1]
     parts = [
-        f"# {escape(report.name)} for {escape(report.target)}",
-        f"**{escape(report.verdict)}** (exit {report.exit_code})",
+        f"# {escape.markdown(report.name)} for {escape.markdown(report.target)}",
+        f"**{escape.markdown(report.verdict)}** (exit {report.exit_code})",
         facts.meaning(report) + " " + facts.scope(report),
-        *(f"**Warning**: {escape(text)}" for text in facts.warnings(report)),
+        *(f"**Warning**: {escape.markdown(text)}" for text in facts.warnings(report)),
         *_compared(report),
         _section("Gates", GATE_HEADS, gate_rows(report)),
         _section("Numbers", NUMBER_HEADS, number_rows(report)),
-        f"## Training\n\n{facts.progress(report) or facts.UNKNOWN}",
+        f"## Training\n\n{escape.markdown(facts.progress(report) or facts.UNKNOWN)}",
         _section(f"Accuracy {title[0].lower()}{title[1:]}", part_heads(report), part_texts(report)),
         _section("Best, median and worst image",
                  ("image", "name", "true", "student", "teacher"), examples),
@@ -90,7 +91,7 @@ def markdown(report: Report) -> str:
     for title, rows in _tables(report).items():
         parts.append(_section(title, ("what", "value"), rows))
     parts.append(_section("Dropped duplicates", DROPPED_HEADS, dropped, "none"))
-    commands = "\n".join(f"    {line}" for line in reproduction(report))
+    commands = "\n".join(f"    {escape.plain(line)}" for line in reproduction(report))
     parts.append(f"## How to reproduce\n\n{commands}")
     return "\n\n".join(parts) + "\n"
 
@@ -100,7 +101,7 @@ def _compared(report: Report) -> list[str]:
     rows = headline.rows(report)
     if not rows:
         return []
-    notes = (escape(note) for note in headline.notes(report))
+    notes = (escape.markdown(note) for note in headline.notes(report))
     return [_section("Teacher and student", headline.HEADS, rows), *notes]
 
 
@@ -112,7 +113,7 @@ def _section(
 ) -> str:
     if not rows:
         return f"## {title}\n\n{empty}"
-    lines = [heads, ["---"] * len(heads), *([escape(cell) for cell in row] for row in rows)]
+    lines = [heads, ["---"] * len(heads), *(map(escape.markdown, row) for row in rows)]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -172,6 +173,7 @@ def html(
     environment = Environment(
         loader=PackageLoader("kdcompile.bundle"),
         autoescape=True,
+        finalize=lambda value: escape.visible(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -139,7 +139,7 @@ class BundleRun:
             )
 
     def write(self, folder: Path, stem: str, ending: str, content: bytes) -> Path:
-        """The path of what is written; it replaces an earlier run's, and no input of this one."""
+        """The path of what is written; it replaces an earlier run's, but no input and no link."""
         path = folder / self._free_name(folder, stem, ending)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -159,6 +159,7 @@ class BundleRun:
         name, number = f"{stem}{ending}", 2
         while (
             name in self._taken
+            or (folder / name).is_symlink()
             or _place(folder / name) in self._inputs
             or _marks(folder / name) & self._same
         ):

@@ -8,6 +8,7 @@ import numpy as np
 
 from kdcompile.bundle.run import BundleRun, Row
 from kdcompile.bundle.samples import network_io
+from kdcompile.core.arrays import read_arrays
 from kdcompile.core.errors import KDError
 from kdcompile.core.ports import Port, Ports
 from kdcompile.data.photo import read_pixels
@@ -50,9 +51,8 @@ def _tensors(path: Path) -> dict[str, Any]:
         KDError: `sample-unreadable`.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # the readers raise nearly anything on arbitrary bytes
+        return read_arrays(path)
+    except (OSError, ValueError, MemoryError) as error:
         raise KDError(
             "sample-unreadable",
             f"the file cannot be read as arrays: {error}",

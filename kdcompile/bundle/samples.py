@@ -4,7 +4,6 @@
 and the manifest lists the copy like any file. A student is small.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kdcompile import __version__
 from kdcompile.bundle.manifest import ENGINE
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import c_string, markdown, plain
 from kdcompile.core.files import write_text
 from kdcompile.core.optional import need
-from kdcompile.core.report import escape
+from kdcompile.core.readers import read_json
 from kdcompile.data.preprocess import INPUTS
 
 
@@ -39,17 +39,10 @@ def fill(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"literal": literal, "float32": float32, "cell": escape}
+    environment.filters |= {
+        "literal": c_string, "float32": float32, "cell": markdown, "plain": plain
+    }  # fmt: skip
     return environment.get_template(template).render(version=__version__, **values)
-
-
-def literal(text: str) -> str:
-    """A string literal of C++ and of text-proto: UTF-8, other bytes than print in octal."""
-    plain = "".join(
-        f"\\{byte:03o}" if byte < 0x20 or byte >= 0x7F or byte in b'"\\' else chr(byte)
-        for byte in text.encode()
-    )
-    return f'"{plain}"'
 
 
 def float32(value: float) -> str:
@@ -174,7 +167,7 @@ def write_triton(folder: Path, name: str, target: str, device: str, io: IO) -> N
 def is_plan(folder: Path) -> bool:
     """Whether the bundle has an engine, and one of TensorRT (ONNX Runtime may play a board)."""
     record = folder / f"{ENGINE}.json"
-    return record.is_file() and "tensorrt" in json.loads(record.read_text(encoding="utf-8"))
+    return record.is_file() and "tensorrt" in read_json(record)
 
 
 def _entry(tensor: Tensor) -> dict[str, str]:

@@ -7,7 +7,6 @@ The same content gives the same bytes: the serial number is derived from it, and
 timestamp only where SOURCE_DATE_EPOCH names one.
 """
 
-import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from kdcompile.bundle import facts
 from kdcompile.bundle.distributions import UNKNOWN, Used
 from kdcompile.bundle.manifest import ENGINE, created
 from kdcompile.core.files import file_sha256, write_json
+from kdcompile.core.readers import read_json
 from kdcompile.core.report import Report
 from kdcompile.core.store import canonical
 
@@ -46,7 +46,7 @@ def refresh_sbom(folder: Path, report: Report) -> None:
 
     For a bundle that a board's results have been merged into.
     """
-    before = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    before = read_json(folder / NAME)
     components = [c for c in before["components"] if c["type"] == "library"]
     known = {c["bom-ref"] for c in components}
     links = {d["ref"]: d["dependsOn"] for d in before["dependencies"] if d["ref"] in known}
@@ -117,7 +117,7 @@ def _network(folder: Path, name: str, report: Report) -> Component:
     properties = {"precision": precision, "target": report.target, "verdict": report.verdict}
     sidecar = folder / f"{name}.json"
     if name == ENGINE and sidecar.is_file():
-        built = json.loads(sidecar.read_text(encoding="utf-8"))
+        built = read_json(sidecar)
         about = ("precision", "tensorrt", "compute_capability", "platform")
         properties |= {key: str(built[key]) for key in about if built.get(key)}
     return {

@@ -6,18 +6,17 @@ makes the keys, `openssl genpkey -algorithm ed25519`, and can check `signature` 
 
 import base64
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompile.bundle import form
-from kdcompile.bundle.manifest import NAME, SIGNATURE, Bundle, read_bundle
+from kdcompile.bundle.manifest import NAME, SIGNATURE, Bundle, manifest_bytes, read_bundle
 from kdcompile.bundle.trust import VARIABLE as VARIABLE
 from kdcompile.bundle.trust import Trust
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_bounded, sweep_files, write_json
+from kdcompile.core.files import sweep_files, write_json
 from kdcompile.core.optional import need
+from kdcompile.core.readers import read_bounded, read_json
 
 ALGORITHM = "ed25519"
 LARGEST = 1 << 16  # bytes of a key, and of a signature
@@ -42,7 +41,7 @@ class Signature:
         return f"signed by {self.fingerprint}{note}"
 
 
-def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
+def open_bundle(folder: Path, trust: Trust | None = None, content: bytes | None = None) -> Bundle:
     """The bundle in a folder: signed by the trusted key where there is one, whole, and as expected.
 
     Every command that takes a bundle comes by here, before anything of it is run or told.
@@ -50,21 +49,27 @@ def open_bundle(folder: Path, trust: Trust | None = None) -> Bundle:
     Args:
         folder: the bundle.
         trust: what is demanded of it; by default the signature of the user's trusted key, if any.
+        content: of its manifest, where it was read.
 
     Raises:
         KDError: those of `check_signature`, `read_bundle` and `Trust`.
         ToolMissingError: a key is trusted, and `cryptography` is not installed.
     """
     trust = trust or Trust()
-    if (key := trust.trusted_key()) is not None and (folder / NAME).is_file():
-        check_signature(folder, key)
-    found = read_bundle(folder)
+    content = manifest_bytes(folder) if content is None else content
+    if (key := trust.trusted_key()) is not None:
+        check_signature(folder, key, content)
+    found = read_bundle(folder, content)
     trust.check(folder, found.manifest)
     return found
 
 
 def check_before_signing(
-    folder: Path, key_file: Path, trust: Trust | None = None, unverified: bool = False
+    folder: Path,
+    key_file: Path,
+    trust: Trust | None = None,
+    unverified: bool = False,
+    content: bytes | None = None,
 ) -> bool:
     """Refuse to sign a rewritten bundle that nothing shows to be as its builder signed it.
 
@@ -76,6 +81,7 @@ def check_before_signing(
         key_file: the private key that is to sign it.
         trust: as for `open_bundle`.
         unverified: the caller takes a bundle that no key vouches for; a trusted key forbids it.
+        content: of its manifest, where it was read.
 
     Returns:
         Whether a signature was checked.
@@ -87,7 +93,7 @@ def check_before_signing(
     keys, key = _private_key(key_file)
     public = (trust or Trust()).trusted_key()
     if public is not None:
-        check_signature(folder, public)
+        check_signature(folder, public, content)
     elif unverified:
         return False
     elif not (folder / SIGNATURE).is_file():
@@ -100,7 +106,7 @@ def check_before_signing(
             "checked yourself with --resign-unverified, and the manifest says so",
         )
     else:
-        _check(folder, keys, key.public_key(), "the key that is to sign")
+        _check(folder, keys, key.public_key(), "the key that is to sign", content)
     return True
 
 
@@ -118,7 +124,7 @@ def sign_bundle(folder: Path, key_file: Path) -> str:
         KDError: `key-unreadable`, or `bundle-missing` where there is no manifest.
         ToolMissingError: the library `cryptography` is not installed.
     """
-    message = _manifest(folder)
+    message = manifest_bytes(folder)
     keys, key = _private_key(key_file)
     fingerprint = _fingerprint(keys, key.public_key())
     record = {
@@ -152,13 +158,16 @@ def _private_key(key_file: Path) -> tuple[Any, Any]:
     return keys, key
 
 
-def check_signature(folder: Path, public_key: Path | None) -> Signature | None:
+def check_signature(
+    folder: Path, public_key: Path | None, content: bytes | None = None
+) -> Signature | None:
     """The bundle's signature, checked where there is a key to check it with.
 
     Args:
         folder: the bundle; its files are checked by `read_bundle`, not here.
         public_key: PEM file of the Ed25519 public key that the caller trusts; without it nothing
             is checked but the form.
+        content: of its manifest, where it was read.
 
     Returns:
         None for a bundle without a signature, which only a caller without a trusted key gets.
@@ -181,17 +190,19 @@ def check_signature(folder: Path, public_key: Path | None) -> Signature | None:
     if public_key is None:
         return Signature(_parsed(path)[0], is_trusted=False)
     keys = need("cryptography.hazmat.primitives.serialization", "sign", "checking a signature")
-    content = _read(public_key, "public", MAKE_PUBLIC)
+    pem = _read(public_key, "public", MAKE_PUBLIC)
     try:
-        key = keys.load_pem_public_key(content)
+        key = keys.load_pem_public_key(pem)
     except (ValueError, _unknown_kind()) as error:
         raise _unreadable(public_key, "it is no PEM public key", MAKE_PUBLIC) from error
     if not _is_ed25519(key):
         raise _unreadable(public_key, "its key is not Ed25519", MAKE_PUBLIC)
-    return _check(folder, keys, key, "the trusted key")
+    return _check(folder, keys, key, "the trusted key", content)
 
 
-def _check(folder: Path, keys: Any, key: Any, whose: str) -> Signature:
+def _check(
+    folder: Path, keys: Any, key: Any, whose: str, content: bytes | None = None
+) -> Signature:
     """The signature of a bundle that has one, checked with a public key.
 
     Raises:
@@ -202,7 +213,7 @@ def _check(folder: Path, keys: Any, key: Any, whose: str) -> Signature:
     expected = _fingerprint(keys, key)
     if fingerprint != expected:
         raise _wrong(path, f"it is by {fingerprint}, {whose} is {expected}")
-    message = _manifest(folder)
+    message = manifest_bytes(folder) if content is None else content
     invalid = need("cryptography.exceptions", "sign", "checking a signature").InvalidSignature
     try:
         key.verify(signature, message)
@@ -211,27 +222,14 @@ def _check(folder: Path, keys: Any, key: Any, whose: str) -> Signature:
     return Signature(fingerprint, is_trusted=True)
 
 
-def _manifest(folder: Path) -> bytes:
-    try:
-        return read_bounded(folder / NAME, form.LARGEST)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", error)
-        raise KDError(
-            "bundle-missing",
-            f"{folder} is not a bundle: its {NAME} cannot be read ({reason})",
-            where=str(folder.absolute()),
-            fix="kdcompile build, then name the folder that it prints",
-        ) from error
-
-
 def _parsed(path: Path) -> tuple[str, bytes]:
     """Fingerprint and signature of `manifest.sig`."""
     try:
-        record = json.loads(read_bounded(path, LARGEST))
+        record = read_json(path, LARGEST)
         algorithm, fingerprint = record["algorithm"], str(record["public_key_sha256"])
         signature = base64.b64decode(record["signature"], validate=True)
         int(fingerprint, 16)
-    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise _corrupt(path, f"it cannot be read: {error!r}") from error
     if algorithm != ALGORITHM or len(fingerprint) != 2 * hashlib.sha256().digest_size:
         raise _corrupt(path, f"its algorithm {algorithm!r} or its fingerprint is unknown")

@@ -5,7 +5,6 @@ for another target, passes as well as the newest, where its name, target and tim
 """
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcompile.core.errors import KDError, plain
-from kdcompile.core.files import config_folder, read_bounded
+from kdcompile.core.files import config_folder
+from kdcompile.core.readers import read_toml
 
 VARIABLE = "KDCOMPILE_TRUSTED_KEY"
 EXPECTED = ("name", "target", "newer-than")
@@ -115,12 +115,12 @@ def _moment(text: object) -> datetime | None:
 def _key_of(path: Path) -> Path | None:
     """The key that `trust.toml` names, relative to its own folder; None without such a file."""
     try:
-        values = tomllib.loads(read_bounded(path, LARGEST).decode())
+        values = read_toml(path, LARGEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise _unreadable(path, str(error.strerror)) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _unreadable(path, str(error)) from error
     key = values.get("key")
     if set(values) != {"key"} or not isinstance(key, str) or not key:

@@ -7,16 +7,13 @@ board, and an optional gate that did not pass, is `skipped`, with the verdict in
 reader turns red over a gate that the exit code does not count.
 """
 
-import re
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from kdcompile.ci.outcome import Outcome, overall_of
-
-# what XML 1.0 (section 2.2) allows in a document, tab and line breaks included
-ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+from kdcompile.core.escape import xml
 
 
 def junit(
@@ -38,7 +35,7 @@ def junit(
     """
     results = [_result(outcome) for outcome in outcomes]
     totals = {
-        "name": legal(title),
+        "name": xml(title),
         "tests": str(len(outcomes)),
         "failures": str(results.count("failure")),
         "errors": str(results.count("error")),
@@ -51,16 +48,11 @@ def junit(
     words, code = verdict or overall_of(outcomes)
     properties = SubElement(suite, "properties")
     for name, value in (("verdict", words), ("exit_code", str(code))):
-        SubElement(properties, "property", {"name": name, "value": legal(value)})
+        SubElement(properties, "property", {"name": name, "value": xml(value)})
     for outcome, result in zip(outcomes, results, strict=True):
         _case(suite, outcome, result)
     indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + tostring(root, encoding="unicode") + "\n"
-
-
-def legal(text: str) -> str:
-    """The text with what XML cannot hold replaced by U+FFFD."""
-    return ILLEGAL.sub("\ufffd", text)
 
 
 def _result(outcome: Outcome) -> str:
@@ -77,22 +69,22 @@ def _case(suite: Element, outcome: Outcome, result: str) -> None:
         suite,
         "testcase",
         {
-            "classname": f"kdcompile.{legal(outcome.kind)}",
-            "name": legal(outcome.name),
+            "classname": f"kdcompile.{xml(outcome.kind)}",
+            "name": xml(outcome.name),
             "time": _seconds(outcome.seconds),
         },
     )
     facts = {
         "observed": outcome.observed, "threshold": outcome.threshold, "reason": outcome.reason,
     }  # fmt: skip
-    text = legal("\n".join(f"{name}: {value}" for name, value in facts.items() if value))
+    text = xml("\n".join(f"{name}: {value}" for name, value in facts.items() if value))
     if not result:
         if text:
             SubElement(case, "system-out").text = text
         return
     optional = "" if outcome.required else "optional, "
     first = outcome.observed or outcome.reason.partition("\n")[0]
-    message = legal(f"{optional}{outcome.verdict}" + (f": {first}" if first else ""))
+    message = xml(f"{optional}{outcome.verdict}" + (f": {first}" if first else ""))
     attributes = {"message": message, "type": outcome.verdict}
     # readers differ in whether they show the message or the text, so the text has all of it
     SubElement(case, result, attributes).text = text or message
@@ -103,4 +95,4 @@ def _seconds(value: float) -> str:
 
 
 def _host() -> str:
-    return legal(socket.gethostname()) or "localhost"
+    return xml(socket.gethostname()) or "localhost"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdcompile.ci.outcome import Outcome, counts, overall_of
-from kdcompile.core.report import escape as escape
+from kdcompile.core import escape
 
 MARKS: Mapping[str, str] = {
     "passed": "✅", "failed": "❌", "inconclusive": "❔", "skipped": "⏭️", "pending": "⏳",
@@ -29,8 +29,9 @@ def markdown(
     ordered = sorted(outcomes, key=lambda o: not o.red)
     heads = ("", "gate", "verdict", "observed", "threshold", "why")
     rows = [_row(outcome) for outcome in ordered[:MOST_ROWS]]
-    lines = [f"### {MARKS[_mark(code, outcomes)]} {escape(title)}", ""]
-    lines += [f"**{escape(words)}** (exit {code}; {_tally(outcomes)})", "", *_table(heads, rows)]
+    lines = [f"### {MARKS[_mark(code, outcomes)]} {escape.markdown(title)}", ""]
+    lines += [f"**{escape.markdown(words)}** (exit {code}; {_tally(outcomes)})", ""]
+    lines += _table(heads, rows)
     if len(ordered) > MOST_ROWS:
         lines += ["", f"{len(ordered) - MOST_ROWS} more are in `outcomes.json`."]
     for outcome in ordered[:MOST_ROWS]:
@@ -53,7 +54,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
     # the lines of an error's block must not run together
     reason = re.sub(r"\s*\n\s*", "; ", outcome.reason.strip())
     cells = (outcome.name, outcome.verdict + optional, outcome.observed, outcome.threshold, reason)
-    return (MARKS[outcome.verdict], *(escape(cell, LONGEST_CELL) for cell in cells))
+    return (MARKS[outcome.verdict], *(escape.markdown(cell, LONGEST_CELL) for cell in cells))
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -73,11 +74,12 @@ def _ratios(outcome: Outcome) -> list[str]:
         f"{outcome.details.get('blocks')} blocks of each side, {how}, "
         f"{outcome.details.get('left_out')} left out as disturbed"
     )
-    fold = f"<details><summary>{escape(outcome.name, LONGEST_CELL)}: {basis}</summary>"
+    fold = f"<details><summary>{escape.markdown(outcome.name, LONGEST_CELL)}: {basis}</summary>"
     return ["", fold, "", *_table(heads, rows), "", "</details>"]
 
 
 def _ratio(ratio: Mapping[str, Any]) -> tuple[str, ...]:
     numbers = (f"{ratio[key]:.4f}" for key in ("value", "low", "high"))
     margin = f"±{ratio['margin'] * 100:.1f} %"
-    return (escape(str(ratio["quantile"])), *numbers, margin, escape(str(ratio["decision"])))
+    quantile, decision = (escape.markdown(ratio[key]) for key in ("quantile", "decision"))
+    return (quantile, *numbers, margin, decision)

@@ -1,11 +1,11 @@
 """Numbers for GitLab's metrics report: OpenMetrics text, compared between branches by GitLab."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from kdcompile.ci.outcome import Outcome
+from kdcompile.core.escape import metric_label
 
 
 def metrics(outcomes: Sequence[Outcome]) -> str:
@@ -41,13 +41,8 @@ def metrics(outcomes: Sequence[Outcome]) -> str:
 
 
 def _labels(labels: dict[str, Any]) -> str:
-    pairs = (f'{key}="{_escape(str(value))}"' for key, value in labels.items())
+    pairs = (f'{key}="{metric_label(str(value))}"' for key, value in labels.items())
     return "{" + ",".join(pairs) + "}"
-
-
-def _escape(text: str) -> str:
-    text = re.sub("[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]", "\ufffd", text)
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _number(value: float) -> str:

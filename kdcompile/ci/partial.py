@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kdcompile.ci.callables import Timer
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_json, write_text
+from kdcompile.core.files import write_text
+from kdcompile.core.readers import read_json
 from kdcompile.latency.baseline import Baseline, make_baseline, read_baseline
 from kdcompile.latency.baseline_store import author, check_writable, unwritable
 from kdcompile.latency.compatibility import differing, record_of

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from kdcompile.ci.outcome import UNDECIDED, Outcome
+from kdcompile.core.escape import command_data, command_property
 
 CI = ("GITHUB_ACTIONS", "CI", "TF_BUILD")  # set by the systems that read commands
 LINE = re.compile(r"(^|[\r\n])(\s*)(?=:(?::|\Z))")
@@ -135,16 +136,5 @@ def _one(level: str, outcome: Outcome) -> str:
 
 
 def _line(level: str, title: str, message: str, file: str | None = None) -> str:
-    place = f"file={escape_property(file)}," if file else ""
-    return f"::{level} {place}title={escape_property(title)}::{escape_data(message)}"
-
-
-def escape_data(text: str) -> str:
-    """A message, so that no part of it is read as a line of its own."""
-    text = text.encode("utf-8", "replace").decode()  # a file's name may hold lone surrogates
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def escape_property(text: str) -> str:
-    """A property's value: it ends at a comma or a colon too."""
-    return escape_data(text).replace(":", "%3A").replace(",", "%2C")
+    place = f"file={command_property(file)}," if file else ""
+    return f"::{level} {place}title={command_property(title)}::{command_data(message)}"

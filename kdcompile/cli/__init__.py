@@ -3,6 +3,10 @@
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -22,9 +26,9 @@ from kdcompile.cli.targets import targets
 from kdcompile.cli.tools import clean, doctor, init, report, schema
 from kdcompile.cli.verify import verify
 from kdcompile.core.disk import disk_error
-from kdcompile.core.errors import EXIT_FIXABLE, KDError
+from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
 from kdcompile.core.logs import begin
-from kdcompile.core.optional import keep_caches_together
+from kdcompile.core.optional import keep_caches_together, silence
 
 STAGE_COMMANDS = {
     "search": "design the student for the target",
@@ -33,6 +37,8 @@ STAGE_COMMANDS = {
     "calibrate": "find int8 ranges and insert Q/DQ",
     "compile": "choose the precision, build the engine or the board's build kit",
 }
+
+PRINTERS = ("click", "rich")  # the packages that write to standard output
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +65,7 @@ add_levels(cli)
 def main() -> None:
     """Entry point: errors become a block on standard error and their exit code."""
     follower = os.environ.get("RANK", "0") != "0"  # of torchrun; the first process talks for all
+    silence()
     keep_caches_together()
     begin(logging.WARNING if follower else logging.INFO)
     with guarded(sys.argv), stoppable() as stop:
@@ -68,17 +75,22 @@ def main() -> None:
 def _run(stop: Stop) -> None:
     """The command; every error becomes its block and exit code."""
     try:
-        cli(standalone_mode=False)
+        _refuse_lost_folder()
+        with _written():
+            cli(standalone_mode=False)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as usage:
+        # it repeats what the shell may have found as a name
+        usage.message = plain(usage.message)  # type: ignore[misc]
         usage.show()
         sys.exit(usage.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(stop.line, err=True)
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        told = stopped.args or getattr(stopped.__cause__, "args", ())  # click raises its own
+        click.echo(stop.line(*map(str, told[:1])), err=True)
         sys.exit(stop.exit_code)
     except BrokenPipeError:  # whoever read the results has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()
         sys.exit(EXIT_FIXABLE)
     except Exception as error:
         if "--debug" in sys.argv or os.environ.get("KDCOMPILE_DEBUG") == "1":
@@ -88,3 +100,60 @@ def _run(stop: Stop) -> None:
         found = error if isinstance(error, KDError) else disk_error(error) or unforeseen(error)
         click.echo(str(found), err=True)
         sys.exit(found.exit_code)
+
+
+def _refuse_lost_folder() -> None:
+    """Refuse a current folder that was removed: no path is relative to it.
+
+    Raises:
+        KDError: `folder-gone`.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise KDError(
+            "folder-gone",
+            f"the current folder cannot be found: {error.strerror}",
+            where=os.environ.get("PWD", os.curdir),
+            fix="change to a folder that is there (cd), then run the same command again",
+        ) from error
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Write out all that was printed, while it can still be told that this fails.
+
+    Raises:
+        KDError: `output-unwritable`.
+        BrokenPipeError: whoever read it has left.
+    """
+    try:
+        yield
+    except OSError as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(last).parent.name not in PRINTERS or isinstance(error, BrokenPipeError):
+            raise
+        raise _unprinted(error) from error
+    finally:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _unprinted(error) from error
+
+
+def _unprinted(error: OSError) -> KDError:
+    _drop_output()
+    return KDError(
+        "output-unwritable",
+        f"the results cannot be written: {error.strerror}",
+        where="standard output",
+        fix="send standard output to a place that has room",
+    )
+
+
+def _drop_output() -> None:
+    """Let go of what could not be printed: the interpreter would try again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -74,7 +74,7 @@ def show_baseline(name: str | None, folder: Path | None, device: str | None, as_
     elif found.baselines:
         _list(found)
     else:
-        click.echo(f"no baseline in {folder or '.kdcompile-baselines'}: "
+        click.echo(f"no baseline in {plain(folder or '.kdcompile-baselines')}: "
                    "kdcompile baseline init ARTIFACT makes one")  # fmt: skip
 
 
@@ -109,7 +109,8 @@ def _list(found: "Baselines") -> None:
     for one in found.baselines:
         change = one.history[-1]
         ms = (f"{one.samples[key]:.4g}" for key in QUANTILES)
-        table.add_row(one.device_class, one.name, *ms, change["when"][:10], change["who"])
+        row = (one.device_class, one.name, *ms, change["when"][:10], change["who"])
+        table.add_row(*map(plain, row))
     show_table(table)
 
 

@@ -1,6 +1,5 @@
 """Commands `plan`, `build`, and each stage as its own command on the same store."""
 
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcompile.cli.ci import CiCommand, ci_options, ci_place, ci_stream, name_of, title_of
+from kdcompile.cli.copying import copy_out, refuse_input
 from kdcompile.cli.options import (
     PATH,
     as_json,
+    force_option,
     previous_option,
     require_option,
     sign_option,
     spec_options,
+    trust_words,
+    trusted_option,
     via_option,
     with_previous,
 )
@@ -22,6 +25,7 @@ from kdcompile.cli.terminal import echo_json, echo_text, show, tell
 from kdcompile.core.errors import EXIT_FIXABLE, KDError, plain
 
 if TYPE_CHECKING:
+    from kdcompile.bundle.trust import Trust
     from kdcompile.config.spec import Student
     from kdcompile.core.store import Artifact
     from kdcompile.passes.manager import Plan
@@ -30,14 +34,6 @@ REPLAY = "Run the step of a loss that was not finite again, from its file; name 
 EXPLAIN = {
     "search": "Show the modules that keep the teacher's width and why; search for nothing.",
     "distill": "Show stages, taps, shapes, adapters, terms and their weights; train nothing.",
-}
-# the file of a stage's artifact that `-o FILE` asks for; the others go into a folder
-MAIN_FILE = {
-    "search": "architecture.json",
-    "distill": "student.safetensors",
-    "export": "student.onnx",
-    "calibrate": "student_int8.onnx",
-    "compile": "model.onnx",
 }
 RECORD = "search.json"  # of a search that looked at many students
 LABEL = "Print N images of data.unlabelled to label next instead of the plan; trains nothing."
@@ -88,6 +84,8 @@ def plan(spec: str | None, label: int | None, as_json: bool, **given: Any) -> No
 @require_option
 @sign_option
 @previous_option
+@trusted_option
+@force_option
 @ci_options
 @as_json
 def build(
@@ -95,12 +93,16 @@ def build(
     sets: tuple[str, ...],
     require: str | None,
     baseline: Path | None,
+    trusted: "Trust | None",
     ci: bool,
     ci_folder: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Run every stage and write the bundle to dist/NAME-TARGET/."""
+    """Run every stage and write the bundle to dist/NAME-TARGET/.
+
+    --trusted and --expect are of the --baseline bundle.
+    """
     from kdcompile import api
     from kdcompile.bundle.text import text_summary
     from kdcompile.ci.report import in_ci
@@ -110,6 +112,7 @@ def build(
     title = title_of("build", spec, given["target"])
     with in_ci(folder, "build", name_of(spec), title=title, stream=stream):
         sets = with_previous(sets, baseline)
+        given |= trust_words(trusted)
         built = api.build(spec, require_device=device, sets=sets, **given)
     if built.signed_by is not None:
         tell(f"signed by {built.signed_by}")
@@ -163,6 +166,8 @@ def make_stage_command(name: str, text: str) -> click.Command:
             raise unsearched(student)
         from kdcompile import api
 
+        if output is not None:  # before the work
+            refuse_input(output, planned(spec, target, sets, via).spec)
         artifact = api.run_stage(name, spec, via=via, target=target, sets=sets)
         written = str(artifact.path) if output is None else copy_out(artifact, output)
         if as_json:
@@ -170,7 +175,7 @@ def make_stage_command(name: str, text: str) -> click.Command:
             echo_json({"stage": name, "path": written, **artifact.meta, **record})
         else:
             for line in explained(artifact):
-                click.echo(line)
+                click.echo(plain(line))
             for key, value in artifact.meta.items():
                 if value is not None:
                     click.echo(f"{key}: {plain(value)}")
@@ -259,28 +264,3 @@ def student_of(work: "Plan") -> dict[str, Any]:
         )
     found: dict[str, Any] = work.make("search").json("architecture.json")
     return found
-
-
-def copy_out(artifact: "Artifact", output: Path) -> str:
-    """Copy the main file to a name with a suffix, or all files into a folder.
-
-    Raises:
-        KDError: `output-exists`, when the folder holds something else.
-    """
-    from kdcompile.core.files import replacing
-
-    main = MAIN_FILE.get(artifact.stage)
-    if main is not None and output.suffix == Path(main).suffix:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(output) as temporary:
-            shutil.copyfile(artifact.file(main), temporary)
-        return str(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise KDError(
-            "output-exists",
-            f"{output} is not an empty folder",
-            where=str(output.absolute()),
-            fix=f"name a new folder, or a {Path(main or 'x.json').suffix} file",
-        )
-    shutil.copytree(artifact.path, output, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    return str(output)

@@ -9,6 +9,7 @@ import click
 from kdcompile.cli.options import (
     PATH,
     as_json,
+    force_option,
     sign_option,
     spec_options,
     trusted_option,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     "the manifest then says so.",
 )
 @trusted_option
+@force_option
 @as_json
 def bundle(
     spec: str | None,
@@ -74,6 +76,8 @@ def bundle(
     if engine is not None or trusted is not None:
         which = "--engine" if engine else "--trusted or --expect"
         raise click.UsageError(f"{which} needs --merge")
+    if given["force"] and given["out"] is None:
+        raise click.UsageError("--force needs -o: it replaces what is there")
     if given["sign"] is not None and given["out"] is None:
         raise click.UsageError("--sign needs -o: the stage's own files stay as they are")
     from kdcompile import api
@@ -125,5 +129,5 @@ def merge_board(
     else:
         echo_text(text_summary(merged))
         click.echo(f"bundle: {plain(folder)}")
-        click.echo(merged.verdict)
+        click.echo(plain(merged.verdict))
     return merged.exit_code

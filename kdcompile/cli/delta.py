@@ -133,7 +133,7 @@ def _end(found: "Made | Applied", as_json: bool) -> None:
     if as_json:
         echo_json(found)
     else:
-        click.echo(f"{found.verdict}: {found.reason}")
+        click.echo(f"{found.verdict}: {plain(found.reason)}")
         wrote = "nothing written" if found.output is None else f"wrote {plain(found.output)}"
         click.echo(wrote)
     sys.exit(EXITS[found.verdict])

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from kdcompile import __version__
-from kdcompile.core.errors import KDError
+from kdcompile.core.errors import InternalError
 from kdcompile.core.files import write_text
 
 STORE = ".kdcompile"
@@ -28,7 +28,7 @@ SECRETS = (
 MOST_TRACE = 200_000
 
 
-def unforeseen(error: Exception) -> KDError:
+def unforeseen(error: Exception) -> InternalError:
     """Keep an exception in a file; the error that tells the user of it.
 
     The file is in the store of the command's spec, or else in the folder of temporary files.
@@ -37,13 +37,17 @@ def unforeseen(error: Exception) -> KDError:
     last = traceback.extract_tb(error.__traceback__)[-1:]
     place = f"{last[0].filename}, line {last[0].lineno}" if last else type(error).__name__
     said = without_secrets((str(error).strip() or "no reason given").splitlines()[0][:500])
-    how = f"report it with {kept}" if kept else "run it again with KDCOMPILE_DEBUG=1 and report it"
-    return KDError(
+    how = (
+        f"open an issue at kdcompile's repository and attach {kept}"
+        if kept
+        else "run it again with KDCOMPILE_DEBUG=1 and open an issue with what it prints"
+    )
+    return InternalError(
         "internal",
         f"this is a fault of kdcompile: {type(error).__name__}: {said}",
         where=place,
-        fix=f"{how} (it has the trace, the versions and the command line: read it first); what "
-        "was finished is kept, and the same command goes on from there",
+        fix=f"{how} (the trace, the versions and the command line: read it before you send it); "
+        "what was finished is kept, and the same command goes on from there",
     )
 
 
@@ -76,8 +80,9 @@ def _version(name: str) -> str | None:
 def _keep(text: str) -> Path | None:
     """The file of a report; None where none can be written."""
     name = f"internal-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    for folder in (*_stores(), Path(gettempdir())):
+    for store in (*_stores(), None):
         with suppress(OSError, ValueError):  # the next one, then
+            folder = store or Path(gettempdir())
             write_text(folder / name, text)
             return (folder / name).absolute()
     return None

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kdcompile.cli.options import options, via
+from kdcompile.cli.options import options, trust_words, trusted_option, via
 from kdcompile.core.backends import names
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.latency.request import COPIES
@@ -34,6 +34,7 @@ measuring_options = options(
     click.option("--processes", type=int, help="Processes per run (default 3)."),
     click.option("--builds", type=int, help="Engines built of each ONNX file (default 1)."),
     click.option("--samples", type=int, help="Exact number of inferences of each side."),
+    trusted_option,
 )
 judging_options = options(
     click.option(
@@ -62,6 +63,7 @@ def request_of(given: Mapping[str, Any]) -> dict[str, Any]:
     from kdcompile.latency.compare import LIMIT_S
 
     found = {key: value for key, value in given.items() if value is not None}
+    found |= trust_words(found.pop("trusted", None))
     if found.pop("until_decided", False):
         if "samples" in found:
             raise click.UsageError("--samples and --until-decided exclude each other")

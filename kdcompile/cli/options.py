@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import plain, toml
 from kdcompile.core.logs import set_level
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ sign_option = click.option(
     help="Sign the bundle with an Ed25519 private key.",
 )
 
+force_option = click.option(
+    "--force", is_flag=True, help="Replace the bundle of another spec at the same place."
+)
+
 
 def trusted_option(command: F) -> F:
     """`--trusted` and `--expect`, which the command gets as one `trusted`: a `Trust`, or None."""
@@ -81,7 +86,7 @@ def trusted_option(command: F) -> F:
             "--trusted",
             metavar="KEY.pub",
             type=PATH,
-            help="The public key that must have signed the BUNDLE; or $KDCOMPILE_TRUSTED_KEY, or "
+            help="The public key that must have signed each BUNDLE; or $KDCOMPILE_TRUSTED_KEY, or "
             'key = "KEY.pub" in ~/.config/kdcompile/trust.toml.',
         ),
         click.option(
@@ -92,6 +97,11 @@ def trusted_option(command: F) -> F:
         ),
     )(called)
     return wrapped
+
+
+def trust_words(trust: "Trust | None") -> dict[str, Any]:
+    """`trusted` and `expect` as `kdcompile.api` takes them; nothing where neither was given."""
+    return {} if trust is None else {"trusted": trust.key, "expect": trust.expect}
 
 
 def _trust(trusted: Path | None, expect: str | None) -> "Trust":
@@ -116,21 +126,16 @@ def with_previous(sets: tuple[str, ...], baseline: Path | None) -> tuple[str, ..
     """The `--set` values, and before them the one that `--baseline` stands for."""
     if baseline is None:
         return sets
-    path = str(baseline.resolve()).replace("\\", "\\\\").replace('"', '\\"')
-    return (f'gates.previous.bundle="{path}"', *sets)
+    return (f"gates.previous.bundle={toml(str(baseline.resolve()))}", *sets)
 
 
-def is_bundle(
-    spec: str | None, target: str | None, sets: tuple[str, ...], trusted: "Trust | None"
-) -> bool:
+def is_bundle(spec: str | None, target: str | None, sets: tuple[str, ...]) -> bool:
     """Whether `[DIR_OR_SPEC]` names a bundle.
 
     Raises:
         click.UsageError: an option that is of the other kind.
     """
     if spec is None or not (Path(spec) / "manifest.json").is_file():
-        if trusted is not None:
-            raise click.UsageError("--trusted and --expect are of a BUNDLE: name its folder")
         return False
     if target is not None or sets:
         raise click.UsageError("--target and --set are of a spec: a bundle is built")
@@ -146,7 +151,9 @@ def spec_or_bundle(
         click.UsageError: an option that is of the other kind.
         KDError: those of `open_trusted`.
     """
-    bundle = is_bundle(spec, target, sets, trusted)
+    bundle = is_bundle(spec, target, sets)
+    if trusted is not None and not bundle:
+        raise click.UsageError("--trusted and --expect are of a BUNDLE: name its folder")
     return open_trusted(Path(str(spec)), trusted)[0] if bundle else spec
 
 
@@ -167,7 +174,7 @@ def open_trusted(folder: Path, trusted: "Trust | None") -> tuple["Bundle", str]:
     if bundle.manifest.get("resigned_unverified"):
         click.echo("warning: it was signed anew at a time when no key vouched for it", err=True)
     if not found.is_trusted:
-        click.echo(f"warning: {found}", err=True)
+        click.echo(f"warning: {plain(str(found))}", err=True)
     return bundle, str(found)
 
 

@@ -62,8 +62,8 @@ def run(
     A network of named tensors takes .npz files of them, and its outputs are written as such.
 
     An engine that is in the bundle runs here, or at --via; otherwise the ONNX file runs.
-    Each result is printed as soon as it is known. An image that fails is an error line, and the
-    others are run all the same; the exit code is then 1.
+    Each result is printed as soon as it is known, with --json as one JSON document a line. An image
+    that fails is an error line, and the others are run all the same; the exit code is then 1.
     """
     from kdcompile import api
 
@@ -76,30 +76,33 @@ def run(
 def _print(
     each: Iterator[tuple[Path, dict[str, Any] | KDError]], count: int, as_json: bool
 ) -> bool:
-    """Print what comes as it comes, or one document at the end; whether an image failed.
+    """Print what comes as it comes; whether an image failed.
 
-    The document is printed however the run ends, with what there was until then.
+    Raises:
+        KeyboardInterrupt: it was stopped; the text says how far it came.
     """
     from kdcompile.core.progress import Progress
 
-    document: list[Any] = []
-    failed = False
+    done, failed = 0, False
     try:
         with Progress("run", count, "images", quiet=count < MANY) as progress:
-            for done, (photo, found) in enumerate(each, 1):
+            for photo, found in each:
                 if isinstance(found, KDError):
                     failed = True
                     click.echo(_error_line(found), err=True)
                     failure = Failure(found.code, found.message, found.fix)
-                    document.append(Failed(str(photo), failure))
+                    row: Any = Failed(str(photo), failure)
                 else:
-                    document.append(found)
-                    if not as_json:
-                        click.echo(_line(found))
+                    row = found
+                if as_json:
+                    echo_json(row, indent=None)
+                elif not isinstance(found, KDError):
+                    click.echo(_line(found))
+                done += 1
                 progress.show(done)
-    finally:
-        if as_json and document:
-            echo_json(document)
+    except KeyboardInterrupt as stopped:
+        told = f"{done} of {count} images are done, and their results are printed"
+        raise KeyboardInterrupt(told) from stopped
     return failed
 
 
@@ -118,4 +121,5 @@ def _line(row: dict[str, Any]) -> str:
 
 def _error_line(error: KDError) -> str:
     """An image's error, in one line."""
-    return f"error[{error.code}]: {plain(error.where)}: {plain(error.message)}; fix: {error.fix}"
+    parts = map(plain, (error.where, error.message))
+    return f"error[{error.code}]: {': '.join(parts)}; fix: {plain(error.fix)}"

@@ -91,7 +91,7 @@ DOCUMENTS: dict[str, Any] = {
     "baseline show": Baselines,
     "delta make": Made,
     "delta apply": Applied,
-    "run": list[Failed | Json],  # a result has the keys of its task
+    "run": Failed | Json,  # of each line; a result has the keys of its task
     "targets": Targets,
     "targets show": ShownTarget,
     "targets validate": Validation,

@@ -37,11 +37,9 @@ class Stop:
         """130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
         return SHELL + (self.number or signal.SIGINT)
 
-    @property
-    def line(self) -> str:
+    def line(self, what: str = "the next run goes on from the last finished step") -> str:
         """What the user is told."""
-        name = signal.Signals(self.number or signal.SIGINT).name
-        return f"stopped by {name}; the next run goes on from the last finished step"
+        return f"stopped by {signal.Signals(self.number or signal.SIGINT).name}; {what}"
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Interrupt the main thread; a second signal ends the process at once."""
@@ -80,7 +78,7 @@ class Stop:
     def _leave(self) -> None:
         """End the process; nothing is flushed or removed, and no lock of Python is asked for."""
         with suppress(OSError):  # the terminal may be the one that closed
-            os.write(2, f"{self.line}\n".encode())
+            os.write(2, f"{self.line()}\n".encode())
         os._exit(self.exit_code)
 
 

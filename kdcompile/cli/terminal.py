@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kdcompile.core.escape import plain_lines
 from kdcompile.core.logs import is_quiet
 
 if TYPE_CHECKING:
@@ -28,14 +29,15 @@ def to_json(value: Any) -> Any:
     return TypeAdapter(type(value)).dump_python(value, by_alias=True, warnings=False)
 
 
-def echo_json(value: Any) -> None:
+def echo_json(value: Any, indent: int | None = 1) -> None:
     """One JSON document on standard output, indented; a number that JSON has not is null.
 
-    `##[` in a string, which a CI system might obey (`kdcompile.ci.stream`), is escaped.
+    `##[` in a string, which a CI system might obey (`kdcompile.ci.stream`), is escaped. Without
+    `indent` it is one line, of many documents.
     """
     text = json.dumps(to_json(value), default=_json_value)
     plain = json.loads(text, parse_constant=lambda _: None)
-    text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(plain, indent=indent, sort_keys=True, allow_nan=False)
     click.echo(re.sub(r"##(?=\w*\[)", r"#\\u0023", text))
 
 
@@ -44,27 +46,31 @@ def _json_value(value: Any) -> Any:
 
 
 def show(found: T, as_json: bool, lines: Callable[[T], Iterable[str]]) -> None:
-    """Print a result: as one JSON document, or its lines of text."""
+    """Print a result: as one JSON document, or its lines of text, with what names hold escaped."""
     if as_json:
         echo_json(found)
     else:
-        echo_text("\n".join(lines(found)))
+        echo_text("\n".join(map(plain_lines, lines(found))))
 
 
 def show_table(table: "Table", lines: Iterable[str] = ()) -> None:
-    """Print a table and lines below it, unwrapped unless standard output is a terminal."""
+    """Print a table and lines below it, unwrapped unless standard output is a terminal.
+
+    The cells are text and no markup; whoever fills them escapes names.
+    """
     from rich.console import Console
 
     out = sys.stdout
-    Console(file=out, width=None if out.isatty() else 200, highlight=False).print(table)
+    width = None if out.isatty() else 200
+    Console(file=out, width=width, highlight=False, markup=False, emoji=False).print(table)
     for line in lines:
-        click.echo(line)
+        click.echo(plain_lines(line))
 
 
 def tell(text: str) -> None:
     """A line on standard error, if the user wants more than warnings."""
     if not is_quiet():
-        click.echo(text, err=True)
+        click.echo(plain_lines(text), err=True)
 
 
 def echo_text(text: str) -> None:

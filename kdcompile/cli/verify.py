@@ -82,13 +82,19 @@ def verify(
                     raise click.UsageError(f"{name} is of the gates: leave it or --parity out")
             named = spec_or_bundle(spec, target, sets, trusted)
             outcomes, verdict = verify_parity(named, as_json, via=via, target=target, sets=sets)
-        elif is_bundle(spec, target, sets, trusted):
+        elif is_bundle(spec, target, sets):
             if baseline is not None:
                 raise click.UsageError("--baseline is of a spec, whose test images both see")
             outcomes, verdict = verify_bundle(Path(str(spec)), via, trusted, device, as_json)
         else:
             outcomes, verdict = verify_spec(
-                spec, via, device, as_json, target=target, sets=with_previous(sets, baseline)
+                spec,
+                via,
+                device,
+                as_json,
+                trusted,
+                target=target,
+                sets=with_previous(sets, baseline),
             )
     if folder is not None:
         report_ci(outcomes, folder, title, verdict=verdict, stream=stream)
@@ -96,7 +102,12 @@ def verify(
 
 
 def verify_spec(
-    spec: str | None, via: str | None, device: bool, as_json: bool, **inputs: Unpack["Inputs"]
+    spec: str | None,
+    via: str | None,
+    device: bool,
+    as_json: bool,
+    trusted: "Trust | None",
+    **inputs: Unpack["Inputs"],
 ) -> Verified:
     """Measure and print the gates of a spec.
 
@@ -108,13 +119,14 @@ def verify_spec(
     from kdcompile.ci.outcome import outcomes_of_report
     from kdcompile.core.report import overall
 
-    report = api.verify(spec, via=via, require_device=device, **inputs)
+    key, expect = (None, None) if trusted is None else (trusted.key, trusted.expect)
+    report = api.verify(spec, via=via, require_device=device, trusted=key, expect=expect, **inputs)
     verdict = overall(report.gates, require_device=device)[0]
     if as_json:
         echo_json(report.to_json())
     else:
         echo_text(text_summary(report))
-        click.echo(verdict)
+        click.echo(plain(verdict))
     return outcomes_of_report(report, require_device=device), (verdict, report.exit_code)
 
 

@@ -88,6 +88,11 @@ class Distill(Closed):
     )
     temperature: float = Field(default=4.0, gt=0, description="softens logits (Hinton, 2015)")
     hard: Literal["l1", "l2"] = Field(default="l2", description="label loss of regression")
+    calibrate_output: bool = Field(
+        default=True,
+        description="fit a scale (counting), scale and offset (regression) or temperature "
+        "(classification) after training; kept where photos that it was not fitted on gain",
+    )
     evaluations: int = Field(default=10, ge=1, description="validations during training")
     execution: Literal["auto", "eager", "compile", "graph"] = Field(
         default="auto",

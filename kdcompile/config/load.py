@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import tomllib
 from collections.abc import Sequence
 from functools import reduce
 from operator import getitem
@@ -19,6 +18,7 @@ from kdcompile.config.named import MISSPELT
 from kdcompile.config.spec import DEFAULT_NAME, Spec
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.readers import parse_toml, read_toml
 
 SCHEMA = "kdcompile schema prints what each field takes"
 WANTED = {  # by the first part of pydantic's types of errors
@@ -66,21 +66,9 @@ def find_spec(argument: str | None) -> Path:
 
 def _is_spec(path: Path) -> bool:
     try:
-        return "teacher" in _toml(path.read_text(encoding="utf-8-sig"))
+        return "teacher" in read_toml(path)
     except (OSError, ValueError):
         return False
-
-
-def _toml(text: str) -> dict[str, Any]:
-    """A TOML document.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
 
 
 def parse_set(text: str) -> tuple[list[str], Any]:
@@ -95,7 +83,7 @@ def parse_set(text: str) -> tuple[list[str], Any]:
             fix="write a dotted key and its value, such as --set distill.steps=60",
         )
     try:
-        return parts, _toml(f"value = {raw}")["value"]
+        return parts, parse_toml(f"value = {raw}")["value"]
     except ValueError:
         return parts, raw
 
@@ -156,7 +144,7 @@ def parse_spec(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return _toml(path.read_text(encoding="utf-8-sig"))
+        return read_toml(path)
     except OSError as error:
         raise KDError(
             "spec-unreadable",

@@ -120,6 +120,10 @@ class Data(Closed):
     std: list[Annotated[float, Field(gt=0)]] = Field(default=list(IMAGENET_STD))
     sigma: float = Field(default=1.0, gt=0, description="Gaussian of a point, in output cells")
     max_test: int | None = Field(default=None, ge=1, description="judge on this many test images")
+    classes: list[str] = Field(default=[], description="names by index, of masks or a factory")
+    ignore_index: int = Field(
+        default=255, ge=0, le=255, description="of pixels that masks say nothing of"
+    )
 
     @model_validator(mode="before")
     @classmethod

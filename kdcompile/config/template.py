@@ -1,6 +1,7 @@
 """`kdcompile init`: a packed example, or a commented spec for the user's own teacher."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -67,7 +68,7 @@ def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversa
 
 
 def write_new(folder: Path, content: dict[str, bytes]) -> list[Path]:
-    """Write files by name into a folder; none of them may be there.
+    """Write files by name into a folder: all, or none of them. None may be there.
 
     Returns:
         The files that were written.
@@ -84,12 +85,17 @@ def write_new(folder: Path, content: dict[str, bytes]) -> list[Path]:
                 where=str(path.absolute()),
                 fix="name an empty folder, or move the file away",
             )
+    begun: list[Path] = []
     try:
         for path, data in targets.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as stream:
+                begun.append(path)
                 stream.write(data)
     except OSError as error:
+        for path in begun:
+            with suppress(OSError):
+                path.unlink()
         raise KDError(
             "output-unwritable",
             f"the files cannot be written: {error.strerror}",

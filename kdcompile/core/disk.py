@@ -11,7 +11,8 @@ from kdcompile.core.errors import KDError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
-FAILED = (errno.EIO, errno.ESTALE)
+# of a disk, or of a file system that lacks what every other one has
+FAILED = (errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ENOSYS)
 
 
 def is_full(error: BaseException) -> bool:
@@ -47,16 +48,16 @@ def disk_error(error: BaseException, place: Path | None = None) -> KDError | Non
         return None
     name = getattr(error, "filename", None)
     if is_full(error):
-        where = str(name) if isinstance(name, str) else str(_fullest(place or Path.cwd()))
+        where = str(name) if isinstance(name, str) else str(_fullest(place or Path()))
         return disk_full(where)
     failed = is_failed(error)
     if failed is not None:
-        return disk_failed(failed, str(name or place or Path.cwd()))
+        return disk_failed(failed, str(name or place or _here()))
     if isinstance(error, OSError) and error.errno in FORBIDDEN:
         return KDError(
             "not-permitted",
             f"a file or folder may not be read or written: {error.strerror}",
-            where=str(name or place or Path.cwd()),
+            where=str(name or place or _here()),
             fix="change the permissions of that path, or work on a copy in a folder of your own",
         )
     return None
@@ -110,4 +111,15 @@ def _fullest(place: Path) -> Path:
         there = next(p for p in (path, *path.absolute().parents) if p.exists())
         return shutil.disk_usage(there).free
 
-    return min(place, Path(tempfile.gettempdir()), key=room)
+    try:
+        return min(place.absolute(), Path(tempfile.gettempdir()), key=room)
+    except OSError:  # neither can be looked at
+        return place
+
+
+def _here() -> str:
+    """The current folder, also where it is there no more."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.curdir

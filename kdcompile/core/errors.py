@@ -1,7 +1,8 @@
 """Every failure a user can meet, and the exit code that each ends with.
 
     KDError          1  the user can fix it
-    └─ ToolMissingError   4  a tool that the command needs is absent
+    ├─ ToolMissingError   4  a tool that the command needs is absent
+    └─ InternalError     70  nobody foresaw it: a fault of kdcompile
 
 Exit 2 is click's (usage); 3 (a gate failed) and 5 (inconclusive) are verdicts, not errors.
 """
@@ -9,10 +10,12 @@ Exit 2 is click's (usage); 3 (a gate failed) and 5 (inconclusive) are verdicts, 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
 EXIT_OK, EXIT_FIXABLE, EXIT_USAGE, EXIT_GATE, EXIT_MISSING, EXIT_INCONCLUSIVE = range(6)
+EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 
 
 class KDError(Exception):
@@ -51,11 +54,19 @@ class ToolMissingError(KDError):
     exit_code = EXIT_MISSING
 
 
+class InternalError(KDError):
+    """An exception that nobody foresaw, kept in a file to report."""
+
+    exit_code = EXIT_INTERNAL
+
+
 def plain(text: object) -> str:
-    """Text that is one line and tells a terminal nothing: names in it may be anybody's."""
-    return "".join(
+    """Text that is one line and tells neither a terminal nor a CI system: it may be anybody's."""
+    line = "".join(
         c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in str(text)
     )
+    line = "\\" * line.lstrip().startswith("::") + line
+    return re.sub(r"(##\w*)\[", r"\1\\[", line)
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:

@@ -1,6 +1,5 @@
 """Files that are whole or not there, and their hashes."""
 
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 from kdcompile.core.disk import sync_folder
 from kdcompile.core.locks import folder_if_free
+from kdcompile.core.readers import LARGEST_TEXT, read_json, refuse_endless
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 ABANDONED_S = 86_400
@@ -109,63 +109,6 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
-def read_json(path: Path) -> Any:
-    """The JSON of a file that anybody may have written.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON, or nested too deep.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-
-
-def refuse_endless(path: Path) -> None:
-    """Refuse a pipe, a socket or a device, which may never end or never begin.
-
-    Raises:
-        OSError: it is one, or cannot be looked at.
-    """
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a folder fails by itself
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a regular file that anybody may have written.
-
-    What counts is what is read and not what the file says of itself; a FIFO is not waited for.
-
-    Raises:
-        ValueError: it is no regular file, or has more than `most` bytes.
-        OSError: it cannot be read.
-    """
-
-    def unhurried(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NONBLOCK)
-
-    with open(path, "rb", opener=unhurried) as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise ValueError("it is no regular file")
-        content = stream.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it has over {most} bytes, more than any build writes")
-    return content
-
-
-def read_text(path: Path) -> str:
-    """The text of a user's file, UTF-8 with or without a mark.
-
-    Raises:
-        OSError: it cannot be read, or is no regular file.
-        UnicodeDecodeError: it is no UTF-8.
-    """
-    refuse_endless(path)
-    return path.read_text(encoding="utf-8-sig")
-
-
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes.
 
@@ -206,7 +149,7 @@ class Hasher:
         self._dirty = False
         if cache.is_file():
             with suppress(ValueError, OSError):  # a torn cache is only a slower start
-                known = read_json(cache)
+                known = read_json(cache, LARGEST_TEXT)
                 self._known = known if isinstance(known, dict) else {}
 
     @property

@@ -12,11 +12,21 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from kdcompile import __version__
+from kdcompile.core.escape import plain, plain_lines
 
 FILE = "log.txt"
 MOST_BYTES = 2_000_000  # of the file, and of the one before it
 CONSOLE = "console"
 log = logging.getLogger("kdcompile")
+
+
+class _Line(logging.Formatter):
+    """What is logged on one line, though a name in it may be anybody's; a trace has its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        text = super().format(record)
+        return plain_lines(text) if record.exc_info else plain(text)
 
 
 class _Console(logging.Handler):
@@ -37,6 +47,7 @@ def begin(level: int = logging.INFO) -> None:
     """Tell what is logged at `level` or above on standard error."""
     root, handler = logging.getLogger(), _Console(level)
     handler.set_name(CONSOLE)
+    handler.setFormatter(_Line())
     root.handlers[:] = [one for one in root.handlers if one.get_name() != CONSOLE]
     root.addHandler(handler)
     log.setLevel(logging.DEBUG)  # the handlers choose
@@ -84,7 +95,7 @@ def _opened(path: Path) -> _File | None:
         )
     except OSError:
         return None
-    made.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
+    made.setFormatter(_Line("%(asctime)s %(process)d %(levelname)s %(message)s"))
     return made
 
 

@@ -2,13 +2,32 @@
 
 import importlib
 import os
+import sys
 from types import ModuleType
 
 from kdcompile.core.errors import ToolMissingError
 
 # ONNX Runtime 1.29 and newer send usage data and write below ~/.cache, while networks are timed
 # too. They read this when their library loads: disable_telemetry_events() comes too late for it.
-NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}
+# The others are of libraries that a user's own model or data code may load.
+NO_TELEMETRY = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and by it timm, transformers, datasets
+    "DO_NOT_TRACK": "1",  # consoledonottrack.com
+    "ALBUMENTATIONS_NO_TELEMETRY": "1",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
+# OpenVINO and NNCF ask it to send usage data as they load; no variable turns that off
+SENDER = "openvino_telemetry"
+
+
+def silence() -> None:
+    """Turn libraries' telemetry off, here and in the processes that are started from here.
+
+    Call it before they load; whatever the environment said before.
+    """
+    os.environ.update(NO_TELEMETRY)
+    sys.modules[SENDER] = None  # type: ignore[assignment]  # importing it fails, as if absent
 
 
 def keep_caches_together() -> None:
@@ -25,12 +44,12 @@ def keep_caches_together() -> None:
 def need(module: str, extra: str, purpose: str) -> ModuleType:
     """Import `module`, or say which extra of kdcompile brings it.
 
-    ONNX Runtime sends no usage data from here, whatever the environment said before.
+    It sends no usage data from here (`silence`).
 
     Raises:
         ToolMissingError: it is not installed, or its own libraries do not load.
     """
-    os.environ.update(NO_TELEMETRY)
+    silence()
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -58,7 +58,7 @@ class Progress:
             console, above = Console(stderr=True), sys.stdout.isatty()
             wide = BAR if console.width >= NARROW else SHORT_BAR
             name = TextColumn(stage, table_column=Column(no_wrap=True, min_width=len(stage)))
-            columns = (name, BarColumn(wide), TextColumn("{task.description}"))
+            columns = (name, BarColumn(wide), TextColumn("{task.description}", markup=False))
             self._room = console.width - len(stage) - wide - len("  ")
             self._bar = Bar(*columns, console=console, redirect_stdout=above)
             told = self._words("", self._room)

@@ -19,14 +19,9 @@ from typing import Any
 
 from kdcompile.core.disk import disk_error, disk_full, is_failed, is_full, sync_folder
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import (
-    Hasher,
-    read_json,
-    sweep_files,
-    sweep_scratch,
-    write_json,
-)
+from kdcompile.core.files import Hasher, sweep_files, sweep_scratch, write_json
 from kdcompile.core.locks import OWNER, holder, if_free, locked
+from kdcompile.core.readers import read_json
 
 log = logging.getLogger("kdcompile")
 KEY_CHARS = 24
@@ -177,7 +172,7 @@ class Store:
     def _record(self, path: Path, key: str) -> dict[str, Any] | str:
         """What an entry says of itself, or why that is not so."""
         try:
-            record = read_json(path / RECORD)
+            record = read_json(path / RECORD, finite=False)
             if record["key"] != key or record.pop("sha256") != digest(record):
                 return f"{RECORD} is not as it was written"
             dict(record["meta"])

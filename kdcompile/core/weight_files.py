@@ -1,9 +1,9 @@
 """The files that hold a network's weights, where one file names others: shards, external data."""
 
-import json
 from pathlib import Path
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.readers import read_json
 
 INDEX = ".index.json"  # how the index of shards ends
 
@@ -31,9 +31,9 @@ def shards_of(index: Path) -> dict[str, str]:
         KDError: `weights-unreadable`.
     """
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found = read_json(index)["weight_map"]
         return {str(name): str(file) for name, file in found.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KDError(
             "weights-unreadable",
             "the file is no index of shards: it has no weight_map",

@@ -135,8 +135,7 @@ class CropSampler:
             for part in (table[i : i + at_once] for i in range(0, len(table), at_once))
         ]
         images = parts[0] if len(parts) == 1 else torch.cat(parts)
-        layout = torch.channels_last if images.is_cuda else torch.contiguous_format
-        images = images.contiguous(memory_format=layout)
+        images = images.contiguous(memory_format=torch.channels_last)
         own = self._targets
         inside = own.inside(table, side) if isinstance(own, DensityTargets) else None
         return Batch(images, self._targets(table, side), photos_of(table), inside)

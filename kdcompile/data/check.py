@@ -13,9 +13,11 @@ import PIL
 from kdcompile import __version__
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_json, write_json
+from kdcompile.core.files import write_json
 from kdcompile.core.progress import counted
+from kdcompile.core.readers import read_json
 from kdcompile.data.formats import Files
+from kdcompile.data.masks import IGNORED, check_indices, check_size, mask_of, mask_sha256
 from kdcompile.data.photo import Photo, check_within
 from kdcompile.data.splits import SPLITS, evenly, format_of, load_splits
 
@@ -23,7 +25,8 @@ log = logging.getLogger("kdcompile")
 
 CACHE = "images.json"  # in the store: what is known of images, by their content
 SHOWING = "list photos that show something"
-Known = dict[str, list[int]]  # SHA-256 -> height, width, 1 where it is of one colour
+# SHA-256 -> height, width, 1 where it is of one colour; of masks the largest index
+Known = dict[str, list[int]]
 
 
 def check_data(spec: Spec, store: Path) -> None:
@@ -32,20 +35,29 @@ def check_data(spec: Spec, store: Path) -> None:
     Each content is decoded once and remembered in the store.
 
     Raises:
-        KDError: those of `load_splits` and of `Photo.pixels`; `annotation-outside`,
+        KDError: those of `load_splits`, `Photo.pixels` and `mask_of`; `annotation-outside`,
+            `mask-size`, `mask-index`,
             `data-constant` or `data-duplicate`, and the same of `calib-`.
     """
     splits = load_splits(spec.data, spec.folder)
     known = _read(store / CACHE)
     photos = [photo for split in SPLITS for photo in getattr(splits, split)]
     new = {photo.sha256(): photo for photo in photos if photo.sha256() not in known}
-    if new:
+    masks = {_mask_key(photo): photo for photo in photos if photo.mask is not None}
+    masks = {key: photo for key, photo in masks.items() if key not in known}
+    if new or masks:
         log.info("data: looking at %d images", len(new))
         known |= _look(new, spec.export.profile[1][1])
+        known |= {key: _look_at_mask(photo) for key, photo in masks.items()}
         _write(store / CACHE, known)
     for photo in photos:
         height, width, _ = known[photo.sha256()]
         check_within(photo.points, (height, width), photo.name, _source(spec, photo))
+        if photo.mask is not None:
+            mask = known[_mask_key(photo)]
+            check_size(tuple(mask[:2]), (height, width), photo.name)
+            if splits.classes is not None and mask[2] >= len(splits.classes):
+                check_indices(mask_of(photo), len(splits.classes), photo.name)
     _refuse_empty(spec, splits.train, known)
 
 
@@ -67,6 +79,16 @@ def _look(photos: dict[str, Photo], channels: int) -> Known:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = counted(pool.map(look, photos.values()), len(photos), "data", "images")
         return dict(zip(photos, found, strict=True))
+
+
+def _mask_key(photo: Photo) -> str:
+    return f"mask {mask_sha256(photo)}"
+
+
+def _look_at_mask(photo: Photo) -> list[int]:
+    """Height, width, and the largest index that is judged; 0 where none is."""
+    mask = mask_of(photo)
+    return [*mask.shape, int(mask[mask != IGNORED].max(initial=0))]
 
 
 def _refuse_empty(spec: Spec, train: Sequence[Photo], known: Known) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import Hasher, read_text
+from kdcompile.core.files import Hasher
+from kdcompile.core.readers import read_text
 from kdcompile.core.user_code import load_factory, users_code
 from kdcompile.data.photo import Photo, checked_points
 
@@ -27,6 +28,9 @@ class Entry:
         points: [x, y] pairs to be counted; None where a .mat file or a label says it.
         annotation: the file that the points or labels are from.
         label: the name of a class, or a value to be predicted; None where points are counted.
+        mask: the index PNG of the classes of its pixels.
+        ignored: the index in it of pixels that are not judged.
+        boxes: [x0, y0, x1, y1, class] of its objects.
     """
 
     name: str
@@ -34,9 +38,16 @@ class Entry:
     points: list[list[float]] | None
     annotation: Path | None
     label: str | float | None = None
+    mask: Path | None = None
+    ignored: int = 255
+    boxes: list[list[float]] | None = None
 
     def mark(self, hasher: Hasher) -> Any:
         """What the image is annotated with, for a cache key."""
+        if self.mask is not None:
+            return [hasher.file(self.mask), self.ignored]
+        if self.boxes is not None:
+            return self.boxes
         if self.label is not None or self.points is not None:
             return self.points if self.label is None else self.label
         assert self.annotation is not None, "an entry has points, an annotation file or a label"
@@ -48,6 +59,11 @@ class Entry:
         Raises:
             KDError: `annotation-invalid`, `annotation-duplicate` or `annotation-mat`.
         """
+        if self.mask is not None:
+            return Photo(self.name, path=self.image, mask=self.mask, ignored=self.ignored)
+        if self.boxes is not None:
+            boxes = np.array(self.boxes, np.float32).reshape(-1, 5)
+            return Photo(self.name, path=self.image, boxes=boxes)
         if self.label is not None:
             value = numbers[self.label] if isinstance(self.label, str) else self.label
             return Photo(self.name, path=self.image, label=float(value))
@@ -68,7 +84,7 @@ def read_list(path: Path) -> list[str]:
     """
     try:
         lines = read_text(path).split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise KDError(
             "split-missing",
             f"the split list cannot be read: {error}",

@@ -29,6 +29,7 @@ class Frame:
         plane: of the input: the photo from the top left corner, padded right and below.
         answer: the teacher's outputs for it by name, where they are known.
         sample: its own arrays by name, where it has any.
+        of: the photo with its annotations, where it is one that was annotated.
     """
 
     photo: tuple[int, int]
@@ -38,6 +39,7 @@ class Frame:
         default_factory=dict, compare=False, repr=False
     )
     sample: Mapping[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
+    of: "Photo | None" = field(default=None, compare=False, repr=False)
 
     def inside(self, height: int, width: int) -> NDArray[np.float32]:
         """The share of each cell that lies in the photo, float32 [height, width].
@@ -137,7 +139,7 @@ class Preprocess:
             KDError: it cannot be read.
         """
         pixels = photo.pixels(self.channels)
-        return self(pixels), self.frame(*pixels.shape[:2])
+        return self(pixels), replace(self.frame(*pixels.shape[:2]), of=photo)
 
     def kept(self, photo: "Photo") -> NDArray[Any]:
         """What a bundle keeps of a photo, from which this makes its input: uint8 [H, W, C]."""
@@ -216,7 +218,7 @@ class RowPreprocess(Preprocess):
 
     def view(self, photo: "Photo") -> tuple[NDArray[np.float32], Frame]:
         """The row, and the teacher's answer where it is known."""
-        frame = Frame((1, 1), (1, 1), (1, 1), photo.answer, photo.tensors)
+        frame = Frame((1, 1), (1, 1), (1, 1), photo.answer, photo.tensors, photo)
         return self.input_of(photo), frame
 
     def kept(self, photo: "Photo") -> NDArray[Any]:

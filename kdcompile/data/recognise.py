@@ -6,24 +6,23 @@ change.
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_text
+from kdcompile.core.escape import python
+from kdcompile.core.readers import LARGEST_TEXT, read_json, read_text
 from kdcompile.data.entry import SUFFIXES
+from kdcompile.data.formats.npz import archive_of
 from kdcompile.data.splits import SPLITS
 
 Kind = Literal["counting", "classification", "regression"]
 FACTORY = "photos.py"
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARE = 10  # every tenth image is one to validate on
-HEAD = '''"""The images of {root}: a data factory, see docs/data.md of kdcompile."""
+HEAD = '''"""The images of a folder: a data factory, see docs/data.md of kdcompile."""
 
 import csv
 import json
@@ -56,7 +55,7 @@ READERS = {
 ''',
     "table": '''def every(root: Path) -> list[Photo]:
     """Lines of an image and its label; names of classes are numbered in their order."""
-    with (root / "{name}").open(newline="", encoding="utf-8") as stream:
+    with (root / {name}).open(newline="", encoding="utf-8") as stream:
         rows = [(row[0].strip(), row[1].strip()) for row in csv.reader(stream) if len(row) > 1]
     rows = [row for row in rows if Path(row[0]).suffix.lower() in IMAGES]
     classes = {classes}
@@ -66,7 +65,7 @@ READERS = {
         for (name, _), label in zip(rows, labels)
     ]
 ''',
-    "coco": '''def every(root: Path, file: str = "{name}") -> list[Photo]:
+    "coco": '''def every(root: Path, file: str = {name}) -> list[Photo]:
     """The centres of an image's boxes are counted."""
     found = json.loads((root / file).read_text())
     points: dict = {{row["id"]: [] for row in found["images"]}}
@@ -77,7 +76,7 @@ READERS = {
         Photo(
             row["file_name"],
             np.array(points[row["id"]], np.float32).reshape(-1, 2),
-            path=next(p for p in (root / "{images}" / row["file_name"], root / row["file_name"])
+            path=next(p for p in (root / {images} / row["file_name"], root / row["file_name"])
                       if p.is_file()),
         )
         for row in found["images"]
@@ -141,9 +140,10 @@ def _points(root: Path) -> Recognised | None:
 def _archive(root: Path) -> Recognised | None:
     """One archive with parts for the splits, or with one or two that are cut."""
     for path in sorted(root.glob("*.npz")):
-        with np.load(path, allow_pickle=False) as archive:
-            labels = {n: len(archive[n]) for n in archive.files if n == "y" or n[:2] == "y_"}
-            kinds = {archive[name].dtype.kind for name in labels}
+        with archive_of(path) as archive:
+            found = {n: archive[n] for n in archive if n == "y" or n[:2] == "y_"}
+        labels = {name: len(array) if array.ndim else 0 for name, array in found.items()}
+        kinds = {array.dtype.kind for array in found.values()}
         parts = {name[2:]: count for name, count in labels.items()}
         named = {s: next((a for a in ALIASES[s] if a in parts), None) for s in SPLITS}
         if not parts:
@@ -180,13 +180,13 @@ def _split_folders(root: Path) -> Recognised | None:
 def _coco(root: Path) -> Recognised | None:
     for path in sorted(root.glob("*.json")):
         try:
-            content = json.loads(read_text(path))
+            content = read_json(path, LARGEST_TEXT)
         except (OSError, ValueError):
             continue
         if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
             continue
         images = next((p.name for p in sorted(root.iterdir()) if p.is_dir()), ".")
-        text = _head(root) + READERS["coco"].format(name=path.name, images=images)
+        text = _head() + READERS["coco"].format(name=python(path.name), images=python(images))
         if all((root / f"{split}.json").is_file() for split in SPLITS):
             start, end = text.index("def photos("), text.index("def every(")
             text = text[:start] + text[end:] + OF_FILES
@@ -196,17 +196,20 @@ def _coco(root: Path) -> Recognised | None:
 
 def _table(root: Path) -> Recognised | None:
     for path in sorted(root.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-            rows = [row for row in csv.reader(stream) if len(row) > 1]
+        try:
+            rows = [row for row in csv.reader(read_text(path).split("\n")) if len(row) > 1]
+        except (OSError, ValueError, csv.Error):
+            continue
         rows = [row for row in rows if Path(row[0].strip()).suffix.lower() in SUFFIXES]
         if not rows:
             continue
         labels = {row[1].strip() for row in rows}
         is_value = all(map(_is_number, labels))
         classes = [] if is_value else sorted(labels)
-        text = READERS["table"].format(name=path.name, classes=classes)
+        listed = "[" + ", ".join(map(python, classes)) + "]"
+        text = READERS["table"].format(name=python(path.name), classes=listed)
         kind: Kind = "regression" if is_value else "classification"
-        return Recognised(_own("*.csv", "**/*"), kind, _head(root) + text, classes)
+        return Recognised(_own("*.csv", "**/*"), kind, _head() + text, classes)
     return None
 
 
@@ -214,7 +217,7 @@ def _folders(root: Path) -> Recognised | None:
     classes = _class_folders(root)
     if len(classes) < 2:
         return None
-    return Recognised(_own("**/*"), "classification", _head(root) + READERS["folders"], classes)
+    return Recognised(_own("**/*"), "classification", _head() + READERS["folders"], classes)
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -239,5 +242,5 @@ def _own(*files: str) -> dict[str, Any]:
     return {"format": f"{FACTORY}:photos", "files": list(dict.fromkeys(files)), **names}
 
 
-def _head(root: Path) -> str:
-    return HEAD.format(root=root.name, suffixes=sorted(SUFFIXES))
+def _head() -> str:
+    return HEAD.format(suffixes=sorted(SUFFIXES))

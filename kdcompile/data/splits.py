@@ -16,6 +16,7 @@ from kdcompile.core.store import digest
 from kdcompile.core.user_code import factory_sources
 from kdcompile.data.entry import Entry, made_photos, overlap, refuse_shared
 from kdcompile.data.formats import Archive, Files, Format
+from kdcompile.data.masks import mask_sha256
 from kdcompile.data.photo import Photo
 
 SPLITS = ("train", "val", "test")
@@ -102,7 +103,13 @@ def photos_digest(photos: Sequence[Photo]) -> str:
     Unlike `splits_digest` it reads every photo, and depends on nothing but them.
     """
     rows = [
-        [photo.sha256(), hashlib.sha256(photo.points.tobytes()).hexdigest(), photo.label]
+        [
+            photo.sha256(),
+            hashlib.sha256(photo.points.tobytes()).hexdigest(),
+            photo.label,
+            *([] if photo.mask is None else [mask_sha256(photo)]),
+            *([hashlib.sha256(photo.boxes.tobytes()).hexdigest()] if len(photo.boxes) else []),
+        ]
         for photo in photos
     ]
     return digest(sorted(rows, key=str))
@@ -160,13 +167,14 @@ def _photos(data: Data, folder: Path) -> tuple[dict[str, list[Photo]], tuple[str
         names = sorted(label for label in labels if isinstance(label, str))
         numbers = {name: number for number, name in enumerate(names)}
         photos = {split: [entry.photo(numbers) for entry in found[split]] for split in SPLITS}
-        return photos, tuple(names) or None
+        return photos, tuple(names) or tuple(data.classes) or None
     if isinstance(form, Archive):
         read = {split: form.photos(data.root, getattr(data, split), True) for split in SPLITS}
         photos = {split: found for split, (found, _) in read.items()}
         _refuse_shared(data, form, photos)
         return photos, read["train"][1]
-    return {split: made_photos(data, folder, split) for split in SPLITS}, None
+    made = {split: made_photos(data, folder, split) for split in SPLITS}
+    return made, tuple(data.classes) or None
 
 
 def format_of(data: Data) -> Format | None:

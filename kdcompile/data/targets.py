@@ -1,6 +1,8 @@
-"""Training targets of crops (labels and density maps), computed on the device."""
+"""Training targets of crops (labels, density maps and masks), computed on the device."""
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Protocol
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcompile.data.masks import IGNORED, mask_of
 from kdcompile.data.photo import Photo
 from kdcompile.kernels.crop_augment import Column
 
@@ -167,3 +170,46 @@ def _whole_float32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class MaskTargets:
+    """The class of each pixel of the crops, uint8 [B, s, s]; `IGNORED` where they are padded.
+
+    The masks of all photos lie on the device as bytes. A crop takes the pixel of the mask that is
+    nearest to the centre of its own.
+
+    Args:
+        photos: with their masks.
+        device: where these lie from now on.
+
+    Raises:
+        KDError: those of `mask_of`.
+    """
+
+    def __init__(self, photos: Sequence[Photo], device: torch.device) -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            masks = list(pool.map(mask_of, photos))
+        sizes = np.array([mask.size for mask in masks], np.int64)
+        flat = np.concatenate([mask.ravel() for mask in masks])
+        self._masks = torch.from_numpy(flat).to(device)
+        self._starts = torch.from_numpy(np.cumsum(sizes) - sizes).to(device)
+
+    def __call__(self, table: Tensor, side: int) -> Tensor:
+        """The masks of the crops in `table` [B, P]."""
+        cells = torch.arange(side, device=table.device).expand(len(table), side)
+        flipped = table[:, Column.FLIP].unsqueeze(1) > 0
+        rows, seen_rows = _nearest(cells, table, _Y)
+        columns, seen_columns = _nearest(torch.where(flipped, side - 1 - cells, cells), table, _X)
+        width = table[:, Extra.PHOTO_W].long().view(-1, 1, 1)
+        first = self._starts[photos_of(table)].view(-1, 1, 1)
+        places = first + rows.unsqueeze(2) * width + columns.unsqueeze(1)
+        seen = seen_rows.unsqueeze(2) & seen_columns.unsqueeze(1)
+        return torch.where(seen, self._masks[places], IGNORED)
+
+
+def _nearest(cells: Tensor, table: Tensor, columns: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Which pixels int64 [B, s] of the photos stand for those of crops, and which of them do."""
+    _, start, window, size = (table[:, column].unsqueeze(1) for column in columns)
+    seen = cells < size
+    within = ((cells + 0.5) * (window / size)).floor()
+    return (start + torch.minimum(within, window - 1)).long(), seen

@@ -1,6 +1,5 @@
 """A bundle's network: open its engine or ONNX file, and check its outputs against recorded ones."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -9,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.bundle import form
 from kdcompile.bundle.manifest import Bundle
+from kdcompile.core.arrays import check_finite, open_arrays
 from kdcompile.core.backends import is_served, of_record
 from kdcompile.core.errors import EXIT_GATE, KDError, ToolMissingError
+from kdcompile.core.readers import hold, parse_json
 
 if TYPE_CHECKING:
     from kdcompile.remote.open import Place
@@ -180,10 +182,10 @@ def _references(bundle: Bundle, base: str, precision: str) -> tuple[list[Floats]
     from kdcompile.data.preprocess import Preprocess
 
     with (
-        bundle.reading(f"{base}/{REFERENCES[base]}") as path,
-        np.load(path, allow_pickle=False) as arrays,
+        bundle.reading(f"{base}/{REFERENCES[base]}") as content,
+        open_arrays(content) as arrays,
     ):
-        there = f"output_{precision}_0" in arrays.files
+        there = f"output_{precision}_0" in arrays
         expected = _arrays(arrays, f"output_{precision if there else 'fp32'}_")
         if base == "kit":
             inputs = _arrays(arrays, "input_", "fu")
@@ -192,26 +194,23 @@ def _references(bundle: Bundle, base: str, precision: str) -> tuple[list[Floats]
             return inputs, expected
     prepare = Preprocess.from_json(bundle.preprocess)
     with (
-        bundle.reading("parity/photos.npz") as path,
-        np.load(path, allow_pickle=False) as photos,
+        bundle.reading("parity/photos.npz") as content,
+        open_arrays(content) as photos,
     ):
-        return [prepare(photos[name]) for name in photos.files[: len(expected)]], expected
+        return [prepare(photos[name]) for name in list(photos)[: len(expected)]], expected
 
 
 def _arrays(arrays: Mapping[str, NDArray[Any]], start: str, kinds: str = "f") -> list[Floats]:
     """The arrays of an archive whose names start so, of floats or of other `kinds` of numpy.
 
     Raises:
-        ValueError: one is there twice, is not of finite numbers, or there is none.
+        ValueError: one is not of finite numbers, or there is none.
     """
-    names = [name for name in arrays if name.startswith(start)]
-    if len(set(names)) != len(names) or not names:
-        raise ValueError(f"no {start}0, or one of them twice")
-    found = [arrays[name] for name in names]
-    for name, array in zip(names, found, strict=True):
-        if array.dtype.kind not in kinds or not np.isfinite(array).all():
-            raise ValueError(f"{name} is not of finite floats")
-    return found
+    found = {name: arrays[name] for name in arrays if name.startswith(start)}
+    if not found:
+        raise ValueError(f"it has no {start}0")
+    check_finite(found, kinds)
+    return list(found.values())
 
 
 def _parity(
@@ -237,8 +236,10 @@ def _parity(
     outputs = [network(image) for image in inputs]
     # the worst image is reported; all of them together decide, as for the gate
     found = agreement(expected, outputs) | {"pooled_sqnr_db": pooled_sqnr(expected, outputs)}
-    with bundle.reading(f"{base}/gates.json") as path:
-        least = float(json.loads(path.read_bytes())["parity"]["min_sqnr_db"])
+    with bundle.reading(f"{base}/gates.json") as content:
+        gates = parse_json(content)
+        hold(form.Gates, gates)
+        least = float(gates["parity"]["min_sqnr_db"])
     found["min_sqnr_db"] = least
     failed = found["pooled_sqnr_db"] < least
     return replace(result, parity=found, exit_code=EXIT_GATE if failed else result.exit_code)

@@ -18,7 +18,8 @@ the prediction, over that of the predictions; for classes of the logits around t
 
 A task that imitates the teacher has errors e = |S - T| / |T| and no predictions. There noise is of
 the outputs, relative to them: in a direction of its own it makes each error sqrt(e^2 + r^2). What a
-user's own function gives is known by its values alone, which may change by r of their size.
+user's own function gives is known by its values alone, which may change by r of their size. So are
+the images' own errors of a task that is judged by records.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.metric import MAE, Metric
+from kdcompile.tasks.records import Recorded
 from kdcompile.tasks.task import Task
 
 Array = NDArray[np.float32]
@@ -89,6 +91,8 @@ def of_errors(metric: Metric, share: float, errors: Floats) -> Tolerance:
         share: its margin, 0.15 for "15%".
         errors: of the reference, float64 [N].
     """
+    if metric.records and not isinstance(errors, Recorded):  # of a report, which has no records
+        metric = MAE
     value = metric(errors)
     allowed, size = SHARE * metric.allowance(value, share), float(np.sqrt(np.mean(errors**2)))
 
@@ -152,12 +156,20 @@ def noise(task: Task, references: Sequence[Array], outputs: Sequence[Array]) -> 
         a, b = _centred(references), _centred(outputs)
     else:
         a, b = (
-            np.concatenate([task.predictions(o) for o in side]) for side in (references, outputs)
+            np.concatenate([_numbers(task, output) for output in side])
+            for side in (references, outputs)
         )
     change, size = (float(np.sqrt(np.mean(np.square(value)))) for value in (b - a, a))
     if change == 0:
         return 0.0
     return min(change / size, NO_LIMIT) if size else NO_LIMIT
+
+
+def _numbers(task: Task, output: Array) -> Floats:
+    """What noise is of, [...]: predictions; of records the images' errors, or whole outputs."""
+    if not task.records:
+        return task.predictions(output)
+    return (output[:, 0] if output.ndim == 2 else output).astype(np.float64).ravel()
 
 
 def _centred(logits: Sequence[Array]) -> Floats:

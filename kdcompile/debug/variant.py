@@ -125,8 +125,8 @@ def tolerance_of(
         return of_classes(metric, share, outputs)
     seen = [task.within(output, frame) for output, frame in zip(outputs, frames, strict=True)]
     predicted = np.concatenate([task.predictions(output) for output in seen])
-    if task.takes_rows:
-        return of_errors(metric, share, predicted)
+    if task.takes_rows or task.records:
+        return of_errors(metric, share, task.errors(predicted, true))
     return of_numbers(task, metric, share, predicted, np.array(true, np.float64))
 
 

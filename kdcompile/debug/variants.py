@@ -242,5 +242,5 @@ def metric_of(ladder: Ladder, outputs: Sequence[Floats]) -> float | None:
     """The task's metric of some outputs, None where there is no truth or no number."""
     if ladder.true is None or not all(np.isfinite(output).all() for output in outputs):
         return None
-    predicted = [float(ladder.task.predictions(output)[0]) for output in ladder.within(outputs)]
+    predicted = [ladder.task.predictions(output)[0] for output in ladder.within(outputs)]
     return ladder.metric(ladder.task.errors(predicted, ladder.true))

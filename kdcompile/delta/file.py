@@ -28,6 +28,7 @@ from torch import Tensor
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing, sweep_files
+from kdcompile.core.readers import parse_json
 from kdcompile.delta import layer as form
 from kdcompile.delta.layer import Layer
 from kdcompile.delta.packing import WHERE, corrupt
@@ -143,7 +144,7 @@ def read_delta(path: Path) -> Delta:
 def _opened(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         with safe_open(path, framework="pt") as opened:
-            about = json.loads((opened.metadata() or {})[KEY])
+            about = parse_json((opened.metadata() or {})[KEY])
             data = opened.get_tensor(DATA)
     except Exception as error:  # safetensors' own, and json's, by what is damaged
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

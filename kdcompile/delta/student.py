@@ -1,6 +1,5 @@
 """A student of a spec with weights to evaluate: its outputs, errors, sensitivities and verdict."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.readers import parse_json
 from kdcompile.core.report import Verdict
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
@@ -24,6 +24,7 @@ from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.fit import check_fit
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.stats.drawn import bounds_of
 from kdcompile.stats.noninferiority import compare, observed_text
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import preprocess_of, task_of
@@ -164,11 +165,11 @@ class Student:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def _reduced(self, output: Tensor, frame: Frame) -> Tensor:
-        """Outputs [N, K]; of a density map its sum in the photo, for that is the prediction."""
+        """Outputs [N, K]; of a map its sum in the photo: of a density that is the prediction."""
         if not self.task.is_dense:
             return output.double().flatten(1)
         inside = torch.from_numpy(frame.inside(*output.shape[2:])).to(output.device)
-        return (output.double() * inside).flatten(1).sum(1, keepdim=True)
+        return (output.double() * inside).flatten(2).sum(2)
 
     def errors(self, state: State, photos: Sequence[Photo]) -> Floats:
         """The error of each photo, float64 [N]."""
@@ -188,10 +189,10 @@ class Student:
 
 def _architecture(metadata: Mapping[str, str], path: Path) -> Mapping[str, object]:
     try:
-        found = json.loads(metadata["architecture"])
+        found = parse_json(metadata["architecture"])
         if isinstance(found, dict):
             return found
-    except (KeyError, ValueError, RecursionError):
+    except (KeyError, ValueError):
         pass
     raise KDError(
         "delta-architecture",
@@ -255,8 +256,9 @@ def judge(student: Student, errors: Floats, reference: Floats, loss: float) -> J
         KDError: `accuracy-images` or `accuracy-nonfinite`.
     """
     found = compare(
-        student.metric, reference, errors, margin=loss, max_increase=loss, seed=student.spec.seed
-    )
+        student.metric, reference, errors, margin=loss, max_increase=loss, seed=student.spec.seed,
+        find=bounds_of(student.metric),
+    )  # fmt: skip
     shown = observed_text(student.metric, found.reference, found.value)
     return Judged(
         found.verdict,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,10 @@ def predict(
     device: torch.device,
     task: Task,
     shared_by: Processes | None = None,
-) -> list[float]:
+) -> list[Any]:
     """The prediction for each photo, in float32 whatever the training's precision is.
+
+    A number, or of a task of records a list of them.
 
     Neighbours of equal size run together; a large photo runs alone. Several processes (`shared_by`)
     share out the photos, and all of them get every prediction.
@@ -46,15 +49,16 @@ def predict(
     among = shared_by or Processes()
     own = photos[among.rank :: among.world]
     shown = counted(own, len(own), "validation", "images")
-    found: list[float] = []
+    found: list[Any] = []
     with in_inference(model):
         for (output,) in outputs([model], shown, preprocess, device, task):
             found += task.predictions(output).tolist()
     if among.is_alone:
         return found
-    padded = torch.full((-(-len(photos) // among.world),), float("nan"), dtype=torch.float64)
-    padded[: len(own)] = torch.tensor(found, dtype=torch.float64)
-    return torch.stack(among.gather(padded), dim=1).flatten()[: len(photos)].tolist()
+    rows, each = torch.tensor(found, dtype=torch.float64), -(-len(photos) // among.world)
+    padded = rows.new_full((each, *rows.shape[1:]), float("nan"))
+    padded[: len(own)] = rows
+    return torch.stack(among.gather(padded), dim=1).flatten(0, 1)[: len(photos)].tolist()
 
 
 def outputs(

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from kdcompile.config.distill import Distill
 from kdcompile.config.spec import Scores
+from kdcompile.data.masks import IGNORED
 from kdcompile.data.photo import Photo
 from kdcompile.data.rows import AnswerTargets
-from kdcompile.data.targets import DensityTargets, LabelTargets, Targets
+from kdcompile.data.targets import DensityTargets, LabelTargets, MaskTargets, Targets
 from kdcompile.distill.softened import softened_kl
 from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
@@ -167,6 +168,50 @@ class ValueObjective(Objective):
         return gap.abs().mean() if self.options.hard == "l1" else gap.square().mean()
 
 
+class MaskObjective(Objective):
+    """Cross-entropy of each pixel, and softened KL of each cell of the map [N, K, h, w].
+
+    The student's logits are scaled to the mask bilinearly, as they are where it is judged. Pixels
+    that the mask says nothing of take no part, nor cells whose centre lies in one.
+    """
+
+    kind, is_dense = "segmentation", True
+    weights: ClassVar[ByReduction] = {
+        "mean": {"hard": 1.0, "soft": 1.0},
+        "paper": {"hard": 1.0, "soft": 1.0},
+    }
+    formula = (
+        "hard: mean over pixels of CE(S, Y), S scaled to the mask + soft: mean over cells of"
+        " T^2 KL(softmax(T/temperature), softmax(S/temperature))"
+    )
+
+    @classmethod
+    def targets(
+        cls, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
+    ) -> Targets:
+        """Indices of classes, uint8."""
+        return MaskTargets(photos, device)
+
+    def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+        """`hard` and `soft`; 0 where no pixel takes part."""
+        size = target.shape[1:]
+        logits = student.float()
+        if logits.shape[2:] != size:
+            logits = functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+        known = (target != IGNORED).sum().clamp_min(1)
+        losses = functional.cross_entropy(
+            logits, target.long(), ignore_index=IGNORED, reduction="sum"
+        )
+        terms = {"hard": losses / known}
+        if teacher is not None:
+            steps = [whole // part for whole, part in zip(size, student.shape[2:], strict=True)]
+            cells = target[:, steps[0] // 2 :: steps[0], steps[1] // 2 :: steps[1]] != IGNORED
+            share = cells.float().mean().clamp_min(1e-6)
+            weight = cells.float().flatten() / share
+            terms["soft"] = kd_kl(student, teacher, self.options.temperature, weight=weight)
+        return terms
+
+
 class AnswerObjective(Objective):
     """Each output of rows [N, width]: its squared error in units of its own scale, or softened KL.
 
@@ -216,7 +261,13 @@ class AnswerObjective(Objective):
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
     objective.kind: objective
-    for objective in (DensityObjective, ClassObjective, ValueObjective, AnswerObjective)
+    for objective in (
+        DensityObjective,
+        ClassObjective,
+        ValueObjective,
+        AnswerObjective,
+        MaskObjective,
+    )
 }
 
 

@@ -90,6 +90,7 @@ class StageRun:
         self.execution = Execution("eager", why="not started")
         self._run: Callable[[], None] = self.body
         self._has_learnt = False
+        self.rate = 1.0  # of the spec's
 
     @property
     def recipe(self) -> Recipe:
@@ -222,7 +223,7 @@ class StageRun:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step of this stage."""
-        return learning_rate(step, self.total, self.plan.options)
+        return self.rate * learning_rate(step, self.total, self.plan.options)
 
     def step(self, step: int) -> None:
         """Run one step; its loss and terms are then in `values`, on the device."""

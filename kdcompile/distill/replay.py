@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcompile.core.distributed import Processes
 from kdcompile.core.errors import KDError
+from kdcompile.core.readers import parse_json
 from kdcompile.data.augment import Batch
 from kdcompile.distill.qad import is_quantised
 from kdcompile.models.factory import write_weights
@@ -120,7 +121,7 @@ def read_replay(path: Path) -> Replay:
     """
     tensors, metadata = read_weights(path)
     try:
-        moment = Moment(**json.loads(metadata[RECORD]))
+        moment = Moment(**parse_json(metadata[RECORD], finite=False))
         images, target, photo = (tensors.pop(name) for name in BATCH)
         batch = Batch(images, target, photo, tensors.pop(INSIDE, None))
     except (KeyError, TypeError, ValueError) as error:

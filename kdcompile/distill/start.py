@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -181,20 +182,20 @@ def _evaluated(
     """A start with what crops and, where they can tell something, validation images show of it."""
     task, crops = task_of(spec), batches(spec, teacher, student, store)
     pulse = dead(student, crops, _objective(spec, crops, store))
-    predicted: list[float] = []
+    predicted: list[Any] = []
     if val and (report is not None or pulse is not None):
         predicted = predict(student, val, preprocess_of(spec), store.device, task)
-    if len(set(predicted)) > 1 and pulse is not None and pulse.is_constant:
+    if len(np.unique(np.array(predicted), axis=0)) > 1 and pulse is not None and pulse.is_constant:
         pulse = None  # nothing to be seen on these crops, and something on whole images
     validation = None
     if report is not None and predicted:
         name, true = task.metric.name, [task.truth(photo) for photo in val]
-        constant = task.constant([task.truth(photo) for photo in store.photos])
+        known = [task.truth(photo) for photo in store.photos]
         validation = {
             "photos": len(true),
             "metric": name,
             "start": task.scores(predicted, true)[name],
-            "constant": task.scores([constant] * len(true), true)[name],
+            "constant": task.constant_scores(known, predicted, true)[name],
         }
     state = {name: value.clone() for name, value in student.state_dict().items()}
     return _Start(spec, state, report, pulse, validation)

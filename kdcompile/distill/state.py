@@ -30,7 +30,8 @@ class State:
     name; metrics: the rows of `metrics.jsonl`; seconds: spent in training, validation included;
     stages: how each one ran (`StageRun.describe`), by name; losses: which implementation of each
     kernel ran, also before an interruption; initial, predicted: of the validation photos, before
-    the first step and by the best weights.
+    the first step and by the best weights; returns: each time that the training went back to the
+    best weights (`distill.going_back`).
     """
 
     step: int = 0
@@ -42,8 +43,9 @@ class State:
     seconds: float = 0.0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     losses: dict[str, str] = field(default_factory=dict)
-    initial: list[float] = field(default_factory=list)
-    predicted: list[float] = field(default_factory=list)
+    initial: list[Any] = field(default_factory=list)
+    predicted: list[Any] = field(default_factory=list)
+    returns: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save_checkpoint(work: Path, state: State, parts: Mapping[str, Any]) -> None:

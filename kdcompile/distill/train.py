@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
 from kdcompile.distill.evaluate import predict
 from kdcompile.distill.findings import findings
+from kdcompile.distill.going_back import go_back, is_spoilt, rate_of, returns_finding
+from kdcompile.distill.output_calibration import OutputCalibration, calibrate_output
 from kdcompile.distill.phase import StageRun
 from kdcompile.distill.qad import Qad, known_mode, mean_seconds
 from kdcompile.distill.replay import stopped
@@ -92,6 +95,7 @@ class Trainer:
         self._kept = load_checkpoint(work, self.device)
         self._history: list[Tensor] = []
         self.qad: Qad | None = None  # known once the length is
+        self._now: list[Any] = []  # what the last validation predicted
         self._resume()
 
     def run(self) -> State:
@@ -144,7 +148,7 @@ class Trainer:
         progress: TrainingProgress,
     ) -> None:
         run = self._enter(number, plan, length, before)
-        ends = before + length
+        ends, total = before + length, sum(self._planned_lengths)
         self._clock = (time.perf_counter(), self._state.step)
         for step in range(self._state.step - before, length):
             if self.qad is not None:
@@ -158,6 +162,8 @@ class Trainer:
                 row = self._row(run, done)
                 if validating:
                     row |= self._validate(done)
+                    if done < total:
+                        self._go_back_if_spoilt(run)
                 self._state.metrics.append(row)
                 progress.show_row(done, row)
                 self._clock = (time.perf_counter(), done)
@@ -170,6 +176,7 @@ class Trainer:
     def _enter(self, number: int, plan: StagePlan, length: int, before: int) -> StageRun:
         """The stage, its checkpoint loaded where it was left, and ready to run."""
         run = StageRun(self.setting, plan, number, length, before)
+        run.rate = rate_of(self._state)
         kept, self._kept = self._kept, None
         if kept is not None and kept["stage"] == number:
             run.load_state_dict(kept["run"])
@@ -198,7 +205,7 @@ class Trainer:
         row["weights"] = run.weights.shown()
         return row | {"lr": run.learning_rate(done - 1 - run.before)}
 
-    def _scored(self, photos: Sequence[Photo]) -> tuple[dict[str, float], list[float]]:
+    def _scored(self, photos: Sequence[Photo]) -> tuple[dict[str, float], list[Any]]:
         """The moving average's metrics by name, and its predictions."""
         network, prepare = self.setting.ema, self.setting.preprocess
         found = predict(network, photos, prepare, self.device, self._task, self._processes)
@@ -206,14 +213,27 @@ class Trainer:
 
     def _validate(self, done: int) -> Row:
         scores, found = self._scored(self._val)
+        self._now = found
         value, state = scores[self._task.metric.name], self._state
         if self._on_validated is not None:
             self._on_validated(done, state.seconds, self.setting.ema)
         if self._task.metric.is_better(value, state.value):
             state.value, state.scores, state.best_step, state.predicted = value, scores, done, found
-            average = self.setting.ema.state_dict()
-            state.best = {n: v.detach().cpu().contiguous().clone() for n, v in average.items()}
+            state.best = _copied(self.setting.ema)
         return {f"val_{name}": score for name, score in scores.items()}
+
+    def _go_back_if_spoilt(self, run: StageRun) -> None:
+        """Undo what made the student worse than its start; not of one with quantised modules."""
+        state, true = self._state, [self._task.truth(photo) for photo in self._val]
+        if self.qad is not None or not state.best:
+            return
+        if is_spoilt(self._task, state.initial, self._now, true, self._spec.seed):
+            value = self._task.scores(self._now, true)[self._task.metric.name]
+            go_back(run, state, (self.student, self.setting.ema), value)
+            log.info(
+                "distill: %s %.4g is worse than the start; back to the best weights, the rate is "
+                "%g of distill.lr now", self._task.metric.name, value, run.rate,
+            )  # fmt: skip
 
     def _first_row(self, lengths: Sequence[int]) -> None:
         """The student's validation before the first step."""
@@ -233,10 +253,34 @@ class Trainer:
         self.setting.ema.load_state_dict(state.best)
         train = self._scored(evenly(self._train, len(self._val)))[0][metric.name]
         found = findings(metric, state.metrics, state.value, self._teacher_value, train)
+        first = state.metrics[0][f"val_{metric.name}"]
+        found += returns_finding(metric.name, state.returns, first, self._options.lr)
         batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in self.student.modules())
         if batch_norm and not self._processes.is_alone and self.device.type == "cpu":
             found.append("batch-norm statistics are of each process's own batch on a CPU")
         return train, found
+
+    def calibrate_output(self) -> OutputCalibration | None:
+        """After `conclude`: scale the best student's output where that pays.
+
+        Only the first process may call it. A student that was trained with the scales of its
+        quantisation keeps its output, as its last layer has one of them.
+        """
+        state, network, val = self._state, self.setting.ema, self._val
+        if self.qad is not None or not self._options.calibrate_output:
+            return None
+        found = calibrate_output(
+            network, self._train, val, self.setting.preprocess, self.device, self._task
+        )
+        if found is not None and found.kept:
+            state.best = _copied(network)
+            state.predicted = predict(
+                network, val, self.setting.preprocess, self.device, self._task
+            )
+            state.scores = self._task.scores(
+                state.predicted, [self._task.truth(photo) for photo in val]
+            )
+        return found
 
     def _lengths(self) -> list[int]:
         """The planned steps of each stage, decided once and kept next to the checkpoint."""
@@ -292,3 +336,9 @@ class Trainer:
         self._history = list(kept["history"])
         self._state = State(**kept["state"])
         log.info("distill: resumed after step %d", self._state.step)
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    """A network's weights as files have them."""
+    own = network.state_dict()
+    return {name: value.detach().cpu().contiguous().clone() for name, value in own.items()}

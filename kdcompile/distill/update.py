@@ -183,6 +183,13 @@ class Update:
         for average, own in self._copied:
             average.copy_(own)
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Put the optimizer's moments back to nothing, in place."""
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+
     def tensors(self) -> list[Tensor]:
         """Everything that `apply` changes beside the networks."""
         moments = [t for state in self.optimizer.state.values() for t in state.values()]

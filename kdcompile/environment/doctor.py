@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from typing import Literal
 
 from kdcompile import __version__
 from kdcompile.core.errors import EXIT_MISSING, EXIT_OK
-from kdcompile.core.optional import NO_TELEMETRY
+from kdcompile.core.optional import silence
 
 Status = Literal["ok", "missing", "warning", "error"]
 
@@ -161,7 +160,7 @@ def _onnxruntime() -> Check:
         fix = "pip install 'kdcompile[cpu]', or 'kdcompile[gpu]' with an NVIDIA GPU"
         return Check("onnxruntime", "error", "absent; for running and measuring networks", fix)
     try:
-        os.environ.update(NO_TELEMETRY)
+        silence()
         import onnxruntime
 
         providers = ", ".join(onnxruntime.get_available_providers())

@@ -127,11 +127,14 @@ def _of_itself(
     return f"; the fp32 student fails by itself, with {metric.text(trained)}: not by quantisation"
 
 
+def of_no_error(metric: Metric) -> Metric:
+    """The metric for images without an error, also where it is of a set that is not there: 0."""
+    return metric if metric.draws is None else replace(metric, of=MAE.of, draws=None)
+
+
 def never_wrong(metric: Metric, n: int, margin: str, max_increase: str, seed: int) -> Decision:
     """The decision on n images on which neither network is wrong, by the limits of a spec."""
-    if metric.draws is not None:  # of a set that is not there: without an error it is 0
-        metric = replace(metric, of=MAE.of, draws=None)
-    right = np.zeros(n)
+    right, metric = np.zeros(n), of_no_error(metric)
     most = fraction(max_increase)
     return compare(metric, right, right, margin=fraction(margin), max_increase=most, seed=seed)
 

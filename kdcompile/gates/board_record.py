@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from kdcompile.config.deploy import Precision
 from kdcompile.core.errors import KDError
 from kdcompile.remote.answer_types import Form, Power, Resident, Sha, Unread
+from kdcompile.remote.answers import cleaned
+from kdcompile.remote.process import BadAnswer
 
 FORMAT = 1
 MOST_PHOTOS, MOST_BLOCKS, MOST_TEXT = 1_000_000, 10_000, 10_000
@@ -24,7 +26,9 @@ Setting = Text | FiniteFloat | bool | None
 
 
 class Part(Form):
-    """A part of the record; what kdcompile does not read is left out."""
+    """A part of the record; what kdcompile does not read is left out, as of another version's."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class Gpu(Part):
@@ -221,14 +225,16 @@ def read_record(value: Any, where: str) -> BoardRecord:
             fix="run build_engine.py of this bundle's own kit, or merge with the kdcompile of it",
         )
     try:
-        return BoardRecord.model_validate(value)
+        return BoardRecord.model_validate(cleaned(value))
+    except BadAnswer as error:
+        raise _invalid(str(error), where) from error
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise KDError(
-            "device-invalid",
-            f"{place}: {first['msg']}{more}",
-            where=where,
-            fix="copy out/device.json from the board again, as build_engine.py wrote it",
-        ) from error
+        raise _invalid(f"{place}: {first['msg']}{more}", where) from error
+
+
+def _invalid(why: str, where: str) -> KDError:
+    fix = "copy out/device.json from the board again, as build_engine.py wrote it"
+    return KDError("device-invalid", why, where=where, fix=fix)

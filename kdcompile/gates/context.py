@@ -29,6 +29,8 @@ MODES = {  # how a latency at a board was measured, in a report's words
 class Outcomes:
     """Predictions for every judged test image; arrays are float64 [N] in the order of `names`.
 
+    Those of a task of records are its rows, [N, 1 + W]; [N] where a board sent the errors alone.
+
     Args:
         names: the photos.
         true: the annotated values.
@@ -58,7 +60,8 @@ class Outcomes:
         """Whether there are errors of that network by that metric."""
         if metric.needs_outputs:
             return network in self.maps
-        return getattr(self, network) is not None
+        predicted = getattr(self, network)
+        return predicted is not None and (not metric.records or np.ndim(predicted) == 2)
 
     def errors(self, task: Task, network: str, metric: Metric) -> Floats:
         """The errors of a network by a metric, float64 [N]; `knows` says whether there are any."""

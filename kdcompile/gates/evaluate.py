@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from kdcompile.backends.candidate_runner import Runner
 from kdcompile.core.errors import KDError
 from kdcompile.core.progress import counted
+from kdcompile.data.masks import fitted_mask
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.gates.context import Parity
@@ -26,7 +28,7 @@ class Evaluation:
     """What every network gave, and the agreement of two of them.
 
     Args:
-        predicted: by network, float64 [N].
+        predicted: by network, float64 [N], or [N, 1 + W] with a record of each image.
         maps: errors by the task's `map_metrics`, by network, float64 [N, M]; empty where the task
             has none.
         difficulty: how far the second of the two is from the truth on each image, float64 [N].
@@ -93,7 +95,7 @@ class _Seen:
         names: Sequence[str],
     ) -> None:
         self.task, self.classes, self.compared = task, classes, compared
-        self.predicted: dict[str, list[float]] = {name: [] for name in names}
+        self.predicted: dict[str, list[Any]] = {name: [] for name in names}
         self.maps: dict[str, list[Floats]] = {name: [] for name in names}
         self.difficulty: list[float] = []
         self.signal = self.noise = self.worst = 0.0
@@ -106,7 +108,7 @@ class _Seen:
             output = task.within(whole, frames[name])
             if name == self.compared[1]:
                 self.difficulty.append(task.difficulty(output, true))
-            self.predicted[name].append(float(task.predictions(output)[0]))
+            self.predicted[name].append(task.predictions(output)[0])
             self.maps[name].append(task.map_errors(output, photo, frames[name]))
         signal, noise = powers(*pair)  # of whole outputs: whether both compute the same
         self.signal, self.noise = self.signal + signal, self.noise + noise
@@ -162,6 +164,7 @@ def example_arrays(
     photo: Photo,
     preprocess: Preprocess,
     networks: Mapping[str, Runner],
+    task: Task,
     own: Mapping[str, Preprocess] | None = None,
 ) -> dict[str, NDArray[np.uint8] | Output]:
     """What the report draws of a photo.
@@ -169,13 +172,15 @@ def example_arrays(
     Args:
         photo: the photo.
         preprocess: pixels to input.
-        networks: those whose densities are drawn, by name; none for outputs that are no maps.
+        networks: those whose maps are drawn, by name; none for outputs that are no maps.
+        task: what the maps mean.
         own: the preprocessing of those that take another, by name.
 
     Returns:
         `pixels`, uint8 [H, W, C]: the image as the networks saw it, scaled, with the mean colour
-        where it is padded; and by the name of each network, float32 [h, w]: its density over
-        exactly that area, 0 in the padding.
+        where it is padded; and by the name of each network what `Task.drawn` gives over exactly
+        that area, as of a density float32 [h, w], 0 in the padding. With `truth`, likewise, where
+        the photo has a mask.
     """
     given = photo.pixels(preprocess.channels)
     image, frame = preprocess(given), preprocess.frame(*given.shape[:2])
@@ -183,13 +188,9 @@ def example_arrays(
     inside = frame.inside(*frame.plane)[..., None]
     colour = image[0].transpose(1, 2, 0) * inside * std + mean
     pixels = np.clip(np.rint(colour * 255), 0, 255).astype(np.uint8)
-    return {
-        "pixels": pixels,
-        **{
-            name: (output * frame.inside(*output.shape)).astype(np.float32)
-            for name, output in (
-                (name, run((own or {}).get(name, preprocess)(given))[0, 0])
-                for name, run in networks.items()
-            )
-        },
+    maps = {
+        name: task.drawn(run((own or {}).get(name, preprocess)(given)), frame)
+        for name, run in networks.items()
     }
+    truth = {} if photo.mask is None else {"truth": fitted_mask(photo, frame.seen, frame.plane)}
+    return {"pixels": pixels, **maps, **truth}

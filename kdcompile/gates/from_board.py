@@ -108,7 +108,7 @@ def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, 
         )
     wrong = []
     agent = NAME if NAME in kit["files"] else "worker.py"  # of a bundle before there was the file
-    if record.worker != kit["files"][agent]:
+    if record.worker != kit["files"].get(agent):
         wrong.append(f"{agent} there is not the kit's")
     if record.shape != list(kit["profile"][1]):
         wrong.append(f"it timed {record.shape}, the typical shape is {kit['profile'][1]}")

@@ -118,7 +118,11 @@ def measure(
             drawn = {"student": runners[shipped], "teacher": here["teacher"]}
         examples = {
             kind: example_arrays(
-                photos[index], preprocess, drawn, {"student": own.get(shipped, preprocess)}
+                photos[index],
+                preprocess,
+                drawn,
+                task,
+                {"student": own.get(shipped, preprocess)},
             )
             for kind, index in chosen.items()
         }

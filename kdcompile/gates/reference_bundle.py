@@ -11,6 +11,7 @@ from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import source_of
 from kdcompile.bundle.manifest import NAME, Bundle
 from kdcompile.bundle.signature import open_bundle
+from kdcompile.bundle.trust import Trust
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
@@ -77,14 +78,27 @@ def earlier_folder(spec: Spec) -> Path | None:
     return None if asked is None or asked.bundle is None else (spec.folder / asked.bundle).resolve()
 
 
-def refuse_early(spec: Spec) -> None:
+def refuse_early(spec: Spec, trust: Trust | None = None) -> None:
     """Raise what `open_earlier` would at the end of a build, before it begins.
 
+    Args:
+        spec: of the build.
+        trust: what the caller demands of the bundle.
+
     Raises:
-        KDError: as `open_earlier`; the data cannot be read.
+        KDError: as `open_earlier`; the data cannot be read; `trust-idle`, there is no such bundle
+            to demand something of.
     """
     folder = earlier_folder(spec)
+    if folder is None and trust is not None:
+        raise KDError(
+            "trust-idle",
+            "a key or an expectation is given, and no earlier bundle to hold against it",
+            where="--trusted, --expect",
+            fix=f"name the bundle with {OPTION}; or leave them out",
+        )
     if folder is not None:
+        open_bundle(folder, trust)
         splits = load_splits(spec.data, spec.folder)
         task = task_of(spec)
         open_earlier(folder, task, splits.classes, photos_digest(splits.test))

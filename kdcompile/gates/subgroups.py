@@ -12,17 +12,19 @@ lower bound at 1 - 5 %/k the verdict is
     inconclusive  otherwise, or where a part has too few images and none failed
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from kdcompile.config.gates import MetricGate, Percent, fraction
 from kdcompile.core.report import GateResult, Measurement, Verdict
-from kdcompile.gates.accuracy import NO_MAPS, difference
+from kdcompile.gates.accuracy import NO_MAPS, difference, of_no_error
 from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.gates.registry import Decidable, gate
-from kdcompile.stats.noninferiority import CONFIDENCE, Decision, bounds, compare
+from kdcompile.stats.drawn import bounds_of
+from kdcompile.stats.noninferiority import CONFIDENCE, Decision, compare
 from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Stratum, Task, stratum_text
@@ -54,9 +56,11 @@ def _threshold(settings: StrataGate, task: Task) -> str:
 def _easiest(
     settings: StrataGate, task: Task, true: Floats, classes: Sequence[str] | None, seed: int
 ) -> Decidable:
-    metric, margin = task.find_metric(settings.metric), fraction(settings.margin)
+    metric, margin = of_no_error(task.find_metric(settings.metric)), fraction(settings.margin)
     right = np.zeros(len(true))
     groups = task.groups(true, classes)
+    if task.records:  # which classes the images have, no one knows yet: each may have all
+        groups, classes = [({"class": "each"}, np.arange(len(true)))], None
     verdict, why = judge_all(judge_parts(groups, metric, right, right, margin, seed), classes)
 
     def one_passes(n: int) -> bool:
@@ -88,8 +92,8 @@ def strata(settings: StrataGate, context: VerifyContext) -> GateResult:
     if outcomes.knows("student", metric):
         teacher, student = (outcomes.errors(task, who, metric) for who in ("teacher", "student"))
         parts = judge_parts(
-            task.groups(outcomes.true, context.classes), metric, teacher, student,
-            fraction(settings.margin), context.seed,
+            task.parts_of(outcomes.true, teacher, context.classes), metric, teacher, student,
+            fraction(settings.margin), context.seed, task.metric_of,
         )  # fmt: skip
         verdict, reason = judge_all(parts, context.classes)
         observed, reason = _observed(metric, parts), f"{reason}, on {outcomes.scope}"
@@ -110,6 +114,7 @@ def judge_parts(
     student: Floats,
     margin: float,
     seed: int,
+    metric_of: Callable[[Metric, Mapping[str, Any]], Metric] = lambda metric, about: metric,
 ) -> list[Part]:
     """Each part's own decision.
 
@@ -120,9 +125,10 @@ def judge_parts(
         student: errors of the same photos.
         margin: as a share, 0.3 of "30%".
         seed: of the resampling.
+        metric_of: the metric as a part is judged by it.
     """
     return [
-        _part(stratum_text(about), metric, teacher[where], student[where], margin,
+        _part(stratum_text(about), metric_of(metric, about), teacher[where], student[where], margin,
               len(groups), seed)
         for about, where in groups
     ]  # fmt: skip
@@ -148,10 +154,11 @@ def _part(
     seed: int,
 ) -> Part:
     """The decision in one of `parts` parts: it fails by its corrected bound only."""
-    found = compare(metric, teacher, student, margin=margin, seed=seed)
+    find = bounds_of(metric)
+    found = compare(metric, teacher, student, margin=margin, seed=seed, find=find)
     if found.verdict == "failed":
         corrected = 1 - (1 - CONFIDENCE) / parts
-        low, _ = bounds(metric, teacher, student, seed, corrected)
+        low, _ = find(metric, teacher, student, seed, corrected)
         allowed = metric.allowance(found.reference, margin)
         if low is None or not low > allowed:
             reason = f"{found.reason}; not so with {parts} parts looked at"

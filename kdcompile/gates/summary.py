@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kdcompile.core.report import Measurement
 from kdcompile.core.store import Artifact
+from kdcompile.gates.bias import bias_measurements
 from kdcompile.gates.context import Floats, Origin, Outcomes, VerifyContext
 from kdcompile.gates.frame import frame_numbers
 from kdcompile.gates.resources import resource_numbers
@@ -17,6 +18,7 @@ from kdcompile.stats.bootstrap import interval
 from kdcompile.stats.latency_interval import median_interval
 from kdcompile.stats.noninferiority import rate_interval
 from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.records import value_of
 from kdcompile.tasks.task import Task
 
 MB = 1e6
@@ -32,6 +34,7 @@ def measurements(context: VerifyContext, sizes: Mapping[str, int]) -> tuple[Meas
     """
     return (
         *_errors(context),
+        *bias_measurements(context),
         *_latencies(context),
         *_predictions(context),
         *(
@@ -152,7 +155,7 @@ def prediction_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     if outcomes.previous is not None:
         networks.append("previous")
     return [
-        {"name": name, **{who: float(getattr(outcomes, who)[i]) for who in networks}}
+        {"name": name, **{who: value_of(getattr(outcomes, who)[i]) for who in networks}}
         | ({} if outcomes.taught is None else {"taught": bool(outcomes.taught[i])})
         for i, name in enumerate(outcomes.names)
     ]
@@ -173,9 +176,12 @@ def part_rows(
         {
             **about,
             "n": len(part),
-            **{f"{who}_{metric.name}": metric(found[part]) for who, found in errors.items()},
+            **{
+                f"{who}_{metric.name}": task.metric_of(metric, about)(found[part])
+                for who, found in errors.items()
+            },
         }
-        for about, part in task.groups(outcomes.true, classes)
+        for about, part in task.parts_of(outcomes.true, errors["teacher"], classes)
     ]
 
 
@@ -208,7 +214,7 @@ def worst_rows(
         {
             "name": outcomes.names[index],
             **{
-                who: task.name_of(float(getattr(outcomes, who)[index]), classes)
+                who: task.name_of(value_of(getattr(outcomes, who)[index]), classes)
                 for who in ("true", "student", "teacher")
             },
             "difficulty": float(difficulty[index]),

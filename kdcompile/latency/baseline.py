@@ -17,7 +17,8 @@ from typing import Any, cast
 
 from kdcompile import __version__
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import read_json, write_text
+from kdcompile.core.files import write_text
+from kdcompile.core.readers import read_json
 from kdcompile.core.store import digest
 from kdcompile.latency.baseline_store import unwritable
 from kdcompile.latency.compatibility import (

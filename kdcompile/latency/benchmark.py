@@ -210,7 +210,7 @@ def _whole_frame(path: Path, images: Sequence[Path], given: Request) -> Callable
             where="--images",
             fix="name a bundle's folder, or leave the images out",
         )
-    shipped, pictures = shipped_in(open_bundle(path)), pictures_at(images)
+    shipped, pictures = shipped_in(open_bundle(path, given.trust())), pictures_at(images)
     effort = EFFORT if given.seconds is None else replace(EFFORT, seconds=given.seconds)
     return lambda: measure_frame(shipped, pictures, given.via, effort)
 
@@ -231,7 +231,7 @@ def compare(
     each, the artifact is measured. Arguments as of `bench`.
 
     Raises:
-        KDError: `compare-order`; what `kdcompile compare` ends with.
+        KDError: `compare-order`, `bench-arguments`; what `kdcompile compare` ends with.
     """
     from kdcompile.latency.baseline import read_baseline
     from kdcompile.latency.compare import from_samples, in_turns, of_files
@@ -246,6 +246,13 @@ def compare(
             "B is a baseline and A an artifact: a baseline is what is compared with",
             where=f"{before}, {after}",
             fix=f"kdcompile compare {after} {before}",
+        )
+    if old is not None and new is not None and given.trust() is not None:
+        raise KDError(
+            "bench-arguments",
+            "two baselines are compared by their samples: no bundle is opened",
+            where="--trusted, --expect",
+            fix="leave them out, or name a bundle's folder",
         )
     with working(on_progress):
         if old is None:

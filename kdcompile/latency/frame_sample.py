@@ -1,7 +1,6 @@
 """A deployed sample and the image files that it is timed on, packed into one file."""
 
 import io
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from PIL import Image
 from kdcompile.backends.engine import record_of
 from kdcompile.bundle import python_sample
 from kdcompile.bundle.manifest import Bundle
+from kdcompile.core.arrays import open_arrays
 from kdcompile.core.backends import of_record
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_text
+from kdcompile.core.readers import read_json
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import INPUTS
 from kdcompile.latency.subject import DEFAULT
@@ -86,7 +87,7 @@ def packed(folder: Path, shipped: Shipped, pictures: Pictures) -> Path:
             (inside / name).write_bytes(content)
         else:
             shutil.copyfile(content, inside / name)
-    preprocess = json.loads((inside / "preprocess.json").read_text(encoding="utf-8"))
+    preprocess = read_json(inside / "preprocess.json")
     if INPUTS in preprocess and preprocess["image"] is None:
         raise no_photos("the network takes named tensors and no image: it has no whole frame")
     write_manifest(str(inside), shipped.task, shipped.classes, list(shipped.files))
@@ -154,9 +155,13 @@ def pictures_at(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
 
 def _packed_photos(folder: Path) -> list[Photo]:
     """The photos of a test pack's first file; scaled already to what the network takes."""
-    with np.load(folder / "photos_000.npz", allow_pickle=False) as arrays:
-        names = [name for name in arrays.files if name.isdigit() and arrays[name].ndim == 3]
-        return [Photo(name, array=arrays[name]) for name in names[:MOST]]
+    try:
+        with open_arrays(folder / "photos_000.npz") as arrays:
+            pixels = {name: arrays[name] for name in arrays if name.isdigit()}
+    except (OSError, ValueError) as error:
+        raise no_photos(f"{folder / 'photos_000.npz'}: {error}") from error
+    found = [(name, a) for name, a in pixels.items() if a.ndim == 3 and a.dtype == np.uint8]
+    return [Photo(name, array=array) for name, array in found[:MOST]]
 
 
 def described(shipped: Shipped, pictures: Pictures) -> str:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from kdcompile.core.backends import names
 from kdcompile.core.errors import KDError
 
 if TYPE_CHECKING:
+    from kdcompile.bundle.trust import Trust
     from kdcompile.latency.baseline import Baseline
     from kdcompile.latency.compare import Plan
     from kdcompile.latency.report import Judged
@@ -35,6 +37,8 @@ class Measuring(TypedDict, total=False):
     processes: int | None
     builds: int | None
     samples: int | None
+    trusted: str | PathLike[str] | None
+    expect: Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Request:
         processes: of one measuring run.
         builds: engines built of each ONNX file.
         samples: inferences of each side in all.
+        trusted: public key that must have signed every bundle; by default that of the environment
+            or of `trust.toml`.
+        expect: what a bundle that is named as an artifact must say of itself, as of `load_bundle`;
+            with this or `trusted` no other artifact is taken.
     """
 
     via: str | None = None
@@ -64,16 +72,36 @@ class Request:
     processes: int | None = None
     builds: int | None = None
     samples: int | None = None
+    trusted: str | PathLike[str] | None = None
+    expect: Mapping[str, str] | None = None
 
-    def subject(self, path: Path, baseline: "Baseline | None" = None) -> "Subject":
+    def trust(self, named: bool = True) -> "Trust | None":
+        """What is demanded of a bundle; None where nothing was said.
+
+        Args:
+            named: as an artifact; else only the key counts, as for the older one of a baseline.
+        """
+        from kdcompile.bundle.trust import Trust
+
+        key, expect = self.trusted, (self.expect or {}) if named else {}
+        return Trust(None if key is None else Path(key), expect) if key or expect else None
+
+    def subject(
+        self, path: Path, baseline: "Baseline | None" = None, named: bool = True
+    ) -> "Subject":
         """The artifact at a path; what it leaves open is as in the baseline.
+
+        Args:
+            path: of the artifact.
+            baseline: that it is compared with, if any.
+            named: as `trust` takes it.
 
         Raises:
             KDError: those of `find_subject`.
         """
         from kdcompile.latency.subject import find_subject
 
-        found = find_subject(path, self.backend, shape=self.shape)
+        found = find_subject(path, self.backend, shape=self.shape, trust=self.trust(named))
         if baseline is None or found.kind == "engine":
             return found
         kept = baseline.environment.get("facts", {}).get("backend")
@@ -160,7 +188,9 @@ class Request:
         """
         from kdcompile.latency.compare import from_samples, in_turns, reference_at_hand
 
-        beside, note = reference_at_hand(kept, file, reference, lambda p: self.subject(p, kept))
+        beside, note = reference_at_hand(
+            kept, file, reference, lambda p: self.subject(p, kept, named=False)
+        )
         if beside is not None:  # several runs count as one, which is as long
             runs, effort = plan.runs, plan.effort
             longer = replace(

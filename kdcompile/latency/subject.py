@@ -1,18 +1,20 @@
 """The artifact that is measured: an ONNX file, an engine with its record, or a bundle."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcompile.backends.engine import record_of
+from kdcompile.bundle import form
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.bundle.signature import open_bundle
+from kdcompile.bundle.trust import Trust
 from kdcompile.core.backends import of_record
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.core.optional import need
+from kdcompile.core.readers import hold, parse_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -54,6 +56,7 @@ def find_subject(
     backend: str | None = None,
     *,
     shape: Sequence[int] | None = None,
+    trust: Trust | None = None,
 ) -> Subject:
     """The artifact that a path names.
 
@@ -66,10 +69,11 @@ def find_subject(
         backend: the worker's: tensorrt, onnxruntime, ... A bundle's engine of another backend is
             passed over for its ONNX file.
         shape: of the input, where the artifact leaves sizes open or another is wanted.
+        trust: as for `open_bundle`; with it only a bundle is taken.
 
     Raises:
-        KDError: `artifact-missing`, `artifact-unknown`, `onnx-refused`, `engine-unknown`,
-            `engine-damaged`, `backend-differs`, those of `open_bundle`.
+        KDError: `artifact-missing`, `artifact-unknown`, `artifact-unsigned`, `onnx-refused`,
+            `engine-unknown`, `engine-damaged`, `backend-differs`, those of `open_bundle`.
     """
     given = None if shape is None else tuple(shape)
     if not path.exists():
@@ -80,7 +84,14 @@ def find_subject(
             fix="name an ONNX file, an engine or a bundle; kdcompile build makes one",
         )
     if path.is_dir():
-        return _bundle(open_bundle(path), backend, given)
+        return _bundle(open_bundle(path, trust), backend, given)
+    if trust is not None:
+        raise KDError(
+            "artifact-unsigned",
+            f"{path.name} is no bundle: nothing says whose it is",
+            where=str(path),
+            fix="name the bundle's folder, or leave out --trusted and --expect",
+        )
     if path.suffix == ".onnx":
         return _onnx(path, path.name, backend, given)
     if path.suffix in ENGINES:
@@ -125,8 +136,10 @@ def _bundle(bundle: Bundle, backend: str | None, shape: Shape | None) -> Subject
 def _typical(bundle: Bundle) -> Shape | None:
     """The input shape that the build was made for, as far as the bundle tells it."""
     if "kit/kit.json" in bundle.manifest["files"]:
-        with bundle.reading("kit/kit.json") as path:
-            return tuple(int(size) for size in json.loads(path.read_bytes())["profile"][1])
+        with bundle.reading("kit/kit.json") as content:
+            kit = parse_json(content)
+            hold(form.Kit, kit)
+            return tuple(kit["profile"][1])
     images = bundle.preprocess
     if images["min_hw"] == images["max_hw"]:
         sides = tuple(int(size) for size in images["max_hw"])

@@ -15,6 +15,7 @@ from kdcompile.config.step import Step
 from kdcompile.core.disk import disk_full, is_full
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import json_text, write_json, write_text
+from kdcompile.core.readers import read_json
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact, Store
 from kdcompile.tasks.task import task_of
@@ -79,7 +80,9 @@ def _write_reports(folder: Path, report: Report, examples: Path) -> None:
     write_text(folder / "report.html", render.html(report, examples, metrics))
 
 
-def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> Path:
+def install(
+    artifact: Artifact, destination: Path, spec: Path | None = None, force: bool = False
+) -> Path:
     """Copy a bundle from the store to where the user wants it, whole or not at all.
 
     A bundle that is there already and intact is left alone; an older one is replaced.
@@ -88,6 +91,7 @@ def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> 
         artifact: what `run` made.
         destination: `dist/NAME-TARGET`, or the folder of `-o`.
         spec: the folder of the spec, whose bundle it is to be from now on.
+        force: replace the bundle of another spec.
 
     Returns:
         The destination, with links resolved.
@@ -100,7 +104,8 @@ def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> 
     installed = _manifest_of(artifact, None if spec is None else spec_id(spec, destination))
     if _is_same(installed, destination):
         return destination
-    check_place(destination, spec, artifact.path.parent, {*artifact.files, *manifest.UNLISTED})
+    own = {*artifact.files, *manifest.UNLISTED}
+    check_place(destination, spec, artifact.path.parent, own, force)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with beside(destination) as temporary:
@@ -124,7 +129,7 @@ def install(artifact: Artifact, destination: Path, spec: Path | None = None) -> 
 
 def _manifest_of(artifact: Artifact, spec: str | None) -> str:
     """The manifest that a bundle is installed with."""
-    about = form.parsed(artifact.file(manifest.NAME).read_bytes())
+    about = read_json(artifact.file(manifest.NAME))
     del about[form.DIGEST]
     return json_text(form.sealed(about if spec is None else about | {"spec": spec}))
 

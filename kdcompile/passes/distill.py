@@ -69,6 +69,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
     trainer, splits, inherited = make_trainer(step, work)
     state = trainer.run()
     train_value, warnings = trainer.conclude()
+    fitted = trainer.calibrate_output()
     architecture = step.inputs["search"].json("architecture.json")
     metadata = {"architecture": json.dumps(architecture)}
     write_weights(folder / "student.safetensors", plain_weights(state.best), metadata)
@@ -98,6 +99,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
         "inherit": inherited,
         **({"flips": flips(task, state, splits.val)} if is_refresh else {}),
         "qad": None if trainer.qad is None else trainer.qad.describe(),
+        "output_calibration": None if fitted is None else fitted.to_json(),
         "warnings": [*start_findings(task.metric, inherited), *warnings],
         "dropped": splits.dropped,
     }

@@ -4,14 +4,12 @@ The network's input is found by one forward pass at each of a few likely sizes, 
 takes; the task follows from the shape of its output; format, splits and classes from the data.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from kdcompile.config.spec import IMAGENET_MEAN, IMAGENET_STD, Data
 from kdcompile.config.template import write_new
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import toml
 from kdcompile.data.recognise import FACTORY, Recognised, recognise
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.models.factory import build_model, load_weights
@@ -190,37 +189,37 @@ def _text(
     _, channels, height, width = fit.shape
     crop = min(height, width, LARGEST_CROP)
     mean, std, source = _normalisation(network, channels)
-    fields = "\n".join(f"{name} = {_toml(value)}" for name, value in found.fields.items())
+    fields = "\n".join(f"{name} = {toml(value)}" for name, value in found.fields.items())
     classes = f"  # {len(found.classes)} classes" if found.classes else ""
     zoom = "" if fit.kind == "counting" else "scale = [1.0, 1.25]               # random zoom\n"
-    return f"""# Written for {factory} by kdcompile init; `kdcompile plan` shows what it builds.
+    return f"""# Written by kdcompile init; `kdcompile plan` shows what it builds.
 # `kdcompile init FOLDER` writes every field with its default.
 
-target = {_toml(target)}
+target = {toml(target)}
 
 [task]
-kind = {_toml(fit.kind)}{classes}
+kind = {toml(fit.kind)}{classes}
 
 [teacher]                         # gives {fit.output}
-model = {_toml(factory)}
-weights = {_toml(_relative(weights, folder))}
+model = {toml(factory)}
+weights = {toml(_relative(weights, folder))}
 
 [data]                            # {len(splits.train)} images to train, {len(splits.val)} to \
 validate, {len(splits.test)} to test on
 {fields}
-root = {_toml(_relative(data, folder))}
-mean = {_toml(mean)}  # {source}
-std = {_toml(std)}
+root = {toml(_relative(data, folder))}
+mean = {toml(mean)}  # {source}
+std = {toml(std)}
 
 [student]
 budget = {{ width = 0.5 }}          # or speedup, latency_ms, macs
 
 [distill]
-recipe = {_toml(RECIPES[fit.kind])}
+recipe = {toml(RECIPES[fit.kind])}
 crop = {crop}
 {zoom}
 [export]
-shape = {_toml(fit.shape)}
+shape = {toml(fit.shape)}
 
 [quantize]
 images = {min(128, len(splits.train))}
@@ -245,7 +244,3 @@ def _relative(path: Path, folder: Path) -> str:
     """A path as the spec's folder sees it, where it lies in it."""
     inside = path.resolve().is_relative_to(folder.resolve())
     return relpath(path.resolve(), folder.resolve()) if inside else str(path.resolve())
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -4,7 +4,6 @@ Networks and data sets that are objects are written, by content, to a folder of 
 stages then see an ordinary spec.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,6 +15,7 @@ from kdcompile.config.distill import Distill
 from kdcompile.config.load import find_spec, load_spec, parse_spec
 from kdcompile.config.spec import DEFAULT_NAME, Spec, Task
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import toml
 from kdcompile.data.splits import SPLITS
 
 if TYPE_CHECKING:
@@ -119,17 +119,9 @@ def _overrides(given: Mapping[str, Any]) -> Iterator[str]:
         if section == "task" and isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, Mapping):
-            yield f"{section}={_toml(value)}"
+            yield f"{section}={toml(value)}"
         else:
-            yield from (f"{section}.{name}={_toml(one)}" for name, one in value.items())
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{name} = {_toml(one)}" for name, one in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, default=str, ensure_ascii=False)
+            yield from (f"{section}.{name}={toml(one)}" for name, one in value.items())
 
 
 def _of_objects(given: Mapping[str, Any]) -> Spec:

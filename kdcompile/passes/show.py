@@ -190,7 +190,7 @@ def _photos(
     asked = spec.gates.accuracy
     metric = task.find_metric(asked.metric)
     margin = None
-    if teacher is not None and not metric.needs_outputs and not metric.absolute:
+    if teacher is not None and not (metric.needs_outputs or metric.absolute or metric.records):
         margin = _margin(metric, len(photos), asked, teacher)
     return rows, metric.name, margin
 

@@ -45,6 +45,8 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     shape = output_shape(model, spec.export.profile[1], device, task)
     train, val = taught(task, shape, splits, spec)
     answer(spec, model, val)
+    for photo in train:
+        task.check_photo(photo, shape[1])
     known, true = ([task.truth(photo) for photo in photos] for photos in (train or val, val))
     log.info("teacher: %d validation images", len(val))
     predicted = predict(model, val, preprocess_of(spec), device, task)
@@ -56,7 +58,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
             fix="check data.mean and data.std against the teacher's training",
         )
     found = task.scores(predicted, true)
-    constant = task.scores([task.constant(known)] * len(true), true)
+    constant = task.constant_scores(known, predicted, true)
     _refuse_useless(task, found, constant, spec)
     errors = np.abs(task.errors(predicted, true))
     result = {

@@ -34,6 +34,7 @@ from kdcompile.gates.summary import (
 )
 from kdcompile.latency.environment import fingerprint, fingerprint_id
 from kdcompile.targets import Target
+from kdcompile.tasks.records import value_of
 from kdcompile.tasks.reference import taught
 from kdcompile.tasks.task import Task, task_of
 
@@ -233,7 +234,7 @@ def _examples(
             "kind": kind,
             "file": f"example_{kind}.npz",
             **{
-                name: context.task.name_of(float(value[index]), classes)
+                name: context.task.name_of(value_of(value[index]), classes)
                 for name, value in values.items()
             },
         }

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcompile.core.files import read_json, write_json
+from kdcompile.core.files import write_json
+from kdcompile.core.readers import read_json
 from kdcompile.core.store import KEY_CHARS, RECORD, Artifact, Store, canonical, digest
 from kdcompile.data.splits import Row
 from kdcompile.passes.keys import FILES
@@ -115,7 +116,7 @@ def _write(path: Path, value: Any) -> None:
 def _read(path: Path) -> Any:
     """What `_write` wrote, or None where that is not there, or not whole."""
     try:
-        kept = read_json(path)
+        kept = read_json(path, finite=False)
         return kept["value"] if kept["sha256"] == digest(kept["value"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

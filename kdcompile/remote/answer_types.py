@@ -1,11 +1,13 @@
-"""The form of a worker's answer to each operation: the fields that are read, and their types."""
+"""The form of a worker's answer to each operation: its fields, all of them, and their types."""
 
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kdcompile.core.errors import plain
 
 MOST_VALUES = 1 << 28  # of one input: 1 GiB in float32
 MOST_READINGS = 100_000
@@ -18,13 +20,18 @@ Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Number = Annotated[float, Field(gt=-1e18, lt=1e18)]  # no NaN either
 Positive = Annotated[Number, Field(gt=0)]
 Amount = Annotated[Number, Field(ge=0)]
+Setting = Count | Text
+Shapes = list[list[Count]]
 Side = Annotated[int, Field(ge=-1, lt=1 << 31)]
 
 
 class Form(BaseModel):
-    """An answer's fields that are read; it may have others."""
+    """An answer's fields; a field without a default is read, and no other may come.
 
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    The agent is sent with each connection, so no earlier one's answers are met.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Failure(Form):
@@ -55,6 +62,7 @@ class Plan(Form):
 
     onnx: Text
     flags: list[Text]
+    network: list[Text] = []
 
 
 class Memory(Form):
@@ -68,11 +76,24 @@ class Machine(Form):
     """Settings of the machine, which are compared and shown as they are."""
 
     driver_version: Text | None
+    cpu: Text | None = None
+    cores: Count | None = None
+    usable_cores: Count | None = None
+    threads: dict[Text, Text] | None = None
+    cpu_boost: bool | None = None
+    cpu_quota: Text | None = None
+    clock_limits: dict[Text, Setting | dict[Text, Setting]] | None = None
+    governor: Setting | list[Setting] | None = None
+    cpu_min_hz: Setting | list[Setting] | None = None
+    cpu_max_hz: Setting | list[Setting] | None = None
+    gpu_power_limit_w: Text | None = None
+    gpu_max_clock_mhz: Text | None = None
 
 
 class Hello(Form):
     """Versions, machine and GPU."""
 
+    protocol: Literal[3]
     backend: Text
     backend_version: Version
     python: Text
@@ -141,6 +162,7 @@ class Layer(Form):
     name: str
     precision: Text | None
     onnx: list[str] | None
+    type: Text | None = None
 
 
 class Engine(Form):
@@ -154,6 +176,31 @@ class Engine(Form):
     flags: list[Text]
     layers: list[Layer] | None
     seconds: Amount
+    backend: Text | None = None
+    tensorrt: Text | None = None
+    onnxruntime: Text | None = None
+    provider: Text | None = None
+    gpu: Text | None = None
+    onnx_sha256: Sha | None = None
+    profile: Shapes | dict[str, Shapes] | None = None
+    timing_cache: Text | None = None
+    deterministic: Text | None = None
+    dla: int | None = None
+    dla_fallback: list[str] | None = None
+    workspace_mb: Count | None = None
+    optimization_level: int | None = None
+    tf32: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _registered(cls, value: Any) -> Any:
+        """A backend of a plug-in tells its version under its own name."""
+        name = value.get("backend") if isinstance(value, dict) else None
+        if not isinstance(name, str) or name in cls.model_fields:
+            return value
+        if not isinstance(value.get(name), str):
+            raise ValueError(f"no version of {plain(name)[:100]}")
+        return {key: found for key, found in value.items() if key != name}
 
 
 class Tensor(Form):
@@ -174,12 +221,23 @@ class Load(Form):
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    name: Text | None = None
+    device_memory_mb: Amount | None = None
+
+
+class Run(Form):
+    """The shapes of the outputs in the file that was asked for."""
+
+    outputs: dict[str, list[Count]] = {}
 
 
 class Clock(Form):
     """A clock's milliseconds in short."""
 
     p50_ms: Amount
+    p90_ms: Amount | None = None
+    p99_ms: Amount | None = None
+    n: Count | None = None
 
 
 class Time(Form):
@@ -190,6 +248,8 @@ class Time(Form):
     end_to_end: Clock | None = None
     per_second: Amount | None = None
     samples: dict[str, list[Amount]] | None = None
+    mode: Text | None = None
+    graph: bool | None = None
 
     @model_validator(mode="after")
     def _has_a_clock(self) -> "Time":
@@ -202,6 +262,7 @@ class LayerTime(Layer):
     """A layer's milliseconds."""
 
     ms: Amount
+    provider: Text | None = None
 
 
 class Profile(Form):
@@ -248,6 +309,7 @@ class Power(Form):
     mode: Literal["graph", "device", "end_to_end"]
     idle: Looks
     busy: Busy
+    graph: bool | None = None
 
 
 class Resident(Form):
@@ -264,5 +326,5 @@ class Resident(Form):
 
 FORMS: Mapping[str, type[Form]] = {
     "start": Boot, "hello": Hello, "signals": Signals, "stat": Stat, "build": Engine, "load": Load,
-    "time": Time, "profile": Profile, "power": Power, "memory": Resident,
-}  # fmt: skip  # of the others nothing is read
+    "run": Run, "time": Time, "profile": Profile, "power": Power, "memory": Resident,
+}  # fmt: skip  # the others have nothing to tell

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from kdcompile.core.errors import plain
+from kdcompile.remote.agent.messages import MOST_BYTES
 from kdcompile.remote.answer_types import CLOCKS, FORMS, Failure, Form, Unread
-from kdcompile.remote.process import MOST_BYTES, BadAnswer, parsed
+from kdcompile.remote.process import BadAnswer, parsed
 
 MOST_DEEP = 30
 MOST_CHARS = 4000  # of an error's text
@@ -76,8 +77,12 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
     """
     try:
         with ZipFile(path) as opened:
-            if any(entry.compress_type != ZIP_STORED for entry in opened.infolist()):
-                raise BadAnswer("outputs that are packed")  # a small file may be a large one
+            entries = opened.infolist()
+        # a small file may be a large one: packed, or with members that share their bytes
+        if any(entry.compress_type != ZIP_STORED for entry in entries):
+            raise BadAnswer("outputs that are packed")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise BadAnswer("outputs that are more than their file")
         with np.load(path, allow_pickle=False) as found:
             outputs = {plain(key): found[key] for key in found.files}
     except (OSError, ValueError, EOFError, MemoryError, BadZipFile, RuntimeError) as error:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import select
+import struct
 import sys
 import threading
 import zipfile
@@ -22,8 +23,9 @@ HUNG_UP = 1
 
 def say(kind: str, value: object) -> None:
     """Answer as the worker does, to no request."""
-    sys.stdout.write(json.dumps({"id": None, kind: value}) + "\n")
-    sys.stdout.flush()
+    body = json.dumps({"id": None, kind: value}).encode()
+    sys.stdout.buffer.write(b"\0kdc" + struct.pack(">Q", len(body)) + body)  # agent.messages
+    sys.stdout.buffer.flush()
 
 
 def stop(code: str, message: str, fix: str) -> None:

@@ -15,7 +15,9 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256, scratch
 from kdcompile.core.ports import Ports
 from kdcompile.remote import answers
+from kdcompile.remote.agent.messages import MOST_BYTES
 from kdcompile.remote.archive import agent_zip
+from kdcompile.remote.bounded import MOST_ARRAYS, MOST_FILE, Unbounded
 from kdcompile.remote.errors import (
     bad_answer,
     disk_full,
@@ -124,7 +126,7 @@ class Place(ABC):
             raise self.refuse(op, bad) from None
         raise worker_error(told, self.label)
 
-    def refuse(self, op: str, bad: BadAnswer) -> KDError:
+    def refuse(self, op: str, bad: Exception) -> KDError:
         """End a worker that is none; the error, which every later call raises."""
         self._lost = bad_answer(self.label, op, bad)
         self._worker.close(at_once=True)
@@ -153,16 +155,22 @@ class Place(ABC):
             self._copy_in(local, there, sha256)
         return there
 
-    def get(self, there: str, local: Path) -> None:
+    def get(self, there: str, local: Path, most: int = MOST_FILE) -> None:
         """Fetch a file; `local` is the old file or the whole new one.
 
         Raises:
-            KDError: `file-absent`, `copy-failed`, `board-lost`.
+            KDError: `file-absent`, `copy-failed`, `board-lost`; `board-answer`, it has more than
+                `most` bytes, or than it says.
         """
         found = self.call("stat", path=there)
         if not found["exists"]:
             raise file_absent(there, self.label)
-        self._copy_out(there, local, str(found["sha256"]), int(found["bytes"]))
+        try:
+            if found["bytes"] > most:
+                raise Unbounded(f"a file of more than {most} bytes")
+            self._copy_out(there, local, str(found["sha256"]), int(found["bytes"]))
+        except Unbounded as error:
+            raise self.refuse("stat", error) from None
 
     def record(self, there: str) -> dict[str, Any]:
         """What is written beside an engine there.
@@ -172,7 +180,7 @@ class Place(ABC):
         """
         with scratch() as folder:
             local = Path(folder) / "engine.json"
-            self.get(there, local)
+            self.get(there, local, MOST_BYTES)
             try:
                 return answers.record(local)
             except BadAnswer as bad:
@@ -200,10 +208,10 @@ class Place(ABC):
         self.call("run", inputs=self.inputs(arrays), outputs=outputs, name=name)
         with scratch() as folder:
             local = Path(folder) / "out.npz"
-            self._fetch(outputs, local)
             try:
+                self._fetch(outputs, local, MOST_ARRAYS)
                 return answers.arrays(local)
-            except BadAnswer as bad:
+            except (BadAnswer, Unbounded) as bad:
                 raise self.refuse("run", bad) from None
 
     def time(self, arrays: Arrays, name: str = "main", **options: Any) -> dict[str, Any]:
@@ -259,7 +267,8 @@ class Place(ABC):
         """Copy a small file, whatever lies there."""
 
     @abstractmethod
-    def _fetch(self, there: str, local: Path) -> None: ...
+    def _fetch(self, there: str, local: Path, most: int) -> None:
+        """Copy a file from there; `Unbounded` where it has more than `most` bytes."""
 
 
 def boot_command(backend: str, source: bytes | None = None) -> tuple[str, str, str, str]:

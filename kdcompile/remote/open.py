@@ -21,6 +21,7 @@ from kdcompile.core.backends import find, is_served, program
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing
 from kdcompile.core.report import Evidence
+from kdcompile.remote import bounded
 from kdcompile.remote.client import MIB, Place, boot_command
 from kdcompile.remote.errors import disk_full, file_absent, invalid, no_python
 from kdcompile.remote.process import Gone
@@ -97,7 +98,7 @@ class LocalPlace(Place):
 
     def _copy_out(self, there: str, local: Path, sha256: str, size: int) -> None:
         with replacing(local) as temporary:
-            self._fetch(there, temporary)
+            self._fetch(there, temporary, size)
             self._check_copy(temporary, sha256, there)
 
     def _send(self, local: Path, there: str) -> None:
@@ -110,9 +111,9 @@ class LocalPlace(Place):
             free = shutil.disk_usage(self.work).free / MIB
             raise disk_full(self.label, self.work, free, local.stat().st_size / MIB) from None
 
-    def _fetch(self, there: str, local: Path) -> None:
+    def _fetch(self, there: str, local: Path, most: int) -> None:
         try:
-            shutil.copyfile(there, local)
+            bounded.copy(there, local, most)
         except FileNotFoundError:
             raise file_absent(there, self.label) from None
 

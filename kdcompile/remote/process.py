@@ -1,4 +1,4 @@
-"""One worker process: a request line in, an answer line out, within a time and bounded memory."""
+"""One worker process: a message in, a message out, within a time and bounded memory."""
 
 import json
 import math
@@ -12,13 +12,12 @@ from threading import Thread
 from typing import IO, Any
 
 from kdcompile.core.errors import plain
+from kdcompile.remote.agent.messages import HEAD, MARK, message, size_in
+from kdcompile.remote.bounded import KEPT_LINES, LEAVE_S, keep_last
 
-KEPT_LINES, KEPT_CHARS = 20, 500
-LEAVE_S = 5.0
-MOST_BYTES = 8 << 20  # of one answer; that of a build, with ten thousand layers, is a quarter of it
-MOST_WAITING = 16  # answers that nobody asked for
+MOST_BEFORE = 1 << 16  # bytes before the first answer, as of a login shell's greeting
+MOST_WAITING = 2  # answers that nobody has asked for yet
 DIGITS = 20  # of a 64-bit mask
-PIECE = 1 << 16  # of a line of standard error
 LOOK_S = 0.5  # a signal that comes just before a wait is handled only when the wait returns
 
 
@@ -40,62 +39,72 @@ class BadAnswer(Exception):  # noqa: N818  # likewise
 
 
 class Answers:
-    """Lines that came and were not read yet.
+    """Messages that came and were not read yet.
 
     Args:
         clock: seconds, monotonic.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._lines = clock, Queue[bytes | BadAnswer | None]()
+        self._clock, self._waiting = clock, Queue[bytes | BadAnswer | None]()
 
     def take_all(self, stream: IO[bytes]) -> None:
-        """Take every line of a stream; what cannot be an answer is dropped at once.
+        """Take every message of a stream, after whatever text stands before the first.
 
         Raises:
-            BadAnswer: a line without an end, or answers without requests; `next` raises it too.
+            BadAnswer: bytes that are no message, or answers without requests; `next` raises it too.
         """
         try:
-            while line := stream.readline(MOST_BYTES + 1):
-                if len(line) > MOST_BYTES:
-                    raise BadAnswer(f"a line of more than {MOST_BYTES >> 20} MiB")
-                if not line.lstrip().startswith(b"{"):
-                    continue
-                if self._lines.qsize() >= MOST_WAITING:
+            head = _first_head(stream)
+            while len(head) == HEAD:
+                size = size_in(head)
+                body = stream.read(size)
+                if len(body) < size:
+                    break
+                if self._waiting.qsize() >= MOST_WAITING:
                     raise BadAnswer("answers to no request")
-                self._lines.put(line)
-        except BadAnswer as error:
-            self._lines.put(error)
-            raise
-        self._lines.put(None)
+                self._waiting.put(body)
+                head = stream.read(HEAD)
+        except (BadAnswer, ValueError) as error:
+            bad = BadAnswer(str(error))
+            self._waiting.put(bad)
+            raise bad from None
+        self._waiting.put(None)
 
     def next(self, number: int | None, timeout_s: float) -> dict[str, Any] | None:
         """The next answer; None where there will be none.
 
         Args:
             number: of the request. Only an error may come without: of a worker that cannot start.
-            timeout_s: for all that comes until then.
+            timeout_s: for all of it to come.
 
         Raises:
             TimeoutError, BadAnswer.
         """
         end = self._clock() + timeout_s
-        while True:
-            left = end - self._clock()
-            if left <= 0:
-                raise TimeoutError
-            try:
-                line = self._lines.get(timeout=min(left, LOOK_S))
-            except Empty:
-                continue
-            if line is None or isinstance(line, BadAnswer):
-                self._lines.put(line)  # for every later call
-                if line is None:
+        while (left := end - self._clock()) > 0:
+            with suppress(Empty):
+                body = self._waiting.get(timeout=min(left, LOOK_S))
+                if isinstance(body, bytes):
+                    return _checked(body, number)
+                self._waiting.put(body)  # for every later call
+                if body is None:
                     return None
-                raise line
-            found = _answer_in(line)
-            if found is not None:
-                return _checked(found, number)
+                raise body
+        raise TimeoutError
+
+
+def _first_head(stream: IO[bytes]) -> bytes:
+    """The first `HEAD` bytes of the first message; fewer at the end of the stream."""
+    found = stream.read(len(MARK))
+    for _ in range(MOST_BEFORE):
+        if found == MARK:
+            return found + stream.read(HEAD - len(MARK))
+        byte = stream.read(1)
+        if not byte:
+            return b""
+        found = found[1:] + byte
+    raise BadAnswer(f"no message among its first {MOST_BEFORE} bytes")
 
 
 def parsed(text: bytes) -> Any:
@@ -111,20 +120,17 @@ def parsed(text: bytes) -> Any:
         raise BadAnswer("it is nested too deep") from None
 
 
-def _answer_in(line: bytes) -> dict[str, Any] | None:
-    """The answer in a line; None where there is none, as in a login shell's greeting."""
+def _checked(body: bytes, number: int | None) -> dict[str, Any]:
     try:
-        found = parsed(line)
+        found = parsed(body)
     except ValueError:
-        return None
-    return found if isinstance(found, dict) and {"id", "ok", "error"} & set(found) else None
-
-
-def _checked(found: dict[str, Any], number: int | None) -> dict[str, Any]:
+        raise BadAnswer("it is no JSON") from None
+    if not isinstance(found, dict):
+        raise BadAnswer(f"a {type(found).__name__} where an object belongs")
     known, has_error = found.get("id"), "error" in found
-    if ("ok" in found) is has_error:
-        raise BadAnswer("it needs one of `ok` and `error`")
-    is_start = known is None and (has_error or number is None)
+    if ("ok" in found) is has_error or set(found) - {"id", "ok", "error"}:
+        raise BadAnswer("it needs an id and one of `ok` and `error`, and has others")
+    is_start = known is None and (number is None or (number == 1 and has_error))
     if not is_start and (type(known) is not int or known != number):
         raise BadAnswer(f"it is to request {plain(repr(known)[:40])}, not to {number}")
     return found
@@ -146,7 +152,7 @@ def _integer(text: str) -> int:
 
 
 class WorkerProcess:
-    """A process that answers JSON lines; its standard error is kept, a bounded part of it."""
+    """A process that answers messages; its standard error is kept, a bounded part of it."""
 
     def __init__(self, command: Sequence[str]) -> None:
         # of its own session, so that Ctrl-C reaches it through `close` and not in mid-answer
@@ -174,14 +180,13 @@ class WorkerProcess:
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a request and return its answer; raises what `answer` does."""
         self._requests += 1
-        line = json.dumps({"id": self._requests, **request}) + "\n"
-        self.send(line.encode())
+        self.send(message({"id": self._requests, **request}))
         return self.answer(timeout_s)
 
     def answer(self, timeout_s: float) -> dict[str, Any]:
         """The answer to the last request: `{"id", "ok"}` or `{"id", "error"}`.
 
-        Other lines on standard output, such as a login shell's greeting, are skipped.
+        Text on standard output before the first, such as a login shell's greeting, is skipped.
 
         Raises:
             TimeoutError: none came; the process is ended, for a late answer would be taken for
@@ -241,10 +246,7 @@ class WorkerProcess:
             self._process.kill()
 
     def _collect(self) -> None:
-        while line := _open(self._process.stderr).readline(PIECE):
-            text = line.decode(errors="replace").strip()
-            if text:
-                self._errors.append(plain(text[:KEPT_CHARS]))
+        keep_last(_open(self._process.stderr), self._errors)
 
 
 def _open(stream: IO[bytes] | None) -> IO[bytes]:

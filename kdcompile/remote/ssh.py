@@ -12,6 +12,8 @@ from tempfile import mkdtemp
 from urllib.parse import parse_qsl, urlsplit
 
 from kdcompile.core.errors import KDError
+from kdcompile.remote import bounded
+from kdcompile.remote.bounded import MOST_FILE
 from kdcompile.remote.client import MIB, Place, boot_command
 from kdcompile.remote.errors import (
     LOST,
@@ -187,7 +189,8 @@ class SshPlace(Place):
         if have > size:
             part.unlink()
         if have != size:
-            self._transfer(f"{'reget' if 0 < have < size else 'get'} {_quoted(there)} local", part)
+            verb = "reget" if 0 < have < size else "get"
+            self._transfer(f"{verb} {_quoted(there)} local", part, size)
         self._check_copy(part, sha256, there)
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -196,8 +199,8 @@ class SshPlace(Place):
     def _send(self, local: Path, there: str) -> None:
         self._upload("put", local, there)
 
-    def _fetch(self, there: str, local: Path) -> None:
-        self._transfer(f"get {_quoted(there)} local", local)
+    def _fetch(self, there: str, local: Path, most: int) -> None:
+        self._transfer(f"get {_quoted(there)} local", local, most)
 
     def _upload(self, verb: str, local: Path, there: str) -> None:
         """A copy to the board, whose server gives no reason where its disk is full."""
@@ -209,45 +212,38 @@ class SshPlace(Place):
             free = self._free_mb()
             raise disk_full(self.label, self.work, free, rest) if free < rest else error from None
 
-    def _transfer(self, line: str, local: Path) -> None:
+    def _transfer(self, line: str, local: Path, most: int = MOST_FILE) -> None:
         """One copy; `local` in the line is a link, so that no name from here is parsed there."""
         link = self._private / "local"
         with suppress(FileNotFoundError):
             link.unlink()
         link.symlink_to(local.absolute())
-        self._batch(line)
+        self._batch(line, most)
 
-    def _batch(self, line: str) -> None:
+    def _batch(self, line: str, most: int = MOST_FILE) -> None:
         """One command of sftp over the open connection.
 
         Raises:
+            Unbounded: it would write a file of more than `most` bytes here.
             KDError: `board-lost` where the worker is gone too, else `copy-failed`.
             ToolMissingError: `sftp-missing`, the server there offers none.
         """
         try:
-            done = self._run_sftp(line)
+            status, said = self._run_sftp(line, most)
         except subprocess.TimeoutExpired:
             raise copy_failed(self.label, [f"not done in {COPY_S:g} s"]) from None
-        if done.returncode:
+        if status:
             self.call("hello")  # raises where the board is gone
-            said = done.stderr.strip().splitlines() if done.returncode > 0 else []
-            if said[-1:] == [CLOSED] and self._run_sftp("pwd").returncode:
+            said = said if status > 0 else []
+            if said[-1:] == [CLOSED] and self._run_sftp("pwd")[0]:
                 raise no_sftp(self.label)
             raise copy_failed(self.label, said)
 
-    def _run_sftp(self, line: str) -> subprocess.CompletedProcess[str]:
+    def _run_sftp(self, line: str, most: int = MOST_FILE) -> tuple[int, list[str]]:
         host = self._address.host
         command = [self._sftp, "-q", "-b", "-", "-S", self._ssh, *self._options]
-        return subprocess.run(
-            [*command, "-o", "ControlMaster=no", f"[{host}]" if ":" in host else host],
-            input=line + "\n",
-            cwd=self._private,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=COPY_S,
-        )
+        words = [*command, "-o", "ControlMaster=no", f"[{host}]" if ":" in host else host]
+        return bounded.run(words, line + "\n", self._private, COPY_S, most)
 
 
 def _options(address: Address, socket: Path) -> list[str]:

@@ -5,7 +5,6 @@ an earlier training wrote. A budget of width asks of another family for a share 
 parameters, since the two have no widths in common.
 """
 
-import json
 import math
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.readers import parse_json
 from kdcompile.latency_model.network_cost import Network
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.models.timm_network import TIMM, timm_arguments
@@ -73,7 +73,7 @@ def _of_file(spec: Spec, teacher: nn.Module) -> dict[str, Any]:
     if "architecture" not in metadata:
         raise _unknown_architecture(spec, "do not name their architecture")
     try:
-        found: dict[str, Any] = json.loads(metadata["architecture"])
+        found: dict[str, Any] = parse_json(metadata["architecture"])
         student_from_architecture(teacher, found, spec.folder)
     except KDError:
         raise

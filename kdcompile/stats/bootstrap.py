@@ -121,7 +121,8 @@ def bca(
 def _left_out(samples: tuple[Floats, ...], statistic: Callable[..., Any]) -> Floats:
     """The statistic without each image in turn, [N]."""
     n = len(samples[0])
-    return np.array([statistic(*(np.delete(s, i) for s in samples), axis=-1) for i in range(n)])
+    kept = ~np.eye(n, dtype=bool)  # np.delete would lose the records of errors that have some
+    return np.array([statistic(*(s[rest] for s in samples), axis=-1) for rest in kept])
 
 
 def jackknife_reach(

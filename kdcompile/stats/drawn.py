@@ -45,14 +45,16 @@ def drawn_bounds(
     whole = metric(reference)
     if not whole:
         low, high = drawn_interval((errors,), metric.of, **options)
-        return float(np.maximum(0.0, low)), high
+        return (-high, -low) if metric.higher else (float(np.maximum(0.0, low)), high)
     found = drawn_interval(
         (reference, errors),
         lambda r, s, axis: contrast(metric.of(s, axis=axis), metric.of(r, axis=axis)),
         **options,
     )
     low, high = (whole * (ratio_of(end) - 1) for end in found)
-    return with_observed(metric(errors) - whole, low, high)
+    if metric.higher:
+        low, high = -high, -low
+    return with_observed(float(metric.worse_by(metric(errors), whole)), low, high)
 
 
 def drawn_interval(

@@ -22,6 +22,7 @@ class Counting(Task):
     output, unit = "density", "count"
     metrics, map_metrics = (MAE, RMSE), GAMES
     is_dense, parts = True, "by_density"
+    output_fit = "scale"  # an offset of each cell would put people where there are none
 
     def truth(self, photo: Photo) -> float:
         """The number of annotated points.
@@ -63,6 +64,7 @@ class Classification(Task):
     kind = like = "classification"
     output, unit = "logits", "class"
     metrics, parts, has_classes = (TOP1,), "by_class", True
+    output_fit = "temperature"
 
     def truth(self, photo: Photo) -> float:
         """The class's index."""
@@ -128,6 +130,7 @@ class Regression(Task):
     kind = like = "regression"
     output, unit = "value", "1"
     metrics, parts = (MAE, RMSE), "by_value"
+    output_fit = "affine"
 
     def truth(self, photo: Photo) -> float:
         """The annotated number."""

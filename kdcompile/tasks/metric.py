@@ -34,6 +34,8 @@ class Metric:
         told: for reports alone, as no share of it is a limit.
         draws: resamples that an interval takes where each value of the metric costs a user's
             time; None where it is computed at once for all.
+        records: of the records that errors carry (`kdcompile.tasks.records`), and no mean of the
+            errors themselves.
     """
 
     name: str
@@ -47,10 +49,11 @@ class Metric:
     whole: bool = False
     told: bool = False
     draws: int | None = None
+    records: bool = False
 
     def __call__(self, errors: Sequence[float] | Floats) -> float:
         """The metric of some errors [N]."""
-        return float(self.of(np.asarray(errors, np.float64), axis=-1))
+        return float(self.of(np.asanyarray(errors, np.float64), axis=-1))
 
     def worse_by(self, student: Any, teacher: Any) -> Any:
         """How much worse the student is, negative where it is better; numbers or arrays."""

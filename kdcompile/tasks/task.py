@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,11 @@ class Task(ABC):
     selects the student; map_metrics: of whole outputs, known only where these are available;
     is_dense: the output is a map over the image; has_classes: it is one number a class; takes_rows:
     its networks take and give any tensors, as rows (`kdcompile.core.ports`), and are held against
-    the teacher's outputs; axes: of which of these the values along an axis are scores of classes;
-    parts: the report's key for accuracy in `groups`.
+    the teacher's outputs; records: its predictions are rows, with a record that metrics of the set
+    read behind the error of the image (`kdcompile.tasks.recording`); axes: of which outputs of
+    `takes_rows` the values along an axis are scores of classes; parts: the report's key for
+    accuracy in `groups`; output_fit: what a trained student's output may be calibrated by
+    (`distill.output_calibration`), None where nothing is to be.
     """
 
     kind: ClassVar[str]
@@ -85,8 +88,10 @@ class Task(ABC):
     is_dense: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
     takes_rows: ClassVar[bool] = False
+    records: ClassVar[bool] = False
     axes: Mapping[str, Scores] = MappingProxyType({})
     parts: ClassVar[str]
+    output_fit: ClassVar[Literal["scale", "affine", "temperature"] | None] = None
 
     def objective(self) -> Any:
         """The class of its losses (`distill.objective.Objective`); None: those of `like`.
@@ -113,7 +118,7 @@ class Task(ABC):
     @property
     def uses_frames(self) -> bool:
         """Whether `within` looks at where a photo lies, or at the teacher's answer."""
-        return self.is_dense or self.takes_rows
+        return self.is_dense or self.takes_rows or self.records
 
     @property
     def metric(self) -> Metric:
@@ -155,7 +160,7 @@ class Task(ABC):
         metric = self.find_metric(name)
         return self.metric if metric.needs_outputs else metric
 
-    def scores(self, predicted: Sequence[float], true: Sequence[float]) -> dict[str, float]:
+    def scores(self, predicted: Sequence[Any], true: Sequence[float]) -> dict[str, float]:
         """Every metric of predictions by name."""
         errors = self.errors(predicted, true)
         return {metric.name: metric(errors) for metric in self.metrics}
@@ -184,13 +189,13 @@ class Task(ABC):
 
     @abstractmethod
     def predictions(self, output: NDArray[Any]) -> Floats:
-        """A batch's output [N, ...] as one number an image, float64 [N]."""
+        """A batch's output [N, ...] as one number an image, float64 [N]; or `records`, [N, W]."""
 
     def within(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """A batch's output [N, ...] without what a map [N, C, h, w] says of the padding."""
         return output * frame.inside(*output.shape[2:]) if self.is_dense else output
 
-    def errors(self, predicted: Sequence[float] | Floats, true: Sequence[float] | Floats) -> Floats:
+    def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
         return np.subtract(predicted, true, dtype=np.float64)
 
@@ -210,6 +215,23 @@ class Task(ABC):
         """Parts of the images whose accuracy is worth telling apart: thirds by true value."""
         return by_value(true)
 
+    def parts_of(
+        self, true: Floats, errors: Floats, classes: Sequence[str] | None
+    ) -> list[Stratum]:
+        """`groups` of images whose errors are known, of whichever network."""
+        return self.groups(true, classes)
+
+    def metric_of(self, metric: Metric, about: Mapping[str, Any]) -> Metric:
+        """The metric as one of `parts_of` is judged by it."""
+        return metric
+
+    def drawn(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """What a report draws of a map [1, C, h, w]: float32 [h, w], or uint8 indices of classes.
+
+        Over the whole input; 0, or `masks.IGNORED`, in the padding.
+        """
+        return (output[0, 0] * frame.inside(*output.shape[2:])).astype(np.float32)
+
     def map_errors(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
         """The errors of what `within` gave of one image by each of `map_metrics`, float64 [M]."""
         return np.zeros(0)
@@ -227,6 +249,20 @@ class Task(ABC):
         """The constant prediction that does best on the training images."""
         return float(np.median(train))
 
+    def constant_scores(
+        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+    ) -> dict[str, float]:
+        """Every metric of the best constant prediction, beside what a network predicted."""
+        return self.scores([self.constant(train)] * len(true), true)
+
+    def check_photo(self, photo: Photo, outputs: int) -> None:
+        """Refuse annotations of an image, beside its label, that do not fit so many outputs.
+
+        Raises:
+            KDError: what is wrong with them.
+        """
+        return  # a label is all there is
+
     @abstractmethod
     def check_output(self, shape: tuple[int, ...]) -> str | None:
         """What is wrong with an output of this shape for one image, or None."""
@@ -239,7 +275,8 @@ def find_task(kind: str) -> Task:
         KDError: `task-unknown`, or those of `plugins.find`.
     """
     import kdcompile.tasks.builtin
-    import kdcompile.tasks.generic  # noqa: F401  a cache key covers both
+    import kdcompile.tasks.generic
+    import kdcompile.tasks.segmentation  # noqa: F401  a cache key covers all of them
 
     return _made(plugins.find("tasks", str(kind), Task, "[task] kind, or a bundle's manifest.json"))
 

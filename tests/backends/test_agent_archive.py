@@ -15,6 +15,7 @@ import pytest
 from kdcompile.core.sources import sources_of
 from kdcompile.data import tiles
 from kdcompile.remote import archive
+from kdcompile.remote.agent.messages import message, read
 from kdcompile.remote.archive import NAME, START, agent_zip, bare
 from kdcompile.remote.client import boot_command, boot_source
 
@@ -104,14 +105,15 @@ def talk(command, sent=b"", **options):
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
     )
-    process.stdin.write(sent + b'{"id": 1, "op": "hello"}\n{"id": 2, "op": "quit"}\n')
+    asked = message({"id": 1, "op": "hello"}) + message({"id": 2, "op": "quit"})
+    process.stdin.write(sent + asked)
     process.stdin.flush()
-    lines = process.stdout.read().splitlines()
+    told = io.BytesIO(process.stdout.read())
     assert (process.wait(), process.stderr.read()) == (0, b"")
     process.stdin.close()
     process.stdout.close()
     process.stderr.close()
-    return [json.loads(line) for line in lines]
+    return list(iter(lambda: read(told), None))
 
 
 def test_it_starts_over_standard_input_in_isolation_and_leaves_no_file(tmp_path):
@@ -128,7 +130,7 @@ def test_it_needs_no_site_packages_to_say_that_numpy_is_absent(tmp_path):
     command = [sys.executable, "-S", "-I", tmp_path / NAME]
     done = subprocess.run(command, input=b"", capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (4, b"")
-    assert json.loads(done.stdout)["error"]["code"] == "numpy-missing"
+    assert read(io.BytesIO(done.stdout))["error"]["code"] == "numpy-missing"
 
 
 @pytest.fixture

@@ -1,21 +1,27 @@
 """Whatever a board answers is an error block in bounded memory, or a worker's answer."""
 
 import copy
+import hashlib
 import io
 import json
+import os
+import subprocess
 import zipfile
+from queue import Empty
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hostile_place import GOOD, HELLO, Clock, HostilePlace, line, start
+from hostile_place import GOOD, HELLO, Clock, HostilePlace, framed, reply, start
 
 from kdcompile.cli import cli
 from kdcompile.core.errors import EXIT_FIXABLE, KDError
-from kdcompile.remote import answers, open, process
+from kdcompile.remote import answers, bounded, client, open, process
+from kdcompile.remote.agent.messages import HEAD, MARK, MOST_BYTES, message
+from kdcompile.remote.agent.worker import PROTOCOL
 from kdcompile.remote.process import Answers, BadAnswer
 
-WRONG_LINES = {
+WRONG = {
     "ok-is-a-number": b'{"id": 2, "ok": 1}',
     "ok-is-null": b'{"id": 2, "ok": null}',
     "ok-is-a-list": b'{"id": 2, "ok": []}',
@@ -40,8 +46,21 @@ WRONG_LINES = {
     "infinite": b'{"id": 2, "ok": {"exists": true, "bytes": 1e999, "sha256": null}}',
     "an-endless-integer": b'{"id": 2, "ok": {"exists": true, "bytes": ' + b"9" * 400 + b"}}",
     "empty": b'{"id": 2, "ok": {}}',
-    "an-endless-line": b"{" * ((8 << 20) + 1),
-    "answers-to-nobody": b'{"id": 2, "ok": {"exists": false, "bytes": 0}}\n' * 17,
+    "no-json": b"{",
+    "a-list": b"[]",
+    "a-note": b'{"note": 1}',
+    "and-more": b'{"id": 2, "ok": {"exists": false, "bytes": 0, "sha256": null}, "more": 1}',
+    "a-field-more": b'{"id": 2, "ok": {"exists": false, "bytes": 0, "sha256": null, "more": 1}}',
+}
+GOOD_STAT = reply({"exists": False, "bytes": 0, "sha256": None}, 2)
+WRONG_BYTES = {name: framed(body) for name, body in WRONG.items()} | {
+    "too-long": framed(b"{" * (MOST_BYTES + 1)),
+    "a-length-of-2-to-the-63": framed(b"{}", 1 << 63),
+    "a-length-too-short": framed(GOOD_STAT[HEAD:], len(GOOD_STAT) - HEAD - 1),
+    "another-mark": b"\0KDC" + GOOD_STAT[4:] + b"x" * process.MOST_BEFORE,
+    "text-without-an-end": b"x" * (process.MOST_BEFORE + 5),
+    "text-after-it": framed(b"{}") + b"and the weather is fine",
+    "answers-to-nobody": reply({}, 9) * 17,
 }
 
 
@@ -57,20 +76,20 @@ def refused(action):
     return error.value
 
 
-@pytest.mark.parametrize("wrong", WRONG_LINES)
+@pytest.mark.parametrize("wrong", WRONG_BYTES)
 def test_a_wrong_answer_is_an_error_block(wrong):
-    place = HostilePlace(*start(), WRONG_LINES[wrong] + b"\n", *start())
+    place = HostilePlace(*start(), WRONG_BYTES[wrong], *start())
     error = refused(lambda: place.call("stat", path="x"))
     assert refused(lambda: place.call("hello")) is error  # and not the next line
 
 
 def test_there_are_as_many_wrong_answers_as_were_asked_for():
-    assert len(WRONG_LINES) >= 18
+    assert len(WRONG_BYTES) >= 18
 
 
 @pytest.mark.parametrize("op", GOOD)
 def test_a_right_answer_is_taken(op):
-    place = HostilePlace(*start(), line(GOOD[op], 2))
+    place = HostilePlace(*start(), reply(GOOD[op], 2))
     assert place.call(op) == GOOD[op]
 
 
@@ -94,7 +113,7 @@ def test_a_field_of_another_type_is_refused(op, path):
     for key in outer:
         inside = inside[key]
     inside[last] = [{"x": 1}] if isinstance(inside[last], dict | str | None) else "x"
-    place = HostilePlace(*start(), line(answer, 2))
+    place = HostilePlace(*start(), reply(answer, 2))
     refused(lambda: place.call(op))
 
 
@@ -104,6 +123,13 @@ def test_a_field_of_another_type_is_refused(op, path):
         ("hello", {"modes": ["graph"]}),
         ("hello", {"backend_version": "ten"}),
         ("hello", {"gpu": {"name": "Orin"}}),
+        ("hello", {"protocol": PROTOCOL - 1}),
+        ("hello", {"machine": {"driver_version": None, "cores": True}}),
+        ("hello", {"machine": {"driver_version": None, "governor": [["schedutil"]]}}),
+        ("hello", {"machine": {"driver_version": None, "clock_limits": {"gpu": {"a": {}}}}}),
+        ("build", {"backend": "custom"}),
+        ("build", {"backend": "custom", "custom": 1}),
+        ("run", {"outputs": {"density": [-1]}}),
         ("hello", {"gpu": {"name": "Orin", "compute_capability": "sm_87"}}),
         ("stat", {"exists": True}),
         ("stat", {"bytes": -1}),
@@ -118,21 +144,44 @@ def test_a_field_of_another_type_is_refused(op, path):
     ],
 )
 def test_a_value_that_no_worker_gives_is_refused(op, change):
-    place = HostilePlace(*start(), line(GOOD[op] | change, 2))
+    place = HostilePlace(*start(), reply(GOOD[op] | change, 2))
     refused(lambda: place.call(op))
+
+
+@pytest.mark.parametrize(
+    ("op", "more"),
+    [
+        ("hello", {"machine": HELLO["machine"] | {
+            "cpu": "A78", "usable_cores": 4, "threads": {"OMP_NUM_THREADS": "1"},
+            "cpu_boost": None, "clock_limits": {"gpu": {"max_hz": 7, "governor": "nv"}, "dla": 1},
+            "cpu_quota": "max 100000", "governor": ["performance", "schedutil"], "cpu_max_hz": 9,
+        }}),
+        ("build", {"backend": "custom", "custom": "1.0"}),
+        ("build", {"tensorrt": "10.3.0", "profile": {"a": [[1], [2], [3]]}, "dla_fallback": ["x"]}),
+    ],
+)  # fmt: skip
+def test_what_else_a_worker_tells_is_taken(op, more):
+    place = HostilePlace(*start(), reply(GOOD[op] | more, 2))
+    assert place.call(op) == GOOD[op] | more
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_no_answer_has_another_field(op):
+    place = HostilePlace(*start(), reply(GOOD[op] | {"another": 1}, 2))
+    assert "another: Extra inputs" in refused(lambda: place.call(op)).message
 
 
 def test_samples_that_were_asked_for_are_there():
     answer = {"wall": {"p50_ms": 1.0}}
-    assert HostilePlace(*start(), line(answer, 2)).call("time") == answer
+    assert HostilePlace(*start(), reply(answer, 2)).call("time") == answer
     for samples in ({}, {"wall": []}, {"other": [1.0]}):
-        place = HostilePlace(*start(), line(answer | {"samples": samples}, 2))
+        place = HostilePlace(*start(), reply(answer | {"samples": samples}, 2))
         refused(lambda place=place: place.call("time", samples=True))
 
 
-@pytest.mark.parametrize("first", [b'{"id": null, "ok": 1}\n', b'{"id": 7, "ok": {"work": "x"}}\n'])
+@pytest.mark.parametrize("first", [reply(1, None), reply({"work": "x"}, 7)])
 def test_a_wrong_start_is_an_error_block(first):
-    refused(lambda: HostilePlace(first, line(HELLO, 1)))
+    refused(lambda: HostilePlace(first, reply(HELLO, 1)))
 
 
 def test_a_wrong_hello_is_an_error_block():
@@ -141,40 +190,72 @@ def test_a_wrong_hello_is_an_error_block():
 
 def test_a_worker_that_cannot_start_says_so_without_a_number():
     error = {"code": "tensorrt-missing", "message": "none", "fix": "install"}
-    told = json.dumps({"id": None, "error": error}).encode() + b"\n"
+    told = message({"id": None, "error": error})
     with pytest.raises(KDError) as raised:
         HostilePlace(start()[0], told)
     assert (raised.value.code, raised.value.exit_code) == ("tensorrt-missing", 4)
 
 
-NOISE = b'{"note": 1}\n'
+def test_only_the_first_answer_may_be_an_error_without_a_number():
+    error = {"code": "tensorrt-missing", "message": "none", "fix": "install"}
+    place = HostilePlace(*start(), message({"id": None, "error": error}))
+    refused(lambda: place.call("stat", path="x"))
 
 
-def test_lines_that_keep_coming_do_not_put_the_end_off():
-    """The clock moves at each line: with 60 s for the answer, not all of them are read."""
-    clock = Clock(step=5.0)
+def test_the_wait_is_for_the_whole_answer():
+    """The clock moves at each look: with 60 s for the answer, it looks no more than so often."""
+    clock, looks = Clock(step=5.0), []
     answers = Answers(clock)
-    answers.take_all(io.BytesIO(NOISE * 15 + line({}, 1)))
+
+    def get(timeout):
+        looks.append(timeout)
+        raise Empty
+
+    answers._waiting.get = get
     with pytest.raises(TimeoutError):
         answers.next(1, 60.0)
     assert 60.0 <= clock.now <= 75.0
+    assert 10 <= len(looks) <= 12
 
 
-def test_noise_is_dropped_and_an_endless_line_is_not_kept():
-    class Endless:
+def test_text_before_the_first_message_is_skipped_and_bounded():
+    greeting = b"Welcome\n\0kd" * 3000 + b"\0"
+    answers = Answers(Clock())
+    answers.take_all(io.BytesIO(greeting + reply({}, 1)))
+    assert answers.next(1, 60.0) == {"id": 1, "ok": {}}
+    assert answers.next(2, 60.0) is None
+    with pytest.raises(BadAnswer, match="no message among its first 65536 bytes"):
+        Answers(Clock()).take_all(io.BytesIO(b"x" * (process.MOST_BEFORE + 4) + reply({}, 1)))
+
+
+def test_a_length_is_refused_before_anything_of_it_is_read():
+    class Endless(io.RawIOBase):
         given = 0
 
-        def readline(self, size):
+        def read(self, size):
             self.given += size
+            if self.given <= HEAD:
+                return framed(b"", MOST_BYTES + 1)[self.given - size : self.given]
             return b"x" * size
 
-    stream, answers = Endless(), Answers(Clock())
-    with pytest.raises(BadAnswer, match="more than 8 MiB"):
-        answers.take_all(stream)
-    assert stream.given == process.MOST_BYTES + 1
-    quiet = Answers(Clock())
-    quiet.take_all(io.BytesIO(b"Welcome\n" * 100_000))
-    assert quiet._lines.qsize() == 1  # the end
+    stream = Endless()
+    with pytest.raises(BadAnswer, match="8388609 bytes, more than 8 MiB"):
+        Answers(Clock()).take_all(stream)
+    assert stream.given == HEAD
+
+
+def test_as_many_bytes_as_are_allowed_are_an_answer():
+    body = message({"id": 1, "ok": {}})[HEAD:]
+    answers = Answers(Clock())
+    answers.take_all(io.BytesIO(framed(body + b" " * (MOST_BYTES - len(body)))))
+    assert answers.next(1, 60.0) == {"id": 1, "ok": {}}
+
+
+def test_the_first_lines_write_the_same_messages():
+    text = client.boot_source().decode()
+    assert f'b"{repr(MARK)[2:-1]}"'.replace("\\x00", "\\0") in text
+    told = {"id": None, "ok": {"work": "x"}}
+    assert message(told) == framed(json.dumps(told).encode())
 
 
 SPEAKS = "\x1b]0;owned\x07\x1b[31mred\u202e\x9b2J\ud800"
@@ -187,7 +268,7 @@ def test_what_a_board_says_does_not_speak_to_a_terminal():
     assert place.about["module"] == ESCAPED
     assert place.about["clocks"] == {ESCAPED: 1}
     told = {"code": "file", "message": SPEAKS, "fix": SPEAKS}
-    wrong = json.dumps({"id": 2, "error": told}).encode() + b"\n"
+    wrong = message({"id": 2, "error": told})
     with pytest.raises(KDError) as error:
         HostilePlace(*start(), wrong).call("stat", path="x")
     assert (error.value.message, error.value.fix) == (ESCAPED, ESCAPED)
@@ -226,9 +307,27 @@ def _claims(path):
         opened.writestr("x.npy", head.getvalue())
 
 
+def _shared(path):
+    """Two members that are the same bytes of the file."""
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("x.npy", b"x" * 5000)
+        twin = copy.copy(opened.getinfo("x.npy"))
+        twin.filename = "y.npy"
+        opened.filelist.append(twin)
+
+
+def _long(path):
+    with path.open("wb") as stream:
+        stream.truncate(bounded.MOST_ARRAYS + 1)
+
+
 @pytest.mark.parametrize(
     "write",
     [
+        _shared,
+        _long,
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
         lambda path: path.write_bytes(b"no npz"),
         lambda path: path.write_bytes(b""),
         lambda path: _saved(path),
@@ -240,9 +339,49 @@ def _claims(path):
 )
 def test_outputs_that_are_no_arrays_are_refused(write, tmp_path):
     write(tmp_path / "run-far-out.npz")
-    place = HostilePlace(*start(), line({}, 2), work=str(tmp_path))
+    place = HostilePlace(*start(), reply({}, 2), work=str(tmp_path))
     place.inputs = lambda arrays: "in.npz"
     refused(lambda: place.run({}))
+
+
+STAT = {"exists": True, "bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
+
+
+def test_a_file_that_is_longer_than_it_says_is_not_copied(tmp_path):
+    (tmp_path / "there").write_bytes(b"12345" + b"6" * (1 << 20))
+    place = HostilePlace(*start(), reply(STAT, 2), *start())
+    error = refused(lambda: place.get(str(tmp_path / "there"), tmp_path / "here"))
+    assert "more than 5 bytes" in error.message
+    assert refused(lambda: place.call("hello")) is error
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_file_that_says_to_be_longer_than_any_is_not_copied(tmp_path):
+    place = HostilePlace(*start(), reply(STAT | {"bytes": bounded.MOST_FILE + 1}, 2))
+    refused(lambda: place.get(str(tmp_path / "there"), tmp_path / "here"))
+    (tmp_path / "there").write_bytes(b"12345")
+    HostilePlace(*start(), reply(STAT, 2)).get(str(tmp_path / "there"), tmp_path / "here")
+    assert (tmp_path / "here").read_bytes() == b"12345"
+    place = HostilePlace(*start(), reply(STAT, 2))
+    refused(lambda: place.get(str(tmp_path / "there"), tmp_path / "here", most=4))
+
+
+def test_a_program_that_writes_a_file_without_end_is_ended(tmp_path):
+    words = ["sh", "-c", "exec cat /dev/zero > file"]
+    with pytest.raises(bounded.Unbounded):
+        bounded.run(words, "", tmp_path, 20, most=100_000)
+    assert (tmp_path / "file").stat().st_size <= 101_000
+    words = ["sh", "-c", "read a; echo $a >&2; printf '\\033[2J' >&2; printf %5000s > file; exit 3"]
+    assert bounded.run(words, "given\n", tmp_path, 20, 5000) == (3, ["given", r"\x1b[2J"])
+    assert (tmp_path / "file").stat().st_size == 5000
+
+
+def test_a_program_that_never_ends_or_talks_without_end_is_ended(tmp_path):
+    for code in ("sleep 60", "exec cat /dev/zero >&2", "exec yes"):
+        with pytest.raises(subprocess.TimeoutExpired):
+            bounded.run(
+                ["sh", "-c", f"exec {code}".replace("exec exec", "exec")], "", tmp_path, 0.3
+            )
 
 
 @pytest.mark.parametrize(
@@ -256,6 +395,6 @@ def test_a_record_that_is_none_is_refused(text, tmp_path):
 
 def test_a_record_without_an_end_is_not_read(tmp_path):
     with (tmp_path / "engine.json").open("wb") as stream:
-        stream.truncate(process.MOST_BYTES + 1)
+        stream.truncate(MOST_BYTES + 1)
     with pytest.raises(BadAnswer, match="more than 8 MiB"):
         answers.record(tmp_path / "engine.json")

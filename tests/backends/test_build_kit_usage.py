@@ -13,6 +13,7 @@ from kdcompile.gates.board_record import NoUsage, read_record
 from kdcompile.gates.resources import of_board
 from kdcompile.remote import usage
 from kdcompile.remote.agent import second_worker
+from kdcompile.remote.agent.messages import message
 from kdcompile.remote.archive import NAME, packed
 
 SENSOR = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
@@ -114,21 +115,31 @@ def test_nothing_ships_and_nothing_is_read(kit, run):
     assert of_board(read_record(record, "device.json").usage) is None
 
 
+def _failure(code, text):
+    return {"code": code, "message": text, "fix": "see there"}
+
+
+def _tells(*answers):
+    """A program that answers so, whatever it is asked."""
+    sent = b"".join(map(message, answers))
+    return f"import sys\nw = sys.stdout.buffer.write\nw({sent!r})\n"
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
         ("import os\nos._exit(9)", "worker-died: the worker ended in the middle of memory"),
         (
-            'import json\nprint(json.dumps({"id": None, "error": {"code": "tensorrt-missing",'
-            ' "message": "no module", "fix": "install it"}}))',
+            _tells({"id": None, "error": _failure("tensorrt-missing", "no module")}),
             "tensorrt-missing: no module",
         ),
         (
-            'import json, sys\nfor i, line in enumerate(sys.stdin):\n'
-            '    answer = {"ok": {}} if i == 0 else {"error": {"code": "cuda-error",'
-            ' "message": "out of\\n memory", "fix": "free some"}}\n'
-            '    print(json.dumps(answer), flush=True)',
+            _tells({"ok": {}}, {"error": _failure("cuda-error", "out of\n memory")}),
             "cuda-error: out of memory",
+        ),
+        (
+            _tells({"ok": {}}, {"ok": {}}) + "w(b'\\0kdc' + bytes(7) + b'9{\"ok\": ')",
+            "worker-died: the worker ended in the middle of time",
         ),
     ],
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Places of this machine, the grammar of `--via`, and a worker's process that misbehaves."""
 
-import json
+import io
 import signal
 import sys
 import threading
@@ -9,13 +9,13 @@ from queue import Empty
 
 import numpy as np
 import pytest
-from hostile_place import HELLO, Clock
-from hostile_place import line as hello
+from hostile_place import HELLO, Clock, reply
 
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.core.errors import KDError, ToolMissingError
 from kdcompile.remote import bootstrap, client
 from kdcompile.remote.agent.errors import FIXES
+from kdcompile.remote.agent.messages import read
 from kdcompile.remote.archive import packed
 from kdcompile.remote.bootstrap import HUNG_UP
 from kdcompile.remote.errors import TOOLS, worker_error
@@ -105,7 +105,7 @@ def test_a_worker_that_dies_says_its_last_words(monkeypatch):
 
 
 def test_a_worker_that_is_silent_is_stopped(monkeypatch):
-    slow = b"import sys, time\nfor line in sys.stdin: time.sleep(60)"
+    slow = b"import sys, time\nsys.stdin.buffer.read(1); time.sleep(60)"
     agent_is(monkeypatch, slow)
     monkeypatch.setattr(client, "TIMEOUT_S", 0.2)
     error = failure(open_place, None, BACKEND)
@@ -115,20 +115,20 @@ def test_a_worker_that_is_silent_is_stopped(monkeypatch):
 
 SLOW = b"""
 import sys, time
-for line in sys.stdin:
-    sys.stdout.buffer.write(%r)
-    sys.stdout.flush()
-    time.sleep(600)
-""" % hello(HELLO, 1)
-INTERRUPTS = b"""
-import os, signal, sys, time
-sys.stdin.readline()
+sys.stdin.buffer.read(1)
 sys.stdout.buffer.write(%r)
 sys.stdout.flush()
-sys.stdin.readline()
+time.sleep(600)
+""" % reply(HELLO, 1)
+INTERRUPTS = b"""
+import os, signal, sys, time
+sys.stdin.buffer.read1(1000)
+sys.stdout.buffer.write(%r)
+sys.stdout.flush()
+sys.stdin.buffer.read1(1000)
 os.kill(os.getppid(), signal.SIGALRM)
 time.sleep(600)
-""" % hello(HELLO, 1)
+""" % reply(HELLO, 1)
 
 
 def test_an_interruption_ends_the_worker(monkeypatch):
@@ -158,7 +158,7 @@ def test_no_wait_for_an_answer_is_long():
         raise Empty
 
     answers = Answers(clock)
-    answers._lines.get = get
+    answers._waiting.get = get
     with pytest.raises(TimeoutError):
         answers.next(1, 60.2)
     assert sum(waits) == pytest.approx(60.2)
@@ -226,14 +226,14 @@ def test_a_python_that_is_too_old(monkeypatch, tmp_path):
 
 
 def test_a_user_without_a_home_is_told_so_and_gets_no_folder_called_tilde(
-    monkeypatch, tmp_path, capsys
+    monkeypatch, tmp_path, capfdbinary
 ):
     monkeypatch.delenv("KDCOMPILE_CACHE")
     monkeypatch.setattr(bootstrap.os.path, "expanduser", lambda path: path)  # as it then does
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as leave:
         bootstrap.main()
-    told = json.loads(capsys.readouterr().out)["error"]
+    told = read(io.BytesIO(capfdbinary.readouterr().out))["error"]
     assert (leave.value.code, told["code"]) == (4, "work-folder")
     assert "KDCOMPILE_CACHE" in told["fix"]
     assert list(tmp_path.iterdir()) == []
@@ -270,9 +270,9 @@ def test_a_full_disk_under_the_worker_is_named():
     assert (other.code, other.fix) == ("file", "look")
 
 
-def test_noise_on_standard_output_is_skipped():
-    code = "print('Welcome'); print('[1]'); print('{}'); print('{\"id\": null, \"ok\": {}}')"
-    process = WorkerProcess([sys.executable, "-c", code])
+def test_what_stands_before_the_first_answer_is_skipped():
+    begin = "import sys; w = sys.stdout.buffer.write; w(b'Welcome\\n{}\\0kd\\0'); "
+    process = WorkerProcess([sys.executable, "-c", f"{begin}w({reply({}, None)!r})"])
     assert process.answer(20) == {"id": None, "ok": {}}
     with pytest.raises(Gone) as gone:
         process.answer(20)

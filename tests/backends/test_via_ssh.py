@@ -96,6 +96,24 @@ def test_round_trip(board, onnx_files, tmp_path):
     assert not list(board.home.rglob("MARK"))
 
 
+def test_a_longer_file_than_the_board_said_is_not_copied(board, tmp_path, monkeypatch):
+    local = file_of(tmp_path / "one", 300_000, seed=1)
+    with open_place(board.via(), BACKEND) as place:
+        there = place.put(local)
+        place._fetch(there, tmp_path / "two", 300_000)
+        assert (tmp_path / "two").read_bytes() == local.read_bytes()
+        say = place.call
+        less = {"exists": True, "bytes": 1000, "sha256": "0" * 64}
+        monkeypatch.setattr(place, "call", lambda op, **v: less if op == "stat" else say(op, **v))
+        with pytest.raises(KDError) as error:
+            place.get(there, tmp_path / "three")
+        assert (error.value.code, "more than 1000 bytes" in error.value.message) == (
+            "board-answer",
+            True,
+        )
+    assert all(path.stat().st_size <= 2000 for path in tmp_path.glob(".three*"))
+
+
 def test_a_file_is_copied_once(board, sftp, tmp_path):
     log, _ = sftp
     local = file_of(tmp_path / "one", 1000, seed=1)

@@ -81,7 +81,7 @@ def test_modes(loaded, image, mode, expected):
     assert [clock for clock in CLOCKS if answer[clock]] == list(expected)
     for clock, ms in expected.items():
         assert answer[clock]["n"] == len(answer["samples"][clock]) == 5
-        assert 0 < answer[clock]["min_ms"] <= answer[clock]["p50_ms"] <= answer[clock]["p99_ms"]
+        assert 0 < answer[clock]["p50_ms"] <= answer[clock]["p99_ms"]
         if ms is not None:
             assert answer[clock]["p50_ms"] == pytest.approx(ms)
     log = scene.driver.log

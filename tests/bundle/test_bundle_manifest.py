@@ -132,7 +132,7 @@ def test_unknown_schema_names_the_version_that_wrote_it(bundle):
 @pytest.mark.parametrize("text", ["{", "", '{"schema": 1}', "[" * 100_000, '{"schema": 1e999}'])
 def test_manifest_that_is_no_manifest(bundle, text):
     (bundle / "manifest.json").write_text(text)
-    refused(bundle, "bundle-missing" if "e9" in text else "bundle-corrupt")
+    refused(bundle)
 
 
 @pytest.mark.parametrize("text", ["[]", '"x"', "null", "{}", '{"schema": true}'])

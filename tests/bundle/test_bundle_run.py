@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import tiny_bundle
 from command_line import CommandLine, refusal
 from documents import check_document
 from PIL import Image
@@ -62,10 +65,10 @@ def rows_of(photos, preprocess, network, out=None):
     return [row for _, row in BundleRun(task, None, preprocess, network, "fp32", photos, out)]
 
 
-def infer(bundle, *arguments):
+def infer(bundle, *arguments, cwd=None):
     return subprocess.run(
         [sys.executable, str(bundle.folder / "infer.py"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=600, check=False, cwd=cwd,
     )  # fmt: skip
 
 
@@ -133,6 +136,64 @@ def test_sample_names_the_photo_it_cannot_read(bundle, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_sample_tells_each_bad_photo_and_runs_the_others(bundle, photos, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    (tmp_path / "cut.png").write_bytes(photos[0].read_bytes()[:-900])
+    name = "::stop-commands::a\x1b[2J\u202e.png"
+    (tmp_path / name).write_bytes(photos[0].read_bytes())
+    done = infer(
+        bundle, tmp_path / "torn.png", photos[0], tmp_path / "cut.png", tmp_path / "absent.png",
+        name, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    first, second = done.stdout.splitlines()
+    assert first.split("\t")[0] == str(photos[0])
+    assert second.split("\t")[0] == "\\::stop-commands::a\\x1b[2J\\u202e.png"
+    assert [line.split(": ")[:2] for line in done.stderr.splitlines()] == [
+        ["error", str(tmp_path / f"{name}.png")] for name in ("torn", "cut", "absent")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "value", "shape", "says"),
+    [
+        (("image", "second"), 1.0, (1, 1, 4, 6), "the network does not run: "),
+        (("image",), np.nan, (1, 1, 4, 6), "photo.png: the network gives NaN or infinity"),
+        (("image",), 1.0, (1, 7), "the network gives [1, 7], which is no counting"),
+        (("image",), 1.0, (1, 2, 4, 6), "the network gives [1, 2, 4, 6]"),
+    ],
+)
+def test_a_network_of_another_kind_is_one_error(
+    command, bundle, photos, tmp_path, inputs, value, shape, says
+):
+    """In the sample and in `run`; the results of earlier images stay."""
+    network = onnx.parser.parse_model(_MODEL)
+    given = network.graph.input.pop()
+    for name in inputs:
+        given.name = name
+        network.graph.input.append(given)
+    constant = onnx.numpy_helper.from_array(np.full(shape, value, np.float32), "density")
+    network.graph.initializer.append(constant)
+    bundle.model.write_bytes(network.SerializeToString())
+    tiny_bundle.resealed(bundle.folder)
+    done = infer(bundle, photos[0])
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert says in line
+    assert "Traceback" not in done.stderr
+    code, text = command("run", bundle.folder, photos[0], "-o", tmp_path / "drawn")
+    assert (code, text.count("error[")) == (1, 1), text
+    assert not (tmp_path / "drawn").exists()
+
+
+_MODEL = """
+<ir_version: 8, opset_import: ["" : 17]>
+agraph (float[N, K, H, W] image) => (float[A, B, C, D] out) {
+    out = Identity(density)
+}
+"""
+
+
 def test_sample_is_python_38_and_imports_nothing_of_kdcompile():
     import kdcompile.bundle
 
@@ -177,8 +238,8 @@ def test_no_overlay_replaces_an_input(bundle, preprocess, tmp_path):
     assert (tmp_path / "private").read_text() == "mine"
     drawn = [Path(row["overlay"]).name for row in rows]
     assert drawn[0] == "a-3_density.png"
-    assert drawn[3] == "elsewhere_density.png"
-    assert not (folder / drawn[3]).is_symlink()
+    assert drawn[3] == "elsewhere-2_density.png"
+    assert (folder / "elsewhere_density.png").is_symlink()
     again = count_with(bundle, preprocess, photos, folder)  # an earlier run's are replaced
     assert again == rows
     assert not [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
@@ -239,8 +300,9 @@ def test_one_bad_photo_is_one_line_and_the_others_are_counted(command, bundle, p
     assert [row.split()[1] for row in command.out.splitlines()] == [str(p) for p in photos[:2]]
     code, error = command("run", bundle.folder, *given, "-o", tmp_path / "drawn", "--json")
     assert error.splitlines() == [line]
-    rows = json.loads(command.out)
-    check_document("run", rows)
+    rows = [json.loads(line) for line in command.out.splitlines()]
+    for row in rows:
+        check_document("run", row)
     assert code == 1
     assert [row["photo"] for row in rows] == [str(p) for p in given]
     assert ["count" in row for row in rows] == [True, False, True]
@@ -256,12 +318,27 @@ def test_ctrl_c_keeps_what_was_counted(command, bundle, photos, tmp_path, monkey
         return read_pixels(photo, channels)
 
     monkeypatch.setattr("kdcompile.bundle.run.read_pixels", interrupted)
-    code, _ = command("run", bundle.folder, *photos, "-o", tmp_path / "drawn", *options)
+    code, told = command("run", bundle.folder, *photos, "-o", tmp_path / "drawn", *options)
     assert code == 130
-    if options:
-        assert [row["photo"] for row in json.loads(command.out)] == [str(photos[0])]
-    else:
-        assert [line.split()[1] for line in command.out.splitlines()] == [str(photos[0])]
+    assert "1 of 3 images are done, and their results are printed" in told
+    (line,) = command.out.splitlines()
+    assert (json.loads(line)["photo"] if options else line.split()[1]) == str(photos[0])
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["lines", "json"])
+def test_each_result_is_printed_before_the_next_image_is_read(
+    command, bundle, photos, tmp_path, monkeypatch, options
+):
+    printed, out = [], io.StringIO()
+
+    def watched(photo, channels):
+        printed.append(len(out.getvalue().splitlines()))
+        return read_pixels(photo, channels)
+
+    monkeypatch.setattr("kdcompile.bundle.run.read_pixels", watched)
+    with redirect_stdout(out):
+        command("run", bundle.folder, *photos, "-o", tmp_path / "drawn", *options)
+    assert printed == [0, 1, 2]
 
 
 def test_what_ends_the_whole_run_is_one_error_and_no_document(

@@ -13,7 +13,8 @@ import pytest
 from cpp_sample import STUBS, compile_, includes, infer, save_engine
 from PIL import Image
 
-from kdcompile.bundle.samples import Tensor, float32, literal, write_cpp
+from kdcompile.bundle.samples import Tensor, float32, write_cpp
+from kdcompile.core.escape import c_string
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.tasks.task import find_task
 
@@ -294,7 +295,7 @@ def test_cmake_builds_it(tmp_path):
 
 
 def test_literals_of_cpp():
-    assert literal('a "b"\\\n') == r'"a \042b\042\134\012"'
+    assert c_string('a "b"\\\n') == r'"a \042b\042\134\012"'
     assert float32(0.09) == "0.0900000036f"
     assert float32(1.0) == "1.0f"
     assert float32(1e-20) == "9.99999968e-21f"

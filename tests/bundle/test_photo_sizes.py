@@ -173,7 +173,7 @@ def test_other_outputs_are_of_the_whole_input(infer, photo, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     constants = json.loads(json.dumps(preprocess.to_json()))
     inputs = infer.tensors(str(photo), constants)
-    infer.written(str(photo), {"scores": network(torch.from_numpy(inputs["image"])).numpy()})
+    infer.written(str(photo), {"scores": network(torch.from_numpy(inputs["image"])).numpy()}, set())
     for file in (Path(row["file"]), tmp_path / "photo_outputs.npz"):
         with np.load(file) as arrays:
             assert arrays["scores"][0] == pytest.approx(wanted, rel=1e-5)

@@ -80,7 +80,7 @@ def table_of(model: ModelProto, calibrator: str = "minmax") -> CalibrationTable:
 
 def test_ranges_are_those_of_the_tensors() -> None:
     model = network()
-    assert tensors_to_observe(model) == ["image", "p1", "r2"]
+    assert tensors_to_observe(model) == ["image", "p1", "r2", "c2"]  # the last for its sum
     found = collect(model, photos(), ["image", "p1", "r2"])
     watched = network()
     watched.graph.output.append(helper.make_tensor_value_info("r2", TensorProto.FLOAT, None))

@@ -6,6 +6,7 @@ from onnx import ModelProto, TensorProto
 from onnx_graphs import Graph, chain, images, residual, table_of
 
 from kdcompile import targets
+from kdcompile.calib.collect import tensors_to_observe, tensors_to_quantise
 from kdcompile.calib.mixed import mixed_model
 from kdcompile.calib.qdq import insert_qdq
 from kdcompile.calib.residual import residual_branches
@@ -113,8 +114,8 @@ def test_of_two_convolutions_the_later_one_adds() -> None:
     model = shortcut()
     (add,) = (node for node in model.graph.node if node.op_type == "Add")
     names = names_of(model)
-    known = residual_branches(model, names, {*table_of(model).tensors, "short"})
-    assert known == {add.output[0]: "short"}
+    assert residual_branches(model, names, {"short"}) == {add.output[0]: "short"}
+    assert residual_branches(model, names) == {add.output[0]: "short"}
     assert residual_branches(model, names, set()) == {}  # without a range there is no pair
 
 
@@ -123,3 +124,20 @@ def test_sums_with_a_pair_stay_float32() -> None:
     types = element_types(paired)
     terms = [name for node in paired.graph.node if node.op_type == "Add" for name in node.input]
     assert {types[name] for name in terms} == {TensorProto.FLOAT}
+
+
+def test_the_convolution_on_a_skip_has_a_range_and_a_pair() -> None:
+    """No layer reads it, so that only `residual_branches` asks for its range."""
+    model = shortcut()
+    assert "short" not in tensors_to_quantise(model)
+    assert tensors_to_observe(model) == [*tensors_to_quantise(model), "short"]
+    plain, paired = both(model)
+    assert sums(plain) == [["Conv", "Conv"]]
+    assert sums(paired) == [["Conv", "DequantizeLinear"]]
+    assert pooled_sqnr(outputs(model), outputs(paired)) > 25
+    assert kinds(plain).count("reformat") >= kinds(paired).count("reformat")
+
+
+def test_a_network_without_such_sums_is_observed_where_its_layers_read() -> None:
+    for model in (chain(3), residual()):
+        assert tensors_to_observe(model) == tensors_to_quantise(model)

@@ -17,6 +17,7 @@ SCHEMAS = {
     "example-workflow.yml": ("vendor.github-workflows", "    runs-on"),
     "gitlab.yml": ("vendor.gitlab-ci", "    when"),
 }
+OWN = re.compile(r"uses: OWNER/kdcompile/ci@COMMIT$")
 PINNED = re.compile(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 INPUT = re.compile(r"inputs\.([\w-]+)")
 # stands for kdcompile: writes down its words, one a line, leaves a verdict and an exit code
@@ -204,11 +205,29 @@ def test_schema(name, tmp_path):
     assert check_schema(made, schema).exit_code == 1, "the schema checks nothing"
 
 
-def test_every_foreign_action_is_pinned_to_a_commit():
-    for name in ("action.yml", "example-workflow.yml"):
-        lines = [line for line in (CI / name).read_text().splitlines() if "uses:" in line]
-        assert lines
-        assert all(PINNED.search(line) for line in lines if "OWNER/kdcompile" not in line), lines
+def unpinned(text):
+    """The lines that use an action by anything but a commit; COMMIT stands for the user's own."""
+    lines = [line for line in text.splitlines() if re.search(r"\buses:", line)]
+    return [line for line in lines if not PINNED.search(line) and not OWN.search(line)]
+
+
+def test_every_action_is_pinned_to_a_commit():
+    texts = [*CI.glob("*.yml"), *CI.parent.glob("docs/*.md"), CI.parent / "README.md"]
+    texts += CI.parent.glob(".github/**/*.yml")
+    assert sum(path.read_text().count("uses:") for path in texts) >= 9
+    assert {
+        path.name: unpinned(path.read_text()) for path in texts if unpinned(path.read_text())
+    } == {}
+
+
+@pytest.mark.parametrize(
+    "action",
+    ["actions/checkout@v6", "actions/checkout@main", "actions/checkout", "OWNER/kdcompile/ci@main",
+     "actions/checkout@de0fac2e4500dabe0009e67214ff5f5447ce83dd",
+     "actions/checkout@de0fac2 # v6.0.2"],
+)  # fmt: skip
+def test_a_tag_or_a_branch_is_refused(action):
+    assert unpinned(f"  - uses: {action}\n") == [f"  - uses: {action}"]
 
 
 def test_inputs_are_declared_used_and_never_pasted_into_shell():

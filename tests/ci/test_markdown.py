@@ -3,8 +3,9 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from kdcompile.ci.markdown import LONGEST_CELL, MOST_ROWS, escape, markdown
+from kdcompile.ci.markdown import LONGEST_CELL, MOST_ROWS, markdown
 from kdcompile.ci.outcome import Outcome
+from kdcompile.core import escape
 
 NASTY = [
     "a|b", "a\\|b", "`x`|`y`", "<script>alert(1)</script>", "[link](http://x.y)", "*b* _i_ ~~s~~",
@@ -37,19 +38,19 @@ def test_any_text_is_shown_as_it_is_in_one_cell(text):
 
 
 def test_nobody_is_called_and_nothing_is_linked():
-    text = escape("@all see https://example.org and www.example.org")
+    text = escape.markdown("@all see https://example.org and www.example.org")
     assert "@" not in text
     assert "://" not in text
     assert "www." not in text
 
 
 def test_no_word_becomes_a_picture():
-    assert ":tada:" not in escape("a :tada: b::c")
+    assert ":tada:" not in escape.markdown("a :tada: b::c")
 
 
 def test_plain_words_stay_as_they_are():
     text = "p50 +4.9 % (+4.1 % to +5.7 %); error{x}: artifact-missing #3!"
-    assert escape(text) == text
+    assert escape.markdown(text) == text
 
 
 def test_the_heading_has_the_verdict():

@@ -56,6 +56,30 @@ def test_the_bundle_of_another_spec_of_this_name_stays(made, command, tmp_path):
     assert (code, "spec-invalid" in text) == (1, True)
 
 
+def test_the_bundle_of_another_spec_is_replaced_by_force(made, command, tmp_path):
+    place = install(made[1], tmp_path / "dist/x", tmp_path / "a")
+    (place / "infer.py").write_text("changed")
+    tiny_bundle.resealed(place)
+    with pytest.raises(KDError, match="is of another spec") as caught:
+        install(made[1], place, tmp_path / "b")
+    assert "--force" in caught.value.fix
+    install(made[1], place, tmp_path / "b", force=True)
+    assert read_bundle(place).manifest["spec"] == spec_id(tmp_path / "b", place)
+    assert "changed" not in (place / "infer.py").read_text()
+    (place / "mine.txt").write_text("mine")  # what no build put there stays, by force too
+    with pytest.raises(KDError, match=r"mine\.txt"):
+        install(made[1], place, tmp_path / "a", force=True)
+    assert command("bundle", "a", "--force")[0] == 2
+    shutil.copytree(tiny_bundle.built(), tmp_path / "c", ignore=shutil.ignore_patterns("bundle"))
+    (place / "mine.txt").unlink()
+    words = ("c", "--target", tiny_bundle.TARGET, "-o", place)
+    assert "output-other" in command("build", *words)[1]
+    for name in ("build", "bundle"):
+        install(made[1], place, tmp_path / "a", force=True)
+        assert command(name, *words, "--force")[0] in (0, 3, 5)
+        assert read_bundle(place).name == "c"
+
+
 def test_the_same_spec_replaces_its_own(made, tmp_path):
     spec = tmp_path / "crowd"
     place = install(made[1], tmp_path / "dist/x", spec)
@@ -118,6 +142,36 @@ def test_a_copied_project_makes_a_bundle_of_its_own_name(made, command, tmp_path
     assert command.out.startswith("parking for jetson")
     command("verify", "parking", "--target", tiny_bundle.TARGET, "--json")
     assert json.loads(command.out)["name"] == "parking"
+
+
+@pytest.mark.parametrize(
+    ("stage", "output"),
+    [
+        ("distill", "crowd/w.safetensors"),
+        ("distill", "link.safetensors"),
+        ("search", "crowd/data/labels.json"),
+        ("export", "crowd/kdcompile.toml"),
+    ],
+)
+def test_no_stage_writes_over_what_it_reads(stage, output, command, tmp_path):
+    (tmp_path / "crowd").mkdir()
+    project(tmp_path / "crowd")
+    (tmp_path / "crowd/data/labels.json").write_text("[]")
+    (tmp_path / "link.safetensors").symlink_to("crowd/w.safetensors")
+
+    def given(folder):
+        return {k: v for k, v in contents(folder).items() if ".kdcompile" not in k}
+
+    before = given(tmp_path)
+    words = (stage, "crowd", "-o", output)
+    refusal(command(*words), "output-input", "is read by the build", "another place")
+    assert given(tmp_path) == before
+
+
+def test_a_stage_writes_where_an_earlier_run_did(made, command, tmp_path):
+    for _ in range(2):
+        assert command("search", tiny_bundle.built(), "-o", "student.json") == (0, "")
+    assert (tmp_path / "student.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "a\tb", "a\u200bb", "a\udce9b"])

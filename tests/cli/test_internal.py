@@ -40,7 +40,7 @@ def _kept(text, folder):
 @pytest.mark.parametrize("words", [(), ("--json",)])
 def test_an_unforeseen_error_is_a_block_and_a_file(broken, tmp_path, words):
     code, text = broken("init", "place", *words)
-    assert (code, broken.out) == (1, "")
+    assert (code, broken.out) == (70, "")
     first, *rest = text.splitlines()
     assert first.startswith("error[internal]: this is a fault of kdcompile: ZeroDivisionError: at ")
     assert [line[:9] for line in rest] == ["  where: ", "  fix:   "]
@@ -69,8 +69,48 @@ def test_the_file_is_in_the_store_of_the_spec_that_was_named(broken, tmp_path):
 def test_where_no_file_can_be_written_there_is_the_block(broken, tmp_path):
     (tmp_path / "temporary").rmdir()
     code, text = broken("init", "place")
-    assert code == 1
+    assert code == 70
     assert "KDCOMPILE_DEBUG=1" in text
+
+
+def test_where_there_is_no_folder_for_temporary_files_there_is_the_block(broken, monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(internal, "gettempdir", none)
+    code, text = broken("init", "place")
+    assert (code, text.count("error[internal]")) == (70, 1)
+
+
+def test_a_folder_that_is_gone_is_a_block(tmp_path):
+    """The shell's own folder was removed under it."""
+    (tmp_path / "gone").mkdir()
+    program = (
+        "import os, sys; os.rmdir(os.getcwd()); from kdcompile.cli import main;"
+        "sys.argv = ['kdcompile', 'plan']; main()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=tmp_path / "gone", capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 1, found.stderr
+    assert found.stderr.startswith("error[folder-gone]: ")
+    assert found.stderr.count("error[") == 1
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("words", [("targets",), ("schema", "--of", "plan")])
+def test_a_full_disk_under_standard_output_is_a_block(tmp_path, words):
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(
+            [sys.executable, "-P", "-m", "kdcompile", *words], cwd=tmp_path, stdout=full,
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert found.returncode == 1, found.stderr
+    assert found.stderr.startswith("error[output-unwritable]: ")
+    assert "  where: standard output\n" in found.stderr
+    assert len(found.stderr.splitlines()) == 3
 
 
 @pytest.mark.parametrize("how", ["--debug", "KDCOMPILE_DEBUG"])

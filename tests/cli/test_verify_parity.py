@@ -12,12 +12,17 @@ from documents import check_document
 from kdcompile import api
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.debug import network
 
 verify = importlib.import_module("kdcompile.cli.verify")  # the package has the command
 IMAGE = np.linspace(0, 1, 48, dtype=np.float32).reshape(1, 3, 4, 4)
 FACTORS = {"fp32": 1.0, "int8": 3.0}  # what the reference has of each precision
+
+
+def listed(folder, *names):
+    return {name: {"sha256": file_sha256(folder / name)} for name in names}
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def checked(tmp_path, monkeypatch):
     np.savez(tmp_path / "kit" / "reference.npz", input_0=IMAGE, **outputs)
 
     def check(precision, via, factor):
-        files = {"kit/gates.json": {}, "kit/reference.npz": {}}
+        files = listed(tmp_path, "kit/gates.json", "kit/reference.npz")
         about = {"files": files, "verdict": "passed", "exit_code": 0, "precision": precision}
         bundle = Bundle(tmp_path, about)
 
@@ -76,7 +81,7 @@ def without_a_kit(tmp_path, monkeypatch):
     images = [prepare(pixels), prepare(pixels[::-1])]  # there are fewer outputs than photos
     outputs = {f"output_{p}_{i}": f * x for p, f in FACTORS.items() for i, x in enumerate(images)}
     np.savez(parity / "outputs.npz", **outputs)
-    files = {f"parity/{path.name}": {} for path in parity.iterdir()} | {"preprocess.json": {}}
+    files = listed(tmp_path, "preprocess.json", *(f"parity/{p.name}" for p in parity.iterdir()))
     about = {"files": files, "verdict": "passed", "exit_code": 0, "precision": "int8"}
     bundle = Bundle(tmp_path, about | {"preprocess": "preprocess.json"})
 

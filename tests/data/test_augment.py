@@ -45,7 +45,7 @@ def test_shapes_and_repeatability():
     first, again = _sampler().batch(7), _sampler().batch(7)
     assert first.images.shape == (5, 3, 32, 32)
     assert first.images.dtype == torch.float32
-    assert first.images.is_contiguous()
+    assert first.images.is_contiguous(memory_format=torch.channels_last)
     assert first.target.shape == (5, 1, 8, 8)
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.target, again.target)

@@ -209,7 +209,7 @@ ALL = Gates(accuracy=MAE_GATE, speedup=SpeedupGate(min=6.5), size_mb=SizeGate(ma
 
 def test_the_gates_come_in_the_order_of_a_report() -> None:
     order = ["accuracy", "parity", "speedup", "size_mb", "energy_mj", "memory_mb"]
-    assert [*Gates().model_dump()] == [*order, "strata", "flips", "previous", "frame_ms"]
+    assert [*Gates().model_dump()] == [*order, "strata", "flips", "bias", "previous", "frame_ms"]
     assert [*Gates().named()] == ["accuracy", "parity"]
 
 

@@ -1,21 +1,23 @@
-"""A place whose worker answers with lines of the test's choice, and a clock that the test moves."""
+"""A place whose worker answers with bytes of the test's choice, and a clock that the test moves."""
 
 import io
-import json
 from contextlib import suppress
 
+from kdcompile.remote.agent.messages import MARK, message
+from kdcompile.remote.agent.worker import PROTOCOL
 from kdcompile.remote.open import LocalPlace
 from kdcompile.remote.process import Answers, BadAnswer
 
 LAYER = {"name": "conv", "precision": None, "onnx": ["conv"]}
 HELLO = {
-    "backend": "onnxruntime", "backend_version": "1.20.1", "python": "3.11.7", "numpy": "1.26.4",
-    "platform": "linux x86_64", "module": None, "l4t": None, "power_mode": None,
-    "machine": {"driver_version": None}, "clocks": {"policy0": 2_000_000_000},
+    "protocol": PROTOCOL, "backend": "onnxruntime", "backend_version": "1.20.1",
+    "python": "3.11.7", "numpy": "1.26.4", "platform": "linux x86_64", "module": None,
+    "l4t": None, "power_mode": None,
+    "machine": {"driver_version": None, "cores": 4}, "clocks": {"policy0": 2_000_000_000},
     "memory_mb": {"total": 8000, "free": 4000}, "disk_mb": 9000, "modes": ["device", "end_to_end"],
     "streams": 16, "gpu": None, "precisions": {"fp32": {"onnx": "fp32", "flags": []}},
 }  # fmt: skip
-# one good answer of each operation of which something is read
+# one good answer of each operation
 GOOD = {
     "hello": HELLO,
     "signals": {"busy_s": 1.5, "celsius": {"cpu": 40}},
@@ -23,6 +25,7 @@ GOOD = {
     "build": {"sha256": "0" * 64, "bytes": 7, "precision": "fp32", "platform": "linux x86_64",
               "compute_capability": None, "flags": [], "layers": [LAYER], "seconds": 1.0},
     "load": {"inputs": {"image": {"dtype": "float32", "shape": [1, 3, -1, -1]}}, "outputs": {}},
+    "run": {"outputs": {"density": [1, 1, 8, 8]}}, "remove": {}, "unload": {}, "quit": {},
     "time": {"device": None, "wall": {"p50_ms": 1.5}, "samples": {"wall": [1.5, 1.4]}},
     "profile": {"layers": [LAYER | {"ms": 0.5}], "total_ms": 0.5},
     "power": {"source": "NVML", "unit": "mW", "mode": "graph",
@@ -46,7 +49,7 @@ class Clock:
 
 
 class _Played:
-    """In place of the worker's process: each request is answered by the next lines."""
+    """In place of the worker's process: each request is answered by the next bytes."""
 
     def __init__(self, scripts, clock):
         self.scripts, self.clock, self.number = list(scripts), clock, 0
@@ -85,11 +88,17 @@ class HostilePlace(LocalPlace):
         self.work = work
 
 
-def line(ok, number):
+def reply(ok, number):
     """An answer as a worker writes it."""
-    return json.dumps({"id": number, "ok": ok}).encode() + b"\n"
+    return message({"id": number, "ok": ok})
+
+
+def framed(body, length=None):
+    """Bytes as a message, with another length where one is given."""
+    size = len(body) if length is None else length
+    return MARK + size.to_bytes(8, "big") + body
 
 
 def start(hello=None):
-    """The two lines with which a place is open."""
-    return line({"work": "/nonesuch"}, None), line(hello or HELLO, 1)
+    """The two messages with which a place is open."""
+    return reply({"work": "/nonesuch"}, None), reply(hello or HELLO, 1)

@@ -18,11 +18,11 @@ from kdcompile.bundle import form, manifest, merge, signature
 from kdcompile.bundle.text import text_summary
 from kdcompile.calib.qad_table import read_qad
 from kdcompile.calib.table import CalibrationTable, TensorRange
-from kdcompile.calib.trt_cache import read_cache, tensors_to_observe
+from kdcompile.calib.trt_cache import read_cache, tensors_to_quantise
 from kdcompile.ci.partial import _read as read_partial
 from kdcompile.config.load import load_spec
 from kdcompile.config.spec import Data
-from kdcompile.core.files import Hasher
+from kdcompile.core.files import Hasher, file_sha256
 from kdcompile.core.report import GateResult, Measurement, Report
 from kdcompile.core.store import Store, digest
 from kdcompile.core.store import canonical as _json
@@ -126,7 +126,11 @@ def _image(kind: str) -> bytes:
 
 
 def _bundle(path: Path) -> manifest.Bundle:
-    return manifest.Bundle(path.parent, {"target": "jetson", "files": {path.name: {}}})
+    return manifest.Bundle(path.parent, {"target": "jetson", "files": _listed(path)})
+
+
+def _listed(path: Path) -> dict[str, dict[str, str]]:
+    return {path.name: {"sha256": file_sha256(path)}}
 
 
 def _report(path: Path) -> object:
@@ -135,7 +139,7 @@ def _report(path: Path) -> object:
 
 
 def _preprocess(path: Path) -> object:
-    about = {"target": "jetson", "preprocess": path.name, "files": {path.name: {}}}
+    about = {"target": "jetson", "preprocess": path.name, "files": _listed(path)}
     return manifest.Bundle(path.parent, about).preprocess
 
 
@@ -223,7 +227,7 @@ def _hashes(path: Path) -> object:
 
 
 def _cache() -> bytes:
-    lines = [f"{name}: 3c010a14" for name in tensors_to_observe(chain(1))]
+    lines = [f"{name}: 3c010a14" for name in tensors_to_quantise(chain(1))]
     return "\n".join(["TRT-8601-EntropyCalibration2", *lines, ""]).encode()
 
 

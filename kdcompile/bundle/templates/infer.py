@@ -4,6 +4,8 @@
 
 Runs the engine where the bundle has one (with numpy and the device's TensorRT or OpenVINO), else
 model.onnx (onnxruntime). Needs Pillow; Python 3.8 or newer. Its only input is the bundle's folder.
+Each result is printed as soon as it is known; an image that fails is an error line, the others are
+run all the same, and the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -25,6 +27,16 @@ from PIL import Image, ImageOps
 HERE = Path(__file__).resolve().parent
 INPUT = "image"
 PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
+
+
+class ImageError(Exception):
+    """Why an image has no result; the others may have one."""
+
+
+def shown(text: Any) -> str:
+    """A name on one line, of which neither a terminal nor a CI system obeys any part."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return ("\\" if line.lstrip().startswith("::") else "") + line.replace("##", "#\\#")
 
 
 def read(manifest: dict[str, Any], name: str) -> bytes:
@@ -49,7 +61,10 @@ def open_onnx(manifest: dict[str, Any], provider: str) -> Callable[[Any], Any]:
     names = [output.name for output in session.get_outputs()]
 
     def run(given: dict[str, Any]) -> dict[str, Any]:
-        return dict(zip(names, session.run(None, given)))  # noqa: B905  Python 3.8
+        try:
+            return dict(zip(names, session.run(None, given)))  # noqa: B905  Python 3.8
+        except Exception as error:  # the library's have no base of their own
+            sys.exit(f"error: the network does not run: {shown(error)}")
 
     return run
 
@@ -169,7 +184,18 @@ def within(density: Any, seen: Any, plane: Any) -> Any:
 def predict(network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any) -> Any:
     """The network's output for what `prepare` gave; a density of the image alone."""
     whole = padded(image, pre)
-    return of_image(next(iter(network({INPUT: whole}).values())), image, whole, manifest)
+    output = checked(next(iter(network({INPUT: whole}).values())), manifest)
+    return of_image(output, image, whole, manifest)
+
+
+def checked(output: Any, manifest: dict[str, Any]) -> Any:
+    """The network's output, if its task can have such a one."""
+    axes = 4 if manifest["task"] == "counting" else 2
+    if output.ndim != axes or len(output) != 1 or (axes == 4 and output.shape[1] != 1):
+        sys.exit(f"error: the network gives {list(output.shape)}, which is no {manifest['task']}")
+    if not np.isfinite(output).all():
+        raise ImageError("the network gives NaN or infinity for this image")
+    return output
 
 
 def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scratch: str) -> Any:
@@ -183,6 +209,7 @@ def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scr
         )
     except tiles.TilesError as error:
         sys.exit(f"error: {error}")
+    checked(output, manifest)
     return within(output, sides(image), plane)
 
 
@@ -213,7 +240,7 @@ def meaning(output: Any, manifest: dict[str, Any]) -> str:
     powers = np.exp(output[0].astype(np.float64) - output[0].max())
     best = int(powers.argmax())
     name = manifest["classes"][best] if manifest["classes"] else best
-    return f"{name}\t{powers[best] / powers.sum():.4f}"
+    return f"{shown(name)}\t{powers[best] / powers.sum():.4f}"
 
 
 def tensors(path: str, pre: dict[str, Any]) -> dict[str, Any]:
@@ -228,13 +255,23 @@ def tensors(path: str, pre: dict[str, Any]) -> dict[str, Any]:
             }
     except (OSError, ValueError, KeyError) as error:
         wanted = ", ".join("{name} {shape}".format(**port) for port in pre["inputs"])
-        sys.exit(f"error: {path}: {error}; it must be an .npz file of {wanted}")
+        raise ImageError(f"{error}; it must be an .npz file of {wanted}") from error
 
 
-def written(path: str, outputs: dict[str, Any]) -> str:
-    """Write the outputs beside the current folder's files; what they are, in a line."""
-    there = f"{Path(path).stem}_outputs.npz"
-    np.savez(there, **outputs)
+def written(path: str, outputs: dict[str, Any], taken: set[str]) -> str:
+    """Write the outputs to the current folder; what they are, in a line.
+
+    `taken` are files that are not to be replaced, such as the images, and then this one too.
+    """
+    stem, number = Path(path).stem, 2
+    there = f"{stem}_outputs.npz"
+    while os.path.realpath(there) in taken or os.path.islink(there):
+        there, number = f"{stem}-{number}_outputs.npz", number + 1
+    taken.add(os.path.realpath(there))
+    temporary = f".{there}.{os.getpid()}"
+    with open(temporary, "xb") as file:
+        np.savez(file, **outputs)
+    os.replace(temporary, there)
     told = ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
     return f"{told}\t{there}"
 
@@ -258,30 +295,39 @@ def main() -> None:
         image = pre["image"] if "inputs" in pre else pre
         if image is None:
             sys.exit("error: the network takes no image; cpp/infer reads the .npz file itself")
-        np.save(arguments.save_input, image_of(arguments.images[0], image))
+        try:
+            np.save(arguments.save_input, image_of(arguments.images[0], image))
+        except ImageError as error:
+            sys.exit(f"error: {shown(arguments.images[0])}: {shown(error)}")
         return
+    failed, taken = 0, {os.path.realpath(path) for path in arguments.images}
     with tempfile.TemporaryDirectory() as scratch:
         if manifest.get("engine") and not arguments.onnx:
             network = open_engine(manifest, scratch)
         else:
             network = open_onnx(manifest, arguments.provider)
         for path in arguments.images:
-            if "inputs" in pre:
-                print(f"{path}\t{written(path, network(tensors(path, pre)))}")
-                continue
-            if arguments.tiles and is_larger(path, pre):
-                output = tiled(network, path, manifest, pre, scratch)
+            try:
+                if "inputs" in pre:
+                    told = written(path, network(tensors(path, pre)), taken)
+                elif arguments.tiles and is_larger(path, pre):
+                    told = meaning(tiled(network, path, manifest, pre, scratch), manifest)
+                else:
+                    told = meaning(predict(network, image_of(path, pre), manifest, pre), manifest)
+            except ImageError as error:
+                failed = 1
+                print(f"error: {shown(path)}: {shown(error)}", file=sys.stderr, flush=True)
             else:
-                output = predict(network, image_of(path, pre), manifest, pre)
-            print(f"{path}\t{meaning(output, manifest)}")
+                print(f"{shown(path)}\t{told}", flush=True)
+    sys.exit(failed)
 
 
 def image_of(path: str, pre: dict[str, Any]) -> Any:
-    """`prepare`, or the end of the program with the photo's name."""
+    """`prepare`, or what is wrong with the image's file."""
     try:
         return prepare(path, pre)
-    except (OSError, Image.DecompressionBombError) as error:
-        sys.exit(f"error: {path}: {error}")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(str(error)) from error  # Pillow raises them for damaged files
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError, nearest
-from kdcompile.core.files import read_text
 from kdcompile.core.plugins import register
+from kdcompile.core.readers import read_text
 from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
 from kdcompile.data.formats import Files
 
@@ -82,7 +82,7 @@ def _listed(root: Path, line: str, split: str) -> Entry:
 def _table(root: Path, table: Path, split: str) -> list[Entry]:
     try:
         rows = list(csv.reader(read_text(table).split("\n")))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise _syntax(table, 1, str(error)) from error
     found: dict[Path, Entry] = {}
     for number, row in enumerate(rows, 1):

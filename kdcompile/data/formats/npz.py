@@ -16,17 +16,18 @@ a piece: `train@0[:8000]` and `train@0[8000:]` share no image and have each clas
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from os.path import isfile
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.core.arrays import TooLargeError, open_arrays
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.plugins import register
 from kdcompile.data.entry import inside
@@ -119,36 +120,40 @@ def photos(
             `archive-huge`, `archive-array` or `archive-invalid`.
     """
     path, chosen = archive_path(root, split), Selection.parse(split)
+    with archive_of(path) as archive:
+        arrays = _Arrays(archive, chosen.part, path)
+        labels, names = arrays.labels(labelled), arrays.classes()
+        made = arrays.images(chosen.indices(labels), labels)
+    return made if labelled else [replace(photo, label=None) for photo in made], names
+
+
+@contextmanager
+def archive_of(path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The arrays of a user's archive, of no more than the machine's memory once unpacked.
+
+    Raises:
+        KDError: `archive-huge`, as a few kB of zeros can be; `archive-unreadable`.
+    """
+    memory = memory_bytes()
     try:
-        refuse_huge(path)
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = _Arrays(archive, chosen.part, path)
-            labels, names = arrays.labels(labelled), arrays.classes()
-            made = arrays.images(chosen.indices(labels), labels)
+        with open_arrays(path, memory) as arrays:
+            yield arrays
     except KDError:
         raise
-    except Exception as error:  # the readers raise nearly anything on arbitrary bytes
+    except TooLargeError as error:
+        raise KDError(
+            "archive-huge",
+            f"its arrays are {error.size / 1e9:.3g} GB, and this machine has {memory / 1e9:.3g} GB",
+            where=str(path),
+            fix="write a smaller archive; images as numpy.uint8, or JPEG bytes in 'jpeg'",
+        ) from error
+    except (OSError, ValueError, MemoryError) as error:
         raise KDError(
             "archive-unreadable",
             f"the archive cannot be read safely: {error}",
             where=str(path),
             fix="write it with numpy.savez, without arrays of Python objects",
         ) from error
-    return made if labelled else [replace(photo, label=None) for photo in made], names
-
-
-def refuse_huge(path: Path) -> None:
-    """Refuse what unpacks to more than the machine's memory, as a few kB of zeros can."""
-    with ZipFile(path) as archive:
-        total = sum(part.file_size for part in archive.infolist())
-    memory = memory_bytes()
-    if total > memory:
-        raise KDError(
-            "archive-huge",
-            f"its arrays are {total / 1e9:.3g} GB, and this machine has {memory / 1e9:.3g} GB",
-            where=str(path),
-            fix="write a smaller archive; images as numpy.uint8, or JPEG bytes in 'jpeg'",
-        )
 
 
 def memory_bytes() -> int:
@@ -159,7 +164,7 @@ def memory_bytes() -> int:
 class _Arrays:
     """The checked arrays of one part."""
 
-    def __init__(self, archive: Mapping[str, Any], part: str | None, path: Path) -> None:
+    def __init__(self, archive: Mapping[str, NDArray[Any]], part: str | None, path: Path) -> None:
         self._archive, self._path = archive, path
         self._part, self._suffix = part or "all", f"_{part}" if part else ""
 
@@ -176,7 +181,7 @@ class _Arrays:
                 where=str(self._path),
                 fix=f"it has {', '.join(known)}; name the part, such as file.npz:train",
             )
-        return np.asarray(self._archive[full])
+        return self._archive[full]
 
     def labels(self, needed: bool) -> NDArray[Any]:
         if not needed and not self._has("y"):
@@ -192,7 +197,7 @@ class _Arrays:
     def classes(self) -> tuple[str, ...] | None:
         if "classes" not in self._archive:
             return None
-        return tuple(str(name) for name in np.asarray(self._archive["classes"]).tolist())
+        return tuple(str(name) for name in self._archive["classes"].tolist())
 
     def images(self, indices: NDArray[np.int64], labels: NDArray[Any]) -> list[Photo]:
         encoded = self._has("jpeg")

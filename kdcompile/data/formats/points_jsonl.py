@@ -5,7 +5,6 @@
 Split lists name images by that path or by file name alone, where only one image has it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError, nearest
-from kdcompile.core.files import read_text
 from kdcompile.core.plugins import register
+from kdcompile.core.readers import parse_json, read_text
 from kdcompile.data.entry import Entry, read_list, require_image
 from kdcompile.data.formats import Files
 
@@ -85,7 +84,7 @@ def _records(path: Path) -> dict[str, _Record]:
     """The lines by image."""
     try:
         lines = read_text(path).split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise KDError(
             "annotations-missing",
             f"the annotations cannot be read: {error}",
@@ -110,11 +109,11 @@ def _records(path: Path) -> dict[str, _Record]:
 
 def _record(number: int, line: str, path: Path) -> _Record:
     try:
-        value = json.loads(line)
+        value = parse_json(line, finite=False)  # `checked_points` names the image
         image, points = value["image"], value["points"]
         if not isinstance(image, str) or not image or not isinstance(points, list):
             raise TypeError("image is a string and points a list")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise KDError(
             "annotations-syntax",
             f"line {number} is not an annotation: {error!r}",

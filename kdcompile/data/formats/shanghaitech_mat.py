@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import refuse_endless
 from kdcompile.core.plugins import register
+from kdcompile.core.readers import read_bounded
 from kdcompile.data.entry import SUFFIXES, Entry, inside, read_list, require_image
 from kdcompile.data.formats import Files
-from kdcompile.data.mat5 import read_mat
+from kdcompile.data.mat5 import MOST, read_mat
 
 TRUTH_FOLDERS = ("ground-truth", "ground_truth")
 
@@ -43,8 +43,7 @@ def read_points(path: Path) -> NDArray[np.float64]:
         KDError: `annotation-mat`.
     """
     try:
-        refuse_endless(path)
-        (cell,) = read_mat(path.read_bytes())["image_info"]
+        (cell,) = read_mat(read_bounded(path, MOST))["image_info"]
         location = np.asarray(cell[0]["location"], np.float64)
         return location.reshape(-1, 2) if location.size == 0 else location
     except (OSError, ValueError, LookupError, TypeError) as error:

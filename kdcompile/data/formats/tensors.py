@@ -14,7 +14,7 @@ import numpy as np
 from kdcompile.core.errors import KDError
 from kdcompile.core.plugins import register
 from kdcompile.data.formats import Archive, Labelled
-from kdcompile.data.formats.npz import Selection, archive_path, refuse_huge
+from kdcompile.data.formats.npz import Selection, archive_of, archive_path
 from kdcompile.data.photo import Photo
 
 
@@ -26,19 +26,8 @@ def samples(root: Path, split: str, labelled: bool = True) -> Labelled:
             `archive-huge` or `archive-invalid`.
     """
     path, chosen = archive_path(root, split), Selection.parse(split)
-    try:
-        refuse_huge(path)
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except KDError:
-        raise
-    except Exception as error:  # the readers raise nearly anything on arbitrary bytes
-        raise KDError(
-            "archive-unreadable",
-            f"the archive cannot be read safely: {error}",
-            where=str(path),
-            fix="write it with numpy.savez, without arrays of Python objects",
-        ) from error
+    with archive_of(path) as archive:
+        arrays = dict(archive)
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     count = next(iter(lengths.values()), 0)
     if set(lengths.values()) != {count} or not count:

@@ -43,6 +43,8 @@ class HardViews(Recipe):
         home="augmentation",
     )
     mixes_images = True
+    tasks = ("counting", "classification", "regression", "generic")
+    why = "it compares one answer an image"
     candidates: ClassVar[int] = 4
     tolerance: ClassVar[float] = 0.05
     nats: ClassVar[float] = 0.1

@@ -18,7 +18,7 @@ class StructuredTransfer(Recipe):
     """Labels, soft targets, Intra-layer Pattern and Inter-layer Relation Transfer.
 
     Each tap has an adapter (1x1 convolution and ReLU) from the student's to the teacher's width.
-    The relations run over the adapted maps and the output density.
+    The relations run over the adapted maps and the output, a density or a map of logits.
     """
 
     about = About(
@@ -35,8 +35,8 @@ class StructuredTransfer(Recipe):
         "paper": {"intra": 0.5, "inter": 0.5},
     }
     needs_taps = True
-    tasks = ("counting",)
-    why = "its relations are between maps and a density"
+    tasks = ("counting", "segmentation")
+    why = "its relations are between feature maps and an output that is a map"
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
         """One adapter a tap."""

@@ -2,7 +2,8 @@
 
 Python 3.8 syntax with numpy and nothing else of Python's: CUDA is reached through the driver's own
 library. `kdcompile.remote.archive` packs it, with the modules of kdcompile that it imports, into
-one zip file, `agent.pyz`. Requests are JSON lines on standard input, answers on standard output:
+one zip file, `agent.pyz`. Requests are JSON on standard input, each with its length in front
+(`messages`), answers likewise on standard output:
 
     {"id": 1, "op": "hello"}                   {"id": 1, "ok": {...}}
     {"id": 2, "op": "load", "path": "no"}      {"id": 2, "error": {"code", "message", "fix"}}

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any
 
 from kdcompile.remote.agent.errors import WorkerError, to_json
+from kdcompile.remote.agent.messages import message, read
 
 
 def serve(backend: str) -> int:
     """Answer requests until `quit` or the end of the input.
 
     Returns:
-        0, or 4 where numpy or the backend is absent.
+        0, 1 where what comes is no message, or 4 where numpy or the backend is absent.
     """
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not land among the answers
 
     def send(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
+        answers.write(message(value))
         answers.flush()
 
     try:
@@ -28,14 +28,16 @@ def serve(backend: str) -> int:
     except WorkerError as error:
         send({"id": None, "error": to_json(error)})
         return 4
-    for line in sys.stdin:
+    request: Any = {}
+    while not (isinstance(request, dict) and request.get("op") == "quit"):
         try:
-            request = json.loads(line)
-        except ValueError:
-            request = line
-        send(worker.answer(request))
-        if isinstance(request, dict) and request.get("op") == "quit":
+            request = read(sys.stdin.buffer)
+        except ValueError as error:
+            send({"id": None, "error": to_json(WorkerError("request-invalid", str(error)))})
+            return 1
+        if request is None:
             break
+        send(worker.answer(request))
     return 0
 
 

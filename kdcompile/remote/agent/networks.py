@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from typing import Any, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.measurement import interleave
 from kdcompile.core.ports import Ports, as_row
 from kdcompile.remote.agent.system import file_sha256, write_file
+from kdcompile.remote.agent.worker import summary
 
 BLOCKS, OTHER_BLOCKS = 12, 6  # a paired interval needs at least 6
 FIRST_WARMUP, WARMUP = 10, 3
@@ -159,7 +160,7 @@ class Networks:
             medians[name].append(statistics.median(found))
 
         interleave(names, take, blocks)
-        return {name: dict(_summary(calls[name]), clock=clocks[name], blocks=medians[name])
+        return {name: dict(summary(calls[name]) or {}, clock=clocks[name], blocks=medians[name])
                 for name in names}  # fmt: skip
 
     def quit(self) -> None:
@@ -171,9 +172,3 @@ def _lasting(here: dict[str, Any]) -> Any:
     """What an engine is bound to of the GPU; its free memory changes."""
     gpu = here["gpu"]
     return None if gpu is None else {key: gpu[key] for key in ("name", "compute_capability")}
-
-
-def _summary(times: Iterable[float]) -> dict[str, Any]:
-    values = np.array(list(times), np.float64)
-    p50, p90, p99 = (float(x) for x in np.percentile(values, [50, 90, 99]))
-    return {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "n": len(values)}

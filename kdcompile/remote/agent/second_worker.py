@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import io
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
+
+from kdcompile.remote.agent.messages import message, read
 
 NAME = "second"
 POWER = {"seconds": 5.0, "idle_s": 2.0}
@@ -32,15 +35,18 @@ def read_usage(agent: str, backend: str, path: str, inputs: str, mode: str) -> d
         {"op": "memory"},
         {"op": "power", **run, **POWER},
     ]
-    lines = "".join(json.dumps(dict(request, id=1)) + "\n" for request in requests)
+    asked = b"".join(message(dict(request, id=1)) for request in requests)
     try:
         done = subprocess.run(
             [sys.executable, agent, backend],
-            input=lines.encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False,
+            input=asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False,
         )  # fmt: skip
     except OSError as error:  # no memory for a second process
         return {"absent": f"a second process did not start: {error.strerror}"}
-    replies = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    replies: list[dict[str, Any]] = []
+    stream = io.BytesIO(done.stdout)
+    with suppress(ValueError):  # cut off
+        replies += iter(lambda: read(stream), None)
     for number, request in enumerate(requests):
         text = f"the worker ended in the middle of {request['op']}"
         died = {"code": "worker-died", "message": text}

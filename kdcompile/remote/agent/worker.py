@@ -25,7 +25,7 @@ from kdcompile.remote.agent.signals import sensors, signals
 from kdcompile.remote.agent.system import file_sha256, first_line, platform_name
 from kdcompile.remote.agent.tensorrt_backend import TensorRT
 
-PROTOCOL = 2
+PROTOCOL = 3
 STREAMS = 32  # the most hardware queues that CUDA lets one process have
 BACKENDS: Dict[str, Callable[[], Any]] = {
     "tensorrt": TensorRT, "onnxruntime": OnnxRuntime, "onnxruntime-cuda": OnnxRuntimeCuda,
@@ -184,7 +184,7 @@ class Worker:
             found = network.time_streams(arrays, warmup, iterations, mode, streams)
             times, graph, more["per_second"] = found
         clocks = ("device", "wall", "end_to_end")
-        answer = {clock: _summary(times.get(clock, [])) for clock in clocks}
+        answer = {clock: summary(times.get(clock, [])) for clock in clocks}
         if samples:
             more["samples"] = times
         return {"mode": mode, "graph": graph, **answer, **more}
@@ -288,9 +288,9 @@ class Worker:
         return operation(**values)
 
 
-def _summary(times: list[float]) -> dict[str, Any] | None:
+def summary(times: list[float]) -> dict[str, Any] | None:
+    """Percentiles in milliseconds; None of no times."""
     if not times:
         return None
     p50, p90, p99 = (float(x) for x in np.percentile(times, [50, 90, 99]))
-    return {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "mean_ms": float(np.mean(times)),
-            "min_ms": min(times), "n": len(times)}  # fmt: skip
+    return {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "n": len(times)}

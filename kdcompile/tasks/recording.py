@@ -1,0 +1,81 @@
+"""Base class of tasks whose truth is not one number: they are judged by records of whole sets."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import Frame
+from kdcompile.tasks.records import Recorded
+from kdcompile.tasks.task import Floats, Stratum, Task
+
+
+class Recording(Task):
+    """A task that says of an image's output, beside the truth, a row: its error and its record.
+
+    `within` gives that row for a photo with annotations, and the output itself for any other; so
+    outputs of `within` are rows wherever accuracy is asked for. The rows are the predictions, and
+    the truth of an image is the error 0.
+    """
+
+    records: ClassVar[bool] = True
+
+    @abstractmethod
+    def record(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
+        """The row float64 [1 + W] of one image: its own error, at least 0, and its record.
+
+        Args:
+            output: of the network, [1, ...].
+            photo: with its annotations.
+            frame: where it lies in the network's input.
+
+        Raises:
+            KDError: an annotation is wrong, or does not fit the output.
+        """
+
+    @abstractmethod
+    def is_annotated(self, photo: Photo) -> bool:
+        """Whether `record` can be asked for."""
+
+    def truth(self, photo: Photo) -> float:
+        """The error of a right answer."""
+        return 0.0
+
+    def within(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """One image's row [1, 1 + W]; its output where it has no annotation."""
+        if frame.of is None or not self.is_annotated(frame.of):
+            return output
+        return self.record(output, frame.of, frame)[None]
+
+    def predictions(self, output: NDArray[Any]) -> Floats:
+        """The rows that `within` gave."""
+        return np.asarray(output, np.float64)
+
+    def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
+        """The images' own errors, with their records."""
+        return Recorded.of(predicted)
+
+    def difficulty(self, output: NDArray[Any], true: float) -> float:
+        """The image's own error."""
+        return float(output[0, 0])
+
+    def groups(self, true: Floats, classes: Sequence[str] | None) -> list[Stratum]:
+        """None by the truth alone; `parts_of` may know some by the records."""
+        return []
+
+    def constant(self, train: Sequence[float]) -> float:
+        """Not known: a prediction is a row."""
+        return float("nan")
+
+    def facts(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
+        """With `of_records`: what a prediction is, is the image's own error."""
+        return super().facts(classes) | {"of_records": True}
+
+    def constant_scores(
+        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+    ) -> dict[str, float]:
+        """Not known by the labels alone."""
+        return {metric.name: float("nan") for metric in self.metrics}

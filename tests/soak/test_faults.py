@@ -1,0 +1,177 @@
+"""A disk that fails under every command: each call, each error, at a drawn place of the command.
+
+KDCOMPILE_SOAK_FAULTS=N draws N places for each call, error and command; `make soak` one. Two in
+turn: the call fails once (a network drive that comes back), or from there on (a disk that died).
+"""
+
+import os
+import random
+import re
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+import pytest
+from delta_site import write_site
+from faulty_commands import CALLS, ERRORS, Fault, FaultyCommands, compile_faults
+from killed_builds import Builds, tiny_spec
+from PIL import Image
+
+from kdcompile.bundle import manifest
+from kdcompile.core.errors import KDError
+
+pytestmark = pytest.mark.soak
+SEED, PLACES = 11, int(os.environ.get("KDCOMPILE_SOAK_FAULTS", "1"))
+REFUSED, VERDICTS = 1, (0, 3, 5)
+BUNDLE = "dist/tiny-jetson"
+MAKE = ("delta", "make", "base.safetensors", "new.safetensors", "--spec", ".", "--loss", "2%")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is run, in which folder of the project, and which stages of its store are to be made."""
+
+    words: tuple[str, ...]
+    gone: tuple[str, ...] = ()
+    inside: str = "."
+    lost: tuple[str, ...] = field(default=())
+
+
+COMMANDS = (
+    Command(("init", "fresh")),
+    Command(("init", "--example", "digits", "fresh")),
+    Command(("plan", "tiny"), ("",)),  # of an empty store
+    Command(("plan", "tiny")),
+    Command(("build", "tiny"), ("teacher", "search")),
+    Command(("distill", "tiny"), ("distill",)),
+    Command(("export", "tiny"), ("export",)),
+    Command(("calibrate", "tiny"), ("calibrate",)),
+    Command(("compile", "tiny"), ("compile",)),
+    Command(("build", "tiny"), ("verify", "bundle"), lost=(BUNDLE,)),
+    Command(("build", "tiny", "--json")),
+    Command(("bundle", "tiny", "-o", "copied"), ("bundle",)),
+    Command(("verify", BUNDLE)),
+    Command(("run", BUNDLE, "photo.png", "other.png", "-o", "drawn")),
+    Command(("report", BUNDLE)),
+    Command(("bench", BUNDLE, "--seconds", "0.2", "--save", "kept.json", "--runs", "3")),
+    Command((*MAKE, "--size", "100%", "-o", "made.delta"), inside="site"),
+    Command(("delta", "apply", "base.safetensors", "kept.delta", "-o", "out.safetensors"),
+            inside="site"),
+    Command(("clean", "tiny")),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    if shutil.which("gcc") is None or not sys.platform.startswith("linux"):
+        pytest.skip("faults are injected by a library that gcc compiles here, on Linux: no gcc")
+    folder = tmp_path_factory.mktemp("server")
+    made = FaultyCommands(compile_faults(folder), folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, commands):
+    """A project with its bundle, photos and weights with a delta."""
+    folder = tmp_path_factory.mktemp("finished")
+    builds = tiny_spec(folder)
+    ended = commands.run(folder, ("build", "tiny"))
+    assert ended.code in VERDICTS, ended.err
+    for number, name in enumerate(("photo.png", "other.png")):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "site").mkdir()
+    write_site(folder / "site")
+    words = (*MAKE, "--size", "100%", "-o", "kept.delta")
+    ended = commands.run(folder / "site", words)
+    assert ended.code == 0, ended.err
+    return builds
+
+
+def _copy(finished, folder, command):
+    """The project as the command finds it."""
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    for stage in command.gone:
+        shutil.rmtree(folder / "tiny" / ".kdcompile" / stage)
+    for name in command.lost:
+        shutil.rmtree(folder / name)
+    return folder / command.inside
+
+
+def _faults(seen, rng):
+    """Each call that a command makes with each error, at `PLACES` places each."""
+    for number, (call, error) in enumerate(product(CALLS, ERRORS)):
+        for place in range(PLACES if seen[call] else 0):
+            yield Fault(call, error, rng.randint(1, seen[call]), bool((number + place) % 2))
+
+
+def _wrong(ended):
+    """What is wrong with how a command ended, if anything."""
+    blocks = re.findall(r"^error\[(\S+?)\]", ended.err, re.MULTILINE)
+    if ended.code is None:
+        return "hangs"
+    if "Traceback" in ended.err or "Exception ignored" in ended.err:
+        return "traceback"
+    if ended.code not in (REFUSED, *VERDICTS) or "internal" in blocks:
+        return f"exit {ended.code}, {blocks}"
+    if ended.code == REFUSED and len(set(blocks)) != 1:
+        return f"{len(blocks)} blocks"
+    return f"exit {ended.code} and {blocks}" if ended.code in VERDICTS and blocks else None
+
+
+def _half(folder):
+    """Bundles of which not all is there, at their own names."""
+    found = []
+    for path in folder.glob("**/manifest.json"):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            try:
+                manifest.read_bundle(path.parent)
+            except (KDError, OSError) as error:
+                found.append(f"half a bundle at {path.parent.name}: {error}")
+    return found
+
+
+def _once(commands, finished, case, command, fault, expected):
+    """One command with a fault and then without; what is wrong, and how the first ended."""
+    place = _copy(finished, case, command)
+    ended = commands.run(place, command.words, fault)
+    problems = [found for found in [_wrong(ended)] if found]
+    problems += _half(case) if ended.failed else []
+    again = commands.run(place, command.words)
+    if again.code != expected and not (command.words[0] == "init" and again.code == REFUSED):
+        problems.append(f"again: exit {again.code} and not {expected}: {again.err[-600:]}")
+    problems += [p for p in [_wrong(again)] if p]
+    problems += _half(case)
+    if command.gone and command.words[0] != "plan" and not problems:
+        whole, found = finished.results(), Builds(case).results()
+        problems += [f"{n} differs" for n in whole if found.get(n) != whole[n]]
+    left = [p.name for p in case.rglob("*") if p.name.endswith((".tmp", ".making"))]
+    if left and command.words[0] in ("build", "plan"):
+        problems.append(f"left: {left}")
+    shutil.rmtree(case)
+    return problems, ended
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: "-".join((*c.words[:2], *c.gone))[:40])
+def test_a_failing_disk(tmp_path, commands, finished, command):
+    clean = commands.run(_copy(finished, tmp_path / "clean", command), command.words)
+    assert clean.code in VERDICTS, clean.err
+    rng, ends, wrong, hit = random.Random(SEED), Counter(), [], 0
+    for number, fault in enumerate(_faults(clean.seen, rng)):
+        case = tmp_path / str(number)
+        problems, ended = _once(commands, finished, case, command, fault, clean.code)
+        hit += ended.failed > 0
+        ends["refused" if ended.code == REFUSED else "done all the same"] += ended.failed > 0
+        if problems:
+            wrong.append(f"{fault}: {problems}\n{ended.err[-1500:]}")
+            print(wrong[-1], flush=True)
+    words = " ".join(command.words)
+    print(
+        f"\nfaults: {words}: {hit} injected into {sum(n > 0 for n in clean.seen.values())} calls "
+        f"with {len(ERRORS)} errors: {dict(ends)}; {len(wrong)} wrong"
+    )
+    assert not wrong, "\n\n".join(wrong)
