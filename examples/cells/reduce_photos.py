@@ -1,10 +1,10 @@
 """Make the example's photos from the published ones: 512x384 pixels, JPEG, 4 MB in all.
 
-    python reduce_photos.py --data FOLDER [--output .]
+    python reduce_photos.py --data FOLDER [--output FOLDER] [--width 512] [--quality 52]
 
 FOLDER holds `images/` and `train.json`, `val.json` and `test.json` (COCO) of BCCD. Every photo is
-scaled to 4/5 of its size (Lanczos) and written at JPEG quality 52, and its boxes with it; the
-centres of the red cells go into `red_cells.jsonl`, with `train.txt`, `val.txt` and `test.txt`.
+scaled to that width (Lanczos), and its boxes with it; the centres of the red cells go into
+`red_cells.jsonl`, with `train.txt`, `val.txt` and `test.txt`.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-WIDTH, HEIGHT, QUALITY = 512, 384, 52
+WIDTH, QUALITY = 512, 52
 RED = "RBC"
 SPLITS = ("train", "val", "test")
 
@@ -24,17 +24,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--quality", type=int, default=QUALITY)
     asked = parser.parse_args()
     (asked.output / "images").mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for split in SPLITS:
         given = json.loads((asked.data / f"{split}.json").read_text())
-        for image in given["images"]:
+        scaled = scaled_to(given, asked.width)
+        for image in scaled["images"]:
+            size = (image["width"], image["height"])
             with Image.open(asked.data / image["file_name"]) as photo:
-                small = photo.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+                small = photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)
             path = asked.output / image["file_name"]
-            small.save(path, "JPEG", quality=QUALITY, optimize=True, progressive=True)
-        scaled = scaled_to(given, WIDTH, HEIGHT)
+            small.save(path, "JPEG", quality=asked.quality, optimize=True, progressive=True)
         text = json.dumps(scaled, separators=(",", ":"))
         (asked.output / f"{split}.json").write_text(text + "\n")
         lines += [json.dumps(line, separators=(",", ":")) for line in red_cells(scaled)]
@@ -43,20 +46,21 @@ def main() -> None:
     (asked.output / "red_cells.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def scaled_to(given: dict[str, Any], width: int, height: int) -> dict[str, Any]:
-    """The COCO annotations for photos of another size, boxes to a tenth of a pixel."""
-    sizes = {image["id"]: (image["width"], image["height"]) for image in given["images"]}
+def scaled_to(given: dict[str, Any], width: int) -> dict[str, Any]:
+    """The COCO annotations for photos of another width, boxes to a tenth of a pixel."""
+    images, scales = [], {}
+    for image in given["images"]:
+        height = round(image["height"] * width / image["width"])
+        scales[image["id"]] = (width / image["width"], height / image["height"])
+        images.append(image | {"width": width, "height": height})
     annotations = []
-    for kept in given["annotations"]:
-        across, down = sizes[kept["image_id"]]
-        left, top, wide, high = kept["bbox"]
-        right = round((left + wide) * width / across, 1)
-        bottom = round((top + high) * height / down, 1)
-        left, top = round(left * width / across, 1), round(top * height / down, 1)
-        box = [left, top, round(right - left, 1), round(bottom - top, 1)]
-        area = round(box[2] * box[3], 1)
-        annotations.append(kept | {"bbox": box, "area": area})
-    images = [image | {"width": width, "height": height} for image in given["images"]]
+    for annotation in given["annotations"]:
+        across, down = scales[annotation["image_id"]]
+        left, top, wide, high = annotation["bbox"]
+        x, y = round(left * across, 1), round(top * down, 1)
+        right, bottom = round((left + wide) * across, 1), round((top + high) * down, 1)
+        box = [x, y, round(right - x, 1), round(bottom - y, 1)]
+        annotations.append(annotation | {"bbox": box, "area": round(box[2] * box[3], 1)})
     return {"images": images, "annotations": annotations, "categories": given["categories"]}
 
 
