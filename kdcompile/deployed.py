@@ -97,7 +97,7 @@ def run(
         KDError: those of `load_bundle`; no image can be run: `engine-missing`, `output-shape`,
             `tiles-refused`, ...
     """
-    from kdcompile.bundle.product import tiling_of
+    from kdcompile.bundle.product import tiling_of, with_settings_of
     from kdcompile.bundle.run import BundleRun
     from kdcompile.bundle.run_tensors import TensorRun, output_ports
     from kdcompile.data.preprocess import Preprocess
@@ -106,7 +106,8 @@ def run(
 
     found = _bundle_of(bundle)
     about, task = found.manifest, find_task(found.manifest["task"])
-    folder = Path(out) if task.is_dense or task.takes_rows else None
+    task = with_settings_of(found, task)
+    folder = Path(out) if task.is_dense or task.takes_rows or task.records else None
     preprocess, files = Preprocess.from_json(found.preprocess), [Path(image) for image in images]
     with open_network(found, via, onnx) as network:
         kind = TensorRun if task.takes_rows else BundleRun

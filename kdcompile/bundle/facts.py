@@ -156,6 +156,18 @@ WORDS: Mapping[str, Words] = {
     "regression": Words(
         "value", ("by_value", "By true value", "true value"), "By the student's absolute error."
     ),
+    "segmentation": Words(
+        "error",
+        ("by_class", "By class", "class"),
+        "By the student's error, 1 less the mean IoU of the classes in the image's mask. Colour is "
+        "the class of each pixel; grey is not judged.",
+    ),
+    "detection": Words(
+        "error",
+        ("by_class", "By class", "class"),
+        "By the student's error, 1 less the F1 score of the boxes that are sure enough, at an "
+        "overlap of 0.5. Colour is the class of each box.",
+    ),
     "generic": Words(
         "outputs",
         ("by_error", "By part", "part"),
@@ -171,6 +183,10 @@ METRICS: Mapping[str, str] = {
     "rel_error": "mean error relative to the teacher's outputs",
     "disagreement": "mean share of positions whose top-1 is not the teacher's",
     "top1": "top-1 accuracy",
+    "map": "mean average precision, overlaps of 0.50 to 0.95",
+    "map50": "mean average precision at an overlap of 0.50",
+    "miou": "mean intersection over union",
+    "pixel_accuracy": "share of pixels with the right class",
 }
 COUNTING: Mapping[str, Any] = {
     "kind": "counting", "metric": "mae", "is_rate": False, "classes": None,
@@ -205,18 +221,31 @@ def part_rows(report: Report) -> list[tuple[str, int, float | None, float | None
 
 
 WORST_HEADS = ("image", "true", "student", "teacher", "student's error", "beside the teacher's")
+WORST_KEYS = ("true", "student", "teacher", "difficulty")
+WORST_ERRORS = ("image", "student's error", "teacher's error", "beside the teacher's")
+
+
+def worst_heads(report: Report) -> tuple[str, ...]:
+    """The heads of the worst images; of records there is no prediction but the error."""
+    return WORST_ERRORS if is_of_records(report) else WORST_HEADS
+
+
+def is_of_records(report: Report) -> bool:
+    """Whether an image's prediction is its error."""
+    return bool(task(report).get("of_records"))
 
 
 def worst(report: Report) -> list[tuple[str, ...]]:
-    """The images that the student has worst, as texts, in the order of `WORST_HEADS`.
+    """The images that the student has worst, as texts, in the order of `worst_heads`.
 
     The error of a class is 1 less the probability of the true one.
     """
     is_class = task(report)["kind"] == "classification"
+    keys = ("student", "teacher") if is_of_records(report) else WORST_KEYS
     beside = {1.0: "the teacher is right", -1.0: "the teacher is wrong"}
     rows = []
     for row in report.details.get("worst") or []:
-        values = (number(row[key]) for key in ("true", "student", "teacher", "difficulty"))
+        values = (number(row[key]) for key in keys)
         grew = beside.get(row["grew"], "the same") if is_class else f"{row['grew']:+.4g}"
         rows.append((row["name"], *values, grew))
     return rows

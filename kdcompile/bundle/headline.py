@@ -15,7 +15,8 @@ DEVICE = "@device"
 ABSENT, PREDICTED = "", ", predicted"
 LABELS = {  # of metrics whose name is no abbreviation
     "top1": "top-1 accuracy", "rel_error": "relative error", "disagreement": "disagreement",
-    "score": "score", "set_score": "score of the set",
+    "score": "score", "set_score": "score of the set", "miou": "mIoU", "map": "mAP",
+    "pixel_accuracy": "pixel accuracy", "map50": "mAP50",
 }  # fmt: skip
 RELATIVE = {metric.name for metric in AGREEMENT}  # whose change beside the teacher's 0 says nothing
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
 
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures, headline
+from kdcompile.bundle.box_figures import boxes_png, precision_recall
 from kdcompile.bundle.figures import overlay_png, photo_png
+from kdcompile.bundle.mask_figures import difference, mask_png
 from kdcompile.core import escape
 from kdcompile.core.report import Report
+from kdcompile.data.masks import IGNORED
 
 GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")
 NUMBER_HEADS = (
@@ -46,7 +50,8 @@ def number_rows(report: Report) -> list[tuple[str, ...]]:
 
 def part_heads(report: Report) -> tuple[str, ...]:
     """The heads of the accuracy by parts of the test images."""
-    metric = str(facts.task(report)["metric"]).upper().replace("TOP1", "top-1")
+    metric = str(facts.task(report)["metric"]).upper()
+    metric = {"TOP1": "top-1", "MIOU": "IoU", "MAP": "AP", "MAP50": "AP50"}.get(metric, metric)
     return (facts.words(report).parts[2], "images", f"teacher {metric}", f"student {metric}")
 
 
@@ -85,7 +90,7 @@ def markdown(report: Report) -> str:
         _section(f"Accuracy {title[0].lower()}{title[1:]}", part_heads(report), part_texts(report)),
         _section("Best, median and worst image",
                  ("image", "name", "true", "student", "teacher"), examples),
-        _section("Worst images", facts.WORST_HEADS, facts.worst(report)),
+        _section("Worst images", facts.worst_heads(report), facts.worst(report)),
         _section("Precisions", CANDIDATE_HEADS, candidates),
     ]  # fmt: skip
     for title, rows in _tables(report).items():
@@ -196,7 +201,8 @@ def html(
         charts=_charts(report, metrics),
         examples=_examples(report, examples),
         worst=facts.worst(report),
-        worst_heads=facts.WORST_HEADS,
+        worst_heads=facts.worst_heads(report),
+        of_records=facts.is_of_records(report),
         warnings=facts.warnings(report),
         progress=facts.progress(report),
         words=facts.words(report),
@@ -242,8 +248,10 @@ def _accuracy(report: Report, theme: figures.Theme) -> Iterator[tuple[str, bytes
     points, words = facts.predictions(report), facts.words(report)
     if points and facts.task(report)["kind"] == "classification":
         yield "predictions", figures.confusion(points, facts.task(report)["classes"], theme)
-    elif points and facts.task(report)["kind"] != "generic":
+    elif points and facts.task(report)["kind"] != "generic" and not facts.is_of_records(report):
         yield "predictions", figures.scatter(points, words.prediction, theme)
+    if report.details.get("curves"):
+        yield "curves", precision_recall(report.details["curves"], theme)
     rows = [
         (name, teacher, student)
         for name, _, teacher, student in facts.part_rows(report)
@@ -261,20 +269,25 @@ def _examples(report: Report, folder: Path) -> list[dict[str, Any]]:
     shown = []
     for row in report.details.get("examples") or []:
         path = folder / f"example_{row['kind']}.npz"
-        pictures = _pictures(path) if path.is_file() else {}
+        pictures = _pictures(path, facts.task(report)) if path.is_file() else {}
         texts = {k: facts.number(row.get(k)) for k in ("true", "predicted", "teacher")}
         kind = facts.label(row["kind"])
         shown.append({"kind": kind, "name": row["name"], "pictures": pictures, **texts})
     return shown
 
 
-def _pictures(path: Path) -> dict[str, str]:
+def _pictures(path: Path, task: Mapping[str, Any]) -> dict[str, str]:
     """What is drawn of an example, by the words for it."""
     with np.load(path, allow_pickle=False) as arrays:
         pixels = arrays["pixels"]
         maps = {who: arrays[who] for who in ("student", "teacher") if who in arrays}
+        truth = arrays.get("truth")
     if not maps:
         return {"photo alone": _data_uri(photo_png(pixels))}
+    if truth is not None and truth.dtype != np.uint8:
+        return _boxes(pixels, maps, truth, task.get("classes"))
+    if truth is not None:
+        return _masks(pixels, maps, truth, task.get("classes"))
     peak = max(float(density.max()) for density in maps.values())
     return {
         f"density of the {who}": _data_uri(
@@ -282,6 +295,36 @@ def _pictures(path: Path) -> dict[str, str]:
         )
         for who, density in maps.items()
     }
+
+
+def _boxes(
+    pixels: NDArray[np.uint8],
+    maps: Mapping[str, NDArray[np.float32]],
+    truth: NDArray[np.float32],
+    classes: Sequence[str] | None,
+) -> dict[str, str]:
+    """The annotated boxes of a photo, and those of both networks."""
+    drawn = {"annotated boxes": boxes_png(pixels, truth, "annotated", classes)}
+    for who in ("teacher", "student"):
+        drawn[f"boxes of the {who}"] = boxes_png(pixels, maps[who], who, classes)
+    return {what: _data_uri(png) for what, png in drawn.items()}
+
+
+def _masks(
+    pixels: NDArray[np.uint8],
+    maps: Mapping[str, NDArray[np.uint8]],
+    truth: NDArray[np.uint8],
+    classes: Sequence[str] | None,
+) -> dict[str, str]:
+    """The classes of a photo by its mask and by both networks, and where these differ."""
+    drawn = {"mask": mask_png(pixels, truth, "mask", classes)}
+    for who in ("teacher", "student"):
+        drawn[f"classes of the {who}"] = mask_png(pixels, maps[who], who, classes)
+    apart = difference(maps["student"], maps["teacher"], truth)
+    share = float((apart != IGNORED).sum() / max(int((truth != IGNORED).sum()), 1))
+    title = f"student and teacher differ: {share:.1%} of what is judged"
+    drawn["difference of both"] = mask_png(pixels, apart, title, ("", "they differ"))
+    return {what: _data_uri(png) for what, png in drawn.items()}
 
 
 def _data_uri(png: bytes) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.bundle.box_figures import boxes_png
 from kdcompile.bundle.figures import overlay_png
+from kdcompile.bundle.mask_figures import index_png, mask_png
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import replacing
 from kdcompile.data import tiles
@@ -18,6 +20,7 @@ from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 Row = dict[str, Any]
 OF_A_PHOTO = ("image-", "sample-", "output-nonfinite")  # what ends one photo and not the others
 OTHER_IMAGE = "give an image that can be decoded, or leave this one out"
@@ -38,7 +41,7 @@ class BundleRun:
         runner: float32 [1, C, h, w] to the output.
         precision: of the network, for the overlays' titles.
         photos: image files.
-        out: the folder for overlays of a density; none are drawn if absent.
+        out: the folder for overlays of a density or of classes; none are drawn if absent.
         tiles: of the bundle (`product.tiling_of`), where photos that are larger than the network's
             input are run in tiles and not scaled down.
     """
@@ -64,8 +67,9 @@ class BundleRun:
     def __iter__(self) -> Iterator[tuple[Path, Row | KDError]]:
         """Each photo with its row, or with the error that it ends with.
 
-        A row is {"photo", **words of the task, "overlay", "tiles"}; `overlay` is a path or None,
-        `tiles` how many there were, None where it was run as a whole.
+        A row is {"photo", **words of the task, "overlay", "tiles"}; `overlay` is a path or None, of
+        class maps there is `mask` too; `tiles` how many there were, None where it was run as a
+        whole.
 
         Raises:
             KDError: no photo can be run: `output-shape`, `input-refused`, `output-unwritable`,
@@ -90,16 +94,43 @@ class BundleRun:
         pixels = read_pixels(photo, self.preprocess.channels)
         whole, frame, count = self._run(pixels)
         self.check(whole)
-        output = self._task.within(whole, frame)
+        output = self._task.answer(whole, frame)
         words = self._task.describe(output, self._classes)
-        path = None
+        paths: dict[str, Any] = {"overlay": None}
         if self.out is not None:
-            grow = [have / seen for have, seen in zip(frame.photo, frame.seen, strict=True)]
-            extent = frame.plane[0] * grow[0], frame.plane[1] * grow[1]
-            title = f"{photo.name}: {words['count']:.1f} ({self._precision})"
-            drawn = overlay_png(pixels, output[0, 0], title, extent)
-            path = self.write(self.out, photo.stem, "_density.png", drawn)
-        return {"photo": str(photo), **words, "overlay": path and str(path), "tiles": count}
+            draw = self._draw_classes if output.dtype == np.uint8 else self._draw_density
+            draw = self._draw_boxes if "boxes" in words else draw
+            paths = draw(self.out, photo, pixels, output, words, frame)
+        return {"photo": str(photo), **words, **paths, "tiles": count}
+
+    def _draw_density(
+        self, out: Path, photo: Path, pixels: Pixels, output: Any, words: Row, frame: Frame
+    ) -> dict[str, str]:
+        """`overlay`: the density over the photo."""
+        grow = [have / seen for have, seen in zip(frame.photo, frame.seen, strict=True)]
+        extent = frame.plane[0] * grow[0], frame.plane[1] * grow[1]
+        title = f"{photo.name}: {words['count']:.1f} ({self._precision})"
+        drawn = overlay_png(pixels, output[0, 0], title, extent)
+        return {"overlay": str(self.write(out, photo.stem, "_density.png", drawn))}
+
+    def _draw_classes(
+        self, out: Path, photo: Path, pixels: Pixels, output: Any, words: Row, frame: Frame
+    ) -> dict[str, str]:
+        """`overlay`: the photo under the colours of its classes; `mask`: their index PNG."""
+        title = f"{photo.name} ({self._precision})"
+        drawn = mask_png(pixels, output, title, self._classes)
+        return {
+            "overlay": str(self.write(out, photo.stem, "_classes.png", drawn)),
+            "mask": str(self.write(out, photo.stem, "_mask.png", index_png(output))),
+        }
+
+    def _draw_boxes(
+        self, out: Path, photo: Path, pixels: Pixels, output: Any, words: Row, frame: Frame
+    ) -> dict[str, str]:
+        """`overlay`: the photo with its boxes."""
+        title = f"{photo.name}: {len(output)} ({self._precision})"
+        drawn = boxes_png(pixels, output, title, self._classes)
+        return {"overlay": str(self.write(out, photo.stem, "_boxes.png", drawn))}
 
     def _run(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Frame, int | None]:
         """The output, what it is of, and the number of tiles."""

@@ -1,6 +1,7 @@
 """Command `run`: predictions of a bundle's network for images."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from kdcompile.bundle.trust import Trust
 
 MANY = 10  # images that progress is shown of
+SHOWN = 5  # classes of a line, those of most pixels
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Failed:
 def run(
     bundle: Path, photos: tuple[Path, ...], trusted: "Trust | None", as_json: bool, **given: Any
 ) -> None:
-    """Run a BUNDLE's network on IMAGES: counts with drawn densities, classes, or values.
+    """Run a BUNDLE's network on IMAGES: counts with drawn densities, classes of images or of
+    pixels, or values.
 
     A network of named tensors takes .npz files of them, and its outputs are written as such.
 
@@ -111,6 +114,13 @@ def _line(row: dict[str, Any]) -> str:
     photo = plain(row["photo"])
     if "count" in row:
         return f"{row['count']:10.1f}  {photo}  {plain(row['overlay'])}"
+    if "boxes" in row:
+        counts = Counter(plain(box["class"]) for box in row["boxes"])
+        told = ", ".join(f"{name} {count}" for name, count in counts.most_common(SHOWN))
+        return f"{photo}  {told or 'nothing'}  {plain(row['overlay'])}"
+    if "shares" in row:
+        shares = ", ".join(f"{plain(k)} {v:.1%}" for k, v in list(row["shares"].items())[:SHOWN])
+        return f"{photo}  {shares}  {plain(row['overlay'])}"
     if "class" in row:
         return f"{plain(row['class']):<16} {row['probability']:6.1%}  {photo}"
     if "outputs" in row:

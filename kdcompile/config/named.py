@@ -9,7 +9,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from kdcompile.core import plugins
 from kdcompile.core.errors import nearest
 
-MISSPELT = 0.7  # alike enough to be a slip; segmentation and regression are 0.55
+MISSPELT = 0.7  # alike enough to be a slip; resolution and regression are 0.6
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdcompile.config.deploy import Compile, Quantize
+from kdcompile.config.detection import Head
 from kdcompile.config.distill import INHERITED_RATE, Closed, Distill, Search
 from kdcompile.config.export import Export
 from kdcompile.config.gates import Gates
@@ -40,6 +41,13 @@ class Task(Closed):
     outputs: dict[str, Scores] = Field(
         default={}, description="of generic: the outputs that are scores along an axis"
     )
+    decode: str | None = Field(
+        default=None, description='of detection: "centre", "yolov8", ... or "file.py:decode"'
+    )
+    loss: str | None = Field(
+        default=None, pattern=r"^.+:\w+$", description='of detection: "file.py:loss"'
+    )
+    head: Head = Field(default=Head(), description="of detection: what the outputs mean")
 
     @model_validator(mode="after")
     def _a_function_over_a_set(self) -> Self:

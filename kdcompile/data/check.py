@@ -16,6 +16,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
 from kdcompile.core.progress import counted
 from kdcompile.core.readers import read_json
+from kdcompile.data.boxes import clipped_boxes
 from kdcompile.data.formats import Files
 from kdcompile.data.masks import IGNORED, check_indices, check_size, mask_of, mask_sha256
 from kdcompile.data.photo import Photo, check_within
@@ -53,6 +54,8 @@ def check_data(spec: Spec, store: Path) -> None:
     for photo in photos:
         height, width, _ = known[photo.sha256()]
         check_within(photo.points, (height, width), photo.name, _source(spec, photo))
+        if len(photo.boxes):
+            clipped_boxes(photo.boxes, (height, width), photo.name, _source(spec, photo))
         if photo.mask is not None:
             mask = known[_mask_key(photo)]
             check_size(tuple(mask[:2]), (height, width), photo.name)

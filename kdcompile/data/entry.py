@@ -13,6 +13,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
 from kdcompile.core.readers import read_text
 from kdcompile.core.user_code import load_factory, users_code
+from kdcompile.data.boxes import checked_boxes
 from kdcompile.data.photo import Photo, checked_points
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # of images in a folder
@@ -185,7 +186,8 @@ def _checked(photo: Any, number: int, factory: str, split: str) -> Photo:
             "array (uint8 [H, W, C]) and tensors (arrays by name)",
         )
     assert isinstance(photo, Photo), "anything else is a problem"
-    return replace(photo, points=checked_points(photo.points, photo.name, None))
+    boxes = checked_boxes(photo.boxes, photo.name, "[data] format", None)
+    return replace(photo, points=checked_points(photo.points, photo.name, None), boxes=boxes)
 
 
 def _problem(photo: Any) -> str | None:

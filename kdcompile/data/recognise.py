@@ -18,7 +18,7 @@ from kdcompile.data.entry import SUFFIXES
 from kdcompile.data.formats.npz import archive_of
 from kdcompile.data.splits import SPLITS
 
-Kind = Literal["counting", "classification", "regression"]
+Kind = Literal["counting", "classification", "regression", "segmentation"]
 FACTORY = "photos.py"
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARE = 10  # every tenth image is one to validate on
@@ -115,7 +115,7 @@ def recognise(root: Path) -> Recognised:
         KDError: `init-data`, it holds nothing that is known.
     """
     if root.is_dir():
-        for look in (_points, _archive, _split_folders, _coco, _table, _folders):
+        for look in (_points, _masks, _archive, _split_folders, _coco, _table, _folders):
             found = look(root)
             if found is not None:
                 return found
@@ -125,8 +125,8 @@ def recognise(root: Path) -> Recognised:
         f"{root.name or root} {what}",
         where=f"--data {root}",
         fix="name a folder with a folder of images for each class (in train, val and test, or not "
-        "split), with a table of image,label lines, an .npz archive, annotations.jsonl or a COCO "
-        "file; for anything else write a data factory, docs/data.md",
+        "split), with a table of image,label lines, an .npz archive, annotations.jsonl, images/ "
+        "and labels/ of masks, or a COCO file; for others write a data factory, docs/data.md",
     )
 
 
@@ -135,6 +135,31 @@ def _points(root: Path) -> Recognised | None:
     if not (root / "annotations.jsonl").is_file() or not all(path.is_file() for path in lists):
         return None
     return Recognised({"format": "points-jsonl"}, "counting")
+
+
+def _masks(root: Path) -> Recognised | None:
+    """Photos in `images` and PNGs of the same names in `labels`, by lists or folders of splits."""
+    if all((root / f"{split}.txt").is_file() for split in SPLITS):
+        names = {split: f"{split}.txt" for split in SPLITS}
+        pairs = [(root / "images", root / "labels")]
+    else:
+        outer = (root / "images").is_dir()
+
+        def place(split: str, part: str) -> Path:
+            return root / part / split if outer else root / split / part
+
+        found = {
+            s: next((a for a in ALIASES[s] if place(a, "images").is_dir()), None) for s in SPLITS
+        }
+        names = {split: name for split, name in found.items() if name is not None}
+        if len(names) < len(SPLITS):
+            return None
+        pairs = [(place(name, "images"), place(name, "labels")) for name in names.values()]
+    masks = [mask for _, labels in pairs for mask in sorted(labels.glob("*.png"))]
+    photos = {path.stem for images, _ in pairs for path in _images(images)}
+    if not masks or not photos & {mask.stem for mask in masks}:
+        return None
+    return Recognised({"format": "masks", **names}, "segmentation")
 
 
 def _archive(root: Path) -> Recognised | None:

@@ -167,7 +167,8 @@ def _photos(data: Data, folder: Path) -> tuple[dict[str, list[Photo]], tuple[str
         names = sorted(label for label in labels if isinstance(label, str))
         numbers = {name: number for number, name in enumerate(names)}
         photos = {split: [entry.photo(numbers) for entry in found[split]] for split in SPLITS}
-        return photos, tuple(names) or tuple(data.classes) or None
+        told = form.classes(data) if form.classes else tuple(data.classes)
+        return photos, tuple(names) or told or None
     if isinstance(form, Archive):
         read = {split: form.photos(data.root, getattr(data, split), True) for split in SPLITS}
         photos = {split: found for split, (found, _) in read.items()}

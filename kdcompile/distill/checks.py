@@ -110,7 +110,7 @@ def refuse_labels(student: nn.Module, spec: Spec, splits: Splits) -> None:
     """
     task = task_of(spec)
     labels = [task.truth(photo) for photo in (*splits.train, *splits.val)]
-    outputs = _output("student", student, spec, spec.distill.crop)[1]
+    outputs = task.outputs_of(_output("student", student, spec, spec.distill.crop))
     problem = task.check_labels(labels, outputs, splits.classes)
     if problem is not None:
         raise KDError(

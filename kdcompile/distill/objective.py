@@ -4,7 +4,6 @@ An objective knows the losses of one task; recipes weigh its terms and add their
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar
@@ -19,59 +18,15 @@ from kdcompile.data.masks import IGNORED
 from kdcompile.data.photo import Photo
 from kdcompile.data.rows import AnswerTargets
 from kdcompile.data.targets import DensityTargets, LabelTargets, MaskTargets, Targets
+from kdcompile.distill.box_objective import BoxObjective
+from kdcompile.distill.objective_base import AnyObjective, ByReduction, Objective
 from kdcompile.distill.softened import softened_kl
 from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
 from kdcompile.tasks.task import Task
 
-ByReduction = Mapping[str, Mapping[str, float]]
+__all__ = ["OBJECTIVES", "AnyObjective", "Objective", "make_objective", "objective_of"]
 BLOCK = 8  # cells a side of a block whose count is compared
-
-
-class Objective(ABC):
-    """The terms of a task, float32 scalars.
-
-    `kind` is the built-in task that recipes take it for (`Task.like`); `of_classes`: the targets
-    are class indices; `is_dense`: they are maps. `weights` has the default weight of each term by
-    reduction, those against the teacher (`soft`) included; `formula` is what `kdcompile recipes
-    show` prints.
-    """
-
-    kind: ClassVar[str]
-    of_classes: ClassVar[bool] = False
-    is_dense: ClassVar[bool] = False
-    weights: ClassVar[ByReduction]
-    formula: ClassVar[str]
-
-    def __init__(self, options: Distill, targets: Tensor) -> None:
-        """Read the options and scale by some batches of targets."""
-        self.options = options
-
-    @classmethod
-    @abstractmethod
-    def targets(
-        cls, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
-    ) -> Targets:
-        """What crops are labelled with; `stride` and `sigma` are for dense tasks."""
-
-    @abstractmethod
-    def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
-        """The label terms, and `soft` where a teacher's output is given."""
-
-    def scales(self) -> dict[str, float]:
-        """What the batches of targets gave."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, float)}
-
-    def rescale(self, scales: Mapping[str, float]) -> None:
-        """Take what `scales` gave."""
-        vars(self).update(scales)
-
-    def hard(self, output: Tensor, target: Tensor) -> Tensor:
-        """The label loss alone, for any network's output."""
-        return self.terms(output, target, None)["hard"]
-
-
-AnyObjective = Objective | type[Objective]
 
 
 class DensityObjective(Objective):
@@ -235,9 +190,9 @@ class AnswerObjective(Objective):
         """The teacher's outputs."""
         return AnswerTargets(photos, device)
 
-    def learn(self, axes: Mapping[str, Scores], photos: Sequence[Photo]) -> None:
+    def learn(self, task: Task, photos: Sequence[Photo]) -> None:
         """The axes, and the shapes of the teacher's outputs."""
-        self.axes = axes
+        self.axes = task.axes
         self.shapes = {name: value.shape for name, value in photos[0].answer.items()}
 
     def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
@@ -267,6 +222,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
         ValueObjective,
         AnswerObjective,
         MaskObjective,
+        BoxObjective,
     )
 }
 
@@ -283,8 +239,7 @@ def make_objective(
         photos: that the training has, with the teacher's answers where the task imitates it.
     """
     made = objective_of(task)(options, targets)
-    if isinstance(made, AnswerObjective):
-        made.learn(task.axes, photos)
+    made.learn(task, photos)
     return made
 
 

@@ -128,7 +128,7 @@ class _Seen:
 
 def _truth(task: Task, photo: Photo, output: Output, classes: Sequence[str] | None) -> float:
     true = task.truth(photo)
-    problem = task.check_labels([true], output.shape[1], classes)
+    problem = task.check_labels([true], task.outputs_of(output.shape), classes)
     if problem is not None:
         raise KDError("labels-invalid", problem, photo.name, "correct the label of the test image")
     return true
@@ -192,5 +192,7 @@ def example_arrays(
         name: task.drawn(run((own or {}).get(name, preprocess)(given)), frame)
         for name, run in networks.items()
     }
-    truth = {} if photo.mask is None else {"truth": fitted_mask(photo, frame.seen, frame.plane)}
-    return {"pixels": pixels, **maps, **truth}
+    truth = task.drawn_truth(photo, frame) if networks else None
+    if photo.mask is not None:
+        truth = fitted_mask(photo, frame.seen, frame.plane)
+    return {"pixels": pixels, **maps, **({} if truth is None else {"truth": truth})}

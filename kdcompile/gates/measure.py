@@ -114,7 +114,7 @@ def measure(
             parity = _parity(inputs, found, shipped, ships.in_graph)
         chosen = {} if task.takes_rows else pick_examples(found.difficulty)  # to be drawn
         drawn: dict[str, Runner] = {}
-        if task.is_dense:
+        if task.is_dense or task.records:
             drawn = {"student": runners[shipped], "teacher": here["teacher"]}
         examples = {
             kind: example_arrays(

@@ -56,11 +56,14 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
         write_json(folder / "report.json", report.to_json())
         _write_reports(folder, report, inputs["verify"].path)
         write_text(folder / python_sample.NAME, python_sample.text())
-        if task_of(step.spec).is_dense:
+        task = task_of(step.spec)
+        if task.is_dense:
             product.write_tiles(folder)
+        if task.settings():
+            write_json(folder / product.TASK, task.settings())
         product.write_product(folder, report)
         choice = inputs["compile"].json("choice.json")
-        manifest.write_manifest(folder, report, task_of(step.spec).like, choice)
+        manifest.write_manifest(folder, report, task.like, choice)
         return {
             "name": report.name,
             "target": report.target,

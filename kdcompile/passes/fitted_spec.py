@@ -7,10 +7,11 @@ takes; the task follows from the shape of its output; format, splits and classes
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import relpath
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from kdcompile.config.spec import IMAGENET_MEAN, IMAGENET_STD, Data
 from kdcompile.config.template import write_new
 from kdcompile.core.errors import KDError
 from kdcompile.core.escape import toml
+from kdcompile.data.masks import IGNORED, mask_of
 from kdcompile.data.recognise import FACTORY, Recognised, recognise
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.models.factory import build_model, load_weights
@@ -27,7 +29,8 @@ from kdcompile.tasks.task import find_task
 USUAL_SIZES = (224, 32, 28, 64, 96, 128, 192, 256, 384, 448, 512)
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 LARGEST_CROP, CELL = 512, 32
-RECIPES = {"counting": "skt", "classification": "kd", "regression": "kd"}
+LOOKED_AT = 50  # masks, for the index that stands for no class
+RECIPES = {"counting": "skt", "classification": "kd", "regression": "kd", "segmentation": "kd"}
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,24 @@ def init_fitted(
     found = recognise(data)
     splits = _splits(found, data)
     fit = _fitted(network, splits, factory)
+    found = _with_void(found, fit, splits)
     _refuse_unfit(fit, found, splits, factory)
     spec = _text(factory, weights, data, folder, target, network, found, fit, splits)
     content = {"kdcompile.toml": spec.encode()}
     if found.factory is not None:
         content[FACTORY] = found.factory.encode()
     return write_new(folder, content)
+
+
+def _with_void(found: Recognised, fit: Fit, splits: Splits) -> Recognised:
+    """With the index of pixels that masks say nothing of: the one that no output stands for."""
+    if any(photo.mask is None for photo in splits.train):
+        return found
+    seen = {int(k) for photo in splits.train[:LOOKED_AT] for k in np.unique(mask_of(photo))}
+    beyond = sorted(k for k in seen if k >= fit.output[1] and k != IGNORED)
+    if len(beyond) != 1:
+        return found
+    return replace(found, fields=found.fields | {"ignore_index": beyond[0]})
 
 
 def _only_weights(folder: Path) -> Path:
@@ -116,8 +131,9 @@ def _fitted(network: nn.Module, splits: Splits, factory: str) -> Fit:
             "init-output",
             f"{factory} gives {given} for an input of {shape}",
             where=factory,
-            fix="return one tensor from forward(): a density map [N, 1, h, w], logits [N, K], or "
-            "one value [N, 1]; for other outputs write the spec by hand, kdcompile init",
+            fix="return one tensor from forward(): a density map [N, 1, h, w], logits [N, K], one "
+            "value [N, 1], or logits of pixels [N, K, h, w]; for other outputs write the spec by "
+            "hand, kdcompile init",
         )
     raise KDError(
         "init-input",

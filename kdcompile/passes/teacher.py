@@ -46,7 +46,7 @@ def _build(spec: Spec, folder: Path) -> Mapping[str, Any]:
     train, val = taught(task, shape, splits, spec)
     answer(spec, model, val)
     for photo in train:
-        task.check_photo(photo, shape[1])
+        task.check_photo(photo, task.outputs_of(shape))
     known, true = ([task.truth(photo) for photo in photos] for photos in (train or val, val))
     log.info("teacher: %d validation images", len(val))
     predicted = predict(model, val, preprocess_of(spec), device, task)
@@ -96,7 +96,7 @@ def taught(
             found.append([photos[i] for i in taught_places(task, photos, shape[1])])
             continue
         labels = [task.truth(photo) for photo in photos]
-        problem = task.check_labels(labels, shape[1], splits.classes)
+        problem = task.check_labels(labels, task.outputs_of(shape), splits.classes)
         if problem is not None:
             raise KDError(
                 "labels-invalid",

@@ -82,6 +82,12 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         "task": task.facts(splits.classes),
         "predictions": prediction_rows(context.outcomes),
         task.parts: part_rows(task, context.outcomes, splits.classes),
+        "curves": task.curves(
+            {who: outcomes.errors(task, who, task.judged) for who in ("teacher", "student")}
+            if task.records
+            else {},
+            splits.classes,
+        ),
         "worst": worst_rows(task, context.outcomes, found.difficulty, splits.classes),
         "previous": None if found.earlier is None else asdict(found.earlier),
         "teacher": inputs["teacher"].json("teacher.json"),

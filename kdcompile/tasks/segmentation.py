@@ -115,6 +115,10 @@ class Segmentation(Recording):
         value = float(_miou(sums.ravel()))
         return np.concatenate([[1 - value if value == value else 0.0], sums.ravel()])
 
+    def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """The class of each pixel of the photo, uint8 [H, W]."""
+        return class_map(output, frame)
+
     def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
         """`shares`: of the pixels of a class map [H, W], by each class that has any."""
         found = np.bincount(output.ravel(), minlength=256)[:IGNORED]

@@ -160,7 +160,7 @@ class Task(ABC):
         metric = self.find_metric(name)
         return self.metric if metric.needs_outputs else metric
 
-    def scores(self, predicted: Sequence[Any], true: Sequence[float]) -> dict[str, float]:
+    def scores(self, predicted: Sequence[Any] | Floats, true: Sequence[float]) -> dict[str, float]:
         """Every metric of predictions by name."""
         errors = self.errors(predicted, true)
         return {metric.name: metric(errors) for metric in self.metrics}
@@ -194,6 +194,32 @@ class Task(ABC):
     def within(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """A batch's output [N, ...] without what a map [N, C, h, w] says of the padding."""
         return output * frame.inside(*output.shape[2:]) if self.is_dense else output
+
+    def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """What one image's output says of a photo without annotations, for `describe`."""
+        return self.within(output, frame)
+
+    def drawn_truth(self, photo: Photo, frame: Frame) -> NDArray[Any] | None:
+        """What a report draws of a photo's annotations as `drawn` of an output, if anything."""
+        return None
+
+    def curves(
+        self, errors: Mapping[str, Floats], classes: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
+        """Rows of a report's precision-recall curves: `class`, and by network its precisions."""
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """What a bundle must know to make answers of outputs, beside the kind; as JSON values."""
+        return {}
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Task":
+        """The task of a bundle, whose settings these are.
+
+        Raises:
+            ValueError: they are none of its.
+        """
+        return self
 
     def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
@@ -230,11 +256,15 @@ class Task(ABC):
 
         Over the whole input; 0, or `masks.IGNORED`, in the padding.
         """
-        return (output[0, 0] * frame.inside(*output.shape[2:])).astype(np.float32)
+        return np.asarray(output[0, 0] * frame.inside(*output.shape[2:]), np.float32)
 
     def map_errors(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
         """The errors of what `within` gave of one image by each of `map_metrics`, float64 [M]."""
         return np.zeros(0)
+
+    def outputs_of(self, shape: tuple[int, ...]) -> int:
+        """How many outputs a label may be of, where the network's output has this shape."""
+        return shape[1]
 
     def check_labels(
         self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
@@ -275,6 +305,7 @@ def find_task(kind: str) -> Task:
         KDError: `task-unknown`, or those of `plugins.find`.
     """
     import kdcompile.tasks.builtin
+    import kdcompile.tasks.detection.task
     import kdcompile.tasks.generic
     import kdcompile.tasks.segmentation  # noqa: F401  a cache key covers all of them
 

@@ -140,9 +140,9 @@ CASES = [
         _good, says=("use one of entropy, minmax", "(did you mean 'entropy'?)"),
     ),
     BadInput(
-        "unknown-task", _spoilt("[data]", '[task]\nkind = "segmentation"\n[data]'), PLAN,
+        "unknown-task", _spoilt("[data]", '[task]\nkind = "pose"\n[data]'), PLAN,
         "spec-invalid", _good,
-        says=("fix:   use one of classification, counting, generic, regression, \"file.py:Class\"",)
+        says=("fix:   use one of classification, counting, generic, regression, segmentation",),
     ),
     BadInput(
         "infinite-number", _spoilt("steps = 1", "steps = 1\nlr = inf"), PLAN, "spec-invalid",

@@ -181,18 +181,29 @@ def within(density: Any, seen: Any, plane: Any) -> Any:
     return density * np.outer(rows, columns).astype(np.float32)
 
 
-def predict(network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any) -> Any:
-    """The network's output for what `prepare` gave; a density of the image alone."""
+def predict(
+    network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any, size: Any = None
+) -> Any:
+    """The network's output for what `prepare` gave; a density of the image alone.
+
+    Of segmentation the class of each pixel, uint8 [H, W], of a photo of that size (width, height).
+    """
     whole = padded(image, pre)
     output = checked(next(iter(network({INPUT: whole}).values())), manifest)
+    if manifest["task"] == "segmentation":
+        return class_map(output, sides(image), sides(whole), size)
+    if manifest["task"] == "detection":
+        return found_boxes(output, sides(image), sides(whole), size)
     return of_image(output, image, whole, manifest)
 
 
 def checked(output: Any, manifest: dict[str, Any]) -> Any:
     """The network's output, if its task can have such a one."""
-    axes = 4 if manifest["task"] == "counting" else 2
-    if output.ndim != axes or len(output) != 1 or (axes == 4 and output.shape[1] != 1):
-        sys.exit(f"error: the network gives {list(output.shape)}, which is no {manifest['task']}")
+    task = manifest["task"]
+    axes: Any = {"counting": (4,), "segmentation": (4,), "detection": (3, 4)}.get(task, (2,))
+    single = task == "counting" and output.shape[1:2] != (1,)
+    if output.ndim not in axes or len(output) != 1 or single:
+        sys.exit(f"error: the network gives {list(output.shape)}, which is no {task}")
     if not np.isfinite(output).all():
         raise ImageError("the network gives NaN or infinity for this image")
     return output
@@ -210,7 +221,112 @@ def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scr
     except tiles.TilesError as error:
         sys.exit(f"error: {error}")
     checked(output, manifest)
+    if manifest["task"] == "segmentation":
+        return class_map(output, sides(image), plane, sides(image)[::-1])
     return within(output, sides(image), plane)
+
+
+def class_map(output: Any, seen: Any, plane: Any, size: Any) -> Any:
+    """The class of each pixel of a photo of that size, (width, height): uint8 [H, W]."""
+    height, width = output.shape[2:]
+    box = (0.0, 0.0, width * (seen[1] / plane[1]), height * (seen[0] / plane[0]))
+    bilinear = getattr(Image, "Resampling", Image).BILINEAR
+    best = np.full(size[::-1], -np.inf, np.float32)
+    found = np.zeros(size[::-1], np.uint8)
+    for index, logits in enumerate(output[0]):
+        plane_of = Image.fromarray(np.ascontiguousarray(logits, np.float32))
+        values = np.asarray(plane_of.resize(size, bilinear, box=box))
+        found[values > best] = index
+        best = np.maximum(best, values)
+    return found
+
+
+def found_boxes(output: Any, seen: Any, plane: Any, size: Any) -> Any:
+    """The boxes of a photo of that size, (width, height): [D, 6] of x0 y0 x1 y1, score, class."""
+    about = json.loads((HERE / "task.json").read_text(encoding="utf-8"))
+    head = about["head"]
+    rows = candidates(output[0].astype(np.float64), about["decode"], head["lowest"], plane)
+    middle = (rows[:, :2] + rows[:, 2:4]) / 2
+    rows = rows[(middle < np.array(seen[::-1])).all(1) & (rows[:, 4] >= head["threshold"])]
+    rows = rows[np.argsort(-rows[:, 4], kind="stable")[:1000]]
+    kept: list[Any] = []
+    while len(rows):
+        kept.append(rows[0])
+        clash = (overlaps(rows[0], rows) > head["overlap"]) & (rows[:, 5] == rows[0, 5])
+        clash[0] = True
+        rows = rows[~clash]
+    found = np.array(kept[:100]).reshape(-1, 6)
+    found[:, :4] *= np.tile(np.array(size) / np.array(seen[::-1]), 2)
+    found[:, :4] = np.clip(found[:, :4], 0, np.tile(size, 2))
+    return found[(found[:, 2:4] > found[:, :2]).all(1)]
+
+
+def candidates(output: Any, decode: Any, lowest: float, plane: Any) -> Any:
+    """What an output says before suppression, [D, 6] in pixels of the network's input."""
+    if output.ndim == 3:  # centre maps: class logits, then logarithms of distances in cells
+        logits, raw = output[:-4], output[-4:]
+        height, width = logits.shape[1:]
+        wide = np.pad(logits, ((0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+        around = [wide[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        scores = 0.5 * (1 + np.tanh(0.5 * logits))
+        kind, row, column = np.nonzero((logits >= np.max(around, axis=0)) & (scores >= lowest))
+        down, along = plane[0] / height, plane[1] / width
+        y, x = (row + 0.5) * down, (column + 0.5) * along
+        left, top, right, bottom = np.exp(np.clip(raw[:, row, column], -8, 8))
+        columns = [x - left * along, y - top * down, x + right * along, y + bottom * down]
+        return np.stack([*columns, scores[kind, row, column], kind], axis=1)
+    if decode == "boxes":
+        return output
+    if decode not in (None, "yolov5", "yolov8"):
+        sys.exit(f"error: {decode} makes the boxes of this network, which is not in the bundle")
+    if output.shape[1] > output.shape[0]:  # 4 + C rows; else 5 + C columns with an objectness
+        boxes, scores = output[:4].T, output[4:].T
+    else:
+        boxes, scores = output[:, :4], output[:, 5:] * output[:, 4:5]
+    row, kind = np.nonzero(scores >= lowest)
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    return np.column_stack([low[row], high[row], scores[row, kind], kind])
+
+
+def overlaps(box: Any, others: Any) -> Any:
+    """Intersection over union of a box with others."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:4], others[:, 2:4])
+    common = np.prod(np.maximum(high - low, 0), axis=1)
+    area = np.prod(box[2:4] - box[:2]) + np.prod(others[:, 2:4] - others[:, :2], axis=1)
+    return common / np.maximum(area - common, 1e-12)
+
+
+def listed(boxes: Any, manifest: dict[str, Any]) -> str:
+    """Boxes as JSON: class, score and corners each."""
+    names = manifest["classes"]
+    rows = [
+        {
+            "class": names[int(row[5])] if names else int(row[5]),
+            "score": round(float(row[4]), 4),
+            "box": [round(float(value), 1) for value in row[:4]],
+        }
+        for row in boxes
+    ]
+    return json.dumps(rows)
+
+
+def painted(path: str, classes: Any, manifest: dict[str, Any]) -> str:
+    """Write the class map as a PNG of indices with a palette; each class's share, in a line."""
+    colours = np.zeros((256, 3), np.uint8)
+    place = np.arange(1, 257)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((place >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
+    image = Image.fromarray(classes)
+    image.putpalette(colours.ravel().tolist())
+    there = f"{Path(path).stem}_classes.png"
+    image.save(there)
+    shares = np.bincount(classes.ravel()) / classes.size
+    names = manifest["classes"] or list(range(len(shares)))
+    told = [f"{names[k]} {shares[k]:.4f}" for k in np.argsort(-shares) if shares[k]]
+    return "{}\t{}".format(", ".join(told), there)
 
 
 def is_larger(path: str, pre: Any) -> bool:
@@ -311,15 +427,33 @@ def main() -> None:
                 if "inputs" in pre:
                     told = written(path, network(tensors(path, pre)), taken)
                 elif arguments.tiles and is_larger(path, pre):
-                    told = meaning(tiled(network, path, manifest, pre, scratch), manifest)
+                    told = answered(path, tiled(network, path, manifest, pre, scratch), manifest)
                 else:
-                    told = meaning(predict(network, image_of(path, pre), manifest, pre), manifest)
+                    image = image_of(path, pre)
+                    found = predict(network, image, manifest, pre, size_of(path))
+                    told = answered(path, found, manifest)
             except ImageError as error:
                 failed = 1
                 print(f"error: {shown(path)}: {shown(error)}", file=sys.stderr, flush=True)
             else:
                 print(f"{shown(path)}\t{told}", flush=True)
     sys.exit(failed)
+
+
+def answered(path: str, output: Any, manifest: dict[str, Any]) -> str:
+    """What an image's output says, in a line; a class map is written as a picture."""
+    if manifest["task"] == "segmentation":
+        return painted(path, output, manifest)
+    if manifest["task"] == "detection":
+        return listed(output, manifest)
+    return meaning(output, manifest)
+
+
+def size_of(path: str) -> Any:
+    """Width and height of the upright photo."""
+    with Image.open(path) as file:
+        turned = file.getexif().get(274, 1) > 4  # EXIF's orientation: on its side
+        return file.size[::-1] if turned else file.size
 
 
 def image_of(path: str, pre: dict[str, Any]) -> Any:

@@ -30,10 +30,12 @@ class Files(Format):
         entries: the images with their annotations of `train`, `val` and `test`, by split; raises a
             `KDError` for whatever is wrong with them.
         in_one_file: every annotation is in the file that `data.annotations` names.
+        classes: their names by index, where these do not follow from the entries' labels.
     """
 
     entries: Callable[[Data], dict[str, list[Entry]]]
     in_one_file: bool = False
+    classes: Callable[[Data], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)

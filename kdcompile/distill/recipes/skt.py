@@ -35,7 +35,7 @@ class StructuredTransfer(Recipe):
         "paper": {"intra": 0.5, "inter": 0.5},
     }
     needs_taps = True
-    tasks = ("counting", "segmentation")
+    tasks = ("counting", "segmentation", "detection")
     why = "its relations are between feature maps and an output that is a map"
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:

@@ -1,0 +1,96 @@
+"""Pictures of boxes: a photo with what was found on it, and precision-recall curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from numpy.typing import NDArray
+
+from kdcompile.bundle.figures import (
+    DPI,
+    LIGHT,
+    LONGEST,
+    SMALLEST,
+    Theme,
+    chart,
+    png,
+    printable,
+    style,
+)
+from kdcompile.bundle.mask_figures import palette
+
+MOST_NAMED = 24  # classes in a legend
+MOST_CURVES = 8  # of a chart, the first classes
+
+
+def boxes_png(
+    pixels: NDArray[np.uint8],
+    boxes: NDArray[np.float32],
+    title: str,
+    classes: Sequence[str] | None = None,
+) -> bytes:
+    """The photo in grey with boxes in the colours of their classes, and a legend, as a PNG.
+
+    Args:
+        pixels: uint8 [H, W, C], one or three channels.
+        boxes: float32 [D, 6], x0 y0 x1 y1 in its pixels, score and class.
+        title: written above.
+        classes: names by index; without them the indices.
+    """
+    height, width = pixels.shape[:2]
+    zoom = min(LONGEST / max(height, width), max(1.0, SMALLEST / max(height, width)))
+    inches_w, inches_h = width * zoom / DPI, height * zoom / DPI
+    legend, head, edge = 1.1, 0.32, 0.06
+    kinds = sorted({int(kind) for kind in boxes[:, 5]})
+    colours = {kind: palette()[(kind + 1) % 255] / 255 for kind in kinds}
+    with style(LIGHT):
+        size = (max(inches_w, 1.6) + legend + 2 * edge, inches_h + head + edge)
+        figure = Figure(figsize=size)
+        box = (edge / size[0], edge / size[1], inches_w / size[0], inches_h / size[1])
+        axes = figure.add_axes(box)
+        grey = pixels.mean(2) * 0.8 + 51
+        axes.imshow(
+            grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), aspect="auto"
+        )
+        for x0, y0, x1, y1, score, kind in boxes[::-1].tolist():  # the best on top
+            axes.add_patch(
+                Rectangle(
+                    (x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.2, ec=colours[int(kind)],
+                    alpha=0.5 + 0.5 * min(max(score, 0.0), 1.0),
+                )
+            )  # fmt: skip
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.set_axis_off()
+        names = {k: classes[k] if classes and k < len(classes) else str(k) for k in kinds}
+        counts = {k: int((boxes[:, 5] == k).sum()) for k in kinds}
+        figure.legend(
+            handles=[
+                Patch(color=colours[k], label=printable(f"{names[k]} {counts[k]}"))
+                for k in kinds[:MOST_NAMED]
+            ],
+            loc="upper left", fontsize=6, bbox_to_anchor=(box[0] + box[2], box[1] + box[3]),
+            handlelength=1, labelspacing=0.25,
+        )  # fmt: skip
+        figure.text(edge / size[0], 1 - 0.1 / size[1], printable(title), fontsize=7, va="top")
+        return png(figure)
+
+
+def precision_recall(curves: Sequence[Mapping[str, Any]], theme: Theme) -> bytes:
+    """Precision against recall of each class, of the teacher (dashed) and of the student.
+
+    Args:
+        curves: a row a class: `class`, and by network precision at the 101 recalls from 0 to 1.
+        theme: colours.
+    """
+    with style(theme):
+        figure, axes = chart("recall", "precision", 4.4)
+        for place, row in enumerate(curves[:MOST_CURVES]):
+            for who, line in (("teacher", "--"), ("student", "-")):
+                name = printable(str(row["class"])) if who == "student" else None
+                recalls = np.linspace(0, 1, len(row[who]))
+                axes.plot(recalls, row[who], line, c=f"C{place}", lw=1.2, label=name)
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.legend(loc="lower left", title="dashed: teacher")
+        return png(figure)

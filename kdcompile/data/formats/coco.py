@@ -1,0 +1,99 @@
+"""Format `coco`: a COCO file a split, whose boxes are to be found.
+
+A split is `FILE.json`, or `FILE.json:FOLDER` where its images lie in another folder than the file,
+the root, or `images` under the root. What a class is called and which index it has is the same in
+all splits.
+"""
+
+from os.path import isfile
+from pathlib import Path
+from typing import Any
+
+from kdcompile.config.spec import Data
+from kdcompile.core.errors import KDError
+from kdcompile.core.plugins import register
+from kdcompile.data.boxes import checked_boxes, clipped_boxes
+from kdcompile.data.coco_file import CocoImage, Row, read_coco
+from kdcompile.data.entry import Entry, inside
+from kdcompile.data.formats import Files
+
+SPLITS = ("train", "val", "test")
+
+
+def entries(data: Data) -> dict[str, list[Entry]]:
+    """The images of each split with their boxes, in the file's order.
+
+    Raises:
+        KDError: those of `read_coco`, `checked_boxes`, `clipped_boxes`; `image-missing`,
+            `classes-differ` or `path-outside`.
+    """
+    found: dict[str, list[Entry]] = {}
+    names = classes(data)
+    for split in SPLITS:
+        path, folder = _place(data, split)
+        file = read_coco(path)
+        _refuse_other_classes(data, split, names, file.classes)
+        found[split] = [_entry(data, split, path, folder, image) for image in file.images]
+    return found
+
+
+def classes(data: Data) -> tuple[str, ...]:
+    """The names of the classes by index."""
+    return read_coco(_place(data, "train")[0]).classes
+
+
+def _place(data: Data, split: str) -> tuple[Path, str]:
+    """The file of a split, and the folder of its images as the spec names it."""
+    file, _, folder = getattr(data, split).partition(":")
+    return inside(data.root, file), folder
+
+
+def _entry(data: Data, split: str, path: Path, folder: str, image: CocoImage) -> Entry:
+    near = [inside(data.root, folder)] if folder else [path.parent, data.root, data.root / "images"]
+    places = [inside(place, image.name) for place in near]
+    own = next((place for place in places if isfile(place)), None)
+    if own is None:
+        raise KDError(
+            "image-missing",
+            f"{path.name} names {image.name}, which is not there",
+            where=f"{places[0]} [data] {split}",
+            fix=f"put it there, or name the folder of the images: data.{split} = "
+            f'"{path.name}:FOLDER", under data.root',
+        )
+    rows = [_box(row, kind, image.name, str(path)) for row, kind in
+            zip(image.rows, image.kinds, strict=True)]  # fmt: skip
+    boxes = checked_boxes(rows, image.name, str(path), None)
+    boxes = clipped_boxes(boxes, image.size, image.name, str(path))
+    return Entry(image.name, own, None, path, boxes=boxes.tolist())
+
+
+def _box(row: Row, kind: int, name: str, where: str) -> list[float]:
+    """x0, y0, x1, y1 and the class's index, of a crowd -1 - index."""
+    box: Any = row.get("bbox")
+    numbers = isinstance(box, list) and all(type(value) in (int, float) for value in box)
+    if not numbers or len(box) != 4:
+        raise KDError(
+            "annotation-invalid",
+            f"annotation {row['id']} of {name} has a bbox of {box!r:.60}",
+            where=where,
+            fix='give "bbox": [x, y, width, height] in pixels',
+        )
+    x, y, width, height = box
+    return [x, y, x + width, y + height, -1 - kind if row.get("iscrowd") else kind]
+
+
+def _refuse_other_classes(
+    data: Data, split: str, train: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    if train != other:
+        raise KDError(
+            "classes-differ",
+            f"the categories of the {split} split are {', '.join(other)}, those of the training "
+            f"split {', '.join(train)}",
+            where=f"{data.root} [data] {split}",
+            fix="write the same categories, with the same ids, into the files of all splits",
+        )
+
+
+DEFAULTS = {split: f"{split}.json" for split in SPLITS}
+FORMAT = register("formats", "coco", __name__)(Files(entries, defaults=DEFAULTS, classes=classes))

@@ -1,0 +1,288 @@
+"""The task `detection`: boxes of classes, judged by COCO's mean average precision."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcompile.config.detection import Head
+from kdcompile.config.spec import Spec
+from kdcompile.core.errors import KDError
+from kdcompile.core.plugins import register
+from kdcompile.core.user_code import load_factory, users_code
+from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import Frame
+from kdcompile.tasks.detection.average_precision import Table
+from kdcompile.tasks.detection.boxes import MOST, Found, best
+from kdcompile.tasks.detection.decode import checked, find_decoder
+from kdcompile.tasks.detection.decoders import DECODERS
+from kdcompile.tasks.detection.matching import ABSENT, FIELDS, classes_of, is_crowd, matched, packed
+from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.recording import Recording
+from kdcompile.tasks.records import Recorded, over_records, weights_of
+from kdcompile.tasks.task import Floats, Stratum
+
+DRAWS = 499  # resamples of an interval: benchmarks/README.md has what one costs
+AT_HALF = (0,)  # places in `OVERLAPS`
+DECODE_FIX = "correct it; docs/tasks.md has an example"
+
+
+def _over(score: Callable[[Table, Floats], Floats]) -> Callable[..., Any]:
+    """`Metric.of` by what `score` says of the boxes and of how often each image is drawn."""
+
+    def of(rows: Floats, places: NDArray[np.int64]) -> Any:
+        weights = weights_of(places.reshape(-1, places.shape[-1]), len(rows))
+        return score(Table(rows), weights).reshape(places.shape[:-1])
+
+    return over_records(of)
+
+
+MAP = Metric("map", _over(lambda t, w: t.mean(w)), higher=True, most=1.0, draws=DRAWS, records=True)
+MAP50 = Metric(
+    "map50", _over(lambda t, w: t.mean(w, AT_HALF)), higher=True, most=1.0, draws=DRAWS,
+    records=True,
+)  # fmt: skip
+LEVELS_OF = {MAP.name: None, MAP50.name: AT_HALF}
+
+
+@register("tasks", "detection")
+class Detection(Recording):
+    """Boxes, by centre maps [N, C + 4, h, w] or by the outputs of another known head.
+
+    An image is judged by its boxes in its own pixels. Its own error is 1 less the F1 score of the
+    boxes of at least `head.threshold` at an overlap of 0.5.
+    """
+
+    kind = like = "detection"
+    output, unit = "boxes", "1"
+    metrics = (MAP, MAP50)
+    parts = "by_class"
+
+    def __init__(
+        self,
+        head: Head | None = None,
+        decoder: str | None = None,
+        decode: Callable[..., Any] | None = None,
+        loss: tuple[Callable[..., Any], str] | None = None,
+    ) -> None:
+        """Of a head, by a known decoder or a function; `loss` is the user's own, with its name."""
+        self.head, self.decoder, self.decode, self.loss = head or Head(), decoder, decode, loss
+
+    def judged_by(self, spec: Spec) -> "Detection":
+        """With the head that the spec describes.
+
+        Raises:
+            KDError: `task-metric`, or those of `load_factory`.
+        """
+        super().judged_by(spec)
+        asked, decode, loss = spec.task, None, None
+        if ":" in (asked.decode or ""):
+            decode = load_factory(str(asked.decode), spec.folder)
+        if asked.loss is not None:
+            loss = load_factory(asked.loss, spec.folder), asked.loss
+        return Detection(asked.head, asked.decode, decode, loss)
+
+    def is_annotated(self, photo: Photo) -> bool:
+        """Whether it is a photo: one without boxes shows nothing."""
+        return not photo.tensors
+
+    def found(self, output: NDArray[Any], frame: Frame) -> Found:
+        """The boxes of one image's output [1, ...] in the photo's pixels, the best first.
+
+        Raises:
+            KDError: `task-decode`, `task-scores` or `task-anchors`.
+        """
+        outputs = {self.output: output}
+        if self.decode is not None:
+            name = str(self.decoder)
+            with users_code("task-decode", f"{name} fails", "[task] decode", DECODE_FIX):
+                given = self.decode(outputs, frame.plane)
+            some = checked(given, name, None).above(self.head.lowest)
+        else:
+            name = find_decoder(self.decoder, {self.output: output.shape})
+            some = DECODERS[name].of(outputs, self._head(name), frame.plane)
+        middle = (some.boxes[:, :2] + some.boxes[:, 2:]) / 2
+        some = some.at((middle < np.array(frame.seen[::-1])).all(1))  # not in the padding
+        y, x = (whole / seen for whole, seen in zip(frame.photo, frame.seen, strict=True))
+        return best(some.scaled(x, y, frame.photo), MOST)
+
+    def _head(self, name: str) -> Head:
+        """The head with the decoder's defaults for what the spec does not name."""
+        own = {field: getattr(self.head, field) for field in self.head.model_fields_set}
+        return Head(**{**DECODERS[name].defaults, **own})
+
+    def classes_in(self, shape: tuple[int, ...]) -> int:
+        """How many classes an output of this shape has scores of; 0 where it does not tell."""
+        if self.decode is not None:
+            return 0
+        name = find_decoder(self.decoder, {self.output: shape})
+        return DECODERS[name].classes({self.output: shape}, self._head(name))
+
+    def record(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
+        """The image's error, and its matches.
+
+        Not a number where the output is none.
+
+        Raises:
+            KDError: those of `found`; `labels-invalid`, a box is of a class that is no output.
+        """
+        count = self.classes_in(output.shape)
+        self._refuse_others(photo, count)
+        if not np.isfinite(output).all():
+            return np.full(1 + 4 * count + MOST * FIELDS, np.nan)
+        found = matched(self.found(output, frame), photo.boxes, count)
+        sure = found.scores >= self.head.threshold
+        right = int(found.hits[0, 0, sure].sum())
+        false = int((~found.hits[0, 0, sure] & ~found.spared[0, 0, sure]).sum())
+        truths = int(found.truths[0].sum())
+        wrong = false + truths - right
+        error = wrong / (wrong + 2 * right) if wrong else 0.0
+        return np.concatenate([[error], packed(found)])
+
+    def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """The boxes that are sure enough, float32 [D, 6]: x0 y0 x1 y1 in its pixels, score, class.
+
+        Args:
+            output: of one image, [1, ...].
+            frame: where the photo lies in the network's input.
+        """
+        found = self.found(output, frame).above(self.head.threshold)
+        columns = [found.boxes, found.scores[:, None], found.classes[:, None]]
+        return np.concatenate(columns, axis=1).astype(np.float32)
+
+    def drawn(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
+        """The same in pixels of the input."""
+        return self.answer(output, Frame(frame.seen, frame.seen, frame.plane))
+
+    def drawn_truth(self, photo: Photo, frame: Frame) -> NDArray[Any] | None:
+        """The annotated boxes as `drawn` gives those found, without crowds."""
+        boxes = photo.boxes[~is_crowd(photo.boxes)]
+        y, x = (seen / whole for seen, whole in zip(frame.seen, frame.photo, strict=True))
+        scaled = boxes[:, :4] * np.array([x, y, x, y], np.float32)
+        return np.concatenate([scaled, np.ones((len(boxes), 1)), boxes[:, 4:]], axis=1).astype(
+            np.float32
+        )
+
+    def curves(
+        self, errors: Mapping[str, Floats], classes: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
+        """Precision at 101 recalls, at an overlap of 0.5, of each class that is annotated."""
+        tables = {
+            who: Table(own.rows[own.places])
+            for who, own in errors.items()
+            if isinstance(own, Recorded)
+        }
+        if not tables:
+            return []
+        return [
+            {"class": self.name_of_class(int(k), classes)}
+            | {who: np.round(table.curve(int(k)), 4).tolist() for who, table in tables.items()}
+            for k in np.flatnonzero(next(iter(tables.values())).truths)
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        """The decoder that the spec names, if any, and the head."""
+        return {"decode": self.decoder, "head": self.head.model_dump(mode="json")}
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Detection":
+        """The task of a bundle; its own decode is a function that the bundle has not.
+
+        Raises:
+            ValueError: the settings are none of its.
+        """
+        decoder, head = settings.get("decode"), Head.model_validate(settings.get("head") or {})
+        if not (decoder is None or isinstance(decoder, str)):
+            raise ValueError("decode is no name")
+        return Detection(head, decoder)
+
+    def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
+        """`boxes`, each with its class, score and box, of what `answer` gave [D, 6]."""
+        return {
+            "boxes": [
+                {
+                    "class": self.name_of_class(int(kind), classes),
+                    "score": round(float(score), 4),
+                    "box": [round(float(value), 1) for value in box],
+                }
+                for *box, score, kind in output.tolist()
+            ]
+        }
+
+    def name_of_class(self, index: int, classes: Sequence[str] | None) -> str:
+        """The name of a class, or its index where classes have none."""
+        return classes[index] if classes and index < len(classes) else str(index)
+
+    def check_output(self, shape: tuple[int, ...]) -> str | None:
+        """One that a decoder knows, or the spec's own function is for."""
+        if self.decode is not None:
+            return None
+        try:
+            find_decoder(self.decoder, {self.output: shape})
+        except KDError as error:
+            return f"{error.message}; {error.fix}"
+        return None
+
+    def outputs_of(self, shape: tuple[int, ...]) -> int:
+        """The classes that an output of this shape has scores of; 0 where it does not tell."""
+        return self.classes_in(shape)
+
+    def check_labels(
+        self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
+    ) -> str | None:
+        """One output a class; the boxes themselves are looked at where they are judged."""
+        if classes is not None and outputs and len(classes) != outputs:
+            return f"the data has {len(classes)} classes, the network scores of {outputs}"
+        return None
+
+    def _refuse_others(self, photo: Photo, count: int) -> None:
+        """Refuse a box of a class that is no output.
+
+        Raises:
+            KDError: `labels-invalid`.
+        """
+        most = int(classes_of(photo.boxes).max(initial=-1))
+        if count and most >= count:
+            raise KDError(
+                "labels-invalid",
+                f"{photo.name} has a box of class {most}, the network {count} classes",
+                where="[data], for detection",
+                fix="give the data the network's classes, or a network with an output for each",
+            )
+
+    def check_photo(self, photo: Photo, outputs: int) -> None:
+        """Refuse a box of a class that the network has no output for.
+
+        Raises:
+            KDError: `labels-invalid`.
+        """
+        self._refuse_others(photo, outputs)
+
+    def constant_scores(
+        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+    ) -> dict[str, float]:
+        """Of finding nothing."""
+        table = np.array(predicted, np.float64)
+        table[:, -MOST * FIELDS :] = ABSENT
+        return self.scores(table, ())
+
+    def parts_of(
+        self, true: Floats, errors: Floats, classes: Sequence[str] | None
+    ) -> list[Stratum]:
+        """The images, once for each class of which a box is annotated: `class` and its `index`."""
+        if not isinstance(errors, Recorded):
+            return []
+        every = np.arange(len(errors))
+        truths = Table(errors.rows[errors.places]).truths
+        return [
+            ({"class": self.name_of_class(int(k), classes), "index": int(k)}, every)
+            for k in np.flatnonzero(truths)
+        ]
+
+    def metric_of(self, metric: Metric, about: Mapping[str, Any]) -> Metric:
+        """That of the one class."""
+        if "index" not in about:
+            return metric
+        place, levels = int(about["index"]), LEVELS_OF[metric.name]
+        return replace(metric, of=_over(lambda t, w: t.by_class(w, levels)[:, place]))

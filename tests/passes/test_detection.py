@@ -1,0 +1,214 @@
+"""Detection from COCO files to a bundle that runs, on small photos; and what is refused."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from small_boxes import CLASSES, MODEL, SPEC, write_data, write_project
+
+from kdcompile.bundle.box_figures import boxes_png
+from kdcompile.cli import cli
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
+from kdcompile.data.check import check_data
+from kdcompile.data.photo import Photo
+from kdcompile.data.preprocess import Frame, Preprocess
+from kdcompile.tasks.detection.boxes import overlaps
+from kdcompile.tasks.task import find_task, task_of
+
+
+def call(*args, code=0):
+    found = CliRunner().invoke(cli, list(map(str, args)))
+    assert found.exit_code == code, (found.output, found.exception)
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The project, its photos, and the bundle of a build that passed."""
+    folder = tmp_path_factory.mktemp("boxes")
+    photos = write_project(folder)
+    bundle = folder / "dist" / "bundle"
+    call("build", folder, "--target", "cpu", "-o", bundle)
+    return folder, photos, bundle
+
+
+def test_the_student_keeps_what_the_teacher_finds(built):
+    _, _, bundle = built
+    report = json.loads((bundle / "report.json").read_text())
+    found = {gate["name"]: gate for gate in report["gates"]}
+    assert report["verdict"] == "passed"
+    assert found["accuracy"]["observed"].startswith("map ")
+    rows = report["details"]["by_class"]
+    assert [row["class"] for row in rows] == list(CLASSES)
+    numbers = {(m["name"], m["precision"]): m["value"] for m in report["measurements"]}
+    assert numbers["teacher map", "fp32"] > 0.5
+    each = [row["student_map"] for row in rows]
+    own = numbers["student map", report["details"]["choice"]["precision"]]
+    assert np.mean(each) == pytest.approx(own)
+    curves = report["details"]["curves"]
+    assert [len(curve["student"]) for curve in curves] == [101, 101]
+
+
+def test_the_report_shows_boxes_and_curves(built):
+    text = (built[2] / "report.html").read_text()
+    for what in ("annotated boxes", "boxes of the teacher", "boxes of the student"):
+        assert f": the {what}" in text
+    assert "Precision and recall at an overlap of 0.50" in text
+    assert "count" not in json.loads((built[2] / "report.json").read_text())["details"]["task"]
+
+
+def test_run_and_the_sample_say_the_same_boxes(built):
+    folder, photos, bundle = built
+    path = folder / "data" / "images" / photos["test"][0].name
+    out = folder / "overlays"
+    (row,) = json.loads(call("run", bundle, path, "--json", "-o", out).stdout)
+    assert row["boxes"]
+    with Image.open(row["overlay"]) as overlay:
+        assert overlay.size[0] > 64
+    line = call("run", bundle, path, "-o", out).stdout
+    assert any(name in line for name in CLASSES)
+    sample = subprocess.run(
+        [sys.executable, bundle / "infer.py", path], capture_output=True, text=True, check=True
+    ).stdout
+    told = json.loads(sample.split("\t")[1])
+    assert [box["class"] for box in told] == [box["class"] for box in row["boxes"]]
+    for one, other in zip(told, row["boxes"], strict=True):
+        assert one["box"] == pytest.approx(other["box"], abs=0.2)
+        assert one["score"] == pytest.approx(other["score"], abs=1e-3)
+    truth = photos["test"][0].boxes[:, :4].astype(float)
+    best = np.array([row["boxes"][0]["box"]])
+    assert overlaps(best, truth).max() > 0.5
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Data, spec and model, without a build."""
+    write_data(tmp_path / "data", {"train": 2, "val": 1, "test": 1})
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "kdcompile.toml").write_text(SPEC)
+    return tmp_path
+
+
+def test_a_box_beside_a_photo_that_is_smaller_than_its_file_says_is_refused(project):
+    Image.new("RGB", (40, 40), "red").save(project / "data" / "images" / "val0.png")
+    path = project / "data" / "val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [30, 30, 20, 20]
+    path.write_text(json.dumps(content))
+    spec = load_spec(project / "kdcompile.toml")
+    with pytest.raises(KDError) as caught:
+        check_data(spec, project / "store")
+    assert caught.value.code == "annotation-outside"
+    assert "upright image" in str(caught.value.fix)
+
+
+PLANE = Frame((64, 64), (64, 64), (64, 64))
+
+
+def maps(classes: int = 2) -> np.ndarray:
+    found = np.full((1, classes + 4, 16, 16), -6.0, np.float32)
+    found[0, 0, 4, 4], found[0, classes:, 4, 4] = 3.0, np.log(2)
+    return found
+
+
+def test_a_box_of_a_class_that_is_no_output_is_refused():
+    boxes = np.array([[1, 1, 9, 9, 2]], np.float32)
+    photo = Photo("a", array=np.zeros((64, 64, 3), np.uint8), boxes=boxes)
+    task = find_task("detection")
+    with pytest.raises(KDError) as caught:
+        task.record(maps(), photo, PLANE)
+    assert caught.value.code == "labels-invalid"
+    assert "an output for each" in str(caught.value.fix)
+    assert task.check_labels([], task.outputs_of((1, 6, 16, 16)), ("a", "b", "c")) is not None
+    assert task.check_labels([], task.outputs_of((1, 6, 16, 16)), ("a", "b")) is None
+
+
+def test_what_lies_in_the_padding_is_not_found_and_boxes_are_in_the_photos_pixels():
+    task = find_task("detection")
+    assert task.answer(maps(), PLANE)[:, :4].round(3).tolist() == [[10, 10, 26, 26]]
+    scaled = Frame((128, 128), (64, 64), (64, 64))
+    assert task.answer(maps(), scaled)[:, :4].round(3).tolist() == [[20, 20, 52, 52]]
+    narrow = Frame((64, 17), (64, 17), (64, 64))
+    assert len(task.answer(maps(), narrow)) == 0
+    assert len(task.answer(maps(), Frame((64, 19), (64, 19), (64, 64)))) == 1
+
+
+def test_the_error_of_an_image_is_that_of_its_sure_boxes():
+    task = find_task("detection")
+    boxes = np.array([[10, 10, 26, 26, 0], [40, 40, 60, 60, 1]], np.float32)
+
+    def error(given):
+        photo = Photo("a", array=np.zeros((64, 64, 3), np.uint8), boxes=given)
+        return task.record(maps(), photo, PLANE)[0]
+
+    assert error(boxes[:1]) == 0
+    assert error(boxes) == pytest.approx(1 / 3)  # one right, one missed
+    assert error(boxes[1:]) == 1
+    assert error(boxes[:0]) == 1
+
+
+def test_a_decode_of_the_users_is_called_and_checked(project):
+    (project / "own.py").write_text(
+        "def decode(outputs, plane):\n"
+        "    return [[0, 0, plane[1] / 2, plane[0]]], [outputs['boxes'].max()], [1]\n"
+        "def broken(outputs, plane):\n    return [1 / 0], [], []\n"
+    )
+    sets = ['task.decode="own.py:decode"']
+    task = task_of(load_spec(project / "kdcompile.toml", sets))
+    found = task.answer(np.full((1, 3), 0.5, np.float32), PLANE)
+    assert found.tolist() == [[0, 0, 32, 64, 0.5, 1]]
+    with pytest.raises(KDError) as caught:
+        task.answer(np.full((1, 3), 5, np.float32), PLANE)
+    assert caught.value.code == "task-decode"
+    broken = task_of(load_spec(project / "kdcompile.toml", ['task.decode="own.py:broken"']))
+    with pytest.raises(KDError) as caught:
+        broken.answer(maps(), PLANE)
+    assert caught.value.code == "task-decode"
+    assert "docs/tasks.md" in str(caught.value.fix)
+
+
+def test_a_head_that_no_decoder_knows_stops_the_plan(project):
+    (project / "model.py").write_text(
+        MODEL.replace(
+            "return self.head(self.body(x))", "return self.head(self.body(x)).mean((2, 3))"
+        )
+    )
+    import torch
+    from safetensors.torch import save_file
+
+    from kdcompile.core.user_code import load_factory
+
+    torch.manual_seed(0)
+    network = load_factory("model.py:build", project)()
+    save_file(network.state_dict(), project / "teacher.safetensors")
+    found = call("plan", project, code=1)
+    assert "no decoder is known" in found.output
+    assert "task.decode" in found.output
+
+
+def test_settings_of_a_bundle_make_the_same_task(project):
+    sets = ["task.head.threshold=0.99", "task.head.overlap=0.7"]
+    task = task_of(load_spec(project / "kdcompile.toml", sets))
+    again = find_task("detection").with_settings(json.loads(json.dumps(task.settings())))
+    assert again.head == task.head
+    assert len(again.answer(maps(), PLANE)) == 0
+
+
+def test_boxes_without_names_and_none_at_all_are_drawn():
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    assert boxes_png(pixels, np.zeros((0, 6), np.float32), "none")[:4] == b"\x89PNG"
+    one = np.array([[1, 1, 9, 9, 0.5, 300]], np.float32)
+    assert boxes_png(pixels[..., :1], one, "one")[:4] == b"\x89PNG"
+
+
+def test_preprocessing_of_boxes_pads_with_the_mean_colour(project):
+    from kdcompile.tasks.task import preprocess_of
+
+    found = preprocess_of(load_spec(project / "kdcompile.toml"))
+    assert isinstance(found, Preprocess)
+    assert found.padding == "mean"
