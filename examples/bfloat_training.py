@@ -101,6 +101,7 @@ class Training:
         judge: Callable[[nn.Module], tuple[float, str]],
         checkpoint: Path,
         every: int,
+        until: int | None = None,
     ) -> None:
         """Go on until the last step, from the checkpoint where there is one.
 
@@ -109,14 +110,16 @@ class Training:
             judge: of the moving average: a value, the higher the better, and what to log.
             checkpoint: written after each judgement; its folder is made.
             every: steps between two judgements.
+            until: the step to stop at, where it is not the last.
         """
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if checkpoint.is_file():
             self.load(checkpoint)
         started, losses = time.monotonic(), []
-        while self.step < self.steps:
+        end = self.steps if until is None else until
+        while self.step < end:
             losses.append(self.take(*batch(self.step)))
-            if self.step % every == 0 or self.step == self.steps:
+            if self.step % every == 0 or self.step == end:
                 with torch.inference_mode():
                     value, told = judge(self.average)
                 if value > self.value:

@@ -102,6 +102,9 @@ def judge_counts(photos: Photos, network: nn.Module, quick: bool = True) -> tupl
     return -float(error), f"mean absolute error {error:.3f}"
 
 
+KINDS = {"detector": (boxes_batch, judge_boxes), "counter": (counts_batch, judge_counts)}
+
+
 def begin(kind: str, weights: Path, steps: int | None) -> Training:
     """The training of a teacher; the counter starts from the detector's weights."""
     torch.manual_seed(0)
@@ -118,16 +121,14 @@ def begin(kind: str, weights: Path, steps: int | None) -> Training:
 def main() -> None:
     """Train, write the best weights in half precision, and read the test photos once."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=("detector", "counter"))
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--data", type=Path, default=HERE)
     parser.add_argument("--work", type=Path, default=HERE / ".teacher")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the weights")
     parser.add_argument("--steps", type=int)
     asked = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    batch, judge = {
-        "detector": (boxes_batch, judge_boxes), "counter": (counts_batch, judge_counts)
-    }[asked.kind]  # fmt: skip
+    batch, judge = KINDS[asked.kind]
     train, val, test = (read_split(asked.data, split) for split in ("train", "val", "test"))
     training = begin(asked.kind, asked.output / "detector.safetensors", asked.steps)
     checkpoint = asked.work / f"{asked.kind}.pt"
