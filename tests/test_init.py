@@ -32,7 +32,10 @@ def test_digits_is_copied_whole(tmp_path):
 @pytest.mark.parametrize("name", example_names())
 def test_every_example_loads(name, tmp_path):
     init_example(name, tmp_path)
-    assert load_spec(tmp_path / "kdcompile.toml").folder == tmp_path
+    specs = sorted(tmp_path.glob("*.toml"))
+    assert specs
+    for path in specs:
+        assert load_spec(path).folder == tmp_path
 
 
 def test_unknown_example_names_the_nearest(tmp_path):

@@ -18,7 +18,7 @@ def example_names() -> list[str]:
     return sorted(
         entry.name
         for entry in files(EXAMPLES).iterdir()
-        if entry.is_dir() and entry.joinpath("kdcompile.toml").is_file()
+        if entry.is_dir() and any(file.name.endswith(".toml") for file in entry.iterdir())
     )
 
 

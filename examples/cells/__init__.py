@@ -1,0 +1,1 @@
+"""Blood cells under a microscope, counted and detected."""
