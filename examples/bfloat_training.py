@@ -136,4 +136,5 @@ class Training:
         halved = {n: t.half() if t.is_floating_point() else t for n, t in self.best.items()}
         save_file({n: t.contiguous() for n, t in halved.items()}, path)
         self.network.load_state_dict(halved)
-        return self.network.eval()
+        self.network.eval()
+        return self.network

@@ -73,8 +73,8 @@ def target_of(
             x, y = centre[columns], centre[rows]
             box[n, :, rows, columns] = np.stack((x - x0, y - y0, x1 - x, y1 - y), 1)
             weight[n, rows, columns] = nearest[rows, columns] / nearest[rows, columns].sum()
-    arrays = (torch.from_numpy(a) for a in (heat, asked, box, weight))
-    return Target(*arrays, count=sum(map(len, boxes)))
+    shown, judged, sides, shares = map(torch.from_numpy, (heat, asked, box, weight))
+    return Target(shown, judged, sides, shares, count=sum(map(len, boxes)))
 
 
 def _bell(centre: NDArray[np.float32], low: float, high: float, stride: int) -> NDArray[np.float32]:

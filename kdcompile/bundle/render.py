@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
@@ -298,8 +299,8 @@ def _pictures(path: Path, task: Mapping[str, Any]) -> dict[str, str]:
 
 def _boxes(
     pixels: NDArray[np.uint8],
-    maps: Mapping[str, NDArray[np.float32]],
-    truth: NDArray[np.float32],
+    maps: Mapping[Any, NDArray[Any]],
+    truth: NDArray[Any],
     classes: Sequence[str] | None,
 ) -> dict[str, str]:
     """The annotated boxes of a photo, and those of both networks."""
@@ -311,8 +312,8 @@ def _boxes(
 
 def _masks(
     pixels: NDArray[np.uint8],
-    maps: Mapping[str, NDArray[np.uint8]],
-    truth: NDArray[np.uint8],
+    maps: Mapping[Any, NDArray[Any]],
+    truth: NDArray[Any],
     classes: Sequence[str] | None,
 ) -> dict[str, str]:
     """The classes of a photo by its mask and by both networks, and where these differ."""

@@ -153,10 +153,12 @@ def _least(rows: Floats, true: Floats, power: int) -> Floats:
     found: Floats = np.zeros(rows.shape[1])
     for _ in range(1 if power == 2 else ROUNDS):
         root = np.sqrt(weights)
-        found = np.linalg.lstsq(rows * root[:, None], true * root, rcond=None)[0]
+        found = np.asarray(
+            np.linalg.lstsq(rows * root[:, None], true * root, rcond=None)[0], np.float64
+        )
         away = np.abs(rows @ found - true)
         weights = 1.0 / np.maximum(away, NEAR * max(1.0, float(np.abs(true).max())))
-    return np.asarray(found, np.float64)
+    return found
 
 
 def _least_gain(gains: Floats) -> float:
