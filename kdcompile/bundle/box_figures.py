@@ -1,4 +1,4 @@
-"""Pictures of boxes: a photo with what was found on it, and precision-recall curves."""
+"""Pictures of boxes: an image with what was found on it, and precision-recall curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

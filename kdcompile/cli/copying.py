@@ -1,4 +1,4 @@
-"""What `-o` of a stage's command writes: its main file, or all of them; never over an input."""
+"""Copies of a stage's files for `-o`: its main file, or all of them; never over an input."""
 
 import shutil
 from pathlib import Path
@@ -38,7 +38,7 @@ def refuse_input(output: Path, spec: "Spec") -> None:
             "output-input",
             f"{output.name} is read by the build: writing here would destroy it",
             where=str(output.absolute()),
-            fix="name another place with -o",
+            fix="name another path with -o",
         )
 
 

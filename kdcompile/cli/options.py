@@ -69,7 +69,7 @@ sign_option = click.option(
 )
 
 force_option = click.option(
-    "--force", is_flag=True, help="Replace the bundle of another spec at the same place."
+    "--force", is_flag=True, help="Replace the bundle of another spec in this folder."
 )
 
 

@@ -31,7 +31,7 @@ class Head(Closed):
         default="pixels", description="of the boxes, in the network's input"
     )
     anchors: Path | None = Field(
-        default=None, description="numpy file [A, 4]: the boxes are offsets of these"
+        default=None, description=".npz with `anchors` [A, 4]: the boxes are offsets of these"
     )
     variances: tuple[float, float] = Field(
         default=(0.1, 0.2), description="of the offsets of a centre and of a size"

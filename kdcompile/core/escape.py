@@ -1,4 +1,4 @@
-"""Text that may be anybody's, escaped for where it goes: one function a place.
+"""Text that may be anybody's, escaped for where it goes: a function for each output.
 
 Names of files, folders, classes and layers, fields of specs and what boards say are such text.
 

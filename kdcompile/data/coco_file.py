@@ -59,8 +59,7 @@ def read_coco(path: Path) -> CocoFile:
             "coco-empty",
             "the file has no annotations, so nothing in its images is known",
             where=where,
-            fix="write the split's annotations into it; photos that nobody has annotated go into "
-            "data.unlabelled",
+            fix="write the split's annotations into it, or name the file that has them",
         )
     categories = _by_id(whole["categories"], "categories", where)
     if not categories or not all(isinstance(row.get("name"), str) for row in categories.values()):

@@ -8,6 +8,7 @@ forgotten.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,8 +129,16 @@ def _of_itself(
 
 
 def of_no_error(metric: Metric) -> Metric:
-    """The metric for images without an error, also where it is of a set that is not there: 0."""
-    return metric if metric.draws is None else replace(metric, of=MAE.of, draws=None)
+    """The metric for images without an error, also where it is of a set that is not there."""
+    if metric.draws is None:
+        return metric
+    of = _share_right if metric.higher else MAE.of
+    return replace(metric, of=of, draws=None, most=math.inf)  # its errors are no rate's
+
+
+def _share_right(errors: Floats, axis: int = -1) -> Any:
+    """1 where nothing is wrong, as mAP and mIoU are."""
+    return 1.0 - MAE.of(errors, axis)
 
 
 def never_wrong(metric: Metric, n: int, margin: str, max_increase: str, seed: int) -> Decision:

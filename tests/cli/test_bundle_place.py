@@ -164,7 +164,7 @@ def test_no_stage_writes_over_what_it_reads(stage, output, command, tmp_path):
 
     before = given(tmp_path)
     words = (stage, "crowd", "-o", output)
-    refusal(command(*words), "output-input", "is read by the build", "another place")
+    refusal(command(*words), "output-input", "is read by the build", "another path")
     assert given(tmp_path) == before
 
 

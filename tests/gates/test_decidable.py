@@ -10,6 +10,7 @@ from kdcompile.gates.context import Earlier
 from kdcompile.gates.previous import previous
 from kdcompile.gates.registry import decidable
 from kdcompile.gates.subgroups import strata
+from kdcompile.stats.noninferiority import MIN_IMAGES
 from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.task import find_task
 
@@ -109,3 +110,11 @@ def test_the_least_number_is_found(least):
 
 def test_more_than_the_most_is_no_number():
     assert least_number(lambda n: n > 10_000_000) is None
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("segmentation", "miou"), ("detection", "map50")])
+@pytest.mark.parametrize(("n", "decides"), [(MIN_IMAGES - 1, False), (MIN_IMAGES, True)])
+def test_a_metric_of_a_set_is_1_where_nothing_is_wrong(kind, metric, n, decides):
+    (row,) = decidable(Gates(accuracy={"metric": metric}), find_task(kind), np.zeros(n), CLASSES, 0)
+    assert row.decides is decides
+    assert row.needed == MIN_IMAGES

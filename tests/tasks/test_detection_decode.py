@@ -61,12 +61,12 @@ def test_ssd_with_and_without_anchors(tmp_path):
     corners = np.concatenate([ROWS[:, :2] - ROWS[:, 2:] / 2, ROWS[:, :2] + ROWS[:, 2:] / 2], 1)
     found = decoded("ssd", {"loc": corners[None], "conf": SCORES[None]}, lowest=0.2)
     assert found.boxes.tolist() == WANTED
-    np.save(tmp_path / "anchors.npy", ROWS + np.array([1, 0, 0, 0]))
+    np.savez(tmp_path / "anchors.npz", anchors=ROWS + np.array([1, 0, 0, 0]))
     offsets = np.zeros((1, 3, 4), np.float32)
     offsets[..., 0] = -1 / ROWS[:, 2] / 0.1
     nothing = 1 - SCORES.sum(1, keepdims=True)
     logits = np.log(np.concatenate([nothing, SCORES], axis=1) + 1e-9)[None]
-    settings = {"anchors": tmp_path / "anchors.npy", "scores": "softmax", "background": "first"}
+    settings = {"anchors": tmp_path / "anchors.npz", "scores": "softmax", "background": "first"}
     found = decoded("ssd", {"loc": offsets, "conf": logits}, lowest=0.2, **settings)
     assert found.boxes == pytest.approx(np.array(WANTED), abs=1e-5)
     assert found.scores == pytest.approx([0.9, 0.8])

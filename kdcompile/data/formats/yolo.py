@@ -60,8 +60,7 @@ def _split(data: Data, file: YoloFile, split: str) -> list[Entry]:
             "labels-missing",
             f"no image of the {split} split has a file of labels",
             where=str(_labels(images[0])) if images else f"{data.root} [data] {split}",
-            fix="write them into a folder labels beside the folder images, a .txt an image; photos "
-            "that nobody has annotated go into data.unlabelled",
+            fix="write them into a folder labels next to the folder images, a .txt an image",
         )
     return found
 

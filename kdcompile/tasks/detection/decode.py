@@ -1,4 +1,4 @@
-"""Which decoder makes boxes of a network's outputs, and what a user's own one gave."""
+"""Choice of the decoder of a network's outputs, and the checks of a user's own one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the outputs of known heads become boxes, by name: centre maps, YOLO, SSD, DETR, boxes.
+"""Decoders of the outputs of known heads, by name: centre maps, YOLO, SSD, DETR, boxes.
 
 A decoder takes the outputs of one image, batch axis included, and gives `Found` in pixels of the
 network's input. Each recognises its own outputs by their shapes; where two do, the spec names one.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdcompile.core.arrays import read_arrays
 from kdcompile.core.errors import KDError
 from kdcompile.tasks.detection.boxes import CANDIDATES, Found, best, suppressed
 
@@ -124,16 +125,16 @@ def _from_anchors(deltas: Floats, head: Head) -> Floats:
     """
     assert head.anchors is not None, "asked for where there are any"
     try:
-        anchors = np.load(head.anchors, allow_pickle=False).astype(np.float64)
+        anchors = read_arrays(head.anchors)["anchors"].astype(np.float64)
         if anchors.shape != deltas.shape or not np.isfinite(anchors).all():
             raise ValueError(f"it is {list(anchors.shape)}, the boxes are {list(deltas.shape)}")
-    except (OSError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise KDError(
             "task-anchors",
             f"the anchors cannot be used: {error}",
             where=f"{head.anchors} [task.head] anchors",
-            fix="write the network's anchors with numpy.save, [A, 4] of centre x, centre y, width "
-            "and height, one for each row of its boxes",
+            fix="write the network's anchors with numpy.savez(FILE, anchors=...), [A, 4] of centre "
+            "x, centre y, width and height, one for each row of its boxes",
         ) from error
     centre, size = head.variances
     place = anchors[:, :2] + deltas[:, :2] * centre * anchors[:, 2:]

@@ -1,4 +1,4 @@
-"""Which of an image's boxes are right: COCO's matching, as a record of fixed width.
+"""COCO's matching of an image's boxes with the annotated ones, as a record of fixed width.
 
 At each of ten overlaps a box takes the best annotated box of its class that no better one has
 taken. What is annotated as a crowd is neither to be found nor wrong to be found. For boxes of one

@@ -1,4 +1,4 @@
-"""The task `detection`: boxes of classes, judged by COCO's mean average precision."""
+"""The task `detection`: boxes of classes, evaluated by COCO's mean average precision."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
