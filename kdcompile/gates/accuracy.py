@@ -133,7 +133,8 @@ def of_no_error(metric: Metric) -> Metric:
     if metric.draws is None:
         return metric
     of = _share_right if metric.higher else MAE.of
-    return replace(metric, of=of, draws=None, most=math.inf)  # its errors are no rate's
+    # no share of errors of 0: the difference itself
+    return replace(metric, of=of, draws=None, most=math.inf, absolute=metric.higher)
 
 
 def _share_right(errors: Floats, axis: int = -1) -> Any:
