@@ -8,6 +8,7 @@ change.
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,7 +223,9 @@ def _coco(root: Path) -> Recognised | None:
 def _table(root: Path) -> Recognised | None:
     for path in sorted(root.glob("*.csv")):
         try:
-            rows = [row for row in csv.reader(read_text(path).split("\n")) if len(row) > 1]
+            rows = [
+                row for row in csv.reader(StringIO(read_text(path), newline="")) if len(row) > 1
+            ]
         except (OSError, ValueError, csv.Error):
             continue
         rows = [row for row in rows if Path(row[0].strip()).suffix.lower() in SUFFIXES]

@@ -11,6 +11,7 @@ another split may lack some of them, never have one more.
 """
 
 import csv
+from io import StringIO
 from pathlib import Path
 
 from kdcompile.config.spec import Data
@@ -81,7 +82,7 @@ def _listed(root: Path, line: str, split: str) -> Entry:
 
 def _table(root: Path, table: Path, split: str) -> list[Entry]:
     try:
-        rows = list(csv.reader(read_text(table).split("\n")))
+        rows = list(csv.reader(StringIO(read_text(table), newline="")))
     except (OSError, ValueError, csv.Error) as error:
         raise _syntax(table, 1, str(error)) from error
     found: dict[Path, Entry] = {}
