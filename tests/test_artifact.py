@@ -19,6 +19,7 @@ import filelock
 import pytest
 
 from kdcompile.core import files
+from kdcompile.core.disk import disk_error
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import (
     Hasher,
@@ -174,6 +175,33 @@ def test_a_disk_that_fails_is_said_with_its_place(tmp_path, monkeypatch, call):
     assert "Input/output error" in caught.value.message
     assert "dmesg" in caught.value.fix
     assert Store(tmp_path).make("stage", KEY, build).meta == {}
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_an_entry_that_cannot_be_read_back_is_the_disks_fault(tmp_path, monkeypatch, lasting):
+    looked, look = [], Path.stat
+
+    def fail(path, **options):
+        if path.name == "file.txt" and path.parent.parent.name == KEY[:24]:
+            looked.append(path)
+            if lasting or len(looked) == 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return look(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", fail)
+        with pytest.raises(KDError) as caught:
+            Store(tmp_path).make("stage", KEY, _build())
+    assert looked
+    assert caught.value.code == "disk-failed"
+    assert "cannot be read back" in caught.value.message
+    assert Store(tmp_path).make("stage", KEY, _build()).meta == {"answer": 42}
+
+
+def test_a_read_only_disk_under_safetensors_is_said():
+    error = _RustError("Error while serializing: I/O error: Read-only file system (os error 30)")
+    found = disk_error(error)
+    assert (found.code, found.message.endswith("Read-only file system")) == ("not-permitted", True)
 
 
 def test_a_file_that_could_not_be_written_is_named(tmp_path, monkeypatch):

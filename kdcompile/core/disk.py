@@ -53,10 +53,13 @@ def disk_error(error: BaseException, place: Path | None = None) -> KDError | Non
     failed = is_failed(error)
     if failed is not None:
         return disk_failed(failed, str(name or place or _here()))
+    forbidden = _number_of(error, (errno.EROFS,))
     if isinstance(error, OSError) and error.errno in FORBIDDEN:
+        forbidden = error.errno
+    if forbidden is not None:
         return KDError(
             "not-permitted",
-            f"a file or folder may not be read or written: {error.strerror}",
+            f"a file or folder may not be read or written: {os.strerror(forbidden)}",
             where=str(name or place or _here()),
             fix="change the permissions of that path, or work on a copy in a folder of your own",
         )
@@ -71,6 +74,17 @@ def disk_failed(number: int, where: str) -> KDError:
         where=where,
         fix="see what the system says of it (dmesg, or the state of the network drive); then run "
         "the same command again, on a copy on another disk where it is broken",
+    )
+
+
+def unread(place: Path, why: str) -> KDError:
+    """The error of a disk that gives back something else than was just written to it."""
+    return KDError(
+        "disk-failed",
+        f"what was just written there cannot be read back: {why}",
+        where=str(place),
+        fix="see what the system says of it (dmesg, or the state of the network drive); then run "
+        "the same command again: the entry is made anew",
     )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcompile.core.disk import disk_error, disk_full, is_failed, is_full, sync_folder
+from kdcompile.core.disk import disk_error, disk_full, is_failed, is_full, sync_folder, unread
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher, sweep_files, sweep_scratch, write_json
 from kdcompile.core.locks import OWNER, holder, if_free, locked
@@ -86,7 +86,8 @@ class Store:
         """The entry, built by `build(folder) -> meta` unless it is there already.
 
         Raises:
-            KDError: `store-readonly`, `store-locks`, `disk-full`; what `build` raises.
+            KDError: `store-readonly`, `store-locks`, `disk-full`, `disk-failed`; what `build`
+                raises.
         """
         with self._locked(stage, key):
             found = self.find(stage, key)
@@ -104,8 +105,10 @@ class Store:
                 for folder in (final.parent, self.root):
                     sync_folder(folder)
             made = self.find(stage, key)
+            if made is None:
+                why = self._record(final, key)
+                raise unread(final, why if isinstance(why, str) else "it could be a moment later")
         self.save_hashes()
-        assert made is not None, "a sealed entry must be found"
         return made
 
     def save_hashes(self) -> None:
