@@ -5,7 +5,8 @@
 
 FOLDER holds the example's photos, or others of 512x384 pixels in the same layout. The detector
 starts from random weights and is chosen by the mAP50 on the validation photos; the counter starts
-from the trained detector, whose output layer it replaces, and is chosen by the mean absolute error.
+from the trained detector, whose output layer it replaces, is chosen by the mean absolute error and
+scaled where that makes photos better that the scale was not fitted on.
 Run it again after an interruption and it goes on.
 """
 
@@ -22,7 +23,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdcompile.config.detection import Head
+from kdcompile.config.load import load_spec
+from kdcompile.data.splits import load_splits
 from kdcompile.data.targets import density_maps
+from kdcompile.distill.output_calibration import calibrate_output
 from kdcompile.examples.bfloat_training import Loss, Training
 from kdcompile.examples.cells.centre_loss import loss_of, target_of
 from kdcompile.examples.cells.network import CLASSES, STRIDE, counter, detector
@@ -38,7 +42,9 @@ from kdcompile.examples.cells.training_photos import (
 from kdcompile.tasks.detection.average_precision import Table
 from kdcompile.tasks.detection.decoders import DECODERS
 from kdcompile.tasks.detection.matching import matched, packed
+from kdcompile.tasks.task import preprocess_of, task_of
 
+log = logging.getLogger("kdcompile.examples")
 HERE = Path(__file__).parent
 SIDE, BATCH, EVERY = 256, 8, 200
 RED = 0  # the class that is counted
@@ -124,6 +130,17 @@ def begin(kind: str, weights: Path, steps: int | None) -> Training:
     return Training(network, steps or 600, rate=5e-4)
 
 
+def scale_counts(training: Training, data: Path) -> None:
+    """Fit the best network's scale: many cells that can be seen are not annotated."""
+    training.network.load_state_dict(training.best)
+    spec = load_spec(HERE / "count.toml", [f"data.root={data}"])
+    splits, prepare = load_splits(spec.data, spec.folder), preprocess_of(spec)
+    network, device = training.network.eval(), torch.device("cpu")
+    found = calibrate_output(network, splits.train, splits.val, prepare, device, task_of(spec))
+    log.info("scale: %s", found)
+    training.best = network.state_dict()
+
+
 def main() -> None:
     """Train, write the best weights in half precision, and read the test photos once."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,6 +156,8 @@ def main() -> None:
     training = begin(asked.kind, asked.output / "detector.safetensors", asked.steps)
     checkpoint = asked.work / f"{asked.kind}.pt"
     training.run(partial(batch, train), partial(judge, val), checkpoint, EVERY)
+    if asked.kind == "counter":
+        scale_counts(training, asked.data)
     network = training.write(asked.output / f"{asked.kind}.safetensors")
     for name, photos in (("validation", val), ("test", test)):
         print(f"{name}: {judge(photos, network, quick=False)[1]}")

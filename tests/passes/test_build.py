@@ -176,13 +176,13 @@ def test_run_and_infer_count_alike(built):
     bundle = built / "dist" / "tiny-jetson"
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 99, (64, 64), np.uint8)).save(built / "photo.png")
-    rows = json.loads(kdcompile(built, "run", str(bundle), "photo.png", "--json").stdout)
-    check_document("run", rows)
-    assert (built / rows[0]["overlay"]).is_file()
+    row = json.loads(kdcompile(built, "run", str(bundle), "photo.png", "--json").stdout)
+    check_document("run", row)
+    assert (built / row["overlay"]).is_file()
     command = [sys.executable, str(bundle / "infer.py"), "photo.png"]
     found = subprocess.run(command, cwd=built, capture_output=True, text=True, check=True)
     assert any(
-        float(word) == pytest.approx(rows[0]["count"], abs=0.06)
+        float(word) == pytest.approx(row["count"], abs=0.06)
         for word in found.stdout.split()
         if word.replace(".", "").replace("-", "").isdigit()
     )

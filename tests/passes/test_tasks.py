@@ -180,7 +180,7 @@ def test_run_and_infer_agree(built, tmp_path):
     kind, folder = built
     photo = tmp_path / "photo.png"
     Image.fromarray(make_pixels(2)).save(photo)
-    (row,) = json.loads(call("run", folder / "out", photo, "--json").stdout)
+    row = json.loads(call("run", folder / "out", photo, "--json").stdout)
     shown = call("run", folder / "out", photo).stdout
     command = [sys.executable, str(folder / "out" / "infer.py"), str(photo)]
     sample = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

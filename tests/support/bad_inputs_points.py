@@ -149,7 +149,7 @@ CASES = [
     ),
     BadInput(
         "points-line-nested-too-deep", _points("[" * 100_000), PLAN, "annotations-syntax", _good,
-        says=("RecursionError",),
+        says=("nested too deep",),
     ),
     BadInput("points-that-are-text", _points('"none"'), PLAN, "annotations-syntax", _good),
     BadInput(

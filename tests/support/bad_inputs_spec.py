@@ -142,7 +142,7 @@ CASES = [
     BadInput(
         "unknown-task", _spoilt("[data]", '[task]\nkind = "pose"\n[data]'), PLAN,
         "spec-invalid", _good,
-        says=("fix:   use one of classification, counting, generic, regression, segmentation",),
+        says=("fix:   use one of classification, counting, detection, generic, regression",),
     ),
     BadInput(
         "infinite-number", _spoilt("steps = 1", "steps = 1\nlr = inf"), PLAN, "spec-invalid",
