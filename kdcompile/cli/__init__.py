@@ -152,7 +152,7 @@ def _unprinted(error: OSError) -> KDError:
         "output-unwritable",
         f"the results cannot be written: {error.strerror}",
         where="standard output",
-        fix="send standard output to a disk that has room",
+        fix="free some space there, or send standard output elsewhere",
     )
 
 

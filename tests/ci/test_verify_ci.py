@@ -76,7 +76,7 @@ def bundle(line, monkeypatch):
 
         @contextmanager
         def reading(name):
-            yield folder / name
+            yield (folder / name).read_bytes()
 
         made = SimpleNamespace(
             folder=folder, manifest=about, engine=None, report=lambda: report, reading=reading

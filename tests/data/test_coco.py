@@ -123,7 +123,7 @@ def field(part: str, **values):
         (lambda c: c["images"].append(dict(c["images"][0])), "annotation-twice", "keep one"),
         (lambda c: c["images"].append({**c["images"][0], "id": 8}), "annotation-twice", "keep"),
         (lambda c: c.update(images=[]), "coco-images", "list them"),
-        (lambda c: c.update(annotations=[]), "coco-empty", "data.unlabelled"),
+        (lambda c: c.update(annotations=[]), "coco-empty", "name the file that has them"),
         (lambda c: c.update(categories=[]), "annotations-syntax", "docs/data.md"),
         (lambda c: c.pop("categories"), "annotations-syntax", "docs/data.md"),
     ],

@@ -180,6 +180,8 @@ def test_every_task_has_the_weights_of_its_terms(kind, name):
         "classification": (torch.rand(2, 3), torch.tensor([0, 2])),
         "regression": (torch.rand(2, 1), torch.rand(2, 1)),
         "generic": (torch.rand(2, 5), torch.rand(2, 2, 5)),
+        "segmentation": (torch.rand(2, 3, 4, 4), torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)),
+        "detection": (torch.rand(2, 7, 4, 4), torch.rand(2, 1, 6)),
     }[kind]
     recipe = find_recipe(name)([], Distill(), OBJECTIVES[kind](Distill(), target))
     terms = recipe.terms(LossInputs(output, target, output + 1, [], []))

@@ -208,7 +208,7 @@ def test_what_ran_at_a_board_is_told_and_what_ran_here(monkeypatch, there, targe
             for key, files in stage.items()
         },
     )
-    task = SimpleNamespace(is_dense=False, takes_rows=False)
+    task = SimpleNamespace(is_dense=False, takes_rows=False, records=False)
     found = measure.measure(step, targets.load(target), ["photo"], (HOST, HOST), task, None)
     assert found.latency == ((1, 3, 4, 6) if there else "timed")
     assert (found.parity, found.deployed == "there") == (
