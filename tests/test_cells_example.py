@@ -82,11 +82,11 @@ def test_the_teachers_suit_their_specs(name):
 
 
 def test_the_teachers_know_the_cells():
-    some = read_split(FOLDER, "val")[:6]
+    some = read_split(FOLDER, "val")[::6]  # neighbours are annotated alike
     found, _ = train_teacher.judge_boxes(some, load_teacher(load_spec(FOLDER / "detect.toml")))
     assert found > 0.7
     error, _ = train_teacher.judge_counts(some, load_teacher(load_spec(FOLDER / "count.toml")))
-    assert -error < 5
+    assert -error < 4
 
 
 def test_a_perfect_map_has_no_loss_and_its_boxes_come_back():
