@@ -47,7 +47,9 @@ class Training:
         """At its first step."""
         self.steps, self.rate, self.memory = steps, rate, memory
         self.step, self.value = 0, -math.inf
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = network.to(  # type: ignore[call-overload]
+            memory_format=torch.channels_last
+        )
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.best = copy.deepcopy(self.average.state_dict())
         self.optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
