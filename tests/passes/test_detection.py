@@ -172,6 +172,25 @@ def test_a_decode_of_the_users_is_called_and_checked(project):
     assert "docs/tasks.md" in str(caught.value.fix)
 
 
+def test_who_does_not_tell_the_classes_is_told_them(project):
+    (project / "own.py").write_text(
+        "def decode(outputs, plane):\n    return [[32, 0, 64, 64]], [0.9], [1]\n"
+    )
+    photo = Photo(
+        "a", array=np.zeros((64, 64, 3), np.uint8),
+        boxes=np.array([[32, 0, 64, 64, 1]], np.float32),
+    )  # fmt: skip
+    output, sets = np.zeros((1, 3), np.float32), ['task.decode="own.py:decode"']
+    with pytest.raises(KDError) as caught:
+        task_of(load_spec(project / "kdcompile.toml", sets)).record(output, photo, PLANE)
+    assert caught.value.code == "task-classes"
+    named = [*sets, 'data.classes=["disc", "square"]']
+    task = task_of(load_spec(project / "kdcompile.toml", named))
+    row = task.record(output, photo, PLANE)
+    assert row[0] == 0
+    assert task.scores([row.tolist()], [0.0])["map50"] == 1
+
+
 def test_a_head_that_no_decoder_knows_stops_the_plan(project):
     whole = "return self.head(self.body(x))"
     (project / "model.py").write_text(MODEL.replace(whole, f"{whole}.mean((2, 3))"))

@@ -66,9 +66,14 @@ class Detection(Recording):
         decoder: str | None = None,
         decode: Callable[..., Any] | None = None,
         loss: tuple[Callable[..., Any], str] | None = None,
+        count: int = 0,
     ) -> None:
-        """Of a head, by a known decoder or a function; `loss` is the user's own, with its name."""
+        """Of a head, by a known decoder or a function; `loss` is the user's own, with its name.
+
+        `count` is the number of classes where an output does not tell it.
+        """
         self.head, self.decoder, self.decode, self.loss = head or Head(), decoder, decode, loss
+        self.count = count
 
     def judged_by(self, spec: Spec) -> "Detection":
         """With the head that the spec describes.
@@ -82,7 +87,7 @@ class Detection(Recording):
             decode = load_factory(str(asked.decode), spec.folder)
         if asked.loss is not None:
             loss = load_factory(asked.loss, spec.folder), asked.loss
-        return Detection(asked.head, asked.decode, decode, loss)
+        return Detection(asked.head, asked.decode, decode, loss, len(spec.data.classes))
 
     def is_annotated(self, photo: Photo) -> bool:
         """Whether it is a photo: one without boxes shows nothing."""
@@ -115,11 +120,11 @@ class Detection(Recording):
         return Head(**{**DECODERS[name].defaults, **own})
 
     def classes_in(self, shape: tuple[int, ...]) -> int:
-        """How many classes an output of this shape has scores of; 0 where it does not tell."""
+        """How many classes an output of this shape has scores of; 0 where nothing tells it."""
         if self.decode is not None:
-            return 0
+            return self.count
         name = find_decoder(self.decoder, {self.output: shape})
-        return DECODERS[name].classes({self.output: shape}, self._head(name))
+        return DECODERS[name].classes({self.output: shape}, self._head(name)) or self.count
 
     def record(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
         """The image's error, and its matches.
@@ -127,9 +132,18 @@ class Detection(Recording):
         Not a number where the output is none.
 
         Raises:
-            KDError: those of `found`; `labels-invalid`, a box is of a class that is no output.
+            KDError: those of `found`; `labels-invalid`, a box is of a class that is no output;
+                `task-classes`, nothing tells how many there are.
         """
         count = self.classes_in(output.shape)
+        if not count:
+            raise KDError(
+                "task-classes",
+                f"boxes by {self.decoder} do not tell how many classes there are",
+                where="[data] classes",
+                fix='name them, data.classes = ["red cell", "white cell"], in the order of their '
+                "indices",
+            )
         self._refuse_others(photo, count)
         if not np.isfinite(output).all():
             return np.full(1 + 4 * count + MOST * FIELDS, np.nan)
