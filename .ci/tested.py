@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ".[cpu,rtx,dev]"
 LOOSE = ["-c", "constraints.txt", "-e", EXTRAS]
 INDEX = "https://pypi.org/pypi/pip/json"  # what pip-audit asks, a page for each distribution
+AUDIT_S = 180.0  # of pip-audit, which asks for each distribution in turn
 DIFFERS = "DO NOT MATCH THE HASHES"  # pip's own words
 
 
@@ -97,7 +98,12 @@ def audit(timeout_s: float = 10.0) -> int:
         out = Path(folder) / "found.json"
         words = ("--local", "--skip-editable", "--progress-spinner", "off", "-f", "json", "-o", out)
         command = [sys.executable, "-m", "pip_audit", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=AUDIT_S
+            )
+        except subprocess.TimeoutExpired:
+            return skipped(f"pip-audit was not done in {AUDIT_S:g} s")
         if not out.is_file():
             return skipped(" / ".join(done.stderr.strip().splitlines()[-2:]) or "no pip-audit")
         found = json.loads(out.read_text(encoding="utf-8"))["dependencies"]
