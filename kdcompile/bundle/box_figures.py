@@ -4,24 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from kdcompile.bundle.figures import (
-    DPI,
-    LIGHT,
-    LONGEST,
-    SMALLEST,
-    Theme,
-    chart,
-    png,
-    printable,
-    style,
-)
-from kdcompile.bundle.mask_figures import palette
+from kdcompile.bundle.figures import LIGHT, Picture, Theme, chart, png, printable, style
+from kdcompile.bundle.mask_figures import BESIDE, MOST_NAMED, palette
 
-MOST_NAMED = 24  # classes in a legend
 MOST_CURVES = 8  # of a chart, the first classes
 
 
@@ -40,17 +28,13 @@ def boxes_png(
         classes: names by index; without them the indices.
     """
     height, width = pixels.shape[:2]
-    zoom = min(LONGEST / max(height, width), max(1.0, SMALLEST / max(height, width)))
-    inches_w, inches_h = width * zoom / DPI, height * zoom / DPI
-    legend, head, edge = 1.1, 0.32, 0.06
     kinds = sorted({int(kind) for kind in boxes[:, 5]})
     colours = {kind: palette()[(kind + 1) % 255] / 255 for kind in kinds}
+    names = {k: classes[k] if classes and k < len(classes) else str(k) for k in kinds}
+    counts = {k: int((boxes[:, 5] == k).sum()) for k in kinds}
     with style(LIGHT):
-        size = (max(inches_w, 1.6) + legend + 2 * edge, inches_h + head + edge)
-        figure = Figure(figsize=size)
-        box = (edge / size[0], edge / size[1], inches_w / size[0], inches_h / size[1])
-        axes = figure.add_axes(box)
-        grey = pixels.mean(2) * 0.8 + 51
+        picture = Picture(height, width, BESIDE, title)
+        axes, grey = picture.axes, pixels.mean(2) * 0.8 + 51
         axes.imshow(
             grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), aspect="auto"
         )
@@ -62,19 +46,8 @@ def boxes_png(
                 )
             )  # fmt: skip
         axes.set(xlim=(0, width), ylim=(height, 0))
-        axes.set_axis_off()
-        names = {k: classes[k] if classes and k < len(classes) else str(k) for k in kinds}
-        counts = {k: int((boxes[:, 5] == k).sum()) for k in kinds}
-        figure.legend(
-            handles=[
-                Patch(color=colours[k], label=printable(f"{names[k]} {counts[k]}"))
-                for k in kinds[:MOST_NAMED]
-            ],
-            loc="upper left", fontsize=6, bbox_to_anchor=(box[0] + box[2], box[1] + box[3]),
-            handlelength=1, labelspacing=0.25,
-        )  # fmt: skip
-        figure.text(edge / size[0], 1 - 0.1 / size[1], printable(title), fontsize=7, va="top")
-        return png(figure)
+        picture.legend([(colours[k], f"{names[k]} {counts[k]}") for k in kinds[:MOST_NAMED]])
+        return png(picture.figure)
 
 
 def precision_recall(curves: Sequence[Mapping[str, Any]], theme: Theme) -> bytes:

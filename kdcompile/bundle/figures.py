@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -185,6 +186,42 @@ def bars(rows: Sequence[tuple[str, float, float]], labels: tuple[str, str], them
 LONGEST = 640  # pixels of an overlay's photo
 SMALLEST = 320
 COLOURS = "inferno"
+HEAD, EDGE = 0.32, 0.06  # inches of a picture's title, and around it
+
+
+class Picture:
+    """A figure with an image's axes, a title above and room at the right; made within `style`.
+
+    figure, axes; size: of the figure, in inches; box: of the axes, in shares of it; zoom: of the
+    image's pixels.
+    """
+
+    def __init__(self, height: int, width: int, beside: float, title: str) -> None:
+        """For an image of that size, with `beside` inches at its right."""
+        self.zoom = _zoom(height, width)
+        inches_w, inches_h = width * self.zoom / DPI, height * self.zoom / DPI
+        self.size = (max(inches_w, 1.6) + beside + 2 * EDGE, inches_h + HEAD + EDGE)
+        self.figure = Figure(figsize=self.size)
+        wide, high = self.size
+        self.box = (EDGE / wide, EDGE / high, inches_w / wide, inches_h / high)
+        self.axes = self.figure.add_axes(self.box)
+        self.axes.set_axis_off()
+        self.figure.text(EDGE / wide, 1 - 0.1 / high, printable(title), fontsize=7, va="top")
+
+    def legend(self, rows: Sequence[tuple[Any, str]]) -> None:
+        """Colours with what they are, at the right of the image."""
+        self.figure.legend(
+            handles=[Patch(color=colour, label=printable(label)) for colour, label in rows],
+            loc="upper left", fontsize=6,
+            bbox_to_anchor=(self.box[0] + self.box[2], self.box[1] + self.box[3]),
+            handlelength=1, labelspacing=0.25,
+        )  # fmt: skip
+
+
+def _zoom(height: int, width: int) -> float:
+    """By how much an image is scaled to be neither larger nor smaller than pictures are."""
+    longest = max(height, width)
+    return min(LONGEST / longest, max(1.0, SMALLEST / longest))
 
 
 def overlay_png(
@@ -207,15 +244,10 @@ def overlay_png(
     height, width = pixels.shape[:2]
     reach = extent or (float(height), float(width))
     top = max(float(density.max()) if peak is None else peak, 1e-6)
-    zoom = min(LONGEST / max(height, width), max(1.0, SMALLEST / max(height, width)))
-    inches_w, inches_h = width * zoom / DPI, height * zoom / DPI
-    bar, head, edge = 0.55, 0.32, 0.06
     with style(LIGHT):
-        size = (max(inches_w, 1.6) + bar + 2 * edge, inches_h + head + edge)
-        figure = Figure(figsize=size)
-        box = (edge / size[0], edge / size[1], inches_w / size[0], inches_h / size[1])
-        axes = figure.add_axes(box)
-        grey = np.asarray(_small(pixels, zoom).convert("L"))
+        drawn = Picture(height, width, 0.55, title)
+        axes, box, wide = drawn.axes, drawn.box, drawn.size[0]
+        grey = np.asarray(_small(pixels, drawn.zoom).convert("L"))
         axes.imshow(
             grey, cmap="gray", vmin=-30, vmax=400, extent=(0, width, height, 0), aspect="auto"
         )
@@ -225,20 +257,17 @@ def overlay_png(
             extent=(0, reach[1], reach[0], 0), interpolation="bilinear",
         )  # fmt: skip
         axes.set(xlim=(0, width), ylim=(height, 0))
-        axes.set_axis_off()
         scale = ScalarMappable(Normalize(0, top), matplotlib.colormaps[COLOURS])
-        strip = figure.add_axes((box[0] + box[2] + 0.06 / size[0], box[1], 0.09 / size[0], box[3]))
-        figure.colorbar(scale, cax=strip).ax.tick_params(labelsize=6, length=2, pad=1)
+        strip = drawn.figure.add_axes((box[0] + box[2] + 0.06 / wide, box[1], 0.09 / wide, box[3]))
+        drawn.figure.colorbar(scale, cax=strip).ax.tick_params(labelsize=6, length=2, pad=1)
         strip.grid(visible=False)
-        figure.text(edge / size[0], 1 - 0.1 / size[1], printable(title), fontsize=7, va="top")
-        return png(figure)
+        return png(drawn.figure)
 
 
 def photo_png(pixels: NDArray[np.uint8]) -> bytes:
     """The photo alone, uint8 [H, W, C], at the size of the other pictures, as a PNG."""
-    longest = max(pixels.shape[:2])
     buffer = io.BytesIO()
-    _small(pixels, min(LONGEST / longest, max(1.0, SMALLEST / longest))).save(buffer, "PNG")
+    _small(pixels, _zoom(*pixels.shape[:2])).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -4,16 +4,15 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcompile.bundle.figures import DPI, LIGHT, LONGEST, SMALLEST, png, printable, style
+from kdcompile.bundle.figures import LIGHT, Picture, png, style
 from kdcompile.data.masks import IGNORED, Mask
 
 SHARE = 0.6  # of a class's colour over the photo in grey
 MOST_NAMED = 24  # classes in a legend
+BESIDE = 1.1  # inches of a legend
 DIFFERS = 1  # its colour where two class maps differ
 
 
@@ -57,24 +56,12 @@ def mask_png(
     drawn = np.where(known, SHARE * palette()[mask] + (1 - SHARE) * grey, grey).astype(np.uint8)
     counts = np.bincount(mask.ravel(), minlength=256)[:IGNORED]
     order = [int(k) for k in np.argsort(-counts, kind="stable")[:MOST_NAMED] if counts[k]]
-    zoom = min(LONGEST / max(height, width), max(1.0, SMALLEST / max(height, width)))
-    inches_w, inches_h = width * zoom / DPI, height * zoom / DPI
-    legend, head, edge = 1.1, 0.32, 0.06
+    names = {k: classes[k] if classes and k < len(classes) else str(k) for k in order}
     with style(LIGHT):
-        size = (max(inches_w, 1.6) + legend + 2 * edge, inches_h + head + edge)
-        figure = Figure(figsize=size)
-        box = (edge / size[0], edge / size[1], inches_w / size[0], inches_h / size[1])
-        axes = figure.add_axes(box)
-        axes.imshow(drawn, aspect="auto", interpolation="nearest")
-        axes.set_axis_off()
-        names = {k: classes[k] if classes and k < len(classes) else str(k) for k in order}
-        figure.legend(
-            handles=[Patch(color=palette()[k] / 255, label=printable(names[k])) for k in order],
-            loc="upper left", fontsize=6, bbox_to_anchor=(box[0] + box[2], box[1] + box[3]),
-            handlelength=1, labelspacing=0.25,
-        )  # fmt: skip
-        figure.text(edge / size[0], 1 - 0.1 / size[1], printable(title), fontsize=7, va="top")
-        return png(figure)
+        picture = Picture(height, width, BESIDE, title)
+        picture.axes.imshow(drawn, aspect="auto", interpolation="nearest")
+        picture.legend([(palette()[k] / 255, names[k]) for k in order])
+        return png(picture.figure)
 
 
 def difference(one: Mask, other: Mask, truth: Mask) -> Mask:
