@@ -165,9 +165,7 @@ def trust_of(key: AnyPath | None, expect: Mapping[str, str] | None) -> "Trust | 
     """What a caller demands of a bundle; None where nothing was said."""
     from kdcompile.bundle.trust import Trust
 
-    if key is None and not expect:
-        return None
-    return Trust(None if key is None else Path(key), dict(expect or {}))
+    return Trust.of(key, expect)
 
 
 def _bundle_of(bundle: "AnyPath | Bundle") -> "Bundle":

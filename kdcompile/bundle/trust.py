@@ -44,6 +44,15 @@ class Trust:
             if key == "newer-than" and _moment(value) is None:
                 raise _invalid(f"{key}={value}")
 
+    @classmethod
+    def of(
+        cls, key: "str | os.PathLike[str] | None", expect: Mapping[str, str] | None
+    ) -> "Trust | None":
+        """What a caller demands of a bundle; None where nothing was said."""
+        if key is None and not expect:
+            return None
+        return cls(None if key is None else Path(key), dict(expect or {}))
+
     def trusted_key(self) -> Path | None:
         """The file of the trusted public key: as given, of $KDCOMPILE_TRUSTED_KEY, of `trust.toml`.
 

@@ -98,30 +98,33 @@ def refuse_early(spec: Spec, trust: Trust | None = None) -> None:
             fix=f"name the bundle with {OPTION}; or leave them out",
         )
     if folder is not None:
-        open_bundle(folder, trust)
         splits = load_splits(spec.data, spec.folder)
         task = task_of(spec)
-        open_earlier(folder, task, splits.classes, photos_digest(splits.test))
+        open_earlier(folder, task, splits.classes, photos_digest(splits.test), trust)
 
 
 def open_earlier(
-    folder: Path, task: Task, classes: Sequence[str] | None, photos_sha256: str
+    folder: Path,
+    task: Task,
+    classes: Sequence[str] | None,
+    photos_sha256: str,
+    trust: Trust | None = None,
 ) -> EarlierNetwork:
     """The network of a bundle, where a comparison with it means something.
 
     Args:
-        folder: of the earlier bundle; every file is checked against its manifest, and that by the
-            trusted key, where the environment names one.
+        folder: of the earlier bundle; every file is checked against its manifest.
         task: of this build.
         classes: the names that the data has for them.
         photos_sha256: the hash of this build's test images and their annotations.
+        trust: what the caller demands of the bundle; by default what the environment does.
 
     Raises:
         KDError: those of `open_bundle`; `baseline-task` and
             `baseline-classes`, it predicts something else; `baseline-test-set`, it was judged on
             other test photos.
     """
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, trust)
     kind, names = bundle.manifest["task"], bundle.manifest.get("classes")
     if kind != task.like:
         raise _other("task", f"{folder.name} is of {kind}, this build of {task.like}", bundle)

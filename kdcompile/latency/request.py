@@ -83,8 +83,7 @@ class Request:
         """
         from kdcompile.bundle.trust import Trust
 
-        key, expect = self.trusted, (self.expect or {}) if named else {}
-        return Trust(None if key is None else Path(key), expect) if key or expect else None
+        return Trust.of(self.trusted, self.expect if named else None)
 
     def subject(
         self, path: Path, baseline: "Baseline | None" = None, named: bool = True
