@@ -28,10 +28,11 @@ def entries(data: Data) -> dict[str, list[Entry]]:
             `classes-differ` or `path-outside`.
     """
     found: dict[str, list[Entry]] = {}
-    names = classes(data)
+    names: tuple[str, ...] | None = None
     for split in SPLITS:
         path, folder = _place(data, split)
         file = read_coco(path)
+        names = file.classes if names is None else names
         _refuse_other_classes(data, split, names, file.classes)
         found[split] = [_entry(data, split, path, folder, image) for image in file.images]
     return found
