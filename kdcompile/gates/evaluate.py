@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from kdcompile.backends.candidate_runner import Runner
 from kdcompile.core.errors import KDError
 from kdcompile.core.progress import counted
-from kdcompile.data.masks import fitted_mask
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.gates.context import Parity
@@ -179,8 +178,8 @@ def example_arrays(
     Returns:
         `pixels`, uint8 [H, W, C]: the image as the networks saw it, scaled, with the mean colour
         where it is padded; and by the name of each network what `Task.drawn` gives over exactly
-        that area, as of a density float32 [h, w], 0 in the padding. With `truth`, likewise, where
-        the photo has a mask.
+        that area, as of a density float32 [h, w], 0 in the padding. With `truth`, likewise,
+        what `Task.drawn_truth` gives, if anything.
     """
     given = photo.pixels(preprocess.channels)
     image, frame = preprocess(given), preprocess.frame(*given.shape[:2])
@@ -193,6 +192,4 @@ def example_arrays(
         for name, run in networks.items()
     }
     truth = task.drawn_truth(photo, frame) if networks else None
-    if photo.mask is not None:
-        truth = fitted_mask(photo, frame.seen, frame.plane)
     return {"pixels": pixels, **maps, **({} if truth is None else {"truth": truth})}

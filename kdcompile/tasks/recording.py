@@ -62,6 +62,10 @@ class Recording(Task):
         """The image's own error."""
         return float(output[0, 0])
 
+    def name_of_class(self, index: int, classes: Sequence[str] | None) -> str:
+        """The name of a class, or its index where classes have none."""
+        return classes[index] if classes and index < len(classes) else str(index)
+
     def groups(self, true: Floats, classes: Sequence[str] | None) -> list[Stratum]:
         """None by the truth alone; `parts_of` may know some by the records."""
         return []

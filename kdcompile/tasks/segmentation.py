@@ -19,6 +19,7 @@ from kdcompile.data.masks import (
     Mask,
     check_indices,
     check_mask,
+    fitted_mask,
     mask_of,
     require_mask,
 )
@@ -126,15 +127,11 @@ class Segmentation(Recording):
         order = np.argsort(-shares, kind="stable")
         return {
             "shares": {
-                str(self.name_of_class(int(k), classes)): round(float(shares[k]), 6)
+                self.name_of_class(int(k), classes): round(float(shares[k]), 6)
                 for k in order
                 if shares[k] > 0
             }
         }
-
-    def name_of_class(self, index: int, classes: Sequence[str] | None) -> str:
-        """The name of a class, or its index where classes have none."""
-        return classes[index] if classes and index < len(classes) else str(index)
 
     def check_output(self, shape: tuple[int, ...]) -> str | None:
         """Four axes, two classes at least, and as many at most as a mask has indices for."""
@@ -198,6 +195,10 @@ class Segmentation(Recording):
         made = np.full(frame.plane, IGNORED, np.uint8)
         made[: frame.seen[0], : frame.seen[1]] = whole
         return made
+
+    def drawn_truth(self, photo: Photo, frame: Frame) -> NDArray[Any]:
+        """The mask as `drawn` gives a class map."""
+        return fitted_mask(photo, frame.seen, frame.plane)
 
 
 def class_map(output: NDArray[Any], frame: Frame) -> Mask:

@@ -229,10 +229,6 @@ class Detection(Recording):
             ]
         }
 
-    def name_of_class(self, index: int, classes: Sequence[str] | None) -> str:
-        """The name of a class, or its index where classes have none."""
-        return classes[index] if classes and index < len(classes) else str(index)
-
     def check_output(self, shape: tuple[int, ...]) -> str | None:
         """One that a decoder knows, or the spec's own function is for."""
         if self.decode is not None:
