@@ -41,8 +41,11 @@ def is_spoilt(
     metric, before, errors = task.metric, task.errors(start, true), task.errors(now, true)
     if not np.isfinite(errors).all():
         return True
+    allowed = metric.allowance(metric(before), DRIFT)
+    if metric.worse_by(metric(errors), metric(before)) <= allowed:
+        return False  # what no bound of it exceeds
     low, _ = bounds_of(metric)(metric, before, errors, seed)
-    return low is not None and low > metric.allowance(metric(before), DRIFT)
+    return low is not None and low > allowed
 
 
 def rate_of(state: State) -> float:

@@ -8,6 +8,7 @@ cross-validation says that photos which it was not fitted on gain more than thei
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,6 +69,7 @@ def calibrate_output(
     preprocess: Preprocess,
     device: torch.device,
     task: Task,
+    known: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> OutputCalibration | None:
     """Fit, and change the last layer's weights in place where that pays.
 
@@ -78,6 +80,7 @@ def calibrate_output(
         preprocess: pixels to input.
         device: of the network.
         task: says what its output may be calibrated by.
+        known: its predictions for `evenly(train, len(val))` and for `val`, where it has run.
 
     Returns:
         What was found; None where the task's output is not to be calibrated or there are too few
@@ -88,7 +91,15 @@ def calibrate_output(
     layer = _last_layer(network, preprocess, val[0], device)
     kind = "scale" if task.output_fit == "affine" and _no_bias(layer) else task.output_fit
     fit = _Fit(kind, task.metric.power)
-    seen = [_answers(network, p, preprocess, device, task) for p in (evenly(train, len(val)), val)]
+    seen = []
+    for photos, predicted in zip(
+        (evenly(train, len(val)), val), known or (None, None), strict=True
+    ):
+        given: Any = predicted
+        if predicted is None or kind == "temperature":  # which is of logits
+            given = _given(network, photos, preprocess, device, task)
+        true = np.array([task.truth(photo) for photo in photos])
+        seen.append((np.asarray(given, np.float64), true))
     before, after = fit.validated(*seen)
     gain = _least_gain(before - after)
     scale, offset = fit.best(*(np.concatenate(both) for both in zip(*seen, strict=True)))
@@ -167,20 +178,19 @@ def _least_gain(gains: Floats) -> float:
     return float(gains.mean() - t_quantile(CONFIDENCE, len(gains) - 1) * error)
 
 
-def _answers(
+def _given(
     network: nn.Module,
     photos: Sequence[Photo],
     preprocess: Preprocess,
     device: torch.device,
     task: Task,
-) -> tuple[Floats, Floats]:
-    """Predictions [N], or logits [N, K], and what is true of the photos [N]."""
+) -> NDArray[Any]:
+    """Predictions [N], or logits [N, K]."""
     with in_inference(network):
         found = [one for (one,) in outputs([network], photos, preprocess, device, task)]
-    given = np.concatenate(
+    return np.concatenate(
         [one if task.output_fit == "temperature" else task.predictions(one) for one in found]
     )
-    return np.asarray(given, np.float64), np.array([task.truth(photo) for photo in photos])
 
 
 def _last_layer(

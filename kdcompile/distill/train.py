@@ -96,6 +96,7 @@ class Trainer:
         self._history: list[Tensor] = []
         self.qad: Qad | None = None  # known once the length is
         self._now: list[Any] = []  # what the last validation predicted
+        self._of_training: list[Any] = []  # what the best student predicts of training photos
         self._resume()
 
     def run(self) -> State:
@@ -163,7 +164,7 @@ class Trainer:
                 if validating:
                     row |= self._validate(done)
                     if done < total:
-                        self._go_back_if_spoilt(run)
+                        self._go_back_if_spoilt(run, row[f"val_{self._task.metric.name}"])
                 self._state.metrics.append(row)
                 progress.show_row(done, row)
                 self._clock = (time.perf_counter(), done)
@@ -222,13 +223,17 @@ class Trainer:
             state.best = _copied(self.setting.ema)
         return {f"val_{name}": score for name, score in scores.items()}
 
-    def _go_back_if_spoilt(self, run: StageRun) -> None:
-        """Undo what made the student worse than its start; not of one with quantised modules."""
+    def _go_back_if_spoilt(self, run: StageRun, value: float) -> None:
+        """Undo what made the student worse than its start; not of one with quantised modules.
+
+        Args:
+            run: the stage.
+            value: the metric of the last validation.
+        """
         state, true = self._state, [self._task.truth(photo) for photo in self._val]
         if self.qad is not None or not state.best:
             return
         if is_spoilt(self._task, state.initial, self._now, true, self._spec.seed):
-            value = self._task.scores(self._now, true)[self._task.metric.name]
             go_back(run, state, (self.student, self.setting.ema), value)
             log.info(
                 "distill: %s %.4g is worse than the start; back to the best weights, the rate is "
@@ -251,7 +256,8 @@ class Trainer:
         """
         state, metric = self._state, self._task.metric
         self.setting.ema.load_state_dict(state.best)
-        train = self._scored(evenly(self._train, len(self._val)))[0][metric.name]
+        scores, self._of_training = self._scored(evenly(self._train, len(self._val)))
+        train = scores[metric.name]
         found = findings(metric, state.metrics, state.value, self._teacher_value, train)
         first = state.metrics[0][f"val_{metric.name}"]
         found += returns_finding(metric.name, state.returns, first, self._options.lr)
@@ -270,8 +276,9 @@ class Trainer:
         if self.qad is not None or not self._options.calibrate_output:
             return None
         found = calibrate_output(
-            network, self._train, val, self.setting.preprocess, self.device, self._task
-        )
+            network, self._train, val, self.setting.preprocess, self.device, self._task,
+            (self._of_training, state.predicted),
+        )  # fmt: skip
         if found is not None and found.kept:
             state.best = _copied(network)
             state.predicted = predict(

@@ -98,8 +98,8 @@ def test_it_starts_again_from_the_best_weights_and_without_moments(spec, tmp_pat
     seen = []
     go_back = training._go_back_if_spoilt
 
-    def watched(run):
-        go_back(run)
+    def watched(run, value):
+        go_back(run, value)
         if training._state.returns and not seen:
             own = training.student.state_dict()
             seen.append(all(torch.equal(own[n], v) for n, v in training._state.best.items()))
