@@ -18,11 +18,13 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from kdcompile.core.escape import first_line
 from kdcompile.core.readers import MIB, open_regular
 
 MOST_PARTS = 100_000  # arrays of an archive
 LARGEST = 1024 * MIB  # unpacked, of an archive that a bundle or a test pack carries
 NUMBERS, WORDS = "biuf", "SU"  # numpy's kinds; neither objects nor structures nor complex numbers
+LONGEST_REASON = 200  # characters of what a library says
 SUFFIX, FLAG_ENCRYPTED = ".npy", 0x1
 
 
@@ -46,7 +48,7 @@ class Arrays(Mapping[str, NDArray[Any]]):
             with self._archive.open(part) as stream:
                 return _array(stream, part.file_size)
         except Exception as error:  # of zlib, zipfile and numpy, nearly anything
-            raise ValueError(f"{name}: {_first_line(error)}") from error
+            raise ValueError(f"{name}: {first_line(error)[:LONGEST_REASON]}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -75,7 +77,9 @@ def open_arrays(source: Path | bytes, most: int = LARGEST) -> Iterator[Arrays]:
         except OSError:
             raise
         except Exception as error:  # of arbitrary bytes
-            raise ValueError(f"it is no .npz archive: {_first_line(error)}") from error
+            raise ValueError(
+                f"it is no .npz archive: {first_line(error)[:LONGEST_REASON]}"
+            ) from error
         with archive:
             yield Arrays(archive, _parts(archive.infolist(), most))
 
@@ -140,7 +144,3 @@ def check_finite(arrays: Mapping[str, NDArray[Any]], kinds: str = NUMBERS) -> No
             raise ValueError(f"{name} is of {array.dtype}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} is not of finite numbers")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -34,6 +34,12 @@ EMOJI = re.compile(r":(?=[\w+-]+:)")
 REPLACED = "\ufffd"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its type's name where it says nothing."""
+    lines = (line for line in str(error).splitlines() if line.strip())
+    return next(lines, type(error).__name__).strip()
+
+
 def plain_lines(text: object) -> str:
     """Text of several lines for a terminal, each as `plain` has it; only `\\n` parts them."""
     return "\n".join(map(plain, str(text).split("\n")))

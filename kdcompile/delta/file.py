@@ -27,6 +27,7 @@ from torch import Tensor
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import first_line
 from kdcompile.core.files import replacing, sweep_files
 from kdcompile.core.readers import parse_json
 from kdcompile.delta import layer as form
@@ -147,7 +148,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], bytes]:
             about = parse_json((opened.metadata() or {})[KEY])
             data = opened.get_tensor(DATA)
     except Exception as error:  # safetensors' own, and json's, by what is damaged
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise corrupt(reason) from error
     if not isinstance(about, dict) or data.dtype != torch.uint8 or data.ndim != 1:
         raise corrupt("it does not hold what a delta holds")

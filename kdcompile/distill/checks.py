@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import first_line
 from kdcompile.data.augment import Batch
 from kdcompile.data.splits import Splits
 from kdcompile.distill.evaluate import in_inference
@@ -129,7 +130,7 @@ def _output(whose: str, network: nn.Module, spec: Spec, crop: int) -> tuple[int,
             output = network(torch.zeros(shape, device=first.device, dtype=first.dtype))
         return tuple(output.shape)
     except Exception as error:  # whatever the user's forward raises, or gives
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise KDError(
             f"{whose}-forward",
             f"the {whose} fails on a crop of {crop}: {reason}",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import first_line
 from kdcompile.distill.qad_modules import quantiser_of
 from kdcompile.distill.views import PLAIN, View
 from kdcompile.models.rows import runs_alone
@@ -175,7 +176,7 @@ def _copied(network: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(network, {id(part): part for part in kept if part is not None})
     except (TypeError, RuntimeError) as error:  # a lock, an open file, a tensor with a history
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise KDError(
             "network-copy",
             f"a {type(network).__name__} cannot be copied: {reason}",

@@ -19,9 +19,10 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import first_line
 from kdcompile.core.ports import Ports
 from kdcompile.export.leftovers import prove_clean
-from kdcompile.export.refused import first_line, refused, size_refused
+from kdcompile.export.refused import refused, size_refused
 from kdcompile.models.rows import bound, on_tensors, output_ports, ports_of, zeros
 from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset, check, restore_scopes
 from kdcompile.onnx_graph.session import cpu_session, run_onnx

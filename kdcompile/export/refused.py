@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import first_line
 
 TORCH = str(Path(torch.__file__).parent)
 TRACEABLE = "write it in operators that torch.export traces"
@@ -62,12 +63,6 @@ def size_refused(reason: str) -> KDError:
         where="[export] shape",
         fix="use a fixed shape, or a network whose sizes need not divide evenly",
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, or its type's name where it says nothing."""
-    lines = (line for line in str(error).splitlines() if line.strip())
-    return next(lines, type(error).__name__).strip()
 
 
 def _failure(module: nn.Module, shape: Sequence[int]) -> Exception | None:

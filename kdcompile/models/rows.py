@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten_with_path
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.escape import first_line
 from kdcompile.core.ports import Port, Ports
 
 ROWS = "_ports"  # of a network that runs on rows: its inputs
@@ -165,7 +166,7 @@ def named_outputs(given: Any) -> dict[str, Tensor]:
 def refused(ports: Ports, error: Exception) -> KDError:
     """The refusal of inputs that a network fails on."""
     told = ", ".join(f"{port.name} {port.dtype} {list(port.shape)}" for port in ports.ports)
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return KDError(
         "network-forward",
         f"the network fails on {told}: {reason}",

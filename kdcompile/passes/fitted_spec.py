@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdcompile.config.spec import IMAGENET_MEAN, IMAGENET_STD, Data
 from kdcompile.config.template import write_new
 from kdcompile.core.errors import KDError
-from kdcompile.core.escape import toml
+from kdcompile.core.escape import first_line, toml
 from kdcompile.data.masks import IGNORED, mask_of
 from kdcompile.data.recognise import FACTORY, Recognised, recognise
 from kdcompile.data.splits import Splits, load_splits
@@ -121,7 +121,7 @@ def _fitted(network: nn.Module, splits: Splits, factory: str) -> Fit:
             with torch.no_grad():
                 output = network(torch.zeros(shape))
         except Exception as error:  # whatever the user's forward raises
-            reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason or first_line(error)
             continue
         given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         for kind in RECIPES:
