@@ -207,6 +207,19 @@ def test_a_head_that_no_decoder_knows_stops_the_plan(project):
     assert "task.decode" in str(found.exception)
 
 
+@pytest.mark.parametrize(
+    ("named", "message", "fix"),
+    [("yolov9", "no decoder 'yolov9'", "use one of centre"), ("yolov8", "yolov8 takes", "leave")],
+)
+def test_a_decoder_that_is_named_wrongly_is_the_specs_fault(project, named, message, fix):
+    task = task_of(load_spec(project / "kdcompile.toml", [f'task.decode="{named}"']))
+    with pytest.raises(KDError) as caught:
+        task.check_output((1, 6, 8, 8))
+    assert caught.value.code == "task-decode"
+    assert message in caught.value.message
+    assert caught.value.fix.startswith(fix)
+
+
 def test_settings_of_a_bundle_make_the_same_task(project):
     sets = ["task.head.threshold=0.99", "task.head.overlap=0.7"]
     task = task_of(load_spec(project / "kdcompile.toml", sets))

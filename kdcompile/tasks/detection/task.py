@@ -230,12 +230,18 @@ class Detection(Recording):
         }
 
     def check_output(self, shape: tuple[int, ...]) -> str | None:
-        """One that a decoder knows, or the spec's own function is for."""
+        """One that a decoder knows, or the spec's own function is for.
+
+        Raises:
+            KDError: `task-decode`, the decoder that the spec names is none, or of other outputs.
+        """
         if self.decode is not None:
             return None
         try:
             find_decoder(self.decoder, {self.output: shape})
         except KDError as error:
+            if self.decoder is not None:  # the spec's choice is at fault, and not the network
+                raise
             return f"{error.message}; {error.fix}"
         return None
 
