@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from kdcompile import __version__
-from kdcompile.ci.stream import guarded
+from kdcompile.ci import stream
 from kdcompile.cli.baseline import baseline
 from kdcompile.cli.bench import bench, compare
 from kdcompile.cli.bisect import bisect
@@ -70,7 +70,7 @@ def main() -> None:
     silence()
     keep_caches_together()
     begin(logging.WARNING if follower else logging.INFO)
-    with guarded(sys.argv), stoppable() as stop:
+    with stream.guarded(sys.argv), stoppable() as stop:
         _run(stop)
 
 
@@ -132,8 +132,9 @@ def _written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        last = traceback.extract_tb(error.__traceback__)[-1].filename
-        if Path(last).parent.name not in PRINTERS or isinstance(error, BrokenPipeError):
+        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        writer = next(file for file in reversed(frames) if file != stream.__file__)
+        if Path(writer).parent.name not in PRINTERS or isinstance(error, BrokenPipeError):
             raise
         raise _unprinted(error) from error
     finally:

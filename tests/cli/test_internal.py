@@ -1,5 +1,6 @@
 """An error that nobody foresaw is a block with a file to report, and no traceback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,11 +102,12 @@ def test_a_folder_that_is_gone_is_a_block(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("words", [("targets",), ("schema", "--of", "plan")])
-def test_a_full_disk_under_standard_output_is_a_block(tmp_path, words):
+@pytest.mark.parametrize("ci", ["", "true"])  # which guards the streams
+def test_a_full_disk_under_standard_output_is_a_block(tmp_path, words, ci):
     with Path("/dev/full").open("w") as full:
         found = subprocess.run(
             [sys.executable, "-P", "-m", "kdcompile", *words], cwd=tmp_path, stdout=full,
-            stderr=subprocess.PIPE, text=True, check=False,
+            stderr=subprocess.PIPE, text=True, check=False, env={**os.environ, "CI": ci},
         )  # fmt: skip
     assert found.returncode == 1, found.stderr
     assert found.stderr.startswith("error[output-unwritable]: ")
