@@ -140,8 +140,8 @@ class Search(Closed):
 
     space: Literal["auto", "staged", "layers"] = Field(
         default="auto",
-        description="staged: new blocks at the teacher's stages; layers: its own layers, narrower "
-        "or dropped; auto: both, as far as this teacher has them",
+        description="layers: the teacher's own, narrower or dropped; staged: new blocks at its "
+        "stages; auto: layers, or staged where these give no student within the budget",
     )
     blocks: Annotated[list[Block], Field(min_length=1)] = Field(
         default=["conv", "separable", "repvgg", "bottleneck"], description="of a staged student"
@@ -154,7 +154,7 @@ class Search(Closed):
     )
     blocks_trained: int = Field(default=60, ge=1, description="no effect; will be refused")
     block_steps: int = Field(default=150, ge=1, description="no effect; will be refused")
-    finalists: int = Field(default=3, ge=0, description="of each space, distilled for a short time")
+    finalists: int = Field(default=3, ge=0, description="distilled for a short time")
     finalist_steps: int = Field(default=200, ge=1, description="of one finalist")
     measure: int = Field(default=0, ge=0, description="best students built and timed, at most")
     jobs: int = Field(default=0, ge=0, description="no effect; will be refused")

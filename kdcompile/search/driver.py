@@ -1,6 +1,6 @@
 """Search driver (family `search`): the student of best expected quality within the latency budget.
 
-1. Candidates of each space are drawn and their latencies predicted; multiply-adds order them.
+1. Candidates are drawn and their latencies predicted; multiply-adds order them.
 2. On request the best are built and timed, which corrects all predicted latencies.
 3. The most promising that keep the budget, with the widest uniform student as a control, are
    distilled for a short time. One of them is chosen; what they become sets the scale of what is
@@ -54,7 +54,7 @@ def search(
 
     Args:
         problem: what for.
-        spaces: where.
+        spaces: where; the first that has a student within the budget.
         board: where students are timed.
         folder: for the files of timing.
 
@@ -64,22 +64,18 @@ def search(
     Raises:
         KDError: `budget-impossible`; those of the distillations and of `measure`.
     """
-    pools = _possible_pools(problem, spaces)
+    pool = _possible_pool(problem, spaces)
     if problem.spec.search.measure:
         check_timer(problem.precision, problem.spec, problem.target, board)
     teacher, timing, correction = problem.point, None, Correction()
-    found = [pool.points(teacher) for pool in pools]
+    points = pool.points(teacher)
     if problem.spec.search.measure:
-        found, teacher, timing, correction = _time_students(problem, pools, found, board, folder)
-    evaluated = [
-        pool.distil_finalists(points, teacher) for pool, points in zip(pools, found, strict=True)
-    ]
-    points = [point for points in evaluated for point in points]
+        points, teacher, timing, correction = _time_students(problem, pool, points, board, folder)
+    points = pool.distil_finalists(points, teacher)
     budget, metric = problem.spec.student.budget, problem.metric
     sure = [p for p in points if p.evidence == "distilled" and keeps(budget, p, teacher)]
     chosen = best(sure or points, budget, teacher, metric)
-    home = next(f for f, points in zip(pools, evaluated, strict=True) if chosen in points)
-    student = problem.kernels(home.space, dict(chosen.architecture)).at(chosen.ms)
+    student = problem.kernels(pool.space, dict(chosen.architecture)).at(chosen.ms)
     sentences = explain(
         chosen, front(points, metric), budget, metric, (teacher, problem.cost.at(teacher.ms)),
         student, problem.target.full_name,
@@ -88,31 +84,30 @@ def search(
         problem.target.full_name, problem.precision, metric, budget, teacher, chosen, points,
         sentences, stage_records(student), None if timing is None else correction,
     )  # fmt: skip
-    return result, home.finalist(chosen), timing
+    return result, pool.finalist(chosen), timing
 
 
-def _possible_pools(problem: Problem, spaces: Sequence[Space]) -> list[CandidatePool]:
-    """The spaces that have a student within the budget; they share the candidates."""
-    number = problem.spec.search.candidates // len(spaces)
-    pools = [CandidatePool(problem, space, number) for space in spaces]
-    possible = [pool for pool in pools if pool.is_possible]
-    if not possible:
-        budget = problem.spec.student.budget
-        by_macs = budget.macs is not None
-        smallest = min((pool.smallest for pool in pools), key=lambda p: p.macs if by_macs else p.ms)
-        raise impossible(budget, smallest, problem.point)
-    return possible
+def _possible_pool(problem: Problem, spaces: Sequence[Space]) -> CandidatePool:
+    """Candidates of the first space that has a student within the budget."""
+    pools = []
+    for space in spaces:
+        pools.append(CandidatePool(problem, space, problem.spec.search.candidates))
+        if pools[-1].is_possible:
+            return pools[-1]
+    budget = problem.spec.student.budget
+    by_macs = budget.macs is not None
+    smallest = min((pool.smallest for pool in pools), key=lambda p: p.macs if by_macs else p.ms)
+    raise impossible(budget, smallest, problem.point)
 
 
 def _time_students(
     problem: Problem,
-    pools: Sequence[CandidatePool],
-    found: Sequence[Sequence[Point]],
+    pool: CandidatePool,
+    points: Sequence[Point],
     board: Board | None,
     folder: Path,
-) -> tuple[list[list[Point]], Point, Measurement, Correction]:
-    """The points of each field with what was measured, and those that it made promising."""
-    points = [point for points in found for point in points]
+) -> tuple[list[Point], Point, Measurement, Correction]:
+    """The points with what was measured, and those that it made promising."""
     timed = nearest_to_budget(
         points, problem.spec.search.measure, problem.spec.student.budget, problem.point,
         problem.metric,
@@ -123,13 +118,9 @@ def _time_students(
     )
     renewed, teacher, correction = apply_measurement(points, problem.point, timed, timing)
     factor = correction.apply(teacher.latency).ms / teacher.latency.ms
-    made = []
-    for pool, old in zip(pools, found, strict=True):
-        own, renewed = renewed[: len(old)], renewed[len(old) :]
-        new = pool.points(teacher, own, factor)
-        own += [replace(point, latency=correction.apply(point.latency)) for point in new]
-        made.append(own)
-    return made, teacher, timing, correction
+    new = pool.points(teacher, renewed, factor)
+    renewed += [replace(point, latency=correction.apply(point.latency)) for point in new]
+    return renewed, teacher, timing, correction
 
 
 log = logging.getLogger("kdcompile")
@@ -206,19 +197,13 @@ def _problem(
 
 
 def _spaces(spec: Spec, target: Target, teacher: Network) -> list[Space]:
-    """The spaces that the spec names; `auto`: both, or the one that this teacher has."""
-    requested = spec.search.space
+    """The space that the spec names; `auto`: those that this teacher has, in order of preference.
+
+    Its own layers come first: no staged student was ever chosen beside them (docs/search.md).
+    """
     made: list[Space] = []
     missing: list[KDError] = []
-    if requested != "layers":
-        try:
-            made.append(_staged_space(spec, target, teacher))
-        except KDError as error:
-            if error.code not in UNSTAGED:
-                raise
-            fix = 'set search.space = "layers"'
-            missing.append(KDError(error.code, error.message, error.where, fix))
-    if requested != "staged":
+    if spec.search.space != "staged":
         try:
             template = Template(teacher.model, teacher.module, teacher.shape, freeze=True)
             tile = target.channel_tile
@@ -227,18 +212,24 @@ def _spaces(spec: Spec, target: Target, teacher: Network) -> list[Space]:
             if error.code != "template-unknown":
                 raise
             missing.append(error)
-    if not made and len(missing) == 1:
+    if spec.search.space != "layers":
+        try:
+            made.append(_staged_space(spec, target, teacher))
+        except KDError as error:
+            if error.code not in UNSTAGED:
+                raise
+            fix = 'set search.space = "layers"'
+            missing.append(KDError(error.code, error.message, error.where, fix))
+    if made:
+        return made
+    if len(missing) == 1:
         raise missing[0]
-    if not made:
-        raise KDError(
-            "search-no-space",
-            f"{missing[0].message}, and {missing[1].message}",
-            where="[search] space",
-            fix='set student.family = "shrink"',
-        )
-    for left_out in missing:
-        log.info("search: one space is left out: %s", left_out.message)
-    return made
+    raise KDError(
+        "search-no-space",
+        f"{missing[0].message}, and {missing[1].message}",
+        where="[search] space",
+        fix='set student.family = "shrink"',
+    )
 
 
 def _staged_space(spec: Spec, target: Target, teacher: Network) -> StagedSpace:

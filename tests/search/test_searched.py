@@ -77,13 +77,12 @@ def test_the_layers_of_the_teacher_are_a_space_too(layers):
     assert made["inherit"]["layers"]  # it starts from the teacher's channels
 
 
-def test_auto_looks_in_both_spaces(load):
-    plan, artifact = searched(load, "search.space=auto")
-    _, record = _agrees(plan, artifact)
-    distilled = [p for p in record["points"] if p["evidence"] == "distilled"]
-    families = [p["architecture"]["family"] for p in distilled]
-    assert sorted(families) == ["shrink"] * 2 + ["staged"] * 2  # finalists of each
-    assert {p["architecture"]["family"] for p in record["points"]} == {"shrink", "staged"}
+@pytest.mark.parametrize(("macs", "family"), [(40_000, "shrink"), (3_000, "staged")])
+def test_auto_takes_staged_students_only_where_layers_keep_no_budget(load, macs, family):
+    budget = f"student.budget={{macs={macs}}}"
+    _, artifact = searched(load, "search.space=auto", "search.finalists=0", budget)
+    points = artifact.json("search.json")["points"]
+    assert {p["architecture"]["family"] for p in points} == {family}
 
 
 def test_finalists_are_shared_between_budgets(load, staged):
