@@ -148,7 +148,7 @@ class Builds:
     def __init__(self, folder):
         self.folder, self._log = folder, folder / "log.txt"
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(HEAVY))
+        self._context.set_forkserver_preload(["warmed"])
 
     def start(self, arguments, ending=None, checkpoints=None):
         """A command in a process; `ending` is (signal, part of a path, which rename to it)."""
