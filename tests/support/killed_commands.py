@@ -1,12 +1,11 @@
 """Commands that are ended at any moment, and all that they have left in their folder."""
 
-import multiprocessing
 import os
 import tempfile
 import time
 from pathlib import Path
 
-from killed_builds import MEASURED, _child
+from killed_builds import MEASURED, _child, warm_server
 
 from kdcompile.core.files import file_sha256
 
@@ -29,9 +28,7 @@ def _begun(folder, inside, words, log):
 
 def start(folder, inside, words, log):
     """A command in a process group of its own; it has begun where its log is there."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["warmed"])
-    process = context.Process(target=_begun, args=(folder, inside, words, log))
+    process = warm_server().Process(target=_begun, args=(folder, inside, words, log))
     process.start()
     return process
 
