@@ -11,6 +11,7 @@ import numpy as np
 import kdcompile
 from kdcompile.backends.answers import answer_by
 from kdcompile.backends.candidate_runner import teacher_precision
+from kdcompile.bundle.trust import Trust
 from kdcompile.config.step import Step
 from kdcompile.core.files import write_json
 from kdcompile.core.report import GateResult, Report, overall
@@ -68,7 +69,13 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     answer_by(inputs["export"], photos, preprocess, task)
     annotated = photos_digest(splits.test)
     other = earlier_folder(spec)
-    earlier = None if other is None else open_earlier(other, task, splits.classes, annotated)
+    earlier = (
+        None
+        if other is None
+        else open_earlier(
+            other, task, splits.classes, annotated, Trust.of(step.trusted, step.expect)
+        )
+    )
     ships = preprocess.deployed(spec.export.preprocess)
     found = measure(step, target, photos, (preprocess, ships), task, splits.classes, earlier)
     for kind in found.chosen:
