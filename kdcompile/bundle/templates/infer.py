@@ -246,20 +246,47 @@ def found_boxes(output: Any, seen: Any, plane: Any, size: Any, manifest: dict[st
     """The boxes of a photo of that size, (width, height): [D, 6] of x0 y0 x1 y1, score, class."""
     about = json.loads(read(manifest, "task.json").decode())
     head = about["head"]
-    rows = candidates(output[0].astype(np.float64), about["decode"], head["lowest"], plane)
+    own = ":" in (about["decode"] or "")
+    if own:
+        rows = decoded(output, about["decode"], plane, manifest)
+    else:
+        rows = candidates(output[0].astype(np.float64), about["decode"], head["lowest"], plane)
     middle = (rows[:, :2] + rows[:, 2:4]) / 2
     rows = rows[(middle < np.array(seen[::-1])).all(1) & (rows[:, 4] >= head["threshold"])]
     rows = rows[np.argsort(-rows[:, 4], kind="stable")[:1000]]
     kept: list[Any] = []
     while len(rows):
         kept.append(rows[0])
-        clash = (overlaps(rows[0], rows) > head["overlap"]) & (rows[:, 5] == rows[0, 5])
+        most = 1 if own else head["overlap"]  # a decode suppresses as it likes
+        clash = (overlaps(rows[0], rows) > most) & (rows[:, 5] == rows[0, 5])
         clash[0] = True
         rows = rows[~clash]
     found = np.array(kept[:100]).reshape(-1, 6)
     found[:, :4] *= np.tile(np.array(size) / np.array(seen[::-1]), 2)
     found[:, :4] = np.clip(found[:, :4], 0, np.tile(size, 2))
     return found[(found[:, 2:4] > found[:, :2]).all(1)]
+
+
+def decoded(output: Any, name: str, plane: Any, manifest: dict[str, Any]) -> Any:
+    """What the bundle's own decode says, [D, 6]: the function of a file in code/, or a package."""
+    module, _, function = name.partition(":")
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in manifest["files"]:
+            if file.startswith("code/"):
+                copy = Path(scratch, *file.split("/")[1:])
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(read(manifest, file))
+        sys.path.insert(0, scratch)
+        try:
+            found = getattr(
+                importlib.import_module(module[:-3] if module.endswith(".py") else module), function
+            )({"boxes": output}, tuple(plane))
+        except Exception as error:  # whatever a user's code raises
+            sys.exit(f"error: {shown(name)} fails: {shown(error)}")
+        finally:
+            sys.path.remove(scratch)
+    boxes, scores, kinds = (np.asarray(part, np.float64) for part in found)
+    return np.column_stack([boxes.reshape(-1, 4), scores, kinds])
 
 
 def candidates(output: Any, decode: Any, lowest: float, plane: Any) -> Any:
@@ -278,8 +305,6 @@ def candidates(output: Any, decode: Any, lowest: float, plane: Any) -> Any:
         return np.stack([*columns, scores[kind, row, column], kind], axis=1)
     if decode == "boxes":
         return output
-    if decode not in (None, "yolov5", "yolov8"):
-        sys.exit(f"error: {decode} makes the boxes of this network, which is not in the bundle")
     if output.shape[1] > output.shape[0]:  # 4 + C rows; else 5 + C columns with an objectness
         boxes, scores = output[:4].T, output[4:].T
     else:
@@ -406,6 +431,14 @@ def kept(path: str, ending: str, taken: set[str], write: Callable[[Any], Any]) -
     return there
 
 
+def preprocessing(manifest: dict[str, Any]) -> Any:
+    """How a sample becomes the network's inputs."""
+    pre = json.loads(read(manifest, "preprocess.json").decode())
+    if manifest["task"] == "generic" and "inputs" not in pre:
+        return {"inputs": [], "image": pre}  # a task of the user's: its outputs as they are
+    return pre
+
+
 def main() -> None:
     """Print each image and what the network says of it."""
     parser = argparse.ArgumentParser(description="run this bundle's network on images")
@@ -418,7 +451,7 @@ def main() -> None:
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
     if arguments.tiles and "tiles.json" not in manifest["files"]:
         sys.exit("error: this bundle has no tiles, as its output is no map")
-    pre = json.loads(read(manifest, "preprocess.json").decode())
+    pre = preprocessing(manifest)
     if arguments.save_input:
         if len(arguments.images) > 1:
             sys.exit("error: --save-input takes one image")
