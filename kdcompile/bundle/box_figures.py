@@ -51,8 +51,8 @@ def points_png(
     with style(LIGHT):
         picture, colours = _named(pixels, points[:, -1], title, classes)
         for x, y, score, kind in points[::-1].tolist():
-            mark = {"ms": 7, "mew": 1.6, "c": colours[int(kind)], "alpha": _strength(score)}
-            picture.axes.plot([x], [y], "x", **mark)
+            colour, alpha = colours[int(kind)], _strength(score)
+            picture.axes.plot([x], [y], "x", ms=7, mew=1.6, c=colour, alpha=alpha)
         return png(picture.figure)
 
 

@@ -60,7 +60,7 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
         task = task_of(step.spec)
         if task.is_dense:
             product.write_tiles(folder)
-        _write_task(folder, step.spec)
+        write_task(folder, step.spec)
         product.write_product(folder, report)
         choice = inputs["compile"].json("choice.json")
         manifest.write_manifest(folder, report, task.like, choice)
@@ -74,7 +74,7 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
     return store.make(step.stage, step.key, build)
 
 
-def _write_task(folder: Path, spec: Spec) -> None:
+def write_task(folder: Path, spec: Spec) -> None:
     """The task's settings, and the code of the user's that makes answers of outputs."""
     settings, kind = task_of(spec).settings(), spec.task.kind
     decode = str(settings.get("decode") or "")

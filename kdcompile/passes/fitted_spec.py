@@ -138,10 +138,7 @@ def _fitted(network: nn.Module, splits: Splits, factory: str) -> Fit:
             reason = reason or first_line(error)
             continue
         given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        tasks = [find_task(kind) for kind in RECIPES] if isinstance(given, list) else []
-        wrong = {task.kind: task.check_output(tuple(given)) for task in tasks}
-        kinds = [kind for kind, problem in wrong.items() if problem is None]
-        if isinstance(given, list) and kinds:
+        if isinstance(given, list) and (kinds := _kinds_of(tuple(given))):
             return Fit(shape, given, kinds)
         raise KDError(
             "init-output",
@@ -157,6 +154,11 @@ def _fitted(network: nn.Module, splits: Splits, factory: str) -> Fit:
         where=factory,
         fix="write the spec by hand, kdcompile init, with the network's input in export.shape",
     )
+
+
+def _kinds_of(output: tuple[int, ...]) -> list[str]:
+    """The tasks that an output of this shape may be of."""
+    return [kind for kind in RECIPES if find_task(kind).check_output(output) is None]
 
 
 def _shapes(network: nn.Module, splits: Splits) -> Iterator[list[int]]:
