@@ -15,6 +15,7 @@ from pathlib import Path
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.bundle.product import settings_of
 from kdcompile.core.errors import KDError
+from kdcompile.core.readers import read_text
 from kdcompile.core.user_code import load_factory
 from kdcompile.tasks.task import Task
 
@@ -53,7 +54,7 @@ def _closure(first: Path) -> list[Path]:
 
 def _imported(path: Path) -> Iterator[str]:
     """The first part of each module that a file imports."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(ast.parse(read_text(path))):
         if isinstance(node, ast.Import):
             yield from (one.name.partition(".")[0] for one in node.names)
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:

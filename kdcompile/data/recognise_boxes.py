@@ -80,7 +80,7 @@ def coco(root: Path) -> Recognised | None:
             f"there is {_name(root, found['train'])} for the train split, and no COCO file for the "
             f"{lacking} split",
             where=str(root),
-            fix=f"write one beside it, such as {lacking}.json; no image may be in two splits",
+            fix=f"write one next to it, such as {lacking}.json; no image may be in two splits",
         )
     if len(found) == len(SPLITS):
         return _of_splits(root, found)

@@ -1,4 +1,4 @@
-"""What a folder of data was found to hold, and the frame of a data factory for it."""
+"""The result of recognising a folder of data, and the common parts of data factories for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
