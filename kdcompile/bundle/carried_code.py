@@ -32,14 +32,14 @@ def write_code(folder: Path, name: str, beside: Path) -> None:
         name: as the spec has it; of an installed package nothing is copied.
         beside: the spec's folder.
     """
-    for path in _closure(beside / name.partition(":")[0]):
+    for path in _closure(beside / name.partition(":")[0], beside):
         copy = folder / CODE / path.relative_to(beside)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
 
 
-def _closure(first: Path) -> list[Path]:
-    """A file and those beside it that it imports, directly or not; of packages all modules."""
+def _closure(first: Path, beside: Path) -> list[Path]:
+    """A file and those of a folder that it imports, directly or not; of packages all modules."""
     found: list[Path] = []
     waiting = [first] if first.suffix == OF_FILE else []
     while waiting:
@@ -48,7 +48,7 @@ def _closure(first: Path) -> list[Path]:
             continue
         found.append(path)
         for name in _imported(path):
-            waiting += [first.parent / f"{name}{OF_FILE}", *(first.parent / name).rglob("*.py")]
+            waiting += [beside / f"{name}{OF_FILE}", *(beside / name).rglob(f"*{OF_FILE}")]
     return sorted(found)
 
 

@@ -268,12 +268,13 @@ def carrying(built, tmp_path_factory):
     place = tmp_path_factory.mktemp("carrying")
     folder, bundle = place / "spec", place / "bundle"
     folder.mkdir()
-    (folder / "own.py").write_text(OWN)
+    (folder / "heads").mkdir()
+    (folder / "heads" / "own.py").write_text(OWN)
     (folder / "near.py").write_text("HALF = 6\n")
     (folder / "train_it.py").write_text("import own\n")
     shutil.copyfile(built[0] / "kdcompile.toml", folder / "kdcompile.toml")
     shutil.copytree(built[2], bundle)
-    spec = load_spec(folder / "kdcompile.toml", ['task.decode="own.py:decode"'])
+    spec = load_spec(folder / "kdcompile.toml", ['task.decode="heads/own.py:decode"'])
     write_task(bundle, spec)
     about = json.loads((bundle / "manifest.json").read_text())
     report = Report.from_json(json.loads((bundle / "report.json").read_text()))
@@ -283,9 +284,9 @@ def carrying(built, tmp_path_factory):
 
 
 def test_a_bundle_carries_a_decode_and_what_it_imports(carrying):
-    files = {p.name for p in (carrying[0] / "code").iterdir()}
-    assert files == {"own.py", "near.py"}
-    assert {"code/own.py", "code/near.py"} < set(read_bundle(carrying[0]).manifest["files"])
+    files = read_bundle(carrying[0]).manifest["files"]
+    carried = {name for name in files if name.startswith("code/")}
+    assert carried == {"code/heads/own.py", "code/near.py"}
 
 
 def test_a_decode_in_a_bundle_runs_with_consent_alone(carrying, tmp_path):

@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
 INPUT = "image"
+OWN: dict[str, Callable[..., Any]] = {}  # decodes that the bundle carries, once they are imported
 PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
 
 
@@ -268,8 +269,21 @@ def found_boxes(output: Any, seen: Any, plane: Any, size: Any, manifest: dict[st
 
 
 def decoded(output: Any, name: str, plane: Any, manifest: dict[str, Any]) -> Any:
-    """What the bundle's own decode says, [D, 6]: the function of a file in code/, or a package."""
+    """What the bundle's own decode says, [D, 6]."""
+    try:
+        if name not in OWN:
+            OWN[name] = own_decode(name, manifest)
+        boxes, scores, kinds = OWN[name]({"boxes": output}, tuple(plane))
+    except Exception as error:  # whatever a user's code raises
+        sys.exit(f"error: {shown(name)} fails: {shown(error)}")
+    return np.column_stack([np.reshape(boxes, (-1, 4)), scores, kinds])
+
+
+def own_decode(name: str, manifest: dict[str, Any]) -> Callable[..., Any]:
+    """The function of a file in code/, or of a package: `file.py:f` or `package.module:f`."""
     module, _, function = name.partition(":")
+    if module.endswith(".py"):
+        module = module[:-3].replace("/", ".")
     with tempfile.TemporaryDirectory() as scratch:
         for file in manifest["files"]:
             if file.startswith("code/"):
@@ -278,15 +292,10 @@ def decoded(output: Any, name: str, plane: Any, manifest: dict[str, Any]) -> Any
                 copy.write_bytes(read(manifest, file))
         sys.path.insert(0, scratch)
         try:
-            found = getattr(
-                importlib.import_module(module[:-3] if module.endswith(".py") else module), function
-            )({"boxes": output}, tuple(plane))
-        except Exception as error:  # whatever a user's code raises
-            sys.exit(f"error: {shown(name)} fails: {shown(error)}")
+            found: Callable[..., Any] = getattr(importlib.import_module(module), function)
         finally:
             sys.path.remove(scratch)
-    boxes, scores, kinds = (np.asarray(part, np.float64) for part in found)
-    return np.column_stack([boxes.reshape(-1, 4), scores, kinds])
+    return found
 
 
 def candidates(output: Any, decode: Any, lowest: float, plane: Any) -> Any:
