@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures, headline
-from kdcompile.bundle.box_figures import boxes_png, precision_recall
+from kdcompile.bundle.box_figures import BOX, boxes_png, points_png, precision_recall
 from kdcompile.bundle.figures import overlay_png, photo_png
 from kdcompile.bundle.mask_figures import difference, mask_png
 from kdcompile.core import escape
@@ -154,7 +154,7 @@ def _without_shown(value: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def reproduction(report: Report) -> list[str]:
     """Commands that make and use the bundle again."""
-    given = "sample.npz" if facts.task(report)["kind"] == "generic" else "photo.jpg"
+    given = "sample.npz" if facts.takes_tensors(report) else "photo.jpg"
     return [
         f"kdcompile build --target {shlex.quote(report.target)}   # in the folder of the spec",
         "kdcompile verify .                 # in the folder of this report",
@@ -285,7 +285,7 @@ def _pictures(path: Path, task: Mapping[str, Any]) -> dict[str, str]:
     if not maps:
         return {"photo alone": _data_uri(photo_png(pixels))}
     if truth is not None and truth.dtype != np.uint8:
-        return _boxes(pixels, maps, truth, task.get("classes"))
+        return _things(pixels, maps, truth, task.get("classes"))
     if truth is not None:
         return _masks(pixels, maps, truth, task.get("classes"))
     peak = max(float(density.max()) for density in maps.values())
@@ -297,16 +297,17 @@ def _pictures(path: Path, task: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _boxes(
+def _things(
     pixels: NDArray[np.uint8],
     maps: Mapping[Any, NDArray[Any]],
     truth: NDArray[Any],
     classes: Sequence[str] | None,
 ) -> dict[str, str]:
-    """The annotated boxes of a photo, and those of both networks."""
-    drawn = {"annotated boxes": boxes_png(pixels, truth, "annotated", classes)}
+    """The annotated boxes, or points, of a photo, and those of both networks."""
+    draw, what = (boxes_png, "boxes") if truth.shape[1] == BOX else (points_png, "points")
+    drawn = {f"annotated {what}": draw(pixels, truth, "annotated", classes)}
     for who in ("teacher", "student"):
-        drawn[f"boxes of the {who}"] = boxes_png(pixels, maps[who], who, classes)
+        drawn[f"{what} of the {who}"] = draw(pixels, maps[who], who, classes)
     return {what: _data_uri(png) for what, png in drawn.items()}
 
 

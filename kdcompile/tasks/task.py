@@ -206,7 +206,7 @@ class Task(ABC):
     def curves(
         self, errors: Mapping[str, Floats], classes: Sequence[str] | None
     ) -> list[dict[str, Any]]:
-        """Rows of a report's precision-recall curves: `class`, and by network its precisions."""
+        """Rows of a report's precision-recall curves: `class`, `index`, precisions by network."""
         return []
 
     def settings(self) -> dict[str, Any]:
@@ -220,6 +220,14 @@ class Task(ABC):
             ValueError: they are none of its.
         """
         return self
+
+    def with_code(self, given: Callable[..., Any]) -> "Task":
+        """The task of a bundle whose own code this is: a function, or a class of tasks.
+
+        Raises:
+            KDError: `task-invalid`.
+        """
+        return _of_class(given, "the bundle's code")
 
     def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
@@ -321,13 +329,18 @@ def task_of(spec: Spec) -> Task:
     kind = spec.task.kind
     if ":" not in kind:
         return find_task(kind).judged_by(spec)
-    found: Any = load_factory(kind, spec.folder)
+    return _of_class(load_factory(kind, spec.folder), f"{spec.path} [task] kind, {kind}")
+
+
+def _of_class(found: Any, where: str) -> Task:
+    """An instance of a class of tasks that is the user's."""
     if isinstance(found, type) and issubclass(found, Task):
         return _make(found)
     raise KDError(
         "task-invalid",
-        f"{kind} is no class that derives from kdcompile.tasks.task.Task",
-        where=f"{spec.path} [task] kind",
+        f"{getattr(found, '__name__', found)} is no class that derives from"
+        " kdcompile.tasks.task.Task",
+        where=where,
         fix="name a class that derives from Task; docs/plugins.md has an example",
     )
 

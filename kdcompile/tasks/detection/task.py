@@ -192,7 +192,7 @@ class Detection(Recording):
         if not tables:
             return []
         return [
-            {"class": self.name_of_class(int(k), classes)}
+            {"class": self.name_of_class(int(k), classes), "index": int(k)}
             | {who: np.round(table.curve(int(k)), 4).tolist() for who, table in tables.items()}
             for k in np.flatnonzero(next(iter(tables.values())).truths)
         ]
@@ -206,7 +206,7 @@ class Detection(Recording):
         return {"decode": self.decoder, "head": self.head.model_dump(mode="json")}
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Detection":
-        """The task of a bundle; its own decode is a function that the bundle has not.
+        """The task of a bundle; a decode of the user's follows by `with_code`.
 
         Raises:
             ValueError: the settings are none of its.
@@ -215,6 +215,10 @@ class Detection(Recording):
         if not (decoder is None or isinstance(decoder, str)):
             raise ValueError("decode is no name")
         return Detection(head, decoder)
+
+    def with_code(self, given: Callable[..., Any]) -> "Detection":
+        """With the decode that the bundle carries."""
+        return Detection(self.head, self.decoder, given, count=self.count)
 
     def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
         """`boxes`, each with its class, score and box, of what `answer` gave [D, 6]."""
