@@ -91,6 +91,11 @@ std = [0.25, 0.25, 0.25]
 [student]
 family = "search"
 budget = {{ speedup = 1.05 }}
+[search]
+space = "layers"
+candidates = 50
+finalists = 1
+finalist_steps = 2
 [distill]
 recipe = "kd"
 steps = 4
