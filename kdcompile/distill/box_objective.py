@@ -44,8 +44,8 @@ class BoxObjective(Objective):
     }
     formula = (
         "hard: focal loss of the class maps + 2 (1 - GIoU(S, Y)) around the centres, or a loss of"
-        " the user's; soft: quality focal loss, or KL of a softmax, against sigmoid(T) + 2 (1 - GIoU(S, T)) weighed by"
-        " the teacher's squared probability"
+        " the user's; soft: quality focal loss against sigmoid(T), or KL of a softmax, + 2 (1 -"
+        " GIoU(S, T)), or the distance of the boxes, weighed by the teacher's squared probability"
     )
     _own: Callable[[Tensor, Tensor], Tensor] | None = None
     _name = ""

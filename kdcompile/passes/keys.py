@@ -195,7 +195,7 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
 
 def _whole(value: Any, spec: Spec, hasher: Hasher) -> Any:
     """A section that counts as it is; of a task of the user's own with its source."""
-    code = {}
+    code: dict[str, str] = {}
     if isinstance(value, Task):
         for named in (value.kind, value.metric, value.decode, value.loss):
             code |= _code(named or "", spec, hasher)

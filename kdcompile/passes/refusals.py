@@ -94,9 +94,7 @@ def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -
     make_quantisable(spec, student, spec.distill.crop)
 
 
-def _refuse_without_loss(
-    name: str, kind: type[Recipe], task: Task, shape: tuple[int, ...]
-) -> None:
+def _refuse_without_loss(name: str, kind: type[Recipe], task: Task, shape: tuple[int, ...]) -> None:
     """Refuse a recipe of labels alone where the network's output has no loss for them.
 
     Raises:

@@ -73,9 +73,9 @@ class Task(ABC):
     is_dense: the output is a map over the image; has_classes: it is one number a class; takes_rows:
     its networks take and give any tensors, as rows (`kdcompile.core.ports`), and are held against
     the teacher's outputs; joins_outputs: a network's several outputs are made one
-    (`kdcompile.models.joined`); records: its predictions are rows, with a record that metrics of the set
-    read behind the error of the image (`kdcompile.tasks.recording`); axes: of which outputs of
-    `takes_rows` the values along an axis are scores of classes; parts: the report's key for
+    (`kdcompile.models.joined`); records: its predictions are rows, with a record that metrics of
+    the set read behind the error of the image (`kdcompile.tasks.recording`); axes: of which outputs
+    of `takes_rows` the values along an axis are scores of classes; parts: the report's key for
     accuracy in `groups`; output_fit: what a trained student's output may be calibrated by
     (`distill.output_calibration`), None where nothing is to be.
     """
@@ -209,6 +209,12 @@ class Task(ABC):
         self, errors: Mapping[str, Floats], classes: Sequence[str] | None
     ) -> list[dict[str, Any]]:
         """Rows of a report's precision-recall curves: `class`, and by network its precisions."""
+        return []
+
+    def tables(
+        self, errors: Mapping[str, Floats], classes: Sequence[str] | None
+    ) -> Sequence[Mapping[str, Any]]:
+        """A report's further tables: `title`, `note`, `heads`, and `rows` of text and numbers."""
         return []
 
     def settings(self) -> dict[str, Any]:

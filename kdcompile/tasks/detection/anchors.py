@@ -59,9 +59,7 @@ def from_anchors(deltas: Floats, anchors: Floats, variances: tuple[float, float]
         KDError: `task-anchors`, there are not as many of the one as of the other.
     """
     if anchors.shape != deltas.shape:
-        raise _unusable(
-            f"there are {len(anchors)}, and {len(deltas)} boxes", "[task.head] anchors"
-        )
+        raise _unusable(f"there are {len(anchors)}, and {len(deltas)} boxes", "[task.head] anchors")
     centre, size = variances
     place = anchors[:, :2] + deltas[:, :2] * centre * anchors[:, 2:]
     sides = anchors[:, 2:] * np.exp(np.minimum(deltas[:, 2:] * size, FARTHEST))

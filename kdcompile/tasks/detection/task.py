@@ -20,6 +20,7 @@ from kdcompile.tasks.detection.boxes import MOST, Found, best
 from kdcompile.tasks.detection.decode import checked, find_decoder
 from kdcompile.tasks.detection.decoders import DECODERS, PAIRS, Setting, parted
 from kdcompile.tasks.detection.matching import ABSENT, FIELDS, classes_of, is_crowd, matched, packed
+from kdcompile.tasks.detection.tables import tables_of
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.recording import Recording
 from kdcompile.tasks.records import Recorded, over_records, weights_of
@@ -38,6 +39,11 @@ def _over(score: Callable[[Table, Floats], Floats]) -> Callable[..., Any]:
         return score(Table(rows), weights).reshape(places.shape[:-1])
 
     return over_records(of)
+
+
+def _rows_of(errors: Mapping[str, Floats]) -> dict[str, Floats]:
+    """The records of the images, by network."""
+    return {w: own.rows[own.places] for w, own in errors.items() if isinstance(own, Recorded)}
 
 
 MAP = Metric("map", _over(lambda t, w: t.mean(w)), higher=True, most=1.0, draws=DRAWS, records=True)
@@ -109,12 +115,12 @@ class Detection(Recording):
         if self.decode is not None:
             name = str(self.decoder)
             with users_code("task-decode", f"{name} fails", "[task] decode", DECODE_FIX):
-                given = self.decode(outputs, frame.plane)
-            some = checked(given, name, None).above(self.head.lowest)
+                boxes = self.decode(outputs, frame.plane)
+            some = checked(boxes, name, None).above(self.head.lowest)
         else:
-            outputs = parted(self.decoder, outputs)
-            name = find_decoder(self.decoder, {own: one.shape for own, one in outputs.items()})
-            some = DECODERS[name].of(outputs, self.setting(name), frame.plane)
+            given = parted(self.decoder, outputs)
+            name = find_decoder(self.decoder, {own: one.shape for own, one in given.items()})
+            some = DECODERS[name].of(given, self.setting(name), frame.plane)
         middle = (some.boxes[:, :2] + some.boxes[:, 2:]) / 2
         in_photo = np.asarray((middle < np.array(frame.seen[::-1])).all(1))  # not in the padding
         some = some.at(in_photo)
@@ -197,11 +203,7 @@ class Detection(Recording):
         self, errors: Mapping[str, Floats], classes: Sequence[str] | None
     ) -> list[dict[str, Any]]:
         """Precision at 101 recalls, at an overlap of 0.5, of each class that is annotated."""
-        tables = {
-            who: Table(own.rows[own.places])
-            for who, own in errors.items()
-            if isinstance(own, Recorded)
-        }
+        tables = {who: Table(rows) for who, rows in _rows_of(errors).items()}
         if not tables:
             return []
         return [
@@ -209,6 +211,15 @@ class Detection(Recording):
             | {who: np.round(table.curve(int(k)), 4).tolist() for who, table in tables.items()}
             for k in np.flatnonzero(next(iter(tables.values())).truths)
         ]
+
+    def tables(
+        self, errors: Mapping[str, Floats], classes: Sequence[str] | None
+    ) -> Sequence[Mapping[str, Any]]:
+        """Average precision by class and size; boxes found, missed and false."""
+        rows = _rows_of(errors)
+        if not rows:
+            return []
+        return tables_of(rows, lambda k: self.name_of_class(k, classes), self.head.threshold)
 
     def facts(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
         """With the settings, but for the anchors themselves."""
