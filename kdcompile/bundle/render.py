@@ -64,6 +64,15 @@ def part_texts(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
+def further(report: Report) -> list[tuple[str, str, list[str], list[list[str]]]]:
+    """The task's own tables: title, note, heads and rows as texts."""
+    return [
+        (table["title"], table["note"], list(table["heads"]),
+         [[row[0], *(facts.number(value) for value in row[1:])] for row in table["rows"]])
+        for table in report.details.get("tables") or []
+    ]  # fmt: skip
+
+
 def markdown(report: Report) -> str:
     """The report as Markdown: the same facts as the page, without pictures."""
     details = report.details
@@ -89,6 +98,7 @@ def markdown(report: Report) -> str:
         _section("Numbers", NUMBER_HEADS, number_rows(report)),
         f"## Training\n\n{escape.markdown(facts.progress(report) or facts.UNKNOWN)}",
         _section(f"Accuracy {title[0].lower()}{title[1:]}", part_heads(report), part_texts(report)),
+        *(f"{_section(one[0], one[2], one[3])}\n\n{one[1]}" for one in further(report)),
         _section("Best, median and worst image",
                  ("image", "name", "true", "student", "teacher"), examples),
         _section("Worst images", facts.worst_heads(report), facts.worst(report)),
@@ -210,6 +220,7 @@ def html(
         metric=_metric_words(report),
         parts=part_texts(report),
         part_heads=part_heads(report),
+        further=further(report),
         candidates=facts.candidates(report),
         candidate_heads=CANDIDATE_HEADS,
         tables=_tables(report),

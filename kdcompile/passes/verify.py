@@ -86,16 +86,14 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     gates = judge(spec.gates.with_metric(task.judged.name), context)
     for result in gates:
         log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
+    both = ("teacher", "student") if task.records else ()
+    kept = {who: outcomes.errors(task, who, task.judged) for who in both}
     details = {
         "task": task.facts(splits.classes),
         "predictions": prediction_rows(context.outcomes),
         task.parts: part_rows(task, context.outcomes, splits.classes),
-        "curves": task.curves(
-            {who: outcomes.errors(task, who, task.judged) for who in ("teacher", "student")}
-            if task.records
-            else {},
-            splits.classes,
-        ),
+        "curves": task.curves(kept, splits.classes),
+        "tables": list(task.tables(kept, splits.classes)),
         "worst": worst_rows(task, context.outcomes, found.difficulty, splits.classes),
         "previous": None if found.earlier is None else asdict(found.earlier),
         "teacher": inputs["teacher"].json("teacher.json"),

@@ -64,6 +64,10 @@ def test_the_report_shows_boxes_and_curves(built):
     for what in ("annotated boxes", "boxes of the teacher", "boxes of the student"):
         assert f": the {what}" in text
     assert "Precision and recall at an overlap of 0.50" in text
+    plain = (built[2] / "report.md").read_text()
+    for title in ("Average precision by class and size", "Boxes with a score of 0.3 or more"):
+        assert f"<h3>{title}</h3>" in text
+        assert f"## {title}" in plain
     assert "count" not in json.loads((built[2] / "report.json").read_text())["details"]["task"]
 
 

@@ -11,6 +11,7 @@ run all the same, and the exit code is then 1.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import importlib
 import json
@@ -248,10 +249,13 @@ def found_boxes(output: Any, seen: Any, plane: Any, size: Any, manifest: dict[st
     about = json.loads(read(manifest, "task.json").decode())
     head = about["head"]
     own = ":" in (about["decode"] or "")
+    whole = None if own else output[0].astype(np.float64)
     if own:
         rows = decoded(output, about["decode"], plane, manifest)
+    elif about["decode"] in ("ssd", "detr"):
+        rows = of_pair(whole, about, plane)
     else:
-        rows = candidates(output[0].astype(np.float64), about["decode"], head["lowest"], plane)
+        rows = candidates(whole, about["decode"], head["lowest"], plane)
     middle = (rows[:, :2] + rows[:, 2:4]) / 2
     rows = rows[(middle < np.array(seen[::-1])).all(1) & (rows[:, 4] >= head["threshold"])]
     rows = rows[np.argsort(-rows[:, 4], kind="stable")[:1000]]
@@ -320,6 +324,32 @@ def candidates(output: Any, decode: Any, lowest: float, plane: Any) -> Any:
         boxes, scores = output[:, :4], output[:, 5:] * output[:, 4:5]
     row, kind = np.nonzero(scores >= lowest)
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    return np.column_stack([low[row], high[row], scores[row, kind], kind])
+
+
+def of_pair(rows: Any, about: dict[str, Any], plane: Any) -> Any:
+    """The same of rows of boxes and scores [A, 4 + C], by `task.json`."""
+    head, boxes, scores = about["head"], rows[:, :4], rows[:, 4:]
+    if head["scores"] == "sigmoid":
+        scores = 0.5 * (1 + np.tanh(0.5 * scores))
+    elif head["scores"] == "softmax":
+        scores = np.exp(scores - scores.max(1, keepdims=True))
+        scores = scores / scores.sum(1, keepdims=True)
+    nothing = head["background"]
+    scores = scores[:, int(nothing == "first") : scores.shape[1] - int(nothing == "last")]
+    if about.get("anchors"):
+        anchors = np.frombuffer(base64.b64decode(about["anchors"]), "<f4").reshape(-1, 4)
+        centre, size = head["variances"]
+        places = anchors[:, :2] + boxes[:, :2] * centre * anchors[:, 2:]
+        sizes = anchors[:, 2:] * np.exp(np.minimum(boxes[:, 2:] * size, 8))
+    elif head["boxes"] == "centre":
+        places, sizes = boxes[:, :2], boxes[:, 2:]
+    else:
+        places, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    if head["unit"] == "share":
+        places, sizes = places * plane[::-1], sizes * plane[::-1]
+    row, kind = np.nonzero(scores >= head["lowest"])
+    low, high = places - sizes / 2, places + sizes / 2
     return np.column_stack([low[row], high[row], scores[row, kind], kind])
 
 
