@@ -191,7 +191,8 @@ def _with_boxes(
         content |= _listed({POOL: _pooled(lists.pop(POOL))})
         form[POOL] = f"{POOL}.txt"
     for split, files in lists.items():
-        images, rows = [], []
+        images: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         for number, (name, (image, boxes)) in enumerate(zip(files, splits[split], strict=True)):
             height, width = image.shape[:2]
             images.append({"id": number, "file_name": name, "width": width, "height": height})
