@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 from killed_builds import digits, same, tiny_spec
+from killed_commands import wait_for_group
 from soak_results import told, words
 
 from kdcompile.bundle import manifest
@@ -22,16 +23,6 @@ UNDECIDED = 5  # twelve photos cannot decide the accuracy
 LONG = ("build", "tiny", "--set", "distill.steps=4000", "--set", "distill.views=2")
 # of the embedded example, which a kill during its training meets
 DEMO = ("--set", "distill.steps=200", "--set", "gates.speedup.required=false")
-
-
-def _sees_no_child(group):
-    """Wait for the processes of a group to be gone; the test's own limit is the limit."""
-    while True:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
 
 
 def _tear(builds, rng):
@@ -74,7 +65,7 @@ def test_kills_at_random_moments(tmp_path, whole):
             if not finished:
                 os.kill(process.pid, number)
             process.join()
-            _sees_no_child(process.pid)
+            wait_for_group(process.pid)
             finished = process.exitcode == UNDECIDED
             text = builds.said()
             if not finished:
