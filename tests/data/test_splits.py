@@ -11,6 +11,7 @@ from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
 from kdcompile.data import photo as photo_module
+from kdcompile.data.formats import points_jsonl
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import drop_twins, load_splits, photos_digest, splits_digest
 
@@ -47,6 +48,30 @@ def test_points_jsonl_and_the_twin_of_a_test_image(jsonl):
     assert splits.train[0].points.shape == (0, 2)
     assert splits.test[0].pixels(3).shape == (8, 10, 3)
     assert splits.test[0].pixels(1).shape == (8, 10, 1)
+
+
+def test_annotations_are_checked_once_and_only_listed_lines_are_parsed_again(jsonl, monkeypatch):
+    path = jsonl.root / "annotations.jsonl"
+    more = [json.dumps({"image": f"images/no{n}.png", "points": [[1, 2]]}) for n in range(500)]
+    path.write_text("\n".join([path.read_text(), *more]))
+    calls = {"read_text": 0, "parse_json": 0}
+
+    def counting(name, real):
+        def call(*args, **options):
+            calls[name] += 1
+            return real(*args, **options)
+
+        monkeypatch.setattr(points_jsonl, name, call)
+
+    for name in calls:
+        counting(name, getattr(points_jsonl, name))
+    for _ in range(3):
+        load_splits(jsonl, jsonl.root)
+    assert calls == {"read_text": 1, "parse_json": 3 * 6}  # six images are listed
+    path.write_text("\n".join([path.read_text(), more[0]]))
+    with pytest.raises(KDError, match="both annotate images/no0"):
+        load_splits(jsonl, jsonl.root)
+    assert calls["read_text"] == 2
 
 
 def _digest(data):
