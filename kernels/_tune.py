@@ -61,8 +61,10 @@ def config(index: int) -> Iterator[None]:
 
 
 def tuned_path(card: str) -> Path:
-    """Where the choices for a card are kept."""
-    base = os.environ.get("KDCOMPILE_CACHE") or Path.home() / ".cache" / "kdcompile"
+    """Where the choices for a card are kept; nowhere for a user without a home folder."""
+    base = os.environ.get("KDCOMPILE_CACHE") or os.path.expanduser("~/.cache/kdcompile")
+    if base.startswith("~"):
+        base = os.devnull  # in which nothing lies and nothing can be put
     safe = "".join(c if c.isalnum() else "-" for c in card).lower()
     return Path(base) / f"tuned-{safe}-triton-{triton.__version__}.json"
 

@@ -534,7 +534,43 @@ def test_scratch_folders_of_killed_processes_are_swept_and_no_others(tmp_path, m
     assert done.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     (tmp_path / "kdcompile-notes").mkdir()
+    files._swept.add(tmp_path)  # the store itself does it
     with scratch() as going_on:
         Store(tmp_path / "store").sweep()
         assert (left.exists(), going_on.is_dir()) == (False, True)
     assert [path.name for path in tmp_path.iterdir()] == ["kdcompile-notes"]
+
+
+def test_temporary_folders_lie_below_the_store_and_its_next_command_sweeps_them(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files, "_places", [])
+    monkeypatch.setattr(files, "_swept", set())
+    store = Store(tmp_path / "store")
+    script = LEFT.replace("work = ", f"scratch_below(Path({str(store.temporary)!r}))\nwork = ")
+    script = f"from kdcompile.core.files import scratch_below\nfrom pathlib import Path\n{script}"
+    subprocess.run([sys.executable, "-c", script], check=False)
+    (left,) = store.temporary.iterdir()
+    files.scratch_below(store.temporary)
+    with scratch() as first:
+        assert [path.name for path in store.temporary.iterdir()] == [first.name] != [left.name]
+        assert store.prune(()) == []  # of another process that cleans the store
+        assert first.is_dir()
+
+
+def test_a_store_that_takes_nothing_leaves_temporary_folders_where_the_system_has_them(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(files, "_places", [Path(os.devnull) / "tmp"])
+    with scratch() as place:
+        assert place.parent == tmp_path
+
+
+def test_the_first_file_of_a_process_sweeps_what_a_killed_one_left_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_swept", set())
+    left = tmp_path / f".a.png.{'0' * 16}.tmp"
+    left.write_text("half")
+    with replacing(tmp_path / "b.png") as temporary:
+        temporary.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.png"]

@@ -56,6 +56,34 @@ def test_existing_file_stops_everything(tmp_path):
     assert (tmp_path / "kdcompile.toml").read_text() == "mine"
 
 
+def test_an_example_of_which_some_files_are_there_is_completed(tmp_path):
+    """As a killed `init` leaves it; with all there, or another in a file's place, it is refused."""
+    whole = init_example("digits", tmp_path)
+    content = {path: path.read_bytes() for path in whole}
+    for path in whole[1:3]:
+        path.unlink()
+    assert init_example("digits", tmp_path) == whole
+    assert {path: path.read_bytes() for path in whole} == content
+    with pytest.raises(KDError, match="is there already"):
+        init_example("digits", tmp_path)
+    whole[0].unlink()
+    whole[1].write_bytes(b"mine")
+    with pytest.raises(KDError, match=f"{whole[1].name} is there already"):
+        init_example("digits", tmp_path)
+    assert whole[1].read_bytes() == b"mine"
+    assert not whole[0].exists()
+
+
+def test_a_stopped_init_leaves_no_file(tmp_path, monkeypatch):
+    def stop(place):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdcompile.core.files.sync_folder", stop)
+    with pytest.raises(KeyboardInterrupt):
+        init_example("digits", tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_link_to_nowhere_is_not_followed(tmp_path):
     (tmp_path / "kdcompile.toml").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(KDError, match="not overwritten"):

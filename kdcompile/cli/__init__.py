@@ -77,6 +77,7 @@ def main() -> None:
 def _run(stop: Stop) -> None:
     """The command; every error becomes its block and exit code."""
     try:
+        stop.begin()
         _refuse_lost_folder()
         with _written():
             cli(standalone_mode=False)

@@ -29,7 +29,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._over = threading.Event()
+        self._is_begun, self._over = False, threading.Event()
         self._swallowed, self.hook = False, sys.unraisablehook
 
     @property
@@ -41,12 +41,23 @@ class Stop:
         """What the user is told."""
         return f"stopped by {signal.Signals(self.number or signal.SIGINT).name}; {what}"
 
+    def begin(self) -> None:
+        """Have a signal interrupt the main thread from here on, where that is caught.
+
+        Raises:
+            KeyboardInterrupt: one came before.
+        """
+        self._is_begun = True
+        if self.number is not None:
+            raise KeyboardInterrupt
+
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Interrupt the main thread; a second signal ends the process at once."""
         if self.number is not None:
             self._leave()
         self.number = number
-        raise KeyboardInterrupt
+        if self._is_begun:
+            raise KeyboardInterrupt
 
     def watch(self, pipe: int) -> None:
         """Wait for the byte that the system's handler writes, and then for the grace."""

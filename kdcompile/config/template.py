@@ -7,6 +7,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from kdcompile.core.errors import KDError, nearest
+from kdcompile.core.files import replacing
 
 EXAMPLES = "kdcompile.examples"
 NOT_COPIED = ("__init__.py", "__pycache__")
@@ -68,16 +69,21 @@ def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversa
 
 
 def write_new(folder: Path, content: dict[str, bytes]) -> list[Path]:
-    """Write files by name into a folder: all, or none of them. None may be there.
+    """Write files by name into a folder: all, or none of them. None may be there that is another.
+
+    Those that are there as they would be written are of a process that was killed amid its files,
+    unless none is missing.
 
     Returns:
-        The files that were written.
+        The files, written or there.
 
     Raises:
         KDError: `init-exists` or `output-unwritable`.
     """
     targets = {folder / name: data for name, data in sorted(content.items())}
-    for path in targets:
+    there = {path for path, data in targets.items() if _is(path, data)}
+    missing = [path for path in targets if path not in there]
+    for path in missing or targets:
         if path.exists() or path.is_symlink():
             raise KDError(
                 "init-exists",
@@ -87,15 +93,17 @@ def write_new(folder: Path, content: dict[str, bytes]) -> list[Path]:
             )
     begun: list[Path] = []
     try:
-        for path, data in targets.items():
+        for path in missing:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as stream:
-                begun.append(path)
-                stream.write(data)
-    except OSError as error:
+            begun.append(path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(targets[path])
+    except BaseException as error:
         for path in begun:
             with suppress(OSError):
                 path.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise KDError(
             "output-unwritable",
             f"the files cannot be written: {error.strerror}",
@@ -103,3 +111,11 @@ def write_new(folder: Path, content: dict[str, bytes]) -> list[Path]:
             fix="name a writable folder",
         ) from error
     return list(targets)
+
+
+def _is(path: Path, data: bytes) -> bool:
+    """Whether a regular file is there with this content."""
+    try:
+        return not path.is_symlink() and path.is_file() and path.read_bytes() == data
+    except OSError:
+        return False

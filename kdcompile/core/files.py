@@ -20,6 +20,8 @@ from kdcompile.core.readers import LARGEST_TEXT, read_json, refuse_endless
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp", re.DOTALL)
 ABANDONED_S = 86_400
 SCRATCH = ".kdcompile-scratch-"
+_swept: set[Path] = set()  # folders in which this process has looked for what others left
+_places: list[Path] = []  # of `scratch`, the last one counts
 
 
 @contextmanager
@@ -28,6 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Nobody can guess the name, and put a link there that the block would write through. The file is
     there, empty, and held until the end, so that `sweep_files` of another process leaves it alone.
+    The first file that a process writes into a folder sweeps that folder.
 
     Where the block fails, what was at `path` stays and the temporary file goes.
     """
@@ -49,6 +52,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _begun(path: Path, held: ExitStack) -> Path:
     """An empty temporary file beside `path`, held by this process where the system can tell."""
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        sweep_files(path.parent)
     while True:
         temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -70,22 +76,46 @@ def sweep_files(folder: Path) -> None:
                     path.unlink(missing_ok=True)
 
 
+def scratch_below(folder: Path) -> None:
+    """Have `scratch` make its folders in this one from now on, which need not be there yet."""
+    _places[:] = [folder]
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A temporary folder of this process, gone at the end; `sweep_scratch` finds those it left."""
+    """A temporary folder of this process, gone at the end; `sweep_scratch` finds those it left.
+
+    It lies below the store of the command, else in the system's folder of temporary files.
+    """
     with ExitStack() as held:
         free: bool | None = False
         while free is False:  # swept before it was held
-            folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
+            folder = _scratch_folder()
             held.callback(shutil.rmtree, folder, ignore_errors=True)
             free = held.enter_context(folder_if_free(folder))
         yield folder
 
 
-def sweep_scratch() -> None:
-    """Remove the folders of `scratch` that killed processes of this user left."""
+def _scratch_folder() -> Path:
+    """A new folder; the first one of a process at its place sweeps that place."""
+    for place in _places:
+        with suppress(OSError):  # a store that is read-only, or full
+            place.mkdir(parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix=SCRATCH, dir=_clean(place)))
+    return Path(tempfile.mkdtemp(prefix=SCRATCH, dir=_clean(Path(tempfile.gettempdir()))))
+
+
+def _clean(place: Path) -> Path:
+    if place not in _swept:
+        _swept.add(place)
+        sweep_scratch(place)
+    return place
+
+
+def sweep_scratch(place: Path) -> None:
+    """Remove the folders of `scratch` there that killed processes of this user left."""
     user = os.getuid() if hasattr(os, "getuid") else None
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+    for folder in place.glob(f"{SCRATCH}*"):
         with suppress(OSError), folder_if_free(folder) as free:
             about = folder.lstat()
             ours = stat.S_ISDIR(about.st_mode) and user in (None, about.st_uid)

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from kdcompile.core.readers import read_json
 
 log = logging.getLogger("kdcompile")
 KEY_CHARS = 24
-MAKING, RECORD, LOCKS, WORK = ".making", "artifact.json", "locks", "work"
+MAKING, RECORD, LOCKS, WORK, TEMPORARY = ".making", "artifact.json", "locks", "work", "tmp"
 
 
 def canonical(value: Any) -> bytes:
@@ -136,11 +137,17 @@ class Store:
                     self._remove_if_free(path, stage, key)
             for folder in (self.root, *self.root.glob("*/"), *self.root.glob(f"{WORK}/**/")):
                 sweep_files(folder)
-            sweep_scratch()
+            for place in (self.temporary, Path(tempfile.gettempdir())):
+                sweep_scratch(place)
             for name in sorted((self.root / LOCKS).glob(f"*{OWNER}")):
                 with if_free(name.with_suffix("")) as free:
                     if free:
                         name.unlink(missing_ok=True)
+
+    @property
+    def temporary(self) -> Path:
+        """The folder for temporary folders of a command, there or not."""
+        return self.root / TEMPORARY
 
     def work(self, stage: str, key: str) -> Path:
         """A scratch folder of a step that outlives an interruption (checkpoints)."""
@@ -165,7 +172,7 @@ class Store:
         entries = [
             path
             for path in sorted(self.root.glob("*/*"))
-            if path.is_dir() and path not in kept and path.parent.name != LOCKS
+            if path.is_dir() and path not in kept and path.parent.name not in (LOCKS, TEMPORARY)
         ]
         with self._nobody_builds():
             for path in entries:

@@ -4,6 +4,7 @@ Boxes are to be found, or where the network gives a density their centres to be 
 """
 
 from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,16 @@ def _content(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     is_coco = isinstance(found, dict) and {"images", "annotations"} <= set(found)
-    return found if is_coco else {}
+    return found if is_coco and _are_rows(found) else {}
+
+
+def _are_rows(content: Mapping[str, Any]) -> bool:
+    """Whether images and classes are as the format has them; the reader of all says what is not."""
+    images, classes = content["images"], content.get("categories") or []
+    rows = [*images, *classes] if isinstance(images, list) and isinstance(classes, list) else [None]
+    return all(isinstance(row, dict) for row in rows) and all(
+        type(row.get("id")) is int and isinstance(row.get("name"), str) for row in classes
+    )
 
 
 def _names(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -161,10 +171,13 @@ def _names(content: Mapping[str, Any]) -> tuple[str, ...]:
 def _folder(root: Path, path: Path, content: Mapping[str, Any]) -> str:
     """Where the images lie, unless the format looks there anyway."""
     name = str(next((row.get("file_name", "") for row in content["images"]), ""))
-    if not name or any((p / name).is_file() for p in (path.parent, root, root / "images")):
+    try:
+        if not name or any((p / name).is_file() for p in (path.parent, root, root / "images")):
+            return ""
+        same = sorted(root.rglob(escape(Path(name).name)))
+    except (OSError, ValueError):  # no file can have this name
         return ""
-    found = (p for p in sorted(root.rglob(Path(name).name)) if p.as_posix().endswith(f"/{name}"))
-    first = next(found, None)
+    first = next((p for p in same if p.as_posix().endswith(f"/{name}")), None)
     if first is None:
         return ""  # which is told where the images are read
     return _name(root, first.parents[len(Path(name).parts) - 1])

@@ -1,7 +1,6 @@
 """`kdcompile distill --explain`: what a training would do, before anything is spent."""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from kdcompile.config.distill import Ramp
 from kdcompile.config.spec import Spec
+from kdcompile.core.files import scratch
 from kdcompile.data.splits import load_splits
 from kdcompile.distill.feature_maps import FeatureMap, feature_maps
 from kdcompile.distill.phase import StageRun
@@ -32,8 +32,8 @@ def explain(spec: Spec, architecture: Mapping[str, Any]) -> dict[str, Any]:
     """
     plans = stage_plans(spec.distill)
     steps: list[int | None] = [None] * len(plans)
-    with tempfile.TemporaryDirectory() as work:
-        trainer = at_rest(spec, architecture, Path(work))
+    with scratch() as work:
+        trainer = at_rest(spec, architecture, work)
         if spec.distill.minutes is None:
             photos = len(trainer.setting.photos)
             steps = [*stage_steps(plans, spec.distill, photos, 1, lambda _: UNTIMED)]

@@ -1,6 +1,5 @@
 """`kdcompile distill --replay`: one kept step again, and the first tensor that is not finite."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import scratch
 from kdcompile.data.augment import Batch
 from kdcompile.distill.explain import at_rest
 from kdcompile.distill.phase import StageRun
@@ -50,8 +50,8 @@ def replayed(spec: Spec, architecture: Mapping[str, Any], path: Path) -> dict[st
     """
     kept = read_replay(path)
     plan = _plan(spec, kept, path)
-    with tempfile.TemporaryDirectory() as work:
-        trainer = at_rest(spec, architecture, Path(work))
+    with scratch() as work:
+        trainer = at_rest(spec, architecture, work)
         setting = _as_it_was(trainer.setting, kept)
         run = StageRun(setting, plan, 0, 1)
         _load(run, kept, path)

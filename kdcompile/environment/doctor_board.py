@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import scratch
 from kdcompile.environment.doctor import LEAST_DISK_GB, Check
 from kdcompile.targets import load, names
 
@@ -75,8 +75,8 @@ def examine_board(
 
 def _copies(place: Greeted) -> Check:
     """Whether a file gets there, for which SSH needs sftp."""
-    with TemporaryDirectory() as folder:
-        sample = Path(folder) / "sample"
+    with scratch() as folder:
+        sample = folder / "sample"
         sample.write_text("kdcompile doctor\n", encoding="utf-8")
         try:
             return Check("copies", "ok", f"a file lies at {place.put(sample)}")

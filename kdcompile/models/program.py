@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import scratch
 from kdcompile.models.onnx_import import Input, load_onnx
 
 OPSET = 23  # with RMS and group norms and GELU as operators
@@ -47,8 +47,8 @@ def load_program(path: Path, shapes: Any = ()) -> nn.Module:
         KDError: `program-missing`, `program-unreadable`, `program-operator`; those of `load_onnx`.
     """
     program = _read(path)
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "program.onnx"
+    with scratch() as folder:
+        file = folder / "program.onnx"
         try:
             with _quiet():
                 torch.onnx.export(

@@ -4,7 +4,6 @@ The network's input is found by one forward pass at each of a few likely sizes, 
 takes; the task follows from the shape of its output; format, splits and classes from the data.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from kdcompile.config.spec import IMAGENET_MEAN, IMAGENET_STD, Data
 from kdcompile.config.template import write_new
 from kdcompile.core.errors import KDError
 from kdcompile.core.escape import first_line, toml
+from kdcompile.core.files import scratch
 from kdcompile.data.masks import IGNORED, mask_of
 from kdcompile.data.recognise import recognise
 from kdcompile.data.recognised import FACTORY, Recognised
@@ -117,10 +117,10 @@ def _only_weights(folder: Path) -> Path:
 def _splits(found: Recognised, root: Path) -> Splits:
     """The images; a data factory is run from a temporary folder."""
     fields = found.fields | {"root": root.resolve()}
-    with tempfile.TemporaryDirectory() as place:
+    with scratch() as place:
         if found.factory is not None:
-            Path(place, FACTORY).write_text(found.factory)
-        return load_splits(Data.model_validate(fields), Path(place))
+            (place / FACTORY).write_text(found.factory)
+        return load_splits(Data.model_validate(fields), place)
 
 
 def _fitted(network: nn.Module, splits: Splits, factory: str) -> Fit:

@@ -15,6 +15,7 @@ from kdcompile.config.step import Board, Step
 from kdcompile.core.backends import find, is_served
 from kdcompile.core.distributed import leave, made_by_main, processes
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import scratch_below
 from kdcompile.core.logs import kept_in
 from kdcompile.core.progress import StageFinished, StageHit, StageStarted, emit
 from kdcompile.core.store import Artifact, Store
@@ -164,6 +165,7 @@ def make_plan(spec: Spec, via: str | None = None) -> Plan:
     """
     check_name(spec)
     store = Store(spec.folder / ".kdcompile")
+    scratch_below(store.temporary)
     target = replace(resolve_target(spec.target), tf32=spec.compile.tf32)
     board, target = find_board(spec, target, via)
     rows = splits_rows(spec.data, spec.folder, store.hasher)

@@ -117,10 +117,14 @@ def samples_from_json(data: Mapping[str, Any]) -> Samples:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Samples).validate_json(json.dumps(data), strict=True)
+        found = TypeAdapter(Samples).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    for number, run in enumerate(found.runs):
+        if not isinstance(run.environment.get("facts", {}), dict):
+            raise ValueError(f"runs.{number}.environment.facts: Input should be an object")
+    return found
 
 
 APART = timedelta(minutes=10)  # between runs of two sessions

@@ -49,7 +49,7 @@ from kdcompile.data.photo import Photo
 def photos(root, split):
     random = np.random.default_rng(len(split))
     made = []
-    for index in range({"train": 24, "val": 8, "test": 12}[split]):
+    for index in range({"train": 24, "val": 8, "test": 12, "more": 4}[split]):
         pixels = np.zeros((16, 16, 1), np.uint8)
         xy = random.uniform(2, 14, (1 + index % 4, 2)).astype(np.float32)
         for x, y in xy.astype(int):

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from killed_builds import MEASURED, _child, warm_server
@@ -40,7 +41,8 @@ def killed(process, log, seconds, number):
     process.join(seconds)
     met = process.exitcode is None
     if met:
-        os.kill(process.pid, number)
+        with suppress(ProcessLookupError):  # it is done, and was waited for, in this moment
+            os.kill(process.pid, number)
     process.join()
     wait_for_group(process.pid)
     return met

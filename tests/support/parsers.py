@@ -48,6 +48,7 @@ class Parser:
         good: files that are read without an error.
         kind: what the bytes are in general: `json`, `toml` or `other`.
         seal: makes the digests in a document of this kind right again.
+        most: bytes that reading a file of a few kB may take.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Parser:
     good: Callable[[], tuple[bytes, ...]]
     kind: str = "other"
     seal: Callable[[Any], Any] = lambda document: document
+    most: int = 64 << 20
 
 
 def _placed(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
@@ -290,7 +292,8 @@ PARSERS = [
     Parser("split-list", _placed("train.txt", _list), lambda: (b"cat/a.png\n",)),
     Parser("labels-csv", _placed("labels.csv", _values), lambda: (b"image,value\na.png,1.5\n",)),
     Parser("photo", _placed("a.png", lambda path: read_pixels(path, 3)),
-           lambda: (_image("png"), _image("jpeg"), _image("tiff"))),
+           lambda: (_image("png"), _image("jpeg"), _image("tiff")),
+           most=3 * Image.MAX_IMAGE_PIXELS + (1 << 20)),  # of three colours
     Parser("calibration-table", _placed("c.json", CalibrationTable.read),
            lambda: (_json(table().to_json()),), "json"),
     Parser("calibration-cache", _placed("c.cache", lambda path: read_cache(path, chain(1))),

@@ -49,7 +49,7 @@ SHORT = ("--seconds", "0.2", "--processes", "1")
 # what kills are tried on beside them
 OTHERS = (
     Command(("search", "tiny"), ("search",)),
-    Command(("plan", "tiny", "--label", "2", "--set", "data.unlabelled=pool")),
+    Command(("plan", "tiny", "--label", "2", "--set", "data.unlabelled=more")),
     Command(("export", "tiny", "-o", "student.onnx")),
     Command(("bundle", "tiny", "--test-pack", "pack")),
     Command(("bisect", BUNDLE)),
@@ -76,10 +76,6 @@ def finished_project(folder, run):
     for number, name in enumerate(("photo.png", "other.png")):
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16), np.uint8)
         Image.fromarray(pixels).save(folder / name)
-    (folder / "pool").mkdir()
-    for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 256, (16, 16), np.uint8)
-        Image.fromarray(pixels).save(folder / "pool" / f"{number}.png")
     (folder / "site").mkdir()
     write_site(folder / "site")
     words = (*MAKE, "--size", "100%", "-o", "kept.delta")

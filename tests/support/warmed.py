@@ -3,7 +3,6 @@
 It is half of what a short command takes, and no soak of files below a project sees it.
 """
 
-import gc
 import importlib
 import pkgutil
 from contextlib import suppress
@@ -24,5 +23,3 @@ for found in pkgutil.walk_packages(kdcompile.__path__, "kdcompile."):
             importlib.import_module(found.name)
 for stage in STAGES.values():
     sources_of(stage.module)
-gc.collect()
-gc.freeze()  # forked processes share the pages
