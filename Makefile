@@ -29,7 +29,7 @@ mutants: $(VENV)/.installed
 soak: SHELL := /bin/bash
 soak: $(VENV)/.installed
 	mkdir -p build
-	set -o pipefail; OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -n 2 --dist loadfile -rP --durations=0 | tee build/soak.txt
+	set -o pipefail; OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -n 2 --dist loadfile --no-loadscope-reorder -rP --durations=0 | tee build/soak.txt
 	$(BIN)/python tests/support/soak_results.py build/soak.txt docs/reliability.md
 
 lint: $(VENV)/.installed

@@ -21,7 +21,7 @@ from kdcompile.examples.cells.training_photos import (
     seen_centres,
 )
 from kdcompile.models.factory import load_teacher
-from kdcompile.tasks.detection.decoders import DECODERS
+from kdcompile.tasks.detection.decoders import DECODERS, Setting
 
 FOLDER = Path(train_teacher.__file__).parent
 
@@ -97,7 +97,7 @@ def test_a_perfect_map_has_no_loss_and_its_boxes_come_back():
     peaks = torch.where(target.heat == 1, 20.0, -20.0)
     output = torch.cat([peaks, (target.box / STRIDE).clamp(min=1e-3).log()], 1)
     assert loss_of(output, target, STRIDE) < 1e-3
-    found = DECODERS["centre"].of({"maps": output.numpy()}, Head(), (256, 256))
+    found = DECODERS["centre"].of({"maps": output.numpy()}, Setting(Head()), (256, 256))
     order = np.argsort(found.boxes[:, 0])
     assert found.boxes[order] == pytest.approx(boxes[:, :4], abs=1e-2)
     assert found.classes[order].tolist() == [0, 2]
