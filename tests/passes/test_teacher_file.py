@@ -101,7 +101,7 @@ def test_a_target_or_a_shape_that_the_file_is_not_for(load):
 
 def test_the_key_has_the_name_of_the_output(load):
     spec, hasher = load("target=jetson"), make_plan(load("target=h100")).store.hasher
-    names = (("a", False), ("a", False), ("b", False), ("a", True))  # and whether outputs are joined
+    names = (("a", False), ("a", False), ("b", False), ("a", True))  # joined or not
     keys = [kept.network_key(spec, *name, hasher, kept.__name__, 1) for name in names]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
