@@ -107,8 +107,8 @@ def judged(plan: Any, network: torch.nn.Module) -> float:
     return float(task.metric(task.errors(found, [task.truth(photo) for photo in photos])))
 
 
-def student(plan: Any, untrained: bool) -> torch.nn.Module:
-    """The trained student, or as it starts."""
+def student(plan: Any, own: Any, untrained: bool) -> torch.nn.Module:
+    """The trained student, or as it starts, as a network of the spec's own task (plan `own`)."""
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture
     from kdcompile.models.weights import read_weights
@@ -119,7 +119,7 @@ def student(plan: Any, untrained: bool) -> torch.nn.Module:
         return network.eval()
     made = plan.make("distill")
     network = student_from_architecture(
-        load_teacher(plan.spec), made.json("architecture.json"), plan.spec.folder
+        load_teacher(own.spec), made.json("architecture.json"), own.spec.folder
     )
     network.load_state_dict(read_weights(made.file("student.safetensors"))[0])
     return network.eval()
@@ -138,7 +138,8 @@ def train(subject: Subject, found: dict[str, Any], seeds: int, steps: int) -> No
             length = round(steps * found["costs"][own] / found["costs"].get(arm, 1))
             plan = subject.plan(arm, f"distill.steps={length}", f"seed={seed}")
             began = time.process_time()
-            value = judged(subject.plan(), student(plan, untrained=arm == "start"))
+            base = subject.plan()
+            value = judged(base, student(plan, base, untrained=arm == "start"))
             seconds = time.process_time() - began
             found["values"][arm][str(seed)] = value
             print(f"seed {seed}  {arm:<8} {value:.4f}  {seconds:.0f} s", flush=True)
