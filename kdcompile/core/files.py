@@ -91,6 +91,7 @@ def scratch() -> Iterator[Path]:
         free: bool | None = False
         while free is False:  # swept before it was held
             folder = _scratch_folder()
+            held.callback(_leave, folder.parent)
             held.callback(shutil.rmtree, folder, ignore_errors=True)
             free = held.enter_context(folder_if_free(folder))
         yield folder
@@ -103,6 +104,13 @@ def _scratch_folder() -> Path:
             place.mkdir(parents=True, exist_ok=True)
             return Path(tempfile.mkdtemp(prefix=SCRATCH, dir=_clean(place)))
     return Path(tempfile.mkdtemp(prefix=SCRATCH, dir=_clean(Path(tempfile.gettempdir()))))
+
+
+def _leave(place: Path) -> None:
+    """Remove a place below a store with its last folder; who made another there keeps it."""
+    if place in _places:
+        with suppress(OSError):
+            place.rmdir()
 
 
 def _clean(place: Path) -> Path:
