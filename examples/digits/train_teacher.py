@@ -6,11 +6,9 @@ It sees 4,000 canvases of 64x64 of the training scans and is chosen by validatio
 counts larger ones as they are.
 """
 
-import argparse
 from pathlib import Path
 
-from kdcompile.config.load import load_spec
-from kdcompile.examples.teacher_training import train_teacher
+from kdcompile.examples.teacher_training import run_script
 
 HERE = Path(__file__).parent
 OPTIONS = (
@@ -23,17 +21,5 @@ OPTIONS = (
     "distill.crop=64",
 )
 
-
-def main() -> None:
-    """Write the weights in half precision and print the validation metric."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2500)
-    steps = parser.parse_args().steps
-    spec = load_spec(HERE / "kdcompile.toml", [*OPTIONS, f"distill.steps={steps}"])
-    state = train_teacher(spec, HERE / ".teacher", HERE / "teacher.safetensors")
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in state.scores.items())
-    print(f"validation {scores} at step {state.best_step}")
-
-
 if __name__ == "__main__":
-    main()
+    run_script(HERE, __doc__, OPTIONS, steps=2500)
