@@ -3,7 +3,7 @@
 Boxes are to be found, or where the network gives a density their centres to be counted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from kdcompile.data.recognised import ALIASES, Recognised, factory_head, own_fac
 from kdcompile.data.splits import SPLITS
 from kdcompile.data.yolo_file import read_yolo
 
+File = tuple[Path, Mapping[str, Any]]  # with its content
 PLACES = (
     "{}.json",
     "{}/_annotations.coco.json",
@@ -23,7 +24,15 @@ PLACES = (
     "annotations/instances_{}.json",
     "annotations/instances_{}2017.json",
 )
-POINTS = '''def every(root: Path, file: str = {name}) -> list[Photo]:
+PATHS = """
+            path=next(p for p in (root / {images} / row["file_name"], root / row["file_name"])
+                      if p.is_file()),
+        )
+        for row in found["images"]
+    ]
+"""
+POINTS = (
+    '''def every(root: Path, file: str = {name}) -> list[Photo]:
     """The centres of an image's boxes are counted."""
     found = json.loads((root / file).read_text())
     points: dict = {{row["id"]: [] for row in found["images"]}}
@@ -33,14 +42,11 @@ POINTS = '''def every(root: Path, file: str = {name}) -> list[Photo]:
     return [
         Photo(
             row["file_name"],
-            np.array(points[row["id"]], np.float32).reshape(-1, 2),
-            path=next(p for p in (root / {images} / row["file_name"], root / row["file_name"])
-                      if p.is_file()),
-        )
-        for row in found["images"]
-    ]
-'''
-BOXES = '''def every(root: Path, file: str = {name}) -> list[Photo]:
+            np.array(points[row["id"]], np.float32).reshape(-1, 2),'''
+    + PATHS
+)
+BOXES = (
+    '''def every(root: Path, file: str = {name}) -> list[Photo]:
     """Boxes are x0, y0, x1, y1 and the class, numbered by ascending id; of a crowd -1 - class."""
     found = json.loads((root / file).read_text())
     kinds = {{kind: n for n, kind in enumerate(sorted(row["id"] for row in found["categories"]))}}
@@ -52,13 +58,9 @@ BOXES = '''def every(root: Path, file: str = {name}) -> list[Photo]:
     return [
         Photo(
             row["file_name"],
-            boxes=np.array(boxes[row["id"]], np.float32).reshape(-1, 5),
-            path=next(p for p in (root / {images} / row["file_name"], root / row["file_name"])
-                      if p.is_file()),
-        )
-        for row in found["images"]
-    ]
-'''
+            boxes=np.array(boxes[row["id"]], np.float32).reshape(-1, 5),'''
+    + PATHS
+)
 OF_FILES = '''
 
 def photos(root: Path, split: str) -> list[Photo]:
@@ -73,22 +75,22 @@ def coco(root: Path) -> Recognised | None:
     Raises:
         KDError: `init-data`, there are some of the splits.
     """
-    found = {split: path for split in SPLITS if (path := _file(root, split)) is not None}
+    found = {split: file for split in SPLITS if (file := _file(root, split)) is not None}
     if found and len(found) < len(SPLITS) and "train" in found:
         lacking = next(split for split in SPLITS if split not in found)
         raise KDError(
             "init-data",
-            f"there is {_name(root, found['train'])} for the train split, and no COCO file for the "
-            f"{lacking} split",
+            f"there is {_name(root, found['train'][0])} for the train split, and no COCO file for "
+            f"the {lacking} split",
             where=str(root),
             fix=f"write one next to it, such as {lacking}.json; no image may be in two splits",
         )
     if len(found) == len(SPLITS):
         return _of_splits(root, found)
-    path = next((path for path in sorted(root.glob("*.json")) if _content(path)), None)
-    if path is None:
+    file = _first(sorted(root.glob("*.json")))
+    if file is None:
         return None
-    content = _content(path)
+    path, content = file
     values = {"name": python(path.name), "images": python(_folder(root, path, content) or "images")}
     points = _counted(factory_head() + POINTS.format(**values))
     names = _names(content)
@@ -98,21 +100,20 @@ def coco(root: Path) -> Recognised | None:
     return Recognised(fields, "detection", factory_head() + BOXES.format(**values), names, points)
 
 
-def _of_splits(root: Path, found: Mapping[str, Path]) -> Recognised:
+def _of_splits(root: Path, found: Mapping[str, File]) -> Recognised:
     """The format `coco`; also counting, where the files lie beside each other."""
-    contents = {split: _content(path) for split, path in found.items()}
     points = None
-    if all(path == root / f"{split}.json" for split, path in found.items()):
-        images = _folder(root, found["train"], contents["train"]) or "images"
+    if all(path == root / f"{split}.json" for split, (path, _) in found.items()):
+        images = _folder(root, *found["train"]) or "images"
         text = factory_head() + POINTS.format(name=python("train.json"), images=python(images))
         start, end = text.index("def photos("), text.index("def every(")
         points = _counted(text[:start] + text[end:] + OF_FILES)
-    names = _names(contents["train"])
+    names = _names(found["train"][1])
     if points is not None and not names:
         return points
     fields = {"format": "coco"}
-    for split, path in found.items():
-        folder = _folder(root, path, contents[split])
+    for split, (path, content) in found.items():
+        folder = _folder(root, path, content)
         fields[split] = _name(root, path) + (f":{folder}" if folder else "")
     return Recognised(fields, "detection", None, names, points)
 
@@ -137,10 +138,14 @@ def _counted(factory: str) -> Recognised:
     return Recognised(own_factory("*.json", "**/*"), "counting", factory)
 
 
-def _file(root: Path, split: str) -> Path | None:
+def _file(root: Path, split: str) -> File | None:
     """The COCO file of a split, by one of the usual names."""
-    names = [place.format(alias) for alias in ALIASES[split] for place in PLACES]
-    return next((root / name for name in names if _content(root / name)), None)
+    return _first([root / place.format(alias) for alias in ALIASES[split] for place in PLACES])
+
+
+def _first(paths: Sequence[Path]) -> File | None:
+    """The first COCO file among these, with its content."""
+    return next(((path, found) for path in paths if (found := _content(path))), None)
 
 
 def _content(path: Path) -> Mapping[str, Any]:
