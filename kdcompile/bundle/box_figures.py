@@ -1,6 +1,6 @@
 """Pictures of boxes and points: an image with what was found, and precision-recall curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,11 @@ def points_png(
             colour, alpha = colours[int(kind)], _strength(score)
             picture.axes.plot([x], [y], "x", ms=7, mew=1.6, c=colour, alpha=alpha)
         return png(picture.figure)
+
+
+def drawing_of(rows: NDArray[Any]) -> tuple[Callable[..., bytes], str]:
+    """What draws rows of `BOX` or `POINT` columns, and what they are."""
+    return (boxes_png, "boxes") if rows.shape[1] == BOX else (points_png, "points")
 
 
 def _named(

@@ -7,7 +7,6 @@ its user starts, runs a decode from there too.
 
 import ast
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.bundle.product import settings_of
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import scratch
 from kdcompile.core.readers import read_text
 from kdcompile.core.user_code import load_factory
 from kdcompile.tasks.task import Task
@@ -89,11 +89,11 @@ def with_code(bundle: Bundle, task: Task, allow: bool) -> Iterator[Task]:
     if not name or not allow:
         yield task  # without code of its own the outputs of a user's task are given as they are
         return
-    with tempfile.TemporaryDirectory() as place:
+    with scratch() as place:
         for file in bundle.manifest["files"]:
             if file.startswith(f"{CODE}/"):
-                copy = Path(place, *file.split("/")[1:])
+                copy = place.joinpath(*file.split("/")[1:])
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 with bundle.reading(file) as content:  # the bytes that the manifest names
                     copy.write_bytes(content)
-        yield task.with_code(load_factory(name, Path(place)))
+        yield task.with_code(load_factory(name, place))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures, headline
-from kdcompile.bundle.box_figures import BOX, boxes_png, points_png, precision_recall
+from kdcompile.bundle.box_figures import drawing_of, precision_recall
 from kdcompile.bundle.figures import overlay_png, photo_png
 from kdcompile.bundle.mask_figures import difference, mask_png
 from kdcompile.core import escape
@@ -315,7 +315,7 @@ def _things(
     classes: Sequence[str] | None,
 ) -> dict[str, str]:
     """The annotated boxes, or points, of a photo, and those of both networks."""
-    draw, what = (boxes_png, "boxes") if truth.shape[1] == BOX else (points_png, "points")
+    draw, what = drawing_of(truth)
     drawn = {f"annotated {what}": draw(pixels, truth, "annotated", classes)}
     for who in ("teacher", "student"):
         drawn[f"{what} of the {who}"] = draw(pixels, maps[who], who, classes)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.bundle.box_figures import BOX, POINT, boxes_png, points_png
+from kdcompile.bundle.box_figures import BOX, POINT, drawing_of
 from kdcompile.bundle.figures import overlay_png
 from kdcompile.bundle.mask_figures import index_png, mask_png
 from kdcompile.core.errors import KDError
@@ -138,7 +138,7 @@ class BundleRun:
     ) -> dict[str, str]:
         """`overlay`: the photo with its boxes, or points."""
         title = f"{photo.name}: {len(output)} ({self._precision})"
-        draw, ending = (boxes_png, "boxes") if output.shape[1] == BOX else (points_png, "points")
+        draw, ending = drawing_of(output)
         drawn = draw(pixels, output, title, self._classes)
         return {"overlay": str(self.write(out, photo.stem, f"_{ending}.png", drawn))}
 

@@ -69,13 +69,10 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     answer_by(inputs["export"], photos, preprocess, task)
     annotated = photos_digest(splits.test)
     other = earlier_folder(spec)
-    earlier = (
-        None
-        if other is None
-        else open_earlier(
-            other, task, splits.classes, annotated, Trust.of(step.trusted, step.expect)
-        )
-    )
+    earlier = None
+    if other is not None:
+        trust = Trust.of(step.trusted, step.expect)
+        earlier = open_earlier(other, task, splits.classes, annotated, trust)
     ships = preprocess.deployed(spec.export.preprocess)
     found = measure(step, target, photos, (preprocess, ships), task, splits.classes, earlier)
     for kind in found.chosen:

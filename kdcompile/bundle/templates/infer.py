@@ -247,23 +247,21 @@ def class_map(output: Any, seen: Any, plane: Any, size: Any) -> Any:
 def found_boxes(output: Any, seen: Any, plane: Any, size: Any, manifest: dict[str, Any]) -> Any:
     """The boxes of a photo of that size, (width, height): [D, 6] of x0 y0 x1 y1, score, class."""
     about = json.loads(read(manifest, "task.json").decode())
-    head = about["head"]
-    own = ":" in (about["decode"] or "")
-    whole = None if own else output[0].astype(np.float64)
-    if own:
-        rows = decoded(output, about["decode"], plane, manifest)
-    elif about["decode"] in ("ssd", "detr"):
-        rows = of_pair(whole, about, plane)
+    head, decode = about["head"], about["decode"]
+    overlap = head["overlap"]
+    if ":" in (decode or ""):
+        rows, overlap = decoded(output, decode, plane, manifest), 1  # it suppresses as it likes
+    elif decode in ("ssd", "detr"):
+        rows = of_pair(output[0].astype(np.float64), about, plane)
     else:
-        rows = candidates(whole, about["decode"], head["lowest"], plane)
+        rows = candidates(output[0].astype(np.float64), decode, head["lowest"], plane)
     middle = (rows[:, :2] + rows[:, 2:4]) / 2
     rows = rows[(middle < np.array(seen[::-1])).all(1) & (rows[:, 4] >= head["threshold"])]
     rows = rows[np.argsort(-rows[:, 4], kind="stable")[:1000]]
     kept: list[Any] = []
     while len(rows):
         kept.append(rows[0])
-        most = 1 if own else head["overlap"]  # a decode suppresses as it likes
-        clash = (overlaps(rows[0], rows) > most) & (rows[:, 5] == rows[0, 5])
+        clash = (overlaps(rows[0], rows) > overlap) & (rows[:, 5] == rows[0, 5])
         clash[0] = True
         rows = rows[~clash]
     found = np.array(kept[:100]).reshape(-1, 6)
