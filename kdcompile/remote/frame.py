@@ -23,6 +23,7 @@ PARTS = ("decode", "preprocess", "inference", "postprocess")
 FRAME = "frame"
 BLOCKS, BLOCK_MS, WARMUP_S, LEAST = 20, 75.0, 2.0, 5
 SAMPLE, MANIFEST, ENGINE = "infer.py", "manifest.json", "model.engine"
+TASK = "task.json"  # of a task with settings: how an output becomes an answer
 
 
 class Frames:
@@ -64,7 +65,7 @@ class Frames:
         infer, pre, path = self.infer, self.pre, self.photos[self.turn % len(self.photos)]
         self.turn += 1
         marks = [time.perf_counter()]
-        image = infer.decode(path, pre["channels"])
+        size, image = infer.size_of(path), infer.decode(path, pre["channels"])
         marks.append(time.perf_counter())
         image = infer.normalised(image, pre)
         whole = infer.padded(image, pre)
@@ -73,7 +74,9 @@ class Frames:
         marks.append(time.perf_counter())
         if not self.is_raw:  # outputs that only who built the network understands
             output = next(iter(found.values()))
-            infer.meaning(infer.of_image(output, image, whole, self.manifest), self.manifest)
+            said = infer.answer(output, image, whole, self.manifest, size)
+            if self.manifest["task"] != "segmentation":  # whose map says all
+                infer.meaning(said, self.manifest)
         marks.append(time.perf_counter())
         return [1e3 * (end - start) for start, end in zip(marks, marks[1:])]
 
@@ -152,9 +155,11 @@ def of_kit(kit: str, record: str, photos: list[str], blocks: int = BLOCKS) -> di
         engine = os.path.join(os.path.dirname(record), about["engine"])
         for source, name in ((engine, ENGINE), (engine + ".json", ENGINE + ".json")):
             shutil.copyfile(source, os.path.join(folder, name))
-        for name in ("agent.pyz", "preprocess.json", SAMPLE):
+        listed = ["agent.pyz", "preprocess.json"]
+        listed += [TASK] if os.path.isfile(os.path.join(kit, TASK)) else []
+        for name in (*listed, SAMPLE):
             shutil.copyfile(os.path.join(kit, name), os.path.join(folder, name))
-        listed = [ENGINE, ENGINE + ".json", "agent.pyz", "preprocess.json"]
+        listed += [ENGINE, ENGINE + ".json"]
         write_manifest(folder, task, None, listed)
         found = in_blocks(Frames(folder, photos, folder), blocks)
     about["frame"] = dict(found, precision=about["chosen"])
@@ -174,7 +179,7 @@ def timed(kit: str, record: str, photos: list[str], stream: Any) -> int:
     """The same with its outcome on a stream; the exit code, 4 where Pillow is absent."""
     try:
         found = of_kit(kit, record, photos)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, SystemExit) as error:  # infer.py ends with the last
         sys.stderr.write(f"error: whole frames were not timed: {error}\n")
         return 4 if isinstance(error, ImportError) else 1
     stream.write(f"{text(found)}\nwrote {record}\n")

@@ -87,6 +87,8 @@ def write_kit(
     (kit / archive.NAME).write_bytes(archive.agent_zip())
     shutil.copyfile(TEMPLATES / SCRIPT, kit / SCRIPT)
     if sample is not None:
+        if task.settings():
+            write_json(kit / frame.TASK, task.settings())
         write_text(kit / frame.SAMPLE, sample)
         shutil.copyfile(frame.__file__, kit / FRAME)
     about = _about(target, list(onnx_by_precision), task, profile, predicted, inputs)

@@ -21,7 +21,10 @@ from kdcompile.core.report import Report
 from kdcompile.data.check import check_data
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
+from kdcompile.latency import frame
+from kdcompile.latency.settings import Effort
 from kdcompile.passes.bundle import write_task
+from kdcompile.remote import frame as on_board
 from kdcompile.tasks.detection.boxes import overlaps
 from kdcompile.tasks.task import find_task, task_of
 
@@ -92,6 +95,27 @@ def test_run_and_the_sample_say_the_same_boxes(built):
     truth = photos["test"][0].boxes[:, :4].astype(float)
     best = np.array([row["boxes"][0]["box"]])
     assert overlaps(best, truth).max() > 0.5
+
+
+def test_whole_frames_of_a_detector_are_timed(built, monkeypatch):
+    folder, photos, bundle = built
+    monkeypatch.setattr(frame, "EFFORT", Effort(processes=1, blocks=4, seconds=0.2))
+    path = folder / "data" / "images" / photos["test"][0].name
+    found = api.bench(bundle, images=[path], seconds=0.2, processes=1)
+    assert found.frame.ms > found.frame.parts["postprocess"] > 0
+
+
+def test_a_kit_times_whole_frames_of_a_detector(built, tmp_path, monkeypatch):
+    folder, photos, _ = built
+    call("build", folder, "--target", "jetson", "-o", tmp_path / "bundle")
+    kit, out = tmp_path / "bundle" / "kit", tmp_path / "out"
+    words = ["--backend", "onnxruntime", "--iterations", "1", "--precision", "fp32", "--out", out]
+    subprocess.run([sys.executable, kit / "build_engine.py", *words], check=False)
+    monkeypatch.setattr(on_board, "BLOCK_MS", 1.0)
+    monkeypatch.setattr(on_board, "WARMUP_S", 0.0)
+    path = folder / "data" / "images" / photos["test"][0].name
+    found = on_board.of_kit(str(kit), str(out / "device.json"), [str(path)], blocks=6)
+    assert set(found["parts"]) == set(on_board.PARTS)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from PIL import Image
 from small_masks import CLASSES, SIZE, write
 
 from kdcompile.core.report import Report
+from kdcompile.remote.frame import PARTS, Frames
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,13 @@ def test_run_and_the_python_sample_give_the_same_classes(built):
     told = subprocess.run(command, cwd=built, capture_output=True, text=True, check=True).stdout
     assert "ground 0." in told
     assert (np.asarray(Image.open(built / "test00_classes.png")) == mask).all()
+
+
+def test_a_whole_frame_of_the_sample_is_timed(built, tmp_path):
+    photo = built / "data" / "images" / "test00.png"
+    times = Frames(str(built / "bundle"), [str(photo)], str(tmp_path)).once()
+    assert len(times) == len(PARTS)
+    assert min(times) > 0
 
 
 def test_the_cpp_sample_compiles(built):

@@ -191,7 +191,12 @@ def predict(
     Of segmentation the class of each pixel, uint8 [H, W], of a photo of that size (width, height).
     """
     whole = padded(image, pre)
-    output = checked(next(iter(network({INPUT: whole}).values())), manifest)
+    return answer(next(iter(network({INPUT: whole}).values())), image, whole, manifest, size)
+
+
+def answer(output: Any, image: Any, whole: Any, manifest: dict[str, Any], size: Any) -> Any:
+    """What `predict` gives, of the network's output for `whole`, which `padded` made of `image`."""
+    checked(output, manifest)
     if manifest["task"] == "segmentation":
         return class_map(output, sides(image), sides(whole), size)
     if manifest["task"] == "detection":
@@ -412,13 +417,13 @@ def told_of(path: str, output: Any, manifest: dict[str, Any], taken: set[str]) -
     """What the output says of an image, in a line; a class map is written, too."""
     if manifest["task"] == "segmentation":
         return painted(path, output, manifest, taken)
-    if manifest["task"] == "detection":
-        return listed(output, manifest)
     return meaning(output, manifest)
 
 
 def meaning(output: Any, manifest: dict[str, Any]) -> str:
-    """The count; or the class and its probability; or the value."""
+    """The count; the class and its probability; the value; or the boxes as JSON."""
+    if manifest["task"] == "detection":
+        return listed(output, manifest)
     if manifest["task"] == "counting":
         return f"{float(output.sum(dtype=np.float64)):.3f}"
     if manifest["task"] == "regression":
