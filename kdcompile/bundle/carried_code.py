@@ -63,7 +63,7 @@ def _imported(path: Path) -> Iterator[str]:
 
 @contextmanager
 def with_code(bundle: Bundle, task: Task, allow: bool) -> Iterator[Task]:
-    """The task with the bundle's own code, which may import what lies beside it within the block.
+    """The task with the bundle's own code, which may import the files next to it within the block.
 
     Args:
         bundle: whose files were checked.

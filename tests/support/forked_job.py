@@ -1,4 +1,4 @@
-"""Two processes of a job as torchrun starts them, forked from this one: nothing is imported anew.
+"""Two processes of a job as torchrun starts them, forked from this one: nothing is imported again.
 
 A soak test has torchrun itself start a pair.
 """
