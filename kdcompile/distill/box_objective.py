@@ -63,7 +63,7 @@ class BoxObjective(Objective):
         own = student.float()
         terms = {"hard": self._labels(own, target)}
         if teacher is not None:
-            terms["soft"] = self._teacher(own, teacher.float())
+            terms["soft"] = self.soft(own, teacher)
         return terms
 
     def _labels(self, maps: Tensor, target: Tensor) -> Tensor:
@@ -99,7 +99,9 @@ class BoxObjective(Objective):
             raise KDError("task-loss", f"{self._name} gives {what}", "[task] loss", FIX)
         return found.reshape(())
 
-    def _teacher(self, maps: Tensor, teacher: Tensor) -> Tensor:
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of centre maps, or of rows of boxes."""
+        maps, teacher = student.float(), teacher.float()
         if maps.dim() != 4:
             return rows_imitation(maps, teacher)
         classes, step = maps.shape[1] - 4, self._step(maps)

@@ -93,8 +93,12 @@ class ClassObjective(Objective):
         """`hard` and `soft`."""
         terms = {"hard": functional.cross_entropy(student.float(), target)}
         if teacher is not None:
-            terms["soft"] = kd_kl(student, teacher, self.options.temperature)
+            terms["soft"] = self.soft(student, teacher)
         return terms
+
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Softened KL."""
+        return kd_kl(student, teacher, self.options.temperature)
 
 
 class ValueObjective(Objective):
@@ -172,6 +176,10 @@ class MaskObjective(Objective):
             weight = cells.float().flatten() / share
             terms["soft"] = kd_kl(student, teacher, self.options.temperature, weight=weight)
         return terms
+
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Softened KL of every cell: without a mask nothing says which ones to leave out."""
+        return kd_kl(student, teacher, self.options.temperature)
 
 
 class AnswerObjective(Objective):

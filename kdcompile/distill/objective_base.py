@@ -45,6 +45,13 @@ class Objective(ABC):
     def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
         """The label terms, and `soft` where a teacher's output is given."""
 
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The soft term alone, of crops without labels: here the label loss against the teacher.
+
+        So it is where labels are what a network gives. An objective of other labels has its own.
+        """
+        return self.terms(student, teacher, None)["hard"]
+
     def scales(self) -> dict[str, float]:
         """What the batches of targets gave."""
         return {name: value for name, value in vars(self).items() if isinstance(value, float)}
