@@ -24,9 +24,13 @@ coverage: $(VENV)/.installed
 mutants: $(VENV)/.installed
 	OMP_NUM_THREADS=1 nice $(BIN)/python tests/support/mutants.py $(FILES)
 
-# kills, builds side by side, full disks, fuzzers: under an hour; what each tried and found is printed
+# kills, faults, builds side by side, full disks, fuzzers: under an hour; what each tried and found is
+# printed, and written into docs/reliability.md
+soak: SHELL := /bin/bash
 soak: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -s --durations=0
+	mkdir -p build
+	set -o pipefail; OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -n 2 --dist loadfile -rP --durations=0 | tee build/soak.txt
+	$(BIN)/python tests/support/soak_results.py build/soak.txt docs/reliability.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ from paired import SEEDS, paired
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ROUNDS, CALLS = 60, 20
-FINALISTS, FINALIST_STEPS = 3, 200  # of each space: the product's defaults
+FINALISTS, FINALIST_STEPS = 3, 200  # the defaults
 
 
 @dataclass(frozen=True)

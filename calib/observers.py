@@ -5,7 +5,7 @@ Each takes a `Histogram` and returns `amax`; values beyond it are clipped, and t
 point of `kdcompile.calibrators`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +67,7 @@ def entropy(histogram: Histogram) -> float:
     if len(counts) <= LEVELS or _is_gappy(counts):
         return histogram.amax
     edges = _candidates(len(counts))
-    losses = [divergence(counts, edge) for edge in edges]
-    return _edge(histogram, edges[int(np.argmin(losses))])
+    return _edge(histogram, edges[int(np.argmin(divergences(counts, edges)))])
 
 
 def find_calibrator(name: str) -> Calibrator:
@@ -81,25 +80,35 @@ def find_calibrator(name: str) -> Calibrator:
     return found
 
 
-def divergence(counts: Floats, edge: int) -> float:
-    """KL(P || Q) for the first `edge` bins in 128 levels; infinite where Q lacks what P has."""
-    inside = counts[:edge]
-    kept = float(inside.sum())
-    total = float(counts.sum())
-    if kept == 0.0:
-        return float("inf")
-    reference = inside.copy()
-    reference[-1] += total - kept
-    starts = (np.arange(LEVELS) * edge) // LEVELS
-    used = (inside > 0).astype(np.float64)
-    mass = np.add.reduceat(inside, starts)
-    share = mass / np.maximum(np.add.reduceat(used, starts), 1)
-    spread = np.repeat(share, np.diff(np.append(starts, edge))) * used
-    some = reference > 0
-    if not spread[some].all():
-        return float("inf")
-    p, q = reference[some] / total, spread[some] / kept
-    return float(np.sum(p * np.log(p / q)))
+def divergences(counts: Floats, edges: Sequence[int]) -> Floats:
+    """KL(P || Q) of each range in 128 levels; infinite where Q lacks what P has.
+
+    P adds c log c of each bin, Q the logarithm of each level's mean: with the sums up to every bin,
+    a range costs as much as its levels, however many bins it has.
+
+    Args:
+        counts: whole numbers by bin, some of them over 0.
+        edges: the ranges, as numbers of bins.
+    """
+    ends, total = np.asarray(edges), float(counts.sum())
+    upto, used, entropy = (
+        np.concatenate([[0.0], np.cumsum(values)])
+        for values in (counts, counts > 0, _times_log(counts))
+    )
+    limits = np.arange(LEVELS + 1) * ends[:, None] // LEVELS
+    mass = np.diff(upto[limits])
+    share = np.log(np.maximum(mass / np.maximum(np.diff(used[limits]), 1), 1))
+    kept, last = upto[ends], counts[ends - 1]
+    beyond = total - kept
+    p = entropy[ends] - _times_log(last) + _times_log(last + beyond) - _times_log(total)
+    q = (mass * share).sum(axis=1) + beyond * share[:, -1] - total * np.log(np.maximum(kept, 1))
+    lacks = (kept == 0) | ((beyond > 0) & (last == 0))
+    return np.where(lacks, np.inf, (p - q) / total)
+
+
+def _times_log(counts: Floats | float) -> Floats:
+    """c log c, 0 for 0."""
+    return np.asarray(counts * np.log(np.maximum(counts, 1)))
 
 
 def _used(histogram: Histogram) -> Floats:

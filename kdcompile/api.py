@@ -140,8 +140,7 @@ def build(
     from kdcompile.passes.bundle import install
 
     with working(on_progress) as ran:
-        work = planned(spec, inputs, via)
-        check_previous(work.spec, trust_of(trusted, expect))
+        work = _trusting(planned(spec, inputs, via), trusted, expect)
         name, target = work.spec.name, work.spec.target
         given = Path("dist") / f"{name}-{target.replace('@', '-')}" if out is None else Path(out)
         made = work.store.root / "bundle"
@@ -230,8 +229,7 @@ def verify(
         KDError: any stage's.
     """
     with working(on_progress):
-        work = planned(spec, inputs, via)
-        check_previous(work.spec, trust_of(trusted, expect))
+        work = _trusting(planned(spec, inputs, via), trusted, expect)
         artifact = work.make("verify")
     # made by the folder that this one is a copy of, perhaps
     return replace(_decided(artifact, require_device), name=work.spec.name)
@@ -364,6 +362,13 @@ def _decided(artifact: Artifact, require_device: bool) -> Report:
     """The report of a stage, with the exit code that the caller's requirement gives."""
     report = Report.from_json(artifact.json("report.json"))
     return replace(report, exit_code=overall(report.gates, require_device=require_device)[1])
+
+
+def _trusting(work: "Plan", key: AnyPath | None, expect: Mapping[str, str] | None) -> "Plan":
+    """The plan whose stages demand this of an earlier bundle, which is held against it here."""
+    trust = trust_of(key, expect)
+    check_previous(work.spec, trust)
+    return work if trust is None else replace(work, trust=trust)
 
 
 def check_previous(spec: "Spec", trust: "Trust | None" = None) -> None:

@@ -78,6 +78,7 @@ def run(
     onnx: bool = False,
     via: str | None = None,
     tiles: bool = False,
+    allow_code: bool = False,
 ) -> "Iterator[tuple[Path, Row | KDError]]":
     """Run a bundle's network on image files; each result is given as soon as it is known.
 
@@ -89,14 +90,17 @@ def run(
         via: where its engine is loaded and run; None for this machine.
         tiles: run photos that are larger than the network's input in tiles that overlap, and not
             scaled down; the gates judged them scaled down.
+        allow_code: run the code that the bundle carries, a decode or a task of the user's, with
+            your rights: for bundles whose maker you trust.
 
     Yields:
         Each image with its result, or with the error of this image alone.
 
     Raises:
         KDError: those of `load_bundle`; no image can be run: `engine-missing`, `output-shape`,
-            `tiles-refused`, ...
+            `tiles-refused`, `bundle-code`, ...
     """
+    from kdcompile.bundle.carried_code import with_code
     from kdcompile.bundle.product import tiling_of, with_settings_of
     from kdcompile.bundle.run import BundleRun
     from kdcompile.bundle.run_tensors import TensorRun, output_ports
@@ -106,19 +110,19 @@ def run(
 
     found = _bundle_of(bundle)
     about, task = found.manifest, find_task(found.manifest["task"])
-    task = with_settings_of(found, task)
-    folder = Path(out) if task.is_dense or task.takes_rows or task.records else None
     preprocess, files = Preprocess.from_json(found.preprocess), [Path(image) for image in images]
-    with open_network(found, via, onnx) as network:
-        kind = TensorRun if task.takes_rows else BundleRun
-        run = kind(
-            task, about.get("classes"), preprocess, network, about["precision"], files, folder
-        )
-        if tiles:
-            run.tiles = tiling_of(found)
-        if isinstance(run, TensorRun):
-            run.outputs = output_ports(found.model)
-        yield from run
+    with with_code(found, with_settings_of(found, task), allow_code) as task:
+        folder = Path(out) if task.is_dense or task.takes_rows or task.records else None
+        with open_network(found, via, onnx) as network:
+            kind = TensorRun if task.takes_rows else BundleRun
+            run = kind(
+                task, about.get("classes"), preprocess, network, about["precision"], files, folder
+            )
+            if tiles:
+                run.tiles = tiling_of(found)
+            if isinstance(run, TensorRun):
+                run.outputs = output_ports(found.model)
+            yield from run
 
 
 def merge(

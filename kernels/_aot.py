@@ -118,15 +118,18 @@ def read_cubin(cubin: bytes, tool: str, *options: str) -> str:
 def selected(dtype: str, arch: int, everything: bool) -> list[tuple[str, Compilation]]:
     """The configurations of all kernels for one type, with the public function each serves.
 
-    All of them; or one for each jitted function in float16, on sm_87 in float32 too, and one for
-    each public function in the other types of sm_87 and sm_90.
+    All of them; or one for each jitted function in float16, on sm_87 in float32 those that float16
+    has not, and elsewhere one for each public function.
     """
     found = [(k.name, c) for k in kernels().values() for c in k.compilations(TYPES[dtype])]
     if everything:
         return found
     quick = [(name, c) for name, c in found if c.quick]
-    if dtype == "float16" or (dtype == "float32" and arch == 87):
+    if dtype == "float16":
         return quick
+    if dtype == "float32" and arch == 87:
+        others = {c.kernel for _, c in selected("float16", arch, False)}
+        return [(name, c) for name, c in quick if c.kernel not in others]
     firsts = dict(reversed(quick))
     return sorted(firsts.items(), key=lambda item: item[0])
 

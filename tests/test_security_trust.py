@@ -143,6 +143,18 @@ def test_a_key_is_named_on_the_command_line_too(command, monkeypatch):
     assert command("bundle", "spec", "--trusted", "key.pub")[0] == 2
 
 
+def test_an_earlier_bundle_is_held_against_the_named_key_where_it_is_used(
+    site, command, monkeypatch, tmp_path
+):
+    """Hours after the beginning of a build another may lie at its place."""
+    monkeypatch.delenv(VARIABLE)
+    shutil.copytree(tiny_bundle.built(), tmp_path / "spec", ignore=shutil.ignore_patterns("bundle"))
+    monkeypatch.setattr("kdcompile.api.check_previous", lambda spec, trust: None)
+    words = ("verify", str(tmp_path / "spec"), "--baseline", "wrong", "--target", "jetson")
+    code, text = command(*words, "--trusted", "key.pub")
+    assert (code, "error[signature-wrong]" in text) == (1, True), text
+
+
 @pytest.mark.parametrize(
     ("bundle", "key", "error", "says"),
     [

@@ -40,7 +40,7 @@ from kdcompile.examples.cells.training_photos import (
     seen_centres,
 )
 from kdcompile.tasks.detection.average_precision import Table
-from kdcompile.tasks.detection.decoders import DECODERS
+from kdcompile.tasks.detection.decoders import DECODERS, Setting
 from kdcompile.tasks.detection.matching import matched, packed
 from kdcompile.tasks.task import preprocess_of, task_of
 
@@ -100,7 +100,7 @@ def judge_boxes(photos: Photos, network: nn.Module, quick: bool = True) -> tuple
     rows = []
     for one, photo in zip(maps_of(network, photos, quick), photos, strict=True):
         plane = (STRIDE * one.shape[1], STRIDE * one.shape[2])
-        found = DECODERS["centre"].of({"maps": one[None].numpy()}, Head(), plane)
+        found = DECODERS["centre"].of({"maps": one[None].numpy()}, Setting(Head()), plane)
         rows.append(packed(matched(found, photo.boxes, CLASSES)))
     (each,) = Table(np.stack(rows)).by_class(np.ones((1, len(rows))), [0])  # at an overlap of 0.5
     value = float(np.nanmean(each))

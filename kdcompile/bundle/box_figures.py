@@ -1,4 +1,4 @@
-"""Pictures of boxes: an image with what was found on it, and precision-recall curves."""
+"""Pictures of boxes and points: an image with what was found, and precision-recall curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,8 +8,10 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from kdcompile.bundle.figures import LIGHT, Picture, Theme, chart, png, printable, style
-from kdcompile.bundle.mask_figures import BESIDE, MOST_NAMED, palette
+from kdcompile.bundle.mask_figures import BESIDE, MOST_NAMED
 
+BOX, POINT = 6, 4  # columns of what is drawn: x0 y0 x1 y1 score class, or x y score class
+COLOURS = 10  # of a cycle
 MOST_CURVES = 8  # of a chart, the first classes
 
 
@@ -27,27 +29,61 @@ def boxes_png(
         title: written above.
         classes: names by index; without them the indices.
     """
-    height, width = pixels.shape[:2]
-    kinds = sorted({int(kind) for kind in boxes[:, 5]})
-    colours = {kind: palette()[(kind + 1) % 255] / 255 for kind in kinds}
-    names = {k: classes[k] if classes and k < len(classes) else str(k) for k in kinds}
-    counts = {k: int((boxes[:, 5] == k).sum()) for k in kinds}
     with style(LIGHT):
-        picture = Picture(height, width, BESIDE, title)
-        axes, grey = picture.axes, pixels.mean(2) * 0.8 + 51
-        axes.imshow(
-            grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), aspect="auto"
-        )
+        picture, colours = _named(pixels, boxes[:, -1], title, classes)
         for x0, y0, x1, y1, score, kind in boxes[::-1].tolist():  # the best on top
-            axes.add_patch(
+            picture.axes.add_patch(
                 Rectangle(
                     (x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.2, ec=colours[int(kind)],
-                    alpha=0.5 + 0.5 * min(max(score, 0.0), 1.0),
+                    alpha=_strength(score),
                 )
             )  # fmt: skip
-        axes.set(xlim=(0, width), ylim=(height, 0))
-        picture.legend([(colours[k], f"{names[k]} {counts[k]}") for k in kinds[:MOST_NAMED]])
         return png(picture.figure)
+
+
+def points_png(
+    pixels: NDArray[np.uint8],
+    points: NDArray[np.float32],
+    title: str,
+    classes: Sequence[str] | None = None,
+) -> bytes:
+    """The same with points, float32 [D, 4] of x, y, score and class, each a cross."""
+    with style(LIGHT):
+        picture, colours = _named(pixels, points[:, -1], title, classes)
+        for x, y, score, kind in points[::-1].tolist():
+            colour, alpha = colours[int(kind)], _strength(score)
+            picture.axes.plot([x], [y], "x", ms=7, mew=1.6, c=colour, alpha=alpha)
+        return png(picture.figure)
+
+
+def _named(
+    pixels: NDArray[np.uint8],
+    given: NDArray[np.float32],
+    title: str,
+    classes: Sequence[str] | None,
+) -> tuple[Picture, dict[int, str]]:
+    """The photo in grey with a legend of the classes [D] of what is drawn, and their colours."""
+    height, width = pixels.shape[:2]
+    kinds = sorted({int(kind) for kind in given})
+    colours = {kind: _colour(kind) for kind in kinds}
+    names = {k: classes[k] if classes and k < len(classes) else str(k) for k in kinds}
+    picture = Picture(height, width, BESIDE, title)
+    axes, grey = picture.axes, pixels.mean(2) * 0.8 + 51
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0), aspect="auto")
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    rows = [(colours[k], f"{names[k]} {int((given == k).sum())}") for k in kinds[:MOST_NAMED]]
+    picture.legend(rows)
+    return picture, colours
+
+
+def _colour(kind: int) -> str:
+    """Of a class: the same in pictures and curves."""
+    return f"C{kind % COLOURS}"
+
+
+def _strength(score: float) -> float:
+    """How strongly something is drawn that is sure to this degree."""
+    return 0.5 + 0.5 * min(max(score, 0.0), 1.0)
 
 
 def precision_recall(curves: Sequence[Mapping[str, Any]], theme: Theme) -> bytes:
@@ -63,7 +99,9 @@ def precision_recall(curves: Sequence[Mapping[str, Any]], theme: Theme) -> bytes
             for who, line in (("teacher", "--"), ("student", "-")):
                 name = printable(str(row["class"])) if who == "student" else None
                 recalls = np.linspace(0, 1, len(row[who]))
-                axes.plot(recalls, row[who], line, c=f"C{place}", lw=1.2, label=name)
+                axes.plot(
+                    recalls, row[who], line, c=_colour(row.get("index", place)), lw=1.2, label=name
+                )
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
         axes.legend(loc="lower left", title="dashed: teacher")
         return png(figure)

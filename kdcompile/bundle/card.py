@@ -40,7 +40,7 @@ def write_card(folder: Path, report: Report, io: IO) -> None:
         verdict=f"{report.verdict[0].upper()}{report.verdict[1:]}",
         meaning=facts.meaning(report),
         identity=_identity(folder, report, io),
-        sample="a sample" if facts.task(report)["kind"] == "generic" else "an image",
+        sample="a sample" if facts.takes_tensors(report) else "an image",
         prediction=facts.words(report).prediction,
         target=report.target,
         data=_data(details),

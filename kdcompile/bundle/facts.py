@@ -1,7 +1,7 @@
 """Words for verdicts, numbers and tables that all renderers of a report share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdcompile.core.errors import EXIT_GATE, EXIT_OK
@@ -174,6 +174,7 @@ WORDS: Mapping[str, Words] = {
         "By the error relative to the teacher's outputs.",
     ),
 }
+OWN_ERROR = "By the student's error, as the task computes it."
 METRICS: Mapping[str, str] = {
     "mae": "mean absolute error",
     "game1": "grid average mean absolute error in 4 cells",
@@ -200,7 +201,15 @@ def task(report: Report) -> Mapping[str, Any]:
 
 def words(report: Report) -> Words:
     """The words for the report's task."""
-    return WORDS[task(report)["kind"]]
+    about = task(report)
+    if about["kind"] == "generic" and is_of_records(report):  # a task of the user's
+        return replace(WORDS["detection"], examples=str(about.get("examples") or OWN_ERROR))
+    return WORDS[about["kind"]]
+
+
+def takes_tensors(report: Report) -> bool:
+    """Whether the network takes named tensors, and not photos."""
+    return task(report)["kind"] == "generic" and not is_of_records(report)
 
 
 def metric_text(report: Report, value: float | None) -> str:

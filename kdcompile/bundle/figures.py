@@ -206,13 +206,13 @@ class Picture:
         self.box = (EDGE / wide, EDGE / high, inches_w / wide, inches_h / high)
         self.axes = self.figure.add_axes(self.box)
         self.axes.set_axis_off()
-        self.figure.text(EDGE / wide, 1 - 0.1 / high, printable(title), fontsize=7, va="top")
+        self.figure.text(EDGE / wide, 1 - 0.1 / high, printable(title), fontsize=10, va="top")
 
     def legend(self, rows: Sequence[tuple[Any, str]]) -> None:
         """Colours with what they are, at the right of the image."""
         self.figure.legend(
             handles=[Patch(color=colour, label=printable(label)) for colour, label in rows],
-            loc="upper left", fontsize=6,
+            loc="upper left", fontsize=9,
             bbox_to_anchor=(self.box[0] + self.box[2], self.box[1] + self.box[3]),
             handlelength=1, labelspacing=0.25,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from kdcompile.data.masks import IGNORED, Mask
 
 SHARE = 0.6  # of a class's colour over the photo in grey
 MOST_NAMED = 24  # classes in a legend
-BESIDE = 1.1  # inches of a legend
+BESIDE = 1.4  # inches of a legend
 DIFFERS = 1  # its colour where two class maps differ
 
 

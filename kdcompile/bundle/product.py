@@ -84,6 +84,18 @@ def with_settings_of(bundle: Bundle, task: Task) -> Task:
         return task.with_settings(dict(parse_json(content)))
 
 
+def settings_of(bundle: Bundle) -> dict[str, Any]:
+    """What the bundle says of its task beside the kind, which may be nothing.
+
+    Raises:
+        KDError: `bundle-corrupt`.
+    """
+    if TASK not in bundle.manifest["files"]:
+        return {}
+    with bundle.reading(TASK) as content:
+        return dict(parse_json(content))
+
+
 def write_product(folder: Path, report: Report) -> None:
     """Write `cpp/`, `triton/`, `MODEL_CARD.md`, `sbom.cdx.json` and `LICENCES.md`.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdcompile import __version__
 from kdcompile.bundle import curves, facts, figures, headline
-from kdcompile.bundle.box_figures import boxes_png, precision_recall
+from kdcompile.bundle.box_figures import BOX, boxes_png, points_png, precision_recall
 from kdcompile.bundle.figures import overlay_png, photo_png
 from kdcompile.bundle.mask_figures import difference, mask_png
 from kdcompile.core import escape
@@ -64,6 +64,15 @@ def part_texts(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
+def further(report: Report) -> list[tuple[str, str, list[str], list[list[str]]]]:
+    """The task's own tables: title, note, heads and rows as texts."""
+    return [
+        (table["title"], table["note"], list(table["heads"]),
+         [[row[0], *(facts.number(value) for value in row[1:])] for row in table["rows"]])
+        for table in report.details.get("tables") or []
+    ]  # fmt: skip
+
+
 def markdown(report: Report) -> str:
     """The report as Markdown: the same facts as the page, without pictures."""
     details = report.details
@@ -89,6 +98,7 @@ def markdown(report: Report) -> str:
         _section("Numbers", NUMBER_HEADS, number_rows(report)),
         f"## Training\n\n{escape.markdown(facts.progress(report) or facts.UNKNOWN)}",
         _section(f"Accuracy {title[0].lower()}{title[1:]}", part_heads(report), part_texts(report)),
+        *(f"{_section(one[0], one[2], one[3])}\n\n{one[1]}" for one in further(report)),
         _section("Best, median and worst image",
                  ("image", "name", "true", "student", "teacher"), examples),
         _section("Worst images", facts.worst_heads(report), facts.worst(report)),
@@ -154,7 +164,7 @@ def _without_shown(value: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def reproduction(report: Report) -> list[str]:
     """Commands that make and use the bundle again."""
-    given = "sample.npz" if facts.task(report)["kind"] == "generic" else "photo.jpg"
+    given = "sample.npz" if facts.takes_tensors(report) else "photo.jpg"
     return [
         f"kdcompile build --target {shlex.quote(report.target)}   # in the folder of the spec",
         "kdcompile verify .                 # in the folder of this report",
@@ -210,6 +220,7 @@ def html(
         metric=_metric_words(report),
         parts=part_texts(report),
         part_heads=part_heads(report),
+        further=further(report),
         candidates=facts.candidates(report),
         candidate_heads=CANDIDATE_HEADS,
         tables=_tables(report),
@@ -285,7 +296,7 @@ def _pictures(path: Path, task: Mapping[str, Any]) -> dict[str, str]:
     if not maps:
         return {"photo alone": _data_uri(photo_png(pixels))}
     if truth is not None and truth.dtype != np.uint8:
-        return _boxes(pixels, maps, truth, task.get("classes"))
+        return _things(pixels, maps, truth, task.get("classes"))
     if truth is not None:
         return _masks(pixels, maps, truth, task.get("classes"))
     peak = max(float(density.max()) for density in maps.values())
@@ -297,16 +308,17 @@ def _pictures(path: Path, task: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _boxes(
+def _things(
     pixels: NDArray[np.uint8],
     maps: Mapping[Any, NDArray[Any]],
     truth: NDArray[Any],
     classes: Sequence[str] | None,
 ) -> dict[str, str]:
-    """The annotated boxes of a photo, and those of both networks."""
-    drawn = {"annotated boxes": boxes_png(pixels, truth, "annotated", classes)}
+    """The annotated boxes, or points, of a photo, and those of both networks."""
+    draw, what = (boxes_png, "boxes") if truth.shape[1] == BOX else (points_png, "points")
+    drawn = {f"annotated {what}": draw(pixels, truth, "annotated", classes)}
     for who in ("teacher", "student"):
-        drawn[f"boxes of the {who}"] = boxes_png(pixels, maps[who], who, classes)
+        drawn[f"{what} of the {who}"] = draw(pixels, maps[who], who, classes)
     return {what: _data_uri(png) for what, png in drawn.items()}
 
 

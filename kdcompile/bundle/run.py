@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcompile.bundle.box_figures import boxes_png
+from kdcompile.bundle.box_figures import BOX, POINT, boxes_png, points_png
 from kdcompile.bundle.figures import overlay_png
 from kdcompile.bundle.mask_figures import index_png, mask_png
 from kdcompile.core.errors import KDError
@@ -22,6 +22,7 @@ from kdcompile.tasks.task import Task
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 Row = dict[str, Any]
+PAIR = 2  # axes of a list of boxes or points
 OF_A_PHOTO = ("image-", "sample-", "output-nonfinite")  # what ends one photo and not the others
 OTHER_IMAGE = "give an image that can be decoded, or leave this one out"
 FIXES = {
@@ -98,10 +99,18 @@ class BundleRun:
         words = self._task.describe(output, self._classes)
         paths: dict[str, Any] = {"overlay": None}
         if self.out is not None:
-            draw = self._draw_classes if output.dtype == np.uint8 else self._draw_density
-            draw = self._draw_boxes if "boxes" in words else draw
-            paths = draw(self.out, photo, pixels, output, words, frame)
+            draw = self._picture_of(output, words)
+            if draw is not None:
+                paths = draw(self.out, photo, pixels, output, words, frame)
         return {"photo": str(photo), **words, **paths, "tiles": count}
+
+    def _picture_of(self, output: NDArray[Any], words: Row) -> Callable[..., dict[str, str]] | None:
+        """What draws an answer, by its form; None of one that no picture is known of."""
+        if output.dtype == np.uint8:
+            return self._draw_classes
+        if output.ndim == PAIR and output.shape[1] in (BOX, POINT):
+            return self._draw_things
+        return self._draw_density if "count" in words else None
 
     def _draw_density(
         self, out: Path, photo: Path, pixels: Pixels, output: Any, words: Row, frame: Frame
@@ -124,13 +133,14 @@ class BundleRun:
             "mask": str(self.write(out, photo.stem, "_mask.png", index_png(output))),
         }
 
-    def _draw_boxes(
+    def _draw_things(
         self, out: Path, photo: Path, pixels: Pixels, output: Any, words: Row, frame: Frame
     ) -> dict[str, str]:
-        """`overlay`: the photo with its boxes."""
+        """`overlay`: the photo with its boxes, or points."""
         title = f"{photo.name}: {len(output)} ({self._precision})"
-        drawn = boxes_png(pixels, output, title, self._classes)
-        return {"overlay": str(self.write(out, photo.stem, "_boxes.png", drawn))}
+        draw, ending = (boxes_png, "boxes") if output.shape[1] == BOX else (points_png, "points")
+        drawn = draw(pixels, output, title, self._classes)
+        return {"overlay": str(self.write(out, photo.stem, f"_{ending}.png", drawn))}
 
     def _run(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Frame, int | None]:
         """The output, what it is of, and the number of tiles."""

@@ -23,15 +23,18 @@ class TensorRun(BundleRun):
     def row(self, photo: Path) -> Row:
         """{"photo", "outputs": shapes by name, "file": where the outputs are}."""
         prepare = self.preprocess
-        assert isinstance(prepare, RowPreprocess), "a network of rows has their preprocessing"
         assert self.out is not None, "its outputs are written"
-        if prepare.image is None:
-            given = prepare.ports.pack(_tensors(photo), str(photo))
+        if not isinstance(prepare, RowPreprocess):  # a task of the user's, on photos
+            found, _, _ = self._run(read_pixels(photo, prepare.channels))
+            outputs = {self.outputs.ports[0].name: found}
         else:
-            given = prepare(read_pixels(photo, prepare.channels))
-        found = self.runner(given)
+            if prepare.image is None:
+                given = prepare.ports.pack(_tensors(photo), str(photo))
+            else:
+                given = prepare(read_pixels(photo, prepare.channels))
+            found = self.runner(given)
+            outputs = self.outputs.unpack(found)
         self.check(found)
-        outputs = self.outputs.unpack(found)
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **outputs)
         path = self.write(self.out, photo.stem, "_outputs.npz", content.getvalue())

@@ -107,6 +107,8 @@ def write_cpp(
     (folder / CPP).mkdir(exist_ok=True)
     rows = preprocess.get(INPUTS)
     image = preprocess["image"] if rows else preprocess
+    if not rows and (task == "generic" or ":" in ((settings or {}).get("decode") or "")):
+        rows = [_port(io[0][0])]  # no C++ knows what the outputs mean: they are written
     sources = dict(zip(SOURCES, SOURCES, strict=True))
     sources |= {"infer.cpp": "infer_tensors.cpp", "npz.hpp": "npz.hpp"} if rows else {}
     sources |= {"image.hpp": "image.hpp"} if image else {}
@@ -126,6 +128,12 @@ def write_cpp(
         centre=(settings or {}).get("decode") in (None, "centre") and len(io[1][0].dims) == 4,
     )
     write_text(folder / CPP / "preprocess.hpp", header)
+
+
+def _port(tensor: Tensor) -> dict[str, Any]:
+    """The network's image among the inputs that a sample may give by name."""
+    kind = "uint8" if tensor.type == "UINT8" else "float32"
+    return {"name": tensor.name, "shape": list(tensor.dims), "dtype": kind}
 
 
 TRITON = "triton"

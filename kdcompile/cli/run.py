@@ -1,5 +1,6 @@
 """Command `run`: predictions of a bundle's network for images."""
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -52,6 +53,11 @@ class Failed:
 @click.option("--onnx", is_flag=True, help="Run the ONNX file even if the bundle has an engine.")
 @click.option(
     "--tiles", is_flag=True, help="Run images larger than the network's input in tiles, unscaled."
+)
+@click.option(
+    "--allow-code",
+    is_flag=True,
+    help="Run the code that the bundle carries, a decode or a task: only if you trust its maker.",
 )
 @via("Load and run the bundle's engine there")
 @trusted_option
@@ -123,10 +129,19 @@ def _line(row: dict[str, Any]) -> str:
         return f"{photo}  {shares}  {plain(row['overlay'])}"
     if "class" in row:
         return f"{plain(row['class']):<16} {row['probability']:6.1%}  {photo}"
+    if "points" in row:
+        told = ", ".join(
+            f"{plain(one['class'])} {one['point'][0]:g},{one['point'][1]:g}"
+            for one in row["points"]
+        )
+        return f"{photo}  {told}  {plain(row['overlay'])}"
     if "outputs" in row:
         shapes = ", ".join(f"{plain(name)} {shape}" for name, shape in row["outputs"].items())
         return f"{photo}  {shapes}  {plain(row['file'])}"
-    return f"{row['value']:10.4g}  {photo}"
+    if "value" in row:
+        return f"{row['value']:10.4g}  {photo}"
+    own = {key: value for key, value in row.items() if key not in ("photo", "overlay", "tiles")}
+    return f"{photo}  {plain(json.dumps(own))}"
 
 
 def _error_line(error: KDError) -> str:

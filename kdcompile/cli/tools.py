@@ -33,7 +33,9 @@ class Removed:
 
 @click.command()
 @click.argument("folder", default=".", type=PATH)
-@click.option("--example", help="Copy an example: digits, cells, cifar10, street or shanghaitech.")
+@click.option(
+    "--example", help="Copy an example: digits, cells, keypoints, cifar10, street or shanghaitech."
+)
 @click.option(
     "--from",
     "factory",

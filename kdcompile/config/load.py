@@ -35,7 +35,8 @@ MOST_PARTS = 16  # of a key; no field lies deeper than four
 LENGTHS = ("steps", "epochs", "minutes")
 PATH_FIELDS = (*((section, field) for section in ("teacher", "teachers")
                  for field in ("weights", "onnx", "program")),
-               ("student", "weights"), ("data", "root"), ("quantize", "cache"))  # fmt: skip
+               ("student", "weights"), ("data", "root"), ("quantize", "cache"),
+               ("task", "head", "anchors"))  # fmt: skip
 
 
 def find_spec(argument: str | None) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kdcompile.config.spec import Spec
@@ -43,7 +44,11 @@ class Board:
 class Step:
     """One planned stage: the parts of the spec that it may read, and the artifacts it takes.
 
-    `board` is where an engine is built and timed; None where this machine is all there is.
+    Args:
+        board: where an engine is built and timed; None where this machine is all there is.
+        trusted: public key that must have signed an earlier bundle that the stage opens; None for
+            that of the environment.
+        expect: what that bundle's manifest must say.
     """
 
     stage: str
@@ -51,3 +56,5 @@ class Step:
     spec: Spec
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     board: Board | None = None
+    trusted: Path | None = None
+    expect: Mapping[str, str] = field(default_factory=dict)

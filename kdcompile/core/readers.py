@@ -12,9 +12,9 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -125,17 +125,34 @@ def parse_json(content: bytes | str, most: int = LARGEST_JSON, *, finite: bool =
             bits, over `MOST_DEEP` levels or too many values.
     """
     text = content.decode() if isinstance(content, bytes) else content
-    values = most // BYTES_OF_VALUE
+    return _parsed(text, _decoder(finite, _has_huge(text)), most // BYTES_OF_VALUE)
+
+
+def line_parser(text: str, *, finite: bool = True) -> Callable[[str], Any]:
+    """`parse_json` for the lines of a text, of which most have a few values.
+
+    Looking for huge numbers takes longer than parsing such a line, so it is done once.
+    """
+    decoder = _decoder(finite, _has_huge(text))
+    return partial(_parsed, decoder=decoder, values=LARGEST_JSON // BYTES_OF_VALUE)
+
+
+def _parsed(text: str, decoder: json.JSONDecoder, values: int) -> Any:
     if len(text) > values and text.count(",") + text.count("[") + text.count("{") > values:
         raise ValueError(f"it has over {values} values")
-    digits = text.encode(errors="replace").translate(AS_DIGITS, b"+")
     try:
-        value = _decoder(finite, any(run in digits for run in HUGE)).decode(text)
+        value = decoder.decode(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     if text.count("[") + text.count("{") > MOST_DEEP and _is_deep(text):
         raise ValueError("it is nested too deep")
     return value
+
+
+def _has_huge(text: str) -> bool:
+    """Whether a number of the text may be infinite, or have over 64 bits."""
+    digits = text.encode(errors="replace").translate(AS_DIGITS, b"+")
+    return any(run in digits for run in HUGE)
 
 
 @cache

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdcompile.data.photo import Photo
-from kdcompile.data.targets import Extra, photos_of
+from kdcompile.data.targets import Extra, flipped_of, photos_of
 from kdcompile.kernels.crop_augment import Column
 
 VISIBLE = 0.3  # least share of a box in a crop that is still an object
@@ -42,7 +42,7 @@ class BoxTargets:
         x0, y0, x1, y1, kind, state = own.unbind(2)
         (x0, x1), seen_x = _moved((x0, x1), table, _X)
         (y0, y1), seen_y = _moved((y0, y1), table, _Y)
-        flipped = table[:, Column.FLIP].unsqueeze(1) > 0
+        flipped = flipped_of(table).unsqueeze(1)
         x0, x1 = torch.where(flipped, side - x1, x0), torch.where(flipped, side - x0, x1)
         share = seen_x * seen_y
         state = torch.where(share >= VISIBLE, state, ASIDE * (state > 0))

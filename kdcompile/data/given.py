@@ -1,12 +1,10 @@
 """Data that a Python caller passes as objects, written as files of the formats that a spec names.
 
 A file's name holds the hash of its content, so that equal samples are equal data in every process.
-Images with a label become archives of `npz`, images with points files of `points-jsonl`.
+Images with a label become archives of `npz`, those with points, masks or boxes files.
 """
 
 import hashlib
-import io
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import replacing, write_text
+from kdcompile.core.files import replacing
 from kdcompile.core.user_code import users_code
+from kdcompile.data.given_files import (
+    LABELS,
+    POOL,
+    Pixels,
+    Samples,
+    array_of,
+    as_files,
+    invalid,
+    png,
+)
 from kdcompile.data.splits import SPLITS
 
-POOL = "unlabelled"
-POINTS = "counting"  # the task whose samples have points in place of a label
-Pixels = NDArray[np.uint8]
-Samples = list[tuple[Pixels, Any]]
 log = logging.getLogger("kdcompile")
 
 
@@ -63,8 +67,8 @@ def written(
     channels = first.shape[2]
     section = {"mean": [0.0] * channels, "std": [1.0] * channels} | section
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == POINTS:
-        section |= _as_files(splits, folder)
+    if kind in LABELS:
+        section |= as_files(kind, splits, given.get("classes"), folder)
     else:
         train = _dataset(given["train"], "train")
         classes = given.get("classes", getattr(train, "classes", None))
@@ -115,7 +119,7 @@ def _mappings(given: Any, split: str) -> list[dict[str, NDArray[Any]]]:
         own = {name: array.shape for name, array in sample.items()}
         if own != shapes:
             what = f"a sample has {own}, the first one {shapes}"
-            raise _invalid(what, f"{where}[{number}]", "give all samples the same names and shapes")
+            raise invalid(what, f"{where}[{number}]", "give all samples the same names and shapes")
     return samples
 
 
@@ -179,7 +183,7 @@ def _sample(sample: Any, kind: str, where: str, split: str) -> tuple[Pixels, Any
         return _pixels(sample[0] if pair else sample, where), None
     if not pair:
         what = f"a sample is a {type(sample).__name__}, not (image, label)"
-        raise _invalid(what, where, "give each sample as a tuple of an image and its label")
+        raise invalid(what, where, "give each sample as a tuple of an image and its label")
     return _pixels(sample[0], where), _label(sample[1], kind, where)
 
 
@@ -198,31 +202,28 @@ def _pixels(image: Any, where: str) -> Pixels:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size:
         what = f"an image has the shape {list(array.shape)}"
-        raise _invalid(what, where, "give [C, H, W] or [H, W, C] with 1 or 3 channels, or [H, W]")
+        raise invalid(what, where, "give [C, H, W] or [H, W, C] with 1 or 3 channels, or [H, W]")
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             fix = "give images before normalisation, and data['mean'] and data['std'] with them"
-            raise _invalid("an image of floats has values outside 0 to 1", where, fix)
+            raise invalid("an image of floats has values outside 0 to 1", where, fix)
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         fix = "give uint8 from 0 to 255, or floats from 0 to 1"
-        raise _invalid(f"an image is of {array.dtype}", where, fix)
+        raise invalid(f"an image is of {array.dtype}", where, fix)
     return np.ascontiguousarray(array)
 
 
 def _label(label: Any, kind: str, where: str) -> Any:
-    """A class's number, a value, or [[x, y], ...] for counting."""
-    value = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
-    if kind == POINTS:
-        if value.size and (value.ndim != 2 or value.shape[1] != 2 or value.dtype.kind not in "iuf"):
-            what = f"points have the shape {list(value.shape)}"
-            raise _invalid(what, where, "give the points as [[x, y], ...] in pixels")
-        return value.reshape(-1, 2).astype(float).tolist()
+    """A class's number, a value, or what one of `LABELS` takes."""
+    if kind in LABELS:
+        return LABELS[kind](label, where)
+    value = array_of(label)
     whole = value.dtype.kind in "iu" or kind != "classification"
     if value.size != 1 or value.dtype.kind not in "iuf" or not whole:
         wanted = "the number of its class" if kind == "classification" else "a number"
         what = f"a label is {value.dtype} of shape {list(value.shape)}"
-        raise _invalid(what, where, f"give {wanted} as the label")
+        raise invalid(what, where, f"give {wanted} as the label")
     return value.item()
 
 
@@ -233,7 +234,7 @@ def _as_archive(split: str, samples: Samples, classes: Sequence[Any] | None, fol
     if len({image.shape for image in images}) == 1:
         arrays["x"] = np.stack(images)
     else:
-        encoded = list(map(_png, images))
+        encoded = list(map(png, images))
         arrays["jpeg"] = np.frombuffer(b"".join(encoded), np.uint8)
         arrays["offsets"] = np.cumsum([0, *map(len, encoded)])
     if classes is not None:
@@ -252,38 +253,3 @@ def _archive(split: str, arrays: Mapping[str, NDArray[Any]], folder: Path) -> st
         with replacing(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
     return path.name
-
-
-def _as_files(splits: Mapping[str, Samples], folder: Path) -> dict[str, Any]:
-    """The fields of `[data]` for images with points; the annotations are written last."""
-    rows, images, lists = [], dict[str, bytes](), dict[str, list[str]]()
-    for split, samples in splits.items():
-        for number, (image, points) in enumerate(samples):
-            name = f"{split}-{number:05d}.png"
-            images[name] = _png(image)
-            lists.setdefault(split, []).append(name)
-            if points is not None:
-                rows.append(json.dumps({"image": name, "points": points}))
-    found = hashlib.sha256("\n".join(rows).encode())
-    for name, content in images.items():
-        found.update(name.encode() + hashlib.sha256(content).digest())
-    root = folder / f"points-{found.hexdigest()[:16]}"
-    if not (root / "annotations.jsonl").is_file():
-        root.mkdir(exist_ok=True)
-        for name, content in images.items():
-            (root / name).write_bytes(content)
-        for split, names in lists.items():
-            write_text(root / f"{split}.txt", "\n".join(names))
-        write_text(root / "annotations.jsonl", "\n".join(rows))
-    named = {split: f"{split}.txt" for split in lists}
-    return {"format": "points-jsonl", "root": str(root.resolve()), **named}
-
-
-def _png(image: Pixels) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _invalid(what: str, where: str, fix: str) -> KDError:
-    return KDError("sample-invalid", what, where=where, fix=fix)

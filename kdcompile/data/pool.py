@@ -105,7 +105,7 @@ def _photos(data: Data, folder: Path) -> tuple[list[Photo], list[Named]]:
     """The photos, and those of them that a list or a selection names one by one."""
     check_root(data)
     form = format_of(data)
-    found: dict[str, Photo] = {}
+    found: dict[str | tuple[str, int], Photo] = {}
     named: list[Named] = []
     for one in _given(data):
         is_open = False
@@ -118,7 +118,8 @@ def _photos(data: Data, folder: Path) -> tuple[list[Photo], list[Named]]:
             nothing = np.zeros((0, 2), np.float32)
             made = made_photos(data.model_copy(update={FIELD: one}), folder, FIELD)
             own = [replace(photo, points=nothing, label=None) for photo in made]
-        found |= {photo.name: photo for photo in own}
+        for number, photo in enumerate(own):  # a file is one image, whatever else names it
+            found[photo.name if isinstance(form, Files) else (one, number)] = photo
         named += [] if is_open else [(one, photo) for photo in own]
     return [*found.values()], named
 

@@ -6,43 +6,20 @@ change.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.escape import python
-from kdcompile.core.readers import LARGEST_TEXT, read_json, read_text
+from kdcompile.core.readers import read_text
 from kdcompile.data.entry import SUFFIXES
 from kdcompile.data.formats.npz import archive_of
+from kdcompile.data.recognise_boxes import coco, yolo
+from kdcompile.data.recognised import ALIASES, Kind, Recognised, factory_head, own_factory
 from kdcompile.data.splits import SPLITS
 
-Kind = Literal["counting", "classification", "regression", "segmentation"]
-FACTORY = "photos.py"
-ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 SHARE = 10  # every tenth image is one to validate on
-HEAD = '''"""The images of a folder: a data factory, see docs/data.md of kdcompile."""
-
-import csv
-import json
-from pathlib import Path
-
-import numpy as np
-
-from kdcompile.data.photo import Photo
-
-IMAGES = {suffixes}
-
-
-def photos(root: Path, split: str) -> list[Photo]:
-    """Every tenth image is one to validate on, every tenth one to test on."""
-    places = {{"val": [4], "test": [9]}}.get(split, [0, 1, 2, 3, 5, 6, 7, 8])
-    return [photo for n, photo in enumerate(every(root)) if n % 10 in places]
-
-
-'''
 READERS = {
     "folders": '''def every(root: Path) -> list[Photo]:
     """An image's class is the number of its folder."""
@@ -66,47 +43,7 @@ READERS = {
         for (name, _), label in zip(rows, labels)
     ]
 ''',
-    "coco": '''def every(root: Path, file: str = {name}) -> list[Photo]:
-    """The centres of an image's boxes are counted."""
-    found = json.loads((root / file).read_text())
-    points: dict = {{row["id"]: [] for row in found["images"]}}
-    for row in found["annotations"]:
-        x, y, width, height = row["bbox"]
-        points[row["image_id"]].append([x + width / 2, y + height / 2])
-    return [
-        Photo(
-            row["file_name"],
-            np.array(points[row["id"]], np.float32).reshape(-1, 2),
-            path=next(p for p in (root / {images} / row["file_name"], root / row["file_name"])
-                      if p.is_file()),
-        )
-        for row in found["images"]
-    ]
-''',
 }
-OF_FILES = '''
-
-def photos(root: Path, split: str) -> list[Photo]:
-    """The images of the file that is named as the split."""
-    return every(root, f"{split}.json")
-'''
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """What a folder holds.
-
-    Args:
-        fields: of `[data]`, without `root`.
-        kind: of the task that the annotations are for; None where the format does not tell.
-        factory: source of a data factory, where no format reads the folder.
-        classes: names of the classes in their order, where they are known.
-    """
-
-    fields: dict[str, Any]
-    kind: Kind | None
-    factory: str | None = None
-    classes: Sequence[str] = field(default=())
 
 
 def recognise(root: Path) -> Recognised:
@@ -116,7 +53,7 @@ def recognise(root: Path) -> Recognised:
         KDError: `init-data`, it holds nothing that is known.
     """
     if root.is_dir():
-        for look in (_points, _masks, _archive, _split_folders, _coco, _table, _folders):
+        for look in (_points, _masks, _archive, coco, yolo, _split_folders, _table, _folders):
             found = look(root)
             if found is not None:
                 return found
@@ -127,7 +64,8 @@ def recognise(root: Path) -> Recognised:
         where=f"--data {root}",
         fix="name a folder with a folder of images for each class (in train, val and test, or not "
         "split), with a table of image,label lines, an .npz archive, annotations.jsonl, images/ "
-        "and labels/ of masks, or a COCO file; for others write a data factory, docs/data.md",
+        "and labels/ of masks, COCO files, or data.yaml of the YOLO layout; else write a data "
+        "factory, docs/data.md",
     )
 
 
@@ -203,23 +141,6 @@ def _split_folders(root: Path) -> Recognised | None:
     return Recognised({"format": "imagefolder", **names}, kind, classes=classes)
 
 
-def _coco(root: Path) -> Recognised | None:
-    for path in sorted(root.glob("*.json")):
-        try:
-            content = read_json(path, LARGEST_TEXT)
-        except (OSError, ValueError):
-            continue
-        if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
-            continue
-        images = next((p.name for p in sorted(root.iterdir()) if p.is_dir()), ".")
-        text = _head() + READERS["coco"].format(name=python(path.name), images=python(images))
-        if all((root / f"{split}.json").is_file() for split in SPLITS):
-            start, end = text.index("def photos("), text.index("def every(")
-            text = text[:start] + text[end:] + OF_FILES
-        return Recognised(_own("*.json", "**/*"), "counting", text)
-    return None
-
-
 def _table(root: Path) -> Recognised | None:
     for path in sorted(root.glob("*.csv")):
         try:
@@ -237,7 +158,7 @@ def _table(root: Path) -> Recognised | None:
         listed = "[" + ", ".join(map(python, classes)) + "]"
         text = READERS["table"].format(name=python(path.name), classes=listed)
         kind: Kind = "regression" if is_value else "classification"
-        return Recognised(_own("*.csv", "**/*"), kind, _head() + text, classes)
+        return Recognised(own_factory("*.csv", "**/*"), kind, factory_head() + text, classes)
     return None
 
 
@@ -245,7 +166,9 @@ def _folders(root: Path) -> Recognised | None:
     classes = _class_folders(root)
     if len(classes) < 2:
         return None
-    return Recognised(_own("**/*"), "classification", _head() + READERS["folders"], classes)
+    return Recognised(
+        own_factory("**/*"), "classification", factory_head() + READERS["folders"], classes
+    )
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -263,12 +186,3 @@ def _is_number(text: str) -> bool:
         return float(text) == float(text)
     except ValueError:
         return False
-
-
-def _own(*files: str) -> dict[str, Any]:
-    names = {split: split for split in SPLITS}
-    return {"format": f"{FACTORY}:photos", "files": list(dict.fromkeys(files)), **names}
-
-
-def _head() -> str:
-    return HEAD.format(suffixes=sorted(SUFFIXES))

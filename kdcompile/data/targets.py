@@ -45,6 +45,11 @@ def photos_of(table: Tensor) -> Tensor:
     return table[:, Extra.PHOTO].long()
 
 
+def flipped_of(table: Tensor) -> Tensor:
+    """bool [B], which crops in a table [B, P] are mirrored from left to right."""
+    return table[:, Column.FLIP] > 0
+
+
 class LabelTargets:
     """The label of each crop's photo: int64 [B] of classes, or float32 [B, 1] of values."""
 
@@ -56,6 +61,50 @@ class LabelTargets:
     def __call__(self, table: Tensor, side: int) -> Tensor:
         """The labels of the photos in `table` [B, P]."""
         return self._labels.index_select(0, photos_of(table))
+
+
+class PointTargets:
+    """The points of each crop in the order of their photo, float32 [B, P, 3].
+
+    x and y in pixels of the crop, moved and mirrored with it, and 1 where it shows them, else 0; P
+    is the most that a photo has.
+
+    Args:
+        photos: with their points.
+        device: where these lie from now on.
+    """
+
+    def __init__(self, photos: Sequence[Photo], device: torch.device) -> None:
+        counts = np.array([len(photo.points) for photo in photos], np.int64)
+        self._most = max(int(counts.max(initial=0)), 1)
+        nothing = np.zeros((1, 2), np.float32)  # what index 0 shows where no photo has a point
+        packed = np.concatenate([*(photo.points for photo in photos), nothing])
+        self._points = torch.from_numpy(packed.astype(np.float32)).to(device)
+        self._counts = torch.from_numpy(counts).to(device)
+        self._starts = torch.from_numpy(np.cumsum(counts) - counts).to(device)
+
+    def __call__(self, table: Tensor, side: int) -> Tensor:
+        """The points of the crops in `table` [B, P]."""
+        points, shown = self.within(table, side, self._most)
+        return torch.cat([points, shown.unsqueeze(2).to(points.dtype)], 2)
+
+    def most_of(self, table: Tensor) -> int:
+        """The most points that a photo of the table has, where that needs no wait for a device."""
+        if table.is_cuda:
+            return self._most
+        return max(int(self._counts[photos_of(table)].max()), 1)
+
+    def within(self, table: Tensor, side: int, most: int) -> tuple[Tensor, Tensor]:
+        """The first `most` points [B, P, 2] in pixels of the crop, and which of them it shows."""
+        photo = photos_of(table)
+        counts = self._counts[photo].unsqueeze(1)
+        place = torch.arange(most, device=table.device).unsqueeze(0)
+        index = self._starts[photo].unsqueeze(1) + place * (place < counts)
+        x, y = self._points[index].unbind(2)
+        x, seen_x = _moved(x, table, _X)
+        y, seen_y = _moved(y, table, _Y)
+        x = torch.where(flipped_of(table).unsqueeze(1), side - x, x)
+        return torch.stack([x, y], 2), (place < counts) & seen_x & seen_y
 
 
 class DensityTargets:
@@ -72,17 +121,11 @@ class DensityTargets:
         self, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
     ) -> None:
         self._stride, self._sigma = stride, sigma
-        counts = np.array([photo.count for photo in photos], np.int64)
-        self._most = max(int(counts.max(initial=0)), 1)
-        nothing = np.zeros((1, 2), np.float32)  # so that there is a point to read in any case
-        packed = np.concatenate([*(photo.points for photo in photos), nothing])
-        self._points = torch.from_numpy(packed.astype(np.float32)).to(device)
-        self._counts = torch.from_numpy(counts).to(device)
-        self._starts = torch.from_numpy(np.cumsum(counts) - counts).to(device)
+        self._points = PointTargets(photos, device)
 
     def __call__(self, table: Tensor, side: int) -> Tensor:
         """The maps of the crops in `table` [B, P]."""
-        points, inside = self._within(table, side)
+        points, inside = self._points.within(table, side, self._points.most_of(table))
         if not table.is_cuda:  # there nothing waits for a value: leave out the points outside
             most = max(int(inside.sum(1).max()), 1)
             order = inside.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
@@ -100,22 +143,9 @@ class DensityTargets:
             (table[:, size : size + 1] / self._stride - places).clamp(0, 1)
             for size in (Column.HEIGHT, Column.WIDTH)
         )
-        flipped = table[:, Column.FLIP].unsqueeze(1) > 0
+        flipped = flipped_of(table).unsqueeze(1)
         columns = torch.where(flipped, columns.flip(1), columns)
         return (rows.unsqueeze(2) * columns.unsqueeze(1)).unsqueeze(1)
-
-    def _within(self, table: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        """Points [B, P, 2] in pixels of the crop, and which of them lie within it."""
-        photo = photos_of(table)
-        counts = self._counts[photo].unsqueeze(1)
-        most = self._most if table.is_cuda else max(int(counts.max()), 1)
-        place = torch.arange(most, device=table.device).unsqueeze(0)
-        index = self._starts[photo].unsqueeze(1) + place * (place < counts)
-        x, y = self._points[index].unbind(2)
-        x, seen_x = _moved(x, table, _X)
-        y, seen_y = _moved(y, table, _Y)
-        x = torch.where(table[:, Column.FLIP].unsqueeze(1) > 0, side - x, x)
-        return torch.stack([x, y], 2), (place < counts) & seen_x & seen_y
 
 
 _X = (Extra.PHOTO_W, Extra.LEFT, Column.WINDOW_W, Column.WIDTH)
@@ -197,7 +227,7 @@ class MaskTargets:
     def __call__(self, table: Tensor, side: int) -> Tensor:
         """The masks of the crops in `table` [B, P]."""
         cells = torch.arange(side, device=table.device).expand(len(table), side)
-        flipped = table[:, Column.FLIP].unsqueeze(1) > 0
+        flipped = flipped_of(table).unsqueeze(1)
         rows, seen_rows = _nearest(cells, table, _Y)
         columns, seen_columns = _nearest(torch.where(flipped, side - 1 - cells, cells), table, _X)
         width = table[:, Extra.PHOTO_W].long().view(-1, 1, 1)

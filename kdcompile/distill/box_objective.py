@@ -21,6 +21,8 @@ from kdcompile.distill.centre_loss import (
     weighed,
 )
 from kdcompile.distill.objective_base import ByReduction, Objective
+from kdcompile.distill.pair_loss import pair_imitation
+from kdcompile.tasks.detection.decoders import PAIRS, Setting
 from kdcompile.tasks.task import Task
 
 BOXES = 2.0  # of the boxes' terms beside the classes'
@@ -31,7 +33,8 @@ class BoxObjective(Objective):
     """Centre maps [N, C + 4, h, w] against boxes [N, P, 6] of `BoxTargets`, and the teacher's maps.
 
     The teacher's boxes count by how sure it is, squared: what it takes for background it says
-    nothing of. Of rows of boxes, [N, 4 + C, A] or [N, A, 5 + C], there is the soft term alone.
+    nothing of. Of rows of boxes, [N, 4 + C, A], [N, A, 5 + C] or joined boxes and scores
+    [N, A, 4 + C], there is the soft term alone unless the user brings a loss.
     """
 
     kind, is_dense = "detection", True
@@ -41,11 +44,12 @@ class BoxObjective(Objective):
     }
     formula = (
         "hard: focal loss of the class maps + 2 (1 - GIoU(S, Y)) around the centres, or a loss of"
-        " the user's; soft: quality focal loss against sigmoid(T) + 2 (1 - GIoU(S, T)) weighed by"
-        " the teacher's squared probability"
+        " the user's; soft: quality focal loss against sigmoid(T), or KL of a softmax, + 2 (1 -"
+        " GIoU(S, T)), or the distance of the boxes, weighed by the teacher's squared probability"
     )
     _own: Callable[[Tensor, Tensor], Tensor] | None = None
     _name = ""
+    _pair: Setting | None = None
 
     @classmethod
     def targets(
@@ -55,13 +59,16 @@ class BoxObjective(Objective):
         return BoxTargets(photos, device)
 
     def learn(self, task: Task, photos: Sequence[Photo]) -> None:
-        """The user's own loss, where there is one."""
+        """The user's own loss, where there is one, and what rows of boxes and scores mean."""
         self._own, self._name = getattr(task, "loss", None) or (None, "")
+        decoder = getattr(task, "decoder", None)
+        self._pair = task.setting(decoder) if decoder in PAIRS else None  # type: ignore[attr-defined]
 
     def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
-        """`hard` and `soft`."""
+        """`hard`, where labels have a loss, and `soft`."""
         own = student.float()
-        terms = {"hard": self._labels(own, target)}
+        has_labels = self._own is not None or own.dim() == 4
+        terms = {"hard": self._labels(own, target)} if has_labels or teacher is None else {}
         if teacher is not None:
             terms["soft"] = self.soft(own, teacher)
         return terms
@@ -76,7 +83,7 @@ class BoxObjective(Objective):
                 "a loss is built in",
                 where="[task] loss",
                 fix='name your loss, task.loss = "file.py:loss", from (output, boxes); or take '
-                'task.kind = "generic", which imitates the teacher without labels',
+                'distill.recipe = "kd", which imitates the teacher without labels',
             )
         classes, size = maps.shape[1] - 4, (maps.shape[2], maps.shape[3])
         with torch.no_grad():
@@ -84,6 +91,15 @@ class BoxObjective(Objective):
         heat, sides, weight, judged = found
         away = unlikeness(corners(maps[:, classes:], self._step(maps)), sides)
         return focal(maps[:, :classes], heat, judged) + BOXES * weighed(away, weight)
+
+    def hard(self, output: Tensor, target: Tensor) -> Tensor:
+        """The label loss alone; where labels have none, the mean square of the output.
+
+        It is what shows that a gradient comes back, and which channels matter.
+        """
+        if self._own is None and output.dim() != 4:
+            return output.float().square().mean()
+        return super().hard(output, target)
 
     def _users(self, maps: Tensor, target: Tensor) -> Tensor:
         """What the user's loss says.
@@ -100,8 +116,11 @@ class BoxObjective(Objective):
         return found.reshape(())
 
     def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Of centre maps, or of rows of boxes."""
+        """Of centre maps, of rows of boxes, or of rows of boxes and scores."""
         maps, teacher = student.float(), teacher.float()
+        if self._pair is not None:
+            setting = self._pair
+            return pair_imitation(maps, teacher, setting.head, setting.anchors is not None)
         if maps.dim() != 4:
             return rows_imitation(maps, teacher)
         classes, step = maps.shape[1] - 4, self._step(maps)

@@ -46,11 +46,16 @@ class Objective(ABC):
         """The label terms, and `soft` where a teacher's output is given."""
 
     def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The soft term alone, of crops without labels: here the label loss against the teacher.
+        """The soft term alone, of crops without labels.
 
-        So it is where labels are what a network gives. An objective of other labels has its own.
+        An objective need not have it: `refuse_pool` refuses such images then.
         """
-        return self.terms(student, teacher, None)["hard"]
+        raise NotImplementedError
+
+    @classmethod
+    def has_soft(cls) -> bool:
+        """Whether images without labels have a term."""
+        return cls.soft is not Objective.soft
 
     def scales(self) -> dict[str, float]:
         """What the batches of targets gave."""

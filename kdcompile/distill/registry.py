@@ -18,7 +18,7 @@ from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext, r
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.taps import Tap
 from kdcompile.distill.teacher_cache import cache_problem
-from kdcompile.distill.unlabelled import refuse_small_batch
+from kdcompile.distill.unlabelled import refuse_pool
 from kdcompile.tasks.task import task_of
 
 # methods of the library that are no loss: where each is
@@ -85,7 +85,7 @@ def refuse_recipes(spec: Spec) -> None:
 
     Raises:
         KDError: `recipe-unknown`, `recipe-combine`, `recipe-task`, `recipe-needs`, `recipe-term`
-            `cache-mixed` or `pool-batch`.
+            `cache-mixed`, `pool-batch` or `pool-objective`.
     """
     for plan in stage_plans(spec.distill):
         kind = find_recipe(plan.options.recipe)
@@ -93,7 +93,7 @@ def refuse_recipes(spec: Spec) -> None:
         refuse_unmet(kind.about.name, kind.needs, spec)
         kind.refuse_terms(objective_of(task_of(spec)), plan.options)
         cache_problem(kind, plan.options)
-        refuse_small_batch(spec, plan.options)
+        refuse_pool(spec, plan.options, objective_of(task_of(spec)))
 
 
 def any_recipe(spec: Spec, wants: Callable[[type[Recipe]], bool]) -> bool:

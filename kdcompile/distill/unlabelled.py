@@ -6,6 +6,7 @@ from kdcompile.config.distill import Distill, DistillStage
 from kdcompile.config.spec import Spec
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
+from kdcompile.distill.objective_base import Objective
 
 LABELS_ALONE = "none"  # the recipe that asks no teacher
 
@@ -37,13 +38,27 @@ def pool_crops(options: Distill) -> int:
     return min(options.batch - 1, max(1, round(options.unlabelled * options.batch)))
 
 
-def refuse_small_batch(spec: Spec, options: Distill) -> None:
-    """Refuse a batch that cannot be shared.
+def refuse_pool(spec: Spec, options: Distill, objective: type[Objective]) -> None:
+    """Refuse a batch that cannot be shared, and losses that say nothing of images without labels.
+
+    Args:
+        spec: of the training.
+        options: of a stage.
+        objective: the task's losses.
 
     Raises:
-        KDError: `pool-batch`.
+        KDError: `pool-batch` or `pool-objective`.
     """
-    if spec.data.unlabelled and options.unlabelled and options.batch < 2 and uses_pool(spec):
+    if not options.unlabelled or not uses_pool(spec) or joins_training(spec):
+        return
+    if not objective.has_soft():
+        raise KDError(
+            "pool-objective",
+            f"{objective.__name__} has no soft term of images without labels",
+            where="[data] unlabelled",
+            fix="give the objective a method soft(student, teacher), or set distill.unlabelled = 0",
+        )
+    if options.batch < 2:
         raise KDError(
             "pool-batch",
             "a batch of 1 image cannot be shared by images with and without labels",

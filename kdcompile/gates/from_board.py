@@ -37,7 +37,8 @@ from kdcompile.remote.archive import NAME
 from kdcompile.remote.same_board import differences
 from kdcompile.stats.latency_interval import PairedTimes, median_interval
 from kdcompile.targets import load
-from kdcompile.tasks.task import Task, find_task
+from kdcompile.tasks.reported import reported_task
+from kdcompile.tasks.task import Task
 
 DEVICE = "@device"
 NO_USAGE = (
@@ -139,8 +140,7 @@ def _digest(report: Report) -> str:
 
 
 def _task(report: Report) -> Task:
-    facts = report.details["task"]
-    return find_task(facts.get("name", facts["kind"]))
+    return reported_task(report.details["task"])
 
 
 def _closest(candidates: Sequence[Candidate]) -> Candidate | None:

@@ -23,10 +23,11 @@ from kdcompile.models.fit import (
     with_new_classes,
     without_prefix,
 )
+from kdcompile.models.joined import with_joined_outputs
 from kdcompile.models.rows import on_rows
 from kdcompile.models.timm_network import TIMM, timm_factory
 from kdcompile.models.weights import read_weights
-from kdcompile.tasks.task import ports_of
+from kdcompile.tasks.task import ports_of, task_of
 
 
 def load_teacher(spec: Spec) -> nn.Module:
@@ -49,6 +50,8 @@ def load_teachers(spec: Spec) -> list[nn.Module]:
 
 def _adapted(network: nn.Module, spec: Spec) -> nn.Module:
     ports = ports_of(spec)
+    if ports is None and task_of(spec).joins_outputs:
+        return with_joined_outputs(network)
     return network if ports is None else on_rows(network, ports)
 
 

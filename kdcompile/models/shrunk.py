@@ -13,6 +13,7 @@ from kdcompile.core.store import Artifact
 from kdcompile.models.blocks import fold
 from kdcompile.models.dropped import drop
 from kdcompile.models.factory import build_model, load_teacher, load_weights
+from kdcompile.models.joined import joins_outputs, with_joined_outputs
 from kdcompile.models.resize import NORMS, narrow
 from kdcompile.models.rows import on_rows, ports_of
 from kdcompile.models.staged import StagedStudent
@@ -44,6 +45,8 @@ def student_from_architecture(
             return student
         if architecture["family"] != "shrink":
             student = build_model(architecture["family"], folder, architecture.get("arguments", {}))
+            if joins_outputs(teacher):
+                return with_joined_outputs(student)
             ports = ports_of(teacher)
             return student if ports is None else on_rows(student, ports)
         student = copy.deepcopy(teacher).cpu()

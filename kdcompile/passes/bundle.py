@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcompile.bundle import form, manifest, product, python_sample
+from kdcompile.bundle import carried_code, form, manifest, product, python_sample
 from kdcompile.bundle.place import check_place, spec_id
 from kdcompile.bundle.swap import beside, swap, sweep_beside
+from kdcompile.config.spec import Spec
 from kdcompile.config.step import Step
 from kdcompile.core.disk import disk_full, is_full
 from kdcompile.core.errors import KDError
@@ -59,8 +60,7 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
         task = task_of(step.spec)
         if task.is_dense:
             product.write_tiles(folder)
-        if task.settings():
-            write_json(folder / product.TASK, task.settings())
+        write_task(folder, step.spec)
         product.write_product(folder, report)
         choice = inputs["compile"].json("choice.json")
         manifest.write_manifest(folder, report, task.like, choice)
@@ -72,6 +72,19 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
         }
 
     return store.make(step.stage, step.key, build)
+
+
+def write_task(folder: Path, spec: Spec) -> None:
+    """The task's settings, and the code of the user's that makes answers of outputs."""
+    settings, kind = task_of(spec).settings(), spec.task.kind
+    decode = str(settings.get("decode") or "")
+    if ":" in kind:
+        settings = settings | {carried_code.KEY: kind}
+    for name in (kind, decode):
+        if ":" in name:
+            carried_code.write_code(folder, name, spec.folder)
+    if settings:
+        write_json(folder / product.TASK, settings)
 
 
 def _write_reports(folder: Path, report: Report, examples: Path) -> None:

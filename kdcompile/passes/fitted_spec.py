@@ -20,26 +20,37 @@ from kdcompile.config.template import write_new
 from kdcompile.core.errors import KDError
 from kdcompile.core.escape import first_line, toml
 from kdcompile.data.masks import IGNORED, mask_of
-from kdcompile.data.recognise import FACTORY, Recognised, recognise
+from kdcompile.data.recognise import recognise
+from kdcompile.data.recognised import FACTORY, Recognised
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.models.factory import build_model, load_weights
 from kdcompile.passes.refusals import sizes_of, typical_size
+from kdcompile.tasks.detection.decode import find_decoder
 from kdcompile.tasks.task import find_task
 
 USUAL_SIZES = (224, 32, 28, 64, 96, 128, 192, 256, 384, 448, 512)
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 LARGEST_CROP, CELL = 512, 32
 LOOKED_AT = 50  # masks, for the index that stands for no class
-RECIPES = {"counting": "skt", "classification": "kd", "regression": "kd", "segmentation": "kd"}
+RECIPES = {
+    "counting": "skt", "classification": "kd", "regression": "kd", "segmentation": "kd",
+    "detection": "kd",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What is known of a network: the input that it takes, [1, C, H, W], and what it gives."""
+    """What is known of a network.
+
+    Args:
+        shape: the input that it takes, [1, C, H, W].
+        output: the shape of what it gives.
+        kinds: the tasks that this may be of.
+    """
 
     shape: list[int]
     output: list[int]
-    kind: str
+    kinds: Sequence[str]
 
 
 def init_fitted(
@@ -67,6 +78,9 @@ def init_fitted(
     found = recognise(data)
     splits = _splits(found, data)
     fit = _fitted(network, splits, factory)
+    if found.kind not in fit.kinds and found.also is not None and found.also.kind in fit.kinds:
+        found = found.also
+        splits = _splits(found, data)
     found = _with_void(found, fit, splits)
     _refuse_unfit(fit, found, splits, factory)
     spec = _text(factory, weights, data, folder, target, network, found, fit, splits)
@@ -124,16 +138,15 @@ def _fitted(network: nn.Module, splits: Splits, factory: str) -> Fit:
             reason = reason or first_line(error)
             continue
         given = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        for kind in RECIPES:
-            if isinstance(given, list) and find_task(kind).check_output(tuple(given)) is None:
-                return Fit(shape, given, kind)
+        if isinstance(given, list) and (kinds := _kinds_of(tuple(given))):
+            return Fit(shape, given, kinds)
         raise KDError(
             "init-output",
             f"{factory} gives {given} for an input of {shape}",
             where=factory,
             fix="return one tensor from forward(): a density map [N, 1, h, w], logits [N, K], one "
-            "value [N, 1], or logits of pixels [N, K, h, w]; for other outputs write the spec by "
-            "hand, kdcompile init",
+            "value [N, 1], logits of pixels [N, K, h, w], or a head of boxes that a decoder knows "
+            "(docs/tasks.md); for other outputs write the spec by hand, kdcompile init",
         )
     raise KDError(
         "init-input",
@@ -141,6 +154,11 @@ def _fitted(network: nn.Module, splits: Splits, factory: str) -> Fit:
         where=factory,
         fix="write the spec by hand, kdcompile init, with the network's input in export.shape",
     )
+
+
+def _kinds_of(output: tuple[int, ...]) -> list[str]:
+    """The tasks that an output of this shape may be of."""
+    return [kind for kind in RECIPES if find_task(kind).check_output(output) is None]
 
 
 def _shapes(network: nn.Module, splits: Splits) -> Iterator[list[int]]:
@@ -174,13 +192,15 @@ def _refuse_unfit(fit: Fit, found: Recognised, splits: Splits, factory: str) -> 
         KDError: `init-unfit`.
     """
     problem = None
-    if found.kind != fit.kind:
-        problem = f"its output {fit.output} is for {fit.kind}, the data is for {found.kind}"
-    elif fit.kind == "classification":
-        task = find_task(fit.kind)
-        labels = [photo.labelled() for photo in splits.train]
+    if found.kind is None or found.kind not in fit.kinds:
+        may = " or ".join(fit.kinds)
+        problem = f"its output {fit.output} is for {may}, the data is for {found.kind}"
+    elif found.kind in ("classification", "detection"):
+        task = find_task(found.kind)
+        is_class = found.kind == "classification"
+        labels = [photo.labelled() for photo in splits.train] if is_class else []
         names = splits.classes or tuple(found.classes) or None
-        problem = task.check_labels(labels, fit.output[1], names)
+        problem = task.check_labels(labels, task.outputs_of(tuple(fit.output)), names)
     if problem is not None:
         raise KDError(
             "init-unfit",
@@ -207,14 +227,23 @@ def _text(
     mean, std, source = _normalisation(network, channels)
     fields = "\n".join(f"{name} = {toml(value)}" for name, value in found.fields.items())
     classes = f"  # {len(found.classes)} classes" if found.classes else ""
-    zoom = "" if fit.kind == "counting" else "scale = [1.0, 1.25]               # random zoom\n"
+    kind = str(found.kind)
+    guessed = [one for one in fit.kinds if one != kind]
+    if guessed:
+        classes += (
+            f"{',' if classes else '  #'} by the data: the output may be of {' or '.join(guessed)}"
+        )
+    if kind == "detection":
+        classes += f"\ndecode = {toml(find_decoder(None, {'boxes': tuple(fit.output)}))}"
+        classes += "  # guessed by the output's shape: see docs/tasks.md"
+    zoom = "" if kind == "counting" else "scale = [1.0, 1.25]               # random zoom\n"
     return f"""# Written by kdcompile init; `kdcompile plan` shows what it builds.
 # `kdcompile init FOLDER` writes every field with its default.
 
 target = {toml(target)}
 
 [task]
-kind = {toml(fit.kind)}{classes}
+kind = {toml(kind)}{classes}
 
 [teacher]                         # gives {fit.output}
 model = {toml(factory)}
@@ -231,7 +260,7 @@ std = {toml(std)}
 budget = {{ width = 0.5 }}          # or speedup, latency_ms, macs
 
 [distill]
-recipe = {toml(RECIPES[fit.kind])}
+recipe = {toml(RECIPES[kind])}
 crop = {crop}
 {zoom}
 [export]

@@ -99,12 +99,15 @@ def data_rows(spec: Spec, hasher: Hasher) -> dict[str, list[Row]]:
     return rows
 
 
-def network_key(spec: Spec, output: str, hasher: Hasher, module: str, number: int) -> str:
+def network_key(
+    spec: Spec, output: str, joins_outputs: bool, hasher: Hasher, module: str, number: int
+) -> str:
     """The key of the teacher's ONNX file at its typical shape.
 
     Args:
         spec: names the teacher, and the shapes of what it takes.
         output: the name that the file gives the network's output.
+        joins_outputs: whether it is made of several, as the task says.
         hasher: of the store.
         module: that exports it, by its full name.
         number: what an installed release keys by in place of the source.
@@ -116,6 +119,7 @@ def network_key(spec: Spec, output: str, hasher: Hasher, module: str, number: in
             "shape": spec.export.profile[1],
             "ports": {n: one.model_dump(mode="json") for n, one in spec.export.inputs.items()},
             "output": output,
+            **({"joined": True} if joins_outputs else {}),
             "source": source_key(module, hasher, number),
             "libraries": {name: version(name) for name in sorted(libraries)},
         }
@@ -209,10 +213,14 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
 
 def _whole(value: Any, spec: Spec, hasher: Hasher) -> Any:
     """A section that counts as it is; of a task of the user's own with its source."""
-    code = {}
+    code: dict[str, str] = {}
     if isinstance(value, Task):
-        code = _code(value.kind, spec, hasher) | _code(value.metric or "", spec, hasher)
+        for named in (value.kind, value.metric, value.decode, value.loss):
+            code |= _code(named or "", spec, hasher)
+        code |= _file(value.head.anchors, hasher, "task.head.anchors", inner=2)
     fields = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    if isinstance(value, Task):
+        del fields["head"]["anchors"]  # by its content
     if isinstance(value, Task) and value.metric is None:
         del fields["metric"]  # as before there was one
     return fields | {FILES: code} if code else fields
@@ -245,9 +253,13 @@ def _gates(gates: Gates, stage: Stage, spec: Spec, hasher: Hasher, target: Targe
     return gates.to_json() | ({FILES: files} if files else {})
 
 
-def _file(path: Path | None, hasher: Hasher, key: str) -> dict[str, str]:
-    """The hash of a file that a field of the spec names, by that field: its name is nothing."""
-    section, field = key.split(".")[:2]
+def _file(path: Path | None, hasher: Hasher, key: str, inner: int = 1) -> dict[str, str]:
+    """The hash of a file that a field of the spec names, by that field: its name is nothing.
+
+    `inner` is the place in the key of what the field is called in errors.
+    """
+    parts = key.split(".")
+    section, field = parts[0], parts[inner]
     if path is None:
         return {}
     if not path.is_file():

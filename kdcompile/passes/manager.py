@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kdcompile.bundle.trust import Trust
 from kdcompile.config.deploy import Compile
 from kdcompile.config.spec import Spec
 from kdcompile.config.step import Board, Step
@@ -33,7 +34,8 @@ log = logging.getLogger("kdcompile")
 class Plan:
     """A spec bound to a target. A step's key is known once its inputs are made.
 
-    `parts` is what each stage's key covers beside its inputs, `rows` what the splits hold.
+    `parts` is what each stage's key covers beside its inputs, `rows` what the splits hold, `trust`
+    what the caller demands of an earlier bundle.
     """
 
     spec: Spec
@@ -42,6 +44,7 @@ class Plan:
     parts: Mapping[str, Mapping[str, Any]]
     board: Board | None = None
     rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    trust: Trust = field(default_factory=Trust)
 
     def found(self) -> dict[str, Artifact]:
         """Every finished artifact of this build, by stage."""
@@ -136,7 +139,8 @@ class Plan:
         began = time.monotonic()
         inputs = {needed: made[needed] for needed in stage.inputs}
         board = self.board if measures(stage, self.spec) else None
-        step = Step(name, key, self.spec.only(stage.sections), inputs, board)
+        spec, trust = self.spec.only(stage.sections), self.trust
+        step = Step(name, key, spec, inputs, board, trust.key, trust.expect)
         artifact = stage.load()(step, self.store, self.target)
         with suppress(OSError):  # the step is made; why the next one runs is a courtesy
             keep(self.store, artifact, covered(stage, self.parts[name], inputs), self.rows)

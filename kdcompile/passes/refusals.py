@@ -28,6 +28,7 @@ from kdcompile.distill.checks import (
 from kdcompile.distill.evaluate import in_inference
 from kdcompile.distill.objective import objective_of
 from kdcompile.distill.qad import make_quantisable, refuse_qad
+from kdcompile.distill.recipe import Recipe
 from kdcompile.distill.registry import find_recipe, refuse_recipes
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.tap_pairs import resolve_taps
@@ -39,7 +40,7 @@ from kdcompile.passes.teacher import output_shape, taught
 from kdcompile.targets.limits import Operator
 from kdcompile.targets.rules import Asked, Network, Violation, violations
 from kdcompile.tasks.along import check_axes
-from kdcompile.tasks.task import ports_of, preprocess_of, task_of
+from kdcompile.tasks.task import Task, ports_of, preprocess_of, task_of
 
 T = TypeVar("T")
 LOOKED_AT = 32  # photos whose size is read
@@ -76,6 +77,7 @@ def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -
     for stage in stage_plans(spec.distill):
         kind = find_recipe(stage.options.recipe)
         kind.refuse_labels(labels, shape[1] if task.has_classes else None)
+        _refuse_without_loss(stage.options.recipe, kind, task, shape)
     others = load_teachers(spec)
     on_shapes(lambda: refuse_other_outputs(teacher, others, spec))
     if "search" not in found:  # its student will have the teacher's outputs
@@ -90,6 +92,23 @@ def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -
         load_weights(student, spec.student.weights, counts)
     _refuse_taps(spec, teacher, student)
     make_quantisable(spec, student, spec.distill.crop)
+
+
+def _refuse_without_loss(name: str, kind: type[Recipe], task: Task, shape: tuple[int, ...]) -> None:
+    """Refuse a recipe of labels alone where the network's output has no loss for them.
+
+    Raises:
+        KDError: `task-loss`.
+    """
+    if kind.needs_teacher or task.has_label_loss(shape):
+        return
+    raise KDError(
+        "task-loss",
+        f"recipe {name} learns from labels, for which an output {list(shape)} has no loss",
+        where="[distill] recipe and [task] loss",
+        fix='name your loss, task.loss = "file.py:loss", from (output, boxes); or take '
+        'distill.recipe = "kd", which imitates the teacher without labels',
+    )
 
 
 def _refuse_taps(spec: Spec, teacher: nn.Module, student: nn.Module) -> None:

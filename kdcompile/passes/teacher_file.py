@@ -46,13 +46,14 @@ def teacher_file(spec: Spec, store: Store, teacher: nn.Module) -> ModelProto:
     Raises:
         KDError: of the export.
     """
-    shape, output = spec.export.profile[1], task_of(spec).output
+    shape, task = spec.export.profile[1], task_of(spec)
+    output = task.output
 
     def build(folder: Path) -> Mapping[str, Any]:
         onnx_from_module(teacher, folder / FILE, (shape, shape, shape), output=output)
         return {}
 
-    key = network_key(spec, output, store.hasher, __name__, VERSION)
+    key = network_key(spec, output, task.joins_outputs, store.hasher, __name__, VERSION)
     return onnx.load(store.make(ENTRY, key, build).file(FILE))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import kdcompile
 from kdcompile.backends.answers import answer_by
 from kdcompile.backends.candidate_runner import teacher_precision
+from kdcompile.bundle.trust import Trust
 from kdcompile.config.step import Step
 from kdcompile.core.files import write_json
 from kdcompile.core.report import GateResult, Report, overall
@@ -68,7 +69,13 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     answer_by(inputs["export"], photos, preprocess, task)
     annotated = photos_digest(splits.test)
     other = earlier_folder(spec)
-    earlier = None if other is None else open_earlier(other, task, splits.classes, annotated)
+    earlier = (
+        None
+        if other is None
+        else open_earlier(
+            other, task, splits.classes, annotated, Trust.of(step.trusted, step.expect)
+        )
+    )
     ships = preprocess.deployed(spec.export.preprocess)
     found = measure(step, target, photos, (preprocess, ships), task, splits.classes, earlier)
     for kind in found.chosen:
@@ -79,16 +86,14 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
     gates = judge(spec.gates.with_metric(task.judged.name), context)
     for result in gates:
         log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
+    both = ("teacher", "student") if task.records else ()
+    kept = {who: outcomes.errors(task, who, task.judged) for who in both}
     details = {
         "task": task.facts(splits.classes),
         "predictions": prediction_rows(context.outcomes),
         task.parts: part_rows(task, context.outcomes, splits.classes),
-        "curves": task.curves(
-            {who: outcomes.errors(task, who, task.judged) for who in ("teacher", "student")}
-            if task.records
-            else {},
-            splits.classes,
-        ),
+        "curves": task.curves(kept, splits.classes),
+        "tables": list(task.tables(kept, splits.classes)),
         "worst": worst_rows(task, context.outcomes, found.difficulty, splits.classes),
         "previous": None if found.earlier is None else asdict(found.earlier),
         "teacher": inputs["teacher"].json("teacher.json"),

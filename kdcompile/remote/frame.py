@@ -49,8 +49,8 @@ class Frames:
             self.manifest = json.load(stream)
         text = self.infer.read(self.manifest, self.manifest["preprocess"]).decode()
         told = json.loads(text)
-        self.has_rows = "inputs" in told
-        self.pre = told["image"] if self.has_rows else told
+        self.pre = told["image"] if "inputs" in told else told
+        self.is_raw = self.manifest["task"] == "generic"
         if self.pre is None:
             raise ValueError("the network takes named tensors and no image")
         if self.manifest["engine"]:
@@ -71,7 +71,7 @@ class Frames:
         marks.append(time.perf_counter())
         found = self.network({infer.INPUT: whole})
         marks.append(time.perf_counter())
-        if not self.has_rows:  # whose outputs only their network understands
+        if not self.is_raw:  # outputs that only who built the network understands
             output = next(iter(found.values()))
             infer.meaning(infer.of_image(output, image, whole, self.manifest), self.manifest)
         marks.append(time.perf_counter())

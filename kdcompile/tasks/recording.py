@@ -19,9 +19,12 @@ class Recording(Task):
     `within` gives that row for a photo with annotations, and the output itself for any other; so
     outputs of `within` are rows wherever accuracy is asked for. The rows are the predictions, and
     the truth of an image is the error 0.
+
+    examples: a sentence of the report on what an image's own error is.
     """
 
     records: ClassVar[bool] = True
+    examples: ClassVar[str] = ""
 
     @abstractmethod
     def record(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
@@ -75,8 +78,9 @@ class Recording(Task):
         return float("nan")
 
     def facts(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
-        """With `of_records`: what a prediction is, is the image's own error."""
-        return super().facts(classes) | {"of_records": True}
+        """With `of_records`: what a prediction is, is the image's own error; and `examples`."""
+        own = {"of_records": True} | ({"examples": self.examples} if self.examples else {})
+        return super().facts(classes) | own
 
     def constant_scores(
         self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]

@@ -72,9 +72,10 @@ class Task(ABC):
     selects the student; map_metrics: of whole outputs, known only where these are available;
     is_dense: the output is a map over the image; has_classes: it is one number a class; takes_rows:
     its networks take and give any tensors, as rows (`kdcompile.core.ports`), and are held against
-    the teacher's outputs; records: its predictions are rows, with a record that metrics of the set
-    read behind the error of the image (`kdcompile.tasks.recording`); axes: of which outputs of
-    `takes_rows` the values along an axis are scores of classes; parts: the report's key for
+    the teacher's outputs; joins_outputs: a network's several outputs are made one
+    (`kdcompile.models.joined`); records: its predictions are rows, with a record that metrics of
+    the set read behind the error of the image (`kdcompile.tasks.recording`); axes: of which outputs
+    of `takes_rows` the values along an axis are scores of classes; parts: the report's key for
     accuracy in `groups`; output_fit: what a trained student's output may be calibrated by
     (`distill.output_calibration`), None where nothing is to be.
     """
@@ -88,6 +89,7 @@ class Task(ABC):
     is_dense: ClassVar[bool] = False
     has_classes: ClassVar[bool] = False
     takes_rows: ClassVar[bool] = False
+    joins_outputs: bool = False
     records: ClassVar[bool] = False
     axes: Mapping[str, Scores] = MappingProxyType({})
     parts: ClassVar[str]
@@ -206,7 +208,13 @@ class Task(ABC):
     def curves(
         self, errors: Mapping[str, Floats], classes: Sequence[str] | None
     ) -> list[dict[str, Any]]:
-        """Rows of a report's precision-recall curves: `class`, and by network its precisions."""
+        """Rows of a report's precision-recall curves: `class`, `index`, precisions by network."""
+        return []
+
+    def tables(
+        self, errors: Mapping[str, Floats], classes: Sequence[str] | None
+    ) -> Sequence[Mapping[str, Any]]:
+        """A report's further tables: `title`, `note`, `heads`, and `rows` of text and numbers."""
         return []
 
     def settings(self) -> dict[str, Any]:
@@ -220,6 +228,14 @@ class Task(ABC):
             ValueError: they are none of its.
         """
         return self
+
+    def with_code(self, given: Callable[..., Any]) -> "Task":
+        """The task of a bundle whose own code this is: a function, or a class of tasks.
+
+        Raises:
+            KDError: `task-invalid`.
+        """
+        return _of_class(given, "the bundle's code")
 
     def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """One error an image, float64 [N]; here signed differences."""
@@ -265,6 +281,10 @@ class Task(ABC):
     def outputs_of(self, shape: tuple[int, ...]) -> int:
         """How many outputs a label may be of, where the network's output has this shape."""
         return shape[1]
+
+    def has_label_loss(self, shape: tuple[int, ...]) -> bool:
+        """Whether a network whose output has this shape can be trained on labels alone."""
+        return True
 
     def check_labels(
         self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None
@@ -321,13 +341,18 @@ def task_of(spec: Spec) -> Task:
     kind = spec.task.kind
     if ":" not in kind:
         return find_task(kind).judged_by(spec)
-    found: Any = load_factory(kind, spec.folder)
+    return _of_class(load_factory(kind, spec.folder), f"{spec.path} [task] kind, {kind}")
+
+
+def _of_class(found: Any, where: str) -> Task:
+    """An instance of a class of tasks that is the user's."""
     if isinstance(found, type) and issubclass(found, Task):
         return _make(found)
     raise KDError(
         "task-invalid",
-        f"{kind} is no class that derives from kdcompile.tasks.task.Task",
-        where=f"{spec.path} [task] kind",
+        f"{getattr(found, '__name__', found)} is no class that derives from"
+        " kdcompile.tasks.task.Task",
+        where=where,
         fix="name a class that derives from Task; docs/plugins.md has an example",
     )
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kdcompile.calib.histogram import BINS, Histogram, merged
-from kdcompile.calib.observers import divergence, entropy, find_calibrator, minmax, mse, percentile
+from kdcompile.calib.observers import divergences, entropy, find_calibrator, minmax, mse, percentile
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 
@@ -157,7 +157,8 @@ def test_divergence_against_loops(counts: np.ndarray, edge: int) -> None:
     if counts[:edge].sum() == 0:
         return
     expected = brute_divergence(counts.tolist(), edge)
-    assert divergence(counts.astype(float), edge) == pytest.approx(expected, abs=1e-12)
+    (found,) = divergences(counts.astype(float), [edge])
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_entropy_is_the_least_divergence() -> None:
@@ -167,7 +168,7 @@ def test_entropy_is_the_least_divergence() -> None:
     tried = [*range(128, len(counts), 8), len(counts)]
     losses = [brute_divergence(counts.tolist(), e) for e in tried[::40]]
     best = round(entropy(found) / found.width)
-    assert divergence(counts, min(best, len(counts))) <= min(losses) + 1e-12
+    assert divergences(counts, [min(best, len(counts))])[0] <= min(losses) + 1e-12
 
 
 @pytest.mark.parametrize("name", ["entropy", "percentile", "mse"])

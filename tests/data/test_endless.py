@@ -10,14 +10,14 @@ from kdcompile.core.files import file_sha256
 from kdcompile.core.readers import read_text
 from kdcompile.data.entry import read_list
 from kdcompile.data.formats.imagefolder import _table
-from kdcompile.data.formats.points_jsonl import _records
+from kdcompile.data.formats.points_jsonl import _lines
 from kdcompile.data.formats.shanghaitech_mat import read_points
 from kdcompile.data.photo import read_pixels
 
 READERS = {
     "image": lambda path: read_pixels(path, 3),
     "split": read_list,
-    "points": _records,
+    "points": _lines,
     "labels": lambda path: _table(path.parent, path, "train"),
     "mat": read_points,
 }

@@ -218,3 +218,15 @@ def test_a_key_covers_what_the_splits_do_not_hold(jsonl):
     assert "images/copy.png" not in rows()
     _image(jsonl.root / "images" / "6.png", 123)
     assert "images/6.png" in rows()
+
+
+def test_images_of_one_name_from_two_selections_both_count(jsonl):
+    (jsonl.root / "made.py").write_text(
+        "import numpy as np\nfrom kdcompile.data.photo import Photo\n\n"
+        "def photos(root, split):\n"
+        "    shade = {'train.txt': 1, 'val.txt': 2, 'test.txt': 3}.get(split) or int(split)\n"
+        "    return [Photo('a', array=np.full((8, 8, 3), shade, np.uint8))]\n"
+    )
+    pool = _pool(jsonl, format="made.py:photos", unlabelled=["7", "8", "3"])
+    assert [int(photo.array[0, 0, 0]) for photo in pool.photos] == [7, 8]
+    assert [row["twin"] for row in pool.left_out] == ["test/a"]

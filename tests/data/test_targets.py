@@ -9,7 +9,7 @@ from kdcompile.core.errors import KDError
 from kdcompile.data.augment import CropSampler
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
-from kdcompile.data.targets import DensityTargets, Extra, LabelTargets
+from kdcompile.data.targets import DensityTargets, Extra, LabelTargets, PointTargets, flipped_of
 from kdcompile.kernels.crop_augment import Column
 
 CPU = torch.device("cpu")
@@ -48,6 +48,37 @@ def test_mass_is_the_points_within_the_window(side):
             assert mass == pytest.approx(expected, abs=1e-4)
             total += expected
     assert total > 50
+
+
+def test_points_keep_their_order_and_lie_on_what_they_mark():
+    """A bright pixel at each point is where the crop shows it, whatever the zoom and the mirror."""
+    random, photos = np.random.default_rng(1), []
+    for count in (3, 1, 0):
+        places = random.integers(8, [72, 52], (count, 2))
+        photo = _photo(places + 0.5, str(count))
+        for n, (x, y) in enumerate(places):
+            photo.array[y - 1 : y + 2, x - 1 : x + 2] = 100 + 50 * n
+        photos.append(photo)
+    targets = PointTargets(photos, CPU)
+    options = Distill(crop=32, batch=6, scale=(0.9, 1.6), colour=0.0)
+    sampler = CropSampler(photos, GREY, options, targets, 0, CPU)
+    seen, mirrored = 0, 0
+    for step in range(16):
+        table = sampler.draw(step)
+        batch = sampler.render(table)
+        mirrored += int(flipped_of(table).sum())
+        assert batch.target.shape == (6, 3, 3)
+        light = (batch.images * 0.25 + 0.5) * 255
+        for photo, image, rows in zip(batch.photo, light, batch.target, strict=True):
+            count = len(photos[int(photo)].points)
+            assert not rows[count:, 2].any()
+            for n, (x, y, shown) in enumerate(rows[:count].tolist()):
+                if shown and 1 <= x < 31 and 1 <= y < 31:
+                    patch = image[0, int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2]
+                    assert float(patch.max()) == pytest.approx(100 + 50 * n, rel=0.15)
+                    seen += 1
+    assert seen > 10
+    assert mirrored > 3
 
 
 def test_a_point_on_the_far_border_is_kept():

@@ -13,7 +13,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.distill.box_objective import BoxObjective
 from kdcompile.distill.centre_loss import corners, heat_maps, imitation, unlikeness
-from kdcompile.tasks.detection.decoders import DECODERS
+from kdcompile.tasks.detection.decoders import DECODERS, Setting
 
 CPU = torch.device("cpu")
 PREPROCESS = Preprocess(1, (0.0,), (1.0,), (32, 32), (32, 32))
@@ -88,7 +88,7 @@ def test_the_maps_of_boxes_are_decoded_to_the_boxes():
     raw = torch.stack(gaps).div(4).clamp_min(1e-3).log()
     logits = torch.where(heat[0] > 0.02, heat[0], 1e-6).logit(eps=1e-6)
     maps = torch.cat([logits, raw])[None].numpy()
-    found = DECODERS["centre"].of({"maps": maps}, Head(lowest=0.5), (64, 64))
+    found = DECODERS["centre"].of({"maps": maps}, Setting(Head(lowest=0.5)), (64, 64))
     got = sorted(map(tuple, np.rint(found.boxes).astype(int).tolist()))
     assert got == [(1, 50, 9, 58), (4, 4, 28, 20), (40, 8, 60, 60)]
     assert weight[0, 3, 4] == 1
@@ -156,7 +156,8 @@ def test_the_label_loss_leads_to_the_boxes():
         loss.hard(maps, boxes).backward()
         optimizer.step()
     assert float(loss.hard(maps, boxes).detach()) < first / 10
-    found = DECODERS["centre"].of({"maps": maps.detach().numpy()}, Head(lowest=0.5), (32, 32))
+    given = {"maps": maps.detach().numpy()}
+    found = DECODERS["centre"].of(given, Setting(Head(lowest=0.5)), (32, 32))
     assert sorted(found.classes.tolist()) == [0, 1]
     assert found.boxes[found.classes.argsort()] == pytest.approx(boxes[0, :, :4].numpy(), abs=1.0)
 
@@ -218,7 +219,7 @@ def test_dense_heads_imitate_the_boxes_that_the_teacher_is_sure_of(layout):
 
 def test_a_head_without_a_loss_of_its_own_is_told_so():
     with pytest.raises(KDError) as caught:
-        objective().hard(torch.zeros(1, 84, 100), torch.zeros(1, 1, 6))
+        objective().terms(torch.zeros(1, 84, 100), torch.zeros(1, 1, 6), None)
     assert caught.value.code == "task-loss"
     assert "task.loss" in str(caught.value.fix)
-    assert "generic" in str(caught.value.fix)
+    assert "kd" in str(caught.value.fix)

@@ -1,4 +1,4 @@
-"""Two processes by torchrun: the result of one with twice the batch, and what a lost one does."""
+"""Two processes of a job: the result of one with twice the batch, and what a lost one does."""
 
 import json
 import os
@@ -9,9 +9,11 @@ import sys
 import pytest
 import torch
 from command_line import kdcompile
+from forked_job import two_processes
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kdcompile.cli import main
 from kdcompile.core.distributed import Processes, lost_rank
 from kdcompile.core.errors import KDError
 
@@ -109,7 +111,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def _two_processes(folder, *args):
+def _by_torchrun(folder, *args):
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "--max-restarts", "0", "-m", "kdcompile", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -119,6 +121,12 @@ def _two_processes(folder, *args):
     )  # fmt: skip
 
 
+def _forked(folder, monkeypatch, *args):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["kdcompile", *args])
+    return two_processes(main, folder)
+
+
 def _curve(path):
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [
@@ -126,11 +134,11 @@ def _curve(path):
     ]
 
 
-def test_two_processes_train_what_one_trains_with_twice_the_batch(folder):
+def test_two_processes_train_what_one_trains_with_twice_the_batch(folder, monkeypatch):
     """And one of the two alone exports what both have trained."""
-    two = _two_processes(folder, "export", "-o", "two.onnx")
-    assert two.returncode == 0, two.stdout + two.stderr
-    assert two.stdout.count("export: two.onnx") == 1
+    two = _forked(folder, monkeypatch, "export", "-o", "two.onnx")
+    assert [process.code for process in two] == [0, 0], two[0].stderr + two[1].stderr
+    assert [process.stdout.count("export: two.onnx") for process in two] == [1, 0]
     (trained,) = (folder / ".kdcompile" / "distill").glob("*/student.safetensors")
     found = json.loads(trained.with_name("result.json").read_text())
     assert found["processes"] == 2
@@ -147,17 +155,17 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(folder):
 def test_a_lost_process_ends_the_job_and_the_next_one_goes_on(folder):
     (folder / "fatal").write_text("8")
     sets = ("--set", "distill.steps=24", "--set", "distill.recipe=kd")
-    lost = _two_processes(folder, "distill", *sets)
+    lost = _by_torchrun(folder, "distill", *sets)
     assert lost.returncode != 0
     assert not (folder / "fatal").exists()
     assert not list((folder / ".kdcompile" / "distill").glob("*/student.safetensors"))
-    again = _two_processes(folder, "distill", *sets)
+    again = _by_torchrun(folder, "distill", *sets)
     assert again.returncode == 0, again.stderr
     assert len(list((folder / ".kdcompile" / "distill").glob("*/student.safetensors"))) == 1
     assert not list((folder / ".kdcompile" / "work").glob("distill-*"))
 
 
-def test_a_loss_that_is_not_finite_in_one_process_names_its_batch(folder):
+def test_a_loss_that_is_not_finite_in_one_process_names_its_batch(folder, monkeypatch):
     """All stop at the step, and one process runs the batch of the one at fault again."""
     code = CODE.replace(
         "        return super().forward(image)",
@@ -168,12 +176,14 @@ def test_a_loss_that_is_not_finite_in_one_process_names_its_batch(folder):
 """,
     )
     (folder / "net.py").write_text(code)
-    stopped = _two_processes(folder, "distill")
-    assert stopped.returncode != 0
-    assert stopped.stderr.count("error[loss-nonfinite]: step 1: loss and hard") == 2
+    stopped = _forked(folder, monkeypatch, "distill")
+    for process in stopped:
+        assert process.code != 0
+        assert process.stderr.count("error[loss-nonfinite]: step 1: loss and hard") == 1
     names = {path.name for path in folder.rglob("replay-*.safetensors")}
     assert names == {"replay-1-rank0.safetensors", "replay-1-rank1.safetensors"}
-    (kept,) = set(re.findall(r"kdcompile distill --replay (\S+) ", stopped.stderr))
+    said = "".join(process.stderr for process in stopped)
+    (kept,) = set(re.findall(r"kdcompile distill --replay (\S+) ", said))
     assert kept.endswith("replay-1-rank1.safetensors")
     again = kdcompile(folder, "distill", "--replay", kept, "--json")
     first = json.loads(again.stdout)["nonfinite"][0]

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from forked_job import two_processes
+from run_recipes import train_all
 from tiny_recipes import trainer
 from tiny_training import PowerCutError, stopped_at
 
@@ -17,7 +15,6 @@ from kdcompile.core.errors import KDError
 from kdcompile.distill.objective import OBJECTIVES
 from kdcompile.distill.registry import ELSEWHERE, find_recipe, recipes
 
-RUNNER = Path(__file__).parents[1] / "support" / "run_recipes.py"
 QUICK = ("crd", "mixture", "partitioned")  # those with a memory, a gate and a frozen student
 NAMES = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.soak) for name in recipes()
@@ -131,13 +128,8 @@ def test_bfloat16(name, tmp_path):
 )
 def test_two_processes_train_one_student(names, tmp_path):
     """Every process has the same parameters in the end, and the losses are numbers."""
-    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "--max-restarts", "0", RUNNER, tmp_path, *names]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RUNNER.parent)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = two_processes(lambda: train_all(tmp_path, names), tmp_path)
+    assert [process.code for process in done] == [0, 0], done[0].stderr + done[1].stderr
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert set(first) == set(names)
     assert first == second

@@ -9,6 +9,7 @@ import torch
 from tiny_training import photos
 
 from kdcompile.core.errors import KDError
+from kdcompile.distill.objective import DensityObjective, Objective
 from kdcompile.distill.phase import StageRun
 from kdcompile.distill.registry import find_recipe, recipes, refuse_recipes
 from kdcompile.distill.schedule import stage_plans
@@ -124,3 +125,12 @@ def test_a_batch_of_one_cannot_be_shared(tmp_path):
     with pytest.raises(KDError, match="cannot be shared") as error:
         refuse_recipes(spec)
     assert error.value.code == "pool-batch"
+
+
+def test_losses_without_a_soft_term_of_their_own_are_refused(tmp_path, monkeypatch):
+    spec = tiny_recipes.trainer("kd", tmp_path, **{"data.unlabelled": '"more"'})._spec
+    refuse_recipes(spec)
+    monkeypatch.setattr(DensityObjective, "soft", Objective.soft)
+    with pytest.raises(KDError, match="no soft term") as error:
+        refuse_recipes(spec)
+    assert error.value.code == "pool-objective"

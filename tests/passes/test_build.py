@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from command_line import kdcompile
 from documents import check_document, command_of
 from PIL import Image
-from small_digits import AT_64
+from small_digits import AT_64, few_photos
 
 from kdcompile.cli import cli
 from kdcompile.core.store import KEY_CHARS
@@ -42,6 +42,7 @@ def built(tmp_path_factory):
     """A folder with the example and its bundle; 24 steps cannot pass the accuracy gate."""
     folder = tmp_path_factory.mktemp("build")
     kdcompile(folder, "init", "--example", "digits", "tiny")
+    few_photos(folder / "tiny")  # of the commands that are given no sets
     kdcompile(folder, "build", "tiny", "--target", "jetson", *_sets(), code=3)
     return folder
 

@@ -1,6 +1,7 @@
 """Detection from COCO files to a bundle that runs, on small photos; and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,13 +11,17 @@ from click.testing import CliRunner
 from PIL import Image
 from small_boxes import CLASSES, MODEL, SPEC, write_data, write_project
 
+from kdcompile import api
 from kdcompile.bundle.box_figures import boxes_png
+from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.cli import cli
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.report import Report
 from kdcompile.data.check import check_data
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
+from kdcompile.passes.bundle import write_task
 from kdcompile.tasks.detection.boxes import overlaps
 from kdcompile.tasks.task import find_task, task_of
 
@@ -59,6 +64,10 @@ def test_the_report_shows_boxes_and_curves(built):
     for what in ("annotated boxes", "boxes of the teacher", "boxes of the student"):
         assert f": the {what}" in text
     assert "Precision and recall at an overlap of 0.50" in text
+    plain = (built[2] / "report.md").read_text()
+    for title in ("Average precision by class and size", "Boxes with a score of 0.3 or more"):
+        assert f"<h3>{title}</h3>" in text
+        assert f"## {title}" in plain
     assert "count" not in json.loads((built[2] / "report.json").read_text())["details"]["task"]
 
 
@@ -241,3 +250,77 @@ def test_preprocessing_of_boxes_pads_with_the_mean_colour(project):
     found = preprocess_of(load_spec(project / "kdcompile.toml"))
     assert isinstance(found, Preprocess)
     assert found.padding == "mean"
+
+
+OWN = '''"""A decode of the user's: the cell of the largest logit, with a fixed size."""
+
+import near
+import numpy as np
+
+
+def decode(outputs, plane):
+    maps = outputs["boxes"][0]
+    kind, row, column = np.unravel_index(maps[:2].argmax(), maps[:2].shape)
+    x, y = (column + 0.5) * plane[1] / maps.shape[2], (row + 0.5) * plane[0] / maps.shape[1]
+    return [[x - near.HALF, y - near.HALF, x + near.HALF, y + near.HALF]], [0.75], [kind]
+'''
+
+
+@pytest.fixture(scope="module")
+def carrying(built, tmp_path_factory):
+    """The bundle of `built` with a decode of the user's, as the bundle stage writes it."""
+    place = tmp_path_factory.mktemp("carrying")
+    folder, bundle = place / "spec", place / "bundle"
+    folder.mkdir()
+    (folder / "heads").mkdir()
+    (folder / "heads" / "own.py").write_text(OWN)
+    (folder / "near.py").write_text("HALF = 6\n")
+    (folder / "train_it.py").write_text("import own\n")
+    shutil.copyfile(built[0] / "kdcompile.toml", folder / "kdcompile.toml")
+    shutil.copytree(built[2], bundle)
+    spec = load_spec(folder / "kdcompile.toml", ['task.decode="heads/own.py:decode"'])
+    write_task(bundle, spec)
+    about = json.loads((bundle / "manifest.json").read_text())
+    report = Report.from_json(json.loads((bundle / "report.json").read_text()))
+    backend = {"backend": about["backend"]["name"], "backend_version": about["backend"]["version"]}
+    write_manifest(bundle, report, "detection", {"precision": about["precision"], **backend})
+    return bundle, built[0] / "data" / "images" / built[1]["test"][0].name
+
+
+def test_a_bundle_carries_a_decode_and_what_it_imports(carrying):
+    files = read_bundle(carrying[0]).manifest["files"]
+    carried = {name for name in files if name.startswith("code/")}
+    assert carried == {"code/heads/own.py", "code/near.py"}
+
+
+def test_a_decode_in_a_bundle_runs_with_consent_alone(carrying, tmp_path):
+    bundle, photo = carrying
+    with pytest.raises(KDError) as caught:
+        list(api.run(bundle, [photo], out=tmp_path))
+    assert caught.value.code == "bundle-code"
+    assert "--allow-code" in str(caught.value.fix)
+    assert not list(tmp_path.iterdir())
+    ((_, row),) = api.run(bundle, [photo], out=tmp_path, allow_code=True)
+    (box,) = row["boxes"]
+    assert box["score"] == 0.75
+    assert box["box"][2] - box["box"][0] == pytest.approx(12)
+    call("verify", bundle, "--json")  # compares outputs, and needs no code of the bundle
+    sample = subprocess.run(
+        [sys.executable, bundle / "infer.py", photo], capture_output=True, text=True, check=True
+    ).stdout
+    assert json.loads(sample.split("\t")[1]) == [box]
+
+
+def test_a_changed_decode_is_never_run(carrying, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(carrying[0], bundle)
+    mark = tmp_path / "ran"
+    (bundle / "code" / "near.py").write_text(f"open({str(mark)!r}, 'w')\nHALF = 6\n")
+    with pytest.raises(KDError) as caught:
+        list(api.run(bundle, [carrying[1]], out=tmp_path, allow_code=True))
+    assert caught.value.code == "bundle-corrupt"
+    command = [sys.executable, bundle / "infer.py", carrying[1]]
+    sample = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert sample.returncode == 1
+    assert "near.py is not the file of the manifest" in sample.stderr
+    assert not mark.exists()

@@ -6,10 +6,13 @@ The stages here only write files; `test_build.py` has a real build.
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from written_build import paint, paint_file, plan_of, to_do
 
 from kdcompile.config.distill import INHERITED_RATE
+from kdcompile.config.load import load_spec
+from kdcompile.core.errors import KDError
 from kdcompile.passes import keys
 from kdcompile.passes import manager as plan_module
 
@@ -189,3 +192,47 @@ def test_a_pool_of_unlabelled_photos_is_read_where_it_trains(folder):
     told = to_do(plan_of(folder, "data.unlabelled=images"))
     assert told["distill"] == ["data: unlabelled is read now"]
     assert "teacher" not in told
+
+
+@pytest.fixture
+def detector(folder):
+    """A spec whose head has anchors, and a decoder and a loss of the user's."""
+    np.savez(folder / "anchors.npz", anchors=np.ones((2, 4)))
+    (folder / "own.py").write_text("def decode(outputs, plane):\n    return [], [], []\n")
+    (folder / "loss.py").write_text("def loss(output, boxes):\n    return output.sum()\n")
+    path = folder / "kdcompile.toml"
+    task = (
+        '[task]\nkind = "detection"\ndecode = "own.py:decode"\nloss = "loss.py:loss"\n'
+        'head = { anchors = "anchors.npz" }\n'
+    )
+    path.write_text(path.read_text().replace("[teacher]", f"{task}[teacher]", 1))
+    plan_of(folder).make("bundle")
+    assert to_do(plan_of(folder)) == {}
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [("anchors.npz", "task: anchors changed"), ("own.py", "task: own.py changed"),
+     ("loss.py", "task: loss.py changed")],
+)  # fmt: skip
+def test_what_a_head_is_read_with_runs_the_build_again(detector, file, reason, monkeypatch):
+    if file == "anchors.npz":
+        np.savez(detector / file, anchors=np.full((2, 4), 3.0))
+    else:
+        _append(file)(detector, monkeypatch)
+    found = to_do(plan_of(detector))
+    assert "teacher" in found
+    assert any(reason in why for why in found["distill"]), found["distill"]
+
+
+def test_anchors_lie_beside_the_spec_wherever_it_is_read_from(detector, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path.parent)
+    spec = load_spec(detector / "kdcompile.toml")
+    assert spec.task.head.anchors == detector / "anchors.npz"
+    (detector / "anchors.npz").rename(detector / "other.npz")
+    assert to_do(plan_of(detector, f"task.head.anchors={detector / 'other.npz'}")) == {}
+    with pytest.raises(KDError) as caught:
+        plan_of(detector)
+    assert caught.value.code == "anchors-missing"
+    assert "--set task.head.anchors=PATH" in caught.value.fix

@@ -8,6 +8,7 @@ import time
 import pytest
 from hostile_answers import WAYS, answered
 from hostile_place import GOOD
+from soak_results import told
 
 pytestmark = pytest.mark.soak
 TURNS = 50  # of each way with each operation
@@ -27,6 +28,6 @@ def test_any_answer_is_one_error_or_an_answer():
         assert tried.count(False) >= least * len(tried), way.__name__
         taken, refused = taken + tried.count(True), refused + tried.count(False)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"\nhostile board: {taken + refused} answers: {refused} refused, {taken} taken, "
-          f"{time.process_time() - began:.0f} s of CPU, {grown:.0f} MiB more")  # fmt: skip
     assert grown < 300
+    told("hostile-board", f"{taken + refused} answers: {refused} refused, {taken} taken, "
+         f"{time.process_time() - began:.0f} s of CPU, {grown:.0f} MiB more")  # fmt: skip

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from killed_builds import same, tiny_spec
+from soak_results import told
 
 pytestmark = pytest.mark.soak
 UNDECIDED = 5  # twelve photos cannot decide the accuracy
@@ -82,7 +83,7 @@ def test_a_full_disk_under_the_store(tmp_path, mounting, expected):
         (folder / "out" / ".kdcompile").rename(builds.store)
         same(builds.results(), expected)
     assert 1 in codes, "a disk of some size was too small"
-    print(f"\na disk of {SIZES_KB} kB: exit codes {codes}; all went on with room, same results")
+    told("disk-full-store", f"disks of {SIZES_KB} kB: exit codes {codes}, then the same results")
 
 
 def test_a_limit_of_a_files_size(tmp_path, expected):
@@ -100,7 +101,7 @@ def test_a_limit_of_a_files_size(tmp_path, expected):
         assert builds.run(("build", "tiny")) == UNDECIDED, builds.said()
         same(builds.results(), expected)
     assert 1 in codes
-    print(f"\nfiles of at most {FILE_BLOCKS} blocks: exit codes {codes}; all went on without limit")
+    told("file-size", f"files of at most {FILE_BLOCKS} blocks: exit codes {codes}, then the same")
 
 
 def test_a_full_disk_under_the_bundle(tmp_path, mounting):
@@ -117,7 +118,7 @@ def test_a_full_disk_under_the_bundle(tmp_path, mounting):
     assert (tmp_path / "left").read_text() == ""
     assert (tmp_path / "there").read_text().split() == ["tiny-jetson"]
     assert "distill" not in (tmp_path / "second").read_text().splitlines()
-    print("\na full disk under dist/: disk-full, nothing half-written; then installed at once")
+    told("disk-full-bundle", "disk-full, nothing half-written; then installed at once")
 
 
 def test_read_only_folders(tmp_path, mounting):
@@ -141,5 +142,4 @@ def test_read_only_folders(tmp_path, mounting):
     _refused((tmp_path / "no_dist").read_text(), "output-unwritable")
     assert "distill" not in (tmp_path / "elsewhere.txt").read_text().splitlines()
     assert (tmp_path / "elsewhere" / "manifest.json").is_file()
-    print("\nread-only: plan and build say store-readonly; dist says output-unwritable, and")
-    print("with -o the finished build installs from a store that is read-only")
+    told("read-only", "store-readonly and output-unwritable; a finished build is installed with -o")

@@ -10,59 +10,21 @@ import re
 import shutil
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
 from itertools import product
 
-import numpy as np
 import pytest
-from delta_site import write_site
 from faulty_commands import CALLS, ERRORS, Fault, FaultyCommands, compile_faults
-from killed_builds import Builds, tiny_spec
-from PIL import Image
+from killed_builds import Builds
+from soak_commands import COMMANDS, VERDICTS, finished_project, project_for
+from soak_results import told
 
 from kdcompile.bundle import manifest
 from kdcompile.core.errors import KDError
 
 pytestmark = pytest.mark.soak
 SEED, ONE_IN = 11, int(os.environ.get("KDCOMPILE_SOAK_FAULTS", "1"))
-REFUSED, VERDICTS = 1, (0, 3, 5)
+REFUSED = 1
 KEEPING = ("init", "bench")  # these do not write over what they have made
-BUNDLE = "dist/tiny-jetson"
-MAKE = ("delta", "make", "base.safetensors", "new.safetensors", "--spec", ".", "--loss", "2%")
-
-
-@dataclass(frozen=True)
-class Command:
-    """What is run, in which folder of the project, and which stages of its store are to be made."""
-
-    words: tuple[str, ...]
-    gone: tuple[str, ...] = ()
-    inside: str = "."
-    lost: tuple[str, ...] = field(default=())
-
-
-COMMANDS = (
-    Command(("init", "fresh")),
-    Command(("init", "--example", "digits", "fresh")),
-    Command(("plan", "tiny"), ("",)),  # of an empty store
-    Command(("plan", "tiny")),
-    Command(("build", "tiny"), ("teacher", "search")),
-    Command(("distill", "tiny"), ("distill",)),
-    Command(("export", "tiny"), ("export",)),
-    Command(("calibrate", "tiny"), ("calibrate",)),
-    Command(("compile", "tiny"), ("compile",)),
-    Command(("build", "tiny"), ("verify", "bundle"), lost=(BUNDLE,)),
-    Command(("build", "tiny", "--json")),
-    Command(("bundle", "tiny", "-o", "copied"), ("bundle",)),
-    Command(("verify", BUNDLE)),
-    Command(("run", BUNDLE, "photo.png", "other.png", "-o", "drawn")),
-    Command(("report", BUNDLE)),
-    Command(("bench", BUNDLE, "--seconds", "0.2", "--save", "kept.json", "--runs", "3")),
-    Command((*MAKE, "--size", "100%", "-o", "made.delta"), inside="site"),
-    Command(("delta", "apply", "base.safetensors", "kept.delta", "-o", "out.safetensors"),
-            inside="site"),
-    Command(("clean", "tiny")),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,30 +39,19 @@ def commands(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, commands):
-    """A project with its bundle, photos and weights with a delta."""
-    folder = tmp_path_factory.mktemp("finished")
-    builds = tiny_spec(folder)
-    ended = commands.run(folder, ("build", "tiny"))
-    assert ended.code in VERDICTS, ended.err
-    for number, name in enumerate(("photo.png", "other.png")):
-        pixels = np.random.default_rng(number).integers(0, 256, (16, 16), np.uint8)
-        Image.fromarray(pixels).save(folder / name)
-    (folder / "site").mkdir()
-    write_site(folder / "site")
-    words = (*MAKE, "--size", "100%", "-o", "kept.delta")
-    ended = commands.run(folder / "site", words)
-    assert ended.code == 0, ended.err
-    return builds
+    return finished_project(tmp_path_factory.mktemp("finished"), commands.run)
 
 
-def _copy(finished, folder, command):
-    """The project as the command finds it."""
-    shutil.copytree(finished.folder, folder, symlinks=True)
-    for stage in command.gone:
-        shutil.rmtree(folder / "tiny" / ".kdcompile" / stage)
-    for name in command.lost:
-        shutil.rmtree(folder / name)
-    return folder / command.inside
+@pytest.fixture(scope="module")
+def tally():
+    found = Counter()
+    yield found
+    told(
+        "faults",
+        f"{found['faults']} in {found['commands']} commands, each call with one in {ONE_IN} of "
+        f"{len(ERRORS)} errors: {found['refused']} refused, {found['done all the same']} done all "
+        f"the same, {found['wrong']} wrong",
+    )
 
 
 def _faults(seen, rng):
@@ -139,7 +90,7 @@ def _half(folder):
 
 def _once(commands, finished, case, command, fault, expected):
     """One command with a fault and then without; what is wrong, and how the first ended."""
-    place = _copy(finished, case, command)
+    place = project_for(command, finished, case)
     ended = commands.run(place, command.words, fault)
     problems = [found for found in [_wrong(ended)] if found]
     problems += _half(case) if ended.failed else []
@@ -160,8 +111,8 @@ def _once(commands, finished, case, command, fault, expected):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: "-".join((*c.words[:2], *c.gone))[:40])
-def test_a_failing_disk(tmp_path, commands, finished, command):
-    clean = commands.run(_copy(finished, tmp_path / "clean", command), command.words)
+def test_a_failing_disk(tmp_path, commands, finished, tally, command):
+    clean = commands.run(project_for(command, finished, tmp_path / "clean"), command.words)
     assert clean.code in VERDICTS, clean.err
     rng, ends, wrong, hit = random.Random(SEED), Counter(), [], 0
     for number, fault in enumerate(_faults(clean.seen, rng)):
@@ -173,8 +124,6 @@ def test_a_failing_disk(tmp_path, commands, finished, command):
             wrong.append(f"{fault}: {problems}\n{ended.err[-1500:]}")
             print(wrong[-1], flush=True)
     words = " ".join(command.words)
-    print(
-        f"\nfaults: {words}: {hit} injected into {sum(n > 0 for n in clean.seen.values())} calls "
-        f"with {len(ERRORS)} errors: {dict(ends)}; {len(wrong)} wrong"
-    )
+    print(f"\nfaults: {words}: {hit}: {dict(ends)}; {len(wrong)} wrong")
+    tally.update({"commands": 1, "faults": hit, "wrong": len(wrong)} | ends)
     assert not wrong, "\n\n".join(wrong)

@@ -11,6 +11,8 @@ from collections import Counter
 
 import pytest
 from killed_builds import digits, same, tiny_spec
+from killed_commands import wait_for_group
+from soak_results import told, words
 
 from kdcompile.bundle import manifest
 
@@ -21,16 +23,6 @@ UNDECIDED = 5  # twelve photos cannot decide the accuracy
 LONG = ("build", "tiny", "--set", "distill.steps=4000", "--set", "distill.views=2")
 # of the embedded example, which a kill during its training meets
 DEMO = ("--set", "distill.steps=200", "--set", "gates.speedup.required=false")
-
-
-def _sees_no_child(group):
-    """Wait for the processes of a group to be gone; the test's own limit is the limit."""
-    while True:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
 
 
 def _tear(builds, rng):
@@ -73,7 +65,7 @@ def test_kills_at_random_moments(tmp_path, whole):
             if not finished:
                 os.kill(process.pid, number)
             process.join()
-            _sees_no_child(process.pid)
+            wait_for_group(process.pid)
             finished = process.exitcode == UNDECIDED
             text = builds.said()
             if not finished:
@@ -85,14 +77,22 @@ def test_kills_at_random_moments(tmp_path, whole):
         same(builds.results(), expected)
         assert builds.leftovers() == []
         manifest.read_bundle(builds.folder / "dist" / "tiny-jetson")
-    print(
-        f"\n{ended.total()} kills ({dict(ended)}) of a build of {seconds:.0f} s in {chains} chains;"
-        f" {resumed} trainings resumed; torn after a power cut: {dict(torn)}; all results the same"
+    told(
+        "kills-builds",
+        f"{ended.total()} kills ({words(ended)}) of a build of {seconds:.0f} s in {chains} chains; "
+        f"{resumed} trainings resumed; {torn.total()} files torn on top: all results the same",
     )
 
 
+@pytest.fixture(scope="module")
+def tally():
+    found = Counter()
+    yield found
+    told("torn-files", f"{found.total()} files ({words(found)}): each made again, or resumed")
+
+
 @pytest.mark.parametrize("torn", ["half", "zeros", "empty"])
-def test_every_file_torn(tmp_path, whole, torn):
+def test_every_file_torn(tmp_path, whole, torn, tally):
     """One file of a finished store or bundle after the other, and the build again."""
     builds, expected, _ = whole
     places = (builds.store, builds.folder / "dist")
@@ -116,7 +116,7 @@ def test_every_file_torn(tmp_path, whole, torn):
         same(again.results(), expected)
         manifest.read_bundle(copy / "dist" / "tiny-jetson")
         shutil.rmtree(copy)
-    print(f"\n{len(chosen)} files made {torn}, each made again: {', '.join(sorted(chosen))[:400]}")
+    tally[torn] += len(chosen)
 
 
 def _said_so(name, content, text):
@@ -163,8 +163,8 @@ def test_two_builds_to_one_place_at_once(tmp_path, whole):
         assert builds.run(("build", spec, "-o", "same")) == UNDECIDED
         assert "distill" not in builds.said().splitlines()
     assert builds.leftovers() == []
-    print(f"\n2 builds of one spec and 4 of two specs at once to one place: all whole, "
-          f"{(text + said).count('waiting for')} waits")  # fmt: skip
+    waits = (text + said).count("waiting for")
+    told("builds-at-once", f"2 of one spec, 4 of two to one place: whole, after {waits} waits")
 
 
 def _example(folder, moments):
@@ -192,4 +192,4 @@ def test_the_example_killed_on_the_real_command_line(tmp_path):
         (tmp_path / name).mkdir()
     moments = ("work/distill-*/initial.safetensors", "export/*/artifact.json")
     same(_example(tmp_path / "killed", moments), _example(tmp_path / "whole", ()))
-    print("\nthe example killed in its training and after its export: the same results")
+    told("example-killed", "in its training and after its export: the same bits")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from soak_results import told
 
 from kdcompile.config.spec import Data
 from kdcompile.core.files import Hasher
@@ -148,10 +149,8 @@ def test_memory_does_not_grow_with_the_photos(tmp_path):
         _spec(tmp_path / str(count), count)
         peaks[count] = _peak_mb(tmp_path / str(count))
     grown = peaks[MANY] - peaks[FEW]
-    sys.stdout.write(
-        f"memory: a build on {FEW} photos takes {peaks[FEW]:.0f} MB, on {MANY} {peaks[MANY]:.0f} "
-        f"MB: {grown:+.0f} of at most {MOST_MB}\n"
-    )
+    told("memory-build", f"{FEW} photos take {peaks[FEW]:.0f} MB, {MANY} {peaks[MANY]:.0f} MB: "
+         f"{grown:+.0f} of at most {MOST_MB}")  # fmt: skip
     assert grown <= MOST_MB
 
 
@@ -174,10 +173,8 @@ def test_twenty_thousand_images_are_split_soon(tmp_path):
     splits = load_splits(data, tmp_path)
     loaded = time.process_time() - now - planned
     both = time.perf_counter() - began
-    sys.stdout.write(
-        f"splits: 20000 images are hashed for a plan in {planned:.2f} s of this process, loaded in "
-        f"{loaded:.2f} s; {both:.2f} s by the clock\n"
-    )
+    told("splits", f"{planned:.2f} s of CPU to hash the images of a plan, {loaded:.2f} s to load "
+         f"them; {both:.2f} s by the clock")  # fmt: skip
     assert sum(map(len, rows.values())) == 20_000
     assert len(splits.train) == 16_000
     assert planned + loaded < 5  # of this process: what else runs decides nothing

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from bad_inputs import project
+from soak_results import told, words
 
 from kdcompile.core.optional import NO_TELEMETRY
 
@@ -101,8 +102,6 @@ def test_no_socket_is_opened(events, name):
     assert any(line.startswith("begun ") for line in audit)  # the hook is there
     assert [line for line in audit if line.startswith("socket.")] == []
     assert [line for line in trace if SOCKET.search(line)] == []
-    changes = sum(not line.startswith("begun ") for line in audit)
-    print(f"\n{name}: {changes} changes of files, {len(trace)} calls traced, no socket")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -125,3 +124,6 @@ def test_nothing_is_left_elsewhere(events):
     assert [p.name for p in left if not p.name.startswith("torchinductor_")] == []  # of PyTorch
     left = {p.relative_to(folder) for p in (folder / "home").rglob("*") if p.is_file()}
     assert {p for p in left if not p.is_relative_to("home/.cache/kdcompile")} == set()
+    changes = {name: len(audit) for name, (audit, _) in events[1].items()}
+    traced = sum(len(lines) for _, lines in events[1].values())
+    told("no-network", f"{words(changes)} changes of files, {traced} calls by strace, no socket")

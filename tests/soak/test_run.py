@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_bundle
 from PIL import Image
+from soak_results import told
 
 pytestmark = pytest.mark.soak
 FEW, MANY, MOST_MB = 100, 2000, 24
@@ -65,8 +66,6 @@ def test_memory_does_not_grow_with_the_photos_of_run(tmp_path):
     photos = _photos(tmp_path / "photos")
     peaks = {count: _peak_mb(tmp_path, photos[:count]) for count in (FEW, MANY)}
     grown = peaks[MANY] - peaks[FEW]
-    sys.stdout.write(
-        f"run: {FEW} photos take {peaks[FEW]:.0f} MB, {MANY} take {peaks[MANY]:.0f} MB: "
-        f"{grown:+.0f} of at most {MOST_MB}\n"
-    )
+    told("memory-run", f"{FEW} photos take {peaks[FEW]:.0f} MB, {MANY} take {peaks[MANY]:.0f} MB: "
+         f"{grown:+.0f} of at most {MOST_MB}")  # fmt: skip
     assert grown <= MOST_MB

@@ -150,13 +150,9 @@ def _waited(child: int) -> int | None:
 
 def serve() -> None:
     """Run the jobs of standard input, one after the other."""
-    import importlib
-
-    from killed_builds import HEAVY
-
     del os.environ["LD_PRELOAD"]  # of what commands start themselves
-    for name in HEAVY:
-        importlib.import_module(name)
+    import warmed  # noqa: F401
+
     library = ctypes.CDLL(None)
     library.fault_seen.restype = library.fault_failed.restype = ctypes.c_long
     for line in sys.stdin:

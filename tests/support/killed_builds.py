@@ -8,6 +8,7 @@ nothing of kdcompile is changed for it.
 import io
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -142,13 +143,22 @@ def _killer(number, name, count):
     return hook
 
 
+def warm_server():
+    """The context of the fork server, which has imported `warmed`."""
+    context, variable = multiprocessing.get_context("forkserver"), "PYTHONPATH"
+    context.set_forkserver_preload(["warmed"])
+    with pytest.MonkeyPatch.context() as patch:  # it looks for what it preloads nowhere else
+        patch.setenv(variable, str(Path(__file__).parent), prepend=os.pathsep)
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
 class Builds:
     """Runs commands in a folder that holds `tiny`; `said` is what they wrote."""
 
     def __init__(self, folder):
         self.folder, self._log = folder, folder / "log.txt"
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(HEAVY))
+        self._context = warm_server()
 
     def start(self, arguments, ending=None, checkpoints=None):
         """A command in a process; `ending` is (signal, part of a path, which rename to it)."""

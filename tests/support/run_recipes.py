@@ -1,4 +1,4 @@
-"""Trains recipes in the processes of a job: `torchrun run_recipes.py FOLDER NAME...`.
+"""Trains recipes in the processes of a job.
 
 Each process writes `rankN.json`: by recipe the losses, which are means over the processes, and a
 hash of the student's parameters.
@@ -7,15 +7,11 @@ hash of the student's parameters.
 import hashlib
 import json
 import os
-import sys
-from pathlib import Path
 
 from tiny_recipes import trainer
 
-from kdcompile.core.distributed import leave
 
-
-def main(folder, names):
+def train_all(folder, names):
     rank, found = os.environ["RANK"], {}
     for name in names:
         own = folder / name / f"rank{rank}"
@@ -28,8 +24,3 @@ def main(folder, names):
             "student": hashlib.sha256(b"".join(parameters)).hexdigest(),
         }
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
-    leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

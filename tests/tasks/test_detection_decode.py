@@ -5,16 +5,18 @@ import pytest
 
 from kdcompile.config.detection import Head
 from kdcompile.core.errors import KDError
+from kdcompile.tasks.detection.anchors import packed_anchors, read_anchors, unpacked_anchors
 from kdcompile.tasks.detection.boxes import Found
 from kdcompile.tasks.detection.decode import checked, find_decoder
-from kdcompile.tasks.detection.decoders import DECODERS
+from kdcompile.tasks.detection.decoders import DECODERS, Setting
 
 PLANE = (64, 96)
 HEAD = Head()
 
 
-def decoded(name: str, outputs: dict, **settings) -> Found:
-    return DECODERS[name].of(outputs, Head(**{**DECODERS[name].defaults, **settings}), PLANE)
+def decoded(name: str, outputs: dict, anchors=None, **settings) -> Found:
+    head = Head(**{**DECODERS[name].defaults, **settings})
+    return DECODERS[name].of(outputs, Setting(head, anchors), PLANE)
 
 
 def test_a_centre_map_gives_a_box_a_peak():
@@ -66,7 +68,9 @@ def test_ssd_with_and_without_anchors(tmp_path):
     offsets[..., 0] = -1 / ROWS[:, 2] / 0.1
     nothing = 1 - SCORES.sum(1, keepdims=True)
     logits = np.log(np.concatenate([nothing, SCORES], axis=1) + 1e-9)[None]
-    settings = {"anchors": tmp_path / "anchors.npz", "scores": "softmax", "background": "first"}
+    anchors = read_anchors(tmp_path / "anchors.npz")
+    assert unpacked_anchors(packed_anchors(anchors)).tolist() == anchors.tolist()
+    settings = {"anchors": anchors, "scores": "softmax", "background": "first"}
     found = decoded("ssd", {"loc": offsets, "conf": logits}, lowest=0.2, **settings)
     assert found.boxes == pytest.approx(np.array(WANTED), abs=1e-5)
     assert found.scores == pytest.approx([0.9, 0.8])

@@ -11,6 +11,7 @@ run all the same, and the exit code is then 1.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import importlib
 import json
@@ -26,6 +27,7 @@ from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
 INPUT = "image"
+OWN: dict[str, Callable[..., Any]] = {}  # decodes that the bundle carries, once they are imported
 PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
 
 
@@ -246,20 +248,58 @@ def found_boxes(output: Any, seen: Any, plane: Any, size: Any, manifest: dict[st
     """The boxes of a photo of that size, (width, height): [D, 6] of x0 y0 x1 y1, score, class."""
     about = json.loads(read(manifest, "task.json").decode())
     head = about["head"]
-    rows = candidates(output[0].astype(np.float64), about["decode"], head["lowest"], plane)
+    own = ":" in (about["decode"] or "")
+    whole = None if own else output[0].astype(np.float64)
+    if own:
+        rows = decoded(output, about["decode"], plane, manifest)
+    elif about["decode"] in ("ssd", "detr"):
+        rows = of_pair(whole, about, plane)
+    else:
+        rows = candidates(whole, about["decode"], head["lowest"], plane)
     middle = (rows[:, :2] + rows[:, 2:4]) / 2
     rows = rows[(middle < np.array(seen[::-1])).all(1) & (rows[:, 4] >= head["threshold"])]
     rows = rows[np.argsort(-rows[:, 4], kind="stable")[:1000]]
     kept: list[Any] = []
     while len(rows):
         kept.append(rows[0])
-        clash = (overlaps(rows[0], rows) > head["overlap"]) & (rows[:, 5] == rows[0, 5])
+        most = 1 if own else head["overlap"]  # a decode suppresses as it likes
+        clash = (overlaps(rows[0], rows) > most) & (rows[:, 5] == rows[0, 5])
         clash[0] = True
         rows = rows[~clash]
     found = np.array(kept[:100]).reshape(-1, 6)
     found[:, :4] *= np.tile(np.array(size) / np.array(seen[::-1]), 2)
     found[:, :4] = np.clip(found[:, :4], 0, np.tile(size, 2))
     return found[(found[:, 2:4] > found[:, :2]).all(1)]
+
+
+def decoded(output: Any, name: str, plane: Any, manifest: dict[str, Any]) -> Any:
+    """What the bundle's own decode says, [D, 6]."""
+    try:
+        if name not in OWN:
+            OWN[name] = own_decode(name, manifest)
+        boxes, scores, kinds = OWN[name]({"boxes": output}, tuple(plane))
+    except Exception as error:  # whatever a user's code raises
+        sys.exit(f"error: {shown(name)} fails: {shown(error)}")
+    return np.column_stack([np.reshape(boxes, (-1, 4)), scores, kinds])
+
+
+def own_decode(name: str, manifest: dict[str, Any]) -> Callable[..., Any]:
+    """The function of a file in code/, or of a package: `file.py:f` or `package.module:f`."""
+    module, _, function = name.partition(":")
+    if module.endswith(".py"):
+        module = module[:-3].replace("/", ".")
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in manifest["files"]:
+            if file.startswith("code/"):
+                copy = Path(scratch, *file.split("/")[1:])
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(read(manifest, file))
+        sys.path.insert(0, scratch)
+        try:
+            found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        finally:
+            sys.path.remove(scratch)
+    return found
 
 
 def candidates(output: Any, decode: Any, lowest: float, plane: Any) -> Any:
@@ -278,14 +318,38 @@ def candidates(output: Any, decode: Any, lowest: float, plane: Any) -> Any:
         return np.stack([*columns, scores[kind, row, column], kind], axis=1)
     if decode == "boxes":
         return output
-    if decode not in (None, "yolov5", "yolov8"):
-        sys.exit(f"error: {decode} makes the boxes of this network, which is not in the bundle")
     if output.shape[1] > output.shape[0]:  # 4 + C rows; else 5 + C columns with an objectness
         boxes, scores = output[:4].T, output[4:].T
     else:
         boxes, scores = output[:, :4], output[:, 5:] * output[:, 4:5]
     row, kind = np.nonzero(scores >= lowest)
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    return np.column_stack([low[row], high[row], scores[row, kind], kind])
+
+
+def of_pair(rows: Any, about: dict[str, Any], plane: Any) -> Any:
+    """The same of rows of boxes and scores [A, 4 + C], by `task.json`."""
+    head, boxes, scores = about["head"], rows[:, :4], rows[:, 4:]
+    if head["scores"] == "sigmoid":
+        scores = 0.5 * (1 + np.tanh(0.5 * scores))
+    elif head["scores"] == "softmax":
+        scores = np.exp(scores - scores.max(1, keepdims=True))
+        scores = scores / scores.sum(1, keepdims=True)
+    nothing = head["background"]
+    scores = scores[:, int(nothing == "first") : scores.shape[1] - int(nothing == "last")]
+    if about.get("anchors"):
+        anchors = np.frombuffer(base64.b64decode(about["anchors"]), "<f4").reshape(-1, 4)
+        centre, size = head["variances"]
+        places = anchors[:, :2] + boxes[:, :2] * centre * anchors[:, 2:]
+        sizes = anchors[:, 2:] * np.exp(np.minimum(boxes[:, 2:] * size, 8))
+    elif head["boxes"] == "centre":
+        places, sizes = boxes[:, :2], boxes[:, 2:]
+    else:
+        places, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    if head["unit"] == "share":
+        places, sizes = places * plane[::-1], sizes * plane[::-1]
+    row, kind = np.nonzero(scores >= head["lowest"])
+    low, high = places - sizes / 2, places + sizes / 2
     return np.column_stack([low[row], high[row], scores[row, kind], kind])
 
 
@@ -406,6 +470,14 @@ def kept(path: str, ending: str, taken: set[str], write: Callable[[Any], Any]) -
     return there
 
 
+def preprocessing(manifest: dict[str, Any]) -> Any:
+    """How a sample becomes the network's inputs."""
+    pre = json.loads(read(manifest, "preprocess.json").decode())
+    if manifest["task"] == "generic" and "inputs" not in pre:
+        return {"inputs": [], "image": pre}  # a task of the user's: its outputs as they are
+    return pre
+
+
 def main() -> None:
     """Print each image and what the network says of it."""
     parser = argparse.ArgumentParser(description="run this bundle's network on images")
@@ -418,7 +490,7 @@ def main() -> None:
     manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
     if arguments.tiles and "tiles.json" not in manifest["files"]:
         sys.exit("error: this bundle has no tiles, as its output is no map")
-    pre = json.loads(read(manifest, "preprocess.json").decode())
+    pre = preprocessing(manifest)
     if arguments.save_input:
         if len(arguments.images) > 1:
             sys.exit("error: --save-input takes one image")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcompile.core.arrays import read_arrays
 from kdcompile.core.errors import KDError
+from kdcompile.tasks.detection.anchors import FARTHEST, from_anchors
 from kdcompile.tasks.detection.boxes import CANDIDATES, Found, best, suppressed
 
 if TYPE_CHECKING:
@@ -25,8 +25,20 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Shapes = Mapping[str, tuple[int, ...]]
 
-FARTHEST = 8.0  # of a centre map's logarithms of distances in cells, either way
 APART = 0.01  # of a probability from 0..1, as half precision gives
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a spec says of a head.
+
+    Args:
+        head: `[task.head]`.
+        anchors: that boxes are offsets of, float64 [A, 4], where there are any.
+    """
+
+    head: Head
+    anchors: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -36,17 +48,30 @@ class Decoder:
     Args:
         summary: its outputs, in words.
         fits: whether outputs of these shapes are of this form.
-        of: `of(outputs, head, plane)`, the boxes above the head's lowest score; `plane` is height
-            and width of the network's input.
+        of: `of(outputs, setting, plane)`, the boxes above the head's lowest score; `plane` is
+            height and width of the network's input.
         classes: how many the outputs of some shapes have scores of.
         defaults: of the fields of `[task.head]` that the spec does not name.
     """
 
     summary: str
     fits: Callable[[Shapes], bool]
-    of: Callable[[Arrays, Head, tuple[int, int]], Found]
+    of: Callable[[Arrays, Setting, tuple[int, int]], Found]
     classes: Callable[[Shapes, Head], int]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+PAIRS = ("ssd", "detr")  # whose two outputs may come as one: rows [N, A, 4 + C], boxes first
+
+
+def parted(name: str | None, outputs: Arrays) -> Arrays:
+    """The two outputs that were joined to one, where the decoder of that name takes two."""
+    if name not in PAIRS or len(outputs) != 1:
+        return outputs
+    (value,) = outputs.values()
+    if value.ndim != 3 or value.shape[2] < 5:
+        return outputs
+    return {"boxes": value[..., :4], "scores": value[..., 4:]}
 
 
 def sigmoid(logits: NDArray[Any]) -> Floats:
@@ -54,7 +79,7 @@ def sigmoid(logits: NDArray[Any]) -> Floats:
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))))
 
 
-def _centre(outputs: Arrays, head: Head, plane: tuple[int, int]) -> Found:
+def _centre(outputs: Arrays, setting: Setting, plane: tuple[int, int]) -> Found:
     """Peaks of class maps, and the distances of a box's sides from the cell's centre."""
     (maps,) = (value[0].astype(np.float64) for value in outputs.values())
     logits, raw = maps[:-4], maps[-4:]
@@ -62,42 +87,42 @@ def _centre(outputs: Arrays, head: Head, plane: tuple[int, int]) -> Found:
     padded = np.pad(logits, ((0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
     around = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
     scores = sigmoid(logits)
-    peaks = (logits >= np.max(around, axis=0)) & (scores >= head.lowest)
+    peaks = (logits >= np.max(around, axis=0)) & (scores >= setting.head.lowest)
     kind, row, column = np.nonzero(peaks)
     step = plane[0] / height, plane[1] / width
     y, x = (row + 0.5) * step[0], (column + 0.5) * step[1]
     left, top, right, bottom = np.exp(np.clip(raw[:, row, column], -FARTHEST, FARTHEST))
     boxes = [x - left * step[1], y - top * step[0], x + right * step[1], y + bottom * step[0]]
     found = Found(np.stack(boxes, axis=1), scores[kind, row, column], kind.astype(np.int64))
-    return suppressed(found, head.overlap)
+    return suppressed(found, setting.head.overlap)
 
 
-def _yolov5(outputs: Arrays, head: Head, plane: tuple[int, int]) -> Found:
+def _yolov5(outputs: Arrays, setting: Setting, plane: tuple[int, int]) -> Found:
     """Rows of centre, size, objectness and class scores."""
     (rows,) = (value[0].astype(np.float64) for value in outputs.values())
     scores = _probabilities(rows[:, 5:]) * _probabilities(rows[:, 4:5])
-    return _dense(_corners(rows[:, :4]), scores, head)
+    return _dense(_corners(rows[:, :4]), scores, setting.head)
 
 
-def _yolov8(outputs: Arrays, head: Head, plane: tuple[int, int]) -> Found:
+def _yolov8(outputs: Arrays, setting: Setting, plane: tuple[int, int]) -> Found:
     """Columns of centre, size and class scores."""
     (rows,) = (value[0].astype(np.float64).T for value in outputs.values())
-    return _dense(_corners(rows[:, :4]), _probabilities(rows[:, 4:]), head)
+    return _dense(_corners(rows[:, :4]), _probabilities(rows[:, 4:]), setting.head)
 
 
-def _boxes(outputs: Arrays, head: Head, plane: tuple[int, int]) -> Found:
+def _boxes(outputs: Arrays, setting: Setting, plane: tuple[int, int]) -> Found:
     """Rows of corners, score and class: boxes that are final."""
     (rows,) = (value[0].astype(np.float64) for value in outputs.values())
     found = Found(rows[:, :4], _probabilities(rows[:, 4]), np.rint(rows[:, 5]).astype(np.int64))
-    return best(found.above(head.lowest), CANDIDATES)
+    return best(found.above(setting.head.lowest), CANDIDATES)
 
 
-def _pair(outputs: Arrays, head: Head, plane: tuple[int, int]) -> Found:
+def _pair(outputs: Arrays, setting: Setting, plane: tuple[int, int]) -> Found:
     """Boxes [1, A, 4] and scores [1, A, C]."""
     shapes = {name: value.shape for name, value in outputs.items()}
     names = _pair_names(shapes)
     assert names, "a decoder is asked for what fits it"
-    name, other = names
+    (name, other), head = names, setting.head
     boxes, given = (outputs[n][0].astype(np.float64) for n in (name, other))
     if head.scores == "sigmoid":
         scores = sigmoid(given)
@@ -108,38 +133,13 @@ def _pair(outputs: Arrays, head: Head, plane: tuple[int, int]) -> Found:
         scores = _probabilities(given)
     first = int(head.background == "first")
     scores = scores[:, first : scores.shape[1] - int(head.background == "last")]
-    if head.anchors is not None:
-        boxes = _from_anchors(boxes, head)
+    if setting.anchors is not None:
+        boxes = _corners(from_anchors(boxes, setting.anchors, head.variances))
     elif head.boxes == "centre":
         boxes = _corners(boxes)
     if head.unit == "share":
         boxes = boxes * np.array([plane[1], plane[0], plane[1], plane[0]], np.float64)
     return _dense(boxes, scores, head)
-
-
-def _from_anchors(deltas: Floats, head: Head) -> Floats:
-    """Corners from offsets of anchors [A, 4], which are centre x, centre y, width, height.
-
-    Raises:
-        KDError: `task-anchors`.
-    """
-    assert head.anchors is not None, "asked for where there are any"
-    try:
-        anchors = read_arrays(head.anchors)["anchors"].astype(np.float64)
-        if anchors.shape != deltas.shape or not np.isfinite(anchors).all():
-            raise ValueError(f"it is {list(anchors.shape)}, the boxes are {list(deltas.shape)}")
-    except (OSError, KeyError, ValueError) as error:
-        raise KDError(
-            "task-anchors",
-            f"the anchors cannot be used: {error}",
-            where=f"{head.anchors} [task.head] anchors",
-            fix="write the network's anchors with numpy.savez(FILE, anchors=...), [A, 4] of centre "
-            "x, centre y, width and height, one for each row of its boxes",
-        ) from error
-    centre, size = head.variances
-    place = anchors[:, :2] + deltas[:, :2] * centre * anchors[:, 2:]
-    sides = anchors[:, 2:] * np.exp(np.minimum(deltas[:, 2:] * size, FARTHEST))
-    return _corners(np.concatenate([place, sides], axis=1))
 
 
 def _dense(boxes: Floats, scores: Floats, head: Head) -> Found:

@@ -14,11 +14,13 @@ from kdcompile.core.plugins import register
 from kdcompile.core.user_code import load_factory, users_code
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
+from kdcompile.tasks.detection.anchors import packed_anchors, read_anchors, unpacked_anchors
 from kdcompile.tasks.detection.average_precision import Table
 from kdcompile.tasks.detection.boxes import MOST, Found, best
 from kdcompile.tasks.detection.decode import checked, find_decoder
-from kdcompile.tasks.detection.decoders import DECODERS
+from kdcompile.tasks.detection.decoders import DECODERS, PAIRS, Setting, parted
 from kdcompile.tasks.detection.matching import ABSENT, FIELDS, classes_of, is_crowd, matched, packed
+from kdcompile.tasks.detection.tables import tables_of
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.recording import Recording
 from kdcompile.tasks.records import Recorded, over_records, weights_of
@@ -37,6 +39,11 @@ def _over(score: Callable[[Table, Floats], Floats]) -> Callable[..., Any]:
         return score(Table(rows), weights).reshape(places.shape[:-1])
 
     return over_records(of)
+
+
+def _rows_of(errors: Mapping[str, Floats]) -> dict[str, Floats]:
+    """The records of the images, by network."""
+    return {w: own.rows[own.places] for w, own in errors.items() if isinstance(own, Recorded)}
 
 
 MAP = Metric("map", _over(lambda t, w: t.mean(w)), higher=True, most=1.0, draws=DRAWS, records=True)
@@ -67,19 +74,22 @@ class Detection(Recording):
         decode: Callable[..., Any] | None = None,
         loss: tuple[Callable[..., Any], str] | None = None,
         count: int = 0,
+        anchors: NDArray[np.float64] | None = None,
     ) -> None:
         """Of a head, by a known decoder or a function; `loss` is the user's own, with its name.
 
-        `count` is the number of classes where an output does not tell it.
+        `count` is the number of classes where an output does not tell it; `anchors` those that
+        boxes are offsets of, [A, 4].
         """
         self.head, self.decoder, self.decode, self.loss = head or Head(), decoder, decode, loss
-        self.count = count
+        self.count, self.anchors = count, anchors
+        self.joins_outputs = decode is not None or decoder in PAIRS
 
     def judged_by(self, spec: Spec) -> "Detection":
         """With the head that the spec describes.
 
         Raises:
-            KDError: `task-metric`, or those of `load_factory`.
+            KDError: `task-metric`, `task-anchors`, or those of `load_factory`.
         """
         super().judged_by(spec)
         asked, decode, loss = spec.task, None, None
@@ -87,7 +97,9 @@ class Detection(Recording):
             decode = load_factory(str(asked.decode), spec.folder)
         if asked.loss is not None:
             loss = load_factory(asked.loss, spec.folder), asked.loss
-        return Detection(asked.head, asked.decode, decode, loss, len(spec.data.classes))
+        file = asked.head.anchors
+        anchors = None if file is None else read_anchors(file)
+        return Detection(asked.head, asked.decode, decode, loss, len(spec.data.classes), anchors)
 
     def is_annotated(self, photo: Photo) -> bool:
         """Whether it is a photo: one without boxes shows nothing."""
@@ -103,28 +115,35 @@ class Detection(Recording):
         if self.decode is not None:
             name = str(self.decoder)
             with users_code("task-decode", f"{name} fails", "[task] decode", DECODE_FIX):
-                given = self.decode(outputs, frame.plane)
-            some = checked(given, name, None).above(self.head.lowest)
+                boxes = self.decode(outputs, frame.plane)
+            some = checked(boxes, name, None).above(self.head.lowest)
         else:
-            name = find_decoder(self.decoder, {self.output: output.shape})
-            some = DECODERS[name].of(outputs, self._head(name), frame.plane)
+            given = parted(self.decoder, outputs)
+            name = find_decoder(self.decoder, {own: one.shape for own, one in given.items()})
+            some = DECODERS[name].of(given, self.setting(name), frame.plane)
         middle = (some.boxes[:, :2] + some.boxes[:, 2:]) / 2
         in_photo = np.asarray((middle < np.array(frame.seen[::-1])).all(1))  # not in the padding
         some = some.at(in_photo)
         y, x = (whole / seen for whole, seen in zip(frame.photo, frame.seen, strict=True))
         return best(some.scaled(x, y, frame.photo), MOST)
 
-    def _head(self, name: str) -> Head:
-        """The head with the decoder's defaults for what the spec does not name."""
+    def setting(self, name: str) -> Setting:
+        """The head with the decoder's defaults for what the spec does not name, and its anchors."""
         own = {field: getattr(self.head, field) for field in self.head.model_fields_set}
-        return Head(**{**DECODERS[name].defaults, **own})
+        return Setting(Head(**{**DECODERS[name].defaults, **own}), self.anchors)
 
     def classes_in(self, shape: tuple[int, ...]) -> int:
         """How many classes an output of this shape has scores of; 0 where nothing tells it."""
         if self.decode is not None:
             return self.count
-        name = find_decoder(self.decoder, {self.output: shape})
-        return DECODERS[name].classes({self.output: shape}, self._head(name)) or self.count
+        shapes = self._shapes(shape)
+        name = find_decoder(self.decoder, shapes)
+        return DECODERS[name].classes(shapes, self.setting(name).head) or self.count
+
+    def _shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Of what the decoder takes, where the network's output has this shape."""
+        empty = parted(self.decoder, {self.output: np.broadcast_to(np.float32(0), shape)})
+        return {name: one.shape for name, one in empty.items()}
 
     def record(self, output: NDArray[Any], photo: Photo, frame: Frame) -> Floats:
         """The image's error, and its matches.
@@ -184,37 +203,54 @@ class Detection(Recording):
         self, errors: Mapping[str, Floats], classes: Sequence[str] | None
     ) -> list[dict[str, Any]]:
         """Precision at 101 recalls, at an overlap of 0.5, of each class that is annotated."""
-        tables = {
-            who: Table(own.rows[own.places])
-            for who, own in errors.items()
-            if isinstance(own, Recorded)
-        }
+        tables = {who: Table(rows) for who, rows in _rows_of(errors).items()}
         if not tables:
             return []
         return [
-            {"class": self.name_of_class(int(k), classes)}
+            {"class": self.name_of_class(int(k), classes), "index": int(k)}
             | {who: np.round(table.curve(int(k)), 4).tolist() for who, table in tables.items()}
             for k in np.flatnonzero(next(iter(tables.values())).truths)
         ]
 
+    def tables(
+        self, errors: Mapping[str, Floats], classes: Sequence[str] | None
+    ) -> Sequence[Mapping[str, Any]]:
+        """Average precision by class and size; boxes found, missed and false."""
+        rows = _rows_of(errors)
+        if not rows:
+            return []
+        return tables_of(rows, lambda k: self.name_of_class(k, classes), self.head.threshold)
+
     def facts(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
-        """With the settings."""
-        return super().facts(classes) | {"settings": self.settings()}
+        """With the settings, but for the anchors themselves."""
+        return super().facts(classes) | {"settings": self._named()}
+
+    def _named(self) -> dict[str, Any]:
+        head = self.head if self.decoder not in DECODERS else self.setting(str(self.decoder)).head
+        return {"decode": self.decoder, "head": head.model_dump(mode="json", exclude={"anchors"})}
 
     def settings(self) -> dict[str, Any]:
-        """The decoder that the spec names, if any, and the head."""
-        return {"decode": self.decoder, "head": self.head.model_dump(mode="json")}
+        """The decoder that the spec names, if any, the head, and its anchors."""
+        if self.anchors is None:
+            return self._named()
+        return self._named() | {"anchors": packed_anchors(self.anchors)}
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Detection":
-        """The task of a bundle; its own decode is a function that the bundle has not.
+        """The task of a bundle; a decode of the user's follows by `with_code`.
 
         Raises:
             ValueError: the settings are none of its.
         """
         decoder, head = settings.get("decode"), Head.model_validate(settings.get("head") or {})
-        if not (decoder is None or isinstance(decoder, str)):
-            raise ValueError("decode is no name")
-        return Detection(head, decoder)
+        anchors = settings.get("anchors")
+        if not all(one is None or isinstance(one, str) for one in (decoder, anchors)):
+            raise ValueError("decode is no name, or anchors are no text")
+        known = None if anchors is None else unpacked_anchors(anchors)
+        return Detection(head, decoder, anchors=known)
+
+    def with_code(self, given: Callable[..., Any]) -> "Detection":
+        """With the decode that the bundle carries."""
+        return Detection(self.head, self.decoder, given, count=self.count)
 
     def describe(self, output: NDArray[Any], classes: Sequence[str] | None) -> dict[str, Any]:
         """`boxes`, each with its class, score and box, of what `answer` gave [D, 6]."""
@@ -238,7 +274,7 @@ class Detection(Recording):
         if self.decode is not None:
             return None
         try:
-            find_decoder(self.decoder, {self.output: shape})
+            find_decoder(self.decoder, self._shapes(shape))
         except KDError as error:
             if self.decoder is not None:  # the spec's choice is at fault, and not the network
                 raise
@@ -248,6 +284,10 @@ class Detection(Recording):
     def outputs_of(self, shape: tuple[int, ...]) -> int:
         """The classes that an output of this shape has scores of; 0 where it does not tell."""
         return self.classes_in(shape)
+
+    def has_label_loss(self, shape: tuple[int, ...]) -> bool:
+        """Of centre maps, for which one is built in; of other heads by the user's own."""
+        return self.loss is not None or len(shape) == 4
 
     def check_labels(
         self, labels: Sequence[float], outputs: int, classes: Sequence[str] | None

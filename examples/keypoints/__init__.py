@@ -1,0 +1,1 @@
+"""Example: a task of its own in one file, key points of made-up kites."""

@@ -1,0 +1,117 @@
+"""Every command ended at a random moment: the same command then ends as it would have.
+
+What it leaves is compared with what it leaves undisturbed: each file that two undisturbed runs
+leave alike is there and the same, and there is no file that none of them leaves.
+"""
+
+import random
+import re
+import shutil
+import signal
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from killed_commands import killed, start, tree
+from soak_commands import COMMANDS, OTHERS, VERDICTS, finished_project, project_for
+from soak_results import told, words
+
+from kdcompile.bundle import manifest
+
+pytestmark = pytest.mark.soak
+SEED, TRIES = 23, 12
+SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+REFUSED = 1
+KEEPING = ("init", "bench", "baseline")  # these do not write over what they have made
+
+
+def _ended(folder, inside, line, log):
+    """A command that is let alone: its exit code, and what it said."""
+    log.unlink(missing_ok=True)
+    process = start(folder, inside, line, log)
+    process.join()
+    text = log.read_text()
+    assert "Traceback" not in text, text
+    assert len(set(re.findall(r"^error\[(\S+?)\]", text, re.MULTILINE))) <= 1, text
+    return SimpleNamespace(code=process.exitcode, err=text)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished project, with a baseline that is kept in it."""
+    folder, log = tmp_path_factory.mktemp("finished"), tmp_path_factory.mktemp("log") / "log"
+    builds = finished_project(folder, lambda inside, line: _ended(folder, inside, line, log))
+    kept = ("baseline", "init", "dist/tiny-jetson", "kept", "--seconds", "0.2")
+    assert _ended(folder, folder, kept, log).code == 0
+    return builds
+
+
+@pytest.fixture(scope="module")
+def tally():
+    found = Counter()
+    yield found
+    if found:
+        told("kills-commands", f"{found.total()} kills ({words(found)}) of "
+             f"{len(COMMANDS) + len(OTHERS)} commands: each then ended as without")  # fmt: skip
+
+
+def _undisturbed(finished, command, case, log):
+    """Exit code and seconds of a command, the files that it always leaves, and any it may."""
+    leaves = []
+    for _ in range(2):
+        inside = project_for(command, finished, case)
+        ended = _ended(case, inside, command.words, log)
+        assert ended.code in VERDICTS, ended.err
+        leaves.append(tree(case))
+        shutil.rmtree(case)
+    one, two = leaves
+    always = {name: sha for name, sha in one.items() if two.get(name) == sha}
+    return ended.code, always, one.keys() & two.keys(), one.keys() | two.keys()
+
+
+def _kill(finished, command, case, log, number, longest):
+    """Run a command and end it at a moment, an earlier one where it was done before."""
+    rng = random.Random(f"{SEED} {command.words} {number}")
+    for _ in range(TRIES):
+        inside = project_for(command, finished, case)
+        log.unlink(missing_ok=True)
+        process = start(case, inside, command.words, log)
+        if killed(process, log, rng.uniform(0.02, longest), number):
+            break
+        longest *= 0.7
+        shutil.rmtree(case)
+    else:
+        pytest.fail(f"{command.words} ended before every signal")
+    text = log.read_text()
+    assert "Traceback" not in text, text
+    assert process.exitcode in (SIGNALS[number], -number, *VERDICTS), text  # it may be done by then
+    return inside
+
+
+def _check_no_half(folder):
+    """No bundle at its own name of which not all is there."""
+    for path in folder.glob("**/manifest.json"):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            manifest.read_bundle(path.parent)
+
+
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *OTHERS], ids=lambda c: "-".join((*c.words[:2], *c.gone))[:40]
+)
+def test_a_killed_command_ends_the_next_time(tmp_path, finished, tally, command):
+    case, log = tmp_path / "case", tmp_path / "log"
+    code, always, both, either = _undisturbed(finished, command, case, log)
+    for number in SIGNALS:
+        inside = _kill(finished, command, case, log, number, 2.0)
+        tally[number.name] += 1
+        _check_no_half(case)
+        again = _ended(case, inside, command.words, log)
+        told_so = f"{number.name}: {again.err[-800:]}"
+        kept = command.words[0] in KEEPING and again.code == REFUSED
+        assert again.code == code or kept, told_so
+        left = tree(case)
+        assert left.keys() - either == set(), told_so
+        assert both - left.keys() == set(), told_so
+        assert {name for name, sha in always.items() if left[name] != sha} == set(), told_so
+        _check_no_half(case)
+        shutil.rmtree(case)
