@@ -1,12 +1,15 @@
 """The use that a training makes of images without labels: whether, and how many of a batch."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from kdcompile.config.distill import Distill, DistillStage
 from kdcompile.config.spec import Spec
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
-from kdcompile.distill.objective_base import Objective
+
+if TYPE_CHECKING:  # a plan without work to do loads no PyTorch
+    from kdcompile.distill.objective_base import Objective
 
 LABELS_ALONE = "none"  # the recipe that asks no teacher
 
@@ -38,7 +41,7 @@ def pool_crops(options: Distill) -> int:
     return min(options.batch - 1, max(1, round(options.unlabelled * options.batch)))
 
 
-def refuse_pool(spec: Spec, options: Distill, objective: type[Objective]) -> None:
+def refuse_pool(spec: Spec, options: Distill, objective: "type[Objective]") -> None:
     """Refuse a batch that cannot be shared, and losses that say nothing of images without labels.
 
     Args:
