@@ -1,5 +1,6 @@
 """The whole frame of a build's sample, measured where its device is available, else predicted."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +15,7 @@ from kdcompile.latency import frame
 from kdcompile.latency.frame_sample import BY_FILES, Shipped, pictures_of, run_by
 from kdcompile.latency.frame_times import WORDS, FrameTimes, PredictedFrame, copies_ms, reduced
 from kdcompile.latency.subject import DEFAULT
-from kdcompile.remote.frame import ENGINE
+from kdcompile.remote.frame import ENGINE, TASK
 from kdcompile.remote.usage import Absent
 from kdcompile.targets import Target
 from kdcompile.tasks.task import task_of
@@ -69,8 +70,10 @@ def _shipped(step: Step, classes: Sequence[str] | None) -> Shipped:
         assert step.board is not None, "who has an engine has its board"
         backend = step.board.backend
     files = run_by({name: compiled.file(name) for name in compiled.files})
-    precision = compiled.json("choice.json")["precision"]
-    return Shipped(task_of(step.spec).like, classes, files, precision, backend)
+    precision, task = compiled.json("choice.json")["precision"], task_of(step.spec)
+    if task.settings():
+        files[TASK] = json.dumps(task.settings()).encode()
+    return Shipped(task.like, classes, files, precision, backend)
 
 
 def predicted(step: Step, target: Target, prediction: Prediction | None) -> PredictedFrame | Absent:

@@ -23,7 +23,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import INPUTS
 from kdcompile.latency.subject import DEFAULT
 from kdcompile.remote.archive import NAME, agent_zip
-from kdcompile.remote.frame import ENGINE, SAMPLE, sizes_of, write_manifest
+from kdcompile.remote.frame import ENGINE, SAMPLE, TASK, sizes_of, write_manifest
 
 OPENER = "opener.py"
 FOLDER, MOST, QUALITY = "photos", 16, 90
@@ -39,7 +39,8 @@ class Shipped:
     Args:
         task: as a bundle's manifest names it.
         classes: their names, where they have any.
-        files: `preprocess.json`, and `model.onnx`, or `model.engine` with what runs it; by name.
+        files: `preprocess.json`, `task.json` of a task with settings, and `model.onnx`, or
+            `model.engine` with what runs it; by name.
         precision: of the network.
         backend: that runs it.
     """
@@ -59,7 +60,10 @@ def shipped_in(bundle: Bundle) -> Shipped:
         backend = of_record(record_of(bundle.engine))
         files |= {ENGINE: bundle.engine, f"{ENGINE}.json": bundle.file(f"{about['engine']}.json")}
         files |= {OPENER: bundle.file(OPENER)} if OPENER in about["files"] else {}
-    return Shipped(about["task"], about.get("classes"), run_by(files), about["precision"], backend)
+    shipped = run_by(files)
+    if TASK in about["files"]:
+        shipped[TASK] = bundle.file(TASK)
+    return Shipped(about["task"], about.get("classes"), shipped, about["precision"], backend)
 
 
 def run_by(files: Mapping[str, Path]) -> dict[str, Path | bytes]:

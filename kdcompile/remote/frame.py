@@ -23,6 +23,7 @@ PARTS = ("decode", "preprocess", "inference", "postprocess")
 FRAME = "frame"
 BLOCKS, BLOCK_MS, WARMUP_S, LEAST = 20, 75.0, 2.0, 5
 SAMPLE, MANIFEST, ENGINE = "infer.py", "manifest.json", "model.engine"
+TASK = "task.json"  # of a task with settings: how an output becomes an answer
 
 
 class Frames:
@@ -152,9 +153,11 @@ def of_kit(kit: str, record: str, photos: list[str], blocks: int = BLOCKS) -> di
         engine = os.path.join(os.path.dirname(record), about["engine"])
         for source, name in ((engine, ENGINE), (engine + ".json", ENGINE + ".json")):
             shutil.copyfile(source, os.path.join(folder, name))
-        for name in ("agent.pyz", "preprocess.json", SAMPLE):
+        listed = ["agent.pyz", "preprocess.json"]
+        listed += [TASK] if os.path.isfile(os.path.join(kit, TASK)) else []
+        for name in (*listed, SAMPLE):
             shutil.copyfile(os.path.join(kit, name), os.path.join(folder, name))
-        listed = [ENGINE, ENGINE + ".json", "agent.pyz", "preprocess.json"]
+        listed += [ENGINE, ENGINE + ".json"]
         write_manifest(folder, task, None, listed)
         found = in_blocks(Frames(folder, photos, folder), blocks)
     about["frame"] = dict(found, precision=about["chosen"])
@@ -174,7 +177,7 @@ def timed(kit: str, record: str, photos: list[str], stream: Any) -> int:
     """The same with its outcome on a stream; the exit code, 4 where Pillow is absent."""
     try:
         found = of_kit(kit, record, photos)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, SystemExit) as error:  # infer.py ends with the last
         sys.stderr.write(f"error: whole frames were not timed: {error}\n")
         return 4 if isinstance(error, ImportError) else 1
     stream.write(f"{text(found)}\nwrote {record}\n")

@@ -86,6 +86,8 @@ def write_kit(
     _save(kit / "reference.npz", reference)
     (kit / archive.NAME).write_bytes(archive.agent_zip())
     shutil.copyfile(TEMPLATES / SCRIPT, kit / SCRIPT)
+    if task.settings():
+        write_json(kit / frame.TASK, task.settings())
     if sample is not None:
         write_text(kit / frame.SAMPLE, sample)
         shutil.copyfile(frame.__file__, kit / FRAME)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from played_kit import merged, run_kit
 from small_boxes import CLASSES, MODEL, SPEC, write_data, write_project
 
 from kdcompile import api
@@ -22,6 +23,7 @@ from kdcompile.data.check import check_data
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.passes.bundle import write_task
+from kdcompile.remote import frame
 from kdcompile.tasks.detection.boxes import overlaps
 from kdcompile.tasks.task import find_task, task_of
 
@@ -92,6 +94,37 @@ def test_run_and_the_sample_say_the_same_boxes(built):
     truth = photos["test"][0].boxes[:, :4].astype(float)
     best = np.array([row["boxes"][0]["box"]])
     assert overlaps(best, truth).max() > 0.5
+
+
+@pytest.fixture(scope="module")
+def on_board(built, tmp_path_factory):
+    """A folder with a bundle for a board, its test pack, and what the kit wrote of both."""
+    folder = tmp_path_factory.mktemp("board") / "own"
+    shutil.copytree(built[0], folder, ignore=shutil.ignore_patterns("dist", "overlays"))
+    run_kit(folder, "--precision", "fp32")
+    return folder
+
+
+def test_home_judges_a_boards_outputs_by_the_boxes_of_the_pack(on_board):
+    gates = merged(on_board, "--test-pack", "pack")
+    assert gates["accuracy@device"]["verdict"] == "passed"
+    numbers = {
+        (m["name"], m["evidence"], m["precision"]): m["value"]
+        for m in gates["report"]["measurements"]
+    }
+    for metric in ("map", "map50"):
+        key = f"student {metric}"
+        assert numbers[key, "device", "fp32"] == pytest.approx(numbers[key, "host", "fp32"])
+
+
+def test_a_kit_times_whole_frames_of_a_detector(on_board, monkeypatch):
+    monkeypatch.setattr(frame, "BLOCK_MS", 1.0)
+    monkeypatch.setattr(frame, "WARMUP_S", 0.0)
+    record = on_board / "out" / "device.json"
+    photos = [str(path) for path in sorted((on_board / "data" / "images").glob("test*"))[:2]]
+    found = frame.of_kit(str(on_board / "kit" / "kit"), str(record), photos, blocks=6)
+    assert set(found["parts"]) == set(frame.PARTS)
+    assert json.loads(record.read_text())["frame"]["images"] == 2
 
 
 @pytest.fixture
