@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.core import plugins
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
 from kdcompile.tasks.records import Recorded
@@ -24,6 +25,12 @@ class Recording(Task):
     """
 
     records: ClassVar[bool] = True
+
+    @property
+    def is_own_code(self) -> bool:
+        """Whether code of the user's judges outputs, which no bundle runs unasked."""
+        return plugins.plugin("tasks", self.kind) is None
+
     examples: ClassVar[str] = ""
 
     @abstractmethod

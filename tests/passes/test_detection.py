@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from played_kit import merged, run_kit
 from small_boxes import CLASSES, MODEL, SPEC, write_data, write_project
 
 from kdcompile import api
@@ -24,7 +25,7 @@ from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.latency import frame
 from kdcompile.latency.settings import Effort
 from kdcompile.passes.bundle import write_task
-from kdcompile.remote import frame as on_board
+from kdcompile.remote import frame as board_frame
 from kdcompile.tasks.detection.boxes import overlaps
 from kdcompile.tasks.task import find_task, task_of
 
@@ -105,17 +106,35 @@ def test_whole_frames_of_a_detector_are_timed(built, monkeypatch):
     assert found.frame.ms > found.frame.parts["postprocess"] > 0
 
 
-def test_a_kit_times_whole_frames_of_a_detector(built, tmp_path, monkeypatch):
-    folder, photos, _ = built
-    call("build", folder, "--target", "jetson", "-o", tmp_path / "bundle")
-    kit, out = tmp_path / "bundle" / "kit", tmp_path / "out"
-    words = ["--backend", "onnxruntime", "--iterations", "1", "--precision", "fp32", "--out", out]
-    subprocess.run([sys.executable, kit / "build_engine.py", *words], check=False)
-    monkeypatch.setattr(on_board, "BLOCK_MS", 1.0)
-    monkeypatch.setattr(on_board, "WARMUP_S", 0.0)
-    path = folder / "data" / "images" / photos["test"][0].name
-    found = on_board.of_kit(str(kit), str(out / "device.json"), [str(path)], blocks=6)
-    assert set(found["parts"]) == set(on_board.PARTS)
+@pytest.fixture(scope="module")
+def on_board(built, tmp_path_factory):
+    """A folder with a bundle for a board, its test pack, and what the kit wrote of both."""
+    folder = tmp_path_factory.mktemp("board") / "own"
+    shutil.copytree(built[0], folder, ignore=shutil.ignore_patterns("dist", "overlays"))
+    run_kit(folder, "--precision", "fp32")
+    return folder
+
+
+def test_home_judges_a_boards_outputs_by_the_boxes_of_the_pack(on_board):
+    gates = merged(on_board, "--test-pack", "pack")
+    assert gates["accuracy@device"]["verdict"] == "passed"
+    numbers = {
+        (m["name"], m["evidence"], m["precision"]): m["value"]
+        for m in gates["report"]["measurements"]
+    }
+    for metric in ("map", "map50"):
+        key = f"student {metric}"
+        assert numbers[key, "device", "fp32"] == pytest.approx(numbers[key, "host", "fp32"])
+
+
+def test_a_kit_times_whole_frames_of_a_detector(on_board, monkeypatch):
+    monkeypatch.setattr(board_frame, "BLOCK_MS", 1.0)
+    monkeypatch.setattr(board_frame, "WARMUP_S", 0.0)
+    record = on_board / "out" / "device.json"
+    photos = [str(path) for path in sorted((on_board / "data" / "images").glob("test*"))[:2]]
+    found = board_frame.of_kit(str(on_board / "kit" / "kit"), str(record), photos, blocks=6)
+    assert set(found["parts"]) == set(board_frame.PARTS)
+    assert json.loads(record.read_text())["frame"]["images"] == 2
 
 
 @pytest.fixture

@@ -101,6 +101,11 @@ class Detection(Recording):
         anchors = None if file is None else read_anchors(file)
         return Detection(asked.head, asked.decode, decode, loss, len(spec.data.classes), anchors)
 
+    @property
+    def is_own_code(self) -> bool:
+        """Whether a function of the user's decodes."""
+        return self.decode is not None or super().is_own_code
+
     def is_annotated(self, photo: Photo) -> bool:
         """Whether it is a photo: one without boxes shows nothing."""
         return not photo.tensors
@@ -227,10 +232,11 @@ class Detection(Recording):
 
     def _named(self) -> dict[str, Any]:
         head = self.head if self.decoder not in DECODERS else self.setting(str(self.decoder)).head
-        return {"decode": self.decoder, "head": head.model_dump(mode="json", exclude={"anchors"})}
+        told = {"decode": self.decoder, "head": head.model_dump(mode="json", exclude={"anchors"})}
+        return {**told, "classes": self.count} if self.count else told
 
     def settings(self) -> dict[str, Any]:
-        """The decoder that the spec names, if any, the head, and its anchors."""
+        """The decoder that the spec names, if any, the head, how many classes, and the anchors."""
         if self.anchors is None:
             return self._named()
         return self._named() | {"anchors": packed_anchors(self.anchors)}
@@ -245,8 +251,10 @@ class Detection(Recording):
         anchors = settings.get("anchors")
         if not all(one is None or isinstance(one, str) for one in (decoder, anchors)):
             raise ValueError("decode is no name, or anchors are no text")
-        known = None if anchors is None else unpacked_anchors(anchors)
-        return Detection(head, decoder, anchors=known)
+        known, count = None if anchors is None else unpacked_anchors(anchors), 0
+        if isinstance(told := settings.get("classes"), int):
+            count = told
+        return Detection(head, decoder, count=count, anchors=known)
 
     def with_code(self, given: Callable[..., Any]) -> "Detection":
         """With the decode that the bundle carries."""
