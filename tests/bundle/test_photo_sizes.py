@@ -30,7 +30,7 @@ CLASSES = ["low", "mid", "high"]
 SIZES = {"small": (17, 23), "large": (70, 90), "odd": (33, 47), "fits": (32, 48)}
 PORTS = Ports((Port("image", (1, 1, *SIDES), "float32"),))
 TASKS = ("counting", "classification", "regression", "generic")
-ELSEWHERE = ("segmentation", "detection")  # in tests/passes, whose samples have post-processing
+ELSEWHERE = ("segmentation", "detection")  # in test_photo_sizes_maps.py
 
 
 class Counter(nn.Module):

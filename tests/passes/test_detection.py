@@ -106,11 +106,30 @@ def test_whole_frames_of_a_detector_are_timed(built, monkeypatch):
     assert found.frame.ms > found.frame.parts["postprocess"] > 0
 
 
+def resize(root, number, size):
+    """Make a test photo of another width and height, with its boxes."""
+    path = root / "images" / f"test{number}.png"
+    with Image.open(path) as image:
+        scale = np.array(size) / image.size
+        image.resize(size).save(path)
+    content = json.loads((root / "test.json").read_text())
+    content["images"][number] |= {"width": size[0], "height": size[1]}
+    for one in content["annotations"]:
+        if one["image_id"] == number:
+            one["bbox"] = (np.array(one["bbox"]) * np.tile(scale, 2)).tolist()
+    (root / "test.json").write_text(json.dumps(content))
+
+
 @pytest.fixture(scope="module")
 def on_board(built, tmp_path_factory):
-    """A folder with a bundle for a board, its test pack, and what the kit wrote of both."""
+    """A folder with a bundle for a board, its test pack, and what the kit wrote of both.
+
+    Of its test photos one is smaller than the input, and one is larger.
+    """
     folder = tmp_path_factory.mktemp("board") / "own"
     shutil.copytree(built[0], folder, ignore=shutil.ignore_patterns("dist", "overlays"))
+    resize(folder / "data", 0, (40, 64))
+    resize(folder / "data", 1, (150, 96))
     run_kit(folder, "--precision", "fp32")
     return folder
 

@@ -12,7 +12,7 @@ from command_line import kdcompile
 from cpp_sample import compile_
 from PIL import Image
 from played_kit import merged, run_kit
-from small_masks import CLASSES, SIZE, write
+from small_masks import CLASSES, SIZE, save, scene, write
 
 from kdcompile.core.files import file_sha256
 from kdcompile.core.report import Report
@@ -118,9 +118,15 @@ def test_fewer_names_than_outputs_and_indices_beyond_them(built, tmp_path):
 
 @pytest.fixture(scope="module")
 def on_board(built, tmp_path_factory):
-    """A folder with a bundle for a board, its test pack, and what the kit wrote of both."""
+    """A folder with a bundle for a board, its test pack, and what the kit wrote of both.
+
+    Of its test photos one is smaller than the input, and one is larger.
+    """
     folder = tmp_path_factory.mktemp("board") / "own"
     shutil.copytree(built, folder, ignore=shutil.ignore_patterns("bundle"))
+    random = np.random.default_rng(8)
+    for name, size in (("test00", (30, 50)), ("test01", (90, 70))):
+        save(folder / "data", name, *scene(random, size))
     run_kit(folder)
     return folder
 
