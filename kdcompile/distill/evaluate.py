@@ -73,11 +73,21 @@ def outputs(
     Float32 whatever the training's precision is, maps without what they say of the padding. The
     models are in inference mode.
     """
+    for found, frames in raw_outputs(models, photos, preprocess, device):
+        yield [_within(output, frames, task) for output in found]
+
+
+def raw_outputs(
+    models: Sequence[nn.Module],
+    photos: Iterable[Photo],
+    preprocess: Preprocess,
+    device: torch.device,
+) -> Iterator[tuple[list[NDArray[np.float32]], list[Frame]]]:
+    """The same as the models give them, and where the photos of the batch lie in their inputs."""
     for images, frames in _batches(photos, preprocess):
         given = torch.from_numpy(images).to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False), _untimed_convolutions():
-            found = [model(given).float().cpu().numpy() for model in models]
-        yield [_within(output, frames, task) for output in found]
+            yield [model(given).float().cpu().numpy() for model in models], frames
 
 
 def _within(

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcompile.core import plugins
+from kdcompile.data.coreset import described
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
 from kdcompile.tasks.records import Recorded
-from kdcompile.tasks.task import Floats, Stratum, Task
+from kdcompile.tasks.strata import Stratum
+from kdcompile.tasks.task import Floats, Task
 
 
 class Recording(Task):
@@ -67,6 +69,10 @@ class Recording(Task):
     def errors(self, predicted: Sequence[Any] | Floats, true: Sequence[float] | Floats) -> Floats:
         """The images' own errors, with their records."""
         return Recorded.of(predicted)
+
+    def told(self, output: NDArray[Any], frame: Frame) -> list[Floats]:
+        """What `described` says of the whole output: a task that knows more says it."""
+        return described(output)
 
     def difficulty(self, output: NDArray[Any], true: float) -> float:
         """The image's own error."""

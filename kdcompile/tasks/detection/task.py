@@ -12,6 +12,7 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.plugins import register
 from kdcompile.core.user_code import load_factory, users_code
+from kdcompile.data.coreset import placed
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
 from kdcompile.tasks.detection.anchors import packed_anchors, read_anchors, unpacked_anchors
@@ -24,7 +25,8 @@ from kdcompile.tasks.detection.tables import tables_of
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.recording import Recording
 from kdcompile.tasks.records import Recorded, over_records, weights_of
-from kdcompile.tasks.task import Floats, Stratum
+from kdcompile.tasks.strata import Stratum, by_contents
+from kdcompile.tasks.task import Floats
 
 DRAWS = 499  # resamples of an interval: benchmarks/README.md has what one costs
 AT_HALF = (0,)  # places in `OVERLAPS`
@@ -179,6 +181,24 @@ class Detection(Recording):
         wrong = false + truths - right
         error = wrong / (wrong + 2 * right) if wrong else 0.0
         return np.concatenate([[error], packed(found)])
+
+    def told(self, output: NDArray[Any], frame: Frame) -> list[Floats]:
+        """The sum of the scores of each class, and how unsure they are in each part of the image.
+
+        A box of score s is unsure by (1 - |2 s - 1|)^2, the margin of arXiv 1809.09875 of the two
+        answers that it is something or nothing, summed over boxes as there.
+        """
+        found, count = self.found(output, frame), self.classes_in(output.shape)
+        kinds = found.classes if count else np.zeros(len(found), np.int64)
+        sums = np.bincount(kinds, found.scores, max(count, 1)).astype(np.float64)[: max(count, 1)]
+        middles = (found.boxes[:, 1::-1] + found.boxes[:, :1:-1]) / 2 / np.array(frame.photo)
+        unsure = placed(middles, (1 - np.abs(2 * found.scores - 1)) ** 2)
+        return [sums[None], unsure[None]]
+
+    def photo_groups(self, photos: Sequence[Photo], classes: Sequence[str] | None) -> list[Stratum]:
+        """The images in which something of each class is annotated."""
+        held = [np.unique(classes_of(one.boxes[~is_crowd(one.boxes)])) for one in photos]
+        return by_contents(held, lambda k: self.name_of_class(k, classes))
 
     def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """The boxes that are sure enough, float32 [D, 6]: x0 y0 x1 y1 in its pixels, score, class.
