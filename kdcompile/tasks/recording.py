@@ -96,7 +96,7 @@ class Recording(Task):
         return super().facts(classes) | own
 
     def constant_scores(
-        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+        self, train: Sequence[float], predicted: Sequence[Any] | Floats, true: Sequence[float]
     ) -> dict[str, float]:
         """Not known by the labels alone."""
         return {metric.name: float("nan") for metric in self.metrics}

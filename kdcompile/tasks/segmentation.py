@@ -182,7 +182,7 @@ class Segmentation(Recording):
         check_indices(mask_of(photo), outputs, photo.name)
 
     def constant_scores(
-        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+        self, train: Sequence[float], predicted: Sequence[Any] | Floats, true: Sequence[float]
     ) -> dict[str, float]:
         """Of naming the most frequent class of these images everywhere."""
         table = np.asarray(predicted, np.float64)

@@ -278,7 +278,7 @@ class Task(ABC):
         return float(np.median(train))
 
     def constant_scores(
-        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+        self, train: Sequence[float], predicted: Sequence[Any] | Floats, true: Sequence[float]
     ) -> dict[str, float]:
         """Every metric of the best constant prediction, beside what a network predicted."""
         return self.scores([self.constant(train)] * len(true), true)

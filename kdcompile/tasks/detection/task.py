@@ -349,7 +349,7 @@ class Detection(Recording):
         self._refuse_others(photo, outputs)
 
     def constant_scores(
-        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+        self, train: Sequence[float], predicted: Sequence[Any] | Floats, true: Sequence[float]
     ) -> dict[str, float]:
         """Of finding nothing."""
         table = np.array(predicted, np.float64)
