@@ -65,7 +65,7 @@ class Detection(Recording):
     kind = like = "detection"
     output, unit = "boxes", "1"
     metrics = (MAP, MAP50)
-    parts = "by_class"
+    parts, labels = "by_class", "boxes"
 
     def __init__(
         self,
