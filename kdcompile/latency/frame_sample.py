@@ -95,7 +95,7 @@ def packed(folder: Path, shipped: Shipped, pictures: Pictures) -> Path:
     if INPUTS in preprocess and preprocess["image"] is None:
         raise no_photos("the network takes named tensors and no image: it has no whole frame")
     write_manifest(str(inside), shipped.task, shipped.classes, list(shipped.files))
-    write_text(inside / SAMPLE, python_sample.text())
+    write_text(inside / SAMPLE, python_sample.text(shipped.task))
     for number, (name, content) in enumerate(pictures):
         (inside / FOLDER / f"{number:03d}{Path(name).suffix}").write_bytes(content)
     path = folder / "sample.zip"

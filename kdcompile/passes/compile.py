@@ -256,7 +256,7 @@ def _kit(
         settings=step.spec.compile.model_dump(),
         inputs=ports_of(step.spec),
         teacher=form.file(step.inputs["export"].file("teacher.onnx")),
-        sample=python_sample.text(),
+        sample=python_sample.text(task.like),
     )
 
 
