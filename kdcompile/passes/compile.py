@@ -27,7 +27,7 @@ from kdcompile.backends.mixed import NEEDS, add_mixed
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import gates_json, write_carried, write_outputs
 from kdcompile.backends.tensorrt_rtx_ import compile_check
-from kdcompile.bundle import python_sample
+from kdcompile.bundle import carried_code, python_sample
 from kdcompile.config.deploy import Profile
 from kdcompile.config.gates import fraction
 from kdcompile.config.step import Step
@@ -257,6 +257,7 @@ def _kit(
         inputs=ports_of(step.spec),
         teacher=form.file(step.inputs["export"].file("teacher.onnx")),
         sample=python_sample.text(task.like),
+        code=carried_code.code_of(step.spec.task.decode or "", step.spec.folder),
     )
 
 

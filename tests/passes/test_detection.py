@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from small_boxes import CLASSES, MODEL, SPEC, write_data, write_project
 
 from kdcompile import api
 from kdcompile.bundle.box_figures import boxes_png
+from kdcompile.bundle.carried_code import code_of
 from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.cli import cli
 from kdcompile.config.load import load_spec
@@ -22,9 +25,11 @@ from kdcompile.data.check import check_data
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
 from kdcompile.latency import frame
+from kdcompile.latency.frame_sample import packed, shipped_in
 from kdcompile.latency.settings import Effort
 from kdcompile.passes.bundle import write_task
 from kdcompile.remote import frame as on_board
+from kdcompile.remote.frame import PARTS, Frames
 from kdcompile.tasks.detection.boxes import overlaps
 from kdcompile.tasks.task import find_task, task_of
 
@@ -348,3 +353,59 @@ def test_a_changed_decode_is_never_run(carrying, tmp_path):
     assert sample.returncode == 1
     assert "near.py is not the file of the manifest" in sample.stderr
     assert not mark.exists()
+
+
+def test_a_frame_with_a_decode_is_timed_with_consent_alone(carrying, tmp_path):
+    bundle, photo = carrying
+    with pytest.raises(KDError) as caught:
+        shipped_in(read_bundle(bundle))
+    assert caught.value.code == "bundle-code"
+    assert "--allow-code" in str(caught.value.fix)
+    shipped = shipped_in(read_bundle(bundle), allow_code=True)
+    with zipfile.ZipFile(packed(tmp_path, shipped, [(photo.name, photo.read_bytes())])) as sample:
+        assert {"code/heads/own.py", "code/near.py"} <= set(sample.namelist())
+        sample.extractall(tmp_path / "there")
+    photos = [str(tmp_path / "there" / "photos" / "000.png")]
+    times = Frames(str(tmp_path / "there"), photos, str(tmp_path)).once()
+    assert len(times) == len(PARTS)
+    assert min(times) > 0
+
+
+def test_bench_takes_the_consent(carrying, tmp_path, monkeypatch):
+    bundle, photo = carrying
+    monkeypatch.setattr(frame, "EFFORT", Effort(processes=1, blocks=4, seconds=0.5))
+    with pytest.raises(KDError) as caught:
+        api.bench(bundle, images=[photo])
+    assert caught.value.code == "bundle-code"
+    found = api.bench(bundle, images=[photo], allow_code=True, seconds=0.5, processes=1)
+    assert found.frame.parts["postprocess"] > 0
+
+
+def test_the_frame_of_a_kit_has_the_decode_that_it_lists(carrying, tmp_path, monkeypatch):
+    """As `build_engine.py --images` does it, up to the network itself."""
+    bundle, photo = carrying
+    code = code_of("heads/own.py:decode", bundle.parent / "spec")
+    assert set(code) == {"code/heads/own.py", "code/near.py"}
+    assert code_of("centre", bundle.parent / "spec") == {}
+    kit, seen = tmp_path / "kit", {}
+    for name, path in code.items():
+        (kit / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, kit / name)
+    for name in ("preprocess.json", "task.json", "infer.py"):
+        shutil.copyfile(bundle / name, kit / name)
+    for name in ("agent.pyz", "model.engine", "model.engine.json"):
+        (kit / name).write_bytes(b"{}")
+    (kit / "kit.json").write_text(json.dumps({"task": "detection", "files": dict.fromkeys(code)}))
+    record = kit / "device.json"
+    record.write_text(json.dumps({"engine": "model.engine", "chosen": "fp32"}))
+
+    class Watched(on_board.Frames):
+        def __init__(self, folder, photos, scratch):
+            seen.update(json.loads(Path(folder, "manifest.json").read_text())["files"])
+            assert all(Path(folder, name).is_file() for name in seen)
+
+    monkeypatch.setattr(on_board, "Frames", Watched)
+    monkeypatch.setattr(on_board, "in_blocks", lambda frames, blocks: {"blocks": [1.0]})
+    on_board.of_kit(str(kit), str(record), [str(photo)])
+    assert set(code) <= set(seen)
+    assert json.loads(record.read_text())["frame"]["precision"] == "fp32"
