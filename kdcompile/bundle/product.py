@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kdcompile.bundle import facts, form
+from kdcompile.bundle import deepstream, facts, form
 from kdcompile.bundle.card import write_card
 from kdcompile.bundle.distributions import used, write_licences
 from kdcompile.bundle.manifest import ENGINE, Bundle
@@ -97,7 +97,9 @@ def settings_of(bundle: Bundle) -> dict[str, Any]:
 
 
 def write_product(folder: Path, report: Report) -> None:
-    """Write `cpp/`, `triton/`, `MODEL_CARD.md`, `sbom.cdx.json` and `LICENCES.md`.
+    """Write `cpp/`, `triton/`, `deepstream/`, `MODEL_CARD.md`, `sbom.cdx.json` and `LICENCES.md`.
+
+    `deepstream/` is of networks that need no parser of the user's; of others the card says why not.
 
     Args:
         folder: the bundle, with `model.onnx`, `preprocess.json` and an engine if there is one.
@@ -124,4 +126,10 @@ def _write_from_network(folder: Path, report: Report) -> None:
     task = facts.task(report)
     write_cpp(folder, preprocess, io, task["kind"], task["classes"], task.get("settings"))
     write_triton(folder, report.name, report.target, load(report.target).kind, io)
-    write_card(folder, report, io)
+    why_not = deepstream.refusal(preprocess, io, task["kind"])
+    if why_not is None:
+        precision = str((report.details.get("choice") or {}).get("precision", "fp32"))
+        deepstream.write_deepstream(
+            folder, preprocess, io, task["classes"], precision, report.target
+        )
+    write_card(folder, report, io, deepstream.told(why_not))

@@ -316,6 +316,12 @@ def carrying(built, tmp_path_factory):
     return bundle, built[0] / "data" / "images" / built[1]["test"][0].name
 
 
+def test_the_card_says_why_there_is_no_deepstream(built):
+    assert not (built[2] / "deepstream").exists()
+    card = (built[2] / "MODEL_CARD.md").read_text()
+    assert "There is no `deepstream/`: the parser of boxes" in card
+
+
 def test_a_bundle_carries_a_decode_and_what_it_imports(carrying):
     files = read_bundle(carrying[0]).manifest["files"]
     carried = {name for name in files if name.startswith("code/")}

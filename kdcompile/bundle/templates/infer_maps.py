@@ -1,4 +1,4 @@
-"""Part of `infer.py` in bundles of counting and segmentation: what a map over the photo says."""
+"""Part of `infer.py` in bundles of counting and segmentation: what a map over an image says."""
 
 from __future__ import annotations
 
