@@ -132,4 +132,20 @@ def _write_from_network(folder: Path, report: Report) -> None:
         deepstream.write_deepstream(
             folder, preprocess, io, task["classes"], precision, report.target
         )
-    write_card(folder, report, io, deepstream.told(why_not))
+    write_card(folder, report, io, deepstream.told(why_not) + _suppression_told(folder, report))
+
+
+def _suppression_told(folder: Path, report: Report) -> str:
+    """What `nms/` is, where the bundle has it."""
+    path = folder / "nms" / "nms.json"
+    if not path.is_file():
+        return ""
+    about = read_json(path)
+    more = about["predicted_ms"]
+    cost = "" if more is None else f" Predicted for {report.target}: {more:.3g} ms more."
+    return (
+        " `nms/model.onnx` is the network with its boxes decoded and suppressed inside: corners in "
+        f"pixels of its input, score and class, [1, D, 6]. On {about['images']} validation images "
+        f"{about['apart']} of {about['boxes']} boxes are other ones than those of the decode "
+        f"outside.{cost} Latencies and gates of the report are of model.onnx."
+    )

@@ -252,6 +252,8 @@ class Spec(Closed):
             self._refuse_with_rows()
         elif task is not None and self.task.outputs:
             raise ValueError(f'task.outputs needs task.kind = "generic", not {self.task.kind}')
+        if self.export.nms != "none" and getattr(task and task.value, "labels", None) != "boxes":
+            raise ValueError(f'export.nms needs task.kind = "detection", not {self.task.kind}')
         if self.export.inputs:
             if task is not None and not getattr(task.value, "takes_rows", False):
                 raise ValueError(f'export.inputs needs task.kind = "generic", not {self.task.kind}')

@@ -54,17 +54,11 @@ class _Tail:
         return str(self.add("Clip", value, self.held(low), self.held(high)))
 
 
-def with_nms(model: ModelProto, decoder: str, setting: Setting, plane: Plane) -> ModelProto:
-    """The network with its head's decoding and the suppression of boxes behind it.
-
-    Args:
-        model: with one output, float32; not changed.
-        decoder: of the output, a known one's name.
-        setting: of the head.
-        plane: height and width of the input.
+def refuse_head(decoder: str, setting: Setting) -> None:
+    """Refuse a head whose boxes need no suppression, or are decoded by code of the user's.
 
     Raises:
-        KDError: `export-nms`, boxes of this head are not suppressed, or are known to no decoder.
+        KDError: `export-nms`.
     """
     if decoder not in HEADS or setting.head.overlap >= 1:
         what = "its boxes are final" if decoder in (*HEADS, "boxes") else "its decode is your code"
@@ -75,6 +69,21 @@ def with_nms(model: ModelProto, decoder: str, setting: Setting, plane: Plane) ->
             fix="leave export.nms out; it is for heads whose boxes are still to be suppressed: "
             f"{', '.join(HEADS)}, with task.head.overlap below 1",
         )
+
+
+def with_nms(model: ModelProto, decoder: str, setting: Setting, plane: Plane) -> ModelProto:
+    """The network with its head's decoding and the suppression of boxes behind it.
+
+    Args:
+        model: with one output, float32; not changed.
+        decoder: of the output, a known one's name.
+        setting: of the head.
+        plane: height and width of the input.
+
+    Raises:
+        KDError: those of `refuse_head`.
+    """
+    refuse_head(decoder, setting)
     made = copied(model)
     (output,) = made.graph.output
     kind = output.type.tensor_type

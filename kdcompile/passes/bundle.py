@@ -32,7 +32,7 @@ COPIED = (
     ("calibrate", "audit.json"),
     ("distill", "metrics.jsonl"),
 )
-CARRIED = ("kit/", "parity/")  # what a board builds from, or what `bisect` looks at
+CARRIED = ("kit/", "parity/", "nms/")  # for a board, for `bisect`, and another form of it
 
 
 def run(step: Step, store: Store, target: "Target") -> Artifact:

@@ -39,6 +39,7 @@ from kdcompile.data.preprocess import Input, Preprocess
 from kdcompile.data.splits import load_splits
 from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.predict import kernel_ms
+from kdcompile.passes.suppression import write_suppression
 from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
@@ -107,6 +108,10 @@ def _compiled(
         candidates, notes = _judge(step, rig, paths["fp32"], shown, task, limits, known)
         choice = choose(candidates, limits.metric, spec.quantize.precision)
         rig.keep(choice.precision, paths, folder)
+        if spec.export.nms != "none":
+            runs = choice.precision if choice.precision in RUNS_HERE else "fp32"
+            proof = form.file(paths[runs]), photos, form.prepare
+            write_suppression(folder, proof, task, target, spec.export.profile[1])
         if isinstance(rig, BoardRig):
             keep_teacher(rig, step.inputs["export"], choice.precision, folder)
     reference = open_session(paths["fp32"])

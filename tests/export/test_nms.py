@@ -9,6 +9,7 @@ from kdcompile.config.detection import Head
 from kdcompile.core.errors import KDError
 from kdcompile.data.preprocess import Frame
 from kdcompile.export.nms import with_nms
+from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.tasks.detection.task import Detection
 
 PLANE = (48, 64)
@@ -136,3 +137,11 @@ def test_heads_without_suppression_are_refused(decoder, head, why):
         with_nms(network((1, 50, 8)), decoder, setting, PLANE)
     assert why in caught.value.message
     assert "leave export.nms out" in str(caught.value.fix)
+
+
+def test_the_latency_model_knows_what_is_added():
+    shape = (1, 7, 120)
+    plain, task = network(shape), Detection(Head(), "yolov8")
+    kernels = kernels_of(with_nms(plain, "yolov8", task.setting("yolov8"), PLANE), shape)
+    assert sum(kernel.kind == "sort" for kernel in kernels) == 3  # two of TopK
+    assert sum(kernel.kind == "sort" for kernel in kernels_of(plain, shape)) == 0
