@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from kdcompile.config.distill import NO_EFFECT
+from kdcompile.config.export import Export
 from kdcompile.config.gates import Gates
 from kdcompile.config.spec import Spec, Task, Teacher
 from kdcompile.config.step import Board
@@ -180,7 +181,7 @@ def covered(
 
 def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target) -> Any:
     """The values of a section; files by their content, under `FILES`."""
-    value = getattr(spec, name)
+    value = _seen(getattr(spec, name), stage)
     if name in SEARCHED and _unread(stage, spec):
         return None
     if name == "compile" and not measures(stage, spec):
@@ -209,6 +210,13 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
     if name == "gates":
         return _gates(value, stage, spec, hasher, target)
     return _whole(value, spec, hasher)
+
+
+def _seen(value: Any, stage: Stage) -> Any:
+    """A section without what only another stage does."""
+    if isinstance(value, Export) and stage.name != "compile":
+        return value.model_copy(update={"nms": "none"})
+    return value
 
 
 def _whole(value: Any, spec: Spec, hasher: Hasher) -> Any:

@@ -85,7 +85,7 @@ class Segmentation(Recording):
     kind = like = "segmentation"
     output, unit = "logits", "1"
     metrics = (MIOU, PIXELS)
-    is_dense, parts = True, "by_class"
+    is_dense, parts, labels = True, "by_class", "masks"
 
     def is_annotated(self, photo: Photo) -> bool:
         """Whether it has a mask."""

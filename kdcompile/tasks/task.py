@@ -43,8 +43,8 @@ class Task(ABC):
     (`kdcompile.models.joined`); records: its predictions are rows, with a record that metrics of
     the set read behind the error of the image (`kdcompile.tasks.recording`); axes: of which outputs
     of `takes_rows` the values along an axis are scores of classes; parts: the report's key for
-    accuracy in `groups`; output_fit: what a trained student's output may be calibrated by
-    (`distill.output_calibration`), None where nothing is to be.
+    accuracy in `groups`; labels: of boxes and masks those that a format reads; output_fit: what a
+    trained student's output may be calibrated by (`distill.output_calibration`), or None.
     """
 
     kind: ClassVar[str]
@@ -60,6 +60,7 @@ class Task(ABC):
     records: ClassVar[bool] = False
     axes: Mapping[str, Scores] = MappingProxyType({})
     parts: ClassVar[str]
+    labels: ClassVar[Literal["boxes", "masks"] | None] = None
     output_fit: ClassVar[Literal["scale", "affine", "temperature"] | None] = None
 
     def objective(self) -> Any:

@@ -79,6 +79,17 @@ def test_a_whole_frame_of_the_sample_is_timed(built, tmp_path):
     assert min(times) > 0
 
 
+def test_deepstream_has_its_folder(built):
+    files = json.loads((built / "bundle" / "manifest.json").read_text())["files"]
+    inside = {name for name in files if name.startswith("deepstream/")}
+    assert inside == {
+        "deepstream/config_infer_primary.txt", "deepstream/labels.txt", "deepstream/model.onnx"
+    }  # fmt: skip
+    labels = (built / "bundle" / "deepstream" / "labels.txt").read_text().split()
+    assert labels == CLASSES
+    assert "`deepstream/` is for" in (built / "bundle" / "MODEL_CARD.md").read_text()
+
+
 def test_the_cpp_sample_compiles(built):
     compile_(built / "bundle", "-fsyntax-only")
 

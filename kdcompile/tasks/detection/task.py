@@ -67,7 +67,7 @@ class Detection(Recording):
     kind = like = "detection"
     output, unit = "boxes", "1"
     metrics = (MAP, MAP50)
-    parts = "by_class"
+    parts, labels = "by_class", "boxes"
 
     def __init__(
         self,
@@ -133,6 +133,17 @@ class Detection(Recording):
         some = some.at(in_photo)
         y, x = (whole / seen for whole, seen in zip(frame.photo, frame.seen, strict=True))
         return best(some.scaled(x, y, frame.photo), MOST)
+
+    def head_of(self, shape: tuple[int, ...]) -> tuple[str, Setting]:
+        """The decoder of an output of this shape, with what the spec says of the head.
+
+        Raises:
+            KDError: `task-decode`.
+        """
+        if self.decode is not None:
+            return str(self.decoder), Setting(self.head)
+        name = find_decoder(self.decoder, self._shapes(shape))
+        return name, self.setting(name)
 
     def setting(self, name: str) -> Setting:
         """The head with the decoder's defaults for what the spec does not name, and its anchors."""
