@@ -13,12 +13,14 @@ import select
 import struct
 import sys
 import threading
+import time
 import zipfile
 from importlib.util import spec_from_loader
 from typing import Any, Dict
 
 LEAST = (3, 8)
 HUNG_UP = 1
+ABANDONED_S = 86400
 
 
 def say(kind: str, value: object) -> None:
@@ -40,6 +42,17 @@ def watch() -> None:
     pipe.register(0, 0)  # no event but the hang-up, which is always told
     pipe.poll()
     os._exit(HUNG_UP)
+
+
+def sweep() -> None:
+    """Remove inputs and outputs of sessions that were killed: after a day, for nothing tells it."""
+    for name in os.listdir("."):
+        if name.startswith("run-") and name.endswith(".npz"):
+            try:
+                if time.time() - os.stat(name).st_mtime > ABANDONED_S:
+                    os.remove(name)
+            except OSError:  # another session was faster
+                pass
 
 
 class Archive:
@@ -85,6 +98,7 @@ def main() -> None:
         os.makedirs(work, mode=0o700, exist_ok=True)
         os.makedirs(os.path.join(work, "blobs"), exist_ok=True)
         os.chdir(work)
+        sweep()
     except OSError as error:
         stop("work-folder", str(error), "make that folder writable, or free the disk there")
     threading.Thread(target=watch, daemon=True).start()

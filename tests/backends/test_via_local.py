@@ -1,9 +1,11 @@
 """Places of this machine, the grammar of `--via`, and a worker's process that misbehaves."""
 
 import io
+import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from queue import Empty
 
@@ -237,6 +239,18 @@ def test_a_user_without_a_home_is_told_so_and_gets_no_folder_called_tilde(
     assert (leave.value.code, told["code"]) == (4, "work-folder")
     assert "KDCOMPILE_CACHE" in told["fix"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_of_sessions_that_were_killed_go_after_a_day(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    kept = ["run-young-in.npz", "student.engine", "run-old.txt"]
+    for name in (*kept, "run-old-in.npz", "run-old-out.npz"):
+        Path(name).write_text("x")
+        if "young" not in name:
+            day_ago = time.time() - 86_400
+            os.utime(name, (day_ago - 60, day_ago - 60))
+    bootstrap.sweep()
+    assert sorted(os.listdir()) == sorted(kept)
 
 
 def test_a_work_folder_that_cannot_be_made(monkeypatch, tmp_path):

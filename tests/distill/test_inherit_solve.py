@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcompile.distill.inherit.importance import Place, explaining, most
+from kdcompile.distill.inherit.importance import Reader, places
 from kdcompile.distill.inherit.rows import (
     grouped_weight,
     input_rows,
@@ -12,6 +12,7 @@ from kdcompile.distill.inherit.rows import (
     sample,
     set_weight,
 )
+from kdcompile.distill.inherit.select import Place, Samples, explaining, most, ranking
 from kdcompile.distill.inherit.solve import Gate, Solution, fit, is_dead
 
 MODULES = [
@@ -74,6 +75,44 @@ def test_every_block_gives_as_many():
     place = Place(torch.diag(torch.arange(6.0).double()), torch.eye(6, dtype=torch.double))
     assert explaining([place], 6, keep=4, blocks=2).tolist() == [1, 2, 4, 5]
     assert most(torch.arange(6.0), keep=4, blocks=2).tolist() == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_few_samples_pick_the_channels_that_their_covariance_picks(blocks):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(24, 7, generator=generator, dtype=torch.double)
+    weights = torch.randn(24, 5, generator=generator, dtype=torch.double)
+    given = weights.T @ values
+    few = Samples(values, given.T @ given)
+    full = Place(values @ values.T, weights @ weights.T)
+    kept = ranking([few], 24, 12, blocks)
+    for views in ([full], [few, full]):  # of the seventh all channels explain the same
+        assert ranking(views, 24, 12, blocks)[:6] == kept[:6]
+    picked = set(kept[:7])  # seven explain all, then the first follow
+    if blocks == 1:
+        assert kept[7:] == [c for c in range(24) if c not in picked][:5]
+
+
+def test_samples_are_kept_as_such_where_they_are_fewer_than_channels():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
+    reader = Reader("2", 0, 0, 12, 1, -1)
+    crops = [torch.randn(4, 4) for _ in range(4)]
+    (few,) = places(teacher, crops[:2], [reader])[0]
+    (full,) = places(teacher, crops, [reader])[0]
+    assert isinstance(few, Samples)
+    assert few.values.shape == (12, 8)
+    assert isinstance(full, Place)
+    for view, used in ((few, crops[:2]), (full, crops)):
+        with torch.no_grad():
+            read = teacher[:2](torch.cat(used)).double()
+        covariance = torch.cov(read.T, correction=0)
+        weight = teacher[2].weight.detach().double()
+        pursuit = view.pursuit()
+        assert torch.allclose(pursuit.left(), covariance.diagonal())
+        energy = ((weight.T @ weight) * covariance).sum()
+        expected = (covariance * (weight.T @ weight @ covariance)).sum(0) / energy
+        assert torch.allclose(pursuit.explained(), expected)
 
 
 def test_no_readers_keeps_the_first():

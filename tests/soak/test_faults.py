@@ -15,11 +15,13 @@ from itertools import product
 import pytest
 from faulty_commands import CALLS, ERRORS, Fault, FaultyCommands, compile_faults
 from killed_builds import Builds
+from killed_commands import OWN
 from soak_commands import COMMANDS, VERDICTS, finished_project, project_for
 from soak_results import told
 
 from kdcompile.bundle import manifest
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import file_sha256
 
 pytestmark = pytest.mark.soak
 SEED, ONE_IN = 11, int(os.environ.get("KDCOMPILE_SOAK_FAULTS", "1"))
@@ -88,12 +90,39 @@ def _half(folder):
     return found
 
 
+def _content(folder):
+    """All that is below a folder; the folders that the command has of its own, if not empty."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found[name] = path.readlink()
+        elif path.is_file():
+            found[name] = file_sha256(path)
+        elif name not in OWN:
+            found[name] = "folder"
+    return found
+
+
 def _once(commands, finished, case, command, fault, expected):
-    """One command with a fault and then without; what is wrong, and how the first ended."""
+    """One command with a fault and then without; what is wrong, and how the first ended.
+
+    The second is left out where the first has changed nothing: it would be the clean run once more.
+    """
     place = project_for(command, finished, case)
+    before = _content(case)
     ended = commands.run(place, command.words, fault)
     problems = [found for found in [_wrong(ended)] if found]
     problems += _half(case) if ended.failed else []
+    if _content(case) != before:
+        problems += _again(commands, finished, case, place, command, expected)
+    shutil.rmtree(case)
+    return problems, ended
+
+
+def _again(commands, finished, case, place, command, expected):
+    """The command without a fault, after one with it: what is wrong then."""
+    problems = []
     again = commands.run(place, command.words)
     kept = command.words[0] in KEEPING and again.code == REFUSED
     if again.code != expected and not kept:
@@ -106,8 +135,7 @@ def _once(commands, finished, case, command, fault, expected):
     left = [p.name for p in case.rglob("*") if p.name.endswith((".tmp", ".making"))]
     if left and command.words[0] in ("build", "plan"):
         problems.append(f"left: {left}")
-    shutil.rmtree(case)
-    return problems, ended
+    return problems
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: "-".join((*c.words[:2], *c.gone))[:40])

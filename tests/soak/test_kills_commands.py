@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -58,17 +59,18 @@ def tally():
 
 def _undisturbed(finished, command, case, log):
     """Exit code and seconds of a command, the files that it always leaves, and any it may."""
-    leaves = []
+    leaves, longest = [], 0.0
     for _ in range(2):
-        inside = project_for(command, finished, case)
+        inside, began = project_for(command, finished, case), time.monotonic()
         ended = _ended(case, inside, command.words, log)
         noisy = command.words[0] in NOISY and ended.code == REFUSED
         assert ended.code in VERDICTS or noisy, ended.err
+        longest = max(longest, time.monotonic() - began)
         leaves.append(tree(case))
         shutil.rmtree(case)
     one, two = leaves
     always = {name: sha for name, sha in one.items() if two.get(name) == sha}
-    return ended.code, always, one.keys() & two.keys(), one.keys() | two.keys()
+    return ended.code, longest, always, one.keys() & two.keys(), one.keys() | two.keys()
 
 
 def _kill(finished, command, case, log, number, longest):
@@ -78,7 +80,7 @@ def _kill(finished, command, case, log, number, longest):
         inside = project_for(command, finished, case)
         log.unlink(missing_ok=True)
         process = start(case, inside, command.words, log)
-        if killed(process, log, rng.uniform(0.02, longest), number):
+        if killed(process, log, rng.uniform(0.005, longest), number):
             break
         longest *= 0.7
         shutil.rmtree(case)
@@ -103,9 +105,9 @@ def _check_no_half(folder):
 )
 def test_a_killed_command_ends_the_next_time(tmp_path, finished, tally, command):
     case, log = tmp_path / "case", tmp_path / "log"
-    code, always, both, either = _undisturbed(finished, command, case, log)
+    code, longest, always, both, either = _undisturbed(finished, command, case, log)
     for number in SIGNALS:
-        inside = _kill(finished, command, case, log, number, 2.0)
+        inside = _kill(finished, command, case, log, number, longest)
         tally[number.name] += 1
         _check_no_half(case)
         again = _ended(case, inside, command.words, log)

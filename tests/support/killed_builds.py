@@ -49,7 +49,7 @@ from kdcompile.data.photo import Photo
 def photos(root, split):
     random = np.random.default_rng(len(split))
     made = []
-    for index in range({"train": 24, "val": 8, "test": 12, "more": 4}[split]):
+    for index in range({"train": 24, "val": 8, "test": 12, "pooled": 4}[split]):
         pixels = np.zeros((16, 16, 1), np.uint8)
         xy = random.uniform(2, 14, (1 + index % 4, 2)).astype(np.float32)
         for x, y in xy.astype(int):
@@ -113,7 +113,7 @@ def _child(folder, arguments, log, ending, checkpoints):
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), line_buffering=True)
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), line_buffering=True)
     sys.__stderr__ = sys.stderr
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command takes it
     # blocked where a fork server was begun in the test's process before
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     sys.argv = ["kdcompile", *arguments]

@@ -49,7 +49,7 @@ SHORT = ("--seconds", "0.2", "--processes", "1")
 # what kills are tried on beside them
 OTHERS = (
     Command(("search", "tiny"), ("search",)),
-    Command(("plan", "tiny", "--label", "2", "--set", "data.unlabelled=more")),
+    Command(("plan", "tiny", "--label", "2", "--set", "data.unlabelled=pooled")),
     Command(("export", "tiny", "-o", "student.onnx")),
     Command(("bundle", "tiny", "--test-pack", "pack")),
     Command(("bisect", BUNDLE)),

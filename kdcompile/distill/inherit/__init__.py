@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from kdcompile.core.errors import KDError
 from kdcompile.distill.evaluate import in_inference
 from kdcompile.distill.inherit.attention import find_heads, turned
-from kdcompile.distill.inherit.importance import Loss, explaining, most, places, readers, taylor
+from kdcompile.distill.inherit.importance import Loss, places, readers, taylor
 from kdcompile.distill.inherit.plan import kept_parameters, layer_plans, widths
 from kdcompile.distill.inherit.reconstruct import solve_layers
+from kdcompile.distill.inherit.select import explaining, most
 from kdcompile.distill.inherit.slicing import slice_weights
 from kdcompile.models.channel_groups import Channels, length
 from kdcompile.models.channels import trace

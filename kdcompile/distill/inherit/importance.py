@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcompile.distill.inherit.rows import grouped_weight, sample
+from kdcompile.distill.inherit.select import Place, Samples, View
 from kdcompile.models.channel_groups import Channels
 from kdcompile.models.examples import Inputs, inputs_of
 from kdcompile.models.resize import NORMS
@@ -44,12 +45,40 @@ class Reader:
         return share.reshape(len(x), self.size, -1)
 
 
-@dataclass(frozen=True)
-class Place:
-    """One reader's view of a group: covariance [C, C] and `demand` [C, C], W W^T of its weights."""
+class _Seen:
+    """What a reader was given so far: its samples, or their moments where they are as many."""
 
-    covariance: Tensor
-    demand: Tensor
+    def __init__(self, layer: nn.Module, reader: Reader) -> None:
+        self._layer, self._reader = layer, reader
+        self._count = 0
+        self._samples: list[Tensor] = []
+        self._moments: list[Tensor] = []
+        self._is_few = len(grouped_weight(layer)) == 1
+
+    def add(self, values: Tensor) -> None:
+        """Some samples, float64 [C, n]."""
+        self._count += values.shape[1]
+        self._samples.append(values)
+        if self._is_few and self._count < len(values):
+            return
+        self._is_few = False
+        for part in self._samples:
+            new = [part.sum(1), part @ part.T]
+            old = self._moments
+            self._moments = [a + b for a, b in zip(old, new, strict=True)] if old else new
+        self._samples.clear()
+
+    def view(self) -> View:
+        """What it sees of the group."""
+        if self._is_few:
+            values = torch.cat(self._samples, 1)
+            values = (values - values.mean(1, keepdim=True)) / self._count**0.5
+            given = _rows(self._layer, self._reader).T @ values
+            return Samples(values.cpu(), (given.T @ given).cpu())
+        total, squares = self._moments
+        mean = total / self._count
+        covariance = (squares / self._count - torch.outer(mean, mean)).cpu()
+        return Place(covariance, _demand(self._layer, self._reader).cpu())
 
 
 def readers(channels: Channels, wanted: set[int]) -> list[Reader]:
@@ -71,39 +100,41 @@ def readers(channels: Channels, wanted: set[int]) -> list[Reader]:
 
 def places(
     teacher: nn.Module, crops: Sequence[Inputs], found: Sequence[Reader]
-) -> dict[int, list[Place]]:
+) -> dict[int, list[View]]:
     """The readers' views by group. Runs the teacher once over the crops."""
-    moments: dict[Reader, list[Tensor]] = {}
+    seen: dict[Reader, _Seen] = {}
 
     def look(reader: Reader, x: Tensor) -> None:
         values = reader.part(x).transpose(0, 1).flatten(1)  # [C, B * places]
-        picks = sample(values.shape[1], POSITIONS * len(x), len(moments)).to(values.device)
-        values = values[:, picks].double()
-        count = values.new_tensor(float(len(picks)))
-        new = [count, values.sum(1), values @ values.T]
-        old = moments.get(reader)
-        moments[reader] = new if old is None else [a + b for a, b in zip(old, new, strict=True)]
+        picks = sample(values.shape[1], POSITIONS * len(x), len(seen)).to(values.device)
+        one = seen.setdefault(reader, _Seen(teacher.get_submodule(reader.layer), reader))
+        one.add(values[:, picks].double())
 
     with torch.no_grad(), watched(teacher, found, look):
         for batch in crops:
             teacher(*inputs_of(batch))
-    views: dict[int, list[Place]] = {}
-    for reader, (count, total, squares) in moments.items():
-        mean = total / count
-        covariance = (squares / count - torch.outer(mean, mean)).cpu()
-        demand = _demand(teacher.get_submodule(reader.layer), reader).cpu()
-        views.setdefault(reader.group, []).append(Place(covariance, demand))
+    views: dict[int, list[View]] = {}
+    for reader in list(seen):
+        views.setdefault(reader.group, []).append(seen.pop(reader).view())
     return views
+
+
+def _rows(module: nn.Module, reader: Reader) -> Tensor:
+    """The weights of an ungrouped layer that read each channel of a group, float64 [C, ...]."""
+    weight = grouped_weight(module)[0]  # [O, I, K]
+    end = reader.offset + reader.size * reader.each
+    share = weight[:, reader.offset : end].double()
+    return share.transpose(0, 1).reshape(reader.size, -1)
 
 
 def _demand(module: nn.Module, reader: Reader) -> Tensor:
     """Inner products of the weights that read two channels; 0 between channels of two groups."""
-    weight = grouped_weight(module).double()  # [G, O/G, I/G, K]
-    rows = weight.transpose(1, 2).flatten(2)  # [G, I/G, O/G * K]
-    end = reader.offset + reader.size * reader.each
-    if len(rows) == 1:
-        share = rows[0, reader.offset : end].reshape(reader.size, -1)
+    weight = grouped_weight(module)  # [G, O/G, I/G, K]
+    if len(weight) == 1:
+        share = _rows(module, reader)
         return share @ share.T
+    rows = weight.double().transpose(1, 2).flatten(2)  # [G, I/G, O/G * K]
+    end = reader.offset + reader.size * reader.each
     blocks: Tensor = torch.block_diag(*(rows @ rows.transpose(1, 2)))  # type: ignore[no-untyped-call]
     return blocks[reader.offset : end, reader.offset : end]
 
@@ -150,62 +181,3 @@ def watched(
             module = teacher.get_submodule(reader.layer)
             hooks.enter_context(module.register_forward_pre_hook(partial(hook, reader)))
         yield
-
-
-def most(scores: Tensor, keep: int, blocks: int) -> Tensor:
-    """The `keep` channels with the highest scores, equally many of each block, ascending."""
-    by_block = scores.reshape(blocks, -1).argsort(dim=1, descending=True, stable=True)
-    width = by_block.shape[1]
-    chosen = by_block[:, : keep // blocks] + width * torch.arange(blocks)[:, None]
-    return chosen.flatten().sort().values
-
-
-def explaining(views: Sequence[Place], size: int, keep: int, blocks: int) -> Tensor:
-    """The channels that `ranking` picks, as ascending indices [keep]."""
-    return torch.tensor(sorted(ranking(views, size, keep, blocks)))
-
-
-def ranking(views: Sequence[Place], size: int, keep: int, blocks: int) -> list[int]:
-    """Channels, picked one by one, that best predict what the readers make of all of them.
-
-    With covariance S and demand H = W W^T of a reader, channel c explains r^T H r / S_cc of the
-    reader's input, where r is column c of S; S then loses what c explains (a pivoted Cholesky
-    factorisation whose pivots are chosen by H). Readers count equally.
-
-    Args:
-        views: the group's readers.
-        size: channels of the group.
-        keep: how many to pick.
-        blocks: equally many are picked of each of so many equal parts.
-
-    Returns:
-        Indices in the order in which they are picked.
-    """
-    residuals, products, floors = [], [], []
-    for view in views:
-        energy = (view.demand * view.covariance).sum().clamp(min=torch.finfo(torch.double).tiny)
-        residuals.append(view.covariance.clone())
-        products.append(view.demand @ view.covariance / energy)
-        floors.append(view.covariance.diagonal().max().clamp(min=0) * 1e-9)
-    open_ = torch.ones(size, dtype=torch.bool)
-    block = torch.arange(size) // (size // blocks)
-    room = torch.full((blocks,), keep // blocks)
-    chosen: list[int] = []
-    for _ in range(keep):
-        gain = torch.zeros(size, dtype=torch.double)
-        for residual, product, floor in zip(residuals, products, floors, strict=True):
-            left = residual.diagonal()
-            explained = (residual * product).sum(0) / left.clamp(min=1e-300)
-            gain += torch.where(left > floor, explained, 0)
-        best = int(gain.masked_fill(~open_, -1).argmax())
-        chosen.append(best)
-        room[block[best]] -= 1
-        open_[best] = False
-        open_ &= room[block] > 0
-        for residual, product, floor in zip(residuals, products, floors, strict=True):
-            if residual[best, best] > floor:
-                column = residual[:, best] / residual[best, best].sqrt()
-                weighted = product[:, best] / residual[best, best].sqrt()
-                residual -= torch.outer(column, column)
-                product -= torch.outer(weighted, column)
-    return chosen
