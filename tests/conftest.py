@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 from longest_first import pytest_collection_modifyitems as pytest_collection_modifyitems
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from told_skips import pytest_sessionfinish as pytest_sessionfinish
 
 from kdcompile.core.logs import CONSOLE
@@ -31,6 +32,7 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("same")
 
+DRAW = FigureCanvasAgg.draw
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -43,7 +45,23 @@ def pytest_collection_finish():
 def _short_timings():
     """A build times teacher and student for 9 s, and no test depends on what it finds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdcompile.core.measurement.BLOCK_SECONDS", 0.02)
+        patch.setattr("kdcompile.core.measurement.BLOCK_SECONDS", 0.002)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _blank_figures():
+    """Hundreds of tests make a report, and those with `drawn` look at its figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "draw", FigureCanvasAgg.get_renderer)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Figures are drawn, and not left blank."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "draw", DRAW)
         yield
 
 

@@ -175,6 +175,9 @@ def _seal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+_read: dict[str, list[Any]] = {}  # by this process, whatever store asked for it
+
+
 class Hasher:
     """SHA-256 of files, remembered in `cache` by size, inode and times.
 
@@ -202,8 +205,9 @@ class Hasher:
         known = self._known.get(str(path))
         if isinstance(known, list) and len(known) == len(mark) + 1 and known[:-1] == mark:
             return str(known[-1])
-        value = file_sha256(path)
-        self._known[str(path)] = [*mark, value]
+        read = _read.get(str(path))
+        value = read[-1] if read and read[:-1] == mark else file_sha256(path)
+        self._known[str(path)] = _read[str(path)] = [*mark, value]
         self._dirty = True
         return value
 

@@ -157,6 +157,8 @@ def _open_to_imports(folder: Path) -> None:
 
 def _lies_at(module: ModuleType, name: str, folder: Path) -> bool:
     """Whether a module was imported from under a folder by its name."""
-    origin, base = getattr(module, "__file__", None), folder.joinpath(*name.split("."))
-    own = name.partition(".")[0] == "kdcompile"
-    return not own and origin in (f"{base}.py", str(base / "__init__.py"))
+    origin = getattr(module, "__file__", None) or ""
+    if not origin.startswith(str(folder)) or name.partition(".")[0] == "kdcompile":
+        return False
+    base = folder.joinpath(*name.split("."))
+    return origin in (f"{base}.py", str(base / "__init__.py"))

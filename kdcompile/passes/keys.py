@@ -1,6 +1,7 @@
 """The cache key of a step: everything that its result depends on, and nothing else."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kdcompile.core.store import Artifact, digest
 from kdcompile.core.user_code import factory_sources
 from kdcompile.core.weight_files import files_of
 from kdcompile.data.splits import Row, splits_rows
-from kdcompile.environment.doctor import version
+from kdcompile.environment import doctor
 from kdcompile.latency.environment import fingerprint_id
 from kdcompile.passes.stages import ALL, STAGES, Stage
 from kdcompile.targets import Target
@@ -31,6 +32,7 @@ DATA_FIELDS_BY_CONTENT = {
 # what a search for a student reads and a mere scaling of the teacher does not
 SEARCHED = {"data", "search", "distill", "teachers"}
 
+version = cache(doctor.version)  # a process goes on with what it has imported
 # libraries that compute nothing of a result, and a backend's, whose version the board's facts have
 SHOW_AND_CHECK = {"filelock", "openvino", "pydantic", "pydantic_core", "rich", "safetensors"}
 
