@@ -15,6 +15,7 @@ What a kernel lays out of a network (operations, bytes from DRAM and from L2) do
 the efficiencies, so a fit computes it once.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -28,6 +28,8 @@ from kdcompile.remote import frame as on_board
 from kdcompile.tasks.detection.boxes import overlaps
 from kdcompile.tasks.task import find_task, task_of
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def call(*args, code=0):
     found = CliRunner().invoke(cli, list(map(str, args)))

@@ -16,6 +16,8 @@ from small_masks import CLASSES, SIZE, write
 from kdcompile.core.report import Report
 from kdcompile.remote.frame import PARTS, Frames
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
