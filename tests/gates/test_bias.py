@@ -53,6 +53,13 @@ def test_one_image_has_no_interval(make_context):
     assert bias_measurements(context)[0].low is None
 
 
+def test_two_images_have_one(make_context):
+    two = np.array([3.0, 4.0])
+    student = two + [0.0, 1.0]
+    own = bias_measurements(make_context("counting", two, two, student))[1]
+    assert own.low < own.value == 0.5 < own.high
+
+
 def test_classes_have_no_direction(make_context):
     true = np.arange(9) % 3.0
     context = make_context("classification", true, true, true)
