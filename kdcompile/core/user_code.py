@@ -146,8 +146,9 @@ def _open_to_imports(folder: Path) -> None:
     for other in _opened - {place}:
         _opened.discard(other)
         sys.path.remove(other)
+        below = Path(other)
         for name, module in list(sys.modules.items()):
-            if _lies_at(module, name, Path(other)):
+            if _lies_at(module, name, below):
                 del sys.modules[name]
     if place not in sys.path:
         _opened.add(place)
