@@ -99,6 +99,8 @@ def test_the_copies_predicted_are_of_the_usual_size(preprocess, bytes_of_a_pixel
     given, made = 3 * 16 * 16 * bytes_of_a_pixel / 4, 2 * 2
     assert found == PredictedFrame(4.0, 1.25, copies_ms(given + made, 102.0))
     assert predicted(step, targets.load("h100"), prediction).copies is None
+    none = predicted(step, targets.load("jetson"), None)
+    assert "no latency estimate" in none.reason
 
 
 @pytest.mark.parametrize(
