@@ -146,9 +146,8 @@ def _open_to_imports(folder: Path) -> None:
     for other in _opened - {place}:
         _opened.discard(other)
         sys.path.remove(other)
-        below = Path(other)
         for name, module in list(sys.modules.items()):
-            if _lies_at(module, name, below):
+            if _file_of(module).startswith(other) and _lies_at(module, name, Path(other)):
                 del sys.modules[name]
     if place not in sys.path:
         _opened.add(place)
@@ -158,8 +157,10 @@ def _open_to_imports(folder: Path) -> None:
 
 def _lies_at(module: ModuleType, name: str, folder: Path) -> bool:
     """Whether a module was imported from under a folder by its name."""
-    origin = getattr(module, "__file__", None) or ""
-    if not origin.startswith(str(folder)) or name.partition(".")[0] == "kdcompile":
-        return False
     base = folder.joinpath(*name.split("."))
-    return origin in (f"{base}.py", str(base / "__init__.py"))
+    own = name.partition(".")[0] == "kdcompile"
+    return not own and _file_of(module) in (f"{base}.py", str(base / "__init__.py"))
+
+
+def _file_of(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or ""

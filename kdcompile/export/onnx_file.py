@@ -225,7 +225,7 @@ def one_registry() -> Iterator[None]:
             registries.from_torchlib = staticmethod(_shared(registries))
         if look_up is not None:
             changed.callback(setattr, operators, "_materialize_cpp_cia_ops", look_up)
-            operators._materialize_cpp_cia_ops = _once_each(look_up)
+            operators._materialize_cpp_cia_ops = functools.cache(_once_each(look_up))
         yield
 
 

@@ -67,7 +67,7 @@ def key_parts(
             "stage": stage.name,
             "spec": {name: _section(spec, name, stage, hasher, target) for name in stage.sections},
             "splits": {name: splits[name] for name in stage.splits if not _unread(stage, spec)},
-            "source": source_key(stage.module, hasher, stage.version),
+            "source": source_key(stage.module, stage.version),
             "libraries": {n: v for n, v in versions.items() if n in used[stage.name]},
             "target": target.to_json() | {"full_name": target.full_name}
             if stage.on_target
@@ -104,7 +104,7 @@ def network_key(
             "ports": {n: one.model_dump(mode="json") for n, one in spec.export.inputs.items()},
             "output": output,
             **({"joined": True} if joins_outputs else {}),
-            "source": source_key(module, hasher, number),
+            "source": source_key(module, number),
             "libraries": {name: version(name) for name in sorted(libraries)},
         }
     )

@@ -443,5 +443,5 @@ def test_every_export_asks_torch_so_and_leaves_it_as_it_was():
 
     own = utils._materialize_cpp_cia_ops  # else torch has another function now: see one_registry
     with one_registry():
-        assert utils._materialize_cpp_cia_ops is _once_each(own)
+        assert utils._materialize_cpp_cia_ops.__wrapped__ is _once_each(own)
     assert utils._materialize_cpp_cia_ops is own
