@@ -33,8 +33,9 @@ from kdcompile.core.store import Artifact, Store, digest
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.data.splits import Splits, evenly, load_splits
 from kdcompile.passes.calibrate import SENSITIVITY_IMAGES
-from kdcompile.passes.compile import FILES, predicted_ms
+from kdcompile.passes.compile import FILES
 from kdcompile.passes.manager import Plan
+from kdcompile.passes.shipped_price import file_estimate
 from kdcompile.remote.open import Place
 from kdcompile.tasks.task import Task, task_of
 
@@ -200,7 +201,7 @@ class Teacher:
         limits = Limits(metric, metric.limit(value, LOSS), gates.parity.min_sqnr_db)
         judge = source.splits.val, source.prepare, source.task, limits
         image, shape = source.image(), source.spec.export.profile[1]
-        price = partial(predicted_ms, source.target)
+        price = partial(file_estimate, known={}, form=form, spec=source.spec, target=source.target)
         add_mixed(rig, paths, calibrated, source.target, judge, image, shape, folder, price)
         write_json(folder / REFUSED, rig.refused)
         for precision in rig.runners:

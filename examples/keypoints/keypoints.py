@@ -75,9 +75,13 @@ class Maps(Objective):
         losses = -(wanted.flatten(1) * log_softmax(rows, 1)).sum(1)
         terms = {"hard": losses.sum() / shown.sum().clamp_min(1)}
         if teacher is not None:
-            other = teacher.float().reshape(rows.shape)
-            terms["soft"] = kd_kl(rows, other, self.options.temperature)
+            terms["soft"] = self.soft(student, teacher)
         return terms
+
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """KL with the teacher's maps, which photos without labels have too."""
+        own, other = (each.float().flatten(2).flatten(0, 1) for each in (student, teacher))
+        return kd_kl(own, other, self.options.temperature)
 
 
 class KeyPoints(Recording):

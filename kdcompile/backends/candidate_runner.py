@@ -71,8 +71,8 @@ class Rig(Protocol):
     def profiles(self, image: Floats) -> Profiles:
         """The layers of each engine with their times; empty where nothing measures them."""
 
-    def expect(self, precision: str, to_fp16: float) -> None:
-        """Tell how long a precision without an estimate takes, as a share of fp16."""
+    def expect(self, precision: str, price: Callable[[], Mapping[str, Any]]) -> None:
+        """Take the price of a precision's own file, where latencies are predicted."""
 
     def keep(self, precision: str, paths: Paths, folder: Path) -> None:
         """Leave in the stage's folder what the chosen precision and the report need."""
@@ -120,11 +120,9 @@ class HostRig:
         """None: a CPU's nodes say nothing of another device's."""
         return {}
 
-    def expect(self, precision: str, to_fp16: float) -> None:
-        """Add the estimate: fp16's, its band with it."""
-        half = self.estimates["fp16"]
-        scaled = {key: to_fp16 * half[key] for key in ("ms", "low_ms", "high_ms")}
-        self.estimates[precision] = {**half, **scaled}
+    def expect(self, precision: str, price: Callable[[], Mapping[str, Any]]) -> None:
+        """It stands for what the search expected."""
+        self.estimates[precision] = price()
 
     def keep(self, precision: str, paths: Paths, folder: Path) -> None:
         """The chosen file."""
@@ -212,7 +210,7 @@ class BoardRig:
             self.measured[precision] = engine.profile(self.place, precision, image)
         return {precision: found["layers"] for precision, found in self.measured.items()}
 
-    def expect(self, precision: str, to_fp16: float) -> None:
+    def expect(self, precision: str, price: Callable[[], Mapping[str, Any]]) -> None:
         """Nothing: it will be measured."""
 
     def keep(self, precision: str, paths: Paths, folder: Path) -> None:

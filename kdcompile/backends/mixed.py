@@ -1,25 +1,24 @@
 """The mixed candidate: int8 where it pays and is accurate, by measured costs where there are."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 
 from kdcompile.backends.candidate_runner import Profiles, Rig
 from kdcompile.backends.choose import Limits
-from kdcompile.backends.mixed_residuals import Price, weigh
+from kdcompile.backends.mixed_residuals import Price, Rules, weigh
 from kdcompile.calib.costs import Costs, measured_costs, measured_reformat_ms, predicted_costs
 from kdcompile.calib.mixed import mix, mixed_model
-from kdcompile.calib.mixed_plan import MixedPlan
 from kdcompile.calib.qdq import weight_storage
 from kdcompile.calib.residual import residual_branches
-from kdcompile.calib.sensitivity import Evaluate, Outcome, Sensitivity, photo_evaluator
+from kdcompile.calib.sensitivity import Outcome, Sensitivity, photo_evaluator
 from kdcompile.calib.table import CalibrationTable
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import scratch, write_json
+from kdcompile.core.files import write_json
 from kdcompile.core.store import Artifact
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Input, Preprocess
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 NEEDS = ("int8", "fp16")
-Rules = tuple[Evaluate, Callable[[Outcome], bool]]
 
 
 def add_mixed(
@@ -45,7 +43,7 @@ def add_mixed(
     image: Input,
     shape: Sequence[int],
     folder: Path,
-    price: Callable[..., float],
+    price: Price,
 ) -> None:
     """Plan the mixed network, write `student_mixed.onnx` and `mixed.json`, make it ready.
 
@@ -59,7 +57,7 @@ def add_mixed(
         judge: images, how they become inputs, what outputs mean, and what must be kept.
         image, shape: an input of the typical shape, as deployed; of the exported network's image.
         folder: the stage's.
-        price: predicted milliseconds of a network on the target, by `shape` of its input.
+        price: what a network's file is predicted to take on the target at a precision.
 
     Raises:
         KDError: what evaluating and building the network raise.
@@ -79,46 +77,22 @@ def add_mixed(
         return
     paths["mixed"] = folder / "student_mixed.onnx"
     make = partial(mixed_model, model, table, weight_storage(target.software), plan.quantised)
-    _make_ready(rig, paths, make(), plan.latency_ms / plan.fp16_ms)
+    _make_ready(rig, paths, make(), price)
     branches = residual_branches(model, plan.quantised, table.tensors)
     if branches and "mixed" in rig.runners:
-        paired, cost = (branches, make(branches)), partial(price, shape=shape)
-        told = _pair_residuals(rig, paths, plan, paired, rules, cost, image)
-        write_json(folder / "mixed.json", told)
+        found = weigh(rig, paths, branches, make, rules, price, image)
+        if found.kept:
+            _make_ready(rig, paths, make(found.branches), price)
+        told = replace(plan, summary=f"{plan.summary}; {found.why}")
+        write_json(folder / "mixed.json", told.to_json() | {"residuals": found.to_json()})
 
 
-def _make_ready(rig: Rig, paths: Mapping[str, Path], model: "ModelProto", to_fp16: float) -> None:
-    """Write the network, make it ready, and say what share of fp16's time it should take."""
-    onnx.save(model, paths["mixed"])
-    rig.expect("mixed", to_fp16)
+def _make_ready(rig: Rig, paths: Mapping[str, Path], model: "ModelProto", price: Price) -> None:
+    """Write the network, make it ready, and have it priced where it is not measured."""
+    path = paths["mixed"]
+    onnx.save(model, path)
+    rig.expect("mixed", partial(price, path, "mixed"))
     rig.add("mixed", paths)
-
-
-def _pair_residuals(
-    rig: Rig,
-    paths: Mapping[str, Path],
-    plan: MixedPlan,
-    paired: tuple[Mapping[str, str], "ModelProto"],
-    rules: Rules,
-    price: Price,
-    image: Input,
-) -> dict[str, Any]:
-    """Put the network with pairs on its residual branches in place where that is better.
-
-    Returns `mixed.json`, with what decided it.
-    """
-    branches, model = paired
-    evaluate, keeps = rules
-    with scratch() as aside:
-        other = aside / paths["mixed"].name
-        onnx.save(model, other)
-        found = weigh(
-            rig, paths, branches, (model, other), lambda m: keeps(evaluate(m)), price, image
-        )
-    if found.kept:
-        _make_ready(rig, paths, model, plan.latency_ms / plan.fp16_ms * (found.ratio or 1.0))
-    told = replace(plan, summary=f"{plan.summary}; {found.why}")
-    return told.to_json() | {"residuals": found.to_json()}
 
 
 def _is_possible(rig: Rig, calibrated: Artifact, target: Target) -> bool:

@@ -47,6 +47,7 @@ class DistillStage(Closed):
     flip: bool | None = None
     colour: float | None = Field(default=None, ge=0, le=1)
     views: int | None = Field(default=None, ge=0)
+    unlabelled: float | None = Field(default=None, ge=0, lt=1)
     lr: float | None = Field(default=None, gt=0, le=MOST_LR)
     weight_decay: float | None = Field(default=None, ge=0)
     warmup: float | None = Field(default=None, ge=0, lt=1)
@@ -70,6 +71,12 @@ class Distill(Closed):
     colour: float = Field(default=0.2, ge=0, le=1, description="brightness and contrast jitter")
     views: int = Field(
         default=0, ge=0, description="crops an image that recur; 0: a new one each time"
+    )
+    unlabelled: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="share of a batch that images of data.unlabelled take; 0 leaves them out",
     )
     lr: float = Field(
         default=RATE,

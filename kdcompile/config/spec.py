@@ -119,8 +119,9 @@ class Data(Closed):
     train: str = "train.txt"
     val: str = "val.txt"
     test: str = "test.txt"
-    unlabelled: str | None = Field(
-        default=None, description="photos to be labelled: a folder, or named as a split is"
+    unlabelled: str | list[str] | None = Field(
+        default=None,
+        description="images without labels, to train on and to label next: folders, globs, lists",
     )
     annotations: str = "annotations.jsonl"
     files: list[str] = Field(default=["**/*"], description="what a factory reads, globs under root")

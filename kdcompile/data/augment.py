@@ -33,6 +33,8 @@ DRAWS = 6  # random numbers a crop: zoom, top, left, flip, brightness, contrast
 class Batch:
     """images: [B, C, s, s], normalised, float32 unless the sampler's `dtype` says otherwise.
 
+    Crops without labels come last: `target` and `photo` are of those before them alone.
+
     target: as the sampler's `Targets` make it. photo: int64 [B], whose crops they are. inside: of
     maps, float32 [B, 1, h, w]: the share of each cell that lies in the photo, and not in what a
     crop larger than it is padded with.
@@ -42,6 +44,28 @@ class Batch:
     target: Tensor
     photo: Tensor
     inside: Tensor | None = None
+
+    @property
+    def labelled(self) -> int:
+        """How many crops have labels."""
+        return len(self.target)
+
+    def with_labels(self) -> "Batch":
+        """Those alone."""
+        own = None if self.inside is None else self.inside[: self.labelled]
+        return Batch(self.images[: self.labelled], self.target, self.photo, own)
+
+    def without_labels(self) -> "Batch":
+        """The others, of which nothing is known."""
+        rest = None if self.inside is None else self.inside[self.labelled :]
+        return Batch(self.images[self.labelled :], self.target[:0], self.photo[:0], rest)
+
+    def beside(self, others: "Batch") -> "Batch":
+        """These crops, and others without labels after them."""
+        shown = [part.inside for part in (self, others) if part.inside is not None]
+        inside = torch.cat(shown) if len(shown) == 2 else None
+        images = torch.cat([self.images, others.images])
+        return Batch(images, self.target, self.photo, inside)
 
 
 class CropSampler:

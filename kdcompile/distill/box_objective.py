@@ -70,7 +70,7 @@ class BoxObjective(Objective):
         has_labels = self._own is not None or own.dim() == 4
         terms = {"hard": self._labels(own, target)} if has_labels or teacher is None else {}
         if teacher is not None:
-            terms["soft"] = self._teacher(own, teacher.float())
+            terms["soft"] = self.soft(own, teacher)
         return terms
 
     def _labels(self, maps: Tensor, target: Tensor) -> Tensor:
@@ -115,7 +115,9 @@ class BoxObjective(Objective):
             raise KDError("task-loss", f"{self._name} gives {what}", "[task] loss", FIX)
         return found.reshape(())
 
-    def _teacher(self, maps: Tensor, teacher: Tensor) -> Tensor:
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of centre maps, of rows of boxes, or of rows of boxes and scores."""
+        maps, teacher = student.float(), teacher.float()
         if self._pair is not None:
             setting = self._pair
             return pair_imitation(maps, teacher, setting.head, setting.anchors is not None)

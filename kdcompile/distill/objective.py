@@ -71,6 +71,10 @@ class DensityObjective(Objective):
         terms = {"hard": hard / scale, "count": count / self.block}
         return terms if teacher is None else terms | {"soft": soft / scale}
 
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The label loss with the teacher's map for the label's."""
+        return self.terms(student, teacher, None)["hard"]
+
 
 class ClassObjective(Objective):
     """Cross-entropy of logits [N, K] with class indices, and Hinton's softened KL with its T^2."""
@@ -93,8 +97,12 @@ class ClassObjective(Objective):
         """`hard` and `soft`."""
         terms = {"hard": functional.cross_entropy(student.float(), target)}
         if teacher is not None:
-            terms["soft"] = kd_kl(student, teacher, self.options.temperature)
+            terms["soft"] = self.soft(student, teacher)
         return terms
+
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Softened KL."""
+        return kd_kl(student, teacher, self.options.temperature)
 
 
 class ValueObjective(Objective):
@@ -124,6 +132,10 @@ class ValueObjective(Objective):
         """`hard` and `soft`."""
         terms = {"hard": self._error(student, target)}
         return terms if teacher is None else terms | {"soft": self._error(student, teacher)}
+
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The label loss with the teacher's values for the labels."""
+        return self._error(student, teacher)
 
     def _error(self, student: Tensor, other: Tensor) -> Tensor:
         gap = (student.float() - other.float()) / self.scale
@@ -172,6 +184,10 @@ class MaskObjective(Objective):
             weight = cells.float().flatten() / share
             terms["soft"] = kd_kl(student, teacher, self.options.temperature, weight=weight)
         return terms
+
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Softened KL of every cell: without a mask nothing says which ones to leave out."""
+        return kd_kl(student, teacher, self.options.temperature)
 
 
 class AnswerObjective(Objective):

@@ -45,6 +45,18 @@ class Objective(ABC):
     def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
         """The label terms, and `soft` where a teacher's output is given."""
 
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The soft term alone, of crops without labels.
+
+        An objective need not have it: `refuse_pool` refuses such images then.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def has_soft(cls) -> bool:
+        """Whether images without labels have a term."""
+        return cls.soft is not Objective.soft
+
     def scales(self) -> dict[str, float]:
         """What the batches of targets gave."""
         return {name: value for name, value in vars(self).items() if isinstance(value, float)}

@@ -12,6 +12,7 @@ from kdcompile.data.augment import Batch, CropSampler
 from kdcompile.data.rows import sampler_of
 from kdcompile.distill.execution import Execution, Mode, prepare
 from kdcompile.distill.objective import Objective, make_objective, objective_of
+from kdcompile.distill.pool_feed import make_pool_feed, viewed
 from kdcompile.distill.qad_modules import trained
 from kdcompile.distill.recipe import Recipe, RecipeContext
 from kdcompile.distill.registry import find_recipe
@@ -55,9 +56,12 @@ class StageRun:
             setting.photos, setting.stride, spec.data.sigma, self.device
         )
         place = (setting.processes.rank, setting.processes.world)
-        self.sampler = self._make_sampler(options, place)
-        self.objective = self._make_objective()
         kind = find_recipe(options.recipe)
+        self.pool = make_pool_feed(setting, kind, options, self._seed, place)
+        labelled = options.batch - (0 if self.pool is None else self.pool.crops)
+        own = options.model_copy(update={"batch": labelled})
+        self.sampler = self._make_sampler(own, place)
+        self.objective = self._make_objective()
         self.taps: list[Tap] = find_taps(setting, options) if kind.needs_taps else []
         self._teacher = Tapped(
             setting.teacher,
@@ -82,7 +86,7 @@ class StageRun:
         self.cache: TeacherCache | None = None
         self.cache_note = cache_problem(kind, options)
         self._table = torch.empty_like(self.sampler.draw(0), device=self.device)
-        self._index = torch.zeros(options.batch, dtype=torch.int64, device=self.device)
+        self._index = torch.zeros(labelled, dtype=torch.int64, device=self.device)
         names = self.trainable.names
         self.weights = TermWeights(names, recipe.weights, options, self.device)
         self.update = Update(setting.student, recipe, setting.ema, options, setting.processes)
@@ -187,15 +191,14 @@ class StageRun:
             self._has_learnt = True
         if self.cache_note is None:
             seen = [(tap.teacher, tap.teacher_view) for tap in self.taps]
-            self.cache, self.cache_note = make_cache(
-                self.look,
-                self.sampler,
-                self.total,
-                self.plan.options.batch,
-                self.plan.options.teacher_cache_mb * 10**6,
-                self.setting.work,
+            room = self.plan.options.teacher_cache_mb * 10**6
+            made = (
+                self.total, self.plan.options.batch, room, self.setting.work,
                 f"{network_digest(self.setting.teacher)} {seen}",
-            )
+            )  # fmt: skip
+            self.cache, self.cache_note = make_cache(self.look, self.sampler, *made)
+            if self.pool is not None and self.cache is not None:
+                self.cache_note = self.pool.fill(self.look, *made)
         self.choose(known)
 
     def choose(self, known: Mode | None) -> None:
@@ -218,6 +221,8 @@ class StageRun:
         keys = self.sampler.keys(step)
         if self.cache is not None and keys is not None:
             self._index.copy_(self.cache.rows(keys), non_blocking=True)
+        if self.pool is not None:
+            self.pool.load(step)
         self.weights.set(step, self.total)
         self.update.set(step, self.learning_rate(step), self.before + step)
 
@@ -253,29 +258,41 @@ class StageRun:
             "taps": [[tap.teacher, tap.student] for tap in self.taps],
             "execution": self.execution.to_json(),
             "sampler": self.sampler.describe(),
+            "unlabelled": None if self.pool is None else self.pool.describe(),
             "teacher_cache": size or f"none: {self.cache_note}",
         }
 
     def body(self) -> None:
         """One step on what `load` sent; device work only."""
-        values = self._terms(self.sampler.render(self._table), self._forward)
+        values = self._terms(self._rendered(), self._forward)
         loss = (self.weights.value * values).sum()
         self.update.apply(loss, values.detach())
         self.values[0].copy_(loss.detach())
         self.values[1:].copy_(values.detach())
 
+    def batch(self, step: int) -> Batch:
+        """What a step's crops are, those without labels last."""
+        own = self.sampler.batch(step)
+        return own if self.pool is None else own.beside(self.pool.batch(step))
+
+    def _rendered(self) -> Batch:
+        own = self.sampler.render(self._table)
+        return own if self.pool is None else own.beside(self.pool.render())
+
     def _terms(self, batch: Batch, forward: Callable[..., Tensor]) -> Tensor:
         with self.setting.autocast():
             with torch.no_grad():
-                batch = self.recipe.view(batch)
+                batch = viewed(self.recipe, batch)
             known = None if self.cache is None else self.cache.read(self._index)
+            if self.pool is not None:
+                known = self.pool.known(known)
             seen = self.see(batch, known)
             return forward(batch.images, batch.target, seen)
 
     def _balance(self, step: int) -> None:
         """Measure the gradient of each term; waits for the device, but rarely."""
         self.load(step)
-        values = self._terms(self.sampler.render(self._table), self.trainable)
+        values = self._terms(self._rendered(), self.trainable)
         parameters, _ = trained(self.setting.student)
         norms = gradient_norms(list(values), parameters, self.setting.processes.mean)
         self.weights.balance(norms, first=step == 0)

@@ -3,7 +3,7 @@
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -127,7 +127,8 @@ class LossInputs:
     not needed. The features are the taps' maps [N, C, H, W], in order. images: what both networks
     saw. photo: int64 [N], the index of each crop's photo. first: the output of the student as it
     started, where the recipe needs it. others: outputs of the further teachers, where it needs
-    them. Nothing but the student's output and features has a gradient.
+    them. Nothing but the student's output and features has a gradient. Photos without labels come
+    last: `target` and `photo` are of the rows before them, all others of all rows.
     """
 
     student: Tensor
@@ -140,6 +141,26 @@ class LossInputs:
     first: Tensor | None = None
     others: Sequence[Tensor] = ()
 
+    @property
+    def labelled(self) -> int:
+        """How many rows have labels."""
+        return len(self.target)
+
+    def with_labels(self) -> "LossInputs":
+        """The rows that have labels."""
+        if self.labelled == len(self.student):
+            return self
+        return replace(
+            self,
+            student=self.student[: self.labelled],
+            teacher=None if self.teacher is None else self.teacher[: self.labelled],
+            student_features=[maps[: self.labelled] for maps in self.student_features],
+            teacher_features=[maps[: self.labelled] for maps in self.teacher_features],
+            images=None if self.images is None else self.images[: self.labelled],
+            first=None if self.first is None else self.first[: self.labelled],
+            others=[output[: self.labelled] for output in self.others],
+        )
+
 
 class Recipe(nn.Module, ABC):
     """Loss terms with their weights. Adapters are its parameters, so they are never exported.
@@ -150,6 +171,8 @@ class Recipe(nn.Module, ABC):
     replaces_soft: its own terms stand for the objective's soft term.
     widens: its student may have more classes than the teacher, whose classes come first.
     mixes_images: its `view` changes the batch, so no teacher output recurs.
+    reads_labels: its own terms need labels or the number of a photo, so they are of crops that have
+        both; those of other recipes are of the crops without labels too.
     tasks: the kinds that it is made for, all if empty; why: what others lack.
     """
 
@@ -163,6 +186,7 @@ class Recipe(nn.Module, ABC):
     replaces_soft: ClassVar[bool] = False
     widens: ClassVar[bool] = False
     mixes_images: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ()
     why: ClassVar[str] = ""
 
@@ -178,6 +202,11 @@ class Recipe(nn.Module, ABC):
         known = self.defaults(objective, options.reduction)
         self.weights = {**known, **options.weights}
         self.objective, self.options = objective, options
+
+    @classmethod
+    def learns_unlabelled(cls) -> bool:
+        """Whether a photo without labels has a term of it."""
+        return cls.needs_teacher and not (cls.replaces_soft and cls.reads_labels)
 
     @classmethod
     def refuse_task(cls, kind: str) -> None:
@@ -272,9 +301,22 @@ class Recipe(nn.Module, ABC):
         """The recipe's own unweighted terms by name, scalars; one that is off may be left out."""
         return {}
 
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The term `soft` of crops without labels."""
+        return self.objective.soft(student, teacher)
+
+    def extra_terms(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """`extra`, of the crops with labels alone where it reads these."""
+        return self.extra(inputs.with_labels() if self.reads_labels else inputs)
+
     def terms(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """All unweighted terms by name, float32 scalars."""
-        return self.base(inputs) | self.extra(inputs)
+        """All unweighted terms by name, float32 scalars; `soft` is the mean over all crops."""
+        terms, known, every = self.base(inputs.with_labels()), inputs.labelled, len(inputs.student)
+        if known < every and "soft" in terms:
+            assert inputs.teacher is not None, "where there is none, a recipe has no such term"
+            rest = self.soft(inputs.student[known:], inputs.teacher[known:])
+            terms["soft"] = (terms["soft"] * known + rest * (every - known)) / every
+        return terms | self.extra_terms(inputs)
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         """`terms`, so that hooks and wrappers of modules see the call."""

@@ -18,6 +18,7 @@ from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext, r
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.taps import Tap
 from kdcompile.distill.teacher_cache import cache_problem
+from kdcompile.distill.unlabelled import refuse_pool
 from kdcompile.tasks.task import task_of
 
 # methods of the library that are no loss: where each is
@@ -84,7 +85,7 @@ def refuse_recipes(spec: Spec) -> None:
 
     Raises:
         KDError: `recipe-unknown`, `recipe-combine`, `recipe-task`, `recipe-needs`, `recipe-term`
-            or `cache-mixed`.
+            `cache-mixed`, `pool-batch` or `pool-objective`.
     """
     for plan in stage_plans(spec.distill):
         kind = find_recipe(plan.options.recipe)
@@ -92,6 +93,7 @@ def refuse_recipes(spec: Spec) -> None:
         refuse_unmet(kind.about.name, kind.needs, spec)
         kind.refuse_terms(objective_of(task_of(spec)), plan.options)
         cache_problem(kind, plan.options)
+        refuse_pool(spec, plan.options, objective_of(task_of(spec)))
 
 
 def any_recipe(spec: Spec, wants: Callable[[type[Recipe]], bool]) -> bool:
@@ -128,6 +130,11 @@ class Combined(Recipe):
         parts = [kind.defaults(objective, reduction) for kind in cls.kinds]
         merged = {name: weight for part in parts for name, weight in part.items()}
         return {n: w for n, w in merged.items() if n != "soft" or not cls.replaces_soft}
+
+    @classmethod
+    def learns_unlabelled(cls) -> bool:
+        """Whether one of the parts does."""
+        return any(kind.learns_unlabelled() for kind in cls.kinds)
 
     def _each(self) -> list[Recipe]:
         return [part for part in self.parts if isinstance(part, Recipe)]
@@ -166,7 +173,16 @@ class Combined(Recipe):
         """The terms of all parts; where images are mixed, of the class of the larger part."""
         if self.objective.of_classes and inputs.target.is_floating_point():
             inputs = replace(inputs, target=inputs.target.argmax(1))
-        return {name: term for part in self._each() for name, term in part.extra(inputs).items()}
+        return {
+            name: term for part in self._each() for name, term in part.extra_terms(inputs).items()
+        }
+
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The objective's, or that of the part that has its own label terms."""
+        for part in self._each():
+            if _has_own_base(type(part)):
+                return part.soft(student, teacher)
+        return super().soft(student, teacher)
 
 
 def combine(kinds: Sequence[type[Recipe]]) -> type[Recipe]:

@@ -81,7 +81,7 @@ def stopped(run: "StageRun", local: int, values: Tensor) -> KDError:
     networks = {"student": setting.student.state_dict(), "recipe": run.recipe.state_dict()}
     if setting.first is not None:
         networks["first"] = setting.first.state_dict()
-    save_replay(setting.work, place, moment, run.sampler.batch(local), networks)
+    save_replay(setting.work, place, moment, run.batch(local), networks)
     place.barrier()  # the error may name the file of another process
     guilty = next((n for n, terms in enumerate(everyone) if not_finite(terms)), place.rank)
     return nonfinite(step, everyone[guilty], replay_path(setting.work, place, step, guilty))

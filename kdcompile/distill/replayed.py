@@ -16,6 +16,7 @@ from kdcompile.core.files import scratch
 from kdcompile.data.augment import Batch
 from kdcompile.distill.explain import at_rest
 from kdcompile.distill.phase import StageRun
+from kdcompile.distill.pool_feed import viewed
 from kdcompile.distill.qad import switch
 from kdcompile.distill.replay import Replay, plain, read_replay
 from kdcompile.distill.schedule import StagePlan, stage_plans
@@ -123,7 +124,7 @@ def _step(run: StageRun, kept: Replay) -> tuple[list[Bad], dict[str, float]]:
         with torch.no_grad():
             inside = None if kept.batch.inside is None else kept.batch.inside.to(device)
             batch = Batch(images, target, kept.batch.photo.to(device), inside)
-            batch = run.recipe.view(batch)
+            batch = viewed(run.recipe, batch)
         seen = run.see(batch)
         names = [tap.teacher for tap in run.taps] if seen.maps else []
         for name, value in [*zip(names, seen.maps, strict=True), ("", seen.teacher)]:

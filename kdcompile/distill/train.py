@@ -30,6 +30,7 @@ from kdcompile.distill.going_back import go_back, is_spoilt, rate_of, returns_fi
 from kdcompile.distill.output_calibration import OutputCalibration, calibrate_output
 from kdcompile.distill.phase import StageRun
 from kdcompile.distill.qad import Qad, known_mode, mean_seconds
+from kdcompile.distill.registry import find_recipe
 from kdcompile.distill.replay import stopped
 from kdcompile.distill.schedule import (
     StagePlan,
@@ -47,6 +48,7 @@ from kdcompile.distill.state import (
     save_checkpoint,
 )
 from kdcompile.distill.training_context import make_training_context
+from kdcompile.distill.unlabelled import pool_crops
 from kdcompile.tasks.task import task_of
 
 log = logging.getLogger("kdcompile")
@@ -68,6 +70,7 @@ class Trainer:
         on_validated: called after each validation with finished steps, seconds of training so
             far, and the moving average.
         store: the training photos where they are decoded already.
+        pool: photos without labels.
     """
 
     def __init__(
@@ -81,13 +84,14 @@ class Trainer:
         teacher_value: float | None = None,
         on_validated: Callable[[int, float, nn.Module], None] | None = None,
         store: ImageStore | None = None,
+        pool: Sequence[Photo] = (),
     ) -> None:
         self._spec, self._options, self._work = spec, spec.distill, work
         self._train, self._val, self._teacher_value = train, val, teacher_value
         self._on_validated = on_validated
         self._task = task_of(spec)
         self._processes = processes()
-        self.setting = make_training_context(spec, teacher, student, train, work, store)
+        self.setting = make_training_context(spec, teacher, student, train, work, store, pool)
         self.device = self.setting.device
         self.student = self.setting.student
         self._plans = stage_plans(self._options)
@@ -248,6 +252,14 @@ class Trainer:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
         log.info("distill: before the first step %s", shown)
         log.info("distill: %s steps", " + ".join(map(str, lengths)))
+
+    @property
+    def n_unlabelled(self) -> int:
+        """How many photos without labels a stage has drawn from, or is to."""
+        kinds = [find_recipe(plan.options.recipe) for plan in self._plans]
+        drawn = zip(kinds, self._plans, strict=True)
+        used = any(kind.learns_unlabelled() and pool_crops(plan.options) for kind, plan in drawn)
+        return len(self.setting.pool) if used and self.setting.pool is not None else 0
 
     def conclude(self) -> tuple[float, list[str]]:
         """After `run`: the best student's metric on training photos, and what to warn of.

@@ -32,7 +32,7 @@ class TrainingContext:
     likewise. student, ema: float32, on the device. first: the student as it started, frozen, where
     a recipe needs it. stride: pixels per output cell of a dense task, 1 for others. work: the
     folder of the checkpoint. layers: those that are quantised in the training; student and moving
-    average have a quantiser each where there are any.
+    average have a quantiser each where there are any. pool: photos without labels, decoded.
     """
 
     spec: Spec
@@ -50,6 +50,7 @@ class TrainingContext:
     layers: Sequence[QadLayer] = ()
     first: nn.Module | None = None
     others: Sequence[nn.Module] = ()
+    pool: ImageStore | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 where the GPU has it; its weight cache would not survive a captured graph."""
@@ -72,6 +73,7 @@ def make_training_context(
     photos: Sequence[Photo],
     work: Path,
     store: ImageStore | None = None,
+    pool: Sequence[Photo] = (),
 ) -> TrainingContext:
     """Bring networks and photos to the device of this process, unless `store` holds them there.
 
@@ -115,6 +117,7 @@ def make_training_context(
         layers=layers,
         first=first,
         others=others,
+        pool=store_of(pool, preprocess, device) if pool else None,
     )
 
 

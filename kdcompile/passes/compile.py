@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
 
 from kdcompile.backends.answers import answer_by
 from kdcompile.backends.candidate_runner import (
@@ -24,6 +23,7 @@ from kdcompile.backends.choose import Candidate, Limits, choose, judge
 from kdcompile.backends.deployed_form import DeployedForm, deployed_form
 from kdcompile.backends.engine import at
 from kdcompile.backends.mixed import NEEDS, add_mixed
+from kdcompile.backends.mixed_residuals import Price
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import gates_json, write_carried, write_outputs
 from kdcompile.backends.tensorrt_rtx_ import compile_check
@@ -37,8 +37,7 @@ from kdcompile.core.store import Artifact, Store
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Input, Preprocess
 from kdcompile.data.splits import load_splits
-from kdcompile.latency_model.kernels import kernels_of
-from kdcompile.latency_model.predict import kernel_ms
+from kdcompile.passes.shipped_price import file_estimate
 from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
@@ -92,7 +91,7 @@ def _compiled(
     photos = load_splits(spec.data, spec.folder).val
     answer_by(step.inputs["export"], photos, preprocess, task)
     teacher_metric, limits, known = _limits(step, task, photos)
-    with _rig(step, target, form) as rig:
+    with _rig(step, target, form, paths) as rig:
         rig.refused.update(_absent(step, target))
         for precision in _wanted(spec.quantize.precision, paths, step):
             rig.add(precision, paths)
@@ -100,7 +99,7 @@ def _compiled(
         image = _typical(photos[0], form.prepare, shape)
         if spec.quantize.precision in ("auto", "mixed"):
             parts = [photos[i] for i in known], preprocess, task, limits
-            calibrated, price = step.inputs["calibrate"], partial(predicted_ms, target)
+            calibrated, price = step.inputs["calibrate"], _price(step, target, form)
             add_mixed(rig, paths, calibrated, target, parts, image, shape, folder, price)
         _check_asked(spec.quantize.precision, rig)
         shown = photos, image, preprocess
@@ -136,16 +135,22 @@ def _compiled(
     return _meta(record)
 
 
-def predicted_ms(target: Target, model: ModelProto, shape: Sequence[int]) -> float:
-    """Predicted milliseconds of a network of int8 and fp16."""
-    return kernel_ms(kernels_of(model, shape), target, "fp16")
+def _price(step: Step, target: Target, form: DeployedForm) -> Price:
+    """Predicts the latency of a file with pairs of Q and DQ at a precision."""
+    known = step.inputs["search"].json("estimate.json")["student"]
+    return partial(file_estimate, known=known, form=form, spec=step.spec, target=target)
 
 
 @contextmanager
-def _rig(step: Step, target: Target, form: DeployedForm) -> Iterator[Rig]:
+def _rig(
+    step: Step, target: Target, form: DeployedForm, paths: Mapping[str, Path]
+) -> Iterator[Rig]:
     """The place where the candidates run."""
     if step.board is None:
-        yield HostRig(target, step.inputs["search"].json("estimate.json")["student"], form)
+        rig = HostRig(target, step.inputs["search"].json("estimate.json")["student"], form)
+        if "int8" in paths and target.software is not None:
+            rig.expect("int8", partial(_price(step, target, form), paths["int8"], "int8"))
+        yield rig
         return
     with at(step.board, ports_of(step.spec)) as place:
         yield BoardRig(place, step.board, step.spec, target, form)

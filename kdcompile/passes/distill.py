@@ -1,16 +1,21 @@
 """Stage `distill`: trained student weights and how they came about."""
 
 import json
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kdcompile.config.spec import Spec
 from kdcompile.config.step import Step
 from kdcompile.core.distributed import made_by_main, processes
 from kdcompile.core.files import write_json, write_text
 from kdcompile.core.store import Artifact, Store
+from kdcompile.data.photo import Photo
+from kdcompile.data.pool import load_pool
 from kdcompile.data.rows import store_of
 from kdcompile.data.splits import Splits, load_splits
 from kdcompile.distill.answers import answer
@@ -20,12 +25,14 @@ from kdcompile.distill.qad_modules import plain_weights
 from kdcompile.distill.start import kept_start
 from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device
+from kdcompile.distill.unlabelled import joins_training, uses_pool
 from kdcompile.kernels import forget, ran
 from kdcompile.models.factory import load_teacher, write_weights
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.targets import Target
 from kdcompile.tasks.task import preprocess_of, task_of
 
+log = logging.getLogger("kdcompile")
 INITIAL = "initial.safetensors"
 ASSEMBLED = "initial.safetensors"  # of a search, whose student is staged
 QAD = "qad.json"
@@ -95,6 +102,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
         "seconds": state.seconds,
         "steps_per_s": state.step / state.seconds if state.seconds else None,
         "n_train": len(splits.train),
+        "n_unlabelled": trainer.n_unlabelled,
         "losses": state.losses | ran(),
         "inherit": inherited,
         **({"flips": flips(task, state, splits.val)} if is_refresh else {}),
@@ -112,6 +120,9 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     spec = step.spec
     architecture = step.inputs["search"].json("architecture.json")
     splits = load_splits(spec.data, spec.folder)
+    pool = unlabelled_photos(spec, splits)
+    if joins_training(spec):
+        splits, pool = replace(splits, train=[*splits.train, *pool]), []
     teacher = load_teacher(spec)
     student = student_from_architecture(teacher, architecture, spec.folder)
     answer(spec, teacher, [*splits.train, *splits.val])
@@ -127,6 +138,23 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     judged = step.inputs["teacher"].json("teacher.json")
     value = judged[f"val_{metric}"] if not judged["n_new"] else None  # else of other photos
     trainer = Trainer(
-        spec, teacher, student, splits.train, splits.val, work, teacher_value=value, store=store
-    )
+        spec, teacher, student, splits.train, splits.val, work, teacher_value=value, store=store,
+        pool=pool,
+    )  # fmt: skip
     return trainer, splits, json.loads(start.with_suffix(".json").read_text())
+
+
+def unlabelled_photos(spec: Spec, splits: Splits) -> list[Photo]:
+    """The photos without labels that the training reads; of a copy of a split's photo none.
+
+    Raises:
+        KDError: those of `load_pool`.
+    """
+    if not uses_pool(spec):
+        return []
+    found = load_pool(spec.data, spec.folder, splits)
+    log.info(
+        "distill: %d images without labels; %d that a split holds are left out",
+        len(found.photos), len(found.left_out),
+    )  # fmt: skip
+    return found.photos

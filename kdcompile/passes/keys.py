@@ -18,7 +18,9 @@ from kdcompile.core.sources import source_key, sources_of
 from kdcompile.core.store import Artifact, digest
 from kdcompile.core.user_code import factory_sources
 from kdcompile.core.weight_files import files_of
+from kdcompile.data.pool import FIELD, pool_rows
 from kdcompile.data.splits import Row, splits_rows
+from kdcompile.distill.unlabelled import uses_pool
 from kdcompile.environment import doctor
 from kdcompile.latency.environment import fingerprint_id
 from kdcompile.passes.stages import ALL, STAGES, Stage
@@ -56,7 +58,7 @@ def key_parts(
     Raises:
         KDError: a file that the spec names is missing or unreadable.
     """
-    rows = splits_rows(spec.data, spec.folder, hasher) if rows is None else rows
+    rows = data_rows(spec, hasher) if rows is None else rows
     splits = {split: digest(held) for split, held in rows.items()}
     used = {stage.name: sources_of(stage.module).libraries for stage in STAGES.values()}
     versions = {
@@ -66,7 +68,11 @@ def key_parts(
         stage.name: {
             "stage": stage.name,
             "spec": {name: _section(spec, name, stage, hasher, target) for name in stage.sections},
-            "splits": {name: splits[name] for name in stage.splits if not _unread(stage, spec)},
+            "splits": {
+                name: splits[name]
+                for name in stage.splits
+                if name in splits and not _unread(stage, spec)
+            },
             "source": source_key(stage.module, stage.version),
             "libraries": {n: v for n, v in versions.items() if n in used[stage.name]},
             "target": target.to_json() | {"full_name": target.full_name}
@@ -81,6 +87,18 @@ def key_parts(
         }
         for stage in STAGES.values()
     }
+
+
+def data_rows(spec: Spec, hasher: Hasher) -> dict[str, list[Row]]:
+    """The rows of the splits, and of photos without labels where a training reads them.
+
+    Raises:
+        KDError: those of `splits_rows` and `pool_rows`.
+    """
+    rows = splits_rows(spec.data, spec.folder, hasher)
+    if uses_pool(spec):
+        rows[FIELD] = pool_rows(spec.data, spec.folder, hasher, rows)
+    return rows
 
 
 def network_key(

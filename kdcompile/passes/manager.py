@@ -20,9 +20,9 @@ from kdcompile.core.logs import kept_in
 from kdcompile.core.progress import StageFinished, StageHit, StageStarted, emit
 from kdcompile.core.store import Artifact, Store
 from kdcompile.data.check import check_data
-from kdcompile.data.splits import Row, load_splits, splits_rows
+from kdcompile.data.splits import Row, load_splits
 from kdcompile.environment.doctor import version
-from kdcompile.passes.keys import covered, key_parts, measures, step_key
+from kdcompile.passes.keys import covered, data_rows, key_parts, measures, step_key
 from kdcompile.passes.stages import STAGES, upstream
 from kdcompile.passes.why import NEVER, REUSED, keep, reasons
 from kdcompile.remote.open import evidence_of, facts_of
@@ -168,7 +168,7 @@ def make_plan(spec: Spec, via: str | None = None) -> Plan:
     scratch_below(store.temporary)
     target = replace(resolve_target(spec.target), tf32=spec.compile.tf32)
     board, target = find_board(spec, target, via)
-    rows = splits_rows(spec.data, spec.folder, store.hasher)
+    rows = data_rows(spec, store.hasher)
     parts = key_parts(spec, target, store.hasher, board, rows)
     store.save_hashes()
     return Plan(spec, target, store, parts, board, rows)

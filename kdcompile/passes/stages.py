@@ -75,7 +75,7 @@ STAGES: dict[str, Stage] = {
                 "seed", "task", "teacher", "teachers", "data", "student", "distill", "export",
                 "quantize",
             ),
-            splits=("train", "val"),
+            splits=("train", "val", "unlabelled"),
             parallel=True,
         ),
         Stage(

@@ -34,7 +34,7 @@ from kdcompile.gates.summary import (
     worst_rows,
 )
 from kdcompile.latency.environment import fingerprint, fingerprint_id
-from kdcompile.passes.mixed_price import MIXED, with_mixed
+from kdcompile.passes.shipped_price import PAIRED, with_file
 from kdcompile.targets import Target
 from kdcompile.tasks.records import value_of
 from kdcompile.tasks.reference import taught
@@ -126,8 +126,8 @@ def _context(
     choice = inputs["compile"].json("choice.json")
     unpredicted = NO_DLA_MODEL if step.spec.compile.dla is not None else ""
     estimate = inputs["search"].json("estimate.json")
-    if choice["precision"] == MIXED and not unpredicted:
-        estimate = with_mixed(estimate, step, target)
+    if choice["precision"] in PAIRED and target.software is not None and not unpredicted:
+        estimate = with_file(estimate, _paired_file(inputs, choice["precision"]), step, target)
     known = {} if unpredicted else predictions(estimate)
     return VerifyContext(
         target=target,
@@ -148,6 +148,12 @@ def _context(
         frame=frame_of(step, target, photos, classes, known.get(choice["precision"])),
         unpredicted=unpredicted,
     )
+
+
+def _paired_file(inputs: Mapping[str, Artifact], precision: str) -> Path:
+    """The network that ships, as exported; `compile` makes the mixed one."""
+    made = inputs["compile" if precision == "mixed" else "calibrate"]
+    return made.file(f"student_{precision}.onnx")
 
 
 def _outcomes(

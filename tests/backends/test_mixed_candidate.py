@@ -10,7 +10,8 @@ from small_build import SmallBuild
 
 from kdcompile import targets
 from kdcompile.backends import engine, mixed_residuals
-from kdcompile.backends.mixed_residuals import weigh
+from kdcompile.backends.mixed_residuals import most_that_pass, weigh
+from kdcompile.calib.sensitivity import Outcome
 from kdcompile.core.errors import KDError
 from kdcompile.passes import compile
 
@@ -149,9 +150,12 @@ def blocks(tmp_path_factory):
 def decided(blocks, sets=(), ratio=0.5, monkeypatch=None):
     """The plan, the choice and the artifact of a build; with `monkeypatch` pairs cost so much."""
     if monkeypatch is not None:
-        pairs = {True: 2 * ratio, False: 2.0}
-        price = lambda target, model, shape: pairs[has_pairs(model)]  # noqa: E731
-        monkeypatch.setattr(compile, "predicted_ms", price)
+
+        def price(path, precision, **of):
+            ms = 2 * ratio if has_pairs(onnx.load(path)) else 2.0
+            return {"ms": ms, "low_ms": ms, "high_ms": ms, "validated": True}
+
+        monkeypatch.setattr(compile, "file_estimate", price)
     found = blocks.run("compile", TARGET, None, sets)
     return found.json("mixed.json"), found.json("choice.json"), found
 
@@ -177,10 +181,31 @@ def test_pairs_that_are_predicted_no_faster_are_left_out(blocks, monkeypatch, ra
     plan, choice, found = decided(blocks, asked, ratio, monkeypatch)
     assert (plan["residuals"]["kept"], plan["residuals"]["ratio"]) == (kept, ratio)
     assert has_pairs(onnx.load(found.file("model.onnx"))) is kept
-    (latency,) = (c["latency_ms"] for c in choice["candidates"] if c["precision"] == "mixed")
-    half = next(c["latency_ms"] for c in choice["candidates"] if c["precision"] == "fp16")
-    share = plan["latency_ms"] / plan["fp16_ms"]
-    assert latency == pytest.approx(half * share * (ratio if kept else 1))
+    latency = {c["precision"]: c["latency_ms"] for c in choice["candidates"]}
+    assert latency["mixed"] == 2 * ratio if kept else 2.0
+    assert latency["int8"] == 2.0  # whose file has no pairs on its sums
+
+
+def test_the_most_harmless_branches_that_keep_the_limits_take_pairs():
+    damage = {"a": 3.0, "b": 1.0, "c": 9.0, "d": 2.0}
+    branches = {name: f"{name}.other" for name in damage}
+
+    def taken(allowed):
+        rules = (
+            lambda taken: Outcome(
+                metric=sum(damage[n] for n in taken), sqnr_db=-max(map(damage.get, taken))
+            ),
+            lambda outcome: outcome.metric <= allowed,
+        )
+        return most_that_pass(branches, lambda some: some, rules)
+
+    assert [*taken(15)] == ["a", "b", "c", "d"]
+    assert [*taken(14)] == ["b", "d", "a"]
+    assert [*taken(6)] == ["b", "d", "a"]
+    assert [*taken(5.9)] == ["b", "d"]
+    assert [*taken(1)] == ["b"]
+    assert taken(0.9) == {}
+    assert taken(3) == {"b": "b.other", "d": "d.other"}
 
 
 @pytest.fixture
@@ -197,7 +222,7 @@ def on_device(tmp_path, monkeypatch, blocks):
 
 def test_a_device_that_is_as_fast_without_them_keeps_none(on_device, monkeypatch):
     monkeypatch.setattr(
-        compile, "predicted_ms", lambda *values, **named: pytest.fail("it is measured")
+        compile, "file_estimate", lambda *values, **named: pytest.fail("it is measured")
     )
     found = on_device()
     told = found.json("mixed.json")["residuals"]
@@ -223,5 +248,6 @@ def test_pairs_that_break_the_limits_or_are_refused_are_left_out(on_device, monk
     told = found.json("mixed.json")["residuals"]
     assert (told["basis"], told["kept"], told["ratio"]) == ("refused", False, None)
     assert told["why"].endswith("are refused: no tactic")
-    wanted = weigh(None, {}, {"sum": "x"}, (None, None), lambda model: False, None, None)
+    never = (lambda model: Outcome(0.0, 0.0)), (lambda outcome: False)
+    wanted = weigh(None, {}, {"sum": "x"}, lambda some: None, never, None, None)
     assert (wanted.basis, wanted.kept) == ("accuracy", False)

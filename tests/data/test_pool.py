@@ -12,8 +12,8 @@ from scipy.io import savemat
 from kdcompile.config.spec import Data
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import Hasher
-from kdcompile.data.pool import load_pool
-from kdcompile.data.splits import load_splits, splits_digest
+from kdcompile.data.pool import load_pool, pool_rows
+from kdcompile.data.splits import load_splits, splits_digest, splits_rows
 
 SPLITS = ("train", "val", "test")
 
@@ -196,3 +196,37 @@ def test_the_splits_know_nothing_of_a_pool(jsonl):
         return splits_digest(data, data.root, Hasher(data.root / "hashes.json"))
 
     assert digests("images") == digests(None) == digests("nowhere")
+
+
+def test_globs_and_several_places(jsonl):
+    _image(jsonl.root / "more" / "5.png", 111)
+    (jsonl.root / "pool.txt").write_text("images/4.png\n")
+    assert _names(_pool(jsonl, unlabelled="images/[13].png")) == ["images/3.png"]
+    several = ["more", "pool.txt", "images/?.png"]
+    names = ["images/3.png", "images/4.png", "more/5.png"]
+    assert sorted(_names(_pool(jsonl, unlabelled=several))) == names
+
+
+def test_a_key_covers_what_the_splits_do_not_hold(jsonl):
+    def rows():
+        hasher = Hasher(jsonl.root / "hashes.json")
+        held = splits_rows(jsonl, jsonl.root, hasher)
+        return [name for name, _, _ in pool_rows(jsonl, jsonl.root, hasher, held)]
+
+    assert rows() == ["images/3.png", "images/4.png"]
+    shutil.copy(jsonl.root / "images" / "2.png", jsonl.root / "images" / "copy.png")
+    assert "images/copy.png" not in rows()
+    _image(jsonl.root / "images" / "6.png", 123)
+    assert "images/6.png" in rows()
+
+
+def test_images_of_one_name_from_two_selections_both_count(jsonl):
+    (jsonl.root / "made.py").write_text(
+        "import numpy as np\nfrom kdcompile.data.photo import Photo\n\n"
+        "def photos(root, split):\n"
+        "    shade = {'train.txt': 1, 'val.txt': 2, 'test.txt': 3}.get(split) or int(split)\n"
+        "    return [Photo('a', array=np.full((8, 8, 3), shade, np.uint8))]\n"
+    )
+    pool = _pool(jsonl, format="made.py:photos", unlabelled=["7", "8", "3"])
+    assert [int(photo.array[0, 0, 0]) for photo in pool.photos] == [7, 8]
+    assert [row["twin"] for row in pool.left_out] == ["test/a"]

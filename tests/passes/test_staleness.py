@@ -183,10 +183,15 @@ def test_nothing_is_due_to_a_time(folder):
     assert to_do(plan_of(folder)) == {}
 
 
-def test_a_pool_of_unlabelled_photos_is_not_read(folder):
-    assert to_do(plan_of(folder, "data.unlabelled=nowhere")) == {}
+def test_a_pool_of_unlabelled_photos_is_read_where_it_trains(folder):
+    off = "distill.unlabelled=0.0"
+    before = to_do(plan_of(folder, off))
+    assert to_do(plan_of(folder, off, "data.unlabelled=nowhere")) == before
     paint_file(folder / "data" / "images" / "099.png", 77)
-    assert to_do(plan_of(folder, "data.unlabelled=images")) == {}
+    assert to_do(plan_of(folder, off, "data.unlabelled=images")) == before
+    told = to_do(plan_of(folder, "data.unlabelled=images"))
+    assert told["distill"] == ["data: unlabelled is read now"]
+    assert "teacher" not in told
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ class ContrastiveTransfer(Recipe):
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"crd": 5.0}, "paper": {"crd": 0.8}}
     needs_taps = True
+    reads_labels = True
     banks: Tensor
     scales: Tensor
     order: Tensor

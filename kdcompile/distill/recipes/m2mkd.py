@@ -44,6 +44,7 @@ class Blocks(Recipe):
         "paper": {"hybrid": FADE},
     }
     needs_taps = True
+    reads_labels = True
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:
         """Two stitches a tap."""

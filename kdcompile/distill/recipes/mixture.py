@@ -53,6 +53,7 @@ class Mixture(Recipe):
     needs = ("teachers",)
     needs_taps = True
     needs_others = True
+    reads_labels = True
     replaces_soft = True
 
     def __init__(self, taps: Sequence[Tap], options: Distill, objective: Objective) -> None:

@@ -66,8 +66,14 @@ class Mixup(Recipe):
             return super().base(inputs)
         terms = {"hard": cross_entropy(scaled(promoted(inputs.student)), inputs.target)}
         if inputs.teacher is not None:
-            terms["soft"] = kd_kl(inputs.student, inputs.teacher, standardize=True)
+            terms["soft"] = self.soft(inputs.student, inputs.teacher)
         return terms
+
+    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of logits over their deviation for classes, else the objective's."""
+        if not self.objective.of_classes:
+            return super().soft(student, teacher)
+        return kd_kl(student, teacher, standardize=True)
 
 
 def pairs(size: int, share: float, device: torch.device) -> tuple[Tensor, Tensor]:

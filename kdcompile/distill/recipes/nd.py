@@ -37,6 +37,7 @@ class NormDirection(Recipe):
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"nd": 1.0}, "paper": {"nd": 0.2}}
     needs_taps = True
+    reads_labels = True
     tasks = ("classification",)
     why = "it needs the mean feature of each class"
     means: Tensor

@@ -34,6 +34,7 @@ class Partitioned(Recipe):
         "paper": {"partitioned": 1.0},
     }
     needs_first = True
+    reads_labels = True
     needs = ("deployed",)
     replaces_soft = True
 

@@ -43,6 +43,7 @@ class Reliability(Recipe):
     why = "it weighs labels against the teacher, and there the teacher gives the labels"
     extra_weights: ClassVar[ByReduction] = {"mean": {"reliable": 0.9}, "paper": {"reliable": 0.9}}
     replaces_soft = True
+    reads_labels = True
 
     @classmethod
     def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:

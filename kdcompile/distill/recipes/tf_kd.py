@@ -31,6 +31,7 @@ class VirtualTeacher(Recipe):
     )
     extra_weights: ClassVar[ByReduction] = {"mean": {"tfkd": 0.9}, "paper": {"tfkd": 0.1 / 9}}
     needs_teacher = False
+    reads_labels = True
     tasks = ("classification",)
     why = "its virtual teacher gives probabilities of classes"
 

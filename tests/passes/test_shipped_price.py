@@ -1,4 +1,4 @@
-"""The price of a mixed network: its own, between fp16's and int8's, as it is deployed."""
+"""The price of an int8 or mixed network: of its own file, as it is deployed."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import onnx
 import pytest
-from onnx_graphs import chain, table_of
+from onnx_graphs import chain, residual, table_of
 
 from kdcompile import targets
 from kdcompile.calib.mixed import mixed_model
@@ -17,8 +17,8 @@ from kdcompile.data.preprocess import Preprocess
 from kdcompile.latency_model.kernels import kernels_of
 from kdcompile.latency_model.predict import estimate, ratio_factor
 from kdcompile.onnx_graph.in_graph import in_graph
-from kdcompile.passes import mixed_price
-from kdcompile.passes.mixed_price import with_mixed
+from kdcompile.passes import shipped_price
+from kdcompile.passes.shipped_price import takes_flags, with_file
 from kdcompile.passes.verify import predictions
 
 JETSON = targets.load("jetson")
@@ -29,13 +29,14 @@ STUDENT, TEACHER = chain(4), chain(4, 64)
 MIXED = mixed_model(STUDENT, table_of(STUDENT), "int8", ["c1", "c2", "c3"])
 
 
-def step(root, preprocess):
+def step(root, preprocess, mixed=MIXED):
     """Of a build that ships the mixed network."""
 
     def write(folder):
         (folder / "preprocess.json").write_text(json.dumps(PREPROCESS.to_json()))
         onnx.save(TEACHER, folder / "teacher.onnx")
-        onnx.save(MIXED, folder / "student_mixed.onnx")
+        onnx.save(mixed, folder / "student_mixed.onnx")
+        (folder / "choice.json").write_text('{"precision": "mixed"}')
         return {}
 
     made = Store(root).make("export", "0" * 24, write)
@@ -47,23 +48,29 @@ def step(root, preprocess):
     return Step("verify", "1" * 24, spec, {"export": made, "compile": made})
 
 
+def priced(before, made, target=JETSON):
+    """With the price of the mixed network."""
+    file = made.inputs["compile"].file("student_mixed.onnx")
+    return with_file(before, file, made, target)
+
+
 def known(validated=True):
     """What the stage `search` found before there was a mixed network."""
 
-    def priced(model, precision):
+    def first(model, precision):
         return asdict(estimate(kernels_of(model, SHAPE, precision), JETSON, precision))
 
-    student = {p: priced(STUDENT, p) | {"validated": True} for p in ("fp16", "int8")}
+    student = {p: first(STUDENT, p) | {"validated": True} for p in ("fp16", "int8")}
     student["int8"]["validated"] = validated
-    teacher = {"fp16": priced(TEACHER, "fp16")}
+    teacher = {"fp16": first(TEACHER, "fp16")}
     bands = {p: {"low": 1.0, "high": 2.0} for p in student}
     return {"teacher": teacher, "student": student, "speedups": bands}
 
 
 def test_it_is_priced_by_its_own_kernels(tmp_path):
     before = known()
-    found = with_mixed(before, step(tmp_path, "host"), JETSON)
-    kernels = kernels_of(MIXED, SHAPE)
+    found = priced(before, step(tmp_path, "host"))
+    kernels = kernels_of(MIXED, SHAPE, "fp16")
     assert found["student"]["mixed"]["ms"] == estimate(kernels, JETSON, "fp16").ms
     assert found["student"]["mixed"]["ms"] != before["student"]["fp16"]["ms"]
     assert {p: found["student"][p] for p in before["student"]} == before["student"]
@@ -78,10 +85,10 @@ def test_it_is_priced_by_its_own_kernels(tmp_path):
 
 def test_what_takes_pixels_is_priced_so(tmp_path):
     ms = {
-        where: with_mixed(known(), step(tmp_path / where, where), JETSON)["student"]["mixed"]["ms"]
+        where: priced(known(), step(tmp_path / where, where))["student"]["mixed"]["ms"]
         for where in ("host", "in-graph")
     }
-    pixels = kernels_of(in_graph(MIXED, *MEANS), [1, 16, 16, 3])
+    pixels = kernels_of(in_graph(MIXED, *MEANS), [1, 16, 16, 3], "fp16")
     assert ms["in-graph"] == estimate(pixels, JETSON, "fp16").ms != ms["host"]
 
 
@@ -90,6 +97,24 @@ def test_it_is_validated_where_both_of_its_precisions_are(tmp_path, monkeypatch,
     def backed(*of):
         return replace(estimate(*of), validated=own)
 
-    monkeypatch.setattr(mixed_price, "estimate", backed)
-    found = with_mixed(known(int8), step(tmp_path, "host"), JETSON)["student"]["mixed"]
+    monkeypatch.setattr(shipped_price, "estimate", backed)
+    found = priced(known(int8), step(tmp_path, "host"))["student"]["mixed"]
     assert found["validated"] is (own and int8)
+
+
+@pytest.mark.parametrize(
+    ("version", "flags"),
+    [("8.6.2", True), ("10.3", True), ("10.11", True), ("10.12", False), ("11", False),
+     ("8.6..11", True), (None, False)],
+)  # fmt: skip
+def test_where_float32_may_become_half_by_a_flag(version, flags):
+    assert takes_flags(replace(JETSON, backend=None, tensorrt=version)) is flags
+
+
+def test_a_strongly_typed_build_keeps_the_sums_of_int8_layers_in_float32(tmp_path):
+    blocks = residual()
+    layers = ["stem", "a1", "a2", "b1", "b2"]
+    made = step(tmp_path, "host", mixed_model(blocks, table_of(blocks), "int8", layers))
+    strong = replace(JETSON, backend=None, tensorrt="10.13")
+    weak, found = (priced(known(), made, on)["student"]["mixed"]["ms"] for on in (JETSON, strong))
+    assert found > weak
