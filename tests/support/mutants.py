@@ -108,6 +108,8 @@ EQUIVALENT = {
     "kdcompile/gates/from_board.py": {
         "1 -> 2: samples = PairedTimes("
         "np.array(a, np.float64), np.array(b, np.float64), 1)": "no gate asks for the repeats",
+        "0 -> 1: frame=frame_of_board(record.frame, 0 if record.test is None else "
+        "record.test.seed),": "any seed does, as long as it stays",
     },
     "kdcompile/gates/speedup.py": {
         "found is None or ratio is None -> found is None and ratio is None": TOGETHER,
