@@ -69,6 +69,13 @@ class Photo:
         """The number of annotated points."""
         return len(self.points)
 
+    @property
+    def held(self) -> int:
+        """The bytes of what it shows that are in memory."""
+        arrays = (self.array, self.mask, *self.tensors.values())
+        held = sum(one.nbytes for one in arrays if isinstance(one, np.ndarray))
+        return held + len(self.encoded or b"")
+
     def labelled(self) -> float:
         """The label.
 

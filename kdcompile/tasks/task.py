@@ -336,17 +336,14 @@ def _of_class(found: Any, where: str) -> Task:
     )
 
 
-@cache
-def _made(kind: type[Task]) -> Task:
-    """The one instance of a registered task."""
-    return _make(kind)
-
-
 def _make(kind: type[Task]) -> Task:
     with users_code(
         "task-invalid", f"task {kind.__name__} cannot be made", f"{kind.__module__}", "correct it"
     ):
         return kind()
+
+
+_made = cache(_make)  # the one instance of a registered task
 
 
 def preprocess_of(spec: Spec) -> Preprocess:

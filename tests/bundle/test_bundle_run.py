@@ -30,6 +30,8 @@ from kdcompile.data.photo import read_pixels
 from kdcompile.passes.bundle import install, run
 from kdcompile.tasks.task import find_task
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 @pytest.fixture(scope="module")
 def artifact(make_step, preprocess, tmp_path_factory):

@@ -41,6 +41,8 @@ from kdcompile.tasks.detection.boxes import Found, overlaps
 from kdcompile.tasks.detection.task import Detection
 from kdcompile.tasks.task import find_task, preprocess_of, task_of
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def call(*args, code=0):
     found = CliRunner().invoke(cli, list(map(str, args)))

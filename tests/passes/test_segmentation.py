@@ -18,6 +18,8 @@ from kdcompile.core.files import file_sha256
 from kdcompile.core.report import Report
 from kdcompile.remote.frame import PARTS, Frames
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
