@@ -6,7 +6,6 @@ sample, validation, the gates, and home for a board. `test_cpp_boxes.py` has the
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-import kdcompile.bundle
-from kdcompile.bundle import run
+from kdcompile.bundle import python_sample, run
 from kdcompile.bundle.run import BundleRun
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
@@ -41,9 +39,10 @@ class Canned(nn.Module):
         return self.output.expand(len(image), *self.output.shape[1:])
 
 
-@pytest.fixture(scope="module")
-def infer():
-    path = Path(kdcompile.bundle.__file__).with_name("templates") / "infer.py"
+def sample_of(kind, folder):
+    """The sample of a task's bundles, as a module."""
+    path = folder / "infer.py"
+    path.write_text(python_sample.text(kind))
     spec = importlib.util.spec_from_file_location("_infer_of_map_sizes", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -82,7 +81,7 @@ def of_sample(infer, path, output, manifest, preprocess):
 
 
 @pytest.mark.parametrize("stride", [1, 8])
-def test_no_pixel_of_the_padding_is_named_drawn_or_evaluated(infer, sized, stride, tmp_path):
+def test_no_pixel_of_the_padding_is_named_drawn_or_evaluated(sized, stride, tmp_path):
     size, path = sized
     task, preprocess = find_task("segmentation"), preprocess_of("segmentation")
     frame = preprocess.frame(*SIZES[size])
@@ -97,6 +96,7 @@ def test_no_pixel_of_the_padding_is_named_drawn_or_evaluated(infer, sized, strid
     with Image.open(row["mask"]) as mask:
         drawn = np.asarray(mask)
     assert drawn.shape == (height, width)
+    infer = sample_of("segmentation", tmp_path)
     told = of_sample(infer, path, output, {"task": "segmentation"}, preprocess)
     np.testing.assert_array_equal(told, drawn)
     photo = Photo("a", path=path, mask=drawn.copy())
@@ -123,7 +123,7 @@ def centres(frame):
     return maps, (rows, columns)
 
 
-def test_no_box_of_the_padding_is_listed_drawn_or_evaluated(infer, sized, tmp_path, monkeypatch):
+def test_no_box_of_the_padding_is_listed_drawn_or_evaluated(sized, tmp_path, monkeypatch):
     size, path = sized
     task, preprocess = find_task("detection"), preprocess_of("detection")
     frame = preprocess.frame(*SIZES[size])
@@ -143,6 +143,7 @@ def test_no_box_of_the_padding_is_listed_drawn_or_evaluated(infer, sized, tmp_pa
     assert box["box"] == pytest.approx(wanted, abs=0.051)
     assert len(drawn[0]) == 1
     (tmp_path / "task.json").write_text(json.dumps(task.settings()))
+    infer = sample_of("detection", tmp_path)
     monkeypatch.setattr(infer, "read", lambda manifest, name: (tmp_path / name).read_bytes())
     told = of_sample(infer, path, output, {"task": "detection"}, preprocess)
     assert told[:, :4] == pytest.approx(wanted[None], abs=1e-3)
