@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TRITON_DEFAULT_FP_FUSION ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # each process of the tests would compile everything again
 
 .PHONY: demo test coverage mutants soak lint tested kernels-aot kernels-docs kernels-static kernels-oldest clean
 

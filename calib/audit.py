@@ -122,13 +122,13 @@ def strata(
 ) -> list[Record]:
     """How many images each part of the training set has, and how many of them were chosen.
 
-    The parts are the task's: thirds of the images by their true count or value, or the classes.
+    The parts are the task's: thirds of the images by their true count or value, or the classes;
+    of masks and boxes the images that have something of a class, which may have several.
     """
-    truths = np.array([task.truth(photo) for photo in train], np.float64)
     taken = {id(photo) for photo in chosen}
     return [
         {**what, "train": len(part), "chosen": sum(id(train[i]) in taken for i in part)}
-        for what, part in task.groups(truths, classes)
+        for what, part in task.photo_groups(train, classes)
     ]
 
 
@@ -169,13 +169,17 @@ def about_tensors(
 
 
 def record(
-    images: Record, parts: Sequence[Record], held: Sequence[Photo], tensors: Mapping[str, Record]
+    images: Record,
+    parts: Sequence[Record],
+    held: Sequence[Photo],
+    tensors: Mapping[str, Record],
+    train: int,
 ) -> Record:
     """The record: what the functions above gave, and the warnings that follow from it.
 
-    A warning is a `code` and a `message`.
+    A warning is a `code` and a `message`; `train` is how many images the training set has.
     """
-    found = [*_image_warnings(images), *_strata_warnings(parts, images["n"])]
+    found = [*_image_warnings(images), *_strata_warnings(parts, images["n"], train)]
     found += _tensor_warnings(tensors)
     return {
         "images": images,
@@ -215,12 +219,11 @@ def _image_warnings(images: Record) -> list[tuple[str, str]]:
     return found
 
 
-def _strata_warnings(parts: Sequence[Record], n: int) -> list[tuple[str, str]]:
+def _strata_warnings(parts: Sequence[Record], n: int, train: int) -> list[tuple[str, str]]:
     """Parts of the training set with less than half of the images due to them."""
-    total = sum(part["train"] for part in parts)
     found = []
     for part in parts:
-        due = n * part["train"] / total
+        due = n * part["train"] / train
         if due >= 2 and part["chosen"] < due / 2:
             what = part["class"] if "class" in part else f"{part['low']:g} to {part['high']:g}"
             message = f"calibration images of {what}: {part['chosen']}, where {due:.0f} are due"

@@ -20,8 +20,6 @@ from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.task import Task
 
 Floats = NDArray[np.float32]
-MAX_IMAGES = 16
-"""How many validation images the stage gives: a network of L layers runs each 2L + 2 times."""
 
 
 @dataclass(frozen=True)

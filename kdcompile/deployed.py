@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,6 +131,7 @@ def merge(
     record: AnyPath,
     *,
     engine: AnyPath | None = None,
+    test_pack: AnyPath | None = None,
     sign: AnyPath | None = None,
     trusted: AnyPath | None = None,
     expect: Mapping[str, str] | None = None,
@@ -141,6 +143,8 @@ def merge(
         folder: of the bundle.
         record: the board's `device.json`.
         engine: the board's engine, or its folder; None leaves it out of the bundle.
+        test_pack: of detection or segmentation, the test pack that the board ran: the outputs that
+            it kept lie beside the record, and are judged by it.
         sign: an Ed25519 private key to sign the result with.
         trusted: public key that must have signed the bundle; by default $KDCOMPILE_TRUSTED_KEY.
         expect: as for `load_bundle`.
@@ -153,6 +157,7 @@ def merge(
     from kdcompile.bundle.manifest import manifest_bytes
     from kdcompile.bundle.merge import merge as merged
     from kdcompile.bundle.signature import check_before_signing, sign_bundle
+    from kdcompile.gates.board_outputs import Home
     from kdcompile.gates.from_board import judge_board
 
     there, key = Path(folder), None if sign is None else Path(sign)
@@ -160,7 +165,9 @@ def merge(
     verified, content = True, manifest_bytes(there)
     if key is not None:
         verified = check_before_signing(there, key, trust, resign_unverified, content)
-    report = merged(there, Path(record), file, judge_board, trust, not verified, content)
+    home = None if test_pack is None else Home(Path(test_pack), Path(record).parent)
+    judge = partial(judge_board, home=home)
+    report = merged(there, Path(record), file, judge, trust, not verified, content)
     signed = None if key is None else sign_bundle(there, key)
     return Built(**vars(report), bundle=there, signed_by=signed)
 

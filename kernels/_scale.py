@@ -61,15 +61,6 @@ def is_last_use(saved: Tensor) -> bool:
     return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def consume(values: Tensor, sums: Tensor, upstream: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """The same within a backward pass, `values` in place where nobody needs them any more."""
-    if not is_last_use(values):
-        return scaled(values, sums, upstream, factor)  # type: ignore[no-any-return]
-    out_sums = torch.empty_like(sums)
-    _launch(values, values, sums, out_sums, upstream, factor)
-    return values, out_sums
-
-
 def _launch(
     values: Tensor, out: Tensor, sums: Tensor, out_sums: Tensor, upstream: Tensor, factor: float
 ) -> None:

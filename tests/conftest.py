@@ -1,16 +1,22 @@
 """Shared fixtures. Nothing here needs a network or a GPU."""
 
+import __future__
+
 import gc
+import inspect
 import logging
 import os
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from longest_first import pytest_collection_modifyitems as pytest_collection_modifyitems
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from told_skips import pytest_sessionfinish as pytest_sessionfinish
+from torch import _ops
 
 from kdcompile.core.logs import CONSOLE
 
@@ -31,6 +37,7 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("same")
 
+DRAW = FigureCanvasAgg.draw
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -43,7 +50,35 @@ def pytest_collection_finish():
 def _short_timings():
     """A build times teacher and student for 9 s, and no test depends on what it finds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdcompile.core.measurement.BLOCK_SECONDS", 0.02)
+        patch.setattr("kdcompile.core.measurement.BLOCK_SECONDS", 0.002)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plain_registrations():
+    """torch.export defines a function for each of 6,000 entries, and evaluates its annotations."""
+    later = __future__.annotations.compiler_flag
+    text = textwrap.dedent(inspect.getsource(_ops.OperatorBase.py_impl))
+    made = {}
+    exec(compile(text, _ops.__file__, "exec", later, dont_inherit=True), vars(_ops), made)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_ops.OperatorBase, "py_impl", made["py_impl"])
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _blank_figures():
+    """Hundreds of tests make a report, and those with `drawn` look at its figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "draw", FigureCanvasAgg.get_renderer)
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Figures are drawn, and not left blank."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "draw", DRAW)
         yield
 
 

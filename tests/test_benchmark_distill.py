@@ -18,6 +18,8 @@ from kdcompile.distill import train as train_module
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.models.weights import read_weights
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 ROOT = Path(__file__).parents[1]
 SPLITS = {"train": 8, "val": 4, "test": 5}
 TRAINED = ["skt", "none"]

@@ -23,6 +23,8 @@ from kdcompile.examples.cells.training_photos import (
 from kdcompile.models.factory import load_teacher
 from kdcompile.tasks.detection.decoders import DECODERS, Setting
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 FOLDER = Path(train_teacher.__file__).parent
 
 

@@ -37,6 +37,8 @@ from kdcompile.core import escape, logs
 from kdcompile.core.errors import KDError
 from kdcompile.data.recognise import recognise
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 HOSTILE = [
     "::stop-commands::x", "  ::error::x", "##[stop-commands]x", "##vso[task.complete]", "a\n::add",
     "\x1b[2J\x1b]0;t\x07", "a\u202etxt.exe", "\u2066x\u2069", "a\r\n\r\n# b", "[x](http://x.y)",

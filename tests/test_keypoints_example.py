@@ -20,6 +20,8 @@ from kdcompile.data.targets import photos_of
 from kdcompile.examples.keypoints import kites
 from kdcompile.examples.keypoints.keypoints import MIRRORED, KeyPoints, KitePoints, Maps
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 QUICK = (
     'data.train="train:24"', 'data.val="val:8"', 'data.test="test:24"', "distill.steps=6",
     "distill.batch=8", "distill.lr=1e-4", "quantize.images=8", 'quantize.precision="fp32"',

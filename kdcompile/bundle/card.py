@@ -22,13 +22,14 @@ CHOICE = ("precision", "basis", "why")
 TRAINING = ("recipe", "steps", "best_step", "device", "seconds", "seed")
 
 
-def write_card(folder: Path, report: Report, io: IO) -> None:
+def write_card(folder: Path, report: Report, io: IO, serving: str = "") -> None:
     """Write the card.
 
     Args:
         folder: the bundle, with its networks.
         report: everything that was measured.
         io: the network's inputs and outputs.
+        serving: what is there for other runtimes, or why not.
     """
     from kdcompile.bundle import render  # matplotlib
 
@@ -54,6 +55,7 @@ def write_card(folder: Path, report: Report, io: IO) -> None:
             if any(m.evidence == level for m in report.measurements)
         ],
         limits=list(_limits(report)),
+        serving=serving,
         quantisation=_quantisation(details),
         teacher=facts.flat(
             {k: v for k, v in teacher.items() if v is not None and k not in ("dropped", "classes")}

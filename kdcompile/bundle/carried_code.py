@@ -32,10 +32,18 @@ def write_code(folder: Path, name: str, beside: Path) -> None:
         name: as the spec has it; of an installed package nothing is copied.
         beside: the spec's folder.
     """
-    for path in _closure(beside / name.partition(":")[0], beside):
-        copy = folder / CODE / path.relative_to(beside)
+    for place, path in code_of(name, beside).items():
+        copy = folder / place
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+
+
+def code_of(name: str, beside: Path) -> dict[str, Path]:
+    """The files that `write_code` copies, by their names in a bundle; none of a built-in decode."""
+    if ":" not in name:
+        return {}
+    found = _closure(beside / name.partition(":")[0], beside)
+    return {f"{CODE}/{path.relative_to(beside).as_posix()}": path for path in found}
 
 
 def _closure(first: Path, beside: Path) -> list[Path]:
@@ -78,14 +86,7 @@ def with_code(bundle: Bundle, task: Task, allow: bool) -> Iterator[Task]:
     needs = ":" in decode
     name = decode if needs else str(settings_of(bundle).get(KEY) or "")
     if needs and not allow:
-        raise KDError(
-            "bundle-code",
-            f"the boxes of this bundle are made by code that it carries, {name}, which is not run "
-            "unasked",
-            where=str(bundle.folder / CODE),
-            fix="read it, and run it with --allow-code if you trust who made the bundle; with "
-            "--trusted KEY its signature is checked before",
-        )
+        raise _not_allowed(bundle, name)
     if not name or not allow:
         yield task  # without code of its own the outputs of a user's task are given as they are
         return
@@ -97,3 +98,29 @@ def with_code(bundle: Bundle, task: Task, allow: bool) -> Iterator[Task]:
                 with bundle.reading(file) as content:  # the bytes that the manifest names
                     copy.write_bytes(content)
         yield task.with_code(load_factory(name, place))
+
+
+def decode_files(bundle: Bundle, allow: bool) -> dict[str, Path]:
+    """The files of the bundle's own decode, by name, for a sample that is to run; checked.
+
+    Raises:
+        KDError: `bundle-code`, there is one and it is not allowed.
+    """
+    decode = str(settings_of(bundle).get("decode") or "")
+    if ":" not in decode:
+        return {}
+    if not allow:
+        raise _not_allowed(bundle, decode)
+    names = [name for name in bundle.manifest["files"] if name.startswith(f"{CODE}/")]
+    return {name: bundle.file(name) for name in names}
+
+
+def _not_allowed(bundle: Bundle, name: str) -> KDError:
+    return KDError(
+        "bundle-code",
+        f"the boxes of this bundle are made by code that it carries, {name}, which is not run "
+        "unasked",
+        where=str(bundle.folder / CODE),
+        fix="read it, and run it with --allow-code if you trust who made the bundle; with "
+        "--trusted KEY its signature is checked before",
+    )

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kdcompile.bundle import facts, form
+from kdcompile.bundle import deepstream, facts, form
 from kdcompile.bundle.card import write_card
 from kdcompile.bundle.distributions import used, write_licences
 from kdcompile.bundle.manifest import ENGINE, Bundle
@@ -97,7 +97,9 @@ def settings_of(bundle: Bundle) -> dict[str, Any]:
 
 
 def write_product(folder: Path, report: Report) -> None:
-    """Write `cpp/`, `triton/`, `MODEL_CARD.md`, `sbom.cdx.json` and `LICENCES.md`.
+    """Write `cpp/`, `triton/`, `deepstream/`, `MODEL_CARD.md`, `sbom.cdx.json` and `LICENCES.md`.
+
+    `deepstream/` is of networks that need no parser of the user's; of others the card says why not.
 
     Args:
         folder: the bundle, with `model.onnx`, `preprocess.json` and an engine if there is one.
@@ -124,4 +126,26 @@ def _write_from_network(folder: Path, report: Report) -> None:
     task = facts.task(report)
     write_cpp(folder, preprocess, io, task["kind"], task["classes"], task.get("settings"))
     write_triton(folder, report.name, report.target, load(report.target).kind, io)
-    write_card(folder, report, io)
+    why_not = deepstream.refusal(preprocess, io, task["kind"])
+    if why_not is None:
+        precision = str((report.details.get("choice") or {}).get("precision", "fp32"))
+        deepstream.write_deepstream(
+            folder, preprocess, io, task["classes"], precision, report.target
+        )
+    write_card(folder, report, io, deepstream.told(why_not) + _suppression_told(folder, report))
+
+
+def _suppression_told(folder: Path, report: Report) -> str:
+    """What `nms/` is, where the bundle has it."""
+    path = folder / "nms" / "nms.json"
+    if not path.is_file():
+        return ""
+    about = read_json(path)
+    more = about["predicted_ms"]
+    cost = "" if more is None else f" Predicted for {report.target}: {more:.3g} ms more."
+    return (
+        " `nms/model.onnx` is the network with its boxes decoded and suppressed inside: corners in "
+        f"pixels of its input, score and class, [1, D, 6]. On {about['images']} validation images "
+        f"{about['apart']} of {about['boxes']} boxes are other ones than those of the decode "
+        f"outside.{cost} Latencies and gates of the report are of model.onnx."
+    )

@@ -3,7 +3,9 @@
 `pack.json` with the names of the test images, their annotated values and the teacher's predictions,
 and the SHA-256 of every other file; `teacher_PRECISION.onnx`; and the images as uint8 [h, w, C] in
 `photos_NNN.npz`, scaled to what the network takes, so that the board only normalises them. Samples
-of named tensors are rows there (`kdcompile.core.ports`), each beside the teacher's outputs.
+of named tensors are rows there (`kdcompile.core.ports`), each beside the teacher's outputs. Of a
+task of records `judged.npz` has the annotations and the teacher's records: the board keeps what
+its engines gave, and home judges it.
 It is not a part of the bundle: images are large, and may be private.
 """
 
@@ -23,6 +25,7 @@ from kdcompile.core.ports import Ports, as_row
 
 NAME = "pack.json"
 FORMAT = 1
+JUDGED = "judged.npz"  # annotations, for home alone
 SHARD = 32  # photos that are in memory at once, here and on the board
 Kept = tuple[NDArray[Any], Mapping[str, NDArray[Any]]]
 
@@ -38,6 +41,7 @@ def write_test_pack(
     seed: int,
     available: int,
     samples: str,
+    judged: Mapping[str, NDArray[Any]] | None = None,
 ) -> dict[str, Any]:
     """Write a pack, whole or not at all; an older pack in the folder is replaced.
 
@@ -49,10 +53,11 @@ def write_test_pack(
             class, as the report's `predictions` has them.
         teachers: the teacher's ONNX by precision.
         preprocess: `preprocess.json` of the build; the kit's must be the same.
-        task: `kind` and `output` of the task.
+        task: `kind` and `output` of the task, and its `settings` where outputs are judged at home.
         seed: of the gates' resampling.
         available: photos of the whole test split.
         samples: `photos_digest` of it.
+        judged: of a task whose outputs are judged at home, what it takes (`JUDGED`).
 
     Returns:
         What `pack.json` says.
@@ -70,10 +75,13 @@ def write_test_pack(
             for precision, path in teachers.items():
                 shutil.copyfile(path, fresh / f"teacher_{precision}.onnx")
             shards, outputs = _write_photos(fresh, photos, len(rows))
+            if judged is not None:
+                np.savez_compressed(fresh / JUDGED, allow_pickle=False, **judged)
             about = {
                 "format": FORMAT,
                 "task": task["kind"],
                 "output": task["output"],
+                "settings": task.get("settings", {}),
                 "preprocess": file_sha256(preprocess),
                 "seed": seed,
                 "available": available,
@@ -137,7 +145,7 @@ def _refuse_foreign(folder: Path) -> None:
         return
     present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else [folder.name]
     ours = all(
-        name == NAME
+        name in (NAME, JUDGED)
         or (name.startswith(("teacher_", "photos_")) and name.endswith((".onnx", ".npz")))
         for name in present
     )

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="Of a bundle: time whole frames too, on these images, folders or test packs; repeatable.",
 )
+@click.option(
+    "--allow-code",
+    is_flag=True,
+    help="With --images, run the decode that the bundle carries: only if you trust its maker.",
+)
 @judging_options
 @measuring_options
 @ci_options
@@ -58,6 +63,8 @@ def _check_usage(
     reference: Path | None = None,
     runs: int | None = None,
     allow: tuple[str, ...] = (),
+    images: tuple[Path, ...] = (),
+    allow_code: bool = False,
     **_others: Any,
 ) -> None:
     """Options of `bench` that do not go together."""
@@ -69,6 +76,8 @@ def _check_usage(
         raise click.UsageError("--runs are those of --save")
     if allow and baseline is None:
         raise click.UsageError("--allow lets a --baseline differ: name that too")
+    if allow_code and not images:
+        raise click.UsageError("--allow-code runs the decode of whole frames: name --images too")
 
 
 @click.command(cls=CiCommand)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @click.option(
     "--test-pack",
     type=PATH,
-    help="Write the test images and the teacher for the board's own gates to this folder.",
+    help="Write the test images and the teacher for the board's own gates to this folder; "
+    "with --merge: the folder that the board ran, by which its outputs are evaluated.",
 )
 @click.option(
     "--merge",
@@ -63,16 +64,14 @@ def bundle(
     if unverified and (merge is None or given["sign"] is None):
         raise click.UsageError("--resign-unverified needs --merge and --sign")
     if merge is not None:
-        if any(value for name, value in given.items() if name != "sign"):
+        own = {name: given.pop(name) for name in ("sign", "test_pack")}
+        if any(given.values()):
             raise click.UsageError(
-                "--merge takes a BUNDLE, --engine, --sign, --resign-unverified, --trusted, "
-                "--expect and --json only"
+                "--merge takes a BUNDLE, --engine, --test-pack, --sign, --resign-unverified, "
+                "--trusted, --expect and --json only"
             )
-        sys.exit(
-            merge_board(
-                Path(spec or "."), merge, engine, trusted, as_json, given["sign"], unverified
-            )
-        )
+        own |= {"engine": engine, "resign_unverified": unverified}
+        sys.exit(merge_board(Path(spec or "."), merge, trusted, as_json, **own))
     if engine is not None or trusted is not None:
         which = "--engine" if engine else "--trusted or --expect"
         raise click.UsageError(f"{which} needs --merge")
@@ -97,13 +96,7 @@ def bundle(
 
 
 def merge_board(
-    folder: Path,
-    record: Path,
-    engine: Path | None,
-    trusted: "Trust | None",
-    as_json: bool,
-    sign: Path | None,
-    resign_unverified: bool,
+    folder: Path, record: Path, trusted: "Trust | None", as_json: bool, **given: Any
 ) -> int:
     """Merge a board's record, print the report, and give its exit code."""
     from kdcompile import api
@@ -114,11 +107,9 @@ def merge_board(
     merged = api.merge(
         folder,
         record,
-        engine=engine,
-        sign=sign,
         trusted=None if trusted is None else trusted.key,
         expect=None if trusted is None else trusted.expect,
-        resign_unverified=resign_unverified,
+        **given,
     )
     if merged.signed_by is not None:
         tell(f"signed by {merged.signed_by}")

@@ -82,10 +82,18 @@ class Export(Closed):
         "which then takes its pixels as uint8 [N, H, W, C]",
     )
 
+    nms: Literal["none", "in-graph"] = Field(
+        default="none",
+        description="of detection: whether the bundle also has the network with its boxes decoded "
+        "and suppressed inside",
+    )
+
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if self.inputs and "shape" in self.model_fields_set:
             raise ValueError("name either shape, of one image, or inputs")
+        if self.nms != "none" and self.is_dynamic:
+            raise ValueError('nms = "in-graph" needs one fixed shape')
         return self
 
     @property

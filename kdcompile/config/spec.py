@@ -133,6 +133,9 @@ class Data(Closed):
     ignore_index: int = Field(
         default=255, ge=0, le=255, description="of pixels that masks say nothing of"
     )
+    labels: Literal["boxes", "masks"] = Field(
+        default="boxes", description="that coco reads; by default those of the task"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -250,6 +253,8 @@ class Spec(Closed):
             self._refuse_with_rows()
         elif task is not None and self.task.outputs:
             raise ValueError(f'task.outputs needs task.kind = "generic", not {self.task.kind}')
+        if self.export.nms != "none" and getattr(task and task.value, "labels", None) != "boxes":
+            raise ValueError(f'export.nms needs task.kind = "detection", not {self.task.kind}')
         if self.export.inputs:
             if task is not None and not getattr(task.value, "takes_rows", False):
                 raise ValueError(f'export.inputs needs task.kind = "generic", not {self.task.kind}')
@@ -285,6 +290,9 @@ class Spec(Closed):
         if rows and "recipe" not in self.distill.model_fields_set:
             # the teacher's outputs are the labels
             self.__dict__["distill"] = self.distill.model_copy(update={"recipe": "none"})
+        labels = getattr(task and task.value, "labels", None)
+        if labels is not None and "labels" not in self.data.model_fields_set:
+            self.__dict__["data"] = self.data.model_copy(update={"labels": labels})
         if self.student.init == "inherit" and "lr" not in self.distill.model_fields_set:
             # the section is frozen for those who read it
             self.__dict__["distill"] = self.distill.model_copy(update={"lr": INHERITED_RATE})

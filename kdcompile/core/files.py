@@ -175,6 +175,14 @@ def _seal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+def mark(info: os.stat_result) -> list[int]:
+    """What changes with a file's bytes: size, times and inode."""
+    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+
+
+_read: dict[str, list[Any]] = {}  # by this process, whatever store asked for it
+
+
 class Hasher:
     """SHA-256 of files, remembered in `cache` by size, inode and times.
 
@@ -197,13 +205,13 @@ class Hasher:
 
     def file(self, path: Path) -> str:
         """Hex SHA-256 of the file's bytes."""
-        info = path.stat()
-        mark = [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+        now = mark(path.stat())
         known = self._known.get(str(path))
-        if isinstance(known, list) and len(known) == len(mark) + 1 and known[:-1] == mark:
+        if isinstance(known, list) and len(known) == len(now) + 1 and known[:-1] == now:
             return str(known[-1])
-        value = file_sha256(path)
-        self._known[str(path)] = [*mark, value]
+        read = _read.get(str(path))
+        value = read[-1] if read and read[:-1] == now else file_sha256(path)
+        self._known[str(path)] = _read[str(path)] = [*now, value]
         self._dirty = True
         return value
 

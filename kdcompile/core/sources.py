@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kdcompile.core.files import Hasher
+from kdcompile.core.files import file_sha256
 
 ROOT = "kdcompile"
 IMPORT = re.compile(
@@ -83,12 +83,11 @@ def _module(name: str) -> _Module | None:
     )
 
 
-def source_key(module: str, hasher: Hasher, version: int = 1) -> Any:
+def source_key(module: str, version: int = 1) -> Any:
     """What a cache key holds of a module's code.
 
     Args:
         module: its full name, such as `__name__`.
-        hasher: of the store.
         version: what an installed release keys by; it rises when a release changes results.
 
     Returns:
@@ -97,8 +96,14 @@ def source_key(module: str, hasher: Hasher, version: int = 1) -> Any:
     """
     if not is_checkout():
         return version
+    return _hashes(module)
+
+
+@cache
+def _hashes(module: str) -> dict[str, str]:
+    """As the files were when this process asked first: it goes on with what it has imported."""
     files = sources_of(module).files
-    return {_shown(name, path): hasher.file(path) for name, path in sorted(files.items())}
+    return {_shown(name, path): file_sha256(path) for name, path in sorted(files.items())}
 
 
 def _shown(name: str, path: Path) -> str:

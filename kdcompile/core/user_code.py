@@ -147,7 +147,7 @@ def _open_to_imports(folder: Path) -> None:
         _opened.discard(other)
         sys.path.remove(other)
         for name, module in list(sys.modules.items()):
-            if _lies_at(module, name, Path(other)):
+            if _file_of(module).startswith(other) and _lies_at(module, name, Path(other)):
                 del sys.modules[name]
     if place not in sys.path:
         _opened.add(place)
@@ -157,6 +157,10 @@ def _open_to_imports(folder: Path) -> None:
 
 def _lies_at(module: ModuleType, name: str, folder: Path) -> bool:
     """Whether a module was imported from under a folder by its name."""
-    origin, base = getattr(module, "__file__", None), folder.joinpath(*name.split("."))
+    base = folder.joinpath(*name.split("."))
     own = name.partition(".")[0] == "kdcompile"
-    return not own and origin in (f"{base}.py", str(base / "__init__.py"))
+    return not own and _file_of(module) in (f"{base}.py", str(base / "__init__.py"))
+
+
+def _file_of(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or ""

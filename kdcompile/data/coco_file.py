@@ -12,6 +12,7 @@ from typing import Any
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.readers import read_json
+from kdcompile.data.regions import MOST_PIXELS
 
 Row = Mapping[str, Any]
 LARGEST = 1 << 30  # bytes: COCO's own training file has half as many
@@ -141,7 +142,8 @@ def _image(row: Row, own: Sequence[Row], number: Mapping[int, int], where: str) 
     size = row.get("height"), row.get("width")
     if not isinstance(row.get("file_name"), str) or not row["file_name"]:
         raise _syntax(f"image {row['id']} has no file_name", where)
-    if not all(isinstance(side, int) and side > 0 for side in size):
+    whole = all(isinstance(side, int) and 0 < side <= MOST_PIXELS for side in size)
+    if not whole or row["height"] * row["width"] > MOST_PIXELS:
         raise _syntax(f"image {row['id']} has no width and height in pixels", where)
     kinds = [number[annotation["category_id"]] for annotation in own]
     return CocoImage(row["file_name"], (int(row["height"]), int(row["width"])), own, kinds)

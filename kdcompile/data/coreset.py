@@ -66,7 +66,8 @@ def described(output: NDArray[Any]) -> list[Floats]:
     """What a batch's outputs [N, ...] say, in parts [N, k] whose sizes no image's size changes.
 
     Logits [N, K] are probabilities. A density map [N, C, h, w] is its counts [N, C], and the share
-    of them in each of GRID x GRID even cells. A value [N, 1] is itself.
+    of them in each of GRID x GRID even cells. A value [N, 1] is itself; of other tensors it is the
+    mean [N, C] of each channel.
     """
     values: Floats = output.astype(np.float64)
     if values.ndim == 4:
@@ -74,6 +75,8 @@ def described(output: NDArray[Any]) -> list[Floats]:
         counts = sums.sum(axis=(2, 3))
         shares = np.maximum(sums, 0.0) / np.maximum(counts, LEAST)[:, :, None, None]
         return [counts, shares.reshape(len(values), -1)]
+    if values.ndim != 2:
+        return [values.reshape(*values.shape[:2], -1).mean(2)]
     if values.shape[1] > 1:
         values = np.exp(values - values.max(axis=1, keepdims=True))
         values /= values.sum(axis=1, keepdims=True)
@@ -83,6 +86,13 @@ def described(output: NDArray[Any]) -> list[Floats]:
 def cells(maps: NDArray[Any]) -> Floats:
     """The sums [N, C, GRID, GRID] of maps [N, C, h, w] over even parts of any size."""
     return _summed(_summed(maps.astype(np.float64), 2), 3)
+
+
+def placed(places: Floats, weights: Floats) -> Floats:
+    """The sums [GRID * GRID] of weights [D] at places [D, 2], y and x as shares of an image."""
+    cell = np.clip((places * GRID).astype(np.int64), 0, GRID - 1)
+    found = np.bincount(cell[:, 0] * GRID + cell[:, 1], weights, GRID * GRID)
+    return found.astype(np.float64)  # of no places it is of whole numbers
 
 
 def mean_of(networks: Sequence[Sequence[Floats]]) -> list[Floats]:

@@ -15,6 +15,7 @@ from kdcompile.core.readers import read_text
 from kdcompile.core.user_code import load_factory, users_code
 from kdcompile.data.boxes import checked_boxes
 from kdcompile.data.photo import Photo, checked_points
+from kdcompile.data.regions import Regions
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # of images in a folder
 
@@ -29,7 +30,7 @@ class Entry:
         points: [x, y] pairs to be counted; None where a .mat file or a label says it.
         annotation: the file that the points or labels are from.
         label: the name of a class, or a value to be predicted; None where points are counted.
-        mask: the index PNG of the classes of its pixels.
+        mask: the index PNG of the classes of its pixels, or their regions.
         ignored: the index in it of pixels that are not judged.
         boxes: [x0, y0, x1, y1, class] of its objects.
     """
@@ -39,14 +40,16 @@ class Entry:
     points: list[list[float]] | None
     annotation: Path | None
     label: str | float | None = None
-    mask: Path | None = None
+    mask: Path | Regions | None = None
     ignored: int = 255
     boxes: list[list[float]] | None = None
 
     def mark(self, hasher: Hasher) -> Any:
         """What the image is annotated with, for a cache key."""
         if self.mask is not None:
-            return [hasher.file(self.mask), self.ignored]
+            own = self.mask
+            content = own.sha256() if isinstance(own, Regions) else hasher.file(own)
+            return [content, self.ignored]
         if self.boxes is not None:
             return self.boxes
         if self.label is not None or self.points is not None:

@@ -11,15 +11,16 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.core.readers import refuse_endless
 from kdcompile.data.photo import BOMBS, Photo
+from kdcompile.data.regions import IGNORED as IGNORED
+from kdcompile.data.regions import Regions
 
 Mask = NDArray[np.uint8]
-IGNORED = 255  # of pixels that are neither trained on nor judged
 MODES = ("P", "L", "1")  # of PNGs whose pixels are indices
 DRAW = "write an index PNG of the image's size, one class a pixel, 255 for pixels to leave out"
 
 
-def require_mask(photo: Photo) -> Path | Mask:
-    """The photo's mask as it was given, not yet read.
+def require_mask(photo: Photo) -> Path | Mask | Regions:
+    """The photo's mask as it was given, neither read nor drawn yet.
 
     Raises:
         KDError: `mask-missing`.
@@ -29,7 +30,8 @@ def require_mask(photo: Photo) -> Path | Mask:
             "mask-missing",
             f"{photo.name} has no mask",
             where="[task] kind and [data] format",
-            fix='use a format with masks (format = "masks"), or set Photo.mask in a factory',
+            fix='use a format with masks (format = "masks" or "coco", labels = "masks"), or set '
+            "Photo.mask in a factory",
         )
     return photo.mask
 
@@ -43,6 +45,8 @@ def mask_of(photo: Photo) -> Mask:
     mask = require_mask(photo)
     if isinstance(mask, Path):
         return _without(read_mask(mask), photo.ignored)
+    if isinstance(mask, Regions):
+        return _without(mask.drawn(), photo.ignored)
     if not (isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.ndim == 2):
         what = f"{getattr(mask, 'dtype', type(mask).__name__)} {list(np.shape(mask))}"
         raise KDError(
@@ -135,11 +139,13 @@ def check_indices(mask: Mask, classes: int, name: str) -> None:
 
 
 def mask_sha256(photo: Photo) -> str:
-    """Hash of the mask's file, or of its array; empty where there is none."""
+    """Hash of the mask's file, regions or array; empty where there is none."""
     if photo.mask is None:
         return ""
     if isinstance(photo.mask, Path):
         return f"{file_sha256(photo.mask)} {photo.ignored}"
+    if isinstance(photo.mask, Regions):
+        return f"{photo.mask.sha256()} {photo.ignored}"
     return hashlib.sha256(repr(photo.mask.shape).encode() + photo.mask.tobytes()).hexdigest()
 
 

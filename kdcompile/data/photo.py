@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import file_sha256
 from kdcompile.core.readers import refuse_endless
+from kdcompile.data.regions import Regions
 
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 REPLACE = "replace the file, or take its line out of the split"
@@ -46,7 +47,7 @@ class Photo:
         encoded: the bytes of an image file in memory.
         label: the class's index or the value to be predicted; None where points are counted.
         tensors: an array for each named input of a network that takes other tensors than an image.
-        mask: the class of each pixel, an index PNG or uint8 [H, W].
+        mask: the class of each pixel, an index PNG, uint8 [H, W] or the regions of classes.
         ignored: the index in it of pixels that are not judged; 255 is none either.
         boxes: float32 [B, 5], the annotated objects: x0, y0, x1, y1 in pixels of the upright photo,
             and the class's index.
@@ -59,7 +60,7 @@ class Photo:
     encoded: bytes | None = field(default=None, repr=False)
     label: float | None = None
     tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
-    mask: Path | NDArray[np.uint8] | None = field(default=None, repr=False)
+    mask: Path | NDArray[np.uint8] | Regions | None = field(default=None, repr=False)
     ignored: int = 255
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 5), np.float32))
 
@@ -67,6 +68,13 @@ class Photo:
     def count(self) -> int:
         """The number of annotated points."""
         return len(self.points)
+
+    @property
+    def held(self) -> int:
+        """The bytes of what it shows that are in memory."""
+        arrays = (self.array, self.mask, *self.tensors.values())
+        held = sum(one.nbytes for one in arrays if isinstance(one, np.ndarray))
+        return held + len(self.encoded or b"")
 
     def labelled(self) -> float:
         """The label.

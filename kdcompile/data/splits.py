@@ -10,7 +10,7 @@ from pathlib import Path
 from kdcompile.config.spec import Data
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import Hasher
+from kdcompile.core.files import Hasher, mark
 from kdcompile.core.progress import counted
 from kdcompile.core.store import digest
 from kdcompile.core.user_code import factory_sources
@@ -21,6 +21,8 @@ from kdcompile.data.photo import Photo
 
 SPLITS = ("train", "val", "test")
 Row = tuple[str, str, str]  # the name, what stands there, and what is annotated in it
+MOST_KEPT = 256 << 20  # bytes in memory, of the photos that a factory made last
+_kept: dict[str, dict[str, list[Photo]]] = {}
 WRITTEN = {".kdcompile", ".kdcompile-work", "dist", "overlays", "__pycache__"}
 
 
@@ -174,8 +176,20 @@ def _photos(data: Data, folder: Path) -> tuple[dict[str, list[Photo]], tuple[str
         photos = {split: found for split, (found, _) in read.items()}
         _refuse_shared(data, form, photos)
         return photos, read["train"][1]
-    made = {split: made_photos(data, folder, split) for split in SPLITS}
-    return made, tuple(data.classes) or None
+    return _made(data, folder), tuple(data.classes) or None
+
+
+def _made(data: Data, folder: Path) -> dict[str, list[Photo]]:
+    """What a factory makes of each split: every pass of a build asks, and small ones are kept."""
+    read = sorted({*factory_sources(data.format, folder), *_files(data)})
+    marks = [(str(path), *mark(path.stat())) for path in read]
+    asked = digest([data.model_dump(mode="json"), str(folder.resolve()), marks])
+    made = _kept.get(asked) or {split: made_photos(data, folder, split) for split in SPLITS}
+    _kept.clear()
+    if sum(photo.held for photos in made.values() for photo in photos) <= MOST_KEPT:
+        _kept[asked] = made
+    # copies, so that what is worked out of a photo goes with the pass that did
+    return {split: [replace(photo) for photo in photos] for split, photos in made.items()}
 
 
 def format_of(data: Data) -> Format | None:

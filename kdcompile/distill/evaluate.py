@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from kdcompile.core.distributed import Processes
 from kdcompile.core.progress import counted
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
-from kdcompile.tasks.task import Task
+from kdcompile.tasks.task import Floats, Task
 
 BATCH, BATCH_PIXELS = 64, 512 * 1024  # images, and pixels of them, in one forward pass
 
@@ -38,10 +37,10 @@ def predict(
     device: torch.device,
     task: Task,
     shared_by: Processes | None = None,
-) -> list[Any]:
+) -> Floats:
     """The prediction for each photo, in float32 whatever the training's precision is.
 
-    A number, or of a task of records a list of them.
+    Float64 [N], or of a task of records a row each, [N, W].
 
     Neighbours of equal size run together; a large photo runs alone. Several processes (`shared_by`)
     share out the photos, and all of them get every prediction.
@@ -49,16 +48,17 @@ def predict(
     among = shared_by or Processes()
     own = photos[among.rank :: among.world]
     shown = counted(own, len(own), "validation", "images")
-    found: list[Any] = []
+    found: list[Floats] = []
     with in_inference(model):
         for (output,) in outputs([model], shown, preprocess, device, task):
-            found += task.predictions(output).tolist()
+            found.append(np.asarray(task.predictions(output), np.float64))
+    made = np.concatenate(found) if found else np.zeros(0)
     if among.is_alone:
-        return found
-    rows, each = torch.tensor(found, dtype=torch.float64), -(-len(photos) // among.world)
+        return made
+    rows, each = torch.from_numpy(made), -(-len(photos) // among.world)
     padded = rows.new_full((each, *rows.shape[1:]), float("nan"))
     padded[: len(own)] = rows
-    return torch.stack(among.gather(padded), dim=1).flatten(0, 1)[: len(photos)].tolist()
+    return torch.stack(among.gather(padded), dim=1).flatten(0, 1)[: len(photos)].numpy()
 
 
 def outputs(
@@ -73,11 +73,21 @@ def outputs(
     Float32 whatever the training's precision is, maps without what they say of the padding. The
     models are in inference mode.
     """
+    for found, frames in raw_outputs(models, photos, preprocess, device):
+        yield [_within(output, frames, task) for output in found]
+
+
+def raw_outputs(
+    models: Sequence[nn.Module],
+    photos: Iterable[Photo],
+    preprocess: Preprocess,
+    device: torch.device,
+) -> Iterator[tuple[list[NDArray[np.float32]], list[Frame]]]:
+    """The same as the models give them, and where the photos of the batch lie in their inputs."""
     for images, frames in _batches(photos, preprocess):
         given = torch.from_numpy(images).to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False), _untimed_convolutions():
-            found = [model(given).float().cpu().numpy() for model in models]
-        yield [_within(output, frames, task) for output in found]
+            yield [model(given).float().cpu().numpy() for model in models], frames
 
 
 def _within(

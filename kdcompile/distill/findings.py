@@ -130,7 +130,7 @@ def flips(task: Task, state: State, val: Sequence[Photo]) -> dict[str, Any] | No
     Returns:
         JSON values; None where the start's predictions were no numbers.
     """
-    if not state.initial:
+    if not len(state.initial):
         return None
     true = [task.truth(photo) for photo in val]
     before, after = (task.errors(found, true) for found in (state.initial, state.predicted))

@@ -16,20 +16,18 @@ from torch import nn
 from kdcompile.distill.phase import StageRun
 from kdcompile.distill.state import State
 from kdcompile.stats.drawn import bounds_of
-from kdcompile.tasks.task import Task
+from kdcompile.tasks.task import Floats, Task
 
 LESS = 0.5  # of the rate, each time
 DRIFT = 0.05  # of the start's metric, or points of a rate: a training may pass through as much
 
 
-def is_spoilt(
-    task: Task, start: Sequence[float], now: Sequence[float], true: Sequence[float], seed: int
-) -> bool:
+def is_spoilt(task: Task, start: Floats, now: Floats, true: Sequence[float], seed: int) -> bool:
     """Whether a student is worse than at its start, beyond the noise of the validation photos.
 
     Args:
         task: of the predictions.
-        start: what the student predicted before the first step, [N].
+        start: what the student predicted before the first step, float64 [N] or rows.
         now: what it predicts, [N].
         true: annotated values, [N].
         seed: of the resampling.

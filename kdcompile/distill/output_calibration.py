@@ -69,7 +69,7 @@ def calibrate_output(
     preprocess: Preprocess,
     device: torch.device,
     task: Task,
-    known: tuple[Sequence[float], Sequence[float]] | None = None,
+    known: tuple[Floats, Floats] | None = None,
 ) -> OutputCalibration | None:
     """Fit, and change the last layer's weights in place where that pays.
 

@@ -182,13 +182,13 @@ def _evaluated(
     """A start with what crops and, where they can tell something, validation images show of it."""
     task, crops = task_of(spec), batches(spec, teacher, student, store)
     pulse = dead(student, crops, _objective(spec, crops, store))
-    predicted: list[Any] = []
+    predicted = np.zeros(0)
     if val and (report is not None or pulse is not None):
         predicted = predict(student, val, preprocess_of(spec), store.device, task)
-    if len(np.unique(np.array(predicted), axis=0)) > 1 and pulse is not None and pulse.is_constant:
+    if len(np.unique(predicted, axis=0)) > 1 and pulse is not None and pulse.is_constant:
         pulse = None  # nothing to be seen on these crops, and something on whole images
     validation = None
-    if report is not None and predicted:
+    if report is not None and len(predicted):
         name, true = task.metric.name, [task.truth(photo) for photo in val]
         known = [task.truth(photo) for photo in store.photos]
         validation = {

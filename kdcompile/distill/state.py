@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdcompile.core.files import replacing
 from kdcompile.core.progress import Metric, Progress, emit
 from kdcompile.kernels import ran
+from kdcompile.tasks.task import Floats
 
 log = logging.getLogger("kdcompile")
 CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
+PREDICTED = ("initial", "predicted")  # of a state, arrays
 Row = dict[str, Any]
 
 
@@ -29,9 +32,9 @@ class State:
     step: finished steps; value: the best validation metric; best: the weights that had it, by
     name; metrics: the rows of `metrics.jsonl`; seconds: spent in training, validation included;
     stages: how each one ran (`StageRun.describe`), by name; losses: which implementation of each
-    kernel ran, also before an interruption; initial, predicted: of the validation photos, before
-    the first step and by the best weights; returns: each time that the training went back to the
-    best weights (`distill.going_back`).
+    kernel ran, also before an interruption; initial, predicted: of the validation photos, float64
+    [N] or rows [N, W], before the first step and by the best weights; returns: each time that the
+    training went back to the best weights (`distill.going_back`).
     """
 
     step: int = 0
@@ -43,8 +46,8 @@ class State:
     seconds: float = 0.0
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     losses: dict[str, str] = field(default_factory=dict)
-    initial: list[Any] = field(default_factory=list)
-    predicted: list[Any] = field(default_factory=list)
+    initial: Floats = field(default_factory=lambda: np.zeros(0))
+    predicted: Floats = field(default_factory=lambda: np.zeros(0))
     returns: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -52,7 +55,8 @@ def save_checkpoint(work: Path, state: State, parts: Mapping[str, Any]) -> None:
     """Write the whole of it; the one before is kept beside it, or stays where this fails."""
     state.losses |= ran()
     content = io.BytesIO()  # torch's own writing hides why it failed
-    torch.save({"state": vars(state), **parts}, content)
+    rows = {name: torch.from_numpy(getattr(state, name)) for name in PREDICTED}
+    torch.save({"state": vars(state) | rows, **parts}, content)
     path = work / CHECKPOINT
     with replacing(path) as temporary:
         temporary.write_bytes(content.getbuffer())
@@ -92,6 +96,9 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
     if bad is not None:
         raise ValueError(f"the sum of {bad} is wrong")
     kept: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    for name in PREDICTED:  # lists, before there were arrays
+        rows = torch.as_tensor(kept["state"][name], dtype=torch.float64)
+        kept["state"][name] = rows.cpu().numpy()
     return kept
 
 

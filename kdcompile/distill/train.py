@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ from kdcompile.distill.state import (
 )
 from kdcompile.distill.training_context import make_training_context
 from kdcompile.distill.unlabelled import pool_crops
-from kdcompile.tasks.task import task_of
+from kdcompile.tasks.task import Floats, task_of
 
 log = logging.getLogger("kdcompile")
 LOG_EVERY = 20
@@ -99,8 +99,8 @@ class Trainer:
         self._kept = load_checkpoint(work, self.device)
         self._history: list[Tensor] = []
         self.qad: Qad | None = None  # known once the length is
-        self._now: list[Any] = []  # what the last validation predicted
-        self._of_training: list[Any] = []  # what the best student predicts of training photos
+        self._now = np.zeros(0)  # what the last validation predicted
+        self._of_training = np.zeros(0)  # what the best student predicts of training photos
         self._resume()
 
     def run(self) -> State:
@@ -210,7 +210,7 @@ class Trainer:
         row["weights"] = run.weights.shown()
         return row | {"lr": run.learning_rate(done - 1 - run.before)}
 
-    def _scored(self, photos: Sequence[Photo]) -> tuple[dict[str, float], list[Any]]:
+    def _scored(self, photos: Sequence[Photo]) -> tuple[dict[str, float], Floats]:
         """The moving average's metrics by name, and its predictions."""
         network, prepare = self.setting.ema, self.setting.preprocess
         found = predict(network, photos, prepare, self.device, self._task, self._processes)

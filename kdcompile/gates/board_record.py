@@ -68,6 +68,13 @@ class Engine(Part):
     bytes: Annotated[int, Field(gt=0, lt=2**50)]
 
 
+class Outputs(Part):
+    """The file of a candidate's outputs on the test pack, beside the record."""
+
+    file: FileName
+    sha256: Sha
+
+
 class Candidate(Part):
     """One precision on the board; without `engine` it was not built, and `why` says so."""
 
@@ -79,6 +86,7 @@ class Candidate(Part):
     sqnr_db: Annotated[FiniteFloat, Field(ge=-200, le=200)] | None = None
     max_rel_error: Annotated[FiniteFloat, Field(ge=0, le=1e30)] | None = None
     predictions: Annotated[list[Number], Field(max_length=MOST_PHOTOS)] | None = None
+    outputs: Outputs | None = None
 
 
 class Teacher(Part):
@@ -145,9 +153,13 @@ class FrameRecord(Part):
 
 
 class Tested(Part):
-    """Which images the board ran: `digest` is of their names, values and teacher predictions."""
+    """Which images the board ran: `digest` is of their names, values and teacher predictions.
+
+    `pack` is the hash of the test pack's `pack.json`.
+    """
 
     digest: Sha
+    pack: Sha | None = None
     n: Annotated[int, Field(gt=0, le=MOST_PHOTOS)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
+from kdcompile.bundle.carried_code import code_of
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
 from kdcompile.core.report import Measurement
@@ -73,6 +74,7 @@ def _shipped(step: Step, classes: Sequence[str] | None) -> Shipped:
     precision, task = compiled.json("choice.json")["precision"], task_of(step.spec)
     if task.settings():
         files[TASK] = json.dumps(task.settings()).encode()
+    files |= code_of(step.spec.task.decode or "", step.spec.folder)
     return Shipped(task.like, classes, files, precision, backend)
 
 

@@ -17,30 +17,33 @@ from kdcompile.config.gates import Gates
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.core.report import GateResult, Measurement, Report, overall
-from kdcompile.gates.board_record import BoardRecord, Candidate, Times, read_record
-from kdcompile.gates.context import (
-    MODES,
-    Earlier,
-    Latency,
-    Origin,
-    Outcomes,
-    Parity,
-    VerifyContext,
+from kdcompile.gates.board_choice import DEVICE, asked, chosen_at_home
+from kdcompile.gates.board_context import (
+    board_context,
+    mode_text,
+    predictions_of,
+    task_of_report,
 )
+from kdcompile.gates.board_outputs import BoardRows, Home, board_rows
+from kdcompile.gates.board_record import (
+    BoardRecord,
+    Candidate,
+    FrameRecord,
+    NoUsage,
+    Times,
+    Usage,
+    read_record,
+)
+from kdcompile.gates.context import VerifyContext
 from kdcompile.gates.frame import frame_numbers
-from kdcompile.gates.frame import of_board as frame_of_board
 from kdcompile.gates.registry import Need, find_gate
-from kdcompile.gates.resources import of_board, resource_numbers
+from kdcompile.gates.resources import resource_numbers
 from kdcompile.gates.speedup import target_speed
 from kdcompile.gates.summary import measurements
 from kdcompile.remote.archive import NAME
 from kdcompile.remote.same_board import differences
-from kdcompile.stats.latency_interval import PairedTimes, median_interval
-from kdcompile.targets import load
-from kdcompile.tasks.reported import reported_task
-from kdcompile.tasks.task import Task
+from kdcompile.stats.latency_interval import median_interval
 
-DEVICE = "@device"
 NO_USAGE = (
     "device.json has no readings of it: run the kit's build_engine.py again, of a bundle that this "
     "kdcompile built"
@@ -49,6 +52,14 @@ NO_FRAME = (
     "device.json has no whole frame: run the kit's build_engine.py again, with --images IMAGE... "
     "and Pillow on the board"
 )
+OTHER = (
+    "the board took it of {} and ships {} by the outputs: run build_engine.py --precision {} "
+    "there, and merge that run"
+)
+NO_OUTPUTS = (
+    "the board's outputs are evaluated by the test pack: kdcompile bundle --merge device.json "
+    "--test-pack PACK, with out/outputs_*.npz beside device.json"
+)
 NO_TEST = (
     "the board ran without the test images: kdcompile bundle --test-pack FOLDER, then on the "
     "board build_engine.py --test FOLDER"
@@ -56,7 +67,12 @@ NO_TEST = (
 
 
 def judge_board(
-    report: Report, kit: Mapping[str, Any], gates: Mapping[str, Any], value: Any, where: str
+    report: Report,
+    kit: Mapping[str, Any],
+    gates: Mapping[str, Any],
+    value: Any,
+    where: str,
+    home: Home | None = None,
 ) -> tuple[Report, Mapping[str, str]]:
     """The report with the board's verdicts in place of the pending ones.
 
@@ -66,19 +82,23 @@ def judge_board(
         gates: `gates.json` of the bundle.
         value: `device.json`, parsed; nothing of it is trusted.
         where: its name, for errors.
+        home: of a task of records, what judges the outputs that the board kept.
 
     Returns:
         The report, and the SHA-256 by file name of the engine that ships; empty where none does.
 
     Raises:
         KDError: `device-invalid`, `device-version`; `merge-mismatch`, it is of another machine,
-            worker, or set of photos.
+            worker, or set of photos; `test-pack-unneeded`; those of `board_rows`.
     """
     record = read_record(value, where)
     _refuse_others(report, kit, record, where)
-    candidate = record.winner or _closest(record.candidates)
     settings = Gates.model_validate(gates)
-    context = None if candidate is None else _context(report, record, candidate)
+    rows = None if home is None else _judged_rows(report, kit, record, home)
+    if rows is not None:
+        record = chosen_at_home(report, settings, record, rows)
+    candidate = record.winner or _closest(record.candidates)
+    context = None if candidate is None else board_context(report, record, candidate, rows)
     found = _verdicts(report.gates, settings, record, context)
     if record.winner is None:
         found = _nothing_ships(found, record.why)
@@ -97,6 +117,25 @@ def judge_board(
     if winner is None or winner.build is None or winner.engine is None:
         return merged, {}
     return merged, {winner.engine: winner.build.sha256}
+
+
+def _judged_rows(
+    report: Report, kit: Mapping[str, Any], record: BoardRecord, home: Home
+) -> BoardRows:
+    """The rows of what the board kept.
+
+    Raises:
+        KDError: `test-pack-unneeded`; those of `board_rows`.
+    """
+    facts = report.details["task"]
+    if not facts.get("of_records"):
+        raise KDError(
+            "test-pack-unneeded",
+            f"a board's record of {facts['kind']} has all that the gates need",
+            where="--test-pack",
+            fix="leave --test-pack out of --merge",
+        )
+    return board_rows(home, kit, record, task_of_report(report).kind)
 
 
 def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, where: str) -> None:
@@ -125,92 +164,20 @@ def _refuse_others(report: Report, kit: Mapping[str, Any], record: BoardRecord, 
         )
 
 
-def _rows(report: Report) -> Sequence[Mapping[str, Any]]:
-    return report.details.get("predictions") or ()
-
-
 def _digest(report: Report) -> str:
     """As the kit's `pack.py` has it."""
-    rows = _rows(report)
+    rows = predictions_of(report)
     numbers = ([float(row[key]) for row in rows] for key in ("true", "teacher"))
     told: list[Any] = [[str(row["name"]) for row in rows], *numbers]
-    if _task(report).takes_rows:
+    if task_of_report(report).takes_rows:
         told.append(report.details["data"]["test"]["photos_sha256"])
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-
-def _task(report: Report) -> Task:
-    return reported_task(report.details["task"])
 
 
 def _closest(candidates: Sequence[Candidate]) -> Candidate | None:
     """Where the board ships nothing, the engine that it came nearest with."""
     built = [c for c in candidates if None not in (c.engine, c.build, c.sqnr_db, c.max_rel_error)]
     return max(built, key=lambda c: c.sqnr_db or 0.0, default=None)
-
-
-def _context(report: Report, record: BoardRecord, candidate: Candidate) -> VerifyContext:
-    """What the board measured of one engine, as the gates take it."""
-    environment = record.environment
-    machine = environment.module or environment.platform
-    origin = Origin(machine, environment.backend, environment.backend_version, "device")
-    rows, predicted = _rows(report), candidate.predictions
-    student = np.array(predicted if predicted is not None else [], np.float64)
-    true, teacher = (np.array([float(row[k]) for row in rows]) for k in ("true", "teacher"))
-    available = report.details.get("test_photos") or len(rows)
-    names = tuple(str(row["name"]) for row in rows)
-    earlier = report.details.get("previous")
-    previous = None if earlier is None else np.array([float(row["previous"]) for row in rows])
-    classes = report.details["task"].get("classes")
-    known = np.array([bool(row.get("taught", True)) for row in rows])
-    outcomes = Outcomes(
-        names, true, teacher, student, student, student, int(available), previous,
-        taught=None if known.all() else known,
-    )  # fmt: skip
-    assert candidate.sqnr_db is not None, "a judged candidate was compared"
-    assert candidate.max_rel_error is not None, "a judged candidate was compared"
-    assert candidate.build is not None, "a judged candidate was built"
-    assert candidate.engine is not None, "a judged candidate was built"
-    return VerifyContext(
-        target=load(report.environment["target"]),
-        precision=candidate.precision,
-        task=_task(report),
-        outcomes=outcomes,
-        parity=Parity(
-            candidate.sqnr_db,
-            candidate.max_rel_error,
-            record.references,
-            f"{candidate.precision} engine against the fp32 reference outputs",
-        ),
-        latency=_latency(record, candidate.precision),
-        predictions={},
-        files={candidate.engine: candidate.build.bytes},
-        seed=0 if record.test is None else record.test.seed,
-        deployed=origin,
-        host=Origin("", "", "", "host"),
-        earlier=None if earlier is None else Earlier(**earlier),
-        classes=None if classes is None else tuple(classes),
-        resources=of_board(record.usage),
-        frame=frame_of_board(record.frame, 0 if record.test is None else record.test.seed),
-    )
-
-
-def _latency(record: BoardRecord, precision: str) -> Latency:
-    """Teacher and student in the judged mode; without samples where one was not timed."""
-    times, beside = record.times(record.judged_mode), teacher_precision(precision)
-    teacher = record.teachers[beside].engine if beside in record.teachers else None
-    a, b = (times[name].blocks if name in times else [] for name in (teacher or "", precision))
-    if not (a and b):
-        a = b = []
-    samples = PairedTimes(np.array(a, np.float64), np.array(b, np.float64), 1)
-    mode = f"{_mode(record, record.judged_mode)}, teacher in {beside} and student in {precision}"
-    return Latency(samples, precision, mode, beside)
-
-
-def _mode(record: BoardRecord, mode: str) -> str:
-    shape = "x".join(map(str, record.shape))
-    power = f", {record.environment.power_mode}" if record.environment.power_mode else ""
-    return f"{shape}, {MODES.get(mode, mode)}, alternating{power}"
 
 
 def _verdicts(
@@ -231,7 +198,7 @@ def _verdicts(
             continue
         found.append(old)
         if "files" in _needs(name) and context is not None:
-            found.append(_asked(name, settings, context))
+            found.append(asked(name, settings, context))
     decided = {gate.name for gate in found if gate.verdict != "pending"}
     weak = [g for g in found if g.verdict == "skipped" or g.evidence == "predicted"]
     return [g for g in found if g not in weak or g.name + DEVICE not in decided]
@@ -265,11 +232,14 @@ def _decided(
     needs = _needs(name)
     if {"predictions", "latency"} & set(needs) and record.test is None:
         return replace(old, reason=NO_TEST)
+    known = len(context.outcomes.student) == len(context.outcomes.names)
+    if "predictions" in needs and context.task.records and context.outcomes.teacher.ndim == 1:
+        return replace(old, reason=NO_OUTPUTS)
     if "usage" in needs and context.resources is None:
-        return replace(old, reason=NO_USAGE)
+        return replace(old, reason=_untaken(record.usage, context.precision, NO_USAGE))
     if "frame" in needs and context.frame is None:
-        return replace(old, reason=NO_FRAME)
-    if "predictions" in needs and len(context.outcomes.student) != len(context.outcomes.names):
+        return replace(old, reason=_untaken(record.frame, context.precision, NO_FRAME))
+    if "predictions" in needs and not known:
         return replace(old, verdict="failed", observed="no number",
                        reason=f"the {context.precision} engine did not give a number for each of "
                        f"{len(context.outcomes.names)} images")  # fmt: skip
@@ -277,17 +247,18 @@ def _decided(
         teacher = record.teachers.get(teacher_precision(context.precision))  # type: ignore[call-overload]
         reason = teacher.why if teacher is not None and teacher.why else "the teacher was not timed"
         return replace(old, reason=f"on the board: {reason}")
-    return _asked(name, settings, context)
+    return asked(name, settings, context)
+
+
+def _untaken(taken: Usage | NoUsage | FrameRecord | None, precision: str, nothing: str) -> str:
+    """Why there is none of something: the board took it of another engine, or did not at all."""
+    other = getattr(taken, "precision", None)
+    return nothing if other is None else OTHER.format(other, precision, precision)
 
 
 def _needs(name: str) -> tuple[Need, ...]:
     """What a gate takes of the measurements; of one that is not installed here nothing is known."""
     return find_gate(name).needs if name in plugins.names("gates") else ()
-
-
-def _asked(name: str, settings: Gates, context: VerifyContext) -> GateResult:
-    own = getattr(settings, name).model_copy(update={"evidence": "device"})
-    return replace(find_gate(name)(own, context), name=name + DEVICE)
 
 
 def _numbers(context: VerifyContext, record: BoardRecord) -> tuple[Measurement, ...]:
@@ -320,5 +291,5 @@ def _latency_of(
     who, _, precision = name.rpartition("_")
     return context.measurement(
         f"{who or 'student'} latency", value, "ms", low=low, high=high, n=times.n,
-        precision=precision, mode=_mode(record, mode),
+        precision=precision, mode=mode_text(record, mode),
     )  # fmt: skip

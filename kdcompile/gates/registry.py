@@ -21,6 +21,7 @@ from kdcompile.core import plugins
 from kdcompile.core.report import GateResult, Verdict
 from kdcompile.gates.context import Floats, VerifyContext
 from kdcompile.stats.sample_size import least_number
+from kdcompile.tasks.recording import Recording
 from kdcompile.tasks.task import Task
 
 Decide = Callable[[Any, VerifyContext], GateResult]
@@ -148,7 +149,8 @@ def judge(gates: Gates, context: VerifyContext) -> list[GateResult]:
 def _pending(found: Gate, settings: GateSpec, context: VerifyContext) -> GateResult:
     if context.target.is_foreign:
         reason = f"on the board: {found.on_board}"
-        if context.task.records and "predictions" in found.needs:  # these no board sends home
+        own = isinstance(context.task, Recording) and context.task.is_own_code
+        if own and "predictions" in found.needs:  # no merge runs it
             reason = "kdcompile build --via PLACE runs the board's engine on the test images"
     else:
         reason = f"must be measured on {context.target.title}; this build measured on its host"

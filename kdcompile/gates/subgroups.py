@@ -27,7 +27,8 @@ from kdcompile.stats.drawn import bounds_of
 from kdcompile.stats.noninferiority import CONFIDENCE, Decision, compare
 from kdcompile.stats.sample_size import least_number
 from kdcompile.tasks.metric import Metric
-from kdcompile.tasks.task import Stratum, Task, stratum_text
+from kdcompile.tasks.strata import Stratum, stratum_text
+from kdcompile.tasks.task import Task
 
 SHOWN = 3  # parts that a reason names
 

@@ -137,6 +137,7 @@ def bench(
     allow: Sequence[str] = (),
     limit: float | None = None,
     images: Sequence[AnyPath] = (),
+    allow_code: bool = False,
     on_progress: OnProgress | None = None,
     **measuring: Unpack[Measuring],
 ) -> Benchmark:
@@ -155,12 +156,13 @@ def bench(
         limit: seconds in which to go on until there is a decision; None measures once.
         images: of a bundle: image files, folders of them or test packs, on which the whole frame of
             its sample is timed too, at the same place.
+        allow_code: with images, run the decode that the bundle carries, with every right of yours.
         on_progress: is called with each `Event`.
         **measuring: `Measuring`.
 
     Raises:
-        KDError: `bench-arguments`; `frame-images`, `sample-failed`; what `kdcompile bench` ends
-            with.
+        KDError: `bench-arguments`; `frame-images`, `sample-failed`, `bundle-code`; what
+            `kdcompile bench` ends with.
     """
     from kdcompile.latency.baseline import make_baseline, read_baseline, runs_wanted
     from kdcompile.latency.baseline_store import author, check_new, check_writable
@@ -174,7 +176,8 @@ def bench(
             fix="name the baseline or the file to save, or leave the others out",
         )
     given, path = Request(**measuring), Path(artifact)
-    whole = None if not images else _whole_frame(path, [Path(image) for image in images], given)
+    pictures = [Path(image) for image in images]
+    whole = _whole_frame(path, pictures, given, allow_code) if pictures else None
     file, new = (None if one is None else Path(one) for one in (baseline, save))
     kept = None if file is None else read_baseline(file)
     previous = None if new is None or not (why and new.exists()) else read_baseline(new)
@@ -197,7 +200,9 @@ def bench(
     return Benchmark(samples, plan, judged, new, subject.target, frame=frame)
 
 
-def _whole_frame(path: Path, images: Sequence[Path], given: Request) -> Callable[[], FrameTimes]:
+def _whole_frame(
+    path: Path, images: Sequence[Path], given: Request, allow_code: bool
+) -> Callable[[], FrameTimes]:
     """What measures the frame of a bundle, once everything that it needs was read."""
     from kdcompile.bundle.signature import open_bundle
     from kdcompile.latency.frame import EFFORT, measure_frame
@@ -210,7 +215,8 @@ def _whole_frame(path: Path, images: Sequence[Path], given: Request) -> Callable
             where="--images",
             fix="name a bundle's folder, or leave the images out",
         )
-    shipped, pictures = shipped_in(open_bundle(path, given.trust())), pictures_at(images)
+    shipped = shipped_in(open_bundle(path, given.trust()), allow_code)
+    pictures = pictures_at(images)
     effort = EFFORT if given.seconds is None else replace(EFFORT, seconds=given.seconds)
     return lambda: measure_frame(shipped, pictures, given.via, effort)
 

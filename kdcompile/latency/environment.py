@@ -1,5 +1,6 @@
 """Facts that a latency depends on, the machine's state at the time, and a fingerprint of both."""
 
+import functools
 import os
 import platform
 from collections.abc import Mapping
@@ -113,6 +114,7 @@ LIBRARIES = (
     "triton",
 )
 ID_CHARS = 12
+_version = functools.cache(version)  # a process goes on with what it has imported
 
 
 def fingerprint() -> dict[str, Any]:
@@ -143,7 +145,7 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            found[name] = version(name)
+            found[name] = _version(name)
         except PackageNotFoundError:
             continue
     return found

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kdcompile.backends.engine import record_of
-from kdcompile.bundle import python_sample
+from kdcompile.bundle import carried_code, python_sample
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.core.arrays import open_arrays
 from kdcompile.core.backends import of_record
@@ -39,8 +39,8 @@ class Shipped:
     Args:
         task: as a bundle's manifest names it.
         classes: their names, where they have any.
-        files: `preprocess.json`, `task.json` of a task with settings, and `model.onnx`, or
-            `model.engine` with what runs it; by name.
+        files: `preprocess.json`, `task.json` of a task with settings, the code of a decode, and
+            `model.onnx`, or `model.engine` with what runs it; by name.
         precision: of the network.
         backend: that runs it.
     """
@@ -52,8 +52,12 @@ class Shipped:
     backend: str = DEFAULT
 
 
-def shipped_in(bundle: Bundle) -> Shipped:
-    """The sample of a bundle: its engine where it has one, as `infer.py` does."""
+def shipped_in(bundle: Bundle, allow_code: bool = False) -> Shipped:
+    """The sample of a bundle: its engine where it has one, as `infer.py` does.
+
+    Raises:
+        KDError: `bundle-code`, its decode is code of its own, which is not allowed.
+    """
     about, backend = bundle.manifest, DEFAULT
     files = {"preprocess.json": bundle.file(about["preprocess"]), "model.onnx": bundle.model}
     if bundle.engine is not None:
@@ -63,6 +67,7 @@ def shipped_in(bundle: Bundle) -> Shipped:
     shipped = run_by(files)
     if TASK in about["files"]:
         shipped[TASK] = bundle.file(TASK)
+    shipped |= carried_code.decode_files(bundle, allow_code)
     return Shipped(about["task"], about.get("classes"), shipped, about["precision"], backend)
 
 
@@ -87,6 +92,7 @@ def packed(folder: Path, shipped: Shipped, pictures: Pictures) -> Path:
     inside = folder / "sample"
     (inside / FOLDER).mkdir(parents=True)
     for name, content in shipped.files.items():
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
             (inside / name).write_bytes(content)
         else:
@@ -95,7 +101,7 @@ def packed(folder: Path, shipped: Shipped, pictures: Pictures) -> Path:
     if INPUTS in preprocess and preprocess["image"] is None:
         raise no_photos("the network takes named tensors and no image: it has no whole frame")
     write_manifest(str(inside), shipped.task, shipped.classes, list(shipped.files))
-    write_text(inside / SAMPLE, python_sample.text())
+    write_text(inside / SAMPLE, python_sample.text(shipped.task))
     for number, (name, content) in enumerate(pictures):
         (inside / FOLDER / f"{number:03d}{Path(name).suffix}").write_bytes(content)
     path = folder / "sample.zip"

@@ -161,13 +161,11 @@ class _Problem:
         same = (networks[:, None] == networks[None, :]).astype(float)
         self.scatter = _root(SHARED * same + (1 - SHARED) * np.eye(len(same)))
         self.whiten = _root(np.array(prior.covariance))
-        used = {"exposed", "fill", "dram", "l2", "operands"}
-        for layout in self.layouts:
-            used |= {n for names in layout.arithmetic for n in names} | set(layout.memory)
-            used |= {"int8.windows"} if layout.windows.any() else set()
-            used |= {layout.launch, f"step.{layout.generation}"}
-            used |= set() if layout.graph else {"stream", "host"}
-        self.used = [index for index, name in enumerate(prior.names) if name in used]
+        used = [_efficiencies_of(layout) for layout in self.layouts]
+        self.users = {
+            index: [place for place, names in enumerate(used) if name in names]
+            for index, name in enumerate(prior.names)
+        }
 
     def errors(self, logs: Array) -> Array:
         """Logarithms of predicted over measured."""
@@ -186,10 +184,12 @@ class _Problem:
         def slope(logs: Array) -> Array:
             columns = np.zeros((len(self.measured), len(logs)))
             centre = self.errors(logs)
-            for index in self.used:
+            for index, places in self.users.items():
                 moved = logs.copy()
                 moved[index] += STEP
-                columns[:, index] = (self.errors(moved) - centre) / STEP
+                layouts = [self.layouts[place] for place in places]
+                found = _predicted(layouts, self.prior.names, moved) - self.measured[places]
+                columns[places, index] = (found - centre[places]) / STEP
             return np.concatenate([weight @ columns, self.whiten])
 
         found = least_squares(
@@ -197,6 +197,15 @@ class _Problem:
             ftol=TOLERANCE, xtol=TOLERANCE, max_nfev=MOST_CALLS,
         )  # fmt: skip
         return found.x, found.jac
+
+
+def _efficiencies_of(layout: Layout) -> set[str]:
+    """The names of all that the time of a layout may depend on."""
+    used = {"exposed", "fill", "dram", "l2", "operands", layout.launch}
+    used |= {name for names in layout.arithmetic for name in names} | set(layout.memory)
+    used |= {"int8.windows"} if layout.windows.any() else set()
+    used |= {f"step.{layout.generation}"} | (set() if layout.graph else {"stream", "host"})
+    return used
 
 
 def _root(covariance: Array) -> Array:

@@ -15,6 +15,7 @@ What a kernel lays out of a network (operations, bytes from DRAM and from L2) do
 the efficiencies, so a fit computes it once.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -212,14 +213,14 @@ def times(layout: Layout, values: Mapping[str, float]) -> Times:
         fast = max(values["l2"] * layout.sms * layout.mhz * 1e6, bandwidth)
     shares: dict[tuple[str, ...], float] = {}
     for names in set(layout.arithmetic):
-        shares[names] = float(np.prod([values[name] for name in names]))
+        shares[names] = math.prod(values[name] for name in names)
     rate = layout.rate * np.array([shares[names] for names in layout.arithmetic])
-    busy = layout.work.operations / rate[:, None]
+    busy = layout.work.operations / rate
     if layout.mhz:
         steps = layout.work.steps * values[f"step.{layout.generation}"]
         cycles = np.maximum(layout.work.operands / values["operands"], steps)
         busy = np.maximum(busy, cycles / (layout.mhz * 1e6))
-    arithmetic = (busy + layout.work.partial / fast).min(axis=1)
+    arithmetic = (busy + layout.work.partial / fast).min(axis=0)
     if layout.windows.any():
         arithmetic = arithmetic + layout.windows / (fast * values["int8.windows"])
     share = np.array([values[name] if name else 1.0 for name in layout.memory])

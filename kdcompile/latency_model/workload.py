@@ -203,8 +203,8 @@ def kernel_work(kernel: Kernel, sms: int, tile: int, cpu: bool) -> Work:
 
 
 def stacked(rows: Sequence[Work]) -> Work:
-    """[kernels, menu] of several kernels."""
-    return Work(*(np.stack(column) for column in zip(*rows, strict=True)))
+    """[menu, kernels] of several kernels, whose minima over the menu are those of whole rows."""
+    return Work(*(np.stack(column, axis=1) for column in zip(*rows, strict=True)))
 
 
 LINEAR = ("fp32",)  # stored as the file has it

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
@@ -193,7 +193,8 @@ def write_weights(
     """Write tensors, of any device and even shared, as a whole safetensors file or not at all."""
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(own, temporary, metadata=None if metadata is None else dict(metadata))
+        # as bytes: `save_file` would put another file in the place of the one that is held
+        temporary.write_bytes(save(own, metadata=None if metadata is None else dict(metadata)))
 
 
 def load_weights(

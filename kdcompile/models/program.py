@@ -16,24 +16,9 @@ from torch import nn
 
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import scratch
-from kdcompile.models.onnx_import import Input, load_onnx
+from kdcompile.models.onnx_import import load_onnx
 
 OPSET = 23  # with RMS and group norms and GELU as operators
-
-
-def program_inputs(path: Path) -> list[Input]:
-    """Name, shape and type of each input of a program; a dynamic axis has its symbol's name.
-
-    Raises:
-        KDError: `program-missing` or `program-unreadable`.
-    """
-    program = _read(path)
-    nodes = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
-    return [
-        (name, [n if isinstance(n, int) else str(n) for n in nodes[name].shape], nodes[name].dtype)
-        for name in program.graph_signature.user_inputs
-        if isinstance(nodes.get(name), torch.Tensor)
-    ]
 
 
 def load_program(path: Path, shapes: Any = ()) -> nn.Module:

@@ -3,7 +3,15 @@
 import math
 from collections.abc import Sequence
 
-from onnx import GraphProto, ModelProto, TensorProto, helper, shape_inference
+from onnx import (
+    GraphProto,
+    ModelProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+    shape_inference,
+)
 
 from kdcompile.core.errors import KDError
 
@@ -12,6 +20,8 @@ LARGE = 1024  # values: no shape is computed from so many
 
 def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
     """The graph with `value_info` of every tensor whose shape follows.
+
+    A suppression of boxes has the most rows that it can have, as a build provides for them.
 
     Args:
         model: not changed; what it says of its tensors' shapes is not used.
@@ -39,11 +49,31 @@ def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
             )
     try:
         found = shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+        if bounds := _of_suppressions(found):
+            graph.value_info.extend(bounds)
+            found = shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
     except shape_inference.InferenceError as error:
         raise shape_unknown(str(error).splitlines()[0]) from error
     del found.initializer[:]
     found.initializer.extend(model.graph.initializer)
     return found
+
+
+def _of_suppressions(graph: GraphProto) -> list[ValueInfoProto]:
+    """What each NonMaxSuppression gives at most: rows [batch x classes x boxes of a class, 3]."""
+    sizes = tensor_sizes(graph)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    bounds = []
+    for node in graph.node:
+        if node.op_type != "NonMaxSuppression" or len(node.input) < 3:
+            continue
+        most = constants.get(node.input[2])
+        batch, classes, boxes = sizes.get(node.input[1], [0, 0, 0])
+        if most is not None:
+            rows = batch * classes * min(int(numpy_helper.to_array(most).max()), boxes)
+            shape = [rows, 3]
+            bounds.append(helper.make_tensor_value_info(node.output[0], TensorProto.INT64, shape))
+    return bounds
 
 
 def without_weights(model: ModelProto, as_inputs: bool = False) -> ModelProto:

@@ -32,7 +32,7 @@ COPIED = (
     ("calibrate", "audit.json"),
     ("distill", "metrics.jsonl"),
 )
-CARRIED = ("kit/", "parity/")  # what a board builds from, or what `bisect` looks at
+CARRIED = ("kit/", "parity/", "nms/")  # for a board, for `bisect`, and another form of it
 
 
 def run(step: Step, store: Store, target: "Target") -> Artifact:
@@ -56,8 +56,8 @@ def run(step: Step, store: Store, target: "Target") -> Artifact:
         )
         write_json(folder / "report.json", report.to_json())
         _write_reports(folder, report, inputs["verify"].path)
-        write_text(folder / python_sample.NAME, python_sample.text())
         task = task_of(step.spec)
+        write_text(folder / python_sample.NAME, python_sample.text(task.like))
         if task.is_dense:
             product.write_tiles(folder)
         write_task(folder, step.spec)

@@ -215,6 +215,7 @@ def _audited(work: _Work, seen: _Observed, table: CalibrationTable) -> audit.Rec
         audit.strata(splits.train, seen.chosen.photos, task_of(work.spec), splits.classes),
         seen.others,
         audit.about_tensors(table, seen.folds, seen.held),
+        len(splits.train),
     )
 
 

@@ -27,7 +27,7 @@ from kdcompile.backends.mixed_residuals import Price
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import gates_json, write_carried, write_outputs
 from kdcompile.backends.tensorrt_rtx_ import compile_check
-from kdcompile.bundle import python_sample
+from kdcompile.bundle import carried_code, python_sample
 from kdcompile.config.deploy import Profile
 from kdcompile.config.gates import fraction
 from kdcompile.config.step import Step
@@ -38,6 +38,7 @@ from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Input, Preprocess
 from kdcompile.data.splits import load_splits
 from kdcompile.passes.shipped_price import file_estimate
+from kdcompile.passes.suppression import write_suppression
 from kdcompile.remote.kit import MAX_REFERENCES, write_kit
 from kdcompile.targets import Target
 from kdcompile.tasks.agreement import LIMIT_DB, pooled_sqnr
@@ -106,6 +107,10 @@ def _compiled(
         candidates, notes = _judge(step, rig, paths["fp32"], shown, task, limits, known)
         choice = choose(candidates, limits.metric, spec.quantize.precision)
         rig.keep(choice.precision, paths, folder)
+        if spec.export.nms != "none":
+            runs = choice.precision if choice.precision in RUNS_HERE else "fp32"
+            proof = form.file(paths[runs]), photos, form.prepare
+            write_suppression(folder, proof, task, target, spec.export.profile[1])
         if isinstance(rig, BoardRig):
             keep_teacher(rig, step.inputs["export"], choice.precision, folder)
     reference = open_session(paths["fp32"])
@@ -261,7 +266,8 @@ def _kit(
         settings=step.spec.compile.model_dump(),
         inputs=ports_of(step.spec),
         teacher=form.file(step.inputs["export"].file("teacher.onnx")),
-        sample=python_sample.text(),
+        sample=python_sample.text(task.like),
+        code=carried_code.code_of(step.spec.task.decode or "", step.spec.folder),
     )
 
 

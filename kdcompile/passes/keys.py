@@ -1,12 +1,14 @@
 """The cache key of a step: everything that its result depends on, and nothing else."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from kdcompile.config.distill import NO_EFFECT
+from kdcompile.config.export import Export
 from kdcompile.config.gates import Gates
 from kdcompile.config.spec import Spec, Task, Teacher
 from kdcompile.config.step import Board
@@ -20,7 +22,7 @@ from kdcompile.core.weight_files import files_of
 from kdcompile.data.pool import FIELD, pool_rows
 from kdcompile.data.splits import Row, splits_rows
 from kdcompile.distill.unlabelled import uses_pool
-from kdcompile.environment.doctor import version
+from kdcompile.environment import doctor
 from kdcompile.latency.environment import fingerprint_id
 from kdcompile.passes.stages import ALL, STAGES, Stage
 from kdcompile.targets import Target
@@ -33,6 +35,7 @@ DATA_FIELDS_BY_CONTENT = {
 # what a search for a student reads and a mere scaling of the teacher does not
 SEARCHED = {"data", "search", "distill", "teachers"}
 
+version = cache(doctor.version)  # a process goes on with what it has imported
 # libraries that compute nothing of a result, and a backend's, whose version the board's facts have
 SHOW_AND_CHECK = {"filelock", "openvino", "pydantic", "pydantic_core", "rich", "safetensors"}
 
@@ -71,7 +74,7 @@ def key_parts(
                 for name in stage.splits
                 if name in splits and not _unread(stage, spec)
             },
-            "source": source_key(stage.module, hasher, stage.version),
+            "source": source_key(stage.module, stage.version),
             "libraries": {n: v for n, v in versions.items() if n in used[stage.name]},
             "target": target.to_json() | {"full_name": target.full_name}
             if stage.on_target
@@ -120,7 +123,7 @@ def network_key(
             "ports": {n: one.model_dump(mode="json") for n, one in spec.export.inputs.items()},
             "output": output,
             **({"joined": True} if joins_outputs else {}),
-            "source": source_key(module, hasher, number),
+            "source": source_key(module, number),
             "libraries": {name: version(name) for name in sorted(libraries)},
         }
     )
@@ -180,7 +183,7 @@ def covered(
 
 def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target) -> Any:
     """The values of a section; files by their content, under `FILES`."""
-    value = getattr(spec, name)
+    value = _seen(getattr(spec, name), stage)
     if name in SEARCHED and _unread(stage, spec):
         return None
     if name == "compile" and not measures(stage, spec):
@@ -209,6 +212,13 @@ def _section(spec: Spec, name: str, stage: Stage, hasher: Hasher, target: Target
     if name == "gates":
         return _gates(value, stage, spec, hasher, target)
     return _whole(value, spec, hasher)
+
+
+def _seen(value: Any, stage: Stage) -> Any:
+    """A section without what only another stage does."""
+    if isinstance(value, Export) and stage.name != "compile":
+        return value.model_copy(update={"nms": "none"})
+    return value
 
 
 def _whole(value: Any, spec: Spec, hasher: Hasher) -> Any:

@@ -127,18 +127,20 @@ def answers(
         KDError: those of decoding; `output-nonfinite`.
     """
     from kdcompile.core.progress import counted
-    from kdcompile.data.coreset import described, mean_of, space
-    from kdcompile.distill.evaluate import outputs
+    from kdcompile.data.coreset import mean_of, space
+    from kdcompile.distill.evaluate import raw_outputs
     from kdcompile.distill.training_context import training_device
     from kdcompile.tasks.task import preprocess_of, task_of
 
     shown = counted(photos, len(photos), "label", "photos")
     prepare = preprocess_of(spec)
     seen, done, task = [], 0, task_of(spec)
-    for batch in outputs([*networks.values()], shown, prepare, training_device(), task):
+    for batch, frames in raw_outputs([*networks.values()], shown, prepare, training_device()):
         _refuse_nonfinite(dict(zip(networks, batch, strict=True)), photos[done:])
-        seen.append(mean_of([described(output) for output in batch]))
-        done += len(batch[0])
+        for index, frame in enumerate(frames):
+            own = [task.told(output[index : index + 1], frame) for output in batch]
+            seen.append(mean_of(own))
+        done += len(frames)
     return space(seen)
 
 

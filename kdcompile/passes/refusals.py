@@ -36,6 +36,7 @@ from kdcompile.models.factory import load_teacher, load_teachers, load_weights
 from kdcompile.models.rows import output_ports
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.passes.manager import Plan
+from kdcompile.passes.suppression import refuse_suppression
 from kdcompile.passes.teacher import output_shape, taught
 from kdcompile.targets.limits import Operator
 from kdcompile.targets.rules import Asked, Network, Violation, violations
@@ -69,6 +70,8 @@ def refuse_networks(plan: Plan, splits: Splits, found: Mapping[str, Artifact]) -
     teacher = load_teacher(spec)
     asked = spec.export.profile[1]
     shape = on_shapes(lambda: output_shape(teacher, asked, torch.device("cpu"), task))
+    if spec.export.nms != "none":
+        refuse_suppression(task, shape)
     taught(task, shape, splits, spec)
     ports = ports_of(spec)
     if ports is not None and task.axes:

@@ -40,6 +40,7 @@ from kdcompile.tasks.records import value_of
 from kdcompile.tasks.reference import taught
 from kdcompile.tasks.task import Task, task_of
 
+ROWS = "rows.npz"  # of a task of records
 NETWORKS, SHIPPED = (".onnx", ".engine"), ("model.", "kit/student")
 log = logging.getLogger("kdcompile")
 NO_DLA_MODEL = "a DLA's latency is not predicted, and compile.dla asks for one: the device decides"
@@ -47,6 +48,8 @@ NO_DLA_MODEL = "a DLA's latency is not predicted, and compile.dla asks for one: 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
     """Measure teacher and student, judge the gates; `report.json` and `example_*.npz`.
+
+    Of a task of records also `rows.npz`: the teacher's rows, and those of an earlier bundle.
 
     Takes the artifacts of teacher, search, distill, export, calibrate and compile.
 
@@ -79,6 +82,11 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         arrays = found.examples[kind]
         np.savez_compressed(folder / f"example_{kind}.npz", allow_pickle=False, **arrays)
     outcomes = _outcomes(task, photos, found, len(splits.test), inputs["teacher"])
+    if task.records:  # what a test pack holds a board's outputs against
+        rows = {
+            who: found.predicted[who] for who in ("teacher", PREVIOUS) if who in found.predicted
+        }
+        np.savez_compressed(folder / ROWS, allow_pickle=False, **rows)
     context = _context(step, target, task, found, outcomes, photos, splits.classes)
     gates = judge(spec.gates.with_metric(task.judged.name), context)
     for result in gates:

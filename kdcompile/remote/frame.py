@@ -23,6 +23,7 @@ PARTS = ("decode", "preprocess", "inference", "postprocess")
 FRAME = "frame"
 BLOCKS, BLOCK_MS, WARMUP_S, LEAST = 20, 75.0, 2.0, 5
 SAMPLE, MANIFEST, ENGINE = "infer.py", "manifest.json", "model.engine"
+CODE = "code/"  # files of a decode of the user's
 TASK = "task.json"  # of a task with settings: how an output becomes an answer
 
 
@@ -150,17 +151,19 @@ def of_kit(kit: str, record: str, photos: list[str], blocks: int = BLOCKS) -> di
     if not about.get("engine"):
         raise ValueError("no engine was chosen, so there is no sample to time")
     with open(os.path.join(kit, "kit.json"), encoding="utf-8") as stream:
-        task = json.load(stream)["task"]
+        told = json.load(stream)
     with tempfile.TemporaryDirectory() as folder:
         engine = os.path.join(os.path.dirname(record), about["engine"])
         for source, name in ((engine, ENGINE), (engine + ".json", ENGINE + ".json")):
             shutil.copyfile(source, os.path.join(folder, name))
         listed = ["agent.pyz", "preprocess.json"]
         listed += [TASK] if os.path.isfile(os.path.join(kit, TASK)) else []
+        listed += [name for name in told["files"] if name.startswith(CODE)]
         for name in (*listed, SAMPLE):
+            os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
             shutil.copyfile(os.path.join(kit, name), os.path.join(folder, name))
         listed += [ENGINE, ENGINE + ".json"]
-        write_manifest(folder, task, None, listed)
+        write_manifest(folder, told["task"], None, listed)
         found = in_blocks(Frames(folder, photos, folder), blocks)
     about["frame"] = dict(found, precision=about["chosen"])
     with open(record, "w", encoding="utf-8") as out:

@@ -46,6 +46,7 @@ def write_kit(
     inputs: Ports | None = None,
     teacher: Path | None = None,
     sample: str | None = None,
+    code: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Write `folder/kit/`; `kit.json` lists every other file with its SHA-256.
 
@@ -68,6 +69,7 @@ def write_kit(
         inputs: of networks that run on rows, all of them.
         teacher: its ONNX file, which a test pack must have too.
         sample: the text of `infer.py`, where the board times it on photos too.
+        code: files of the user's decode, which it runs then, by their names in the kit.
 
     Returns:
         What `kit.json` says.
@@ -86,6 +88,9 @@ def write_kit(
     _save(kit / "reference.npz", reference)
     (kit / archive.NAME).write_bytes(archive.agent_zip())
     shutil.copyfile(TEMPLATES / SCRIPT, kit / SCRIPT)
+    for name, path in (code or {}).items():
+        (kit / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, kit / name)
     if sample is not None:
         if task.settings():
             write_json(kit / frame.TASK, task.settings())
@@ -97,7 +102,8 @@ def write_kit(
         about["teacher"] = file_sha256(teacher)
     about["compile"] = {key: (settings or {}).get(key) for key in SETTINGS}
     write_text(kit / README, _readme(target, about))
-    files = {path.name: file_sha256(path) for path in sorted(kit.iterdir())}
+    inside = sorted(path for path in kit.rglob("*") if path.is_file())
+    files = {path.relative_to(kit).as_posix(): file_sha256(path) for path in inside}
     meta = {**about, "files": files}
     write_json(kit / "kit.json", meta)
     return meta

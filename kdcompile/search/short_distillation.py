@@ -144,7 +144,7 @@ def _key(spec: Spec, steps: int, architecture: Mapping[str, Any], store: Store) 
             "data": spec.data.model_dump(mode="json", include=DATA_FIELDS),
             "splits": [splits["train"], splits["val"]],
             "export": spec.export.profile,
-            "source": source_key(__name__, store.hasher),
+            "source": source_key(__name__),
             "libraries": [metadata.version(name) for name in LIBRARIES],
             "device": training_device().type,
         }

@@ -11,7 +11,8 @@ from kdcompile.core.plugins import register
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
 from kdcompile.tasks.metric import GAMES, LEVELS, MAE, RMSE, TOP1
-from kdcompile.tasks.task import Floats, Stratum, Task, by_class
+from kdcompile.tasks.strata import Stratum, by_class
+from kdcompile.tasks.task import Floats, Task
 
 
 @register("tasks", "counting")

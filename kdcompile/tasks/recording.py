@@ -7,10 +7,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcompile.core import plugins
+from kdcompile.data.coreset import described
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
 from kdcompile.tasks.records import Recorded
-from kdcompile.tasks.task import Floats, Stratum, Task
+from kdcompile.tasks.strata import Stratum
+from kdcompile.tasks.task import Floats, Task
 
 
 class Recording(Task):
@@ -24,6 +27,12 @@ class Recording(Task):
     """
 
     records: ClassVar[bool] = True
+
+    @property
+    def is_own_code(self) -> bool:
+        """Whether code of the user's judges outputs, which no bundle runs unasked."""
+        return plugins.plugin("tasks", self.kind) is None
+
     examples: ClassVar[str] = ""
 
     @abstractmethod
@@ -61,6 +70,10 @@ class Recording(Task):
         """The images' own errors, with their records."""
         return Recorded.of(predicted)
 
+    def told(self, output: NDArray[Any], frame: Frame) -> list[Floats]:
+        """What `described` says of the whole output: a task that knows more says it."""
+        return described(output)
+
     def difficulty(self, output: NDArray[Any], true: float) -> float:
         """The image's own error."""
         return float(output[0, 0])
@@ -83,7 +96,7 @@ class Recording(Task):
         return super().facts(classes) | own
 
     def constant_scores(
-        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+        self, train: Sequence[float], predicted: Sequence[Any] | Floats, true: Sequence[float]
     ) -> dict[str, float]:
         """Not known by the labels alone."""
         return {metric.name: float("nan") for metric in self.metrics}

@@ -63,12 +63,6 @@ def value_of(prediction: Any) -> float:
     return float(np.ravel(prediction)[0])
 
 
-def values_of(predicted: Sequence[Any] | Floats) -> Floats:
-    """The same of many, float64 [N]."""
-    table = np.asarray(predicted, np.float64)
-    return table if table.ndim == 1 else table[:, 0]
-
-
 def over_records(score: Callable[[Floats, Ints], Any]) -> Callable[..., Any]:
     """`Metric.of` by the records behind errors; NaN where errors have none.
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcompile.core.plugins import register
+from kdcompile.core.progress import counted
+from kdcompile.data.coreset import cells
 from kdcompile.data.masks import (
     IGNORED,
     Mask,
@@ -28,8 +30,10 @@ from kdcompile.data.preprocess import Frame
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.recording import Recording
 from kdcompile.tasks.records import Recorded, over_sums
-from kdcompile.tasks.task import Floats, Stratum
+from kdcompile.tasks.strata import Stratum, by_contents
+from kdcompile.tasks.task import Floats
 
+TINY = 1e-12
 DRAWS = 999  # resamples of an interval: a class that few images have varies much
 RIGHT, WRONG, MISSED = range(3)  # of a record: pixels of each class that are so, [3, K]
 
@@ -81,7 +85,7 @@ class Segmentation(Recording):
     kind = like = "segmentation"
     output, unit = "logits", "1"
     metrics = (MIOU, PIXELS)
-    is_dense, parts = True, "by_class"
+    is_dense, parts, labels = True, "by_class", "masks"
 
     def is_annotated(self, photo: Photo) -> bool:
         """Whether it has a mask."""
@@ -115,6 +119,29 @@ class Segmentation(Recording):
         sums = np.stack([right, table.sum(0) - right, table.sum(1) - right]).astype(np.float64)
         value = float(_miou(sums.ravel()))
         return np.concatenate([[1 - value if value == value else 0.0], sums.ravel()])
+
+    def told(self, output: NDArray[Any], frame: Frame) -> list[Floats]:
+        """The mean probability of each class, and the mean entropy in each part of the image.
+
+        The entropy is a share of the largest, log K. Cells of the padding have no weight.
+        """
+        values = output.astype(np.float64)
+        values = np.exp(values - values.max(axis=1, keepdims=True))
+        values /= values.sum(axis=1, keepdims=True)
+        weights = frame.inside(*output.shape[2:])[None, None].astype(np.float64)
+        unsure = -np.sum(values * np.log(np.maximum(values, TINY)), axis=1, keepdims=True)
+        unsure /= np.log(values.shape[1])
+        parts = cells(unsure * weights) / np.maximum(cells(weights), TINY)
+        means = (values * weights).sum((2, 3)) / weights.sum()
+        return [means, parts.reshape(1, -1)]
+
+    def photo_groups(self, photos: Sequence[Photo], classes: Sequence[str] | None) -> list[Stratum]:
+        """The images in whose mask each class is; every mask is read."""
+        held = []
+        for photo in counted(photos, len(photos), "data", "masks"):
+            seen = np.bincount(mask_of(photo).ravel(), minlength=IGNORED + 1)[:IGNORED]
+            held.append(np.flatnonzero(seen))
+        return by_contents(held, lambda k: self.name_of_class(k, classes))
 
     def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """The class of each pixel of the photo, uint8 [H, W]."""
@@ -155,7 +182,7 @@ class Segmentation(Recording):
         check_indices(mask_of(photo), outputs, photo.name)
 
     def constant_scores(
-        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+        self, train: Sequence[float], predicted: Sequence[Any] | Floats, true: Sequence[float]
     ) -> dict[str, float]:
         """Of naming the most frequent class of these images everywhere."""
         table = np.asarray(predicted, np.float64)

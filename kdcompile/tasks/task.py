@@ -18,48 +18,15 @@ from kdcompile.core import plugins
 from kdcompile.core.errors import KDError, nearest
 from kdcompile.core.ports import Port, Ports
 from kdcompile.core.user_code import load_factory, users_code
+from kdcompile.data.coreset import described
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Padding, Preprocess, RowPreprocess
 from kdcompile.tasks.metric import Metric
+from kdcompile.tasks.strata import Stratum as Stratum
+from kdcompile.tasks.strata import by_value
 
 Floats = NDArray[np.float64]
-Stratum = tuple[dict[str, Any], NDArray[np.int64]]  # what it is, as JSON, and its images' indices
-PARTS = 3
 IMAGE = "image"  # the input of a network of photos
-
-
-def by_value(true: Floats) -> list[Stratum]:
-    """Thirds by true value, each from `low` to `high`; fewer images than that give fewer.
-
-    Args:
-        true: annotated values [N].
-    """
-    order: NDArray[np.int64] = np.argsort(true, kind="stable")
-    return [
-        ({"low": float(true[part].min()), "high": float(true[part].max())}, part)
-        for part in np.array_split(order, PARTS)
-        if len(part)
-    ]
-
-
-def by_class(true: Floats, name_of: Callable[[float], str | float]) -> list[Stratum]:
-    """The images of each class, `class`, in the order of their indices.
-
-    Args:
-        true: indices of classes [N].
-        name_of: a class as a report shows it.
-    """
-    return [
-        ({"class": name_of(float(value))}, np.flatnonzero(true == value))
-        for value in np.unique(true)
-    ]
-
-
-def stratum_text(about: Mapping[str, Any]) -> str:
-    """What a stratum is, in words: its class, or from where to where its values go."""
-    if "class" in about:
-        return f"class {about['class']}"
-    return f"{about['low']:g} to {about['high']:g}"
 
 
 class Task(ABC):
@@ -76,8 +43,8 @@ class Task(ABC):
     (`kdcompile.models.joined`); records: its predictions are rows, with a record that metrics of
     the set read behind the error of the image (`kdcompile.tasks.recording`); axes: of which outputs
     of `takes_rows` the values along an axis are scores of classes; parts: the report's key for
-    accuracy in `groups`; output_fit: what a trained student's output may be calibrated by
-    (`distill.output_calibration`), None where nothing is to be.
+    accuracy in `groups`; labels: of boxes and masks those that a format reads; output_fit: what a
+    trained student's output may be calibrated by (`distill.output_calibration`), or None.
     """
 
     kind: ClassVar[str]
@@ -93,6 +60,7 @@ class Task(ABC):
     records: ClassVar[bool] = False
     axes: Mapping[str, Scores] = MappingProxyType({})
     parts: ClassVar[str]
+    labels: ClassVar[Literal["boxes", "masks"] | None] = None
     output_fit: ClassVar[Literal["scale", "affine", "temperature"] | None] = None
 
     def objective(self) -> Any:
@@ -241,6 +209,13 @@ class Task(ABC):
         """One error an image, float64 [N]; here signed differences."""
         return np.subtract(predicted, true, dtype=np.float64)
 
+    def told(self, output: NDArray[Any], frame: Frame) -> list[Floats]:
+        """What one image's output [1, ...] says of it, in parts [1, k], to tell images apart by.
+
+        Whether the image is annotated makes no difference, nor does its size make one to k.
+        """
+        return described(self.within(output, frame))
+
     def difficulty(self, output: NDArray[Any], true: float) -> float:
         """How far one image's output [1, ...] is from the truth, at least 0."""
         return float(np.abs(self.errors(self.predictions(output), [true]))[0])
@@ -256,6 +231,10 @@ class Task(ABC):
     def groups(self, true: Floats, classes: Sequence[str] | None) -> list[Stratum]:
         """Parts of the images whose accuracy is worth telling apart: thirds by true value."""
         return by_value(true)
+
+    def photo_groups(self, photos: Sequence[Photo], classes: Sequence[str] | None) -> list[Stratum]:
+        """`groups` of annotated images; of a task of records they may overlap."""
+        return self.groups(np.array([self.truth(photo) for photo in photos], np.float64), classes)
 
     def parts_of(
         self, true: Floats, errors: Floats, classes: Sequence[str] | None
@@ -300,7 +279,7 @@ class Task(ABC):
         return float(np.median(train))
 
     def constant_scores(
-        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+        self, train: Sequence[float], predicted: Sequence[Any] | Floats, true: Sequence[float]
     ) -> dict[str, float]:
         """Every metric of the best constant prediction, beside what a network predicted."""
         return self.scores([self.constant(train)] * len(true), true)
@@ -357,17 +336,14 @@ def _of_class(found: Any, where: str) -> Task:
     )
 
 
-@cache
-def _made(kind: type[Task]) -> Task:
-    """The one instance of a registered task."""
-    return _make(kind)
-
-
 def _make(kind: type[Task]) -> Task:
     with users_code(
         "task-invalid", f"task {kind.__name__} cannot be made", f"{kind.__module__}", "correct it"
     ):
         return kind()
+
+
+_made = cache(_make)  # the one instance of a registered task
 
 
 def preprocess_of(spec: Spec) -> Preprocess:

@@ -9,6 +9,8 @@ import pytest
 
 from kdcompile import api
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 ROOT = Path(__file__).parents[2]
 STAGES = ["teacher", "search", "distill", "export", "calibrate", "compile", "verify", "bundle"]
 

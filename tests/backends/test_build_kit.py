@@ -83,6 +83,14 @@ def test_builds_proves_and_chooses(kit):
     }  # fmt: skip
 
 
+def test_the_code_of_a_decode_is_listed_and_checked(onnx_files, make_kit, tmp_path):
+    (tmp_path / "own.py").write_text("HALF = 6")
+    kit = make_kit(onnx_files(), code={"code/own.py": tmp_path / "own.py"})
+    assert "code/own.py" in json.loads((kit / "kit.json").read_text())["files"]
+    (kit / "code" / "own.py").write_text("HALF = 7")
+    assert "code/own.py" in build(kit, expect=1).stderr
+
+
 def test_one_precision(kit):
     build(kit, "--precision", "int8")
     assert [c["precision"] for c in record(kit)["candidates"]] == ["int8"]

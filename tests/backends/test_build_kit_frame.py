@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import kdcompile.bundle
+from kdcompile.bundle import python_sample
 from kdcompile.core.files import file_sha256
 from kdcompile.data.preprocess import Preprocess
 from kdcompile.gates.board_record import read_record
 from kdcompile.remote import frame
 
-INFER = Path(kdcompile.bundle.__file__).with_name("templates") / "infer.py"
-
 
 @pytest.fixture
 def kit(onnx_files, make_kit):
-    made = make_kit(onnx_files(), sample=INFER.read_text())
+    made = make_kit(onnx_files(), sample=python_sample.text("counting"))
     constants = Preprocess(3, (0.5,) * 3, (0.2,) * 3, (16, 24), (16, 24)).to_json()
     (made / "preprocess.json").write_text(json.dumps(constants))
     about = json.loads((made / "kit.json").read_text())

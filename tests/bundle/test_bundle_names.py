@@ -11,6 +11,8 @@ from kdcompile.config.spec import Task
 from kdcompile.core.store import Store
 from kdcompile.passes.bundle import install, run
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 NAME = (
     "::stop-commands::x [a](http://x.y) ![a](http://x.y/p.png) a|b `a`|`b` <img src=x> *a* _b_ "
     "https://x.y/z @team &lt; ##[add-mask]x a\\"

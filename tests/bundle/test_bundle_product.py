@@ -24,6 +24,8 @@ from kdcompile.debug.network import open_network
 from kdcompile.passes.bundle import install, run
 from kdcompile.remote.archive import NAME, agent_zip
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 IMAGE = Tensor("image", "FLOAT", (1, 3, -1, -1))
 LOGITS = Tensor("logits", "FLOAT", (1, 10))
 CHOICE = {"precision": "int8", "backend": "onnxruntime", "backend_version": "1.20"}

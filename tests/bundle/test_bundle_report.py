@@ -13,6 +13,8 @@ from kdcompile.bundle import curves, facts, figures, render
 from kdcompile.bundle.figures import overlay_png
 from kdcompile.bundle.text import text_summary
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 @pytest.fixture(scope="module")
 def page(a_report, metrics, write_examples, tmp_path_factory):

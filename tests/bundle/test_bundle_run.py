@@ -18,6 +18,7 @@ from documents import check_document
 from PIL import Image
 
 from kdcompile import api
+from kdcompile.bundle import python_sample
 from kdcompile.bundle.manifest import read_bundle
 from kdcompile.bundle.run import BundleRun
 from kdcompile.ci.stream import CI
@@ -28,6 +29,8 @@ from kdcompile.core.store import Store
 from kdcompile.data.photo import read_pixels
 from kdcompile.passes.bundle import install, run
 from kdcompile.tasks.task import find_task
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 @pytest.fixture(scope="module")
@@ -195,11 +198,16 @@ agraph (float[N, K, H, W] image) => (float[A, B, C, D] out) {
 """
 
 
-def test_sample_is_python_38_and_imports_nothing_of_kdcompile():
-    import kdcompile.bundle
-
-    source = Path(kdcompile.bundle.__file__).with_name("templates") / "infer.py"
-    tree = ast.parse(source.read_text(), feature_version=(3, 8))
+@pytest.mark.parametrize("task", ["generic", *python_sample.PARTS])
+def test_sample_is_python_38_and_imports_nothing_of_kdcompile(task):
+    source = python_sample.text(task)
+    tree = ast.parse(source, feature_version=(3, 8))
+    assert source.endswith('\n\n\nif __name__ == "__main__":\n    main()\n')
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert len(set(defined)) == len(defined)
+    assert ("found_boxes" in defined, "class_map" in defined) == (
+        task == "detection", task in ("segmentation", "counting"),
+    )  # fmt: skip
     imported = {
         name.split(".")[0]
         for node in ast.walk(tree)

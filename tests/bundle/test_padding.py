@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-import kdcompile.bundle
 from kdcompile.backends.candidate_runner import predict_outputs
 from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.bundle import python_sample
 from kdcompile.bundle.run import BundleRun
 from kdcompile.calib.keep_if_better import against
 from kdcompile.calib.sensitivity import photo_evaluator
@@ -50,8 +50,10 @@ def script(path):
 
 
 @pytest.fixture(scope="module")
-def infer():
-    return script(Path(kdcompile.bundle.__file__).with_name("templates") / "infer.py")
+def infer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sample") / "infer.py"
+    path.write_text(python_sample.text("counting"))
+    return script(path)
 
 
 @pytest.mark.parametrize("preprocess", [FIXED, FREE, FLAT], ids=["fixed", "free", "mean"])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-import kdcompile.bundle
+from kdcompile.bundle import python_sample
 from kdcompile.bundle.run import BundleRun
 from kdcompile.bundle.run_tensors import TensorRun
 from kdcompile.core import plugins
@@ -30,7 +30,7 @@ CLASSES = ["low", "mid", "high"]
 SIZES = {"small": (17, 23), "large": (70, 90), "odd": (33, 47), "fits": (32, 48)}
 PORTS = Ports((Port("image", (1, 1, *SIDES), "float32"),))
 TASKS = ("counting", "classification", "regression", "generic")
-ELSEWHERE = ("segmentation", "detection")  # in tests/passes, whose samples have post-processing
+ELSEWHERE = ("segmentation", "detection")  # in test_photo_sizes_maps.py
 
 
 class Counter(nn.Module):
@@ -60,9 +60,10 @@ def preprocess_of(kind):
     return Preprocess(1, (0.4,), (0.3,), SIDES, SIDES, padding)
 
 
-@pytest.fixture(scope="module")
-def infer():
-    path = Path(kdcompile.bundle.__file__).with_name("templates") / "infer.py"
+def sample_of(kind, folder):
+    """The sample of a task's bundles, as a module."""
+    path = folder / "infer.py"
+    path.write_text(python_sample.text(kind))
     spec = importlib.util.spec_from_file_location("_infer_of_sizes", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -84,7 +85,8 @@ def test_these_are_all_tasks():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TASKS if kind != "generic"])
-def test_everybody_says_the_same_of_a_photo(infer, photo, kind, tmp_path):
+def test_everybody_says_the_same_of_a_photo(photo, kind, tmp_path):
+    infer = sample_of(kind, tmp_path)
     task, preprocess, network = find_task(kind), preprocess_of(kind), network_of(kind)
     classes = CLASSES if task.has_classes else None
     constants, pixels = preprocess.to_json(), read_pixels(photo, 1)
@@ -158,7 +160,8 @@ def test_only_the_photo_is_drawn(photo, tmp_path, monkeypatch):
     )
 
 
-def test_other_outputs_are_of_the_whole_input(infer, photo, tmp_path, monkeypatch):
+def test_other_outputs_are_of_the_whole_input(photo, tmp_path, monkeypatch):
+    infer = sample_of("generic", tmp_path)
     inner = preprocess_of("generic")
     preprocess, network = RowPreprocess.of(PORTS, inner), network_of("generic")
     wanted = inner(read_pixels(photo, 1)).mean() * np.arange(1, 4)

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-import kdcompile.bundle
 from kdcompile.backends.onnxruntime_ import open_session
+from kdcompile.bundle import python_sample
 from kdcompile.bundle.product import write_tiles
 from kdcompile.bundle.run import BundleRun
 from kdcompile.core.errors import KDError
@@ -243,8 +242,7 @@ def bundle(tmp_path_factory):
     onnx.save(model, folder / "model.onnx")
     (folder / "preprocess.json").write_text(json.dumps(FIXED.to_json()))
     write_tiles(folder)
-    template = Path(kdcompile.bundle.__file__).with_name("templates") / "infer.py"
-    (folder / "infer.py").write_text(template.read_text())
+    (folder / "infer.py").write_text(python_sample.text("counting"))
     files = {p.name: {"sha256": file_sha256(p)} for p in folder.iterdir() if p.name != "infer.py"}
     manifest = {"task": "counting", "classes": None, "files": files, "preprocess":
                 "preprocess.json", "model": "model.onnx", "engine": None}  # fmt: skip

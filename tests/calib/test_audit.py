@@ -70,7 +70,7 @@ def test_some_twins_and_blanks_are_named() -> None:
         assert chosen.constant == ["d"]
     assert chosen.duplicates == [["a", "c"]]
     assert chosen.distinct == 3
-    record = audit.record(audit.about_images(chosen, "even", 9, 0), [], [], {})
+    record = audit.record(audit.about_images(chosen, "even", 9, 0), [], [], {}, 4)
     codes = [warning["code"] for warning in record["warnings"]]
     assert codes == ["calib-duplicate", "calib-constant", "calib-fewer", "calib-few"]
     assert record["images"]["images"][1] == {"name": "b", "sha256": photo("b", 1).sha256()}
@@ -93,7 +93,7 @@ def test_strata_of_counts() -> None:
         (10, 19, 10, 0),
         (20, 29, 10, 10),
     ]
-    record = audit.record(about(10), parts, [], {})
+    record = audit.record(about(10), parts, [], {}, len(train))
     assert [w["message"] for w in record["warnings"]] == [
         "calibration images of 0 to 9: 0, where 3 are due",
         "calibration images of 10 to 19: 0, where 3 are due",
@@ -109,7 +109,7 @@ def test_strata_of_classes(classes: tuple[str, ...] | None) -> None:
         {"class": names[0], "train": 10, "chosen": 10},
         {"class": names[1], "train": 10, "chosen": 0},
     ]
-    (warning,) = audit.record(about(10), parts, [], {})["warnings"]
+    (warning,) = audit.record(about(10), parts, [], {}, len(train))["warnings"]
     assert names[1] in warning["message"]
 
 
@@ -169,7 +169,7 @@ def test_tensors_without_a_fault_give_no_warning(calibrator: str) -> None:
     folds = [{"a": histogram(half_normal(i, 100_000))} for i in range(8)]
     table = table_of(pooled(folds), "f", [("x", "y")], calibrator)
     tensors = audit.about_tensors(table, folds, {"a": histogram(half_normal(9, 100_000))})
-    assert audit.record(about(64), [], [], tensors)["warnings"] == []
+    assert audit.record(about(64), [], [], tensors, 64)["warnings"] == []
     assert 0 < tensors["a"]["drift"] < tensors["a"]["usual_drift"] * audit.DRIFT_FACTOR
     assert tensors["a"]["scale"] == table.tensors["a"].scale
 
@@ -190,7 +190,7 @@ def test_planted_faults_are_found() -> None:
         "zero": histogram(np.zeros(9)),
     }
     tensors = audit.about_tensors(table, folds, held)
-    record = audit.record(about(64), [], [], tensors)
+    record = audit.record(about(64), [], [], tensors, 64)
     found = {w["code"]: w["message"] for w in record["warnings"]}
     assert set(found) == {"calib-drift", "calib-unseen", "calib-spread", "calib-zero"}
     assert "drifted" in found["calib-drift"]
@@ -208,5 +208,32 @@ def test_without_others_drift_is_unknown() -> None:
     tensors = audit.about_tensors(table, folds, None)
     unknown = ("drift", "usual_drift", "scale_spread", "held_out_saturation")
     assert [tensors["a"][key] for key in unknown] == [None] * 4
-    made = audit.summary(audit.record(about(64), [], [], tensors))
+    made = audit.summary(audit.record(about(64), [], [], tensors, 64))
     assert made["worst_drift"] is None
+
+
+def test_strata_of_boxes_overlap_and_leave_crowds_out() -> None:
+    def boxes(*kinds: int) -> np.ndarray:
+        return np.array([[1, 1, 9, 9, kind] for kind in kinds], np.float32).reshape(-1, 5)
+
+    rows = [boxes(0), boxes(0, 1, 1), boxes(), boxes(-2)] * 5
+    train = [Photo(str(i), boxes=own) for i, own in enumerate(rows)]
+    parts = audit.strata(train, train[::4], find_task("detection"), ("cat", "dog"))
+    assert parts == [
+        {"class": "cat", "train": 10, "chosen": 5},
+        {"class": "dog", "train": 5, "chosen": 0},
+    ]
+    (warning,) = audit.record(about(10), parts, [], {}, len(train))["warnings"]
+    assert warning["message"] == "calibration images of dog: 0, where 2 are due"
+
+
+def test_strata_of_masks_leave_void_out() -> None:
+    masks = [np.full((4, 6), 255, np.uint8) for _ in range(8)]
+    for number, mask in enumerate(masks):
+        mask[0] = 2 * (number % 2)
+    masks[0][1] = 7
+    train = [Photo(str(i), mask=mask, ignored=7) for i, mask in enumerate(masks)]
+    assert audit.strata(train, train[:2], find_task("segmentation"), None) == [
+        {"class": "0", "train": 4, "chosen": 1},
+        {"class": "2", "train": 4, "chosen": 1},
+    ]

@@ -129,7 +129,7 @@ def test_another_test_split_is_refused(tmp_path, photos, change):
 
 
 def test_merge_takes_no_option_of_a_build(tmp_path):
-    for options in (["--target", "jetson"], ["--test-pack", "p"], ["-o", "x"]):
+    for options in (["--target", "jetson"], ["--force"], ["-o", "x"]):
         found = CliRunner().invoke(cli, ["bundle", "--merge", "device.json", *options])
         assert found.exit_code == 2
         assert "--merge takes" in found.output

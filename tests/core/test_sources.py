@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from kdcompile.core import sources
-from kdcompile.core.files import Hasher
 from kdcompile.core.sources import source_key, sources_of
 from kdcompile.passes.keys import SHOW_AND_CHECK
 from kdcompile.passes.stages import STAGES
@@ -93,10 +92,9 @@ def test_a_module_that_is_imported_for_types_is_not(monkeypatch, tmp_path):
     assert found.libraries == {"pillow", "onnx"}
 
 
-def test_a_release_is_keyed_by_its_version_and_a_checkout_by_its_files(monkeypatch, tmp_path):
-    hasher = Hasher(tmp_path / "hashes.json")
+def test_a_release_is_keyed_by_its_version_and_a_checkout_by_its_files(monkeypatch):
     assert sources.is_checkout()
-    files = source_key("kdcompile.core.errors", hasher, 7)
+    files = source_key("kdcompile.core.errors", 7)
     assert set(files) == {"core/errors.py"}
     monkeypatch.setattr(sources, "is_checkout", lambda: False)
-    assert source_key("kdcompile.core.errors", hasher, 7) == 7
+    assert source_key("kdcompile.core.errors", 7) == 7

@@ -117,6 +117,7 @@ def field(part: str, **values):
         (field("annotations", id=None), "annotations-syntax", "docs/data.md"),
         (field("images", file_name=""), "annotations-syntax", "docs/data.md"),
         (field("images", width=0), "annotations-syntax", "docs/data.md"),
+        (field("images", width=1 << 20, height=257), "annotations-syntax", "docs/data.md"),
         (field("categories", id=3), "annotation-twice", "keep one"),
         (field("categories", name="disc"), "annotation-twice", "keep one"),
         (field("categories", name="cube"), "classes-differ", "the same categories"),

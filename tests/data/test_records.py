@@ -7,7 +7,7 @@ from kdcompile.stats.bootstrap import interval, resamples
 from kdcompile.stats.drawn import drawn_bounds
 from kdcompile.stats.noninferiority import compare
 from kdcompile.tasks.metric import Metric
-from kdcompile.tasks.records import Recorded, over_sums, summed, value_of, values_of, weights_of
+from kdcompile.tasks.records import Recorded, over_sums, summed, value_of, weights_of
 
 RANDOM = np.random.default_rng(0)
 ROWS = np.concatenate([RANDOM.random((12, 1)), RANDOM.integers(1, 50, (12, 2))], axis=1)
@@ -45,8 +45,6 @@ def test_without_records_a_metric_of_them_is_not_known() -> None:
     assert np.isnan(SHARE(Recorded.of([0.5, 0.25])))
     assert value_of(0.5) == 0.5
     assert value_of(ROWS[2]) == ROWS[2, 0]
-    assert values_of(ROWS).tolist() == ROWS[:, 0].tolist()
-    assert values_of([1.0, 2.0]).tolist() == [1.0, 2.0]
 
 
 def test_sums_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,35 @@ def test_data_factory(tmp_path):
     assert error.value.code == "data-factory"
 
 
+@pytest.mark.parametrize(("most", "calls"), [(3 * 48, 3), (3 * 48 - 1, 6)])
+def test_small_photos_of_a_factory_are_made_once_until_what_it_reads_changes(
+    most, calls, tmp_path, monkeypatch
+):
+    (tmp_path / "made.py").write_text(
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from kdcompile.data.photo import Photo\n"
+        "def photos(root, split):\n"
+        "    with Path(__file__).with_name('calls').open('a') as calls:\n"
+        "        calls.write('.')\n"
+        "    half = np.full((2, 4, 3), len(split), np.uint8)\n"
+        "    shown = {'array': half} if split == 't' else {'encoded': half.tobytes()}\n"
+        "    mask = np.full((4, 6), int((root / 'data').read_text()), np.uint8)\n"
+        "    return [Photo(split, **shown, mask=mask, label=len(split))]\n"
+    )
+    monkeypatch.setattr("kdcompile.data.splits.MOST_KEPT", most)
+    (tmp_path / "data").write_text("1")
+    named = {"train": "t", "val": "vv", "test": "sss", "files": ["data"]}
+    data = Data(format="made.py:photos", root=tmp_path, **named)
+    first, second = load_splits(data, tmp_path), load_splits(data, tmp_path)
+    assert (tmp_path / "calls").stat().st_size == calls
+    assert first.train[0] is not second.train[0], "each pass has its own"
+    (tmp_path / "data").write_text("2")
+    assert load_splits(data, tmp_path).test[0].mask[0, 0] == 2
+    other = data.model_copy(update={"train": "tttt"})
+    assert load_splits(other, tmp_path).train[0].label == 4
+
+
 def test_shanghaitech_a_has_one_twin(shanghaitech):
     splits = load_splits(
         Data(format="points-jsonl", root=shanghaitech, train="train_minus_val.txt"), shanghaitech

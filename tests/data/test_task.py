@@ -9,7 +9,8 @@ from kdcompile.data.preprocess import Preprocess
 from kdcompile.gates.evaluate import evaluate
 from kdcompile.tasks.builtin import Frame, game_errors, predicted_cells, true_cells
 from kdcompile.tasks.metric import MAE, RMSE, TOP1
-from kdcompile.tasks.task import by_class, by_value, find_task, stratum_text
+from kdcompile.tasks.strata import by_class, by_value, stratum_text
+from kdcompile.tasks.task import find_task
 
 LOGITS = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [np.nan, 1.0, 0.0]], np.float32)
 COUNTING, CLASSES, VALUES = (find_task(k) for k in ("counting", "classification", "regression"))

@@ -6,6 +6,7 @@ import os
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from tiny_training import SPEC, PowerCutError, stopped_at, trainer
@@ -135,3 +136,16 @@ def test_a_checkpoint_that_fails_leaves_the_one_before(tmp_path, monkeypatch, mo
             save_checkpoint(tmp_path, State(step=3), {})
     assert load_checkpoint(tmp_path, CPU)["state"]["step"] == 2
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_predictions_are_arrays_also_of_a_checkpoint_that_has_lists(tmp_path):
+    rows = np.random.default_rng(0).random((3, 5))
+    save_checkpoint(tmp_path, State(predicted=rows, initial=rows[:, 0]), {})
+    found = load_checkpoint(tmp_path, CPU)["state"]
+    for name, wanted in (("predicted", rows), ("initial", rows[:, 0])):
+        assert found[name].tobytes() == wanted.tobytes()
+    older = vars(State()) | {"predicted": rows.tolist(), "initial": []}
+    torch.save({"state": older}, tmp_path / CHECKPOINT)
+    found = load_checkpoint(tmp_path, CPU)["state"]
+    assert found["predicted"].tobytes() == rows.tobytes()
+    assert found["initial"].shape == (0,)

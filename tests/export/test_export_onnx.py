@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcompile.core.errors import KDError
 from kdcompile.export.leftovers import prove_clean
-from kdcompile.export.onnx_file import _shared, onnx_from_module
+from kdcompile.export.onnx_file import _once_each, _shared, one_registry, onnx_from_module
 from kdcompile.onnx_graph.fp16 import to_bf16, to_fp16
 from kdcompile.onnx_graph.layers import count_macs
 from kdcompile.onnx_graph.opset import at_opset, opset_of
@@ -424,3 +424,24 @@ def test_exports_share_one_registry_and_torch_keeps_its_own(tmp_path):
     finally:
         ONNXRegistry.from_torchlib = make
         _shared.cache_clear()
+
+
+def test_torch_looks_its_operators_up_once_until_there_are_more(monkeypatch):
+    listed, looked = ["aten::a"], []
+    name = "_dispatch_get_registrations_for_dispatch_key"
+    monkeypatch.setattr(torch._C, name, lambda key: list(listed))
+    look_up = _once_each(lambda: looked.append(len(listed)))
+    look_up()
+    look_up()
+    listed.append("users::b")  # a library of the user's has registered its own
+    look_up()
+    assert looked == [1, 2]
+
+
+def test_every_export_asks_torch_so_and_leaves_it_as_it_was():
+    from torch._export import utils
+
+    own = utils._materialize_cpp_cia_ops  # else torch has another function now: see one_registry
+    with one_registry():
+        assert utils._materialize_cpp_cia_ops.__wrapped__ is _once_each(own)
+    assert utils._materialize_cpp_cia_ops is own

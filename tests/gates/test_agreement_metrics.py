@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from kdcompile.core.errors import KDError
-from kdcompile.gates.accuracy import AccuracyGate, accuracy, never_wrong
+from kdcompile.gates.accuracy import AccuracyGate, accuracy, never_wrong, of_no_error
 from kdcompile.gates.registry import find_gate
 from kdcompile.stats import bootstrap
 from kdcompile.stats.bootstrap import ratio_interval
@@ -168,3 +168,12 @@ def test_whether_images_can_decide_is_asked_without_the_function():
     assert never_wrong(metric, 8, "15%", "5%", 0).verdict == "passed"
     assert never_wrong(metric, 7, "15%", "5%", 0).verdict == "inconclusive"
     assert accuracy.threshold(AccuracyGate(), ScoredSet(score, "x")).startswith("set_score at most")
+
+
+def test_a_metric_of_a_set_without_errors_is_a_mean_of_images():
+    right = of_no_error(Metric("map", _mean, higher=True, most=1.0, draws=DRAWS))
+    assert right.of(np.zeros((2, 3))).tolist() == [1.0, 1.0]
+    assert right.of(np.array([[0.0, 1.0], [0.0, 0.0]])).tolist() == [0.5, 1.0]
+    assert (right.most, right.draws, right.absolute) == (np.inf, None, True)
+    assert of_no_error(DRAWN).of(np.zeros(3)) == 0.0
+    assert of_no_error(MAE) is MAE, "one of images stays as it is"

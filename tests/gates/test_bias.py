@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdcompile.core.errors import KDError
-from kdcompile.gates.bias import BiasGate, bias, bias_measurements, find_bias
+from kdcompile.gates.bias import Bias, BiasGate, bias, bias_measurements, find_bias
 from kdcompile.stats.bootstrap import t_quantile
 
 
@@ -51,6 +51,36 @@ def test_one_image_has_no_interval(make_context):
     context = make_context("counting", one, one, one)
     assert bias(BiasGate(max="5%"), context).verdict == "inconclusive"
     assert bias_measurements(context)[0].low is None
+
+
+def test_two_images_have_one(make_context):
+    two = np.array([3.0, 4.0])
+    student = two + np.array([0.0, 1.0])
+    own = bias_measurements(make_context("counting", two, two, student))[1]
+    assert -np.inf < own.low < own.value == 0.5 < own.high < np.inf
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-1.0, 1.0, "passed"),
+        (-1.1, 1.0, "inconclusive"),
+        (-1.0, 1.1, "inconclusive"),
+        (1.0, 2.0, "inconclusive"),
+        (-2.0, -1.0, "inconclusive"),
+        (1.1, 2.0, "failed"),
+        (-2.0, -1.1, "failed"),
+    ],
+)
+def test_an_end_at_the_limit_is_within_it(low, high, verdict):
+    assert Bias((low + high) / 2, low, high).judge(1.0) == verdict
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("counting", " count"), ("regression", "")])
+def test_the_limit_is_told_in_the_unit_of_the_task(make_context, kind, unit):
+    true = np.array([3.0, 5.0])
+    found = bias(BiasGate(max="50%"), make_context(kind, true, true, true))
+    assert found.reason.startswith(f"at most 2{unit} in either direction")
 
 
 def test_classes_have_no_direction(make_context):

@@ -35,6 +35,11 @@ def with_predictions(value):
     return {"candidates": [record(DIGEST)["candidates"][1] | {"predictions": [value]}]}
 
 
+def with_decode(ms):
+    frame = {"precision": "int8", "blocks": [1.0] * 6, "images": 1, "sizes": "8 x 8"}
+    return {"frame": frame | {"parts": {"decode": ms}}}
+
+
 @pytest.mark.parametrize(
     ("taken", "not_taken"),
     [
@@ -44,6 +49,8 @@ def with_predictions(value):
         (with_blocks([1.0] * 6), with_blocks([1.0] * 5)),
         (with_times(p50_ms=0.5), with_times(p50_ms=0.0)),
         (with_times(p50_ms=999_999_999.0), with_times(p50_ms=1e9)),
+        (with_decode(0.0), with_decode(-0.1)),
+        (with_decode(999_999_999.0), with_decode(1e9)),
         (with_test(n=1_000_000), with_test(n=1_000_001)),
         (with_predictions(1e12), with_predictions(1.1e12)),
         (with_predictions(-1e12), with_predictions(-1.1e12)),

@@ -1,6 +1,7 @@
 """The gate `frame_ms`: what was timed, what is predicted, and what a board sends home."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from played_board import GATES, KIT, host_report, record
@@ -13,7 +14,8 @@ from kdcompile.core.errors import KDError
 from kdcompile.core.measurement import Settings
 from kdcompile.core.report import GateResult, overall
 from kdcompile.gates import measure
-from kdcompile.gates.frame import frame_numbers
+from kdcompile.gates.context import Prediction
+from kdcompile.gates.frame import frame_numbers, frame_of, predicted
 from kdcompile.gates.frame_ms import FrameGate, frame_ms
 from kdcompile.gates.from_board import NO_FRAME, judge_board
 from kdcompile.gates.registry import judge
@@ -67,6 +69,7 @@ def test_the_predicted_parts_can_fail_it_and_never_pass_it(most, verdict):
     found = frame_ms(FrameGate(max=most), made)
     assert (found.verdict, found.evidence) == (verdict, "predicted")
     assert "not predicted: decode, preprocess, post-process" in found.reason
+    assert ("the device decides" in found.reason) == (verdict == "skipped")
     gates = Gates.model_construct(frame_ms=FrameGate(max=most))
     results = {r.name: r for r in judge(gates, made)}
     assert results["frame_ms@device"].verdict == "pending"
@@ -84,6 +87,50 @@ def test_of_a_host_with_a_memory_of_its_own_the_copies_are_not_predicted():
     assert found.low == pytest.approx(3.2)
     assert found.missing == ("copy", "decode", "preprocess", "post-process")
     assert copies_ms(1_000_000, 68.0) == pytest.approx(8e6 / 68e9 * 1e3)
+
+
+@pytest.mark.parametrize("target", ["h100", "intel-cpu"])
+def test_a_device_that_is_not_here_is_still_to_time_it(target):
+    gates = Gates.model_construct(frame_ms=FrameGate(max=5))
+    results = {r.name: r.verdict for r in judge(gates, having(TIMED, "host", target))}
+    assert results == {"frame_ms": "skipped", "frame_ms@device": "pending"}
+
+
+def test_named_tensors_have_no_frame_and_a_board_at_hand_times_it(monkeypatch):
+    gates, asked = Gates.model_construct(frame_ms=FrameGate(max=5)), []
+    monkeypatch.setattr("kdcompile.gates.frame._shipped", lambda *_: "the sample")
+    monkeypatch.setattr("kdcompile.gates.frame.pictures_of", lambda photos: photos)
+    monkeypatch.setattr(
+        frame, "measure_frame", lambda _, photos, via, *__: asked.append(via) or TIMED
+    )
+
+    def found(board, inputs=None):
+        export = SimpleNamespace(inputs=inputs)
+        spec = SimpleNamespace(gates=gates, export=export, seed=0)
+        step = SimpleNamespace(spec=spec, board=board)
+        return frame_of(step, targets.load("jetson"), (), None, None)
+
+    assert "named tensors" in found(None, {"a": None}).reason
+    assert "no latency estimate" in found(None).reason
+    played = SimpleNamespace(evidence="host", via="python")
+    assert "no latency estimate" in found(played).reason, "no Jetson plays one"
+    assert found(SimpleNamespace(evidence="device", via="ssh://board")) == TIMED
+    assert asked == ["ssh://board"]
+
+
+@pytest.mark.parametrize(("preprocess", "bytes_of_a_pixel"), [("host", 4), ("in-graph", 1)])
+def test_the_copies_predicted_are_of_the_usual_size(preprocess, bytes_of_a_pixel):
+    profile = [[1, 3, side, side] for side in (8, 16, 32)]
+    export = SimpleNamespace(profile=profile, preprocess=preprocess)
+    teacher = SimpleNamespace(json={"teacher.json": {"output": [1, 1, 2, 2]}}.get)
+    step = SimpleNamespace(spec=SimpleNamespace(export=export), inputs={"teacher": teacher})
+    prediction = Prediction(5.0, 4.0, 1.25, True, (1.0, 1.5))
+    found = predicted(step, targets.load("jetson"), prediction)
+    given, made = 3 * 16 * 16 * bytes_of_a_pixel / 4, 2 * 2
+    assert found == PredictedFrame(4.0, 1.25, copies_ms(given + made, 102.0))
+    assert predicted(step, targets.load("h100"), prediction).copies is None
+    none = predicted(step, targets.load("jetson"), None)
+    assert "no latency estimate" in none.reason
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from kdcompile.gates.deployed import Deployed
 from kdcompile.latency.environment import fingerprint_id
 from kdcompile.tasks.agreement import LIMIT_DB
 from kdcompile.tasks.metric import GAMES, MAE
+from kdcompile.tasks.segmentation import MIOU
 from kdcompile.tasks.task import find_task
 
 SPEED = {"speedup": {"min": 2.0}}
@@ -251,3 +252,10 @@ def test_errors_of_maps_are_known_of_networks_that_have_maps():
     assert np.abs(found.errors(task, "student", MAE)).tolist() == [2.0, 2.0]
     assert found.scope == "2 of 3 test images"
     assert Outcomes(("a", "b"), one, one, one, one, one, 2).scope == "2 test images"
+
+
+def test_errors_with_records_are_known_of_networks_that_have_records():
+    one = np.ones(2)
+    records = np.ones((2, 3))
+    found = Outcomes(("a", "b"), one, one, one, one, records, 2)
+    assert (found.knows("student", MIOU), found.knows("teacher", MIOU)) == (True, False)

@@ -12,7 +12,7 @@ from torch import nn
 from kdcompile.core.errors import KDError
 from kdcompile.models.channels import trace
 from kdcompile.models.onnx_import import inputs_of, load_onnx
-from kdcompile.models.program import load_program, program_inputs
+from kdcompile.models.program import load_program
 from kdcompile.models.shrunk import student_from_architecture
 from kdcompile.onnx_graph.session import cpu_session
 from kdcompile.search.spaces.pruned import students
@@ -136,18 +136,6 @@ def test_a_dynamic_file_runs_at_other_sizes(tmp_path):
     x = torch.randn(2, 3, 24, 16)
     with torch.no_grad():
         assert off(found(x), network(x)) < 1e-5
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_inputs_of_a_program(tmp_path):
-    dims = ({0: torch.export.Dim("batch", min=2)},)
-    program = torch.export.export(
-        made(Convolutions), (torch.randn(2, *SHAPE[1:]),), dynamic_shapes=dims
-    )
-    torch.export.save(program, tmp_path / "net.pt2")
-    ((name, shape, kind),) = program_inputs(tmp_path / "net.pt2")
-    assert (name, shape[1:], kind) == ("x", list(SHAPE[1:]), torch.float32)
-    assert isinstance(shape[0], str)
 
 
 def written(path, nodes, constants=(), opset=17, inputs=(("x", TensorProto.FLOAT, [1, 4, 4]),)):

@@ -4,29 +4,44 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from played_kit import merged, run_kit
 from small_boxes import CLASSES, MODEL, SPEC, write_data, write_project
 
-from kdcompile import api
+from kdcompile import api, targets
+from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.bundle.box_figures import boxes_png
+from kdcompile.bundle.carried_code import code_of
 from kdcompile.bundle.manifest import read_bundle, write_manifest
 from kdcompile.cli import cli
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError
+from kdcompile.core.files import Hasher
 from kdcompile.core.report import Report
 from kdcompile.data.check import check_data
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame, Preprocess
+from kdcompile.data.splits import load_splits
 from kdcompile.latency import frame
+from kdcompile.latency.frame_sample import packed, shipped_in
 from kdcompile.latency.settings import Effort
+from kdcompile.passes import suppression
 from kdcompile.passes.bundle import write_task
-from kdcompile.remote import frame as on_board
-from kdcompile.tasks.detection.boxes import overlaps
-from kdcompile.tasks.task import find_task, task_of
+from kdcompile.passes.keys import key_parts
+from kdcompile.passes.suppression import compared, unlike
+from kdcompile.remote import frame as board_frame
+from kdcompile.remote.frame import PARTS, Frames
+from kdcompile.tasks.detection.boxes import Found, overlaps
+from kdcompile.tasks.detection.task import Detection
+from kdcompile.tasks.task import find_task, preprocess_of, task_of
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 def call(*args, code=0):
@@ -105,17 +120,140 @@ def test_whole_frames_of_a_detector_are_timed(built, monkeypatch):
     assert found.frame.ms > found.frame.parts["postprocess"] > 0
 
 
-def test_a_kit_times_whole_frames_of_a_detector(built, tmp_path, monkeypatch):
-    folder, photos, _ = built
-    call("build", folder, "--target", "jetson", "-o", tmp_path / "bundle")
-    kit, out = tmp_path / "bundle" / "kit", tmp_path / "out"
-    words = ["--backend", "onnxruntime", "--iterations", "1", "--precision", "fp32", "--out", out]
-    subprocess.run([sys.executable, kit / "build_engine.py", *words], check=False)
-    monkeypatch.setattr(on_board, "BLOCK_MS", 1.0)
-    monkeypatch.setattr(on_board, "WARMUP_S", 0.0)
-    path = folder / "data" / "images" / photos["test"][0].name
-    found = on_board.of_kit(str(kit), str(out / "device.json"), [str(path)], blocks=6)
-    assert set(found["parts"]) == set(on_board.PARTS)
+def resize(root, number, size):
+    """Make a test photo of another width and height, with its boxes."""
+    path = root / "images" / f"test{number}.png"
+    with Image.open(path) as image:
+        scale = np.array(size) / image.size
+        image.resize(size).save(path)
+    content = json.loads((root / "test.json").read_text())
+    content["images"][number] |= {"width": size[0], "height": size[1]}
+    for one in content["annotations"]:
+        if one["image_id"] == number:
+            one["bbox"] = (np.array(one["bbox"]) * np.tile(scale, 2)).tolist()
+    (root / "test.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def on_board(built, tmp_path_factory):
+    """A folder with a bundle for a board, its test pack, and what the kit wrote of both.
+
+    Of its test photos one is smaller than the input, and one is larger.
+    """
+    folder = tmp_path_factory.mktemp("board") / "own"
+    shutil.copytree(built[0], folder, ignore=shutil.ignore_patterns("dist", "overlays"))
+    resize(folder / "data", 0, (40, 64))
+    resize(folder / "data", 1, (150, 96))
+    run_kit(folder, "--precision", "fp32")
+    return folder
+
+
+def test_home_judges_a_boards_outputs_by_the_boxes_of_the_pack(on_board):
+    gates = merged(on_board, "--test-pack", "pack")
+    assert gates["accuracy@device"]["verdict"] == "passed"
+    numbers = {
+        (m["name"], m["evidence"], m["precision"]): m["value"]
+        for m in gates["report"]["measurements"]
+    }
+    for metric in ("map", "map50"):
+        key = f"student {metric}"
+        assert numbers[key, "device", "fp32"] == pytest.approx(numbers[key, "host", "fp32"])
+
+
+def test_a_kit_times_whole_frames_of_a_detector(on_board, monkeypatch):
+    monkeypatch.setattr(board_frame, "BLOCK_MS", 1.0)
+    monkeypatch.setattr(board_frame, "WARMUP_S", 0.0)
+    record = on_board / "out" / "device.json"
+    photos = [str(path) for path in sorted((on_board / "data" / "images").glob("test*"))[:2]]
+    found = board_frame.of_kit(str(on_board / "kit" / "kit"), str(record), photos, blocks=6)
+    assert set(found["parts"]) == set(board_frame.PARTS)
+    assert json.loads(record.read_text())["frame"]["images"] == 2
+
+
+@pytest.fixture(scope="module")
+def foreign(built, tmp_path_factory):
+    """The bundle of a board, with the boxes suppressed in a network beside it."""
+    bundle = tmp_path_factory.mktemp("foreign") / "bundle"
+    call("build", built[0], "--target", "jetson", "--set", 'export.nms="in-graph"', "-o", bundle)
+    return bundle
+
+
+def test_the_network_beside_it_suppresses_boxes_as_the_task_does(built, foreign):
+    bundle = foreign
+    about = json.loads((bundle / "nms" / "nms.json").read_text())
+    assert about["images"] == 8
+    assert about["boxes"] >= 8
+    assert about["apart"] == 0
+    assert 0 < about["predicted_ms"] < 5
+    spec = load_spec(built[0] / "kdcompile.toml")
+    task, prepare = task_of(spec), preprocess_of(spec)
+    for photo in load_splits(spec.data, spec.folder).test:
+        image, frame = prepare.view(photo)
+        inside = open_session(bundle / "nms" / "model.onnx")(image)
+        own = task.found(open_session(bundle / "model.onnx")(image), frame)
+        assert unlike(own, Detection(task.head, "boxes", count=2).found(inside, frame)) == 0
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert "0 of" in card
+    assert "Predicted for jetson" in card
+
+
+def test_a_suppression_that_differs_is_refused(built, foreign, monkeypatch):
+    """By more than a hundredth of the boxes."""
+    spec = load_spec(built[0] / "kdcompile.toml")
+    photos = load_splits(spec.data, spec.folder).val
+    files = foreign / "model.onnx", foreign / "nms" / "model.onnx"
+    given = task_of(spec), files, photos, preprocess_of(spec)
+
+    def with_apart(most):
+        apart = iter([most] + [0] * (len(photos) - 1))
+        monkeypatch.setattr(suppression, "unlike", lambda own, other: next(apart))
+        return compared(*given)
+
+    allowed = with_apart(0)["boxes"] // 100
+    assert with_apart(allowed)["apart"] == allowed
+    with pytest.raises(KDError, match="export-nms") as caught:
+        with_apart(allowed + 1)
+    assert 'export.nms = "none"' in str(caught.value.fix)
+
+
+def test_only_the_compile_stage_is_done_again_for_it(project, built):
+    shutil.copyfile(built[0] / "teacher.safetensors", project / "teacher.safetensors")
+    keys = []
+    for sets in ([], ['export.nms="in-graph"']):
+        spec, hasher = load_spec(project / "kdcompile.toml", sets), Hasher(project / "hashes.json")
+        keys.append(key_parts(spec, targets.load("jetson"), hasher))
+    assert [stage for stage in keys[0] if keys[0][stage] != keys[1][stage]] == ["compile"]
+
+
+def test_how_many_boxes_are_unlike():
+    own = Found(np.array([[0.0, 0, 9, 9], [0, 0, 9, 9]]), np.array([0.9, 0.8]), np.array([0, 1]))
+    moved = own.boxes + np.array([[0.2, 0, 0, 0], [0, 0, 0, 0]])
+    assert unlike(own, own) == 0
+    assert unlike(own, own.at(np.array([1, 0]))) == 0
+    assert unlike(own, own.at(np.array([0]))) == unlike(own.at(np.array([0])), own) == 1
+    assert unlike(own, Found(own.boxes + 0.05, own.scores + 5e-4, own.classes)) == 0
+    assert unlike(own, Found(moved, own.scores, own.classes)) == 1
+    assert unlike(own, Found(own.boxes, own.scores + 2e-3, own.classes)) == 2
+    assert unlike(own, Found(own.boxes, own.scores, 1 - own.classes)) == 2
+
+
+@pytest.mark.parametrize(
+    ("sets", "code", "message"),
+    [
+        (['task.decode="boxes"'], "task-decode", "boxes takes"),
+        (["task.head.overlap=1.0"], "export-nms", "its boxes are final"),
+        (["export.shape={min=[1,3,32,32], opt=[1,3,64,64], max=[1,3,64,64]}"], "spec-invalid",
+         "one fixed shape"),
+        (['task.kind="segmentation"'], "spec-invalid", "needs task.kind"),
+    ],
+)  # fmt: skip
+def test_a_suppression_that_cannot_be_is_refused_by_plan(project, built, sets, code, message):
+    shutil.copyfile(built[0] / "teacher.safetensors", project / "teacher.safetensors")
+    words = [part for one in [*sets, 'export.nms="in-graph"'] for part in ("--set", one)]
+    found = CliRunner().invoke(cli, ["plan", str(project), *words])
+    assert found.exit_code == 1
+    told = f"{found.output} {found.exception} {getattr(found.exception, 'code', '')}"
+    assert message in told
 
 
 @pytest.fixture
@@ -311,6 +449,12 @@ def carrying(built, tmp_path_factory):
     return bundle, built[0] / "data" / "images" / built[1]["test"][0].name
 
 
+def test_the_card_says_why_there_is_no_deepstream(built):
+    assert not (built[2] / "deepstream").exists()
+    card = (built[2] / "MODEL_CARD.md").read_text()
+    assert "There is no `deepstream/`: the parser of boxes" in card
+
+
 def test_a_bundle_carries_a_decode_and_what_it_imports(carrying):
     files = read_bundle(carrying[0]).manifest["files"]
     carried = {name for name in files if name.startswith("code/")}
@@ -348,3 +492,59 @@ def test_a_changed_decode_is_never_run(carrying, tmp_path):
     assert sample.returncode == 1
     assert "near.py is not the file of the manifest" in sample.stderr
     assert not mark.exists()
+
+
+def test_a_frame_with_a_decode_is_timed_with_consent_alone(carrying, tmp_path):
+    bundle, photo = carrying
+    with pytest.raises(KDError) as caught:
+        shipped_in(read_bundle(bundle))
+    assert caught.value.code == "bundle-code"
+    assert "--allow-code" in str(caught.value.fix)
+    shipped = shipped_in(read_bundle(bundle), allow_code=True)
+    with zipfile.ZipFile(packed(tmp_path, shipped, [(photo.name, photo.read_bytes())])) as sample:
+        assert {"code/heads/own.py", "code/near.py"} <= set(sample.namelist())
+        sample.extractall(tmp_path / "there")
+    photos = [str(tmp_path / "there" / "photos" / "000.png")]
+    times = Frames(str(tmp_path / "there"), photos, str(tmp_path)).once()
+    assert len(times) == len(PARTS)
+    assert min(times) > 0
+
+
+def test_bench_takes_the_consent(carrying, tmp_path, monkeypatch):
+    bundle, photo = carrying
+    monkeypatch.setattr(frame, "EFFORT", Effort(processes=1, blocks=4, seconds=0.5))
+    with pytest.raises(KDError) as caught:
+        api.bench(bundle, images=[photo])
+    assert caught.value.code == "bundle-code"
+    found = api.bench(bundle, images=[photo], allow_code=True, seconds=0.5, processes=1)
+    assert found.frame.parts["postprocess"] > 0
+
+
+def test_the_frame_of_a_kit_has_the_decode_that_it_lists(carrying, tmp_path, monkeypatch):
+    """As `build_engine.py --images` does it, up to the network itself."""
+    bundle, photo = carrying
+    code = code_of("heads/own.py:decode", bundle.parent / "spec")
+    assert set(code) == {"code/heads/own.py", "code/near.py"}
+    assert code_of("centre", bundle.parent / "spec") == {}
+    kit, seen = tmp_path / "kit", {}
+    for name, path in code.items():
+        (kit / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, kit / name)
+    for name in ("preprocess.json", "task.json", "infer.py"):
+        shutil.copyfile(bundle / name, kit / name)
+    for name in ("agent.pyz", "model.engine", "model.engine.json"):
+        (kit / name).write_bytes(b"{}")
+    (kit / "kit.json").write_text(json.dumps({"task": "detection", "files": dict.fromkeys(code)}))
+    record = kit / "device.json"
+    record.write_text(json.dumps({"engine": "model.engine", "chosen": "fp32"}))
+
+    class Watched(board_frame.Frames):
+        def __init__(self, folder, photos, scratch):
+            seen.update(json.loads(Path(folder, "manifest.json").read_text())["files"])
+            assert all(Path(folder, name).is_file() for name in seen)
+
+    monkeypatch.setattr(board_frame, "Frames", Watched)
+    monkeypatch.setattr(board_frame, "in_blocks", lambda frames, blocks: {"blocks": [1.0]})
+    board_frame.of_kit(str(kit), str(record), [str(photo)])
+    assert set(code) <= set(seen)
+    assert json.loads(record.read_text())["frame"]["precision"] == "fp32"

@@ -11,10 +11,14 @@ import pytest
 from command_line import kdcompile
 from cpp_sample import compile_
 from PIL import Image
-from small_masks import CLASSES, SIZE, write
+from played_kit import merged, run_kit
+from small_masks import CLASSES, SIZE, save, scene, write
 
+from kdcompile.core.files import file_sha256
 from kdcompile.core.report import Report
 from kdcompile.remote.frame import PARTS, Frames
+
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,17 @@ def test_a_whole_frame_of_the_sample_is_timed(built, tmp_path):
     assert min(times) > 0
 
 
+def test_deepstream_has_its_folder(built):
+    files = json.loads((built / "bundle" / "manifest.json").read_text())["files"]
+    inside = {name for name in files if name.startswith("deepstream/")}
+    assert inside == {
+        "deepstream/config_infer_primary.txt", "deepstream/labels.txt", "deepstream/model.onnx"
+    }  # fmt: skip
+    labels = (built / "bundle" / "deepstream" / "labels.txt").read_text().split()
+    assert labels == CLASSES
+    assert "`deepstream/` is for" in (built / "bundle" / "MODEL_CARD.md").read_text()
+
+
 def test_the_cpp_sample_compiles(built):
     compile_(built / "bundle", "-fsyntax-only")
 
@@ -114,20 +129,75 @@ def test_fewer_names_than_outputs_and_indices_beyond_them(built, tmp_path):
     assert "data.classes has 4 names, the network 3 outputs" in said
 
 
-def test_for_a_board_the_kit_compares_pixels_and_a_pack_is_refused(built, tmp_path):
-    shutil.copytree(built, tmp_path / "own", ignore=shutil.ignore_patterns("bundle"))
-    words = ["kdcompile.toml", "--target", "jetson"]
-    said = kdcompile(tmp_path / "own", "build", *words, "-o", "kit").stdout
-    assert "accuracy@device" in said
-    assert "kdcompile build --via PLACE" in " ".join(said.split())
-    said = kdcompile(tmp_path / "own", "bundle", *words, "--test-pack", "pack", code=1).stderr
-    assert "error[pack-task]" in said
-    assert "--via PLACE" in said
-    kit, out = tmp_path / "own" / "kit" / "kit", tmp_path / "out"
-    command = [sys.executable, "build_engine.py", "--backend", "onnxruntime", "--out", str(out)]
-    subprocess.run(command, cwd=kit, capture_output=True, check=True)
-    found = json.loads((out / "device.json").read_text())["candidates"][0]
-    assert found["pixel_agreement"] == 1.0
+@pytest.fixture(scope="module")
+def on_board(built, tmp_path_factory):
+    """A folder with a bundle for a board, its test pack, and what the kit wrote of both.
+
+    Of its test photos one is smaller than the input, and one is larger.
+    """
+    folder = tmp_path_factory.mktemp("board") / "own"
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("bundle"))
+    random = np.random.default_rng(8)
+    for name, size in (("test00", (30, 50)), ("test01", (90, 70))):
+        save(folder / "data", name, *scene(random, size))
+    run_kit(folder)
+    return folder
+
+
+def test_a_board_keeps_outputs_and_compares_pixels(on_board):
+    record = json.loads((on_board / "out" / "device.json").read_text())
+    first = record["candidates"][0]
+    assert first["pixel_agreement"] == 1.0
+    assert first["accuracy"]["verdict"] == "inconclusive"
+    assert "--test-pack" in first["accuracy"]["reason"]
+    assert record["exit_code"] == 5
+    with np.load(on_board / "out" / first["outputs"]["file"]) as arrays:
+        assert [arrays[name].shape for name in arrays.files] == [(1, 3, 24, 32)] * 10
+
+
+def test_home_judges_the_outputs_by_the_masks_of_the_pack(on_board):
+    gates = merged(on_board)
+    assert gates["accuracy@device"]["verdict"] == "pending"
+    assert "--test-pack PACK" in gates["accuracy@device"]["reason"]
+    gates = merged(on_board, "--test-pack", "pack", "--engine", "out")
+    assert gates["accuracy@device"]["verdict"] == "passed"
+    assert gates["accuracy@device"]["observed"].startswith("miou ")
+    numbers = {
+        (m["evidence"], m["precision"]): m["value"]
+        for m in gates["report"]["measurements"]
+        if m["name"] == "student miou"
+    }
+    chosen = gates["report"]["environment"]["device"]["chosen"]
+    assert numbers["device", chosen] == pytest.approx(numbers["host", "fp32"], abs=0.05)
+    if chosen in ("fp32", "int8"):  # which ran on both by the same library
+        assert numbers["device", chosen] == pytest.approx(numbers["host", chosen])
+    assert Report.from_json(gates["report"]).exit_code == 0
+
+
+def test_home_ships_another_precision_where_the_boards_choice_is_wrong(on_board, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(on_board, folder)
+    path = folder / "out" / "device.json"
+    record = json.loads(path.read_text())
+    chosen = next(c for c in record["candidates"] if c["precision"] == record["chosen"])
+    file = folder / "out" / chosen["outputs"]["file"]
+    np.savez(file, **{str(i): np.zeros((1, 3, 24, 32), np.float32) for i in range(10)})
+    said = kdcompile(folder, "bundle", "kit", "--merge", path, "--test-pack", "pack", code=1).stderr
+    assert "error[device-outputs]" in said
+    assert f"copy out/{file.name} from the board" in " ".join(said.split())
+    chosen["outputs"]["sha256"] = file_sha256(file)
+    path.write_text(json.dumps(record))
+    gates = merged(folder, "--test-pack", "pack")
+    about = gates["report"]["environment"]["device"]
+    assert about["chosen"] not in (None, record["chosen"])
+    assert f"{record['chosen']} " in about["why"]
+    assert gates["accuracy@device"]["verdict"] == "passed"
+    assert gates["parity@device"]["reason"].startswith(about["chosen"])
+    wrong = folder / "pack" / "pack.json"
+    wrong.write_text(wrong.read_text() + " ")
+    said = kdcompile(folder, "bundle", "kit", "--merge", path, "--test-pack", "pack", code=1).stderr
+    assert "error[merge-mismatch]" in said
+    assert "the folder that was copied to the board" in " ".join(said.split())
 
 
 def test_init_recognises_photos_and_masks(built, tmp_path):

@@ -18,6 +18,8 @@ from kdcompile.bundle.manifest import read_bundle
 from kdcompile.cli import cli
 from kdcompile.core.user_code import load_factory
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 SIDE = 16
 CLASSES = ("blue", "green", "red")
 MODEL = """

@@ -12,6 +12,8 @@ from kdcompile.search.pareto import Point
 from kdcompile.search.plot import plot_front
 from kdcompile.tasks.metric import MAE, TOP1
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def point(ms, quality, evidence="predicted", measured=None):
     bounds = {"arithmetic": ms, "memory": 0.0, "launch": 0.0}

@@ -96,9 +96,20 @@ EQUIVALENT = {
     "kdcompile/latency/compare.py": {
         "now + (now - begun) > end -> now + (now - begun) >= end": CLOCK,
     },
+    "kdcompile/gates/bias.py": {
+        "0.0 -> 1.0: return find_bias(np.zeros(n), seed).judge(0.0), "
+        '"one image has no interval"': "errors of 0 are within any limit",
+    },
+    "kdcompile/gates/board_record.py": {
+        "False -> True: first = error.errors(include_url=False, include_input=False)[0]": (
+            "neither is told"
+        ),
+    },
     "kdcompile/gates/from_board.py": {
         "1 -> 2: samples = PairedTimes("
         "np.array(a, np.float64), np.array(b, np.float64), 1)": "no gate asks for the repeats",
+        "0 -> 1: frame=frame_of_board(record.frame, 0 if record.test is None else "
+        "record.test.seed),": "any seed does, as long as it stays",
     },
     "kdcompile/gates/speedup.py": {
         "found is None or ratio is None -> found is None and ratio is None": TOGETHER,

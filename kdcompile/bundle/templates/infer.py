@@ -11,7 +11,6 @@ run all the same, and the exit code is then 1.
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
 import importlib
 import json
@@ -27,7 +26,7 @@ from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
 INPUT = "image"
-OWN: dict[str, Callable[..., Any]] = {}  # decodes that the bundle carries, once they are imported
+OF_TASK: dict[str, Callable[..., Any]] = {}  # what a part of this file adds for the bundle's task
 PROVIDERS = {"CUDAExecutionProvider": "-cuda", "TensorrtExecutionProvider": "-tensorrt"}
 
 
@@ -174,21 +173,13 @@ def sides(image: Any) -> Any:
     return image.shape[1:3] if image.dtype == np.uint8 else image.shape[2:]
 
 
-def within(density: Any, seen: Any, plane: Any) -> Any:
-    """A density over the plane without what lies in the padding; cells across count by area."""
-    rows, columns = (
-        np.clip(seen[axis] * cells / plane[axis] - np.arange(cells), 0.0, 1.0)
-        for axis, cells in enumerate(density.shape[2:])
-    )
-    return density * np.outer(rows, columns).astype(np.float32)
-
-
 def predict(
     network: Callable[[Any], Any], image: Any, manifest: dict[str, Any], pre: Any, size: Any = None
 ) -> Any:
-    """The network's output for what `prepare` gave; a density of the image alone.
+    """The network's answer to what `prepare` gave of a photo of that size, (width, height).
 
-    Of segmentation the class of each pixel, uint8 [H, W], of a photo of that size (width, height).
+    That of counting is the density of the image alone, of segmentation the class of each pixel,
+    uint8 [H, W], of detection the boxes [D, 6]; else it is the output.
     """
     whole = padded(image, pre)
     return answer(next(iter(network({INPUT: whole}).values())), image, whole, manifest, size)
@@ -197,11 +188,9 @@ def predict(
 def answer(output: Any, image: Any, whole: Any, manifest: dict[str, Any], size: Any) -> Any:
     """What `predict` gives, of the network's output for `whole`, which `padded` made of `image`."""
     checked(output, manifest)
-    if manifest["task"] == "segmentation":
-        return class_map(output, sides(image), sides(whole), size)
-    if manifest["task"] == "detection":
-        return found_boxes(output, sides(image), sides(whole), size, manifest)
-    return of_image(output, image, whole, manifest)
+    if "answer" in OF_TASK:
+        return OF_TASK["answer"](output, sides(image), sides(whole), size, manifest)
+    return output
 
 
 def checked(output: Any, manifest: dict[str, Any]) -> Any:
@@ -217,215 +206,18 @@ def checked(output: Any, manifest: dict[str, Any]) -> Any:
     return output
 
 
-def tiled(network: Callable[[Any], Any], path: str, manifest: Any, pre: Any, scratch: str) -> Any:
-    """The density of a photo that is larger than the network's input, from tiles."""
-    tiles = imported(manifest, "tiles.py", "tiles", scratch)
-    about = json.loads(read(manifest, "tiles.json").decode())
-    image = image_of(path, dict(pre, max_hw=[sys.maxsize, sys.maxsize]))
-    try:
-        output, plane, _ = tiles.run(
-            lambda part: next(iter(network({INPUT: part}).values())), image, pre["max_hw"], about
-        )
-    except tiles.TilesError as error:
-        sys.exit(f"error: {error}")
-    checked(output, manifest)
-    if manifest["task"] == "segmentation":
-        return class_map(output, sides(image), plane, sides(image)[::-1])
-    return within(output, sides(image), plane)
-
-
-def class_map(output: Any, seen: Any, plane: Any, size: Any) -> Any:
-    """The class of each pixel of a photo of that size, (width, height): uint8 [H, W]."""
-    height, width = output.shape[2:]
-    box = (0.0, 0.0, width * (seen[1] / plane[1]), height * (seen[0] / plane[0]))
-    bilinear = getattr(Image, "Resampling", Image).BILINEAR
-    best = np.full(size[::-1], -np.inf, np.float32)
-    found = np.zeros(size[::-1], np.uint8)
-    for index, logits in enumerate(output[0]):
-        plane_of = Image.fromarray(np.ascontiguousarray(logits, np.float32))
-        values = np.asarray(plane_of.resize(size, bilinear, box=box))
-        found[values > best] = index
-        best = np.maximum(best, values)
-    return found
-
-
-def found_boxes(output: Any, seen: Any, plane: Any, size: Any, manifest: dict[str, Any]) -> Any:
-    """The boxes of a photo of that size, (width, height): [D, 6] of x0 y0 x1 y1, score, class."""
-    about = json.loads(read(manifest, "task.json").decode())
-    head, decode = about["head"], about["decode"]
-    overlap = head["overlap"]
-    if ":" in (decode or ""):
-        rows, overlap = decoded(output, decode, plane, manifest), 1  # it suppresses as it likes
-    elif decode in ("ssd", "detr"):
-        rows = of_pair(output[0].astype(np.float64), about, plane)
-    else:
-        rows = candidates(output[0].astype(np.float64), decode, head["lowest"], plane)
-    middle = (rows[:, :2] + rows[:, 2:4]) / 2
-    rows = rows[(middle < np.array(seen[::-1])).all(1) & (rows[:, 4] >= head["threshold"])]
-    rows = rows[np.argsort(-rows[:, 4], kind="stable")[:1000]]
-    kept: list[Any] = []
-    while len(rows):
-        kept.append(rows[0])
-        clash = (overlaps(rows[0], rows) > overlap) & (rows[:, 5] == rows[0, 5])
-        clash[0] = True
-        rows = rows[~clash]
-    found = np.array(kept[:100]).reshape(-1, 6)
-    found[:, :4] *= np.tile(np.array(size) / np.array(seen[::-1]), 2)
-    found[:, :4] = np.clip(found[:, :4], 0, np.tile(size, 2))
-    return found[(found[:, 2:4] > found[:, :2]).all(1)]
-
-
-def decoded(output: Any, name: str, plane: Any, manifest: dict[str, Any]) -> Any:
-    """What the bundle's own decode says, [D, 6]."""
-    try:
-        if name not in OWN:
-            OWN[name] = own_decode(name, manifest)
-        boxes, scores, kinds = OWN[name]({"boxes": output}, tuple(plane))
-    except Exception as error:  # whatever a user's code raises
-        sys.exit(f"error: {shown(name)} fails: {shown(error)}")
-    return np.column_stack([np.reshape(boxes, (-1, 4)), scores, kinds])
-
-
-def own_decode(name: str, manifest: dict[str, Any]) -> Callable[..., Any]:
-    """The function of a file in code/, or of a package: `file.py:f` or `package.module:f`."""
-    module, _, function = name.partition(":")
-    if module.endswith(".py"):
-        module = module[:-3].replace("/", ".")
-    with tempfile.TemporaryDirectory() as scratch:
-        for file in manifest["files"]:
-            if file.startswith("code/"):
-                copy = Path(scratch, *file.split("/")[1:])
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(read(manifest, file))
-        sys.path.insert(0, scratch)
-        try:
-            found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        finally:
-            sys.path.remove(scratch)
-    return found
-
-
-def candidates(output: Any, decode: Any, lowest: float, plane: Any) -> Any:
-    """What an output says before suppression, [D, 6] in pixels of the network's input."""
-    if output.ndim == 3:  # centre maps: class logits, then logarithms of distances in cells
-        logits, raw = output[:-4], output[-4:]
-        height, width = logits.shape[1:]
-        wide = np.pad(logits, ((0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
-        around = [wide[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-        scores = 0.5 * (1 + np.tanh(0.5 * logits))
-        kind, row, column = np.nonzero((logits >= np.max(around, axis=0)) & (scores >= lowest))
-        down, along = plane[0] / height, plane[1] / width
-        y, x = (row + 0.5) * down, (column + 0.5) * along
-        left, top, right, bottom = np.exp(np.clip(raw[:, row, column], -8, 8))
-        columns = [x - left * along, y - top * down, x + right * along, y + bottom * down]
-        return np.stack([*columns, scores[kind, row, column], kind], axis=1)
-    if decode == "boxes":
-        return output
-    if output.shape[1] > output.shape[0]:  # 4 + C rows; else 5 + C columns with an objectness
-        boxes, scores = output[:4].T, output[4:].T
-    else:
-        boxes, scores = output[:, :4], output[:, 5:] * output[:, 4:5]
-    row, kind = np.nonzero(scores >= lowest)
-    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
-    return np.column_stack([low[row], high[row], scores[row, kind], kind])
-
-
-def of_pair(rows: Any, about: dict[str, Any], plane: Any) -> Any:
-    """The same of rows of boxes and scores [A, 4 + C], by `task.json`."""
-    head, boxes, scores = about["head"], rows[:, :4], rows[:, 4:]
-    if head["scores"] == "sigmoid":
-        scores = 0.5 * (1 + np.tanh(0.5 * scores))
-    elif head["scores"] == "softmax":
-        scores = np.exp(scores - scores.max(1, keepdims=True))
-        scores = scores / scores.sum(1, keepdims=True)
-    nothing = head["background"]
-    scores = scores[:, int(nothing == "first") : scores.shape[1] - int(nothing == "last")]
-    if about.get("anchors"):
-        anchors = np.frombuffer(base64.b64decode(about["anchors"]), "<f4").reshape(-1, 4)
-        centre, size = head["variances"]
-        places = anchors[:, :2] + boxes[:, :2] * centre * anchors[:, 2:]
-        sizes = anchors[:, 2:] * np.exp(np.minimum(boxes[:, 2:] * size, 8))
-    elif head["boxes"] == "centre":
-        places, sizes = boxes[:, :2], boxes[:, 2:]
-    else:
-        places, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    if head["unit"] == "share":
-        places, sizes = places * plane[::-1], sizes * plane[::-1]
-    row, kind = np.nonzero(scores >= head["lowest"])
-    low, high = places - sizes / 2, places + sizes / 2
-    return np.column_stack([low[row], high[row], scores[row, kind], kind])
-
-
-def overlaps(box: Any, others: Any) -> Any:
-    """Intersection over union of a box with others."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:4], others[:, 2:4])
-    common = np.prod(np.maximum(high - low, 0), axis=1)
-    area = np.prod(box[2:4] - box[:2]) + np.prod(others[:, 2:4] - others[:, :2], axis=1)
-    return common / np.maximum(area - common, 1e-12)
-
-
-def listed(boxes: Any, manifest: dict[str, Any]) -> str:
-    """Boxes as JSON: class, score and corners each."""
-    names = manifest["classes"]
-    rows = [
-        {
-            "class": names[int(row[5])] if names else int(row[5]),
-            "score": round(float(row[4]), 4),
-            "box": [round(float(value), 1) for value in row[:4]],
-        }
-        for row in boxes
-    ]
-    return json.dumps(rows)
-
-
-def painted(path: str, classes: Any, manifest: dict[str, Any], taken: set[str]) -> str:
-    """Write the class map as a PNG of indices with a palette; each class's share, in a line."""
-    colours = np.zeros((256, 3), np.uint8)
-    place = np.arange(1, 257)
-    for bit in range(8):
-        for channel in range(3):
-            part = ((place >> (3 * bit + channel)) & 1) << (7 - bit)
-            colours[:, channel] |= part.astype(np.uint8)
-    image = Image.fromarray(classes)
-    image.putpalette(colours.ravel().tolist())
-    there = kept(path, "_classes.png", taken, lambda file: image.save(file, "PNG"))
-    shares = np.bincount(classes.ravel()) / classes.size
-    names = manifest["classes"] or list(range(len(shares)))
-    told = [f"{shown(names[k])} {shares[k]:.4f}" for k in np.argsort(-shares) if shares[k]]
-    return "{}\t{}".format(", ".join(told), there)
-
-
-def is_larger(path: str, pre: Any) -> bool:
-    """Whether a photo does not fit into the network's input."""
-    try:
-        with Image.open(path) as file:
-            turned = file.getexif().get(274, 1) > 4  # EXIF's orientation: on its side
-            height, width = file.size if turned else file.size[::-1]
-    except (OSError, Image.DecompressionBombError):
-        return False  # which `image_of` tells
-    return bool(height > pre["max_hw"][0] or width > pre["max_hw"][1])
-
-
-def of_image(output: Any, image: Any, whole: Any, manifest: dict[str, Any]) -> Any:
-    """The network's output for what `padded` made of the image, of the image alone."""
-    if manifest["task"] != "counting":
-        return output
-    return within(output, sides(image), sides(whole))
-
-
 def told_of(path: str, output: Any, manifest: dict[str, Any], taken: set[str]) -> str:
-    """What the output says of an image, in a line; a class map is written, too."""
-    if manifest["task"] == "segmentation":
-        return painted(path, output, manifest, taken)
-    return meaning(output, manifest)
+    """What the answer says of an image, in a line; a class map is written, too."""
+    told = meaning(output, manifest)
+    if manifest["task"] != "segmentation":
+        return told
+    return "{}\t{}".format(told, OF_TASK["painted"](path, output, taken))
 
 
 def meaning(output: Any, manifest: dict[str, Any]) -> str:
-    """The count; the class and its probability; the value; or the boxes as JSON."""
-    if manifest["task"] == "detection":
-        return listed(output, manifest)
-    if manifest["task"] == "counting":
-        return f"{float(output.sum(dtype=np.float64)):.3f}"
+    """The count, the shares of classes or the boxes; the value; the class and its probability."""
+    if "meaning" in OF_TASK:
+        return str(OF_TASK["meaning"](output, manifest))
     if manifest["task"] == "regression":
         return f"{float(output[0, 0]):.6g}"
     powers = np.exp(output[0].astype(np.float64) - output[0].max())
@@ -516,8 +308,8 @@ def main() -> None:
                 if "inputs" in pre:
                     told = written(path, network(tensors(path, pre)), taken)
                 else:
-                    if arguments.tiles and is_larger(path, pre):
-                        output = tiled(network, path, manifest, pre, scratch)
+                    if arguments.tiles and OF_TASK["is_larger"](path, pre):
+                        output = OF_TASK["tiled"](network, path, manifest, pre, scratch)
                     else:
                         image = image_of(path, pre)
                         output = predict(network, image, manifest, pre, size_of(path))

@@ -1,4 +1,4 @@
-"""Selection of the channels that stay: those that best predict what reads their group.
+"""Selection of the channels of a group that stay: what reads it is predicted best from them.
 
 What a reader sees is kept as covariances, or, where there are fewer samples than channels, as the
 samples themselves, which are then the smaller: 64 samples of 4,096 channels are 2 MB and not 128.

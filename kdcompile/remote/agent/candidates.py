@@ -14,13 +14,14 @@ import numpy as np
 
 from kdcompile.core.errors import KDError
 from kdcompile.remote.agent.judging import (
+    AT_HOME,
     OVERFLOW,
     agreement,
     judge_accuracy,
     teacher_of,
 )
 from kdcompile.remote.agent.networks import BLOCKS, OTHER_BLOCKS, Networks
-from kdcompile.remote.agent.pack import Pack
+from kdcompile.remote.agent.pack import Outputs, Pack
 from kdcompile.remote.agent.second_worker import read_usage
 from kdcompile.tasks.agreement import distance
 
@@ -122,10 +123,16 @@ class Build:
         return dict(found, engine=engine, build=built, **parity)
 
     def judge_accuracy(self, built: list[dict[str, Any]], pack: Pack) -> None:
-        """Run every built candidate over the images of the test pack, and judge it."""
+        """Run every built candidate over the images of the test pack, and judge it.
+
+        Where home judges, its outputs are kept beside the engines.
+        """
         task = self.kit["task"]
         broken: dict[str, str] = {}
         found: dict[str, list[float]] = {c["precision"]: [] for c in built}
+        kept: dict[str, Outputs] = {}
+        for name in found if pack.is_judged_at_home else ():
+            kept[name] = Outputs(os.path.join(self.options.out, "outputs_%s.npz" % name))
         told = time.monotonic()
         for index, sample in enumerate(pack.photos(self.read_json("preprocess.json"))):
             if time.monotonic() - told >= TELL_SECONDS:
@@ -134,16 +141,23 @@ class Build:
             inputs = self.networks.save(sample.given)
             for name in [n for n in found if n not in broken]:
                 try:
-                    found[name].append(pack.predicted(self.networks.run(name, inputs), sample))
+                    output = self.networks.run(name, inputs)
+                    found[name].append(pack.predicted(output, sample))
                 except KDError as error:
                     broken[name] = f"{pack.names[index]}: {error.code}: {error.message}"
                     continue
                 if not math.isfinite(found[name][-1]):
                     broken[name] = f"the output is NaN or infinity on {pack.names[index]}"
+                elif name in kept:
+                    kept[name].add(output)
         for c in built:
             name = c["precision"]
+            outputs = kept[name].close() if name in kept else None
             if name in broken:
                 c["accuracy"] = {"verdict": "failed", "reason": broken[name]}
+            elif outputs is not None:
+                c["outputs"] = outputs
+                c["accuracy"] = {"verdict": "inconclusive", "reason": AT_HOME}
             else:
                 c["predictions"] = found[name]
                 numbers = (pack.true, pack.teacher, np.array(found[name]))

@@ -20,6 +20,7 @@ from kdcompile.tasks.metric import MAE, METRICS
 if TYPE_CHECKING:
     from kdcompile.remote.agent.candidates import Build
 
+AT_HOME = "home judges the outputs: kdcompile bundle --merge device.json --test-pack PACK"
 OVERFLOW = 1e30  # JSON has no infinity
 ORDER = ("fp32", "fp16", "bf16", "mixed", "fp8", "int8")  # from the most precise
 TIE = 1.02

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from typing import Any, Iterator, NamedTuple
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from kdcompile.remote.agent.system import file_sha256
 from kdcompile.tasks.agreement import distance
 
 FORMAT = 1
+JUDGED = "judged.npz"  # what home judges outputs by; nothing here reads it
 
 
 def prepare(pixels: Any, constants: dict[str, Any]) -> Any:
@@ -80,6 +83,25 @@ class Sample(NamedTuple):
     answer: dict[str, Any]
 
 
+class Outputs:
+    """What an engine gave for each image, in turn, as an .npz; one of them is in memory."""
+
+    def __init__(self, path: str) -> None:
+        """Begin the file anew."""
+        self.path, self.zip, self.count = path, ZipFile(path, "w", ZIP_DEFLATED), 0
+
+    def add(self, output: Any) -> None:
+        """The next image's, under its index."""
+        with self.zip.open("%d.npy" % self.count, "w", force_zip64=True) as part:
+            np.lib.format.write_array(part, output)
+        self.count += 1
+
+    def close(self) -> dict[str, str]:
+        """End it; its name and hash."""
+        self.zip.close()
+        return {"file": os.path.basename(self.path), "sha256": file_sha256(self.path)}
+
+
 class Pack:
     """A test pack whose every file was found to be what `pack.json` says."""
 
@@ -125,6 +147,7 @@ class Pack:
         every = [True] * len(self.names)  # in a pack of before there were classes it lacks
         self.taught = np.array(self.about.get("taught", every), bool)
         self.outputs = Ports.from_json(self.about.get("outputs", []))
+        self.is_judged_at_home = JUDGED in files
 
     def photos(self, constants: dict[str, Any]) -> Iterator[Sample]:
         """Every image or sample, in the order of `names`; one shard at a time."""
@@ -138,7 +161,12 @@ class Pack:
                     yield Sample(prepare(pixels, constants), pixels.shape[:2], answer)
 
     def predicted(self, output: Any, sample: Sample) -> float:
-        """An output for a sample as a number; as its error where the teacher's is the answer."""
+        """An output for a sample as a number; as its error where the teacher's is the answer.
+
+        Of one that home judges no more than whether it is finite: 0 or NaN.
+        """
+        if self.is_judged_at_home:
+            return 0.0 if np.isfinite(output).all() else math.nan
         if sample.answer:
             return distance(self.outputs.unpack(output), sample.answer)
         if self.about["task"] == "counting":

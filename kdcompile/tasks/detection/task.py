@@ -12,6 +12,7 @@ from kdcompile.config.spec import Spec
 from kdcompile.core.errors import KDError
 from kdcompile.core.plugins import register
 from kdcompile.core.user_code import load_factory, users_code
+from kdcompile.data.coreset import placed
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Frame
 from kdcompile.tasks.detection.anchors import packed_anchors, read_anchors, unpacked_anchors
@@ -24,7 +25,8 @@ from kdcompile.tasks.detection.tables import tables_of
 from kdcompile.tasks.metric import Metric
 from kdcompile.tasks.recording import Recording
 from kdcompile.tasks.records import Recorded, over_records, weights_of
-from kdcompile.tasks.task import Floats, Stratum
+from kdcompile.tasks.strata import Stratum, by_contents
+from kdcompile.tasks.task import Floats
 
 DRAWS = 499  # resamples of an interval: benchmarks/README.md has what one costs
 AT_HALF = (0,)  # places in `OVERLAPS`
@@ -65,7 +67,7 @@ class Detection(Recording):
     kind = like = "detection"
     output, unit = "boxes", "1"
     metrics = (MAP, MAP50)
-    parts = "by_class"
+    parts, labels = "by_class", "boxes"
 
     def __init__(
         self,
@@ -101,6 +103,11 @@ class Detection(Recording):
         anchors = None if file is None else read_anchors(file)
         return Detection(asked.head, asked.decode, decode, loss, len(spec.data.classes), anchors)
 
+    @property
+    def is_own_code(self) -> bool:
+        """Whether a function of the user's decodes."""
+        return self.decode is not None or super().is_own_code
+
     def is_annotated(self, photo: Photo) -> bool:
         """Whether it is a photo: one without boxes shows nothing."""
         return not photo.tensors
@@ -126,6 +133,17 @@ class Detection(Recording):
         some = some.at(in_photo)
         y, x = (whole / seen for whole, seen in zip(frame.photo, frame.seen, strict=True))
         return best(some.scaled(x, y, frame.photo), MOST)
+
+    def head_of(self, shape: tuple[int, ...]) -> tuple[str, Setting]:
+        """The decoder of an output of this shape, with what the spec says of the head.
+
+        Raises:
+            KDError: `task-decode`.
+        """
+        if self.decode is not None:
+            return str(self.decoder), Setting(self.head)
+        name = find_decoder(self.decoder, self._shapes(shape))
+        return name, self.setting(name)
 
     def setting(self, name: str) -> Setting:
         """The head with the decoder's defaults for what the spec does not name, and its anchors."""
@@ -174,6 +192,24 @@ class Detection(Recording):
         wrong = false + truths - right
         error = wrong / (wrong + 2 * right) if wrong else 0.0
         return np.concatenate([[error], packed(found)])
+
+    def told(self, output: NDArray[Any], frame: Frame) -> list[Floats]:
+        """The sum of the scores of each class, and how unsure they are in each part of the image.
+
+        A box of score s is unsure by (1 - |2 s - 1|)^2, the margin of arXiv 1809.09875 of the two
+        answers that it is something or nothing, summed over boxes as there.
+        """
+        found, count = self.found(output, frame), self.classes_in(output.shape)
+        kinds = found.classes if count else np.zeros(len(found), np.int64)
+        sums = np.bincount(kinds, found.scores, max(count, 1)).astype(np.float64)[: max(count, 1)]
+        middles = (found.boxes[:, 1::-1] + found.boxes[:, :1:-1]) / 2 / np.array(frame.photo)
+        unsure = placed(middles, (1 - np.abs(2 * found.scores - 1)) ** 2)
+        return [sums[None], unsure[None]]
+
+    def photo_groups(self, photos: Sequence[Photo], classes: Sequence[str] | None) -> list[Stratum]:
+        """The images in which something of each class is annotated."""
+        held = [np.unique(classes_of(one.boxes[~is_crowd(one.boxes)])) for one in photos]
+        return by_contents(held, lambda k: self.name_of_class(k, classes))
 
     def answer(self, output: NDArray[Any], frame: Frame) -> NDArray[Any]:
         """The boxes that are sure enough, float32 [D, 6]: x0 y0 x1 y1 in its pixels, score, class.
@@ -227,10 +263,11 @@ class Detection(Recording):
 
     def _named(self) -> dict[str, Any]:
         head = self.head if self.decoder not in DECODERS else self.setting(str(self.decoder)).head
-        return {"decode": self.decoder, "head": head.model_dump(mode="json", exclude={"anchors"})}
+        told = {"decode": self.decoder, "head": head.model_dump(mode="json", exclude={"anchors"})}
+        return {**told, "classes": self.count} if self.count else told
 
     def settings(self) -> dict[str, Any]:
-        """The decoder that the spec names, if any, the head, and its anchors."""
+        """The decoder that the spec names, if any, the head, how many classes, and the anchors."""
         if self.anchors is None:
             return self._named()
         return self._named() | {"anchors": packed_anchors(self.anchors)}
@@ -245,8 +282,10 @@ class Detection(Recording):
         anchors = settings.get("anchors")
         if not all(one is None or isinstance(one, str) for one in (decoder, anchors)):
             raise ValueError("decode is no name, or anchors are no text")
-        known = None if anchors is None else unpacked_anchors(anchors)
-        return Detection(head, decoder, anchors=known)
+        known, count = None if anchors is None else unpacked_anchors(anchors), 0
+        if isinstance(told := settings.get("classes"), int):
+            count = told
+        return Detection(head, decoder, count=count, anchors=known)
 
     def with_code(self, given: Callable[..., Any]) -> "Detection":
         """With the decode that the bundle carries."""
@@ -321,7 +360,7 @@ class Detection(Recording):
         self._refuse_others(photo, outputs)
 
     def constant_scores(
-        self, train: Sequence[float], predicted: Sequence[Any], true: Sequence[float]
+        self, train: Sequence[float], predicted: Sequence[Any] | Floats, true: Sequence[float]
     ) -> dict[str, float]:
         """Of finding nothing."""
         table = np.array(predicted, np.float64)

@@ -219,7 +219,7 @@ def _right(net, images):
 
 def test_flips_are_counted_beside_the_start():
     images = photos(4, 0, classes=2)  # 0, 1, 0, 1
-    state = State(initial=[0.0, 0.0, 0.0, 1.0], predicted=[1.0, 1.0, 0.0, 0.0])
+    state = State(initial=np.array([0.0, 0, 0, 1]), predicted=np.array([1.0, 1, 0, 0]))
     found = flips(find_task("classification"), state, images)
     assert (found["worse"], found["better"], found["share_worse"]) == (2, 1, 0.5)
     assert flips(find_task("classification"), State(), images) is None
@@ -228,7 +228,9 @@ def test_flips_are_counted_beside_the_start():
 def test_a_count_flips_by_more_than_the_deployed_students_mean_error():
     points = np.zeros((10, 2), np.float32)
     images = [Photo(str(i), points, array=np.zeros((4, 4, 1), np.uint8)) for i in range(3)]
-    state = State(initial=[11.0, 8.0, 13.0], predicted=[14.0, 9.0, 10.0])  # mean error 2
+    state = State(
+        initial=np.array([11.0, 8, 13]), predicted=np.array([14.0, 9, 10])
+    )  # mean error 2
     found = flips(find_task("counting"), state, images)
     assert (found["worse"], found["better"]) == (1, 1)  # by 3, by -1 and by -3
 
