@@ -33,6 +33,8 @@ def built(tmp_path_factory):
     """A folder with a spec and its bundle."""
     folder = tmp_path_factory.mktemp("generic")
     write(folder)
+    spec = folder / "kdcompile.toml"  # by its latency so small a network would ship in fp32
+    spec.write_text('quantize.precision = "fp16"\n' + spec.read_text())
     kdcompile(folder, "build", "kdcompile.toml", "-o", "bundle")
     return folder
 
