@@ -202,3 +202,15 @@ def test_constant_inputs_and_outputs():
     solution, error = fit(x, y, torch.zeros(2, 3, 4), intercept=True, gate=None)
     assert torch.allclose(solution(x), y)
     assert error < 1e-3
+
+
+def test_few_rows_change_no_weight_that_they_do_not_see():
+    """Rounding of the moments is not blown up where the inputs are far fewer than the weights."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 24, 3) @ torch.randn(3, 512)
+    y = x @ torch.randn(512, 4)
+    solution, _ = fit(x, y, torch.zeros(1, 512, 4), intercept=True, gate=None)
+    weight = solution.weight[0]
+    _, _, seen = torch.linalg.svd((x[0] - x[0].mean(0)).double(), full_matrices=False)
+    unseen = weight - seen[:3].T @ (seen[:3] @ weight)
+    assert unseen.norm() < 1e-3 * weight.norm()

@@ -84,7 +84,7 @@ class _System:
         mean = x.mean(1, keepdim=True, dtype=torch.double) * float(intercept)
         gram = torch.zeros(len(x), x.shape[2], x.shape[2], dtype=torch.double, device=x.device)
         for part in torch.split(x, CHUNK, 1):
-            centred = _centred(part, mean)
+            centred = _centred(part, mean, x.shape[1] < x.shape[2])
             gram += centred.transpose(1, 2) @ centred
         return cls(x, mean, gram / x.shape[1], intercept)
 
@@ -100,13 +100,17 @@ class _System:
         """Moments of the rows with a residual [G, N, O/G], and the residual's mean."""
         mean = residual.mean(1, keepdim=True, dtype=torch.double) * float(self.intercept)
         pairs = zip(torch.split(self.x, CHUNK, 1), torch.split(residual, CHUNK, 1), strict=True)
-        parts = [_centred(x, self.mean).transpose(1, 2) @ _centred(r, mean) for x, r in pairs]
+        exact = self.x.shape[1] < self.x.shape[2]  # rounding along what no row sees is only ridged
+        parts = [
+            _centred(x, self.mean, exact).transpose(1, 2) @ _centred(r, mean, exact)
+            for x, r in pairs
+        ]
         return torch.stack(parts).sum(0, dtype=torch.double) / self.x.shape[1], mean
 
 
-def _centred(rows: Tensor, mean: Tensor) -> Tensor:
-    """Rows for a product: float64 on a GPU, where float32 might mean TF32."""
-    return rows.double() - mean if rows.is_cuda else rows - mean.float()
+def _centred(rows: Tensor, mean: Tensor, exact: bool) -> Tensor:
+    """Rows for a product: float64 on a GPU, where float32 might mean TF32, and if `exact`."""
+    return rows.double() - mean if exact or rows.is_cuda else rows - mean.float()
 
 
 @dataclass(frozen=True)
