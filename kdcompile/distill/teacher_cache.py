@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from kdcompile.config.distill import Distill
 from kdcompile.core.errors import KDError
-from kdcompile.core.files import is_sealed, replacing, seal
+from kdcompile.core.files import is_sealed, seal
 from kdcompile.core.progress import counted
 from kdcompile.core.store import digest
 from kdcompile.data.augment import CropSampler
@@ -128,8 +129,10 @@ def _read(path: Path, tensors: int, device: torch.device) -> list[Tensor] | None
 
 def _write(path: Path, tensors: Sequence[Tensor]) -> None:
     plain = {str(place): t.contiguous().cpu() for place, t in enumerate(tensors)}  # not copied
-    with replacing(path) as temporary:
-        save_file(plain, temporary)
+    # in a folder of its own: `save_file` would replace a file that is held, and lose its lock
+    with TemporaryDirectory(dir=path.parent) as folder:
+        save_file(plain, whole := Path(folder, path.name))
+        whole.replace(path)
     seal(path)
 
 
