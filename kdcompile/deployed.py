@@ -102,9 +102,10 @@ def run(
             `tiles-refused`, `bundle-code`, ...
     """
     from kdcompile.bundle.carried_code import with_code
-    from kdcompile.bundle.product import tiling_of, with_settings_of
+    from kdcompile.bundle.product import tiling_of
     from kdcompile.bundle.run import BundleRun
     from kdcompile.bundle.run_tensors import TensorRun, output_ports
+    from kdcompile.bundle.task_settings import with_settings_of
     from kdcompile.data.preprocess import Preprocess
     from kdcompile.debug.network import open_network
     from kdcompile.tasks.task import find_task

@@ -11,6 +11,7 @@ import tiny_bundle
 from command_line import CommandLine
 
 import kdcompile
+from kdcompile.bundle import python_sample
 from kdcompile.bundle.manifest import read_bundle, read_manifest
 from kdcompile.bundle.signature import sign_bundle
 from kdcompile.core.errors import KDError
@@ -31,6 +32,7 @@ def _names(bundle):
 
 def test_python_files_of_a_bundle_are_the_packages_own(bundle):
     own = {path.read_bytes(): path.name for path in PACKAGE.rglob("*.py")}
+    own |= {python_sample.text("counting").encode(): "infer.py"}  # which is joined of two of them
     files = read_bundle(bundle).manifest["files"]
     scripts = [name for name in _names(bundle) if name.endswith(".py")]
     assert {"infer.py", "kit/build_engine.py"} <= set(scripts)

@@ -19,10 +19,8 @@ from kdcompile.core.store import Artifact
 from kdcompile.data import tiles
 from kdcompile.remote.archive import NAME, agent_zip
 from kdcompile.targets import load
-from kdcompile.tasks.task import Task
 
 OPENER, TILES, TILING = "opener.py", "tiles.py", "tiles.json"
-TASK = "task.json"  # what makes answers of outputs, where the kind alone does not tell
 
 
 def copy_engine(folder: Path, compiled: Artifact) -> None:
@@ -70,30 +68,6 @@ def tiling_of(bundle: Bundle) -> dict[str, Any]:
         found: dict[str, Any] = parse_json(content)
         hold(form.Tiles, found)
     return found
-
-
-def with_settings_of(bundle: Bundle, task: Task) -> Task:
-    """The task as the bundle's build had it.
-
-    Raises:
-        KDError: `bundle-corrupt`, its settings are none of the task.
-    """
-    if TASK not in bundle.manifest["files"]:
-        return task
-    with bundle.reading(TASK) as content:
-        return task.with_settings(dict(parse_json(content)))
-
-
-def settings_of(bundle: Bundle) -> dict[str, Any]:
-    """What the bundle says of its task beside the kind, which may be nothing.
-
-    Raises:
-        KDError: `bundle-corrupt`.
-    """
-    if TASK not in bundle.manifest["files"]:
-        return {}
-    with bundle.reading(TASK) as content:
-        return dict(parse_json(content))
 
 
 def write_product(folder: Path, report: Report) -> None:

@@ -133,8 +133,19 @@ def _module(name: str, folder: Path) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[unique] = module
         _open_to_imports(folder)
-        spec.loader.exec_module(module)
+        with _no_bytecode():
+            spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """None is written beside a user's files, where one of the same second and size would be run."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _open_to_imports(folder: Path) -> None:

@@ -87,7 +87,8 @@ def raw_outputs(
     for images, frames in _batches(photos, preprocess):
         given = torch.from_numpy(images).to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False), _untimed_convolutions():
-            yield [model(given).float().cpu().numpy() for model in models], frames
+            found = [model(given).float().cpu().numpy() for model in models]
+        yield found, frames  # outside: who reads may stop here, and would go on without gradients
 
 
 def _within(

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-from kdcompile.bundle.carried_code import code_of
+from kdcompile.bundle.user_files import code_of
 from kdcompile.config.step import Step
 from kdcompile.core.errors import KDError
 from kdcompile.core.report import Measurement

@@ -8,7 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcompile.bundle import carried_code, form, manifest, product, python_sample
+from kdcompile.bundle import (
+    carried_code,
+    form,
+    manifest,
+    product,
+    python_sample,
+    task_settings,
+    user_files,
+)
 from kdcompile.bundle.place import check_place, spec_id
 from kdcompile.bundle.swap import beside, swap, sweep_beside
 from kdcompile.config.spec import Spec
@@ -82,9 +90,9 @@ def write_task(folder: Path, spec: Spec) -> None:
         settings = settings | {carried_code.KEY: kind}
     for name in (kind, decode):
         if ":" in name:
-            carried_code.write_code(folder, name, spec.folder)
+            user_files.write_code(folder, name, spec.folder)
     if settings:
-        write_json(folder / product.TASK, settings)
+        write_json(folder / task_settings.TASK, settings)
 
 
 def _write_reports(folder: Path, report: Report, examples: Path) -> None:

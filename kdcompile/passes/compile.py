@@ -27,7 +27,8 @@ from kdcompile.backends.mixed_residuals import Price
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.backends.parity_inputs import gates_json, write_carried, write_outputs
 from kdcompile.backends.tensorrt_rtx_ import compile_check
-from kdcompile.bundle import carried_code, python_sample
+from kdcompile.bundle import python_sample
+from kdcompile.bundle.user_files import code_of
 from kdcompile.config.deploy import Profile
 from kdcompile.config.gates import fraction
 from kdcompile.config.step import Step
@@ -92,10 +93,12 @@ def _compiled(
     photos = load_splits(spec.data, spec.folder).val
     answer_by(step.inputs["export"], photos, preprocess, task)
     teacher_metric, limits, known = _limits(step, task, photos)
-    with _rig(step, target, form, paths) as rig:
+    with _rig(step, target, form) as rig:
         rig.refused.update(_absent(step, target))
         for precision in _wanted(spec.quantize.precision, paths, step):
             rig.add(precision, paths)
+        if "int8" in rig.runners and target.software is not None:
+            rig.expect("int8", partial(_price(step, target, form), paths["int8"], "int8"))
         shape = spec.export.profile[1]
         image = _typical(photos[0], form.prepare, shape)
         if spec.quantize.precision in ("auto", "mixed"):
@@ -147,15 +150,10 @@ def _price(step: Step, target: Target, form: DeployedForm) -> Price:
 
 
 @contextmanager
-def _rig(
-    step: Step, target: Target, form: DeployedForm, paths: Mapping[str, Path]
-) -> Iterator[Rig]:
+def _rig(step: Step, target: Target, form: DeployedForm) -> Iterator[Rig]:
     """The place where the candidates run."""
     if step.board is None:
-        rig = HostRig(target, step.inputs["search"].json("estimate.json")["student"], form)
-        if "int8" in paths and target.software is not None:
-            rig.expect("int8", partial(_price(step, target, form), paths["int8"], "int8"))
-        yield rig
+        yield HostRig(target, step.inputs["search"].json("estimate.json")["student"], form)
         return
     with at(step.board, ports_of(step.spec)) as place:
         yield BoardRig(place, step.board, step.spec, target, form)
@@ -267,7 +265,7 @@ def _kit(
         inputs=ports_of(step.spec),
         teacher=form.file(step.inputs["export"].file("teacher.onnx")),
         sample=python_sample.text(task.like),
-        code=carried_code.code_of(step.spec.task.decode or "", step.spec.folder),
+        code=code_of(step.spec.task.decode or "", step.spec.folder),
     )
 
 

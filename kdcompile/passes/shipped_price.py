@@ -73,7 +73,8 @@ def with_file(found: Mapping[str, Any], path: Path, step: Step, target: Target) 
         own = file_estimate(path, precision, found["student"], form, spec, target)
         student = _kernels(path, form, spec, takes_flags(target))
         teacher = _kernels(export.file("teacher.onnx"), form, spec, True)
-    ratio, factor = found["teacher"][HALF]["ms"] / own["ms"], ratio_factor(teacher, student, target)
+    ratio = estimate(teacher, target, HALF).ms / own["ms"]
+    factor = ratio_factor(teacher, student, target)
     return {
         **found,
         "student": {**found["student"], precision: own},

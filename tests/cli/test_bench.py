@@ -56,7 +56,7 @@ def test_a_whole_frame_stands_below_the_latencies_and_in_the_document(line, monk
     monkeypatch.setattr(
         benchmark,
         "_whole_frame",
-        lambda path, photos, given: asked.append(photos) or (lambda: timed),
+        lambda path, photos, given, *more: asked.append(photos) or (lambda: timed),
     )
     line.network("net", 1.0)
     assert line("bench", "net.onnx", "--images", "a.jpg", "--images", "b")[0] == 0

@@ -17,8 +17,8 @@ from small_boxes import CLASSES, MODEL, SPEC, write_data, write_project
 from kdcompile import api, targets
 from kdcompile.backends.onnxruntime_ import open_session
 from kdcompile.bundle.box_figures import boxes_png
-from kdcompile.bundle.carried_code import code_of
 from kdcompile.bundle.manifest import read_bundle, write_manifest
+from kdcompile.bundle.user_files import code_of
 from kdcompile.cli import cli
 from kdcompile.config.load import load_spec
 from kdcompile.core.errors import KDError

@@ -114,7 +114,7 @@ CHANGES = {
     ),
     "the order of a split": (_reverse, TRAINED, "distill", "data: train is in another order"),
     "the library of statistics": (
-        _install("scipy"), ("search", "distill", "export", "calibrate", *FROM_COMPILE), "verify",
+        _install("scipy"), ("search", *TRAINED), "verify",
         f"libraries: scipy {keys.version('scipy')} -> 99.0",
     ),
     "the library of charts": (
