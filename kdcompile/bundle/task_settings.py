@@ -1,4 +1,4 @@
-"""What a bundle says of its task beside the kind."""
+"""Settings of the task that a bundle carries, where the kind alone does not tell."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def with_settings_of(bundle: Bundle, task: Task) -> Task:
 
 
 def settings_of(bundle: Bundle) -> dict[str, Any]:
-    """What the bundle says of its task beside the kind, which may be nothing.
+    """The content of `task.json`, which may be nothing.
 
     Raises:
         KDError: `bundle-corrupt`.
