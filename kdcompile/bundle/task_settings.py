@@ -4,9 +4,8 @@ from typing import Any
 
 from kdcompile.bundle.manifest import Bundle
 from kdcompile.core.readers import parse_json
+from kdcompile.remote.frame import TASK
 from kdcompile.tasks.task import Task
-
-TASK = "task.json"  # what makes answers of outputs, where the kind alone does not tell
 
 
 def with_settings_of(bundle: Bundle, task: Task) -> Task:

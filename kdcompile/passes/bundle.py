@@ -8,15 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcompile.bundle import (
-    carried_code,
-    form,
-    manifest,
-    product,
-    python_sample,
-    task_settings,
-    user_files,
-)
+from kdcompile.bundle import carried_code, form, manifest, product, python_sample, user_files
 from kdcompile.bundle.place import check_place, spec_id
 from kdcompile.bundle.swap import beside, swap, sweep_beside
 from kdcompile.config.spec import Spec
@@ -27,6 +19,7 @@ from kdcompile.core.files import json_text, write_json, write_text
 from kdcompile.core.readers import read_json
 from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact, Store
+from kdcompile.remote.frame import TASK
 from kdcompile.tasks.task import task_of
 
 if TYPE_CHECKING:
@@ -92,7 +85,7 @@ def write_task(folder: Path, spec: Spec) -> None:
         if ":" in name:
             user_files.write_code(folder, name, spec.folder)
     if settings:
-        write_json(folder / task_settings.TASK, settings)
+        write_json(folder / TASK, settings)
 
 
 def _write_reports(folder: Path, report: Report, examples: Path) -> None:

@@ -4,7 +4,7 @@ Before there is a file, int8 is priced as if every tensor were an integer. The f
 a sum that keeps a term in float costs kernels that change its type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,7 @@ def file_estimate(
     Args:
         path: as exported.
         precision: one of `PAIRED`.
-        known: the student's estimates by precision; it has layers of fp16 and of int8, so
-            measurements are to back both.
+        known: the student's estimates by precision.
         form: what is deployed.
         spec: its sections task and export.
         target: what it is of.
@@ -49,9 +48,7 @@ def file_estimate(
     Raises:
         KDError: of `kernels_of` and `estimate`.
     """
-    found = estimate(_kernels(path, form, spec, takes_flags(target)), target, HALF)
-    backed = found.validated and known.get("int8", {}).get("validated", False)
-    return {**asdict(found), "precision": precision, "validated": backed}
+    return _priced(_kernels(path, form, spec, takes_flags(target)), precision, known, target)
 
 
 def with_file(found: Mapping[str, Any], path: Path, step: Step, target: Target) -> dict[str, Any]:
@@ -70,9 +67,9 @@ def with_file(found: Mapping[str, Any], path: Path, step: Step, target: Target) 
     precision = step.inputs["compile"].json("choice.json")["precision"]
     preprocess = Preprocess.from_json(export.json("preprocess.json"))
     with deployed_form(preprocess, spec.export.preprocess) as form:
-        own = file_estimate(path, precision, found["student"], form, spec, target)
         student = _kernels(path, form, spec, takes_flags(target))
         teacher = _kernels(export.file("teacher.onnx"), form, spec, True)
+    own = _priced(student, precision, found["student"], target)
     ratio = estimate(teacher, target, HALF).ms / own["ms"]
     factor = ratio_factor(teacher, student, target)
     return {
@@ -83,6 +80,15 @@ def with_file(found: Mapping[str, Any], path: Path, step: Step, target: Target) 
             precision: {"low": ratio / factor, "high": ratio * factor},
         },
     }
+
+
+def _priced(
+    kernels: Sequence[Kernel], precision: str, known: Mapping[str, Any], target: Target
+) -> dict[str, Any]:
+    """The estimate of a network that has layers of fp16 and int8: measurements are to back both."""
+    found = estimate(kernels, target, HALF)
+    backed = found.validated and known.get("int8", {}).get("validated", False)
+    return {**asdict(found), "precision": precision, "validated": backed}
 
 
 def _kernels(path: Path, form: DeployedForm, spec: Spec, halves: bool) -> list[Kernel]:

@@ -1,7 +1,7 @@
 """`export.nms = "in-graph"`: a detector's network with its boxes decoded and suppressed inside.
 
-It lies beside the network that is quantised, timed and judged, whose outputs can be compared as
-numbers; here it is shown that its boxes are those of the task's own decode.
+It lies next to the network that is quantised, timed and evaluated, whose outputs can be compared
+as numbers; here it is shown that its boxes are those of the task's own decode.
 """
 
 from collections.abc import Sequence

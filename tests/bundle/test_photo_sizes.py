@@ -4,17 +4,16 @@
 photo's own cells say; a class, a value and any other outputs are of the whole input, padded.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from joined_sample import sample_of
 from PIL import Image
 from torch import nn
 
-from kdcompile.bundle import python_sample
 from kdcompile.bundle.run import BundleRun
 from kdcompile.bundle.run_tensors import TensorRun
 from kdcompile.core import plugins
@@ -58,16 +57,6 @@ def network_of(kind):
 def preprocess_of(kind):
     padding = "mirror" if find_task(kind).is_dense else "mean"
     return Preprocess(1, (0.4,), (0.3,), SIDES, SIDES, padding)
-
-
-def sample_of(kind, folder):
-    """The sample of a task's bundles, as a module."""
-    path = folder / "infer.py"
-    path.write_text(python_sample.text(kind))
-    spec = importlib.util.spec_from_file_location("_infer_of_sizes", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module", params=SIZES, ids=str)

@@ -4,16 +4,16 @@ Of what the network says of the padding nothing is evaluated, named or drawn: by
 sample, validation, the gates, and home for a board. `test_cpp_boxes.py` has the C++ sample.
 """
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 import torch
+from joined_sample import sample_of
 from PIL import Image
 from torch import nn
 
-from kdcompile.bundle import python_sample, run
+from kdcompile.bundle import run
 from kdcompile.bundle.run import BundleRun
 from kdcompile.data.photo import Photo
 from kdcompile.data.preprocess import Preprocess
@@ -37,16 +37,6 @@ class Canned(nn.Module):
 
     def forward(self, image):
         return self.output.expand(len(image), *self.output.shape[1:])
-
-
-def sample_of(kind, folder):
-    """The sample of a task's bundles, as a module."""
-    path = folder / "infer.py"
-    path.write_text(python_sample.text(kind))
-    spec = importlib.util.spec_from_file_location("_infer_of_map_sizes", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=SIZES)

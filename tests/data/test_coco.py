@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from coco_files import rewritten
 from PIL import Image
 
 from kdcompile.config.spec import Data
@@ -35,13 +36,6 @@ def data(tmp_path):
         image = Image.fromarray(np.full((6, 8, 3), 50 * number, np.uint8))
         image.save(tmp_path / "images" / f"{number}.png")
     return Data(format="coco", root=tmp_path)
-
-
-def rewritten(data: Data, change, split: str = "val") -> None:
-    path = data.root / f"{split}.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def test_boxes_are_corners_and_classes_are_numbered_by_ascending_id(data):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from coco_files import rewritten
 from PIL import Image
 
 from kdcompile.config.spec import Data, Spec
@@ -41,13 +42,6 @@ def data(tmp_path):
         image = Image.fromarray(np.full((6, 8, 3), 50 * number, np.uint8))
         image.save(tmp_path / f"{number}.png")
     return Data(format="coco", root=tmp_path, labels="masks")
-
-
-def rewritten(data: Data, change, split: str = "val") -> None:
-    path = data.root / f"{split}.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def test_masks_have_the_categories_the_rest_overlaps_and_crowds(data):

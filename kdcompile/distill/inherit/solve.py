@@ -84,7 +84,7 @@ class _System:
         mean = x.mean(1, keepdim=True, dtype=torch.double) * float(intercept)
         gram = torch.zeros(len(x), x.shape[2], x.shape[2], dtype=torch.double, device=x.device)
         for part in torch.split(x, CHUNK, 1):
-            centred = _centred(part, mean, x.shape[1] < x.shape[2])
+            centred = _centred(part, mean, _is_short(x))
             gram += centred.transpose(1, 2) @ centred
         return cls(x, mean, gram / x.shape[1], intercept)
 
@@ -100,12 +100,17 @@ class _System:
         """Moments of the rows with a residual [G, N, O/G], and the residual's mean."""
         mean = residual.mean(1, keepdim=True, dtype=torch.double) * float(self.intercept)
         pairs = zip(torch.split(self.x, CHUNK, 1), torch.split(residual, CHUNK, 1), strict=True)
-        exact = self.x.shape[1] < self.x.shape[2]  # rounding along what no row sees is only ridged
+        exact = _is_short(self.x)
         parts = [
             _centred(x, self.mean, exact).transpose(1, 2) @ _centred(r, mean, exact)
             for x, r in pairs
         ]
         return torch.stack(parts).sum(0, dtype=torch.double) / self.x.shape[1], mean
+
+
+def _is_short(x: Tensor) -> bool:
+    """Whether there are fewer rows than inputs: rounding along what none sees is only ridged."""
+    return x.shape[1] < x.shape[2]
 
 
 def _centred(rows: Tensor, mean: Tensor, exact: bool) -> Tensor:

@@ -87,7 +87,7 @@ class Outputs:
     """What an engine gave for each image, in turn, as an .npz; one of them is in memory."""
 
     def __init__(self, path: str) -> None:
-        """Begin the file anew."""
+        """Begin the file, in place of an earlier one."""
         self.path, self.zip, self.count = path, ZipFile(path, "w", ZIP_DEFLATED), 0
 
     def add(self, output: Any) -> None:
