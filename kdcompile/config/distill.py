@@ -94,7 +94,10 @@ class Distill(Closed):
         default="fixed", description="gradient: terms of equal gradient, times their weights"
     )
     temperature: float = Field(default=4.0, gt=0, description="softens logits (Hinton, 2015)")
-    hard: Literal["l1", "l2"] = Field(default="l2", description="label loss of regression")
+    hard: Literal["l1", "l2", "bayesian", "dm"] = Field(
+        default="l2",
+        description="label loss: l1 or l2 of values; of counting l2 of the density, bayesian or dm",
+    )
     calibrate_output: bool = Field(
         default=True,
         description="fit a scale (counting), scale and offset (regression) or temperature "

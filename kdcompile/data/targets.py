@@ -186,12 +186,12 @@ def density_maps(
         away = (centres - cells[..., axis : axis + 1]) / sigma
         weights.append(torch.softmax(-0.5 * away.square(), dim=-1))
     rows = weights[0] * mask.unsqueeze(-1)
-    with _whole_float32(points.device):
+    with whole_float32(points.device):
         return torch.einsum("bph,bpw->bhw", rows, weights[1]).unsqueeze(1)
 
 
 @contextmanager
-def _whole_float32(device: torch.device) -> Iterator[None]:
+def whole_float32(device: torch.device) -> Iterator[None]:
     """Neither TF32 nor autocast: they would cost the points' mass its last digits."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

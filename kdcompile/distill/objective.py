@@ -14,66 +14,30 @@ from torch.nn import functional
 
 from kdcompile.config.distill import Distill
 from kdcompile.config.spec import Scores
+from kdcompile.core.errors import KDError
 from kdcompile.data.masks import IGNORED
 from kdcompile.data.photo import Photo
 from kdcompile.data.rows import AnswerTargets
-from kdcompile.data.targets import DensityTargets, LabelTargets, MaskTargets, Targets
+from kdcompile.data.targets import LabelTargets, MaskTargets, Targets
+from kdcompile.distill.bayesian import BayesianObjective
 from kdcompile.distill.box_objective import BoxObjective
+from kdcompile.distill.density_objective import BLOCK, DensityObjective
+from kdcompile.distill.matching import MatchingObjective
 from kdcompile.distill.objective_base import AnyObjective, ByReduction, Objective
 from kdcompile.distill.softened import softened_kl
-from kdcompile.kernels.density_loss import density_loss
 from kdcompile.kernels.kd_kl import kd_kl
 from kdcompile.tasks.task import Task
 
 __all__ = [
+    "BLOCK",
     "OBJECTIVES",
     "AnyObjective",
     "ByReduction",
+    "DensityObjective",
     "Objective",
     "make_objective",
     "objective_of",
 ]
-BLOCK = 8  # cells a side of a block whose count is compared
-
-
-class DensityObjective(Objective):
-    """Squared error of densities [N, 1, h, w] and absolute error of block counts.
-
-    Under "mean" the squared errors are divided by the labels' mean square, which makes them
-    dimensionless; counts always by the labels' mean count of a block.
-    """
-
-    kind, is_dense = "counting", True
-    weights: ClassVar[ByReduction] = {
-        "mean": {"hard": 1.0, "count": 1.0, "soft": 4.0},
-        "paper": {"hard": 1.0, "count": 0.0, "soft": 1.0},
-    }
-    formula = "hard |S - Y|^2 + count |block counts of S - Y| + soft |S - T|^2"
-
-    @classmethod
-    def targets(
-        cls, photos: Sequence[Photo], stride: int, sigma: float, device: torch.device
-    ) -> Targets:
-        """Density maps."""
-        return DensityTargets(photos, stride, sigma, device)
-
-    def __init__(self, options: Distill, targets: Tensor) -> None:
-        """Mean square and mean block count of some label maps, at least tiny."""
-        super().__init__(options, targets)
-        self.squared = max(float(targets.square().mean()), 1e-8)
-        self.block = max(float(targets.mean()) * BLOCK**2, 1e-6)
-
-    def terms(self, student: Tensor, target: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
-        """`hard`, `count` and `soft` in one pass over the maps."""
-        reduction = self.options.reduction
-        scale = self.squared if reduction == "mean" else 1.0
-        hard, soft, count = density_loss(student, target, teacher, reduction=reduction)
-        terms = {"hard": hard / scale, "count": count / self.block}
-        return terms if teacher is None else terms | {"soft": soft / scale}
-
-    def soft(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The label loss with the teacher's map for the label's."""
-        return self.terms(student, teacher, None)["hard"]
 
 
 class ClassObjective(Objective):
@@ -248,6 +212,11 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
         BoxObjective,
     )
 }
+# of counting, by distill.hard
+POINT_LOSSES: Mapping[str, type[Objective]] = {
+    "bayesian": BayesianObjective,
+    "dm": MatchingObjective,
+}
 
 
 def make_objective(
@@ -261,12 +230,27 @@ def make_objective(
         targets: of some samples.
         photos: that the training has, with the teacher's answers where the task imitates it.
     """
-    made = objective_of(task)(options, targets)
+    made = objective_of(task, options)(options, targets)
     made.learn(task, photos)
     return made
 
 
-def objective_of(task: Task) -> type[Objective]:
-    """The losses of a task: its own, or else those of the built-in one that it is like."""
+def objective_of(task: Task, options: Distill) -> type[Objective]:
+    """The losses of a task: its own, or else those of the built-in one that it is like.
+
+    Raises:
+        KDError: `label-loss`, the task has none of that name.
+    """
     own: type[Objective] | None = task.objective()
-    return own or OBJECTIVES[task.like]
+    found = own or OBJECTIVES[task.like]
+    if options.hard not in POINT_LOSSES:
+        return found
+    if found is not DensityObjective:
+        raise KDError(
+            "label-loss",
+            f"the label loss {options.hard} compares a density with points, and {task.kind} has "
+            "no density",
+            where="[distill] hard",
+            fix="leave distill.hard out; bayesian and dm are for counting",
+        )
+    return POINT_LOSSES[options.hard]

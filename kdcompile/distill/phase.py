@@ -52,7 +52,7 @@ class StageRun:
         self.device, options = setting.device, plan.options
         self._number, self._seed = number, setting.spec.seed + SEED_STRIDE * number
         spec = setting.spec
-        self._targets = objective_of(task_of(spec)).targets(
+        self._targets = objective_of(task_of(spec), options).targets(
             setting.photos, setting.stride, spec.data.sigma, self.device
         )
         place = (setting.processes.rank, setting.processes.world)

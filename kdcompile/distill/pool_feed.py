@@ -113,7 +113,7 @@ def make_pool_feed(
     photos = store.photos
     own = options.model_copy(update={"batch": crops})
     sampler = sampler_of(store)(
-        photos, setting.preprocess, own, _targets(setting, photos), seed + OWN_NUMBERS,
+        photos, setting.preprocess, own, _targets(setting, own, photos), seed + OWN_NUMBERS,
         setting.device, shard=place, store=store,
     )  # fmt: skip
     if setting.bf16:
@@ -128,9 +128,9 @@ def viewed(recipe: Recipe, batch: Batch) -> Batch:
     return recipe.view(batch.with_labels()).beside(batch.without_labels())
 
 
-def _targets(setting: TrainingContext, photos: Sequence[Any]) -> Targets:
+def _targets(setting: TrainingContext, options: Distill, photos: Sequence[Any]) -> Targets:
     """Nothing; of densities empty maps, with what lies inside the photos."""
-    kind = objective_of(task_of(setting.spec))
+    kind = objective_of(task_of(setting.spec), options)
     if kind.kind != "counting":
         return NoTargets()
     made = kind.targets(photos, setting.stride, setting.spec.data.sigma, setting.device)

@@ -173,6 +173,7 @@ class Recipe(nn.Module, ABC):
     mixes_images: its `view` changes the batch, so no teacher output recurs.
     reads_labels: its own terms need labels or the number of a photo, so they are of crops that have
         both; those of other recipes are of the crops without labels too.
+    reads_maps: it compares or mixes the labels of counting as maps, which points are not.
     tasks: the kinds that it is made for, all if empty; why: what others lack.
     """
 
@@ -187,6 +188,7 @@ class Recipe(nn.Module, ABC):
     widens: ClassVar[bool] = False
     mixes_images: ClassVar[bool] = False
     reads_labels: ClassVar[bool] = False
+    reads_maps: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ()
     why: ClassVar[str] = ""
 

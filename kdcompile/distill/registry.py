@@ -13,7 +13,12 @@ from kdcompile.config.spec import Spec
 from kdcompile.core import plugins
 from kdcompile.core.errors import KDError
 from kdcompile.data.augment import Batch
-from kdcompile.distill.objective import AnyObjective, Objective, objective_of
+from kdcompile.distill.objective import (
+    POINT_LOSSES,
+    AnyObjective,
+    Objective,
+    objective_of,
+)
 from kdcompile.distill.recipe import About, LossInputs, Recipe, RecipeContext, refuse_unmet
 from kdcompile.distill.schedule import stage_plans
 from kdcompile.distill.taps import Tap
@@ -46,6 +51,7 @@ ELSEWHERE = {about.name: about for about in _METHODS}
 PLUS = "+"
 FLAGS = (
     "needs_teacher", "needs_taps", "needs_first", "needs_others", "replaces_soft", "mixes_images",
+    "reads_maps",
 )  # fmt: skip
 TEXTS = ("summary", "formula", "source", "cost", "evidence", "home")
 
@@ -85,15 +91,33 @@ def refuse_recipes(spec: Spec) -> None:
 
     Raises:
         KDError: `recipe-unknown`, `recipe-combine`, `recipe-task`, `recipe-needs`, `recipe-term`
-            `cache-mixed`, `pool-batch` or `pool-objective`.
+            `label-loss`, `cache-mixed`, `pool-batch` or `pool-objective`.
     """
     for plan in stage_plans(spec.distill):
         kind = find_recipe(plan.options.recipe)
         kind.refuse_task(task_of(spec).like)
         refuse_unmet(kind.about.name, kind.needs, spec)
-        kind.refuse_terms(objective_of(task_of(spec)), plan.options)
+        objective = objective_of(task_of(spec), plan.options)
+        kind.refuse_terms(objective, plan.options)
+        refuse_points(kind, plan.options)
         cache_problem(kind, plan.options)
-        refuse_pool(spec, plan.options, objective_of(task_of(spec)))
+        refuse_pool(spec, plan.options, objective)
+
+
+def refuse_points(kind: type[Recipe], options: Distill) -> None:
+    """Refuse a label loss of points beside a recipe that reads the labels as maps.
+
+    Raises:
+        KDError: `label-loss`.
+    """
+    if kind.reads_maps and options.hard in POINT_LOSSES:
+        raise KDError(
+            "label-loss",
+            f"recipe {kind.about.name} takes the labels of counting as density maps, and the label "
+            f"loss {options.hard} has points",
+            where="[distill] hard",
+            fix="leave distill.hard out, or take another recipe, such as kd",
+        )
 
 
 def any_recipe(spec: Spec, wants: Callable[[type[Recipe]], bool]) -> bool:

@@ -268,7 +268,7 @@ def batches(spec: Spec, teacher: nn.Module, student: nn.Module, store: ImageStor
     options = first.model_copy(update=plain)
     preprocess = preprocess_of(spec)
     stride = output_stride(teacher, student, spec)
-    targets = objective_of(task_of(spec)).targets(
+    targets = objective_of(task_of(spec), options).targets(
         store.photos, stride, spec.data.sigma, store.device
     )
     sampler = sampler_of(store)(

@@ -129,7 +129,7 @@ def _refuse_taps(spec: Spec, teacher: nn.Module, student: nn.Module) -> None:
         example = torch.zeros(1, *(sides if ports is None else (ports.width,)))
         with in_inference(student):
             taps = on_shapes(partial(resolve_taps, teacher, student, example, options.taps))
-        objective = objective_of(task_of(spec))(options, torch.tensor([0.0, 1.0]))
+        objective = objective_of(task_of(spec), options)(options, torch.tensor([0.0, 1.0]))
         kind(taps, options, objective)
 
 

@@ -38,6 +38,7 @@ class Mixup(Recipe):
         home="augmentation",
     )
     mixes_images = True
+    reads_maps = True
     tasks = ("counting", "classification", "regression", "generic")
     why = "masks cannot be blended"
     share: ClassVar[float] = 0.1  # of the batch, the paper's partial mixup

@@ -35,6 +35,7 @@ class Partitioned(Recipe):
     }
     needs_first = True
     reads_labels = True
+    reads_maps = True
     needs = ("deployed",)
     replaces_soft = True
 

@@ -44,6 +44,7 @@ class Reliability(Recipe):
     extra_weights: ClassVar[ByReduction] = {"mean": {"reliable": 0.9}, "paper": {"reliable": 0.9}}
     replaces_soft = True
     reads_labels = True
+    reads_maps = True
 
     @classmethod
     def defaults(cls, objective: AnyObjective, reduction: str) -> Weights:
