@@ -24,7 +24,7 @@ from kdcompile.core.files import write_text
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
-from kdcompile.distill.evaluate import predict
+from kdcompile.distill.evaluate import peek, predict
 from kdcompile.distill.findings import findings
 from kdcompile.distill.going_back import go_back, is_spoilt, rate_of, returns_finding
 from kdcompile.distill.output_calibration import OutputCalibration, calibrate_output
@@ -252,6 +252,25 @@ class Trainer:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
         log.info("distill: before the first step %s", shown)
         log.info("distill: %s steps", " + ".join(map(str, lengths)))
+
+    @property
+    def recipe(self) -> str:
+        """The name of the recipe of the stages that name none of their own."""
+        return self._options.recipe
+
+    @property
+    def last_predicted(self) -> Floats:
+        """What the moving average predicted of the validation photos when last validated."""
+        return self._now
+
+    @torch.no_grad()
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of what the student answers to one crop."""
+        return tuple(peek(self.student, self.setting.example(self._options.crop)).shape)
+
+    def planned_steps(self) -> int:
+        """The length of the training, decided once and kept; `minutes` are timed for it."""
+        return sum(self._lengths())
 
     @property
     def n_unlabelled(self) -> int:
