@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 QUIET = 3  # errors only: ONNX Runtime's severity
 CPU = "CPUExecutionProvider"
+SYSTEM_ERROR = re.compile(r"system error number (\d+)")  # how it tells that a read failed
 ROW_AXES = 2  # of a row [1, width]; an image has more
 NUMPY_TYPES = {  # of ONNX Runtime's names
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
@@ -45,6 +48,7 @@ def cpu_session(
 
     Raises:
         ToolMissingError: onnxruntime is not installed.
+        OSError: the file cannot be read.
     """
     ort = need("onnxruntime", "cpu", "running ONNX")
     options = ort.SessionOptions()
@@ -58,7 +62,14 @@ def cpu_session(
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return ort.InferenceSession(source, options, providers=list(providers))
+    try:
+        return ort.InferenceSession(source, options, providers=list(providers))
+    except Exception as error:  # its classes of errors have no other base
+        failed = SYSTEM_ERROR.search(str(error))
+        if failed is None or not isinstance(model, Path):
+            raise
+        number = int(failed[1])
+        raise OSError(number, os.strerror(number), str(model)) from error
 
 
 def _has_fp8(model: ModelProto | Path) -> bool:
