@@ -129,9 +129,8 @@ class Distill(Closed):
     @classmethod
     def _a_rate_that_is_named_stays(cls, given: Any) -> Any:
         """It is taken as it is, unless the test is asked for too."""
-        return (
-            {"range_test": False, **given} if isinstance(given, dict) and "lr" in given else given
-        )
+        named = isinstance(given, dict) and "lr" in given
+        return {"range_test": False, **given} if named else given
 
     @model_validator(mode="after")
     def _stages_fill_the_length(self) -> Self:

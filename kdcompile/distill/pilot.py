@@ -15,14 +15,13 @@ from kdcompile.config.spec import Spec
 from kdcompile.distill.objective import objective_of
 from kdcompile.distill.registry import AUTO, find_recipe
 from kdcompile.distill.short_run import VALIDATIONS, Cost, Outcome, ShortRuns
-from kdcompile.distill.shortened import paired_increase
+from kdcompile.distill.shortened import is_tied, paired_increase
 from kdcompile.tasks.task import task_of
 
 log = logging.getLogger("kdcompile")
 SHARE = 0.15  # of the training's cost with its teacher, at most
 LEAST_STEPS = 8  # of an arm in the first round
 ROUNDS = (1, 2)  # their lengths
-TIED = 1.645  # standard errors: one-sided 95 %
 BASE, LABELS = "kd", "none"
 FEATURES = {"counting": "skt"}  # by task
 OTHER_FEATURES = "at"
@@ -78,7 +77,8 @@ def arms_of(spec: Spec, has_pool: bool, has_label_loss: bool = True) -> list[Arm
 
 def base_spec(spec: Spec) -> Spec:
     """The spec with the recipe that stands for `auto` before one is chosen."""
-    recipe = LABELS if task_of(spec).like == "generic" else BASE
+    kind = task_of(spec).like
+    recipe = LABELS if kind == "generic" else FEATURES.get(kind, BASE)
     return Arm(recipe, pool=True).spec(spec)
 
 
@@ -162,7 +162,7 @@ def compare(
 
 def cheapest_of_the_best(judged: dict[int, tuple[float, float]]) -> int:
     """The first arm that is not worse than the best beyond noise; they are in order of cost."""
-    return min(n for n, (worse, noise) in judged.items() if worse <= max(0.0, TIED * noise))
+    return min(n for n, (worse, noise) in judged.items() if is_tied(worse, noise))
 
 
 def survivors(judged: dict[int, tuple[float, float]], winner: int) -> list[int]:

@@ -4,10 +4,12 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from kdcompile.config.deploy import Quantize
 from kdcompile.config.spec import Spec
 from kdcompile.distill import pilot, range_test
 from kdcompile.distill.registry import AUTO, any_recipe, find_recipe
-from kdcompile.distill.short_run import Cost, ShortRuns
+from kdcompile.distill.short_run import Cost, ShortRuns, cost_of
+from kdcompile.distill.train import Trainer
 from kdcompile.tasks.task import task_of
 
 log = logging.getLogger("kdcompile")
@@ -31,12 +33,13 @@ def settle(spec: Spec, runs: ShortRuns, has_start: bool) -> tuple[Spec, dict[str
     """
     tried: dict[str, Any] = {"range_test": None, "pilot": None}
     is_auto, options = asks_auto(spec), spec.distill
-    tests = has_start and options.range_test and not _names_every_rate(spec)
+    tests = has_start and tests_rates(spec)
     if options.steps == 0 or not (is_auto or tests):
         return (pilot.base_spec(spec) if is_auto else spec), tried
     base = pilot.base_spec(spec) if is_auto else spec
-    trainer = runs.trainer("length", base)
-    length, cost = trainer.planned_steps(), runs.cost(trainer, base)
+    whole = base.model_copy(update={"quantize": Quantize()}).at(base.path)  # in float, as they are
+    trainer = runs.trainer("length", whole)
+    length, cost = trainer.planned_steps(), cost_of(trainer, base, len(runs.judged))
     if tests:
         kind = find_recipe(base.distill.recipe)
         steps = range_test.steps_of(length, options.batch, cost, kind.needs_teacher)
@@ -73,9 +76,65 @@ def _piloted(
     return chosen.spec(spec), record
 
 
-def _names_every_rate(spec: Spec) -> bool:
+def tests_rates(spec: Spec) -> bool:
+    """Whether the rate is left to a range test, by a stage at least."""
     stages = spec.distill.stages
-    return bool(stages) and all(stage.lr is not None for stage in stages)
+    return spec.distill.range_test and not (stages and all(s.lr is not None for s in stages))
+
+
+def planned(spec: Spec, trainer: Trainer, length: int, photos: int, pool: bool) -> dict[str, Any]:
+    """What `settle` would try, as JSON values: steps at each rate, and of each arm.
+
+    Args:
+        spec: as the user gave it.
+        trainer: at rest.
+        length: steps of the training.
+        photos: of validation.
+        pool: whether there are photos without labels.
+    """
+    found: dict[str, Any] = {"range_test": None, "pilot": None}
+    is_auto, batch = asks_auto(spec), spec.distill.batch
+    base = pilot.base_spec(spec) if is_auto else spec
+    cost = cost_of(trainer, base, photos)
+    if spec.student.init != "random" and tests_rates(spec):
+        needs = find_recipe(base.distill.recipe).needs_teacher
+        steps = range_test.steps_of(length, batch, cost, needs)
+        found["range_test"] = dict.fromkeys((f"{r:g}" for r in range_test.RATES), steps)
+    if is_auto:
+        arms = pilot.arms_of(spec, pool, task_of(spec).has_label_loss(trainer.output_shape()))
+        each = pilot.steps_of(arms, length, batch, cost) or [0] * len(arms)
+        found["pilot"] = {arm.name: steps for arm, steps in zip(arms, each, strict=True)}
+    return found
+
+
+def lines(planned: dict[str, Any] | None, done: dict[str, Any] | None, metric: str) -> list[str]:
+    """The explanation of both as text: what would be tried, or what the finished training tried.
+
+    Args:
+        planned: of `planned`; None where the length is not known before it is timed.
+        done: `range_test` and `pilot` of a finished training's result.
+        metric: the task's.
+    """
+    text = []
+    tested, chosen = ((done or {}).get(name) for name in ("range_test", "pilot"))
+    if tested:
+        text += [f"rate     {row['lr']:g}: {metric} {row['value']:.4g}" for row in tested["rates"]]
+        text.append(f"rate     {tested['lr']:g} is taken")
+    elif planned and planned["range_test"]:
+        text.append(f"rate     range test: {_steps_in_words(planned['range_test'])}")
+    if chosen:
+        text += [f"pilot    {pilot.row_in_words(row, metric)}" for row in chosen["arms"]]
+        text.append(f"pilot    {chosen['chosen']} is taken")
+        text += [f"pilot    {told}" for told in pilot.finding(chosen)]
+    elif planned and planned["pilot"]:
+        text.append(f"pilot    first round: {_steps_in_words(planned['pilot'])}")
+    return text
+
+
+def _steps_in_words(steps: dict[str, int]) -> str:
+    if not any(steps.values()):
+        return "the training is too short for it"
+    return ", ".join(f"{name} {number} steps" for name, number in steps.items())
 
 
 def _with(spec: Spec, change: dict[str, Any]) -> Spec:

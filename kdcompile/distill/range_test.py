@@ -12,14 +12,13 @@ from typing import Any
 from kdcompile.config.spec import Spec
 from kdcompile.distill.going_back import is_spoilt
 from kdcompile.distill.short_run import VALIDATIONS, Cost, Outcome, ShortRuns
-from kdcompile.distill.shortened import paired_increase
+from kdcompile.distill.shortened import is_tied, paired_increase
 from kdcompile.tasks.task import task_of
 
 log = logging.getLogger("kdcompile")
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SHARE = 0.1  # of the training's cost, at most
 LEAST_STEPS, MOST_STEPS = 8, 24  # of one rate
-TIED = 1.645  # standard errors: one-sided 95 %
 
 
 def steps_of(length: int, batch: int, cost: Cost, needs_teacher: bool) -> int:
@@ -80,7 +79,7 @@ def largest_of_the_best(spec: Spec, good: list[tuple[float, Outcome]], true: lis
     best = min(range(len(good)), key=lambda n: task.metric.worse_by(good[n][1].value, 0.0))
     for number in reversed(range(len(good))):
         worse, noise = paired_increase(task, errors[best], errors[number], spec.seed)
-        if worse <= TIED * noise or number == best:
+        if is_tied(worse, noise):
             return good[number][0]
     return good[best][0]
 

@@ -94,6 +94,7 @@ class ShortRuns:
         place, file = processes(), self.work / f"{name}.json"
         if not place.told(is_sealed(file)):
             outcome = self._trained(name, spec, steps)
+            place.barrier()
             if place.is_main:
                 rows = {n: getattr(outcome, n).tolist() for n in ("predicted", "initial")}
                 write_json(file, vars(outcome) | rows)
@@ -132,14 +133,15 @@ class ShortRuns:
             pool=self.pool,
         )  # fmt: skip
 
-    def cost(self, trainer: Trainer, spec: Spec) -> Cost:
-        """Multiply-adds of the networks of a trainer."""
-        setting, crop = trainer.setting, spec.distill.crop
-        example = setting.example(crop)
-        student, teacher = _macs(setting.student, example), _macs(setting.teacher, example)
-        area = math.prod(example.shape[2:])
-        whole = math.prod(spec.export.profile[1][2:]) if area > 1 else 1
-        return Cost(student, teacher, len(self.judged) * student * whole / max(1, area))
+
+def cost_of(trainer: Trainer, spec: Spec, photos: int) -> Cost:
+    """Multiply-adds of the networks of a trainer, a validation of so many photos."""
+    setting = trainer.setting
+    example = setting.example(spec.distill.crop)
+    student, teacher = _macs(setting.student, example), _macs(setting.teacher, example)
+    is_image = example.dim() == 4
+    larger = math.prod(spec.export.profile[1][2:]) / math.prod(example.shape[2:]) if is_image else 1
+    return Cost(student, teacher, min(photos, MOST_IMAGES) * student * larger)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from kdcompile.stats.bootstrap import resamples
 from kdcompile.tasks.task import Floats, Task
 
 RESAMPLES = 200
+TIED = 1.645  # standard errors: one-sided 95 %
 
 
 def shorten_training(spec: Spec, steps: int) -> Spec:
@@ -42,3 +43,8 @@ def paired_increase(task: Task, whole: Floats, degraded: Floats, seed: int) -> t
     least = 1 / len(whole) if metric.points else 0.0
     increase = float(metric.worse_by(metric(degraded), metric(whole)))
     return increase, max(float(np.std(spread)), least)
+
+
+def is_tied(worse: float, noise: float) -> bool:
+    """Whether what `paired_increase` gave may be noise."""
+    return worse <= max(0.0, TIED * noise)

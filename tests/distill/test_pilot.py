@@ -9,7 +9,7 @@ import torch
 from tiny_training import PowerCutError, network, photos
 
 from kdcompile.data.rows import store_of
-from kdcompile.distill import pilot, range_test
+from kdcompile.distill import pilot, preparation, range_test
 from kdcompile.distill.pilot import Arm, arms_of, cheapest_of_the_best, survivors
 from kdcompile.distill.preparation import preparation_findings, settle
 from kdcompile.distill.registry import find_recipe
@@ -173,17 +173,20 @@ def _runs(spec, work):
 
 def test_a_pilot_that_is_killed_goes_on_and_chooses_the_same(spec, tmp_path, monkeypatch):
     loaded = spec(*AUTO, "distill.range_test=true")
-    monkeypatch.setattr(ShortRuns, "cost", lambda *_: Cost(1.0, 1.0, 0.0))
-    monkeypatch.setattr(pilot, "SHARE", 0.02)
+    monkeypatch.setattr(preparation, "cost_of", lambda *_: Cost(1.0, 1.0, 0.0))
+    monkeypatch.setattr(pilot, "SHARE", 0.012)
     monkeypatch.setattr(pilot, "LEAST_STEPS", 1)
-    monkeypatch.setattr(range_test, "MOST_STEPS", 8)
+    monkeypatch.setattr(pilot, "arms_of", lambda *_: [Arm("none"), Arm("kd")])
+    monkeypatch.setattr(range_test, "RATES", (1e-5, 1e-3))
+    monkeypatch.setattr(range_test, "LEAST_STEPS", 1)
+    monkeypatch.setattr(range_test, "MOST_STEPS", 2)
     whole = settle(loaded, _runs(loaded, tmp_path / "whole"), True)
     assert whole[1]["range_test"]["rates"]
-    assert len(whole[1]["pilot"]["arms"]) == 5
+    assert len(whole[1]["pilot"]["arms"]) == 2
     real, trained = ShortRuns._trained, []
 
     def cut(self, name, spec, steps):
-        if len(trained) == 4:
+        if len(trained) == 3:
             raise PowerCutError
         trained.append(name)
         return real(self, name, spec, steps)
@@ -209,12 +212,12 @@ def test_nothing_is_tried_where_nothing_is_left_open(spec, tmp_path):
     random = spec("distill.recipe=kd", "distill.steps=600", "distill.range_test=true")
     assert settle(random, _runs(random, tmp_path / "b"), False)[1] == nothing
     still = spec("distill.recipe=auto", "distill.steps=0")
-    assert settle(still, _runs(still, tmp_path / "c"), True)[0].distill.recipe == "kd"
+    assert settle(still, _runs(still, tmp_path / "c"), True)[0].distill.recipe == "skt"
 
 
-def test_a_short_training_takes_kd_and_says_why(spec, tmp_path):
+def test_a_short_training_takes_the_recipe_of_its_task_and_says_why(spec, tmp_path):
     short = spec("distill.recipe=auto", "distill.steps=20")
     found, tried = settle(short, _runs(short, tmp_path / "a"), True)
-    assert found.distill.recipe == "kd"
+    assert found.distill.recipe == "skt"
     assert "20 steps are too few for a pilot" in tried["pilot"]["why"]
     assert pilot.finding(tried["pilot"]) == []

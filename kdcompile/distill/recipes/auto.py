@@ -4,7 +4,7 @@ from kdcompile.distill.recipe import About, Recipe
 
 
 class Chosen(Recipe):
-    """Labels and soft targets, until `distill.pilot` has chosen: no training runs this one."""
+    """Labels and soft targets where nothing chooses, as in the short trainings of a search."""
 
     about = About(
         name="auto",
