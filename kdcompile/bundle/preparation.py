@@ -1,4 +1,4 @@
-"""What was tried before a training, its rates and its recipes, as rows of names and texts."""
+"""Tables of the report: the rates and the recipes that were tried before a training."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The pilot of `distill.recipe = "auto"`: short trainings choose the recipe on validation photos.
+"""The pilot of `distill.recipe = "auto"`: short trainings choose the recipe on validation images.
 
 All arms start from one student, see the same crops, and have steps of equal cost, counted in
 multiply-adds, so that the choice follows from spec and seed. The better half goes on to a round

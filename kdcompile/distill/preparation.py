@@ -1,4 +1,4 @@
-"""What is settled before a training: its rate by the range test, its recipe by the pilot."""
+"""Settings that short trainings settle: the rate by the range test, the recipe by the pilot."""
 
 import logging
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Recipe `auto`: the recipe that a short pilot on validation photos chooses."""
+"""Recipe `auto`: the recipe that a short pilot on validation images chooses."""
 
 from kdcompile.distill.recipe import About, Recipe
 
@@ -8,7 +8,7 @@ class Chosen(Recipe):
 
     about = About(
         name="auto",
-        summary="what a short pilot on validation photos chooses: none, kd, or feature maps",
+        summary="what a short pilot on validation images chooses: none, kd, or feature maps",
         formula="that of the recipe that is chosen",
         source="successive halving (Jamieson and Talwalkar, 2016, arXiv 1502.07943)",
         cost="the recipe that is chosen + a pilot of at most 15 % of the training",
