@@ -112,6 +112,7 @@ class ShortRuns:
         short = short.model_copy(update={"distill": options}).at(spec.path)
         try:
             trainer = self.trainer(name, short)
+            trainer.is_quiet = True
             state = trainer.run()
         except KDError as error:
             if not error.code.startswith(UNFIT):
@@ -152,4 +153,4 @@ def _macs(network: nn.Module, example: torch.Tensor) -> float:
     with FlopCounterMode(display=False) as counted:
         network(example.to(next(network.parameters()).dtype))
     network.train(training)
-    return max(1.0, counted.get_total_flops() / 2)
+    return max(1.0, float(counted.get_total_flops()) / 2)

@@ -98,6 +98,7 @@ class Trainer:
         self._state = State()
         self._kept = load_checkpoint(work, self.device)
         self._history: list[Tensor] = []
+        self.is_quiet = False  # of a training that is told of by who asked for it
         self.qad: Qad | None = None  # known once the length is
         self._now = np.zeros(0)  # what the last validation predicted
         self._of_training = np.zeros(0)  # what the best student predicts of training photos
@@ -120,7 +121,10 @@ class Trainer:
         self._began = time.perf_counter() - self._state.seconds
         validate_at = evaluation_steps(total, self._options.evaluations)
         with TrainingProgress(
-            total, self._state.step, self._task.metric.name, quiet=not self._processes.is_main
+            total,
+            self._state.step,
+            self._task.metric.name,
+            quiet=self.is_quiet or not self._processes.is_main,
         ) as progress:
             before = 0
             for number, (plan, length) in enumerate(zip(self._plans, lengths, strict=True)):
@@ -249,6 +253,8 @@ class Trainer:
         row = {"step": 0, **self._validate(0)}
         self._state.initial = self._state.predicted
         self._state.metrics.append(row)
+        if self.is_quiet:
+            return
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
         log.info("distill: before the first step %s", shown)
         log.info("distill: %s steps", " + ".join(map(str, lengths)))
