@@ -272,7 +272,8 @@ class Trainer:
     @torch.no_grad()
     def output_shape(self) -> tuple[int, ...]:
         """The shape of what the student answers to one crop."""
-        return tuple(peek(self.student, self.setting.example(self._options.crop)).shape)
+        example = self.setting.example(self._options.crop).float()  # as the student is
+        return tuple(peek(self.student, example).shape)
 
     def planned_steps(self) -> int:
         """The length of the training, decided once and kept; `minutes` are timed for it."""
