@@ -42,7 +42,7 @@ class Arm:
     def spec(self, spec: Spec) -> Spec:
         """The spec whose training this is; weights of terms that the recipe lacks are left out."""
         kind = find_recipe(self.recipe)
-        known = kind.defaults(objective_of(task_of(spec)), spec.distill.reduction)
+        known = kind.defaults(objective_of(task_of(spec), spec.distill), spec.distill.reduction)
         change: dict[str, Any] = {} if self.pool else {"unlabelled": 0.0}
 
         def own(options: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcompile.config.distill import Distill
+from kdcompile.core.threads import one_thread
 from kdcompile.data.photo import Photo
 from kdcompile.data.point_labels import PointLabels, Points, as_maps, read
 from kdcompile.data.targets import Targets
@@ -48,7 +49,8 @@ class PointObjective(DensityObjective):
         with full_precision(student):
             own = student.to(torch.promote_types(student.dtype, torch.float32))
             scale = self.crowd if self.options.reduction == "mean" else 1.0
-            terms = {"hard": self.losses(own[:, 0], read(target)).mean() / scale}
+            with one_thread(own.device):
+                terms = {"hard": self.losses(own[:, 0], read(target)).mean() / scale}
         return terms if teacher is None else terms | {"soft": self.soft(student, teacher)}
 
     def soft(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,13 +9,12 @@ The cost of moving mass is its squared way in cells, and
 A squared way is the sum of those along the axes, so that a sum over all cells is one over columns
 and then one over rows, each a product with a matrix of one axis. In float64 none of these loses
 what it sums, as long as exp(-side^2 / eps) is no 0: eps ends at side^2 / 700, or at a squared cell,
-for a grid says no more. It begins at the square of the grid's diagonal and falls to that; there the
-iterations are over-relaxed (Thibault et al., 2017, arXiv 1711.01851). The gradient of W to a is f
-(the envelope theorem): nothing is differentiated through iterations.
+for a grid says no more. Published is 0.16. On a map of 32 cells a side what costs least still keeps
+two people apart who are 1 to 4 cells apart; on one of 64, where eps is 5.7, it draws those 3 apart
+together, so that smaller crops serve better. eps begins at the square of the grid's diagonal and
+falls to that; there the iterations are over-relaxed (Thibault et al., 2017, arXiv 1711.01851). The
+gradient of W to a is f (the envelope theorem): nothing is differentiated through iterations.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -36,26 +35,8 @@ def transport(a: Tensor, b: Tensor, iterations: int = ITERATIONS) -> Tensor:
         iterations: of both potentials.
     """
     own, other = a.double(), b.detach().double()
-    with _one_thread(a.device):
-        f, g = potentials(own.detach(), other, iterations)
+    f, g = potentials(own.detach(), other, iterations)
     return (f * own + g * other).sum((1, 2))
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU a thread alone: products this small cost several more time to meet than to compute.
-
-    Beside other work that keeps the cores busy it is a thousand times as much.
-    """
-    before = torch.get_num_threads()
-    if device.type != "cpu" or before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.no_grad()
