@@ -15,6 +15,7 @@ Intervals (95 %) are percentile bootstraps over the test photos, paired between 
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,16 +54,26 @@ def project(work: Path, data: Path, weights: Path) -> Path:
     return work / "kdcompile.toml"
 
 
-def network_of(made: Any, spec: Any) -> torch.nn.Module:
+def trained(work: Path, name: str, build: Any) -> Path:
+    """The folder of an arm's training; one that is there is kept, whatever code made it."""
+    kept = work / "arms" / name.replace(", ", "-")
+    if not (kept / "result.json").is_file():
+        made = build.make("distill")
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copytree(made.path, kept)
+    return kept
+
+
+def network_of(kept: Path, spec: Any) -> torch.nn.Module:
     """The trained student, its output calibration in it."""
     from kdcompile.models.factory import load_teacher
     from kdcompile.models.shrunk import student_from_architecture
     from kdcompile.models.weights import read_weights
 
-    network = student_from_architecture(
-        load_teacher(spec), made.json("architecture.json"), spec.folder
-    )
-    network.load_state_dict(read_weights(made.file("student.safetensors"))[0])
+    architecture = json.loads((kept / "architecture.json").read_text())
+    network = student_from_architecture(load_teacher(spec), architecture, spec.folder)
+    network.load_state_dict(read_weights(kept / "student.safetensors")[0])
     return network.eval()
 
 
@@ -78,9 +89,9 @@ def errors_of(network: torch.nn.Module, spec: Any) -> np.ndarray[Any, np.dtype[n
     return np.asarray(found, np.float64) - np.array([task.truth(photo) for photo in photos])
 
 
-def curve(made: Any) -> list[tuple[int, float]]:
+def curve(kept: Path) -> list[tuple[int, float]]:
     """Step and validation MAE."""
-    rows = map(json.loads, made.file("metrics.jsonl").read_text().splitlines())
+    rows = map(json.loads, (kept / "metrics.jsonl").read_text().splitlines())
     return [(row["step"], row["val_mae"]) for row in rows if "val_mae" in row]
 
 
@@ -129,13 +140,13 @@ def main(words: Sequence[str] | None = None) -> None:
     networks = {}
     for name in args.arms:
         build = plan(spec, name, args.steps)
-        made = build.make("distill")
-        result = made.json("result.json")
-        networks[name] = network_of(made, build.spec)
+        kept = trained(args.work, name, build)
+        result = json.loads((kept / "result.json").read_text())
+        networks[name] = network_of(kept, build.spec)
         sizes = count(networks[name], PRICED)
         arms[name] = {
             "val_mae": result["val_mae"], "best_step": result["best_step"],
-            "curve": curve(made), "seconds": result["seconds"],
+            "curve": curve(kept), "seconds": result["seconds"],
             "output_calibration": result["output_calibration"],
             "parameters": sizes.params, "gmac_576x864": sizes.macs / 1e9,
         }  # fmt: skip
