@@ -49,9 +49,9 @@ steps, in points of top-1:
 
 {gains}
 
-`kd` stays the default all the same. Where `logit-std` gains, `kd` is worse than the labels alone, and
-the published weight of the standardised term, 9, is ten times that of `kd`'s: how much is due to
-the weight has no control yet. All of this is small networks from random weights on scanned digits.
+`kd` stays the default all the same. Where `logit-std` gains, `kd` is worse than the labels alone,
+and the published weight of the standardised term, 9, is ten times that of `kd`'s: how much is due
+to the weight has no control yet. All of this is small networks from random weights on scans.
 Where classes are rare, try `--set distill.recipe=logit-std` first: it costs what `kd` costs.
 """
 

@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU a thread alone: many small operations cost several more time to meet than to compute.
+    """On a CPU a thread alone, where several would wait for each other longer than they compute.
 
-    Beside other work that keeps the cores busy each waits milliseconds for the others. What runs
-    later, such as a backward pass, has all threads again.
+    Beside other work that keeps the cores busy each operation waits milliseconds for all threads.
+    What runs later, such as a backward pass, has them again.
     """
     before = torch.get_num_threads()
     if device.type != "cpu" or before == 1:
