@@ -13,10 +13,10 @@ def one_thread(device: torch.device) -> Iterator[None]:
     Beside other work that keeps the cores busy each operation waits milliseconds for all threads.
     What runs later, such as a backward pass, has them again.
     """
-    before = torch.get_num_threads()
-    if device.type != "cpu" or before == 1:
+    if device.type != "cpu" or torch.get_num_threads() == 1:
         yield
         return
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield

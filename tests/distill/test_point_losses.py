@@ -18,6 +18,7 @@ from kdcompile.data.targets import DensityTargets
 from kdcompile.distill import transport as transport_module
 from kdcompile.distill.bayesian import BayesianObjective
 from kdcompile.distill.matching import MatchingObjective, matching, spread
+from kdcompile.distill.pilot import Arm
 from kdcompile.distill.registry import refuse_recipes
 from kdcompile.distill.transport import potentials, transport
 
@@ -237,3 +238,26 @@ def test_where_points_cannot_be_had(spec):
         with pytest.raises(KDError, match=f"{kind} has no density") as caught:
             refuse_recipes(spec("distill.hard=bayesian", "distill.recipe=kd", f"task.kind={kind}"))
         assert caught.value.code == "label-loss"
+
+
+def test_losses_have_one_thread_and_give_the_others_back(monkeypatch):
+    labels, seen, before = _labels(*CROPS), [], torch.get_num_threads()
+    objective = BayesianObjective(Distill(), labels)
+
+    def losses(density, points):
+        seen.append(torch.get_num_threads())
+        return density.sum((1, 2))
+
+    monkeypatch.setattr(objective, "losses", losses)
+    torch.set_num_threads(2)
+    try:
+        objective.hard(_density(), labels)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_pilot_leaves_out_the_weight_of_blocks_where_points_are_learnt(spec):
+    sets = ("distill.recipe=auto", "distill.weights={hard=2.0, count=3.0}")
+    assert Arm("kd").spec(spec(*sets)).distill.weights == {"hard": 2.0, "count": 3.0}
+    assert Arm("kd").spec(spec(*sets, "distill.hard=dm")).distill.weights == {"hard": 2.0}
