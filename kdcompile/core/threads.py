@@ -1,4 +1,4 @@
-"""How many threads of a CPU PyTorch computes with."""
+"""A limit of the CPU threads that PyTorch computes with."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

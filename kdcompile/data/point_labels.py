@@ -1,4 +1,4 @@
-"""Points as the labels of crops, for losses that compare a map with places and not with a map."""
+"""Points as the labels of crops, for losses that compare a map with positions, not with a map."""
 
 from typing import NamedTuple
 
