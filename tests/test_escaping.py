@@ -21,7 +21,8 @@ from rich.table import Table
 
 import kdcompile.bundle
 from kdcompile.bundle.card import write_card
-from kdcompile.bundle.render import html, markdown
+from kdcompile.bundle.render import markdown
+from kdcompile.bundle.report.page import html
 from kdcompile.bundle.samples import Tensor, fill
 from kdcompile.bundle.text import text_summary
 from kdcompile.ci import markdown as summary
