@@ -237,7 +237,7 @@ def test_what_the_sample_prints(sample, name):
 
 def test_what_a_wrong_command_line_says(monkeypatch, capsys):
     command = CommandLine(monkeypatch, capsys)
-    code, text = command("report", "a", "::stop-commands::x\x1b[2J\n::error::x")
+    code, text = command("schema", "::stop-commands::x\x1b[2J\n::error::x")
     assert (code, is_safe(text)) == (2, True)
     assert "stop-commands" in text
 

@@ -52,7 +52,8 @@ def _accuracy(report: Report) -> Tile | None:
         change += f"{spread.name} {_spread(spread.value, spread.low, spread.high, spread.name)}"
     label = headline.LABELS.get(name, name.upper())
     return Tile(
-        f"{label[0].upper()}{label[1:]}", *told[:2], change, student.evidence,
+        label if label != label.lower() else f"{label[0].upper()}{label[1:]}",
+        *told[:2], change, student.evidence,
         _interval(student), *headline.verdict_of(report, "accuracy"),
     )  # fmt: skip
 
@@ -112,7 +113,7 @@ def _resource(report: Report) -> Tile | None:
             return Tile(title, "", value, "", found.evidence, found.mode, *told)
     row = headline.cost(report, "multiply-adds")
     note = f"energy and memory: {facts.UNKNOWN}"
-    return None if row is None else Tile("Multiply-adds", *row, "host", note)
+    return None if row is None else Tile("Multiply-adds", *row, note=note)
 
 
 @dataclass(frozen=True)
