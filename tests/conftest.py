@@ -15,6 +15,7 @@ import torch
 from hypothesis import settings
 from longest_first import pytest_collection_modifyitems as pytest_collection_modifyitems
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from told_skips import pytest_sessionfinish as pytest_sessionfinish
 from torch import _ops
 
@@ -37,7 +38,7 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("same")
 
-DRAW = FigureCanvasAgg.draw
+DRAW, PRINT = FigureCanvasAgg.draw, FigureCanvasSVG.print_svg
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -71,6 +72,7 @@ def _blank_figures():
     """Hundreds of tests make a report, and those with `drawn` look at its figures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FigureCanvasAgg, "draw", FigureCanvasAgg.get_renderer)
+        patch.setattr(FigureCanvasSVG, "print_svg", lambda _, file, **more: file.write(b"<svg>"))
         yield
 
 
@@ -79,6 +81,7 @@ def drawn():
     """Figures are drawn, and not left blank."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FigureCanvasAgg, "draw", DRAW)
+        patch.setattr(FigureCanvasSVG, "print_svg", PRINT)
         yield
 
 

@@ -21,7 +21,8 @@ from rich.table import Table
 
 import kdcompile.bundle
 from kdcompile.bundle.card import write_card
-from kdcompile.bundle.render import html, markdown
+from kdcompile.bundle.render import markdown
+from kdcompile.bundle.report.page import html
 from kdcompile.bundle.samples import Tensor, fill
 from kdcompile.bundle.text import text_summary
 from kdcompile.ci import markdown as summary
@@ -236,7 +237,7 @@ def test_what_the_sample_prints(sample, name):
 
 def test_what_a_wrong_command_line_says(monkeypatch, capsys):
     command = CommandLine(monkeypatch, capsys)
-    code, text = command("report", "a", "::stop-commands::x\x1b[2J\n::error::x")
+    code, text = command("schema", "::stop-commands::x\x1b[2J\n::error::x")
     assert (code, is_safe(text)) == (2, True)
     assert "stop-commands" in text
 

@@ -12,7 +12,8 @@ from hostile import Active, hostile
 
 import kdcompile
 from kdcompile.bundle.card import write_card
-from kdcompile.bundle.render import html, markdown
+from kdcompile.bundle.render import markdown
+from kdcompile.bundle.report.page import html
 from kdcompile.bundle.samples import Tensor
 from kdcompile.bundle.text import text_summary
 from kdcompile.core.errors import KDError

@@ -33,7 +33,7 @@ TAKES = {
     "build": ["spec --baseline B", 'spec --set gates.previous.bundle="B"'],
     "bundle": ["B --merge device.json", "B --merge device.json --sign key.pem"],
     "compare": ["B good", "good B"],
-    "report": ["B", "B --json"],
+    "report": ["B", "B --json", "B good", "good B -o page.html"],
     "run": ["B photo.png", "B photo.png --onnx"],
     "verify": ["B", "B --parity", "B --ci", "spec --baseline B"],
 }
@@ -314,3 +314,24 @@ def test_who_signs_what_nobody_vouches_for_says_so(site, command, monkeypatch):
 def test_another_may_sign_what_a_trusted_key_has_signed(command):
     code, text = command("bundle", "good", "--merge", "device.json", "--sign", "other.pem")
     assert (code, "error[merge-mismatch]" in text) == (1, True), text
+
+
+def test_reports_side_by_side_are_printed_and_written_once(command, site):
+    words = "report", "good", "other", "-o", "page.html"
+    shutil.copytree(site / "good", site / "other", dirs_exist_ok=True)
+    try:
+        assert command(*words) == (0, "")
+        assert "good" in command.out.splitlines()[0]
+        page = Path("page.html").read_text()
+        assert page.startswith("<!doctype html>")
+        code, text = command(*words)
+        assert (code, "error[output-exists]" in text) == (1, True)
+        assert command(*words, "--force")[0] == 0
+        assert "error[output-unwritable]" in command(*words[:-1], "no/page.html")[1]
+        assert command("report", "good", "-o", "page.html", "--force")[0] == 2
+        assert command("report", "good", "other", "--json")[0] == 0
+        assert len(json.loads(command.out)) == 2
+        assert "error[report-same]" in command("report", "good", "good")[1]
+    finally:
+        shutil.rmtree(site / "other")
+        Path("page.html").unlink(missing_ok=True)

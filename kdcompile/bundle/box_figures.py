@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from kdcompile.bundle.figures import LIGHT, Picture, Theme, chart, png, printable, style
+from kdcompile.bundle.figures import LIGHT, Chart, Picture, Theme, chart, png, printable, style, svg
 from kdcompile.bundle.mask_figures import BESIDE, MOST_NAMED
 
 BOX, POINT = 6, 4  # columns of what is drawn: x0 y0 x1 y1 score class, or x y score class
@@ -91,7 +91,7 @@ def _strength(score: float) -> float:
     return 0.5 + 0.5 * min(max(score, 0.0), 1.0)
 
 
-def precision_recall(curves: Sequence[Mapping[str, Any]], theme: Theme) -> bytes:
+def precision_recall(curves: Sequence[Mapping[str, Any]], theme: Theme = LIGHT) -> Chart:
     """Precision against recall of each class, of the teacher (dashed) and of the student.
 
     Args:
@@ -109,4 +109,4 @@ def precision_recall(curves: Sequence[Mapping[str, Any]], theme: Theme) -> bytes
                 )
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
         axes.legend(loc="lower left", title="dashed: teacher")
-        return png(figure)
+        return svg(figure, "Precision against recall of each class, teacher and student")

@@ -1,4 +1,4 @@
-"""The report's charts of a training, as PNG bytes."""
+"""The report's charts of a training, as SVG."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,17 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from kdcompile.bundle.figures import Theme, chart, png, printable, style
+from kdcompile.bundle.figures import LIGHT, Chart, Theme, chart, printable, style, svg
 
 POINTS_OF_A_CURVE = 300
-PANELS_A_ROW = 3
 LOG_RATIO = 30  # from here on a logarithmic axis, which has a label in every decade
 Rows = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]
 
 
-def loss_curves(metrics: Rows, theme: Theme) -> bytes:
-    """The loss and each of its terms over training steps, a panel each, as their scales differ.
+def loss_curves(metrics: Rows, theme: Theme = LIGHT) -> list[Chart]:
+    """The loss and each of its terms over training steps, a chart each, as their scales differ.
 
     A weight that changes is a dashed line on an axis of its own; dotted lines part the stages.
 
@@ -31,20 +30,18 @@ def loss_curves(metrics: Rows, theme: Theme) -> bytes:
     series: dict[str, Points] = {"loss": [(row["step"], row["loss"]) for row in losses]}
     weights = {name: _moving(points) for name, points in _by_name(losses, "weights").items()}
     series |= _by_name(losses, "terms")
-    columns = min(PANELS_A_ROW, len(series))
-    rows = -(-len(series) // columns)
+    drawn, colours = [], [theme.ink, *theme.terms]
     with style(theme):
-        figure = Figure(figsize=(3.1 * columns, 2.3 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        colours = [theme.ink, *theme.terms]
         for index, (name, points) in enumerate(series.items()):
-            _panel(axes[index], name, points, colours[index % len(colours)])
-            _bounds(axes[index], metrics, theme)
+            figure = Figure(figsize=(3.4, 2.4), layout="constrained")
+            axes = figure.subplots()
+            _panel(axes, name, points, colours[index % len(colours)])
+            _bounds(axes, metrics, theme)
             if weights.get(name):
-                _weight(axes[index], weights[name], theme)
-        for unused in axes[len(series) :]:
-            unused.set_axis_off()
-        return png(figure)
+                _weight(axes, weights[name], theme)
+            what = f"The term {name} of the loss" if index else "The loss"
+            drawn.append(svg(figure, f"{what} over training steps"))
+    return drawn
 
 
 def _by_name(rows: Rows, key: str) -> dict[str, Points]:
@@ -62,9 +59,9 @@ def _moving(points: Points) -> Points:
 
 def _panel(axes: Axes, name: str, points: Points, colour: str) -> None:
     axes.set_title(printable(name))
-    axes.set_xlabel("step", fontsize=7)
-    axes.set_ylabel("loss", fontsize=7)
-    axes.tick_params(labelsize=7)
+    axes.set_xlabel("step", fontsize=9)
+    axes.set_ylabel("loss", fontsize=9)
+    axes.tick_params(labelsize=9)
     if not points:
         return
     line = _thinned(np.asarray(points, dtype=np.float64))
@@ -81,8 +78,8 @@ def _weight(axes: Axes, points: Points, theme: Theme) -> None:
     line = np.asarray(points, dtype=np.float64)
     own.plot(line[:, 0], line[:, 1], lw=0.9, ls="--", c=theme.teacher)
     own.set_ylim(bottom=0)
-    own.set_ylabel("weight", fontsize=7)
-    own.tick_params(labelsize=7)
+    own.set_ylabel("weight", fontsize=9)
+    own.tick_params(labelsize=9)
     own.grid(visible=False)
 
 
@@ -94,7 +91,7 @@ def _bounds(axes: Axes, metrics: Rows, theme: Theme) -> None:
             axes.axvline(last, c=theme.ink, lw=0.8, ls=":")
             axes.annotate(
                 printable(stage), (last, 1), xycoords=("data", "axes fraction"),
-                xytext=(2, -8), textcoords="offset points", fontsize=6,
+                xytext=(2, -8), textcoords="offset points", fontsize=8,
             )  # fmt: skip
 
 
@@ -105,8 +102,8 @@ def _thinned(points: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, A
 
 
 def validation_curve(
-    metrics: Rows, metric: tuple[str, str], teacher: float | None, theme: Theme
-) -> bytes:
+    metrics: Rows, metric: tuple[str, str], teacher: float | None, theme: Theme = LIGHT
+) -> Chart:
     """A validation metric over training steps, the value before the first one included.
 
     Args:
@@ -127,4 +124,4 @@ def validation_curve(
         axes.set_ylim(0, 1.08 * max([*found, teacher or 0.0, 1e-9]))
         _bounds(axes, metrics, theme)
         axes.legend()
-        return png(figure)
+        return svg(figure, f"Validation {words} of the student over training steps")

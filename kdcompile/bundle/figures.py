@@ -1,16 +1,20 @@
-"""Charts and overlays of the report as PNG bytes, drawn without global state of matplotlib."""
+"""Charts as SVG and overlays as PNG bytes, drawn without global state of matplotlib."""
 
+import base64
 import io
+import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -39,8 +43,23 @@ class Theme:
 
 
 _TERMS = ("#3b82c4", "#c98a1b", "#8a63c9", "#2f9e77", "#c2577f", "#7d8590")
-LIGHT = Theme("#ffffff", "#3d4450", "#e6e8ec", "#9aa3b0", "#0f7b6c", _TERMS)
-DARK = Theme("#1b2027", "#b9c1cc", "#2c333d", "#77818f", "#35c2a9", _TERMS)
+LIGHT = Theme("#ffffff", "#3d4450", "#e6e8ec", "#7c8695", "#0f7b6c", _TERMS)
+DARK = Theme("#1b2027", "#c3cad4", "#2c333d", "#8f99a8", "#35c2a9", _TERMS)
+_DARKER = dict(zip(vars(LIGHT).values(), vars(DARK).values(), strict=True))
+_DARKER.pop(_TERMS)
+# an image of a page is told of the reader's choice of light or dark, and is drawn once only
+_MODES = "".join(f"--c{place}:{{}};" for place in range(len(_DARKER)))
+_STYLE = (
+    ":root{" + _MODES.format(*_DARKER) + "}"
+    "@media (prefers-color-scheme:dark){:root{" + _MODES.format(*_DARKER.values()) + "}}"
+)  # fmt: skip
+
+
+class Chart(NamedTuple):
+    """An image of a page: its data URI, and what it shows in words."""
+
+    uri: str
+    alt: str
 
 
 @contextmanager
@@ -48,7 +67,7 @@ def style(theme: Theme) -> Iterator[None]:
     """Draw with the theme whatever the user's matplotlibrc says."""
     values: dict[Any, Any] = {
         "font.family": FONT,
-        "font.size": 9,
+        "font.size": 10,
         "text.color": theme.ink,
         "text.parse_math": False,
         "axes.facecolor": theme.paper,
@@ -83,6 +102,32 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def svg(figure: Figure, label: str) -> Chart:
+    """The figure as an SVG image, with text as outlines, in colours for light and dark pages.
+
+    Args:
+        figure: drawn within `style` of `LIGHT`.
+        label: what it shows, for a reader who does not see it.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "kdcompile"}):
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(buffer, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    unread = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
+    text = unread.sub("", buffer.getvalue().decode())
+    for place, colour in enumerate(_DARKER):
+        text = text.replace(colour, f"var(--c{place})")
+    text = re.sub(r' d="[^"]+"', _rounded, re.sub(r"\n\s*", "\n", text))
+    text = text.replace("<defs>", f"<style>{_STYLE}</style><defs>", 1)
+    uri = f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
+    return Chart(uri, label)
+
+
+def _rounded(path: re.Match[str]) -> str:
+    """A path in hundredths of its unit: points, and 64ths of one in outlines of letters."""
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", path[0])
+
+
 @cache
 def _drawable() -> frozenset[int]:
     return frozenset(FT2Font(findfont(FontProperties(family=FONT))).get_charmap())
@@ -93,20 +138,20 @@ def printable(text: str) -> str:
     return "".join(c if ord(c) in _drawable() else "?" for c in text)
 
 
-def chart(x: str, y: str, height: float = 3.4) -> tuple[Figure, Axes]:
+def chart(x: str, y: str, height: float = 3.1) -> tuple[Figure, Axes]:
     """An empty chart with named axes."""
-    figure = Figure(figsize=(4.6, height), layout="constrained")
+    figure = Figure(figsize=(4.4, height), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(xlabel=textwrap.fill(x, 52), ylabel=textwrap.fill(y, 30))
     return figure, axes
 
 
-def scatter(predictions: Sequence[Mapping[str, Any]], what: str, theme: Theme) -> bytes:
+def scatter(predictions: Sequence[Mapping[str, Any]], what: str, theme: Theme = LIGHT) -> Chart:
     """Predicted against true values of the test images, for teacher and student.
 
     Args:
         predictions: the report's rows.
-        what: is predicted, in a word, such as `count`.
+        what: is predicted, with its unit, such as `count`.
         theme: colours.
     """
     with style(theme):
@@ -129,12 +174,14 @@ def scatter(predictions: Sequence[Mapping[str, Any]], what: str, theme: Theme) -
         axes.set(xlim=reach, ylim=reach)
         axes.set_aspect("equal")
         axes.legend(loc="upper left")
-        return png(figure)
+        return svg(figure, f"Predicted against true {what} of each test image, both networks")
 
 
 def confusion(
-    predictions: Sequence[Mapping[str, Any]], classes: Sequence[str] | None, theme: Theme
-) -> bytes:
+    predictions: Sequence[Mapping[str, Any]],
+    classes: Sequence[str] | None,
+    theme: Theme = LIGHT,
+) -> Chart:
     """The share of each true class that the student takes for each class.
 
     Args:
@@ -154,15 +201,18 @@ def confusion(
         figure, axes = chart("class that the student gives", "true class", 4.4)
         image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
         axes.grid(visible=False)
-        figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+        bar.ax.tick_params(labelsize=8)
         if size <= MOST_NAMES:
             names = [printable(name) for name in classes or map(str, range(size))]
-            axes.set_xticks(range(size), names, rotation=90, fontsize=7)
-            axes.set_yticks(range(size), names, fontsize=7)
-        return png(figure)
+            axes.set_xticks(range(size), names, rotation=90, fontsize=8)
+            axes.set_yticks(range(size), names, fontsize=8)
+        return svg(figure, "Predicted against true class: the student's share of each true class")
 
 
-def bars(rows: Sequence[tuple[str, float, float]], labels: tuple[str, str], theme: Theme) -> bytes:
+def bars(
+    rows: Sequence[tuple[str, float, float]], labels: tuple[str, str], theme: Theme = LIGHT
+) -> Chart:
     """A metric of teacher and student in parts of the test images.
 
     Args:
@@ -180,7 +230,7 @@ def bars(rows: Sequence[tuple[str, float, float]], labels: tuple[str, str], them
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside upper right", ncols=2)
-        return png(figure)
+        return svg(figure, f"{labels[1]} by {labels[0]}, teacher and student")
 
 
 LONGEST = 640  # pixels of an overlay's photo

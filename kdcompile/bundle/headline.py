@@ -27,7 +27,7 @@ def rows(report: Report) -> list[tuple[str, ...]]:
     Latency and speed-up are the target's: measured there, or what its latency model predicts.
     """
     found = [*_latency(report), *_frame(report), *_accuracy(report), *_costs(report)]
-    return [(*cells, *_gate(report, gate)) for *cells, gate in found]
+    return [(*cells, *verdict_of(report, gate)) for *cells, gate in found]
 
 
 def notes(report: Report) -> list[str]:
@@ -76,7 +76,7 @@ def _latency(report: Report) -> list[tuple[str, str, str, str, str]]:
 
 def _frame(report: Report) -> list[tuple[str, str, str, str, str]]:
     """The whole frame, as measured; else the least that its predicted parts take."""
-    whole = _last(report, "whole frame", None)
+    whole = last(report, "whole frame", None)
     if whole is not None:
         return [("whole frame", ABSENT, f"{facts.number(whole.value)} ms", ABSENT, "frame_ms")]
     told = {gate.name: gate for gate in report.gates}.get("frame_ms")
@@ -86,17 +86,21 @@ def _frame(report: Report) -> list[tuple[str, str, str, str, str]]:
     return [("whole frame, predicted parts", ABSENT, told.observed, ABSENT, decided)]
 
 
-def _accuracy(report: Report) -> list[tuple[str, str, str, str, str]]:
-    gate = _find(report, "accuracy")
+def judged(report: Report) -> tuple[str, Measurement, Measurement] | None:
+    """The metric that is judged, and its strongest measurements of teacher and student."""
+    gate = gate_of(report, "accuracy")
     name = str(facts.task(report)["metric"])
     if gate is not None and gate.measurements:
         name = gate.measurements[0].name.split()[0]
     precision = (report.details.get("choice") or {}).get("precision")
-    teacher = _last(report, f"teacher {name}", None)
-    student = _last(report, f"student {name}", precision)
-    if teacher is None or student is None:
-        return []
-    rate = name == "top1"
+    teacher = last(report, f"teacher {name}", None)
+    student = last(report, f"student {name}", precision)
+    return None if teacher is None or student is None else (name, teacher, student)
+
+
+def accuracy_texts(name: str, teacher: Measurement, student: Measurement) -> tuple[str, str, str]:
+    """A metric of teacher and student, and the student's change; empty where it says nothing."""
+    rate = facts.is_rate(name)
     before, after = (
         facts.percent(m.value) if rate else facts.number(m.value) for m in (teacher, student)
     )
@@ -105,11 +109,18 @@ def _accuracy(report: Report) -> list[tuple[str, str, str, str, str]]:
         change = f"{100 * (student.value - teacher.value):+.2f} points"
     elif teacher.value > 0 and name not in RELATIVE:
         change = f"{student.value / teacher.value - 1:+.1%}"
-    label = LABELS.get(name, name.upper())
-    return [(label, before, after, change, "accuracy")]
+    return before, after, change
 
 
-def _last(report: Report, name: str, precision: str | None) -> Measurement | None:
+def _accuracy(report: Report) -> list[tuple[str, str, str, str, str]]:
+    found = judged(report)
+    if found is None:
+        return []
+    label = LABELS.get(found[0], found[0].upper())
+    return [(label, *accuracy_texts(*found), "accuracy")]
+
+
+def last(report: Report, name: str, precision: str | None) -> Measurement | None:
     """The strongest evidence of a number: a device's comes after the host's."""
     found = [m for m in report.measurements if m.name == name]
     exact = [m for m in found if precision is None or m.precision == precision]
@@ -123,7 +134,7 @@ def _costs(report: Report) -> list[tuple[str, str, str, str, str]]:
         return []
     teacher, student = costs["teacher"], costs["student"]
     shown = (
-        ("size", lambda n: f"{n / MEGABYTE:.3g} MB", "bytes", "size_mb"),
+        ("size", megabytes, "bytes", "size_mb"),
         ("parameters", _scaled, "params", ""),
         ("multiply-adds", _scaled, "macs", ""),
     )
@@ -131,6 +142,17 @@ def _costs(report: Report) -> list[tuple[str, str, str, str, str]]:
         (what, text(teacher[key]), text(student[key]), _smaller(teacher[key], student[key]), gate)
         for what, text, key, gate in shown
     ]
+
+
+def megabytes(count: int) -> str:
+    """Bytes as MB of 10^6, three significant digits."""
+    return f"{count / MEGABYTE:.3g} MB"
+
+
+def cost(report: Report, what: str) -> tuple[str, str, str] | None:
+    """The texts of size, parameters or multiply-adds, for teacher, student and their ratio."""
+    rows = {row[0]: row[1:4] for row in _costs(report)}
+    return rows.get(what)
 
 
 def _scaled(value: int) -> str:
@@ -147,16 +169,17 @@ def _smaller(teacher: int, student: int) -> str:
     return f"{ratio:.3g}x smaller" if ratio >= 1 else f"{1 / ratio:.3g}x larger"
 
 
-def _gate(report: Report, name: str) -> tuple[str, str]:
+def verdict_of(report: Report, name: str) -> tuple[str, str]:
     """Threshold and verdict of a gate, the device's where it decided; empty where there is none."""
-    gate = _find(report, name) if name else None
+    gate = gate_of(report, name) if name else None
     if gate is None:
         return ABSENT, ABSENT
     verdict = gate.verdict + facts.optional(gate)
     return _short(gate.threshold), verdict
 
 
-def _find(report: Report, name: str) -> GateResult | None:
+def gate_of(report: Report, name: str) -> GateResult | None:
+    """A gate by its name: the device's once it has decided, else the host's."""
     gates = {gate.name: gate for gate in report.gates}
     device = gates.get(name + DEVICE)
     if device is not None and (device.verdict != "pending" or name not in gates):

@@ -200,13 +200,14 @@ def _copy(source: Path, target: Path) -> None:
 
 def _render(folder: Path, report: Report) -> None:
     """`report.md` and `report.html`; the pictures of photos are kept from the page that was."""
-    from kdcompile.bundle import render  # matplotlib
+    from kdcompile.bundle import render
+    from kdcompile.bundle.report import page  # matplotlib
 
     lines = read_text(folder / "metrics.jsonl").splitlines()
     metrics = [parse_json(line, finite=False) for line in lines if line.strip()]
     before = EXAMPLES.search(read_text(folder / "report.html"))
-    page = render.html(report, folder, metrics)
+    text = page.html(report, folder, metrics)
     if before is not None:
-        page = EXAMPLES.sub(lambda _: before.group(), page, count=1)
+        text = EXAMPLES.sub(lambda _: before.group(), text, count=1)
     write_text(folder / "report.md", render.markdown(report))
-    write_text(folder / "report.html", page)
+    write_text(folder / "report.html", text)

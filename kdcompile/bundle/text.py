@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from kdcompile.bundle import facts, headline
+from kdcompile.bundle.report.tiles import what_is_open
 from kdcompile.core.errors import plain
 from kdcompile.core.report import Report, columns
 
@@ -11,16 +12,11 @@ WIDTH = 80
 
 
 def text_summary(report: Report) -> str:
-    """The verdict, the main numbers and the gates for a terminal, without colour."""
+    """The verdict, the main numbers, the gates and what is open, for a terminal without colour."""
     lines = [f"{report.name} for {report.target}: {report.verdict}", ""]
     compared = headline.rows(report)
     if compared:
-        lines += columns([_narrow(headline.HEADS), *map(_narrow, compared)])
-        lines += [part for note in headline.notes(report) for part in _wrapped(note)] + [""]
-    for text in (facts.meaning(report), facts.scope(report)):
-        lines += _wrapped(text)
-    for text in facts.warnings(report):
-        lines += _wrapped(f"warning: {text}")
+        lines += [*table([_narrow(headline.HEADS), *map(_narrow, compared)]), ""]
     rows = [
         (
             f"{facts.MARKS[g.verdict]} {g.verdict}",
@@ -30,13 +26,41 @@ def text_summary(report: Report) -> str:
         )
         for g in report.gates
     ]
-    lines += ["", *columns([("  verdict", "gate", "evidence", "observed"), *rows])]
+    lines += [*table([("  verdict", "gate", "evidence", "observed"), *rows]), ""]
+    lines += _open(report)
+    for text in (facts.scope(report), *headline.notes(report)):
+        lines += _wrapped(text)
+    for text in facts.warnings(report):
+        lines += _wrapped(f"warning: {text}")
     if report.gates:
         lines += ["", "thresholds and reasons:"]
     for g in report.gates:
         reason = f"; {g.reason}" if g.reason else ""
         lines += _wrapped(f"  {g.name}: {g.threshold}{reason}")
     return "".join(f"{plain(line)}\n" for line in lines)
+
+
+def _open(report: Report) -> list[str]:
+    """What the verdict leaves open, and the one command that settles it, on a line of its own."""
+    found = what_is_open(report)
+    lines = _wrapped(f"open: {found.sentence} {facts.meaning(report)}")
+    if found.command:
+        lines += ["in the folder of the spec:", f"  {found.command}"]
+    return [*lines, ""]
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose last column is broken between words where 80 columns end."""
+    before = columns([row[:-1] for row in rows])
+    start = max(map(len, before)) + 2
+    lines = []
+    for first, row in zip(before, rows, strict=True):
+        parts = textwrap.wrap(
+            row[-1], max(WIDTH - start, 20), break_long_words=False, break_on_hyphens=False
+        )
+        lines.append(f"{first.ljust(start)}{parts[0] if parts else ''}".rstrip())
+        lines += [" " * start + part for part in parts[1:]]
+    return lines
 
 
 def _narrow(row: Sequence[str]) -> tuple[str, ...]:

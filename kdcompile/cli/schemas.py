@@ -102,7 +102,7 @@ DOCUMENTS: dict[str, Any] = {
     "plugins": Plugins,
     "recipes": dict[str, RecipeLine],
     "recipes show": Recipe,
-    "report": Report,
+    "report": Report | list[Report],
     "doctor": list[Check],
     "clean": Removed,
     "schema": Json,

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import click
 from kdcompile.cli.options import PATH, as_json, open_trusted, trusted_option, via
 from kdcompile.cli.terminal import echo_json, echo_text, show
 from kdcompile.core.backends import names
-from kdcompile.core.errors import plain
+from kdcompile.core.errors import KDError, plain
 
 if TYPE_CHECKING:
     from kdcompile.bundle.trust import Trust
@@ -75,14 +76,30 @@ def init(
 
 
 @click.command()
-@click.argument("bundle", type=PATH)
+@click.argument("bundles", type=PATH, nargs=-1, required=True, metavar="BUNDLE...")
+@click.option(
+    "-o", "--output", "out", type=PATH, metavar="FILE.html",
+    help="Write the page that compares several bundles to this file.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace FILE.html.")
 @trusted_option
 @as_json
-def report(bundle: Path, trusted: "Trust | None", as_json: bool) -> None:
-    """Print the report of a BUNDLE; report.html is in it."""
+def report(
+    bundles: tuple[Path, ...],
+    out: Path | None,
+    force: bool,
+    trusted: "Trust | None",
+    as_json: bool,
+) -> None:
+    """Print the report of a BUNDLE, whose page is report.html in it; several side by side."""
+    if len(bundles) > 1:
+        compare_reports(bundles, out, force, trusted, as_json)
+        return
+    if out is not None:
+        raise click.UsageError("-o is of several bundles: the page of one is report.html in it")
     from kdcompile.bundle.text import text_summary
 
-    found, _ = open_trusted(bundle, trusted)
+    found, _ = open_trusted(bundles[0], trusted)
     summary = found.report()
     if as_json:
         echo_json(summary)
@@ -91,6 +108,55 @@ def report(bundle: Path, trusted: "Trust | None", as_json: bool) -> None:
         text = text_summary(summary)
     echo_text(text)
     click.echo(f"full report: {plain(found.folder / 'report.html')}")
+
+
+def compare_reports(
+    bundles: tuple[Path, ...],
+    out: Path | None,
+    force: bool,
+    trusted: "Trust | None",
+    as_json: bool,
+) -> None:
+    """Print the reports of several bundles side by side, and write their page.
+
+    Raises:
+        KDError: those of `open_trusted` and `named`; `output-exists`; `output-unwritable`.
+    """
+    from kdcompile.bundle.report import compared
+    from kdcompile.core.files import write_text
+
+    if out is not None and out.exists() and not force:
+        raise KDError(
+            "output-exists",
+            f"{out.name} is there already",
+            where=str(out.absolute()),
+            fix="name another file, or pass --force to replace it",
+        )
+    names = compared.named([str(folder) for folder in bundles])
+    reports = {}
+    with ExitStack() as reading:
+        for name, folder in zip(names, bundles, strict=True):
+            found, _ = open_trusted(folder, trusted)
+            reports[name] = found.report()
+            reading.enter_context(found.reading("report.json"))
+        text = compared.text(reports)
+        page = None if out is None else compared.html(reports)
+    if out is not None and page is not None:
+        try:
+            write_text(out, page)
+        except OSError as error:
+            raise KDError(
+                "output-unwritable",
+                f"{out.name} cannot be written: {error.strerror}",
+                where=str(out.absolute()),
+                fix="name a file in a folder that is there and may be written to",
+            ) from error
+    if as_json:
+        echo_json(list(reports.values()))
+        return
+    echo_text(text)
+    if out is not None:
+        click.echo(f"page: {plain(out)}")
 
 
 @click.command()

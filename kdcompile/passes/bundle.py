@@ -89,12 +89,13 @@ def write_task(folder: Path, spec: Spec) -> None:
 
 
 def _write_reports(folder: Path, report: Report, examples: Path) -> None:
-    from kdcompile.bundle import render  # matplotlib: a build that is a cache hit needs none
+    from kdcompile.bundle import render
+    from kdcompile.bundle.report import page  # matplotlib: a cache hit needs none
 
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [json.loads(line) for line in lines if line.strip()]
     write_text(folder / "report.md", render.markdown(report))
-    write_text(folder / "report.html", render.html(report, examples, metrics))
+    write_text(folder / "report.html", page.html(report, examples, metrics))
 
 
 def install(

@@ -23,6 +23,7 @@ def lines(plan: Mapping[str, Any]) -> list[str]:
         f"target  {target['full_name']}: {target['title']}, {backend}",
         *_board_lines(plan["board"]),
         f"opset   {target['max_opset']} (IR {target['ir_version']})",
+        *_glance(plan),
         "",
         "step       state    key, or why it is to do",
     ]
@@ -34,6 +35,23 @@ def lines(plan: Mapping[str, Any]) -> list[str]:
     text += (f"warning    {told}" for told in plan["warnings"])
     text += map(_decides_line, plan["decides"])
     return text + _margin_lines(plan["margin"], plan["metric"])
+
+
+def _glance(plan: Mapping[str, Any]) -> list[str]:
+    """What is to do, and what it is expected to give, in a line each."""
+    steps = plan["steps"]
+    waits = [step["stage"] for step in steps if not step["key"]]
+    which = f": {', '.join(waits)}" if 0 < len(waits) < len(steps) else ""
+    text = [f"to do   {len(waits)} of {len(steps)} steps{which}"]
+    estimate = plan["estimate"]
+    if estimate is not None:
+        sides = (("teacher", estimate["teacher_precision"]), ("student", estimate["precision"]))
+        teacher, student = (estimate[who][precision]["ms"] for who, precision in sides)
+        text.append(
+            f"speed   {teacher:.3g} ms to {student:.3g} ms, {estimate['speedup']:.3g}x faster, "
+            "as the latency model predicts"
+        )
+    return text
 
 
 def _cost_lines(plan: Mapping[str, Any]) -> list[str]:

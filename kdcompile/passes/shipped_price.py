@@ -82,6 +82,25 @@ def with_file(found: Mapping[str, Any], path: Path, step: Step, target: Target) 
     }
 
 
+def shipped_estimate(step: Step, target: Target) -> Mapping[str, Any]:
+    """`estimate.json`, with the price of the file that ships where that has int8.
+
+    Args:
+        step: with the artifacts of search, export, calibrate and compile.
+        target: what they are of.
+
+    Raises:
+        KDError: of `with_file`.
+    """
+    inputs = step.inputs
+    estimate: Mapping[str, Any] = inputs["search"].json("estimate.json")
+    precision = inputs["compile"].json("choice.json")["precision"]
+    if precision not in PAIRED or target.software is None or step.spec.compile.dla is not None:
+        return estimate
+    made = inputs["compile" if precision == "mixed" else "calibrate"]  # the former makes the mixed
+    return with_file(estimate, made.file(f"student_{precision}.onnx"), step, target)
+
+
 def _priced(
     kernels: Sequence[Kernel], precision: str, known: Mapping[str, Any], target: Target
 ) -> dict[str, Any]:

@@ -34,7 +34,8 @@ from kdcompile.gates.summary import (
     worst_rows,
 )
 from kdcompile.latency.environment import fingerprint, fingerprint_id
-from kdcompile.passes.shipped_price import PAIRED, with_file
+from kdcompile.passes.shipped_price import shipped_estimate
+from kdcompile.passes.time_by_kind import time_by_kind
 from kdcompile.targets import Target
 from kdcompile.tasks.records import value_of
 from kdcompile.tasks.reference import taught
@@ -87,7 +88,8 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
             who: found.predicted[who] for who in ("teacher", PREVIOUS) if who in found.predicted
         }
         np.savez_compressed(folder / ROWS, allow_pickle=False, **rows)
-    context = _context(step, target, task, found, outcomes, photos, splits.classes)
+    estimate = shipped_estimate(step, target)
+    context = _context(step, target, task, found, outcomes, photos, splits.classes, estimate)
     gates = judge(spec.gates.with_metric(task.judged.name), context)
     for result in gates:
         log.info("verify: %s %s, %s", result.name, result.verdict, result.observed)
@@ -109,6 +111,7 @@ def _build(step: Step, store: Store, target: Target, folder: Path) -> Mapping[st
         **compiled_details(inputs),
         "costs": costs(inputs),
         "target_speed": target_speed(context),
+        "time": time_by_kind(estimate, context.precision) if context.predictions else None,
         "examples": _examples(context, found.chosen, splits.classes),
         "data": _data(splits, splits_digest(spec.data, spec.folder, store.hasher), annotated),
         "dropped": splits.dropped,
@@ -129,13 +132,11 @@ def _context(
     outcomes: Outcomes,
     photos: Sequence[Photo],
     classes: tuple[str, ...] | None,
+    estimate: Mapping[str, Any],
 ) -> VerifyContext:
     inputs = step.inputs
     choice = inputs["compile"].json("choice.json")
     unpredicted = NO_DLA_MODEL if step.spec.compile.dla is not None else ""
-    estimate = inputs["search"].json("estimate.json")
-    if choice["precision"] in PAIRED and target.software is not None and not unpredicted:
-        estimate = with_file(estimate, _paired_file(inputs, choice["precision"]), step, target)
     known = {} if unpredicted else predictions(estimate)
     return VerifyContext(
         target=target,
@@ -156,12 +157,6 @@ def _context(
         frame=frame_of(step, target, photos, classes, known.get(choice["precision"])),
         unpredicted=unpredicted,
     )
-
-
-def _paired_file(inputs: Mapping[str, Artifact], precision: str) -> Path:
-    """The network that ships, as exported; `compile` makes the mixed one."""
-    made = inputs["compile" if precision == "mixed" else "calibrate"]
-    return made.file(f"student_{precision}.onnx")
 
 
 def _outcomes(

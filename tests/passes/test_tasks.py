@@ -164,7 +164,7 @@ def test_the_report_speaks_of_the_task(built):
     assert "density" not in page.lower()
     assert "crowd" not in page + text
     assert "before the first step" in page
-    assert "data:image/png" in page
+    assert "data:image/svg+xml" in page
 
 
 def test_the_bundle_and_its_kit_know_the_task(built):
