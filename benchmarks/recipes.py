@@ -210,9 +210,10 @@ def _clock(device: Any) -> Callable[[], float]:
 
 def jobs_of(args: argparse.Namespace) -> tuple[list[Job], list[Job]]:
     """All trainings and all costs, by seed, so that an early end leaves whole seeds."""
-    from kdcompile.distill.registry import recipes
+    from kdcompile.distill.registry import AUTO, recipes
 
-    wanted = [n for n in recipes() if not args.only or n in args.only or n in ("none", "kd")]
+    known = [n for n in recipes() if n != AUTO]  # which trains as one of the others
+    wanted = [n for n in known if not args.only or n in args.only or n in ("none", "kd")]
     tasks = [task for task in TASKS if task.has_photos == (args.photos is not None)]
     checks = [c for c in CHECKS if not args.photos and (not args.only or c.recipe in args.only)]
     trainings: list[Job] = []

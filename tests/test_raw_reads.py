@@ -28,7 +28,7 @@ PACKAGE = {  # files of kdcompile itself, and texts that it has just made
 STORE = {  # what the same build, or the same process, has written
     "backends/candidate_runner.py", "backends/openvino_.py", "backends/parity_inputs.py",
     "backends/serve.py", "backends/tensorrt_rtx_.py", "core/backends.py", "core/content.py",
-    "core/files.py", "core/locks.py", "core/store.py", "distill/state.py",
+    "core/files.py", "core/locks.py", "core/store.py", "distill/short_run.py", "distill/state.py",
     "distill/teacher_cache.py", "distill/train.py", "latency/frame_sample.py",
     "passes/bundle.py", "passes/distill.py",
 }  # fmt: skip

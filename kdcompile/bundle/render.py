@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from kdcompile import __version__
-from kdcompile.bundle import curves, facts, figures, headline
+from kdcompile.bundle import curves, facts, figures, headline, preparation
 from kdcompile.bundle.box_figures import drawing_of, precision_recall
 from kdcompile.bundle.figures import overlay_png, photo_png
 from kdcompile.bundle.mask_figures import difference, mask_png
@@ -24,7 +24,10 @@ GATE_HEADS = ("gate", "verdict", "evidence", "threshold", "observed", "reason")
 NUMBER_HEADS = (
     "measurement", "value", "evidence", "machine", "backend", "precision", "mode", "n",
 )  # fmt: skip
-OPTIONAL = ("Engines", "Layers", "Mixed precision", "Refinements", "Sensitivity to int8")
+OPTIONAL = (
+    "Engines", "Layers", "Mixed precision", "Refinements", "Sensitivity to int8",
+    preparation.RATES, preparation.RECIPES,
+)  # fmt: skip
 CANDIDATE_HEADS = (
     "precision", "latency, ms", "evidence", "validation metric", "passed", "why",
 )  # fmt: skip
@@ -150,6 +153,7 @@ def _tables(report: Report) -> dict[str, list[tuple[str, str]]]:
         "Sensitivity to int8": facts.sensitivity(report),
         "Teacher": facts.flat(details.get("teacher")),
         "Distillation": facts.flat(_without_shown(details.get("distill"))),
+        **preparation.tables(report),
         "Parity": facts.flat(details.get("parity")),
         "Calibration": facts.flat(_without_shown(details.get("calibration"))),
         "Environment": facts.flat(report.environment),
@@ -159,7 +163,8 @@ def _tables(report: Report) -> dict[str, list[tuple[str, str]]]:
 
 def _without_shown(value: Mapping[str, Any] | None) -> dict[str, Any]:
     """The distillation's result without what the report has a place of its own for."""
-    return {k: v for k, v in (value or {}).items() if k not in ("dropped", "warnings")}
+    shown = ("dropped", "warnings", *preparation.SHOWN)
+    return {k: v for k, v in (value or {}).items() if k not in shown}
 
 
 def reproduction(report: Report) -> list[str]:

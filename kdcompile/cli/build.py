@@ -241,7 +241,10 @@ def show_explanation(name: str, work: "Plan", as_json: bool) -> None:
         return
     from kdcompile.distill.explain import explain, lines
 
-    show(explain(work.spec, student_of(work)), as_json, lines)
+    made = work.found().get("distill")
+    result = None if made is None else made.json("result.json")
+    done = result and {name: result.get(name) for name in ("range_test", "pilot")}
+    show(explain(work.spec, student_of(work), done), as_json, lines)
 
 
 def show_replay(work: "Plan", file: Path, as_json: bool) -> None:

@@ -62,6 +62,9 @@ class Explained(TypedDict):
     stages: list[Json]
     student: Json
     task: str
+    to_try: Json | None
+    tried: Json | None
+    metric: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The `[search]` section of a spec, and `[distill]`: one training, or a schedule of stages."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -84,6 +84,11 @@ class Distill(Closed):
         le=MOST_LR,
         description=f"by default {INHERITED_RATE} where the student inherits",
     )
+    range_test: bool = Field(
+        default=True,
+        description="short trainings at rising rates set lr where the student starts from trained "
+        "weights; by default only where lr is not named",
+    )
     weight_decay: float = Field(default=1e-4, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps")
     ema: float = Field(default=0.999, ge=0, lt=1)
@@ -101,6 +106,11 @@ class Distill(Closed):
         "(classification) after training; kept where photos that it was not fitted on gain",
     )
     evaluations: int = Field(default=10, ge=1, description="validations during training")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of the networks in training; auto: bfloat16 on a GPU that has it, float32 "
+        "on a CPU, where bfloat16 is several times faster with AMX",
+    )
     execution: Literal["auto", "eager", "compile", "graph"] = Field(
         default="auto",
         description="how a step runs on a GPU; auto times them and keeps the fastest",
@@ -119,6 +129,13 @@ class Distill(Closed):
             if not 0 < scale[0] <= scale[1]:
                 raise ValueError("scale needs 0 < low <= high")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_rate_that_is_named_stays(cls, given: Any) -> Any:
+        """It is taken as it is, unless the test is asked for too."""
+        named = isinstance(given, dict) and "lr" in given
+        return {"range_test": False, **given} if named else given
 
     @model_validator(mode="after")
     def _stages_fill_the_length(self) -> Self:

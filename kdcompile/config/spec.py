@@ -274,6 +274,8 @@ class Spec(Closed):
             raise ValueError('task.kind "generic" has no search: use student.family = "shrink"')
         if self.quantize.qad:
             raise ValueError('task.kind "generic" has no quantize.qad')
+        if self.distill.precision == "bfloat16":  # it rounds integers above 256
+            raise ValueError('task.kind "generic" has no distill.precision = "bfloat16"')
         if "strata" in self.gates.named():
             raise ValueError('task.kind "generic" has no parts of its samples for gates.strata')
         if self.export.preprocess != "host":

@@ -12,20 +12,31 @@ from kdcompile.core.files import scratch
 from kdcompile.data.splits import load_splits
 from kdcompile.distill.feature_maps import FeatureMap, feature_maps
 from kdcompile.distill.phase import StageRun
+from kdcompile.distill.preparation import lines as tried_lines
+from kdcompile.distill.preparation import planned
 from kdcompile.distill.schedule import StagePlan, stage_plans, stage_steps
 from kdcompile.distill.train import Trainer
+from kdcompile.distill.unlabelled import joins_training, uses_pool
 from kdcompile.distill.views import PLAIN, View
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.shrunk import student_from_architecture
+from kdcompile.tasks.task import task_of
 
 UNTIMED = 0.0
 
 
-def explain(spec: Spec, architecture: Mapping[str, Any]) -> dict[str, Any]:
+def explain(
+    spec: Spec, architecture: Mapping[str, Any], done: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Every stage of the training, as JSON values.
 
     One crop goes through both networks, so taps, recipes and crops that cannot be are refused
     here as they would be in the training.
+
+    Args:
+        spec: of the build.
+        architecture: of the student.
+        done: what a finished training tried for its rate and its recipe.
 
     Raises:
         KDError: what the trainer raises before its first step.
@@ -43,12 +54,21 @@ def explain(spec: Spec, architecture: Mapping[str, Any]) -> dict[str, Any]:
             run = StageRun(trainer.setting, one, number, 1)
             found.append(_stage(plan, run, length))
             run.release()
+        to_try = None
+        if spec.distill.minutes is None:
+            length = sum(steps_of for steps_of in steps if steps_of)
+            splits = load_splits(spec.data, spec.folder)
+            has_pool = uses_pool(spec) and not joins_training(spec)
+            to_try = planned(spec, trainer, length, len(splits.val), has_pool)
     start = {"init": spec.student.init, "importance": spec.student.importance}
     return {
         "task": spec.task.kind,
         "student": start if spec.student.init == "inherit" else {"init": spec.student.init},
         "minutes": spec.distill.minutes,
         "stages": found,
+        "to_try": to_try,
+        "tried": dict(done) if done is not None else None,
+        "metric": task_of(spec).metric.name,
     }
 
 
@@ -113,6 +133,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """The explanation as text."""
     start = " by ".join(str(value) for value in found["student"].values())
     text = [f"task     {found['task']}", f"student  starts: {start}"]
+    text += tried_lines(found["to_try"], found["tried"], found["metric"])
     for stage in found["stages"]:
         steps = f"{stage['steps']} steps" if stage["steps"] else f"of {found['minutes']:g} minutes"
         text += [

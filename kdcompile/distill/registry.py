@@ -43,7 +43,7 @@ _METHODS = (
     ),
 )
 ELSEWHERE = {about.name: about for about in _METHODS}
-PLUS = "+"
+PLUS, AUTO = "+", "auto"
 FLAGS = (
     "needs_teacher", "needs_taps", "needs_first", "needs_others", "replaces_soft", "mixes_images",
 )  # fmt: skip
@@ -195,7 +195,9 @@ def combine(kinds: Sequence[type[Recipe]]) -> type[Recipe]:
     terms = Counter(term for kind in kinds for term in kind.extra_weights["mean"])
     tasks = _common_tasks(kinds)
     problem = None
-    if len(set(kinds)) < len(kinds):
+    if any(kind.about.name == AUTO for kind in kinds):
+        problem = "auto chooses a recipe, and is none that another can be joined to"
+    elif len(set(kinds)) < len(kinds):
         problem = "one of them is named twice"
     elif twice := [term for term, times in terms.items() if times > 1]:
         problem = f"two of them have a term {twice[0]!r}"

@@ -24,7 +24,7 @@ from kdcompile.core.files import write_text
 from kdcompile.data.images import ImageStore
 from kdcompile.data.photo import Photo
 from kdcompile.data.splits import evenly
-from kdcompile.distill.evaluate import predict
+from kdcompile.distill.evaluate import peek, predict
 from kdcompile.distill.findings import findings
 from kdcompile.distill.going_back import go_back, is_spoilt, rate_of, returns_finding
 from kdcompile.distill.output_calibration import OutputCalibration, calibrate_output
@@ -98,6 +98,7 @@ class Trainer:
         self._state = State()
         self._kept = load_checkpoint(work, self.device)
         self._history: list[Tensor] = []
+        self.is_quiet = False  # of a training that is told of by who asked for it
         self.qad: Qad | None = None  # known once the length is
         self._now = np.zeros(0)  # what the last validation predicted
         self._of_training = np.zeros(0)  # what the best student predicts of training photos
@@ -120,7 +121,10 @@ class Trainer:
         self._began = time.perf_counter() - self._state.seconds
         validate_at = evaluation_steps(total, self._options.evaluations)
         with TrainingProgress(
-            total, self._state.step, self._task.metric.name, quiet=not self._processes.is_main
+            total,
+            self._state.step,
+            self._task.metric.name,
+            quiet=self.is_quiet or not self._processes.is_main,
         ) as progress:
             before = 0
             for number, (plan, length) in enumerate(zip(self._plans, lengths, strict=True)):
@@ -249,9 +253,31 @@ class Trainer:
         row = {"step": 0, **self._validate(0)}
         self._state.initial = self._state.predicted
         self._state.metrics.append(row)
+        if self.is_quiet:
+            return
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
         log.info("distill: before the first step %s", shown)
         log.info("distill: %s steps", " + ".join(map(str, lengths)))
+
+    @property
+    def recipe(self) -> str:
+        """The name of the recipe of the stages that name none of their own."""
+        return self._options.recipe
+
+    @property
+    def last_predicted(self) -> Floats:
+        """What the moving average predicted of the validation photos when last validated."""
+        return self._now
+
+    @torch.no_grad()
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of what the student answers to one crop."""
+        example = self.setting.example(self._options.crop).float()  # as the student is
+        return tuple(peek(self.student, example).shape)
+
+    def planned_steps(self) -> int:
+        """The length of the training, decided once and kept; `minutes` are timed for it."""
+        return sum(self._lengths())
 
     @property
     def n_unlabelled(self) -> int:

@@ -53,7 +53,7 @@ class TrainingContext:
     pool: ImageStore | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 where the GPU has it; its weight cache would not survive a captured graph."""
+        """bfloat16 where it is trained in; its weight cache would not survive a captured graph."""
         if not self.bf16:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
@@ -83,8 +83,7 @@ def make_training_context(
     """
     device, place = training_device(), processes()
     fast = device.type == "cuda"
-    # bfloat16 would round the integers of a row
-    bf16 = fast and torch.cuda.is_bf16_supported() and not task_of(spec).takes_rows
+    bf16 = _in_bfloat16(spec, fast)
     torch.backends.cudnn.benchmark = fast  # crops of one size
     preprocess = preprocess_of(spec)
     loaded = load_teachers(spec) if any_recipe(spec, lambda kind: kind.needs_others) else []
@@ -119,6 +118,14 @@ def make_training_context(
         others=others,
         pool=store_of(pool, preprocess, device) if pool else None,
     )
+
+
+def _in_bfloat16(spec: Spec, fast: bool) -> bool:
+    """Whether networks train in bfloat16, which would round the integers of a row."""
+    asked = spec.distill.precision
+    if asked == "auto":
+        return fast and torch.cuda.is_bf16_supported() and not task_of(spec).takes_rows
+    return asked == "bfloat16"
 
 
 def training_device() -> torch.device:

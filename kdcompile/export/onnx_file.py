@@ -25,7 +25,8 @@ from kdcompile.export.leftovers import prove_clean
 from kdcompile.export.refused import refused, size_refused
 from kdcompile.models.rows import bound, on_tensors, output_ports, ports_of, zeros
 from kdcompile.onnx_graph.opset import EXPORTED_OPSET, at_opset, check, restore_scopes
-from kdcompile.onnx_graph.session import cpu_session, run_onnx
+from kdcompile.onnx_graph.session import LARGE_BYTES, cpu_session, run_onnx
+from kdcompile.onnx_graph.shapes import without_weights
 
 INPUT = "image"
 SIMPLIFIED_TOLERANCE = 1e-4  # of the largest output: folding reorders float32 sums
@@ -75,6 +76,7 @@ def onnx_from_module(
         _prove_range(module, raw, shapes)
     expected = run_onnx(raw, x)
     model = at_opset(raw, max_opset, ir_version)
+    raw = without_weights(raw)  # a large network's are held once, if they can
     allowed = SIMPLIFIED_TOLERANCE * float(np.abs(expected).max())  # norms may be written out
     if max_opset < EXPORTED_OPSET and not np.allclose(run_onnx(model, x), expected, 0, allowed):
         raise KDError(
@@ -275,11 +277,28 @@ def quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _slim(model: ModelProto) -> ModelProto:
+    """What onnxslim makes of it; of a large network without its weights, which it would copy."""
+    if model.ByteSize() <= LARGE_BYTES:
+        slim: ModelProto = onnxslim.slim(model)
+        return slim
+    light = without_weights(model, as_inputs=True)
+    slim = onnxslim.slim(light)
+    kept = {tensor.name for tensor in light.graph.initializer}
+    weights = {t.name: t for t in model.graph.initializer if t.name not in kept}
+    given = [value for value in slim.graph.input if value.name not in weights]
+    del slim.graph.input[:]
+    slim.graph.input.extend(given)
+    used = {name for node in slim.graph.node for name in node.input}
+    slim.graph.initializer.extend(t for name, t in weights.items() if name in used)
+    return slim
+
+
 def _simplified(
     model: ModelProto, x: NDArray[np.float32], expected: NDArray[np.float32]
 ) -> ModelProto:
     try:
-        slim: ModelProto = onnxslim.slim(model)
+        slim = _slim(model)
         check(slim)
     except Exception as error:  # onnxslim raises whatever its passes meet
         raise KDError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 QUIET = 3  # errors only: ONNX Runtime's severity
 CPU = "CPUExecutionProvider"
+LARGE_BYTES = 1 << 28  # of a network in memory, of which ONNX Runtime would keep three copies
+SYSTEM_ERROR = re.compile(r"system error number (\d+)")  # how it tells that a read failed
 ROW_AXES = 2  # of a row [1, width]; an image has more
 NUMPY_TYPES = {  # of ONNX Runtime's names
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
@@ -36,7 +41,8 @@ def cpu_session(
     """An ONNX Runtime session of a model in memory or in a file.
 
     Args:
-        model: in memory at most 2 GB.
+        model: in memory at most 2 GB; a large one is read from a temporary file, since the session
+            of a string keeps the string.
         as_written: compute each Q/DQ pair where it is and keep biases float32, as TensorRT does.
             Else ONNX Runtime quantises biases too and fuses pairs into integer kernels.
         optimised: let ONNX Runtime fuse nodes and fold constants.
@@ -45,10 +51,20 @@ def cpu_session(
 
     Raises:
         ToolMissingError: onnxruntime is not installed.
+        OSError: the file cannot be read.
     """
+    if not isinstance(model, Path) and model.ByteSize() > LARGE_BYTES:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(model.SerializeToString())
+            return cpu_session(
+                path, as_written, optimised=optimised, threads=threads, providers=providers
+            )
     ort = need("onnxruntime", "cpu", "running ONNX")
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
+    if isinstance(model, Path) and model.stat().st_size > LARGE_BYTES:
+        options.add_session_config_entry("session.disable_prepacking", "1")  # of one more copy
     if threads is not None:
         options.intra_op_num_threads = threads
     if as_written:
@@ -58,7 +74,14 @@ def cpu_session(
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return ort.InferenceSession(source, options, providers=list(providers))
+    try:
+        return ort.InferenceSession(source, options, providers=list(providers))
+    except Exception as error:  # its classes of errors have no other base
+        failed = SYSTEM_ERROR.search(str(error))
+        if failed is None or not isinstance(model, Path):
+            raise
+        number = int(failed[1])
+        raise OSError(number, os.strerror(number), str(model)) from error
 
 
 def _has_fp8(model: ModelProto | Path) -> bool:

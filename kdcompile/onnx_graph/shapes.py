@@ -31,8 +31,7 @@ def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
         KDError: `shape-unknown`, an operator does not fit its inputs, or the input has not as
             many axes as `shape`.
     """
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
+    fixed = without_weights(model)  # onnx copies all of the weights several times
     graph = fixed.graph
     del graph.value_info[:]
     dims = graph.input[0].type.tensor_type.shape.dim
@@ -42,11 +41,6 @@ def inferred(model: ModelProto, shape: Sequence[int]) -> GraphProto:
         dim.dim_value = size
     for output in graph.output:
         output.type.tensor_type.ClearField("shape")
-    for tensor in graph.initializer:
-        if math.prod(tensor.dims) > LARGE:  # onnx copies all of the weights several times
-            tensor.CopyFrom(
-                TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            )
     try:
         found = shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
         if bounds := _of_suppressions(found):

@@ -21,7 +21,9 @@ from kdcompile.data.splits import Splits, load_splits
 from kdcompile.distill.answers import answer
 from kdcompile.distill.checks import output_stride, refuse_labels
 from kdcompile.distill.findings import flips, start_findings
+from kdcompile.distill.preparation import preparation_findings, settle
 from kdcompile.distill.qad_modules import plain_weights
+from kdcompile.distill.short_run import ShortRuns
 from kdcompile.distill.start import kept_start
 from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device
@@ -36,6 +38,7 @@ log = logging.getLogger("kdcompile")
 INITIAL = "initial.safetensors"
 ASSEMBLED = "initial.safetensors"  # of a search, whose student is staged
 QAD = "qad.json"
+TRIED = "tried"  # short trainings, in the work folder
 
 
 def run(step: Step, store: Store, target: Target) -> Artifact:
@@ -51,7 +54,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
     work, place = store.work(step.stage, step.key), processes()
     if not place.is_main:
         if place.told(True):
-            trainer, _, _ = make_trainer(step, work)
+            trainer, _, _, _ = make_trainer(step, work)
             trainer.run()
             trainer.conclude()
         place.barrier()
@@ -73,7 +76,7 @@ def run(step: Step, store: Store, target: Target) -> Artifact:
 
 def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
     forget()  # the report is of this training
-    trainer, splits, inherited = make_trainer(step, work)
+    trainer, splits, inherited, tried = make_trainer(step, work)
     state = trainer.run()
     train_value, warnings = trainer.conclude()
     fitted = trainer.calibrate_output()
@@ -94,7 +97,7 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
         f"train_{metric}": train_value,
         "best_step": state.best_step,
         "steps": state.step,
-        "recipe": step.spec.distill.recipe,
+        "recipe": trainer.recipe,
         "taps": next((stage["taps"] for stage in state.stages.values()), []),
         "stages": state.stages,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -108,15 +111,24 @@ def _build(step: Step, work: Path, folder: Path) -> Mapping[str, Any]:
         **({"flips": flips(task, state, splits.val)} if is_refresh else {}),
         "qad": None if trainer.qad is None else trainer.qad.describe(),
         "output_calibration": None if fitted is None else fitted.to_json(),
-        "warnings": [*start_findings(task.metric, inherited), *warnings],
+        **tried,
+        "warnings": [
+            *start_findings(task.metric, inherited),
+            *preparation_findings(metric, tried),
+            *warnings,
+        ],
         "dropped": splits.dropped,
     }
     write_json(folder / "result.json", result)
     return result
 
 
-def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any] | None]:
-    """The trainer of a step, at rest; the data; and what inheriting the student gave."""
+def make_trainer(
+    step: Step, work: Path
+) -> tuple[Trainer, Splits, dict[str, Any] | None, dict[str, Any]]:
+    """The trainer of a step, at rest; the data; what inheriting the student gave; what was tried
+    for its rate and its recipe.
+    """
     spec = step.spec
     architecture = step.inputs["search"].json("architecture.json")
     splits = load_splits(spec.data, spec.folder)
@@ -137,11 +149,15 @@ def make_trainer(step: Step, work: Path) -> tuple[Trainer, Splits, dict[str, Any
     # what the teacher is worth follows from what this step's key covers
     judged = step.inputs["teacher"].json("teacher.json")
     value = judged[f"val_{metric}"] if not judged["n_new"] else None  # else of other photos
+    inherited = json.loads(start.with_suffix(".json").read_text())
+    holds = spec.student.init == "file" or inherited is not None or initial is not None
+    runs = ShortRuns(teacher, student, splits.train, splits.val, work / TRIED, store, pool)
+    spec, tried = settle(spec, runs, holds)
     trainer = Trainer(
         spec, teacher, student, splits.train, splits.val, work, teacher_value=value, store=store,
         pool=pool,
     )  # fmt: skip
-    return trainer, splits, json.loads(start.with_suffix(".json").read_text())
+    return trainer, splits, inherited, tried
 
 
 def unlabelled_photos(spec: Spec, splits: Splits) -> list[Photo]:

@@ -8,11 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from kdcompile.config.deploy import Quantize
 from kdcompile.config.spec import Spec, Teacher
 from kdcompile.core.errors import KDError
 from kdcompile.core.files import write_json
@@ -24,20 +21,18 @@ from kdcompile.core.weight_files import files_of
 from kdcompile.data.rows import store_of
 from kdcompile.data.splits import load_splits, splits_digest
 from kdcompile.distill.evaluate import predict
+from kdcompile.distill.shortened import paired_increase, shorten_training
 from kdcompile.distill.start import start_student
 from kdcompile.distill.train import Trainer
 from kdcompile.distill.training_context import training_device
 from kdcompile.models.factory import load_teacher, write_weights
 from kdcompile.models.shrunk import student_from_architecture
-from kdcompile.stats.bootstrap import resamples
-from kdcompile.tasks.task import Task, preprocess_of, task_of
+from kdcompile.tasks.task import Floats, preprocess_of, task_of
 
 log = logging.getLogger("kdcompile")
-Floats = NDArray[np.float64]
 LIBRARIES = ("torch", "numpy", "pillow")
 DATA_FIELDS = {"format", "mean", "std", "sigma"}
 START_FIELDS = {"init", "importance", "crops"}
-RESAMPLES = 200
 DIVERGED = "loss-nonfinite"
 
 
@@ -107,26 +102,6 @@ def _finalist(spec: Spec, store: Store, architecture: Mapping[str, Any], steps: 
     store.drop_work("finalist", key)
     path = entry.path / "student.safetensors"
     return Finalist(architecture=architecture, path=path, **entry.meta)
-
-
-def shorten_training(spec: Spec, steps: int) -> Spec:
-    """The spec whose training is `steps` long, its stages in their proportions, in float."""
-    options = spec.distill.model_copy(
-        update={"steps": steps, "epochs": None, "minutes": None, "stages": _shares(spec)}
-    )
-    return spec.model_copy(update={"distill": options, "quantize": Quantize()}).at(spec.path)
-
-
-def _shares(spec: Spec) -> list[Any]:
-    """The recipe's stages by their shares of the length."""
-    stages = spec.distill.stages
-    if not stages or stages[0].share is not None:
-        return list(stages)
-    total = sum(stage.steps or 0 for stage in stages)
-    return [
-        stage.model_copy(update={"share": (stage.steps or 0) / total, "steps": None})
-        for stage in stages
-    ]
 
 
 def _key(spec: Spec, steps: int, architecture: Mapping[str, Any], store: Store) -> str:
@@ -208,15 +183,3 @@ def validation_errors(network: nn.Module, spec: Spec) -> Floats:
     predicted = predict(network.to(device), photos, preprocess_of(spec), device, task)
     network.to(was_on)
     return task.errors(predicted, [task.truth(photo) for photo in photos])
-
-
-def paired_increase(task: Task, whole: Floats, degraded: Floats, seed: int) -> tuple[float, float]:
-    """How much worse the metric became, and its standard error over resampled images.
-
-    No rate is known to less than one of the images, though all of them be answered alike.
-    """
-    metric, picks = task.metric, resamples(len(whole), RESAMPLES, seed)
-    spread = metric.worse_by(metric.of(degraded[picks], -1), metric.of(whole[picks], -1))
-    least = 1 / len(whole) if metric.points else 0.0
-    increase = float(metric.worse_by(metric(degraded), metric(whole)))
-    return increase, max(float(np.std(spread)), least)

@@ -159,16 +159,15 @@ def test_what_cannot_be_says_how_it_can(spec, tmp_path, sets, code, fix):
 
 
 def test_it_runs_in_half_precision(spec, tmp_path):
-    from dataclasses import replace
-
     losses = {}
-    for bf16 in (False, True):
-        training = trainer(spec(QAD, "distill.steps=6"), tmp_path / str(bf16))
-        if bf16:
-            halved = training.setting.teacher.bfloat16()
-            training.setting = replace(training.setting, teacher=halved, bf16=True)
+    for precision in ("float32", "bfloat16"):
+        sets = (QAD, "distill.steps=6", f"distill.precision={precision}")
+        training = trainer(spec(*sets), tmp_path / precision)
+        teacher = next(training.setting.teacher.parameters())
+        assert teacher.dtype == getattr(torch, precision)
         state = training.run()
-        losses[bf16] = [row["loss"] for row in state.metrics if "loss" in row]
+        losses[precision] = [row["loss"] for row in state.metrics if "loss" in row]
         assert training.student[0].weight.dtype == torch.float32
         assert torch.isfinite(_log_scale(training)).all()
-    assert losses[True] == pytest.approx(losses[False], rel=0.1)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
+    assert losses["bfloat16"] != losses["float32"]

@@ -96,6 +96,19 @@ def test_fixed_file_has_no_symbol(net: nn.Module, tmp_path: Path) -> None:
     assert parity(net, tmp_path / "fixed.onnx", images((40, 56)))["max_rel_error"] < 1e-5
 
 
+def test_a_large_network_is_written_alike(net: nn.Module, tmp_path: Path, monkeypatch) -> None:
+    """Without its weights for the simplifier, and from a file for ONNX Runtime."""
+    whole = onnx_from_module(net, tmp_path / "whole.onnx", FIXED)
+    monkeypatch.setattr("kdcompile.export.onnx_file.LARGE_BYTES", 0)
+    monkeypatch.setattr("kdcompile.onnx_graph.session.LARGE_BYTES", 0)
+    monkeypatch.setattr("kdcompile.onnx_graph.shapes.LARGE", 8)
+    large = onnx_from_module(net, tmp_path / "large.onnx", FIXED)
+    assert list(large.graph.node) == list(whole.graph.node)
+    assert list(large.graph.input) == list(whole.graph.input)
+    weights = ({t.name: t for t in model.graph.initializer} for model in (whole, large))
+    assert next(weights) == next(weights)
+
+
 def test_macs_are_counted_at_the_given_size(dynamic: Path) -> None:
     h, w = 24, 32
     expected = h * w * 8 * 27 + (h // 2) * (w // 2) * 8 * 72 + h * w * 16

@@ -148,6 +148,7 @@ def test_from_python_with_samples_as_they_are(tmp_path, monkeypatch):
         (["task.kind=classification"], "spec-invalid", 'export.inputs needs task.kind = "generic"'),
         (["student.family=search", "student.budget={macs=1e4}"], "spec-invalid", "has no search"),
         (["quantize.qad=true"], "spec-invalid", "has no quantize.qad"),
+        (["distill.precision=bfloat16"], "spec-invalid", "has no distill.precision"),
         (["task.metric=absent.py:score"], "factory-missing", "absent.py"),
         (["data.val=samples.npz[80:]"], "split-empty", "no image of its own"),
     ],

@@ -7,10 +7,11 @@ from staged_ground import architecture, write_build
 from kdcompile.config.distill import DistillStage
 from kdcompile.core.errors import KDError
 from kdcompile.core.store import Store
+from kdcompile.distill.shortened import paired_increase, shorten_training
 from kdcompile.models.factory import load_teacher
 from kdcompile.models.weights import read_weights
 from kdcompile.search import short_distillation
-from kdcompile.search.short_distillation import distil, paired_increase, shorten_training
+from kdcompile.search.short_distillation import distil
 from kdcompile.search.spaces.pruned import architectures
 from kdcompile.tasks.task import find_task
 

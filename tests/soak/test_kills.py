@@ -119,8 +119,12 @@ def test_every_file_torn(tmp_path, whole, torn, tally):
     tally[torn] += len(chosen)
 
 
+UNREAD = ("/network/", "/locks/")  # what a build of which every step is made does not read
+
+
 def _said_so(name, content, text):
-    entry = "/.kdcompile/" in name and not name.endswith("hashes.json") and "/locks/" not in name
+    entry = "/.kdcompile/" in name and not name.endswith("hashes.json")
+    entry = entry and not any(part in name for part in UNREAD)
     if entry and content:
         assert "is damaged and is made again" in text, (name, text)
 

@@ -185,15 +185,19 @@ class Builds:
         return self.folder / "tiny" / ".kdcompile"
 
     def results(self):
-        """What each step of the store has, without clocks and without what a machine measures."""
+        """What each step of the store has, without clocks and without what a machine measures.
+
+        A step that was measured again has an entry of each time: the last one counts.
+        """
         found = {}
-        for path in sorted(self.store.glob(f"*/{'?' * KEY_CHARS}/**/*")):
-            stage, key, *rest = path.relative_to(self.store).parts
-            measured = stage in MEASURED
-            if path.is_file() and not (measured and path.name in OF_A_RUN):
-                name = "/".join((stage, *rest) if measured else (stage, key, *rest))
-                assert name not in found, f"two entries of {stage}"
-                found[name] = _without_clock(path)
+        entries = sorted(self.store.glob(f"*/{'?' * KEY_CHARS}"), key=lambda p: p.stat().st_mtime)
+        for entry in entries:
+            measured = entry.parent.name in MEASURED
+            place = entry.parent if measured else entry
+            for path in entry.rglob("*"):
+                if path.is_file() and not (measured and path.name in OF_A_RUN):
+                    name = (place.relative_to(self.store) / path.relative_to(entry)).as_posix()
+                    found[name] = _without_clock(path)
         return found
 
     def leftovers(self):
