@@ -35,6 +35,8 @@ from kdcompile.latency.keep_baseline import baselines as baselines
 from kdcompile.latency.keep_baseline import init_baseline as init_baseline
 from kdcompile.latency.keep_baseline import update_baseline as update_baseline
 from kdcompile.passes.inputs import AnyPath, Inputs, spec_of
+from kdcompile.trackers.tracker import Trackers
+from kdcompile.trackers.tracking import Tracking
 
 if TYPE_CHECKING:
     from kdcompile.bundle.manifest import Bundle
@@ -112,6 +114,7 @@ def build(
     force: bool = False,
     trusted: AnyPath | None = None,
     expect: Mapping[str, str] | None = None,
+    track: Trackers = (),
     on_progress: OnProgress | None = None,
     **inputs: Unpack[Inputs],
 ) -> Built:
@@ -126,6 +129,8 @@ def build(
         force: replace the bundle of another spec that is at `out`.
         trusted: public key that must have signed the earlier bundle of `gates.previous`.
         expect: what that bundle must say of itself, as for `load_bundle`.
+        track: experiment trackers to report to, as `mlflow:URI`, `tensorboard`, `wandb`, or objects
+            of `kdcompile.trackers.tracker.Tracker`; they change nothing of the build.
         on_progress: is called with each `Event`.
         **inputs: `Inputs`.
 
@@ -139,16 +144,18 @@ def build(
     from kdcompile.bundle.signature import sign_bundle
     from kdcompile.passes.bundle import install
 
-    with working(on_progress) as ran:
+    with Tracking(track, on_progress) as tracking, working(tracking.note) as ran:
         work = _trusting(planned(spec, inputs, via), trusted, expect)
-        name, target = work.spec.name, work.spec.target
-        given = Path("dist") / f"{name}-{target.replace('@', '-')}" if out is None else Path(out)
+        name = f"{work.spec.name}-{work.spec.target.replace('@', '-')}"
+        given = Path("dist") / name if out is None else Path(out)
         made = work.store.root / "bundle"
         check_place(given.resolve(), work.spec.folder, made, force=force)  # before the work
+        tracking.start(name, work.spec.model_dump(mode="json", exclude_none=True))
         artifact = work.make("bundle")
         install(artifact, given, work.spec.folder, force)
         signed = None if sign is None else sign_bundle(given, Path(sign))
-    report = _decided(artifact, require_device)
+        report = _decided(artifact, require_device)
+        tracking.report(report, given)
     return Built(**vars(report), bundle=given, ran=tuple(ran), signed_by=signed)
 
 

@@ -96,6 +96,7 @@ def test_what_is_known_to_send_is_off(monkeypatch):
     assert {name: os.environ[name] for name in NO_TELEMETRY} == {
         "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
         "ALBUMENTATIONS_NO_TELEMETRY": "1", "NO_ALBUMENTATIONS_UPDATE": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false",
     }  # fmt: skip
     with pytest.raises(ImportError):
         importlib.import_module(SENDER)

@@ -16,6 +16,7 @@ from kdcompile.cli.options import (
     require_option,
     sign_option,
     spec_options,
+    track_option,
     trust_words,
     trusted_option,
     via_option,
@@ -86,6 +87,7 @@ def plan(spec: str | None, label: int | None, as_json: bool, **given: Any) -> No
 @previous_option
 @trusted_option
 @force_option
+@track_option
 @ci_options
 @as_json
 def build(

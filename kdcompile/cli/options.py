@@ -72,6 +72,14 @@ force_option = click.option(
     "--force", is_flag=True, help="Replace the bundle of another spec in this folder."
 )
 
+track_option = click.option(
+    "--track",
+    multiple=True,
+    metavar="NAME[:WHERE]",
+    help="Write curves, results and the report to an experiment tracker: mlflow[:URI], "
+    "tensorboard[:FOLDER], wandb[:FOLDER] or a plug-in; repeatable.",
+)
+
 
 def trusted_option(command: F) -> F:
     """`--trusted` and `--expect`, which the command gets as one `trusted`: a `Trust`, or None."""

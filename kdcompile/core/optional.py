@@ -16,6 +16,8 @@ NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",  # consoledonottrack.com
     "ALBUMENTATIONS_NO_TELEMETRY": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
 }
 # OpenVINO and NNCF ask it to send usage data as they load; no variable turns that off
 SENDER = "openvino_telemetry"

@@ -3,7 +3,7 @@
 A package brings an object by an entry point of the group `kdcompile.KIND`, and code that is already
 imported by `register(KIND, NAME)`. The built-in ones register in the modules that `BUILT_IN` names.
 An entry point is imported when its name is asked for, so that a broken one breaks nothing else; so
-is a backend of `BUILT_IN`, so that a list of their names stays light.
+is a backend or tracker of `BUILT_IN`, so that a list of their names stays light.
 """
 
 import importlib
@@ -34,6 +34,11 @@ BUILT_IN: dict[str, str | dict[str, str]] = {
         "openvino": "kdcompile.backends.openvino_",
     },
     "calibrators": "kdcompile.calib.observers",
+    "trackers": {
+        "mlflow": "kdcompile.trackers.mlflow_",
+        "tensorboard": "kdcompile.trackers.tensorboard_",
+        "wandb": "kdcompile.trackers.wandb_",
+    },
 }
 T = TypeVar("T")
 

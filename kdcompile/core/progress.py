@@ -174,7 +174,9 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Metric:
-    """A value of a training after `step` steps: `loss`, or `val_` and the name of a metric."""
+    """A value of a training after `step` steps: `loss`, `loss_` and the name of a term, or
+    `val_` and the name of a metric.
+    """
 
     stage: str
     step: int

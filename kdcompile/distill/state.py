@@ -124,6 +124,9 @@ class TrainingProgress(Progress):
             self._metric = f", val {self._name} {validated:.4g}"
         note = f"stage {row['stage']}, loss {row['loss']:.4g}{self._metric}"
         self.show(done, note, important=validated is not None)
-        for name, value in row.items():
-            if not self._silent and (name == "loss" or name.startswith("val_")):
+        if self._silent:
+            return
+        terms = {f"loss_{name}": value for name, value in row.get("terms", {}).items()}
+        for name, value in {**row, **terms}.items():
+            if name.startswith(("loss", "val_")):
                 emit(Metric("distill", done, name, float(value)))

@@ -1,0 +1,1 @@
+"""Callbacks for other libraries' trainers, which compress the network when training ends."""

@@ -1,0 +1,1 @@
+"""Experiment trackers: where a build writes its curves, results and report, one file each."""
