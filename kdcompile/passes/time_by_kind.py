@@ -1,4 +1,4 @@
-"""Where a network's predicted time goes: its kernels by kind, and by what holds them up."""
+"""A network's predicted time by kind of layer, and by what limits each kernel."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a report says first: teacher and student in four tiles, and what is still open."""
+"""Tiles of the report's first screen, and what the report leaves open."""
 
 import math
 import shlex
