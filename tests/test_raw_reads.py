@@ -20,7 +20,7 @@ RAW = {"np.load", "torch.load", "tomllib.load", "tomllib.loads",
        "json.load", "json.loads", "safe_open", "zipfile.ZipFile", "ZipFile"}  # fmt: skip
 READERS = {"core/readers.py", "core/arrays.py", "models/weights.py", "delta/file.py"}
 PACKAGE = {  # files of kdcompile itself, and texts that it has just made
-    "bundle/python_sample.py", "bundle/samples.py", "cli/terminal.py",
+    "bundle/python_sample.py", "bundle/report/page.py", "bundle/samples.py", "cli/terminal.py",
     "config/template.py", "core/sources.py", "kernels/", "latency_model/parameters.py",
     "latency_model/reference_kernels.py", "passes/why.py", "targets/fixtures.py",
     "targets/rules_file.py",

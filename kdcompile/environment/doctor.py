@@ -22,6 +22,7 @@ PURPOSE = {
     "filelock": "the artifact store",
     "jinja2": "the HTML report",
     "packaging": "the list of software in a bundle",
+    "markupsafe": "escaped text in the HTML report",
     "matplotlib": "the report's charts",
     "numpy": "arrays",
     "onnx": "export",

@@ -15,14 +15,15 @@ def time_by_kind(estimate: Mapping[str, Any], precision: str) -> dict[str, Any] 
 
     Returns:
         `evidence`, and by who a row for each kind of kernel and bound: `kind`, `bound`, `ms`,
-        `kernels`; None where the model has no estimate of both.
+        `kernels`; None where the model has no estimate of both, as on a CPU that is measured.
     """
     teachers, student = estimate["teacher"], estimate["student"].get(precision)
     beside = teacher_precision(precision)
     teacher = teachers.get(beside if beside in teachers else "fp32")
     if not isinstance(student, Mapping) or teacher is None:
         return None
-    rows = {"teacher": _rows(teacher["parts"]), "student": _rows(student["parts"])}
+    # an estimate that was measured on this machine has no parts
+    rows = {"teacher": _rows(teacher.get("parts", ())), "student": _rows(student.get("parts", ()))}
     return {"evidence": "predicted", **rows} if all(rows.values()) else None
 
 

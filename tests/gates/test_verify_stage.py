@@ -17,7 +17,7 @@ from kdcompile.core.report import Report
 from kdcompile.core.store import Artifact, Store
 from kdcompile.gates import measure
 from kdcompile.latency import interference
-from kdcompile.passes import verify
+from kdcompile.passes import shipped_price, verify
 
 SIDE = 24
 FACTORY = """
@@ -105,7 +105,7 @@ def speedups(*precisions: str) -> dict[str, object]:
 def step(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "TIMING", Settings(seconds=0.05))
     # as the played search expected; tests/passes/test_shipped_price.py has more
-    monkeypatch.setattr(verify, "with_file", lambda found, *of: found)
+    monkeypatch.setattr(shipped_price, "with_file", lambda found, *of: found)
     monkeypatch.setattr(interference, "crowded", lambda run: (run(), 0.0))  # whatever else runs
     (tmp_path / "data.py").write_text(FACTORY)
     (tmp_path / "kdcompile.toml").write_text(SPEC)

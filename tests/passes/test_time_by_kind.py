@@ -31,3 +31,8 @@ def test_kernels_of_a_kind_and_bound_are_one_row_the_longest_first():
 def test_without_an_estimate_of_both_there_is_none():
     assert time_by_kind(ESTIMATE, "fp16") is None
     assert time_by_kind({**ESTIMATE, "teacher": {}}, "int8") is None
+
+
+def test_measured_latencies_have_no_kernels():
+    measured = {"teacher": {"fp32": {"ms": 2.0}}, "student": {"fp32": {"ms": 1.0}}}
+    assert time_by_kind(measured, "fp32") is None
