@@ -10,6 +10,7 @@ from contextlib import suppress
 from killed_builds import HEAVY
 
 import kdcompile
+from kdcompile.core.errors import ToolMissingError
 from kdcompile.core.sources import sources_of
 from kdcompile.passes.stages import STAGES
 
@@ -19,7 +20,7 @@ for name in HEAVY:
     importlib.import_module(name)
 for found in pkgutil.walk_packages(kdcompile.__path__, "kdcompile."):
     if not any(part in found.name for part in NOT):
-        with suppress(ImportError):  # of what is not installed here
+        with suppress(ImportError, ToolMissingError):  # of what is not installed here
             importlib.import_module(found.name)
 for stage in STAGES.values():
     sources_of(stage.module)
